@@ -1,0 +1,127 @@
+"""Whole networks against the loops (float64) and against PyTorch (f32, gradients as well)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.restated import brute
+from tests.restated.comparison import distance, farthest
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.store import to_arrays
+from tilelli_jax.models.vanilla import VanillaConfig
+
+# f32 against float64 is at 7e-7 of the largest logit, gradients against PyTorch's at 4e-6 (two
+# layers, all these cases); one key or one trit chosen otherwise moves them by more than 1e-3.
+LOGITS, GRADIENTS = 3e-6, 1e-5
+
+HAVE_TORCH = importlib.util.find_spec("torch") is not None
+VOCAB, TIME = 17, 13
+SIZES: dict[str, Any] = {"vocab_size": VOCAB, "n_layers": 2, "max_seq_len": 16}
+ROUTED = RoutedConfig(**SIZES, d_model=16, n_heads=3, d_head=6, top_k=4, dense_expand=2,
+                      wide_kernel=7)
+VANILLA = VanillaConfig(**SIZES, d_model=12, n_heads=3, dense_expand=2)
+EVERY: Any = ("local", "wide", "state", "sparse", "dense")
+ATOME: Any = ("local", "state", "sparse")
+ALL: Any = ("conv", "attention", "dense", "router", "embed", "unembed")
+
+CASES: dict[str, ModelConfig] = {
+    "lite": ROUTED,
+    "parent": dataclasses.replace(ROUTED, pathways=EVERY, positions="none", n_heads=1),
+    "atome": dataclasses.replace(ROUTED, pathways=ATOME, positions="none", n_heads=1,
+                                 quantizer="ternary", quantize=ALL),
+    "banks": dataclasses.replace(ROUTED, n_banks=2, second_norm="dense", head_reduction="sum",
+                                 conv_bias=True, router_bias=True),
+    "second norm": dataclasses.replace(ROUTED, pathways=("wide", "sparse"), second_norm="mix",
+                                       tie_embeddings=True, top_k=2),
+    "ternary": dataclasses.replace(ROUTED, quantizer="ternary", conv_bias=True),
+    "ternary row": dataclasses.replace(ROUTED, quantizer="ternary_row", quantize=ALL,
+                                       tie_embeddings=True),
+    "hadamard": dataclasses.replace(ROUTED, quantizer="hadamard", quantize=ALL),
+    "hadamard 12": dataclasses.replace(ROUTED, quantizer="hadamard", quantize=ALL, d_model=12),
+    "lsq": dataclasses.replace(ROUTED, quantizer="lsq", quantize=ALL, pathways=EVERY),
+    "power3": dataclasses.replace(ROUTED, quantizer="power3", quantize=ALL),
+    "power3 row": dataclasses.replace(ROUTED, quantizer="power3_row", quantize=ALL),
+    "vanilla": VANILLA,
+    "vanilla ternary": dataclasses.replace(VANILLA, quantizer="ternary", tie_embeddings=True,
+                                           quantize=("attention", "dense", "embed", "unembed")),
+    "vanilla lsq": dataclasses.replace(VANILLA, quantizer="lsq"),
+}
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    """Bytes [batch, time], the second row with repetitions, and the gradient of their logits."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, VOCAB, (2, TIME))
+    ids[1] = np.resize(ids[1, :3], TIME)
+    return ids.astype(np.int32), rng.standard_normal((2, TIME, VOCAB)).astype(np.float32)
+
+
+def ours(model: Decoder) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The library's logits, and its gradients by name where there is something to hold them to."""
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
+    ids, probe = inputs()
+
+    def loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        logits = nnx.merge(graph, params, *rest)(jnp.asarray(ids))
+        return jnp.sum(logits * probe), logits
+
+    if not HAVE_TORCH:
+        return np.asarray(quick_jit(loss)(params)[1]), {}
+    gradients, logits = quick_jit(jax.grad(loss, has_aux=True))(params)
+    by_name = to_arrays(nnx.merge(graph, gradients, *rest))
+    return np.asarray(logits), {name: value for name, value in by_name.items()
+                                if not name.endswith("rotation")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_network_is_both_restatements(case: str) -> None:
+    """In one test, for the library's network is to be compiled once; without torch, the loops."""
+    config = config_lib.to_dict(CASES[case])
+    model, arrays = random_network(CASES[case], seed=len(case))
+    logits, gradients = ours(model)
+    assert distance(logits, brute.forward(config, arrays, inputs()[0])) < LOGITS
+
+    if HAVE_TORCH:
+        theirs, their_gradients = of_pytorch(config, arrays, exact_ties=True)
+        assert distance(logits, theirs) < LOGITS
+        assert all(np.any(value) for value in their_gradients.values())  # all take part
+        largest, name = farthest(gradients, their_gradients)
+        assert largest < GRADIENTS, name
+
+
+def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
+               **options: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits, and gradients by name."""
+    import torch
+
+    from tests.restated import torch_networks
+
+    ids, probe = (torch.from_numpy(value) for value in inputs())
+    network = torch_networks.build(config, **options)
+    torch_networks.load_arrays(network, arrays)
+    logits = network(ids)
+    (logits * probe).sum().backward()
+    return logits.detach().numpy(), torch_networks.named_gradients(network)
+
+
+@pytest.mark.skipif(not HAVE_TORCH, reason="needs torch")
+def test_the_restatements_quick_and_exact_top_k_agree() -> None:
+    """`torch.topk` leaves the order of ties open; where there are none, it must not matter."""
+    _, arrays = random_network(CASES["lite"], seed=0)
+    config = config_lib.to_dict(CASES["lite"])
+    quick, exact = (of_pytorch(config, arrays, exact_ties=exact) for exact in (False, True))
+    assert distance(quick[0], exact[0]) < LOGITS
+    assert farthest(quick[1], exact[1])[0] < GRADIENTS

@@ -1,0 +1,184 @@
+"""Every layer against PyTorch: the result, and the gradients of the input and of all parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.restated import brute
+from tests.restated.comparison import distance, farthest
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_weights
+from tilelli_jax.models.store import named
+from tilelli_jax.nn.attention import CausalAttention, TopKAttention
+from tilelli_jax.nn.conv import CausalConv
+from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.linear import Embedding, HeadwiseLinear, Linear
+from tilelli_jax.nn.norm import LayerNorm
+from tilelli_jax.nn.quantize import quantizer
+from tilelli_jax.nn.router import Router
+from tilelli_jax.nn.ssm import DiagonalSSM, associative, recurrence
+
+BATCH, TIME, WIDTH = 2, 11, 8
+NOISE = 3e-6  # f32 against f32: at most 5e-7 of the largest magnitude in all these cases
+PLAIN, TERNARY = quantizer("none"), quantizer("ternary")
+
+# Name: ours, and the modules of `torch_layers` and `torch_networks` (in one namespace) as theirs.
+LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
+    "linear": (lambda rngs: Linear(WIDTH, 5, PLAIN, rngs=rngs, bias=True),
+               lambda theirs: theirs.Linear(WIDTH, 5, bias=True)),
+    "linear ternary": (lambda rngs: Linear(WIDTH, 5, TERNARY, rngs=rngs),
+                       lambda theirs: theirs.Linear(WIDTH, 5, "ternary")),
+    "headwise": (lambda rngs: HeadwiseLinear(3, WIDTH, 5, TERNARY, rngs=rngs),
+                 lambda theirs: theirs.Linear(WIDTH, 5, "ternary", heads=(3,))),
+    "local": (lambda rngs: CausalConv(WIDTH, 5, PLAIN, rngs=rngs, bias=True),
+              lambda theirs: theirs.CausalConv(WIDTH, 5, bias=True)),
+    "one tap": (lambda rngs: CausalConv(WIDTH, 1, PLAIN, rngs=rngs),
+                lambda theirs: theirs.CausalConv(WIDTH, 1)),
+    "wide, wider than the text": (lambda rngs: CausalConv(WIDTH, TIME + 4, TERNARY, rngs=rngs),
+                                  lambda theirs: theirs.CausalConv(WIDTH, TIME + 4, "ternary")),
+    "state": (lambda rngs: DiagonalSSM(WIDTH, rngs=rngs), lambda theirs: theirs.StateSpace(WIDTH)),
+    "sparse, one head": (
+        lambda rngs: TopKAttention(WIDTH, 1, 4, 3, PLAIN, rngs=rngs),
+        lambda theirs: theirs.TopKAttention(WIDTH, 1, 4, 3, "mean", "none", False)),
+    "sparse, mean of three": (
+        lambda rngs: TopKAttention(WIDTH, 3, 4, 3, TERNARY, rngs=rngs),
+        lambda theirs: theirs.TopKAttention(WIDTH, 3, 4, 3, "mean", "ternary", False)),
+    "sparse, sum of three": (
+        lambda rngs: TopKAttention(WIDTH, 3, 4, 3, PLAIN, rngs=rngs, reduction="sum"),
+        lambda theirs: theirs.TopKAttention(WIDTH, 3, 4, 3, "sum", "none", False)),
+    "sparse, k above the length": (
+        lambda rngs: TopKAttention(WIDTH, 2, 4, TIME + 1, PLAIN, rngs=rngs),
+        lambda theirs: theirs.TopKAttention(WIDTH, 2, 4, TIME + 1, "mean", "none", False)),
+    "attention": (lambda rngs: CausalAttention(WIDTH, 2, PLAIN, rngs=rngs),
+                  lambda theirs: theirs.SelfAttention(WIDTH, 2, "none")),
+    "dense": (lambda rngs: FeedForward(WIDTH, 3, PLAIN, rngs=rngs),
+              lambda theirs: theirs.FeedForward(WIDTH, 3, "none")),
+    "norm": (lambda _: LayerNorm(WIDTH), lambda theirs: theirs.nn.LayerNorm(WIDTH, 1e-5)),
+}
+
+
+def with_weights(make: Callable[[nnx.Rngs], Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """The layer with random weights, and these by name; its own initial ones are not computed."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    leaves = named(state)
+    arrays = random_weights({name: leaf.shape for name, leaf in leaves.items()}, seed=0)
+    filled = [jnp.asarray(arrays[name]) for name in leaves]
+    return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), filled)), arrays
+
+
+def series() -> np.ndarray:
+    # Not centred and small, so that a missing mean or another epsilon in the norm shows.
+    noise = np.random.default_rng(0).standard_normal((BATCH, TIME, WIDTH))
+    return (0.1 * noise + 0.05).astype(np.float32)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_layer_is_that_of_pytorch(case: str) -> None:
+    torch = pytest.importorskip("torch")
+    from tests.restated import torch_networks
+
+    layer, arrays = with_weights(LAYERS[case][0])
+    graph, params = nnx.split(layer)
+
+    theirs = LAYERS[case][1](torch_networks)
+    torch_networks.load_arrays(theirs, arrays)
+    x = torch.from_numpy(series()).requires_grad_()
+    y = theirs(x)
+    probe = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+    (y * torch.from_numpy(probe)).sum().backward()
+
+    @quick_jit
+    def run(params: nnx.State, x: jax.Array) -> tuple[tuple[nnx.State, jax.Array], jax.Array]:
+        def loss(params: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = nnx.merge(graph, params)(x).reshape(probe.shape)  # ours has an axis for heads
+            return jnp.sum(y * probe), y
+        return jax.grad(loss, (0, 1), has_aux=True)(params, x)
+
+    (gradients, of_x), result = run(params, jnp.asarray(series()))
+    assert distance(result, y.detach().numpy()) < NOISE
+    assert distance(of_x, x.grad.numpy()) < NOISE
+    found = {name: np.asarray(value) for name, value in named(gradients).items()}
+    largest, name = farthest(found, torch_networks.named_gradients(theirs))
+    assert largest < NOISE, name
+
+
+@pytest.mark.parametrize("kind", ["none", "ternary", "ternary_row", "power3_row", "lsq"])
+def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from tests.restated import torch_networks
+
+    entries, ids = 7, np.array([[3, 0, 3, 6]], np.int32)
+    layer, arrays = with_weights(lambda rngs: Embedding(entries, WIDTH, quantizer(kind), rngs=rngs))
+    graph, params = nnx.split(layer)
+    probe = np.random.default_rng(1).standard_normal((1, 4, entries)).astype(np.float32)
+
+    theirs = torch_networks.Embedding(entries, WIDTH, kind)
+    torch_networks.load_arrays(theirs, arrays)
+    y = torch.tanh(theirs(torch.from_numpy(ids))) @ theirs.table().T
+    (y * torch.from_numpy(probe)).sum().backward()
+
+    def loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        table = nnx.merge(graph, params)
+        y = table.attend(jnp.tanh(table(ids)))
+        return jnp.sum(y * probe), y
+
+    gradients, result = jax.grad(loss, has_aux=True)(params)
+    assert distance(result, y.detach().numpy()) < NOISE
+    found = {name: np.asarray(value) for name, value in named(gradients).items()}
+    largest, name = farthest(found, torch_networks.named_gradients(theirs))
+    assert largest < NOISE, name
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_router_sums_to_one_and_is_a_softmax(bias: bool) -> None:
+    layer, arrays = with_weights(lambda rngs: Router(WIDTH, 5, PLAIN, rngs=rngs, bias=bias))
+    x = series() * np.array([10, 1000], np.float32)[:, None, None]  # the second row saturates
+    shares = np.asarray(layer(jnp.asarray(x)))
+    logits = x.astype(np.float64) @ arrays["kernel"] + arrays.get("bias", 0.0)
+    np.testing.assert_allclose(shares, brute.softmax(logits), atol=2e-5)
+    np.testing.assert_allclose(shares.sum(-1), 1.0, atol=3e-7)
+    assert shares.min() >= 0 and shares[1].max() > 0.999
+
+
+@pytest.mark.parametrize("taps", [1, 5, TIME + 4])
+def test_convolution_is_the_loop(taps: int) -> None:
+    layer, arrays = with_weights(lambda rngs: CausalConv(WIDTH, taps, PLAIN, rngs=rngs, bias=True))
+    x = series()
+    expected = [brute.causal_conv(row.astype(np.float64), arrays["kernel"], arrays["bias"])
+                for row in x]
+    assert distance(layer(jnp.asarray(x)), np.stack(expected)) < NOISE
+
+
+def test_state_space_is_its_recurrence_and_its_convolution() -> None:
+    layer, arrays = with_weights(lambda rngs: DiagonalSSM(WIDTH, rngs=rngs))
+    arrays["a_raw"] = np.array([-2, -0.7, 0, 1e-3, 0.5, 1.5, 3, 30], np.float32)  # tanh(30) is 1
+    layer.a_raw[...] = jnp.asarray(arrays["a_raw"])
+    a_raw, b, c = (arrays[name].astype(np.float64) for name in ("a_raw", "b", "c"))
+    x = series()
+    loop = np.stack([brute.state_space(row.astype(np.float64), a_raw, b, c) for row in x])
+    kernel = brute.state_space_kernel(a_raw, b, c, TIME)
+    convolved = np.stack([brute.causal_conv(row.astype(np.float64), kernel) for row in x])
+
+    np.testing.assert_allclose(loop, convolved, atol=1e-12)
+    assert distance(layer(jnp.asarray(x)), convolved) < NOISE
+
+    decay, drive = jnp.tanh(layer.a_raw[...]), layer.b[...] * x
+    # One of these runs on CPU, the other elsewhere: both are held to the loop, here on one device.
+    for form in (recurrence, associative):
+        assert distance(form(decay, drive) * layer.c[...], loop) < NOISE
+
+
+def test_state_space_remembers_over_a_whole_context() -> None:
+    """An impulse decays as aⁱ over 256 steps: no window, and no loss of precision on the way."""
+    layer, _ = with_weights(lambda rngs: DiagonalSSM(1, rngs=rngs))
+    layer.a_raw[...] = jnp.array([3.0])  # a = 0.995
+    impulse = jnp.zeros((1, 256, 1)).at[0, 0].set(1.0)
+    expected = np.tanh(3.0) ** np.arange(256) * float(layer.b[0]) * float(layer.c[0])
+    np.testing.assert_allclose(layer(impulse)[0, :, 0], expected, rtol=1e-4)

@@ -1,0 +1,103 @@
+"""Quantisers number by number against the loops, and their gradients against what they should be.
+
+The gradients' closed forms need no second framework; those of whole networks are compared with
+PyTorch's in tests/models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.restated import brute
+from tilelli_jax.nn.quantize import hadamard, quantizer, random_rotation
+
+HEADS, IN, OUT = 2, 8, 5
+EVERY: list[Any] = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
+
+
+def kernel() -> Any:
+    """Heads and columns of very different size, with a heavy tail that reaches the ninth level."""
+    rng = np.random.default_rng(0)
+    size = np.array([1, 30])[:, None, None] * np.array([0.1, 1, 2, 5, 0.3])
+    return (size * rng.standard_t(2, (HEADS, IN, OUT))).astype(np.float32)
+
+
+def aids(kind: str) -> dict[str, Any]:
+    if kind == "lsq":
+        return {"alpha": np.array([0.4, 7.0], np.float32)}
+    return {"rotation": brute.sylvester(IN).astype(np.float32)} if kind == "hadamard" else {}
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_values_are_those_of_the_loops(kind: Any) -> None:
+    found = quantizer(kind)(jnp.asarray(kernel()), **aids(kind))
+    expected = brute.quantize(kernel().astype(np.float64), kind, **aids(kind))
+    np.testing.assert_allclose(found, expected, rtol=3e-6, atol=1e-5 if kind == "hadamard" else 0)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_gradient_goes_straight_through(kind: Any) -> None:
+    """Identity to the kernel, outside the clipping range as well, and none through the scale."""
+    probe = np.random.default_rng(1).standard_normal((HEADS, IN, OUT)).astype(np.float32)
+    gradient = jax.grad(lambda w: jnp.sum(quantizer(kind)(w, **aids(kind)) * probe))(
+        jnp.asarray(kernel()))
+    if kind == "hadamard":  # there and back through the rotation
+        np.testing.assert_allclose(gradient, probe, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(gradient, probe)
+
+
+def test_gradient_of_the_learned_scale() -> None:
+    """Esser et al. 2020, eq. 3, by hand, with the factor 1/√(n·Q) of their section 2.2, Q = 1."""
+    weight, alpha = jnp.array([[-9, -0.8], [-0.1, 0.2], [0.7, 1.5]]), 0.5
+    # w/α is -18, -1.6, -0.2, 0.4, 1.4, 3: clipped to ±1, or round(w/α) - w/α.
+    slope = np.array([[-1, -1], [0.2, -0.4], [1, 1]])
+    probe = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    gradient = jax.grad(lambda a: jnp.sum(quantizer("lsq")(weight, alpha=a) * probe))(
+        jnp.float32(alpha))
+    np.testing.assert_allclose(gradient, (slope * probe).sum() / np.sqrt(6), rtol=1e-6)
+
+
+def test_gradients_of_the_learned_scales_are_those_of_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    from tests.restated import torch_layers
+
+    probe = np.random.default_rng(1).standard_normal((HEADS, IN, OUT)).astype(np.float32)
+    alpha = aids("lsq")["alpha"]
+    found = jax.grad(lambda a: jnp.sum(quantizer("lsq")(kernel(), alpha=a) * probe))(alpha)
+    theirs = torch.from_numpy(alpha).requires_grad_()
+    y = torch_layers.quantised(torch.from_numpy(kernel()), "lsq", theirs)
+    (y * torch.from_numpy(probe)).sum().backward()
+    np.testing.assert_allclose(found, theirs.grad.numpy(), rtol=3e-6)
+
+
+def test_learned_scale_starts_at_the_mean_magnitude() -> None:
+    found = quantizer("lsq").initial_alpha(jnp.asarray(kernel()))
+    np.testing.assert_allclose(found, np.abs(kernel()).mean((1, 2)), rtol=1e-6)
+
+
+def test_half_way_rounds_to_even_and_a_zero_kernel_stays() -> None:
+    # The mean magnitude is 1, so that 0.5 and 1.5 lie exactly half way.
+    weight = jnp.array([[0.5, -0.5, 1.5, -1.5, 1.0, 1.0]])
+    np.testing.assert_array_equal(quantizer("ternary")(weight), [[0, 0, 1, -1, 1, 1]])
+    for kind in EVERY[1:3] + EVERY[5:]:
+        np.testing.assert_array_equal(quantizer(kind)(jnp.zeros((4, 3))), np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_hadamard_is_sylvesters(size: int) -> None:
+    matrix = hadamard(size)
+    np.testing.assert_allclose(matrix, brute.sylvester(size), rtol=1e-6)
+    np.testing.assert_allclose(matrix @ matrix, np.eye(size), atol=1e-6)
+    np.testing.assert_array_equal(matrix, matrix.T)
+
+
+def test_stored_rotation_is_orthogonal() -> None:
+    rotation = np.asarray(random_rotation(jax.random.key(0), 12), np.float64)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(12), atol=1e-6)
+    assert np.abs(rotation - np.eye(12)).max() > 0.1

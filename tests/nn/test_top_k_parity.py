@@ -1,0 +1,101 @@
+"""Top-k attention where it is delicate: equal scores, fewer keys than k, the first positions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.restated import brute
+from tests.restated.comparison import distance, farthest
+from tests.restated.compiling import quick_jit
+from tilelli_jax.models.store import named
+from tilelli_jax.nn.attention import TopKAttention
+from tilelli_jax.nn.quantize import quantizer
+
+BATCH, WIDTH, HEADS, D_HEAD = 2, 8, 2, 4
+SHORT, LONG = 19, 150  # a text of one piece, and one longer than what is computed at once
+NOISE = 3e-6
+
+
+def layer_and_inputs(time: int, top_k: int, whole: bool) -> tuple[TopKAttention, np.ndarray]:
+    """`whole` numbers give exact scores, hence many exact ties between different rows."""
+    rng = np.random.default_rng(top_k)
+
+    def draw(*shape: int) -> np.ndarray:
+        values = rng.integers(-1, 2, shape) if whole else rng.standard_normal(shape)
+        return values.astype(np.float32)
+
+    layer = TopKAttention(WIDTH, HEADS, D_HEAD, top_k, quantizer("none"), rngs=nnx.Rngs(0))
+    for part, out in ((layer.query, D_HEAD), (layer.key, D_HEAD), (layer.value, WIDTH)):
+        part.kernel[...] = jnp.asarray(draw(HEADS, WIDTH, out))
+    return layer, draw(BATCH, time, WIDTH)
+
+
+def loops(layer: TopKAttention, x: np.ndarray) -> np.ndarray:
+    queries, keys, values = (np.asarray(part.kernel[...], np.float64)
+                             for part in (layer.query, layer.key, layer.value))
+    return np.stack([np.mean([brute.top_k_attention(row @ q, row @ k, row @ v, layer.top_k)
+                              for q, k, v in zip(queries, keys, values, strict=True)], axis=0)
+                     for row in x.astype(np.float64)])
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])
+@pytest.mark.parametrize(("time", "top_k"), [
+    (SHORT, 1), (SHORT, 5), (SHORT, SHORT - 1), (SHORT, SHORT), (SHORT, 3 * SHORT),
+    (LONG, 1), (LONG, 16), (LONG, LONG - 1)])
+def test_top_k_attention_is_the_loop(time: int, top_k: int, whole: bool) -> None:
+    layer, x = layer_and_inputs(time, top_k, whole)
+    assert distance(quick_jit(layer.__call__)(x), loops(layer, x)) < NOISE
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])
+@pytest.mark.parametrize(("time", "top_k"), [(SHORT, 4), (LONG, 16)])
+def test_gradients_are_those_of_pytorch(time: int, top_k: int, whole: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from tests.restated import torch_networks
+
+    layer, x = layer_and_inputs(time, top_k, whole)
+    graph, params = nnx.split(layer)
+    probe = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    gradients, of_x = jax.jit(jax.grad(
+        lambda params, x: jnp.sum(nnx.merge(graph, params)(x) * probe), (0, 1)))(params, x)
+
+    theirs = torch_networks.TopKAttention(WIDTH, HEADS, D_HEAD, top_k, "mean", "none", True)
+    torch_networks.load_arrays(theirs, {name: np.asarray(v) for name, v in named(params).items()})
+    their_x = torch.from_numpy(x).requires_grad_()
+    (theirs(their_x) * torch.from_numpy(probe)).sum().backward()
+
+    assert distance(of_x, their_x.grad.numpy()) < NOISE
+    found = {name: np.asarray(value) for name, value in named(gradients).items()}
+    largest, name = farthest(found, torch_networks.named_gradients(theirs))
+    assert largest < NOISE, name
+
+
+def test_the_ties_above_decide() -> None:
+    """Keeping the latest of equal scores attends to other rows: the cases above can fail."""
+    top_k = 5
+    layer, x = layer_and_inputs(SHORT, top_k, whole=True)
+    others = 0
+    for row in x:
+        for query, key in zip(layer.query.kernel[...], layer.key.kernel[...], strict=True):
+            scores = np.asarray((row @ query) @ (row @ key).T)
+            for t in range(top_k, SHORT):
+                earliest, latest = (sorted(range(t + 1), key=lambda s: (-scores[t, s], sign * s))
+                                    for sign in (1, -1))
+                first, last = (sorted(map(tuple, row[kept[:top_k]])) for kept in (earliest, latest))
+                others += first != last
+    assert others > 10
+
+
+@pytest.mark.parametrize("time", [SHORT, LONG])
+def test_equal_keys_keep_the_earliest(time: int) -> None:
+    """All scores are 0, so every query attends to positions 0 … k-1, or to all while t < k."""
+    top_k = 3
+    layer, x = layer_and_inputs(time, top_k, whole=False)
+    layer.key.kernel[...] = jnp.zeros_like(layer.key.kernel[...])
+    values = np.mean(np.einsum("bti,hio->hbto", x, layer.value.kernel[...]), axis=0)
+    expected = np.stack([values[:, : min(t + 1, top_k)].mean(1) for t in range(time)], axis=1)
+    assert distance(quick_jit(layer.__call__)(x), expected) < NOISE

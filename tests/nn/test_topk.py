@@ -1,0 +1,269 @@
+"""Top-k selection and attention against loops, with ties wherever they can be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tilelli_jax.nn import topk
+from tilelli_jax.nn.topk import top_k_attention, top_k_mask
+
+attend = jax.jit(top_k_attention, static_argnums=4, static_argnames="reduction")
+
+SEARCH, SORT = 0, 1 << 30  # values of FEW_QUERIES that send every selection one way
+
+
+@pytest.fixture(params=[SEARCH, SORT], ids=["search", "sort"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk, "FEW_QUERIES", request.param)
+
+
+def loop_mask(scores: np.ndarray, k: int) -> np.ndarray:
+    """Takes the largest k times over; of equals the first, −inf never."""
+    mask = np.zeros(scores.shape, bool)
+    for row in np.ndindex(scores.shape[:-1]):
+        left = scores[row].astype(np.float64)
+        for _ in range(min(k, np.sum(left > -np.inf))):
+            best = int(np.argmax(left))  # the first of equals
+            mask[(*row, best)] = True
+            left[best] = -np.inf
+    return mask
+
+
+def loop_attention(
+    query: np.ndarray, key: np.ndarray, x: np.ndarray, kernel: np.ndarray, k: int
+) -> np.ndarray:
+    """Mean over heads in float64, values first: A (x W), as the formula is written."""
+    query, key, x, kernel = (a.astype(np.float64) for a in (query, key, x, kernel))
+    batch, time, heads, d_head = query.shape
+    out = np.zeros((batch, time, kernel.shape[-1]))
+    for b, t, h in np.ndindex(batch, time, heads):
+        scores = key[b, : t + 1, h] @ query[b, t, h] / np.sqrt(d_head)
+        kept = loop_mask(scores, k)
+        weights = np.where(kept, np.exp(scores - scores.max()), 0)
+        out[b, t] += weights / weights.sum() @ (x[b, : t + 1] @ kernel[h]) / heads
+    return out
+
+
+def operands(time: int, heads: int = 2, whole: bool = False, seed: int = 0) -> list[np.ndarray]:
+    """Query, key, x, kernel. Whole numbers have exact scores, many of them equal."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        values = rng.integers(-2, 3, shape) if whole else rng.normal(size=shape)
+        return values.astype(np.float32)
+
+    heads_of_4 = 2, time, heads, 4
+    return [draw(*heads_of_4), draw(*heads_of_4), draw(2, time, 5), draw(heads, 5, 3)]
+
+
+def dense_in_jax(query, key, x, kernel, mask) -> jax.Array:
+    """The formula with a given mask `[batch, heads, queries, keys]`, for its gradients."""
+    scores = jnp.einsum("bthe,bshe->bhts", query, key) / query.shape[-1] ** 0.5
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf))
+    values = jnp.einsum("bsi,hio->bhso", x, kernel)
+    return jnp.einsum("bhts,bhso->bto", weights, values) / query.shape[2]
+
+
+def causal_loop_mask(query: np.ndarray, key: np.ndarray, k: int) -> np.ndarray:
+    scores = np.einsum("bthe,bshe->bhts", query.astype(np.float64), key.astype(np.float64))
+    time = scores.shape[-1]
+    return loop_mask(np.where(np.tri(time, dtype=bool), scores, -np.inf), k)
+
+
+# Selection.
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize(("keys", "k"), [(1, 1), (7, 1), (7, 3), (7, 7), (7, 9), (300, 16)])
+def test_mask_is_that_of_the_loop(keys: int, k: int) -> None:
+    rng = np.random.default_rng(keys + k)
+    shape = 9, keys
+    magnitudes = np.array([-np.inf, -3e38, -1, -2e-38, 2e-38, 1, 3e38, np.inf], np.float32)
+    sides = np.array([-1, 1], np.float32)
+    scores = np.stack([
+        rng.normal(size=shape),
+        rng.integers(-2, 3, shape) / 2,
+        np.full(shape, -1.5),
+        # neighbours in the last bit, over all exponents, both signs, infinities
+        np.nextafter(rng.choice(magnitudes, shape), rng.choice(sides, shape)),
+    ]).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.3] = -np.inf
+    scores[:, 0] = -np.inf  # nothing to keep
+    expected = loop_mask(scores, k)
+    # A function of its own for each test: a compiled one would not see another FEW_QUERIES.
+    last, first = (jax.jit(lambda s, axis=axis: top_k_mask(s, k, axis)) for axis in (-1, 0))
+    np.testing.assert_array_equal(last(scores), expected)
+    np.testing.assert_array_equal(np.moveaxis(first(np.moveaxis(scores, -1, 0)), 0, -1), expected)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_negative_zero_ties_with_zero() -> None:
+    scores = jnp.array([[-0.0, 0.0, -1e-30, -0.0, 0.0], [0.0, -0.0, 1e-30, 0.0, -0.0]])
+    expected = [[1, 1, 0, 0, 0], [1, 0, 1, 0, 0]]
+    np.testing.assert_array_equal(jax.jit(lambda s: top_k_mask(s, 2))(scores), expected)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_mask_of_more_keys_than_a_16_bit_count_holds() -> None:
+    scores = jnp.where(jnp.arange(70_000) % 7 == 3, 2.0, 1.0)[None]
+    mask = np.asarray(jax.jit(lambda s: top_k_mask(s, 10_500))(scores))[0]
+    assert mask[3::7].all()
+    assert np.flatnonzero(mask[np.arange(70_000) % 7 != 3]).tolist() == list(range(500))
+
+
+def test_mask_refuses_to_keep_nothing() -> None:
+    with pytest.raises(ValueError, match="k = 0"):
+        top_k_mask(jnp.zeros((2, 3)), 0)
+
+
+# Attention.
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["random", "ties"])
+@pytest.mark.parametrize(("time", "k"), [(1, 1), (5, 1), (5, 5), (5, 9), (150, 4), (300, 16)])
+def test_attention_is_that_of_the_loop(time: int, k: int, whole: bool) -> None:
+    args = operands(time, whole=whole)
+    found = attend(*args, k)
+    np.testing.assert_allclose(found, loop_attention(*args, k), rtol=2e-5, atol=2e-5)
+
+
+def test_identical_keys_give_the_mean_of_the_first_k() -> None:
+    query, key, x, kernel = operands(150)
+    key = np.broadcast_to(key[:, :1], key.shape)
+    found = attend(query, key, x, kernel, 6, reduction="sum")
+    values = x @ kernel.sum(0)
+    expected = np.stack([values[:, : min(t + 1, 6)].mean(1) for t in range(150)], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["random", "ties"])
+@pytest.mark.parametrize(("time", "k"), [(5, 1), (5, 9), (150, 4)])
+def test_gradients_are_those_of_dense_attention_under_the_loops_mask(
+    time: int, k: int, whole: bool
+) -> None:
+    args = operands(time, whole=whole)
+    direction = np.random.default_rng(1).normal(size=(2, time, 3)).astype(np.float32)
+    mask = causal_loop_mask(*args[:2], k)
+
+    def ours(*args):
+        return jnp.vdot(direction, top_k_attention(*args, k))
+
+    def theirs(*args):
+        return jnp.vdot(direction, dense_in_jax(*args, mask))
+
+    found, expected = (jax.jit(jax.grad(f, argnums=(0, 1, 2, 3)))(*args) for f in (ours, theirs))
+    for name, a, b in zip(["query", "key", "x", "kernel"], found, expected):
+        noise = 1e-5 * np.abs(b).max() + 1e-6
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=noise, err_msg=name)
+
+
+def test_no_output_depends_on_later_inputs() -> None:
+    args = [jnp.asarray(a) for a in operands(150)]
+
+    def early(*args):
+        return jnp.sum(attend(*args, 4)[:, :70] ** 2)
+
+    for gradient in jax.jit(jax.grad(early, argnums=(0, 1, 2)))(*args):
+        assert np.all(gradient[:, 70:] == 0)
+        assert np.any(gradient[:, :70] != 0)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["random", "ties"])
+def test_one_query_to_a_cache_is_a_row_of_the_whole(whole: bool) -> None:
+    time, slots, k = 70, 90, 4
+    query, key, x, kernel = operands(slots, whole=whole)
+    all_rows = attend(query[:, :time], key[:, :time], x[:, :time], kernel, k)
+    for t in (0, 2, 3, 40, time - 1):
+        visible = np.broadcast_to(np.arange(slots) <= t, (2, 1, slots))
+        row = attend(query[:, t : t + 1], key, x, kernel, k, visible=visible)
+        np.testing.assert_allclose(row[:, 0], all_rows[:, t], rtol=1e-5, atol=1e-5)
+
+
+def test_given_visibility_agrees_with_causal_and_has_its_gradients() -> None:
+    args = operands(70)
+    visible = np.broadcast_to(np.tri(70, dtype=bool), (2, 70, 70))
+
+    def total(visible, *args):
+        return jnp.sum(jnp.sin(attend(*args, 4, visible=visible)))
+
+    gradients = jax.jit(jax.grad(total, (1, 2, 3, 4)))
+    for a, b in zip(gradients(None, *args), gradients(visible, *args)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_scan_and_remat_change_nothing() -> None:
+    examples = [operands(70, seed=seed) for seed in range(3)]
+    stacked = tuple(jnp.stack(group) for group in zip(*examples))
+
+    def loss(*args):
+        return jnp.sum(jnp.sin(top_k_attention(*args, 4)))
+
+    def gradients(*args):
+        return jax.grad(loss, (0, 1, 2, 3))(*args)
+
+    def remat_gradients(_, args):
+        return None, jax.grad(jax.checkpoint(loss), (0, 1, 2, 3))(*args)
+
+    alone = [jax.jit(gradients)(*example) for example in examples]
+    for together in (
+        jax.jit(jax.vmap(gradients))(*stacked),
+        jax.jit(lambda *a: jax.lax.scan(remat_gradients, None, a))(*stacked)[1],
+    ):
+        for part, parts in zip(together, zip(*alone)):
+            np.testing.assert_allclose(part, np.stack(parts), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_operands_keep_their_dtype_and_stay_near_float32() -> None:
+    args = operands(70, whole=True)  # exact in bfloat16, scores too: the same keys are kept
+
+    @jax.jit
+    def out_and_gradients(*args):
+        out, pull = jax.vjp(lambda *a: attend(*a, 4), *args)
+        return out, *pull(jnp.ones_like(out))
+
+    exact = out_and_gradients(*args)
+    for a, b in zip(out_and_gradients(*(jnp.asarray(a, jnp.bfloat16) for a in args)), exact):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * np.abs(b).max())
+
+
+ON_EIGHT_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from tilelli_jax.nn.topk import top_k_attention
+
+rng = np.random.default_rng(0)
+shapes = (8, 70, 4, 8), (8, 70, 4, 8), (8, 70, 6), (4, 6, 6)
+args = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
+step = lambda *a: jax.grad(lambda *a: jnp.sum(jnp.sin(top_k_attention(*a, 5))), (0, 1, 2, 3))(*a)
+one_device = jax.jit(step)(*args)
+for sizes in ((8, 1), (2, 4)):
+    mesh = jax.make_mesh(sizes, ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    heads, x, kernel = P("data", None, "tensor"), P("data"), P("tensor")
+    place = [NamedSharding(mesh, s) for s in (heads, heads, x, kernel)]
+    sharded = [jax.device_put(a, s) for a, s in zip(args, place)]
+    compiled = jax.jit(step, out_shardings=tuple(place)).lower(*sharded).compile()
+    for wrong in ("all-gather", "all-to-all", "collective-permute"):
+        assert wrong not in compiled.as_text(), (sizes, wrong)
+    for a, b in zip(compiled(*sharded), one_device):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_sharded_batch_and_heads_exchange_only_sums() -> None:
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,55 @@
+"""Random weights that leave nothing at its neutral value, and networks of the library with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from flax import nnx
+
+from tilelli_jax.models import ModelConfig, build
+from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.models.store import from_arrays, named
+
+
+def random_network(config: ModelConfig, seed: int) -> tuple[Decoder, dict[str, np.ndarray]]:
+    """The network with random weights, and these by name.
+
+    Only the shapes of its own initial weights are worked out: computing them costs seconds.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, leaf in named(nnx.state(nnx.eval_shape(lambda: build(config, 0)))).items():
+        head, _, tail = name.partition(".")
+        if head == "blocks":  # the layers are stacked
+            shapes.update({f"blocks.{i}.{tail}": leaf.shape[1:] for i in range(leaf.shape[0])})
+        else:
+            shapes[name] = leaf.shape
+    arrays = random_weights(shapes, seed)
+    return from_arrays(config, arrays), arrays
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Arrays f32 of these names: a test on scales of 1 and biases of 0 would see neither."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    for name, shape in sorted(shapes.items(), reverse=True):  # a kernel before its alpha
+        noise = rng.standard_normal(shape)
+        prefix, _, last = name.rpartition(".")
+        match last:
+            case "kernel":
+                value = noise / np.sqrt(shape[-1] if prefix == "embed" else shape[-2])
+            case "alpha":
+                kernel = arrays[f"{prefix}.kernel".lstrip(".")]
+                value = np.abs(kernel).mean((-2, -1)) * np.exp(0.3 * noise)
+            case "rotation":
+                value = np.linalg.qr(noise)[0]
+            case "scale" | "b" | "c":
+                value = 1 + 0.3 * noise
+            case "a_raw":
+                value = noise  # decays of both signs
+            case "bias" | "table":
+                value = 0.3 * noise
+            case _:
+                raise ValueError(f"{name}: what is it?")
+        arrays[name] = np.asarray(value, np.float32)
+    return arrays

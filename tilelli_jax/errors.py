@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend, and how a command reports them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(ValueError):
+    """Bad input: names the file, key or value, and what was expected, in one line."""
+
+
+def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
+    """Wraps a command's `main(argv) -> exit status`: bad input is one line and exit 2.
+
+    Any other exception keeps its traceback: it is our fault, not the user's.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            status = main(sys.argv[1:] if argv is None else argv) or 0
+            sys.stdout.flush()
+            return status
+        except InputError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            return 141
+
+    return run

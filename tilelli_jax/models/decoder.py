@@ -1,0 +1,178 @@
+"""What every byte-level decoder shares: embedding, a stack of blocks, final norm, unembedding.
+
+A block is a module with three methods that agree with one another:
+    block(x, tap)                    → y, seen     the whole sequence at once
+    block.prefill(x, lengths, size)  → y, cache    the same, and what decoding needs of it
+    block.step(x, cache, position)   → y, cache    one more position
+The blocks' parameters are stacked: every array has a leading axis of n_layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.config import setting
+from tilelli_jax.nn.linear import Embedding, Linear
+from tilelli_jax.nn.norm import LayerNorm
+from tilelli_jax.nn.quantize import Quantizer
+from tilelli_jax.nn.tap import OFF, Recorded, Tap
+from tilelli_jax.sharding import split_batch
+
+Cache = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a network is run; nothing here changes what it is."""
+
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of operands and activations; parameters, norms and softmax stay float32")
+    scan_layers: bool = setting(
+        True, "one compiled block for all layers (compile time does not grow with depth)")
+    remat: bool = setting(False, "recompute each block's activations in the backward pass")
+
+
+class DecoderConfig(Protocol):
+    """The keys that the shared part reads."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    max_seq_len: int
+    tie_embeddings: bool
+    positions: Literal["learned", "none"]
+
+
+class Positions(nnx.Module):
+    """Learned absolute positions: `table [max_seq_len, d_model]`, f32."""
+
+    def __init__(self, max_seq_len: int, d_model: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(stddev=0.02)
+        self.table = nnx.Param(init(rngs.params(), (max_seq_len, d_model), jnp.float32))
+
+
+class Decoder(nnx.Module):
+    """Bytes in, logits of the next byte out.
+
+    `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`.
+    """
+
+    def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
+                 unembed: Quantizer, compute: ComputeConfig, rngs: nnx.Rngs):
+        dtype = jnp.dtype(compute.dtype)
+        self.config = config
+        self.compute = compute
+        self.embed = Embedding(config.vocab_size, config.d_model, embed, rngs=rngs, dtype=dtype)
+        self.positions = (Positions(config.max_seq_len, config.d_model, rngs=rngs)
+                          if config.positions == "learned" else None)
+        self.blocks = _stack(block, config.n_layers, rngs)
+        self.final_norm = LayerNorm(config.d_model, dtype=dtype)
+        self.unembed = (None if config.tie_embeddings else
+                        Linear(config.d_model, config.vocab_size, unembed, dtype=dtype,
+                               result=jnp.float32, rngs=rngs))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
+
+        Raises:
+            ValueError: time is longer than the table of learned positions.
+        """
+        return self.tapped(ids, OFF)[0]
+
+    def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
+        """The logits, and what the tap recorded: `[n_layers, batch, time, …]` for each place."""
+        chex.assert_rank(ids, 2)
+        x = self._embed(ids, jnp.arange(ids.shape[1])[None])
+
+        def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, Recorded]:
+            x, seen = nnx.merge(graph, params)(split_batch(x), tap)
+            return tap("resid_post", x, seen), seen
+
+        graph, params = nnx.split(self.blocks)
+        if self.compute.remat:
+            layer = jax.checkpoint(layer)
+        if self.compute.scan_layers:
+            x, seen = jax.lax.scan(layer, x, params)
+        else:
+            records = []
+            for one in _unstack(params, self.config.n_layers):
+                x, record = layer(x, one)
+                records.append(record)
+            seen = jax.tree.map(lambda *values: jnp.stack(values), *records)
+        return self._logits(x), seen
+
+    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
+        """Reads prompts that stand at the head of each row.
+
+        Args:
+            ids: `[batch, time]`; what follows a row's length is ignored.
+            lengths: `[batch]`, how many bytes of each row count.
+            size: positions that the cache can hold, ≥ time.
+
+        Returns:
+            Logits `[batch, vocab]` after each row's last byte, and a cache for each block.
+        """
+        x = self._embed(ids, jnp.arange(ids.shape[1])[None])
+        caches = []
+        for block in self.layers():
+            x, cache = block.prefill(x, lengths, size)
+            caches.append(cache)
+        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
+        return self._logits(last)[:, 0], caches
+
+    def step(self, ids: jax.Array, caches: list[Cache],
+             position: jax.Array) -> tuple[jax.Array, list[Cache]]:
+        """One byte `[batch]` at `position [batch]` → logits `[batch, vocab]` and the next caches."""
+        x = self._embed(ids[:, None], position[:, None])
+        following = []
+        for block, cache in zip(self.layers(), caches, strict=True):
+            x, cache = block.step(x, cache, position)
+            following.append(cache)
+        return self._logits(x)[:, 0], following
+
+    def empty_caches(self, batch: int, size: int) -> list[Cache]:
+        """The caches before the first byte."""
+        return [block.empty_cache(batch, size) for block in self.layers()]
+
+    def layers(self) -> list[Any]:
+        """The blocks one by one. Decoding is unrolled: a scan would copy its cache at every byte."""
+        graph, params = nnx.split(self.blocks)
+        return [nnx.merge(graph, one) for one in _unstack(params, self.config.n_layers)]
+
+    def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+        x = self.embed(ids)
+        if self.positions is None:
+            return x
+        if ids.shape[1] > self.config.max_seq_len:
+            raise ValueError(f"time {ids.shape[1]} is longer than max_seq_len {self.config.max_seq_len}")
+        return x + self.positions.table[...][positions].astype(x.dtype)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        x = self.final_norm(x)
+        return self.embed.attend(x) if self.unembed is None else self.unembed(x)
+
+
+def _stack(block: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """n_layers blocks, each with its own random key, as one module of stacked parameters."""
+    keys = jax.random.split(rngs.params(), n_layers)
+    params = jax.vmap(lambda key: nnx.state(block(nnx.Rngs(key))))(keys)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
+    return nnx.merge(graph, params)
+
+
+def _unstack(params: nnx.State, n_layers: int) -> list[nnx.State]:
+    """The layers' parameters one by one.
+
+    By one split, whose gradient is one concatenation; the gradient of n_layers separate slices
+    would be a sum of n_layers arrays as large as all layers together.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    columns = [[part[0] for part in jax.lax.split(leaf, [1] * n_layers)] for leaf in leaves]
+    return [jax.tree.unflatten(treedef, layer) for layer in zip(*columns, strict=True)]

@@ -1,0 +1,86 @@
+"""The vanilla transformer that routed networks are held against."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.config import setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.routed import check_sizes
+from tilelli_jax.nn.attention import CausalAttention
+from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.norm import LayerNorm
+from tilelli_jax.nn.quantize import QuantizerName, quantizer
+from tilelli_jax.nn.tap import OFF, Recorded, Tap
+
+
+@dataclasses.dataclass(frozen=True)
+class VanillaConfig:
+    """A pre-norm transformer with learned positions and no linear biases."""
+
+    family: Literal["vanilla"] = setting("vanilla", "which network")
+    vocab_size: int = setting(256, "number of symbols: bytes")
+    d_model: int = setting(320, "width of the residual stream")
+    n_layers: int = setting(8, "number of blocks")
+    max_seq_len: int = setting(256, "longest context in bytes")
+    positions: Literal["learned", "none"] = setting("learned", "how a position is known")
+    tie_embeddings: bool = setting(False, "unembed with the embedding table")
+    n_heads: int = setting(8, "heads of the attention")
+    dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model")
+    quantizer: QuantizerName = setting("none", "how weights are quantised")
+    quantize: tuple[Literal["attention", "dense", "embed", "unembed"], ...] = setting(
+        ("attention", "dense"), "which weights the quantiser takes")
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "vocab_size", "d_model", "n_layers", "max_seq_len", "n_heads", "dense_expand")
+        if self.d_model % self.n_heads:
+            raise InputError(f"d_model: expected a multiple of n_heads {self.n_heads}, found {self.d_model}")
+
+
+class TransformerBlock(nnx.Module):
+    """x ← x + attention(LayerNorm(x)); x ← x + FFN(LayerNorm(x))."""
+
+    def __init__(self, config: VanillaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        attention, dense = (quantizer(config.quantizer if part in config.quantize else "none")
+                            for part in ("attention", "dense"))
+        self.norm1 = LayerNorm(config.d_model, dtype=dtype)
+        self.attention = CausalAttention(config.d_model, config.n_heads, attention, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(config.d_model, dtype=dtype)
+        self.dense = FeedForward(config.d_model, config.dense_expand, dense, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
+        """`[batch, time, d_model]` → the same; it has no router to record."""
+        del tap
+        x = x + self.attention(self.norm1(x))
+        return x + self.dense(self.norm2(x)), {}
+
+    def empty_cache(self, batch: int, size: int) -> Any:
+        return self.attention.empty_cache(batch, size)
+
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
+        y, cache = self.attention.prefill(self.norm1(x), lengths, size)
+        x = x + y
+        return x + self.dense(self.norm2(x)), cache
+
+    def step(self, x: jax.Array, cache: Any, position: jax.Array) -> tuple[jax.Array, Any]:
+        y, cache = self.attention.step(self.norm1(x), cache, position)
+        x = x + y
+        return x + self.dense(self.norm2(x)), cache
+
+
+class VanillaLM(Decoder):
+    """A decoder of transformer blocks."""
+
+    def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
+        compute = compute or ComputeConfig()
+        dtype = jnp.dtype(compute.dtype)
+        embed, unembed = (quantizer(config.quantizer if part in config.quantize else "none")
+                          for part in ("embed", "unembed"))
+        super().__init__(config, lambda rngs: TransformerBlock(config, dtype=dtype, rngs=rngs),
+                         embed=embed, unembed=unembed, compute=compute, rngs=rngs)

@@ -1,0 +1,1 @@
+"""Building blocks: they know shapes and mathematics, and nothing of models, files or training."""

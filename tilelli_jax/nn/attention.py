@@ -1,0 +1,137 @@
+"""Causal attention: top-k sparse (routed networks) and dense (the vanilla transformer)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.linear import HeadwiseLinear, Linear
+from tilelli_jax.nn.quantize import Quantizer
+from tilelli_jax.nn.topk import Reduction, top_k_attention
+
+
+class KeyCache(NamedTuple):
+    """What attention keeps of the past: `keys [batch, size, heads, d_head]`, `values [batch, size, …]`.
+
+    Slot i holds position i; slots past a row's length hold anything and are masked.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+    def write(self, keys: jax.Array, values: jax.Array, position: jax.Array) -> KeyCache:
+        """The cache with one more entry in each row, at `position [batch]`."""
+        def put(row, entry, at):
+            return jax.lax.dynamic_update_slice_in_dim(row, entry.astype(row.dtype), at, axis=0)
+        return KeyCache(jax.vmap(put)(self.keys, keys, position),
+                        jax.vmap(put)(self.values, values, position))
+
+
+class TopKAttention(nnx.Module):
+    """Each query attends to the k keys of largest score among those up to its own position.
+
+    Heads have queries and keys of width d_head, and values of the full width d_model; the heads'
+    outputs are averaged or summed, without an output projection. Exact ties keep the earliest
+    positions. The cache holds the inputs, not the values: see `top_k_attention`.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, d_head: int, top_k: int, quantizer: Quantizer, *,
+                 rngs: nnx.Rngs, reduction: Reduction = "mean", dtype: jnp.dtype = jnp.float32):
+        self.query = HeadwiseLinear(n_heads, d_model, d_head, quantizer, rngs=rngs, dtype=dtype)
+        self.key = HeadwiseLinear(n_heads, d_model, d_head, quantizer, rngs=rngs, dtype=dtype)
+        self.value = HeadwiseLinear(n_heads, d_model, d_model, quantizer, rngs=rngs, dtype=dtype)
+        self.top_k = top_k
+        self.reduction = reduction
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
+        return self._attend(x, self.key(x), x)
+
+    def empty_cache(self, batch: int, size: int) -> KeyCache:
+        n_heads, d_model, d_head = self.query.kernel.shape
+        return KeyCache(jnp.zeros((batch, size, n_heads, d_head), self.dtype),
+                        jnp.zeros((batch, size, d_model), self.dtype))
+
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
+        """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
+        del lengths  # later slots are masked until they are overwritten
+        keys = self.key(x)
+        return self._attend(x, keys, x), KeyCache(_widen(keys, size), _widen(x.astype(self.dtype), size))
+
+    def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
+        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
+        cache = cache.write(self.key(x), x, position)
+        visible = jnp.arange(cache.keys.shape[1]) <= position[:, None]
+        return self._attend(x, cache.keys, cache.values, visible[:, None]), cache
+
+    def _attend(self, x: jax.Array, keys: jax.Array, rows: jax.Array,
+                visible: jax.Array | None = None) -> jax.Array:
+        return top_k_attention(self.query(x), keys, rows, self.value.quantized(), self.top_k,
+                               visible=visible, reduction=self.reduction)
+
+
+class CausalAttention(nnx.Module):
+    """Dense multi-head causal attention with an output projection, no biases (Vaswani et al. 2017).
+
+    qkv kernel `[d_model, 3·d_model]`: columns are queries, keys, values, and inside each the heads.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32):
+        self.qkv = Linear(d_model, 3 * d_model, quantizer, rngs=rngs, dtype=dtype)
+        self.out = Linear(d_model, d_model, quantizer, rngs=rngs, dtype=dtype)
+        self.n_heads = n_heads
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
+        query, key, value = self._heads(x)
+        return self._attend(query, key, value, causal(x.shape[1]))
+
+    def empty_cache(self, batch: int, size: int) -> KeyCache:
+        d_model = self.out.kernel.shape[0]
+        shape = (batch, size, self.n_heads, d_model // self.n_heads)
+        return KeyCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
+        """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
+        del lengths  # later slots are masked until they are overwritten
+        query, key, value = self._heads(x)
+        y = self._attend(query, key, value, causal(x.shape[1]))
+        return y, KeyCache(_widen(key, size), _widen(value, size))
+
+    def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
+        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
+        query, key, value = self._heads(x)
+        cache = cache.write(key, value, position)
+        visible = jnp.arange(cache.keys.shape[1]) <= position[:, None]
+        return self._attend(query, cache.keys, cache.values, visible[:, None, None]), cache
+
+    def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        batch, time, d_model = x.shape
+        parts = self.qkv(x).reshape(batch, time, 3, self.n_heads, d_model // self.n_heads)
+        return parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+
+    def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        scores = contract("bthd,bshd->bhts", query, key, dtype=self.dtype, result=jnp.float32)
+        scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, -jnp.inf)
+        weights = jax.nn.softmax(scores)
+        attended = contract("bhts,bshd->bthd", weights, value, dtype=self.dtype)
+        return self.out(attended.reshape(*attended.shape[:2], -1))
+
+
+def causal(time: int) -> jax.Array:
+    """`[1, 1, time, time]`: query t may see keys 0 … t."""
+    return jnp.tril(jnp.ones((time, time), bool))[None, None]
+
+
+def _widen(entries: jax.Array, size: int) -> jax.Array:
+    """Entries `[batch, time, …]` at the head of `size` slots."""
+    padding = [(0, 0)] * entries.ndim
+    padding[1] = (0, size - entries.shape[1])
+    return jnp.pad(entries, padding)

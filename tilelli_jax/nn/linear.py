@@ -1,0 +1,134 @@
+"""Linear maps and tables whose weights may be quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.quantize import Quantizer, hadamard, random_rotation
+
+Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+
+
+def fan_in_normal(fan_in: int) -> Initializer:
+    """N(0, 1)/√fan_in."""
+    return nnx.initializers.normal(stddev=fan_in**-0.5)
+
+
+class Buffer(nnx.Variable):
+    """A stored array that is no parameter: it is saved with the model and never trained."""
+
+
+class Weight(nnx.Module):
+    """A full-precision kernel `[..., in, out]` and the quantiser it is seen through.
+
+    Names: `kernel`; `alpha [...]` where the scale is learned (LSQ); `rotation [in, in]` where a
+    rotation must be stored (hadamard with an input size that is no power of two).
+    """
+
+    def __init__(self, shape: tuple[int, ...], quantizer: Quantizer, *, init: Initializer,
+                 rngs: nnx.Rngs, rotates: bool = True):
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        self.quantizer = quantizer
+        self.rotates = quantizer.rotated and rotates
+        if quantizer.learned:
+            self.alpha = nnx.Param(quantizer.initial_alpha(self.kernel[...]))
+        if self.rotates and not _power_of_two(shape[-2]):
+            self.rotation = Buffer(random_rotation(jax.random.key(shape[-2]), shape[-2]))
+
+    def quantized(self) -> jax.Array:
+        """The kernel of the forward pass, f32, same shape."""
+        return self.quantizer(self.kernel[...], **self._aids())
+
+    def codes(self) -> jax.Array:
+        """The quantiser's integer codes, same shape; only where the quantiser has levels."""
+        return self.quantizer.codes(self.kernel[...], **self._aids())
+
+    def freeze(self) -> None:
+        """Replaces the kernel by its quantised values, once and for all (before decoding)."""
+        self.kernel[...] = self.quantized()
+        self.quantizer, self.rotates = Quantizer(), False
+        for name in ("alpha", "rotation"):
+            if hasattr(self, name):
+                delattr(self, name)
+
+    def _aids(self) -> dict[str, jax.Array]:
+        aids = {}
+        if self.quantizer.learned:
+            aids["alpha"] = self.alpha[...]
+        if self.rotates:
+            # A stored rotation may carry leading axes (one copy for each stacked layer): all equal.
+            size = self.kernel.shape[-2]
+            aids["rotation"] = (self.rotation[...].reshape(-1, size, size)[0]
+                                if hasattr(self, "rotation") else jnp.asarray(hadamard(size)))
+        return aids
+
+
+class Linear(Weight):
+    """y = x @ kernel (+ bias), kernel `[in, out]`: `[..., in]` → `[..., out]`.
+
+    Operands and result are in `dtype` (the result in `result` where that is given), accumulation
+    in f32.
+    """
+
+    def __init__(self, d_in: int, d_out: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32, result: jnp.dtype | None = None, bias: bool = False):
+        super().__init__((d_in, d_out), quantizer, init=fan_in_normal(d_in), rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
+        self.dtype = dtype
+        self.result = result or dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = contract("...i,io->...o", x, self.quantized(), dtype=self.dtype, result=self.result)
+        return y if self.bias is None else y + self.bias[...].astype(self.result)
+
+
+class HeadwiseLinear(Weight):
+    """One kernel for each head, `[heads, in, out]`: `[batch, time, in]` → `[batch, time, heads, out]`.
+
+    The heads are separate tensors: each has its own quantisation scale.
+    """
+
+    def __init__(self, n_heads: int, d_in: int, d_out: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32):
+        super().__init__((n_heads, d_in, d_out), quantizer, init=fan_in_normal(d_in), rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return contract("bti,hio->btho", x, self.quantized(), dtype=self.dtype)
+
+
+class Embedding(Weight):
+    """A table `[vocab, d_model]`, read by row; `attend` gives logits against every row (tied).
+
+    Its rows are its outputs: "per row" quantisation has one scale for each vocabulary entry.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32):
+        super().__init__((vocab_size, d_model), quantizer, init=fan_in_normal(d_model), rngs=rngs,
+                         rotates=False)
+        self.dtype = dtype
+
+    def quantized(self) -> jax.Array:
+        return jnp.swapaxes(self.quantizer(jnp.swapaxes(self.kernel[...], -1, -2), **self._aids()), -1, -2)
+
+    def codes(self) -> jax.Array:
+        return jnp.swapaxes(self.quantizer.codes(jnp.swapaxes(self.kernel[...], -1, -2), **self._aids()),
+                            -1, -2)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids `[batch, time]` → `[batch, time, d_model]`."""
+        return self.quantized().astype(self.dtype)[ids]
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x `[batch, time, d_model]` → logits `[batch, time, vocab]`, f32."""
+        return contract("btd,vd->btv", x, self.quantized(), dtype=self.dtype, result=jnp.float32)
+
+
+def _power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0

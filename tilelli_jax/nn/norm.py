@@ -1,0 +1,27 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016, arXiv:1607.06450), in f32.
+
+    eps is PyTorch's 1e-5, not Flax's 1e-6. The result is in `dtype`.
+    """
+
+    def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(d_model))
+        self.bias = nnx.Param(jnp.zeros(d_model))
+        self.dtype = dtype
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, -1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+        return y.astype(self.dtype)

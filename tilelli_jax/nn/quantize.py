@@ -1,0 +1,149 @@
+"""Weight quantisers behind one interface, with straight-through gradients.
+
+A quantiser maps a kernel `[..., in, out]` to a kernel of the same shape whose entries take few
+values. The last two axes are one tensor; leading axes (heads, layers) stack separate ones. The
+gradient passes straight through to the full-precision kernel (Bengio et al. 2013,
+arXiv:1308.3432). Activations are never quantised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+QuantizerName = Literal["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
+MIN_SCALE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """What a quantised kernel becomes: `codes · scale`, a learned or a measured scale.
+
+    Attributes:
+        levels: "ternary" for codes {-1, 0, 1}, "power3" for {0, ±1, ±3, ±9}, None to leave as is.
+        per_row: one scale for each output feature instead of one for the tensor.
+        learned: the scale is a parameter (LSQ) instead of the mean absolute weight.
+        rotated: the kernel is rotated along its input axis before it is quantised (Hadamard).
+    """
+
+    levels: Literal["ternary", "power3"] | None = None
+    per_row: bool = False
+    learned: bool = False
+    rotated: bool = False
+
+    def __call__(self, kernel: jax.Array, alpha: jax.Array | None = None,
+                 rotation: jax.Array | None = None) -> jax.Array:
+        """The kernel as the forward pass sees it.
+
+        Args:
+            kernel: full-precision weights `[..., in, out]`, f32.
+            alpha: the learned scale `[...]` of LSQ.
+            rotation: orthogonal `[in, in]`; the result is R · quantised(Rᵀ · kernel), so that
+                x @ result = (x·R) @ quantised(Rᵀ·kernel).
+        """
+        if self.levels is None:
+            return kernel
+        if self.learned:
+            assert alpha is not None
+            return _lsq(kernel, jnp.maximum(alpha, MIN_SCALE)[..., None, None])
+        if rotation is not None:
+            rotated = jnp.einsum("ij,...io->...jo", rotation, kernel)
+            return jnp.einsum("ij,...jo->...io", rotation, self._straight_through(rotated))
+        return self._straight_through(kernel)
+
+    def codes(self, kernel: jax.Array, alpha: jax.Array | None = None,
+              rotation: jax.Array | None = None) -> jax.Array:
+        """The integer codes `[..., in, out]` (as f32) that the scale multiplies; no gradient."""
+        if rotation is not None:
+            kernel = jnp.einsum("ij,...io->...jo", rotation, kernel)
+        scale = self.scale(kernel) if alpha is None else jnp.maximum(alpha, MIN_SCALE)[..., None, None]
+        return _codes(jax.lax.stop_gradient(kernel / scale), self.levels)
+
+    def scale(self, kernel: jax.Array) -> jax.Array:
+        """α = max(mean |w|, 1e-5): `[..., 1, 1]`, or `[..., 1, out]` per row."""
+        axes = (-2,) if self.per_row else (-2, -1)
+        return jnp.maximum(jnp.mean(jnp.abs(kernel), axes, keepdims=True), MIN_SCALE)
+
+    def initial_alpha(self, kernel: jax.Array) -> jax.Array:
+        """LSQ's first scale `[...]`: the mean absolute weight."""
+        return jnp.squeeze(self.scale(kernel), (-2, -1))
+
+    def _straight_through(self, kernel: jax.Array) -> jax.Array:
+        scale = self.scale(kernel)
+        return _pass_gradient(kernel, _codes(kernel / scale, self.levels) * scale)
+
+
+_QUANTIZERS: dict[QuantizerName, Quantizer] = {
+    "none": Quantizer(),
+    "ternary": Quantizer("ternary"),
+    "ternary_row": Quantizer("ternary", per_row=True),
+    "hadamard": Quantizer("ternary", rotated=True),
+    "lsq": Quantizer("ternary", learned=True),
+    "power3": Quantizer("power3"),
+    "power3_row": Quantizer("power3", per_row=True),
+}
+
+
+def quantizer(name: QuantizerName) -> Quantizer:
+    """The quantiser of that name."""
+    return _QUANTIZERS[name]
+
+
+def hadamard(n: int) -> np.ndarray:
+    """Sylvester's Hadamard matrix over √n, `[n, n]` f32: symmetric and orthogonal. n = 2^m."""
+    chex.assert_equal(n & (n - 1), 0)
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < n:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (matrix / np.sqrt(n)).astype(np.float32)
+
+
+def random_rotation(key: jax.Array, n: int) -> jax.Array:
+    """An orthogonal matrix `[n, n]` f32, uniform (Haar), for sizes that have no Sylvester matrix."""
+    return jax.random.orthogonal(key, n, dtype=jnp.float32)
+
+
+def _codes(ratio: jax.Array, levels: str | None) -> jax.Array:
+    """w/α to its level: half to even for the trits, boundaries 0.5, 2 and 6 for powers of three."""
+    if levels == "ternary":
+        return jnp.clip(jnp.round(ratio), -1.0, 1.0)
+    size = jnp.abs(ratio)
+    level = jnp.where(size >= 6.0, 9.0, jnp.where(size >= 2.0, 3.0, jnp.where(size > 0.5, 1.0, 0.0)))
+    return jnp.sign(ratio) * level
+
+
+@jax.custom_jvp
+def _pass_gradient(kernel: jax.Array, quantized: jax.Array) -> jax.Array:
+    # Not `kernel + stop_gradient(quantized - kernel)`: that is off by a rounding, so that the
+    # values would be nearly, but not exactly, codes times scale.
+    return quantized
+
+
+@_pass_gradient.defjvp
+def _pass_gradient_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+@jax.custom_jvp
+def _lsq(kernel: jax.Array, alpha: jax.Array) -> jax.Array:
+    """Learned step size quantisation (Esser et al. 2020, arXiv:1902.08153), three levels.
+
+    The gradient of alpha is their eq. 3 times 1/√numel; the kernel's passes straight through
+    everywhere, as for the other quantisers (they would clip it).
+    """
+    return _codes(kernel / alpha, "ternary") * alpha
+
+
+@_lsq.defjvp
+def _lsq_jvp(primals, tangents):
+    kernel, alpha = primals
+    ratio = kernel / alpha
+    codes = _codes(ratio, "ternary")
+    slope = jnp.where(jnp.abs(ratio) < 1.0, codes - ratio, jnp.sign(ratio))
+    gradient_scale = 1.0 / np.sqrt(kernel.shape[-1] * kernel.shape[-2])
+    return codes * alpha, tangents[0] + slope * gradient_scale * tangents[1]

@@ -1,0 +1,247 @@
+"""Top-k causal attention: every query attends to the k keys with the largest scores, exactly.
+
+    s = q·k / √d_head, causal;  A = softmax over the k largest s of each query;  out = Σ_heads A x W
+
+Ties go to the earliest positions, as in `jax.lax.top_k`: identical tokens give identical keys, so
+in a first layer without positions ties are the rule. Three things make it as fast as dense
+attention, with plain XLA operations that partition over batch and heads:
+
+- *Selection is a search, not a sort.* The k-th largest score of a query is found bit by bit: a
+  threshold grows from its highest bit, and a bit stays if at least k keys reach the threshold.
+  One pass compares and counts, in 16-bit integers with the queries along the vector lanes. Each
+  block of scores takes 32 passes plus log2(keys) for the position of the last kept tie.
+- *The value map is linear*, so A (x W) = (A x) W: the weights mix x, which all heads share, and a
+  single product with the kernels of all heads follows. Caches hold x, not one value per head.
+- *Causality by blocks of queries*: a block reads only the keys up to its end.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from tilelli_jax.nn.contract import contract
+
+Reduction = Literal["mean", "sum"]
+
+# Four blocks skip 3/8 of the causal square; products of fewer than 64 queries run slower on CPUs.
+MAX_BLOCKS, MIN_BLOCK = 4, 64
+# Below this many queries `lax.top_k` costs less than the fixed price of the search (decoding).
+FEW_QUERIES = 32
+
+
+def top_k_attention(
+    query: Array,
+    key: Array,
+    x: Array,
+    kernel: Array,
+    k: int,
+    *,
+    visible: Array | None = None,
+    reduction: Reduction = "mean",
+) -> Array:
+    """Top-k attention: of whole sequences to themselves, or of a few queries to cached keys.
+
+    Products take their operands in the dtype of `query`; scores, softmax and sums are float32.
+    Without `visible` the backward pass is written by hand (reverse mode only): it keeps the
+    weights of the causal blocks, and computes the context A x again.
+
+    Args:
+      query: `[batch, queries, heads, d_head]`.
+      key: `[batch, keys, heads, d_head]`, in order of time.
+      x: what the value kernels are applied to, `[batch, keys, d_in]`.
+      kernel: a value kernel per head, `[heads, d_in, d_out]`.
+      k: keys that a query keeps, at least 1; all of them while it sees fewer.
+      visible: which keys a query sees, bool `[batch, queries, keys]`, at least one each. None:
+        there are as many queries as keys, and query t sees keys 0 … t.
+      reduction: how the heads are joined.
+
+    Returns:
+      `[batch, queries, d_out]` in the dtype of `query`.
+    """
+    if visible is None:
+        out = _attend(query, key, x, kernel, k)
+    else:
+        keys_first = jnp.swapaxes(visible, 1, 2)[:, None]
+        weights = _weights(_swap(query), _swap(key), keys_first, k)
+        _, context = _mix(weights, x, query.dtype)
+        out = _product("btc,co->bto", context, _joined(kernel), query.dtype)
+    return (out / query.shape[2] if reduction == "mean" else out).astype(query.dtype)
+
+
+def top_k_mask(scores: Array, k: int, axis: int = -1) -> Array:
+    """Marks the k largest scores along `axis`, the earliest first among equals.
+
+    Args:
+      scores: any shape; −inf marks what may not be kept. Gradients do not pass.
+      k: scores to keep, at least 1. Where fewer are above −inf, all of those are kept.
+      axis: the axis of the keys. Any but the last is faster on CPUs.
+
+    Returns:
+      bool, of the shape of `scores`.
+    """
+    if k < 1:
+        raise ValueError(f"k = {k}: at least one key must be kept")
+    scores = lax.stop_gradient(scores).astype(jnp.float32)
+    axis %= scores.ndim
+    keys = scores.shape[axis]
+    mask = scores > -jnp.inf
+    if k < keys:
+        few = scores.size <= FEW_QUERIES * keys
+        least, last = (_last_kept_of_few if few else _last_kept)(scores, k, axis)
+        bits, position = _ordered_bits(scores), lax.broadcasted_iota(jnp.int32, scores.shape, axis)
+        mask &= (bits > least) | ((bits == least) & (position <= last))
+    return mask
+
+
+# Selection: the score of the last kept key, as ordered bits, and its position. Both keep `axis`
+# with length 1, so that they broadcast against the scores.
+
+
+def _ordered_bits(scores: Array) -> Array:
+    """uint32 in the order of the float32 `scores`; −0 and 0 give the same number."""
+    bits = lax.bitcast_convert_type(scores, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits < sign, bits + sign, -bits)
+
+
+def _last_kept(scores: Array, k: int, axis: int) -> tuple[Array, Array]:
+    keys = scores.shape[axis]
+    bits = _ordered_bits(scores)
+    rank = jnp.full_like(lax.slice_in_dim(bits, 0, 1, axis=axis), k, dtype=jnp.int32)
+
+    high, rank = _ranked(bits >> 16, rank, 16, axis)
+    low, rank = _ranked(jnp.where(bits >> 16 == high, bits & 0xFFFF, 0), rank, 16, axis)
+    least = (high << 16) | low
+
+    to_end = keys - 1 - lax.broadcasted_iota(jnp.int32, bits.shape, axis)
+    to_end = jnp.where(bits == least, to_end, 0).astype(jnp.uint32)
+    distance, _ = _ranked(to_end, rank, (keys - 1).bit_length(), axis)
+    return least, keys - 1 - distance.astype(jnp.int32)
+
+
+def _ranked(digits: Array, rank: Array, width: int, axis: int) -> tuple[Array, Array]:
+    """The `rank`-th largest of `width`-bit digits, and its rank among the digits equal to it.
+
+    Digits that do not take part are 0: no threshold that is tried is as low as that.
+    """
+    digit_type = jnp.uint16 if width <= 16 else jnp.uint32
+    count_type = jnp.int16 if digits.shape[axis] < 1 << 15 else jnp.int32
+    digits = digits.astype(digit_type)
+
+    def try_bit(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        threshold, above = found
+        raised = threshold | (digit_type(1) << (width - 1 - i).astype(digit_type))
+        count = jnp.sum(digits >= raised, axis, dtype=count_type, keepdims=True).astype(jnp.int32)
+        stays = count >= rank
+        return jnp.where(stays, raised, threshold), jnp.where(stays, above, count)
+
+    start = jnp.zeros_like(rank, dtype=digit_type), jnp.zeros_like(rank)
+    threshold, above = lax.fori_loop(0, width, try_bit, start)
+    return threshold.astype(jnp.uint32), rank - above
+
+
+def _last_kept_of_few(scores: Array, k: int, axis: int) -> tuple[Array, Array]:
+    scores = jnp.where(scores == 0, 0.0, scores)  # lax.top_k puts −0 below 0
+    values, positions = lax.top_k(jnp.moveaxis(scores, axis, -1), k)
+    # Not values[..., -1:]: XLA joins the slice with the top-k and sorts everything instead.
+    least = values.min(-1, keepdims=True)
+    last = jnp.where(values == least, positions, -1).max(-1, keepdims=True)
+    return jnp.moveaxis(_ordered_bits(least), -1, axis), jnp.moveaxis(last, -1, axis)
+
+
+# Attention. Inside, heads come before time and keys before queries: weights are
+# `[batch, heads, keys, queries]`. For the products with x, which the heads share, all heads'
+# queries stand side by side: weights `[batch, keys, heads·queries]`. Those products are written
+# so that neither operand needs a transposed copy.
+
+
+def _weights(query: Array, key: Array, visible: Array, k: int) -> Array:
+    """Softmax over the k best visible keys of each query, and zeros."""
+    scores = _product("bhsd,bhtd->bhst", key, query, query.dtype) * query.shape[-1] ** -0.5
+    scores = jnp.where(visible, scores, -jnp.inf)
+    scores = jnp.where(top_k_mask(scores, k, axis=2), scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=2)
+
+
+def _mix(weights: Array, x: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Weights `[batch, keys, heads·queries]` and what they give, `[batch, queries, heads·d_in]`."""
+    batch, heads, keys, queries = weights.shape
+    beside = _swap(weights).reshape(batch, keys, heads * queries)
+    context = _product("bsc,bsd->bcd", beside, x, dtype).reshape(batch, heads, queries, -1)
+    return beside, _swap(context).reshape(batch, queries, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query: Array, key: Array, x: Array, kernel: Array, k: int) -> Array:
+    return _attend_forward(query, key, x, kernel, k)[0]
+
+
+def _attend_forward(
+    query: Array, key: Array, x: Array, kernel: Array, k: int
+) -> tuple[Array, tuple]:
+    queries, keys, joined = _swap(query), _swap(key), _joined(kernel)
+    outs, all_weights = [], []
+    for start, end in _blocks(x.shape[1]):
+        shape = (1, 1, end, end - start)
+        at_key, at_query = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (2, 3))
+        causal = at_key <= start + at_query
+        weights = _weights(queries[:, :, start:end], keys[:, :, :end], causal, k)
+        _, context = _mix(weights, x[:, :end], query.dtype)
+        outs.append(_product("btc,co->bto", context, joined, query.dtype))
+        all_weights.append(weights)
+    return jnp.concatenate(outs, axis=1), (query, key, x, kernel, all_weights)
+
+
+def _attend_backward(k: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Array, Array]:
+    query, key, x, kernel, all_weights = saved
+    queries, keys, joined = _swap(query), _swap(key), _joined(kernel)
+    batch, time, heads, d_head = query.shape
+    product = functools.partial(_product, dtype=query.dtype)
+    d_queries = []
+    d_keys, d_x, d_joined = (jnp.zeros(a.shape, jnp.float32) for a in (keys, x, joined))
+    for (start, end), weights in zip(_blocks(time), all_weights, strict=True):
+        d_block = d_out[:, start:end]
+        beside, context = _mix(weights, x[:, :end], query.dtype)
+        d_joined += product("btc,bto->co", context, d_block)
+        d_context = product("bto,co->btc", d_block, joined).reshape(batch, end - start, heads, -1)
+        d_context = _swap(d_context).reshape(batch, heads * (end - start), -1)
+        d_x = d_x.at[:, :end].add(product("bsc,bcd->bsd", beside, d_context))
+        d_beside = product("bsd,bcd->bsc", x[:, :end], d_context)
+        d_weights = _swap(d_beside.reshape(batch, end, heads, end - start))
+        mean = jnp.sum(weights * d_weights, axis=2, keepdims=True)
+        d_scores = weights * (d_weights - mean) * d_head**-0.5
+        d_queries.append(product("bhst,bhsd->bhtd", d_scores, keys[:, :, :end]))
+        d_block = product("bhst,bhtd->bhsd", d_scores, queries[:, :, start:end])
+        d_keys = d_keys.at[:, :, :end].add(d_block)
+    return (
+        _swap(jnp.concatenate(d_queries, axis=2)).astype(query.dtype),
+        _swap(d_keys).astype(key.dtype),
+        d_x.astype(x.dtype),
+        d_joined.reshape(kernel.shape).astype(kernel.dtype),
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _blocks(time: int) -> Iterator[tuple[int, int]]:
+    size = max(MIN_BLOCK, -(-time // MAX_BLOCKS))
+    return ((start, min(start + size, time)) for start in range(0, time, size))
+
+
+def _product(subscripts: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
+    return contract(subscripts, a, b, dtype=dtype, result=jnp.float32)
+
+
+def _swap(array: Array) -> Array:
+    return jnp.swapaxes(array, 1, 2)
+
+
+def _joined(kernel: Array) -> Array:
+    return kernel.reshape(-1, kernel.shape[-1])
