@@ -1,0 +1,137 @@
+"""Corpora against the concatenation of their parts, and the ways of naming one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tilelli_jax.data.config import DataConfig
+from tilelli_jax.data.corpus import MAX_FILES, ByteCorpus, open_corpus
+from tilelli_jax.data.shards import split_point
+from tilelli_jax.errors import InputError
+
+segments = st.lists(st.binary(max_size=9), max_size=8)
+
+
+def corpus_of(parts):
+    return ByteCorpus([np.frombuffer(part, np.uint8) for part in parts])
+
+
+def text_of(corpus):
+    return corpus.read(0, len(corpus)).tobytes()
+
+
+@given(segments, st.data())
+def test_reading_equals_slicing_the_whole(parts, data):
+    whole = b"".join(parts)
+    corpus = corpus_of(parts)
+    assert len(corpus) == len(whole)
+    length = data.draw(st.integers(0, len(whole)))
+    starts = data.draw(st.lists(st.integers(0, len(whole) - length), max_size=6))
+    rows = corpus.gather(np.array(starts, np.int64), length)
+    assert rows.dtype == np.uint8 and rows.shape == (len(starts), length)
+    assert [row.tobytes() for row in rows] == [whole[s:s + length] for s in starts]
+    for start in starts:
+        assert corpus.read(start, length).tobytes() == whole[start:start + length]
+
+
+@given(segments, st.integers(-3, 80), st.integers(-3, 80))
+def test_reading_outside_is_refused(parts, start, length):
+    size = sum(map(len, parts))
+    if start < 0 or length < 0 or start + length > size:
+        with pytest.raises(IndexError):
+            corpus_of(parts).read(start, length)
+
+
+@given(st.text(max_size=40), st.floats(0.01, 0.99))
+def test_split_point_is_the_next_start_of_a_character(text, fraction):
+    data = text.encode("utf-8", "replace")
+    cut = split_point(np.frombuffer(data, np.uint8), fraction)
+    first = int(len(data) * (1 - fraction))
+    assert first <= cut <= first + 3
+    starts = {len(text[:i].encode("utf-8", "replace")) for i in range(len(text) + 1)}
+    assert cut == min(start for start in starts if start >= first)
+
+
+def test_an_ascii_file_is_split_ninety_to_ten(tmp_path):
+    text = bytes(range(32, 127)) * 11 + b"xyz"
+    (tmp_path / "a.txt").write_bytes(text)
+    splits = open_corpus(DataConfig(source=str(tmp_path / "a.txt")))
+    n = int(0.9 * len(text))
+    assert (text_of(splits.train), text_of(splits.valid)) == (text[:n], text[n:])
+    assert splits.name == str(tmp_path / "a.txt")
+
+
+def test_a_glob_joins_the_parts_of_its_files_in_order(tmp_path):
+    for name, text in (("b.txt", b"B" * 20), ("a.txt", b"A" * 10), ("c.txt", b""), ("d.md", b"D")):
+        (tmp_path / name).write_bytes(text)
+    splits = open_corpus(DataConfig(source=str(tmp_path / "*.txt"), valid_fraction=0.2))
+    assert text_of(splits.train) == b"A" * 8 + b"B" * 16
+    assert text_of(splits.valid) == b"A" * 2 + b"B" * 4
+
+
+def test_a_directory_of_shards(tmp_path):
+    (tmp_path / "train.bin").write_bytes(b"to learn")
+    (tmp_path / "valid.bin").write_bytes(b"to see")
+    splits = open_corpus(DataConfig(source=str(tmp_path)))
+    assert (text_of(splits.train), text_of(splits.valid)) == (b"to learn", b"to see")
+
+
+def test_files_are_mapped_not_read(tmp_path):
+    (tmp_path / "big.txt").write_bytes(b"x" * 1000)
+    with open(tmp_path / "big.txt", "r+b") as file:
+        file.truncate(1 << 40)  # a terabyte, of which the disk holds nothing
+    splits = open_corpus(DataConfig(source=str(tmp_path / "big.txt")))
+    assert len(splits.train) + len(splits.valid) == 1 << 40
+    assert splits.train.read(998, 4).tobytes() == b"xx\0\0"
+
+
+def test_stories():
+    config = DataConfig(stories_bytes=30_000, valid_fraction=0.2)
+    splits = open_corpus(config)
+    assert (len(splits.train), len(splits.valid)) == (30_000, 6_000)
+    again = open_corpus(dataclasses.replace(config, stories_seed=1))
+    assert text_of(again.train) != text_of(splits.train)
+
+
+def error_of(**settings):
+    with pytest.raises(InputError) as error:
+        open_corpus(DataConfig(**settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_bad_sources_are_named(tmp_path):
+    assert "no such file" in error_of(source=str(tmp_path / "none.txt"))
+    assert "no file matches" in error_of(source=str(tmp_path / "*.txt"))
+    assert "found nothing" in error_of(source=str(tmp_path))
+    (tmp_path / "empty.txt").touch()
+    assert "is empty" in error_of(source=str(tmp_path / "empty.txt"))
+    message = error_of(source=str(tmp_path))
+    assert "train.bin" in message and "empty.txt" in message and "*.txt'" in message
+    (tmp_path / "one.txt").write_bytes(b"x")
+    assert "training part" in error_of(source=str(tmp_path / "one.txt"))
+    (tmp_path / "train.bin").write_bytes(b"x")
+    assert "no valid.bin" in error_of(source=str(tmp_path))
+    (tmp_path / "valid.bin").touch()
+    assert "validation part" in error_of(source=str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}")
+    assert "tilelli_jax.data" in error_of(source=str(tmp_path / "rows.jsonl"))
+
+
+def test_more_files_than_can_be_open_are_refused(tmp_path):
+    for i in range(MAX_FILES + 1):
+        (tmp_path / f"{i}.txt").write_bytes(b"some text")
+    assert "tilelli_jax.data" in error_of(source=str(tmp_path / "*.txt"))
+
+
+@pytest.mark.parametrize("settings", [
+    {"source": ""}, {"valid_fraction": 0.0}, {"valid_fraction": 1.0}, {"stories_bytes": 10},
+    {"stories_seed": -1}, {"shuffle_seed": -1}, {"hf_bytes": 0}, {"prefetch": -1},
+])
+def test_bad_settings_are_named(settings):
+    (key,) = settings
+    with pytest.raises(InputError, match=key):
+        DataConfig(**settings)

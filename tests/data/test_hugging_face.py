@@ -1,0 +1,113 @@
+"""hf:NAME sources: read as a stream once, from then on from their shards."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from tilelli_jax.data.config import DataConfig
+from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.errors import InputError
+
+
+def text_of(corpus):
+    return corpus.read(0, len(corpus)).tobytes().decode()
+
+
+@pytest.fixture
+def datasets(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return pytest.importorskip("datasets", reason="needs the extra 'hf'")
+
+
+@pytest.fixture
+def rows_of(datasets, monkeypatch):
+    """Makes `load_dataset` give the splits that it is called with: {split: {column: values}}."""
+    def serve(**splits):
+        def load_dataset(name, streaming):
+            assert streaming and name == "some/set"
+            return datasets.IterableDatasetDict({
+                split: datasets.Dataset.from_dict(columns).to_iterable_dataset()
+                for split, columns in splits.items()})
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return serve
+
+
+def config(tmp_path, source="hf:some/set", **settings):
+    return DataConfig(source=source, cache_dir=str(tmp_path / "cache"), **settings)
+
+
+def test_a_set_in_a_directory_with_its_own_validation(datasets, tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    made.mkdir()
+    for split, n in (("train", 3), ("validation", 2)):
+        (made / f"{split}.jsonl").write_text("".join(
+            json.dumps({"id": i, "story": f"{split} é {i}"}) + "\n" for i in range(n)))
+    wanted = config(tmp_path, f"hf:{made}:story")
+    for _ in range(2):
+        splits = open_corpus(wanted)
+        assert text_of(splits.train) == "train é 0\n\ntrain é 1\n\ntrain é 2"
+        assert text_of(splits.valid) == "validation é 0\n\nvalidation é 1"
+        monkeypatch.setattr(datasets, "load_dataset", None)  # the second time it is not asked
+    assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+def test_without_a_validation_split_the_end_is_kept(rows_of, tmp_path):
+    rows_of(train={"text": ["a" * 30, "b" * 28], "title": ["x", "y"]})
+    splits = open_corpus(config(tmp_path, valid_fraction=0.25))
+    assert text_of(splits.train) == "a" * 30 + "\n\n" + "b" * 13
+    assert text_of(splits.valid) == "b" * 15
+    # Another share is another corpus, and the two do not overwrite each other.
+    assert len(open_corpus(config(tmp_path, valid_fraction=0.5)).valid) == 30
+    assert len(open_corpus(config(tmp_path, valid_fraction=0.25)).valid) == 15
+
+
+def test_no_more_is_read_than_wanted(datasets, monkeypatch, tmp_path):
+    def endless():
+        for _ in range(1000):
+            yield {"text": "ten bytes."}
+        raise AssertionError("read on")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: {"train": endless()})
+    splits = open_corpus(config(tmp_path, hf_bytes=100))
+    assert (len(splits.train), len(splits.valid)) == (90, 10)
+
+
+@pytest.mark.parametrize(("splits", "source", "message"), [
+    ({"train": {"a": ["x"], "b": ["y"]}}, "hf:some/set", "which column"),
+    ({"train": {"a": ["x"]}}, "hf:some/set:b", "under 'b', found only a"),
+    ({"test": {"a": ["x"]}}, "hf:some/set", "a split 'train', found test"),
+    ({"train": {"a": [""]}}, "hf:some/set", "no bytes"),
+])
+def test_unfit_sets_are_named(rows_of, tmp_path, splits, source, message):
+    rows_of(**splits)
+    with pytest.raises(InputError, match="hf:some/set.*" + message):
+        open_corpus(config(tmp_path, source))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_set_that_cannot_be_had(datasets, tmp_path, monkeypatch):
+    def unreachable(name, streaming):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(InputError, match="hf:some/set: cannot be opened: no network"):
+        open_corpus(config(tmp_path))
+
+
+def test_a_set_that_breaks_off(datasets, tmp_path, monkeypatch):
+    def breaking():
+        yield {"text": "some text"}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: {"train": breaking()})
+    with pytest.raises(InputError, match="hf:some/set: reading stopped: gone"):
+        open_corpus(config(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"extra 'hf'"):
+        open_corpus(config(tmp_path))

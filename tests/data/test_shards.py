@@ -1,0 +1,166 @@
+"""`python -m tilelli_jax.data` and the shards it makes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import pytest
+
+from tilelli_jax.data import stories
+from tilelli_jax.data.__main__ import main
+from tilelli_jax.data.config import DataConfig
+from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.documents import Source
+from tilelli_jax.data.shards import write_shards
+from tilelli_jax.errors import InputError
+
+
+def prepare(tmp_path, *sources, options=()):
+    """Runs the command; returns its exit status and what the two shards hold."""
+    out = tmp_path / "out"
+    status = main(["--source", *map(str, sources), "--out", str(out), *options])
+    if status:
+        return status, None, None
+    assert sorted(os.listdir(out)) == ["meta.json", "train.bin", "valid.bin"]
+    return status, (out / "train.bin").read_bytes(), (out / "valid.bin").read_bytes()
+
+
+def test_text_files_give_what_opening_them_gives(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("aé" * 50)
+    (tmp_path / "b.txt").write_text("b" * 100)
+    glob = str(tmp_path / "*.txt")
+    status, train, valid = prepare(tmp_path, glob, options=["--separator", ""])
+    assert status == 0
+    splits = open_corpus(DataConfig(source=glob))
+    assert train == splits.train.read(0, len(splits.train)).tobytes()
+    assert valid == splits.valid.read(0, len(splits.valid)).tobytes()
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["sources"] == [{"source": glob, "bytes": 250, "own_validation": False}]
+    assert meta["train"] == {"bytes": len(train), "sha256": hashlib.sha256(train).hexdigest()}
+    assert meta["valid"] == {"bytes": len(valid), "sha256": hashlib.sha256(valid).hexdigest()}
+    assert meta["valid_fraction"] == 0.1
+    shown = capsys.readouterr()
+    assert meta["train"]["sha256"][:16] in shown.out and shown.err == ""
+
+
+def test_separators_stand_between_files_in_both_parts(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 4 if name != "b" else "")
+    _, train, valid = prepare(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt",
+                              options=["--separator", r"\n--\t", "--valid-fraction", "0.5"])
+    assert (train, valid) == (b"aa\n--\tcc", b"aa\n--\tcc")
+
+
+def test_json_lines(tmp_path):
+    rows = [{"id": "x", "text": "née"}, {"id": "y", "text": "two"}, {"id": "z", "text": "\ud800"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    _, train, valid = prepare(tmp_path, path, options=["--valid-fraction", "0.01"])
+    assert train + valid == "née\n\ntwo\n\n?".encode()
+    _, train, valid = prepare(tmp_path, path, options=[
+        "--column", "id", "--separator", "", "--valid-fraction", "0.34", "--force"])
+    assert (train, valid) == (b"x", b"yz")
+
+
+def test_stories_are_the_corpus_of_the_default_configuration(tmp_path):
+    _, train, valid = prepare(tmp_path, "stories", options=["--max-bytes", "50000"])
+    assert train == stories.generate(50_000) and valid == stories.generate(5_000, 0, "valid")
+
+
+def test_at_most_so_many_bytes_are_taken(tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 30)
+    (tmp_path / "b.txt").write_text("b" * 30)
+    _, train, valid = prepare(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", options=[
+        "--max-bytes", "40", "--separator", ""])
+    assert train == b"a" * 27 + b"b" * 9 and valid == b"aaab"
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_memory_does_not_grow_with_the_text(tmp_path, kind):
+    size = 40_000_000
+    path = tmp_path / f"big.{kind}"
+    with path.open("wb") as file:
+        if kind == "txt":
+            file.truncate(size)
+        else:
+            line = json.dumps({"text": "x" * 10_000}).encode() + b"\n"
+            file.writelines(line for _ in range(size // 10_000))
+    tracemalloc.start()
+    try:
+        assert main(["--source", str(path), "--out", str(tmp_path / "out"),
+                     "--valid-fraction", "0.5"]) == 0
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out" / "valid.bin").stat().st_size >= size // 2
+
+
+def test_existing_shards_are_kept_without_force(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("first, a text")
+    (tmp_path / "b.txt").write_text("second, a text")
+    _, train, _ = prepare(tmp_path, tmp_path / "a.txt")
+    assert prepare(tmp_path, tmp_path / "b.txt")[0] == 2
+    assert "--force" in capsys.readouterr().err
+    assert (tmp_path / "out" / "train.bin").read_bytes() == train
+    assert prepare(tmp_path, tmp_path / "b.txt", options=["--force"])[1].startswith(b"second")
+
+
+def test_a_failed_run_leaves_everything_as_it_was(tmp_path):
+    def failing(error):
+        yield b"some text"
+        raise error
+
+    for error in (KeyboardInterrupt(), InputError("bad row"), RuntimeError()):
+        with pytest.raises(type(error)):
+            write_shards(tmp_path / "new" / "out", [Source("x", failing(error))],
+                         valid_fraction=0.1)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_terminated_run_leaves_nothing(tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-m", "tilelli_jax.data", "--source", "stories",
+                                "--out", str(out), "--max-bytes", "100000000000"])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".partial-*/train.bin")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("not json", "line 2: not JSON"),
+    ('["text"]', "line 2: expected fields"),
+    ('{"other": "x"}', "line 2: expected text under 'text', found only other"),
+    ('{"text": 3}', "line 2: expected text under 'text', found a int"),
+])
+def test_bad_rows_are_named(tmp_path, capsys, line, message):
+    (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
+    assert prepare(tmp_path, tmp_path / "rows.jsonl")[0] == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_bad_arguments_are_one_line(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "rows.jsonl").write_text('{"a": "x", "b": "y"}')
+    for sources, options, message in (
+        ([tmp_path / "none.txt"], [], "no such file"),
+        ([tmp_path], [], "is a directory"),
+        ([tmp_path / "empty.txt"], [], "no bytes"),
+        ([tmp_path / "rows.jsonl"], [], "which column"),
+        ([tmp_path / "a.txt"], ["--valid-fraction", "1.5"], "valid_fraction"),
+        ([tmp_path / "a.txt"], ["--max-bytes", "0"], "--max-bytes"),
+        ([tmp_path / "a.txt"], ["--out", str(tmp_path / "a.txt" / "out")], "cannot be written"),
+    ):
+        assert prepare(tmp_path, *sources, options=options)[0] == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "empty.txt", "rows.jsonl"]

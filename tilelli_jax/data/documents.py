@@ -1,0 +1,166 @@
+"""Where text comes from, as streams of bytes: files, JSON lines, data sets, stories."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tilelli_jax.data import stories
+from tilelli_jax.errors import InputError
+
+CHUNK = 1 << 20  # bytes read at a time
+
+
+class Source(NamedTuple):
+    """Bytes to learn from, and those kept back for validation where the source has such a part."""
+
+    name: str
+    train: Iterable[bytes]
+    valid: Iterable[bytes] | None = None  # None: the end of `train` is kept back
+    size: int | None = None  # bytes in all, where that is known beforehand
+
+
+def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\n\n",
+                 stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
+    """The sources that `name` stands for: 'stories', hf:NAME[:COLUMN], or a file or glob of files.
+
+    Args:
+        column: the field that holds the text, in .jsonl files and Hugging Face data sets; None
+            takes 'text', or the only field that holds a string.
+        separator: what is put between two records of such a source.
+        stories_bytes: size of the training and the validation part of 'stories'.
+
+    Raises:
+        InputError: no such file, nothing matches, a missing extra; while reading: not JSON, no
+            such column.
+    """
+    if name == "stories":
+        train, valid = stories_bytes
+        yield Source(name, first_bytes(stories.stream(0, "train"), train),
+                     first_bytes(stories.stream(0, "valid"), valid), train + valid)
+    elif name.startswith("hf:"):
+        yield _hugging_face(name, column, separator)
+    else:
+        for path in find_files(name):
+            if path.suffix == ".jsonl":
+                yield Source(name, _joined(_text_of(_json_lines(path), column), separator))
+            else:
+                yield Source(name, _chunks(path), size=path.stat().st_size)
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files that a path or a glob names, in the order of their names.
+
+    Raises:
+        InputError: there are none, or it is a directory.
+    """
+    if os.path.isfile(pattern):
+        return [Path(pattern)]
+    if os.path.isdir(pattern):
+        raise InputError(f"{pattern}: is a directory; give a file or a glob such as "
+                         f"'{os.path.join(pattern, '*.txt')}'")
+    if not glob.has_magic(pattern):
+        raise InputError(f"{pattern}: no such file or directory")
+    found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))
+             if os.path.isfile(path)]
+    if not found:
+        raise InputError(f"{pattern}: no file matches")
+    return found
+
+
+def first_bytes(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """The first `limit` bytes of a stream; no more of it is read than they need."""
+    stream = iter(chunks)
+    while limit > 0 and (chunk := next(stream, None)) is not None:
+        yield chunk[:limit]
+        limit -= len(chunk)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _joined(texts: Iterable[str], separator: bytes) -> Iterator[bytes]:
+    between = b""
+    for text in texts:
+        yield between + text.encode("utf-8", errors="replace")  # lone surrogates: "?"
+        between = separator
+
+
+def _text_of(rows: Iterable[tuple[str, Any]], column: str | None) -> Iterator[str]:
+    """The text of each row; a row comes with the words that name it in an error."""
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where}: expected fields with values, found {row!r:.40}")
+        column = column or _only_text(row, where)
+        if not isinstance(row.get(column), str):
+            found = f"a {type(row[column]).__name__}" if column in row else f"only {', '.join(row)}"
+            raise InputError(f"{where}: expected text under '{column}', found {found}")
+        yield row[column]
+
+
+def _only_text(row: Mapping[str, Any], where: str) -> str:
+    names = [name for name, value in row.items() if isinstance(value, str)]
+    if "text" in names:
+        return "text"
+    if len(names) != 1:
+        raise InputError(f"{where}: which column holds the text? There are {', '.join(row)}")
+    return names[0]
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                if line.strip():
+                    try:
+                        yield where, json.loads(line)
+                    except ValueError as error:
+                        raise InputError(f"{where}: not JSON: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{source}: reading it needs the extra 'hf': "
+                         "pip install 'tilelli_jax[hf]'") from None
+    name, _, in_name = source.removeprefix("hf:").partition(":")
+    column = in_name or column
+    try:
+        splits = datasets.load_dataset(name, streaming=True)
+    except Exception as error:  # whatever the hub, the network or the set's files come up with
+        raise InputError(f"{source}: cannot be opened: {error}") from error
+    if "train" not in splits:
+        raise InputError(f"{source}: expected a split 'train', found {', '.join(splits)}")
+    held_out = next((split for split in ("validation", "valid") if split in splits), None)
+
+    def text(split: str) -> Iterator[bytes]:
+        rows = ((f"{source}, {split} row {i}", row)
+                for i, row in zip(itertools.count(), _rows(source, splits[split])))
+        return _joined(_text_of(rows, column), separator)
+
+    return Source(source, text("train"), text(held_out) if held_out else None)
+
+
+def _rows(source: str, split: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from split
+    except Exception as error:
+        raise InputError(f"{source}: reading stopped: {error}") from error

@@ -1,0 +1,31 @@
+"""How a telling is written down, and what a plot is.
+
+A telling is text with blanks such as {hero}, which `stories.py` fills. A line is one way of
+telling a beat, and one of them is chosen; a lone "-" leaves the beat out. An empty line ends a
+beat, a line "----" ends a paragraph.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Beat = tuple[str, ...]
+Paragraph = tuple[Beat, ...]
+
+
+class Plot(NamedTuple):
+    """What happens: the pool that {topic} is drawn from, and the paragraphs that tell it."""
+
+    topics: tuple[str, ...]
+    paragraphs: tuple[Paragraph, ...]
+
+
+def plot(topics: tuple[str, ...], text: str) -> Plot:
+    return Plot(topics, paragraphs(text))
+
+
+def paragraphs(text: str) -> tuple[Paragraph, ...]:
+    return tuple(
+        tuple(tuple("" if line == "-" else line for line in beat.split("\n"))
+              for beat in paragraph.strip().split("\n\n"))
+        for paragraph in text.split("----"))
