@@ -6,9 +6,25 @@
     tilelli_jax.save(model, "elsewhere")
 """
 
-from tilelli_jax.decoding import generate
-from tilelli_jax.errors import InputError
-from tilelli_jax.models import build
-from tilelli_jax.models.store import load, save
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilelli_jax.decoding import generate
+    from tilelli_jax.errors import InputError
+    from tilelli_jax.models import build
+    from tilelli_jax.models.store import load, save
 
 __all__ = ["InputError", "build", "generate", "load", "save"]
+
+# Imported when first used: `doctor` has to run where jax does not, and `data` does not need it.
+_HOMES = {"InputError": "errors", "build": "models", "generate": "decoding", "load": "models.store",
+          "save": "models.store"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

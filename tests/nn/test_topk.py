@@ -81,7 +81,9 @@ def causal_loop_mask(query: np.ndarray, key: np.ndarray, k: int) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("either_way")
-@pytest.mark.parametrize(("keys", "k"), [(1, 1), (7, 1), (7, 3), (7, 7), (7, 9), (300, 16)])
+@pytest.mark.parametrize(
+    ("keys", "k"), [(1, 1), (7, 1), (7, 3), (7, 7), (7, 9), (256, 16), (300, 16)]
+)
 def test_mask_is_that_of_the_loop(keys: int, k: int) -> None:
     rng = np.random.default_rng(keys + k)
     shape = 9, keys
@@ -111,7 +113,7 @@ def test_negative_zero_ties_with_zero() -> None:
 
 
 @pytest.mark.usefixtures("either_way")
-def test_mask_of_more_keys_than_a_16_bit_count_holds() -> None:
+def test_mask_of_more_keys_than_two_bytes_number() -> None:
     scores = jnp.where(jnp.arange(70_000) % 7 == 3, 2.0, 1.0)[None]
     mask = np.asarray(jax.jit(lambda s: top_k_mask(s, 10_500))(scores))[0]
     assert mask[3::7].all()

@@ -280,5 +280,5 @@ def named_gradients(module: nn.Module) -> dict[str, np.ndarray]:
                 grad = grad[:, 0].T
             elif layout == "transposed":
                 grad = grad.transpose(-1, -2)
-            gradients[name] = grad.numpy().copy()
+            gradients[name] = grad.cpu().numpy().copy()
     return gradients

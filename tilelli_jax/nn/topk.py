@@ -8,8 +8,8 @@ attention, with plain XLA operations that partition over batch and heads:
 
 - *Selection is a search, not a sort.* The k-th largest score of a query is found bit by bit: a
   threshold grows from its highest bit, and a bit stays if at least k keys reach the threshold.
-  One pass compares and counts, in 16-bit integers with the queries along the vector lanes. Each
-  block of scores takes 32 passes plus log2(keys) for the position of the last kept tie.
+  32 passes find the score and 8 more (up to 256 keys) the position of the last tie that is kept.
+  A pass compares and counts bytes, with the queries side by side in the vector lanes.
 - *The value map is linear*, so A (x W) = (A x) W: the weights mix x, which all heads share, and a
   single product with the kernels of all heads follows. Caches hold x, not one value per head.
 - *Causality by blocks of queries*: a block reads only the keys up to its end.
@@ -29,9 +29,10 @@ from tilelli_jax.nn.contract import contract
 
 Reduction = Literal["mean", "sum"]
 
-# Four blocks skip 3/8 of the causal square; products of fewer than 64 queries run slower on CPUs.
+# Four blocks skip 3/8 of the square; products of fewer than 64 queries run slower on CPUs.
 MAX_BLOCKS, MIN_BLOCK = 4, 64
-# Below this many queries `lax.top_k` costs less than the fixed price of the search (decoding).
+# Up to this many queries, as in decoding, `lax.top_k` costs less than the fixed price of a search.
+# Not above: XLA gathers what `lax.top_k` reads from all devices, and on a CPU sorts in one thread.
 FEW_QUERIES = 32
 
 
@@ -114,36 +115,51 @@ def _last_kept(scores: Array, k: int, axis: int) -> tuple[Array, Array]:
     keys = scores.shape[axis]
     bits = _ordered_bits(scores)
     rank = jnp.full_like(lax.slice_in_dim(bits, 0, 1, axis=axis), k, dtype=jnp.int32)
-
-    high, rank = _ranked(bits >> 16, rank, 16, axis)
-    low, rank = _ranked(jnp.where(bits >> 16 == high, bits & 0xFFFF, 0), rank, 16, axis)
-    least = (high << 16) | low
-
-    to_end = keys - 1 - lax.broadcasted_iota(jnp.int32, bits.shape, axis)
-    to_end = jnp.where(bits == least, to_end, 0).astype(jnp.uint32)
-    distance, _ = _ranked(to_end, rank, (keys - 1).bit_length(), axis)
+    least, rank = _kth_largest(bits, True, rank, 4, axis)
+    to_end = jnp.uint32(keys - 1) - lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    n_bytes = -(-(keys - 1).bit_length() // 8)
+    distance, _ = _kth_largest(to_end, bits == least, rank, n_bytes, axis)
     return least, keys - 1 - distance.astype(jnp.int32)
 
 
-def _ranked(digits: Array, rank: Array, width: int, axis: int) -> tuple[Array, Array]:
-    """The `rank`-th largest of `width`-bit digits, and its rank among the digits equal to it.
+def _kth_largest(
+    numbers: Array, among: Array | bool, rank: Array, n_bytes: int, axis: int
+) -> tuple[Array, Array]:
+    """The `rank`-th largest of some uint32 numbers, and its rank among those equal to it."""
 
-    Digits that do not take part are 0: no threshold that is tried is as low as that.
-    """
-    digit_type = jnp.uint16 if width <= 16 else jnp.uint32
-    count_type = jnp.int16 if digits.shape[axis] < 1 << 15 else jnp.int32
-    digits = digits.astype(digit_type)
+    def next_byte(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        kth, rank = found
+        shift = 8 * (n_bytes - 1 - i).astype(jnp.uint32)
+        alike = among & (numbers >> shift >> 8 == kth >> shift >> 8)  # in the bytes found so far
+        candidates = jnp.where(alike, (numbers >> shift).astype(jnp.uint8), 0)
+        byte, rank = _kth_byte(candidates, rank, axis)
+        return kth | byte.astype(jnp.uint32) << shift, rank
+
+    return lax.fori_loop(0, n_bytes, next_byte, (jnp.zeros_like(rank, dtype=jnp.uint32), rank))
+
+
+def _kth_byte(candidates: Array, rank: Array, axis: int) -> tuple[Array, Array]:
+    """The same of bytes. Those that do not take part are 0: every threshold tried is higher."""
 
     def try_bit(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
         threshold, above = found
-        raised = threshold | (digit_type(1) << (width - 1 - i).astype(digit_type))
-        count = jnp.sum(digits >= raised, axis, dtype=count_type, keepdims=True).astype(jnp.int32)
+        raised = threshold | (jnp.uint8(1 << 7) >> i.astype(jnp.uint8))
+        count = _count(candidates >= raised, axis)
         stays = count >= rank
         return jnp.where(stays, raised, threshold), jnp.where(stays, above, count)
 
-    start = jnp.zeros_like(rank, dtype=digit_type), jnp.zeros_like(rank)
-    threshold, above = lax.fori_loop(0, width, try_bit, start)
-    return threshold.astype(jnp.uint32), rank - above
+    start = jnp.zeros_like(rank, dtype=jnp.uint8), jnp.zeros_like(rank)
+    threshold, above = lax.fori_loop(0, 8, try_bit, start)
+    return threshold, rank - above
+
+
+def _count(flags: Array, axis: int) -> Array:
+    """How many are set along the axis, which stays; in bytes as far as they can count."""
+    keys = flags.shape[axis]
+    part = 128 if keys > 255 and keys % 128 == 0 else keys
+    parts = flags.reshape(*flags.shape[:axis], keys // part, part, *flags.shape[axis + 1 :])
+    counts = jnp.sum(parts, axis + 1, dtype=jnp.uint8 if part < 256 else jnp.int32)
+    return jnp.sum(counts, axis, dtype=jnp.int32, keepdims=True)
 
 
 def _last_kept_of_few(scores: Array, k: int, axis: int) -> tuple[Array, Array]:

@@ -1,0 +1,64 @@
+"""What all tests share: eight CPU devices, and the smallest run there is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before JAX starts. Code generation is where tests of tiny networks spend their time: level 0
+# takes a third of it, and leaves all that XLA itself does (partitioning, fusion) as it is.
+FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+_given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in _given)]).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest  # noqa: E402
+import yaml  # noqa: E402
+
+from tilelli_jax.data import stories  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """20 000 bytes of English."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(stories.generate(20_000))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(text_file):
+    """A run of 12 updates of a ternary network of 13 thousand parameters, as nested dicts."""
+    return {
+        "model": {"family": "routed", "d_model": 16, "n_layers": 2, "max_seq_len": 16, "n_heads": 2,
+                  "d_head": 8, "top_k": 4, "dense_expand": 2, "quantizer": "ternary"},
+        "data": {"source": str(text_file)},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 4},
+        "train": {"steps": 12, "batch_size": 8, "seq_len": 16, "log_every": 1, "eval_every": 4,
+                  "eval_batch_size": 8, "eval_bytes": 500, "checkpoint_every": 3},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny, tmp_path_factory):
+    """The configuration file of `tiny`."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return path
+
+
+@pytest.fixture(scope="session")
+def environment():
+    """The environment of a process of its own with one device."""
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+                         "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="session")
+def train_command():
+    """`python -m tilelli_jax.train`."""
+    return [sys.executable, "-m", "tilelli_jax.train"]

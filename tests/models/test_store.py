@@ -1,0 +1,234 @@
+"""Model directories: what is read is what was written, and nothing is ever half written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tilelli_jax
+from tests.restated.random_weights import random_network
+from tilelli_jax import files
+from tilelli_jax.errors import InputError
+from tilelli_jax.models import ModelConfig, store
+from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.store import from_arrays, load, save, to_arrays
+from tilelli_jax.models.vanilla import VanillaConfig
+
+ROOT = Path(__file__).parents[2]
+SMALL = VanillaConfig(d_model=8, n_layers=2, max_seq_len=6, n_heads=2, dense_expand=2)
+QUANTIZERS = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
+
+
+def equal(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == expected[name].dtype and found[name].shape == expected[name].shape
+        and found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def listing(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+routed = st.builds(
+    RoutedConfig, vocab_size=st.just(32), d_model=st.sampled_from([8, 12]), n_layers=st.integers(1, 3),
+    max_seq_len=st.integers(1, 9), positions=st.sampled_from(["learned", "none"]),
+    tie_embeddings=st.booleans(),
+    pathways=st.permutations(["local", "wide", "state", "sparse", "dense"]).flatmap(
+        lambda every: st.integers(1, 5).map(lambda n: tuple(every[:n]))),
+    n_banks=st.integers(1, 2), n_heads=st.integers(1, 2), d_head=st.just(4), dense_expand=st.integers(1, 3),
+    second_norm=st.sampled_from(["none", "mix", "dense"]), conv_bias=st.booleans(), router_bias=st.booleans(),
+    quantizer=st.sampled_from(QUANTIZERS),
+    quantize=st.sets(st.sampled_from(["conv", "attention", "dense", "router", "embed", "unembed"])).map(
+        lambda parts: tuple(sorted(parts))))
+vanilla = st.builds(
+    VanillaConfig, vocab_size=st.just(32), d_model=st.just(12), n_layers=st.integers(1, 3),
+    max_seq_len=st.integers(1, 9), positions=st.sampled_from(["learned", "none"]),
+    tie_embeddings=st.booleans(), n_heads=st.integers(1, 3), quantizer=st.sampled_from(QUANTIZERS))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=routed | vanilla, seed=st.integers(0, 99))
+def test_what_is_written_is_read_bit_for_bit(config: ModelConfig, seed: int, tmp_path: Path) -> None:
+    model, arrays = random_network(config, seed)
+    assert equal(to_arrays(model), arrays)
+    save(model, tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.config == config and type(again) is type(model)
+    assert equal(to_arrays(again), arrays)
+
+
+def test_the_directory(tmp_path: Path) -> None:
+    """Two files that others can read, layers one by one, and no pickle among them."""
+    model, arrays = random_network(SMALL, 0)
+    tilelli_jax.save(model, tmp_path / "some" / "where")
+    written = listing(tmp_path / "some" / "where")
+    assert written.keys() == {"config.json", "model.safetensors"}
+    assert json.loads(written["config.json"]) == dataclasses.asdict(SMALL) | {
+        "quantize": ["attention", "dense"]}
+    assert equal(safetensors.numpy.load(written["model.safetensors"]), arrays)
+    assert {"blocks.0.attention.qkv.kernel", "blocks.1.norm2.bias"} < arrays.keys()
+    with safetensors.safe_open(tmp_path / "some/where/model.safetensors", "np") as file:
+        assert file.metadata() == {"format": "tilelli_jax"}
+
+
+def test_a_model_of_another_shape_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    save(random_network(SMALL, 0)[0], tmp_path)
+    other, arrays = random_network(RoutedConfig(d_model=8, n_layers=1, n_heads=1, d_head=4), 1)
+    save(other, tmp_path)
+    assert load(tmp_path).config == other.config and equal(to_arrays(load(tmp_path)), arrays)
+    assert sorted(listing(tmp_path)) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+@pytest.mark.parametrize("failing", ["open", "write", "rename"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_failed_write_leaves_the_old_model(
+        failing: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(random_network(SMALL, 0)[0], tmp_path)
+    before, calls = listing(tmp_path), []
+
+    def full(real):
+        def maybe(*arguments, **options):
+            calls.append(1)
+            if len(calls) == at + 1:
+                raise OSError(28, "No space left on device")
+            return real(*arguments, **options)
+        return maybe
+
+    match failing:
+        case "open":
+            monkeypatch.setattr(files.tempfile, "mkstemp", full(files.tempfile.mkstemp))
+        case "write":
+            monkeypatch.setattr(os, "fdopen", full(os.fdopen))
+        case "rename":
+            if at:
+                pytest.skip("between the two renames nothing is written, and nothing fails")
+            monkeypatch.setattr(os, "replace", full(os.replace))
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        save(random_network(dataclasses.replace(SMALL, n_layers=1), 1)[0], tmp_path)
+    assert listing(tmp_path) == before
+
+
+def test_killed_while_writing(tmp_path: Path) -> None:
+    """Without a chance to tidy up: the old files are whole."""
+    script = ("import os, pathlib, signal, sys\nfrom tilelli_jax import files\n"
+              "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+              "files.write_together({pathlib.Path(sys.argv[1], name): b'new' for name in 'ab'})")
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"old"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=f"^{path}: cannot be written: "):
+            save(random_network(SMALL, 0)[0], path)
+
+
+# Reading what others wrote.
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], config: ModelConfig = SMALL) -> Path:
+    (path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    safetensors.numpy.save_file(dict(arrays), path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_float_types_become_float32(dtype: type, tmp_path: Path) -> None:
+    stored = {name: array.astype(dtype) for name, array in random_network(SMALL, 0)[1].items()}
+    found = to_arrays(load(write(tmp_path, stored)))
+    assert equal(found, {name: array.astype(np.float32) for name, array in stored.items()})
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_, np.int64])
+def test_numbers_that_are_no_floats_are_refused(dtype: type, tmp_path: Path) -> None:
+    arrays = random_network(SMALL, 0)[1]
+    arrays["final_norm.bias"] = arrays["final_norm.bias"].astype(dtype)
+    with pytest.raises(InputError, match=r"final_norm.bias: expected one of F64, F32, F16, BF16, found"):
+        load(write(tmp_path, arrays))
+
+
+def test_an_unknown_float_type_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    write(tmp_path, {})
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    with pytest.raises(InputError, match="w: expected one of F64, F32, F16, BF16, found F8_E4M3"):
+        load(tmp_path)
+
+
+def test_every_tensor_that_does_not_fit_is_listed(tmp_path: Path) -> None:
+    arrays = random_network(SMALL, 0)[1]
+    del arrays["blocks.1.norm1.bias"], arrays["embed.kernel"]
+    arrays["blocks.2.norm1.bias"] = arrays["more"] = np.zeros(3, np.float32)
+    arrays["blocks.0.norm2.bias"] = np.zeros(9, np.float32)  # unlike the other layer's
+    arrays["final_norm.scale"] = np.zeros((8, 1), np.float32)
+    says = ("tensors do not fit the configuration; missing: blocks.1.norm1.bias, embed.kernel; "
+            "not known: blocks.2.norm1.bias, more; of another shape: "
+            "blocks.0.norm2.bias (9,) instead of (8,), final_norm.scale (8, 1) instead of (8,)")
+    with pytest.raises(InputError) as error:
+        load(write(tmp_path, arrays))
+    assert str(error.value) == f"{tmp_path}/model.safetensors: {says}"
+    with pytest.raises(InputError) as error:
+        from_arrays(SMALL, arrays, source="here")
+    assert str(error.value) == f"here: {says}"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 100, struct.pack("<Q", 2) + b"[]",
+                                     b"\x80\x04\x95pickle"])
+def test_tensors_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    write(tmp_path, {})
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model.safetensors: cannot be read: "):
+        load(tmp_path)
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    size = (write(tmp_path, random_network(SMALL, 0)[1]) / "model.safetensors").stat().st_size
+    for length in (size - 1, size // 2, 100, 8, 1):
+        os.truncate(tmp_path / "model.safetensors", length)
+        with pytest.raises(InputError, match=r"model.safetensors: cannot be read: "):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "says"), [
+    ("", "cannot be read: "),
+    ("{", "cannot be read: "),
+    ("[]", "family: expected one of routed, vanilla, found None"),
+    ("{}", "family: expected one of routed, vanilla, found None"),
+    ('{"family": ["routed"]}', r"family: expected one of routed, vanilla, found \['routed'\]"),
+    ('{"family": "gpt"}', "family: expected one of routed, vanilla, found 'gpt'"),
+    ('{"family": "vanilla", "n_head": 2}', "unknown key 'n_head' .did you mean 'n_heads'"),
+    ('{"family": "vanilla", "n_heads": 2.0}', "n_heads: expected a whole number, found a number 2.0"),
+    ('{"family": "vanilla", "n_heads": 7}', "d_model: expected a multiple of n_heads 7, found 320"),
+    ('{"family": "routed", "d_model": 0}', "d_model: expected a whole number ≥ 1, found 0"),
+])
+def test_a_configuration_that_is_none(config: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(InputError, match=f"^{tmp_path}/config.json: {says}"):
+        store.load_config(tmp_path)
+
+
+def test_a_run_directory_is_not_its_model(tmp_path: Path) -> None:
+    save(random_network(SMALL, 0)[0], tmp_path / "model")
+    with pytest.raises(InputError) as error:
+        load(tmp_path)
+    assert str(error.value) == (f"{tmp_path}: no model directory: it has no config.json; "
+                                f"did you mean '{tmp_path}/model'?")

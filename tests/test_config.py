@@ -1,0 +1,286 @@
+"""Configuration: what is dumped is loaded, and what is wrong is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tilelli_jax import config as config_lib
+from tilelli_jax import yaml_text
+from tilelli_jax.config import setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.training.experiment import ExperimentConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Apple:
+    """An apple."""
+
+    family: Literal["apple"] = setting("apple", "which fruit")
+    weight: float = setting(0.2, "kilograms")
+    sorts: tuple[Literal["red", "green"], ...] = setting(("red",), "colours")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pear:
+    """A pear."""
+
+    family: Literal["pear"] = setting("pear", "which fruit")
+    weight: float = setting(0.3, "kilograms")
+    stalk: bool = setting(True, "whether it has one")
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise InputError(f"weight: expected 0 or more, found {self.weight}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A box."""
+
+    width: int = setting(3, "centimetres")
+    label: str = setting("", "what is written on it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Basket:
+    """A basket."""
+
+    name: str = setting("", "its name")
+    count: int = setting(1, "pieces")
+    price: float | None = setting(None, "of all")
+    full: bool = setting(False, "whether more goes in")
+    notes: tuple[str, ...] = setting((), "remarks")
+    shares: tuple[float, ...] = setting((0.5, 0.5), "of the owners")
+    fruit: Apple | Pear = setting(Apple(), "what is in it")
+    box: Box = setting(Box(), "what is around it")
+
+
+floats = st.floats(allow_nan=False)
+texts = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
+    ["1e-3", "no", "null", "2024-01-01", "*.txt", "a: b", "'", "- x", "\x85\u2028", "1_0", "=", "<<", "010"])
+baskets = st.builds(
+    Basket, name=texts, count=st.integers(), price=floats | st.none(), full=st.booleans(),
+    notes=st.lists(texts).map(tuple), shares=st.lists(floats).map(tuple),
+    fruit=st.builds(Apple, weight=floats, sorts=st.lists(st.sampled_from(["red", "green"])).map(tuple))
+    | st.builds(Pear, weight=floats.filter(lambda x: x >= 0), stalk=st.booleans()),
+    box=st.builds(Box, width=st.integers(), label=texts))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(basket=baskets)
+def test_what_is_dumped_is_loaded(basket: Basket, tmp_path: Path) -> None:
+    (tmp_path / "basket.yaml").write_bytes(config_lib.dump(basket).encode())
+    assert config_lib.load(Basket, tmp_path / "basket.yaml") == basket
+    assert config_lib.from_dict(Basket, config_lib.to_dict(basket)) == basket
+    assert config_lib.differences(basket, basket) == {}
+
+
+def variations(config: Any) -> st.SearchStrategy[Any]:
+    """Trees with some of a section's keys, at or near their defaults."""
+    def of(hint: Any, value: Any) -> st.SearchStrategy[Any]:
+        if typing.get_origin(hint) is Literal:
+            return st.sampled_from(typing.get_args(hint))
+        if typing.get_origin(hint) is tuple:
+            return st.permutations(value).map(tuple)
+        if dataclasses.is_dataclass(hint):
+            return variations(hint())
+        if typing.get_args(hint):
+            return st.one_of(*(of(option, value) for option in typing.get_args(hint)))
+        return {int: lambda: st.sampled_from([value, 2 * value]), bool: st.booleans,
+                float: lambda: st.floats(0.1, 0.9), type(None): st.none,
+                str: lambda: texts.filter(bool) if value else texts}[hint]()
+    hints = typing.get_type_hints(type(config))
+    sure = {"family": st.just(config.family)} if hasattr(config, "family") else {}
+    return st.fixed_dictionaries(sure, optional={
+        name: of(hint, getattr(config, name)) for name, hint in hints.items() if name != "family"})
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(variations(ExperimentConfig()))
+def test_what_is_dumped_of_the_real_schema_is_loaded(tree: dict[str, Any]) -> None:
+    try:
+        config = config_lib.from_dict(ExperimentConfig, tree)
+    except InputError:  # two keys that do not go together
+        assume(False)
+    assert config_lib.from_dict(ExperimentConfig, yaml_text.parse(config_lib.dump(config))) == config
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Basket:
+    (tmp_path / "basket.yaml").write_text(text, encoding="utf-8")
+    return config_lib.load(Basket, tmp_path / "basket.yaml", overrides)
+
+
+def test_a_file_and_overrides(tmp_path: Path) -> None:
+    found = load(tmp_path, """
+        name: mine
+        price: 1e-3
+        shares: [1, 2e0]
+        fruit: {family: pear, weight: 1}
+        box:
+        """, "count=7", "notes=[a, 'b: c']", "fruit.stalk=false", "box.width=9", "count=8", "full=true")
+    assert found == Basket(name="mine", price=1e-3, shares=(1.0, 2.0), fruit=Pear(weight=1.0, stalk=False),
+                           count=8, notes=("a", "b: c"), full=True, box=Box(width=9))
+    assert isinstance(found.fruit.weight, float) and isinstance(found.shares[0], float)
+    assert config_lib.load(Basket, None, ["price=2"]) == Basket(price=2.0)
+    assert load(tmp_path, "price: 3", "price=null") == Basket()
+    assert load(tmp_path, "box:\nfruit:\n") == Basket(), "empty sections have their defaults"
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("", ""), ("*.txt", "*.txt"), ("2024-01-01", "2024-01-01"), ("a=b", "a=b"), ("hf:some/thing:text",) * 2,
+    ("@x", "@x"), ("'7'", "7"), ("[x", "[x"), ("no way", "no way")])
+def test_an_override_of_text_need_not_be_yaml(text: str, value: str) -> None:
+    assert config_lib.load(Basket, None, [f"name={text}"]).name == value
+
+
+BAD = [
+    # keys
+    ("nam: x", (), "unknown key 'nam' (did you mean 'name'?)"),
+    ("box: {widht: 3}", (), "unknown key 'box.widht' (did you mean 'box.width'?)"),
+    ("width: 3", (), "unknown key 'width' (did you mean 'box.width'?)"),
+    ("box: {count: 3}", (), "unknown key 'box.count' (did you mean 'count'?)"),
+    ("fruits: {weight: 3}", (), "unknown key 'fruits' (did you mean 'fruit'?)"),
+    ("xyzzy: 3", (), "unknown key 'xyzzy'"),
+    ("3: 4", (), "unknown key '3'"),
+    ("nam: 1\nbox: {q: 1}\ncuont: 3", (),
+     "unknown keys 'nam' (did you mean 'name'?), 'box.q', 'cuont' (did you mean 'count'?)"),
+    ("fruit: {family: apple, sorts: [red]}", ("fruit.family=pear",),
+     "unknown key 'fruit.sorts' (not with fruit.family pear)"),
+    ("fruit: {stalk: true, wieght: 1}", (), "unknown keys 'fruit.stalk' (not with fruit.family apple), "
+     "'fruit.wieght' (did you mean 'fruit.weight'?)"),
+    ("", ("nam=3",), "unknown key 'nam' (did you mean 'name'?)"),
+    ("", ("box.=3",), "unknown key 'box.' (did you mean 'box.width'?)"),
+    # values
+    ("count: true", (), "count: expected a whole number, found true/false True"),
+    ("count: 1.0", (), "count: expected a whole number, found a number 1.0"),
+    ("count: 1e-3", (), "count: expected a whole number, found text '1e-3'"),
+    ("count: '3'", (), "count: expected a whole number, found text '3'"),
+    ("count: [3]", (), "count: expected a whole number, found a list [3]"),
+    ("count:", (), "count: expected a whole number, found nothing"),
+    ("price: false", (), "price: expected a number or nothing, found true/false False"),
+    ("price: nan", (), "price: expected a number or nothing, found text 'nan'"),
+    ("price: 1" + 400 * "0", (), "price: expected a number or nothing, found a whole number 1"),
+    ("full: 1", (), "full: expected true or false, found a whole number 1"),
+    ("name: 3", (), "name: expected text, found a whole number 3"),
+    ("name: {a: b}", (), "name: expected text, found keys {'a': 'b'}"),
+    ("notes: text", (), "notes: expected a list of text, found text 'text'"),
+    ("notes: [a, 3]", (), "notes[1]: expected text, found a whole number 3"),
+    ("fruit: {sorts: [gren]}", (),
+     "fruit.sorts[0]: expected red or green, found text 'gren'; did you mean 'green'?"),
+    ("fruit: {family: paer}", (),
+     "fruit.family: expected one of apple, pear, found 'paer'; did you mean 'pear'?"),
+    ("fruit: {family: [pear]}", (), "fruit.family: expected one of apple, pear, found ['pear']"),
+    ("fruit: {family: pear, weight: -1}", (), "fruit.weight: expected 0 or more, found -1.0"),
+    ("fruit: 3", (), "fruit: expected keys with values, found a whole number"),
+    ("box: [1]", (), "box: expected keys with values, found a list"),
+    # overrides
+    ("", ("count",), "override 'count': expected key.subkey=value"),
+    ("", ("=3",), "override '=3': expected key.subkey=value"),
+    ("count: 3", ("count.x=3",), "override 'count.x=3': 'count' holds a value, not keys"),
+    ("", ("box=3",), "box: expected keys with values, found a whole number"),
+    ("", ("count=[",), "count: expected a whole number, found text '['"),
+    # YAML
+    ("- a", (), "expected keys with values, found a list"),
+    ("text", (), "expected keys with values, found text"),
+    ("count: 3\nname: x\ncount: 4", (), "not YAML: the key 'count' stands twice (line 3)"),
+    ("box:\n  width: 3\n  width: 3", (), "not YAML: the key 'width' stands twice (line 3)"),
+    ("box: {width: 3, 'width': 3}", (), "not YAML: the key 'width' stands twice (line 1)"),
+    ("count: [", (), "not YAML: "), ("a: b: c", (), "not YAML: "), ("\x00", (), "not YAML: "),
+    ("name: !!python/object/apply:os.getcwd []", (), "not YAML: "), ("[" * 5000, (), "not YAML: "),
+    ("count: " + "1" * 5000, (), "not YAML: "), ("name: *x", (), "not YAML: "),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "says"), BAD, ids=[f"{t[:30]} {o}" for t, o, _ in BAD])
+def test_what_is_wrong_is_named_in_one_line(
+        text: str, overrides: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text or "count: 1", *overrides)
+    found = str(error.value)
+    if not says.startswith("override"):
+        says = f"{tmp_path}/basket.yaml: {says}"
+    assert found.startswith(says) and "\n" not in found
+    if says[-1] in "?')" or says.endswith("nothing"):
+        assert found == says
+
+
+def test_keys_taken_over_from_another_section_are_no_doubles(tmp_path: Path) -> None:
+    found = load(tmp_path, "box: &box {width: 4, label: a}\nfruit: {weight: 1}\n")
+    assert found.box == Box(4, "a")
+    (tmp_path / "merged.yaml").write_text("width: 1\n<<: {width: 4, label: a}\n")
+    assert config_lib.load(Box, tmp_path / "merged.yaml") == Box(1, "a")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "tilelli-lite.yaml").write_text("count: 1")
+    near = f"no such file; did you mean '{tmp_path}/tilelli-lite.yaml'?"
+    for path, says in ((tmp_path / "tileli-lite.yaml", near), (tmp_path / "none" / "x.yaml", "no such file"),
+                       (tmp_path, "cannot be read: ")):
+        with pytest.raises(InputError) as error:
+            config_lib.load(Basket, path)
+        assert str(error.value).startswith(f"{path}: {says}")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "empty.yaml").write_bytes(b"# nothing\n")
+    for name, says in (("bytes", "cannot be read: "), ("empty", "expected keys with values, found nothing")):
+        with pytest.raises(InputError, match=f"^{tmp_path}/{name}.yaml: {says}"):
+            config_lib.load(Basket, tmp_path / f"{name}.yaml")
+
+
+def test_differences_are_named_by_key() -> None:
+    a, b = Basket(count=3), Basket(fruit=Pear(weight=0.2), box=Box(label="x"))
+    assert config_lib.differences(a, b) == {
+        "count": (3, 1), "fruit.family": ("apple", "pear"), "fruit.sorts": (["red"], None),
+        "fruit.stalk": (None, True), "box.label": ("", "x")}
+
+
+def leaves(cls: Any, prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for field in dataclasses.fields(cls):
+        hint = typing.get_type_hints(cls)[field.name]
+        sections = [h for h in (*typing.get_args(hint), hint) if dataclasses.is_dataclass(h)]
+        for section in sections:
+            found += leaves(section, f"{prefix}{field.name}.")
+        if not sections:
+            found.append((prefix + field.name, field.metadata["meaning"]))
+    return found
+
+
+def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    described = config_lib.describe(ExperimentConfig).splitlines()
+    expected = leaves(ExperimentConfig)
+    assert len(expected) > 60
+    for key, meaning in expected:
+        assert meaning and any(
+            line.split()[0] == key and following.strip() == meaning
+            for line, following in itertools.pairwise(described) if line.strip())
+    assert any(line.split() == ["model", "with", "family:", "vanilla"] for line in described)
+    from tilelli_jax.train import main
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    assert config_lib.describe(ExperimentConfig) in capsys.readouterr().out
+
+
+def test_the_other_family_on_a_file_of_the_one(tmp_path: Path) -> None:
+    (tmp_path / "lite.yaml").write_text("model: {family: routed, n_heads: 4, top_k: 8, d_head: 9}")
+    with pytest.raises(InputError) as error:
+        config_lib.load(ExperimentConfig, tmp_path / "lite.yaml", ["model.family=vanilla"])
+    assert str(error.value) == (
+        f"{tmp_path}/lite.yaml: unknown keys 'model.top_k' (not with model.family vanilla), "
+        "'model.d_head' (not with model.family vanilla)")
+    config = config_lib.load(ExperimentConfig, None, ["model.family=vanilla", "model.d_model=64"])
+    assert config.model == VanillaConfig(d_model=64)
+
+
+def test_infinities_are_numbers(tmp_path: Path) -> None:
+    assert load(tmp_path, "price: -.inf").price == -math.inf

@@ -1,0 +1,386 @@
+"""Decoding with caches against the plain forward pass; drawing against its definition."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+import scipy.stats
+
+import tilelli_jax
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tests.restated.reciter import reciter
+from tilelli_jax import decoding
+from tilelli_jax.errors import InputError
+from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+
+WINDOW = 48
+LITE = RoutedConfig(d_model=16, n_layers=2, max_seq_len=WINDOW, n_heads=2, d_head=4, top_k=3,
+                    dense_expand=2)
+PARENT = dataclasses.replace(LITE, pathways=("local", "wide", "state", "sparse", "dense"), n_heads=1,
+                             positions="none")
+VANILLA = VanillaConfig(d_model=16, n_layers=2, max_seq_len=WINDOW, n_heads=2, dense_expand=2)
+ALL = ("conv", "attention", "dense", "router", "embed", "unembed")
+CASES: dict[str, ModelConfig] = {
+    "lite": LITE,
+    "lite ternary": dataclasses.replace(LITE, quantizer="ternary", tie_embeddings=True),
+    "parent": PARENT,
+    "parent ternary": dataclasses.replace(PARENT, quantizer="ternary"),
+    "parent banks": dataclasses.replace(PARENT, n_banks=2, second_norm="mix", conv_bias=True),
+    "atome": dataclasses.replace(LITE, pathways=("local", "state", "sparse"), n_heads=1, positions="none",
+                                 quantizer="ternary", quantize=ALL),
+    "vanilla": VANILLA,
+    "vanilla without positions": dataclasses.replace(VANILLA, positions="none"),
+    **{name: dataclasses.replace(PARENT, quantizer=name, quantize=ALL, d_model=12, second_norm="dense")
+       for name in ("ternary_row", "hadamard", "lsq", "power3", "power3_row")},
+}
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones have no such option
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+PROMPTS = [b"q", b"Once upon a time, there", "Grüße an alle".encode(), bytes(range(200, 206))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    """Nearly all the time here goes into compiling: without optimisation it is a third."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, static, donated in (("_prefill", ("graph", "size"), ()),
+                                      ("_decode", ("graph", "width"), ("caches",)),
+                                      ("_slide", ("graph", "width"), ())):
+            patch.setattr(decoding, name, jax.jit(
+                getattr(decoding, name).__wrapped__, static_argnames=static, donate_argnames=donated,
+                compiler_options=QUICK))
+        yield
+
+
+@functools.cache
+def network(case: str) -> Decoder:
+    return random_network(CASES[case], seed=0)[0]
+
+
+drawn = quick_jit(decoding.sample)
+
+
+def uncached(model: Decoder, prompt: bytes, n: int, index: int = 0, seed: int = 0, **how: Any) -> bytes:
+    """The plain loop: the whole text, or its last max_seq_len bytes, through the network for each byte."""
+    forward = quick_jit(lambda ids: model(ids))
+    limit = WINDOW if model.config.positions == "learned" else len(prompt) + n
+    text = prompt
+    for made in range(n):
+        seen = text[-limit:]
+        # Padded to one length, to compile once: what follows a byte has no part in its logits.
+        ids = np.frombuffer(seen.ljust(limit, b"\0"), np.uint8).astype(np.int32)[None]
+        logits = forward(ids)[0, len(seen) - 1]
+        if not how:
+            text += bytes([int(np.argmax(logits))])
+        else:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), made)
+            text += bytes([int(drawn(key, logits, *how.values()))])
+    return text[len(prompt):]
+
+
+@pytest.mark.filterwarnings("ignore:decoding to")
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_gives_the_bytes_of_each_prompt_alone_without_caches(case: str) -> None:
+    """From one byte to past max_seq_len: prefilled, cached, and then sliding or growing."""
+    model = network(case)
+    found = tilelli_jax.generate(model, PROMPTS, max_new=40, temperature=0)
+    for prompt, made in zip(PROMPTS, found, strict=True):
+        assert made.data == uncached(model, prompt, 40)
+    assert len({byte for made in found for byte in made.data}) > 8, "too dull to tell anything"
+
+
+@pytest.mark.filterwarnings("ignore:decoding to")
+@pytest.mark.parametrize("case", ["lite", "parent"])
+def test_drawn_bytes_are_those_of_the_rows_own_stream(case: str) -> None:
+    model, how = network(case), {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
+    found = tilelli_jax.generate(model, PROMPTS, max_new=40, seed=5, **how)
+    for i, (prompt, made) in enumerate(zip(PROMPTS, found, strict=True)):
+        assert made.data == uncached(model, prompt, 40, index=i, seed=5, **how)
+    # However many go through the network at once, and in whatever company.
+    assert tilelli_jax.generate(model, PROMPTS, max_new=40, seed=5, batch_size=3, **how) == found
+    others = [b"x"] * (len(PROMPTS) - 1)
+    assert tilelli_jax.generate(model, [*others, PROMPTS[-1]], max_new=40, seed=5, **how)[-1] == found[-1]
+    # And another seed, or another row, is another stream.
+    assert tilelli_jax.generate(model, PROMPTS, max_new=40, seed=6, **how) != found
+    same = tilelli_jax.generate(model, PROMPTS[:1] * 2, max_new=40, seed=5, **how)
+    assert same[0] == found[0] and same[1] != same[0]
+
+
+@pytest.mark.filterwarnings("ignore:decoding to")
+@pytest.mark.parametrize("case", ["lite", "parent"])
+def test_prompts_at_and_past_the_window(case: str) -> None:
+    model = network(case)
+    text = (b"The cat sat on the mat and looked at the moon. " * 3)
+    for length in (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW):
+        made, = tilelli_jax.generate(model, text[:length], max_new=3, temperature=0)
+        assert made.data == uncached(model, text[:length], 3), length
+        assert made.slid == (case == "lite" and length + 2 > WINDOW)
+
+
+def test_passing_the_trained_length_is_said_once_to_the_caller() -> None:
+    for case, says in (("lite", "past 48 each byte sees the last 48 only"),
+                       ("parent", "past the trained length of 48")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            tilelli_jax.generate(network(case), ["ab", "abc"], max_new=WINDOW - 2)
+            assert not said, "the last byte is predicted from all of WINDOW others"
+            tilelli_jax.generate(network(case), ["ab", "abc"], max_new=WINDOW - 1)
+            list(decoding.stream(network(case), [np.zeros(3, np.uint8)], max_new=WINDOW - 1, chunk=20))
+        assert len(said) == 2
+        for warning, decoded in zip(said, (WINDOW + 2, WINDOW + 2), strict=True):
+            assert str(warning.message) == f"decoding to {decoded} bytes: {says}"
+            assert warning.filename == __file__
+
+
+def test_the_same_bytes_in_chunks_of_any_size() -> None:
+    model, prompts = network("lite"), [np.frombuffer(p, np.uint8) for p in PROMPTS]
+    with pytest.warns(UserWarning, match="sees the last"):
+        whole = tilelli_jax.generate(model, PROMPTS, max_new=40, seed=3)
+    for size in (1, 7):
+        with pytest.warns(UserWarning):
+            chunks = list(decoding.stream(model, prompts, max_new=40, seed=3, chunk=size))
+        assert [row.tobytes() for row in np.concatenate([chunk.new for chunk in chunks], axis=1)] == [
+            made.data for made in whole]
+        # The window slides for a row from the byte on that has more than WINDOW before it.
+        at = np.cumsum([chunk.new.shape[1] for chunk in chunks])
+        for i, prompt in enumerate(prompts):
+            assert [chunk.slid[i] for chunk in chunks] == [len(prompt) + n - 1 > WINDOW for n in at]
+
+
+def test_many_prompts_few_bytes_and_none() -> None:
+    model = network("lite")
+    prompts = [bytes([i]) * (1 + i % 5) for i in range(64)]
+    found = tilelli_jax.generate(model, prompts, max_new=2, temperature=0)
+    one, = tilelli_jax.generate(model, prompts[-1], max_new=2, temperature=0)
+    assert len(found) == 64 and found[-1] == one and len(set(found)) > 3
+    for prompt in ("x", "x" * 100):
+        assert tilelli_jax.generate(model, prompt, max_new=0) == [decoding.Continuation(b"", False, False)]
+    assert tilelli_jax.generate(model, [], max_new=5) == []
+
+
+def test_nothing_is_compiled_for_other_numbers_of_the_same_kind() -> None:
+    compiled: list[str] = []
+
+    def listen(event: str, _: float, **more: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(more.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    model = random_network(dataclasses.replace(LITE, n_layers=1), seed=0)[0]
+    with pytest.warns(UserWarning, match="sees the last"):
+        tilelli_jax.generate(model, ["abc", "defgh"], max_new=60, temperature=0.8)
+        list(decoding.stream(model, [np.zeros(3, np.uint8)], max_new=60, chunk=8))
+    assert compiled
+    compiled.clear()
+    with pytest.warns(UserWarning, match="sees the last"):
+        for how in ({}, {"temperature": 0.0}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.5},
+                    {"seed": 7}, {"stop": ["zz"]}, {"max_new": 61}):
+            tilelli_jax.generate(model, ["abc", "defgh"], **{"max_new": 60} | how)
+        tilelli_jax.generate(model, ["another one", "x"], max_new=55)
+        other = random_network(dataclasses.replace(LITE, n_layers=1), seed=1)[0]
+        compiled.clear()  # making the other network is another matter
+        tilelli_jax.generate(other, ["abc", "defgh"], max_new=60)
+        for n in (50, 51, 63):
+            list(decoding.stream(model, [np.zeros(2, np.uint8)], max_new=n, chunk=8))
+    assert compiled == []
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 512, 513, 5000, 100_000])
+def test_lengths_are_rounded_up_to_few_sizes(length: int) -> None:
+    size = decoding._bucket(length)
+    assert length <= size <= max(64, length * 1.25 + 64)
+    assert decoding._bucket(length, 48) == 48
+    sizes = {decoding._bucket(n) for n in range(1, length + 1)}
+    assert len(sizes) <= 8 + 4 * np.log2(max(length / 512, 1)) + 1
+
+
+# Stop strings, on a network that recites.
+
+SCRIPT = "abcdefghijklmnopqrstuvwxyzäöü€🙂Z0123456789ABCDEFGHIJKLMNOPQRSTUVWXYabcde".encode()
+
+
+@functools.cache
+def reciting() -> Decoder:
+    return reciter(SCRIPT)
+
+
+@pytest.mark.parametrize(("stop", "expected"), [
+    ("jkl", SCRIPT[4:9]),
+    (["xyz", "jkl"], SCRIPT[4:9]),  # whichever comes first
+    (["jklX"], SCRIPT[4:104]),
+    ("e", b""),  # at once
+    ("abc", SCRIPT[4:-5]),  # not in the prompt
+    ("", SCRIPT[4:104]),
+    ("ö", SCRIPT[4:28]),
+    ("\N{SLIGHTLY SMILING FACE}Z", SCRIPT[4:35]),
+    ("STU", SCRIPT[4:SCRIPT.index(b"STU")]),
+    ("VW", SCRIPT[4:SCRIPT.index(b"VW")]),
+])
+def test_stop_strings(stop: str | list[str], expected: bytes) -> None:
+    made, = tilelli_jax.generate(reciting(), "abcd", max_new=100, temperature=0, stop=stop)
+    assert made.data == expected.ljust(100 if len(expected) == 100 else 0, b"\0") or (
+        made.data.rstrip(b"\0") == expected.rstrip(b"\0") and not made.stopped)
+    assert made.stopped == (expected != SCRIPT[4:104])
+
+
+def test_a_stop_string_across_the_border_of_two_chunks() -> None:
+    model = reciting()
+    for at in range(decoding.BUCKET - 3, decoding.BUCKET + 3):
+        stop = SCRIPT[4 + at:4 + at + 3].decode()
+        made, = tilelli_jax.generate(model, "abcd", max_new=90, temperature=0, stop=stop)
+        assert made.data == SCRIPT[4:4 + at] and made.stopped
+
+
+def test_one_row_stops_and_the_others_go_on() -> None:
+    found = tilelli_jax.generate(reciting(), ["a", "a" * 30], max_new=40, temperature=0, stop="xyz")
+    assert [made.stopped for made in found] == [True, False]
+    assert [made.data for made in found] == [SCRIPT[1:23], SCRIPT[30:70]]
+
+
+def test_bytes_that_are_no_text() -> None:
+    model = reciter(b"\xff\xfea\xc3(\x80z")
+    made, = tilelli_jax.generate(model, b"\xff", max_new=6, temperature=0)
+    assert made.data == b"\xfea\xc3(\x80z"
+    assert made.text == "�a�(�z"
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ({"prompts": ""}, "the prompt is empty; expected at least one byte"),
+    ({"prompts": ["a", ""]}, "prompt 1 is empty; expected at least one byte"),
+    ({"max_new": -1}, "max_new: expected 0 or more, found -1"),
+    ({"temperature": -0.1}, "temperature: expected 0 or more, found -0.1"),
+    ({"temperature": float("nan")}, "temperature: expected 0 or more, found nan"),
+    ({"top_k": -1}, r"top_k: expected 0 \(all\) or more, found -1"),
+    ({"top_p": 0.0}, "top_p: expected a number above 0 and at most 1, found 0.0"),
+    ({"top_p": 1.1}, "top_p: expected a number above 0 and at most 1, found 1.1"),
+    ({"seed": -1}, r"seed: expected a whole number from 0 to 2\^32 - 1, found -1"),
+    ({"seed": 2**32}, "seed: expected a whole number"),
+])
+def test_bad_arguments(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        tilelli_jax.generate(reciting(), **{"prompts": "a"} | arguments)
+
+
+def test_a_vocabulary_smaller_than_all_bytes() -> None:
+    model = random_network(dataclasses.replace(LITE, vocab_size=100), seed=0)[0]
+    with pytest.raises(InputError, match="vocab_size: expected at least 256 to continue bytes, found 100"):
+        tilelli_jax.generate(model, "a")
+
+
+def test_symbols_past_the_bytes_are_never_drawn() -> None:
+    model = random_network(dataclasses.replace(LITE, vocab_size=1000, n_layers=1), seed=0)[0]
+    logits = np.asarray(model(np.arange(8)[:, None])[:, 0])
+    assert logits.argmax(1).max() >= 256
+    found = tilelli_jax.generate(model, [bytes([i]) for i in range(8)], max_new=1, temperature=0)
+    assert [made.data[0] for made in found] == logits[:, :256].argmax(1).tolist()
+
+
+# Drawing against its definition.
+
+def expected_probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """By the words of `Sampling`, in float64: down the ranking, equals together, until enough are kept."""
+    logits = np.asarray(logits, np.float64)
+    p = np.exp((logits - logits.max()) / temperature)
+    for most, share in ((top_k or len(p), np.inf), (np.inf, top_p)):
+        kept = np.zeros(len(p), bool)
+        for level in np.unique(logits)[::-1]:
+            if kept.sum() < most and p[kept].sum() < share:
+                kept |= logits == level
+        p = np.where(kept, p, 0) / p[kept].sum()
+    return p
+
+
+NORMAL = np.random.default_rng(0).standard_normal(256).astype(np.float32)
+TIED = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -30.0], np.float32)
+
+
+@pytest.mark.parametrize(("logits", "temperature", "top_k", "top_p"), [
+    (NORMAL, 1.0, 0, 1.0), (NORMAL, 0.5, 0, 1.0), (NORMAL, 2.0, 0, 1.0), (NORMAL, 1.0, 10, 1.0),
+    (NORMAL, 0.7, 0, 0.6), (NORMAL, 0.8, 20, 0.9), (NORMAL, 1.0, 256, 1.0), (NORMAL, 1.0, 1000, 1.0),
+    (NORMAL, 1.0, 1, 1.0), (NORMAL, 1.0, 0, 1e-6), (NORMAL, 1.0, 255, 1.0),
+    (TIED, 1.0, 0, 1.0), (TIED, 1.0, 1, 1.0), (TIED, 1.0, 2, 1.0), (TIED, 1.0, 4, 1.0), (TIED, 1.0, 5, 1.0),
+    (TIED, 1.0, 0, 0.42), (TIED, 1.0, 0, 0.5), (TIED, 1.0, 0, 0.97), (TIED, 1.0, 2, 0.42),
+    (np.zeros(8, np.float32), 1.0, 1, 0.1), (TIED, 1.0, 7, 1.0),
+])
+def test_drawn_symbols_have_their_probabilities(
+        logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> None:
+    n = 20_000
+    keys = jax.random.split(jax.random.key(1), n)
+    drawn = np.asarray(many(keys, logits, temperature, top_k, top_p))
+    counts = np.bincount(drawn, minlength=len(logits))
+    p = expected_probabilities(logits, temperature, top_k, top_p)
+    assert np.all(counts[p == 0] == 0)
+    rare = p * n < 5
+    counts, p = np.append(counts[~rare], counts[rare].sum()), np.append(p[~rare], p[rare].sum())
+    counts, p = counts[p > 0], p[p > 0]
+    if len(p) > 1:
+        assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-3
+
+
+@jax.jit
+def many(keys: jax.Array, logits: jax.Array, *how: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda key: decoding.sample(key, logits, *how), keys, batch_size=100)
+
+
+def test_a_share_of_one_leaves_out_nothing() -> None:
+    """Though all but the last symbol sum to one, as far as float32 can tell."""
+    assert np.isfinite(decoding._likeliest(TIED, 8, 1.0)).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 2e-38, 1e-30, 1e-3])
+def test_cold_drawing_takes_the_likeliest(temperature: float) -> None:
+    keys = jax.random.split(jax.random.key(1), 200)
+    assert set(np.asarray(many(keys, 10 * NORMAL, temperature, 0, 1.0)).tolist()) == {int(NORMAL.argmax())}
+    # Of equals, the first when greedy and any when drawn.
+    drawn = set(np.asarray(many(keys, np.zeros(4, np.float32), temperature, 0, 1.0)).tolist())
+    assert drawn == {0} if temperature < 1e-38 else drawn == {0, 1, 2, 3}
+
+
+def test_infinite_temperature_is_uniform() -> None:
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    counts = np.bincount(np.asarray(many(keys, NORMAL, float("inf"), 0, 1.0)), minlength=256)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_first_bytes_of_many_rows_follow_the_networks_softmax() -> None:
+    model = network("lite")
+    logits = model(np.frombuffer(b"abc", np.uint8).astype(np.int32)[None])[0, -1]
+    n = 1024
+    found = tilelli_jax.generate(model, ["abc"] * n, max_new=1, temperature=1.5, batch_size=n)
+    p = expected_probabilities(np.asarray(logits), 1.5, 0, 1.0)
+    group = np.empty(256, int)
+    group[np.argsort(p)] = np.arange(256) // 16  # equally likely bytes together: none too rare
+    counts = np.bincount(group[[made.data[0] for made in found]], minlength=16)
+    assert scipy.stats.chisquare(counts, np.bincount(group, weights=p) * n).pvalue > 1e-3
+
+
+def test_bytes_are_drawn_independently_along_time_and_across_rows() -> None:
+    found = tilelli_jax.generate(reciter(b"", sureness=0.0), ["a"] * 128, max_new=120, batch_size=128)
+    drawn = np.array([list(made.data) for made in found])  # uniform, if all is well
+    assert scipy.stats.chisquare(np.bincount(drawn.ravel(), minlength=256)).pvalue > 1e-3
+    coarse = drawn >> 5
+    for a, b in ((coarse[:, 1:], coarse[:, :-1]), (coarse[1:], coarse[:-1])):
+        pairs = np.bincount((8 * a + b).ravel(), minlength=64)
+        assert scipy.stats.chisquare(pairs).pvalue > 1e-3
+
+
+def test_generate_stays_a_function_beside_the_command_of_its_name() -> None:
+    import tilelli_jax.generate
+    made, = tilelli_jax.generate(reciting(), "ab", max_new=3, temperature=0)
+    assert made.text == "cde"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tilelli_jax.generate(reciting(), "a", max_new=200)
+    assert [warning.filename for warning in said] == [__file__]

@@ -1,0 +1,386 @@
+"""The train command inside this process, on eight devices: a whole run, stops, accidents, bad input.
+
+Runs of processes of their own, killed and interrupted, are in training/test_interrupted.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import tilelli_jax
+from tilelli_jax import config as config_lib
+from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.windows import validation_batches
+from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.train import main
+from tilelli_jax.training import log as log_module
+from tilelli_jax.training import loop
+from tilelli_jax.training.evaluate import make_evaluate
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.log import read_metrics
+from tilelli_jax.training.step import take_apart
+
+
+def losses(run_dir):
+    return {row["step"]: row["loss"] for row in read_metrics(run_dir / "metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_file, tmp_path_factory):
+    """A complete run: its directory and what it printed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        import io
+        out = io.StringIO()
+        patch.setattr("sys.stdout", out)
+        status = main(["--config", str(tiny_file), f"run_dir={run_dir}", "report.trigram=true",
+                       "report.reference=0.5", "report.reference_name=a rival, of old",
+                       'report.prompts=["Once", "The "]', "report.sample_bytes=5"])
+    assert status == 0
+    return run_dir, out.getvalue()
+
+
+def test_a_run_directory_has_everything(finished):
+    run_dir, _ = finished
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "model", "summary.json"]
+    assert sorted(path.name for path in (run_dir / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_metrics(finished):
+    run_dir, _ = finished
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows if "valid_loss" in row] == [4, 8, 12]
+    for row in rows:
+        assert set(row) - {"valid_loss", "valid_bits_per_byte"} == {
+            "step", "loss", "bits_per_byte", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second",
+            "load_balance", "router_use", "router_entropy", "zero_fraction"}
+        assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2))
+        assert row["tokens"] == row["step"] * 8 * 16
+        use = np.array(row["router_use"])
+        assert use.shape == (2, 3) and np.allclose(use.sum(-1), 1, atol=1e-5)
+        assert len(row["router_entropy"]) == 2 and all(0 < value <= 1 for value in row["router_entropy"])
+        assert 0.2 < row["zero_fraction"] < 0.5  # a normal kernel: |w| < mean|w| / 2 for 31 %
+        assert row["grad_norm"] > 0
+    assert rows[0]["lr"] == pytest.approx(1e-2 / 5) and max(row["lr"] for row in rows) == pytest.approx(1e-2)
+    assert rows[0]["loss"] == pytest.approx(math.log(256), abs=1.0)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # it learns
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert rows[0]["tokens_per_second"] is None  # compilation is no speed
+    assert all(row["tokens_per_second"] > 0 for row in rows[2:])
+
+
+def test_summary(finished):
+    run_dir, _ = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    validated = {row["step"]: row["valid_loss"] for row in rows if "valid_loss" in row}
+    best = min(validated, key=validated.get)
+    assert summary["final_valid_loss"] == validated[12]
+    assert summary["best_valid_loss"] == validated[best] and summary["best_step"] == best
+    for kind in ("final", "best"):
+        assert summary[f"{kind}_valid_bits_per_byte"] == summary[f"{kind}_valid_loss"] / math.log(2)
+    assert summary["tokens"] == 12 * 8 * 16 and summary["steps"] == 12
+    assert summary["seconds"] > 0 and summary["seed"] == 0 and "git_commit" in summary
+    assert summary["versions"]["jax"] == jax.__version__
+    assert 1 < summary["trigram_valid_loss"] < 4
+
+
+def test_the_model_is_the_best_one_and_loads(finished, tiny):
+    run_dir, _ = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    model = tilelli_jax.load(run_dir / "model")
+    network, params = take_apart(model)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == summary["parameters"]
+    config = config_lib.load(ExperimentConfig, run_dir / "config.yaml")
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        batches = validation_batches(open_corpus(config.data).valid, batch_size=4, seq_len=16,
+                                     max_bytes=tiny["train"]["eval_bytes"])
+        evaluate = make_evaluate(network, batches, mesh, batch_size=4)
+        assert evaluate(params) == pytest.approx(summary["best_valid_loss"], rel=1e-5)
+
+
+def test_the_newest_and_the_best_checkpoint_stay(finished):
+    run_dir, _ = finished
+    best = json.loads((run_dir / "summary.json").read_text())["best_step"]
+    assert {int(path.name) for path in (run_dir / "checkpoints").iterdir()} == {9, 12, best}
+
+
+def test_what_is_printed(finished):
+    run_dir, printed = finished
+    assert printed.startswith("demo: routed, ") and "8 × cpu" in printed
+    for part in ("step 4: validation ", "this run, best (step ", "a rival, of old", "byte trigrams",
+                 f"figure: {run_dir}/loss.png", "[1] Once|", "[2] The |"):
+        assert part in printed
+
+
+def test_the_same_command_on_a_complete_run(finished, capsys):
+    run_dir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    assert main(["--config", str(run_dir / "config.yaml")]) == 0  # the file knows its run_dir
+    out, err = capsys.readouterr()
+    assert f"{run_dir} is complete" in out and "this run, best" in out and err == ""
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_the_saved_configuration_reproduces_the_run(finished, tmp_path):
+    run_dir, _ = finished
+    again = tmp_path / "again"
+    assert main(["--config", str(run_dir / "config.yaml"), f"run_dir={again}", "report.prompts=[]",
+                 "train.export=last"]) == 0
+    assert losses(again) == losses(run_dir)  # to the last bit
+    assert json.loads((again / "summary.json").read_text())["exported_step"] == 12
+
+
+def test_starting_from_a_model(finished, tiny_file, tmp_path):
+    run_dir, _ = finished
+    args = ["--config", str(tiny_file), f"run_dir={tmp_path / 'next'}",
+            f"train.init_from={run_dir / 'model'}", "train.steps=1", "train.eval_every=1"]
+    assert main(args) == 0
+    # The first loss is that of the model taken up, on the first batch.
+    assert losses(tmp_path / "next")[1] < losses(run_dir)[1] - 0.3
+
+
+def test_a_run_killed_while_it_wrote_its_end(finished, tiny_file, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    for name in ("summary.json", "loss.png"):
+        (run_dir / name).unlink()
+    shutil.rmtree(run_dir / "model")
+    assert main(["--config", str(tiny_file), f"run_dir={run_dir}"]) == 0
+    assert "going on from step 12" in capsys.readouterr().out
+    for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
+        assert (run_dir / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert (run_dir / "loss.png").exists() and (run_dir / "summary.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# Stopped half-way, and what then may happen.
+
+
+@pytest.fixture(scope="module")
+def half_way(tiny_file, tmp_path_factory):
+    """The directory of a run that was asked to stop after step 7."""
+    run_dir = tmp_path_factory.mktemp("half way") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "should_stop", lambda step: step == 7)
+        assert main(["--config", str(tiny_file), f"run_dir={run_dir}"]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def taken_up(half_way, tiny_file, tmp_path):
+    """A copy of that directory, and the command that goes on with it."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(half_way, run_dir)
+    return run_dir, ["--config", str(tiny_file), f"run_dir={run_dir}"]
+
+
+def checkpoints(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def test_stopping_saves(half_way):
+    assert checkpoints(half_way) == ["4", "6", "7"]  # the best so far and the newest two
+    assert not (half_way / "summary.json").exists() and not (half_way / "model").exists()
+    assert list(losses(half_way)) == list(range(1, 8))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_going_on(finished, taken_up, capsys, mesh):
+    run_dir, args = taken_up
+    sizes = [f"mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)]
+    assert main([*args, *sizes]) == 0
+    assert "going on from step 7" in capsys.readouterr().out
+    expected = losses(finished[0])
+    if mesh == (8, 1, 1):
+        assert losses(run_dir) == expected  # to the last bit
+        assert (run_dir / "model/model.safetensors").read_bytes() == (
+            finished[0] / "model/model.safetensors").read_bytes()
+    else:
+        assert losses(run_dir) == pytest.approx(expected, rel=1e-5)
+    assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 12 * 8 * 16
+
+
+def damage(run_dir, step):
+    largest = max((run_dir / "checkpoints" / str(step) / "state" / "d").iterdir(),
+                  key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+
+
+def test_a_damaged_newest_checkpoint(finished, taken_up, capsys, caplog):
+    run_dir, args = taken_up
+    damage(run_dir, 7)
+    assert main(args) == 0
+    assert "going on from step 6" in capsys.readouterr().out
+    assert "7: damaged checkpoint" in caplog.text and "passed over, going on from step 6" in caplog.text
+    assert losses(run_dir) == losses(finished[0])
+    assert "damaged-7" in checkpoints(run_dir)
+
+
+def test_every_checkpoint_damaged(taken_up, capsys):
+    run_dir, args = taken_up
+    for step in (4, 6, 7):
+        damage(run_dir, step)
+    before = sorted(run_dir.rglob("*"))
+    assert main(args) == 2
+    assert_one_line(capsys.readouterr().err, f"{run_dir}/checkpoints/7: damaged checkpoint", "no other")
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_other_settings_are_refused(taken_up, capsys):
+    run_dir, args = taken_up
+    before = (run_dir / "config.yaml").read_text()
+    assert main([*args, "train.batch_size=16"]) == 2
+    assert_one_line(capsys.readouterr().err, "train.batch_size was 8 and is now 16", "--resume")
+    assert (run_dir / "config.yaml").read_text() == before
+
+
+def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys):
+    run_dir, args = taken_up
+    assert main([*args, "--resume", "optimizer.learning_rate=1e38"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: step 8: the loss is ")
+    for part in ("batch 7 of the data", "windows start at bytes ", "the residual stream is finite",
+                 "training stopped before this update", "last good checkpoint: step 7"):
+        assert part in error
+    assert checkpoints(run_dir) == ["4", "6", "7"] and list(losses(run_dir)) == list(range(1, 8))
+    assert not (run_dir / "summary.json").exists()
+    assert main([*args, "--resume"]) == 0
+    assert losses(run_dir) == losses(finished[0])
+
+
+def test_poisoned_weights(finished, tiny_file, tmp_path, capsys):
+    model = tilelli_jax.load(finished[0] / "model")
+    kernel = model.blocks.dense.up.kernel
+    kernel[...] = kernel[...].at[1, 0, 0].set(jnp.nan)
+    tilelli_jax.save(model, tmp_path / "poisoned")
+    assert main(["--config", str(tiny_file), f"run_dir={tmp_path / 'run'}",
+                 f"train.init_from={tmp_path / 'poisoned'}"]) == 1
+    error = capsys.readouterr().err
+    for part in ("step 1: the loss is nan", "batch 0 of the data", "blocks.dense.up.kernel",
+                 "not finite after block 1 of 2", "last good checkpoint: none yet"):
+        assert part in error
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad input: one line that begins with "error: ", exit status 2, and nothing left behind.
+
+
+def assert_one_line(err, *parts):
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+BAD = {
+    "no such source": (["data.source={dir}/nowhere.txt"], ["nowhere.txt: no such file"]),
+    "empty source": (["data.source={dir}/empty.txt"], ["empty.txt: is empty"]),
+    "directory without shards": (["data.source={dir}"], ["train.bin"]),
+    "source shorter than a sequence": (["data.source={dir}/short.txt"], ["a sequence of 16 needs 17"]),
+    "nothing to validate on": (["data.source={dir}/hundred.txt", "data.valid_fraction=0.001"],
+                               ["validation part"]),
+    "one byte to validate on": (["data.source={dir}/hundred.txt", "data.valid_fraction=0.01"],
+                                ["the validation part has 1 bytes, and a prediction needs 2"]),
+    "unknown key": (["train.stepz=5"], ["unknown key 'train.stepz'", "'train.steps'"]),
+    "unknown section": (["optimiser.learning_rate=1"], ["'optimiser'", "'optimizer'"]),
+    "key in another section": (["train.learning_rate=1"], ["'optimizer.learning_rate'"]),
+    "wrong type": (["train.steps=ten"], ["train.steps: expected a whole number, found text 'ten'"]),
+    "no key": (["train.steps"], ["override 'train.steps': expected key.subkey=value"]),
+    "unknown choice": (["optimizer.name=adamv"], ["optimizer.name: expected adamw or muon", "'adamw'"]),
+    "out of range": (["optimizer.b2=1.0"], ["optimizer.b2: expected a number"]),
+    "empty prompt": (['report.prompts=[""]'], ["report.prompts"]),
+    "sequence longer than positions": (["train.seq_len=17"], ["train.seq_len", "model.max_seq_len 16"]),
+    "impossible mesh": (["mesh.fsdp=3"], ["mesh: data × fsdp × tensor = -1 × 3 × 1", "8 devices"]),
+    "mesh of nothing": (["mesh.data=0"], ["mesh.data, fsdp, tensor"]),
+    "batch that cannot be shared": (["train.batch_size=12"],
+                                    ["train.batch_size", "the 8 devices", "found 12"]),
+    "part that cannot be shared": (["train.accumulate=2"], ["train.accumulate", "found 4"]),
+    "validation batch that cannot be shared": (["train.eval_batch_size=4"], ["train.eval_batch_size"]),
+    "run_dir below a file": (["run_dir={dir}/short.txt/run"],
+                             ["run_dir: ", "short.txt/run cannot be written"]),
+    "run_dir a file": (["run_dir={dir}/short.txt"], ["short.txt is a file"]),
+    "run_dir not writable": (["run_dir=/proc/run"], ["run_dir: /proc/run cannot be written"]),
+    "run_dir in use": (["run_dir={dir}"], ["holds other files"]),
+    "init_from nowhere": (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
+    "init_from no model": (["train.init_from={dir}"], ["no model directory"]),
+    "init_from another network": (["train.init_from={model}", "model.top_k=3"],
+                                  ["has top_k 4, and model.top_k is 3"]),
+    "init_from another family": (["train.init_from={model}", "model={{family: vanilla, max_seq_len: 16}}"],
+                                 ["train.init_from"]),
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory with some files, which is also the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("empty", 0), ("short", 10), ("hundred", 100)):
+        (tmp_path / f"{name}.txt").write_bytes(b"a" * size)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, finished, tiny_file, place, capsys):
+    overrides, parts = BAD[case]
+    overrides = [override.format(dir=place, model=finished[0] / "model") for override in overrides]
+    before = sorted(place.rglob("*"))
+    assert main(["--config", str(tiny_file), f"run_dir={place / 'run'}", *overrides]) == 2
+    out, err = capsys.readouterr()
+    assert_one_line(err, *parts)
+    assert out == "" and sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("text", "parts"), [
+    (None, ["tiny.yml: no such file", "'tiny.yaml'"]),
+    ("train: [", ["not YAML", "line 1"]), ("- 1", ["expected keys with values, found a list"]),
+    ("train: 5", ["train: expected keys with values, found a whole number"]),
+    ("modle: {}", ["unknown key 'modle'", "'model'"]),
+    ("model: {family: routd}", ["model.family: expected one of routed, vanilla, found 'routd'", "'routed'"])])
+def test_bad_configuration_file(text, parts, place, capsys):
+    (place / "tiny.yaml").write_text("{}")
+    if text is not None:
+        (place / "tiny.yml").write_text(text)
+    before = sorted(place.rglob("*"))
+    assert main(["--config", "tiny.yml"]) == 2
+    assert_one_line(capsys.readouterr().err, "tiny.yml", *parts)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_missing_extra_is_noticed_before_anything_is_written(tiny_file, place, capsys, monkeypatch):
+    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
+    before = sorted(place.rglob("*"))
+    assert main(["--config", str(tiny_file), "run_dir=run", "log.wandb_project=mine"]) == 2
+    assert_one_line(capsys.readouterr().err, "log.wandb_project", "tilelli_jax[wandb]")
+    assert sorted(place.rglob("*")) == before
+
+
+def test_the_default_run_directory(place, tiny, monkeypatch):
+    (place / "small.yaml").write_text(yaml.safe_dump(tiny))
+    monkeypatch.setattr(loop, "should_stop", lambda step: True)
+    assert main(["--config", "small.yaml"]) == 0
+    assert checkpoints(place / "runs" / "small") == ["1"]
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for key in ("run_dir", "model.d_model", "data.source", "optimizer.learning_rate", "train.steps",
+                "mesh.fsdp", "compute.remat", "log.tensorboard", "report.prompts", "[1000]",
+                "number of updates"):
+        assert key in out

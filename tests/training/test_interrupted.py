@@ -1,0 +1,96 @@
+"""Training in a process of its own: killed, terminated and interrupted, it ends as if left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tilelli_jax.training.log import read_metrics
+
+STEPS = 100
+OVERRIDES = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.eval_every=20"]
+PATIENCE = 300  # seconds; a start takes a few, on an idle machine
+
+
+class Sitting:
+    """`python -m tilelli_jax.train` in a process of its own."""
+
+    def __init__(self, command, environment, run_dir):
+        self.run_dir = run_dir
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True)
+
+    def at_row(self, row):
+        """Waits until so many steps are logged; says whether the process is still running."""
+        path = self.run_dir / "metrics.jsonl"
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and path.read_bytes().count(b"\n") >= row:
+                return True
+            time.sleep(0.002)
+        return False
+
+    def end(self, number=None):
+        """Sends a signal, and waits: exit status, what was printed, what was complained about."""
+        if number is not None:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err
+
+
+def test_a_run_however_interrupted_equals_the_run_left_alone(train_command, environment, tiny_file, tmp_path):
+    alone, torn = tmp_path / "alone", tmp_path / "torn"
+    status, _, err = Sitting([*train_command, "--config", str(tiny_file), f"run_dir={alone}", *OVERRIDES],
+                             environment, alone).end()
+    assert (status, err) == (0, "")
+
+    # The saved configuration reproduces the run, too.
+    again = [*train_command, "--config", str(alone / "config.yaml"), f"run_dir={torn}"]
+    seed = time.time_ns()
+    rng = random.Random(seed)
+    print(f"moments drawn with seed {seed}")
+    last = 0
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        sitting = Sitting(again, environment, torn)
+        last += rng.randint(1, 16)
+        if not sitting.at_row(last):
+            pytest.fail(f"ended by itself: {sitting.end()}")
+        time.sleep(rng.uniform(0.0, 0.05))  # the moment within the step is up to chance
+        status, out, err = sitting.end(number)
+        last = len(read_metrics(torn / "metrics.jsonl"))
+        if number == signal.SIGKILL:
+            assert status == -signal.SIGKILL
+            continue
+        # Saved just there, and nothing said but that.
+        assert status == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
+        assert f"stopped and saved at step {last} of {STEPS}; the same command goes on" in out
+        assert (torn / "checkpoints" / str(last)).is_dir() and not (torn / "summary.json").exists()
+        assert err.strip() == ("" if number == signal.SIGTERM else
+                               "saving and stopping; once more Ctrl-C stops at once")
+    status, out, err = Sitting(again, environment, torn).end()
+    assert (status, err) == (0, "") and f"going on from step {last}" in out
+
+    def kept(run_dir):
+        """What does not depend on the clock."""
+        return [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_second")}
+                for row in read_metrics(run_dir / "metrics.jsonl")]
+    assert [row["step"] for row in kept(torn)] == list(range(1, STEPS + 1))
+    for ours, theirs in zip(kept(torn), kept(alone), strict=True):
+        assert ours == theirs  # to the last bit
+    for name in ("model.safetensors", "config.json"):
+        assert (torn / "model" / name).read_bytes() == (alone / "model" / name).read_bytes()
+    ours, theirs = (json.loads((run_dir / "summary.json").read_text()) for run_dir in (torn, alone))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_bad_input_is_one_line_in_a_process_too(train_command, environment, tiny_file, tmp_path):
+    command = [*train_command, "--config", str(tiny_file), f"run_dir={tmp_path / 'run'}", "mesh.fsdp=3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: mesh: data × fsdp × tensor = -1 × 3 × 1 does not make 1 device\n"
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+"""Where metrics go: the JSON lines, TensorBoard, the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.training import log as log_module
+from tilelli_jax.training.experiment import LogConfig
+from tilelli_jax.training.log import MetricsLog, Progress, flat, read_metrics, require_extras
+
+
+def open_log(path, from_step=0, config=None):
+    return MetricsLog(path, config or LogConfig(), from_step=from_step, name="test", settings={})
+
+
+def test_a_row_is_a_line_of_plain_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = open_log(path)
+    log.write({"step": 1, "loss": np.float32(0.5), "use": np.array([[0.25, 0.75]], np.float32), "rate": None})
+    log.write({"step": 2, "loss": float("nan"), "use": np.array([np.inf, 1.0])})
+    # Before it is closed: a killed process leaves what it has logged.
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5, "use": [[0.25, 0.75]], "rate": None},
+        {"step": 2, "loss": None, "use": [None, 1.0]}]
+    log.close()
+
+
+def test_rows_past_the_step_taken_up_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
+    log = open_log(path, from_step=3)
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    log.write({"step": 4, "loss": 2})
+    log.close()
+    assert [row["loss"] for row in read_metrics(path)] == [1, 1, 1, 2]
+
+
+def test_reading_stops_at_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_flat():
+    row = {"a": [1, [2, 3.5]], "b": 4, "c": None, "d": "text", "e": []}
+    assert flat(row) == {"a/0": 1, "a/1/0": 2, "a/1/1": 3.5, "b": 4}
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    (LogConfig(wandb_project="p"), "log.wandb_project: expected the extra 'wandb' .*tilelli_jax\\[wandb\\]"),
+    (LogConfig(tensorboard=True), "log.tensorboard: expected the extra 'tensorboard'")])
+def test_a_missing_extra_is_named(monkeypatch, config, message):
+    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=message):
+        require_extras(config)
+    require_extras(LogConfig())
+
+
+def events(folder):
+    """(step, tag, value) of every scalar in TensorBoard event files, and the steps they purge from."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    scalars, restarts = [], []
+    for path in sorted(folder.iterdir(), key=lambda path: int(path.suffix[1:])):  # by first step
+        data = path.read_bytes()
+        while data:  # records: length, checksum, event, checksum
+            size, = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12:12 + size])
+            data = data[16 + size:]
+            if event.HasField("session_log"):
+                restarts.append(event.step)
+            scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return scalars, restarts
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    config = LogConfig(tensorboard=True)
+    require_extras(config)
+    log = open_log(tmp_path / "metrics.jsonl", config=config)
+    log.write({"step": 1, "loss": 0.5, "router_use": np.array([[0.25, 0.75]])})
+    log.write({"step": 2, "loss": 0.25})
+    log.close()
+    log = open_log(tmp_path / "metrics.jsonl", from_step=1, config=config)
+    log.write({"step": 2, "loss": 0.125})
+    log.close()
+    scalars, restarts = events(tmp_path / "tensorboard")
+    assert scalars == [(1, "loss", 0.5), (1, "router_use/0/0", 0.25), (1, "router_use/0/1", 0.75),
+                       (2, "loss", 0.25), (2, "loss", 0.125)]
+    assert restarts[-1] == 2  # TensorBoard drops what the first sitting logged from there on
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    progress = Progress(20, 10)
+    progress.update(11, 0.6931, None)
+    progress.update(12, 0.6931, 1234.5)
+    progress.say("a line")
+    progress._bar.refresh()
+    progress.close()
+    shown = terminal.getvalue()
+    for part in ("12/20", "loss 0.693", "1.000 bits/byte", "1,234 tokens/s", "a line\n"):
+        assert part in shown
+
+
+def test_progress_elsewhere(capsys):
+    for show in (True, False):
+        progress = Progress(20, 0, show=show)
+        progress.update(1, 1.0, 5.0)
+        progress.say(f"a line {show}")
+        progress.close()
+    assert capsys.readouterr() == ("a line True\n", "")

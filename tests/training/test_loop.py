@@ -1,0 +1,171 @@
+"""The loop alone, with a network that is one number: what happens when, and in which order."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from tilelli_jax.data.windows import TrainingBatch
+from tilelli_jax.training import loop
+from tilelli_jax.training.diagnose import Diverged
+from tilelli_jax.training.experiment import LogConfig, TrainConfig
+from tilelli_jax.training.log import MetricsLog, Progress, read_metrics
+from tilelli_jax.training.loop import Sitting, Trainer
+
+
+class State(NamedTuple):
+    step: int
+    params: float
+
+
+class Batches:
+    """Batch i holds the number i."""
+
+    def __init__(self, position=0):
+        self.position = position
+
+    def __next__(self):
+        self.position += 1
+        return TrainingBatch(np.full((2, 3), self.position - 1, np.uint8), np.array([50, 40]))
+
+    def get_state(self):
+        return {"next_index": self.position}
+
+
+class Saved:
+    """Checkpoints in memory."""
+
+    def __init__(self):
+        self.notes = []
+
+    def save(self, state, notes):
+        assert notes["step"] == state.step == notes["data"]["next_index"]
+        self.notes.append(notes)
+
+    def steps(self):
+        return [notes["step"] for notes in self.notes]
+
+    def wait(self):
+        pass
+
+
+class Setup:
+    """A trainer whose loss at update i is 10 − i, and whose validation losses are given."""
+
+    def __init__(self, path, valid=lambda step: 10.0 - step, bad=None, **settings):
+        self.saved, self.dispatched, self.path = Saved(), [], path
+        self.valid, self.bad = valid, bad
+        self.config = TrainConfig(**{"steps": 10, "batch_size": 2, "seq_len": 2, "log_every": 2,
+                                     "eval_every": 5, "checkpoint_every": 4} | settings)
+
+    def update(self, state, batch, index):
+        assert batch[0, 0] == index  # batch i goes to update i
+        self.dispatched.append(int(index))
+        finite = self.bad is None or index < self.bad - 1
+        return State(state.step + finite, state.params), {
+            "loss": np.float32(10 - index) if finite else np.float32(np.nan), "finite": np.bool_(finite),
+            "learning_rate": np.float32(0.1), "grad_norm": np.float32(1), "update_norm": np.float32(2)}
+
+    def evaluate(self, params):
+        return self.valid(self.dispatched[-1] + 1)
+
+    def run(self, sitting=None):
+        sitting = sitting or Sitting()
+        trainer = Trainer(
+            config=self.config, update=self.update, place=lambda batch: batch.bytes,
+            evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
+            extra=lambda params: {"zero_fraction": np.float32(0.25)}, flops_per_token=2.0, peak_flops=100.0,
+            checkpoints=self.saved, progress=Progress(10, 0, show=False),
+            log=MetricsLog(self.path, LogConfig(), from_step=sitting.step, name="", settings={}))
+        try:
+            return trainer.run(State(sitting.step, 0.0), Batches(sitting.step), sitting)
+        finally:
+            trainer.log.close()
+
+    def rows(self):
+        return {row["step"]: row for row in read_metrics(self.path)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def test_what_happens_when(path):
+    setup = Setup(path)
+    state, sitting = setup.run()
+    assert state.step == 10 and setup.dispatched == list(range(10))
+    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0)
+    assert sitting.seconds > 0
+    assert setup.saved.steps() == [4, 5, 8, 10]  # every fourth, the best so far, the last
+    rows = setup.rows()
+    assert list(rows) == [1, 2, 4, 5, 6, 8, 10]  # the first, every second, all validated
+    assert all(row["loss"] == 11 - step and row["zero_fraction"] == 0.25 for step, row in rows.items())
+    assert {step: row["valid_loss"] for step, row in rows.items() if "valid_loss" in row} == {5: 5.0, 10: 0.0}
+    assert rows[10]["valid_bits_per_byte"] == 0.0 and rows[2]["tokens"] == 8
+    measured = [row for row in rows.values() if row["tokens_per_second"]]
+    assert measured  # mfu: two operations a token, of 100 a second on each of 8 devices
+    assert all(row["mfu"] == pytest.approx(row["tokens_per_second"] * 2 / 800) for row in measured)
+
+
+def test_only_a_better_loss_is_best(path):
+    setup = Setup(path, valid=lambda step: {3: 2.0, 6: 2.0, 9: 3.0, 10: 2.5}[step], eval_every=3,
+                  checkpoint_every=100)
+    _, sitting = setup.run()
+    assert (sitting.best_step, sitting.best_loss, sitting.valid_loss) == (3, 2.0, 2.5)
+    assert setup.saved.steps() == [3, 10]
+    assert [notes["best_step"] for notes in setup.saved.notes] == [3, 3]
+    json.dumps(setup.saved.notes)
+
+
+@pytest.mark.parametrize("at", [3, 4, 5])
+def test_a_request_to_stop_saves_at_once(path, monkeypatch, at):
+    monkeypatch.setattr(loop, "should_stop", lambda step: step == at)
+    setup = Setup(path)
+    state, sitting = setup.run()
+    assert state.step == sitting.step == at and setup.saved.steps()[-1] == at
+    assert setup.saved.notes[-1]["valid_loss"] == (5.0 if at == 5 else math.inf)
+    # What goes on from there ends as if nothing had been.
+    monkeypatch.undo()
+    notes = {key: value for key, value in setup.saved.notes[-1].items() if key != "data"}
+    rest = Setup(path)
+    _, sitting = rest.run(Sitting(**notes))
+    assert rest.dispatched == list(range(at, 10))
+    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0)
+    assert sitting.seconds >= notes["seconds"]
+    assert [row["loss"] for row in setup.rows().values()] == [10, 9, 7, 6, 5, 3, 1]
+
+
+@pytest.mark.parametrize("bad", [1, 3, 4, 5, 10])
+def test_bad_numbers_stop_the_run_and_nothing_bad_is_saved(path, bad):
+    setup = Setup(path, bad=bad)
+    with pytest.raises(Diverged) as raised:
+        setup.run()
+    message = str(raised.value)
+    assert message.startswith(f"step {bad}: the loss is nan, the norm of the gradient 1 ")
+    assert f"batch {bad - 1} of the data" in message and "windows start at bytes 40, 50 of" in message
+    assert "- one reason\n" in message and "- another\n" in message
+    good = [step for step in (4, 5, 8) if step < bad]
+    assert setup.saved.steps() == good
+    assert message.endswith(f"last good checkpoint: {f'step {good[-1]}' if good else 'none yet'}")
+    # One more update may have been on its way; it left the state alone.
+    assert setup.dispatched[-1] in (bad - 1, bad)
+    assert all(step < bad for step in setup.rows())
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(path):
+    setup = Setup(path, valid=lambda step: math.nan)
+    with pytest.raises(Diverged, match=r"step 5: the validation loss is nan(?s:.*)checkpoint: step 4$"):
+        setup.run()
+    assert setup.saved.steps() == [4]
+
+
+def test_a_complete_run_has_nothing_to_do(path):
+    setup = Setup(path)
+    state, sitting = setup.run(Sitting(10, 5.0, 1.0, 5, 2.0))
+    assert setup.dispatched == [] and setup.saved.steps() == []
+    assert state.step == 10 and sitting.best_step == 5 and sitting.seconds >= 5.0

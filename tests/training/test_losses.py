@@ -1,0 +1,81 @@
+"""The training loss and the validation loss against sums written out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tilelli_jax.data.corpus import ByteCorpus
+from tilelli_jax.data.windows import validation_batches
+from tilelli_jax.models import RoutedConfig, VanillaConfig, build
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import MeshConfig, local_rows, make_mesh
+from tilelli_jax.training.evaluate import make_evaluate
+from tilelli_jax.training.losses import next_byte_loss, next_byte_nats
+from tilelli_jax.training.step import take_apart
+
+TIME = 8
+ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, n_heads=1, d_head=4, top_k=3, dense_expand=1)
+VANILLA = VanillaConfig(d_model=8, n_layers=1, max_seq_len=TIME, n_heads=1, dense_expand=1)
+ROWS = np.random.default_rng(1).integers(0, 256, (4, TIME + 1)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def vanilla():
+    return build(VANILLA, 0)
+
+
+def nats(model, rows):
+    """−ln p of every byte but the first of each row, in double precision: [rows, time]."""
+    logits = np.asarray(jax.jit(model)(jnp.asarray(rows[:, :-1].astype(np.int32))), np.float64)
+    below = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    return below - np.take_along_axis(logits, rows[:, 1:, None].astype(int), 2)[..., 0]
+
+
+def test_training_loss_of_a_routed_network():
+    model = build(ROUTED, 0)
+    total, metrics = next_byte_loss(0.5)(model, {"bytes": jnp.asarray(ROWS)}, jax.random.key(0))
+    assert float(metrics["loss"]) == pytest.approx(nats(model, ROWS).mean(), rel=1e-5)
+
+    _, seen = model.tapped(jnp.asarray(ROWS[:, :-1].astype(np.int32)), Tap(record=("router",)))
+    weights = np.asarray(seen["router"], np.float64)  # [blocks, batch, time, paths]
+    use = weights.mean((1, 2))
+    balance = (3 * (use**2).sum(-1) - 1).mean()
+    assert float(metrics["load_balance"]) == pytest.approx(balance, rel=1e-4)
+    assert float(total) == pytest.approx(nats(model, ROWS).mean() + 0.5 * balance, rel=1e-5)
+    np.testing.assert_allclose(metrics["router_use"], use, rtol=1e-5)
+    entropy = -(weights * np.log(weights)).sum(-1).mean((1, 2)) / np.log(3)
+    np.testing.assert_allclose(metrics["router_entropy"], entropy, rtol=1e-5)
+
+
+def test_training_loss_of_a_network_without_routers(vanilla):
+    total, metrics = next_byte_loss(0.5)(vanilla, {"bytes": jnp.asarray(ROWS)}, jax.random.key(0))
+    assert set(metrics) == {"loss"} and total == metrics["loss"]
+    assert float(total) == pytest.approx(nats(vanilla, ROWS).mean(), rel=1e-5)
+
+
+def test_masked_sum(vanilla):
+    mask = np.random.default_rng(0).random((4, TIME)) < 0.5
+    total, count = next_byte_nats(vanilla, {"bytes": jnp.asarray(ROWS), "mask": jnp.asarray(mask)})
+    assert float(count) == mask.sum()
+    assert float(total) == pytest.approx((nats(vanilla, ROWS) * mask).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), [((1, 1, 1), 3), ((2, 2, 2), 8)])
+def test_validation_loss(vanilla, sizes, batch_size):
+    """Every byte but the first counts once, however the text falls into windows and batches."""
+    network, params = take_apart(vanilla)
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
+    text = np.random.default_rng(2).integers(0, 256, 301).astype(np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(text, (0, TIME)), TIME + 1)[::TIME]
+    expected = nats(vanilla, windows).ravel()
+    for size in (2, 9, 10, 301):
+        with jax.set_mesh(mesh):
+            batches = validation_batches(ByteCorpus([text]), batch_size=batch_size, seq_len=TIME,
+                                         rows=local_rows(mesh, batch_size), max_bytes=size)
+            evaluate = make_evaluate(network, batches, mesh, batch_size=batch_size)
+            found = [evaluate(params), evaluate(params)]
+        assert found[0] == pytest.approx(expected[:size - 1].mean(), rel=1e-6)
+        assert found[0] == found[1]

@@ -1,0 +1,135 @@
+"""Two processes of four devices each, through the local launcher: the run of one process with eight."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilelli_jax
+from tilelli_jax.models.store import to_arrays
+from tilelli_jax.train import main
+from tilelli_jax.training import loop
+from tilelli_jax.training.log import read_metrics
+
+LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
+PATIENCE = 300  # seconds; a start takes a few, on an idle machine
+# Parameters in parts on both processes. No quantiser, whose rounding would make jumps of errors
+# of the last bit; a schedule that does not know the length of the run.
+OVERRIDES = ["mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2", "model.quantizer=none",
+             "optimizer.schedule=constant"]
+
+
+@pytest.fixture(scope="module")
+def command(tiny_file):
+    def command(run_dir, *overrides):
+        return ["--config", str(tiny_file), f"run_dir={run_dir}", *OVERRIDES, *overrides]
+    return command
+
+
+@pytest.fixture(scope="module")
+def by_one(command, tmp_path_factory):
+    """Run directories of one process: one complete, one that was stopped after step 7."""
+    folder = tmp_path_factory.mktemp("by one")
+    assert main(command(folder / "complete")) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "should_stop", lambda step: step == 7)
+        assert main(command(folder / "stopped")) == 0
+    return folder
+
+
+@pytest.fixture
+def launch(environment):
+    """Starts two processes; ends what is left of them."""
+    started = []
+
+    def launch(args):
+        started.append(subprocess.Popen(
+            [sys.executable, str(LAUNCHER), "--processes", "2", "--devices", "4", "--", *args],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def losses(run_dir):
+    return {row["step"]: row["loss"] for row in read_metrics(run_dir / "metrics.jsonl")}
+
+
+def assert_same_end(run_dir, other):
+    assert losses(run_dir) == pytest.approx(losses(other), rel=1e-5)
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run_dir, other))
+    for key in ("best_valid_loss", "final_valid_loss"):
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+    for key in ("best_step", "steps", "tokens", "parameters", "exported_step"):
+        assert ours[key] == theirs[key]
+    ours, theirs = (to_arrays(tilelli_jax.load(path / "model")) for path in (run_dir, other))
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-3 * np.abs(array).max())
+
+
+def truncate(checkpoint):
+    """Damages the largest of a checkpoint's array files."""
+    largest = max((checkpoint / "state" / "d").iterdir(), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+
+
+def test_two_take_over_from_one_and_one_from_two(by_one, command, launch, tmp_path, capsys, caplog):
+    run_dir = tmp_path / "run"
+    shutil.copytree(by_one / "stopped", run_dir)
+    truncate(run_dir / "checkpoints" / "7")  # both must come to the same conclusion
+    process = launch(command(run_dir))
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert "7: damaged checkpoint" in err and "passed over" in err and err.count("\n") == 1
+    assert "going on from step 6" in out and "8 × cpu" in out and out.count("this run, best") == 1
+    assert_same_end(run_dir, by_one / "complete")
+
+    # Back to the checkpoint that the two have saved at step 9; what they noted of the other holds.
+    truncate(run_dir / "checkpoints" / "12")
+    (run_dir / "summary.json").unlink()
+    shutil.rmtree(run_dir / "model")
+    assert main(command(run_dir)) == 0
+    assert "12: damaged checkpoint" in caplog.text
+    assert "going on from step 9" in capsys.readouterr().out
+    assert_same_end(run_dir, by_one / "complete")
+
+
+def process_number(pid):
+    """Which process of its run a process is."""
+    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        if entry.startswith(b"TILELLI_PROCESS_ID="):
+            return int(entry.partition(b"=")[2])
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to tell processes apart")
+def test_sigterm_to_one_stops_and_saves_both(by_one, command, launch, tmp_path):
+    run_dir = tmp_path / "run"
+    launcher = launch(command(run_dir, "train.steps=100000", "train.checkpoint_every=10"))
+    deadline = time.monotonic() + PATIENCE
+    while launcher.poll() is None and time.monotonic() < deadline and len(losses(run_dir)) < 12:
+        time.sleep(0.05)
+    assert launcher.poll() is None, launcher.communicate()
+    children = [int(pid) for pid in
+                Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+    by_number = {process_number(pid): pid for pid in children}
+    os.kill(by_number[1], signal.SIGTERM)
+    out, err = launcher.communicate(timeout=PATIENCE)
+    assert (launcher.returncode, err) == (0, "")
+    last = max(losses(run_dir))
+    assert f"stopped and saved at step {last} of 100000" in out
+    assert (run_dir / "checkpoints" / str(last)).is_dir()
+    # From the first step on, it was the run of one process.
+    expected = losses(by_one / "complete")
+    assert {step: losses(run_dir)[step] for step in expected} == pytest.approx(expected, rel=1e-5)

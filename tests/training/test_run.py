@@ -1,0 +1,152 @@
+"""The run directory: whose it is, what may change between two sittings, and provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
+from tilelli_jax.training.experiment import ExperimentConfig, ReportConfig, TrainConfig
+from tilelli_jax.training.run import RunDirectory, provenance
+
+CONFIG = ExperimentConfig()
+
+
+def changed(**overrides):
+    """The default configuration with keys like train__steps replaced."""
+    config = CONFIG
+    for key, value in overrides.items():
+        section, _, name = key.partition("__")
+        if name:
+            value = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: value})
+    return config
+
+
+def take_up(run, config=CONFIG, force_resume=False, write=True):
+    return run.open(config, force_resume=force_resume, write=write)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory that a first sitting has made."""
+    run = RunDirectory(tmp_path / "a" / "run")
+    assert not take_up(run)
+    return run
+
+
+def finish(run):
+    run.write_summary({"steps": 1000})
+
+
+def test_it_holds_the_whole_configuration(run):
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+    assert config_lib.load(ExperimentConfig, run.config) == CONFIG
+
+
+def test_an_empty_directory_will_do(tmp_path):
+    assert not take_up(RunDirectory(tmp_path))
+
+
+def test_a_run_is_taken_up_until_it_is_complete(run):
+    assert not take_up(run)
+    finish(run)
+    assert take_up(run)
+    assert run.read_summary() == {"steps": 1000}
+
+
+@pytest.mark.parametrize("free", [
+    {"mesh__fsdp": 2}, {"compute__remat": True}, {"train__checkpoint_every": 7}, {"train__log_every": 7},
+    {"report__trigram": True}, {"data__prefetch": 9}, {"run_dir": "elsewhere"}])
+def test_what_may_change_between_sittings(run, free):
+    assert not take_up(run, changed(**free))
+    assert config_lib.load(ExperimentConfig, run.config) == changed(**free)
+    finish(run)
+    assert take_up(run, changed(**free))
+    assert take_up(run)  # nothing that made the result has changed
+
+
+@pytest.mark.parametrize(("change", "key", "old", "new"), [
+    ({"train__steps": 7}, "train.steps", 1000, 7), ({"seed": 3}, "seed", 0, 3),
+    ({"optimizer__learning_rate": 0.5}, "optimizer.learning_rate", 0.0003, 0.5),
+    ({"data__shuffle_seed": 1}, "data.shuffle_seed", 0, 1)])
+def test_other_changes_must_be_asked_for(run, change, key, old, new):
+    finish(run)
+    message = f"{run.path} .* {key} was {old} and is now {new}; choose .*--resume"
+    with pytest.raises(InputError, match=message):
+        take_up(run, changed(**change))
+    assert config_lib.load(ExperimentConfig, run.config) == CONFIG
+    assert not take_up(run, changed(**change), force_resume=True)
+    assert config_lib.load(ExperimentConfig, run.config) == changed(**change)
+    # The end of the run before the change is not that of the run after it.
+    assert not take_up(run, changed(**change))
+
+
+def test_all_changes_are_hinted_at(run):
+    with pytest.raises(InputError, match=r"seed was 0 and is now 1 \(and more\)"):
+        take_up(run, changed(seed=1, train__steps=7))
+
+
+@pytest.mark.parametrize(("change", "key"), [({"model__d_model": 64}, "model.d_model"),
+                                             ({"optimizer__name": "muon"}, "optimizer.name")])
+def test_what_no_run_can_go_on_with(run, change, key):
+    for force_resume in (False, True):
+        with pytest.raises(InputError, match=f"{key} was .*choose another run_dir, and train.init_from"):
+            take_up(run, changed(**change), force_resume=force_resume)
+    assert config_lib.load(ExperimentConfig, run.config) == CONFIG
+
+
+def test_a_directory_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=f"{tmp_path} holds other files"):
+        take_up(RunDirectory(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_directory_that_cannot_be_made(tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=f"run_dir: .*{Path(place).name}.*(cannot be written|is a file)"):
+        take_up(RunDirectory(tmp_path / place))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_the_first_of_several_processes_writes(tmp_path, run):
+    other = RunDirectory(tmp_path / "other")
+    assert not take_up(other, write=False)
+    assert not other.path.exists()
+    # Nor does it mind what the first one has begun to write.
+    other.path.mkdir()
+    (other.path / ".config.yaml.x").write_text("")
+    assert not take_up(other, write=False)
+    assert not take_up(run, changed(train__steps=7), force_resume=True, write=False)
+    assert config_lib.load(ExperimentConfig, run.config) == CONFIG
+
+
+def test_provenance():
+    made = json.loads(json.dumps(provenance(5)))
+    assert made["seed"] == 5 and made["device"].startswith("8 × ")
+    assert all(re.match(r"\d+\.\d+", made["versions"][name])
+               for name in ("python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"))
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(["git", "rev-parse", "--show-toplevel", "HEAD"], cwd=root, capture_output=True,
+                         text=True, check=False)
+    top, _, head = git.stdout.strip().partition("\n")
+    in_a_checkout = git.returncode == 0 and Path(top) == root
+    assert (made["git_commit"] or "").rstrip("+") == (head if in_a_checkout else "")
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [
+    (TrainConfig, "steps", 0), (TrainConfig, "eval_bytes", -1), (TrainConfig, "load_balance", -0.5),
+    (TrainConfig, "load_balance", float("nan")), (TrainConfig, "accumulate", 5), (TrainConfig, "keep", 0),
+    (ReportConfig, "prompts", ("a", "")), (ReportConfig, "sample_bytes", -1),
+    (ReportConfig, "temperature", -0.1), (ReportConfig, "temperature", float("inf"))])
+def test_settings_out_of_range(section, key, value):
+    with pytest.raises(InputError, match=f"^{key}: expected "):
+        section(**{key: value})

@@ -1,0 +1,110 @@
+"""Training on eight devices is training on one: the same losses, gradients and parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tilelli_jax.models import RoutedConfig, VanillaConfig
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
+from tilelli_jax.training.losses import next_byte_loss
+from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from tilelli_jax.training.step import init_state, make_train_step
+
+STEPS, BATCH, TIME = 4, 16, 24
+BATCHES = np.random.default_rng(0).integers(0, 256, (STEPS, BATCH, TIME + 1)).astype(np.uint8)
+NETWORKS = {
+    "routed": RoutedConfig(d_model=32, n_layers=2, max_seq_len=TIME, n_heads=8, d_head=8, top_k=4,
+                           dense_expand=2, wide_kernel=7,
+                           pathways=("local", "wide", "state", "sparse", "dense")),
+    "vanilla": VanillaConfig(d_model=32, n_layers=2, max_seq_len=TIME, n_heads=8, dense_expand=2),
+}
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
+# Adam divides by the root of the second moment: with a small epsilon, gradients that are 0 but for
+# rounding would become updates of full size. No clipping, which would hide a wrong scale.
+ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, eps=1e-3, clip_norm=0.0)
+
+
+class Run:
+    """Some updates on a mesh, starting from the parameters that the seed gives on one device."""
+
+    def __init__(self, name, sizes, start=None, optimizer=ADAMW, parts=1):
+        self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
+        with jax.set_mesh(self.mesh):
+            rule = make_optimizer(optimizer, STEPS)
+            network, outline, make = init_state(NETWORKS[name], ComputeConfig(), rule, 0, self.mesh)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, outline)
+            self.start = jax.device_get(make()) if start is None else start
+            update = make_train_step(network, rule, next_byte_loss(0.01),
+                                     make_schedule(optimizer, STEPS), shardings, self.mesh)
+            batches = [{"bytes": place_rows(rows.reshape(parts, -1, TIME + 1), self.mesh,
+                                            BATCH // parts, axis=1)} for rows in BATCHES]
+            self.program = update.lower(outline, batches[0], np.int32(0)).compile()
+            self.state = jax.device_put(self.start, shardings)
+            self.losses, self.grad_norms = [], []
+            for i, batch in enumerate(batches):
+                self.state, metrics = self.program(self.state, batch, np.int32(i))
+                self.losses.append(float(metrics["loss"]))
+                self.grad_norms.append(float(metrics["grad_norm"]))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def alone(request):
+    """A network's name and its run on one device."""
+    return request.param, Run(request.param, (1, 1, 1))
+
+
+def assert_same_run(run, reference):
+    np.testing.assert_allclose(run.losses, reference.losses, rtol=1e-5)
+    np.testing.assert_allclose(run.grad_norms, reference.grad_norms, rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(run.state.params),
+                            jax.tree.leaves(reference.state.params), strict=True):
+        # Of a parameter that came close to 0 the rounding errors are those of its neighbours.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_mesh_changes_no_number(alone, mesh):
+    name, reference = alone
+    run = Run(name, MESHES[mesh], reference.start)
+    assert_same_run(run, reference)
+    # Copies along `data`; parts along the other axes, of the moments as of the parameters.
+    for tree, copy in ((run.state.params, reference.state.params),
+                       (run.state.opt_state, reference.state.opt_state)):
+        share = first_device_bytes(tree) / first_device_bytes(copy)
+        parts = {"data": 1, "fsdp": 8, "tensor": 8, "mixed": 4}[mesh]
+        assert 1 / parts <= share < 1 / parts + 0.1
+    assert_scores_stay(run.program.as_text())
+
+
+def test_muon_and_accumulation_on_a_mesh():
+    muon = dataclasses.replace(ADAMW, name="muon")
+    alone = Run("vanilla", (1, 1, 1), optimizer=muon)
+    assert_same_run(Run("vanilla", (2, 2, 2), alone.start, optimizer=muon, parts=2), alone)
+
+
+def test_the_seed_gives_the_same_parameters_on_any_mesh():
+    def start(sizes):
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
+        with jax.set_mesh(mesh):
+            _, _, make = init_state(NETWORKS["vanilla"], ComputeConfig(), make_optimizer(ADAMW, STEPS), 3,
+                                    mesh)
+            return make()
+    jax.tree.map(np.testing.assert_array_equal, start((2, 2, 2)), start((1, 1, 1)))
+
+
+def first_device_bytes(tree):
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def assert_scores_stay(hlo):
+    """No collective moves attention scores, [… time, time]: each device has its own rows'."""
+    results = re.findall(r" = (.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", hlo)
+    shapes = [tuple(map(int, shape.split(","))) for result in results
+              for shape in re.findall(r"\[([\d,]+)\]", result)]
+    assert not [shape for shape in shapes if shape.count(TIME) > 1]

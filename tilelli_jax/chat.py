@@ -1,0 +1,159 @@
+"""Talks with a model in turns: python -m tilelli_jax.chat --model DIR.
+
+A turn is "USER: …" and the model's is "TILELLI: …", a line each; the model's ends where it begins
+a new USER: line. Commands: /reset forgets the conversation, /temp T sets the temperature, /quit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import dataclasses
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tilelli_jax import decoding
+from tilelli_jax.decoding import Sampling
+from tilelli_jax.errors import InputError, command
+from tilelli_jax.generate import add_sampling, sampling_of
+from tilelli_jax.models import store
+from tilelli_jax.models.decoder import Decoder
+
+USER, MODEL = "USER: ", "TILELLI:"
+STOP = "\n" + USER.rstrip()
+CHUNK = 8  # bytes decoded between two looks at the terminal: few enough to read along
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tilelli_jax.chat", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
+    add_sampling(parser)
+    options = parser.parse_args(argv)
+    sampling = sampling_of(options)
+    model = store.load(options.model)
+    print(f"{options.model}: {model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said below, once
+        return _talk(model, sampling)
+
+
+def reply(model: Decoder, history: str, sampling: Sampling) -> Iterator[str]:
+    """The model's turn, in pieces of text as they come; ends before a line that begins USER:.
+
+    Characters come whole. A piece may be empty: it is a moment to stop at. Where `max_new` ends the
+    turn, an unfinished character or beginning of a USER: line is left out.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    held = ""  # text that may turn out to be the beginning of the stop string
+    ids = np.frombuffer(history.encode(), np.uint8)
+    for chunk in decoding.stream(model, [ids], chunk=CHUNK, **dataclasses.asdict(sampling)):
+        held += decoder.decode(chunk.new[0].tobytes())
+        if STOP in held:
+            yield held[:held.index(STOP)]
+            return
+        keep = next(n for n in range(len(STOP) - 1, -1, -1) if held.endswith(STOP[:n]))
+        yield held[:len(held) - keep]
+        held = held[len(held) - keep:]
+
+
+def crop(history: str, size: int) -> str:
+    """The end of a conversation in at most `size` bytes: whole turns, if the last one fits."""
+    data = history.encode()
+    if len(data) <= size:
+        return history
+    data = data[-size - 1:]
+    return data[max(data.find(STOP.encode()), 0) + 1:].decode(errors="ignore")
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _talk(model: Decoder, sampling: Sampling) -> int:
+    # Room to answer inside the window: what is past it was never trained on, and where positions
+    # are learned, every byte of it costs a reading of the whole window.
+    trained = model.config.max_seq_len
+    most = trained - min(sampling.max_new, trained // 2)
+    history, turn, cropped = "", 0, False
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    while True:
+        try:
+            said = input(USER).strip()
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print("\n(/quit or Ctrl-D leaves)")
+            continue
+        match said.partition(" "):
+            case "", _, _:
+                pass
+            case "/quit", _, _:
+                return 0
+            case "/reset", _, _:
+                history, cropped = "", False
+                print("(forgotten)")
+            case "/temp", _, value:
+                sampling = _with_temperature(sampling, value)
+            case word, _, _ if word.startswith("/"):
+                print("(commands: /reset, /temp T, /quit)")
+            case _:
+                history += f"{USER}{said}\n{MODEL}"
+                if len(history.encode()) > most and not cropped:
+                    cropped = True
+                    print("(the beginning of this conversation is forgotten from here on)")
+                history = crop(history, most)
+                turn += 1
+                seed = (sampling.seed + turn) % 2**32
+                history += _answer(reply(model, history, dataclasses.replace(sampling, seed=seed)))
+
+
+def _answer(pieces: Iterator[str]) -> str:
+    """Prints the model's turn as it comes, and returns it as a line of the history."""
+    answer = ""
+    with _interruptible() as asked_to_stop:
+        print(MODEL, end="", flush=True)
+        for piece in pieces:
+            if asked_to_stop():
+                print(" (stopped)", end="")
+                break
+            answer += piece
+            print(piece, end="", flush=True)
+    print()
+    return answer.rstrip("\n") + "\n"
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Notes Ctrl-C instead of raising it in the midst of compiling or decoding."""
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _with_temperature(sampling: Sampling, text: str) -> Sampling:
+    try:
+        sampling = dataclasses.replace(sampling, temperature=float(text))
+        print(f"(temperature {sampling.temperature:g})")
+    except (InputError, ValueError):
+        print(f"(/temp: expected a number from 0, found '{text}')")
+    return sampling
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""Continuing text: sampling from a network byte by byte, with caches, inside one jitted loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.models import freeze
+from tilelli_jax.models.decoder import Decoder
+
+BYTES = 256
+# Compiled once for each multiple of it, not once for each length.
+BUCKET = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How bytes are drawn, how many, and from which random stream.
+
+    Attributes:
+        temperature: of the softmax; 0 takes the likeliest byte.
+        top_k: draw among so many likeliest bytes; 0 for all. Bytes as likely as the last of them
+            are in as well.
+        top_p: draw among the fewest likeliest bytes whose probabilities sum to at least this, of
+            those that top_k left (Holtzman et al. 2020, arXiv:1904.09751); 1 for all. Bytes as
+            likely as the last of them are in as well.
+        max_new: most bytes to draw.
+        seed: of the drawing; row i of a batch draws from fold_in(seed, i).
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise InputError(f"temperature: expected 0 or more, found {self.temperature}")
+        if self.top_k < 0:
+            raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: expected a number above 0 and at most 1, found {self.top_p}")
+        if self.max_new < 0:
+            raise InputError(f"max_new: expected 0 or more, found {self.max_new}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed: expected a whole number from 0 to 2^32 - 1, found {self.seed}")
+
+
+class Continuation(NamedTuple):
+    """What a prompt was continued with."""
+
+    data: bytes  # the new bytes, without the stop string
+    stopped: bool  # whether a stop string ended it
+    slid: bool  # whether some of them were predicted from the last max_seq_len bytes only
+
+    @property
+    def text(self) -> str:
+        return self.data.decode("utf-8", errors="replace")
+
+
+def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, max_new: int = 200,
+             temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+             stop: str | Sequence[str] = (), batch_size: int = 64) -> list[Continuation]:
+    """Continues each prompt by up to `max_new` bytes.
+
+    Prompts of different lengths go through the network together, and each is continued as it
+    would be alone: prompt i draws from its own random stream, fold_in(seed, i).
+
+    Where positions are learned, bytes past max_seq_len are predicted from the last max_seq_len
+    bytes (the window slides and is read anew for each of them, which is slow). Where there are
+    none, the cache grows and decoding carries on past the trained length. Both are said in a
+    warning.
+
+    Args:
+        temperature, top_k, top_p: see `Sampling`.
+        stop: strings that end a continuation when they occur in it.
+        batch_size: most prompts that go through the network at once.
+
+    Raises:
+        InputError: an argument is out of range, or a prompt is empty.
+    """
+    texts = [np.frombuffer(p.encode() if isinstance(p, str) else p, np.uint8)
+             for p in ([prompts] if isinstance(prompts, str | bytes) else prompts)]
+    stops = [s.encode() for s in ([stop] if isinstance(stop, str) else stop) if s]
+    sampling = Sampling(temperature, top_k, top_p, max_new, seed)
+    _check(model, texts)
+    _warn(model, texts, max_new)
+    window = _window(model)
+    found: dict[int, Continuation] = {}
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for first in range(0, len(texts), batch_size):
+        rows = by_length[first:first + batch_size]
+        chunks = _chunks(model, [texts[i] for i in rows], rows, sampling,
+                         BUCKET if stops else max_new)
+        for i, (data, stopped) in zip(rows, _until(stops, chunks, len(rows)), strict=True):
+            found[i] = Continuation(data, stopped, _slides(len(texts[i]), len(data), window))
+    return [found[i] for i in range(len(texts))]
+
+
+class Chunk(NamedTuple):
+    """Some new bytes `[rows, n]` uint8, and for which rows the window had to slide to get them."""
+
+    new: np.ndarray
+    slid: list[bool]
+
+
+def stream(model: Decoder, ids: Sequence[np.ndarray], *, max_new: int, temperature: float = 1.0,
+           top_k: int = 0, top_p: float = 1.0, seed: int = 0, chunk: int = 1) -> Iterator[Chunk]:
+    """The new bytes as they come, at most `chunk` at a time; see `generate`.
+
+    They are the same whatever the size of the chunks.
+
+    Args:
+        ids: prompts, uint8, none of them empty; all go through the network at once.
+    """
+    sampling = Sampling(temperature, top_k, top_p, max_new, seed)
+    if chunk < 1:
+        raise InputError(f"chunk: expected at least 1, found {chunk}")
+    _check(model, ids)
+    _warn(model, ids, max_new)
+    return _chunks(model, ids, range(len(ids)), sampling, chunk)
+
+
+def sample(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_k: jax.Array,
+           top_p: jax.Array) -> jax.Array:
+    """One of the symbols of logits `[vocab]`, int32; see `Sampling`. All arguments may be traced."""
+    def draw() -> jax.Array:
+        scaled = (logits - jnp.max(logits)) / temperature  # no overflow, however cold
+        likely = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: _likeliest(scaled, top_k, top_p),
+                              lambda: scaled)
+        return jax.random.categorical(key, likely).astype(jnp.int32)
+
+    # Branches, so that nobody pays for what is not asked for: drawing costs several times as much
+    # as taking the likeliest, and cutting several times as much as drawing.
+    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits).astype(jnp.int32))
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _window(model: Decoder) -> int | None:
+    """The most bytes that the network can read, or None where nothing limits them."""
+    return model.config.max_seq_len if model.config.positions == "learned" else None
+
+
+def _slides(length: int, n_new: int, window: int | None) -> bool:
+    """Whether `n_new` bytes after `length` others cannot all be predicted from all before them."""
+    return window is not None and n_new > 0 and length + n_new - 1 > window
+
+
+def _check(model: Decoder, ids: Sequence[np.ndarray]) -> None:
+    for i, row in enumerate(ids):
+        if len(row) == 0:
+            which = f"prompt {i}" if len(ids) > 1 else "the prompt"
+            raise InputError(f"{which} is empty; expected at least one byte")
+    if model.config.vocab_size < BYTES:
+        raise InputError(f"vocab_size: expected at least {BYTES} to continue bytes, "
+                         f"found {model.config.vocab_size}")
+
+
+def _warn(model: Decoder, ids: Sequence[np.ndarray], max_new: int) -> None:
+    """Says, to whoever called the caller of this, that the trained length will be passed."""
+    trained = model.config.max_seq_len
+    longest = max(map(len, ids), default=0)
+    if _slides(longest, max_new, trained):
+        does = (f"past {trained} each byte sees the last {trained} only" if _window(model)
+                else f"past the trained length of {trained}")
+        warnings.warn(f"decoding to {longest + max_new} bytes: {does}", stacklevel=3)
+
+
+def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list[tuple[bytes, bool]]:
+    """Each row's bytes up to the first stop string in it, and whether there was one."""
+    found = [(b"", False)] * n_rows
+    for chunk in chunks:
+        for i, more in enumerate(chunk.new):
+            data, stopped = found[i]
+            if not stopped:
+                data += more.tobytes()
+                ends = [at for at in map(data.find, stops) if at >= 0]
+                found[i] = (data[:min(ends)], True) if ends else (data, False)
+        if all(stopped for _, stopped in found):
+            break
+    return found
+
+
+def _chunks(model: Decoder, ids: Sequence[np.ndarray], streams: Sequence[int],
+            sampling: Sampling, chunk: int) -> Iterator[Chunk]:
+    """As `stream`; row j draws from fold_in(seed, streams[j])."""
+    max_new, window = sampling.max_new, _window(model)
+    texts = [np.asarray(row, np.uint8) for row in ids]
+    longest = max(map(len, texts))
+    graph, params = nnx.split(freeze(model))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))(np.array(streams))
+    # As traced values: another temperature compiles nothing anew.
+    how = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, BYTES)),
+           np.float32(sampling.top_p))
+    width = _bucket(chunk)
+    made = 0
+
+    def chunk_of(new: jax.Array, n: int) -> Chunk:
+        slid = [_slides(len(row), n, window) for row in texts]
+        made_now = np.asarray(new)[:, :n]
+        texts[:] = [np.concatenate([row, more]) for row, more in zip(texts, made_now, strict=True)]
+        return Chunk(made_now, slid)
+
+    # Cached as far as every row has room in the window, ...
+    room = max_new if window is None else min(max_new, window - longest)
+    if room > 0:
+        lengths = np.array([len(row) for row in texts], np.int32)
+        padded = _pad(texts, _bucket(longest, window))
+        logits, caches = _prefill(graph, params, padded, lengths, size=_bucket(longest + room, window))
+        while made < room:
+            n = min(chunk, room - made)
+            new, logits, caches = _decode(graph, params, logits, caches, lengths + np.int32(made), keys,
+                                          np.int32(made), np.int32(n), how, width=width)
+            yield chunk_of(new, n)
+            made += n
+    # ... and then reading the window anew for every byte.
+    while made < max_new:
+        assert window is not None
+        n = min(chunk, max_new - made)
+        seen = [row[-window:] for row in texts]
+        used = np.array([len(row) for row in seen], np.int32)
+        new = _slide(graph, params, _pad(seen, window), used, keys, np.int32(made), np.int32(n), how,
+                     width=width)
+        yield chunk_of(new, n)
+        made += n
+
+
+def _likeliest(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The logits `[vocab]` with those at -inf that top_k and top_p leave out."""
+    above = scaled > scaled[:, None]  # [i, j]: symbol j is likelier than symbol i
+    kept = (top_k <= 0) | (jnp.sum(above, 1) < top_k)
+    probabilities = jax.nn.softmax(scaled, where=kept)
+    mass_above = jnp.sum(jnp.where(above, probabilities, 0.0), 1)
+    # The sum over all but the last symbol may round to 1: top_p = 1 must not leave that out.
+    kept &= (top_p >= 1) | (mass_above < top_p)
+    return jnp.where(kept, scaled, -jnp.inf)
+
+
+def _draw(keys: jax.Array, count: jax.Array, logits: jax.Array, how: tuple[jax.Array, ...]) -> jax.Array:
+    """The next byte of each row; `count` is how many new bytes it has."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
+    return jax.vmap(lambda key, row: sample(key, row[:BYTES], *how))(keys, logits)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "size"))
+def _prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *,
+             size: int) -> tuple[jax.Array, Any]:
+    return nnx.merge(graph, params).prefill(ids.astype(jnp.int32), lengths, size)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "width"), donate_argnames=("caches",))
+def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: jax.Array,
+            keys: jax.Array, made: jax.Array, n: jax.Array, how: tuple[jax.Array, ...], *,
+            width: int) -> tuple[jax.Array, jax.Array, Any]:
+    """n ≤ width bytes at the head of each row of `[rows, width]`, and logits and caches after them."""
+    model = nnx.merge(graph, params)
+
+    def one(i: jax.Array, carry: Any) -> Any:
+        new, logits, caches = carry
+        ids = _draw(keys, made + i, logits, how)
+        new = jax.lax.dynamic_update_index_in_dim(new, ids.astype(jnp.uint8), i, axis=1)
+        return new, *model.step(ids, caches, position + i)
+
+    new = jnp.zeros((len(position), width), jnp.uint8)
+    return jax.lax.fori_loop(0, n, one, (new, logits, caches))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "width"))
+def _slide(graph: Any, params: Any, seen: jax.Array, used: jax.Array, keys: jax.Array, made: jax.Array,
+           n: jax.Array, how: tuple[jax.Array, ...], *, width: int) -> jax.Array:
+    """As `_decode` without caches: `seen [rows, window]` holds the last `used [rows]` bytes."""
+    model = nnx.merge(graph, params)
+    window = seen.shape[1]
+
+    def one(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        new, seen, used = carry
+        logits = model(seen.astype(jnp.int32))
+        last = jnp.take_along_axis(logits, (used - 1)[:, None, None], axis=1)[:, 0]
+        ids = _draw(keys, made + i, last, how).astype(jnp.uint8)
+        new = jax.lax.dynamic_update_index_in_dim(new, ids, i, axis=1)
+        full = used == window
+        seen = jnp.where(full[:, None], jnp.roll(seen, -1, axis=1), seen)
+        slot = jnp.where(full, window - 1, used)
+        seen = jax.vmap(lambda row, at, byte: row.at[at].set(byte))(seen, slot, ids)
+        return new, seen, jnp.minimum(used + 1, window)
+
+    new = jnp.zeros((len(used), width), jnp.uint8)
+    return jax.lax.fori_loop(0, n, one, (new, seen, used))[0]
+
+
+def _bucket(length: int, most: int | None = None) -> int:
+    """`length` rounded up to a multiple of BUCKET, and past 512 to four sizes in each doubling."""
+    step = max(BUCKET, (1 << (length - 1).bit_length()) // 8)
+    rounded = -(-length // step) * step
+    return rounded if most is None else min(rounded, most)
+
+
+def _pad(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
+    padded = np.zeros((len(rows), width), np.uint8)
+    for i, row in enumerate(rows):
+        padded[i, :len(row)] = row
+    return padded

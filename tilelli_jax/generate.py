@@ -1,0 +1,144 @@
+"""Continues text: python -m tilelli_jax.generate --model DIR --prompt TEXT."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tilelli_jax import decoding
+from tilelli_jax.errors import InputError, command
+from tilelli_jax.files import write_atomically
+from tilelli_jax.models import store
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    options = _options(argv)
+    prompts = _prompts(options)
+    sampling = sampling_of(options)
+    if options.out:
+        _check_writable(options.out)
+    model = store.load(options.model)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        found = decoding.generate(model, prompts, stop=options.stop, **dataclasses.asdict(sampling))
+    for warning in said:
+        print(f"note: {warning.message}", file=sys.stderr)
+    if options.out or options.prompts_file:
+        lines = "".join(json.dumps({"prompt": _text(prompt), "text": made.text, "stopped": made.stopped},
+                                   ensure_ascii=False) + "\n"
+                        for prompt, made in zip(prompts, found, strict=True))
+        if options.out:
+            with _writing(options.out):
+                write_atomically(options.out, lines.encode())
+        else:
+            sys.stdout.write(lines)
+    else:
+        print(_text(prompts[0] + found[0].data))
+    return 0
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The options of drawing bytes, the same for every command that generates."""
+    parser.add_argument("--max-new", type=int, default=200, metavar="N", help="new bytes (default 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
+                        help="of the softmax; 0 takes the likeliest byte (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K",
+                        help="draw among so many likeliest bytes (default 0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                        help="draw among the likeliest bytes that make up this probability (default 1: all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawing (default 0)")
+
+
+def sampling_of(options: argparse.Namespace) -> decoding.Sampling:
+    """What `add_sampling`'s options say, checked before anything is loaded."""
+    return decoding.Sampling(options.temperature, options.top_k, options.top_p, options.max_new,
+                             options.seed)
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tilelli_jax.generate", description=__doc__)
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="what to continue")
+    source.add_argument("--prompts-file", type=Path, metavar="FILE",
+                        help="one prompt a line, or .jsonl with a key 'prompt'; prints JSONL")
+    add_sampling(parser)
+    parser.add_argument("--stop", action="append", default=[], metavar="STR",
+                        help="end at this string (may be given again)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL there instead of printing")
+    return parser.parse_args(argv)
+
+
+def _prompts(options: argparse.Namespace) -> list[bytes]:
+    if options.prompt is not None:
+        if not options.prompt:
+            raise InputError("--prompt: expected at least one character")
+        return [os.fsencode(options.prompt)]  # whatever bytes were on the command line
+    path: Path = options.prompts_file
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    prompts = [_prompt(line, f"{path}, line {i}", path.suffix == ".jsonl")
+               for i, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise InputError(f"{path}: expected at least one prompt, found none")
+    return prompts
+
+
+def _prompt(line: bytes, where: str, is_json: bool) -> bytes:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 at byte {error.start + 1}") from None
+    if not is_json:
+        return line
+    try:
+        prompt = json.loads(text)["prompt"].encode("utf-8")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        prompt = b""
+    if not prompt:
+        raise InputError(f'{where}: expected an object with a text under "prompt"')
+    return prompt
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
+
+
+def _check_writable(path: Path) -> None:
+    """Before a long wait, not after it."""
+    if path.is_dir():
+        raise InputError(f"--out: {path} is a directory, expected a file")
+    with _writing(path):
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--out: {path} cannot be written: {error.strerror}") from None
+
+
+class _Callable(types.ModuleType):
+    """`tilelli_jax.generate` is a function; importing this command of the same name keeps it one."""
+
+    __call__ = staticmethod(decoding.generate)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    sys.exit(main())

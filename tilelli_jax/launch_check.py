@@ -1,0 +1,222 @@
+"""Compiles a run's training step for a TPU slice that is not there, and tells what it would take.
+
+    python -m tilelli_jax.launch_check --topology v5e:2x4 --config FILE [key=value …]
+
+Prints memory per device, the collectives of a step and its floating-point operations. Needs the
+extra `tpu` (the TPU compiler); runs on any Linux x86 CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from tilelli_jax import config as config_lib
+from tilelli_jax.collectives import Collectives, read_collectives
+from tilelli_jax.errors import InputError, command
+from tilelli_jax.models import build
+from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh, tree_shardings
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.flops import peak_flops, train_flops_per_token
+from tilelli_jax.training.losses import next_byte_loss
+from tilelli_jax.training.optimizers import make_optimizer, make_schedule
+from tilelli_jax.training.step import TrainState, make_train_step, take_apart
+
+GIB = 2**30
+UNITS = ("B", "KiB", "MiB", "GiB")
+# Memory of one JAX device, by `device_kind`.
+HBM = {"TPU v4": 16 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 lite": 32 * GIB,
+       "TPU7x": 96 * GIB}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a compiled step takes: bytes per device, and operations of the whole slice."""
+
+    config: str
+    topology: str
+    devices: int
+    device_kind: str
+    mesh: dict[str, int]
+    arguments: int
+    outputs: int
+    aliased: int  # of the outputs, what is written over donated arguments
+    temporary: int
+    program: int
+    hbm: int | None
+    collectives: list[Collectives]
+    step_flops: float
+    peak_seconds: float | None  # step_flops at the devices' best
+    compile_seconds: float
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporary + self.program
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tilelli_jax.launch_check", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", required=True, action="append", metavar="KIND:SHAPE",
+                        help="TPU slice, e.g. v5e:2x4, v5p:2x2x2, v6e:4x4; may be repeated")
+    parser.add_argument("--config", required=True, action="append", metavar="FILE",
+                        help="YAML file of settings; may be repeated")
+    parser.add_argument("--markdown", action="store_true", help="a table with a row for each")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for training")
+    options = parser.parse_intermixed_args(argv)
+    configs = {path: config_lib.load(ExperimentConfig, path, options.overrides)
+               for path in options.config}
+    if options.markdown:
+        print(markdown_head(), flush=True)
+    for topology in options.topology:
+        devices = topology_devices(topology)
+        for path, config in configs.items():
+            report = check(config, Path(path).stem, topology, devices)
+            print(markdown_row(report) if options.markdown else text(report), flush=True)
+    return 0
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """The devices of a TPU slice, good for compiling only.
+
+    Raises:
+        InputError: the TPU compiler is not installed, or knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    # Nothing here is to look for a TPU, nor to wait for a metadata server that would describe one.
+    jax.config.update("jax_platforms", "cpu")
+    # Without one, its compiler may also be loaded by several processes at a time.
+    for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+                       ("TPU_ACCELERATOR_TYPE", "v5litepod-8"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+        os.environ.setdefault(key, value)
+    try:
+        return topologies.get_topology_desc(name, "tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        raise InputError(f"--topology {name}: expected KIND:SHAPE such as v5e:2x4, v5p:2x2x2 or "
+                         f"v6e:4x4: {error}") from None
+    except RuntimeError as error:
+        raise InputError(f"launch_check needs the extra 'tpu' (pip install 'tilelli_jax[tpu]'), "
+                         f"in an environment of its own beside a CPU or GPU one: {error}") from None
+
+
+def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.Device]) -> Report:
+    """Compiles the training step of `config` for these devices and reads off what it takes.
+
+    Raises:
+        InputError: the mesh or the batch does not fit the slice, or the step not its memory.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    parts, rows = config.train.accumulate, config.train.batch_size // config.train.accumulate
+    if rows % batch_devices(mesh):
+        raise InputError(f"{name}: train.batch_size / train.accumulate: expected a multiple of the "
+                         f"{batch_devices(mesh)} devices that share a batch (mesh.data × mesh.fsdp), "
+                         f"found {rows}")
+    started = time.monotonic()
+    with jax.set_mesh(mesh):
+        step, state = abstract_step(config, mesh)
+        batch = jax.ShapeDtypeStruct((parts, rows, config.train.seq_len + 1), np.uint8,
+                                     sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
+        try:
+            compiled = step.lower(state, {"bytes": batch}, np.int32(0)).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(f"{name} does not fit {topology}: {str(error).splitlines()[0]}") from None
+    memory = compiled.memory_analysis()
+    tokens = config.train.batch_size * config.train.seq_len
+    step_flops = tokens * train_flops_per_token(config.model, config.train.seq_len)
+    peak = peak_flops(devices[0])
+    return Report(
+        config=name, topology=topology, devices=len(devices), device_kind=devices[0].device_kind,
+        mesh=dict(mesh.shape), arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes, aliased=memory.alias_size_in_bytes,
+        temporary=memory.temp_size_in_bytes, program=memory.generated_code_size_in_bytes,
+        hbm=HBM.get(devices[0].device_kind), collectives=read_collectives(compiled.as_text()),
+        step_flops=step_flops, peak_seconds=step_flops / peak / len(devices) if peak else None,
+        compile_seconds=time.monotonic() - started)
+
+
+def abstract_step(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[Any, TrainState]:
+    """The jitted training step, and a state of shapes and shardings without values."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    network, params = take_apart(nnx.eval_shape(lambda: build(config.model, 0, config.compute)))
+    # Buffers become constants of the program, whatever they hold.
+    network = network._replace(buffers=jax.tree.map(lambda b: np.zeros(b.shape, b.dtype),
+                                                    network.buffers))
+    state = jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, optimizer.init(params),
+                                                     jnp.zeros(2, jnp.uint32)), params)
+    shardings = tree_shardings(state, mesh)
+    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
+                                                                     sharding=sharding),
+                         state, shardings)
+    step = make_train_step(network, optimizer, next_byte_loss(config.train.load_balance),
+                           make_schedule(config.optimizer, config.train.steps), shardings, mesh)
+    return step, state
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def text(report: Report) -> str:
+    """A report for the terminal."""
+    mesh = " · ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    hbm = f" of {_size(report.hbm)}" if report.hbm else ""
+    peak = (f", at best {1e3 * report.peak_seconds:.3g} ms at these devices' peak"
+            if report.peak_seconds else "")
+    lines = [
+        f"{report.config} on {report.topology}: {report.devices} × {report.device_kind}, mesh {mesh} "
+        f"(compiled in {report.compile_seconds:.0f} s)",
+        f"  memory per device   {_size(report.total)}{hbm}: arguments {_size(report.arguments)}, "
+        f"outputs {_size(report.outputs)} ({_size(report.aliased)} of them over arguments), "
+        f"temporary {_size(report.temporary)}, program {_size(report.program)}",
+        f"  collectives a step  {_collectives(report) or 'none'}",
+        f"  operations a step   {report.step_flops:.3g} FLOPs by formula{peak}"]
+    return "\n".join(lines)
+
+
+def markdown_head() -> str:
+    return ("| config | slice | mesh d·f·t | arguments | outputs | temporary | total per device "
+            "| collectives a step: times, bytes | FLOPs a step | at peak |\n"
+            "|---|---|---|---|---|---|---|---|---|---|")
+
+
+def markdown_row(report: Report) -> str:
+    share = f" ({report.total / report.hbm:.1%})" if report.hbm else ""
+    peak = f"{1e3 * report.peak_seconds:.3g} ms" if report.peak_seconds else "unknown"
+    cells = (report.config, report.topology, "·".join(map(str, report.mesh.values())),
+             _size(report.arguments), _size(report.outputs), _size(report.temporary),
+             _size(report.total) + share, _collectives(report) or "none",
+             f"{report.step_flops:.3g}", peak)
+    return f"| {' | '.join(cells)} |"
+
+
+def _collectives(report: Report) -> str:
+    return ", ".join(f"{c.kind} {c.count}× {_size(c.bytes)}" for c in report.collectives)
+
+
+def _size(n_bytes: int) -> str:
+    power = min(int(math.log2(n_bytes) / 10), 3) if n_bytes else 0
+    value = n_bytes / 2**(10 * power)
+    return f"{value:.0f} {UNITS[power]}" if value >= 100 else f"{value:.3g} {UNITS[power]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

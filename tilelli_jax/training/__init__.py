@@ -1,0 +1,1 @@
+"""Training: one step, one loop, and what surrounds them (optimiser, checkpoints, logs, run directory)."""

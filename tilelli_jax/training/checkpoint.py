@@ -1,0 +1,179 @@
+"""Checkpoints through Orbax: asynchronous, newest and best kept, damaged ones passed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import write_json
+from tilelli_jax.training.step import TrainState
+
+log = logging.getLogger(__name__)
+SEAL = "files.json"
+CHUNK = 1 << 22  # bytes
+
+
+class Restored(NamedTuple):
+    """A training state, and the JSON-able notes that were saved with it."""
+
+    state: TrainState
+    notes: dict[str, Any]
+
+
+class Checkpoints:
+    """The directory `checkpoints/` of a run: `<step>/state` (arrays) and `<step>/notes` (JSON).
+
+    A checkpoint is written beside its place and renamed when complete: a killed process leaves
+    either all of it or nothing that counts. What happens to its files later is seen by the list
+    of their sizes and checksums, `<step>/files.json`, before Orbax reads them: at a damaged file
+    it fails too, but with thousands of lines from threads that it leaves behind.
+    """
+
+    def __init__(self, path: Path, keep: int = 2):
+        self.path = path.absolute()
+        self._policy = _NewestAndBest(keep)
+        self._manager = ocp.CheckpointManager(self.path, options=ocp.CheckpointManagerOptions(
+            create=True, cleanup_tmp_directories=True, preservation_policy=self._policy,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)))
+
+    def save(self, state: TrainState, notes: dict[str, Any]) -> None:
+        """Starts saving; returns as soon as the arrays are copied.
+
+        Args:
+            notes: anything that JSON can hold, with `step`, and `best_step`, the one to keep.
+        """
+        self._policy.best_step = notes["best_step"]
+        self._manager.save(notes["step"], force=True, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict()), notes=ocp.args.JsonSave(notes)))
+
+    def latest(self, outline: TrainState) -> Restored | None:
+        """The newest checkpoint that can be read, or None where there is none.
+
+        Args:
+            outline: shapes, types and shardings to restore to; any mesh will do.
+
+        Raises:
+            InputError: there are checkpoints and none can be read.
+        """
+        damaged: list[tuple[int, InputError]] = []
+        for step in reversed(self.steps()):
+            try:
+                restored = self.restore(step, outline)
+            except InputError as error:
+                damaged.append((step, error))
+                continue
+            for bad, reason in damaged:
+                log.warning("%s; passed over, going on from step %d", reason, step)
+                self._set_aside(bad)
+            self._policy.best_step = restored.notes["best_step"]
+            return restored
+        if damaged:
+            raise InputError(f"{damaged[0][1]}; there is no other that can be read")
+        return None
+
+    def restore(self, step: int, outline: TrainState) -> Restored:
+        """One checkpoint.
+
+        Raises:
+            InputError: it is not there, it is damaged, or it is one of another network.
+        """
+        if reason := self._damage(step):
+            raise InputError(f"{self.path / str(step)}: damaged checkpoint ({reason})")
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(outline._asdict()), notes=ocp.args.JsonRestore()))
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{self.path / str(step)}: cannot be restored: {reason}") from error
+        return Restored(TrainState(**found["state"]), found["notes"])
+
+    def steps(self) -> list[int]:
+        """The steps that are kept, in order."""
+        return sorted(self._manager.all_steps())
+
+    def wait(self) -> None:
+        """Until what was started is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the directory."""
+        self._manager.close()
+
+    def _seal(self) -> None:
+        """Lists a checkpoint's files; called in one process, just before the renaming.
+
+        Those at its top are left out: Orbax has yet to change them, and needs none of them.
+        """
+        for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
+            files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+            write_json(folder / SEAL, {str(path.relative_to(folder)): _size_and_checksum(path)
+                                       for path in files})
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with the files of a checkpoint, as the first process sees them, or ""."""
+        reason = _first_damage(self.path / str(step)) if jax.process_index() == 0 else ""
+        if jax.process_count() > 1:
+            whole = multihost_utils.broadcast_one_to_all(not reason)
+            return "" if whole else reason or "as the first process found"
+        return reason
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again."""
+        if jax.process_index() == 0:
+            target = self.path / f"damaged-{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            (self.path / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
+        self._manager.reload()
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _NewestAndBest:
+    """Which checkpoints Orbax is to keep. Its own BestN forgets all losses at a restart."""
+
+    keep: int
+    best_step: int = 0
+
+    def should_preserve(self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *,
+                        context: Any) -> list[bool]:
+        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-self.keep:]
+        return [checkpoint.step in (*newest, self.best_step) for checkpoint in checkpoints]
+
+
+def _first_damage(folder: Path) -> str:
+    if not (folder / SEAL).is_file():
+        return "" if folder.is_dir() else "it is not there"  # unlisted: for Orbax to find out
+    try:
+        for name, expected in json.loads((folder / SEAL).read_text(encoding="utf-8")).items():
+            if _size_and_checksum(folder / name) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(folder)} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{SEAL} cannot be read: {error}"
+    return ""
+
+
+def _size_and_checksum(path: Path) -> list[int]:
+    """Bytes, and their CRC-32."""
+    size = checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+    return [size, checksum]

@@ -1,0 +1,67 @@
+"""Why a loss or a gradient stopped being finite."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import path_name, replicated
+from tilelli_jax.training.losses import Batch, Loss
+from tilelli_jax.training.step import Network
+
+
+class Diverged(RuntimeError):
+    """Training came to numbers that are not finite; the message says where."""
+
+
+def diagnose(network: Network, params: Any, batch: Batch, key: jax.Array, loss: Loss,
+             mesh: Mesh) -> list[str]:
+    """Sentences on the first places where an update's numbers are not finite.
+
+    Runs the update's forward and backward pass again, with the parameters it started from.
+
+    Args:
+        batch: as for the loss, `bytes [batch, time + 1]`.
+    """
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def look(params: Any, batch: Batch) -> tuple[Any, ...]:
+        model = network.merge(params)
+        logits, seen = model.tapped(batch["bytes"][:, :-1].astype(jnp.int32), Tap(record=("resid_post",)))
+        grads = jax.grad(lambda p: loss(network.merge(p), batch, key)[0])(params)
+        stream = seen["resid_post"].astype(jnp.float32)
+        return (jnp.max(jnp.abs(stream), (1, 2, 3)), jnp.max(jnp.abs(logits)),
+                jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), grads),
+                jax.tree.map(lambda p: jnp.all(jnp.isfinite(p)), params))
+
+    stream, logits, grads_finite, params_finite = jax.device_get(look(params, batch))
+    sentences = []
+    bad_params = _names(params_finite)
+    if bad_params:
+        sentences.append(f"parameters not finite before the update: {_few(bad_params)}")
+    bad_blocks = np.flatnonzero(~np.isfinite(stream))
+    if len(bad_blocks):
+        sentences.append(f"the residual stream is not finite after block {bad_blocks[0]} of {len(stream)}")
+    else:
+        sentences.append(f"the residual stream is finite, at most {stream.max():.3g} "
+                         f"(after block {int(stream.argmax())})")
+    sentences.append(f"the logits are {'finite' if np.isfinite(logits) else 'not finite'}"
+                     + (f", at most {logits:.3g}" if np.isfinite(logits) else ""))
+    bad_grads = _names(grads_finite)
+    if bad_grads:
+        sentences.append(f"gradients not finite: {_few(bad_grads)}")
+    return sentences
+
+
+def _names(finite: Any) -> list[str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(finite)
+    return [path_name(path).replace("/", ".") for path, ok in leaves if not ok]
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,141 @@
+"""Several processes as one run: how they find each other, and how they stop at the same step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+
+from tilelli_jax.errors import InputError
+
+COORDINATOR = "TILELLI_COORDINATOR"
+NUM_PROCESSES = "TILELLI_NUM_PROCESSES"
+PROCESS_ID = "TILELLI_PROCESS_ID"
+
+
+def initialize() -> None:
+    """Joins this process to the others of its run; to be called before JAX touches a device.
+
+    Who the others are is read from `TILELLI_COORDINATOR` (host:port of process 0),
+    `TILELLI_NUM_PROCESSES` and `TILELLI_PROCESS_ID` where these are set, and otherwise found by
+    `jax.distributed.initialize` itself, which knows SLURM, Cloud TPU, GKE and Open MPI. On CPU
+    the processes compute together through gloo, JAX's default there.
+
+    Raises:
+        InputError: the variables are incomplete or wrong, or there is nothing to detect.
+    """
+    # `should_stop` asks this service; it is on by default, but a user's environment may say no.
+    jax.config.update("jax_enable_preemption_service", True)
+    if any(name in os.environ for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
+        coordinator, processes, process = _from_environment()
+        # Detection would narrow each process to one device wherever a scheduler is found as well.
+        jax.distributed.initialize(coordinator, processes, process,
+                                   cluster_detection_method="deactivate")
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError:  # JAX's word for "nothing detected": "coordinator_address should be defined"
+        raise InputError(
+            f"--distributed: no cluster found; expected {COORDINATOR}, {NUM_PROCESSES} and "
+            f"{PROCESS_ID} in the environment (launch/local.py sets them), or a start by SLURM's "
+            f"srun, on a Cloud TPU VM, on GKE or by Open MPI's mpirun") from None
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Calls `main` and ends the process with its status, at once where that is a failure.
+
+    On its ordinary way out a process of several waits for the others for up to five minutes, and
+    they may well be waiting for it in the middle of a step.
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def catch_sigterm() -> Iterator[None]:
+    """Within it SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
+
+    A second SIGINT (Ctrl-C) interrupts at once. To be entered in the main thread. After
+    `initialize` JAX's preemption service listens for SIGTERM, which a handler set here would take
+    away from it; a SIGINT is then passed on to it as one.
+    """
+    global _received
+    _received = None
+    caught = (signal.SIGINT,) if jax.distributed.is_initialized() else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, _note) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_status() -> int:
+    """The exit status after `should_stop` was obeyed: 130 for this process's SIGINT, otherwise 0."""
+    return 128 + signal.SIGINT if _received == signal.SIGINT else 0
+
+
+def should_stop(step: int) -> bool:
+    """Whether to save and end after `step`, because this process or another one was told to.
+
+    With several processes all of them must ask at every step, with the same steps in the same
+    order: they agree on the next step that none of them has reached, and each gets True at that
+    step only. Up to a second passes before the signal is noticed.
+    """
+    if jax.distributed.is_initialized():
+        return multihost_utils.reached_preemption_sync_point(step)
+    return _received is not None
+
+
+# ---------------------------------------------------------------------------------------------
+
+_received: int | None = None  # the signal
+
+
+def _note(signum: int, frame: types.FrameType | None) -> None:
+    global _received
+    _received = signum
+    if signum == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nsaving and stopping; once more Ctrl-C stops at once\n")  # print may be in use
+        if jax.distributed.is_initialized():
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _from_environment() -> tuple[str, int, int]:
+    """Coordinator, number of processes and this process's number."""
+    missing = [n for n in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if not os.environ.get(n)]
+    if missing:
+        raise InputError(f"--distributed: {', '.join(missing)} not set; expected all of "
+                         f"{COORDINATOR}, {NUM_PROCESSES}, {PROCESS_ID}")
+    coordinator = os.environ[COORDINATOR]
+    host, colon, port = coordinator.rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise InputError(f"{COORDINATOR}: expected host:port, found '{coordinator}'")
+    processes, process = _whole_number(NUM_PROCESSES), _whole_number(PROCESS_ID)
+    if process >= processes:
+        raise InputError(f"{PROCESS_ID}: expected 0 to {processes - 1}, as {NUM_PROCESSES} is "
+                         f"{processes}, found {process}")
+    return coordinator, processes, process
+
+
+def _whole_number(name: str) -> int:
+    if not os.environ[name].isdecimal():
+        raise InputError(f"{name}: expected a whole number, found '{os.environ[name]}'")
+    return int(os.environ[name])

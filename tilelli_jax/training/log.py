@@ -1,0 +1,139 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases on request, the terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import write_atomically
+from tilelli_jax.training.experiment import LogConfig
+
+
+def require_extras(config: LogConfig) -> None:
+    """Raises InputError where a log is asked for whose package is not installed."""
+    for key, wanted, package in (("tensorboard", config.tensorboard, "tensorboardX"),
+                                 ("wandb_project", config.wandb_project, "wandb")):
+        if wanted and importlib.util.find_spec(package) is None:
+            extra = key.partition("_")[0]
+            raise InputError(f"log.{key}: expected the extra '{extra}' to be installed "
+                             f"(pip install 'tilelli_jax[{extra}]')")
+
+
+class MetricsLog:
+    """Rows of a run, each at most once: what was logged past the step taken up is dropped."""
+
+    def __init__(self, path: Path, config: LogConfig, *, from_step: int, name: str,
+                 settings: dict[str, Any]):
+        kept = [row for row in read_metrics(path) if row["step"] <= from_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._writers: list[_TensorBoard | _WeightsAndBiases] = []
+        if config.tensorboard:
+            self._writers.append(_TensorBoard(path.parent / "tensorboard", from_step))
+        if config.wandb_project:
+            self._writers.append(_WeightsAndBiases(config.wandb_project, path.parent, name, settings))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One row; it has a `step`. Arrays become lists; a number that is not finite becomes null."""
+        plain = {key: _plain(value) for key, value in row.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+        for writer in self._writers:
+            writer.write(plain)
+
+    def close(self) -> None:
+        self._file.close()
+        for writer in self._writers:
+            writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that was cut off is passed over."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+class Progress:
+    """A bar with loss, bits per byte, tokens/s and the time left; without a terminal, plain lines only."""
+
+    def __init__(self, steps: int, start: int, *, show: bool = True):
+        self._show = show
+        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr,
+                         disable=not (show and sys.stderr.isatty()), smoothing=0.1)
+
+    def update(self, step: int, loss: float, tokens_per_second: float | None) -> None:
+        if not self._bar.disable:
+            speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "compiling"
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/byte, {speed}",
+                                      refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
+        elif self._show:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _TensorBoard:
+    def __init__(self, path: Path, from_step: int):
+        from tensorboardX import SummaryWriter
+        self._writer = SummaryWriter(str(path), purge_step=from_step + 1, filename_suffix=f".{from_step}")
+
+    def write(self, row: dict[str, Any]) -> None:
+        for key, value in flat(row).items():
+            if key != "step":
+                self._writer.add_scalar(key, value, row["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, path: Path, name: str, settings: dict[str, Any]):
+        import wandb
+        self._run = wandb.init(project=project, dir=str(path), name=name, id=name, config=settings,
+                               resume="allow")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._run.log(flat(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers by name, lists by index: {"a": [1, [2]]} → {"a/0": 1, "a/1/0": 2}; others left out."""
+    numbers: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, list):
+            numbers |= flat({str(i): item for i, item in enumerate(value)}, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            numbers[prefix + key] = value
+    return numbers
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,195 @@
+"""The training loop: dispatches updates, and sees to logs, validation and checkpoints between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tilelli_jax.data.windows import TrainingBatch
+from tilelli_jax.training.checkpoint import Checkpoints
+from tilelli_jax.training.diagnose import Diverged
+from tilelli_jax.training.distributed import should_stop
+from tilelli_jax.training.experiment import TrainConfig
+from tilelli_jax.training.log import MetricsLog, Progress
+from tilelli_jax.training.step import Metrics, TrainState
+
+
+class Sitting(NamedTuple):
+    """What a run has come to, besides its state; saved with every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = 0
+    valid_loss: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The parts that the loop turns, each made elsewhere."""
+
+    config: TrainConfig
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+    place: Callable[[TrainingBatch], Any]
+    evaluate: Callable[[Any], float]
+    diagnose: Callable[[TrainState, TrainingBatch], list[str]]
+    extra: Callable[[Any], Metrics]  # what is worth measuring of the parameters, when logging
+    flops_per_token: float
+    peak_flops: float | None
+    checkpoints: Checkpoints
+    log: MetricsLog | None  # None in all processes but the first
+    progress: Progress
+
+    def run(self, state: TrainState, batches: Any, sitting: Sitting) -> tuple[TrainState, Sitting]:
+        """Trains from where `sitting` stands to the last step, or to a request to stop.
+
+        Args:
+            batches: an iterator with `get_state()`, as many batches in as the sitting has steps.
+
+        Raises:
+            Diverged: an update's numbers, or the validation loss, were not finite.
+        """
+        config, clock = self.config, _Clock(sitting.seconds)
+        pending: tuple[int, Metrics, TrainingBatch] | None = None
+        for step in range(sitting.step + 1, config.steps + 1):
+            batch = next(batches)
+            state, metrics = self.update(state, self.place(batch), np.int32(step - 1))
+            if self._logged(step):
+                metrics = metrics | self.extra(state.params)
+            if pending:  # read the last update's numbers while this one is computed
+                self._settle(pending, state, sitting, clock)
+            pending = step, metrics, batch
+            sitting = sitting._replace(step=step)
+
+            last, stop = step == config.steps, should_stop(step)
+            due = self._validated(step)
+            if due or stop or step % config.checkpoint_every == 0:
+                finite = self._check(pending, state)
+                with clock.paused():
+                    if due:
+                        sitting = self._validate(state, sitting)
+                self._settle(pending, state, sitting, clock, finite)
+                pending = None
+                with clock.paused():
+                    if stop or last or step % config.checkpoint_every == 0 or sitting.best_step == step:
+                        sitting = sitting._replace(seconds=clock.total())
+                        self.checkpoints.save(
+                            state, {**sitting._asdict(), "data": batches.get_state()})
+            if stop:
+                break
+        self.checkpoints.wait()
+        return state, sitting._replace(seconds=clock.total())
+
+    def _validated(self, step: int) -> bool:
+        return step % self.config.eval_every == 0 or step == self.config.steps
+
+    def _logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == 1 or self._validated(step)
+
+    def _validate(self, state: TrainState, sitting: Sitting) -> Sitting:
+        valid_loss = self.evaluate(state.params)
+        if not math.isfinite(valid_loss):
+            raise Diverged(f"step {sitting.step}: the validation loss is {valid_loss}, though that of "
+                           f"training is finite\n{self._last_good()}")
+        self.progress.say(f"step {sitting.step}: validation {valid_loss:.4f} nats/byte, "
+                          f"{valid_loss / math.log(2):.4f} bits/byte")
+        sitting = sitting._replace(valid_loss=valid_loss)
+        if valid_loss < sitting.best_loss:
+            sitting = sitting._replace(best_loss=valid_loss, best_step=sitting.step)
+        return sitting
+
+    def _check(self, pending: tuple[int, Metrics, TrainingBatch], state: TrainState) -> Metrics:
+        """The update's numbers, on the host, once they are known to be finite."""
+        step, metrics, batch = pending
+        metrics = jax.device_get(metrics)
+        if not metrics["finite"]:
+            reasons = "\n".join(f"  - {sentence}" for sentence in self.diagnose(state, batch))
+            starts = np.sort(batch.starts)
+            raise Diverged(
+                f"step {step}: the loss is {metrics['loss']:.4g}, the norm of the gradient "
+                f"{metrics['grad_norm']:.4g} and that of the update {metrics['update_norm']:.4g}; "
+                f"training stopped before this update\n"
+                f"  - batch {step - 1} of the data (counted from 0), whose windows start at bytes "
+                f"{', '.join(map(str, starts[:4]))}{', …' if len(starts) > 4 else ''} of the training part\n"
+                f"{reasons}\n{self._last_good()}")
+        return metrics
+
+    def _last_good(self) -> str:
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        return f"  - last good checkpoint: {f'step {steps[-1]}' if steps else 'none yet'}"
+
+    def _settle(self, pending: tuple[int, Metrics, TrainingBatch], state: TrainState, sitting: Sitting,
+                clock: _Clock, metrics: Metrics | None = None) -> None:
+        """Waits for an update's numbers, and logs them where they are due."""
+        step = pending[0]
+        metrics = metrics or self._check(pending, state)
+        tokens = self.config.batch_size * self.config.seq_len
+        loss = float(metrics["loss"])
+        self.progress.update(step, loss, clock.rate(step, tokens))
+        if self.log is None or not self._logged(step):
+            return
+        speed = clock.lap(step, tokens)
+        row: dict[str, Any] = {
+            "step": step, "loss": loss, "bits_per_byte": loss / math.log(2),
+            "lr": float(metrics["learning_rate"]), "grad_norm": float(metrics["grad_norm"]),
+            "tokens": step * tokens, "seconds": round(clock.total(), 3), "tokens_per_second": speed}
+        if speed and self.peak_flops:
+            row["mfu"] = speed * self.flops_per_token / (self.peak_flops * jax.device_count())
+        row |= {key: metrics[key] for key in
+                ("load_balance", "router_use", "router_entropy", "zero_fraction") if key in metrics}
+        if self._validated(step):
+            row |= {"valid_loss": sitting.valid_loss,
+                    "valid_bits_per_byte": sitting.valid_loss / math.log(2)}
+        self.log.write(row)
+
+
+class _Clock:
+    """Time in training, over all sittings and between logs; validation and saving stop the lap."""
+
+    def __init__(self, before: float):
+        self._start = time.monotonic() - before
+        self._lap_start: float | None = None  # None until the first update has been compiled and run
+        self._lap_step = 0
+        self._paused = 0.0
+
+    def total(self) -> float:
+        """Seconds of the run, compilation and everything included."""
+        return time.monotonic() - self._start
+
+    def paused(self) -> _Pause:
+        return _Pause(self)
+
+    def add_pause(self, seconds: float) -> None:
+        self._paused += seconds
+
+    def rate(self, step: int, tokens: int) -> float | None:
+        """Tokens per second since the lap began; None while there is nothing to measure."""
+        if self._lap_start is None:
+            self._lap_start, self._lap_step, self._paused = time.monotonic(), step, 0.0
+            return None
+        busy = time.monotonic() - self._lap_start - self._paused
+        return (step - self._lap_step) * tokens / busy if busy > 0 and step > self._lap_step else None
+
+    def lap(self, step: int, tokens: int) -> float | None:
+        """The rate, and the beginning of the next lap."""
+        rate = self.rate(step, tokens)
+        self._lap_start, self._lap_step, self._paused = time.monotonic(), step, 0.0
+        return None if rate is None else round(rate, 1)
+
+
+class _Pause:
+    def __init__(self, clock: _Clock):
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        self._begin = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.add_pause(time.monotonic() - self._begin)

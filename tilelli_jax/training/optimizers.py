@@ -1,0 +1,106 @@
+"""AdamW and Muon with a schedule, clipping and decoupled weight decay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any, Literal
+
+import jax
+import optax
+import optax.contrib
+
+from tilelli_jax.config import setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.sharding import path_name
+
+# Matrices inside the blocks: what Muon orthogonalises. Embeddings, routers, convolutions and all
+# vectors are left to Adam.
+MUON = re.compile(r"blocks/.*(query|key|value|qkv|out|up|down)/kernel$")
+DECAYED = re.compile(r"kernel$")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule and its schedule."""
+
+    name: Literal["adamw", "muon"] = setting("adamw", "update rule")
+    learning_rate: float = setting(3e-4, "highest learning rate")
+    schedule: Literal["cosine", "constant", "wsd"] = setting(
+        "cosine", "what follows the warm-up: cosine decay, nothing, or stable and then linear decay")
+    warmup_steps: int = setting(100, "steps of linear warm-up from 0")
+    final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest")
+    decay_fraction: float = setting(0.2, "part of the steps in which wsd decays")
+    b1: float = setting(0.9, "Adam's decay of the first moment")
+    b2: float = setting(0.95, "Adam's decay of the second moment")
+    eps: float = setting(1e-8, "Adam's epsilon")
+    momentum: float = setting(0.95, "Muon's momentum")
+    adam_ratio: float = setting(1.0, "learning rate of what Muon leaves to Adam, relative to Muon's")
+    weight_decay: float = setting(
+        0.1, "decoupled decay of kernels (not of norms, biases, positions, SSM vectors, LSQ scales)")
+    clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no clipping")
+
+    def __post_init__(self) -> None:
+        for key in ("learning_rate", "eps", "adam_ratio"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise InputError(f"{key}: expected a number > 0, found {getattr(self, key)}")
+        for key in ("warmup_steps", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise InputError(f"{key}: expected a number ≥ 0, found {getattr(self, key)}")
+        for key in ("final_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise InputError(f"{key}: expected a number from 0 to 1, found {getattr(self, key)}")
+        for key in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, key) < 1:
+                raise InputError(f"{key}: expected a number ≥ 0 and < 1, found {getattr(self, key)}")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by update count (0 is the first update); `steps` is the length of the run."""
+    peak, last = config.learning_rate, config.learning_rate * config.final_fraction
+    # The first update already moves: a rate of exactly 0 would waste it.
+    warm = min(config.warmup_steps, steps)
+    warmup = optax.linear_schedule(peak / (warm + 1), peak, max(warm, 1))
+    rest = max(steps - warm, 1)
+    match config.schedule:
+        case "constant":
+            main = optax.constant_schedule(peak)
+        case "cosine":
+            main = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+        case "wsd":
+            decay = min(max(round(steps * config.decay_fraction), 1), rest)
+            main = optax.linear_schedule(peak, last, decay, transition_begin=rest - decay)
+    return optax.join_schedules([warmup, main], [warm]) if warm else main
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """clip → direction (Adam or Muon) → weight decay → learning rate."""
+    if config.name == "muon":
+        # Learning rate 1 and back: only the direction is wanted, decay and schedule are shared.
+        # 0.2 makes the update's root mean square Adam's (Liu et al. 2025, arXiv:2502.16982).
+        direction = optax.chain(
+            optax.contrib.muon(1.0, beta=config.momentum, eps=config.eps, adam_b1=config.b1,
+                               adam_b2=config.b2, adam_learning_rate=config.adam_ratio,
+                               muon_weight_dimension_numbers=_muon_dimensions, consistent_rms=0.2),
+            optax.scale(-1.0))
+    else:
+        direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip, direction,
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        optax.scale_by_learning_rate(make_schedule(config, steps)))
+
+
+def _decayed(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(DECAYED.search(path_name(path))), params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """The last two axes of a stacked kernel are its matrix; those before it are separate matrices."""
+    def one(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if MUON.search(path_name(path)):
+            return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+        return None
+    return jax.tree_util.tree_map_with_path(one, params)

@@ -1,0 +1,91 @@
+"""How a run ended, for people: the closing table, the loss figure, a few continuations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tilelli_jax.decoding import generate
+from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.training.experiment import ReportConfig
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Aligned columns; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def losses_table(summary: dict[str, Any], config: ReportConfig) -> str:
+    """The run's validation losses beside those it is to be held against."""
+    def row(name: str, nats: float) -> tuple[str, str, str]:
+        return name, f"{nats:.4f}", f"{nats / math.log(2):.4f}"
+    rows = [("validation loss", "nats/byte", "bits/byte"),
+            row(f"this run, best (step {summary['best_step']})", summary["best_valid_loss"]),
+            row(f"this run, last (step {summary['steps']})", summary["final_valid_loss"])]
+    if config.reference is not None:
+        rows.append(row(config.reference_name or "reference", config.reference))
+    if summary.get("trigram_valid_loss") is not None:
+        rows.append(row("byte trigrams", summary["trigram_valid_loss"]))
+    return table(rows)
+
+
+def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str,
+                baselines: dict[str, float]) -> None:
+    """Training and validation loss over updates, with lines for what they are compared with."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    valid = [(row["step"], row["valid_loss"]) for row in rows if row.get("valid_loss") is not None]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="0.65", linewidth=1, label="training")
+    if valid:
+        axes.plot(*zip(*valid, strict=True), color="tab:blue", marker="o", markersize=4, label="validation")
+    for (name, loss), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
+        axes.axhline(loss, color="0.2", linestyle=style, linewidth=1, label=_plain(f"{name} {loss:.3f}"))
+    if train:  # the first steps fall from log 256; what there is to see lies below
+        tail = [loss for step, loss in train if step >= train[-1][0] / 20]
+        low = min([*tail, *(loss for _, loss in valid), *baselines.values()])
+        high = max([*tail, *baselines.values()])
+        margin = 0.05 * (high - low) + 1e-3
+        axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel("update")
+    axes.set_ylabel("loss [nats/byte]")
+    bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
+    bits.set_ylabel("bits/byte")
+    axes.set_title(_plain(title), fontsize=10)
+    axes.grid(alpha=0.25)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)
+    temporary.replace(path)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)
+
+
+def continuations(model: Decoder, config: ReportConfig, seed: int) -> str:
+    """The configured prompts and what the model makes of them."""
+    found = generate(model, list(config.prompts), max_new=config.sample_bytes,
+                     temperature=config.temperature, seed=seed)
+    return "\n\n".join(f"[{i}] {prompt}|{made.text}" for i, (prompt, made) in
+                       enumerate(zip(config.prompts, found, strict=True), 1))

@@ -1,0 +1,155 @@
+"""The run directory: what a run writes, and whether one that stands there can go on.
+
+    runs/<name>/config.yaml     every key, resolved
+                metrics.jsonl   a JSON object per logged step
+                checkpoints/    what resuming needs
+                model/          config.json and model.safetensors
+                summary.json    how it ended
+                loss.png        training and validation loss
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import write_atomically, write_json
+from tilelli_jax.training.experiment import ExperimentConfig
+
+# Keys that may change between the sittings of one run: they change where and how, not what.
+FREE_KEYS = ("run_dir", "mesh.", "compute.", "log.", "report.", "data.prefetch", "data.cache_dir",
+             "train.log_every", "train.keep", "train.export", "train.checkpoint_every")
+# Keys that make the checkpoints what they are: no run can go on with other ones.
+FIXED_KEYS = ("model.", "optimizer.name")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def figure(self) -> Path:
+        return self.path / "loss.png"
+
+    def open(self, config: ExperimentConfig, *, force_resume: bool, write: bool) -> bool:
+        """Makes the directory or takes up the run in it; says whether that run is complete.
+
+        Args:
+            force_resume: go on even though keys of the run have changed.
+            write: whether this process writes (one of several does).
+
+        Raises:
+            InputError: it holds something else, another run, or cannot be written.
+        """
+        try:
+            if not self.config.exists():
+                if write:
+                    self._make(config)
+                return False
+            changed = self._changes(config, force_resume)
+            if not changed and self.summary.exists():
+                return True
+            if write:
+                if changed:  # first, lest the old end be taken for that of the changed run
+                    self.summary.unlink(missing_ok=True)
+                write_atomically(self.config, config_lib.dump(config).encode())
+            return False
+        except OSError as error:
+            raise InputError(f"run_dir: {self.path} cannot be written: {error.strerror or error}") from None
+
+    def _make(self, config: ExperimentConfig) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"run_dir: {self.path} is a file; expected a directory")
+        if self.path.exists() and any(self.path.iterdir()):
+            raise InputError(f"run_dir: {self.path} holds other files and no config.yaml; "
+                             f"choose an empty or new directory")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, config_lib.dump(config).encode())
+
+    def _changes(self, config: ExperimentConfig, force_resume: bool) -> bool:
+        """Whether keys that matter have changed since the run's last sitting."""
+        before = config_lib.load(ExperimentConfig, self.config)
+        changed = {key: values for key, values in config_lib.differences(before, config).items()
+                   if not key.startswith(FREE_KEYS)}
+        fixed = [key for key in changed if key.startswith(FIXED_KEYS)]
+        if fixed or (changed and not force_resume):
+            key = (fixed or list(changed))[0]
+            old, new = changed[key]
+            raise InputError(
+                f"run_dir: {self.path} holds a run with other settings: {key} was {old} and is now {new}"
+                f"{' (and more)' if len(changed) > 1 else ''}; choose another run_dir"
+                + (", and train.init_from to start from this run's model" if fixed
+                   else ", or --resume to go on with the new ones"))
+        return bool(changed)
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json of a complete run."""
+        return json.loads(self.summary.read_text(encoding="utf-8"))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.summary, summary)
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """What made a result: seed, commit, versions and machine."""
+    import jax
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {
+        "seed": seed,
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(),
+                     "tilelli_jax": _version("tilelli_jax"),
+                     **{name: _version(name) for name in packages}},
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "cpus": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with a + where the tree differs from it; None outside git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, timeout=10,
+                              capture_output=True, text=True).stdout.strip()
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[2]:
+            return None  # installed somewhere inside another project's checkout
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,135 @@
+"""One update as a pure function, and the state that it carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from tilelli_jax.models import ModelConfig, build
+from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.sharding import replicated, tree_shardings
+from tilelli_jax.training.losses import Batch, Loss
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that changes while training, as arrays."""
+
+    step: jax.Array  # int32: updates done
+    params: Any  # nested dict of f32, the layers stacked
+    opt_state: Any
+    key: jax.Array  # uint32 [2]: raw key data, folded with the step wherever chance is needed
+
+
+class Network(NamedTuple):
+    """A model taken apart: what of it is static, and what is stored but not trained."""
+
+    graph: Any
+    buffers: Any
+
+    def merge(self, params: Any) -> Decoder:
+        return nnx.merge(self.graph, params, self.buffers)
+
+
+def take_apart(model: Decoder) -> tuple[Network, Any]:
+    """A model → its static part and its trainable parameters, as a nested dict."""
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, buffers = states
+    return Network(graph, nnx.to_pure_dict(buffers)), nnx.to_pure_dict(params)
+
+
+def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.GradientTransformation,
+               seed: int, mesh: Mesh, model: Decoder | None = None,
+               ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
+    """The state before the first update: its network, its outline, and what makes it.
+
+    The outline has shapes, types and shardings only; that is all it takes to restore a checkpoint.
+    Making the state puts each array where the sharding rules want it; its numbers are the same on
+    any mesh.
+
+    Args:
+        model: start from these weights instead of random ones.
+    """
+    key, init_key = jax.random.split(jax.random.key(seed))
+    network, _ = take_apart(nnx.eval_shape(lambda: build(config, 0, compute)))
+    if model is None:
+        # Buffers do not depend on the seed: concrete ones come from a build of their own.
+        make: Callable[[Any], Any] = lambda key: take_apart(build(config, key, compute))[1]  # noqa: E731
+        start = init_key
+        if jax.tree.leaves(network.buffers):
+            network = network._replace(buffers=take_apart(build(config, 0, compute))[0].buffers)
+    else:
+        own, start = take_apart(model)
+        network = network._replace(buffers=own.buffers)
+        make = lambda params: params  # noqa: E731
+
+    def init(start: Any, key: jax.Array) -> TrainState:
+        params = make(start)
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key_data(key))
+
+    shapes = jax.eval_shape(init, start, key)
+    shardings = tree_shardings(shapes, mesh)
+    outline = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes, shardings)
+    return network, outline, lambda: jax.jit(init, out_shardings=shardings)(start, key)
+
+
+def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
+                    schedule: optax.Schedule, shardings: TrainState,
+                    mesh: Mesh) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+    """`step(state, batch, index) -> state, metrics`, jitted; the state's memory is donated.
+
+    The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts.
+    `index` is the number of updates that the state should have seen. An update whose loss,
+    gradient or outcome is not finite leaves the state as it was, and so does every later one,
+    whose index then no longer fits: the state that led there stays at hand, however late one looks.
+
+    Metrics: those of the loss, `learning_rate`, `grad_norm`, `update_norm`, `finite`.
+    """
+    def value_and_grad(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        def objective(params: Any) -> tuple[jax.Array, Metrics]:
+            return loss(network.merge(params), batch, key)
+        (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return metrics | {"objective": total}, grads
+
+    def over_parts(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        parts = jax.tree.leaves(batch)[0].shape[0]
+        if parts == 1:
+            return value_and_grad(params, jax.tree.map(lambda a: a[0], batch), key)
+
+        def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
+        keys = jax.random.split(key, parts)
+        first = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda a: a[0], batch), key)
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+        total, _ = jax.lax.scan(add, zero, (batch, keys))
+        return jax.tree.map(lambda leaf: leaf / parts, total)
+
+    def step(state: TrainState, batch: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        metrics, grads = over_parts(state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+        finite = jnp.isfinite(metrics["objective"] + grad_norm + update_norm)
+        new = state._replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                             opt_state=opt_state)
+        applies = finite & (state.step == index)
+        new = jax.tree.map(lambda new, old: jnp.where(applies, new, old), new, state)
+        return new, metrics | {"learning_rate": jnp.asarray(schedule(state.step)),
+                               "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def parameter_count(params: Any) -> int:
+    """Number of trainable numbers."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
