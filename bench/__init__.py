@@ -1,0 +1,1 @@
+"""Benchmarks: each one command, each writing a table. Timings do not belong in tests."""

@@ -1,0 +1,90 @@
+"""Fair timing on a noisy machine: contenders in turn, medians of ratios, and the machine's limits."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Contender = Callable[[], object]  # does the work once and waits for the result
+
+
+def in_turn(contenders: dict[str, Contender], rounds: int, rest: float = 0.05) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; all are run once beforehand.
+
+    The rest lets the thread pool of one library go to sleep before another one is timed.
+    """
+    for run in contenders.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            time.sleep(rest)
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """The median over the rounds of a / b: what both share of a round's slowness cancels."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    """Median and range."""
+    low, middle, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
+    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
+
+
+def matmul_limit(n: int = 1536, repeats: int = 9) -> float:
+    """FLOP/s of the best of some large f32 products: what a step could reach at the very most."""
+    a = jnp.ones((n, n))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    return 2 * n**3 / min(_timed(lambda: product(a).block_until_ready()) for _ in range(repeats))
+
+
+def read_limit(n_bytes: int, repeats: int = 30) -> float:
+    """Bytes/s at which XLA multiplies a vector by a matrix of that size: decoding can do no better."""
+    width = 1024
+    matrix = jnp.ones((max(n_bytes // (4 * width), 1), width))
+    vector = jnp.ones(width)
+    product = jax.jit(lambda m, v: m @ v)
+    product(matrix, vector).block_until_ready()
+    seconds = statistics.median(_timed(lambda: product(matrix, vector).block_until_ready())
+                                for _ in range(repeats))
+    return matrix.nbytes / seconds
+
+
+def peak_memory(module: str, *arguments: str) -> float:
+    """MiB at the peak of a fresh process: `python -m module arguments`."""
+    code = ("import resource, runpy, sys; sys.argv = sys.argv[1:]; "
+            "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True); "
+            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    done = subprocess.run([sys.executable, "-c", code, module, *arguments], check=True,
+                          capture_output=True, text=True)
+    return int(done.stdout.rsplit("peak", 1)[1]) / 1024
+
+
+def machine() -> str:
+    """One line on what was measured on."""
+    name = jax.devices()[0].device_kind
+    if jax.devices()[0].platform == "cpu":
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
+    return (f"{jax.device_count()} × {name}, {os.cpu_count()} CPUs, jax {jax.__version__}, "
+            f"numpy {np.__version__}")
+
+
+def _timed(run: Contender) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin

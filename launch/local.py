@@ -1,0 +1,155 @@
+"""Starts one training run as several processes on this machine's CPU, as a cluster would.
+
+    python launch/local.py --processes 2 --devices 4 -- --config configs/demo.yaml train.steps=20
+
+Each process is `python -m tilelli_jax.train --distributed …` with everything after `--`, and finds
+the others on 127.0.0.1. What process 0 prints is shown; what the others print is kept, and its end
+is shown if one of them fails first. SIGINT and SIGTERM are passed on to all of them; at the second
+one they are killed. If one fails, the rest are ended. No process outlives this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+TRAIN = (sys.executable, "-m", "tilelli_jax.train", "--distributed")
+POLL_SECONDS = 0.05
+TAIL_LINES = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=str(__doc__).splitlines()[0], usage="%(prog)s [options] -- --config FILE …")
+    parser.add_argument("--processes", type=_count, default=2, help="how many to start [2]")
+    parser.add_argument("--devices", type=_count, default=1, help="CPU devices in each [1]")
+    parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS",
+                        help="how long the rest may take to end after one has failed [10]")
+    parser.add_argument("train", nargs="*", metavar="…", help="what tilelli_jax.train is given")
+    args = parser.parse_args(argv)
+    return run([*TRAIN, *args.train], args.processes, args.devices, args.grace)
+
+
+def run(command: Sequence[str], processes: int, devices: int, grace: float = 10.0) -> int:
+    """Runs `command` in `processes` processes of `devices` CPU devices each, and waits for them.
+
+    Returns:
+        0 when all succeeded; otherwise the exit status of the one that failed first (128 + the
+        signal's number where a signal ended it), as what the others die of is but its echo.
+    """
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, f"{process}.txt") for process in range(processes)]
+        try:
+            coordinator = f"127.0.0.1:{_free_port()}"
+            for process in range(processes):
+                environment = _environment(coordinator, processes, process, devices)
+                children.append(_start(command, environment, outputs[process] if process else None))
+            failed, status = _wait(children, received, grace)
+        finally:
+            for child in children:
+                _kill(child)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if failed:  # process 0 has shown itself what went wrong
+            tail = outputs[failed].read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            print(f"process {failed} failed first; its last lines:", file=sys.stderr)
+            print("\n".join(f"[{failed}] {line}" for line in tail), file=sys.stderr)
+    return status
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
+          grace: float) -> tuple[int, int]:
+    """The process that failed first and its exit status, (0, 0) if none did.
+
+    Returns with processes still running where they outstay `grace` or a second signal comes.
+    """
+    running = dict(enumerate(children))
+    failure: tuple[int, int] | None = None
+    passed_on, deadline = False, float("inf")
+    while running and time.monotonic() < deadline:
+        for process in [p for p, child in running.items() if child.poll() is not None]:
+            status = running.pop(process).returncode
+            if status and failure is None:
+                failure = process, status if status > 0 else 128 - status
+                deadline = time.monotonic() + grace
+                for child in running.values():
+                    child.terminate()
+        if len(received) > 1:
+            return failure or (0, 128 + received[-1])
+        if received and not passed_on:
+            passed_on = True
+            for child in running.values():
+                child.send_signal(received[0])
+        time.sleep(POLL_SECONDS)
+    return failure or (0, 0)
+
+
+def _environment(coordinator: str, processes: int, process: int, devices: int) -> dict[str, str]:
+    """This process's environment, and in it what makes a child its part of the run."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return os.environ | {
+        "TILELLI_COORDINATOR": coordinator,
+        "TILELLI_NUM_PROCESSES": str(processes),
+        "TILELLI_PROCESS_ID": str(process),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
+        "PYTHONUNBUFFERED": "1",  # what a process said before it was killed is not lost
+    }
+
+
+def _start(command: Sequence[str], environment: dict[str, str],
+           output: Path | None) -> subprocess.Popen[bytes]:
+    """Starts a child in a session of its own, so that Ctrl-C reaches it through us alone."""
+    with contextlib.ExitStack() as stack:
+        file = None if output is None else stack.enter_context(output.open("wb"))
+        return subprocess.Popen(
+            command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=file, stderr=file if file is None else subprocess.STDOUT,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+
+
+def _die_with_parent() -> None:
+    """Has Linux kill this child should its parent be killed before it can clean up.
+
+    Runs between fork and exec, which is safe as there are no threads here.
+    """
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kills what is left of a child and of the workers that it started itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _count(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found '{text}'")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
