@@ -23,8 +23,8 @@ import tilelli_jax
 from tests.restated.reciter import reciter
 from tilelli_jax import chat
 from tilelli_jax.chat import crop, main, reply
-from tilelli_jax.decoding import Sampling
 from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
 FIRST = "USER: hi\nTILELLI:"  # what the first question "hi" is to the model

@@ -18,7 +18,7 @@ import tilelli_jax
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter
-from tilelli_jax import decoding
+from tilelli_jax import decoding, sampling
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import Decoder
@@ -69,7 +69,7 @@ def network(case: str) -> Decoder:
     return random_network(CASES[case], seed=0)[0]
 
 
-drawn = quick_jit(decoding.sample)
+drawn = quick_jit(sampling.sample)
 
 
 def uncached(model: Decoder, prompt: bytes, n: int, index: int = 0, seed: int = 0, **how: Any) -> bytes:
@@ -331,12 +331,12 @@ def test_drawn_symbols_have_their_probabilities(
 
 @jax.jit
 def many(keys: jax.Array, logits: jax.Array, *how: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda key: decoding.sample(key, logits, *how), keys, batch_size=100)
+    return jax.lax.map(lambda key: sampling.sample(key, logits, *how), keys, batch_size=100)
 
 
 def test_a_share_of_one_leaves_out_nothing() -> None:
     """Though all but the last symbol sum to one, as far as float32 can tell."""
-    assert np.isfinite(decoding._likeliest(TIED, 8, 1.0)).all()
+    assert np.isfinite(sampling._likeliest(TIED, 8, 1.0)).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-40, 2e-38, 1e-30, 1e-3])

@@ -26,8 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": set(),
     "data": {"config", "errors", "files"},
     "models": {"nn", "data", *BELOW},
-    "decoding": {"models", "nn", *BELOW},
-    "training": {"decoding", "models", "nn", "data", *BELOW},
+    "sampling": {"errors"},
+    "decoding": {"sampling", "models", "nn", *BELOW},
+    "training": {"decoding", "sampling", "models", "nn", "data", *BELOW},
 }
 
 

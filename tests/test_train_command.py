@@ -17,20 +17,30 @@ import yaml
 
 import tilelli_jax
 from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_module
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.windows import validation_batches
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.train import main
 from tilelli_jax.training import log as log_module
 from tilelli_jax.training import loop
+from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.log import read_metrics
-from tilelli_jax.training.step import take_apart
+from tilelli_jax.training.optimizers import make_optimizer
+from tilelli_jax.training.step import init_state, take_apart
 
 
 def losses(run_dir):
     return {row["step"]: row["loss"] for row in read_metrics(run_dir / "metrics.jsonl")}
+
+
+def damage(run_dir, step):
+    """Cuts off the largest of a checkpoint's array files."""
+    largest = max((run_dir / "checkpoints" / str(step) / "state" / "d").iterdir(),
+                  key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +163,37 @@ def test_starting_from_a_model(finished, tiny_file, tmp_path):
     assert losses(tmp_path / "next")[1] < losses(run_dir)[1] - 0.3
 
 
+def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tmp_path, monkeypatch, caplog):
+    run_dir = tmp_path / "run"
+    args = ["--config", str(tiny_file), f"run_dir={run_dir}"]
+    found = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(train_module, "make_evaluate", lambda *_, **__: lambda params: next(found))
+    assert main(args) == 0
+    assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 8
+
+    def kernel_of(step):
+        config = config_lib.load(ExperimentConfig, run_dir / "config.yaml")
+        mesh = make_mesh(MeshConfig())
+        optimizer = make_optimizer(config.optimizer, config.train.steps)
+        _, outline, _ = init_state(config.model, config.compute, optimizer, 0, mesh)
+        opened = Checkpoints(run_dir / "checkpoints")
+        kernel = np.asarray(opened.restore(step, outline).state.params["embed"]["kernel"])
+        opened.close()
+        return kernel
+
+    def exported():
+        return np.asarray(tilelli_jax.load(run_dir / "model").embed.kernel[...])
+    assert np.array_equal(exported(), kernel_of(8)) and not np.array_equal(exported(), kernel_of(12))
+
+    # Should the best checkpoint be lost in the meantime, the last weights are better than none.
+    (run_dir / "summary.json").unlink()
+    damage(run_dir, 8)
+    assert main(args) == 0
+    assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 12
+    assert np.array_equal(exported(), kernel_of(12))
+    assert "8: damaged checkpoint" in caplog.text and "gets the last weights" in caplog.text
+
+
 def test_a_run_killed_while_it_wrote_its_end(finished, tiny_file, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
@@ -212,12 +253,6 @@ def test_going_on(finished, taken_up, capsys, mesh):
     else:
         assert losses(run_dir) == pytest.approx(expected, rel=1e-5)
     assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 12 * 8 * 16
-
-
-def damage(run_dir, step):
-    largest = max((run_dir / "checkpoints" / str(step) / "state" / "d").iterdir(),
-                  key=lambda file: file.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
 
 
 def test_a_damaged_newest_checkpoint(finished, taken_up, capsys, caplog):

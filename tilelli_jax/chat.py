@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tilelli_jax import decoding
-from tilelli_jax.decoding import Sampling
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.generate import add_sampling, sampling_of
 from tilelli_jax.models import store
 from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.sampling import Sampling
 
 USER, MODEL = "USER: ", "TILELLI:"
 STOP = "\n" + USER.rstrip()

@@ -18,6 +18,7 @@ from tilelli_jax import decoding
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models import store
+from tilelli_jax.sampling import Sampling
 
 
 @command
@@ -59,10 +60,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawing (default 0)")
 
 
-def sampling_of(options: argparse.Namespace) -> decoding.Sampling:
+def sampling_of(options: argparse.Namespace) -> Sampling:
     """What `add_sampling`'s options say, checked before anything is loaded."""
-    return decoding.Sampling(options.temperature, options.top_k, options.top_p, options.max_new,
-                             options.seed)
+    return Sampling(options.temperature, options.top_k, options.top_p, options.max_new, options.seed)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

@@ -247,7 +247,7 @@ def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainSt
               outline: TrainState, sitting: Sitting) -> tuple[Any, int]:
     """The parameters that go into model/, and the step that they are of."""
     if config.train.export == "best" and sitting.best_step != sitting.step:
-        jax.tree.map(jax.Array.delete, state.opt_state)  # makes room
+        jax.tree.map(lambda a: a.delete(), state.opt_state)  # makes room
         try:
             return checkpoints.restore(sitting.best_step, outline).state.params, sitting.best_step
         except InputError as error:

@@ -95,8 +95,8 @@ def test_a_model_of_another_shape_is_replaced(tmp_path: Path) -> None:
     assert sorted(listing(tmp_path)) == ["config.json", "model.safetensors", "notes.txt"]
 
 
-@pytest.mark.parametrize("failing", ["open", "write", "rename"])
-@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize(("failing", "at"), [
+    ("open", 0), ("open", 1), ("write", 0), ("write", 1), ("rename", 0)])
 def test_a_failed_write_leaves_the_old_model(
         failing: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(random_network(SMALL, 0)[0], tmp_path)
@@ -116,8 +116,6 @@ def test_a_failed_write_leaves_the_old_model(
         case "write":
             monkeypatch.setattr(os, "fdopen", full(os.fdopen))
         case "rename":
-            if at:
-                pytest.skip("between the two renames nothing is written, and nothing fails")
             monkeypatch.setattr(os, "replace", full(os.replace))
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         save(random_network(dataclasses.replace(SMALL, n_layers=1), 1)[0], tmp_path)

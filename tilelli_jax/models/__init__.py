@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -34,8 +35,11 @@ def freeze(model: Decoder) -> Decoder:
     """A copy whose weights are quantised once and for all: what decoding should run.
 
     Its numbers are those of `model`; quantising anew at every byte would cost more than the rest.
+    Its configuration says `quantizer: none`, as its weights are now what they seem.
     """
     frozen = nnx.clone(model)
     for weight in weights(frozen).values():
         weight.freeze()
+    frozen.config = dataclasses.replace(model.config, quantizer="none")
+    frozen.unroll()
     return frozen

@@ -95,14 +95,14 @@ class Decoder(nnx.Module):
             x, seen = nnx.merge(graph, params)(split_batch(x), tap)
             return tap("resid_post", x, seen), seen
 
-        graph, params = nnx.split(self.blocks)
+        graph, params = self._blocks()
         if self.compute.remat:
             layer = jax.checkpoint(layer)
-        if self.compute.scan_layers:
+        if self.compute.scan_layers and not isinstance(params, list):
             x, seen = jax.lax.scan(layer, x, params)
         else:
             records = []
-            for one in _unstack(params, self.config.n_layers):
+            for one in self._unstacked(params):
                 x, record = layer(x, one)
                 records.append(record)
             seen = jax.tree.map(lambda *values: jnp.stack(values), *records)
@@ -143,8 +143,22 @@ class Decoder(nnx.Module):
 
     def layers(self) -> list[Any]:
         """The blocks one by one. Decoding is unrolled: a scan would copy its cache at every byte."""
-        graph, params = nnx.split(self.blocks)
-        return [nnx.merge(graph, one) for one in _unstack(params, self.config.n_layers)]
+        graph, params = self._blocks()
+        return [nnx.merge(graph, one) for one in self._unstacked(params)]
+
+    def unroll(self) -> None:
+        """Keeps the blocks one by one from here on: inside a loop that decodes, stacked parameters
+        would be cut apart, that is copied, for every byte."""
+        self.blocks = nnx.List(self.layers())
+
+    def _blocks(self) -> tuple[Any, Any]:
+        """The structure of one block, and the parameters: stacked, or a list once unrolled."""
+        if isinstance(self.blocks, nnx.List):
+            return nnx.graphdef(self.blocks[0]), [nnx.state(block) for block in self.blocks]
+        return nnx.split(self.blocks)
+
+    def _unstacked(self, params: Any) -> list[nnx.State]:
+        return params if isinstance(params, list) else _unstack(params, self.config.n_layers)
 
     def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.embed(ids)

@@ -79,7 +79,7 @@ def to_arrays(model: Decoder) -> dict[str, np.ndarray]:
     for name, value in named(nnx.state(model)).items():
         value = np.asarray(jax.device_get(value))
         head, _, tail = name.partition(".")
-        if head == "blocks":
+        if head == "blocks" and not tail[0].isdigit():  # digits: unrolled, as `freeze` leaves them
             arrays.update({f"blocks.{i}.{tail}": layer for i, layer in enumerate(value)})
         else:
             arrays[name] = value

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.contract import project
 from tilelli_jax.nn.quantize import Quantizer, hadamard, random_rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -61,10 +61,13 @@ class Weight(nnx.Module):
         if self.quantizer.learned:
             aids["alpha"] = self.alpha[...]
         if self.rotates:
-            # A stored rotation may carry leading axes (one copy for each stacked layer): all equal.
             size = self.kernel.shape[-2]
-            aids["rotation"] = (self.rotation[...].reshape(-1, size, size)[0]
-                                if hasattr(self, "rotation") else jnp.asarray(hadamard(size)))
+            if hasattr(self, "rotation"):  # one for each stacked layer, the same for all its heads
+                stacked = self.rotation.shape[:-2]
+                heads = (1,) * (self.kernel.ndim - 2 - len(stacked))
+                aids["rotation"] = self.rotation[...].reshape(*stacked, *heads, size, size)
+            else:
+                aids["rotation"] = jnp.asarray(hadamard(size))
         return aids
 
 
@@ -83,7 +86,7 @@ class Linear(Weight):
         self.result = result or dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = contract("...i,io->...o", x, self.quantized(), dtype=self.dtype, result=self.result)
+        y = project(x, self.quantized(), dtype=self.dtype, result=self.result)
         return y if self.bias is None else y + self.bias[...].astype(self.result)
 
 
@@ -99,7 +102,9 @@ class HeadwiseLinear(Weight):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return contract("bti,hio->btho", x, self.quantized(), dtype=self.dtype)
+        kernel = jnp.swapaxes(self.quantized(), 0, 1)  # [in, heads, out]
+        y = project(x, kernel.reshape(kernel.shape[0], -1), dtype=self.dtype)
+        return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 class Embedding(Weight):
@@ -127,7 +132,7 @@ class Embedding(Weight):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[batch, time, d_model]` → logits `[batch, time, vocab]`, f32."""
-        return contract("btd,vd->btv", x, self.quantized(), dtype=self.dtype, result=jnp.float32)
+        return project(x, self.quantized().T, dtype=self.dtype, result=jnp.float32)
 
 
 def _power_of_two(n: int) -> bool:

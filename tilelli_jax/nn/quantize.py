@@ -52,15 +52,15 @@ class Quantizer:
             assert alpha is not None
             return _lsq(kernel, jnp.maximum(alpha, MIN_SCALE)[..., None, None])
         if rotation is not None:
-            rotated = jnp.einsum("ij,...io->...jo", rotation, kernel)
-            return jnp.einsum("ij,...jo->...io", rotation, self._straight_through(rotated))
+            rotated = jnp.einsum("...ij,...io->...jo", rotation, kernel)
+            return jnp.einsum("...ij,...jo->...io", rotation, self._straight_through(rotated))
         return self._straight_through(kernel)
 
     def codes(self, kernel: jax.Array, alpha: jax.Array | None = None,
               rotation: jax.Array | None = None) -> jax.Array:
         """The integer codes `[..., in, out]` (as f32) that the scale multiplies; no gradient."""
         if rotation is not None:
-            kernel = jnp.einsum("ij,...io->...jo", rotation, kernel)
+            kernel = jnp.einsum("...ij,...io->...jo", rotation, kernel)
         scale = self.scale(kernel) if alpha is None else jnp.maximum(alpha, MIN_SCALE)[..., None, None]
         return _codes(jax.lax.stop_gradient(kernel / scale), self.levels)
 

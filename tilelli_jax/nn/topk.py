@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.contract import contract, project
 
 Reduction = Literal["mean", "sum"]
 
@@ -71,7 +71,7 @@ def top_k_attention(
         keys_first = jnp.swapaxes(visible, 1, 2)[:, None]
         weights = _weights(_swap(query), _swap(key), keys_first, k)
         _, context = _mix(weights, x, query.dtype)
-        out = _product("btc,co->bto", context, _joined(kernel), query.dtype)
+        out = project(context, _joined(kernel), dtype=query.dtype, result=jnp.float32)
     return (out / query.shape[2] if reduction == "mean" else out).astype(query.dtype)
 
 
@@ -209,7 +209,7 @@ def _attend_forward(
         causal = at_key <= start + at_query
         weights = _weights(queries[:, :, start:end], keys[:, :, :end], causal, k)
         _, context = _mix(weights, x[:, :end], query.dtype)
-        outs.append(_product("btc,co->bto", context, joined, query.dtype))
+        outs.append(project(context, joined, dtype=query.dtype, result=jnp.float32))
         all_weights.append(weights)
     return jnp.concatenate(outs, axis=1), (query, key, x, kernel, all_weights)
 
@@ -224,8 +224,9 @@ def _attend_backward(k: int, saved: tuple, d_out: Array) -> tuple[Array, Array, 
     for (start, end), weights in zip(_blocks(time), all_weights, strict=True):
         d_block = d_out[:, start:end]
         beside, context = _mix(weights, x[:, :end], query.dtype)
-        d_joined += product("btc,bto->co", context, d_block)
-        d_context = product("bto,co->btc", d_block, joined).reshape(batch, end - start, heads, -1)
+        d_joined += product("nc,no->co", _flat(context), _flat(d_block))
+        d_context = project(d_block, joined.T, dtype=query.dtype, result=jnp.float32)
+        d_context = d_context.reshape(batch, end - start, heads, -1)
         d_context = _swap(d_context).reshape(batch, heads * (end - start), -1)
         d_x = d_x.at[:, :end].add(product("bsc,bcd->bsd", beside, d_context))
         d_beside = product("bsd,bcd->bsc", x[:, :end], d_context)
@@ -253,6 +254,10 @@ def _blocks(time: int) -> Iterator[tuple[int, int]]:
 
 def _product(subscripts: str, a: Array, b: Array, dtype: jnp.dtype) -> Array:
     return contract(subscripts, a, b, dtype=dtype, result=jnp.float32)
+
+
+def _flat(array: Array) -> Array:
+    return array.reshape(-1, array.shape[-1])
 
 
 def _swap(array: Array) -> Array:

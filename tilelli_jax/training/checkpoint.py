@@ -77,7 +77,6 @@ class Checkpoints:
             for bad, reason in damaged:
                 log.warning("%s; passed over, going on from step %d", reason, step)
                 self._set_aside(bad)
-            self._policy.best_step = restored.notes["best_step"]
             return restored
         if damaged:
             raise InputError(f"{damaged[0][1]}; there is no other that can be read")

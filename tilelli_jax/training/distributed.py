@@ -82,12 +82,16 @@ def catch_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
+        _received = None  # what was asked of this run is not asked of the next
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def stop_status() -> int:
-    """The exit status after `should_stop` was obeyed: 130 for this process's SIGINT, otherwise 0."""
+    """The exit status after `should_stop` was obeyed: 130 for this process's SIGINT, otherwise 0.
+
+    To be asked within `catch_sigterm`.
+    """
     return 128 + signal.SIGINT if _received == signal.SIGINT else 0
 
 
