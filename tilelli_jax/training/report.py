@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def _nats(bits: Any) -> Any:
 
 def continuations(model: Decoder, config: ReportConfig, seed: int) -> str:
     """The configured prompts and what the model makes of them."""
-    found = generate(model, list(config.prompts), max_new=config.sample_bytes,
-                     temperature=config.temperature, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the window slides is no news in a report
+        found = generate(model, list(config.prompts), max_new=config.sample_bytes,
+                         temperature=config.temperature, seed=seed)
     return "\n\n".join(f"[{i}] {prompt}|{made.text}" for i, (prompt, made) in
                        enumerate(zip(config.prompts, found, strict=True), 1))
