@@ -7,8 +7,6 @@ the whole validation part, in nats/byte:
     pytorch     nanoGPT's network and settings restated in eager PyTorch, 2000 updates
     vanilla     the same network and settings here
     lite        the Lite block at equal parameters and budget
-    fast        the vanilla network here with an optimiser and schedule of our choice
-    fast-lite   Lite likewise
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ import numpy as np
 from bench.measure import machine
 from tilelli_jax.training.report import table
 
-OURS = {"vanilla": "baby-vanilla", "lite": "baby-lite", "fast": "baby-fast", "fast-lite": "baby-fast-lite"}
+OURS = {"vanilla": "baby-vanilla", "lite": "baby-lite"}
 STEPS, BATCH, TIME = 2000, 12, 64
 
 
