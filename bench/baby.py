@@ -7,6 +7,8 @@ the whole validation part, in nats/byte:
     pytorch     nanoGPT's network and settings restated in eager PyTorch, 2000 updates
     vanilla     the same network and settings here
     lite        the Lite block at equal parameters and budget
+    fast        the vanilla network with an optimiser and schedule of our own
+    fast-lite   likewise Lite
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 from bench.measure import machine
 from tilelli_jax.training.report import table
 
-OURS = {"vanilla": "baby-vanilla", "lite": "baby-lite"}
+OURS = {"vanilla": "baby-vanilla", "lite": "baby-lite", "fast": "baby-fast", "fast-lite": "baby-fast-lite"}
 STEPS, BATCH, TIME = 2000, 12, 64
 
 

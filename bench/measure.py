@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Contender = Callable[[], object]  # does the work once and waits for the result
 
@@ -19,7 +20,9 @@ Contender = Callable[[], object]  # does the work once and waits for the result
 def in_turn(contenders: dict[str, Contender], rounds: int, rest: float = 0.05) -> dict[str, list[float]]:
     """Seconds of each contender in each round; all are run once beforehand.
 
-    The rest lets the thread pool of one library go to sleep before another one is timed.
+    The rest lets the thread pool of one library go to sleep before another one is timed. In each
+    turn the second run counts: the first takes memory from the system that the others gave back,
+    which in a loop of steps happens once.
     """
     for run in contenders.values():
         run()
@@ -27,9 +30,8 @@ def in_turn(contenders: dict[str, Contender], rounds: int, rest: float = 0.05) -
     for _ in range(rounds):
         for name, run in contenders.items():
             time.sleep(rest)
-            begin = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(_timed(run))
     return seconds
 
 
@@ -39,9 +41,10 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def milliseconds(seconds: Sequence[float]) -> str:
-    """Median and range."""
+    """Median and range, to three digits or so."""
     low, middle, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
-    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
+    digits = 1 if middle >= 10 else 3
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def matmul_limit(n: int = 1536, repeats: int = 9) -> float:
@@ -65,13 +68,16 @@ def read_limit(n_bytes: int, repeats: int = 30) -> float:
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """MiB at the peak of a fresh process: `python -m module arguments`."""
-    code = ("import resource, runpy, sys; sys.argv = sys.argv[1:]; "
-            "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True); "
-            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-    done = subprocess.run([sys.executable, "-c", code, module, *arguments], check=True,
-                          capture_output=True, text=True)
-    return int(done.stdout.rsplit("peak", 1)[1]) / 1024
+    """MiB resident at the peak of a fresh process that runs `module` and ends with `print_peak`."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=True,
+                          stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak() -> None:
+    """VmHWM, not getrusage: the latter begins with the peak of the process that forked this one."""
+    with open("/proc/self/status") as file:
+        print(next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")))
 
 
 def machine() -> str:
@@ -80,8 +86,8 @@ def machine() -> str:
     if jax.devices()[0].platform == "cpu":
         with open("/proc/cpuinfo") as file:
             name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
-    return (f"{jax.device_count()} × {name}, {os.cpu_count()} CPUs, jax {jax.__version__}, "
-            f"numpy {np.__version__}")
+    torch = f", torch {version('torch')}" if find_spec("torch") else ""
+    return f"{jax.device_count()} × {name}, {os.cpu_count()} CPUs, jax {jax.__version__}{torch}"
 
 
 def _timed(run: Contender) -> float:

@@ -1,7 +1,14 @@
 """One training step beside PyTorch's: python -m bench.train_step [--rounds N].
 
-The same network and batch (forward, backward, clipping, AdamW) as a jitted step, as eager PyTorch
-and as compiled PyTorch, in turn. Shares are of the machine's matrix-product limit.
+The same network and batch (forward, backward, clipping, AdamW), in turn:
+
+    scanned   our step as it comes: one compiled block, scanned over the layers
+    unrolled  our step with compute.scan_layers=false
+    written   eager PyTorch as the formulas read: masked attention, the state as a convolution
+    eager     eager PyTorch in the form that PyTorch runs fastest
+    compiled  the same through torch.compile
+
+Shares are of the machine's matrix-product limit.
 """
 
 from __future__ import annotations
@@ -14,7 +21,16 @@ import sys
 import jax
 import numpy as np
 
-from bench.measure import Contender, in_turn, machine, matmul_limit, milliseconds, peak_memory, ratio
+from bench.measure import (
+    Contender,
+    in_turn,
+    machine,
+    matmul_limit,
+    milliseconds,
+    peak_memory,
+    print_peak,
+    ratio,
+)
 from tilelli_jax import config as config_lib
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
@@ -55,18 +71,18 @@ def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:
     return run
 
 
-def torchs(config: ModelConfig, compiled: bool) -> Contender:
+def torchs(config: ModelConfig, who: str) -> Contender:
     """PyTorch's step on the same network."""
     import torch
 
     from tests.restated.torch_networks import build
-    model = build(config_lib.to_dict(config))
+    model = build(config_lib.to_dict(config), "written" if who == "written" else "fast")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
     data = torch.from_numpy(_bytes().astype(np.int64))
 
     def forward(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
-    loss = torch.compile(forward) if compiled else forward
+    loss = torch.compile(forward) if who == "compiled" else forward
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -80,41 +96,52 @@ def _bytes() -> np.ndarray:
     return np.random.default_rng(0).integers(97, 123, (BATCH, TIME + 1)).astype(np.uint8)
 
 
+def contender(name: str, who: str) -> Contender:
+    config = load(name)
+    match who:
+        case "scanned" | "unrolled":
+            return ours(config, who == "scanned")
+        case "scanned, fp32":
+            return ours(dataclasses.replace(config, quantizer="none"))
+    return torchs(config, who)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--networks", nargs="*", default=["atome", "Lite", "Lite ternary"], choices=CONFIGS)
-    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "WHO"), help="run three steps and end")
+    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        name, who = options.memory_of
-        run = ours(load(name)) if who == "ours" else torchs(load(name), who == "compiled")
+        run = contender(*options.memory_of)
         for _ in range(3):
             run()
+        print_peak()
         return
     print(f"{machine()}; batch {BATCH} × {TIME}, f32, {options.rounds} rounds in turn")
     limit = matmul_limit()
     print(f"matrix-product limit {limit / 1e9:.0f} GFLOP/s")
-    rows = [("network", "who", "ms a step (range)", "of eager", "of compiled", "of the limit", "peak MiB")]
-    fp32: dict[str, list[float]] = {}
+    others = ["written", "eager", "compiled"]
+    rows = [("network", "who", "ms a step (range)", *(f"of {other}" for other in others),
+             "of the limit", "peak MiB")]
+    ternary = ""
     for name in options.networks:
-        config = load(name)
-        contenders = {"ours": ours(config), "eager": torchs(config, False), "compiled": torchs(config, True)}
+        whos = ["scanned", "unrolled", *others]
         if name == "Lite ternary":
-            contenders["ours, fp32"] = ours(dataclasses.replace(config, quantizer="none"))
-        seconds = in_turn(contenders, options.rounds)
-        flops = train_flops_per_token(config) * BATCH * TIME
+            whos.insert(1, "scanned, fp32")
+        seconds = in_turn({who: contender(name, who) for who in whos}, options.rounds)
+        flops = train_flops_per_token(load(name)) * BATCH * TIME
         for who, times in seconds.items():
-            memory = ("" if who == "ours, fp32" else
-                      f"{peak_memory('bench.train_step', '--memory-of', name, who):.0f}")
-            rows.append((name, who, milliseconds(times), f"{ratio(times, seconds['eager']):.2f}",
-                         f"{ratio(times, seconds['compiled']):.2f}",
-                         f"{flops / statistics.median(times) / limit:.0%}", memory))
+            rows.append((name, who, milliseconds(times),
+                         *(f"{ratio(times, seconds[other]):.2f}" for other in others),
+                         f"{flops / statistics.median(times) / limit:.0%}",
+                         f"{peak_memory('bench.train_step', '--memory-of', name, who):.0f}"))
         if name == "Lite ternary":
-            fp32["ternary / fp32"] = [ratio(seconds["ours"], seconds["ours, fp32"])]
+            ternary = f"{ratio(seconds['scanned'], seconds['scanned, fp32']):.3f}"
     print(table(rows))
-    for name, (value,) in fp32.items():
-        print(f"{name}: {value:.3f}")
+    if ternary:
+        print(f"Lite, a ternary step / an fp32 step: {ternary}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,14 @@ from hypothesis import strategies as st
 
 from tilelli_jax import config as config_lib
 from tilelli_jax import yaml_text
-from tilelli_jax.config import setting
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.training.experiment import ExperimentConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Apple:
+class Apple(Section):
     """An apple."""
 
     family: Literal["apple"] = setting("apple", "which fruit")
@@ -31,28 +30,24 @@ class Apple:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pear:
+class Pear(Section):
     """A pear."""
 
     family: Literal["pear"] = setting("pear", "which fruit")
-    weight: float = setting(0.3, "kilograms")
+    weight: float = setting(0.3, "kilograms", least=0, below=10)
     stalk: bool = setting(True, "whether it has one")
-
-    def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise InputError(f"weight: expected 0 or more, found {self.weight}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Box:
+class Box(Section):
     """A box."""
 
-    width: int = setting(3, "centimetres")
+    width: int = setting(3, "centimetres", above=0, most=200)
     label: str = setting("", "what is written on it")
 
 
 @dataclasses.dataclass(frozen=True)
-class Basket:
+class Basket(Section):
     """A basket."""
 
     name: str = setting("", "its name")
@@ -65,15 +60,15 @@ class Basket:
     box: Box = setting(Box(), "what is around it")
 
 
-floats = st.floats(allow_nan=False)
+floats = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["1e-3", "no", "null", "2024-01-01", "*.txt", "a: b", "'", "- x", "\x85\u2028", "1_0", "=", "<<", "010"])
 baskets = st.builds(
     Basket, name=texts, count=st.integers(), price=floats | st.none(), full=st.booleans(),
     notes=st.lists(texts).map(tuple), shares=st.lists(floats).map(tuple),
     fruit=st.builds(Apple, weight=floats, sorts=st.lists(st.sampled_from(["red", "green"])).map(tuple))
-    | st.builds(Pear, weight=floats.filter(lambda x: x >= 0), stalk=st.booleans()),
-    box=st.builds(Box, width=st.integers(), label=texts))
+    | st.builds(Pear, weight=st.floats(0, 10, exclude_max=True), stalk=st.booleans()),
+    box=st.builds(Box, width=st.integers(1, 200), label=texts))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,7 +175,11 @@ BAD = [
     ("fruit: {family: paer}", (),
      "fruit.family: expected one of apple, pear, found 'paer'; did you mean 'pear'?"),
     ("fruit: {family: [pear]}", (), "fruit.family: expected one of apple, pear, found ['pear']"),
-    ("fruit: {family: pear, weight: -1}", (), "fruit.weight: expected 0 or more, found -1.0"),
+    ("price: -.inf", (), "price: expected a number, found -inf"),
+    ("fruit: {family: pear, weight: -1}", (), "fruit.weight: expected a number ≥ 0 and < 10, found -1.0"),
+    ("fruit: {family: pear, weight: 10}", (), "fruit.weight: expected a number ≥ 0 and < 10, found 10.0"),
+    ("box: {width: 0}", (), "box.width: expected a whole number > 0 and ≤ 200, found 0"),
+    ("box: {width: 201}", (), "box.width: expected a whole number > 0 and ≤ 200, found 201"),
     ("fruit: 3", (), "fruit: expected keys with values, found a whole number"),
     ("box: [1]", (), "box: expected keys with values, found a list"),
     # overrides
@@ -280,7 +279,3 @@ def test_the_other_family_on_a_file_of_the_one(tmp_path: Path) -> None:
         "'model.d_head' (not with model.family vanilla)")
     config = config_lib.load(ExperimentConfig, None, ["model.family=vanilla", "model.d_model=64"])
     assert config.model == VanillaConfig(d_model=64)
-
-
-def test_infinities_are_numbers(tmp_path: Path) -> None:
-    assert load(tmp_path, "price: -.inf").price == -math.inf

@@ -1,9 +1,9 @@
 """Frozen dataclasses ⇄ YAML, with dotted overrides and errors that name the nearest key.
 
-A section of the configuration is a frozen dataclass whose fields are made by `setting`, which
-keeps what a key means beside its default. This module knows no section: every one stands in the
-file of what it configures (`RoutedConfig` in `models/routed.py`, `MeshConfig` in
-`sharding.py`, …), and `training/experiment.py` joins them into what one run is.
+A section of the configuration is a frozen dataclass derived from `Section`. Its fields are made by
+`setting`, which keeps what a key means and its bounds beside its default. This module knows no
+section: every one stands in the file of what it configures (`RoutedConfig` in `models/routed.py`,
+`MeshConfig` in `sharding.py`, …), and `training/experiment.py` joins them into what one run is.
 
 A field may be a choice of sections, `RoutedConfig | VanillaConfig`; they are told apart by the
 `Literal` that each of them has under `family`.
@@ -14,10 +14,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
+import operator
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +31,41 @@ DISCRIMINATOR = "family"
 EXPONENT = r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"  # YAML 1.1 takes 1e-3 (no dot) for a string
 
 
-def setting(default: Any, meaning: str) -> Any:
-    """A dataclass field with its default and the sentence that `--help` prints for it."""
+# How a bound is written in errors and in `--help`, and when a value keeps it.
+BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "least": ("≥", operator.ge), "above": (">", operator.gt),
+    "most": ("≤", operator.le), "below": ("<", operator.lt)}
+
+
+def setting(default: Any, meaning: str, **bounds: float) -> Any:
+    """A dataclass field with its default and the sentence that `--help` prints for it.
+
+    Args:
+        bounds: of a number: `least`, `above`, `most`, `below`.
+    """
+    assert bounds.keys() <= BOUNDS.keys()
+    metadata = {"meaning": meaning, "bounds": bounds}
     if dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: default, metadata={"meaning": meaning})
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Section:
+    """Base of every section: its numbers are finite and within their settings' bounds.
+
+    Raises:
+        InputError: one is not. A section that checks more extends `__post_init__`.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, bounds = getattr(self, field.name), field.metadata["bounds"]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not (math.isfinite(value) and all(BOUNDS[kind][1](value, bound)
+                                                 for kind, bound in bounds.items())):
+                kind = "a whole number" if isinstance(value, int) else "a number"
+                raise InputError(f"{field.name}: expected {kind}{_bounds(bounds)}, found {value}")
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
@@ -258,6 +290,11 @@ def _nearest(word: str, known: Iterable[Any]) -> str:
     return next(iter(difflib.get_close_matches(word, map(str, known), n=1)), "")
 
 
+def _bounds(bounds: Mapping[str, float]) -> str:
+    """" ≥ 0 and < 1"."""
+    return " and".join(f" {BOUNDS[kind][0]} {bound:g}" for kind, bound in bounds.items())
+
+
 def _meant(near: str) -> str:
     return f"; did you mean '{near}'?" if near else ""
 
@@ -304,7 +341,8 @@ def _describe(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
             yield from _describe(section, f"{prefix}{field.name}.")
         if not sections:
             default = "" if field.default is dataclasses.MISSING else f" [{_shown(field.default)}]"
-            yield f"{prefix}{field.name}", _name(hint) + default, field.metadata.get("meaning", "")
+            yield (f"{prefix}{field.name}", _name(hint) + _bounds(field.metadata["bounds"]) + default,
+                   field.metadata["meaning"])
 
 
 def _shown(value: Any) -> str:

@@ -207,15 +207,22 @@ def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: j
             width: int) -> tuple[jax.Array, jax.Array, Any]:
     """n ≤ width bytes at the head of each row of `[rows, width]`, and logits and caches after them."""
     model = nnx.merge(graph, params)
+    # A single row's caches go through the loop without their row axis. XLA:CPU drops an axis of
+    # length 1 before a product, and where the loop keeps it, each byte's update is computed in both
+    # forms, one of them on a copy of the whole cache.
+    packed, unpacked = (((lambda cache: cache[0]), (lambda cache: cache[None])) if len(position) == 1
+                        else ((lambda cache: cache), (lambda cache: cache)))
 
     def one(i: jax.Array, carry: Any) -> Any:
         new, logits, caches = carry
         ids = _draw(keys, made + i, logits, how)
         new = jax.lax.dynamic_update_index_in_dim(new, ids.astype(jnp.uint8), i, axis=1)
-        return new, *model.step(ids, caches, position + i)
+        logits, caches = model.step(ids, jax.tree.map(unpacked, caches), position + i)
+        return new, logits, jax.tree.map(packed, caches)
 
     new = jnp.zeros((len(position), width), jnp.uint8)
-    return jax.lax.fori_loop(0, n, one, (new, logits, caches))
+    new, logits, caches = jax.lax.fori_loop(0, n, one, (new, logits, jax.tree.map(packed, caches)))
+    return new, logits, jax.tree.map(unpacked, caches)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "width"))

@@ -19,21 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.collectives import Collectives, read_collectives
 from tilelli_jax.errors import InputError, command
-from tilelli_jax.models import build
-from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh, tree_shardings
+from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.optimizers import make_optimizer, make_schedule
-from tilelli_jax.training.step import TrainState, make_train_step, take_apart
+from tilelli_jax.training.step import init_state, make_train_step
 
 GIB = 2**30
 UNITS = ("B", "KiB", "MiB", "GiB")
@@ -124,16 +121,23 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
         InputError: the mesh or the batch does not fit the slice, or the step not its memory.
     """
     mesh = make_mesh(config.mesh, devices)
+    try:
+        config.train.check_shared(batch_devices(mesh))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     parts, rows = config.train.accumulate, config.train.batch_size // config.train.accumulate
-    if rows % batch_devices(mesh):
-        raise InputError(f"{name}: train.batch_size / train.accumulate: expected a multiple of the "
-                         f"{batch_devices(mesh)} devices that share a batch (mesh.data × mesh.fsdp), "
-                         f"found {rows}")
+    batch = jax.ShapeDtypeStruct((parts, rows, config.train.seq_len + 1), np.uint8,
+                                 sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
     started = time.monotonic()
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    network, state, _ = init_state(config.model, config.compute, optimizer, config.seed, mesh)
+    # Buffers become constants of the program; those of this machine's devices could not.
+    network = network._replace(buffers=jax.tree.map(np.asarray, network.buffers))
     with jax.set_mesh(mesh):
-        step, state = abstract_step(config, mesh)
-        batch = jax.ShapeDtypeStruct((parts, rows, config.train.seq_len + 1), np.uint8,
-                                     sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
+        step: Any = make_train_step(
+            network, optimizer, next_byte_loss(config.train.load_balance),
+            make_schedule(config.optimizer, config.train.steps),
+            jax.tree.map(lambda leaf: leaf.sharding, state), mesh)
         try:
             compiled = step.lower(state, {"bytes": batch}, np.int32(0)).compile()
         except jax.errors.JaxRuntimeError as error:
@@ -152,24 +156,6 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
         hbm=HBM.get(devices[0].device_kind), collectives=read_collectives(compiled.as_text()),
         step_flops=step_flops, peak_seconds=step_flops / peak / len(devices) if peak else None,
         compile_seconds=time.monotonic() - started)
-
-
-def abstract_step(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> tuple[Any, TrainState]:
-    """The jitted training step, and a state of shapes and shardings without values."""
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    network, params = take_apart(nnx.eval_shape(lambda: build(config.model, 0, config.compute)))
-    # Buffers become constants of the program, whatever they hold.
-    network = network._replace(buffers=jax.tree.map(lambda b: np.zeros(b.shape, b.dtype),
-                                                    network.buffers))
-    state = jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, optimizer.init(params),
-                                                     jnp.zeros(2, jnp.uint32)), params)
-    shardings = tree_shardings(state, mesh)
-    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype,
-                                                                     sharding=sharding),
-                         state, shardings)
-    step = make_train_step(network, optimizer, next_byte_loss(config.train.load_balance),
-                           make_schedule(config.optimizer, config.train.steps), shardings, mesh)
-    return step, state
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tilelli_jax.config import setting
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 
 BATCH = ("data", "fsdp")
@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section):
     """How many devices along each axis; -1 takes the rest."""
 
     data: int = setting(-1, "devices that share the batch, each with all parameters")
@@ -43,6 +43,7 @@ class MeshConfig:
     tensor: int = setting(1, "devices that share heads and hidden widths")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise InputError(f"data, fsdp, tensor: expected whole numbers ≥ 1, of which at most one "

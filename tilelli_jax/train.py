@@ -76,7 +76,7 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
     # What is asked for, checked before anything is written.
     require_extras(config.log)
     mesh = make_mesh(config.mesh)
-    _check_batches(config, batch_devices(mesh))
+    config.train.check_shared(batch_devices(mesh))
     splits = open_corpus(config.data)
     batches = _training_batches(config, splits, mesh)
     held_out = validation_batches(splits.valid, batch_size=config.train.eval_batch_size,
@@ -192,15 +192,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="settings that take precedence over the file's, e.g. train.steps=50")
     return parser.parse_intermixed_args(argv)
-
-
-def _check_batches(config: ExperimentConfig, n_devices: int) -> None:
-    part = config.train.batch_size // config.train.accumulate
-    for key, size in (("train.batch_size / train.accumulate", part),
-                      ("train.eval_batch_size", config.train.eval_batch_size)):
-        if size % n_devices:
-            raise InputError(f"{key}: expected a multiple of the {n_devices} devices that share a batch "
-                             f"(mesh.data × mesh.fsdp), found {size}")
 
 
 def _training_batches(config: ExperimentConfig, splits: Splits, mesh: jax.sharding.Mesh) -> Any:

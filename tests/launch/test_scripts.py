@@ -48,9 +48,11 @@ def test_shell_scripts_parse(script):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(script):
-    if shutil.which("shellcheck") is None:
+    beside = Path(sys.executable).parent  # an environment need not be activated
+    shellcheck = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    found = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    found = subprocess.run([shellcheck, str(script)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
 

@@ -95,7 +95,7 @@ def test_network_is_both_restatements(case: str) -> None:
     assert distance(logits, brute.forward(config, arrays, inputs()[0])) < LOGITS
 
     if HAVE_TORCH:
-        theirs, their_gradients = of_pytorch(config, arrays, exact_ties=True)
+        theirs, their_gradients = of_pytorch(config, arrays, "exact")
         assert distance(logits, theirs) < LOGITS
         assert all(np.any(value) for value in their_gradients.values())  # all take part
         largest, name = farthest(gradients, their_gradients)
@@ -103,14 +103,14 @@ def test_network_is_both_restatements(case: str) -> None:
 
 
 def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
-               **options: bool) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+               form: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits, and gradients by name."""
     import torch
 
     from tests.restated import torch_networks
 
     ids, probe = (torch.from_numpy(value) for value in inputs())
-    network = torch_networks.build(config, **options)
+    network = torch_networks.build(config, form)
     torch_networks.load_arrays(network, arrays)
     logits = network(ids)
     (logits * probe).sum().backward()
@@ -118,10 +118,12 @@ def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
 
 
 @pytest.mark.skipif(not HAVE_TORCH, reason="needs torch")
-def test_the_restatements_quick_and_exact_top_k_agree() -> None:
+@pytest.mark.parametrize("case", ["lite", "atome"])
+def test_the_restatement_is_the_same_in_all_its_forms(case: str) -> None:
     """`torch.topk` leaves the order of ties open; where there are none, it must not matter."""
-    _, arrays = random_network(CASES["lite"], seed=0)
-    config = config_lib.to_dict(CASES["lite"])
-    quick, exact = (of_pytorch(config, arrays, exact_ties=exact) for exact in (False, True))
-    assert distance(quick[0], exact[0]) < LOGITS
-    assert farthest(quick[1], exact[1])[0] < GRADIENTS
+    _, arrays = random_network(CASES[case], seed=0)
+    config = config_lib.to_dict(CASES[case])
+    exact, *others = (of_pytorch(config, arrays, form) for form in ("exact", "fast", "written"))
+    for logits, gradients in others:
+        assert distance(logits, exact[0]) < LOGITS
+        assert farthest(gradients, exact[1])[0] < GRADIENTS

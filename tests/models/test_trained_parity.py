@@ -77,7 +77,7 @@ def test_trained_atome_has_its_loss_and_pytorchs_logits() -> None:
     # So the scales are settled first, and the networks compared without a quantiser.
     plain = dataclasses.replace(ATOME, quantizer="none")
     fixed = {name: settled(name, array) for name, array in arrays.items()}
-    theirs = torch_networks.build(config_lib.to_dict(plain), exact_ties=True)
+    theirs = torch_networks.build(config_lib.to_dict(plain), "exact")
     torch_networks.load_arrays(theirs, fixed)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).numpy()

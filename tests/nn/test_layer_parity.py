@@ -23,7 +23,7 @@ from tilelli_jax.nn.linear import Embedding, HeadwiseLinear, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import quantizer
 from tilelli_jax.nn.router import Router
-from tilelli_jax.nn.ssm import DiagonalSSM, associative, recurrence
+from tilelli_jax.nn.ssm import DiagonalSSM, associative, stepwise
 
 BATCH, TIME, WIDTH = 2, 11, 8
 NOISE = 1e-5  # f32 against f32 is at 8e-7 of the largest magnitude in all these cases
@@ -43,19 +43,19 @@ LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
                 lambda theirs: theirs.CausalConv(WIDTH, 1)),
     "wide, wider than the text": (lambda rngs: CausalConv(WIDTH, TIME + 4, TERNARY, rngs=rngs),
                                   lambda theirs: theirs.CausalConv(WIDTH, TIME + 4, "ternary")),
-    "state": (lambda rngs: DiagonalSSM(WIDTH, rngs=rngs), lambda theirs: theirs.StateSpace(WIDTH)),
+    "state": (lambda rngs: DiagonalSSM(WIDTH, rngs=rngs), lambda theirs: theirs.StateSpace(WIDTH, "fast")),
     "sparse, one head": (
         lambda rngs: TopKAttention(WIDTH, 1, 4, 3, PLAIN, rngs=rngs),
-        lambda theirs: theirs.TopKAttention(WIDTH, 1, 4, 3, "mean", "none", False)),
+        lambda theirs: theirs.TopKAttention(WIDTH, 1, 4, 3, "mean", "none", "fast")),
     "sparse, mean of three": (
         lambda rngs: TopKAttention(WIDTH, 3, 4, 3, TERNARY, rngs=rngs),
-        lambda theirs: theirs.TopKAttention(WIDTH, 3, 4, 3, "mean", "ternary", False)),
+        lambda theirs: theirs.TopKAttention(WIDTH, 3, 4, 3, "mean", "ternary", "fast")),
     "sparse, sum of three": (
         lambda rngs: TopKAttention(WIDTH, 3, 4, 3, PLAIN, rngs=rngs, reduction="sum"),
-        lambda theirs: theirs.TopKAttention(WIDTH, 3, 4, 3, "sum", "none", False)),
+        lambda theirs: theirs.TopKAttention(WIDTH, 3, 4, 3, "sum", "none", "fast")),
     "sparse, k above the length": (
         lambda rngs: TopKAttention(WIDTH, 2, 4, TIME + 1, PLAIN, rngs=rngs),
-        lambda theirs: theirs.TopKAttention(WIDTH, 2, 4, TIME + 1, "mean", "none", False)),
+        lambda theirs: theirs.TopKAttention(WIDTH, 2, 4, TIME + 1, "mean", "none", "fast")),
     "attention": (lambda rngs: CausalAttention(WIDTH, 2, PLAIN, rngs=rngs),
                   lambda theirs: theirs.SelfAttention(WIDTH, 2, "none")),
     "dense": (lambda rngs: FeedForward(WIDTH, 3, PLAIN, rngs=rngs),
@@ -171,8 +171,10 @@ def test_state_space_is_its_recurrence_and_its_convolution() -> None:
 
     decay, drive = jnp.tanh(layer.a_raw[...]), layer.b[...] * x
     # One of these runs on CPU, the other elsewhere: both are held to the loop, here on one device.
-    for form in (recurrence, associative):
+    for form in (stepwise, associative):
         assert distance(form(decay, drive) * layer.c[...], loop) < NOISE
+        backwards = form(decay, drive[:, ::-1], reverse=True)[:, ::-1]  # what gradients run through
+        assert distance(backwards * layer.c[...], loop) < NOISE
 
 
 def test_state_space_remembers_over_a_whole_context() -> None:

@@ -63,7 +63,7 @@ def test_gradients_are_those_of_pytorch(time: int, top_k: int, whole: bool) -> N
     gradients, of_x = jax.jit(jax.grad(
         lambda params, x: jnp.sum(nnx.merge(graph, params)(x) * probe), (0, 1)))(params, x)
 
-    theirs = torch_networks.TopKAttention(WIDTH, HEADS, D_HEAD, top_k, "mean", "none", True)
+    theirs = torch_networks.TopKAttention(WIDTH, HEADS, D_HEAD, top_k, "mean", "none", "exact")
     torch_networks.load_arrays(theirs, {name: np.asarray(v) for name, v in named(params).items()})
     their_x = torch.from_numpy(x).requires_grad_()
     (theirs(their_x) * torch.from_numpy(probe)).sum().backward()

@@ -1,4 +1,9 @@
-"""The Tilelli networks in eager PyTorch, each part in the form that PyTorch runs fastest.
+"""The Tilelli networks in eager PyTorch, in one of three forms.
+
+    fast     each part as PyTorch runs it fastest
+    exact    the same, and equal scores keep the earliest positions, which `torch.topk` leaves open
+    written  as the formulas read: the state pathway as a convolution with its whole response, sparse
+             attention as a masked softmax over values of every head
 
 `cfg` is the model section of a configuration as a plain dict. `load_arrays` and `named_gradients`
 speak the library's names and layouts, (in, out) kernels, so that the two sides can be compared.
@@ -6,7 +11,7 @@ speak the library's names and layouts, (in, out) kernels, so that the two sides 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,12 +21,13 @@ from torch import Tensor, nn
 from tests.restated.torch_layers import CausalConv, Embedding, Linear
 
 EPSILON = 1e-5
+Form = Literal["fast", "exact", "written"]
 QUANTIZED = ("conv", "attention", "dense")  # where the configuration does not say
 
 
-def build(cfg: dict[str, Any], **options: bool) -> TorchRouted | TorchVanilla:
+def build(cfg: dict[str, Any], form: Form = "fast") -> TorchRouted | TorchVanilla:
     """The network that `cfg["family"]` names."""
-    return TorchVanilla(cfg) if cfg["family"] == "vanilla" else TorchRouted(cfg, **options)
+    return TorchVanilla(cfg) if cfg["family"] == "vanilla" else TorchRouted(cfg, form)
 
 
 def quantizer_of(cfg: dict[str, Any], part: str) -> str:
@@ -58,14 +64,20 @@ class _Scan(torch.autograd.Function):
 class StateSpace(nn.Module):
     """h_t = a h_{t-1} + b x_t, y_t = c h_t with a = tanh(a_raw), each channel by itself."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, form: Form) -> None:
         super().__init__()
+        self.form = form
         self.a_raw = nn.Parameter(torch.full((width,), 1.5))
         self.b = nn.Parameter(torch.randn(width) / width**0.5)
         self.c = nn.Parameter(torch.randn(width) / width**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Scan.apply(x * self.b, torch.tanh(self.a_raw)) * self.c
+        a, time = torch.tanh(self.a_raw), x.shape[1]
+        if self.form != "written":
+            return _Scan.apply(x * self.b, a) * self.c
+        response = (self.c * self.b * a ** torch.arange(time - 1, -1, -1)[:, None]).T[:, None]
+        padded = F.pad(x.transpose(1, 2), (time - 1, 0))
+        return F.conv1d(padded, response, groups=x.shape[2]).transpose(1, 2)
 
 
 class TopKAttention(nn.Module):
@@ -73,16 +85,15 @@ class TopKAttention(nn.Module):
 
     The rows of x are mixed before the value matrices are applied, which are linear: one product
     then projects and reduces all heads, and `embedding_bag` reads k rows a query and no more.
-    With `exact_ties` equal scores keep the earliest positions, which `torch.topk` leaves open.
     """
 
     def __init__(self, width: int, heads: int, d_head: int, top_k: int, reduction: str,
-                 kind: str, exact_ties: bool) -> None:
+                 kind: str, form: Form) -> None:
         super().__init__()
         self.query = Linear(width, d_head, kind, heads=(heads,))
         self.key = Linear(width, d_head, kind, heads=(heads,))
         self.value = Linear(width, width, kind, heads=(heads,))
-        self.top_k, self.exact_ties = top_k, exact_ties
+        self.top_k, self.form = top_k, form
         self.share = 1 / heads if reduction == "mean" else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +104,12 @@ class TopKAttention(nn.Module):
                 for part in (self.query, self.key))
         scores = q @ k.transpose(-1, -2) / d_head**0.5
         future = torch.ones(time, time, dtype=torch.bool, device=x.device).triu(1)
-        best, kept = self.largest(scores.masked_fill(future, float("-inf")))
+        scores = scores.masked_fill(future, float("-inf"))
+        best, kept = self.largest(scores)
+        if self.form == "written":
+            sparse = torch.full_like(scores, float("-inf")).scatter(-1, kept, best)
+            values = self.value(x).view(batch, time, heads, width).transpose(1, 2)
+            return (sparse.softmax(-1) @ values).sum(1) * self.share
         weights = best.softmax(-1).transpose(1, 2).flatten(0, 2)  # [batch * time * heads, k]
         first_row = time * torch.arange(batch, device=x.device)
         rows = (kept + first_row[:, None, None, None]).transpose(1, 2).flatten(0, 2)
@@ -104,7 +120,7 @@ class TopKAttention(nn.Module):
 
     def largest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         size = min(self.top_k, scores.shape[-1])
-        if not self.exact_ties:
+        if self.form != "exact":
             return scores.topk(size, dim=-1)
         best, order = scores.sort(dim=-1, descending=True, stable=True)
         return best[..., :size], order[..., :size]
@@ -123,7 +139,7 @@ class FeedForward(nn.Module):
 class RoutedBlock(nn.Module):
     """x + Σ r_i P_i(LayerNorm(x)) with r = softmax of a linear router."""
 
-    def __init__(self, cfg: dict[str, Any], exact_ties: bool) -> None:
+    def __init__(self, cfg: dict[str, Any], form: Form) -> None:
         super().__init__()
         width = cfg["d_model"]
         self.second = cfg.get("second_norm", "none")
@@ -135,7 +151,7 @@ class RoutedBlock(nn.Module):
         self.router = Linear(width, len(self.names), quantizer_of(cfg, "router"),
                              cfg.get("router_bias", False))
         for name in self.names:
-            self.add_module(name, _pathway(name.partition("_")[0], cfg, exact_ties))
+            self.add_module(name, _pathway(name.partition("_")[0], cfg, form))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -148,7 +164,7 @@ class RoutedBlock(nn.Module):
         return x + self.norm2(total) if self.second == "mix" else total
 
 
-def _pathway(name: str, cfg: dict[str, Any], exact_ties: bool) -> nn.Module:
+def _pathway(name: str, cfg: dict[str, Any], form: Form) -> nn.Module:
     width, conv = cfg["d_model"], (quantizer_of(cfg, "conv"), cfg.get("conv_bias", False))
     match name:
         case "local":
@@ -156,11 +172,11 @@ def _pathway(name: str, cfg: dict[str, Any], exact_ties: bool) -> nn.Module:
         case "wide":
             return CausalConv(width, cfg["wide_kernel"], *conv)
         case "state":
-            return StateSpace(width)
+            return StateSpace(width, form)
         case "sparse":
             return TopKAttention(width, cfg["n_heads"], cfg["d_head"], cfg["top_k"],
                                  cfg.get("head_reduction", "mean"),
-                                 quantizer_of(cfg, "attention"), exact_ties)
+                                 quantizer_of(cfg, "attention"), form)
         case "dense":
             return FeedForward(width, cfg["dense_expand"], quantizer_of(cfg, "dense"))
     raise ValueError(name)
@@ -223,8 +239,8 @@ class _Network(nn.Module):
 class TorchRouted(_Network):
     """Lite, its parent and atome, by configuration."""
 
-    def __init__(self, cfg: dict[str, Any], exact_ties: bool = False) -> None:
-        super().__init__(cfg, [RoutedBlock(cfg, exact_ties) for _ in range(cfg["n_layers"])])
+    def __init__(self, cfg: dict[str, Any], form: Form) -> None:
+        super().__init__(cfg, [RoutedBlock(cfg, form) for _ in range(cfg["n_layers"])])
 
 
 class TorchVanilla(_Network):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tilelli_jax.config import setting
+from tilelli_jax.config import Section, setting
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
@@ -29,7 +29,7 @@ Cache = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ComputeConfig:
+class ComputeConfig(Section):
     """How a network is run; nothing here changes what it is."""
 
     dtype: Literal["float32", "bfloat16"] = setting(

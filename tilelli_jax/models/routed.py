@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tilelli_jax.config import setting
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.nn.attention import TopKAttention
@@ -28,26 +28,26 @@ Quantized = Literal["conv", "attention", "dense", "router", "embed", "unembed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RoutedConfig:
+class RoutedConfig(Section):
     """A routed byte-level language model."""
 
     family: Literal["routed"] = setting("routed", "which network")
-    vocab_size: int = setting(256, "number of symbols: bytes")
-    d_model: int = setting(256, "width of the residual stream")
-    n_layers: int = setting(8, "number of blocks")
-    max_seq_len: int = setting(256, "longest context in bytes (a limit where positions are learned)")
+    vocab_size: int = setting(256, "number of symbols: bytes", least=1)
+    d_model: int = setting(256, "width of the residual stream", least=1)
+    n_layers: int = setting(8, "number of blocks", least=1)
+    max_seq_len: int = setting(256, "longest context in bytes (a limit where positions are learned)", least=1)
     positions: Literal["learned", "none"] = setting("learned", "how a position is known")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
     pathways: tuple[Pathway, ...] = setting(
         ("local", "sparse", "dense"), "pathways of a block, in the router's order")
-    n_banks: int = setting(1, "copies of every pathway; the router chooses pathway and copy")
-    local_kernel: int = setting(5, "taps of the local convolution")
-    wide_kernel: int = setting(15, "taps of the wide convolution")
-    n_heads: int = setting(8, "heads of the sparse attention")
-    d_head: int = setting(48, "width of its queries and keys, each head")
-    top_k: int = setting(16, "keys that a query attends to")
+    n_banks: int = setting(1, "copies of every pathway; the router chooses pathway and copy", least=1)
+    local_kernel: int = setting(5, "taps of the local convolution", least=1)
+    wide_kernel: int = setting(15, "taps of the wide convolution", least=1)
+    n_heads: int = setting(8, "heads of the sparse attention", least=1)
+    d_head: int = setting(48, "width of its queries and keys, each head", least=1)
+    top_k: int = setting(16, "keys that a query attends to", least=1)
     head_reduction: Reduction = setting("mean", "how the heads' outputs are joined")
-    dense_expand: int = setting(4, "hidden width of the dense pathway, in units of d_model")
+    dense_expand: int = setting(4, "hidden width of the dense pathway, in units of d_model", least=1)
     second_norm: Literal["none", "mix", "dense"] = setting(
         "none", "a second LayerNorm in each block: of the mix before it is added, or of the input "
                 "of the dense pathways")
@@ -58,8 +58,7 @@ class RoutedConfig:
         ("conv", "attention", "dense"), "which weights the quantiser takes")
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "max_seq_len", "n_banks",
-                    "local_kernel", "wide_kernel", "n_heads", "d_head", "top_k", "dense_expand")
+        super().__post_init__()
         if not self.pathways or len(set(self.pathways)) != len(self.pathways):
             raise InputError(f"pathways: expected different pathways, at least one, found "
                              f"{list(self.pathways)} (n_banks makes copies)")
@@ -122,13 +121,6 @@ class RoutedLM(Decoder):
         super().__init__(config, lambda rngs: RoutedBlock(config, dtype=dtype, rngs=rngs),
                          embed=_quantizer(config, "embed"), unembed=_quantizer(config, "unembed"),
                          compute=compute, rngs=rngs)
-
-
-def check_sizes(config: Any, *keys: str) -> None:
-    """Raises InputError for the first of the keys whose value is below 1."""
-    for key in keys:
-        if getattr(config, key) < 1:
-            raise InputError(f"{key}: expected a whole number ≥ 1, found {getattr(config, key)}")
 
 
 def _quantizer(config: RoutedConfig, part: Quantized) -> Quantizer:

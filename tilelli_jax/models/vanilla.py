@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tilelli_jax.config import setting
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.models.routed import check_sizes
 from tilelli_jax.nn.attention import CausalAttention
 from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.norm import LayerNorm
@@ -21,24 +20,24 @@ from tilelli_jax.nn.tap import OFF, Recorded, Tap
 
 
 @dataclasses.dataclass(frozen=True)
-class VanillaConfig:
+class VanillaConfig(Section):
     """A pre-norm transformer with learned positions and no linear biases."""
 
     family: Literal["vanilla"] = setting("vanilla", "which network")
-    vocab_size: int = setting(256, "number of symbols: bytes")
-    d_model: int = setting(320, "width of the residual stream")
-    n_layers: int = setting(8, "number of blocks")
-    max_seq_len: int = setting(256, "longest context in bytes")
+    vocab_size: int = setting(256, "number of symbols: bytes", least=1)
+    d_model: int = setting(320, "width of the residual stream", least=1)
+    n_layers: int = setting(8, "number of blocks", least=1)
+    max_seq_len: int = setting(256, "longest context in bytes", least=1)
     positions: Literal["learned", "none"] = setting("learned", "how a position is known")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
-    n_heads: int = setting(8, "heads of the attention")
-    dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model")
+    n_heads: int = setting(8, "heads of the attention", least=1)
+    dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model", least=1)
     quantizer: QuantizerName = setting("none", "how weights are quantised")
     quantize: tuple[Literal["attention", "dense", "embed", "unembed"], ...] = setting(
         ("attention", "dense"), "which weights the quantiser takes")
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab_size", "d_model", "n_layers", "max_seq_len", "n_heads", "dense_expand")
+        super().__post_init__()
         if self.d_model % self.n_heads:
             raise InputError(f"d_model: expected a multiple of n_heads {self.n_heads}, found {self.d_model}")
 

@@ -9,24 +9,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tilelli_jax.nn.contract import contract
-from tilelli_jax.nn.linear import HeadwiseLinear, Linear
+from tilelli_jax.nn.linear import HeadwiseLinear, Linear, Weight, fan_in_normal
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.topk import Reduction, top_k_attention
 
 
 class KeyCache(NamedTuple):
-    """What attention keeps of the past: `keys [batch, size, heads, d_head]`, `values [batch, size, …]`.
+    """What attention keeps of the past: `keys [batch, heads, size, d_head]`, `values [batch, …, size, d]`.
 
-    Slot i holds position i; slots past a row's length hold anything and are masked.
+    Slot i holds position i; slots past a row's length hold anything and are masked. Heads stand
+    before slots, as the products want them: otherwise each byte would turn the whole cache round.
     """
 
     keys: jax.Array
     values: jax.Array
 
     def write(self, keys: jax.Array, values: jax.Array, position: jax.Array) -> KeyCache:
-        """The cache with one more entry in each row, at `position [batch]`."""
-        def put(row, entry, at):
-            return jax.lax.dynamic_update_slice_in_dim(row, entry.astype(row.dtype), at, axis=0)
+        """The cache with one more entry (size 1) in each row, at `position [batch]`."""
+        def put(row: jax.Array, entry: jax.Array, at: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(row, entry.astype(row.dtype), at, row.ndim - 2)
+        if len(position) == 1:  # in place; the scatter that rows of different lengths need copies
+            return KeyCache(put(self.keys, keys, position[0]), put(self.values, values, position[0]))
         return KeyCache(jax.vmap(put)(self.keys, keys, position),
                         jax.vmap(put)(self.values, values, position))
 
@@ -43,7 +46,7 @@ class TopKAttention(nnx.Module):
                  rngs: nnx.Rngs, reduction: Reduction = "mean", dtype: jnp.dtype = jnp.float32):
         self.query = HeadwiseLinear(n_heads, d_model, d_head, quantizer, rngs=rngs, dtype=dtype)
         self.key = HeadwiseLinear(n_heads, d_model, d_head, quantizer, rngs=rngs, dtype=dtype)
-        self.value = HeadwiseLinear(n_heads, d_model, d_model, quantizer, rngs=rngs, dtype=dtype)
+        self.value = Weight((n_heads, d_model, d_model), quantizer, init=fan_in_normal(d_model), rngs=rngs)
         self.top_k = top_k
         self.reduction = reduction
         self.dtype = dtype
@@ -54,20 +57,21 @@ class TopKAttention(nnx.Module):
 
     def empty_cache(self, batch: int, size: int) -> KeyCache:
         n_heads, d_model, d_head = self.query.kernel.shape
-        return KeyCache(jnp.zeros((batch, size, n_heads, d_head), self.dtype),
+        return KeyCache(jnp.zeros((batch, n_heads, size, d_head), self.dtype),
                         jnp.zeros((batch, size, d_model), self.dtype))
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
         del lengths  # later slots are masked until they are overwritten
         keys = self.key(x)
-        return self._attend(x, keys, x), KeyCache(_widen(keys, size), _widen(x.astype(self.dtype), size))
+        return self._attend(x, keys, x), KeyCache(_widen(_swap(keys), size),
+                                                  _widen(x.astype(self.dtype), size))
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
-        cache = cache.write(self.key(x), x, position)
-        visible = jnp.arange(cache.keys.shape[1]) <= position[:, None]
-        return self._attend(x, cache.keys, cache.values, visible[:, None]), cache
+        cache = cache.write(_swap(self.key(x)), x, position)
+        visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
+        return self._attend(x, _swap(cache.keys), cache.values, visible[:, None]), cache
 
     def _attend(self, x: jax.Array, keys: jax.Array, rows: jax.Array,
                 visible: jax.Array | None = None) -> jax.Array:
@@ -90,12 +94,11 @@ class CausalAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        query, key, value = self._heads(x)
-        return self._attend(query, key, value, causal(x.shape[1]))
+        return self._attend(*self._heads(x), causal(x.shape[1]))
 
     def empty_cache(self, batch: int, size: int) -> KeyCache:
         d_model = self.out.kernel.shape[0]
-        shape = (batch, size, self.n_heads, d_model // self.n_heads)
+        shape = (batch, self.n_heads, size, d_model // self.n_heads)
         return KeyCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
@@ -109,19 +112,21 @@ class CausalAttention(nnx.Module):
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
         query, key, value = self._heads(x)
         cache = cache.write(key, value, position)
-        visible = jnp.arange(cache.keys.shape[1]) <= position[:, None]
+        visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
         return self._attend(query, cache.keys, cache.values, visible[:, None, None]), cache
 
     def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, each `[batch, heads, time, d_head]`."""
         batch, time, d_model = x.shape
         parts = self.qkv(x).reshape(batch, time, 3, self.n_heads, d_model // self.n_heads)
-        return parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
+        return _swap(parts[:, :, 0]), _swap(parts[:, :, 1]), _swap(parts[:, :, 2])
 
     def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-        scores = contract("bthd,bshd->bhts", query, key, dtype=self.dtype, result=jnp.float32)
+        scores = contract("bhtd,bhsd->bhts", query, key, dtype=self.dtype, result=jnp.float32)
         scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, -jnp.inf)
         weights = jax.nn.softmax(scores)
-        attended = contract("bhts,bshd->bthd", weights, value, dtype=self.dtype)
+        attended = contract("bhts,bhsd->bhtd", weights, value, dtype=self.dtype)
+        attended = _swap(attended)
         return self.out(attended.reshape(*attended.shape[:2], -1))
 
 
@@ -131,7 +136,12 @@ def causal(time: int) -> jax.Array:
 
 
 def _widen(entries: jax.Array, size: int) -> jax.Array:
-    """Entries `[batch, time, …]` at the head of `size` slots."""
+    """Entries `[batch, …, time, d]` at the head of `size` slots."""
     padding = [(0, 0)] * entries.ndim
-    padding[1] = (0, size - entries.shape[1])
+    padding[-2] = (0, size - entries.shape[-2])
     return jnp.pad(entries, padding)
+
+
+def _swap(array: jax.Array) -> jax.Array:
+    """Time before heads, to heads before time, and back."""
+    return jnp.swapaxes(array, 1, 2)

@@ -27,9 +27,7 @@ class CausalConv(Weight):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        reach = self.kernel.shape[0] - 1
-        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (reach, 0), (0, 0)))
-        return self._combine(padded, x.shape[1])
+        return self._biased(causal_convolution(self._taps(), x.astype(self.dtype)))
 
     def empty_cache(self, batch: int, size: int) -> jax.Array:
         del size
@@ -37,22 +35,58 @@ class CausalConv(Weight):
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, and the cache after `lengths [batch]` inputs of each row."""
-        reach = self.kernel.shape[0] - 1
-        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (reach, 0), (0, 0)))
+        x, reach = x.astype(self.dtype), self.kernel.shape[0] - 1
         window = lengths[:, None] + jnp.arange(reach)  # padded[i + reach] is x[i]
-        cache = jnp.take_along_axis(padded, window[..., None], axis=1)
-        return self._combine(padded, x.shape[1]), cache
+        cache = jnp.take_along_axis(_padded(x, reach, 0), window[..., None], axis=1)
+        return self._biased(causal_convolution(self._taps(), x)), cache
 
     def step(self, x: jax.Array, cache: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One input `[batch, 1, d_model]` → its output and the next cache."""
         del position
         window = jnp.concatenate([cache, x.astype(self.dtype)], axis=1)
-        return self._combine(window, 1), window[:, 1:]
+        return self._biased(_slide(self._taps(), window, 1)), window[:, 1:]
 
-    def _combine(self, padded: jax.Array, time: int) -> jax.Array:
-        # Shifted slices, not lax.conv: a depthwise convolution is far slower on CPU.
-        kernel = self.quantized().astype(self.dtype)
-        y = kernel[0] * padded[:, :time]
-        for k in range(1, kernel.shape[0]):
-            y = y + kernel[k] * jax.lax.slice_in_dim(padded, k, k + time, axis=1)
+    def _taps(self) -> jax.Array:
+        return self.quantized().astype(self.dtype)
+
+    def _biased(self, y: jax.Array) -> jax.Array:
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+@jax.custom_vjp
+def causal_convolution(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """y_t = Σ_k kernel[k] · x_{t-K+1+k}: kernel `[K, d]`, x `[batch, time, d]` → `[batch, time, d]`.
+
+    The gradient is written by hand (reverse mode only). It keeps x, where each tap's own would keep
+    a shifted copy of it, and adds the taps up in one pass without a condition per tap.
+    """
+    return _slide(kernel, _padded(x, kernel.shape[0] - 1, 0), x.shape[1])
+
+
+def _forward(kernel: jax.Array, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return causal_convolution(kernel, x), (kernel, x)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    kernel, x = saved
+    reach, time = kernel.shape[0] - 1, x.shape[1]
+    d_x = _slide(kernel[::-1], _padded(d_y, 0, reach), time)
+    shifts = [min(reach - k, time) for k in range(reach + 1)]  # tap k sees so far back
+    d_kernel = jnp.stack([jnp.sum((x[:, :time - s] * d_y[:, s:]).astype(jnp.float32), (0, 1))
+                          for s in shifts])
+    return d_kernel.astype(kernel.dtype), d_x
+
+
+causal_convolution.defvjp(_forward, _backward)
+
+
+def _padded(x: jax.Array, before: int, after: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (before, after), (0, 0)))
+
+
+def _slide(kernel: jax.Array, padded: jax.Array, time: int) -> jax.Array:
+    # Shifted slices, not lax.conv: a depthwise convolution is far slower on CPU.
+    y = kernel[0] * padded[:, :time]
+    for k in range(1, kernel.shape[0]):
+        y = y + kernel[k] * jax.lax.slice_in_dim(padded, k, k + time, axis=1)
+    return y

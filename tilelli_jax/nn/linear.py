@@ -102,9 +102,19 @@ class HeadwiseLinear(Weight):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = jnp.swapaxes(self.quantized(), 0, 1)  # [in, heads, out]
-        y = project(x, kernel.reshape(kernel.shape[0], -1), dtype=self.dtype)
-        return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+        beside = self.beside[...] if hasattr(self, "beside") else self._beside()
+        y = project(x, beside, dtype=self.dtype)
+        return y.reshape(*x.shape[:-1], self.kernel.shape[-3], self.kernel.shape[-1])
+
+    def freeze(self) -> None:
+        """As `Weight.freeze`; also keeps the heads side by side, lest every call turn them round."""
+        super().freeze()
+        self.beside = Buffer(self._beside())
+
+    def _beside(self) -> jax.Array:
+        """`[..., in, heads · out]`."""
+        kernel = jnp.swapaxes(self.quantized(), -3, -2)
+        return kernel.reshape(*kernel.shape[:-2], -1)
 
 
 class Embedding(Weight):

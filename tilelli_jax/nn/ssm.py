@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -43,24 +45,54 @@ class DiagonalSSM(nnx.Module):
         return (state * self.c[...])[:, None].astype(self.dtype), state
 
     def _states(self, x: jax.Array) -> jax.Array:
-        decay = jnp.tanh(self.a_raw[...])
-        drive = self.b[...] * x.astype(jnp.float32)
-        # A step costs a kernel launch on an accelerator and next to nothing on a CPU.
-        return jax.lax.platform_dependent(decay, drive, cpu=recurrence, default=associative)
+        return linear_recurrence(jnp.tanh(self.a_raw[...]), self.b[...] * x.astype(jnp.float32))
 
 
-def recurrence(decay: jax.Array, drive: jax.Array) -> jax.Array:
-    """h_t = decay·h_{t-1} + drive_t, one step after the other; drive `[batch, time, d]`."""
+@jax.custom_vjp
+def linear_recurrence(decay: jax.Array, drive: jax.Array) -> jax.Array:
+    """h_t = decay·h_{t-1} + drive_t from h = 0: decay `[d]`, drive `[batch, time, d]` → the states.
+
+    The gradient with respect to the drive is the same recurrence from the other end, so that the
+    states are all that is kept (reverse mode only).
+    """
+    return _run(decay, drive, reverse=False)
+
+
+def _forward(decay: jax.Array, drive: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    states = _run(decay, drive, reverse=False)
+    return states, (decay, states)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], d_states: jax.Array) -> tuple[jax.Array, jax.Array]:
+    decay, states = saved
+    d_drive = _run(decay, d_states, reverse=True)
+    return jnp.sum(d_drive[:, 1:] * states[:, :-1], (0, 1)), d_drive
+
+
+linear_recurrence.defvjp(_forward, _backward)
+
+
+def _run(decay: jax.Array, drive: jax.Array, reverse: bool) -> jax.Array:
+    # A step costs a kernel launch on an accelerator and next to nothing on a CPU.
+    return jax.lax.platform_dependent(
+        decay, drive, cpu=functools.partial(stepwise, reverse=reverse),
+        default=functools.partial(associative, reverse=reverse))
+
+
+def stepwise(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.Array:
+    """The recurrence one step after the other, from the last step on where `reverse` says so."""
     def step(h, u):
         h = decay * h + u
         return h, h
-    _, states = jax.lax.scan(step, jnp.zeros_like(drive[:, 0]), jnp.swapaxes(drive, 0, 1), unroll=8)
+    _, states = jax.lax.scan(step, jnp.zeros_like(drive[:, 0]), jnp.swapaxes(drive, 0, 1), unroll=8,
+                             reverse=reverse)
     return jnp.swapaxes(states, 0, 1)
 
 
-def associative(decay: jax.Array, drive: jax.Array) -> jax.Array:
+def associative(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.Array:
     """The same in log₂(time) passes (Blelloch 1990)."""
     def join(first, second):
         return first[0] * second[0], second[0] * first[1] + second[1]
-    _, states = jax.lax.associative_scan(join, (jnp.broadcast_to(decay, drive.shape), drive), axis=1)
+    _, states = jax.lax.associative_scan(join, (jnp.broadcast_to(decay, drive.shape), drive), axis=1,
+                                         reverse=reverse)
     return states

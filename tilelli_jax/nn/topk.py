@@ -50,7 +50,7 @@ def top_k_attention(
 
     Products take their operands in the dtype of `query`; scores, softmax and sums are float32.
     Without `visible` the backward pass is written by hand (reverse mode only): it keeps the
-    weights of the causal blocks, and computes the context A x again.
+    weights of the causal blocks and the context A x.
 
     Args:
       query: `[batch, queries, heads, d_head]`.
@@ -70,7 +70,7 @@ def top_k_attention(
     else:
         keys_first = jnp.swapaxes(visible, 1, 2)[:, None]
         weights = _weights(_swap(query), _swap(key), keys_first, k)
-        _, context = _mix(weights, x, query.dtype)
+        context = _mix(weights, x, query.dtype)
         out = project(context, _joined(kernel), dtype=query.dtype, result=jnp.float32)
     return (out / query.shape[2] if reduction == "mean" else out).astype(query.dtype)
 
@@ -185,12 +185,16 @@ def _weights(query: Array, key: Array, visible: Array, k: int) -> Array:
     return jax.nn.softmax(scores, axis=2)
 
 
-def _mix(weights: Array, x: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Weights `[batch, keys, heads·queries]` and what they give, `[batch, queries, heads·d_in]`."""
-    batch, heads, keys, queries = weights.shape
-    beside = _swap(weights).reshape(batch, keys, heads * queries)
-    context = _product("bsc,bsd->bcd", beside, x, dtype).reshape(batch, heads, queries, -1)
-    return beside, _swap(context).reshape(batch, queries, -1)
+def _mix(weights: Array, x: Array, dtype: jnp.dtype) -> Array:
+    """What the weights make of x, `[batch, queries, heads·d_in]`."""
+    batch, heads, _, queries = weights.shape
+    context = _product("bsc,bsd->bcd", _beside(weights), x, dtype)
+    return _swap(context.reshape(batch, heads, queries, -1)).reshape(batch, queries, -1)
+
+
+def _beside(weights: Array) -> Array:
+    """`[batch, heads, keys, queries]` to `[batch, keys, heads·queries]`."""
+    return _swap(weights).reshape(weights.shape[0], weights.shape[2], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -201,41 +205,39 @@ def _attend(query: Array, key: Array, x: Array, kernel: Array, k: int) -> Array:
 def _attend_forward(
     query: Array, key: Array, x: Array, kernel: Array, k: int
 ) -> tuple[Array, tuple]:
-    queries, keys, joined = _swap(query), _swap(key), _joined(kernel)
-    outs, all_weights = [], []
+    queries, keys = _swap(query), _swap(key)
+    contexts, all_weights = [], []
     for start, end in _blocks(x.shape[1]):
         shape = (1, 1, end, end - start)
         at_key, at_query = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (2, 3))
         causal = at_key <= start + at_query
-        weights = _weights(queries[:, :, start:end], keys[:, :, :end], causal, k)
-        _, context = _mix(weights, x[:, :end], query.dtype)
-        outs.append(project(context, joined, dtype=query.dtype, result=jnp.float32))
-        all_weights.append(weights)
-    return jnp.concatenate(outs, axis=1), (query, key, x, kernel, all_weights)
+        all_weights.append(_weights(queries[:, :, start:end], keys[:, :, :end], causal, k))
+        contexts.append(_mix(all_weights[-1], x[:, :end], query.dtype))
+    context = jnp.concatenate(contexts, axis=1)
+    out = project(context, _joined(kernel), dtype=query.dtype, result=jnp.float32)
+    return out, (query, key, x, kernel, all_weights, context)
 
 
 def _attend_backward(k: int, saved: tuple, d_out: Array) -> tuple[Array, Array, Array, Array]:
-    query, key, x, kernel, all_weights = saved
-    queries, keys, joined = _swap(query), _swap(key), _joined(kernel)
+    query, key, x, kernel, all_weights, context = saved
+    queries, keys = _swap(query), _swap(key)
     batch, time, heads, d_head = query.shape
     product = functools.partial(_product, dtype=query.dtype)
+    d_joined = product("nc,no->co", _flat(context), _flat(d_out))
+    d_context = project(d_out, _joined(kernel).T, dtype=query.dtype, result=jnp.float32)
+    d_context = _swap(d_context.reshape(batch, time, heads, -1))
     d_queries = []
-    d_keys, d_x, d_joined = (jnp.zeros(a.shape, jnp.float32) for a in (keys, x, joined))
+    d_keys, d_x = (jnp.zeros(a.shape, jnp.float32) for a in (keys, x))
     for (start, end), weights in zip(_blocks(time), all_weights, strict=True):
-        d_block = d_out[:, start:end]
-        beside, context = _mix(weights, x[:, :end], query.dtype)
-        d_joined += product("nc,no->co", _flat(context), _flat(d_block))
-        d_context = project(d_block, joined.T, dtype=query.dtype, result=jnp.float32)
-        d_context = d_context.reshape(batch, end - start, heads, -1)
-        d_context = _swap(d_context).reshape(batch, heads * (end - start), -1)
-        d_x = d_x.at[:, :end].add(product("bsc,bcd->bsd", beside, d_context))
-        d_beside = product("bsd,bcd->bsc", x[:, :end], d_context)
+        d_block = d_context[:, :, start:end].reshape(batch, heads * (end - start), -1)
+        d_x = d_x.at[:, :end].add(product("bsc,bcd->bsd", _beside(weights), d_block))
+        d_beside = product("bsd,bcd->bsc", x[:, :end], d_block)
         d_weights = _swap(d_beside.reshape(batch, end, heads, end - start))
         mean = jnp.sum(weights * d_weights, axis=2, keepdims=True)
         d_scores = weights * (d_weights - mean) * d_head**-0.5
         d_queries.append(product("bhst,bhsd->bhtd", d_scores, keys[:, :, :end]))
-        d_block = product("bhst,bhtd->bhsd", d_scores, queries[:, :, start:end])
-        d_keys = d_keys.at[:, :, :end].add(d_block)
+        d_seen = product("bhst,bhtd->bhsd", d_scores, queries[:, :, start:end])
+        d_keys = d_keys.at[:, :, :end].add(d_seen)
     return (
         _swap(jnp.concatenate(d_queries, axis=2)).astype(query.dtype),
         _swap(d_keys).astype(key.dtype),

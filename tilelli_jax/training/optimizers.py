@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from typing import Any, Literal
 
@@ -11,8 +10,7 @@ import jax
 import optax
 import optax.contrib
 
-from tilelli_jax.config import setting
-from tilelli_jax.errors import InputError
+from tilelli_jax.config import Section, setting
 from tilelli_jax.sharding import path_name
 
 # Matrices inside the blocks: what Muon orthogonalises. Embeddings, routers, convolutions and all
@@ -22,38 +20,25 @@ DECAYED = re.compile(r"kernel$")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """The update rule and its schedule."""
 
     name: Literal["adamw", "muon"] = setting("adamw", "update rule")
-    learning_rate: float = setting(3e-4, "highest learning rate")
+    learning_rate: float = setting(3e-4, "highest learning rate", above=0)
     schedule: Literal["cosine", "constant", "wsd"] = setting(
         "cosine", "what follows the warm-up: cosine decay, nothing, or stable and then linear decay")
-    warmup_steps: int = setting(100, "steps of linear warm-up from 0")
-    final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest")
-    decay_fraction: float = setting(0.2, "part of the steps in which wsd decays")
-    b1: float = setting(0.9, "Adam's decay of the first moment")
-    b2: float = setting(0.95, "Adam's decay of the second moment")
-    eps: float = setting(1e-8, "Adam's epsilon")
-    momentum: float = setting(0.95, "Muon's momentum")
-    adam_ratio: float = setting(1.0, "learning rate of what Muon leaves to Adam, relative to Muon's")
+    warmup_steps: int = setting(100, "steps of linear warm-up from 0", least=0)
+    final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest", least=0, most=1)
+    decay_fraction: float = setting(0.2, "part of the steps in which wsd decays", least=0, most=1)
+    b1: float = setting(0.9, "Adam's decay of the first moment", least=0, below=1)
+    b2: float = setting(0.95, "Adam's decay of the second moment", least=0, below=1)
+    eps: float = setting(1e-8, "Adam's epsilon", above=0)
+    momentum: float = setting(0.95, "Muon's momentum", least=0, below=1)
+    adam_ratio: float = setting(
+        1.0, "learning rate of what Muon leaves to Adam (here NAdam), relative to Muon's", above=0)
     weight_decay: float = setting(
-        0.1, "decoupled decay of kernels (not of norms, biases, positions, SSM vectors, LSQ scales)")
-    clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no clipping")
-
-    def __post_init__(self) -> None:
-        for key in ("learning_rate", "eps", "adam_ratio"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise InputError(f"{key}: expected a number > 0, found {getattr(self, key)}")
-        for key in ("warmup_steps", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise InputError(f"{key}: expected a number ≥ 0, found {getattr(self, key)}")
-        for key in ("final_fraction", "decay_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InputError(f"{key}: expected a number from 0 to 1, found {getattr(self, key)}")
-        for key in ("b1", "b2", "momentum"):
-            if not 0 <= getattr(self, key) < 1:
-                raise InputError(f"{key}: expected a number ≥ 0 and < 1, found {getattr(self, key)}")
+        0.1, "decoupled decay of kernels (not of norms, biases, positions, SSM vectors, LSQ scales)", least=0)
+    clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no clipping", least=0)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

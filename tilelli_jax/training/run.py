@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -31,35 +30,17 @@ FREE_KEYS = ("run_dir", "mesh.", "compute.", "log.", "report.", "data.prefetch",
 FIXED_KEYS = ("model.", "optimizer.name")
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """The paths of a run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def figure(self) -> Path:
-        return self.path / "loss.png"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.summary = path / "summary.json"
+        self.figure = path / "loss.png"
 
     def open(self, config: ExperimentConfig, *, force_resume: bool, write: bool) -> bool:
         """Makes the directory or takes up the run in it; says whether that run is complete.
