@@ -262,6 +262,8 @@ def test_bytes_that_are_no_text() -> None:
     ({"max_new": -1}, "max_new: expected 0 or more, found -1"),
     ({"temperature": -0.1}, "temperature: expected 0 or more, found -0.1"),
     ({"temperature": float("nan")}, "temperature: expected 0 or more, found nan"),
+    ({"temperature": float("inf")}, "temperature: expected 0 or more, found inf"),
+    ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
     ({"top_k": -1}, r"top_k: expected 0 \(all\) or more, found -1"),
     ({"top_p": 0.0}, "top_p: expected a number above 0 and at most 1, found 0.0"),
     ({"top_p": 1.1}, "top_p: expected a number above 0 and at most 1, found 1.1"),

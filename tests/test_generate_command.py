@@ -42,6 +42,12 @@ def test_a_prompt_is_printed_with_its_continuation(model: Path, capsys: pytest.C
     assert capsys.readouterr() == ("x\n", "")
 
 
+def test_several_prompts_are_printed_as_jsonl(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--model", model, "--prompt", "0", "--prompt", "é", "--temperature", 0, "--max-new", 3) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"prompt": "0", "text": "123", "stopped": False}, {"prompt": "é", "text": "234", "stopped": False}]
+
+
 def test_every_option_of_drawing_reaches_the_drawing(
         model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen = {}

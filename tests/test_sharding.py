@@ -101,7 +101,7 @@ def test_every_matrix_is_shared_and_so_are_its_moments(model, expected, rule):
 def test_what_a_rule_says_and_to_whom():
     assert spec("unembed/kernel", (16, 256), MESH) == P("fsdp", "tensor")
     assert spec("blocks/dense/up/kernel", (3, 15, 64), MESH) == P(None, None, "tensor")
-    assert spec("blocks/router/kernel", (3, 16, 4), MESH) == P(None, None, None)
+    assert spec("blocks/router/kernel", (3, 16, 4), MESH) == P()
     assert spec("1/mu/blocks/down/kernel", (3, 16, 16), MESH) == P(None, "tensor", "fsdp")
     assert spec("blocks/startup/kernel", (16, 16), MESH) == P()
     assert spec("count", (), MESH) == P()

@@ -164,6 +164,13 @@ def test_starting_from_a_model(finished, tiny_file, tmp_path):
     assert losses(tmp_path / "next")[1] < losses(run_dir)[1] - 0.3
 
 
+def test_a_run_that_began_from_a_model_goes_on_without_it(taken_up, finished, tmp_path):
+    run_dir, args = taken_up
+    start = f"train.init_from={tmp_path / 'gone'}"
+    assert main([*args, "--resume", start]) == 0
+    assert losses(run_dir) == losses(finished[0])
+
+
 def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tmp_path, monkeypatch, caplog):
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}"]

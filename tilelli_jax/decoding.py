@@ -59,8 +59,11 @@ def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, ma
              for p in ([prompts] if isinstance(prompts, str | bytes) else prompts)]
     stops = [s.encode() for s in ([stop] if isinstance(stop, str) else stop) if s]
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, found {batch_size}")
     _check(model, texts)
     _warn(model, texts, max_new)
+    model = freeze(model)
     window = _window(model)
     found: dict[int, Continuation] = {}
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -94,7 +97,7 @@ def stream(model: Decoder, ids: Sequence[np.ndarray], *, max_new: int, temperatu
         raise InputError(f"chunk: expected at least 1, found {chunk}")
     _check(model, ids)
     _warn(model, ids, max_new)
-    return _chunks(model, ids, range(len(ids)), sampling, chunk)
+    return _chunks(freeze(model), ids, range(len(ids)), sampling, chunk)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,11 +150,11 @@ def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list
 
 def _chunks(model: Decoder, ids: Sequence[np.ndarray], streams: Sequence[int],
             sampling: Sampling, chunk: int) -> Iterator[Chunk]:
-    """As `stream`; row j draws from fold_in(seed, streams[j])."""
+    """As `stream`, of a frozen model; row j draws from fold_in(seed, streams[j])."""
     max_new, window = sampling.max_new, _window(model)
     texts = [np.asarray(row, np.uint8) for row in ids]
     longest = max(map(len, texts))
-    graph, params = nnx.split(freeze(model))
+    graph, params = nnx.split(model)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))(np.array(streams))
     # As traced values: another temperature compiles nothing anew.
     how = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, BYTES)),

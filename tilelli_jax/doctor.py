@@ -31,7 +31,7 @@ REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 # What each extra brings: distributions of which one suffices.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
-    "hf": ("datasets", "transformers"), "tensorboard": ("tensorboardX",), "wandb": ("wandb",),
+    "hf": ("datasets",), "tensorboard": ("tensorboardX",), "wandb": ("wandb",),
     "torch": ("torch",)}
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES")
 MEMORY_NEEDED = 2 * GIB  # the demo takes 1
@@ -222,7 +222,8 @@ def _memory(facts: Facts) -> Iterator[Finding]:
     for device in facts.devices:
         if device.memory is not None and device.memory < MEMORY_NEEDED:
             yield Finding("warning", f"too little device memory: {_device(device)}",
-                          "choose a smaller train.batch_size, train.accumulate, or compute.remat=true")
+                          "choose a smaller train.batch_size or a larger train.accumulate, or "
+                          "compute.remat=true")
             break
 
 

@@ -16,7 +16,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Writes all the files beside their targets, and renames when all of them are whole."""
+    """Writes all the files beside their targets, and renames when all of them are whole.
+
+    Each is seen old or new. A machine that fails between two renames leaves some of both.
+    """
     written: list[tuple[Path, Path]] = []
     try:
         for path, content in contents.items():

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         found = decoding.generate(model, prompts, stop=options.stop, **dataclasses.asdict(sampling))
     for warning in said:
         print(f"note: {warning.message}", file=sys.stderr)
-    if options.out or options.prompts_file:
+    if options.out or options.prompts_file or len(prompts) > 1:
         lines = "".join(json.dumps({"prompt": _text(prompt), "text": made.text, "stopped": made.stopped},
                                    ensure_ascii=False) + "\n"
                         for prompt, made in zip(prompts, found, strict=True))
@@ -69,7 +69,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tilelli_jax.generate", description=__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", metavar="TEXT", help="what to continue")
+    source.add_argument("--prompt", action="append", metavar="TEXT",
+                        help="what to continue; given more than once, prints JSONL")
     source.add_argument("--prompts-file", type=Path, metavar="FILE",
                         help="one prompt a line, or .jsonl with a key 'prompt'; prints JSONL")
     add_sampling(parser)
@@ -81,9 +82,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def _prompts(options: argparse.Namespace) -> list[bytes]:
     if options.prompt is not None:
-        if not options.prompt:
+        if "" in options.prompt:
             raise InputError("--prompt: expected at least one character")
-        return [os.fsencode(options.prompt)]  # whatever bytes were on the command line
+        return [os.fsencode(prompt) for prompt in options.prompt]  # whatever bytes were on the command line
     path: Path = options.prompts_file
     try:
         lines = path.read_bytes().splitlines()

@@ -35,7 +35,7 @@ from tilelli_jax.training.step import init_state, make_train_step
 GIB = 2**30
 UNITS = ("B", "KiB", "MiB", "GiB")
 # Memory of one JAX device, by `device_kind`.
-HBM = {"TPU v4": 16 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 lite": 32 * GIB,
+HBM = {"TPU v4": 32 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 lite": 32 * GIB,
        "TPU7x": 96 * GIB}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature: expected 0 or more, found {self.temperature}")
         if self.top_k < 0:
             raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")

@@ -1,7 +1,8 @@
 """The device mesh and the one table of sharding rules.
 
 Axes: `data` copies the parameters and splits the batch; `fsdp` splits the batch and stores each
-parameter in parts, gathered where it is used (ZeRO-3); `tensor` splits heads and hidden widths.
+parameter in parts, gathered where it is used (ZeRO-3); `tensor` splits heads and hidden widths (the
+vanilla network's fused columns of queries, keys and values lie across its cuts, and are exchanged).
 XLA's partitioner inserts the collectives (automatic axes); nothing here changes what is computed.
 """
 
@@ -30,7 +31,6 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"sparse(_\d+)?/(query|key)/kernel", ("tensor", "fsdp", None)),
     (r"sparse(_\d+)?/value/kernel", ("tensor", None, "fsdp")),
     (r"positions/table", (None, "fsdp")),
-    (r"(router|local|wide|norm\d?|final_norm|state)[^/]*/[^/]+", ()),  # small: a copy everywhere
 )
 
 
@@ -74,7 +74,10 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The rule for an array: `path` is slash-separated; an axis that does not divide is dropped."""
+    """The rule for an array: `path` is slash-separated; an axis that does not divide is dropped.
+
+    What no rule names is small (routers, convolutions, norms, state pathways): a copy everywhere.
+    """
     for pattern, rule in RULES:
         if re.search(rf"(^|/){pattern}$", path) and len(rule) <= len(shape):
             axes = (None,) * (len(shape) - len(rule)) + rule

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.data.corpus import Splits, open_corpus
+from tilelli_jax.data.corpus import Splits, open_corpus, require_prepared
 from tilelli_jax.data.windows import training_batches, validation_batches
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.models import store, weights
@@ -77,12 +77,15 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
     require_extras(config.log)
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
+    if jax.process_count() > 1:
+        require_prepared(config.data)
     splits = open_corpus(config.data)
     batches = _training_batches(config, splits, mesh)
     held_out = validation_batches(splits.valid, batch_size=config.train.eval_batch_size,
                                   seq_len=config.train.seq_len, max_bytes=config.train.eval_bytes or None,
                                   rows=local_rows(mesh, config.train.eval_batch_size))
-    start_from = store.load(config.train.init_from, config.compute) if config.train.init_from else None
+    start_from = (store.load(config.train.init_from, config.compute)
+                  if config.train.init_from and not run.has_checkpoints() else None)
     if start_from is not None and start_from.config != config.model:
         key, (theirs, ours) = next(iter(config_lib.differences(start_from.config, config.model).items()))
         raise InputError(f"train.init_from: {config.train.init_from} has {key} {theirs}, "
@@ -105,6 +108,7 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
             sitting = Sitting(**notes)
         else:
             state = make()
+        del make, start_from  # they hold a second copy of the weights
         tell(f"{name}: {config.model.family}, {parameter_count(state.params):,} parameters; {splits.name}: "
              f"{len(splits.train):,} bytes to learn from, {len(splits.valid):,} to validate on; "
              f"{jax.device_count()} × {jax.devices()[0].device_kind}"
@@ -164,7 +168,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, network: Network, param
         **provenance(config.seed)}
     baselines = {}
     if config.report.reference is not None:
-        baselines[config.report.reference_name.partition(",")[0] or "reference"] = config.report.reference
+        baselines[config.report.reference_name or "reference"] = config.report.reference
     if summary["trigram_valid_loss"] is not None:
         baselines["byte trigrams"] = summary["trigram_valid_loss"]
     report.plot_losses(read_metrics(run.metrics), run.figure,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tilelli_jax.data.config import DataConfig
-from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.corpus import open_corpus, require_prepared
 from tilelli_jax.errors import InputError
 
 
@@ -111,3 +111,13 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"extra 'hf'"):
         open_corpus(config(tmp_path))
+
+
+def test_several_processes_want_it_prepared(rows_of, tmp_path):
+    rows_of(train={"text": ["One day.", "Two days."]})
+    settings = config(tmp_path, valid_fraction=0.5)
+    with pytest.raises(InputError, match="hf:some/set is not prepared"):
+        require_prepared(settings)
+    open_corpus(settings)
+    require_prepared(settings)
+    require_prepared(DataConfig())

@@ -11,7 +11,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ import tilelli_jax
 from tests.restated.random_weights import random_network
 from tilelli_jax import files
 from tilelli_jax.errors import InputError
-from tilelli_jax.models import ModelConfig, store
+from tilelli_jax.models import ModelConfig, freeze, store
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.store import from_arrays, load, save, to_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -70,6 +72,19 @@ def test_what_is_written_is_read_bit_for_bit(config: ModelConfig, seed: int, tmp
     again = load(tmp_path / "model")
     assert again.config == config and type(again) is type(model)
     assert equal(to_arrays(again), arrays)
+
+
+@pytest.mark.parametrize("quantizer", ["ternary", "hadamard"])
+def test_a_frozen_model_is_stored_as_one_without_quantiser(quantizer: Any, tmp_path: Path) -> None:
+    config = RoutedConfig(vocab_size=7, d_model=6, n_layers=2, max_seq_len=5, n_heads=2, d_head=3, top_k=2,
+                          quantizer=quantizer)
+    frozen = freeze(random_network(config, 0)[0])
+    save(frozen, tmp_path / "frozen")
+    again = load(tmp_path / "frozen")
+    assert again.config == dataclasses.replace(config, quantizer="none")
+    assert equal(to_arrays(again), to_arrays(frozen))
+    ids = jnp.arange(5)[None]
+    np.testing.assert_allclose(again(ids), frozen(ids), rtol=1e-5, atol=1e-6)
 
 
 def test_the_directory(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_weights
 from tilelli_jax.models.store import named
 from tilelli_jax.nn.attention import CausalAttention, TopKAttention
-from tilelli_jax.nn.conv import CausalConv
+from tilelli_jax.nn.conv import CausalConv, causal_convolution
 from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.linear import Embedding, HeadwiseLinear, Linear
 from tilelli_jax.nn.norm import LayerNorm
@@ -154,6 +154,25 @@ def test_convolution_is_the_loop(taps: int) -> None:
     expected = [brute.causal_conv(row.astype(np.float64), arrays["kernel"], arrays["bias"])
                 for row in x]
     assert distance(layer(jnp.asarray(x)), np.stack(expected)) < NOISE
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("taps", [1, 5, TIME + 4])
+def test_gradients_of_a_convolution(taps: int, dtype: Any) -> None:
+    """Those of the loop in float64; in bfloat16, of operands that it can hold, but for the result."""
+    rng = np.random.default_rng(taps)
+    kernel, x, d_y = (rng.integers(-4, 5, shape).astype(np.float64)
+                      for shape in ((taps, WIDTH), (2, TIME, WIDTH), (2, TIME, WIDTH)))
+    d_kernel, d_x = np.zeros_like(kernel), np.zeros_like(x)
+    for t in range(TIME):
+        for k in range(max(0, taps - 1 - t), taps):
+            d_kernel[k] += (x[:, t - taps + 1 + k] * d_y[:, t]).sum(0)
+            d_x[:, t - taps + 1 + k] += kernel[k] * d_y[:, t]
+    y, pull = jax.vjp(causal_convolution, jnp.asarray(kernel, dtype), jnp.asarray(x, dtype))
+    for found, expected in zip(pull(jnp.asarray(d_y, dtype)), (d_kernel, d_x), strict=True):
+        assert found.dtype == y.dtype == dtype
+        # Sums of small integers are exact in float32: what is left is one rounding of the result.
+        assert np.array_equal(found, jnp.asarray(expected, dtype))
 
 
 def test_state_space_is_its_recurrence_and_its_convolution() -> None:

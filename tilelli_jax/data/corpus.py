@@ -136,16 +136,28 @@ def _shards(directory: Path) -> tuple[ByteCorpus, ByteCorpus]:
             ByteCorpus([_mapped(directory / "valid.bin")]))
 
 
+def require_prepared(config: DataConfig) -> None:
+    """Raises InputError for an hf source without shards: several processes would all make them."""
+    if config.source.startswith("hf:") and not (_cache(config) / "meta.json").is_file():
+        raise InputError(f"data.source: {config.source} is not prepared, and there are several processes; "
+                         f"first run: python -m tilelli_jax.data {config.source} --out DIR, "
+                         f"then give data.source=DIR")
+
+
 def _cached(config: DataConfig) -> Path:
     """The directory with the shards of an hf source, made at the first call."""
-    made_of = (config.source, config.valid_fraction, config.hf_bytes)
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", config.source)
-    directory = Path(config.cache_dir, f"{name}-{key}")
+    directory = _cache(config)
     if not (directory / "meta.json").is_file():
         write_shards(directory, list(open_sources(config.source)),
                      valid_fraction=config.valid_fraction, max_bytes=config.hf_bytes)
     return directory
+
+
+def _cache(config: DataConfig) -> Path:
+    made_of = (config.source, config.valid_fraction, config.hf_bytes)
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", config.source)
+    return Path(config.cache_dir, f"{name}-{key}")
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import chex
 import jax
@@ -37,17 +37,6 @@ class ComputeConfig(Section):
     scan_layers: bool = setting(
         True, "one compiled block for all layers (compile time does not grow with depth)")
     remat: bool = setting(False, "recompute each block's activations in the backward pass")
-
-
-class DecoderConfig(Protocol):
-    """The keys that the shared part reads."""
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    max_seq_len: int
-    tie_embeddings: bool
-    positions: Literal["learned", "none"]
 
 
 class Positions(nnx.Module):
@@ -97,7 +86,7 @@ class Decoder(nnx.Module):
 
         graph, params = self._blocks()
         if self.compute.remat:
-            layer = jax.checkpoint(layer)
+            layer = jax.checkpoint(layer, prevent_cse=not self.compute.scan_layers)
         if self.compute.scan_layers and not isinstance(params, list):
             x, seen = jax.lax.scan(layer, x, params)
         else:
@@ -136,10 +125,6 @@ class Decoder(nnx.Module):
             x, cache = block.step(x, cache, position)
             following.append(cache)
         return self._logits(x)[:, 0], following
-
-    def empty_caches(self, batch: int, size: int) -> list[Cache]:
-        """The caches before the first byte."""
-        return [block.empty_cache(batch, size) for block in self.layers()]
 
     def layers(self) -> list[Any]:
         """The blocks one by one. Decoding is unrolled: a scan would copy its cache at every byte."""

@@ -84,9 +84,6 @@ class RoutedBlock(nnx.Module):
         y, _, seen = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
         return y, seen
 
-    def empty_cache(self, batch: int, size: int) -> dict[str, Any]:
-        return {name: getattr(self, name).empty_cache(batch, size) for name in self.names}
-
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, dict[str, Any]]:
         y, cache, _ = self._mix(x, lambda name, h: getattr(self, name).prefill(h, lengths, size), OFF)
         return y, cache

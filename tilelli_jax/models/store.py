@@ -21,6 +21,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, write_together
 from tilelli_jax.models import FAMILIES, ModelConfig, build
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.nn.linear import Derived
 from tilelli_jax.sharding import path_name
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
@@ -76,7 +77,7 @@ def load_config(path: str | Path) -> ModelConfig:
 def to_arrays(model: Decoder) -> dict[str, np.ndarray]:
     """Every stored array by name, layers one by one, in the type it has (f32)."""
     arrays = {}
-    for name, value in named(nnx.state(model)).items():
+    for name, value in named(nnx.state(model, nnx.Not(Derived))).items():
         value = np.asarray(jax.device_get(value))
         head, _, tail = name.partition(".")
         if head == "blocks" and not tail[0].isdigit():  # digits: unrolled, as `freeze` leaves them

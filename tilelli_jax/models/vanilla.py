@@ -21,7 +21,7 @@ from tilelli_jax.nn.tap import OFF, Recorded, Tap
 
 @dataclasses.dataclass(frozen=True)
 class VanillaConfig(Section):
-    """A pre-norm transformer with learned positions and no linear biases."""
+    """A pre-norm transformer, by default with learned positions; no biases in its products."""
 
     family: Literal["vanilla"] = setting("vanilla", "which network")
     vocab_size: int = setting(256, "number of symbols: bytes", least=1)
@@ -58,9 +58,6 @@ class TransformerBlock(nnx.Module):
         del tap
         x = x + self.attention(self.norm1(x))
         return x + self.dense(self.norm2(x)), {}
-
-    def empty_cache(self, batch: int, size: int) -> Any:
-        return self.attention.empty_cache(batch, size)
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
         y, cache = self.attention.prefill(self.norm1(x), lengths, size)

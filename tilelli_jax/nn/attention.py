@@ -55,11 +55,6 @@ class TopKAttention(nnx.Module):
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self._attend(x, self.key(x), x)
 
-    def empty_cache(self, batch: int, size: int) -> KeyCache:
-        n_heads, d_model, d_head = self.query.kernel.shape
-        return KeyCache(jnp.zeros((batch, n_heads, size, d_head), self.dtype),
-                        jnp.zeros((batch, size, d_model), self.dtype))
-
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
         del lengths  # later slots are masked until they are overwritten
@@ -95,11 +90,6 @@ class CausalAttention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self._attend(*self._heads(x), causal(x.shape[1]))
-
-    def empty_cache(self, batch: int, size: int) -> KeyCache:
-        d_model = self.out.kernel.shape[0]
-        shape = (batch, self.n_heads, size, d_model // self.n_heads)
-        return KeyCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""

@@ -29,10 +29,6 @@ class CausalConv(Weight):
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self._biased(causal_convolution(self._taps(), x.astype(self.dtype)))
 
-    def empty_cache(self, batch: int, size: int) -> jax.Array:
-        del size
-        return jnp.zeros((batch, self.kernel.shape[0] - 1, self.kernel.shape[1]), self.dtype)
-
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, and the cache after `lengths [batch]` inputs of each row."""
         x, reach = x.astype(self.dtype), self.kernel.shape[0] - 1
@@ -57,8 +53,10 @@ class CausalConv(Weight):
 def causal_convolution(kernel: jax.Array, x: jax.Array) -> jax.Array:
     """y_t = Σ_k kernel[k] · x_{t-K+1+k}: kernel `[K, d]`, x `[batch, time, d]` → `[batch, time, d]`.
 
-    The gradient is written by hand (reverse mode only). It keeps x, where each tap's own would keep
-    a shifted copy of it, and adds the taps up in one pass without a condition per tap.
+    Products and sums are in f32, the result in the type of x. The gradient is written by hand
+    (reverse mode only): it keeps x, where the slices' own gradients would keep a shifted copy for
+    every tap, and slides over d_y padded once, where theirs would pad every tap's share to full
+    length, which XLA:CPU does not vectorise.
     """
     return _slide(kernel, _padded(x, kernel.shape[0] - 1, 0), x.shape[1])
 
@@ -72,7 +70,7 @@ def _backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.A
     reach, time = kernel.shape[0] - 1, x.shape[1]
     d_x = _slide(kernel[::-1], _padded(d_y, 0, reach), time)
     shifts = [min(reach - k, time) for k in range(reach + 1)]  # tap k sees so far back
-    d_kernel = jnp.stack([jnp.sum((x[:, :time - s] * d_y[:, s:]).astype(jnp.float32), (0, 1))
+    d_kernel = jnp.stack([jnp.sum(x[:, :time - s].astype(jnp.float32) * d_y[:, s:], (0, 1))
                           for s in shifts])
     return d_kernel.astype(kernel.dtype), d_x
 
@@ -86,7 +84,7 @@ def _padded(x: jax.Array, before: int, after: int) -> jax.Array:
 
 def _slide(kernel: jax.Array, padded: jax.Array, time: int) -> jax.Array:
     # Shifted slices, not lax.conv: a depthwise convolution is far slower on CPU.
-    y = kernel[0] * padded[:, :time]
-    for k in range(1, kernel.shape[0]):
-        y = y + kernel[k] * jax.lax.slice_in_dim(padded, k, k + time, axis=1)
-    return y
+    y = jnp.zeros((), jnp.float32)
+    for k in range(kernel.shape[0]):
+        y = y + kernel[k].astype(jnp.float32) * jax.lax.slice_in_dim(padded, k, k + time, axis=1)
+    return y.astype(padded.dtype)

@@ -22,10 +22,6 @@ class FeedForward(nnx.Module):
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
-    def empty_cache(self, batch: int, size: int) -> tuple[()]:
-        del batch, size
-        return ()
-
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, tuple[()]]:
         del lengths, size
         return self(x), ()

@@ -23,6 +23,10 @@ class Buffer(nnx.Variable):
     """A stored array that is no parameter: it is saved with the model and never trained."""
 
 
+class Derived(nnx.Variable):
+    """An array computed from others and kept at hand: neither trained nor saved."""
+
+
 class Weight(nnx.Module):
     """A full-precision kernel `[..., in, out]` and the quantiser it is seen through.
 
@@ -109,7 +113,7 @@ class HeadwiseLinear(Weight):
     def freeze(self) -> None:
         """As `Weight.freeze`; also keeps the heads side by side, lest every call turn them round."""
         super().freeze()
-        self.beside = Buffer(self._beside())
+        self.beside = Derived(self._beside())
 
     def _beside(self) -> jax.Array:
         """`[..., in, heads · out]`."""

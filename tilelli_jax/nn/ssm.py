@@ -27,10 +27,6 @@ class DiagonalSSM(nnx.Module):
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return (self._states(x) * self.c[...]).astype(self.dtype)
 
-    def empty_cache(self, batch: int, size: int) -> jax.Array:
-        del size
-        return jnp.zeros((batch, self.b.shape[0]), jnp.float32)
-
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, and the state after `lengths [batch]` inputs of each row (0 for none)."""
         states = self._states(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax.decoding import generate
+from tilelli_jax.files import write_atomically
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.training.experiment import ReportConfig
 
@@ -65,10 +67,10 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str,
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
     pyplot.close(figure)
-    temporary.replace(path)
+    write_atomically(path, content.getvalue())
 
 
 def _plain(text: str) -> str:

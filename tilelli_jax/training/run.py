@@ -68,6 +68,9 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"run_dir: {self.path} cannot be written: {error.strerror or error}") from None
 
+    def has_checkpoints(self) -> bool:
+        return self.checkpoints.is_dir() and any(path.name.isdigit() for path in self.checkpoints.iterdir())
+
     def _make(self, config: ExperimentConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run_dir: {self.path} is a file; expected a directory")
