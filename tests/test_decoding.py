@@ -259,7 +259,7 @@ def test_bytes_that_are_no_text() -> None:
 @pytest.mark.parametrize(("arguments", "says"), [
     ({"prompts": ""}, "the prompt is empty; expected at least one byte"),
     ({"prompts": ["a", ""]}, "prompt 1 is empty; expected at least one byte"),
-    ({"max_new": -1}, "max_new: expected 0 or more, found -1"),
+    ({"max_new": -1}, "max_new: expected a whole number from 0 to 1048576, found -1"),
     ({"temperature": -0.1}, "temperature: expected 0 or more, found -0.1"),
     ({"temperature": float("nan")}, "temperature: expected 0 or more, found nan"),
     ({"temperature": float("inf")}, "temperature: expected 0 or more, found inf"),

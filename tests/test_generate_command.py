@@ -151,7 +151,7 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (bad_model(lambda path: (path / "config.json").write_text('{"family": "vanilla"}')),
      "{tmp}/model/model.safetensors: tensors do not fit the configuration; missing: blocks.1.attention.out"),
     (lambda model, tmp: ["--model", model, "--prompt", ""], "--prompt: expected at least one character"),
-    (options("--max-new", -1), "max_new: expected 0 or more, found -1"),
+    (options("--max-new", -1), "max_new: expected a whole number from 0 to 1048576, found -1"),
     (options("--temperature", -1), "temperature: expected 0 or more, found -1.0"),
     (options("--temperature", "nan"), "temperature: expected 0 or more, found nan"),
     (options("--top-k", -1), "top_k: expected 0 (all) or more, found -1"),
@@ -214,6 +214,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdin.close()
         assert process.stderr.read() == b"" and process.wait() == 141
         process.stderr.close()
+
+
+def test_output_that_is_closed_or_cannot_say_it() -> None:
+    script = ("import sys; from tilelli_jax.errors import command\n"
+              "@command\ndef main(argv): print('\xd7\ufffd')\nsys.exit(main())")
+    for encoding, printed in (("ascii", b"??\n"), ("latin-1", b"\xd7?\n"), ("utf-8", "×\ufffd\n".encode())):
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True,
+                              env=os.environ | {"PYTHONIOENCODING": encoding})
+        assert (done.returncode, done.stdout, done.stderr) == (0, printed, b"")
+    closed = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, script], cwd=ROOT,
+                            stderr=subprocess.PIPE)
+    assert (closed.returncode, closed.stderr) == (0, b"")
 
 
 def test_what_a_command_makes_of_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -231,7 +231,7 @@ def _huge_pages(facts: Facts) -> Iterator[Finding]:
     on_cpu = facts.devices and all(device.platform == "cpu" for device in facts.devices)
     if (facts.system == "Linux" and on_cpu and facts.huge_pages == "madvise"
             and "glibc.malloc.hugetlb" not in facts.environment.get("GLIBC_TUNABLES", "")):
-        yield Finding("hint", "huge pages make training on this CPU 5 to 28 % faster",
+        yield Finding("hint", "huge pages make training on a CPU faster, often by a fifth",
                       "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before starting")
 
 

@@ -20,6 +20,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        _settle_streams()
         try:
             status = main(sys.argv[1:] if argv is None else argv) or 0
             sys.stdout.flush()
@@ -35,3 +36,11 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             return 141
 
     return run
+
+
+def _settle_streams() -> None:
+    """Output that is closed goes nowhere; a character that its encoding lacks becomes '?'."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")

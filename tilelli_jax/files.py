@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes beside the target and renames."""
@@ -18,11 +23,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_together(contents: Mapping[Path, bytes]) -> None:
     """Writes all the files beside their targets, and renames when all of them are whole.
 
-    Each is seen old or new. A machine that fails between two renames leaves some of both.
+    Each is seen old or new. A machine that fails between two renames leaves some of both. What is
+    behind a symbolic link is written; a device or a pipe is written to, not replaced.
     """
     written: list[tuple[Path, Path]] = []
     try:
-        for path, content in contents.items():
+        for name, content in contents.items():
+            path = Path(os.path.realpath(name))
+            if path.exists() and not path.is_file() and not path.is_dir():
+                path.write_bytes(content)
+                continue
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             written.append((Path(temporary), path))
             with os.fdopen(handle, "wb") as file:
@@ -34,6 +44,29 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for beside, _ in written:
             beside.unlink(missing_ok=True)
         raise
+
+
+def lock(directory: Path, *, wait: bool) -> int | None:
+    """Keeps other processes that ask for it out of a directory, until the handle is closed or they end.
+
+    Returns:
+        The handle, for `os.close`; None where the system has no such locks.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is false.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # some network file systems
+        os.close(handle)
+        return None
+    return handle
 
 
 def write_json(path: Path, tree: Any) -> None:

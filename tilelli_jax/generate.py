@@ -106,7 +106,7 @@ def _prompt(line: bytes, where: str, is_json: bool) -> bytes:
         return line
     try:
         prompt = json.loads(text)["prompt"].encode("utf-8")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         prompt = b""
     if not prompt:
         raise InputError(f'{where}: expected an object with a text under "prompt"')

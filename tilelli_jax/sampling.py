@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from tilelli_jax.errors import InputError
 
+MOST_NEW = 1 << 20  # bytes of one continuation; buffers are made for all of them beforehand
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -42,8 +44,8 @@ class Sampling:
             raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: expected a number above 0 and at most 1, found {self.top_p}")
-        if self.max_new < 0:
-            raise InputError(f"max_new: expected 0 or more, found {self.max_new}")
+        if not 0 <= self.max_new <= MOST_NEW:
+            raise InputError(f"max_new: expected a whole number from 0 to {MOST_NEW}, found {self.max_new}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed: expected a whole number from 0 to 2^32 - 1, found {self.seed}")
 

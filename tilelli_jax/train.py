@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.data.corpus import Splits, open_corpus, require_prepared
+from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.data.windows import training_batches, validation_batches
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.models import store, weights
@@ -58,11 +58,15 @@ def main(argv: Sequence[str]) -> int:
     name = Path(config.run_dir).name or Path(options.config).stem
     run = RunDirectory(Path(config.run_dir or Path("runs", name)))
     try:
+        if jax.process_index() == 0:
+            run.lock()
         with distributed.catch_sigterm():
             return train(config, run, name=name, resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        run.close()
 
 
 def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: bool = False) -> int:
@@ -77,8 +81,6 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
     require_extras(config.log)
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
-    if jax.process_count() > 1:
-        require_prepared(config.data)
     splits = open_corpus(config.data)
     batches = _training_batches(config, splits, mesh)
     held_out = validation_batches(splits.valid, batch_size=config.train.eval_batch_size,
@@ -94,6 +96,8 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
         tell(f"{run.path} is complete:")
         tell(report.losses_table(run.read_summary(), config.report))
         return 0
+    if first:
+        run.lock()  # a new directory exists only now
 
     with jax.set_mesh(mesh):
         # The state: weights from a checkpoint of this run, from another model, or at random.

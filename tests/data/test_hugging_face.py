@@ -1,13 +1,16 @@
 """hf:NAME sources: read as a stream once, from then on from their shards."""
 
+import concurrent.futures
 import json
 import os
 import sys
 
 import pytest
 
+from tilelli_jax import files
+from tilelli_jax.data import corpus
 from tilelli_jax.data.config import DataConfig
-from tilelli_jax.data.corpus import open_corpus, require_prepared
+from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
 
 
@@ -113,11 +116,18 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
         open_corpus(config(tmp_path))
 
 
-def test_several_processes_want_it_prepared(rows_of, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="uses flock")
+def test_of_several_processes_one_prepares_it(rows_of, tmp_path, monkeypatch):
     rows_of(train={"text": ["One day.", "Two days."]})
     settings = config(tmp_path, valid_fraction=0.5)
-    with pytest.raises(InputError, match="hf:some/set is not prepared"):
-        require_prepared(settings)
-    open_corpus(settings)
-    require_prepared(settings)
-    require_prepared(DataConfig())
+    (tmp_path / "cache").mkdir()
+    first = files.lock(tmp_path / "cache", wait=True)  # another process is at it
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        second = pool.submit(open_corpus, settings)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            second.result(timeout=0.5)
+        os.close(first)
+        found = second.result(timeout=60)
+    assert len(found.train) + len(found.valid) > 0
+    monkeypatch.setattr(corpus, "write_shards", None)  # there they are: nobody makes them again
+    assert text_of(open_corpus(settings).train) == text_of(found.train)

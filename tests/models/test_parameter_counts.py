@@ -73,3 +73,18 @@ def test_learned_scales_are_one_for_each_tensor_and_rotations_none() -> None:
     assert n_parameters(lsq) == 10_179_072 + 8 * (1 + 3 * 8 + 2)
     small = RoutedConfig(d_model=12, quantizer="hadamard")
     assert n_parameters(small) == n_parameters(dataclasses.replace(small, quantizer="none"))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_one(path: Path) -> None:
+    """It loads, its header names a command with itself, and its network can be built."""
+    config = config_lib.load(ExperimentConfig, path)
+    assert f"configs/{path.name}" in path.read_text() or path.name == "demo.yaml"
+    assert n_parameters(config.model) > 0
+
+
+def test_the_demo_and_what_it_is_held_against_are_of_one_size_and_budget() -> None:
+    ours, rival = (config_lib.load(ExperimentConfig, CONFIGS / f"{name}.yaml")
+                   for name in ("demo", "demo-vanilla"))
+    assert abs(n_parameters(ours.model) / n_parameters(rival.model) - 1) < 0.03
+    assert (ours.data, ours.train) == (rival.data, rival.train)

@@ -23,7 +23,7 @@ from tilelli_jax.nn.linear import Embedding, HeadwiseLinear, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import quantizer
 from tilelli_jax.nn.router import Router
-from tilelli_jax.nn.ssm import DiagonalSSM, associative, stepwise
+from tilelli_jax.nn.ssm import DiagonalSSM, associative, linear_recurrence, stepwise
 
 BATCH, TIME, WIDTH = 2, 11, 8
 NOISE = 1e-5  # f32 against f32 is at 8e-7 of the largest magnitude in all these cases
@@ -194,6 +194,24 @@ def test_state_space_is_its_recurrence_and_its_convolution() -> None:
         assert distance(form(decay, drive) * layer.c[...], loop) < NOISE
         backwards = form(decay, drive[:, ::-1], reverse=True)[:, ::-1]  # what gradients run through
         assert distance(backwards * layer.c[...], loop) < NOISE
+
+
+@pytest.mark.parametrize("time", [1, 2, TIME])
+def test_gradients_of_the_recurrence(time: int) -> None:
+    """Those of automatic differentiation through the plain loop."""
+    rng = np.random.default_rng(time)
+    decay = jnp.asarray(rng.uniform(-1, 1, WIDTH), jnp.float32)
+    drive, direction = (jnp.asarray(rng.standard_normal((BATCH, time, WIDTH)), jnp.float32) for _ in range(2))
+
+    def loop(decay: jax.Array, drive: jax.Array) -> jax.Array:
+        states = [drive[:, 0]]
+        for t in range(1, time):
+            states.append(decay * states[-1] + drive[:, t])
+        return jnp.stack(states, axis=1)
+
+    expected = jax.vjp(loop, decay, drive)[1](direction)
+    for found, value in zip(jax.vjp(linear_recurrence, decay, drive)[1](direction), expected, strict=True):
+        assert found.dtype == value.dtype and distance(found, np.asarray(value)) < NOISE
 
 
 def test_state_space_remembers_over_a_whole_context() -> None:

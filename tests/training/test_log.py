@@ -46,6 +46,9 @@ def test_reading_stops_at_a_line_that_was_cut_off(tmp_path):
     assert read_metrics(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    for garbage in (b"\xff\xfe", b"[]", b"{}", b'{"step": "x"}', b"[" * 100_000):
+        path.write_bytes(b'{"step": 1}\n' + garbage + b'\n{"step": 2}\n')
+        assert read_metrics(path) == [{"step": 1}]
 
 
 def test_flat():

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def run(tmp_path):
 
 
 def finish(run):
-    run.write_summary({"steps": 1000})
+    run.write_summary({"steps": 1000, "best_step": 900, "best_valid_loss": 1.0, "final_valid_loss": 1.1})
 
 
 def test_it_holds_the_whole_configuration(run):
@@ -58,7 +59,33 @@ def test_a_run_is_taken_up_until_it_is_complete(run):
     assert not take_up(run)
     finish(run)
     assert take_up(run)
-    assert run.read_summary() == {"steps": 1000}
+    assert run.read_summary()["steps"] == 1000
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff"])
+def test_a_damaged_summary_says_nothing(run, content):
+    run.summary.write_bytes(content)
+    assert not take_up(run)
+
+
+def test_checkpoints_that_are_a_file(run):
+    run.checkpoints.write_text("")
+    with pytest.raises(InputError, match="checkpoints is a file; expected a directory"):
+        take_up(run)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses flock")
+def test_one_process_at_a_time(run, tmp_path):
+    other = RunDirectory(run.path)
+    run.lock()
+    run.lock()
+    with pytest.raises(InputError, match="is in use by another process"):
+        other.lock()
+    run.close()
+    other.lock()
+    other.close()
+    RunDirectory(tmp_path / "none").lock()  # nothing there to lock, and nothing is made
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("free", [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tilelli_jax import files
 from tilelli_jax.data import stories
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import find_files, open_sources
@@ -136,28 +138,36 @@ def _shards(directory: Path) -> tuple[ByteCorpus, ByteCorpus]:
             ByteCorpus([_mapped(directory / "valid.bin")]))
 
 
-def require_prepared(config: DataConfig) -> None:
-    """Raises InputError for an hf source without shards: several processes would all make them."""
-    if config.source.startswith("hf:") and not (_cache(config) / "meta.json").is_file():
-        raise InputError(f"data.source: {config.source} is not prepared, and there are several processes; "
-                         f"first run: python -m tilelli_jax.data {config.source} --out DIR, "
-                         f"then give data.source=DIR")
-
-
 def _cached(config: DataConfig) -> Path:
-    """The directory with the shards of an hf source, made at the first call."""
-    directory = _cache(config)
-    if not (directory / "meta.json").is_file():
-        write_shards(directory, list(open_sources(config.source)),
-                     valid_fraction=config.valid_fraction, max_bytes=config.hf_bytes)
-    return directory
+    """The directory with the shards of an hf source, made at the first call.
 
-
-def _cache(config: DataConfig) -> Path:
+    Of several processes on one file system the first makes them, and the others wait for it.
+    """
     made_of = (config.source, config.valid_fraction, config.hf_bytes)
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9._]+", "-", config.source)
-    return Path(config.cache_dir, f"{name}-{key}")
+    directory = Path(config.cache_dir, f"{name}-{key}")
+    if (directory / "meta.json").is_file():
+        return directory
+    made = not directory.parent.exists()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = files.lock(directory.parent, wait=True)
+    except OSError as error:
+        raise InputError(f"data.cache_dir: {config.cache_dir} cannot be written: {error.strerror}") from None
+    try:
+        if not (directory / "meta.json").is_file():
+            write_shards(directory, list(open_sources(config.source)),
+                         valid_fraction=config.valid_fraction, max_bytes=config.hf_bytes)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):  # another process may have begun to use it
+                directory.parent.rmdir()
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+    return directory
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -80,7 +80,8 @@ class ExperimentConfig(Section):
     """A training run."""
 
     run_dir: str = setting("", "run directory; by default runs/ and the name of the config file")
-    seed: int = setting(0, "seed of the weights and of everything drawn while training")
+    seed: int = setting(
+        0, "seed of the weights and of everything drawn while training", least=0, most=2**32 - 1)
     model: ModelConfig = setting(RoutedConfig(), "the network")
     data: DataConfig = setting(DataConfig(), "the text")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimiser")

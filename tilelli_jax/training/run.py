@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax import config as config_lib
+from tilelli_jax import files
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically, write_json
 from tilelli_jax.training.experiment import ExperimentConfig
 
 # Keys that may change between the sittings of one run: they change where and how, not what.
-FREE_KEYS = ("run_dir", "mesh.", "compute.", "log.", "report.", "data.prefetch", "data.cache_dir",
-             "train.log_every", "train.keep", "train.export", "train.checkpoint_every")
+FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "log.", "report.",
+             "data.prefetch", "data.cache_dir", "train.log_every", "train.keep", "train.export",
+             "train.checkpoint_every")
 # Keys that make the checkpoints what they are: no run can go on with other ones.
 FIXED_KEYS = ("model.", "optimizer.name")
 
@@ -41,6 +43,27 @@ class RunDirectory:
         self.model = path / "model"
         self.summary = path / "summary.json"
         self.figure = path / "loss.png"
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Keeps other processes out until `close`, where there is a directory and the system can.
+
+        Raises:
+            InputError: another process has it.
+        """
+        if self._lock is None and self.path.is_dir():
+            try:
+                self._lock = files.lock(self.path, wait=False)
+            except BlockingIOError:
+                raise InputError(f"run_dir: {self.path} is in use by another process") from None
+            except OSError as error:
+                raise InputError(f"run_dir: {self.path} cannot be read: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Lets others have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def open(self, config: ExperimentConfig, *, force_resume: bool, write: bool) -> bool:
         """Makes the directory or takes up the run in it; says whether that run is complete.
@@ -57,8 +80,10 @@ class RunDirectory:
                 if write:
                     self._make(config)
                 return False
+            if self.checkpoints.exists() and not self.checkpoints.is_dir():
+                raise InputError(f"run_dir: {self.checkpoints} is a file; expected a directory")
             changed = self._changes(config, force_resume)
-            if not changed and self.summary.exists():
+            if not changed and self._is_complete():
                 return True
             if write:
                 if changed:  # first, lest the old end be taken for that of the changed run
@@ -67,6 +92,13 @@ class RunDirectory:
             return False
         except OSError as error:
             raise InputError(f"run_dir: {self.path} cannot be written: {error.strerror or error}") from None
+
+    def _is_complete(self) -> bool:
+        """Whether there is a summary that tells the losses; a damaged one will be written anew."""
+        try:
+            return {"best_valid_loss", "final_valid_loss", "best_step", "steps"} <= self.read_summary().keys()
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def has_checkpoints(self) -> bool:
         return self.checkpoints.is_dir() and any(path.name.isdigit() for path in self.checkpoints.iterdir())
