@@ -292,7 +292,7 @@ def _nearest(word: str, known: Iterable[Any]) -> str:
 
 def _bounds(bounds: Mapping[str, float]) -> str:
     """" ≥ 0 and < 1"."""
-    return " and".join(f" {BOUNDS[kind][0]} {bound:g}" for kind, bound in bounds.items())
+    return " and".join(f" {BOUNDS[kind][0]} {bound}" for kind, bound in bounds.items())
 
 
 def _meant(near: str) -> str:

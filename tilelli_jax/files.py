@@ -29,10 +29,10 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     written: list[tuple[Path, Path]] = []
     try:
         for name, content in contents.items():
-            path = Path(os.path.realpath(name))
-            if path.exists() and not path.is_file() and not path.is_dir():
-                path.write_bytes(content)
+            if name.exists() and not name.is_file() and not name.is_dir():
+                name.write_bytes(content)
                 continue
+            path = Path(os.path.realpath(name))
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             written.append((Path(temporary), path))
             with os.fdopen(handle, "wb") as file:

@@ -116,7 +116,7 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
         open_corpus(config(tmp_path))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="uses flock")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is locked there")
 def test_of_several_processes_one_prepares_it(rows_of, tmp_path, monkeypatch):
     rows_of(train={"text": ["One day.", "Two days."]})
     settings = config(tmp_path, valid_fraction=0.5)

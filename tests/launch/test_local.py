@@ -63,7 +63,8 @@ def gone(numbers: list[int]) -> bool:
 
 WAIT = "Path(sys.argv[1], f'{os.getpid()}.pid').write_text(f'{os.getpid()}\\n'); time.sleep(600)\n"
 AFTER_OTHERS = "while len(list(Path(sys.argv[1]).glob('*.pid'))) < {}: time.sleep(0.02)\n"
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(),
+                                reason="only Linux's /proc tells which processes are left")
 
 
 def test_every_process_gets_its_part_and_the_first_one_is_shown(tmp_path):
@@ -157,7 +158,7 @@ def test_the_second_signal_kills(tmp_path):
 
 
 @needs_proc
-@pytest.mark.skipif(sys.platform != "linux", reason="uses prctl")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent (prctl)")
 def test_nobody_outlives_a_launcher_that_is_killed(tmp_path):
     launcher = start(WAIT, str(tmp_path))
     children = pids(tmp_path, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from typing import Any
 
@@ -18,7 +19,6 @@ from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax.models import ModelConfig
-from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.store import to_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -27,7 +27,8 @@ from tilelli_jax.models.vanilla import VanillaConfig
 # layers, all these cases); one key or one trit chosen otherwise moves them by more than 1e-3.
 LOGITS, GRADIENTS = 1e-5, 3e-5
 
-HAVE_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
+                                 reason="PyTorch (extra: torch) is not installed")
 VOCAB, TIME = 17, 13
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "n_layers": 2, "max_seq_len": 16}
 ROUTED = RoutedConfig(**SIZES, d_model=16, n_heads=3, d_head=6, top_k=4, dense_expand=2,
@@ -69,8 +70,10 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
     return ids.astype(np.int32), rng.standard_normal((2, TIME, VOCAB)).astype(np.float32)
 
 
-def ours(model: Decoder) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The library's logits, and its gradients by name where there is something to hold them to."""
+@functools.cache  # both tests of a case ask for it, and compiling is what takes the time
+def ours(case: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
+    """The library's parameters, logits and gradients by name."""
+    model, arrays = random_network(CASES[case], seed=len(case))
     graph, params, *rest = nnx.split(model, nnx.Param, ...)
     ids, probe = inputs()
 
@@ -78,28 +81,28 @@ def ours(model: Decoder) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         logits = nnx.merge(graph, params, *rest)(jnp.asarray(ids))
         return jnp.sum(logits * probe), logits
 
-    if not HAVE_TORCH:
-        return np.asarray(quick_jit(loss)(params)[1]), {}
     gradients, logits = quick_jit(jax.grad(loss, has_aux=True))(params)
     by_name = to_arrays(nnx.merge(graph, gradients, *rest))
-    return np.asarray(logits), {name: value for name, value in by_name.items()
-                                if not name.endswith("rotation")}
+    return arrays, np.asarray(logits), {name: value for name, value in by_name.items()
+                                        if not name.endswith("rotation")}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_network_is_both_restatements(case: str) -> None:
-    """In one test, for the library's network is to be compiled once; without torch, the loops."""
-    config = config_lib.to_dict(CASES[case])
-    model, arrays = random_network(CASES[case], seed=len(case))
-    logits, gradients = ours(model)
-    assert distance(logits, brute.forward(config, arrays, inputs()[0])) < LOGITS
+def test_logits_are_those_of_loops_in_float64(case: str) -> None:
+    arrays, logits, _ = ours(case)
+    expected = brute.forward(config_lib.to_dict(CASES[case]), arrays, inputs()[0])
+    assert distance(logits, expected) < LOGITS
 
-    if HAVE_TORCH:
-        theirs, their_gradients = of_pytorch(config, arrays, "exact")
-        assert distance(logits, theirs) < LOGITS
-        assert all(np.any(value) for value in their_gradients.values())  # all take part
-        largest, name = farthest(gradients, their_gradients)
-        assert largest < GRADIENTS, name
+
+@needs_torch
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_pytorch(case: str) -> None:
+    arrays, logits, gradients = ours(case)
+    theirs, their_gradients = of_pytorch(config_lib.to_dict(CASES[case]), arrays, "exact")
+    assert distance(logits, theirs) < LOGITS
+    assert all(np.any(value) for value in their_gradients.values())  # all take part
+    largest, name = farthest(gradients, their_gradients)
+    assert largest < GRADIENTS, name
 
 
 def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
@@ -117,7 +120,7 @@ def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
     return logits.detach().numpy(), torch_networks.named_gradients(network)
 
 
-@pytest.mark.skipif(not HAVE_TORCH, reason="needs torch")
+@needs_torch
 @pytest.mark.parametrize("case", ["lite", "atome"])
 def test_the_restatement_is_the_same_in_all_its_forms(case: str) -> None:
     """`torch.topk` leaves the order of ties open; where there are none, it must not matter."""

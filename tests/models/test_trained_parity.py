@@ -58,7 +58,7 @@ def test_trained_atome_has_its_loss_and_pytorchs_logits() -> None:
     from tests.restated import torch_networks
 
     if not (CHECKPOINT.exists() and TEXT.exists()):
-        pytest.skip("the reference checkpoint or text is not here")
+        pytest.skip("the original's checkpoint and text do not come with this project")
     checkpoint = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
     arrays = arrays_of(checkpoint["state_dict"])
     text = np.frombuffer(TEXT.read_bytes(), np.uint8).astype(np.int32)

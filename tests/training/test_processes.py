@@ -113,7 +113,8 @@ def process_number(pid):
     return None
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to tell processes apart")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(),
+                    reason="only Linux's /proc tells which process is which")
 def test_sigterm_to_one_stops_and_saves_both(by_one, command, launch, tmp_path):
     run_dir = tmp_path / "run"
     launcher = launch(command(run_dir, "train.steps=100000", "train.checkpoint_every=10"))

@@ -74,7 +74,7 @@ def test_checkpoints_that_are_a_file(run):
         take_up(run)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="uses flock")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is locked there")
 def test_one_process_at_a_time(run, tmp_path):
     other = RunDirectory(run.path)
     run.lock()

@@ -40,7 +40,6 @@ class TrainConfig(Section):
             raise InputError(f"accumulate: expected a divisor of batch_size {self.batch_size}, "
                              f"found {self.accumulate}")
 
-
     def check_shared(self, n_devices: int) -> None:
         """Raises InputError unless every batch can be shared among so many devices."""
         for key, size in (("train.batch_size / train.accumulate", self.batch_size // self.accumulate),
