@@ -37,9 +37,9 @@ from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
 from tilelli_jax.training.losses import next_byte_loss
-from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.report import table
-from tilelli_jax.training.step import init_state, make_train_step
+from tilelli_jax.training.step import make_training
 
 BATCH, TIME = 8, 256
 CONFIGS = {"atome": "atome-944k", "Lite": "tilelli-lite-fp32", "Lite ternary": "tilelli-lite-ternary",
@@ -54,19 +54,15 @@ def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:
     """Our step; XLA keeps its state on the device."""
     from tilelli_jax.models.decoder import ComputeConfig
     mesh = make_mesh(MeshConfig())
-    settings = OptimizerConfig()
-    optimizer = make_optimizer(settings, 1000)
     with jax.set_mesh(mesh):
-        network, outline, make_state = init_state(config, ComputeConfig(scan_layers=scan_layers),
-                                                  optimizer, 0, mesh)
-        step = make_train_step(network, optimizer, next_byte_loss(0.0), make_schedule(settings, 1000),
-                               jax.tree.map(lambda a: a.sharding, outline), mesh)
+        training = make_training(config, ComputeConfig(scan_layers=scan_layers), OptimizerConfig(),
+                                 steps=1000, loss=next_byte_loss(0.0), seed=0, mesh=mesh)
     batch = {"bytes": jax.device_put(_bytes()[None])}
-    held = [make_state()]
+    held = [training.make_state()]
 
     def run() -> None:
         with jax.set_mesh(mesh):
-            held[0], metrics = step(held[0], batch, np.int32(held[0].step))
+            held[0], metrics = training.update(held[0], batch, np.int32(held[0].step))
             jax.block_until_ready((held[0], metrics))
     return run
 

@@ -151,12 +151,13 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (bad_model(lambda path: (path / "config.json").write_text('{"family": "vanilla"}')),
      "{tmp}/model/model.safetensors: tensors do not fit the configuration; missing: blocks.1.attention.out"),
     (lambda model, tmp: ["--model", model, "--prompt", ""], "--prompt: expected at least one character"),
-    (options("--max-new", -1), "max_new: expected a whole number from 0 to 1048576, found -1"),
-    (options("--temperature", -1), "temperature: expected 0 or more, found -1.0"),
-    (options("--temperature", "nan"), "temperature: expected 0 or more, found nan"),
-    (options("--top-k", -1), "top_k: expected 0 (all) or more, found -1"),
-    (options("--top-p", 0), "top_p: expected a number above 0 and at most 1, found 0.0"),
-    (options("--seed", -1), "seed: expected a whole number from 0 to"),
+    (options("--max-new", -1), "max_new: expected a whole number ≥ 0 and ≤ 1048576, found -1"),
+    (options("--temperature", -1), "temperature: expected a number ≥ 0, found -1.0"),
+    (options("--temperature", "nan"), "temperature: expected a number ≥ 0, found nan"),
+    (options("--top-k", -1), "top_k: expected a whole number ≥ 0, found -1"),
+    (options("--top-p", 0), "top_p: expected a number > 0 and ≤ 1, found 0.0"),
+    (options("--seed", -1), "seed: expected a whole number ≥ 0 and ≤ 4294967295, found -1"),
+    (options("--stop", ""), "--stop: expected at least one character"),
     (options("--out", Path("no/out.jsonl")),
      "--out: {tmp}/no/out.jsonl cannot be written: No such file or directory"),
     (options("--out", Path(".")), "--out: {tmp} is a directory, expected a file"),
@@ -214,6 +215,17 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdin.close()
         assert process.stderr.read() == b"" and process.wait() == 141
         process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_one_line() -> None:
+    script = ("import sys; from tilelli_jax.errors import command\n"
+              "@command\ndef main(argv): print('x' * int(argv[0]))\nsys.exit(main())")
+    for size in ("1", "1000000"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([sys.executable, "-c", script, size], cwd=ROOT, stdout=full,
+                                  stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (2, b"error: output: No space left on device\n")
 
 
 def test_output_that_is_closed_or_cannot_say_it() -> None:

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": set(),
     "data": {"config", "errors", "files"},
     "models": {"nn", "data", *BELOW},
-    "sampling": {"errors"},
+    "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},
     "training": {"decoding", "sampling", "models", "nn", "data", *BELOW},
 }

@@ -61,13 +61,13 @@ def specs(tree):
 
 
 MESH = make_mesh(MeshConfig(2, 2, 2))
-KERNELS = {"embed/kernel": ("fsdp", "tensor"), "unembed/kernel": ("fsdp", "tensor"),
-           "positions/table": (None, "fsdp")}
-ROUTED = {"blocks/sparse/query/kernel": (None, "tensor", "fsdp", None),
-          "blocks/sparse/key/kernel": (None, "tensor", "fsdp", None),
-          "blocks/sparse/value/kernel": (None, "tensor", None, "fsdp"),
-          "blocks/dense/up/kernel": (None, "fsdp", "tensor"),
-          "blocks/dense/down/kernel": (None, "tensor", "fsdp")}
+KERNELS = {"embed.kernel": ("fsdp", "tensor"), "unembed.kernel": ("fsdp", "tensor"),
+           "positions.table": (None, "fsdp")}
+ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
+          "blocks.sparse.key.kernel": (None, "tensor", "fsdp", None),
+          "blocks.sparse.value.kernel": (None, "tensor", None, "fsdp"),
+          "blocks.dense.up.kernel": (None, "fsdp", "tensor"),
+          "blocks.dense.down.kernel": (None, "tensor", "fsdp")}
 
 
 @pytest.mark.parametrize(("model", "expected"), [
@@ -77,10 +77,10 @@ ROUTED = {"blocks/sparse/query/kernel": (None, "tensor", "fsdp", None),
      KERNELS | ROUTED | {path.replace("sparse", "sparse_1").replace("dense", "dense_1"): axes
                          for path, axes in ROUTED.items()}),
     (VanillaConfig(d_model=16, n_layers=2, max_seq_len=8, n_heads=2, dense_expand=2),
-     KERNELS | {"blocks/attention/qkv/kernel": (None, "fsdp", "tensor"),
-                "blocks/attention/out/kernel": (None, "tensor", "fsdp"),
-                "blocks/dense/up/kernel": (None, "fsdp", "tensor"),
-                "blocks/dense/down/kernel": (None, "tensor", "fsdp")}),
+     KERNELS | {"blocks.attention.qkv.kernel": (None, "fsdp", "tensor"),
+                "blocks.attention.out.kernel": (None, "tensor", "fsdp"),
+                "blocks.dense.up.kernel": (None, "fsdp", "tensor"),
+                "blocks.dense.down.kernel": (None, "tensor", "fsdp")}),
     # Nothing that could be shared equally: everything whole.
     (VanillaConfig(vocab_size=257, d_model=15, n_layers=2, max_seq_len=8, n_heads=1, dense_expand=1), {}),
 ], ids=["routed", "vanilla", "odd"])
@@ -90,20 +90,20 @@ def test_every_matrix_is_shared_and_so_are_its_moments(model, expected, rule):
     _, outline, _ = init_state(model, ComputeConfig(), optimizer, 0, MESH)
     assert specs(outline.params) == expected
     moments = [(parameter, axes) for path, axes in specs(outline.opt_state).items()
-               for parameter in expected if path.endswith(f"/{parameter}")]
+               for parameter in expected if path.endswith(f".{parameter}")]
     assert len(moments) == len(specs(outline.opt_state))
     assert all(axes == expected[parameter] for parameter, axes in moments)
     # Adam has two moments of a parameter; Muon, of the matrices inside the blocks, one.
-    matrices = [path for path in expected if path.startswith("blocks/")] if rule == "muon" else []
+    matrices = [path for path in expected if path.startswith("blocks.")] if rule == "muon" else []
     assert len(moments) == 2 * len(expected) - len(matrices)
 
 
 def test_what_a_rule_says_and_to_whom():
-    assert spec("unembed/kernel", (16, 256), MESH) == P("fsdp", "tensor")
-    assert spec("blocks/dense/up/kernel", (3, 15, 64), MESH) == P(None, None, "tensor")
-    assert spec("blocks/router/kernel", (3, 16, 4), MESH) == P()
-    assert spec("1/mu/blocks/down/kernel", (3, 16, 16), MESH) == P(None, "tensor", "fsdp")
-    assert spec("blocks/startup/kernel", (16, 16), MESH) == P()
+    assert spec("unembed.kernel", (16, 256), MESH) == P("fsdp", "tensor")
+    assert spec("blocks.dense.up.kernel", (3, 15, 64), MESH) == P(None, None, "tensor")
+    assert spec("blocks.router.kernel", (3, 16, 4), MESH) == P()
+    assert spec("1.mu.blocks.down.kernel", (3, 16, 16), MESH) == P(None, "tensor", "fsdp")
+    assert spec("blocks.startup.kernel", (16, 16), MESH) == P()
     assert spec("count", (), MESH) == P()
 
 

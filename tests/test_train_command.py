@@ -146,6 +146,41 @@ def test_the_same_command_on_a_complete_run(finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
 
+def test_a_complete_run_with_another_report_and_export(finished, tiny_file, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished[0], run_dir)
+    args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.export=last"]
+    assert main([*args, 'report.prompts=["Two"]']) == 0
+    out = capsys.readouterr().out
+    assert "going on from step 12" in out and "[1] Two|" in out and "byte trigrams" not in out
+    assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 12
+    assert losses(run_dir) == losses(finished[0])
+    # And what the same command again shows is what it showed at the end.
+    assert main([*args, 'report.prompts=["Two"]']) == 0
+    again = capsys.readouterr().out
+    assert "is complete" in again
+    assert again.partition("validation loss")[2] == out.partition("validation loss")[2]
+
+
+def test_another_text_is_noticed(taken_up, text_file, tiny_file, tmp_path, capsys):
+    run_dir, _ = taken_up
+    text = tmp_path / "text.txt"
+    text.write_bytes(text_file.read_bytes())
+    args = ["--config", str(tiny_file), f"run_dir={run_dir}", "--resume", f"data.source={text}"]
+    assert main(args) == 0  # the same text under another name
+    (run_dir / "summary.json").unlink()
+    damage(run_dir, 12)
+    changed = bytearray(text.read_bytes())
+    changed[1000] ^= 1
+    text.write_bytes(changed)
+    capsys.readouterr()
+    args.remove("--resume")
+    assert main(args) == 2
+    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not the text that {run_dir} has",
+                    "--resume")
+    assert main([*args, "--resume"]) == 0
+
+
 def test_the_saved_configuration_reproduces_the_run(finished, tmp_path):
     run_dir, _ = finished
     again = tmp_path / "again"
@@ -293,7 +328,7 @@ def test_other_settings_are_refused(taken_up, capsys):
 
 def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys):
     run_dir, args = taken_up
-    assert main([*args, "--resume", "optimizer.learning_rate=1e38"]) == 1
+    assert main([*args, "--resume", "optimizer.learning_rate=1e38"]) == 3
     error = capsys.readouterr().err
     assert error.startswith("error: step 8: the loss is ")
     for part in ("batch 7 of the data", "windows start at bytes ", "the residual stream is finite",
@@ -308,15 +343,20 @@ def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys):
 def test_poisoned_weights(finished, tiny_file, tmp_path, capsys):
     model = tilelli_jax.load(finished[0] / "model")
     kernel = model.blocks.dense.up.kernel
-    kernel[...] = kernel[...].at[1, 0, 0].set(jnp.nan)
+    args = ["--config", str(tiny_file), f"run_dir={tmp_path / 'run'}",
+            f"train.init_from={tmp_path / 'poisoned'}"]
+    kernel[...] = kernel[...].at[1, 0].set(3e38)  # finite, but their sum, for the scale, is not
     tilelli_jax.save(model, tmp_path / "poisoned")
-    assert main(["--config", str(tiny_file), f"run_dir={tmp_path / 'run'}",
-                 f"train.init_from={tmp_path / 'poisoned'}"]) == 1
+    assert main(args) == 3
     error = capsys.readouterr().err
-    for part in ("step 1: the loss is nan", "batch 0 of the data", "blocks.dense.up.kernel",
+    for part in ("step 1: the loss is nan", "batch 0 of the data",
                  "not finite after block 1 of 2", "last good checkpoint: none yet"):
         assert part in error
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    kernel[...] = kernel[...].at[1, 0, 0].set(jnp.nan)
+    tilelli_jax.save(model, tmp_path / "poisoned")
+    assert main(args) == 2
+    assert_one_line(capsys.readouterr().err, "blocks.1.dense.up.kernel: holds numbers that are not finite")
 
 
 def test_the_default_run_directory(tiny, tmp_path, monkeypatch):
@@ -325,3 +365,8 @@ def test_the_default_run_directory(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "should_stop", lambda step: True)
     assert main(["--config", "small.yaml"]) == 0
     assert checkpoints(tmp_path / "runs" / "small") == ["1"]
+    # The saved configuration is that of the same run.
+    monkeypatch.setattr(loop, "should_stop", lambda step: step == 2)
+    assert main(["--config", "runs/small/config.yaml"]) == 0
+    assert "2" in checkpoints(tmp_path / "runs" / "small")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"]

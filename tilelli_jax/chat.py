@@ -19,10 +19,9 @@ import numpy as np
 
 from tilelli_jax import decoding
 from tilelli_jax.errors import InputError, command
-from tilelli_jax.generate import add_sampling, sampling_of
 from tilelli_jax.models import store
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.sampling import Sampling
+from tilelli_jax.sampling import Sampling, add_options, from_options
 
 USER, MODEL = "USER: ", "TILELLI:"
 STOP = "\n" + USER.rstrip()
@@ -34,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tilelli_jax.chat", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
-    add_sampling(parser)
+    add_options(parser, temperature=0.8)
     options = parser.parse_args(argv)
-    sampling = sampling_of(options)
+    sampling = from_options(options)
     model = store.load(options.model)
     print(f"{options.model}: {model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import numbers
 import operator
 import re
 import types
@@ -53,6 +54,8 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
 class Section:
     """Base of every section: its numbers are finite and within their settings' bounds.
 
+    Types are `load`'s to check; of a section made in Python, only that whole numbers are whole.
+
     Raises:
         InputError: one is not. A section that checks more extends `__post_init__`.
     """
@@ -60,12 +63,15 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, bounds = getattr(self, field.name), field.metadata["bounds"]
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            kinds = [type(number) for number in (field.default, value)
+                     if isinstance(number, int | float) and not isinstance(number, bool)]
+            if not kinds:
                 continue
-            if not (math.isfinite(value) and all(BOUNDS[kind][1](value, bound)
-                                                 for kind, bound in bounds.items())):
-                kind = "a whole number" if isinstance(value, int) else "a number"
-                raise InputError(f"{field.name}: expected {kind}{_bounds(bounds)}, found {value}")
+            whole = kinds[0] is int
+            fits = isinstance(value, numbers.Integral if whole else numbers.Real) and math.isfinite(value)
+            if not (fits and all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())):
+                kind = "a whole number" if whole else "a number"
+                raise InputError(f"{field.name}: expected {kind}{_bounds(bounds)}, found {value!r}")
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:

@@ -53,10 +53,12 @@ def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, ma
         batch_size: most prompts that go through the network at once.
 
     Raises:
-        InputError: an argument is out of range, or a prompt is empty.
+        InputError: an argument is out of range, or a prompt is empty or neither text nor bytes.
     """
-    texts = [np.frombuffer(p.encode() if isinstance(p, str) else p, np.uint8)
-             for p in ([prompts] if isinstance(prompts, str | bytes) else prompts)]
+    given = [prompts] if isinstance(prompts, str | bytes) else prompts
+    if not isinstance(given, Sequence) or not all(isinstance(p, str | bytes) for p in given):
+        raise InputError(f"prompts: expected text, bytes or a list of them, found {prompts!r:.60}")
+    texts = [np.frombuffer(p.encode() if isinstance(p, str) else p, np.uint8) for p in given]
     stops = [s.encode() for s in ([stop] if isinstance(stop, str) else stop) if s]
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
     if batch_size < 1:

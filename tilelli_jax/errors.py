@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -32,10 +33,21 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             print("interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            _drop_output()
             return 141
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+            _drop_output()
+            return 2
 
     return run
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, lest the flush at exit fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _settle_streams() -> None:

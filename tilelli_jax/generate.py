@@ -14,24 +14,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import decoding
+from tilelli_jax import decoding, sampling
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models import store
-from tilelli_jax.sampling import Sampling
 
 
 @command
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     prompts = _prompts(options)
-    sampling = sampling_of(options)
+    how = sampling.from_options(options)
     if options.out:
         _check_writable(options.out)
     model = store.load(options.model)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        found = decoding.generate(model, prompts, stop=options.stop, **dataclasses.asdict(sampling))
+        found = decoding.generate(model, prompts, stop=options.stop, **dataclasses.asdict(how))
     for warning in said:
         print(f"note: {warning.message}", file=sys.stderr)
     if options.out or options.prompts_file or len(prompts) > 1:
@@ -48,23 +47,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The options of drawing bytes, the same for every command that generates."""
-    parser.add_argument("--max-new", type=int, default=200, metavar="N", help="new bytes (default 200)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T",
-                        help="of the softmax; 0 takes the likeliest byte (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K",
-                        help="draw among so many likeliest bytes (default 0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
-                        help="draw among the likeliest bytes that make up this probability (default 1: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawing (default 0)")
-
-
-def sampling_of(options: argparse.Namespace) -> Sampling:
-    """What `add_sampling`'s options say, checked before anything is loaded."""
-    return Sampling(options.temperature, options.top_k, options.top_p, options.max_new, options.seed)
-
-
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tilelli_jax.generate", description=__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
@@ -73,11 +55,14 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                         help="what to continue; given more than once, prints JSONL")
     source.add_argument("--prompts-file", type=Path, metavar="FILE",
                         help="one prompt a line, or .jsonl with a key 'prompt'; prints JSONL")
-    add_sampling(parser)
+    sampling.add_options(parser, temperature=0.8)
     parser.add_argument("--stop", action="append", default=[], metavar="STR",
                         help="end at this string (may be given again)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL there instead of printing")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if "" in options.stop:
+        raise InputError("--stop: expected at least one character")
+    return options
 
 
 def _prompts(options: argparse.Namespace) -> list[bytes]:

@@ -29,8 +29,7 @@ from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.losses import next_byte_loss
-from tilelli_jax.training.optimizers import make_optimizer, make_schedule
-from tilelli_jax.training.step import init_state, make_train_step
+from tilelli_jax.training.step import make_training
 
 GIB = 2**30
 UNITS = ("B", "KiB", "MiB", "GiB")
@@ -129,17 +128,12 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
     batch = jax.ShapeDtypeStruct((parts, rows, config.train.seq_len + 1), np.uint8,
                                  sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
     started = time.monotonic()
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    network, state, _ = init_state(config.model, config.compute, optimizer, config.seed, mesh)
-    # Buffers become constants of the program; those of this machine's devices could not.
-    network = network._replace(buffers=jax.tree.map(np.asarray, network.buffers))
+    training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
+                             loss=next_byte_loss(config.train.load_balance), seed=config.seed, mesh=mesh)
+    step: Any = training.update
     with jax.set_mesh(mesh):
-        step: Any = make_train_step(
-            network, optimizer, next_byte_loss(config.train.load_balance),
-            make_schedule(config.optimizer, config.train.steps),
-            jax.tree.map(lambda leaf: leaf.sharding, state), mesh)
         try:
-            compiled = step.lower(state, {"bytes": batch}, np.int32(0)).compile()
+            compiled = step.lower(training.outline, {"bytes": batch}, np.int32(0)).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

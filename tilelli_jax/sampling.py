@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import math
+import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tilelli_jax.errors import InputError
+from tilelli_jax.config import Section, setting
 
 MOST_NEW = 1 << 20  # bytes of one continuation; buffers are made for all of them beforehand
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Section):
     """How bytes are drawn, how many, and from which random stream.
 
-    Attributes:
-        temperature: of the softmax; 0 takes the likeliest byte.
-        top_k: draw among so many likeliest bytes; 0 for all. Bytes as likely as the last of them
-            are in as well.
-        top_p: draw among the fewest likeliest bytes whose probabilities sum to at least this, of
-            those that top_k left (Holtzman et al. 2020, arXiv:1904.09751); 1 for all. Bytes as
-            likely as the last of them are in as well.
-        max_new: most bytes to draw.
-        seed: of the drawing; row i of a batch draws from fold_in(seed, i).
+    top_k is taken first, top_p of what it left (Holtzman et al. 2020, arXiv:1904.09751). Bytes as
+    likely as the last one that either lets in are in as well. Row i of a batch draws from
+    fold_in(seed, i).
 
     Raises:
         InputError: a value is out of range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new: int = 200
-    seed: int = 0
+    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest byte", least=0)
+    top_k: int = setting(0, "draw among so many likeliest bytes; 0 for all", least=0)
+    top_p: float = setting(
+        1.0, "draw among the fewest likeliest bytes that make up this probability; 1 for all",
+        above=0, most=1)
+    max_new: int = setting(200, "most new bytes", least=0, most=MOST_NEW)
+    seed: int = setting(0, "seed of the drawing", least=0, most=2**32 - 1)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature: expected 0 or more, found {self.temperature}")
-        if self.top_k < 0:
-            raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p: expected a number above 0 and at most 1, found {self.top_p}")
-        if not 0 <= self.max_new <= MOST_NEW:
-            raise InputError(f"max_new: expected a whole number from 0 to {MOST_NEW}, found {self.max_new}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed: expected a whole number from 0 to 2^32 - 1, found {self.seed}")
+
+def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """The settings of `Sampling` as options of a command: `--max-new N` and so on."""
+    hints = typing.get_type_hints(Sampling)
+    for field in dataclasses.fields(Sampling):
+        default = defaults.get(field.name, field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=hints[field.name], default=default,
+                            metavar="N" if hints[field.name] is int else "X",
+                            help=f"{field.metadata['meaning']} (default {default})")
+
+
+def from_options(options: argparse.Namespace) -> Sampling:
+    """What the options of `add_options` say.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    return Sampling(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)})
 
 
 def sample(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_k: jax.Array,

@@ -25,12 +25,12 @@ BATCH = ("data", "fsdp")
 # The last dimensions of every array whose path ends so; leading ones (stacked layers) are whole.
 # The optimiser's moments have the paths and the shapes of their parameters: the same rules hold.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(embed|unembed)/kernel", ("fsdp", "tensor")),
-    (r"(up|qkv)/kernel", ("fsdp", "tensor")),
-    (r"(down|out)/kernel", ("tensor", "fsdp")),
-    (r"sparse(_\d+)?/(query|key)/kernel", ("tensor", "fsdp", None)),
-    (r"sparse(_\d+)?/value/kernel", ("tensor", None, "fsdp")),
-    (r"positions/table", (None, "fsdp")),
+    (r"(embed|unembed)\.kernel", ("fsdp", "tensor")),
+    (r"(up|qkv)\.kernel", ("fsdp", "tensor")),
+    (r"(down|out)\.kernel", ("tensor", "fsdp")),
+    (r"sparse(_\d+)?\.(query|key)\.kernel", ("tensor", "fsdp", None)),
+    (r"sparse(_\d+)?\.value\.kernel", ("tensor", None, "fsdp")),
+    (r"positions\.table", (None, "fsdp")),
 )
 
 
@@ -74,12 +74,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The rule for an array: `path` is slash-separated; an axis that does not divide is dropped.
+    """The rule for an array: `path` is dotted; an axis that does not divide is dropped.
 
     What no rule names is small (routers, convolutions, norms, state pathways): a copy everywhere.
     """
     for pattern, rule in RULES:
-        if re.search(rf"(^|/){pattern}$", path) and len(rule) <= len(shape):
+        if re.search(rf"(^|\.){pattern}$", path) and len(rule) <= len(shape):
             axes = (None,) * (len(shape) - len(rule)) + rule
             return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None
                                    for axis, size in zip(axes, shape, strict=True)))
@@ -94,10 +94,10 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as `blocks/sparse/query/kernel`, without the wrapper of a Flax variable."""
+    """A pytree path as `blocks.sparse.query.kernel`, without the wrapper of a Flax variable."""
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name.endswith("value"):
         path = path[:-1]
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
                     for key in path)
 
 

@@ -6,6 +6,8 @@ The same command again goes on where the run stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import logging
 import math
 import sys
@@ -22,6 +24,7 @@ from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.data.windows import training_batches, validation_batches
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.models import store, weights
+from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.trigram import fit_trigram
 from tilelli_jax.sharding import batch_devices, local_rows, make_mesh, place_rows, replicated
 from tilelli_jax.training import distributed, report
@@ -33,18 +36,18 @@ from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.log import MetricsLog, Progress, read_metrics, require_extras
 from tilelli_jax.training.loop import Sitting, Trainer
 from tilelli_jax.training.losses import next_byte_loss
-from tilelli_jax.training.optimizers import make_optimizer, make_schedule
 from tilelli_jax.training.run import RunDirectory, provenance
 from tilelli_jax.training.step import (
     Metrics,
     Network,
     TrainState,
-    init_state,
-    make_train_step,
+    make_training,
     parameter_count,
+    take_apart,
 )
 
 log = logging.getLogger(__name__)
+DIVERGED = 3  # exit status: training anew from the last checkpoint would come to the same
 
 
 @command
@@ -55,25 +58,27 @@ def main(argv: Sequence[str]) -> int:
     if options.distributed:
         distributed.initialize()
     config = config_lib.load(ExperimentConfig, options.config, options.overrides)
-    name = Path(config.run_dir).name or Path(options.config).stem
-    run = RunDirectory(Path(config.run_dir or Path("runs", name)))
+    path = Path(config.run_dir or Path("runs", Path(options.config).stem))
+    config = dataclasses.replace(config, run_dir=str(path))
+    run = RunDirectory(path)
     try:
         if jax.process_index() == 0:
             run.lock()
         with distributed.catch_sigterm():
-            return train(config, run, name=name, resume=options.resume)
+            return train(config, run, resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return DIVERGED
     finally:
         run.close()
 
 
-def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: bool = False) -> int:
+def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) -> int:
     """One sitting of a run, from wherever it stands to its end or to a request to stop.
 
     Returns the exit status: 0 when the run is complete, or was asked to stop and has saved.
     """
+    name = run.path.resolve().name
     first = jax.process_index() == 0
     tell = print if first else (lambda *_, **__: None)
 
@@ -93,38 +98,42 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
         raise InputError(f"train.init_from: {config.train.init_from} has {key} {theirs}, "
                          f"and model.{key} is {ours}")
     if run.open(config, force_resume=resume, write=first):
-        tell(f"{run.path} is complete:")
-        tell(report.losses_table(run.read_summary(), config.report))
+        if first:
+            print(f"{run.path} is complete (another run_dir=… trains anew):")
+            _tell_end(config, run, run.read_summary(), store.load(run.model))
         return 0
     if first:
         run.lock()  # a new directory exists only now
 
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(jax.set_mesh(mesh))
         # The state: weights from a checkpoint of this run, from another model, or at random.
-        optimizer = make_optimizer(config.optimizer, config.train.steps)
-        network, outline, make = init_state(config.model, config.compute, optimizer, config.seed, mesh,
-                                            start_from)
-        checkpoints = Checkpoints(run.checkpoints, config.train.keep)
-        sitting, iterator = Sitting(), iter(batches)
+        loss = next_byte_loss(config.train.load_balance)
+        training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
+                                 loss=loss, seed=config.seed, mesh=mesh, model=start_from)
+        network, outline, make, update = training
+        checkpoints = until_the_end.enter_context(
+            contextlib.closing(Checkpoints(run.checkpoints, config.train.keep)))
+        sitting, iterator, corpus = Sitting(), iter(batches), splits.fingerprint()
         if found := checkpoints.latest(outline):
             state, notes = found
+            if notes.pop("corpus") != corpus and not resume:
+                raise InputError(f"data.source: {splits.name} is not the text that {run.path} has learned "
+                                 f"from; choose another run_dir, or --resume to go on with this text")
             iterator.set_state(notes.pop("data"))
             sitting = Sitting(**notes)
         else:
             state = make()
-        del make, start_from  # they hold a second copy of the weights
+        del training, make, start_from  # they hold a second copy of the weights
         tell(f"{name}: {config.model.family}, {parameter_count(state.params):,} parameters; {splits.name}: "
              f"{len(splits.train):,} bytes to learn from, {len(splits.valid):,} to validate on; "
              f"{jax.device_count()} × {jax.devices()[0].device_kind}"
              + (f"; going on from step {sitting.step}" if sitting.step else ""), flush=True)
 
-        # The update, and what the loop does between updates.
-        loss = next_byte_loss(config.train.load_balance)
-        shardings = jax.tree.map(lambda a: a.sharding, outline)
+        # What the loop turns.
         trainer = Trainer(
             config=config.train,
-            update=make_train_step(network, optimizer, loss,
-                                   make_schedule(config.optimizer, config.train.steps), shardings, mesh),
+            update=update,
             place=_placer(config, mesh),
             evaluate=make_evaluate(network, held_out, mesh, batch_size=config.train.eval_batch_size),
             diagnose=_diagnoser(config, network, loss, mesh),
@@ -132,33 +141,31 @@ def train(config: ExperimentConfig, run: RunDirectory, *, name: str, resume: boo
             flops_per_token=train_flops_per_token(config.model, config.train.seq_len),
             peak_flops=peak_flops(jax.devices()[0]),
             checkpoints=checkpoints,
+            notes={"corpus": corpus},
             log=MetricsLog(run.metrics, config.log, from_step=sitting.step, name=name,
                            settings=config_lib.to_dict(config)) if first else None,
             progress=Progress(config.train.steps, sitting.step, show=first))
-        try:
-            state, sitting = trainer.run(state, iterator, sitting)
-            if sitting.step < config.train.steps:
-                tell(f"stopped and saved at step {sitting.step} of {config.train.steps}; "
-                     f"the same command goes on from there", flush=True)
-                return distributed.stop_status()
-            params, exported = _exported(config, checkpoints, state, outline, sitting)
-        finally:
-            trainer.progress.close()
-            if trainer.log:
-                trainer.log.close()
-            checkpoints.close()
+        until_the_end.callback(trainer.progress.close)
+        if trainer.log:
+            until_the_end.callback(trainer.log.close)
+        state, sitting = trainer.run(state, iterator, sitting)
+        if sitting.step < config.train.steps:
+            tell(f"stopped and saved at step {sitting.step} of {config.train.steps}; "
+                 f"the same command goes on from there", flush=True)
+            return distributed.stop_status()
+        params, exported = _exported(config, checkpoints, state, outline, sitting)
         params = _gathered(params, mesh)
     if first:
-        _finish(config, run, network, params, exported, sitting, splits, name)
+        model = network.merge(params)
+        _tell_end(config, run, _finish(config, run, model, exported, sitting, splits), model)
     return 0
 
 
-def _finish(config: ExperimentConfig, run: RunDirectory, network: Network, params: Any, exported: int,
-            sitting: Sitting, splits: Splits, name: str) -> None:
+def _finish(config: ExperimentConfig, run: RunDirectory, model: Decoder, exported: int,
+            sitting: Sitting, splits: Splits) -> dict[str, Any]:
     """Writes model/, loss.png and, last, summary.json: it is what says that a run is complete."""
-    model = network.merge(params)
     store.save(model, run.model)
-    n_parameters = parameter_count(params)
+    n_parameters = parameter_count(take_apart(model)[1])
     tokens = sitting.step * config.train.batch_size * config.train.seq_len
     summary = {
         "final_valid_loss": sitting.valid_loss, "best_valid_loss": sitting.best_loss,
@@ -176,10 +183,16 @@ def _finish(config: ExperimentConfig, run: RunDirectory, network: Network, param
     if summary["trigram_valid_loss"] is not None:
         baselines["byte trigrams"] = summary["trigram_valid_loss"]
     report.plot_losses(read_metrics(run.metrics), run.figure,
-                       f"{name}: {n_parameters:,} parameters on {splits.name}", baselines)
+                       f"{run.path.resolve().name}: {n_parameters:,} parameters on {splits.name}", baselines)
     run.write_summary(summary)
+    return summary
+
+
+def _tell_end(config: ExperimentConfig, run: RunDirectory, summary: dict[str, Any], model: Decoder) -> None:
+    """What a run has come to."""
     print(f"\n{report.losses_table(summary, config.report)}\n")
-    print(f"{tokens:,} tokens in {sitting.seconds:.0f} s; model: {run.model}; figure: {run.figure}")
+    print(f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s; model: {run.model}; "
+          f"figure: {run.figure}")
     if config.report.prompts:
         print(f"\n{report.continuations(model, config.report, config.seed)}")
 

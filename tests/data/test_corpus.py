@@ -45,6 +45,20 @@ def test_reading_outside_is_refused(parts, start, length):
             corpus_of(parts).read(start, length)
 
 
+def test_fingerprints():
+    rng = np.random.default_rng(0)
+    for size in (1, 300, 5000, 3_000_000):
+        text = rng.integers(0, 256, size).astype(np.uint8)
+        known = ByteCorpus([text]).fingerprint()
+        assert ByteCorpus([text[:size // 3], text[size // 3:]]).fingerprint() == known
+        others = [text[:-1], np.append(text, text[0]), text[::-1] if size > 1 else text + 1]
+        for at in (0, size // 2, size - 1):  # the middle of a long text may fall between the stretches
+            if size < 2**20 or at != size // 2:
+                others.append(text.copy())
+                others[-1][at] ^= 1
+        assert known not in [ByteCorpus([other]).fingerprint() for other in others]
+
+
 @given(st.text(max_size=40), st.floats(0.01, 0.99))
 def test_split_point_is_the_next_start_of_a_character(text, fraction):
     data = text.encode("utf-8", "replace")

@@ -12,6 +12,7 @@ import pytest
 from tilelli_jax.models import build
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.sharding import path_name
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 
 VANILLA = VanillaConfig(d_model=32, n_layers=3, n_heads=4, max_seq_len=16, vocab_size=64)
@@ -25,7 +26,7 @@ ATOME = RoutedConfig(d_model=32, n_layers=2, max_seq_len=16, n_heads=2, d_head=8
 def multiplied_weights(config) -> int:
     """Numbers in the model's kernels, less the embedding's where it is only looked up."""
     params = jax.tree_util.tree_flatten_with_path(build_params(config))[0]
-    names = [("/".join(str(getattr(k, "key", k)) for k in path), leaf) for path, leaf in params]
+    names = [(path_name(path), leaf) for path, leaf in params]
     kernels = {name: math.prod(leaf.shape) for name, leaf in names if "kernel" in name
                and "local" not in name and "wide" not in name}
     if not config.tie_embeddings:

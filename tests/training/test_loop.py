@@ -12,9 +12,8 @@ import pytest
 from tilelli_jax.data.windows import TrainingBatch
 from tilelli_jax.training import loop
 from tilelli_jax.training.diagnose import Diverged
-from tilelli_jax.training.experiment import LogConfig, TrainConfig
-from tilelli_jax.training.log import MetricsLog, Progress, read_metrics
-from tilelli_jax.training.loop import Sitting, Trainer
+from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, read_metrics
+from tilelli_jax.training.loop import Sitting, TrainConfig, Trainer
 
 
 class State(NamedTuple):
@@ -43,7 +42,7 @@ class Saved:
         self.notes = []
 
     def save(self, state, notes):
-        assert notes["step"] == state.step == notes["data"]["next_index"]
+        assert notes["corpus"] == "c" and notes["step"] == state.step == notes["data"]["next_index"]
         self.notes.append(notes)
 
     def steps(self):
@@ -79,7 +78,7 @@ class Setup:
             config=self.config, update=self.update, place=lambda batch: batch.bytes,
             evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
             extra=lambda params: {"zero_fraction": np.float32(0.25)}, flops_per_token=2.0, peak_flops=100.0,
-            checkpoints=self.saved, progress=Progress(10, 0, show=False),
+            checkpoints=self.saved, notes={"corpus": "c"}, progress=Progress(10, 0, show=False),
             log=MetricsLog(self.path, LogConfig(), from_step=sitting.step, name="", settings={}))
         try:
             return trainer.run(State(sitting.step, 0.0), Batches(sitting.step), sitting)
@@ -131,7 +130,7 @@ def test_a_request_to_stop_saves_at_once(path, monkeypatch, at):
     assert setup.saved.notes[-1]["valid_loss"] == (5.0 if at == 5 else math.inf)
     # What goes on from there ends as if nothing had been.
     monkeypatch.undo()
-    notes = {key: value for key, value in setup.saved.notes[-1].items() if key != "data"}
+    notes = {key: value for key, value in setup.saved.notes[-1].items() if key not in ("data", "corpus")}
     rest = Setup(path)
     _, sitting = rest.run(Sitting(**notes))
     assert rest.dispatched == list(range(at, 10))

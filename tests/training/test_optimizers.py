@@ -83,8 +83,8 @@ def test_kernels_are_decayed_and_nothing_else(config, rule):
     settings = OptimizerConfig(name=rule, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     whole = moved(config, settings, zeros)
     for path, (update, before) in whole.items():
-        np.testing.assert_allclose(update, -0.05 * before if path.endswith("/kernel") else 0.0, rtol=1e-5)
-    kept = {path.rsplit("/", 1)[1] for path in whole if not path.endswith("/kernel")}
+        np.testing.assert_allclose(update, -0.05 * before if path.endswith(".kernel") else 0.0, rtol=1e-5)
+    kept = {path.rsplit(".", 1)[1] for path in whole if not path.endswith(".kernel")}
     assert kept == {"scale", "bias", "table"} | ({"a_raw", "b", "c", "alpha"} if config is LITE else set())
 
 
@@ -102,11 +102,11 @@ def spread_of_update(config):
 
 
 @pytest.mark.parametrize(("config", "matrices"), [
-    (LITE, {f"blocks/{name}/kernel" for bank in ("", "_1") for name in
-            (f"sparse{bank}/query", f"sparse{bank}/key", f"sparse{bank}/value",
-             f"dense{bank}/up", f"dense{bank}/down")}),
-    (VANILLA, {f"blocks/{name}/kernel" for name in
-               ("attention/qkv", "attention/out", "dense/up", "dense/down")})], ids=["routed", "vanilla"])
+    (LITE, {f"blocks.{name}.kernel" for bank in ("", "_1") for name in
+            (f"sparse{bank}.query", f"sparse{bank}.key", f"sparse{bank}.value",
+             f"dense{bank}.up", f"dense{bank}.down")}),
+    (VANILLA, {f"blocks.{name}.kernel" for name in
+               ("attention.qkv", "attention.out", "dense.up", "dense.down")})], ids=["routed", "vanilla"])
 def test_muon_takes_the_matrices_inside_the_blocks(config, matrices):
     spread = spread_of_update(config)
     assert {path for path, deviation in spread.items() if deviation > 1e-2} == matrices

@@ -9,7 +9,7 @@ import pytest
 
 from tilelli_jax.models import VanillaConfig, build
 from tilelli_jax.training import report
-from tilelli_jax.training.experiment import ReportConfig
+from tilelli_jax.training.report import ReportConfig
 
 SUMMARY = {"best_step": 20, "best_valid_loss": math.log(2), "steps": 30, "final_valid_loss": 2 * math.log(2),
            "trigram_valid_loss": None}

@@ -13,7 +13,9 @@ import pytest
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
-from tilelli_jax.training.experiment import ExperimentConfig, ReportConfig, TrainConfig
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.loop import TrainConfig
+from tilelli_jax.training.report import ReportConfig
 from tilelli_jax.training.run import RunDirectory, provenance
 
 CONFIG = ExperimentConfig()
@@ -43,7 +45,11 @@ def run(tmp_path):
 
 
 def finish(run):
-    run.write_summary({"steps": 1000, "best_step": 900, "best_valid_loss": 1.0, "final_valid_loss": 1.1})
+    run.write_summary({"steps": 1000, "best_step": 900, "best_valid_loss": 1.0, "final_valid_loss": 1.1,
+                       "tokens": 10, "seconds": 1.0})
+    run.model.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        (run.model / name).write_text("")
 
 
 def test_it_holds_the_whole_configuration(run):
@@ -60,6 +66,8 @@ def test_a_run_is_taken_up_until_it_is_complete(run):
     finish(run)
     assert take_up(run)
     assert run.read_summary()["steps"] == 1000
+    (run.model / "model.safetensors").unlink()
+    assert not take_up(run)
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff"])
@@ -90,13 +98,22 @@ def test_one_process_at_a_time(run, tmp_path):
 
 @pytest.mark.parametrize("free", [
     {"mesh__fsdp": 2}, {"compute__remat": True}, {"train__checkpoint_every": 7}, {"train__log_every": 7},
-    {"report__trigram": True}, {"data__prefetch": 9}, {"run_dir": "elsewhere"}])
+    {"data__prefetch": 9}, {"run_dir": "elsewhere"}])
 def test_what_may_change_between_sittings(run, free):
     assert not take_up(run, changed(**free))
     assert config_lib.load(ExperimentConfig, run.config) == changed(**free)
     finish(run)
     assert take_up(run, changed(**free))
     assert take_up(run)  # nothing that made the result has changed
+
+
+@pytest.mark.parametrize("change", [{"report__trigram": True}, {"train__export": "last"}])
+def test_what_a_complete_run_is_ended_anew_with(run, change):
+    finish(run)
+    assert not take_up(run, changed(**change))
+    assert not run.summary.exists() and config_lib.load(ExperimentConfig, run.config) == changed(**change)
+    finish(run)
+    assert take_up(run, changed(**change))
 
 
 @pytest.mark.parametrize(("change", "key", "old", "new"), [

@@ -13,8 +13,8 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.losses import next_byte_loss
-from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from tilelli_jax.training.step import init_state, make_train_step
+from tilelli_jax.training.optimizers import OptimizerConfig
+from tilelli_jax.training.step import make_training
 
 STEPS, BATCH, TIME = 4, 16, 24
 BATCHES = np.random.default_rng(0).integers(0, 256, (STEPS, BATCH, TIME + 1)).astype(np.uint8)
@@ -36,16 +36,14 @@ class Run:
     def __init__(self, name, sizes, start=None, optimizer=ADAMW, parts=1):
         self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
         with jax.set_mesh(self.mesh):
-            rule = make_optimizer(optimizer, STEPS)
-            network, outline, make = init_state(NETWORKS[name], ComputeConfig(), rule, 0, self.mesh)
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, outline)
-            self.start = jax.device_get(make()) if start is None else start
-            update = make_train_step(network, rule, next_byte_loss(0.01),
-                                     make_schedule(optimizer, STEPS), shardings, self.mesh)
+            training = make_training(NETWORKS[name], ComputeConfig(), optimizer, steps=STEPS,
+                                     loss=next_byte_loss(0.01), seed=0, mesh=self.mesh)
+            self.start = jax.device_get(training.make_state()) if start is None else start
             batches = [{"bytes": place_rows(rows.reshape(parts, -1, TIME + 1), self.mesh,
                                             BATCH // parts, axis=1)} for rows in BATCHES]
-            self.program = update.lower(outline, batches[0], np.int32(0)).compile()
-            self.state = jax.device_put(self.start, shardings)
+            self.program = training.update.lower(training.outline, batches[0], np.int32(0)).compile()
+            self.state = jax.device_put(
+                self.start, jax.tree.map(lambda leaf: leaf.sharding, training.outline))
             self.losses, self.grad_norms = [], []
             for i, batch in enumerate(batches):
                 self.state, metrics = self.program(self.state, batch, np.int32(i))
@@ -92,9 +90,8 @@ def test_the_seed_gives_the_same_parameters_on_any_mesh():
     def start(sizes):
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
         with jax.set_mesh(mesh):
-            _, _, make = init_state(NETWORKS["vanilla"], ComputeConfig(), make_optimizer(ADAMW, STEPS), 3,
-                                    mesh)
-            return make()
+            return make_training(NETWORKS["vanilla"], ComputeConfig(), ADAMW, steps=STEPS,
+                                 loss=next_byte_loss(0.0), seed=3, mesh=mesh).make_state()
     jax.tree.map(np.testing.assert_array_equal, start((2, 2, 2)), start((1, 1, 1)))
 
 

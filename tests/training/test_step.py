@@ -14,8 +14,8 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig, build
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.losses import next_byte_loss
-from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from tilelli_jax.training.step import init_state, make_train_step
+from tilelli_jax.training.optimizers import OptimizerConfig
+from tilelli_jax.training.step import make_training
 
 TIME = 8
 ROUTED = RoutedConfig(d_model=16, n_layers=2, max_seq_len=TIME, n_heads=2, d_head=4, top_k=3, dense_expand=2)
@@ -29,14 +29,11 @@ class Training:
 
     def __init__(self, model, compute=None, optimizer=SMOOTH, load_balance=0.0, loss=None, start=None):
         self.mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        rule = make_optimizer(optimizer, 10)
         with jax.set_mesh(self.mesh):
-            self.network, outline, make = init_state(model, compute or ComputeConfig(), rule, 0,
-                                                     self.mesh, start)
+            self.network, _, make, self.update = make_training(
+                model, compute or ComputeConfig(), optimizer, steps=10,
+                loss=loss or next_byte_loss(load_balance), seed=0, mesh=self.mesh, model=start)
             self.state = make()
-        self.update = make_train_step(self.network, rule, loss or next_byte_loss(load_balance),
-                                      make_schedule(optimizer, 10),
-                                      jax.tree.map(lambda leaf: leaf.sharding, outline), self.mesh)
 
     def __call__(self, rows, parts=1, index=None):
         index = int(self.state.step) if index is None else index

@@ -71,8 +71,19 @@ class Decoder(nnx.Module):
         """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
 
         Raises:
-            ValueError: time is longer than the table of learned positions.
+            ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
+                where they are concrete, not under jit); time is longer than the table of learned
+                positions.
         """
+        ids = jnp.asarray(ids)
+        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"ids: expected whole numbers [batch, time], found {ids.dtype} "
+                             f"{list(ids.shape)}")
+        if not isinstance(ids, jax.core.Tracer) and ids.size:
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(f"ids: expected 0 to {self.config.vocab_size - 1}, "
+                                 f"found {low if low < 0 else high}")
         return self.tapped(ids, OFF)[0]
 
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:

@@ -48,7 +48,8 @@ def load(path: str | Path, compute: ComputeConfig | None = None) -> Decoder:
     """Reads a model directory.
 
     Raises:
-        InputError: the directory is none of a model, or its tensors are not those of its config.
+        InputError: the directory is none of a model, or its tensors are not those of its config, or
+            not finite.
     """
     path = Path(path)
     return from_arrays(load_config(path), _read(path / TENSORS), compute, source=str(path / TENSORS))
@@ -113,7 +114,7 @@ def from_arrays(config: ModelConfig, arrays: dict[str, np.ndarray], compute: Com
             f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
 
     def filled(path: Any, leaf: Any) -> jax.Array:
-        name = _name(path)
+        name = path_name(path)
         head, _, tail = name.partition(".")
         value = (np.stack([arrays[f"blocks.{i}.{tail}"] for i in range(leaf.shape[0])])
                  if head == "blocks" else arrays[name])
@@ -125,7 +126,7 @@ def from_arrays(config: ModelConfig, arrays: dict[str, np.ndarray], compute: Com
 def named(state: nnx.State) -> dict[str, Any]:
     """The leaves of a state by dotted name, e.g. `blocks.sparse.query.kernel` (layers stacked)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {_name(path): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -138,9 +139,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     for name, tensor in tensors:
         if tensor["dtype"] not in DTYPES:
             raise InputError(f"{path}: {name}: expected one of {', '.join(DTYPES)}, found {tensor['dtype']}")
-    return {name: np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-            for name, tensor in tensors}
-
-
-def _name(path: Any) -> str:
-    return path_name(path).replace("/", ".")
+    arrays = {name: np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+              for name, tensor in tensors}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: {name}: holds numbers that are not finite")
+    return arrays

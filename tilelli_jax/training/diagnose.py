@@ -60,7 +60,7 @@ def diagnose(network: Network, params: Any, batch: Batch, key: jax.Array, loss: 
 
 def _names(finite: Any) -> list[str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(finite)
-    return [path_name(path).replace("/", ".") for path, ok in leaves if not ok]
+    return [path_name(path) for path, ok in leaves if not ok]
 
 
 def _few(names: list[str], most: int = 5) -> str:

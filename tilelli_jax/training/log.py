@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,9 +13,17 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
-from tilelli_jax.training.experiment import LogConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = setting(False, "also write TensorBoard events (extra: tensorboard)")
+    wandb_project: str = setting("", "also log to this Weights & Biases project (extra: wandb)")
 
 
 def require_extras(config: LogConfig) -> None:

@@ -6,18 +6,56 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from tilelli_jax.config import Section, setting
 from tilelli_jax.data.windows import TrainingBatch
+from tilelli_jax.errors import InputError
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.distributed import should_stop
-from tilelli_jax.training.experiment import TrainConfig
 from tilelli_jax.training.log import MetricsLog, Progress
 from tilelli_jax.training.step import Metrics, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    """Length, batches, and what happens how often."""
+
+    steps: int = setting(1000, "number of updates", least=1)
+    batch_size: int = setting(32, "sequences in an update, over all devices", least=1)
+    seq_len: int = setting(256, "bytes of context in a training sequence", least=1)
+    accumulate: int = setting(
+        1, "parts that an update's batch is computed in, one after the other; each has a load-balance "
+        "loss of its own, of which the mean is taken", least=1)
+    load_balance: float = setting(0.01, "weight of the load-balance loss (routed networks)", least=0)
+    init_from: str = setting("", "model directory to start from; empty: random weights")
+    log_every: int = setting(10, "updates between rows of metrics.jsonl", least=1)
+    eval_every: int = setting(500, "updates between validations; there is always one at the end", least=1)
+    eval_batch_size: int = setting(32, "sequences in a validation batch", least=1)
+    eval_bytes: int = setting(1_000_000, "most bytes of the validation part to use; 0 for all", least=0)
+    checkpoint_every: int = setting(
+        500, "updates between checkpoints; there is always one at the end", least=1)
+    keep: int = setting(2, "newest checkpoints to keep; the best one is kept besides", least=1)
+    export: Literal["best", "last"] = setting(
+        "best", "which weights go into model/: those of the lowest validation loss, or the last")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate:
+            raise InputError(f"accumulate: expected a divisor of batch_size {self.batch_size}, "
+                             f"found {self.accumulate}")
+
+    def check_shared(self, n_devices: int) -> None:
+        """Raises InputError unless every batch can be shared among so many devices."""
+        for key, size in (("train.batch_size / train.accumulate", self.batch_size // self.accumulate),
+                          ("train.eval_batch_size", self.eval_batch_size)):
+            if size % n_devices:
+                raise InputError(f"{key}: expected a multiple of the {n_devices} devices that share a "
+                                 f"batch (mesh.data × mesh.fsdp), found {size}")
 
 
 class Sitting(NamedTuple):
@@ -43,6 +81,7 @@ class Trainer:
     flops_per_token: float
     peak_flops: float | None
     checkpoints: Checkpoints
+    notes: dict[str, Any]  # what every checkpoint is to say besides the sitting
     log: MetricsLog | None  # None in all processes but the first
     progress: Progress
 
@@ -80,7 +119,7 @@ class Trainer:
                     if stop or last or step % config.checkpoint_every == 0 or sitting.best_step == step:
                         sitting = sitting._replace(seconds=clock.total())
                         self.checkpoints.save(
-                            state, {**sitting._asdict(), "data": batches.get_state()})
+                            state, {**sitting._asdict(), **self.notes, "data": batches.get_state()})
             if stop:
                 break
         self.checkpoints.wait()

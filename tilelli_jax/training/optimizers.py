@@ -15,7 +15,7 @@ from tilelli_jax.sharding import path_name
 
 # Matrices inside the blocks: what Muon orthogonalises. Embeddings, routers, convolutions and all
 # vectors are left to Adam.
-MUON = re.compile(r"blocks/.*(query|key|value|qkv|out|up|down)/kernel$")
+MUON = re.compile(r"blocks\..*(query|key|value|qkv|out|up|down)\.kernel$")
 DECAYED = re.compile(r"kernel$")
 
 
@@ -27,7 +27,7 @@ class OptimizerConfig(Section):
     learning_rate: float = setting(3e-4, "highest learning rate", above=0)
     schedule: Literal["cosine", "constant", "wsd"] = setting(
         "cosine", "what follows the warm-up: cosine decay, nothing, or stable and then linear decay")
-    warmup_steps: int = setting(100, "steps of linear warm-up from 0", least=0)
+    warmup_steps: int = setting(100, "steps of linear warm-up from 0, if the run has so many", least=0)
     final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest", least=0, most=1)
     decay_fraction: float = setting(0.2, "part of the steps in which wsd decays", least=0, most=1)
     b1: float = setting(0.9, "Adam's decay of the first moment", least=0, below=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import warnings
@@ -9,10 +10,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax.config import Section, setting
 from tilelli_jax.decoding import generate
+from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.training.experiment import ReportConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(Section):
+    """What the end of the run shows."""
+
+    trigram: bool = setting(False, "compare with a byte-trigram baseline fitted to the training part")
+    reference: float | None = setting(None, "a known validation loss to compare with, in nats per byte")
+    reference_name: str = setting("", "what that loss is of, and how it was made")
+    prompts: tuple[str, ...] = setting((), "prompts to continue at the end")
+    sample_bytes: int = setting(200, "length of those continuations", least=0)
+    temperature: float = setting(0.8, "sampling temperature of those continuations", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "" in self.prompts:
+            raise InputError("prompts: expected text in every prompt, found an empty one")
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -28,8 +28,12 @@ from tilelli_jax.training.experiment import ExperimentConfig
 FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "log.", "report.",
              "data.prefetch", "data.cache_dir", "train.log_every", "train.keep", "train.export",
              "train.checkpoint_every")
+# Of these, keys that a complete run is ended anew with: its model, figure and summary, not its training.
+ENDING_KEYS = ("report.", "train.export")
 # Keys that make the checkpoints what they are: no run can go on with other ones.
 FIXED_KEYS = ("model.", "optimizer.name")
+# What a summary has to hold for the end of a run to be told from it.
+TOLD = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
 
 
 class RunDirectory:
@@ -82,7 +86,10 @@ class RunDirectory:
                 return False
             if self.checkpoints.exists() and not self.checkpoints.is_dir():
                 raise InputError(f"run_dir: {self.checkpoints} is a file; expected a directory")
-            changed = self._changes(config, force_resume)
+            before = config_lib.load(ExperimentConfig, self.config)
+            differences = config_lib.differences(before, config)
+            changed = self._changes(differences, force_resume) or any(
+                key.startswith(ENDING_KEYS) for key in differences)
             if not changed and self._is_complete():
                 return True
             if write:
@@ -94,9 +101,10 @@ class RunDirectory:
             raise InputError(f"run_dir: {self.path} cannot be written: {error.strerror or error}") from None
 
     def _is_complete(self) -> bool:
-        """Whether there is a summary that tells the losses; a damaged one will be written anew."""
+        """Whether model and summary are there; a damaged summary will be written anew."""
         try:
-            return {"best_valid_loss", "final_valid_loss", "best_step", "steps"} <= self.read_summary().keys()
+            return (all((self.model / name).is_file() for name in ("config.json", "model.safetensors"))
+                    and self.read_summary().keys() >= TOLD)
         except (OSError, ValueError, AttributeError):
             return False
 
@@ -112,11 +120,9 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config_lib.dump(config).encode())
 
-    def _changes(self, config: ExperimentConfig, force_resume: bool) -> bool:
+    def _changes(self, differences: dict[str, tuple[Any, Any]], force_resume: bool) -> bool:
         """Whether keys that matter have changed since the run's last sitting."""
-        before = config_lib.load(ExperimentConfig, self.config)
-        changed = {key: values for key, values in config_lib.differences(before, config).items()
-                   if not key.startswith(FREE_KEYS)}
+        changed = {key: values for key, values in differences.items() if not key.startswith(FREE_KEYS)}
         fixed = [key for key in changed if key.startswith(FIXED_KEYS)]
         if fixed or (changed and not force_resume):
             key = (fixed or list(changed))[0]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,8 +17,10 @@ from tilelli_jax.models import ModelConfig, build
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.sharding import replicated, tree_shardings
 from tilelli_jax.training.losses import Batch, Loss
+from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
 Metrics = dict[str, jax.Array]
+Update = Callable[["TrainState", Batch, Any], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -46,6 +49,32 @@ def take_apart(model: Decoder) -> tuple[Network, Any]:
     return Network(graph, nnx.to_pure_dict(buffers)), nnx.to_pure_dict(params)
 
 
+class Training(NamedTuple):
+    """A network that is being trained, in its parts."""
+
+    network: Network
+    outline: TrainState  # shapes, types and shardings: what it takes to restore a checkpoint
+    make_state: Callable[[], TrainState]
+    update: Update
+
+
+def make_training(config: ModelConfig, compute: ComputeConfig, optimizer: OptimizerConfig, *, steps: int,
+                  loss: Loss, seed: int, mesh: Mesh, model: Decoder | None = None) -> Training:
+    """Network, optimiser, schedule and update put together.
+
+    `make_state` and `update` are to be called with `mesh` set (`jax.set_mesh`).
+
+    Args:
+        steps: length of the run, which the schedule is stretched to.
+        model: start from these weights instead of random ones.
+    """
+    rule = make_optimizer(optimizer, steps)
+    network, outline, make_state = init_state(config, compute, rule, seed, mesh, model)
+    update = make_train_step(network, rule, loss, make_schedule(optimizer, steps),
+                             jax.tree.map(lambda leaf: leaf.sharding, outline), mesh)
+    return Training(network, outline, make_state, update)
+
+
 def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.GradientTransformation,
                seed: int, mesh: Mesh, model: Decoder | None = None,
                ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
@@ -60,16 +89,17 @@ def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.Gra
     """
     key, init_key = jax.random.split(jax.random.key(seed))
     network, _ = take_apart(nnx.eval_shape(lambda: build(config, 0, compute)))
+    own = network
     if model is None:
-        # Buffers do not depend on the seed: concrete ones come from a build of their own.
         make: Callable[[Any], Any] = lambda key: take_apart(build(config, key, compute))[1]  # noqa: E731
         start = init_key
-        if jax.tree.leaves(network.buffers):
-            network = network._replace(buffers=take_apart(build(config, 0, compute))[0].buffers)
+        if jax.tree.leaves(network.buffers):  # they do not depend on the seed
+            own = take_apart(build(config, 0, compute))[0]
     else:
         own, start = take_apart(model)
-        network = network._replace(buffers=own.buffers)
         make = lambda params: params  # noqa: E731
+    # They become constants of the program, which may be compiled for devices that are not here.
+    network = network._replace(buffers=jax.tree.map(np.asarray, own.buffers))
 
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
@@ -85,7 +115,7 @@ def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.Gra
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
                     schedule: optax.Schedule, shardings: TrainState,
-                    mesh: Mesh) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+                    mesh: Mesh) -> Update:
     """`step(state, batch, index) -> state, metrics`, jitted; the state's memory is donated.
 
     The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts.
