@@ -100,6 +100,8 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--who", nargs="+", choices=["pytorch", *OURS], default=["pytorch", *OURS])
+    parser.add_argument("--require", type=float, metavar="NATS",
+                        help="exit 1 unless the vanilla network comes to this loss with every seed")
     parser.add_argument("--pytorch-seed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.pytorch_seed is not None:
@@ -119,6 +121,9 @@ def main() -> None:
                      f"{statistics.median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})",
                      f"{statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)})"))
     print(table(rows))
+    if options.require is not None and not all(loss <= options.require for _, loss, _ in found["vanilla"]):
+        print(f"vanilla: not all at or below {options.require}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

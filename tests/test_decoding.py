@@ -37,6 +37,7 @@ CASES: dict[str, ModelConfig] = {
     "lite ternary": dataclasses.replace(LITE, quantizer="ternary", tie_embeddings=True),
     "parent": PARENT,
     "parent ternary": dataclasses.replace(PARENT, quantizer="ternary"),
+    "lite summed": dataclasses.replace(LITE, head_reduction="sum", router_bias=True),
     "parent banks": dataclasses.replace(PARENT, n_banks=2, second_norm="mix", conv_bias=True),
     "atome": dataclasses.replace(LITE, pathways=("local", "state", "sparse"), n_heads=1, positions="none",
                                  quantizer="ternary", quantize=ALL),

@@ -75,6 +75,33 @@ def test_a_run_however_interrupted_equals_the_run_left_alone(train_command, envi
     status, out, err = Sitting(again, environment, torn).end()
     assert (status, err) == (0, "") and f"going on from step {last}" in out
 
+    assert_same_run(torn, alone)
+
+
+def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp_path):
+    """By the clock: while starting, compiling, training, saving or ending. Compiled as users have it."""
+    environment = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    alone, torn = tmp_path / "alone", tmp_path / "torn"
+    command = [*train_command, "--config", str(tiny_file), *OVERRIDES, "mesh.data=1", "mesh.fsdp=4",
+               "mesh.tensor=2"]
+    begin = time.monotonic()
+    status, out, err = Sitting([*command, f"run_dir={alone}"], environment, alone).end()
+    assert (status, err) == (0, "") and "8 × cpu" in out
+    whole = time.monotonic() - begin
+    seed = time.time_ns()
+    rng = random.Random(seed)
+    print(f"moments drawn with seed {seed}")
+    for _ in range(4):
+        sitting = Sitting([*command, f"run_dir={torn}"], environment, torn)
+        time.sleep(rng.uniform(0.3, 1.0) * whole)
+        if sitting.end(signal.SIGKILL)[0] == 0:
+            break  # it was complete already
+    status, _, err = Sitting([*command, f"run_dir={torn}"], environment, torn).end()
+    assert (status, err) == (0, "")
+    assert_same_run(torn, alone)
+
+
+def assert_same_run(torn, alone):
     def kept(run_dir):
         """What does not depend on the clock."""
         return [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_second")}

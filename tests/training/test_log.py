@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -96,6 +97,50 @@ def test_tensorboard(tmp_path):
     assert scalars == [(1, "loss", 0.5), (1, "router_use/0/0", 0.25), (1, "router_use/0/1", 0.75),
                        (2, "loss", 0.25), (2, "loss", 0.125)]
     assert restarts[-1] == 2  # TensorBoard drops what the first sitting logged from there on
+
+
+WANDB = """
+import json
+def init(**settings):
+    return Run(settings)
+class Run:
+    def __init__(self, settings):
+        self.file = open(settings["dir"] + "/said.jsonl", "a")
+        self.say(settings)
+    def say(self, what):
+        print(json.dumps(what), file=self.file, flush=True)
+    def log(self, row, step):
+        self.say([step, row])
+    def finish(self):
+        self.say("finished")
+        self.file.close()
+"""
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    """A stand-in that writes down what it is told: one run for all sittings, another for others."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    config = LogConfig(wandb_project="mine")
+    require_extras(config)
+    ids = []
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        for step in (0, 1):
+            log = open_log(tmp_path / run / "metrics.jsonl", from_step=step, config=config)
+            log.write({"step": step + 1, "loss": 0.5, "router_use": np.array([[0.25, 0.75]])})
+            log.close()
+        said = [json.loads(line) for line in (tmp_path / run / "said.jsonl").read_text().splitlines()]
+        rows = [[step, {"step": step, "loss": 0.5, "router_use/0/0": 0.25, "router_use/0/1": 0.75}]
+                for step in (1, 2)]
+        assert said == [said[0], rows[0], "finished", said[0], rows[1], "finished"]
+        ids.append(said[0].pop("id"))
+        assert said[0] == {"project": "mine", "dir": str(tmp_path / run), "name": "test", "config": {},
+                           "resume": "allow"}
+    assert ids[0] != ids[1]
+    monkeypatch.delitem(sys.modules, "wandb")
 
 
 class Terminal(io.StringIO):

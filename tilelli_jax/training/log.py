@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -122,8 +123,11 @@ class _TensorBoard:
 class _WeightsAndBiases:
     def __init__(self, project: str, path: Path, name: str, settings: dict[str, Any]):
         import wandb
-        self._run = wandb.init(project=project, dir=str(path), name=name, id=name, config=settings,
-                               resume="allow")
+        known = path / "wandb-id.txt"  # names repeat; all sittings of a run are to be one run there
+        if not known.exists():
+            write_atomically(known, uuid.uuid4().hex[:12].encode())
+        self._run = wandb.init(project=project, dir=str(path), name=name, id=known.read_text(),
+                               config=settings, resume="allow")
 
     def write(self, row: dict[str, Any]) -> None:
         self._run.log(flat(row), step=row["step"])
