@@ -6,12 +6,13 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 
-from bench.measure import machine
+from bench.measure import arguments, machine, told
 from bench.train_step import load, ours
-from tilelli_jax.training.report import table
+from tilelli_jax.tables import table
 
 
 def seconds_to_first_step(n_layers: int, scan_layers: bool) -> float:
@@ -24,7 +25,12 @@ def seconds_to_first_step(n_layers: int, scan_layers: bool) -> float:
 
 
 def main() -> None:
-    print(f"{machine()}; seconds of the first step (tracing, compiling, running), Lite at width 64")
+    with told(arguments(__doc__).parse_args().out) as tell:
+        compare(tell)
+
+
+def compare(tell: Callable[[str], None]) -> None:
+    tell(f"{machine()}; seconds of the first step (tracing, compiling, running), Lite at width 64")
     rows = [("layers", "blocks", "seconds")]
     medians: dict[tuple[bool, int], float] = {}
     for scan in (True, False):
@@ -32,8 +38,8 @@ def main() -> None:
             times = [seconds_to_first_step(n_layers, scan) for _ in range(3)]
             medians[scan, n_layers] = statistics.median(times)
             rows.append(("scanned" if scan else "unrolled", str(n_layers), f"{medians[scan, n_layers]:.1f}"))
-    print(table(rows))
-    print(f"32 blocks / 8 blocks, scanned: {medians[True, 32] / medians[True, 8]:.2f}")
+    tell(table(rows))
+    tell(f"32 blocks / 8 blocks, scanned: {medians[True, 32] / medians[True, 8]:.2f}")
 
 
 if __name__ == "__main__":

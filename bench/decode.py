@@ -1,9 +1,10 @@
 """Greedy decoding: python -m bench.decode [--rounds N].
 
-Cached decoding of one text beside reading the whole window again for every byte (ours jitted, and
-eager PyTorch in the form it runs fastest and as the formulas read). What a byte costs is the difference
-between continuing by 192 bytes and by 64: the prompt and the calls' fixed price are not in it. The
-memory limit is the time to read every parameter once.
+Cached decoding of one text beside reading the whole window again for every byte (ours jitted; PyTorch
+eager in the form it runs fastest, that through torch.compile, and eager as the formulas read). What a
+byte costs is the difference between continuing by 192 bytes and by 64: the prompt and the calls'
+fixed price are not in it. The memory limit is the time to read every parameter once. Ternary networks
+are decoded as all others are, from float32 weights that were quantised once.
 """
 
 from __future__ import annotations
@@ -11,22 +12,37 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bench.measure import Contender, in_turn, machine, milliseconds, ratio, read_limit
+from bench.measure import (
+    Contender,
+    arguments,
+    copy_limit,
+    in_turn,
+    machine,
+    milliseconds,
+    on_torch_device,
+    peak_memory,
+    print_peak,
+    ratio,
+    read_limit,
+    told,
+    torch_wait,
+)
 from bench.train_step import CONFIGS, load
 from tilelli_jax import config as config_lib
 from tilelli_jax import decoding
 from tilelli_jax.models import ModelConfig, build
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.training.report import table
+from tilelli_jax.tables import table
 
 PROMPT, FEW, MANY, AGAIN = 64, 64, 192, 8  # bytes: of the prompt, decoded with caches, and without
+REREADING = {"ours": "ours", "eager": "PyTorch eager", "compiled": "compiled", "written": "as written"}
 
 
 def cached(model: Decoder, new: int) -> Contender:
@@ -39,44 +55,69 @@ def rereading(model: Decoder) -> Contender:
     return lambda: [np.asarray(forward(window)) for _ in range(AGAIN)]
 
 
-def torch_rereading(config: ModelConfig, form: Literal["fast", "written"]) -> Contender:
+def torch_rereading(config: ModelConfig, who: str) -> Contender:
     import torch
 
     from tests.restated.torch_networks import build as build_torch
-    model = build_torch(config_lib.to_dict(config), form).eval()
-    window = torch.full((1, PROMPT + MANY), 97)
+    model, window = on_torch_device(
+        build_torch(config_lib.to_dict(config), "written" if who == "written" else "fast").eval(),
+        torch.full((1, PROMPT + MANY), 97))
+    forward = torch.compile(model) if who == "compiled" else model
 
     def run() -> None:
         with torch.inference_mode():
             for _ in range(AGAIN):
-                model(window)[:, -1].argmax(-1)
+                forward(window)[:, -1].argmax(-1)
+        torch_wait()
     return run
 
 
+def contender(name: str, who: str) -> Contender:
+    config = load(name)
+    match who:
+        case "few" | "many":
+            return cached(build(config), FEW if who == "few" else MANY)
+        case "ours":
+            return rereading(build(config))
+    return torch_rereading(config, who)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__, rounds=7)
     parser.add_argument("--networks", nargs="*", choices=CONFIGS,
-                        default=["atome", "Lite", "parent", "vanilla"])
+                        default=["atome", "Lite", "Lite ternary", "parent", "vanilla"])
+    parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(f"{machine()}; prompt {PROMPT}, batch 1, f32, {options.rounds} rounds in turn")
-    rows = [("network", "ms a byte", "bytes/s", f"with the prompt, {MANY} bytes", "× ours rereading",
-             "× PyTorch rereading", "× the same as written", "of the memory limit")]
-    for name in options.networks:
-        config = load(name)
-        model = build(config)
-        seconds = in_turn({"few": cached(model, FEW), "many": cached(model, MANY), "ours": rereading(model),
-                           "torch": torch_rereading(config, "fast"),
-                           "written": torch_rereading(config, "written")}, options.rounds)
-        size = sum(kernel.nbytes for kernel in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    if options.memory_of:
+        run = contender(*options.memory_of)
+        run()
+        run()
+        print_peak()
+        return
+    with told(options.out) as tell:
+        compare(options.networks, options.rounds, tell)
+
+
+def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -> None:
+    tell(f"{machine()}; prompt {PROMPT}, batch 1, f32, {rounds} rounds in turn")
+    copied = copy_limit()
+    tell(f"memory is copied at {copied / 1e9:.1f} GB/s, read and written")
+    rows = [("network", "ms a byte", "bytes/s", f"with the prompt, {MANY} bytes",
+             *(f"× {name} rereading" for name in REREADING.values()), "of the memory limit",
+             "of copying's", "peak MiB, ours", "PyTorch eager")]
+    for name in networks:
+        seconds = in_turn({who: contender(name, who) for who in ("few", "many", *REREADING)}, rounds)
+        size = sum(kernel.nbytes for kernel in jax.tree.leaves(nnx.state(build(load(name)), nnx.Param)))
         each = [(many - few) / (MANY - FEW)
                 for few, many in zip(seconds["few"], seconds["many"], strict=True)]
         rate = 1 / statistics.median(each)
         rows.append((name, milliseconds(each), f"{rate:,.0f}",
                      f"{MANY / statistics.median(seconds['many']):,.0f}/s",
-                     *(f"{ratio(seconds[who], each) / AGAIN:.0f}" for who in ("ours", "torch", "written")),
-                     f"{rate * size / read_limit(size):.0%}"))
-    print(table(rows))
+                     *(f"{ratio(seconds[who], each) / AGAIN:.0f}" for who in REREADING),
+                     f"{rate * size / read_limit(size):.0%}", f"{rate * size / copied:.0%}",
+                     *(f"{peak_memory('bench.decode', '--memory-of', name, who):.0f}"
+                       for who in ("many", "eager"))))
+    tell(table(rows))
 
 
 if __name__ == "__main__":

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from tilelli_jax.files import write_atomically
 
 Contender = Callable[[], object]  # does the work once and waits for the result
+
+
+def arguments(doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write what is printed there, too")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, metavar="N",
+                            help="turns of each contender [%(default)s]")
+    return parser
+
+
+@contextlib.contextmanager
+def told(out: Path | None) -> Iterator[Callable[[str], None]]:
+    """Gives what prints a text; in the end, all of them are in the file."""
+    texts: list[str] = []
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+        texts.append(text)
+
+    yield tell
+    if out is not None:
+        write_atomically(out, "".join(text + "\n" for text in texts).encode())
 
 
 def in_turn(contenders: dict[str, Contender], rounds: int, rest: float = 0.05) -> dict[str, list[float]]:
@@ -67,6 +98,25 @@ def read_limit(n_bytes: int, repeats: int = 30) -> float:
     return matrix.nbytes / seconds
 
 
+def copy_limit(n_bytes: int = 1 << 28, repeats: int = 9) -> float:
+    """Bytes/s, read and written, at which memory (no cache holds so much) is copied by one thread."""
+    source = np.ones(n_bytes, np.uint8)
+    target = np.empty_like(source)
+    return 2 * n_bytes / min(_timed(lambda: np.copyto(target, source)) for _ in range(repeats))
+
+
+def on_torch_device(*things: Any) -> tuple[Any, ...]:
+    """Tensors and modules, on the GPU where JAX has one."""
+    return tuple(thing.to("cuda" if jax.default_backend() == "gpu" else "cpu") for thing in things)
+
+
+def torch_wait() -> None:
+    """Until PyTorch's GPU has done what it was given."""
+    import torch
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def peak_memory(module: str, *arguments: str) -> float:
     """MiB resident at the peak of a fresh process that runs `module` and ends with `print_peak`."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=True,
@@ -75,7 +125,17 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def print_peak() -> None:
-    """VmHWM, not getrusage: the latter begins with the peak of the process that forked this one."""
+    """In MiB: of the GPU where there is one, otherwise resident in this process.
+
+    VmHWM, not getrusage: the latter begins with the peak of the process that forked this one.
+    """
+    if stats := jax.devices()[0].memory_stats():
+        peak = stats["peak_bytes_in_use"]
+        if "torch" in sys.modules:
+            import torch
+            peak += torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        print(peak / 2**20)
+        return
     with open("/proc/self/status") as file:
         print(next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")))
 

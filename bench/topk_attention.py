@@ -10,7 +10,6 @@ pages can be had, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 makes every JAX row fast
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib.util
 import os
@@ -21,9 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.measure import in_turn, machine, milliseconds, ratio
+from bench.measure import (
+    arguments,
+    in_turn,
+    machine,
+    milliseconds,
+    on_torch_device,
+    ratio,
+    told,
+    torch_wait,
+)
 from tilelli_jax.nn.topk import top_k_attention
-from tilelli_jax.training.report import table
+from tilelli_jax.tables import table
 
 D_MODEL = 256
 SHAPES = {"atome": (1, 64, 4), "Lite": (8, 48, 16)}  # heads, d_head, k
@@ -103,9 +111,10 @@ def torch_calls(arrays: Arrays, k: int) -> tuple[Callable, Callable]:
     """The same in eager PyTorch: topk, scatter of what it kept, softmax."""
     import torch
 
-    x, query_kernel, key_kernel, kernel, direction = (torch.tensor(np.asarray(a)) for a in arrays)
+    x, query_kernel, key_kernel, kernel, direction = on_torch_device(
+        *(torch.tensor(np.asarray(a)) for a in arrays))
     leaves = [x, query_kernel, key_kernel, kernel]
-    later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
 
     def forward() -> Any:
         query, key = (torch.einsum("btd,dhe->bhte", x, w) for w in (query_kernel, key_kernel))
@@ -118,11 +127,13 @@ def torch_calls(arrays: Arrays, k: int) -> tuple[Callable, Callable]:
     def only_forward() -> None:
         with torch.no_grad():
             forward()
+        torch_wait()
 
     def both() -> None:
         for leaf in leaves:
             leaf.requires_grad_(True)
         torch.autograd.grad(forward(), leaves, direction)
+        torch_wait()
 
     return only_forward, both
 
@@ -142,7 +153,7 @@ def kept_megabytes(pathway: Pathway, inputs: Arrays) -> float:
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(saved)) / 1e6
 
 
-def compare(name: str, batch: int, length: int, rounds: int) -> None:
+def compare(name: str, batch: int, length: int, rounds: int, tell: Callable[[str], None]) -> None:
     heads, d_head, k = SHAPES[name]
     rng = np.random.default_rng(0)
     shapes = [(batch, length, D_MODEL), *2 * [(D_MODEL, heads, d_head)], (heads, D_MODEL, D_MODEL)]
@@ -163,19 +174,19 @@ def compare(name: str, batch: int, length: int, rounds: int) -> None:
         ]
         kept = f"{kept_megabytes(in_jax[row], arrays[:-1]):.0f}" if row in in_jax else ""
         rows.append((row, *cells, kept))
-    print(f"\nbatch {batch}, time {length}, {heads} × {d_head}, k {k}, d_model {D_MODEL}")
-    print(table(rows), flush=True)
+    tell(f"\nbatch {batch}, time {length}, {heads} × {d_head}, k {k}, d_model {D_MODEL}")
+    tell(table(rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = arguments(__doc__, rounds=15)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--time", type=int, default=256)
     options = parser.parse_args()
-    print(f"{machine()}, GLIBC_TUNABLES {os.environ.get('GLIBC_TUNABLES', 'not set')}")
-    for name in SHAPES:
-        compare(name, options.batch, options.time, options.rounds)
+    with told(options.out) as tell:
+        tell(f"{machine()}, GLIBC_TUNABLES {os.environ.get('GLIBC_TUNABLES', 'not set')}")
+        for name in SHAPES:
+            compare(name, options.batch, options.time, options.rounds, tell)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ The same network and batch (forward, backward, clipping, AdamW), in turn:
     eager     eager PyTorch in the form that PyTorch runs fastest
     compiled  the same through torch.compile
 
-Shares are of the machine's matrix-product limit.
+Shares are of the machine's matrix-product limit, and MFU of its data sheet's, where that is known.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ import argparse
 import dataclasses
 import statistics
 import sys
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from bench.measure import (
     Contender,
+    arguments,
     in_turn,
     machine,
     matmul_limit,
     milliseconds,
+    on_torch_device,
     peak_memory,
     print_peak,
     ratio,
+    told,
+    torch_wait,
 )
 from tilelli_jax import config as config_lib
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.tables import table
 from tilelli_jax.training.experiment import ExperimentConfig
-from tilelli_jax.training.flops import train_flops_per_token
+from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.optimizers import OptimizerConfig
-from tilelli_jax.training.report import table
 from tilelli_jax.training.step import make_training
 
 BATCH, TIME = 8, 256
@@ -72,9 +77,10 @@ def torchs(config: ModelConfig, who: str) -> Contender:
     import torch
 
     from tests.restated.torch_networks import build
-    model = build(config_lib.to_dict(config), "written" if who == "written" else "fast")
+    form = "written" if who == "written" else "fast"
+    model, data = on_torch_device(build(config_lib.to_dict(config), form),
+                                  torch.from_numpy(_bytes().astype(np.int64)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
-    data = torch.from_numpy(_bytes().astype(np.int64))
 
     def forward(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
@@ -85,6 +91,7 @@ def torchs(config: ModelConfig, who: str) -> Contender:
         loss(data[:, :-1], data[:, 1:]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        torch_wait()
     return run
 
 
@@ -103,9 +110,7 @@ def contender(name: str, who: str) -> Contender:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = arguments(__doc__, rounds=9)
     parser.add_argument("--networks", nargs="*", default=["atome", "Lite", "Lite ternary"], choices=CONFIGS)
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -115,29 +120,35 @@ def main() -> None:
             run()
         print_peak()
         return
-    print(f"{machine()}; batch {BATCH} × {TIME}, f32, {options.rounds} rounds in turn")
-    limit = matmul_limit()
-    print(f"matrix-product limit {limit / 1e9:.0f} GFLOP/s")
+    with told(options.out) as tell:
+        compare(options.networks, options.rounds, tell)
+
+
+def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -> None:
+    tell(f"{machine()}; batch {BATCH} × {TIME}, f32, {rounds} rounds in turn")
+    limit, peak = matmul_limit(), peak_flops(jax.devices()[0])
+    tell(f"matrix-product limit {limit / 1e9:.0f} GFLOP/s")
     others = ["written", "eager", "compiled"]
     rows = [("network", "who", "ms a step (range)", *(f"of {other}" for other in others),
-             "of the limit", "peak MiB")]
+             "of the limit", *(["MFU (bf16 peak)"] if peak else []), "peak MiB")]
     ternary = ""
-    for name in options.networks:
+    for name in networks:
         whos = ["scanned", "unrolled", *others]
         if name == "Lite ternary":
             whos.insert(1, "scanned, fp32")
-        seconds = in_turn({who: contender(name, who) for who in whos}, options.rounds)
+        seconds = in_turn({who: contender(name, who) for who in whos}, rounds)
         flops = train_flops_per_token(load(name)) * BATCH * TIME
         for who, times in seconds.items():
             rows.append((name, who, milliseconds(times),
                          *(f"{ratio(times, seconds[other]):.2f}" for other in others),
-                         f"{flops / statistics.median(times) / limit:.0%}",
+                         *(f"{flops / statistics.median(times) / most:.0%}"
+                           for most in (limit, peak) if most),
                          f"{peak_memory('bench.train_step', '--memory-of', name, who):.0f}"))
         if name == "Lite ternary":
             ternary = f"{ratio(seconds['scanned'], seconds['scanned, fp32']):.3f}"
-    print(table(rows))
+    tell(table(rows))
     if ternary:
-        print(f"Lite, a ternary step / an fp32 step: {ternary}")
+        tell(f"Lite, a ternary step / an fp32 step: {ternary}")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tilelli_jax import doctor
 from tilelli_jax.doctor import GIB, REQUIRED, Device, Facts, diagnose, extras, gather, main, text
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, GPU, TPU = (Device("cpu", "cpu"), Device("NVIDIA L4", "gpu", 20 * GIB),
                  Device("TPU v5 lite", "tpu", 16 * GIB))
-VERSIONS = dict.fromkeys(REQUIRED, "1.0") | {"jax": "0.12.0.1", "jaxlib": "0.12.0.1", "flax": "0.12.12"}
+VERSIONS = {name: ".".join(map(str, least)) for name, least in REQUIRED.items()} | {
+   "jax": "0.12.0.1", "jaxlib": "0.12.0.1", "flax": "0.12.12"}
 HEALTHY = Facts(versions=VERSIONS, devices=(CPU,), memory=16 * GIB, memory_free=12 * GIB)
 
 
@@ -42,6 +46,8 @@ def test_a_healthy_installation_has_no_findings():
                  "error", "jax 0.10.1", "jax>=0.10.2,<0.13", id="jax too old"),
     pytest.param(facts({"jax": "0.13.0", "jaxlib": "0.13.0"}),
                  "error", "jax 0.13.0", "jax>=0.10.2,<0.13", id="jax too new"),
+    pytest.param(facts({"optax": "0.2.7"}),
+                 "error", "optax 0.2.7 is too old", "'optax>=0.2.8'", id="optax too old"),
     pytest.param(facts({"jaxlib": "0.11.2"}),
                  "error", "jaxlib 0.11.2", "jax==0.12.0.1", id="jaxlib of another jax"),
     pytest.param(facts({"flax": "0.12.8"}),
@@ -123,6 +129,33 @@ def test_errors_come_first_and_make_it_broken():
 def test_extras_are_those_installed():
     there = extras(facts({"jax-cuda13-plugin": "0.12.0", "datasets": "5"}))
     assert {name for name, yes in there.items() if yes} == {"cuda", "hf"}
+
+
+def test_least_versions_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in project["dependencies"]:
+        name, least = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
+        if "python_version >=" not in line:  # the later of two lines for one package
+            wanted, found = REQUIRED[name], tuple(map(int, least.split(".")))
+            assert found[:len(wanted)] == wanted and not any(found[len(wanted):]), name
+    assert REQUIRED.keys() - {"jaxlib"} == {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+
+
+@pytest.mark.parametrize(("limit", "used", "stat", "total", "free"), [
+    ("max", str(GIB), "", None, None), (str(2 * GIB), str(GIB), "", 2 * GIB, GIB),
+    (str(2 * GIB), "", "", 2 * GIB, None),
+    (str(2 * GIB), str(2 * GIB), f"anon 7\ninactive_file {GIB // 2}\n", 2 * GIB, GIB // 2),
+    (str(2**62), str(GIB), "", None, None)])
+def test_the_memory_limit_of_a_container(tmp_path, monkeypatch, limit, used, stat, total, free):
+    monkeypatch.setattr(doctor, "CGROUPS", ())
+    machine = doctor._memory_bytes()
+    for name, content in (("memory.max", limit), ("memory.current", used), ("memory.stat", stat)):
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(doctor, "CGROUPS", ((tmp_path / "none", tmp_path / "none"),
+                                            (tmp_path / "memory.max", tmp_path / "memory.current")))
+    found = doctor._memory_bytes()
+    assert found[0] == (total or machine[0])
+    assert found[1] == free if free else found[1] > GIB
 
 
 def test_this_installation_is_usable(capsys):

@@ -16,15 +16,16 @@ LIBRARY = "tilelli_jax"
 
 # What a room, or a single module, may import of the library besides itself. Single modules without
 # a rule are commands and what belongs to them: they may import everything, and nothing here them.
-BELOW = {"config", "errors", "files", "yaml_text", "sharding"}
+BELOW = {"config", "errors", "files", "tables", "yaml_text", "sharding"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
+    "tables": set(),
     "yaml_text": set(),
     "config": {"errors", "yaml_text"},
     "sharding": {"config", "errors"},
     "nn": set(),
-    "data": {"config", "errors", "files"},
+    "data": {"config", "errors", "files", "tables"},
     "models": {"nn", "data", *BELOW},
     "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},

@@ -26,8 +26,11 @@ from typing import Literal
 from tilelli_jax.errors import command
 
 GIB = 2**30
-REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "chex", "pyyaml",
-            "safetensors", "matplotlib", "tqdm")
+# What has to be installed, and the oldest version that will do (as in pyproject.toml).
+REQUIRED: dict[str, tuple[int, ...]] = {
+    "jax": (0, 10, 2), "jaxlib": (0, 10, 2), "flax": (0, 12, 8), "optax": (0, 2, 8),
+    "orbax-checkpoint": (0, 12, 8), "grain": (0, 2, 18), "numpy": (2,), "chex": (0, 1, 92),
+    "pyyaml": (6,), "safetensors": (0, 5), "matplotlib": (3, 9), "tqdm": (4, 66)}
 # What each extra brings: distributions of which one suffices.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
@@ -44,6 +47,9 @@ devices = [dict(kind=d.device_kind, platform=d.platform,
 import flax.nnx, optax, orbax.checkpoint, grain
 print("\\n" + json.dumps(devices))
 """
+# Files with the memory limit of a container and what it uses: control groups, version 2 and 1.
+CGROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+           ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 # Google's PCI devices that are TPUs, v3 to tpu7x.
 TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 
@@ -144,6 +150,10 @@ def _packages(facts: Facts) -> Iterator[Finding]:
     if missing:
         yield Finding("error", f"not installed: {', '.join(missing)}",
                       "pip install -e . in the project's folder (or: make demo)")
+    for name, least in REQUIRED.items():
+        if name not in ("jax", "jaxlib") and () < _version(facts, name) < least:
+            wanted = f"{name}>={'.'.join(map(str, least))}"
+            yield Finding("error", f"{name} {facts.versions[name]} is too old", f"pip install -U '{wanted}'")
     jax, jaxlib, flax = (_version(facts, name) for name in ("jax", "jaxlib", "flax"))
     if jax and not (0, 10, 2) <= jax < (0, 13):
         yield Finding("error", f"jax {facts.versions['jax']} is outside the supported range, "
@@ -277,13 +287,22 @@ def _probe() -> tuple[tuple[Device, ...], str | None]:
 
 
 def _memory_bytes() -> tuple[int | None, int | None]:
-    """Memory of this machine, and what of it is free."""
+    """Memory of this machine or of the container that this runs in, and what of it is free."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None, None
     free = re.search(r"^MemAvailable: *(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    return total, int(free[1]) * 1024 if free else None
+    left = int(free[1]) * 1024 if free else None
+    for limit, used in CGROUPS:
+        if (most := _read(limit).strip()).isdigit() and int(most) < total:
+            total = int(most)
+            if (taken := _read(used).strip()).isdigit():
+                stat = _read(Path(used).with_name("memory.stat"))
+                caches = re.search(r"^(?:total_)?inactive_file (\d+)", stat, re.MULTILINE)  # make way
+                inside = total - int(taken) + (int(caches[1]) if caches else 0)
+                left = inside if left is None else min(inside, left)
+    return total, left
 
 
 def _has_nvidia_gpu() -> bool:

@@ -64,8 +64,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if jax.process_index() == 0:
             run.lock()
-        with distributed.catch_sigterm():
-            return train(config, run, resume=options.resume)
+        return train(config, run, resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
@@ -106,6 +105,7 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         run.lock()  # a new directory exists only now
 
     with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(distributed.catch_sigterm())  # from here on there is something to save
         until_the_end.enter_context(jax.set_mesh(mesh))
         # The state: weights from a checkpoint of this run, from another model, or at random.
         loss = next_byte_loss(config.train.load_balance)

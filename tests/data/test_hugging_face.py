@@ -28,8 +28,8 @@ def datasets(monkeypatch, tmp_path):
 def rows_of(datasets, monkeypatch):
     """Makes `load_dataset` give the splits that it is called with: {split: {column: values}}."""
     def serve(**splits):
-        def load_dataset(name, streaming):
-            assert streaming and name == "some/set"
+        def load_dataset(name, subset, revision, streaming):
+            assert streaming and (name, subset, revision) == ("some/set", None, None)
             return datasets.IterableDatasetDict({
                 split: datasets.Dataset.from_dict(columns).to_iterable_dataset()
                 for split, columns in splits.items()})
@@ -72,7 +72,7 @@ def test_no_more_is_read_than_wanted(datasets, monkeypatch, tmp_path):
             yield {"text": "ten bytes."}
         raise AssertionError("read on")
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: {"train": endless()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": endless()})
     splits = open_corpus(config(tmp_path, hf_bytes=100))
     assert (len(splits.train), len(splits.valid)) == (90, 10)
 
@@ -90,8 +90,29 @@ def test_unfit_sets_are_named(rows_of, tmp_path, splits, source, message):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("source", "asked"), [
+    ("hf:some/set#sample-10BT", ("some/set", "sample-10BT", None, "text")),
+    ("hf:some/set@v1.0/x:title", ("some/set", None, "v1.0/x", "title")),
+    ("hf:some/set#a@b:title", ("some/set", "a", "b", "title"))])
+def test_subset_revision_and_column(datasets, monkeypatch, tmp_path, source, asked):
+    def load_dataset(name, subset, revision, streaming):
+        assert streaming and (name, subset, revision) == asked[:3]
+        return {"train": [{"text": "a text of text", "title": "a text of title"}]}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    splits = open_corpus(config(tmp_path, source, valid_fraction=0.1))
+    assert text_of(splits.train) + text_of(splits.valid) == f"a text of {asked[3]}"
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf:#a", "hf:some/set#", "hf:some/set@", "hf:some/set:"])
+def test_malformed_names(datasets, tmp_path, source):
+    with pytest.raises(InputError, match=r"expected hf:NAME\[#SUBSET\]\[@REVISION\]\[:COLUMN\]"):
+        open_corpus(config(tmp_path, source))
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_set_that_cannot_be_had(datasets, tmp_path, monkeypatch):
-    def unreachable(name, streaming):
+    def unreachable(*_, **__):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
@@ -104,7 +125,7 @@ def test_a_set_that_breaks_off(datasets, tmp_path, monkeypatch):
         yield {"text": "some text"}
         raise ConnectionError("gone")
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, streaming: {"train": breaking()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": breaking()})
     with pytest.raises(InputError, match="hf:some/set: reading stopped: gone"):
         open_corpus(config(tmp_path))
     assert os.listdir(tmp_path) == []

@@ -90,12 +90,14 @@ def test_default_length_is_the_networks_own():
     ("TPU v6 lite", 918), ("TPU7x", 1153.5),
     ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835),
     ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA A100 80GB PCIe", 312),
-    ("NVIDIA L4", 121), ("Tesla T4", 65), ("NVIDIA GeForce RTX 4090", 165.2)])
+    ("NVIDIA B200", 2250), ("NVIDIA A10", 125), ("NVIDIA L40S", 362), ("NVIDIA RTX A6000", 154.8),
+    ("NVIDIA GeForce RTX 3090", 71), ("NVIDIA A30", 165), ("NVIDIA L4", 121), ("Tesla T4", 65),
+    ("NVIDIA GeForce RTX 4090", 165.2)])
 def test_peak_of_known_devices(kind, teraflops):
     assert peak_flops(types.SimpleNamespace(device_kind=kind)) == pytest.approx(teraflops * 1e12)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GeForce RTX 4090 D", "TPU v50",
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L20", "NVIDIA GeForce RTX 4090 D", "TPU v50",
                                   "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])
 def test_unknown_devices_have_no_peak(kind):
     assert peak_flops(types.SimpleNamespace(device_kind=kind)) is None

@@ -18,6 +18,7 @@ from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import open_sources
 from tilelli_jax.data.shards import FILES, write_shards
 from tilelli_jax.errors import InputError, command
+from tilelli_jax.tables import table
 
 
 @command
@@ -51,13 +52,11 @@ def _tidy_on_sigterm() -> Iterator[None]:
 
 
 def _table(out: Path, meta: dict[str, Any]) -> str:
-    rows = [(entry["source"], entry["bytes"], "") for entry in meta["sources"]]
-    rows += [(str(out / f"{part}.bin"), meta[part]["bytes"], meta[part]["sha256"][:16])
+    rows = [("", "bytes", "sha256")]
+    rows += [(entry["source"], f"{entry['bytes']:,}", "") for entry in meta["sources"]]
+    rows += [(str(out / f"{part}.bin"), f"{meta[part]['bytes']:,}", meta[part]["sha256"][:16])
              for part in ("train", "valid")]
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{'':<{width}}  {'bytes':>15}  sha256"]
-    lines += [f"{name:<{width}}  {size:>15,}  {digest}" for name, size, digest in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return table(rows, right=(1,))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "Makes byte shards (train.bin, valid.bin, meta.json) from text, reading it piece by "
         "piece, so that it may be larger than memory."))
     parser.add_argument("--source", required=True, nargs="+", metavar="SRC", help=(
-        "text files, .jsonl files, globs of them, hf:NAME[:COLUMN] (a Hugging Face data set), "
+        "text files, .jsonl files, globs of them, hf:NAME[#SUBSET][@REVISION][:COLUMN] (Hugging Face), "
         "or stories (the built-in corpus)"))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR",
                         help="the directory that gets the shards")

@@ -15,7 +15,7 @@ class DataConfig(Section):
     source: str = setting(
         "stories",
         "stories (the built-in corpus); a directory with train.bin and valid.bin; a .txt file or a "
-        "glob of them; or hf:NAME[:COLUMN], a Hugging Face data set")
+        "glob of them; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face data set")
     valid_fraction: float = setting(
         0.1, "share of each text file, at its end, that is kept for validation; likewise of an hf "
         "source without a validation split; for stories, validation bytes per training byte",

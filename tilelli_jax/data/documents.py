@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
 
 CHUNK = 1 << 20  # bytes read at a time
+HUGGING_FACE = "hf:NAME[#SUBSET][@REVISION][:COLUMN]"  # e.g. hf:HuggingFaceFW/fineweb-edu#sample-10BT
 
 
 class Source(NamedTuple):
@@ -27,7 +29,7 @@ class Source(NamedTuple):
 
 def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\n\n",
                  stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
-    """The sources that `name` stands for: 'stories', hf:NAME[:COLUMN], or a file or glob of files.
+    """The sources that `name` stands for: 'stories', an hf source (see HUGGING_FACE), a file or a glob.
 
     Args:
         column: the field that holds the text, in .jsonl files and Hugging Face data sets; None
@@ -141,10 +143,13 @@ def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
     except ImportError:
         raise InputError(f"{source}: reading it needs the extra 'hf': "
                          "pip install 'tilelli_jax[hf]'") from None
-    name, _, in_name = source.removeprefix("hf:").partition(":")
+    parts = re.fullmatch(r"hf:([^#@:]+)(?:#([^@:]+))?(?:@([^:]+))?(?::(.+))?", source)
+    if parts is None:
+        raise InputError(f"{source}: expected {HUGGING_FACE}")
+    name, subset, revision, in_name = parts.groups()
     column = in_name or column
     try:
-        splits = datasets.load_dataset(name, streaming=True)
+        splits = datasets.load_dataset(name, subset, revision=revision, streaming=True)
     except Exception as error:  # whatever the hub, the network or the set's files come up with
         raise InputError(f"{source}: cannot be opened: {error}") from error
     if "train" not in splits:

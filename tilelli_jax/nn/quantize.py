@@ -9,6 +9,7 @@ arXiv:1308.3432). Activations are never quantised.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import chex
@@ -125,7 +126,8 @@ def _pass_gradient(kernel: jax.Array, quantized: jax.Array) -> jax.Array:
 
 
 @_pass_gradient.defjvp
-def _pass_gradient_jvp(primals, tangents):
+def _pass_gradient_jvp(primals: Sequence[jax.Array],
+                       tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return primals[1], tangents[0]
 
 
@@ -140,7 +142,8 @@ def _lsq(kernel: jax.Array, alpha: jax.Array) -> jax.Array:
 
 
 @_lsq.defjvp
-def _lsq_jvp(primals, tangents):
+def _lsq_jvp(primals: Sequence[jax.Array],
+             tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     kernel, alpha = primals
     ratio = kernel / alpha
     codes = _codes(ratio, "ternary")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+Pair = tuple[jax.Array, jax.Array]
+
 
 class DiagonalSSM(nnx.Module):
     """h_t = a·h_{t-1} + b·x_t, y_t = c·h_t, channel by channel, a = tanh(a_raw), in f32.
@@ -77,7 +79,7 @@ def _run(decay: jax.Array, drive: jax.Array, reverse: bool) -> jax.Array:
 
 def stepwise(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.Array:
     """The recurrence one step after the other, from the last step on where `reverse` says so."""
-    def step(h, u):
+    def step(h: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         h = decay * h + u
         return h, h
     _, states = jax.lax.scan(step, jnp.zeros_like(drive[:, 0]), jnp.swapaxes(drive, 0, 1), unroll=8,
@@ -87,7 +89,7 @@ def stepwise(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.A
 
 def associative(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.Array:
     """The same in log₂(time) passes (Blelloch 1990)."""
-    def join(first, second):
+    def join(first: Pair, second: Pair) -> Pair:
         return first[0] * second[0], second[0] * first[1] + second[1]
     _, states = jax.lax.associative_scan(join, (jnp.broadcast_to(decay, drive.shape), drive), axis=1,
                                          reverse=reverse)

@@ -21,8 +21,14 @@ PEAKS: tuple[tuple[str, float], ...] = (
     (r"\bH100 PCIe\b", 756e12),
     (r"\bH[12]00 NVL\b", 835e12),
     (r"\bH[12]00\b", 989e12),
+    (r"\bB200\b", 2250e12),
     (r"\bA100\b", 312e12),
+    (r"\bA30\b", 165e12),
+    (r"\bA10\b", 125e12),
+    (r"\bL40S\b", 362e12),
     (r"\bL4\b", 121e12),
+    (r"\bRTX A6000\b", 154.8e12),
+    (r"\bRTX 3090$", 71e12),
     (r"\bT4\b", 65e12),  # float16: it has no units for bfloat16
     (r"\bRTX 4090$", 165.2e12),
 )
@@ -58,7 +64,10 @@ def train_flops_per_token(config: ModelConfig, seq_len: int | None = None) -> fl
 
 
 def peak_flops(device: Any) -> float | None:
-    """bfloat16 FLOP/s of one `jax.Device` at best; None where it is not known (CPUs among them)."""
+    """bfloat16 FLOP/s of one `jax.Device` at best; None where it is not known (CPUs among them).
+
+    Nothing then logs an MFU; a line in PEAKS is all it takes.
+    """
     kind = device.device_kind
     peak = next((peak for pattern, peak in PEAKS if re.search(pattern, kind)), 0.0)
     if re.search(TWO_CORES, kind) and getattr(device, "num_cores", 2) == 1:

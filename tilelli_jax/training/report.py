@@ -15,6 +15,7 @@ from tilelli_jax.decoding import generate
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.tables import table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,6 @@ class ReportConfig(Section):
         super().__post_init__()
         if "" in self.prompts:
             raise InputError("prompts: expected text in every prompt, found an empty one")
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Aligned columns; the first row is the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def losses_table(summary: dict[str, Any], config: ReportConfig) -> str:
