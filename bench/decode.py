@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -121,4 +120,4 @@ def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -62,7 +62,7 @@ def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:
     with jax.set_mesh(mesh):
         training = make_training(config, ComputeConfig(scan_layers=scan_layers), OptimizerConfig(),
                                  steps=1000, loss=next_byte_loss(0.0), seed=0, mesh=mesh)
-    batch = {"bytes": jax.device_put(_bytes()[None])}
+    batch = {"bytes": jax.device_put(token_rows()[None])}
     held = [training.make_state()]
 
     def run() -> None:
@@ -77,9 +77,9 @@ def torchs(config: ModelConfig, who: str) -> Contender:
     import torch
 
     from tests.restated.torch_networks import build
-    form = "written" if who == "written" else "fast"
+    form: Literal["written", "fast"] = "written" if who == "written" else "fast"
     model, data = on_torch_device(build(config_lib.to_dict(config), form),
-                                  torch.from_numpy(_bytes().astype(np.int64)))
+                                  torch.from_numpy(token_rows().astype(np.int64)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
     def forward(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,8 @@ def torchs(config: ModelConfig, who: str) -> Contender:
     return run
 
 
-def _bytes() -> np.ndarray:
+def token_rows() -> np.ndarray:
+    """The same letters for everybody, uint8 `[batch, time + 1]`."""
     return np.random.default_rng(0).integers(97, 123, (BATCH, TIME + 1)).astype(np.uint8)
 
 
@@ -152,4 +153,4 @@ def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.monitoring
@@ -23,6 +24,7 @@ import tilelli_jax
 from tests.restated.reciter import reciter
 from tilelli_jax import chat
 from tilelli_jax.chat import crop, main, reply
+from tilelli_jax.models import VanillaConfig, build
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling
 
@@ -147,6 +149,23 @@ def test_there_is_room_left_to_answer(
     out = capsys.readouterr().out
     assert out.count("(the beginning of this conversation is forgotten from here on)") == 1 + (seen < 40)
     assert out.count("(forgotten)") == 1
+
+
+@pytest.mark.parametrize(("max_new", "positions", "note"), [
+    (60, "learned", "(past 64 bytes, for which it was trained, each sees the last 64 only)"),
+    (60, "none", "(past 64 bytes, for which it was trained)"), (40, "learned", None)])
+def test_going_past_the_trained_length_is_said_once(
+        max_new: int, positions: Literal["learned", "none"], note: str | None, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def answers(model: Decoder, history: str, sampling: Sampling) -> Iterator[str]:
+        yield "x" * sampling.max_new
+
+    monkeypatch.setattr(chat, "reply", answers)
+    config = VanillaConfig(d_model=8, n_layers=1, max_seq_len=64, n_heads=1, positions=positions)
+    model = save(build(config), tmp_path / "model")
+    assert talk(model, "one\n/reset\ntwo", monkeypatch, "--max-new", max_new) == 0
+    out = capsys.readouterr().out
+    assert out.count("(past 64 bytes") == (1 if note else 0) and (note is None or f"{note}\n" in out)
 
 
 # The conversation.

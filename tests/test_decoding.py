@@ -261,14 +261,21 @@ def test_bytes_that_are_no_text() -> None:
     ({"prompts": ""}, "the prompt is empty; expected at least one byte"),
     ({"prompts": ["a", ""]}, "prompt 1 is empty; expected at least one byte"),
     ({"max_new": -1}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found -1"),
-    ({"temperature": -0.1}, "temperature: expected a number ≥ 0, found -0.1"),
-    ({"temperature": float("nan")}, "temperature: expected a number ≥ 0, found nan"),
-    ({"temperature": float("inf")}, "temperature: expected a number ≥ 0, found inf"),
+    ({"temperature": -0.1}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found -0.1"),
+    ({"temperature": float("nan")}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found nan"),
+    ({"temperature": float("inf")}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found inf"),
     ({"prompts": 5}, "prompts: expected text, bytes or a list of them, found 5"),
     ({"prompts": ["a", 5]}, r"prompts: expected text, bytes or a list of them, found \['a', 5\]"),
     ({"max_new": 1.5}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found 1.5"),
-    ({"temperature": "hot"}, "temperature: expected a number ≥ 0, found 'hot'"),
-    ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+    ({"temperature": "hot"}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found 'hot'"),
+    ({"batch_size": 0}, "batch_size: expected a whole number ≥ 1, found 0"),
+    ({"batch_size": 1.5}, "batch_size: expected a whole number ≥ 1, found 1.5"),
+    ({"stop": 3}, "stop: expected text, bytes or a list of them, found 3"),
+    ({"stop": None}, "stop: expected text, bytes or a list of them, found None"),
+    ({"prompts": "\ud800"}, "prompts: not text: "),
+    ({"model": "runs/demo/model"}, r"model: expected a network \(tilelli_jax.load gives one\)"),
+    ({"max_new": True}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found True"),
+    ({"temperature": 10**400}, "temperature: expected a number ≥ 0 and ≤ 1e\\+30, found 1000"),
     ({"top_k": -1}, "top_k: expected a whole number ≥ 0, found -1"),
     ({"top_p": 0.0}, "top_p: expected a number > 0 and ≤ 1, found 0.0"),
     ({"top_p": 1.1}, "top_p: expected a number > 0 and ≤ 1, found 1.1"),
@@ -277,7 +284,13 @@ def test_bytes_that_are_no_text() -> None:
 ])
 def test_bad_arguments(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        tilelli_jax.generate(reciting(), **{"prompts": "a"} | arguments)
+        tilelli_jax.generate(**{"model": reciting(), "prompts": "a"} | arguments)
+
+
+def test_numbers_of_numpy_and_bytes_will_do() -> None:
+    made, = tilelli_jax.generate(reciting(), b"abcd", max_new=np.int64(9), temperature=np.float32(0),
+                                 stop=b"jkl")
+    assert made == (SCRIPT[4:9], True, False)
 
 
 def test_a_vocabulary_smaller_than_all_bytes() -> None:

@@ -100,7 +100,7 @@ def test_without_the_compiler(tmp_path):
     result = run(tmp_path, "--topology", "v5e:2x4")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert "tilelli_jax[tpu]" in result.stderr
+    assert "'.[tpu]'" in result.stderr
 
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,

@@ -33,7 +33,8 @@ PROMPTS = [b"Once upon a time, there was a ", b"q"]
 def compiled_as_shipped() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, static, donated in (("_prefill", ("graph", "size"), ()),
-                                      ("_decode", ("graph", "width"), ("caches",))):
+                                      ("_decode", ("graph", "width"), ("caches",)),
+                                      ("_slide", ("graph", "width"), ())):
             patch.setattr(decoding, name, jax.jit(
                 getattr(decoding, name).__wrapped__, static_argnames=static, donate_argnames=donated,
                 compiler_options=AS_SHIPPED))
@@ -45,12 +46,13 @@ def shipped(name: str, n_layers: int) -> ModelConfig:
     return dataclasses.replace(config, n_layers=n_layers)
 
 
-def uncached(model: Decoder, prompt: bytes, n: int) -> bytes:
+def uncached(model: Decoder, prompt: bytes, n: int, window: int | None = None) -> bytes:
     forward = jax.jit(lambda ids: model(ids), compiler_options=AS_SHIPPED)
-    text = prompt
+    text, window = prompt, window or len(prompt) + n
     for _ in range(n):
-        ids = np.frombuffer(text.ljust(len(prompt) + n, b"\0"), np.uint8).astype(np.int32)[None]
-        text += bytes([int(np.argmax(forward(ids)[0, len(text) - 1, :256]))])
+        seen = text[-window:]
+        ids = np.frombuffer(seen.ljust(window, b"\0"), np.uint8).astype(np.int32)[None]
+        text += bytes([int(np.argmax(forward(ids)[0, len(seen) - 1, :256]))])
     return text[len(prompt):]
 
 
@@ -63,6 +65,18 @@ def test_cached_decoding_gives_the_bytes_of_the_forward_pass(name: str) -> None:
         assert made.data == uncached(model, prompt, 40)
         assert tilelli_jax.generate(model, prompt, max_new=40, temperature=0)[0].data == made.data
     assert len(set(found[0].data)) > 4, "too dull to tell anything"
+
+
+@pytest.mark.parametrize(("name", "n_layers"), [("atome-944k", 8), ("tilelli-lite-fp32", 1)])
+def test_across_the_trained_length(name: str, n_layers: int) -> None:
+    """atome in full carries on past 256; Lite's window slides."""
+    model = random_network(shipped(name, n_layers), seed=1)[0]
+    prompt, n = bytes(np.random.default_rng(0).integers(97, 123, 250).astype(np.uint8)), 12
+    with pytest.warns(UserWarning, match="decoding to 262"):
+        made, = tilelli_jax.generate(model, prompt, max_new=n, temperature=0)
+    slides = model.config.positions == "learned"
+    assert made.slid == slides
+    assert made.data == uncached(model, prompt, n, window=256 if slides else len(prompt) + n)
 
 
 # Of the logits' standard deviation. Rounded to 8 bits, sums differ with their order: by up to 0.031 in

@@ -94,11 +94,22 @@ def test_bad_configuration_file(text, parts, place, capsys):
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("overrides", "says"), [
+    (["model.d_model=1000000"], "model: its parameters and optimiser take"),
+    (["train.steps=99999999999"], "train.steps: expected a whole number ≥ 1 and ≤ 2147483647"),
+    (["--resume"], "--resume: run does not exist; without --resume a run begins there")])
+def test_more_than_there_is(tiny_file, place, capsys, overrides, says):
+    before = sorted(place.rglob("*"))
+    assert main(["--config", str(tiny_file), "run_dir=run", *overrides]) == 2
+    assert_one_line(capsys.readouterr().err, says)
+    assert sorted(place.rglob("*")) == before
+
+
 def test_a_missing_extra_is_noticed_before_anything_is_written(tiny_file, place, capsys, monkeypatch):
     monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
     before = sorted(place.rglob("*"))
     assert main(["--config", str(tiny_file), "run_dir=run", "log.wandb_project=mine"]) == 2
-    assert_one_line(capsys.readouterr().err, "log.wandb_project", "tilelli_jax[wandb]")
+    assert_one_line(capsys.readouterr().err, "log.wandb_project", "'.[wandb]'")
     assert sorted(place.rglob("*")) == before
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tilelli_jax import decoding
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.models import store
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling, add_options, from_options
@@ -30,7 +30,7 @@ CHUNK = 8  # bytes decoded between two looks at the terminal: few enough to read
 
 @command
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tilelli_jax.chat", description=__doc__,
+    parser = ArgumentParser(prog="python -m tilelli_jax.chat", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     add_options(parser, temperature=0.8)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     model = store.load(options.model)
     print(f"{options.model}: {model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # said below, once
+        warnings.simplefilter("ignore", UserWarning)  # said by _talk, once
         return _talk(model, sampling)
 
 
@@ -79,7 +79,9 @@ def _talk(model: Decoder, sampling: Sampling) -> int:
     # are learned, every byte of it costs a reading of the whole window.
     trained = model.config.max_seq_len
     most = trained - min(sampling.max_new, trained // 2)
-    history, turn, cropped = "", 0, False
+    history, turn, cropped, passed = "", 0, False, False
+    if sys.stdin is None:
+        return 0
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     while True:
@@ -112,6 +114,11 @@ def _talk(model: Decoder, sampling: Sampling) -> int:
                 turn += 1
                 seed = (sampling.seed + turn) % 2**32
                 history += _answer(reply(model, history, dataclasses.replace(sampling, seed=seed)))
+                if len(history.encode()) - 1 > trained and not passed:
+                    passed = True
+                    print(f"(past {trained} bytes, for which it was trained"
+                          + (f", each sees the last {trained} only)" if model.config.positions == "learned"
+                             else ")"))
 
 
 def _answer(pieces: Iterator[str]) -> str:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import numbers
 import operator
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +32,9 @@ DISCRIMINATOR = "family"
 EXPONENT = r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"  # YAML 1.1 takes 1e-3 (no dot) for a string
 
 
+WHOLE = 2**31 - 1
+LARGEST = sys.float_info.max
+
 # How a bound is written in errors and in `--help`, and when a value keeps it.
 BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "least": ("≥", operator.ge), "above": (">", operator.gt),
@@ -42,7 +45,8 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
     """A dataclass field with its default and the sentence that `--help` prints for it.
 
     Args:
-        bounds: of a number: `least`, `above`, `most`, `below`.
+        bounds: of a number: `least`, `above`, `most`, `below`. Whole numbers are at most 2³¹ − 1, as
+            those of JAX are, unless this says otherwise.
     """
     assert bounds.keys() <= BOUNDS.keys()
     metadata = {"meaning": meaning, "bounds": bounds}
@@ -62,16 +66,23 @@ class Section:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, bounds = getattr(self, field.name), field.metadata["bounds"]
+            value: Any = getattr(self, field.name)
+            bounds = field.metadata["bounds"]
             kinds = [type(number) for number in (field.default, value)
                      if isinstance(number, int | float) and not isinstance(number, bool)]
             if not kinds:
                 continue
             whole = kinds[0] is int
-            fits = isinstance(value, numbers.Integral if whole else numbers.Real) and math.isfinite(value)
+            kind: Any = numbers.Integral if whole else numbers.Real
+            if isinstance(value, kind) and not isinstance(value, int | float):  # NumPy's numbers
+                value = int(value) if whole else float(value)
+                object.__setattr__(self, field.name, value)
+            fits = isinstance(value, kind) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+            if whole and fits and "most" not in bounds and value > WHOLE:
+                bounds, fits = {**bounds, "most": WHOLE}, False
             if not (fits and all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())):
-                kind = "a whole number" if whole else "a number"
-                raise InputError(f"{field.name}: expected {kind}{_bounds(bounds)}, found {value!r}")
+                name = "a whole number" if whole else "a number"
+                raise InputError(f"{field.name}: expected {name}{_bounds(bounds)}, found {value!r}")
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
@@ -86,7 +97,14 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
         if not equals or not key:
             raise InputError(f"override '{override}': expected key.subkey=value")
         _assign(tree, key.split("."), _override(text), override)
-    return from_dict(cls, tree, source="" if path is None else str(path))
+    source = "" if path is None else str(path)
+    try:
+        return from_dict(cls, tree, source)
+    except InputError:
+        if overrides:  # blame the file only for what is wrong without them
+            from_dict(cls, {} if path is None else read_yaml(path), source)
+            from_dict(cls, tree, "overrides")
+        raise
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], source: str = "") -> T:

@@ -36,7 +36,7 @@ class Continuation(NamedTuple):
 
 def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, max_new: int = 200,
              temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-             stop: str | Sequence[str] = (), batch_size: int = 64) -> list[Continuation]:
+             stop: str | bytes | Sequence[str | bytes] = (), batch_size: int = 64) -> list[Continuation]:
     """Continues each prompt by up to `max_new` bytes.
 
     Prompts of different lengths go through the network together, and each is continued as it
@@ -55,14 +55,13 @@ def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, ma
     Raises:
         InputError: an argument is out of range, or a prompt is empty or neither text nor bytes.
     """
-    given = [prompts] if isinstance(prompts, str | bytes) else prompts
-    if not isinstance(given, Sequence) or not all(isinstance(p, str | bytes) for p in given):
-        raise InputError(f"prompts: expected text, bytes or a list of them, found {prompts!r:.60}")
-    texts = [np.frombuffer(p.encode() if isinstance(p, str) else p, np.uint8) for p in given]
-    stops = [s.encode() for s in ([stop] if isinstance(stop, str) else stop) if s]
+    if not isinstance(model, Decoder):
+        raise InputError(f"model: expected a network (tilelli_jax.load gives one), found {model!r:.60}")
+    texts = [np.frombuffer(text, np.uint8) for text in _texts("prompts", prompts)]
+    stops = [text for text in _texts("stop", stop) if text]
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}")
     _check(model, texts)
     _warn(model, texts, max_new)
     model = freeze(model)
@@ -103,6 +102,17 @@ def stream(model: Decoder, ids: Sequence[np.ndarray], *, max_new: int, temperatu
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _texts(name: str, given: str | bytes | Sequence[str | bytes]) -> list[bytes]:
+    """One text or several, as bytes."""
+    texts = [given] if isinstance(given, str | bytes) else given
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str | bytes) for text in texts):
+        raise InputError(f"{name}: expected text, bytes or a list of them, found {given!r:.60}")
+    try:
+        return [text.encode() if isinstance(text, str) else text for text in texts]
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: not text: {error}") from None
 
 
 def _window(model: Decoder) -> int | None:

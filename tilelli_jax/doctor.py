@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tilelli_jax.errors import command
+from tilelli_jax.errors import ArgumentParser, command
 
 GIB = 2**30
 # What has to be installed, and the oldest version that will do (as in pyproject.toml).
@@ -92,7 +92,7 @@ class Finding:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tilelli_jax.doctor", description=__doc__,
+    parser = ArgumentParser(prog="python -m tilelli_jax.doctor", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     options = parser.parse_args(argv)
@@ -177,11 +177,11 @@ def _apple(facts: Facts) -> Iterator[Finding]:
     if "jax-metal" in facts.versions:
         yield Finding("error", f"jax-metal {facts.versions['jax-metal']} is installed: it has ended, and "
                                f"from jax 0.5.1 on it keeps JAX from starting",
-                      "pip uninstall jax-metal; for the Apple GPU: pip install 'tilelli_jax[metal]' "
+                      "pip uninstall jax-metal; for the Apple GPU: pip install -e '.[metal]' "
                       "(jax-mps)")
     elif (facts.system, facts.machine) == ("Darwin", "arm64") and "jax-mps" not in facts.versions:
         yield Finding("hint", "JAX computes on the CPU of this Mac, not on its GPU",
-                      "pip install 'tilelli_jax[metal]' (jax-mps: one device, no float64)")
+                      "pip install -e '.[metal]' (jax-mps: one device, no float64)")
 
 
 def _start(facts: Facts) -> Iterator[Finding]:
@@ -201,7 +201,7 @@ def _accelerators(facts: Facts) -> Iterator[Finding]:
             continue
         if not extras(facts)[extra]:
             yield Finding("warning", f"this machine has {name}, and this JAX is for the CPU only",
-                          f"pip install 'tilelli_jax[{extra}]'")
+                          f"pip install -e '.[{extra}]'")
         elif chosen and not own_platforms & set(chosen.split(",")):
             yield Finding("warning", f"JAX_PLATFORMS={chosen} keeps JAX from {name} of this machine",
                           "unset JAX_PLATFORMS")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class InputError(ValueError):
     """Bad input: names the file, key or value, and what was expected, in one line."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, whose complaints are one line as all others here; `--help` tells the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:

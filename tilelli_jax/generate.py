@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tilelli_jax import decoding, sampling
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models import store
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tilelli_jax.generate", description=__doc__)
+    parser = ArgumentParser(prog="python -m tilelli_jax.generate", description=__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT",
@@ -72,7 +73,7 @@ def _prompts(options: argparse.Namespace) -> list[bytes]:
         return [os.fsencode(prompt) for prompt in options.prompt]  # whatever bytes were on the command line
     path: Path = options.prompts_file
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     prompts = [_prompt(line, f"{path}, line {i}", path.suffix == ".jsonl")

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.collectives import Collectives, read_collectives
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
@@ -65,7 +65,7 @@ class Report:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m tilelli_jax.launch_check", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", required=True, action="append", metavar="KIND:SHAPE",
@@ -109,7 +109,7 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise InputError(f"--topology {name}: expected KIND:SHAPE such as v5e:2x4, v5p:2x2x2 or "
                          f"v6e:4x4: {error}") from None
     except RuntimeError as error:
-        raise InputError(f"launch_check needs the extra 'tpu' (pip install 'tilelli_jax[tpu]'), "
+        raise InputError(f"launch_check needs the extra 'tpu' (pip install -e '.[tpu]'), "
                          f"in an environment of its own beside a CPU or GPU one: {error}") from None
 
 

@@ -27,7 +27,7 @@ class Sampling(Section):
         InputError: a value is out of range.
     """
 
-    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest byte", least=0)
+    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest byte", least=0, most=1e30)
     top_k: int = setting(0, "draw among so many likeliest bytes; 0 for all", least=0)
     top_p: float = setting(
         1.0, "draw among the fewest likeliest bytes that make up this probability; 1 for all",

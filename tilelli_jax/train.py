@@ -22,7 +22,7 @@ import numpy as np
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.data.windows import training_batches, validation_batches
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.models import store, weights
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.trigram import fit_trigram
@@ -41,6 +41,7 @@ from tilelli_jax.training.step import (
     Metrics,
     Network,
     TrainState,
+    check_memory,
     make_training,
     parameter_count,
     take_apart,
@@ -64,10 +65,17 @@ def main(argv: Sequence[str]) -> int:
     try:
         if jax.process_index() == 0:
             run.lock()
-        return train(config, run, resume=options.resume)
+        with distributed.catch_sigterm():
+            return train(config, run, resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(f"out of memory: {str(error).partition(chr(10))[0]}; less is needed with a smaller "
+                         f"train.batch_size or a larger train.accumulate, compute.remat=true, or "
+                         f"mesh.fsdp over more devices") from None
     finally:
         run.close()
 
@@ -96,6 +104,10 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         key, (theirs, ours) = next(iter(config_lib.differences(start_from.config, config.model).items()))
         raise InputError(f"train.init_from: {config.train.init_from} has {key} {theirs}, "
                          f"and model.{key} is {ours}")
+    loss = next_byte_loss(config.train.load_balance)
+    training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
+                             loss=loss, seed=config.seed, mesh=mesh, model=start_from)
+    check_memory(training.outline)
     if run.open(config, force_resume=resume, write=first):
         if first:
             print(f"{run.path} is complete (another run_dir=… trains anew):")
@@ -105,12 +117,8 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         run.lock()  # a new directory exists only now
 
     with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(distributed.catch_sigterm())  # from here on there is something to save
         until_the_end.enter_context(jax.set_mesh(mesh))
         # The state: weights from a checkpoint of this run, from another model, or at random.
-        loss = next_byte_loss(config.train.load_balance)
-        training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
-                                 loss=loss, seed=config.seed, mesh=mesh, model=start_from)
         network, outline, make, update = training
         checkpoints = until_the_end.enter_context(
             contextlib.closing(Checkpoints(run.checkpoints, config.train.keep)))
@@ -155,14 +163,15 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
             return distributed.stop_status()
         params, exported = _exported(config, checkpoints, state, outline, sitting)
         params = _gathered(params, mesh)
-    if first:
-        model = network.merge(params)
-        _tell_end(config, run, _finish(config, run, model, exported, sitting, splits), model)
+        if first:
+            until_the_end.close()  # lets go of the checkpoints
+            model = network.merge(params)
+            _tell_end(config, run, _finish(config, run, model, exported, sitting, splits, mesh), model)
     return 0
 
 
 def _finish(config: ExperimentConfig, run: RunDirectory, model: Decoder, exported: int,
-            sitting: Sitting, splits: Splits) -> dict[str, Any]:
+            sitting: Sitting, splits: Splits, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Writes model/, loss.png and, last, summary.json: it is what says that a run is complete."""
     store.save(model, run.model)
     n_parameters = parameter_count(take_apart(model)[1])
@@ -176,7 +185,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, model: Decoder, exporte
         "trigram_valid_loss": (
             fit_trigram(splits.train).nats_per_byte(splits.valid, config.train.eval_bytes or None)
             if config.report.trigram else None),
-        **provenance(config.seed)}
+        "mesh": dict(mesh.shape), **provenance(config.seed)}
     baselines = {}
     if config.report.reference is not None:
         baselines[config.report.reference_name or "reference"] = config.report.reference
@@ -201,7 +210,7 @@ def _tell_end(config: ExperimentConfig, run: RunDirectory, summary: dict[str, An
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m tilelli_jax.train", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"keys, with their defaults:\n{config_lib.describe(ExperimentConfig)}")

@@ -67,11 +67,13 @@ def test_two_processes_compute_together_and_a_signal_to_one_stops_both_at_one_st
     launcher = start(tmp_path, "runs")
     pid = tmp_path / "1.pid"
     deadline = time.monotonic() + 120
-    while not (pid.exists() and pid.read_text().endswith(" ")) and launcher.poll() is None:
+    written = ""
+    while not written.endswith(" ") and launcher.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+        written = pid.read_text() if pid.exists() else ""
     if launcher.poll() is None:
-        os.kill(int(pid.read_text()), number)
+        os.kill(int(written), number)
     _, err = launcher.communicate(timeout=120)
     assert launcher.returncode == status, err
     first, second = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2))

@@ -57,7 +57,7 @@ def test_flat():
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    (LogConfig(wandb_project="p"), "log.wandb_project: expected the extra 'wandb' .*tilelli_jax\\[wandb\\]"),
+    (LogConfig(wandb_project="p"), "log.wandb_project: expected the extra 'wandb' .*.\\[wandb\\]"),
     (LogConfig(tensorboard=True), "log.tensorboard: expected the extra 'tensorboard'")])
 def test_a_missing_extra_is_named(monkeypatch, config, message):
     monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)

@@ -24,6 +24,8 @@ NETWORKS = {
                            pathways=("local", "wide", "state", "sparse", "dense")),
     "vanilla": VanillaConfig(d_model=32, n_layers=2, max_seq_len=TIME, n_heads=8, dense_expand=2),
 }
+MORE = {"ternary": dataclasses.replace(NETWORKS["routed"], quantizer="ternary",
+                                       pathways=("local", "sparse", "dense"))}
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
 # Adam divides by the root of the second moment: with a small epsilon, gradients that are 0 but for
 # rounding would become updates of full size. No clipping, which would hide a wrong scale.
@@ -33,11 +35,11 @@ ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, eps=1e-3, clip_norm=
 class Run:
     """Some updates on a mesh, starting from the parameters that the seed gives on one device."""
 
-    def __init__(self, name, sizes, start=None, optimizer=ADAMW, parts=1):
+    def __init__(self, name, sizes, start=None, optimizer=ADAMW, parts=1, compute=None):
         self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
         with jax.set_mesh(self.mesh):
-            training = make_training(NETWORKS[name], ComputeConfig(), optimizer, steps=STEPS,
-                                     loss=next_byte_loss(0.01), seed=0, mesh=self.mesh)
+            training = make_training((NETWORKS | MORE)[name], compute or ComputeConfig(), optimizer,
+                                     steps=STEPS, loss=next_byte_loss(0.01), seed=0, mesh=self.mesh)
             self.start = jax.device_get(training.make_state()) if start is None else start
             batches = [{"bytes": place_rows(rows.reshape(parts, -1, TIME + 1), self.mesh,
                                             BATCH // parts, axis=1)} for rows in BATCHES]
@@ -80,10 +82,32 @@ def test_a_mesh_changes_no_number(alone, mesh):
     assert_scores_stay(run.program.as_text())
 
 
-def test_muon_and_accumulation_on_a_mesh():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_muon_and_accumulation_on_a_mesh(name):
     muon = dataclasses.replace(ADAMW, name="muon")
-    alone = Run("vanilla", (1, 1, 1), optimizer=muon)
-    assert_same_run(Run("vanilla", (2, 2, 2), alone.start, optimizer=muon, parts=2), alone)
+    alone = Run(name, (1, 1, 1), optimizer=muon, parts=2)
+    assert_same_run(Run(name, (2, 2, 2), alone.start, optimizer=muon, parts=2), alone)
+
+
+def test_a_ternary_network_with_the_optimizer_as_it_comes():
+    """Small epsilon, clipping and trits make jumps of rounding errors; here there happen to be few."""
+    settings = OptimizerConfig(warmup_steps=2)
+    alone = Run("ternary", (1, 1, 1), optimizer=settings)
+    run = Run("ternary", (2, 2, 2), alone.start, optimizer=settings)
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-5)
+    ours, theirs, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+                           for state in (run.state, alone.state, alone.start))
+    moved = np.abs(theirs - start)
+    assert np.mean(np.abs(ours - theirs) > 1e-2 * moved.mean()) < 1e-3  # one parameter in a thousand
+
+
+def test_bfloat16_and_remat_on_a_mesh():
+    compute = ComputeConfig(dtype="bfloat16", remat=True)
+    alone = Run("routed", (1, 1, 1), compute=compute)
+    run = Run("routed", (2, 2, 2), alone.start, compute=compute)
+    # Sums of other partial sums, rounded to 8 bits.
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=2e-3)
+    np.testing.assert_allclose(run.grad_norms, alone.grad_norms, rtol=2e-2)
 
 
 def test_the_seed_gives_the_same_parameters_on_any_mesh():

@@ -17,16 +17,20 @@ from typing import Any
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import open_sources
 from tilelli_jax.data.shards import FILES, write_shards
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
-    out: Path = arguments.out
+    if not str(arguments.out).strip() or not all(arguments.source):
+        raise InputError("--out, --source: expected a name, found an empty one")
+    out = Path(arguments.out)
     if not arguments.force and any((out / name).exists() for name in FILES):
         raise InputError(f"{out}: holds shards already; --force replaces them")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in FILES):
+        raise InputError(f"{out}: holds other files and no shards; choose an empty or new directory")
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
         raise InputError(f"--max-bytes: expected at least 1, found {arguments.max_bytes}")
     config = DataConfig(valid_fraction=arguments.valid_fraction)
@@ -61,13 +65,13 @@ def _table(out: Path, meta: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    parser = argparse.ArgumentParser(prog="python -m tilelli_jax.data", description=(
+    parser = ArgumentParser(prog="python -m tilelli_jax.data", description=(
         "Makes byte shards (train.bin, valid.bin, meta.json) from text, reading it piece by "
         "piece, so that it may be larger than memory."))
     parser.add_argument("--source", required=True, nargs="+", metavar="SRC", help=(
         "text files, .jsonl files, globs of them, hf:NAME[#SUBSET][@REVISION][:COLUMN] (Hugging Face), "
         "or stories (the built-in corpus)"))
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR",
+    parser.add_argument("--out", required=True, metavar="DIR",
                         help="the directory that gets the shards")
     parser.add_argument("--valid-fraction", type=float, default=defaults["valid_fraction"],
                         metavar="F", help="share of each source, at its end, that is kept for "

@@ -21,12 +21,14 @@ class DataConfig(Section):
         "source without a validation split; for stories, validation bytes per training byte",
         above=0, below=1)
     stories_bytes: int = setting(
-        4_000_000, "size of the built-in corpus's training part, in bytes", least=1000)
+        4_000_000, "size of the built-in corpus's training part, in bytes; it is made in memory", least=1000,
+        most=10**9)
     stories_seed: int = setting(0, "seed of the built-in corpus", least=0, most=2**32 - 1)
-    hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", least=1)
+    hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", least=1,
+                            most=2**62)
     cache_dir: str = setting("data", "where the shards made from hf sources are kept")
     shuffle_seed: int = setting(0, "seed of the order of training windows", least=0, most=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", least=0)
+    prefetch: int = setting(2, "batches read ahead of the step in progress", least=0, most=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -142,7 +142,7 @@ def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
         import datasets
     except ImportError:
         raise InputError(f"{source}: reading it needs the extra 'hf': "
-                         "pip install 'tilelli_jax[hf]'") from None
+                         "pip install -e '.[hf]'") from None
     parts = re.fullmatch(r"hf:([^#@:]+)(?:#([^@:]+))?(?:@([^:]+))?(?::(.+))?", source)
     if parts is None:
         raise InputError(f"{source}: expected {HUGGING_FACE}")

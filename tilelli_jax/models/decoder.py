@@ -16,6 +16,7 @@ from typing import Any, Literal
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
@@ -76,11 +77,12 @@ class Decoder(nnx.Module):
                 positions.
         """
         ids = jnp.asarray(ids)
-        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        if ids.ndim != 2 or ids.shape[1] == 0 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(f"ids: expected whole numbers [batch, time], found {ids.dtype} "
                              f"{list(ids.shape)}")
-        if not isinstance(ids, jax.core.Tracer) and ids.size:
-            low, high = int(ids.min()), int(ids.max())
+        if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
+            values = np.asarray(ids)
+            low, high = values.min(), values.max()
             if low < 0 or high >= self.config.vocab_size:
                 raise ValueError(f"ids: expected 0 to {self.config.vocab_size - 1}, "
                                  f"found {low if low < 0 else high}")

@@ -34,7 +34,7 @@ def require_extras(config: LogConfig) -> None:
         if wanted and importlib.util.find_spec(package) is None:
             extra = key.partition("_")[0]
             raise InputError(f"log.{key}: expected the extra '{extra}' to be installed "
-                             f"(pip install 'tilelli_jax[{extra}]')")
+                             f"(pip install -e '.[{extra}]')")
 
 
 class MetricsLog:

@@ -36,7 +36,8 @@ class TrainConfig(Section):
     log_every: int = setting(10, "updates between rows of metrics.jsonl", least=1)
     eval_every: int = setting(500, "updates between validations; there is always one at the end", least=1)
     eval_batch_size: int = setting(32, "sequences in a validation batch", least=1)
-    eval_bytes: int = setting(1_000_000, "most bytes of the validation part to use; 0 for all", least=0)
+    eval_bytes: int = setting(1_000_000, "most bytes of the validation part to use; 0 for all", least=0,
+                              most=2**62)
     checkpoint_every: int = setting(
         500, "updates between checkpoints; there is always one at the end", least=1)
     keep: int = setting(2, "newest checkpoints to keep; the best one is kept besides", least=1)

@@ -81,6 +81,9 @@ class RunDirectory:
         """
         try:
             if not self.config.exists():
+                if force_resume and not self.path.exists():
+                    raise InputError(f"--resume: {self.path} does not exist; "
+                                     f"without --resume a run begins there")
                 if write:
                     self._make(config)
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from tilelli_jax.errors import InputError
 from tilelli_jax.models import ModelConfig, build
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.sharding import replicated, tree_shardings
@@ -158,6 +160,20 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
                                "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def check_memory(outline: TrainState) -> None:
+    """Raises InputError where a device has less memory than its part of the state takes."""
+    needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                 for leaf in jax.tree.leaves(outline))
+    device = jax.local_devices()[0]
+    there = (device.memory_stats() or {}).get("bytes_limit")
+    if there is None and device.platform == "cpu" and hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    if there is not None and needed > there:
+        raise InputError(f"model: its parameters and optimiser take {needed / 2**30:,.1f} GiB on each "
+                         f"device, which has {there / 2**30:,.1f}; choose a smaller model or a larger "
+                         f"mesh.fsdp")
 
 
 def parameter_count(params: Any) -> int:

@@ -1,0 +1,67 @@
+"""The benchmarks run: on networks so small that what they measure means nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from bench import compile_time, decode, measure, train_step
+from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.routed import RoutedConfig
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
+                                 reason="PyTorch (extra: torch) is not installed")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> ModelConfig:
+        return RoutedConfig(d_model=16, n_layers=2, max_seq_len=32, n_heads=2, d_head=4, top_k=3,
+                            dense_expand=2, quantizer="ternary" if "ternary" in name else "none")
+
+    monkeypatch.setattr(train_step, "BATCH", 8)
+    monkeypatch.setattr(train_step, "TIME", 16)
+    for module in (train_step, decode, compile_time):
+        monkeypatch.setattr(module, "load", load)
+    for module in (train_step, decode):
+        monkeypatch.setattr(module, "peak_memory", lambda *_: 1.0)  # starts a process of its own
+    for name, value in (("PROMPT", 4), ("FEW", 2), ("MANY", 6), ("AGAIN", 1)):
+        monkeypatch.setattr(decode, name, value)
+    monkeypatch.setattr(decode, "copy_limit", lambda: 1e9)
+    monkeypatch.setattr(train_step, "matmul_limit", lambda: 1e9)
+
+
+def written(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+@needs_torch
+def test_train_step(tmp_path: Path) -> None:
+    with measure.told(tmp_path / "table.txt") as tell:
+        train_step.compare(["Lite ternary"], 1, tell)
+    lines = written(tmp_path / "table.txt")
+    assert [line.split()[2] for line in lines if line.startswith("Lite ternary")] == [
+        "scanned", "scanned,", "unrolled", "written", "eager", "compiled"]
+    assert lines[-1].startswith("Lite, a ternary step / an fp32 step: ")
+
+
+@needs_torch
+def test_decode(tmp_path: Path) -> None:
+    with measure.told(tmp_path / "table.txt") as tell:
+        decode.compare(["Lite"], 1, tell)
+    head, _, row = written(tmp_path / "table.txt")[-3:]
+    assert head.startswith("network") and row.startswith("Lite")
+
+
+def test_compile_time(tmp_path: Path) -> None:
+    with measure.told(tmp_path / "table.txt") as tell:
+        compile_time.compare(1, tell)
+    assert written(tmp_path / "table.txt")[-1].startswith("32 blocks / 8 blocks, scanned: ")
+
+
+def test_what_is_told_is_written_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with measure.told(None) as tell:
+        tell("one")
+    assert capsys.readouterr().out == "one\n" and not list(tmp_path.iterdir())
