@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -235,6 +237,19 @@ def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tm
     assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 12
     assert np.array_equal(exported(), kernel_of(12))
     assert "8: damaged checkpoint" in caplog.text and "gets the last weights" in caplog.text
+
+
+def test_a_request_to_stop_at_the_very_end_comes_too_late(taken_up, finished, monkeypatch):
+    run_dir, args = taken_up
+    save = train_module.store.save
+
+    def save_and_be_told_to_stop(*what):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*what)
+
+    monkeypatch.setattr(train_module.store, "save", save_and_be_told_to_stop)
+    assert main(args) == 0
+    assert (run_dir / "summary.json").exists() and losses(run_dir) == losses(finished[0])
 
 
 def test_a_run_killed_while_it_wrote_its_end(finished, tiny_file, tmp_path, capsys):

@@ -158,6 +158,8 @@ def test_bad_arguments_are_one_line(tmp_path, capsys):
         ([tmp_path / "rows.jsonl"], [], "which column"),
         ([tmp_path / "a.txt"], ["--valid-fraction", "1.5"], "valid_fraction"),
         ([tmp_path / "a.txt"], ["--max-bytes", "0"], "--max-bytes"),
+        ([tmp_path / "a.txt"], ["--out", ""], "--out, --source: expected a name, found an empty one"),
+        ([tmp_path / "a.txt"], ["--out", str(tmp_path)], "holds other files and no shards"),
         ([tmp_path / "a.txt"], ["--out", str(tmp_path / "a.txt" / "out")], "cannot be written"),
     ):
         assert prepare(tmp_path, *sources, options=options)[0] == 2
