@@ -10,6 +10,7 @@ The blocks' parameters are stacked: every array has a leading axis of n_layers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -54,6 +55,8 @@ class Decoder(nnx.Module):
     `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`.
     """
 
+    places: tuple[str, ...] = ("embed", "resid_pre", "resid_post", "logits")  # those of its blocks besides
+
     def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
                  unembed: Quantizer, compute: ComputeConfig, rngs: nnx.Rngs):
         dtype = jnp.dtype(compute.dtype)
@@ -89,26 +92,44 @@ class Decoder(nnx.Module):
         return self.tapped(ids, OFF)[0]
 
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """The logits, and what the tap recorded: `[n_layers, batch, time, …]` for each place."""
+        """The logits, and what the tap recorded (see `nn/tap.py`).
+
+        Values from inside the blocks are `[layers, batch, time, …]`, all others `[batch, time, …]`.
+        A tap that edits, or records some layers only, runs the layers one by one instead of as one
+        scanned block.
+
+        Raises:
+            ValueError: this network has no such place or layer.
+        """
         chex.assert_rank(ids, 2)
-        x = self._embed(ids, jnp.arange(ids.shape[1])[None])
-
-        def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, Recorded]:
-            x, seen = nnx.merge(graph, params)(split_batch(x), tap)
-            return tap("resid_post", x, seen), seen
-
+        self._check(tap)
+        seen: Recorded = {}
+        x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), seen)
         graph, params = self._blocks()
-        if self.compute.remat:
-            layer = jax.checkpoint(layer, prevent_cse=not self.compute.scan_layers)
-        if self.compute.scan_layers and not isinstance(params, list):
-            x, seen = jax.lax.scan(layer, x, params)
+
+        def layer(tap: Tap, x: jax.Array, params: nnx.State) -> tuple[jax.Array, Recorded]:
+            before: Recorded = {}
+            x = tap("resid_pre", split_batch(x), before)
+            x, inside = nnx.merge(graph, params)(x, tap)
+            return tap("resid_post", x, inside), before | inside
+
+        def layer_of(tap: Tap) -> Callable[[jax.Array, nnx.State], tuple[jax.Array, Recorded]]:
+            one = functools.partial(layer, tap)
+            if self.compute.remat:
+                return jax.checkpoint(one, prevent_cse=not self.compute.scan_layers)
+            return one
+
+        if self.compute.scan_layers and not isinstance(params, list) and not tap.by_layer:
+            x, inside = jax.lax.scan(layer_of(tap), x, params)
         else:
             records = []
-            for one in self._unstacked(params):
-                x, record = layer(x, one)
+            for i, one in enumerate(self._unstacked(params)):
+                x, record = layer_of(tap.within(i))(x, one)
                 records.append(record)
-            seen = jax.tree.map(lambda *values: jnp.stack(values), *records)
-        return self._logits(x), seen
+            inside = {place: jnp.stack([record[place] for record in records if place in record])
+                      for place in {place: None for record in records for place in record}}
+        logits = tap("logits", self._logits(x), seen)
+        return logits, seen | inside
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         """Reads prompts that stand at the head of each row.
@@ -148,6 +169,12 @@ class Decoder(nnx.Module):
         """Keeps the blocks one by one from here on: inside a loop that decodes, stacked parameters
         would be cut apart, that is copied, for every byte."""
         self.blocks = nnx.List(self.layers())
+
+    def _check(self, tap: Tap) -> None:
+        if unknown := [place for place in (*tap.record, *tap.edit) if place not in self.places]:
+            raise ValueError(f"tap: no place '{unknown[0]}' here; expected some of {', '.join(self.places)}")
+        if outside := [i for i in tap.layers or () if not 0 <= i < self.config.n_layers]:
+            raise ValueError(f"tap: layers: expected 0 to {self.config.n_layers - 1}, found {outside[0]}")
 
     def _blocks(self) -> tuple[Any, Any]:
         """The structure of one block, and the parameters: stacked, or a list once unrolled."""

@@ -80,7 +80,7 @@ class RoutedBlock(nnx.Module):
             self.norm2 = LayerNorm(config.d_model, dtype=dtype)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → the same; recorded: router `[batch, time, n_paths]`."""
+        """`[batch, time, d_model]` → the same; offers router `[batch, time, n_paths]` and mix."""
         y, _, seen = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
         return y, seen
 
@@ -106,11 +106,13 @@ class RoutedBlock(nnx.Module):
             mixed = mixed + weights[..., i : i + 1].astype(y.dtype) * y
         if self.second_norm == "mix":
             mixed = self.norm2(mixed)
-        return x + mixed, caches, seen
+        return x + tap("mix", mixed, seen), caches, seen
 
 
 class RoutedLM(Decoder):
     """A decoder of routed blocks."""
+
+    places = (*Decoder.places, "router", "mix")
 
     def __init__(self, config: RoutedConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()

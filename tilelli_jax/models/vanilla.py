@@ -54,10 +54,10 @@ class TransformerBlock(nnx.Module):
         self.dense = FeedForward(config.d_model, config.dense_expand, dense, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → the same; it has no router to record."""
-        del tap
-        x = x + self.attention(self.norm1(x))
-        return x + self.dense(self.norm2(x)), {}
+        """`[batch, time, d_model]` → the same; offers attn_out, resid_mid and mlp_write."""
+        seen: Recorded = {}
+        x = tap("resid_mid", x + tap("attn_out", self.attention(self.norm1(x)), seen), seen)
+        return x + tap("mlp_write", self.dense(self.norm2(x)), seen), seen
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
         y, cache = self.attention.prefill(self.norm1(x), lengths, size)
@@ -72,6 +72,8 @@ class TransformerBlock(nnx.Module):
 
 class VanillaLM(Decoder):
     """A decoder of transformer blocks."""
+
+    places = (*Decoder.places, "attn_out", "resid_mid", "mlp_write")
 
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()

@@ -1,29 +1,81 @@
-"""Taps: the named places where values can be read from a network, or changed in it.
+"""Taps: the named places where values can be read from a network, or replaced in it.
 
 A network offers its values at named places, `value = tap("router", value, seen)`. With the tap
 `OFF` that is the value itself, and the compiled program is the same as without it. A tap made to
-`record` some places puts their values into `seen`, which the network hands back with its result.
+`record` some places puts their values into `seen`, which the network hands back with its result;
+one made to `edit` a place goes on with what its function makes of the value: the base of patching.
+
+    def silence(value, layer):                       # the writes of layer 3 become nothing
+        return jnp.zeros_like(value) if layer == 3 else value
+
+    tap = Tap(record=("resid_post",), layers=(3, 4), edit={"mlp_write": silence})
+    logits, seen = jax.jit(lambda ids: model.tapped(ids, tap))(ids)
+    seen["resid_post"]                               # [2, batch, time, d_model]
+
+Places, as far as a network has them:
+
+    embed         what enters the first block           [batch, time, d_model]
+    resid_pre     the residual stream before a block    likewise, for each layer
+    attn_out      what attention adds to it
+    resid_mid     the stream between attention and feed-forward network
+    mlp_write     what the feed-forward network adds
+    router        a routed block's weights              [batch, time, n_paths]
+    mix           what a routed block adds
+    resid_post    the stream after a block
+    logits                                              [batch, time, vocab]
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 Recorded = dict[str, jax.Array]
+Edit = Callable[[jax.Array, int | None], jax.Array]  # value, layer (None outside the blocks) → value
 
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """Which places to record. Values are arrays of the trace: use them inside the same jit."""
+    """Which places to record or to edit. Arrays are those of the trace: use them in the same jit.
+
+    Attributes:
+        record: places to record, as they are after any edit.
+        edit: a function for each place that is to be changed; its result has the value's shape.
+        layers: of the places inside blocks, the layers to record; None for all.
+        positions: int `[batch, n]`, the positions to record; None for all.
+        layer: the block that offers its values, where it is known.
+    """
 
     record: tuple[str, ...] = ()
+    edit: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
+    positions: jax.Array | None = None
+    layer: int | None = None
 
     def __call__(self, place: str, value: jax.Array, seen: Recorded) -> jax.Array:
-        if place in self.record:
-            seen[place] = value
+        if place in self.edit:
+            value = self.edit[place](value, self.layer)
+        if place in self.record and (self.layer is None or self.layers is None or self.layer in self.layers):
+            seen[place] = value if self.positions is None else _at(value, self.positions)
         return value
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers have to be told apart, so that they cannot be one scanned block."""
+        return bool(self.edit) or self.layers is not None
+
+    def within(self, layer: int) -> Tap:
+        """The tap that a block is given."""
+        return dataclasses.replace(self, layer=layer)
 
 
 OFF = Tap()
+
+
+def _at(value: jax.Array, positions: jax.Array) -> jax.Array:
+    """`[batch, time, …]` at `[batch, n]`: `[batch, n, …]`."""
+    index = positions.reshape(*positions.shape, *(1,) * (value.ndim - 2))
+    return jnp.take_along_axis(value, index, axis=1)

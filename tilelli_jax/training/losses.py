@@ -11,9 +11,10 @@ import optax
 
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.nn.router import entropy, load_balance_loss
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.tap import OFF, Tap
 
 Batch = dict[str, jax.Array]
+ROUTER = Tap(record=("router",))
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -26,7 +27,7 @@ def next_byte_loss(load_balance: float) -> Loss:
     def loss(model: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         del key  # no dropout
         ids = batch["bytes"].astype(jnp.int32)
-        logits, seen = model.tapped(ids[:, :-1], Tap(record=("router",)))
+        logits, seen = model.tapped(ids[:, :-1], ROUTER if "router" in model.places else OFF)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
         if "router" not in seen:
             return nats, {"loss": nats}

@@ -1,0 +1,139 @@
+"""Recording and editing at the named places of a network."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.store import from_arrays
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.nn.tap import OFF, Tap
+
+TIME, LAYERS = 11, 3
+SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 8, "n_layers": LAYERS, "max_seq_len": TIME}
+CONFIGS: dict[str, ModelConfig] = {
+    "routed": RoutedConfig(**SIZES, n_heads=2, d_head=4, top_k=3, dense_expand=2),
+    "vanilla": VanillaConfig(**SIZES, n_heads=2, dense_expand=2)}
+IDS = jnp.asarray(np.random.default_rng(0).integers(0, 19, (2, TIME)))
+INSIDE = {"routed": ("router", "mix"), "vanilla": ("attn_out", "resid_mid", "mlp_write")}
+
+
+def network(name: str, **compute: Any) -> Decoder:
+    return from_arrays(CONFIGS[name], random_network(CONFIGS[name], seed=0)[1], ComputeConfig(**compute))
+
+
+def tapped(model: Decoder, tap: Tap, ids: jax.Array = IDS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    logits, seen = quick_jit(lambda ids: model.tapped(ids, tap))(ids)
+    return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_recorded_adds_up(name: str) -> None:
+    model = network(name)
+    logits, seen = tapped(model, Tap(record=model.places))
+    assert set(seen) == set(model.places) and np.array_equal(seen["logits"], logits)
+    assert seen["embed"].shape == (2, TIME, 8) and seen["resid_post"].shape == (LAYERS, 2, TIME, 8)
+    np.testing.assert_array_equal(seen["resid_pre"][0], seen["embed"])
+    np.testing.assert_array_equal(seen["resid_pre"][1:], seen["resid_post"][:-1])
+    if name == "vanilla":
+        np.testing.assert_allclose(seen["resid_mid"], seen["resid_pre"] + seen["attn_out"], rtol=1e-6)
+        np.testing.assert_allclose(seen["resid_post"], seen["resid_mid"] + seen["mlp_write"], rtol=1e-6)
+    else:
+        np.testing.assert_allclose(seen["resid_post"], seen["resid_pre"] + seen["mix"], rtol=1e-6)
+        assert seen["router"].shape == (LAYERS, 2, TIME, 3)
+
+
+@pytest.mark.parametrize("compute", [{}, {"scan_layers": False}, {"remat": True}], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_some_layers_and_positions(name: str, compute: dict[str, bool]) -> None:
+    model = network(name, **compute)
+    logits, whole = tapped(model, Tap(record=model.places))
+    positions = np.array([[3, 0], [10, 10]])
+    tap = Tap(record=model.places, layers=(0, 2), positions=jnp.asarray(positions))
+    some_logits, some = tapped(model, tap)
+    np.testing.assert_allclose(some_logits, logits, rtol=1e-5, atol=1e-6)
+    for place, value in some.items():
+        layered = place not in ("embed", "logits")
+        rows = np.arange(2)[:, None]
+        expected = whole[place][[0, 2]][:, rows, positions] if layered else whole[place][rows, positions]
+        assert value.shape == expected.shape, place
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_patched_stream_gives_the_other_texts_logits(name: str, layer: int) -> None:
+    """From resid_post of one layer on, nothing is left of the text that the stream is taken from."""
+    model, other = network(name), (IDS + 1) % 19
+    expected, donor = tapped(model, Tap(record=("resid_post",)), other)
+    stream = jnp.asarray(donor["resid_post"][layer])
+    tap = Tap(record=("resid_post",), edit={"resid_post": lambda value, i: stream if i == layer else value})
+    patched, seen = tapped(model, tap)
+    np.testing.assert_allclose(patched, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen["resid_post"][layer], donor["resid_post"][layer])  # as edited
+    own, _ = tapped(model, OFF)
+    assert np.abs(patched - own).max() > 0.1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_place_can_be_edited(name: str) -> None:
+    model = network(name)
+    own, _ = tapped(model, OFF)
+    for place in model.places:
+        same, _ = tapped(model, Tap(edit={place: lambda value, layer: value}))
+        np.testing.assert_allclose(same, own, rtol=1e-5, atol=1e-6)
+        changed, _ = tapped(model, Tap(edit={place: lambda value, layer: 2 * value + 1}))
+        # Adding the same to all of a stream is nothing to the LayerNorm after it; doubling the last
+        # stream is neither.
+        assert np.abs(changed - own).max() > 1e-3, place
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unused_it_adds_nothing_to_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(name)
+
+    def program() -> str:
+        return jax.jit(lambda ids: model(ids)).lower(IDS).as_text()
+
+    with_it = program()
+    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, seen: value)
+    assert program() == with_it
+    monkeypatch.undo()
+    recording = jax.jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",)))).lower(IDS).as_text()
+    assert recording != with_it
+
+
+def test_gradients_flow_through_an_edit() -> None:
+    model = network("vanilla")
+
+    def loss(vector: jax.Array) -> jax.Array:
+        tap = Tap(edit={"mlp_write": lambda value, layer: value + vector if layer == 1 else value})
+        return model.tapped(IDS, tap)[0].sum()
+
+    gradient = jax.grad(loss)(jnp.zeros(8))
+    step = 1e-2 * jnp.eye(8)[3]
+    assert (loss(step) - loss(-step)) / 2e-2 == pytest.approx(float(gradient[3]), rel=2e-2)
+
+
+@pytest.mark.parametrize(("tap", "says"), [
+    (Tap(record=("resid",)), "tap: no place 'resid' here; expected some of embed, resid_pre, "),
+    (Tap(edit={"mlp": lambda value, layer: value}), "tap: no place 'mlp' here"),
+    (Tap(record=("embed",), layers=(3,)), "tap: layers: expected 0 to 2, found 3")])
+def test_places_that_are_none(tap: Tap, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        network("vanilla").tapped(IDS, tap)
+
+
+def test_a_tap_says_what_it_is() -> None:
+    assert not OFF.by_layer and Tap(layers=(1,)).by_layer and Tap(edit={"embed": lambda v, _: v}).by_layer
+    assert dataclasses.replace(OFF, layer=4) == OFF.within(4)
