@@ -58,7 +58,7 @@ class Decoder(nnx.Module):
     places: tuple[str, ...] = ("embed", "resid_pre", "resid_post", "logits")  # those of its blocks besides
 
     def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
-                 unembed: Quantizer, compute: ComputeConfig, rngs: nnx.Rngs):
+                 unembed: Quantizer, compute: ComputeConfig, rngs: nnx.Rngs, norm_eps: float = 1e-5):
         dtype = jnp.dtype(compute.dtype)
         self.config = config
         self.compute = compute
@@ -66,7 +66,7 @@ class Decoder(nnx.Module):
         self.positions = (Positions(config.max_seq_len, config.d_model, rngs=rngs)
                           if config.positions == "learned" else None)
         self.blocks = _stack(block, config.n_layers, rngs)
-        self.final_norm = LayerNorm(config.d_model, dtype=dtype)
+        self.final_norm = LayerNorm(config.d_model, dtype=dtype, eps=norm_eps)
         self.unembed = (None if config.tie_embeddings else
                         Linear(config.d_model, config.vocab_size, unembed, dtype=dtype,
                                result=jnp.float32, rngs=rngs))

@@ -6,6 +6,7 @@ Tensors have their dotted names with the layers one by one: `blocks.3.sparse.que
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax import nnx
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, write_together
-from tilelli_jax.models import FAMILIES, ModelConfig, build
+from tilelli_jax.models import FAMILIES, ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.nn.linear import Derived
 from tilelli_jax.sharding import path_name
@@ -88,14 +89,18 @@ def to_arrays(model: Decoder) -> dict[str, np.ndarray]:
     return {name: np.array(value, order="C") for name, value in arrays.items()}
 
 
-def from_arrays(config: ModelConfig, arrays: dict[str, np.ndarray], compute: ComputeConfig | None = None,
-                source: str = "arrays") -> Decoder:
+def from_arrays(config: Any, arrays: dict[str, np.ndarray], compute: ComputeConfig | None = None,
+                source: str = "arrays", build: Callable[..., Any] | None = None) -> Any:
     """The network with these weights; the inverse of `to_arrays`.
+
+    Args:
+        build: the network's class, where the configuration's family does not say it.
 
     Raises:
         InputError: names or shapes are not those of the configuration; all such are listed.
     """
-    abstract = nnx.eval_shape(lambda: build(config, 0, compute))
+    make = build or FAMILIES[config.family][1]
+    abstract = nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), compute=compute))
     graph, state = nnx.split(abstract)
     wanted: dict[str, tuple[int, ...]] = {}
     for name, leaf in named(state).items():

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.linear import HeadwiseLinear, Linear, Weight, fan_in_normal
 from tilelli_jax.nn.quantize import Quantizer
+from tilelli_jax.nn.rotary import rotate
 from tilelli_jax.nn.topk import Reduction, top_k_attention
 
 
@@ -75,38 +77,39 @@ class TopKAttention(nnx.Module):
 
 
 class CausalAttention(nnx.Module):
-    """Dense multi-head causal attention with an output projection, no biases (Vaswani et al. 2017).
+    """Dense multi-head causal attention with an output projection (Vaswani et al. 2017).
 
     qkv kernel `[d_model, 3·d_model]`: columns are queries, keys, values, and inside each the heads.
     """
 
     def __init__(self, d_model: int, n_heads: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
-                 dtype: jnp.dtype = jnp.float32):
-        self.qkv = Linear(d_model, 3 * d_model, quantizer, rngs=rngs, dtype=dtype)
-        self.out = Linear(d_model, d_model, quantizer, rngs=rngs, dtype=dtype)
+                 bias: bool = False, dtype: jnp.dtype = jnp.float32):
+        self.qkv = Linear(d_model, 3 * d_model, quantizer, bias=bias, rngs=rngs, dtype=dtype)
+        self.out = Linear(d_model, d_model, quantizer, bias=bias, rngs=rngs, dtype=dtype)
         self.n_heads = n_heads
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        return self._attend(*self._heads(x), causal(x.shape[1]))
+        return self._attend(*self._heads(x, jnp.arange(x.shape[1])[None]), causal(x.shape[1]))
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
         del lengths  # later slots are masked until they are overwritten
-        query, key, value = self._heads(x)
+        query, key, value = self._heads(x, jnp.arange(x.shape[1])[None])
         y = self._attend(query, key, value, causal(x.shape[1]))
         return y, KeyCache(_widen(key, size), _widen(value, size))
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
-        query, key, value = self._heads(x)
+        query, key, value = self._heads(x, position[:, None])
         cache = cache.write(key, value, position)
         visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
         return self._attend(query, cache.keys, cache.values, visible[:, None, None]), cache
 
-    def _heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values, each `[batch, heads, time, d_head]`."""
+    def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, each `[batch, heads, time, d_head]`; `positions [batch or 1, time]`."""
+        del positions  # known by the input alone
         batch, time, d_model = x.shape
         parts = self.qkv(x).reshape(batch, time, 3, self.n_heads, d_model // self.n_heads)
         return _swap(parts[:, :, 0]), _swap(parts[:, :, 1]), _swap(parts[:, :, 2])
@@ -118,6 +121,25 @@ class CausalAttention(nnx.Module):
         attended = contract("bhts,bhsd->bhtd", weights, value, dtype=self.dtype)
         attended = _swap(attended)
         return self.out(attended.reshape(*attended.shape[:2], -1))
+
+
+class RotaryAttention(CausalAttention):
+    """As its base, with rotary positions; inside the columns of each head: query, key, value.
+
+    The layout of GPT-NeoX (Black et al. 2022, arXiv:2204.06745).
+    """
+
+    def __init__(self, d_model: int, n_heads: int, inverse_frequencies: np.ndarray, quantizer: Quantizer, *,
+                 rngs: nnx.Rngs, bias: bool = False, dtype: jnp.dtype = jnp.float32):
+        super().__init__(d_model, n_heads, quantizer, bias=bias, rngs=rngs, dtype=dtype)
+        self.inverse_frequencies = tuple(inverse_frequencies.tolist())  # static: part of the program
+
+    def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        heads = self.qkv(x).reshape(*x.shape[:2], self.n_heads, -1)
+        query, key, value = jnp.split(heads, 3, axis=-1)
+        turning = np.array(self.inverse_frequencies, np.float32)
+        return (_swap(rotate(query, positions, turning)), _swap(rotate(key, positions, turning)),
+                _swap(value))
 
 
 def causal(time: int) -> jax.Array:

@@ -1,0 +1,224 @@
+"""GPT-NeoX against stored references and against transformers on random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from tests.restated.compiling import quick_jit
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.gpt_neox import HUGGING_FACE, FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.hugging_face import INDEX
+from tilelli_jax.models.store import from_arrays, to_arrays
+from tilelli_jax.nn.tap import Tap
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "pythia_tiny" / "parallel"
+needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
+                                     reason="the stored references do not come with this project")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
+    reason="transformers (extra: hf) or PyTorch (extra: torch) is not installed")
+NOISE = 3e-5  # of the largest logit or state; measured: 7e-6
+
+TINY = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
+VARIANTS: dict[str, GPTNeoXConfig] = {
+    "as Pythia": TINY,
+    "in sequence": dataclasses.replace(TINY, parallel_residual=False, n_heads=2),
+    "all channels turn": dataclasses.replace(TINY, rotary_fraction=1.0, rotary_theta=500.0, n_layers=3),
+    "half of them, no attention bias": dataclasses.replace(TINY, rotary_fraction=0.5, attention_bias=False,
+                                                            n_heads=4, norm_eps=1e-3),
+}
+
+
+def distance(ours: Any, theirs: Any) -> float:
+    theirs = np.asarray(theirs, np.float32)
+    return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
+
+
+def tapped(model: FlaxGPTNeoXForCausalLM, ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    run = quick_jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
+    logits, seen = run(jnp.asarray(ids))
+    return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
+
+
+@needs_reference
+def test_the_stored_reference() -> None:
+    stored = np.load(REFERENCE / "ref_f32.npz")
+    model = FlaxGPTNeoXForCausalLM.from_pretrained(REFERENCE)
+    logits, seen = tapped(model, stored["input_ids"])
+    assert distance(logits, stored["logits"]) < NOISE
+    for place, name in (("resid_post", "layer_out"), ("mlp_write", "mlp_out"), ("attn_out", "attn_out")):
+        assert distance(np.swapaxes(seen[place], 0, 1), stored[name]) < NOISE, place
+    assert distance(seen["embed"], stored["hf_hidden_states"][:, 0]) == 0
+    right, _ = tapped(model, stored["input_ids_right"])
+    for ours, theirs, length in zip(right, stored["logits_right"], stored["lens"], strict=True):
+        assert distance(ours[:length], theirs[:length]) < NOISE
+
+
+@needs_reference
+def test_greedy_tokens_of_the_reference() -> None:
+    """With caches, and with the whole text read again for every token."""
+    stored = np.load(REFERENCE / "ref_f32.npz")
+    model = FlaxGPTNeoXForCausalLM.from_pretrained(REFERENCE)
+    prompt, out = stored["gen_prompt"], stored["gen_out"]
+    n = prompt.shape[1]
+    logits, caches = model.prefill(jnp.asarray(prompt), jnp.array([n]), out.shape[1])
+    found = [int(jnp.argmax(logits))]
+    for at in range(n, out.shape[1] - 1):
+        logits, caches = model.step(jnp.array(found[-1:]), caches, jnp.array([at]))
+        found.append(int(jnp.argmax(logits)))
+    assert found == out[0, n:].tolist()
+
+
+def random_weights(config: GPTNeoXConfig) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    model = FlaxGPTNeoXForCausalLM(config, rngs=nnx.Rngs(0))
+    return {name: (1 + 0.3 * rng.standard_normal(array.shape) if name.endswith("scale") else
+                   0.3 * rng.standard_normal(array.shape)).astype(np.float32)
+            for name, array in to_arrays(model).items()}
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+    config = VARIANTS[name]
+    model = from_arrays(config, random_weights(config), build=FlaxGPTNeoXForCausalLM)
+    model.save_pretrained(tmp_path)
+    theirs = transformers.GPTNeoXForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 17))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids), output_hidden_states=True)
+    logits, seen = tapped(model, ids)
+    assert distance(logits, expected.logits) < NOISE
+    for i in range(config.n_layers):
+        assert distance(seen["resid_pre"][i], expected.hidden_states[i]) < NOISE
+
+    # And back: what transformers writes is the same network to the last bit.
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = FlaxGPTNeoXForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(again)),
+                 nnx.to_pure_dict(nnx.state(model)))
+
+
+def test_a_round_trip_in_bfloat16(tmp_path: Path) -> None:
+    rounded = {name: np.asarray(array.astype(jnp.bfloat16), np.float32)
+               for name, array in random_weights(TINY).items()}
+    model = from_arrays(TINY, rounded, build=FlaxGPTNeoXForCausalLM)
+    model.save_pretrained(tmp_path, dtype="bfloat16")
+    stored = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(jnp.bfloat16)}
+    again = FlaxGPTNeoXForCausalLM.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(again)),
+                 nnx.to_pure_dict(nnx.state(model)))
+
+
+def test_bfloat16_is_near_float32() -> None:
+    arrays = random_weights(TINY)
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, 61, (4, 32)))
+    exact, rough = (np.asarray(from_arrays(TINY, arrays, compute, build=FlaxGPTNeoXForCausalLM)(ids))
+                    for compute in (ComputeConfig(), ComputeConfig(dtype="bfloat16")))
+    assert 0 < np.abs(rough - exact).mean() / exact.std() < 0.02
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_logits_are_those_of_the_forward_pass(name: str) -> None:
+    config = VARIANTS[name]
+    model = from_arrays(config, random_weights(config), build=FlaxGPTNeoXForCausalLM)
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, config.vocab_size, (3, 14)))
+    expected, lengths = np.asarray(model(ids)), np.array([3, 9, 1])
+    logits, caches = model.prefill(ids[:, :9], jnp.asarray(lengths), 16)
+    for made in range(5):
+        rows = np.arange(3)
+        assert distance(logits, expected[rows, lengths + made - 1]) < 1e-5
+        logits, caches = model.step(ids[rows, lengths + made], caches, jnp.asarray(lengths + made))
+
+
+@pytest.mark.parametrize(("config", "count"), [
+    (GPTNeoXConfig(), 405_334_016),  # Pythia-410M
+    (GPTNeoXConfig(d_model=2560, n_layers=32, n_heads=32, d_hidden=10240), 2_775_208_960)])  # Pythia-2.8B
+def test_published_sizes(config: GPTNeoXConfig, count: int) -> None:
+    model = nnx.eval_shape(lambda: FlaxGPTNeoXForCausalLM(config, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    from_arrays(TINY, random_weights(TINY), build=FlaxGPTNeoXForCausalLM).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    tree = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**tree, **changes}))
+
+
+def retensored(path: Path, change: Any) -> None:
+    arrays = safetensors.numpy.load_file(path / "model.safetensors")
+    change(arrays)
+    safetensors.numpy.save_file(arrays, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(("spoil", "says"), [
+    (lambda path: (path / "config.json").unlink(), "no Hugging Face directory: it has no config.json"),
+    (lambda path: (path / "config.json").write_text("["), "config.json: cannot be read"),
+    (lambda path: rewritten(path, model_type="llama"), "model_type: expected gpt_neox, found 'llama'"),
+    (lambda path: rewritten(path, hidden_act="relu"), "config.json: hidden_act: expected gelu, found relu"),
+    (lambda path: rewritten(path, rope_parameters={"rope_type": "yarn"}),
+     "rope_type: expected default, found yarn"),
+    (lambda path: rewritten(path, num_attention_heads=5),
+     "config.json: d_model: expected a multiple of n_heads"),
+    (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
+    (lambda path: (path / "model.safetensors").write_bytes(b"x" * 100), "model.safetensors: cannot be read"),
+    (lambda path: retensored(path, lambda arrays: arrays.pop("embed_out.weight")), "missing: unembed.kernel"),
+    (lambda path: retensored(path, lambda arrays: arrays.update(extra=np.zeros(2))), "not known: extra"),
+    (lambda path: rewritten(path, intermediate_size=41), "of another shape: "),
+    (lambda path: (path / INDEX).write_text('{"weight_map": {"a": "no.safetensors"}}'),
+     "no.safetensors is missing"),
+    (lambda path: (path / INDEX).write_text("{}"), "expected file names under 'weight_map'"),
+])
+def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
+    spoil(saved)
+    with pytest.raises(InputError) as raised:
+        FlaxGPTNeoXForCausalLM.from_pretrained(saved)
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_several_files_and_old_names(saved: Path, tmp_path: Path) -> None:
+    """As large and old checkpoints are: in shards, with the causal mask, with another name of the head."""
+    expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
+    arrays = safetensors.numpy.load_file(saved / "model.safetensors")
+    arrays["lm_head.weight"] = arrays.pop("embed_out.weight")
+    arrays["gpt_neox.layers.0.attention.bias"] = np.ones((1, 1, 4, 4), bool)
+    arrays["gpt_neox.layers.1.attention.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+    shards = {f"part{i}.safetensors": dict(list(arrays.items())[i::2]) for i in range(2)}
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, part in shards.items():
+        safetensors.numpy.save_file(part, other / name)
+    index = {key: name for name, part in shards.items() for key in part}
+    (other / INDEX).write_text(json.dumps({"weight_map": index}))
+    shutil.copy(saved / "config.json", other)
+    found = FlaxGPTNeoXForCausalLM.from_pretrained(other)
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(found)),
+                 nnx.to_pure_dict(nnx.state(expected)))
+
+
+def test_names_go_both_ways() -> None:
+    for ours in HUGGING_FACE.names:
+        name = ours.replace("{i}", "13")
+        assert HUGGING_FACE.ours(HUGGING_FACE.theirs(name)) == name
