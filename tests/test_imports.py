@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharding": {"config", "errors"},
     "nn": set(),
     "data": {"config", "errors", "files", "tables"},
-    "models": {"nn", "data", *BELOW},
+    "models": {"nn", "data", "sampling", *BELOW},
     "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},
     "training": {"decoding", "sampling", "models", "nn", "data", *BELOW},

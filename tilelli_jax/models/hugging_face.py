@@ -55,7 +55,7 @@ class Family:
         number = re.search(r"\.(\d+)\.", name)
         plain = name if number is None else name.replace(number[0], ".{i}.", 1)
         for ours, theirs in self.names.items():
-            if theirs == plain:
+            if theirs in (name, plain):  # a name with a number in it may stand for itself
                 return ours.replace("{i}", number[1] if number else "")
         return None if any(re.search(pattern, name) for pattern in self.ignored) else name
 

@@ -25,3 +25,20 @@ class LayerNorm(nnx.Module):
         variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
         return y.astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467).
+
+    Normalised in f32; the result, in `dtype`, is then multiplied by the scale as it is, not by 1 + it.
+    """
+
+    def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(d_model))
+        self.dtype = dtype
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
+        return self.scale[...].astype(self.dtype) * y.astype(self.dtype)

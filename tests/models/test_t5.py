@@ -1,0 +1,241 @@
+"""T5 and Chronos against stored references, closed forms, and transformers on random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.restated.compiling import quick_jit
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.chronos import Chronos, ChronosConfig, MeanScaleUniformBins, crps
+from tilelli_jax.models.store import from_arrays, to_arrays
+from tilelli_jax.models.t5 import (
+    HUGGING_FACE,
+    FlaxT5ForConditionalGeneration,
+    T5Config,
+    bucket_of,
+    continue_ids,
+)
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sampling import _likeliest
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "chronos_tiny"
+needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
+                                     reason="the stored references do not come with this project")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
+    reason="transformers (extra: hf) or PyTorch (extra: torch) is not installed")
+NOISE = 5e-6  # of the largest number; measured: 4e-7 on the reference, 1.1e-6 on what follows
+
+TINY = T5Config(vocab_size=50, d_model=12, n_layers=2, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20)
+VARIANTS = {
+    "as Chronos": TINY,
+    "a deeper decoder": dataclasses.replace(TINY, n_decoder_layers=3, n_layers=1),
+    "untied": dataclasses.replace(TINY, tie_embeddings=False),
+    "few buckets": dataclasses.replace(TINY, n_buckets=8, max_distance=10, norm_eps=1e-3),
+}
+
+
+def distance(ours: Any, theirs: Any) -> float:
+    theirs = np.asarray(theirs, np.float32)
+    return float(np.abs(np.asarray(ours, np.float32) - theirs).max() / np.abs(theirs).max())
+
+
+def random_model(config: T5Config) -> FlaxT5ForConditionalGeneration:
+    rng = np.random.default_rng(0)
+    empty = FlaxT5ForConditionalGeneration(config, rngs=nnx.Rngs(0))
+    arrays = {name: (1 + 0.3 * rng.standard_normal(array.shape) if name.endswith("scale") else
+                     0.4 * rng.standard_normal(array.shape)).astype(np.float32)
+              for name, array in to_arrays(empty).items()}  # type: ignore[arg-type]
+    return from_arrays(config, arrays, build=FlaxT5ForConditionalGeneration)
+
+
+def tapped(model: FlaxT5ForConditionalGeneration, *inputs: Any) -> tuple[Any, dict[str, Any]]:
+    return quick_jit(lambda *a: model.tapped(*a, Tap(record=model.places)))(*inputs)
+
+
+@needs_reference
+def test_the_stored_reference() -> None:
+    stored = np.load(REFERENCE / "model_ref.npz")
+    model = FlaxT5ForConditionalGeneration.from_pretrained(REFERENCE / "model")
+    inputs = [stored[name] for name in ("input_ids", "decoder_input_ids", "attention_mask")]
+    logits, seen = tapped(model, *inputs)
+    assert distance(logits, stored["logits"]) < NOISE
+    for place, name in (("encoder.resid_post", "enc_layer"), ("decoder.resid_post", "dec_layer"),
+                        ("encoder.mlp_write", "enc_ff"), ("decoder.mlp_write", "dec_ff")):
+        assert distance(jnp.swapaxes(seen[place], 0, 1), stored[name]) < NOISE, place
+    real = stored["attention_mask"]
+    assert distance(model.encode(inputs[0], inputs[2])[real], stored["embed"][real]) < NOISE
+    made = continue_ids(model, jnp.asarray(inputs[0]), jnp.asarray(inputs[2]), n=12, temperature=0.0)
+    np.testing.assert_array_equal(made, stored["greedy_tokens"][:, 1:])
+
+
+@needs_reference
+def test_tokens_scales_values_and_crps_of_the_reference() -> None:
+    stored = np.load(REFERENCE / "tokenizer_ref.npz")
+    tokenizer = MeanScaleUniformBins(ChronosConfig())
+    np.testing.assert_array_equal(tokenizer.centers, stored["centers"])
+    np.testing.assert_array_equal(tokenizer.boundaries, stored["boundaries"])
+    cases = [name.removesuffix("/series") for name in stored.files if name.endswith("/series")]
+    for case in cases:
+        found = tokenizer.encode(stored[f"{case}/series"][None])
+        np.testing.assert_array_equal(found.ids[0], stored[f"{case}/token_ids"], case)
+        np.testing.assert_array_equal(found.mask[0], stored[f"{case}/mask"], case)
+        np.testing.assert_allclose(found.scale, stored[f"{case}/scale"], rtol=1e-6)
+    assert len(cases) == 10
+    np.testing.assert_allclose(tokenizer.decode(stored["out_ids"][0], np.array([2.0])),
+                               stored["out_vals_scale2"][0], rtol=1e-6)
+    stored = np.load(REFERENCE / "crps_ref.npz")
+    found = crps(stored["samples"], stored["truth"])
+    np.testing.assert_allclose(found, stored["crps_per_step"], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.mean(-1), stored["crps_mean"], rtol=1e-12)
+
+
+@needs_reference
+def test_first_draws_of_the_reference_have_its_probabilities() -> None:
+    chronos = Chronos.from_pretrained(REFERENCE / "model")
+    context = np.load(REFERENCE / "model_ref.npz")["context"]
+    expected = np.load(REFERENCE / "first_step_probs.npz")["probs"]
+    tokens = chronos.tokenizer.encode(context)
+    logits = chronos.network(tokens.ids, jnp.zeros((3, 1), jnp.int32), tokens.mask)[:, 0]
+    logits = logits.at[:, 1].set(-jnp.inf)  # the end is never drawn
+    likely = jax.vmap(lambda row: _likeliest(row, 50, 1.0))(logits)
+    np.testing.assert_allclose(jax.nn.softmax(likely), expected, atol=1e-6)
+    assert ((expected > 0).sum(1) == 50).all()
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+    config = VARIANTS[name]
+    model = random_model(config)
+    model.save_pretrained(tmp_path)
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    rng = np.random.default_rng(1)
+    ids, decoder_ids = rng.integers(0, 50, (3, 19)), rng.integers(0, 50, (3, 7))
+    mask = np.arange(19) >= np.array([0, 4, 12])[:, None]  # padded on the left
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(decoder_ids),
+                          attention_mask=torch.from_numpy(mask.astype(np.int64)), output_hidden_states=True)
+    logits, seen = tapped(model, ids, decoder_ids, mask)
+    assert distance(logits, expected.logits) < NOISE
+    for i in range(config.n_decoder_layers):
+        assert distance(seen["decoder.resid_pre"][i], expected.decoder_hidden_states[i]) < NOISE
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = FlaxT5ForConditionalGeneration.from_pretrained(tmp_path / "theirs")
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(again)),
+                 nnx.to_pure_dict(nnx.state(model)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_decoding_is_the_forward_pass(name: str) -> None:
+    model, rng = random_model(VARIANTS[name]), np.random.default_rng(1)
+    ids = jnp.asarray(rng.integers(0, 50, (3, 9)))
+    mask = jnp.arange(9) >= jnp.array([0, 2, 8])[:, None]
+    made = np.asarray(continue_ids(model, ids, mask, n=12, temperature=0.0, banned=(1,)))
+    text = np.zeros((3, 1), np.int32)
+    forward = quick_jit(lambda text: model(ids, text, mask))
+    for step in range(12):
+        logits = np.array(forward(jnp.pad(jnp.asarray(text), ((0, 0), (0, 12 - step)))))[:, step]
+        logits[:, 1] = -np.inf
+        text = np.concatenate([text, logits.argmax(1)[:, None].astype(np.int32)], 1)
+    np.testing.assert_array_equal(made, text[:, 1:])
+    drawn = [np.asarray(continue_ids(model, ids, mask, n=5, seed=seed)) for seed in (3, 3, 4)]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("layers", "d_model", "d_hidden", "heads", "count"), [
+    (12, 768, 3072, 12, 201_374_976), (6, 512, 2048, 8, 46_154_240)])
+def test_published_sizes(layers: int, d_model: int, d_hidden: int, heads: int, count: int) -> None:
+    """Chronos-T5-base (201 M) and -small (46 M)."""
+    config = T5Config(d_model=d_model, n_layers=layers, n_decoder_layers=layers, d_hidden=d_hidden,
+                      n_heads=heads)
+    model = nnx.eval_shape(lambda: FlaxT5ForConditionalGeneration(config, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
+
+
+def test_buckets() -> None:
+    """As the paper tells it: 8 exact each way, then logarithmically up to 128."""
+    far = jnp.arange(-200, 201)
+    both = np.asarray(bucket_of(far, bidirectional=True, n_buckets=32, max_distance=128))
+    assert both[200:208].tolist() == [0, 17, 18, 19, 20, 21, 22, 23]
+    assert both[192:201][::-1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert both.max() == 31 and (both[far >= 128] == 31).all() and (both[far <= -128] == 15).all()
+    past = np.asarray(bucket_of(far, bidirectional=False, n_buckets=32, max_distance=128))
+    assert (past[far >= 0] == 0).all() and past[200 - 15] == 15 and (past[far <= -128] == 31).all()
+    assert (np.diff(past[:201]) <= 0).all()
+
+
+def test_chronos_draws_and_reads_its_median_again(tmp_path: Path) -> None:
+    settings = ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=5, top_k=10)
+    chronos = Chronos(random_model(TINY), settings)
+    series = np.array([[np.nan, 1, 2, 3, 4], [5, 4, 3, np.nan, 1]], np.float32)
+    drawn = chronos.predict(series, 9, seed=2)
+    assert drawn.shape == (2, 5, 9) and np.isfinite(drawn).all()
+    np.testing.assert_array_equal(chronos.predict(series, 6, seed=2), drawn[:, :, :6])
+    longer = np.concatenate([series, np.median(drawn[:, :, :6], axis=1)], axis=1)
+    rest = chronos.predict(longer, 3, seed=2 + 7919)
+    np.testing.assert_array_equal(rest, drawn[:, :, 6:])
+    for bad, says in ((np.zeros(3), r"series: expected \[batch, time\], found \[3\]"),
+                      (np.zeros((2, 0)), "series: expected")):
+        with pytest.raises(InputError, match=says):
+            chronos.predict(bad, 3)
+    with pytest.raises(InputError, match="length: expected at least 1, found 0"):
+        chronos.predict(series, 0)
+    chronos.network.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="chronos_config: expected one with tokenizer_class"):
+        Chronos.from_pretrained(tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["chronos_config"] = {"tokenizer_class": "MeanScaleUniformBins", "n_tokens": 50, "num_samples": 3,
+                              "tokenizer_kwargs": {"low_limit": -2.0, "high_limit": 2.0},
+                              "model_type": "seq2seq"}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    again = Chronos.from_pretrained(tmp_path)
+    assert again.config == ChronosConfig(n_tokens=50, num_samples=3, low_limit=-2.0, high_limit=2.0)
+
+
+@given(hnp.arrays(np.float32, (3, 8), elements=st.floats(-100, 100, width=32)))
+def test_a_value_comes_back_as_the_centre_of_its_bin(series: np.ndarray) -> None:
+    tokenizer = MeanScaleUniformBins(ChronosConfig())
+    tokens = tokenizer.encode(series)
+    assert tokens.ids.dtype == np.int32 and (tokens.ids[:, -1] == 1).all() and tokens.mask.all()
+    back = tokenizer.decode(tokens.ids[:, :-1], tokens.scale)
+    width = tokens.scale[:, None] * np.float32(30 / 4092)
+    inside = np.abs(series) < 15 * tokens.scale[:, None]
+    assert (np.abs(back - series)[inside] <= (0.51 * width + 1e-6 * np.abs(series))[inside]).all()
+
+
+@given(hnp.arrays(np.float64, (4, 6, 3), elements=st.floats(-9, 9)),
+       hnp.arrays(np.float64, (4, 3), elements=st.floats(-9, 9)))
+def test_crps_is_its_definition(samples: np.ndarray, truth: np.ndarray) -> None:
+    near = np.abs(samples - truth[:, None]).mean(1)
+    apart = np.abs(samples[:, :, None] - samples[:, None]).mean((1, 2))
+    np.testing.assert_allclose(crps(samples, truth), near - apart / 2, atol=1e-12)
+    assert (crps(samples, truth) >= -1e-12).all()
+
+
+def test_places_that_are_none() -> None:
+    ids, tap = jnp.zeros((1, 2), jnp.int32), Tap(record=("resid_post",))
+    with pytest.raises(ValueError, match="tap: no place 'resid_post' here; expected some of encoder.resid"):
+        random_model(TINY).tapped(ids, ids, None, tap)
+
+
+def test_names_go_both_ways() -> None:
+    for ours in HUGGING_FACE.names:
+        name = ours.replace("{i}", "13")
+        assert HUGGING_FACE.ours(HUGGING_FACE.theirs(name)) == name

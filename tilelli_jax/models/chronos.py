@@ -1,0 +1,160 @@
+"""Chronos (Ansari et al. 2024, arXiv:2403.07815): time series as the symbols of a T5."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, continue_ids
+
+PAD, END = 0, 1
+FAR = np.float32(1e20)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChronosConfig(Section):
+    """How series become symbols, and how they are continued."""
+
+    context_length: int = setting(512, "newest values of a series that are read", least=1)
+    prediction_length: int = setting(64, "values that are drawn before they are read again", least=1)
+    n_tokens: int = setting(4096, "symbols, special ones included", least=5)
+    n_special_tokens: int = setting(2, "of these, special: padding and end", least=2)
+    low_limit: float = setting(-15.0, "least scaled value that has a symbol of its own")
+    high_limit: float = setting(15.0, "greatest of them")
+    num_samples: int = setting(20, "continuations drawn of each series", least=1)
+    temperature: float = setting(1.0, "of the drawing", least=0)
+    top_k: int = setting(50, "draw among so many likeliest symbols; 0 for all", least=0)
+    top_p: float = setting(1.0, "draw among the likeliest that make up this probability", above=0, most=1)
+
+
+class Tokens(NamedTuple):
+    """Series as symbols; rows end with the end symbol, and missing values are masked."""
+
+    ids: np.ndarray  # int32 [batch, time + 1]
+    mask: np.ndarray  # bool, likewise
+    scale: np.ndarray  # f32 [batch]
+
+
+class MeanScaleUniformBins:
+    """Values divided by the mean of their sizes, and put into bins of equal width.
+
+    `centers [n_tokens − n_special_tokens − 1]` and `boundaries [one more]`, f32.
+    """
+
+    def __init__(self, config: ChronosConfig) -> None:
+        n = config.n_tokens - config.n_special_tokens - 1
+        self.config = config
+        self.centers = _linspace(config.low_limit, config.high_limit, n)
+        self.boundaries = np.concatenate(
+            [[-FAR], (self.centers[1:] + self.centers[:-1]) / np.float32(2), [FAR]]).astype(np.float32)
+
+    def encode(self, series: np.ndarray) -> Tokens:
+        """series f32 `[batch, time]`, NaN where a value is missing (on the left: padding)."""
+        values = np.asarray(series, np.float32)[:, -self.config.context_length:]
+        there = ~np.isnan(values)
+        count = there.sum(1)
+        total = np.where(there, np.abs(values), 0).sum(1, dtype=np.float32)
+        scale = np.where((count > 0) & (total > 0), total / np.maximum(count, 1).astype(np.float32), 1)
+        scale = scale.astype(np.float32)
+        bins = np.searchsorted(self.boundaries, values / scale[:, None], side="right")
+        ids = np.clip(bins + self.config.n_special_tokens, 0, self.config.n_tokens - 1)
+        ids = np.where(there, ids, PAD)
+        end = np.full((len(ids), 1), END)
+        return Tokens(np.concatenate([ids, end], 1).astype(np.int32),
+                      np.concatenate([there, np.ones_like(end, bool)], 1), scale)
+
+    def decode(self, ids: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """ids `[batch, …]` → values f32, the centres of their bins times `scale [batch]`."""
+        at = np.clip(np.asarray(ids) - self.config.n_special_tokens - 1, 0, len(self.centers) - 1)
+        return self.centers[at] * np.asarray(scale).reshape(-1, *(1,) * (np.ndim(ids) - 1))
+
+
+class Chronos:
+    """A T5 with the tokenizer that it was trained with."""
+
+    def __init__(self, network: FlaxT5ForConditionalGeneration, config: ChronosConfig) -> None:
+        self.network, self.config = network, config
+        self.tokenizer = MeanScaleUniformBins(config)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, compute: ComputeConfig | None = None) -> Chronos:
+        """Reads a Chronos-T5 directory, whose config.json holds `chronos_config`.
+
+        Raises:
+            InputError: it is none, or one of another kind (Chronos-Bolt has no bins).
+        """
+        network = FlaxT5ForConditionalGeneration.from_pretrained(path, compute)
+        tree = json.loads(Path(path, "config.json").read_text(encoding="utf-8")).get("chronos_config")
+        if not isinstance(tree, dict) or tree.get("tokenizer_class") != "MeanScaleUniformBins":
+            raise InputError(f"{path}/config.json: chronos_config: expected one with tokenizer_class "
+                             f"MeanScaleUniformBins")
+        names = {field.name for field in dataclasses.fields(ChronosConfig)}
+        flat = {**tree, **tree.get("tokenizer_kwargs", {})}
+        return cls(network, ChronosConfig(**{name: flat[name] for name in names & flat.keys()}))
+
+    def predict(self, series: np.ndarray, length: int, *, num_samples: int | None = None,
+                seed: int = 0) -> np.ndarray:
+        """Drawn continuations: series f32 `[batch, time]` → f32 `[batch, samples, length]`.
+
+        Past prediction_length, the median of the samples is appended to the series and read again.
+
+        Raises:
+            InputError: the series are no table of numbers, or there is nothing to draw.
+        """
+        series = np.asarray(series, np.float32)
+        if series.ndim != 2 or not series.size:
+            raise InputError(f"series: expected [batch, time], found {list(series.shape)}")
+        if length < 1:
+            raise InputError(f"length: expected at least 1, found {length}")
+        samples, parts = num_samples or self.config.num_samples, []
+        for part in range(-(-length // self.config.prediction_length)):
+            drawn = self._draw(series, samples, seed=(seed + 7919 * part) % 2**32)
+            parts.append(drawn)
+            series = np.concatenate([series, np.median(drawn, axis=1)], axis=1)
+        return np.concatenate(parts, axis=2)[:, :, :length]
+
+    def _draw(self, series: np.ndarray, samples: int, seed: int) -> np.ndarray:
+        tokens, config = self.tokenizer.encode(series), self.config
+        ids, mask = (jnp.asarray(np.repeat(array, samples, axis=0)) for array in (tokens.ids, tokens.mask))
+        new = continue_ids(self.network, ids, mask, n=config.prediction_length, seed=seed,
+                           temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+                           banned=(END,))
+        return self.tokenizer.decode(np.asarray(new).reshape(len(series), samples, -1), tokens.scale)
+
+
+def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Continuous ranked probability score of an ensemble, in the unit of the values; less is better.
+
+    mean_i |x_i − y| − ½ mean_ij |x_i − x_j|, the pairs i = j among them (Gneiting & Raftery 2007,
+    eq. 21), in f64.
+
+    Args:
+        samples: `[…, samples, time]`.
+        truth: `[…, time]`.
+
+    Returns:
+        `[…, time]`.
+    """
+    x, y = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
+    near = np.abs(x - y[..., None, :]).mean(-2)
+    # Sorted, the sum over all pairs is one over the samples: x_(i) is added 2i − n + 1 times.
+    n = x.shape[-2]
+    weights = (2 * np.arange(n) - n + 1) / n**2
+    return near - (np.sort(x, axis=-2) * weights[:, None]).sum(-2)
+
+
+def _linspace(low: float, high: float, n: int) -> np.ndarray:
+    """n equal steps, f32, to the bit as PyTorch has them: counted from both ends, rounded once."""
+    step = np.float64(np.float32(high) - np.float32(low)) / (n - 1)
+    step = np.float64(np.float32(step))
+    up = np.float32(low) + step * np.arange(n)
+    down = np.float32(high) - step * np.arange(n - 1, -1, -1)
+    return np.where(np.arange(n) < n // 2, up, down).astype(np.float32)

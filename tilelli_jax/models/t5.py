@@ -1,0 +1,372 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder: the network of Chronos."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.models import hugging_face
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.nn.attention import KeyCache
+from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.linear import Embedding, Linear
+from tilelli_jax.nn.norm import RMSNorm
+from tilelli_jax.nn.quantize import Quantizer
+from tilelli_jax.nn.tap import OFF, Recorded, Tap
+from tilelli_jax.sampling import sample
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config(Section):
+    """T5 with a ReLU feed-forward network; the defaults are Chronos-T5-base's."""
+
+    family: Literal["t5"] = setting("t5", "which network")
+    vocab_size: int = setting(4096, "number of symbols", least=1)
+    d_model: int = setting(768, "width of the residual streams", least=1)
+    n_layers: int = setting(12, "blocks of the encoder", least=1)
+    n_decoder_layers: int = setting(12, "blocks of the decoder", least=1)
+    n_heads: int = setting(12, "heads of the attention", least=1)
+    d_head: int = setting(64, "width of a head", least=1)
+    d_hidden: int = setting(3072, "hidden width of the feed-forward networks", least=1)
+    n_buckets: int = setting(32, "buckets of relative positions", least=4)
+    max_distance: int = setting(128, "distance from which on they share the last bucket", least=1)
+    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", least=0)
+    tie_embeddings: bool = setting(True, "unembed with the embedding table, scaled by 1/√d_model")
+    start_id: int = setting(0, "what the decoder starts from", least=0)
+    end_id: int = setting(1, "what ends a sequence", least=0)
+
+
+def bucket_of(distance: jax.Array, *, bidirectional: bool, n_buckets: int, max_distance: int) -> jax.Array:
+    """The bucket of a key's position less the query's, int32, same shape.
+
+    Half of the buckets are one distance each; the others widen with its logarithm, up to
+    max_distance. Looking both ways, keys after the query have the second half of all.
+    """
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        n_buckets //= 2
+        offset = jnp.where(distance > 0, n_buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(-distance, 0)
+    exact = n_buckets // 2
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    wide = exact + (ratio * (n_buckets - exact)).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(wide, n_buckets - 1))
+
+
+class RelativeBias(nnx.Module):
+    """What is added to every head's score for the distance: `table [buckets, heads]`, f32."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(stddev=config.d_model**-0.5)
+        self.table = nnx.Param(init(rngs.params(), (config.n_buckets, config.n_heads), jnp.float32))
+        self.bucket = functools.partial(bucket_of, bidirectional=bidirectional, n_buckets=config.n_buckets,
+                                        max_distance=config.max_distance)
+
+    def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Positions `[batch or 1, q]` and `[k]` → `[batch or 1, heads, q, k]`."""
+        buckets = self.bucket(keys[None, None, :] - queries[:, :, None])
+        return jnp.moveaxis(self.table[...][buckets], -1, 1)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention without scaling and without biases in its products."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        inner = config.n_heads * config.d_head
+        make = functools.partial(Linear, quantizer=Quantizer(), dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value = (make(config.d_model, inner) for _ in range(3))
+        self.out = make(inner, config.d_model)
+        self.n_heads = config.n_heads
+        self.dtype = dtype
+
+    def keys(self, x: jax.Array) -> KeyCache:
+        """Keys and values of `[batch, time, d_model]`: each `[batch, heads, time, d_head]`."""
+        return KeyCache(self._heads(self.key(x)), self._heads(self.value(x)))
+
+    def __call__(self, x: jax.Array, seen: KeyCache, bias: jax.Array) -> jax.Array:
+        """x `[batch, q, d_model]`; bias `[batch or 1, heads or 1, q, k]`, -inf where nothing is seen."""
+        query = self._heads(self.query(x))
+        scores = contract("bhqd,bhkd->bhqk", query, seen.keys, dtype=self.dtype, result=jnp.float32)
+        weights = jax.nn.softmax(scores + bias)
+        attended = contract("bhqk,bhkd->bhqd", weights, seen.values, dtype=self.dtype)
+        return self.out(jnp.swapaxes(attended, 1, 2).reshape(*x.shape[:2], -1))
+
+    def _heads(self, y: jax.Array) -> jax.Array:
+        return jnp.swapaxes(y.reshape(*y.shape[:2], self.n_heads, -1), 1, 2)
+
+
+class MLP(nnx.Module):
+    """y = ReLU(x · up) · down."""
+
+    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.up = Linear(config.d_model, config.d_hidden, Quantizer(), dtype=dtype, rngs=rngs)
+        self.down = Linear(config.d_hidden, config.d_model, Quantizer(), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
+        return self.down(jax.nn.relu(self.up(x)))
+
+
+class Block(nnx.Module):
+    """x ← x + attention(norm(x)); in the decoder x ← x + cross-attention(norm(x)); x ← x + MLP(norm(x))."""
+
+    def __init__(self, config: T5Config, part: Literal["encoder", "decoder"], *, dtype: jnp.dtype,
+                 rngs: nnx.Rngs):
+        norm = functools.partial(RMSNorm, config.d_model, dtype=dtype, eps=config.norm_eps)
+        self.norm1, self.attention = norm(), Attention(config, dtype=dtype, rngs=rngs)
+        if part == "decoder":
+            self.norm_cross, self.cross = norm(), Attention(config, dtype=dtype, rngs=rngs)
+        self.norm2, self.mlp = norm(), MLP(config, dtype=dtype, rngs=rngs)
+        self.part = part
+
+    def __call__(self, x: jax.Array, own: KeyCache | None, bias: jax.Array, tap: Tap, seen: Recorded,
+                 encoded: tuple[KeyCache, jax.Array] | None = None) -> jax.Array:
+        """Args: own: keys and values of the stream so far, or None for those of x itself."""
+        part = self.part
+        x = tap(f"{part}.resid_pre", x, seen)
+        h = self.norm1(x)
+        attended = self.attention(h, own or self.attention.keys(h), bias)
+        x = x + tap(f"{part}.attn_out", attended, seen)
+        if encoded is not None:
+            x = x + tap(f"{part}.cross_out", self.cross(self.norm_cross(x), *encoded), seen)
+        x = tap(f"{part}.resid_mid", x, seen)
+        x = x + tap(f"{part}.mlp_write", self.mlp(self.norm2(x)), seen)
+        return tap(f"{part}.resid_post", x, seen)
+
+
+class Stack(nnx.Module):
+    """The blocks of one part, the biases that all of them share, and the norm after them."""
+
+    def __init__(self, config: T5Config, part: Literal["encoder", "decoder"], n_layers: int, *,
+                 dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.bias = RelativeBias(config, bidirectional=part == "encoder", rngs=rngs)
+        self.blocks = nnx.List([Block(config, part, dtype=dtype, rngs=rngs) for _ in range(n_layers)])
+        self.norm = RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
+
+
+class DecoderCache(NamedTuple):
+    """What decoding keeps: each block's keys so far, and those of the encoded text with its mask."""
+
+    own: list[KeyCache]
+    cross: list[KeyCache]
+    mask: jax.Array  # f32 [batch, 1, 1, time], 0 or -inf
+
+
+class FlaxT5ForConditionalGeneration(nnx.Module):
+    """ids `[batch, time]` and decoder ids `[batch, steps]` → logits `[batch, steps, vocab]`, f32."""
+
+    places = tuple(f"{part}.{place}" for part in ("encoder", "decoder") for place in (
+        "resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")) + (
+        "decoder.cross_out", "embed", "logits")
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
+        compute = compute or ComputeConfig()
+        dtype = jnp.dtype(compute.dtype)
+        self.config, self.compute = config, compute
+        self.embed = Embedding(config.vocab_size, config.d_model, Quantizer(), dtype=dtype, rngs=rngs)
+        self.encoder = Stack(config, "encoder", config.n_layers, dtype=dtype, rngs=rngs)
+        self.decoder = Stack(config, "decoder", config.n_decoder_layers, dtype=dtype, rngs=rngs)
+        self.unembed = (None if config.tie_embeddings else
+                        Linear(config.d_model, config.vocab_size, Quantizer(), dtype=dtype,
+                               result=jnp.float32, rngs=rngs))
+
+    def __call__(self, ids: jax.Array, decoder_ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """mask `[batch, time]`: which of the ids count; by default all of them."""
+        return self.tapped(ids, decoder_ids, mask, OFF)[0]
+
+    def tapped(self, ids: jax.Array, decoder_ids: jax.Array, mask: jax.Array | None,
+               tap: Tap) -> tuple[jax.Array, Recorded]:
+        """The logits, and what the tap recorded: `[layers, batch, time, …]` of the blocks' places.
+
+        Raises:
+            ValueError: this network has no such place.
+        """
+        if unknown := [place for place in (*tap.record, *tap.edit) if place not in self.places]:
+            raise ValueError(f"tap: no place '{unknown[0]}' here; expected some of {', '.join(self.places)}")
+        records: list[Recorded] = []
+        outside: Recorded = {}
+        encoded = self._encode(ids, mask, tap, records, outside)
+        hidden = _hidden(mask, ids)
+        steps = jnp.arange(decoder_ids.shape[1])
+        causal = jnp.where(steps[None, :] <= steps[:, None], 0.0, -jnp.inf)
+        bias = self.decoder.bias(steps[None], steps) + causal
+        x = self.embed(decoder_ids)
+        for i, block in enumerate(self.decoder.blocks):
+            records.append({})
+            x = block(x, None, bias, tap.within(i), records[-1], (block.cross.keys(encoded), hidden))
+        logits = tap("logits", self._logits(x), outside)
+        inside = {place: jnp.stack([record[place] for record in records if place in record])
+                  for place in {place: None for record in records for place in record}}
+        return logits, outside | inside
+
+    def encode(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """The encoder's last stream, normed: ids `[batch, time]` → `[batch, time, d_model]`."""
+        return self._encode(ids, mask, OFF, [], {})
+
+    def start(self, ids: jax.Array, mask: jax.Array | None, size: int) -> DecoderCache:
+        """Encodes, and makes room for `size` decoded positions."""
+        encoded = self._encode(ids, mask, OFF, [], {})
+        config, dtype = self.config, encoded.dtype
+        room = jnp.zeros((len(ids), config.n_heads, size, config.d_head), dtype)
+        return DecoderCache([KeyCache(room, room) for _ in self.decoder.blocks],
+                            [block.cross.keys(encoded) for block in self.decoder.blocks], _hidden(mask, ids))
+
+    def step(self, ids: jax.Array, cache: DecoderCache,
+             position: jax.Array) -> tuple[jax.Array, DecoderCache]:
+        """One symbol `[batch]` at the step `position`, a scalar → logits `[batch, vocab]`, next cache."""
+        slots = jnp.arange(cache.own[0].keys.shape[2])
+        bias = (self.decoder.bias(jnp.reshape(position, (1, 1)), slots)
+                + jnp.where(slots <= position, 0.0, -jnp.inf))
+        at = jnp.full(len(ids), position)
+        x, own = self.embed(ids[:, None]), []
+        for block, before, cross in zip(self.decoder.blocks, cache.own, cache.cross, strict=True):
+            new = block.attention.keys(block.norm1(x))
+            own.append(before.write(new.keys, new.values, at))
+            x = block(x, own[-1], bias, OFF, {}, (cross, cache.mask))
+        return self._logits(x)[:, 0], DecoderCache(own, cache.cross, cache.mask)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path,
+                        compute: ComputeConfig | None = None) -> FlaxT5ForConditionalGeneration:
+        """Reads a Hugging Face directory: config.json and safetensors, in one file or several.
+
+        Raises:
+            InputError: it is none of a T5, or its tensors are not those of its configuration.
+        """
+        return hugging_face.load(HUGGING_FACE, path, compute)
+
+    def save_pretrained(self, path: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
+        """Writes the directory that `from_pretrained` and transformers read."""
+        hugging_face.save(HUGGING_FACE, self, path, dtype)
+
+    def _encode(self, ids: jax.Array, mask: jax.Array | None, tap: Tap, records: list[Recorded],
+                outside: Recorded) -> jax.Array:
+        at = jnp.arange(ids.shape[1])
+        bias = self.encoder.bias(at[None], at) + _hidden(mask, ids)
+        x = tap("embed", self.embed(ids), outside)
+        for i, block in enumerate(self.encoder.blocks):
+            records.append({})
+            x = block(x, None, bias, tap.within(i), records[-1])
+        return self.encoder.norm(x)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        x = self.decoder.norm(x)
+        if self.unembed is not None:
+            return self.unembed(x)
+        return self.embed.attend(x * self.config.d_model**-0.5)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "n", "greedy"))
+def _decode(graph: Any, params: Any, ids: jax.Array, mask: jax.Array, keys: jax.Array,
+            how: tuple[jax.Array, ...], banned: jax.Array, *, n: int, greedy: bool) -> jax.Array:
+    model = nnx.merge(graph, params)
+
+    def one(i: jax.Array, carry: Any) -> Any:
+        new, last, cache = carry
+        logits, cache = model.step(last, cache, i)
+        logits = jnp.where(banned, -jnp.inf, logits)
+        if greedy:
+            last = jnp.argmax(logits, -1).astype(jnp.int32)
+        else:
+            drawn = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+            last = jax.vmap(lambda key, row: sample(key, row, *how))(drawn, logits)
+        return new.at[:, i].set(last), last, cache
+
+    start = jnp.full(len(ids), model.config.start_id, jnp.int32)
+    empty = jnp.zeros((len(ids), n), jnp.int32)
+    return jax.lax.fori_loop(0, n, one, (empty, start, model.start(ids, mask, n)))[0]
+
+
+def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: jax.Array | None = None, *,
+                 n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+                 banned: tuple[int, ...] = ()) -> jax.Array:
+    """n decoded symbols for each row, int32 `[batch, n]`, with caches and inside one jitted loop.
+
+    Args:
+        temperature: 0 takes the likeliest symbol; see `sampling.Sampling` for the others.
+        banned: symbols that are never decoded.
+    """
+    graph, params = nnx.split(model)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(ids)))
+    out = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)
+    mask = jnp.ones(ids.shape, bool) if mask is None else mask
+    return _decode(graph, params, ids, mask, keys, (jnp.float32(temperature), jnp.int32(top_k),
+                                                    jnp.float32(top_p)), out, n=n, greedy=temperature == 0)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _hidden(mask: jax.Array | None, ids: jax.Array) -> jax.Array:
+    """0 where a key counts and the lowest f32 elsewhere, `[batch, 1, 1, time]`: no row is all -inf."""
+    mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
+    return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+
+
+def _config_of(tree: dict[str, Any]) -> T5Config:
+    if (kind := tree.get("feed_forward_proj", "relu")) != "relu":
+        raise InputError(f"feed_forward_proj: expected relu, found {kind}")
+    # Newer versions say "tied" of every T5, and by the other key whether it is.
+    tied = tree.get("scale_decoder_outputs", tree.get("tie_word_embeddings", True))
+    return T5Config(
+        vocab_size=tree["vocab_size"], d_model=tree["d_model"], n_layers=tree["num_layers"],
+        n_decoder_layers=tree.get("num_decoder_layers") or tree["num_layers"], n_heads=tree["num_heads"],
+        d_head=tree["d_kv"], d_hidden=tree["d_ff"], n_buckets=tree["relative_attention_num_buckets"],
+        max_distance=tree.get("relative_attention_max_distance", 128),
+        norm_eps=float(tree.get("layer_norm_epsilon", 1e-6)),
+        tie_embeddings=tied,
+        start_id=tree.get("decoder_start_token_id") or 0, end_id=tree.get("eos_token_id", 1))
+
+
+def _tree_of(config: T5Config) -> dict[str, Any]:
+    return {
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
+        "feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False,
+        "vocab_size": config.vocab_size, "d_model": config.d_model, "num_layers": config.n_layers,
+        "num_decoder_layers": config.n_decoder_layers, "num_heads": config.n_heads, "d_kv": config.d_head,
+        "d_ff": config.d_hidden, "relative_attention_num_buckets": config.n_buckets,
+        "relative_attention_max_distance": config.max_distance, "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings, "scale_decoder_outputs": config.tie_embeddings,
+        "decoder_start_token_id": config.start_id,
+        "eos_token_id": config.end_id, "pad_token_id": 0}
+
+
+def _names() -> dict[str, str]:
+    names = {"embed.kernel": "shared.weight", "unembed.kernel": "lm_head.weight"}
+    for part, mlp in (("encoder", 1), ("decoder", 2)):
+        names |= {f"{part}.norm.scale": f"{part}.final_layer_norm.weight",
+                  f"{part}.bias.table":
+                      f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"}
+        attentions = [("norm1", "attention", 0, "SelfAttention")]
+        if part == "decoder":
+            attentions.append(("norm_cross", "cross", 1, "EncDecAttention"))
+        ours, theirs = part + ".blocks.{i}.", part + ".block.{i}.layer."
+        for norm, attention, layer, module in attentions:
+            names[f"{ours}{norm}.scale"] = f"{theirs}{layer}.layer_norm.weight"
+            names |= {f"{ours}{attention}.{mine}.kernel": f"{theirs}{layer}.{module}.{letter}.weight"
+                      for mine, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))}
+        names |= {f"{ours}norm2.scale": f"{theirs}{mlp}.layer_norm.weight",
+                  f"{ours}mlp.up.kernel": f"{theirs}{mlp}.DenseReluDense.wi.weight",
+                  f"{ours}mlp.down.kernel": f"{theirs}{mlp}.DenseReluDense.wo.weight"}
+    return names
+
+
+HUGGING_FACE = hugging_face.Family(
+    model_type="t5", config_of=_config_of, tree_of=_tree_of, build=FlaxT5ForConditionalGeneration,
+    names=_names(),
+    turned=("unembed.kernel", "query.kernel", "key.kernel", "value.kernel", "out.kernel", "up.kernel",
+            "down.kernel"),
+    aliases={},
+    ignored={r"^(encoder|decoder)\.embed_tokens\.weight$": "the same table as shared.weight",
+             r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias": "never used"})
