@@ -73,7 +73,11 @@ def test_accumulated_parts_are_one_batch(two_updates):
 def test_how_layers_are_run_changes_nothing(two_updates, compute):
     metrics, state = two_updates
     training = Training(ROUTED, compute)
-    assert_close([training(ROWS), training(ROWS[::-1])], metrics)
+    for rows, expected in zip((ROWS, ROWS[::-1]), metrics, strict=True):
+        found = training(rows)
+        # The balance is a difference of numbers near 1, and has their rounding errors.
+        np.testing.assert_allclose(found.pop("load_balance"), expected["load_balance"], atol=1e-6)
+        assert_close(found, {key: expected[key] for key in found})
     assert_close(training.state.params, state.params)
 
 
