@@ -166,9 +166,9 @@ class DecoderCache(NamedTuple):
 class FlaxT5ForConditionalGeneration(nnx.Module):
     """ids `[batch, time]` and decoder ids `[batch, steps]` → logits `[batch, steps, vocab]`, f32."""
 
-    places = tuple(f"{part}.{place}" for part in ("encoder", "decoder") for place in (
-        "resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")) + (
-        "decoder.cross_out", "embed", "logits")
+    places = ("embed", "logits", "decoder.cross_out", *(
+        f"{part}.{place}" for part in ("encoder", "decoder")
+        for place in ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")))
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()
