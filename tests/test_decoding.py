@@ -1,4 +1,4 @@
-"""Decoding with caches against the plain forward pass; drawing against its definition."""
+"""Decoding with caches against the plain forward pass; stop strings; bad arguments."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
-import scipy.stats
 
 import tilelli_jax
-from tests.restated.compiling import quick_jit
+from tests.restated.compiling import QUICK, decoding_compiled, quick_jit
 from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter
 from tilelli_jax import decoding, sampling
@@ -46,22 +45,13 @@ CASES: dict[str, ModelConfig] = {
     **{name: dataclasses.replace(PARENT, quantizer=name, quantize=ALL, d_model=12, second_norm="dense")
        for name in ("ternary_row", "hadamard", "lsq", "power3", "power3_row")},
 }
-QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later ones have no such option
-    QUICK["xla_cpu_use_fusion_emitters"] = False
 PROMPTS = [b"q", b"Once upon a time, there", "Grüße an alle".encode(), bytes(range(200, 206))]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly() -> Iterator[None]:
     """Nearly all the time here goes into compiling: without optimisation it is a third."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, static, donated in (("_prefill", ("graph", "size"), ()),
-                                      ("_decode", ("graph", "width"), ("caches",)),
-                                      ("_slide", ("graph", "width"), ())):
-            patch.setattr(decoding, name, jax.jit(
-                getattr(decoding, name).__wrapped__, static_argnames=static, donate_argnames=donated,
-                compiler_options=QUICK))
+    with decoding_compiled(QUICK):
         yield
 
 
@@ -305,95 +295,6 @@ def test_symbols_past_the_bytes_are_never_drawn() -> None:
     assert logits.argmax(1).max() >= 256
     found = tilelli_jax.generate(model, [bytes([i]) for i in range(8)], max_new=1, temperature=0)
     assert [made.data[0] for made in found] == logits[:, :256].argmax(1).tolist()
-
-
-# Drawing against its definition.
-
-def expected_probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """By the words of `Sampling`, in float64: down the ranking, equals together, until enough are kept."""
-    logits = np.asarray(logits, np.float64)
-    p = np.exp((logits - logits.max()) / temperature)
-    for most, share in ((top_k or len(p), np.inf), (np.inf, top_p)):
-        kept = np.zeros(len(p), bool)
-        for level in np.unique(logits)[::-1]:
-            if kept.sum() < most and p[kept].sum() < share:
-                kept |= logits == level
-        p = np.where(kept, p, 0) / p[kept].sum()
-    return p
-
-
-NORMAL = np.random.default_rng(0).standard_normal(256).astype(np.float32)
-TIED = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -30.0], np.float32)
-
-
-@pytest.mark.parametrize(("logits", "temperature", "top_k", "top_p"), [
-    (NORMAL, 1.0, 0, 1.0), (NORMAL, 0.5, 0, 1.0), (NORMAL, 2.0, 0, 1.0), (NORMAL, 1.0, 10, 1.0),
-    (NORMAL, 0.7, 0, 0.6), (NORMAL, 0.8, 20, 0.9), (NORMAL, 1.0, 256, 1.0), (NORMAL, 1.0, 1000, 1.0),
-    (NORMAL, 1.0, 1, 1.0), (NORMAL, 1.0, 0, 1e-6), (NORMAL, 1.0, 255, 1.0),
-    (TIED, 1.0, 0, 1.0), (TIED, 1.0, 1, 1.0), (TIED, 1.0, 2, 1.0), (TIED, 1.0, 4, 1.0), (TIED, 1.0, 5, 1.0),
-    (TIED, 1.0, 0, 0.42), (TIED, 1.0, 0, 0.5), (TIED, 1.0, 0, 0.97), (TIED, 1.0, 2, 0.42),
-    (np.zeros(8, np.float32), 1.0, 1, 0.1), (TIED, 1.0, 7, 1.0),
-])
-def test_drawn_symbols_have_their_probabilities(
-        logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> None:
-    n = 20_000
-    keys = jax.random.split(jax.random.key(1), n)
-    drawn = np.asarray(many(keys, logits, temperature, top_k, top_p))
-    counts = np.bincount(drawn, minlength=len(logits))
-    p = expected_probabilities(logits, temperature, top_k, top_p)
-    assert np.all(counts[p == 0] == 0)
-    rare = p * n < 5
-    counts, p = np.append(counts[~rare], counts[rare].sum()), np.append(p[~rare], p[rare].sum())
-    counts, p = counts[p > 0], p[p > 0]
-    if len(p) > 1:
-        assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-3
-
-
-@jax.jit
-def many(keys: jax.Array, logits: jax.Array, *how: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda key: sampling.sample(key, logits, *how), keys, batch_size=100)
-
-
-def test_a_share_of_one_leaves_out_nothing() -> None:
-    """Though all but the last symbol sum to one, as far as float32 can tell."""
-    assert np.isfinite(sampling._likeliest(TIED, 8, 1.0)).all()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-40, 2e-38, 1e-30, 1e-3])
-def test_cold_drawing_takes_the_likeliest(temperature: float) -> None:
-    keys = jax.random.split(jax.random.key(1), 200)
-    assert set(np.asarray(many(keys, 10 * NORMAL, temperature, 0, 1.0)).tolist()) == {int(NORMAL.argmax())}
-    # Of equals, the first when greedy and any when drawn.
-    drawn = set(np.asarray(many(keys, np.zeros(4, np.float32), temperature, 0, 1.0)).tolist())
-    assert drawn == {0} if temperature < 1e-38 else drawn == {0, 1, 2, 3}
-
-
-def test_infinite_temperature_is_uniform() -> None:
-    keys = jax.random.split(jax.random.key(1), 20_000)
-    counts = np.bincount(np.asarray(many(keys, NORMAL, float("inf"), 0, 1.0)), minlength=256)
-    assert scipy.stats.chisquare(counts).pvalue > 1e-3
-
-
-def test_first_bytes_of_many_rows_follow_the_networks_softmax() -> None:
-    model = network("lite")
-    logits = model(np.frombuffer(b"abc", np.uint8).astype(np.int32)[None])[0, -1]
-    n = 1024
-    found = tilelli_jax.generate(model, ["abc"] * n, max_new=1, temperature=1.5, batch_size=n)
-    p = expected_probabilities(np.asarray(logits), 1.5, 0, 1.0)
-    group = np.empty(256, int)
-    group[np.argsort(p)] = np.arange(256) // 16  # equally likely bytes together: none too rare
-    counts = np.bincount(group[[made.data[0] for made in found]], minlength=16)
-    assert scipy.stats.chisquare(counts, np.bincount(group, weights=p) * n).pvalue > 1e-3
-
-
-def test_bytes_are_drawn_independently_along_time_and_across_rows() -> None:
-    found = tilelli_jax.generate(reciter(b"", sureness=0.0), ["a"] * 128, max_new=120, batch_size=128)
-    drawn = np.array([list(made.data) for made in found])  # uniform, if all is well
-    assert scipy.stats.chisquare(np.bincount(drawn.ravel(), minlength=256)).pvalue > 1e-3
-    coarse = drawn >> 5
-    for a, b in ((coarse[:, 1:], coarse[:, :-1]), (coarse[1:], coarse[:-1])):
-        pairs = np.bincount((8 * a + b).ravel(), minlength=64)
-        assert scipy.stats.chisquare(pairs).pvalue > 1e-3
 
 
 def test_generate_stays_a_function_beside_the_command_of_its_name() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import tilelli_jax
+from tests.restated.compiling import decoding_compiled
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
-from tilelli_jax import decoding
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.models.store import from_arrays
@@ -31,13 +31,7 @@ PROMPTS = [b"Once upon a time, there was a ", b"q"]
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_as_shipped() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, static, donated in (("_prefill", ("graph", "size"), ()),
-                                      ("_decode", ("graph", "width"), ("caches",)),
-                                      ("_slide", ("graph", "width"), ())):
-            patch.setattr(decoding, name, jax.jit(
-                getattr(decoding, name).__wrapped__, static_argnames=static, donate_argnames=donated,
-                compiler_options=AS_SHIPPED))
+    with decoding_compiled(AS_SHIPPED):
         yield
 
 

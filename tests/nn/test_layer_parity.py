@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
         lambda theirs: theirs.TopKAttention(WIDTH, 2, 4, TIME + 1, "mean", "none", "fast")),
     "attention": (lambda rngs: CausalAttention(WIDTH, 2, PLAIN, rngs=rngs),
                   lambda theirs: theirs.SelfAttention(WIDTH, 2, "none")),
-    "dense": (lambda rngs: FeedForward(WIDTH, 3, PLAIN, rngs=rngs),
+    "dense": (lambda rngs: FeedForward(WIDTH, 3 * WIDTH, PLAIN, rngs=rngs),
               lambda theirs: theirs.FeedForward(WIDTH, 3, "none")),
     "norm": (lambda _: LayerNorm(WIDTH), lambda theirs: theirs.nn.LayerNorm(WIDTH, 1e-5)),
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
+from flax import nnx
 
 
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
@@ -19,3 +21,9 @@ def farthest(found: Mapping[str, np.ndarray],
     """The largest `distance` and its name; the names must be the same."""
     assert set(found) == set(expected), sorted(set(found) ^ set(expected))
     return max((distance(found[name], expected[name]), name) for name in expected)
+
+
+def assert_same_weights(found: nnx.Module, expected: nnx.Module) -> None:
+    """To the last bit."""
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(found)),
+                 nnx.to_pure_dict(nnx.state(expected)))

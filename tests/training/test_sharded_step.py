@@ -98,7 +98,7 @@ def test_a_ternary_network_with_the_optimizer_as_it_comes():
     ours, theirs, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
                            for state in (run.state, alone.state, alone.start))
     moved = np.abs(theirs - start)
-    assert np.mean(np.abs(ours - theirs) > 1e-2 * moved.mean()) < 1e-3  # one parameter in a thousand
+    assert np.mean(np.abs(ours - theirs) > 1e-2 * moved.mean()) < 1e-3  # measured: 0 to 2e-5 of them
 
 
 def test_bfloat16_and_remat_on_a_mesh():
@@ -106,8 +106,8 @@ def test_bfloat16_and_remat_on_a_mesh():
     alone = Run("routed", (1, 1, 1), compute=compute)
     run = Run("routed", (2, 2, 2), alone.start, compute=compute)
     # Sums of other partial sums, rounded to 8 bits.
-    np.testing.assert_allclose(run.losses, alone.losses, rtol=2e-3)
-    np.testing.assert_allclose(run.grad_norms, alone.grad_norms, rtol=2e-2)
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=3e-4)  # measured: 7e-5
+    np.testing.assert_allclose(run.grad_norms, alone.grad_norms, rtol=3e-3)  # 6e-4
 
 
 def test_the_seed_gives_the_same_parameters_on_any_mesh():

@@ -15,7 +15,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models import hugging_face
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.nn.attention import RotaryAttention
-from tilelli_jax.nn.linear import Linear
+from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import frequencies
@@ -48,20 +48,8 @@ class GPTNeoXConfig(Section):
             raise InputError(f"d_model: expected a multiple of n_heads {self.n_heads}, found {self.d_model}")
 
 
-class MLP(nnx.Module):
-    """y = GELU(x · up + b) · down + b, exact-erf GELU."""
-
-    def __init__(self, d_model: int, d_hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.up = Linear(d_model, d_hidden, Quantizer(), bias=True, dtype=dtype, rngs=rngs)
-        self.down = Linear(d_hidden, d_model, Quantizer(), bias=True, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
-
-
 class GPTNeoXBlock(nnx.Module):
-    """x ← x + attention(LN₁(x)) + MLP(LN₂(x)); in sequence where the residual is not parallel."""
+    """x ← x + attention(LN₁(x)) + MLP(LN₂(x)), exact-erf GELU; in sequence where the residual is not parallel."""
 
     def __init__(self, config: GPTNeoXConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         turning = int(config.d_model // config.n_heads * config.rotary_fraction)
@@ -70,7 +58,7 @@ class GPTNeoXBlock(nnx.Module):
             config.d_model, config.n_heads, frequencies(turning, config.rotary_theta), Quantizer(),
             bias=config.attention_bias, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
-        self.mlp = MLP(config.d_model, config.d_hidden, dtype=dtype, rngs=rngs)
+        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), bias=True, dtype=dtype, rngs=rngs)
         self.parallel = config.parallel_residual
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:

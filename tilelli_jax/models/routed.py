@@ -141,5 +141,6 @@ def _pathway(kind: str, config: RoutedConfig, *, dtype: jnp.dtype, rngs: nnx.Rng
             return TopKAttention(config.d_model, config.n_heads, config.d_head, config.top_k,
                                  attention, reduction=config.head_reduction, dtype=dtype, rngs=rngs)
         case "dense":
-            return FeedForward(config.d_model, config.dense_expand, dense, dtype=dtype, rngs=rngs)
+            return FeedForward(config.d_model, config.dense_expand * config.d_model, dense, dtype=dtype,
+                               rngs=rngs)
     raise AssertionError(kind)

@@ -18,6 +18,7 @@ from tilelli_jax.models import hugging_face
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.nn.attention import KeyCache
 from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import RMSNorm
 from tilelli_jax.nn.quantize import Quantizer
@@ -106,18 +107,6 @@ class Attention(nnx.Module):
         return jnp.swapaxes(y.reshape(*y.shape[:2], self.n_heads, -1), 1, 2)
 
 
-class MLP(nnx.Module):
-    """y = ReLU(x · up) · down."""
-
-    def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.up = Linear(config.d_model, config.d_hidden, Quantizer(), dtype=dtype, rngs=rngs)
-        self.down = Linear(config.d_hidden, config.d_model, Quantizer(), dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        return self.down(jax.nn.relu(self.up(x)))
-
-
 class Block(nnx.Module):
     """x ← x + attention(norm(x)); in the decoder x ← x + cross-attention(norm(x)); x ← x + MLP(norm(x))."""
 
@@ -127,7 +116,9 @@ class Block(nnx.Module):
         self.norm1, self.attention = norm(), Attention(config, dtype=dtype, rngs=rngs)
         if part == "decoder":
             self.norm_cross, self.cross = norm(), Attention(config, dtype=dtype, rngs=rngs)
-        self.norm2, self.mlp = norm(), MLP(config, dtype=dtype, rngs=rngs)
+        self.norm2 = norm()
+        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), activation=jax.nn.relu,
+                               dtype=dtype, rngs=rngs)
         self.part = part
 
     def __call__(self, x: jax.Array, own: KeyCache | None, bias: jax.Array, tap: Tap, seen: Recorded,

@@ -51,7 +51,8 @@ class TransformerBlock(nnx.Module):
         self.norm1 = LayerNorm(config.d_model, dtype=dtype)
         self.attention = CausalAttention(config.d_model, config.n_heads, attention, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.d_model, dtype=dtype)
-        self.dense = FeedForward(config.d_model, config.dense_expand, dense, dtype=dtype, rngs=rngs)
+        self.dense = FeedForward(config.d_model, config.dense_expand * config.d_model, dense, dtype=dtype,
+                                 rngs=rngs)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
         """`[batch, time, d_model]` → the same; offers attn_out, resid_mid and mlp_write."""

@@ -1,6 +1,8 @@
-"""Position-wise feed-forward network: the dense pathway."""
+"""Position-wise feed-forward network: the dense pathway, and that of every transformer here."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +12,24 @@ from tilelli_jax.nn.linear import Linear
 from tilelli_jax.nn.quantize import Quantizer
 
 
-class FeedForward(nnx.Module):
-    """y = GELU(x · up) · down, exact-erf GELU, no biases; up widens by `expand`. Needs no cache."""
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x · Φ(x) by erf, as PyTorch's default; not JAX's, which is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
 
-    def __init__(self, d_model: int, expand: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+
+class FeedForward(nnx.Module):
+    """y = activation(x · up) · down, by default with GELU and without biases. Needs no cache."""
+
+    def __init__(self, d_model: int, d_hidden: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 bias: bool = False, activation: Callable[[jax.Array], jax.Array] = exact_gelu,
                  dtype: jnp.dtype = jnp.float32):
-        self.up = Linear(d_model, expand * d_model, quantizer, rngs=rngs, dtype=dtype)
-        self.down = Linear(expand * d_model, d_model, quantizer, rngs=rngs, dtype=dtype)
+        self.up = Linear(d_model, d_hidden, quantizer, bias=bias, rngs=rngs, dtype=dtype)
+        self.down = Linear(d_hidden, d_model, quantizer, bias=bias, rngs=rngs, dtype=dtype)
+        self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(self.activation(self.up(x)))
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, tuple[()]]:
         del lengths, size
