@@ -112,7 +112,8 @@ def test_first_draws_of_the_reference_have_its_probabilities() -> None:
     likely = np.where(logits >= np.sort(logits)[:, -50:-49], np.exp(logits), 0)
     np.testing.assert_allclose(likely / likely.sum(1, keepdims=True), expected, atol=1e-6)
     # And drawn they come as often as that.
-    draws = jax.vmap(lambda key: sample(key, logits[0], 1.0, 50, 1.0))(jax.random.split(jax.random.key(0), 5000))
+    keys = jax.random.split(jax.random.key(0), 5000)
+    draws = jax.vmap(lambda key: sample(key, logits[0], 1.0, 50, 1.0))(keys)
     counts, p = np.bincount(draws, minlength=4096), np.asarray(expected[0], np.float64)
     assert counts[p == 0].sum() == 0
     assert scipy.stats.chisquare(counts[p > 0], p[p > 0] / p.sum() * 5000).pvalue > 1e-3

@@ -49,7 +49,7 @@ class GPTNeoXConfig(Section):
 
 
 class GPTNeoXBlock(nnx.Module):
-    """x ← x + attention(LN₁(x)) + MLP(LN₂(x)), exact-erf GELU; in sequence where the residual is not parallel."""
+    """x ← x + attention(LN₁(x)) + MLP(LN₂(x)); in sequence where the residual is not parallel."""
 
     def __init__(self, config: GPTNeoXConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         turning = int(config.d_model // config.n_heads * config.rotary_fraction)
@@ -58,7 +58,8 @@ class GPTNeoXBlock(nnx.Module):
             config.d_model, config.n_heads, frequencies(turning, config.rotary_theta), Quantizer(),
             bias=config.attention_bias, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
-        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), bias=True, dtype=dtype, rngs=rngs)
+        self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), bias=True, dtype=dtype,
+                               rngs=rngs)
         self.parallel = config.parallel_residual
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
