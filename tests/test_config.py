@@ -58,6 +58,7 @@ class Basket(Section):
     shares: tuple[float, ...] = setting((0.5, 0.5), "of the owners")
     fruit: Apple | Pear = setting(Apple(), "what is in it")
     box: Box = setting(Box(), "what is around it")
+    lid: Box | None = setting(None, "what is on it")
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -68,7 +69,8 @@ baskets = st.builds(
     notes=st.lists(texts).map(tuple), shares=st.lists(floats).map(tuple),
     fruit=st.builds(Apple, weight=floats, sorts=st.lists(st.sampled_from(["red", "green"])).map(tuple))
     | st.builds(Pear, weight=st.floats(0, 10, exclude_max=True), stalk=st.booleans()),
-    box=st.builds(Box, width=st.integers(1, 200), label=texts))
+    box=st.builds(Box, width=st.integers(1, 200), label=texts),
+    lid=st.none() | st.builds(Box, width=st.integers(1, 200), label=texts))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

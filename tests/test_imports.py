@@ -26,10 +26,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharding": {"config", "errors"},
     "nn": set(),
     "data": {"config", "errors", "files", "tables"},
-    "models": {"nn", "data", "sampling", *BELOW},
+    "tensors": {"errors", "files"},
+    "pretrained": {"errors", "files", "tensors"},
+    "models": {"nn", "data", "sampling", "tensors", "pretrained", *BELOW},
+    "store": {"models", "tensors", *BELOW},
     "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},
-    "training": {"decoding", "sampling", "models", "nn", "data", *BELOW},
+    "training": {"store", "decoding", "sampling", "models", "nn", "data", *BELOW},
 }
 
 
@@ -83,7 +86,7 @@ def room(module: str) -> str:
 
 def test_the_sources_are_read_rightly() -> None:
     assert {"jax", "tilelli_jax.models", "tilelli_jax.models.decoder"} <= imports("tilelli_jax.decoding")
-    assert "tilelli_jax.models.store" in imports("tilelli_jax.generate")
+    assert "tilelli_jax.store" in imports("tilelli_jax.generate")
     assert "matplotlib" in imports("tilelli_jax.training.report")
     assert "matplotlib" not in imports("tilelli_jax.training.report", everywhere=False)
 

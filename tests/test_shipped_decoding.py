@@ -18,7 +18,7 @@ from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.models.store import from_arrays
+from tilelli_jax.store import from_arrays
 from tilelli_jax.training.experiment import ExperimentConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tilelli_jax.decoding import generate
     from tilelli_jax.errors import InputError
     from tilelli_jax.models import build
-    from tilelli_jax.models.store import load, save
+    from tilelli_jax.store import load, save
 
 __all__ = ["InputError", "build", "generate", "load", "save"]
 
 # Imported when first used: `doctor` has to run where jax does not, and `data` does not need it.
-_HOMES = {"InputError": "errors", "build": "models", "generate": "decoding", "load": "models.store",
-          "save": "models.store"}
+_HOMES = {"InputError": "errors", "build": "models", "generate": "decoding", "load": "store",
+          "save": "store"}
 
 
 def __getattr__(name: str) -> Any:

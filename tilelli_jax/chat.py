@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tilelli_jax import decoding
+from tilelli_jax import decoding, store
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.models import store
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling, add_options, from_options
 

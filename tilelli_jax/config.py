@@ -6,7 +6,8 @@ section: every one stands in the file of what it configures (`RoutedConfig` in `
 `MeshConfig` in `sharding.py`, …), and `training/experiment.py` joins them into what one run is.
 
 A field may be a choice of sections, `RoutedConfig | VanillaConfig`; they are told apart by the
-`Literal` that each of them has under `family`.
+`Literal` that each of them has under `family`. One that may be nothing, `ChronosConfig | None`, is
+nothing where the file says so or leaves it out.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def _build(cls: Any, tree: Any, prefix: str, source: str) -> Any:
 
 def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     options, sections = _options(hint), _sections(hint)
-    if sections:
+    if sections and not (value is None and type(None) in options):
         tree = {} if value is None else value  # an empty section has all its defaults
         return _build(_choose(sections, tree, key, source), tree, key + ".", source)
     if value is None:

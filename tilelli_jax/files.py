@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -20,8 +20,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     write_together({path: content})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
+def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
     """Writes all the files beside their targets, and renames when all of them are whole.
+
+    A content is bytes, or a function that writes them to the file that it is given.
 
     Each is seen old or new. A machine that fails between two renames leaves some of both. What is
     behind a symbolic link is written; a device or a pipe is written to, not replaced.
@@ -30,13 +32,14 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     try:
         for name, content in contents.items():
             if name.exists() and not name.is_file() and not name.is_dir():
-                name.write_bytes(content)
+                with name.open("wb") as file:
+                    _put(content, file)
                 continue
             path = Path(os.path.realpath(name))
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             written.append((Path(temporary), path))
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                _put(content, file)
             os.chmod(temporary, 0o644)
         for beside, path in written:
             os.replace(beside, path)
@@ -44,6 +47,13 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for beside, _ in written:
             beside.unlink(missing_ok=True)
         raise
+
+
+def _put(content: bytes | Callable[[BinaryIO], None], file: BinaryIO) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content)
 
 
 def lock(directory: Path, *, wait: bool) -> int | None:

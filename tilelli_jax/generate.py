@@ -15,10 +15,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import decoding, sampling
+from tilelli_jax import decoding, sampling, store
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import write_atomically
-from tilelli_jax.models import store
 
 
 @command

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
+from tilelli_jax import store
 from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.data.windows import training_batches, validation_batches
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.models import store, weights
+from tilelli_jax.models import weights
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.trigram import fit_trigram
 from tilelli_jax.sharding import batch_devices, local_rows, make_mesh, place_rows, replicated

@@ -19,8 +19,8 @@ from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.models.store import to_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
 
 # f32 against float64 is at 7e-7 of the largest logit, gradients against PyTorch's at 4e-6 (two

@@ -21,10 +21,9 @@ from hypothesis.extra import numpy as hnp
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.compiling import quick_jit
 from tilelli_jax.errors import InputError
+from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, MeanScaleUniformBins, crps
-from tilelli_jax.models.store import from_arrays, to_arrays
 from tilelli_jax.models.t5 import (
-    HUGGING_FACE,
     FlaxT5ForConditionalGeneration,
     T5Config,
     bucket_of,
@@ -32,6 +31,7 @@ from tilelli_jax.models.t5 import (
 )
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sampling import sample
+from tilelli_jax.store import from_arrays
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "chronos_tiny"
 needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
@@ -56,7 +56,7 @@ def random_model(config: T5Config) -> FlaxT5ForConditionalGeneration:
     arrays = {name: (1 + 0.3 * rng.standard_normal(array.shape) if name.endswith("scale") else
                      0.4 * rng.standard_normal(array.shape)).astype(np.float32)
               for name, array in to_arrays(empty).items()}  # type: ignore[arg-type]
-    return from_arrays(config, arrays, build=FlaxT5ForConditionalGeneration)
+    return from_arrays(config, arrays)
 
 
 def tapped(model: FlaxT5ForConditionalGeneration, *inputs: Any) -> tuple[Any, dict[str, Any]]:
@@ -185,7 +185,7 @@ def test_buckets() -> None:
 
 def test_chronos_draws_and_reads_its_median_again(tmp_path: Path) -> None:
     settings = ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=5, top_k=10)
-    chronos = Chronos(random_model(TINY), settings)
+    chronos = Chronos(random_model(dataclasses.replace(TINY, chronos=settings)))
     series = np.array([[np.nan, 1, 2, 3, 4], [5, 4, 3, np.nan, 1]], np.float32)
     drawn = chronos.predict(series, 9, seed=2)
     assert drawn.shape == (2, 5, 9) and np.isfinite(drawn).all()
@@ -199,10 +199,15 @@ def test_chronos_draws_and_reads_its_median_again(tmp_path: Path) -> None:
             chronos.predict(bad, 3)
     with pytest.raises(InputError, match="length: expected at least 1, found 0"):
         chronos.predict(series, 0)
+    with pytest.raises(InputError, match="chronos: expected a network whose configuration says how series"):
+        Chronos(random_model(TINY))
     chronos.network.save_pretrained(tmp_path)
+    assert Chronos.from_pretrained(tmp_path).config == settings
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["chronos_config"]["tokenizer_class"] = "Another"
+    (tmp_path / "config.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match="chronos_config: expected one with tokenizer_class"):
         Chronos.from_pretrained(tmp_path)
-    tree = json.loads((tmp_path / "config.json").read_text())
     tree["chronos_config"] = {"tokenizer_class": "MeanScaleUniformBins", "n_tokens": 50, "num_samples": 3,
                               "tokenizer_kwargs": {"low_limit": -2.0, "high_limit": 2.0},
                               "model_type": "seq2seq"}
@@ -235,9 +240,3 @@ def test_places_that_are_none() -> None:
     ids, tap = jnp.zeros((1, 2), jnp.int32), Tap(record=("resid_post",))
     with pytest.raises(ValueError, match="tap: no place 'resid_post' here; expected some of "):
         random_model(TINY).tapped(ids, ids, None, tap)
-
-
-def test_names_go_both_ways() -> None:
-    for ours in HUGGING_FACE.names:
-        name = ours.replace("{i}", "13")
-        assert HUGGING_FACE.ours(HUGGING_FACE.theirs(name)) == name

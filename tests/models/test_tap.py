@@ -15,9 +15,9 @@ from tests.restated.random_weights import random_network
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.models.store import from_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import OFF, Tap
+from tilelli_jax.store import from_arrays
 
 TIME, LAYERS = 11, 3
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 8, "n_layers": LAYERS, "max_seq_len": TIME}

@@ -14,7 +14,7 @@ import pytest
 from tests.restated.compiling import quick_jit
 from tilelli_jax import config as config_lib
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.models.store import from_arrays
+from tilelli_jax.store import from_arrays
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 CHECKPOINT = REFERENCE / "checkpoints" / "atome_1m_v1.pt"

@@ -15,7 +15,7 @@ from tests.restated import brute
 from tests.restated.comparison import distance, farthest
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_weights
-from tilelli_jax.models.store import named
+from tilelli_jax.models.arrays import named
 from tilelli_jax.nn.attention import CausalAttention, TopKAttention
 from tilelli_jax.nn.conv import CausalConv, causal_convolution
 from tilelli_jax.nn.dense import FeedForward

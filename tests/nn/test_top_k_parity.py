@@ -11,7 +11,7 @@ from flax import nnx
 from tests.restated import brute
 from tests.restated.comparison import distance, farthest
 from tests.restated.compiling import quick_jit
-from tilelli_jax.models.store import named
+from tilelli_jax.models.arrays import named
 from tilelli_jax.nn.attention import TopKAttention
 from tilelli_jax.nn.quantize import quantizer
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from flax import nnx
 
-from tilelli_jax.models import ModelConfig, build
-from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.models.store import from_arrays, named
+from tilelli_jax.models import FAMILIES
+from tilelli_jax.models.arrays import outline
+from tilelli_jax.store import from_arrays
 
 
-def random_network(config: ModelConfig, seed: int) -> tuple[Decoder, dict[str, np.ndarray]]:
+def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
     """The network with random weights, and these by name.
 
     Only the shapes of its own initial weights are worked out: computing them costs seconds.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, leaf in named(nnx.state(nnx.eval_shape(lambda: build(config, 0)))).items():
-        head, _, tail = name.partition(".")
-        if head == "blocks":  # the layers are stacked
-            shapes.update({f"blocks.{i}.{tail}": leaf.shape[1:] for i in range(leaf.shape[0])})
-        else:
-            shapes[name] = leaf.shape
-    arrays = random_weights(shapes, seed)
+    found = outline(FAMILIES[config.family][1], config)
+    arrays = random_weights({name: leaf.shape for name, leaf in found.items()}, seed)
     return from_arrays(config, arrays), arrays
 
 
@@ -37,13 +31,13 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
         prefix, _, last = name.rpartition(".")
         match last:
             case "kernel":
-                value = noise / np.sqrt(shape[-1] if prefix == "embed" else shape[-2])
+                value = noise / np.sqrt(shape[-1] if prefix in ("embed", "embed_per_layer") else shape[-2])
             case "alpha":
                 kernel = arrays[f"{prefix}.kernel".lstrip(".")]
                 value = np.abs(kernel).mean((-2, -1)) * np.exp(0.3 * noise)
             case "rotation":
                 value = np.linalg.qr(noise)[0]
-            case "scale" | "b" | "c":
+            case "scale" | "scalar" | "expert_scale" | "b" | "c":
                 value = 1 + 0.3 * noise
             case "a_raw":
                 value = noise  # decays of both signs

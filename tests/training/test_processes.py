@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tilelli_jax
-from tilelli_jax.models.store import to_arrays
+from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
 from tilelli_jax.training.log import read_metrics

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
 
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
+from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
 from tilelli_jax.nn.linear import Weight
 
-ModelConfig = RoutedConfig | VanillaConfig
-FAMILIES: dict[str, tuple[type, Callable[..., Decoder]]] = {
+ModelConfig = RoutedConfig | VanillaConfig  # what can be trained here from the start
+FAMILIES: dict[str, tuple[type, Callable[..., Any]]] = {
     "routed": (RoutedConfig, RoutedLM),
     "vanilla": (VanillaConfig, VanillaLM),
+    "gpt_neox": (GPTNeoXConfig, FlaxGPTNeoXForCausalLM),
+    "gemma4": (Gemma4Config, FlaxGemma4ForCausalLM),
+    "t5": (T5Config, FlaxT5ForConditionalGeneration),
 }
 
 
-def build(config: ModelConfig, seed: int | jax.Array = 0, compute: ComputeConfig | None = None) -> Decoder:
-    """A network with random weights. `seed` is a number or a PRNG key."""
+def build(config: Any, seed: int | jax.Array = 0, compute: ComputeConfig | None = None) -> Any:
+    """A network with random weights, of any family. `seed` is a number or a PRNG key."""
     return FAMILIES[config.family][1](config, rngs=nnx.Rngs(seed), compute=compute)
 
 

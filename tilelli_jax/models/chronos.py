@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, continue_ids
+from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration, continue_ids
 
 PAD, END = 0, 1
 FAR = np.float32(1e20)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChronosConfig(Section):
-    """How series become symbols, and how they are continued."""
-
-    context_length: int = setting(512, "newest values of a series that are read", least=1)
-    prediction_length: int = setting(64, "values that are drawn before they are read again", least=1)
-    n_tokens: int = setting(4096, "symbols, special ones included", least=5)
-    n_special_tokens: int = setting(2, "of these, special: padding and end", least=2)
-    low_limit: float = setting(-15.0, "least scaled value that has a symbol of its own")
-    high_limit: float = setting(15.0, "greatest of them")
-    num_samples: int = setting(20, "continuations drawn of each series", least=1)
-    temperature: float = setting(1.0, "of the drawing", least=0)
-    top_k: int = setting(50, "draw among so many likeliest symbols; 0 for all", least=0)
-    top_p: float = setting(1.0, "draw among the likeliest that make up this probability", above=0, most=1)
 
 
 class Tokens(NamedTuple):
@@ -80,9 +61,12 @@ class MeanScaleUniformBins:
 class Chronos:
     """A T5 with the tokenizer that it was trained with."""
 
-    def __init__(self, network: FlaxT5ForConditionalGeneration, config: ChronosConfig) -> None:
-        self.network, self.config = network, config
-        self.tokenizer = MeanScaleUniformBins(config)
+    def __init__(self, network: FlaxT5ForConditionalGeneration) -> None:
+        """Raises InputError: the network's configuration says nothing of series."""
+        if network.config.chronos is None:
+            raise InputError("chronos: expected a network whose configuration says how series become symbols")
+        self.network, self.config = network, network.config.chronos
+        self.tokenizer = MeanScaleUniformBins(self.config)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, compute: ComputeConfig | None = None) -> Chronos:
@@ -92,13 +76,9 @@ class Chronos:
             InputError: it is none, or one of another kind (Chronos-Bolt has no bins).
         """
         network = FlaxT5ForConditionalGeneration.from_pretrained(path, compute)
-        tree = json.loads(Path(path, "config.json").read_text(encoding="utf-8")).get("chronos_config")
-        if not isinstance(tree, dict) or tree.get("tokenizer_class") != "MeanScaleUniformBins":
-            raise InputError(f"{path}/config.json: chronos_config: expected one with tokenizer_class "
-                             f"MeanScaleUniformBins")
-        names = {field.name for field in dataclasses.fields(ChronosConfig)}
-        flat = {**tree, **tree.get("tokenizer_kwargs", {})}
-        return cls(network, ChronosConfig(**{name: flat[name] for name in names & flat.keys()}))
+        if network.config.chronos is None:
+            raise InputError(f"{path}/config.json: expected the key 'chronos_config'")
+        return cls(network)
 
     def predict(self, series: np.ndarray, length: int, *, num_samples: int | None = None,
                 seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every byte-level decoder shares: embedding, a stack of blocks, final norm, unembedding.
+"""Causal networks, and what those of equal blocks share: embedding, blocks, final norm, unembedding.
 
 A block is a module with three methods that agree with one another:
     block(x, tap)                    → y, seen     the whole sequence at once
@@ -24,7 +24,7 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
-from tilelli_jax.nn.tap import OFF, Recorded, Tap
+from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
 from tilelli_jax.sharding import split_batch
 
 Cache = Any
@@ -39,6 +39,7 @@ class ComputeConfig(Section):
     scan_layers: bool = setting(
         True, "one compiled block for all layers (compile time does not grow with depth)")
     remat: bool = setting(False, "recompute each block's activations in the backward pass")
+    host_tables: bool = setting(False, "tables too large for a device stay on the host, read by row")
 
 
 class Positions(nnx.Module):
@@ -49,11 +50,86 @@ class Positions(nnx.Module):
         self.table = nnx.Param(init(rngs.params(), (max_seq_len, d_model), jnp.float32))
 
 
-class Decoder(nnx.Module):
-    """Bytes in, logits of the next byte out.
+class CausalLM(nnx.Module):
+    """Symbols in, logits of the next symbol out: what decoding and signals know of a network.
 
     `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`.
     """
+
+    places: tuple[str, ...]
+    config: Any
+
+    def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
+
+        Args:
+            mask: bool `[batch, time]`, which ids count: in each row some that stand together, with
+                padding on either side. Where all padding follows its row, none is needed.
+
+        Raises:
+            ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
+                where they are concrete, not under jit); the mask has another shape; time is longer
+                than the table of learned positions.
+        """
+        ids = jnp.asarray(ids)
+        if ids.ndim != 2 or ids.shape[1] == 0 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"ids: expected whole numbers [batch, time], found {ids.dtype} "
+                             f"{list(ids.shape)}")
+        if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
+            values = np.asarray(ids)
+            low, high = values.min(), values.max()
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(f"ids: expected 0 to {self.config.vocab_size - 1}, "
+                                 f"found {low if low < 0 else high}")
+        if mask is None:
+            return self.tapped(ids, OFF)[0]
+        if mask.shape != ids.shape:
+            raise ValueError(f"mask: expected the shape of ids {list(ids.shape)}, found {list(mask.shape)}")
+        # Rows begin at position 0; what follows them, no causal network sees from within them.
+        start = jnp.argmax(jnp.asarray(mask).astype(bool), axis=1)
+        return _rolled(self.tapped(_rolled(ids, start), OFF)[0], -start)
+
+    def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
+        """The logits, and what the tap recorded (see `nn/tap.py`).
+
+        Raises:
+            ValueError: this network has no such place or layer.
+        """
+        raise NotImplementedError
+
+    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
+        """Reads prompts that stand at the head of each row.
+
+        Args:
+            ids: `[batch, time]`; what follows a row's length is ignored.
+            lengths: `[batch]`, how many ids of each row count.
+            size: positions that the cache can hold, ≥ time.
+
+        Returns:
+            Logits `[batch, vocab]` after each row's last id, and the caches.
+        """
+        raise NotImplementedError
+
+    def step(self, ids: jax.Array, caches: list[Cache],
+             position: jax.Array) -> tuple[jax.Array, list[Cache]]:
+        """One id `[batch]` at `position [batch]` → logits `[batch, vocab]` and the next caches."""
+        raise NotImplementedError
+
+
+def at_last(x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """`[batch, time, …]` at each row's last position: `[batch, 1, …]`."""
+    last = jnp.maximum(lengths - 1, 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.take_along_axis(x, last, axis=1)
+
+
+def _rolled(x: jax.Array, by: jax.Array) -> jax.Array:
+    """Row b of `[batch, time, …]`, begun at its position by[b]."""
+    at = (jnp.arange(x.shape[1]) + by[:, None]) % x.shape[1]
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+class Decoder(CausalLM):
+    """A causal network of equal blocks between an embedding and its unembedding."""
 
     places: tuple[str, ...] = ("embed", "resid_pre", "resid_post", "logits")  # those of its blocks besides
 
@@ -71,26 +147,6 @@ class Decoder(nnx.Module):
                         Linear(config.d_model, config.vocab_size, unembed, dtype=dtype,
                                result=jnp.float32, rngs=rngs))
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
-
-        Raises:
-            ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
-                where they are concrete, not under jit); time is longer than the table of learned
-                positions.
-        """
-        ids = jnp.asarray(ids)
-        if ids.ndim != 2 or ids.shape[1] == 0 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ValueError(f"ids: expected whole numbers [batch, time], found {ids.dtype} "
-                             f"{list(ids.shape)}")
-        if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
-            values = np.asarray(ids)
-            low, high = values.min(), values.max()
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(f"ids: expected 0 to {self.config.vocab_size - 1}, "
-                                 f"found {low if low < 0 else high}")
-        return self.tapped(ids, OFF)[0]
-
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         """The logits, and what the tap recorded (see `nn/tap.py`).
 
@@ -102,7 +158,7 @@ class Decoder(nnx.Module):
             ValueError: this network has no such place or layer.
         """
         chex.assert_rank(ids, 2)
-        self._check(tap)
+        tap.check(self.places, self.config.n_layers)
         seen: Recorded = {}
         x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), seen)
         graph, params = self._blocks()
@@ -126,33 +182,20 @@ class Decoder(nnx.Module):
             for i, one in enumerate(self._unstacked(params)):
                 x, record = layer_of(tap.within(i))(x, one)
                 records.append(record)
-            inside = {place: jnp.stack([record[place] for record in records if place in record])
-                      for place in {place: None for record in records for place in record}}
+            inside = stacked(records)
         logits = tap("logits", self._logits(x), seen)
         return logits, seen | inside
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
-        """Reads prompts that stand at the head of each row.
-
-        Args:
-            ids: `[batch, time]`; what follows a row's length is ignored.
-            lengths: `[batch]`, how many bytes of each row count.
-            size: positions that the cache can hold, ≥ time.
-
-        Returns:
-            Logits `[batch, vocab]` after each row's last byte, and a cache for each block.
-        """
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])
         caches = []
         for block in self.layers():
             x, cache = block.prefill(x, lengths, size)
             caches.append(cache)
-        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-        return self._logits(last)[:, 0], caches
+        return self._logits(at_last(x, lengths))[:, 0], caches
 
     def step(self, ids: jax.Array, caches: list[Cache],
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
-        """One byte `[batch]` at `position [batch]` → logits `[batch, vocab]` and the next caches."""
         x = self._embed(ids[:, None], position[:, None])
         following = []
         for block, cache in zip(self.layers(), caches, strict=True):
@@ -169,12 +212,6 @@ class Decoder(nnx.Module):
         """Keeps the blocks one by one from here on: inside a loop that decodes, stacked parameters
         would be cut apart, that is copied, for every byte."""
         self.blocks = nnx.List(self.layers())
-
-    def _check(self, tap: Tap) -> None:
-        if unknown := [place for place in (*tap.record, *tap.edit) if place not in self.places]:
-            raise ValueError(f"tap: no place '{unknown[0]}' here; expected some of {', '.join(self.places)}")
-        if outside := [i for i in tap.layers or () if not 0 <= i < self.config.n_layers]:
-            raise ValueError(f"tap: layers: expected 0 to {self.config.n_layers - 1}, found {outside[0]}")
 
     def _blocks(self) -> tuple[Any, Any]:
         """The structure of one block, and the parameters: stacked, or a list once unrolled."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,17 +12,33 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.errors import InputError
-from tilelli_jax.models import hugging_face
 from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.nn.attention import KeyCache
 from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import RMSNorm
 from tilelli_jax.nn.quantize import Quantizer
-from tilelli_jax.nn.tap import OFF, Recorded, Tap
+from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
+from tilelli_jax.pretrained.t5 import T5
 from tilelli_jax.sampling import sample
+
+
+@dataclasses.dataclass(frozen=True)
+class ChronosConfig(Section):
+    """How series become symbols, and how they are continued."""
+
+    context_length: int = setting(512, "newest values of a series that are read", least=1)
+    prediction_length: int = setting(64, "values that are drawn before they are read again", least=1)
+    n_tokens: int = setting(4096, "symbols, special ones included", least=5)
+    n_special_tokens: int = setting(2, "of these, special: padding and end", least=2)
+    low_limit: float = setting(-15.0, "least scaled value that has a symbol of its own")
+    high_limit: float = setting(15.0, "greatest of them")
+    num_samples: int = setting(20, "continuations drawn of each series", least=1)
+    temperature: float = setting(1.0, "of the drawing", least=0)
+    top_k: int = setting(50, "draw among so many likeliest symbols; 0 for all", least=0)
+    top_p: float = setting(1.0, "draw among the likeliest that make up this probability", above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +59,7 @@ class T5Config(Section):
     tie_embeddings: bool = setting(True, "unembed with the embedding table, scaled by 1/√d_model")
     start_id: int = setting(0, "what the decoder starts from", least=0)
     end_id: int = setting(1, "what ends a sequence", least=0)
+    chronos: ChronosConfig | None = setting(None, "how series become symbols, where it is a Chronos")
 
 
 def bucket_of(distance: jax.Array, *, bidirectional: bool, n_buckets: int, max_distance: int) -> jax.Array:
@@ -154,8 +170,10 @@ class DecoderCache(NamedTuple):
     mask: jax.Array  # f32 [batch, 1, 1, time], 0 or -inf
 
 
-class FlaxT5ForConditionalGeneration(nnx.Module):
+class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
     """ids `[batch, time]` and decoder ids `[batch, steps]` → logits `[batch, steps, vocab]`, f32."""
+
+    hugging_face, config_class = T5, T5Config
 
     places = ("embed", "logits", "decoder.cross_out", *(
         f"{part}.{place}" for part in ("encoder", "decoder")
@@ -181,10 +199,9 @@ class FlaxT5ForConditionalGeneration(nnx.Module):
         """The logits, and what the tap recorded: `[layers, batch, time, …]` of the blocks' places.
 
         Raises:
-            ValueError: this network has no such place.
+            ValueError: this network has no such place or layer.
         """
-        if unknown := [place for place in (*tap.record, *tap.edit) if place not in self.places]:
-            raise ValueError(f"tap: no place '{unknown[0]}' here; expected some of {', '.join(self.places)}")
+        tap.check(self.places, max(self.config.n_layers, self.config.n_decoder_layers))
         records: list[Recorded] = []
         outside: Recorded = {}
         encoded = self._encode(ids, mask, tap, records, outside)
@@ -197,9 +214,7 @@ class FlaxT5ForConditionalGeneration(nnx.Module):
             records.append({})
             x = block(x, None, bias, tap.within(i), records[-1], (block.cross.keys(encoded), hidden))
         logits = tap("logits", self._logits(x), outside)
-        inside = {place: jnp.stack([record[place] for record in records if place in record])
-                  for place in {place: None for record in records for place in record}}
-        return logits, outside | inside
+        return logits, outside | stacked(records)
 
     def encode(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """The encoder's last stream, normed: ids `[batch, time]` → `[batch, time, d_model]`."""
@@ -226,20 +241,6 @@ class FlaxT5ForConditionalGeneration(nnx.Module):
             own.append(before.write(new.keys, new.values, at))
             x = block(x, own[-1], bias, OFF, {}, (cross, cache.mask))
         return self._logits(x)[:, 0], DecoderCache(own, cache.cross, cache.mask)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path,
-                        compute: ComputeConfig | None = None) -> FlaxT5ForConditionalGeneration:
-        """Reads a Hugging Face directory: config.json and safetensors, in one file or several.
-
-        Raises:
-            InputError: it is none of a T5, or its tensors are not those of its configuration.
-        """
-        return hugging_face.load(HUGGING_FACE, path, compute)
-
-    def save_pretrained(self, path: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-        """Writes the directory that `from_pretrained` and transformers read."""
-        hugging_face.save(HUGGING_FACE, self, path, dtype)
 
     def _encode(self, ids: jax.Array, mask: jax.Array | None, tap: Tap, records: list[Recorded],
                 outside: Recorded) -> jax.Array:
@@ -303,61 +304,3 @@ def _hidden(mask: jax.Array | None, ids: jax.Array) -> jax.Array:
     """0 where a key counts and the lowest f32 elsewhere, `[batch, 1, 1, time]`: no row is all -inf."""
     mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
     return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
-
-
-def _config_of(tree: dict[str, Any]) -> T5Config:
-    if (kind := tree.get("feed_forward_proj", "relu")) != "relu":
-        raise InputError(f"feed_forward_proj: expected relu, found {kind}")
-    # Newer versions say "tied" of every T5, and by the other key whether it is.
-    tied = tree.get("scale_decoder_outputs", tree.get("tie_word_embeddings", True))
-    return T5Config(
-        vocab_size=tree["vocab_size"], d_model=tree["d_model"], n_layers=tree["num_layers"],
-        n_decoder_layers=tree.get("num_decoder_layers") or tree["num_layers"], n_heads=tree["num_heads"],
-        d_head=tree["d_kv"], d_hidden=tree["d_ff"], n_buckets=tree["relative_attention_num_buckets"],
-        max_distance=tree.get("relative_attention_max_distance", 128),
-        norm_eps=float(tree.get("layer_norm_epsilon", 1e-6)),
-        tie_embeddings=tied,
-        start_id=tree.get("decoder_start_token_id") or 0, end_id=tree.get("eos_token_id", 1))
-
-
-def _tree_of(config: T5Config) -> dict[str, Any]:
-    return {
-        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
-        "feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False,
-        "vocab_size": config.vocab_size, "d_model": config.d_model, "num_layers": config.n_layers,
-        "num_decoder_layers": config.n_decoder_layers, "num_heads": config.n_heads, "d_kv": config.d_head,
-        "d_ff": config.d_hidden, "relative_attention_num_buckets": config.n_buckets,
-        "relative_attention_max_distance": config.max_distance, "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings, "scale_decoder_outputs": config.tie_embeddings,
-        "decoder_start_token_id": config.start_id,
-        "eos_token_id": config.end_id, "pad_token_id": 0}
-
-
-def _names() -> dict[str, str]:
-    names = {"embed.kernel": "shared.weight", "unembed.kernel": "lm_head.weight"}
-    for part, mlp in (("encoder", 1), ("decoder", 2)):
-        names |= {f"{part}.norm.scale": f"{part}.final_layer_norm.weight",
-                  f"{part}.bias.table":
-                      f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"}
-        attentions = [("norm1", "attention", 0, "SelfAttention")]
-        if part == "decoder":
-            attentions.append(("norm_cross", "cross", 1, "EncDecAttention"))
-        ours, theirs = part + ".blocks.{i}.", part + ".block.{i}.layer."
-        for norm, attention, layer, module in attentions:
-            names[f"{ours}{norm}.scale"] = f"{theirs}{layer}.layer_norm.weight"
-            names |= {f"{ours}{attention}.{mine}.kernel": f"{theirs}{layer}.{module}.{letter}.weight"
-                      for mine, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))}
-        names |= {f"{ours}norm2.scale": f"{theirs}{mlp}.layer_norm.weight",
-                  f"{ours}mlp.up.kernel": f"{theirs}{mlp}.DenseReluDense.wi.weight",
-                  f"{ours}mlp.down.kernel": f"{theirs}{mlp}.DenseReluDense.wo.weight"}
-    return names
-
-
-HUGGING_FACE = hugging_face.Family(
-    model_type="t5", config_of=_config_of, tree_of=_tree_of, build=FlaxT5ForConditionalGeneration,
-    names=_names(),
-    turned=("unembed.kernel", "query.kernel", "key.kernel", "value.kernel", "out.kernel", "up.kernel",
-            "down.kernel"),
-    aliases={},
-    ignored={r"^(encoder|decoder)\.embed_tokens\.weight$": "the same table as shared.weight",
-             r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias": "never used"})

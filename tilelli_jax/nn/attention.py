@@ -61,14 +61,14 @@ class TopKAttention(nnx.Module):
         """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
         del lengths  # later slots are masked until they are overwritten
         keys = self.key(x)
-        return self._attend(x, keys, x), KeyCache(_widen(_swap(keys), size),
-                                                  _widen(x.astype(self.dtype), size))
+        return self._attend(x, keys, x), KeyCache(widen(swap(keys), size),
+                                                  widen(x.astype(self.dtype), size))
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
-        cache = cache.write(_swap(self.key(x)), x, position)
+        cache = cache.write(swap(self.key(x)), x, position)
         visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
-        return self._attend(x, _swap(cache.keys), cache.values, visible[:, None]), cache
+        return self._attend(x, swap(cache.keys), cache.values, visible[:, None]), cache
 
     def _attend(self, x: jax.Array, keys: jax.Array, rows: jax.Array,
                 visible: jax.Array | None = None) -> jax.Array:
@@ -98,7 +98,7 @@ class CausalAttention(nnx.Module):
         del lengths  # later slots are masked until they are overwritten
         query, key, value = self._heads(x, jnp.arange(x.shape[1])[None])
         y = self._attend(query, key, value, causal(x.shape[1]))
-        return y, KeyCache(_widen(key, size), _widen(value, size))
+        return y, KeyCache(widen(key, size), widen(value, size))
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
@@ -112,14 +112,14 @@ class CausalAttention(nnx.Module):
         del positions  # known by the input alone
         batch, time, d_model = x.shape
         parts = self.qkv(x).reshape(batch, time, 3, self.n_heads, d_model // self.n_heads)
-        return _swap(parts[:, :, 0]), _swap(parts[:, :, 1]), _swap(parts[:, :, 2])
+        return swap(parts[:, :, 0]), swap(parts[:, :, 1]), swap(parts[:, :, 2])
 
     def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         scores = contract("bhtd,bhsd->bhts", query, key, dtype=self.dtype, result=jnp.float32)
         scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, -jnp.inf)
         weights = jax.nn.softmax(scores)
         attended = contract("bhts,bhsd->bhtd", weights, value, dtype=self.dtype)
-        attended = _swap(attended)
+        attended = swap(attended)
         return self.out(attended.reshape(*attended.shape[:2], -1))
 
 
@@ -138,8 +138,8 @@ class RotaryAttention(CausalAttention):
         heads = self.qkv(x).reshape(*x.shape[:2], self.n_heads, -1)
         query, key, value = jnp.split(heads, 3, axis=-1)
         turning = np.array(self.inverse_frequencies, np.float32)
-        return (_swap(rotate(query, positions, turning)), _swap(rotate(key, positions, turning)),
-                _swap(value))
+        return (swap(rotate(query, positions, turning)), swap(rotate(key, positions, turning)),
+                swap(value))
 
 
 def causal(time: int) -> jax.Array:
@@ -147,13 +147,13 @@ def causal(time: int) -> jax.Array:
     return jnp.tril(jnp.ones((time, time), bool))[None, None]
 
 
-def _widen(entries: jax.Array, size: int) -> jax.Array:
+def widen(entries: jax.Array, size: int) -> jax.Array:
     """Entries `[batch, …, time, d]` at the head of `size` slots."""
     padding = [(0, 0)] * entries.ndim
     padding[-2] = (0, size - entries.shape[-2])
     return jnp.pad(entries, padding)
 
 
-def _swap(array: jax.Array) -> jax.Array:
+def swap(array: jax.Array) -> jax.Array:
     """Time before heads, to heads before time, and back."""
     return jnp.swapaxes(array, 1, 2)

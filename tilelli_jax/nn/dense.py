@@ -38,3 +38,16 @@ class FeedForward(nnx.Module):
     def step(self, x: jax.Array, cache: tuple[()], position: jax.Array) -> tuple[jax.Array, tuple[()]]:
         del position
         return self(x), cache
+
+
+class GatedFeedForward(nnx.Module):
+    """y = (gelu(x · gate) ⊙ (x · up)) · down, GELU by tanh, no biases (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, d_model: int, d_hidden: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32):
+        self.gate, self.up = (Linear(d_model, d_hidden, quantizer, rngs=rngs, dtype=dtype) for _ in range(2))
+        self.down = Linear(d_hidden, d_model, quantizer, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` → `[batch, time, d_model]`."""
+        return self.down(jax.nn.gelu(self.gate(x)) * self.up(x))

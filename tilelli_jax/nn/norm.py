@@ -28,9 +28,9 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467).
+    """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), in f32.
 
-    Normalised in f32; the result, in `dtype`, is then multiplied by the scale as it is, not by 1 + it.
+    The scale multiplies as it is, not as 1 + it. The result is in `dtype`.
     """
 
     def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-6):
@@ -39,6 +39,10 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
-        return self.scale[...].astype(self.dtype) * y.astype(self.dtype)
+        return (rms_normalized(x, self.eps) * self.scale[...]).astype(self.dtype)
+
+
+def rms_normalized(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x / √(mean x² + eps) over the last axis, f32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + eps)

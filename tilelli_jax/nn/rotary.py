@@ -21,7 +21,7 @@ def frequencies(width: int, theta: float, *, of: int | None = None, pairs: int |
     return turning.astype(np.float32)
 
 
-def rotate(x: jax.Array, positions: jax.Array, inverse_frequencies: np.ndarray) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, inverse_frequencies: jax.Array | np.ndarray) -> jax.Array:
     """Turns the first 2n channels, channel i with channel i + n, by position · frequency.
 
     Args:

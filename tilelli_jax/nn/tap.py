@@ -17,10 +17,12 @@ Places, as far as a network has them:
     embed         what enters the first block           [batch, time, d_model]
     resid_pre     the residual stream before a block    likewise, for each layer
     attn_out      what attention adds to it
+    cross_out     what a decoder's attention to the encoded text adds
     resid_mid     the stream between attention and feed-forward network
     mlp_write     what the feed-forward network adds
-    router        a routed block's weights              [batch, time, n_paths]
+    router        the weights of pathways or experts    [batch, time, n]
     mix           what a routed block adds
+    ple_write     what Gemma's embeddings of each layer add
     resid_post    the stream after a block
     logits                                              [batch, time, vocab]
 """
@@ -28,7 +30,7 @@ Places, as far as a network has them:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +69,25 @@ class Tap:
         """Whether layers have to be told apart, so that they cannot be one scanned block."""
         return bool(self.edit) or self.layers is not None
 
+    def check(self, places: Sequence[str], n_layers: int) -> None:
+        """Raises ValueError where a network has no such place or layer."""
+        if unknown := [place for place in (*self.record, *self.edit) if place not in places]:
+            raise ValueError(f"tap: no place '{unknown[0]}' here; expected some of {', '.join(places)}")
+        if outside := [i for i in self.layers or () if not 0 <= i < n_layers]:
+            raise ValueError(f"tap: layers: expected 0 to {n_layers - 1}, found {outside[0]}")
+
     def within(self, layer: int) -> Tap:
         """The tap that a block is given."""
         return dataclasses.replace(self, layer=layer)
 
 
 OFF = Tap()
+
+
+def stacked(records: Sequence[Recorded]) -> Recorded:
+    """What each layer recorded, place by place, with a leading axis of the layers that did."""
+    places = {place: None for record in records for place in record}  # in their order
+    return {place: jnp.stack([record[place] for record in records if place in record]) for place in places}
 
 
 def _at(value: jax.Array, positions: jax.Array) -> jax.Array:

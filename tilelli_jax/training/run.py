@@ -25,9 +25,9 @@ from tilelli_jax.files import write_atomically, write_json
 from tilelli_jax.training.experiment import ExperimentConfig
 
 # Keys that may change between the sittings of one run: they change where and how, not what.
-FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "log.", "report.",
-             "data.prefetch", "data.cache_dir", "train.log_every", "train.keep", "train.export",
-             "train.checkpoint_every")
+FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "compute.host_tables",
+             "log.", "report.", "data.prefetch", "data.cache_dir", "train.log_every", "train.keep",
+             "train.export", "train.checkpoint_every")
 # Of these, keys that a complete run is ended anew with: its model, figure and summary, not its training.
 ENDING_KEYS = ("report.", "train.export")
 # Keys that make the checkpoints what they are: no run can go on with other ones.

@@ -24,14 +24,15 @@ from hypothesis import strategies as st
 
 import tilelli_jax
 from tests.restated.random_weights import random_network
-from tilelli_jax import files
+from tilelli_jax import files, store
 from tilelli_jax.errors import InputError
-from tilelli_jax.models import ModelConfig, freeze, store
+from tilelli_jax.models import ModelConfig, freeze
+from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.models.store import from_arrays, load, save, to_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.store import from_arrays, load, save
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SMALL = VanillaConfig(d_model=8, n_layers=2, max_seq_len=6, n_heads=2, dense_expand=2)
 QUANTIZERS = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
 
@@ -188,7 +189,7 @@ def test_other_float_types_become_float32(dtype: type, tmp_path: Path) -> None:
 def test_numbers_that_are_no_floats_are_refused(dtype: type, tmp_path: Path) -> None:
     arrays = random_network(SMALL, 0)[1]
     arrays["final_norm.bias"] = arrays["final_norm.bias"].astype(dtype)
-    with pytest.raises(InputError, match=r"final_norm.bias: expected one of F64, F32, F16, BF16, found"):
+    with pytest.raises(InputError, match=r"final_norm.bias: expected floating-point numbers, found "):
         load(write(tmp_path, arrays))
 
 
@@ -196,7 +197,7 @@ def test_an_unknown_float_type_is_refused(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     write(tmp_path, {})
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
-    with pytest.raises(InputError, match="w: expected one of F64, F32, F16, BF16, found F8_E4M3"):
+    with pytest.raises(InputError, match=r"w: expected a shape and one of F64, F32, .*, found 'F8_E4M3'"):
         load(tmp_path)
 
 
@@ -213,8 +214,8 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path: Path) -> None:
         load(write(tmp_path, arrays))
     assert str(error.value) == f"{tmp_path}/model.safetensors: {says}"
     with pytest.raises(InputError) as error:
-        from_arrays(SMALL, arrays, source="here")
-    assert str(error.value) == f"here: {says}"
+        from_arrays(SMALL, arrays)
+    assert str(error.value) == f"arrays: {says}"
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 100, struct.pack("<Q", 2) + b"[]",
@@ -237,10 +238,10 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("config", "says"), [
     ("", "cannot be read: "),
     ("{", "cannot be read: "),
-    ("[]", "family: expected one of routed, vanilla, found None"),
-    ("{}", "family: expected one of routed, vanilla, found None"),
-    ('{"family": ["routed"]}', r"family: expected one of routed, vanilla, found \['routed'\]"),
-    ('{"family": "gpt"}', "family: expected one of routed, vanilla, found 'gpt'"),
+    ("[]", "family: expected one of routed, vanilla, .*, found None"),
+    ("{}", "family: expected one of routed, vanilla, .*, found None"),
+    ('{"family": ["routed"]}', r"family: expected one of routed, vanilla, .*, found \['routed'\]"),
+    ('{"family": "gpt"}', "family: expected one of routed, vanilla, .*, found 'gpt'"),
     ('{"family": "vanilla", "n_head": 2}', "unknown key 'n_head' .did you mean 'n_heads'"),
     ('{"family": "vanilla", "n_heads": 2.0}', "n_heads: expected a whole number, found a number 2.0"),
     ('{"family": "vanilla", "n_heads": 7}', "d_model: expected a multiple of n_heads 7, found 320"),

@@ -1,0 +1,325 @@
+"""Gemma 4 against stored references, and against transformers on random weights of every variant."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from tests.restated.comparison import assert_same_weights, distance
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.arrays import outline, to_arrays
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.pretrained import hugging_face, mapping
+from tilelli_jax.pretrained.gemma4 import GEMMA4
+from tilelli_jax.store import from_arrays, load, save
+
+SHARED = Path(__file__).parents[3] / "shared" / "reference"
+TINY_REFERENCES = {"e4b": SHARED / "gemma4_tiny" / "e4b", "e2b": SHARED / "gemma4_tiny" / "e2b"}
+WITH_TOKENIZER = SHARED / "recall_cases" / "tiny_gemma4_with_tokenizer"
+needs_reference = pytest.mark.skipif(not SHARED.exists(),
+                                     reason="the stored references do not come with this project")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
+# Of the largest number. Measured: 1.8e-5 on the references, whose streams grow fifty-fold through norms
+# of small writes, and 4e-6 on the random networks below.
+NOISE = 6e-5
+
+TINY = Gemma4Config(
+    vocab_size=61, d_model=24, layers=("sliding", "full", "sliding", "full"), max_seq_len=64, n_heads=4,
+    n_kv_heads=2, d_head=6, n_kv_heads_full=2, d_head_full=12, window=5, n_shared_layers=2, d_hidden=20,
+    d_per_layer=4, vocab_per_layer=61)
+VARIANTS: dict[str, Gemma4Config] = {
+    "E4B": TINY,
+    "E2B: one head of keys, double width": dataclasses.replace(
+        TINY, n_kv_heads=1, n_kv_heads_full=1, double_wide=True,
+        layers=("sliding", "sliding", "full", "sliding", "full"), n_shared_layers=2),
+    "31B: values made of keys, nothing per layer": dataclasses.replace(
+        TINY, d_per_layer=0, n_shared_layers=0, key_is_value=True, n_kv_heads=4, n_kv_heads_full=2, window=3),
+    "26B-A4B: experts": dataclasses.replace(
+        TINY, d_per_layer=0, n_shared_layers=0, key_is_value=True, n_kv_heads_full=1, n_experts=6,
+        experts_per_token=2, d_expert=8),
+    "all that a layer can have": dataclasses.replace(
+        TINY, n_experts=5, experts_per_token=3, d_expert=4, softcap=0.0, vocab_per_layer=70,
+        rotary_fraction_full=0.5, rotary_theta=500.0, rotary_theta_full=2000.0, norm_eps=1e-5),
+    "untied, full layers alone": dataclasses.replace(
+        TINY, layers=("full",) * 3, n_shared_layers=1, tie_embeddings=False, d_head=8, end_ids=(1, 9)),
+}
+
+
+def tapped(model: FlaxGemma4ForCausalLM, ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    run = quick_jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
+    logits, seen = run(jnp.asarray(ids))
+    return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
+
+
+@needs_reference
+@pytest.mark.parametrize("name", TINY_REFERENCES)
+def test_the_stored_reference(name: str) -> None:
+    path = TINY_REFERENCES[name]
+    model, stored = FlaxGemma4ForCausalLM.from_pretrained(path), np.load(path / "ref_f32.npz")
+    logits, seen = tapped(model, stored["input_ids"])
+    assert distance(logits, stored["logits"]) < NOISE
+    assert distance(seen["embed"], stored["embeddings"]) == 0
+    for place, theirs in (("resid_post", "hidden"), ("mlp_write", "mlp"), ("resid_mid", "resid")):
+        for i, layer in enumerate(seen[place]):
+            assert distance(layer, stored[theirs][:, i]) < NOISE, (place, i)
+    frequencies = np.load(path / "rope_inv_freq.npz")
+    for kind, layer in (("sliding", 0), ("full", model.config.layers.index("full"))):
+        ours = jnp.array(model.blocks[layer].attention.inverse_frequencies, jnp.bfloat16)  # as stored
+        np.testing.assert_array_equal(np.float32(ours), frequencies[f"{kind}_attention"])
+
+
+@needs_reference
+@pytest.mark.parametrize("name", TINY_REFERENCES)
+def test_padded_batches_of_the_reference(name: str) -> None:
+    path = TINY_REFERENCES[name]
+    model, stored = FlaxGemma4ForCausalLM.from_pretrained(path), np.load(path / "ref_f32_padded.npz")
+    right, seen = tapped(model, stored["input_ids_right"])
+    for row, length in enumerate(stored["lens"]):
+        assert distance(right[row, :length], stored["logits_right"][row, :length]) < NOISE
+        for place, theirs in (("resid_post", "hidden_right"), ("mlp_write", "mlp_right")):
+            assert distance(seen[place][:, row, :length], stored[theirs][row, :, :length]) < NOISE
+    for ids, mask, expected in ((f"input_ids_{side}", f"mask_{side}", f"logits_{side}")
+                                for side in ("left", "right")):
+        counts = stored[mask] > 0
+        found = np.asarray(quick_jit(model)(jnp.asarray(stored[ids]), jnp.asarray(stored[mask])))
+        assert distance(found[counts], stored[expected][counts]) < NOISE
+
+
+@needs_reference
+@pytest.mark.parametrize("path", [*TINY_REFERENCES.values(), WITH_TOKENIZER], ids=lambda path: path.name)
+def test_bfloat16_is_as_near_as_the_original(path: Path) -> None:
+    """Errors of the original's own size, not the original's errors: sums are rounded in other orders."""
+    reference = path if (path / "ref_f32.npz").exists() else TINY_REFERENCES["e4b"]
+    exact, rough = np.load(reference / "ref_f32.npz"), np.load(reference / "ref_bf16.npz")
+    model = FlaxGemma4ForCausalLM.from_pretrained(path, ComputeConfig(dtype="bfloat16"),
+                                                  param_dtype="bfloat16")
+    logits, seen = tapped(model, rough["input_ids"])
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {"bfloat16"}
+    for found, name in ((logits, "logits"), (np.swapaxes(seen["mlp_write"], 0, 1), "mlp")):
+        theirs = np.abs(rough[name] - exact[name]).mean()
+        ours = np.abs(np.float32(found) - exact[name]).mean()
+        assert 0 < ours < 1.2 * theirs, name
+
+
+@needs_reference
+@pytest.mark.parametrize("name", TINY_REFERENCES)
+def test_greedy_tokens_of_the_reference(name: str) -> None:
+    stored = np.load(TINY_REFERENCES[name] / "ref_generate.npz")
+    model = FlaxGemma4ForCausalLM.from_pretrained(TINY_REFERENCES[name])
+    prompt, out = stored["prompt"], stored["out"]
+    n = prompt.shape[1]
+    step = quick_jit(model.step)
+    logits, caches = model.prefill(jnp.asarray(prompt), jnp.array([n]), out.shape[1])
+    found = [int(jnp.argmax(logits))]
+    for at in range(n, out.shape[1] - 1):
+        logits, caches = step(jnp.array(found[-1:]), caches, jnp.array([at]))
+        found.append(int(jnp.argmax(logits)))
+    assert found == out[0, n:].tolist()
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", VARIANTS)
+def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+    config = VARIANTS[name]
+    model = random_network(config, 0)[0]
+    model.save_pretrained(tmp_path)
+    theirs = transformers.Gemma4ForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 17))
+    writes: dict[int, Any] = {}
+    for i, layer in enumerate(theirs.model.layers):
+        layer.post_feedforward_layernorm.register_forward_hook(
+            lambda module, given, made, i=i: writes.__setitem__(i, made))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids), output_hidden_states=True, use_cache=False)
+    logits, seen = tapped(model, ids)
+    assert distance(logits, expected.logits) < NOISE
+    for i in range(config.n_layers):
+        assert distance(seen["resid_pre"][i], expected.hidden_states[i]) < NOISE, i
+        assert distance(seen["mlp_write"][i], writes[i]) < NOISE, i
+
+    # And back: what transformers writes is the same network to the last bit.
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "theirs")
+    assert again.config == config
+    assert_same_weights(again, model)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_logits_are_those_of_the_forward_pass(name: str) -> None:
+    """Rows of different lengths, past the window of the sliding layers."""
+    model = random_network(VARIANTS[name], 0)[0]
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, 61, (3, 14)))
+    expected, lengths = np.asarray(quick_jit(model)(ids)), np.array([3, 9, 1])
+    logits, caches = quick_jit(lambda ids, lengths: model.prefill(ids, lengths, 16))(ids[:, :9], lengths)
+    step, rows = quick_jit(model.step), np.arange(3)
+    for made in range(5):
+        assert distance(logits, expected[rows, lengths + made - 1]) < NOISE
+        logits, caches = step(ids[rows, lengths + made], caches, jnp.asarray(lengths + made))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_later_symbol_changes_nothing_before_it(name: str) -> None:
+    model = random_network(VARIANTS[name], 0)[0]
+    ids = np.random.default_rng(1).integers(0, 61, (1, 12))
+    other = ids.copy()
+    other[0, 7] = (ids[0, 7] + 1) % 61
+    before, after = (np.asarray(quick_jit(model)(jnp.asarray(row))) for row in (ids, other))
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert (before[:, 7:] != after[:, 7:]).any(-1).all()
+
+
+def test_a_table_on_the_host(tmp_path: Path) -> None:
+    """The same numbers; the table is a memory map of the file, and no array of the device."""
+    model, arrays = random_network(TINY, 0)
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, 61, (2, 9)))
+    save(model, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")
+    compute = ComputeConfig(host_tables=True)
+    for found in (load(tmp_path / "ours", compute),
+                  FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "theirs", compute)):
+        assert isinstance(found.embed_per_layer.rows.array, np.memmap)
+        assert not any("embed_per_layer" in str(path) for path, _ in nnx.to_flat_state(nnx.state(found)))
+        np.testing.assert_allclose(quick_jit(found)(ids), quick_jit(model)(ids), rtol=1e-6, atol=1e-6)
+        logits, caches = found.prefill(ids, jnp.array([9, 4]), 12)
+        assert jnp.isfinite(quick_jit(found.step)(ids[:, 0], caches, jnp.array([9, 4]))[0]).all()
+        assert to_arrays(found).keys() == arrays.keys()
+        found.save_pretrained(tmp_path / "again")
+        assert_same_weights(FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "again"), model)
+    with pytest.raises(ValueError, match="has no random weights"):
+        FlaxGemma4ForCausalLM(TINY, rngs=nnx.Rngs(0), compute=compute)(ids)
+
+
+@needs_reference
+def test_the_shapes_of_e4b() -> None:
+    """Every tensor of the published network by name and shape, and none of them made."""
+    stored = json.loads((SHARED / "gemma4_tiny/e4b_real_text_keys.json").read_text())
+    tree = json.loads((SHARED / "gemma4_tiny/e4b_real_text_config.json").read_text())
+    config = Gemma4Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in
+                             hugging_face.settings(GEMMA4, tree, "config.json").items()})
+    assert config == Gemma4Config()
+    found = outline(FlaxGemma4ForCausalLM, config)
+    links = mapping.link(GEMMA4.names, {name: leaf.shape for name, leaf in found.items()})
+    shapes = {name: list(link.their_shape) for link in links for name in link.theirs}
+    assert shapes | {"lm_head.weight": [262144, 2560]} == {
+        name: shape[0] if isinstance(shape[0], list) else shape for name, shape in stored.items()}
+
+
+LARGE = Gemma4Config(d_model=5376, layers=(*("sliding",) * 5, "full") * 10, n_heads=32, n_kv_heads=16,
+                     n_kv_heads_full=4, window=1024, n_shared_layers=0, key_is_value=True, d_hidden=21504,
+                     d_per_layer=0, max_seq_len=262144)
+EXPERTS = Gemma4Config(d_model=2816, layers=(*("sliding",) * 5, "full") * 5, n_heads=16, n_kv_heads=8,
+                       n_kv_heads_full=2, window=1024, n_shared_layers=0, key_is_value=True, d_hidden=2112,
+                       n_experts=128, experts_per_token=8, d_expert=704, d_per_layer=0, max_seq_len=262144)
+
+
+def test_published_sizes() -> None:
+    """E4B's count is known; of the others their names tell it, 26B-A4B's of what a token goes through."""
+    e4b, large, experts = (sum(leaf.size for leaf in outline(FlaxGemma4ForCausalLM, config).values()) / 1e9
+                           for config in (Gemma4Config(), LARGE, EXPERTS))
+    assert e4b == pytest.approx(7.463, abs=5e-4) and round(large) == 31
+    unused = EXPERTS.n_layers * 120 * 3 * EXPERTS.d_model * EXPERTS.d_expert / 1e9
+    assert round(experts - unused) == 4
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    random_network(TINY, 0)[0].save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_the_text_decoder_of_the_multimodal_network(saved: Path, tmp_path: Path) -> None:
+    """Under its prefix, with parts for images, and keys that the last layers have but do not use."""
+    expected = FlaxGemma4ForCausalLM.from_pretrained(saved)
+    arrays = {name.replace("model.", "model.language_model.", 1): array
+              for name, array in safetensors.numpy.load_file(saved / "model.safetensors").items()}
+    arrays["model.vision_tower.patch.weight"] = np.ones((2, 3), np.float32)
+    arrays["model.language_model.layers.3.self_attn.k_proj.weight"] = np.ones((24, 24), np.float32)
+    arrays["model.language_model.layers.2.self_attn.k_norm.weight"] = np.ones(6, np.float32)
+    arrays["lm_head.weight"] = np.ones((61, 24), np.float32)
+    other = tmp_path / "other"
+    other.mkdir()
+    safetensors.numpy.save_file(arrays, other / "model.safetensors")
+    tree = json.loads((saved / "config.json").read_text())
+    full = tree.pop("per_layer_config")["1"]
+    outer = {"model_type": "gemma4", "eos_token_id": [1, 50],
+             "text_config": {**tree, "global_head_dim": full["head_dim"], "num_global_key_value_heads": None}}
+    (other / "config.json").write_text(json.dumps(outer))
+    found = FlaxGemma4ForCausalLM.from_pretrained(other)
+    assert found.config == dataclasses.replace(expected.config, end_ids=(1, 50))
+    assert_same_weights(found, expected)
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    tree = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**tree, **changes}))
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"model_type": "gemma3"}, "model_type: expected gemma4_text or gemma4, found 'gemma3'"),
+    ({"hidden_activation": "relu"}, "hidden_activation: expected gelu_pytorch_tanh, found relu"),
+    ({"attention_bias": True}, "attention_bias: expected False, found True"),
+    ({"use_bidirectional_attention": "all"}, "expected a causal network, found all"),
+    ({"layer_types": ["linear_attention"]}, "layer_types: expected sliding_attention or full_attention"),
+    ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layers: expected at least one, the last"),
+    ({"num_kv_shared_layers": 3}, "n_shared_layers: expected a layer of the kind full before the 3"),
+    ({"num_attention_heads": 3}, "n_heads: expected a multiple of the 2 heads of keys, found 3"),
+    ({"per_layer_config": {"1": {"head_dim": 12}, "03": {"head_dim": 6}}},
+     r"per_layer_config: expected the same heads in all full layers, found [(6, 2), (12, 2)]"),
+    ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}, "full_attention": {}}},
+     "rope_parameters.sliding_attention.rope_type: expected default, found yarn"),
+    ({"enable_moe_block": True, "num_experts": 2, "top_k_experts": 3, "moe_intermediate_size": 4},
+     "experts_per_token: expected 1 to 2"),
+])
+def test_a_configuration_that_is_none(saved: Path, changes: dict[str, Any], says: str) -> None:
+    rewritten(saved, **changes)
+    with pytest.raises(InputError) as raised:
+        FlaxGemma4ForCausalLM.from_pretrained(saved)
+    assert says in str(raised.value) and str(raised.value).startswith(f"{saved}/config.json: ")
+
+
+def test_a_round_trip_through_our_own_directory(tmp_path: Path) -> None:
+    for name, config in VARIANTS.items():
+        model = random_network(config, 0)[0]
+        save(model, tmp_path / name)
+        again = load(tmp_path / name)
+        assert again.config == config
+        assert_same_weights(again, model)
+
+
+def test_edits_reach_the_layer_that_they_name() -> None:
+    """Silencing all writes of the last layer leaves its scalar's multiple of what entered it."""
+    model = random_network(TINY, 0)[0]
+
+    def silent(value: jax.Array, layer: int | None) -> jax.Array:
+        return jnp.zeros_like(value) if layer == 3 else value
+
+    tap = Tap(record=("resid_pre", "resid_post"), layers=(3,),
+              edit=dict.fromkeys(("attn_out", "mlp_write", "ple_write"), silent))
+    _, seen = model.tapped(jnp.arange(8)[None], tap)
+    scalar = model.blocks[3].scalar[...]
+    np.testing.assert_allclose(seen["resid_post"][0], seen["resid_pre"][0] * scalar, rtol=1e-6)
+    assert seen["resid_pre"].shape == (1, 1, 8, 24)
+
+
+def test_arrays_come_back(tmp_path: Path) -> None:
+    model, arrays = random_network(VARIANTS["all that a layer can have"], 1)
+    np.testing.assert_equal(to_arrays(model), arrays)
+    assert_same_weights(from_arrays(model.config, arrays), model)

@@ -1,0 +1,125 @@
+"""The arrays of a network by dotted name, layers one by one: `blocks.3.sparse.query.kernel`.
+
+In memory the layers of some networks are stacked, with a leading axis of n_layers; on disk they are
+one by one, as everybody has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.nn.host import HostRows, HostTable
+from tilelli_jax.nn.linear import Derived
+from tilelli_jax.sharding import Mesh, NamedSharding, path_name, spec
+from tilelli_jax.tensors import FLOATS, Tensor
+
+ParamType = Literal["float32", "bfloat16", "stored"]
+M = TypeVar("M", bound=nnx.Module)
+
+
+def named(state: nnx.State) -> dict[str, Any]:
+    """The leaves of a state by dotted name, e.g. `blocks.sparse.query.kernel` (layers stacked)."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Every stored array by name, layers one by one, in the type it has."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in named(nnx.state(model, nnx.Not(Derived))).items():
+        value = np.asarray(jax.device_get(value))
+        layers = _layers(name, value.shape)
+        arrays.update({name: value} if layers is None else dict(zip(layers, value, strict=True)))
+    arrays |= {f"{name}.kernel": table.rows.array for name, table in _on_host(model).items() if table.rows}
+    return {name: np.array(value, order="C") for name, value in arrays.items()}
+
+
+def outline(build: Callable[..., nnx.Module], config: Any,
+            compute: ComputeConfig | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names, shapes and types of all arrays of a network, of which none is made."""
+    abstract = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
+    return _outline(abstract)
+
+
+def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Tensor],
+                 compute: ComputeConfig | None = None, *, source: str = "tensors",
+                 param_dtype: ParamType = "float32", mesh: Mesh | None = None, finite: bool = True) -> M:
+    """The network with these weights, which are read one by one and laid on the devices at once.
+
+    Args:
+        build: the network's class.
+        param_dtype: what the weights are kept in.
+        mesh: devices to lay them over; by default all on the first.
+        finite: whether numbers that are not finite are refused.
+
+    Raises:
+        InputError: names or shapes are not those of the configuration (all such are listed), a
+            tensor is no floating-point one, or holds numbers that are not finite.
+    """
+    abstract = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
+    graph, state = nnx.split(abstract)
+    wanted = {name: leaf.shape for name, leaf in _outline(abstract).items()}
+    problems = {"missing": sorted(wanted.keys() - tensors.keys()),
+                "not known": sorted(tensors.keys() - wanted.keys()),
+                "of another shape": [f"{name} {tensors[name].shape} instead of {shape}"
+                                     for name, shape in sorted(wanted.items())
+                                     if name in tensors and tensors[name].shape != shape]}
+    if any(problems.values()):
+        raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
+            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
+    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
+        raise InputError(f"{source}: {strange[0]}: expected floating-point numbers, "
+                         f"found {tensors[strange[0]].dtype}")
+
+    def read(name: str) -> np.ndarray:
+        array = tensors[name].read()
+        if finite and not np.isfinite(array).all():
+            raise InputError(f"{source}: {name}: holds numbers that are not finite")
+        return array
+
+    def filled(path: Any, leaf: Any) -> jax.Array:
+        name = path_name(path)
+        layers = _layers(name, leaf.shape)
+        value = read(name) if layers is None else np.stack([read(layer) for layer in layers])
+        kind = value.dtype if param_dtype == "stored" else jnp.dtype(param_dtype)
+        value = value.astype(kind, order="C", copy=False)
+        if mesh is None:
+            return jnp.asarray(value)
+        return jax.device_put(value, NamedSharding(mesh, spec(name, value.shape, mesh)))
+
+    model = nnx.merge(graph, jax.tree_util.tree_map_with_path(filled, state))
+    for name, table in _on_host(model).items():
+        tensor = tensors[f"{name}.kernel"]
+        table.rows = HostRows(tensor.mapped() if tensor.mapped else tensor.read())
+    return model
+
+
+def _outline(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    found = {f"{name}.kernel": jax.ShapeDtypeStruct(table.shape, table.dtype)
+             for name, table in _on_host(model).items()}
+    for name, leaf in named(nnx.state(model)).items():
+        layers = _layers(name, leaf.shape)
+        one = jax.ShapeDtypeStruct(leaf.shape if layers is None else leaf.shape[1:], leaf.dtype)
+        found |= {name: one} if layers is None else dict.fromkeys(layers, one)
+    return found
+
+
+def _on_host(model: nnx.Module) -> dict[str, HostTable]:
+    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)
+            if isinstance(module, HostTable)}
+
+
+def _layers(name: str, shape: tuple[int, ...]) -> list[str] | None:
+    """The names of the layers of a stacked array; None of any other."""
+    head, _, tail = name.partition(".")
+    if head != "blocks" or tail[0].isdigit():  # digits: one by one, as `freeze` leaves them
+        return None
+    return [f"blocks.{i}.{tail}" for i in range(shape[0])]

@@ -1,0 +1,326 @@
+"""Gemma 4's text decoder: E2B, E4B, 31B, and 26B-A4B with its experts.
+
+Beside a plain pre- and post-norm transformer it has
+
+- layers of two kinds: `sliding` (a window of keys) and `full` (all of them; wider heads, rotary
+  positions on a quarter of the channels),
+- per-layer embeddings: a second, wide table gives every layer a vector of its own for each symbol,
+- shared keys: the last layers have none and look at those of the last layer before them of their kind,
+- a scalar at the end of each layer, and logits capped by tanh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.decoder import CausalLM, ComputeConfig, at_last
+from tilelli_jax.models.pretrained import Pretrained
+from tilelli_jax.nn.attention import KeyCache, swap, widen
+from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.dense import GatedFeedForward
+from tilelli_jax.nn.experts import Experts, TopKRouter
+from tilelli_jax.nn.host import HostTable
+from tilelli_jax.nn.linear import Buffer, Embedding, Linear
+from tilelli_jax.nn.norm import RMSNorm, rms_normalized
+from tilelli_jax.nn.quantize import Quantizer
+from tilelli_jax.nn.rotary import frequencies, rotate
+from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
+from tilelli_jax.pretrained.gemma4 import GEMMA4
+from tilelli_jax.sharding import split_batch
+
+Kind = Literal["sliding", "full"]
+Remember = Callable[[int, KeyCache], KeyCache]  # layer, new keys → those to look at
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma4Config(Section):
+    """Gemma 4; the defaults are E4B's."""
+
+    family: Literal["gemma4"] = setting("gemma4", "which network")
+    vocab_size: int = setting(262144, "number of symbols", least=1)
+    d_model: int = setting(2560, "width of the residual stream", least=1)
+    layers: tuple[Kind, ...] = setting((*("sliding",) * 5, "full") * 7, "the kind of each layer")
+    max_seq_len: int = setting(131072, "longest context that it was trained for", least=1)
+    positions: Literal["rotary"] = setting("rotary", "how a position is known")
+    tie_embeddings: bool = setting(True, "unembed with the embedding table")
+    n_heads: int = setting(8, "heads of the attention", least=1)
+    n_kv_heads: int = setting(2, "heads of keys and values in sliding layers", least=1)
+    d_head: int = setting(256, "width of a head there", least=1)
+    n_kv_heads_full: int = setting(2, "heads of keys and values in full layers", least=1)
+    d_head_full: int = setting(512, "width of a head there", least=1)
+    window: int = setting(512, "newest keys that a query of a sliding layer sees", least=1)
+    n_shared_layers: int = setting(18, "last layers that look at the keys of layers before them", least=0)
+    key_is_value: bool = setting(False, "in full layers values are made of what keys are made of")
+    rotary_theta: float = setting(10000.0, "base of the rotary frequencies in sliding layers", above=0)
+    rotary_theta_full: float = setting(1000000.0, "base of the rotary frequencies in full layers", above=0)
+    rotary_fraction_full: float = setting(0.25, "share of the channels that turn there", above=0, most=1)
+    d_hidden: int = setting(10240, "hidden width of the feed-forward network", least=1)
+    double_wide: bool = setting(False, "twice that width in layers with shared keys")
+    d_per_layer: int = setting(256, "width of the per-layer embeddings; 0 for none", least=0)
+    vocab_per_layer: int = setting(262144, "symbols that have some", least=1)
+    n_experts: int = setting(0, "experts beside the feed-forward network; 0 for none", least=0)
+    experts_per_token: int = setting(0, "experts that a token goes through", least=0)
+    d_expert: int = setting(0, "hidden width of an expert", least=0)
+    softcap: float = setting(30.0, "largest size of a logit; 0 for no limit", least=0)
+    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", least=0)
+    bos_id: int | None = setting(2, "what begins a text", least=0)
+    end_ids: tuple[int, ...] = setting((1,), "what ends one")
+    quantizer: Literal["none"] = setting("none", "how weights are quantised: not at all")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers or self.layers[-1] != "full":
+            raise InputError("layers: expected at least one, the last of them full")
+        if lonely := set(self.layers) - set(self.layers[:self.n_own]):
+            raise InputError(f"n_shared_layers: expected a layer of the kind {min(lonely)} before the "
+                             f"{self.n_shared_layers} that share its keys")
+        for heads in (self.n_kv_heads, self.n_kv_heads_full):
+            if self.n_heads % heads:
+                raise InputError(f"n_heads: expected a multiple of the {heads} heads of keys, "
+                                 f"found {self.n_heads}")
+        if self.n_experts and not (1 <= self.experts_per_token <= self.n_experts and self.d_expert):
+            raise InputError(f"experts_per_token: expected 1 to {self.n_experts}, and a width d_expert; "
+                             f"found {self.experts_per_token} and {self.d_expert}")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def n_own(self) -> int:
+        """How many layers, from the first, have keys of their own."""
+        return len(self.layers) - self.n_shared_layers
+
+    def source(self, layer: int) -> int:
+        """The layer whose keys a layer looks at."""
+        if layer < self.n_own:
+            return layer
+        return max(i for i in range(self.n_own) if self.layers[i] == self.layers[layer])
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with normed queries, keys and values, and no scaling of the scores."""
+
+    def __init__(self, config: Gemma4Config, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        full = config.layers[layer] == "full"
+        d_head = config.d_head_full if full else config.d_head
+        inner = d_head * (config.n_kv_heads_full if full else config.n_kv_heads)
+        make = functools.partial(Linear, quantizer=Quantizer(), dtype=dtype, rngs=rngs)
+        norm = functools.partial(RMSNorm, d_head, dtype=dtype, eps=config.norm_eps)
+        self.query, self.query_norm = make(config.d_model, config.n_heads * d_head), norm()
+        if config.source(layer) == layer:
+            self.key, self.key_norm = make(config.d_model, inner), norm()
+            self.value = None if full and config.key_is_value else make(config.d_model, inner)
+        self.out = make(config.n_heads * d_head, config.d_model)
+        self.inverse_frequencies = tuple((
+            frequencies(d_head, config.rotary_theta_full,
+                        pairs=int(config.rotary_fraction_full * d_head / 2))
+            if full else frequencies(d_head, config.rotary_theta)).tolist())  # static: part of the program
+        self.d_head, self.eps, self.dtype = d_head, config.norm_eps, dtype
+
+    def keys(self, x: jax.Array, positions: jax.Array) -> KeyCache:
+        """Keys and values of `[batch, time, d_model]`, each `[batch, kv_heads, time, d_head]`."""
+        raw = self._heads(self.key(x))
+        values = raw if self.value is None else self._heads(self.value(x))
+        keys = rotate(self.key_norm(raw), positions, jnp.array(self.inverse_frequencies))
+        return KeyCache(swap(keys), swap(rms_normalized(values, self.eps).astype(self.dtype)))
+
+    def __call__(self, x: jax.Array, positions: jax.Array, seen: KeyCache, visible: jax.Array) -> jax.Array:
+        """x `[batch, q, d_model]`; visible, bool `[batch or 1, q, k]`: which keys a query may see."""
+        query = rotate(self.query_norm(self._heads(self.query(x))), positions,
+                       jnp.array(self.inverse_frequencies))
+        batch, time, n_heads, d_head = query.shape
+        n_kv = seen.keys.shape[1]
+        # Queries of the heads that share a key stand in one axis with time: one product for all.
+        query = swap(query).reshape(batch, n_kv, n_heads // n_kv * time, d_head)
+        scores = contract("bhqd,bhkd->bhqk", query, seen.keys, dtype=self.dtype, result=jnp.float32)
+        scores = scores.reshape(batch, n_heads, time, -1)
+        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
+        weights = weights.reshape(batch, n_kv, n_heads // n_kv * time, -1)
+        attended = contract("bhqk,bhkd->bhqd", weights, seen.values, dtype=self.dtype)
+        return self.out(swap(attended.reshape(batch, n_heads, time, d_head)).reshape(batch, time, -1))
+
+    def _heads(self, y: jax.Array) -> jax.Array:
+        return y.reshape(*y.shape[:2], -1, self.d_head)
+
+
+class PerLayerInput(nnx.Module):
+    """x ← x + norm((gelu(x · gate) ⊙ the layer's own embedding) · out)."""
+
+    def __init__(self, config: Gemma4Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate = Linear(config.d_model, config.d_per_layer, Quantizer(), dtype=dtype, rngs=rngs)
+        self.out = Linear(config.d_per_layer, config.d_model, Quantizer(), dtype=dtype, rngs=rngs)
+        self.norm = RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
+
+    def __call__(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` and `[batch, time, d_per_layer]` → what is added."""
+        return self.norm(self.out(jax.nn.gelu(self.gate(x)) * embedded))
+
+
+class Block(nnx.Module):
+    """One layer; every write is normed before it is added.
+
+    x ← x + norm(attention(norm(x)));  x ← x + norm(MLP(norm(x)));  x ← x + per-layer write;  x ← x · scalar
+    """
+
+    def __init__(self, config: Gemma4Config, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        norm = functools.partial(RMSNorm, config.d_model, dtype=dtype, eps=config.norm_eps)
+        wide = config.double_wide and config.source(layer) != layer
+        self.norm1, self.attention, self.attention_norm = (
+            norm(), Attention(config, layer, dtype=dtype, rngs=rngs), norm())
+        self.norm2, self.mlp_norm = norm(), norm()
+        self.mlp = GatedFeedForward(config.d_model, config.d_hidden * (1 + wide), Quantizer(), dtype=dtype,
+                                    rngs=rngs)
+        self.router = (TopKRouter(config.d_model, config.n_experts, config.experts_per_token,
+                                  eps=config.norm_eps, dtype=dtype, rngs=rngs) if config.n_experts else None)
+        if config.n_experts:
+            self.experts = Experts(config.d_model, config.d_expert, config.n_experts, dtype=dtype, rngs=rngs)
+            self.dense_norm, self.experts_in_norm, self.experts_norm = norm(), norm(), norm()
+        self.per_layer = PerLayerInput(config, dtype=dtype, rngs=rngs) if config.d_per_layer else None
+        self.scalar = Buffer(jnp.ones(1))
+
+    def __call__(self, x: jax.Array, h: jax.Array, positions: jax.Array, keys: KeyCache, visible: jax.Array,
+                 embedded: jax.Array | None, tap: Tap, seen: Recorded) -> jax.Array:
+        """Args: h: norm1(x); keys: what attention looks at; embedded: the layer's own embeddings."""
+        attended = self.attention_norm(self.attention(h, positions, keys, visible))
+        x = tap("resid_mid", x + tap("attn_out", attended, seen), seen)
+        x = x + tap("mlp_write", self.mlp_norm(self._written(x, tap, seen)), seen)
+        if self.per_layer is not None and embedded is not None:
+            x = x + tap("ple_write", self.per_layer(x, embedded), seen)
+        return x * self.scalar[...].astype(x.dtype)
+
+    def _written(self, x: jax.Array, tap: Tap, seen: Recorded) -> jax.Array:
+        dense = self.mlp(self.norm2(x))
+        if self.router is None:
+            return dense
+        weights, experts = self.router.choose(tap("router", self.router(x), seen))
+        chosen = self.experts(self.experts_in_norm(x), weights, experts)
+        return self.dense_norm(dense) + self.experts_norm(chosen)
+
+
+class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
+    """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
+
+    Layers differ, so that they are neither stacked nor scanned. With `compute.host_tables` the table
+    of the per-layer embeddings (a third of E4B) stays on the host and is read by row.
+    """
+
+    hugging_face, config_class = GEMMA4, Gemma4Config
+
+    def __init__(self, config: Gemma4Config, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
+        compute = compute or ComputeConfig()
+        dtype = jnp.dtype(compute.dtype)
+        self.config, self.compute, self.dtype = config, compute, dtype
+        self.embed = Embedding(config.vocab_size, config.d_model, Quantizer(), dtype=dtype, rngs=rngs)
+        if config.d_per_layer:
+            width = config.n_layers * config.d_per_layer
+            self.embed_per_layer = (
+                HostTable(config.vocab_per_layer, width, dtype=dtype) if compute.host_tables else
+                Embedding(config.vocab_per_layer, width, Quantizer(), dtype=dtype, rngs=rngs))
+            self.project_per_layer = Linear(config.d_model, width, Quantizer(), dtype=dtype, rngs=rngs)
+            self.per_layer_norm = RMSNorm(config.d_per_layer, dtype=dtype, eps=config.norm_eps)
+        self.blocks = nnx.List([Block(config, i, dtype=dtype, rngs=rngs) for i in range(config.n_layers)])
+        self.final_norm = RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
+        self.unembed = (None if config.tie_embeddings else
+                        Linear(config.d_model, config.vocab_size, Quantizer(), dtype=dtype,
+                               result=jnp.float32, rngs=rngs))
+        self.places = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_write",
+                       *(("router",) if config.n_experts else ()),
+                       *(("ple_write",) if config.d_per_layer else ()), "resid_post", "logits")
+
+    def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
+        """The logits, and what the tap recorded; values of layers are `[layers, batch, time, …]`.
+
+        Raises:
+            ValueError: this network has no such place or layer.
+        """
+        chex.assert_rank(ids, 2)
+        tap.check(self.places, self.config.n_layers)
+        outside: Recorded = {}
+        x, embedded = self._embed(ids)
+        x = tap("embed", x, outside)
+        positions = jnp.arange(ids.shape[1])[None]
+        kept: dict[int, KeyCache] = {}
+        x, records = self._run(range(self.config.n_layers), x, embedded, positions, kept, tap)
+        return tap("logits", self._logits(x), outside), outside | stacked(records)
+
+    def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[KeyCache]]:
+        """See `CausalLM`. There is a cache for each layer that has keys of its own.
+
+        The layers after them are run for the last positions only: nothing looks at the others.
+        """
+        n_own, n_layers = self.config.n_own, self.config.n_layers
+        x, embedded = self._embed(ids)
+        kept: dict[int, KeyCache] = {}
+        x, _ = self._run(range(n_own), x, embedded, jnp.arange(ids.shape[1])[None], kept)
+        x = at_last(x, lengths)
+        embedded = None if embedded is None else at_last(embedded, lengths)
+        x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, kept)
+        return self._logits(x)[:, 0], [KeyCache(widen(kept[i].keys, size), widen(kept[i].values, size))
+                                       for i in range(n_own)]
+
+    def step(self, ids: jax.Array, caches: list[KeyCache],
+             position: jax.Array) -> tuple[jax.Array, list[KeyCache]]:
+        """See `CausalLM`."""
+        x, embedded = self._embed(ids[:, None])
+        kept: dict[int, KeyCache] = {}
+        x, _ = self._run(range(self.config.n_layers), x, embedded, position[:, None], kept,
+                         remember=lambda i, new: caches[i].write(new.keys, new.values, position))
+        return self._logits(x)[:, 0], [kept[i] for i in range(self.config.n_own)]
+
+    def unroll(self) -> None:
+        """Its layers are one by one already."""
+
+    def _run(self, layers: range, x: jax.Array, embedded: jax.Array | None, positions: jax.Array,
+             kept: dict[int, KeyCache], tap: Tap = OFF,
+             remember: Remember = lambda _, new: new) -> tuple[jax.Array, list[Recorded]]:
+        """Some layers, one after another; `kept` is given the keys that each has of its own.
+
+        Args:
+            remember: makes of a layer's new keys those that are looked at, old ones among them.
+        """
+        records: list[Recorded] = []
+        for i in layers:
+            block, source, here = self.blocks[i], self.config.source(i), tap.within(i)
+            records.append({})
+            x = here("resid_pre", split_batch(x), records[-1])
+            h = block.norm1(x)
+            if source == i:
+                kept[i] = remember(i, block.attention.keys(h, positions))
+            visible = self._visible(self.config.layers[i], positions, kept[source].keys.shape[2])
+            own = None if embedded is None else embedded[:, :, i]
+            x = block(x, h, positions, kept[source], visible, own, here, records[-1])
+            x = here("resid_post", x, records[-1])
+        return x, records
+
+    def _visible(self, kind: Kind, positions: jax.Array, n_keys: int) -> jax.Array:
+        """Which of the keys 0 … queries at `positions [batch or 1, q]` see: bool `[batch or 1, q, k]`."""
+        distance = positions[:, :, None] - jnp.arange(n_keys)
+        return (distance >= 0) & ((distance < self.config.window) | (kind == "full"))
+
+    def _embed(self, ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """`[batch, time, d_model]`, and what each layer is given, `[batch, time, layers, d_per_layer]`."""
+        config = self.config
+        x = self.embed(ids) * jnp.asarray(config.d_model**0.5, self.dtype)
+        if not config.d_per_layer:
+            return x, None
+        shape = (*ids.shape, config.n_layers, config.d_per_layer)
+        symbol = self.embed_per_layer(ids).reshape(shape) * jnp.asarray(config.d_per_layer**0.5, self.dtype)
+        context = self.per_layer_norm((self.project_per_layer(x) * config.d_model**-0.5).reshape(shape))
+        return x, (context + symbol) * 2**-0.5
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        x = self.final_norm(x)
+        logits = self.embed.attend(x) if self.unembed is None else self.unembed(x)
+        cap = self.config.softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits

@@ -1,0 +1,75 @@
+"""A mixture of experts: each token goes through the few feed-forward networks that a router chooses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tilelli_jax.nn.linear import Linear, Weight, fan_in_normal
+from tilelli_jax.nn.norm import rms_normalized
+from tilelli_jax.nn.quantize import Quantizer
+
+
+class TopKRouter(nnx.Module):
+    """Gemma 4's: probabilities of all experts, of which each token takes the k largest.
+
+    p = softmax((RMS(x) · scale / √d_model) · proj), in f32; the k weights are renormalised to sum to
+    one and then multiplied by each expert's own scale.
+    """
+
+    def __init__(self, d_model: int, n_experts: int, k: int, *, eps: float, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32):
+        self.proj = Linear(d_model, n_experts, Quantizer(), dtype=dtype, result=jnp.float32, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(d_model))
+        self.expert_scale = nnx.Param(jnp.ones(n_experts))
+        self.k, self.eps, self.dtype = k, eps, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` → probabilities `[batch, time, n_experts]`, f32."""
+        x = rms_normalized(x, self.eps).astype(self.dtype)
+        return jax.nn.softmax(self.proj(x * self.scale[...].astype(self.dtype) * x.shape[-1] ** -0.5))
+
+    def choose(self, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weights f32 and experts int32 of each token, both `[…, k]`."""
+        weights, experts = jax.lax.top_k(probabilities, self.k)
+        weights = weights / jnp.sum(weights, -1, keepdims=True)
+        return weights * self.expert_scale[...][experts], experts
+
+
+class Experts(nnx.Module):
+    """Gated feed-forward networks (GELU by tanh), as many as `n_experts`, of d_hidden each.
+
+    Kernels: `gate_up [n_experts, d_model, 2 · d_hidden]` (gate first), `down [n_experts, d_hidden, d_model]`.
+    """
+
+    def __init__(self, d_model: int, d_hidden: int, n_experts: int, *, rngs: nnx.Rngs,
+                 dtype: jnp.dtype = jnp.float32):
+        self.gate_up = Weight((n_experts, d_model, 2 * d_hidden), Quantizer(), init=fan_in_normal(d_model),
+                              rngs=rngs)
+        self.down = Weight((n_experts, d_hidden, d_model), Quantizer(), init=fan_in_normal(d_hidden),
+                           rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
+        """Σ_k weights_k · expert_k(x).
+
+        Args:
+            x: `[batch, time, d_model]`.
+            weights, experts: `[batch, time, k]`.
+        """
+        n_experts, k = self.down.kernel.shape[0], experts.shape[-1]
+        tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        # The rows sorted by expert: each expert's product is with its own rows only.
+        order = jnp.argsort(experts.reshape(-1), stable=True)
+        sizes = jnp.bincount(experts.reshape(-1), length=n_experts).astype(jnp.int32)
+        gate, up = jnp.split(self._products(tokens[order // k], self.gate_up, sizes), 2, axis=-1)
+        outputs = self._products(jax.nn.gelu(gate) * up, self.down, sizes)
+        outputs = outputs.astype(jnp.float32) * weights.reshape(-1)[order][:, None]
+        summed = jnp.zeros(tokens.shape, jnp.float32).at[order // k].add(outputs)
+        return summed.reshape(x.shape).astype(self.dtype)
+
+    def _products(self, rows: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
+        """Rows, grouped, times each group's kernel; accumulated in f32."""
+        kernels = weight.quantized().astype(self.dtype)
+        return jax.lax.ragged_dot(rows, kernels, sizes, preferred_element_type=jnp.float32).astype(self.dtype)

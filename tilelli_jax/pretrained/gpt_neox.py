@@ -1,0 +1,71 @@
+"""GPT-NeoX and Pythia in Hugging Face directories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.pretrained.hugging_face import Family, Tree, one_or_several, several_ids
+from tilelli_jax.pretrained.mapping import Theirs, turned
+
+_OURS, _THEIRS = "blocks.{i}.", "gpt_neox.layers.{i}."
+NAMES = {
+    "embed.kernel": Theirs("gpt_neox.embed_in.weight"),
+    "final_norm.scale": Theirs("gpt_neox.final_layer_norm.weight"),
+    "final_norm.bias": Theirs("gpt_neox.final_layer_norm.bias"),
+    "unembed.kernel": turned("embed_out.weight"),
+    _OURS + "norm1.scale": Theirs(_THEIRS + "input_layernorm.weight"),
+    _OURS + "norm1.bias": Theirs(_THEIRS + "input_layernorm.bias"),
+    _OURS + "norm2.scale": Theirs(_THEIRS + "post_attention_layernorm.weight"),
+    _OURS + "norm2.bias": Theirs(_THEIRS + "post_attention_layernorm.bias"),
+    _OURS + "attention.qkv.kernel": turned(_THEIRS + "attention.query_key_value.weight"),
+    _OURS + "attention.qkv.bias": Theirs(_THEIRS + "attention.query_key_value.bias"),
+    _OURS + "attention.out.kernel": turned(_THEIRS + "attention.dense.weight"),
+    _OURS + "attention.out.bias": Theirs(_THEIRS + "attention.dense.bias"),
+    _OURS + "mlp.up.kernel": turned(_THEIRS + "mlp.dense_h_to_4h.weight"),
+    _OURS + "mlp.up.bias": Theirs(_THEIRS + "mlp.dense_h_to_4h.bias"),
+    _OURS + "mlp.down.kernel": turned(_THEIRS + "mlp.dense_4h_to_h.weight"),
+    _OURS + "mlp.down.bias": Theirs(_THEIRS + "mlp.dense_4h_to_h.bias")}
+IGNORED = {r"attention\.(masked_)?bias$": "the causal mask of old versions",
+           r"rotary_emb\.inv_freq$": "computed from the configuration"}
+TIED = {r"^embed_out\.weight$": "the same table as embed_in"}
+
+
+def _config_of(tree: Tree) -> Tree:
+    """config.json, of transformers before version 5 or since."""
+    rope: Tree = tree.get("rope_parameters") or {}
+    if (kind := rope.get("rope_type", "default")) != "default" or tree.get("rope_scaling"):
+        raise InputError(f"rope_parameters.rope_type: expected default, found {kind}")
+    if tree.get("hidden_act", "gelu") != "gelu":
+        raise InputError(f"hidden_act: expected gelu, found {tree['hidden_act']}")
+    return {
+        "vocab_size": tree["vocab_size"], "d_model": tree["hidden_size"],
+        "n_layers": tree["num_hidden_layers"], "max_seq_len": tree["max_position_embeddings"],
+        "tie_embeddings": tree.get("tie_word_embeddings", False), "n_heads": tree["num_attention_heads"],
+        "d_hidden": tree["intermediate_size"],
+        "rotary_fraction": float(rope.get("partial_rotary_factor") or tree.get("rotary_pct") or 0.25),
+        "rotary_theta": float(rope.get("rope_theta") or tree.get("rotary_emb_base") or 10000),
+        "parallel_residual": tree.get("use_parallel_residual", True),
+        "attention_bias": tree.get("attention_bias", True),
+        "norm_eps": float(tree.get("layer_norm_eps", 1e-5)), "bos_id": tree.get("bos_token_id"),
+        "end_ids": several_ids(tree.get("eos_token_id"))}
+
+
+def _tree_of(config: Any) -> Tree:
+    return {
+        "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",
+        "vocab_size": config.vocab_size, "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers, "max_position_embeddings": config.max_seq_len,
+        "tie_word_embeddings": config.tie_embeddings, "num_attention_heads": config.n_heads,
+        "intermediate_size": config.d_hidden, "use_parallel_residual": config.parallel_residual,
+        "attention_bias": config.attention_bias, "layer_norm_eps": config.norm_eps,
+        "rotary_pct": config.rotary_fraction, "rotary_emb_base": config.rotary_theta,
+        "rope_parameters": {"rope_type": "default", "partial_rotary_factor": config.rotary_fraction,
+                            "rope_theta": config.rotary_theta},
+        "bos_token_id": config.bos_id, "eos_token_id": one_or_several(config.end_ids)}
+
+
+GPT_NEOX = Family(
+    family="gpt_neox", model_types=("gpt_neox",), config_of=_config_of, tree_of=_tree_of, names=NAMES,
+    renamed={r"^lm_head\.": "embed_out."},
+    ignored=lambda config: {**IGNORED, **(TIED if config.tie_embeddings else {})})

@@ -1,0 +1,134 @@
+"""Hugging Face directories: config.json and safetensors, as transformers reads and writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import as_json
+from tilelli_jax.pretrained import mapping
+from tilelli_jax.pretrained.mapping import Names, Shape
+from tilelli_jax.tensors import CODES, Tensor, read_json, write_directory
+
+CONFIG = "config.json"
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one family of networks stands in such directories.
+
+    Attributes:
+        family: what our configuration says under that key.
+        model_types: what their config.json may say under `model_type`; the first is what we write.
+        config_of: their configuration → the settings of ours; may raise InputError and KeyError.
+        tree_of: our configuration → theirs.
+        names: our names → theirs.
+        renamed: patterns in names of other versions → what stands there now.
+        ignored: our configuration → patterns of tensors that are not needed, with the reason.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    config_of: Callable[[Tree], Tree]
+    tree_of: Callable[[Any], Tree]
+    names: Names
+    renamed: Mapping[str, str]
+    ignored: Callable[[Any], Mapping[str, str]]
+
+    def present_name(self, name: str) -> str:
+        """What a tensor of another version is called now."""
+        for pattern, now in self.renamed.items():
+            name = re.sub(pattern, now, name)
+        return name
+
+
+def read_config(path: Path) -> Tree:
+    """config.json of a directory.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: no Hugging Face directory: it has no {CONFIG}")
+    return read_json(path / CONFIG)
+
+
+def settings(family: Family, tree: Tree, source: str) -> Tree:
+    """The settings of our configuration.
+
+    Raises:
+        InputError: it is of another family, lacks a key, or asks for what we do not have.
+    """
+    if tree.get("model_type") not in family.model_types:
+        raise InputError(f"{source}: model_type: expected {' or '.join(family.model_types)}, "
+                         f"found {tree.get('model_type')!r}")
+    try:
+        return {"family": family.family, **family.config_of(tree)}
+    except KeyError as error:
+        raise InputError(f"{source}: expected the key {error}") from None
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def read(family: Family, config: Any, wanted: Mapping[str, Shape], found: Mapping[str, Tensor],
+         source: str) -> dict[str, Tensor]:
+    """Our arrays, which are read when they are asked for.
+
+    Args:
+        wanted: names and shapes of all arrays of the network.
+        found: the tensors of the checkpoint.
+
+    Raises:
+        InputError: the tensors are not those of the configuration.
+    """
+    found = {family.present_name(name): tensor for name, tensor in found.items()}
+    links = mapping.link(family.names, wanted)
+    mapping.check(links, {name: tensor.shape for name, tensor in found.items()}, family.ignored(config),
+                  source)
+    return mapping.to_ours(links, found)
+
+
+def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
+          dtype: np.dtype | None = None, others: Mapping[str, bytes] | None = None) -> None:
+    """Writes a directory that transformers reads.
+
+    Args:
+        arrays: ours.
+        dtype: what tensors are written in; None for the type they have.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    links = mapping.link(family.names, {name: array.shape for name, array in arrays.items()})
+    tensors = mapping.to_theirs(links, arrays)
+    if dtype is not None:
+        tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+    stored = _dtype_name(tensor.dtype for tensor in tensors.values())
+    tree = {**family.tree_of(config), "dtype": stored, "torch_dtype": stored}
+    try:
+        write_directory(path, tensors, {CONFIG: as_json(tree), **(others or {})}, writer="pt")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def several_ids(ids: Any) -> list[int]:
+    """`eos_token_id` may be one number, several, or nothing."""
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def one_or_several(ids: Iterable[int]) -> Any:
+    """The inverse of `several_ids`."""
+    ids = list(ids)
+    return None if not ids else ids[0] if len(ids) == 1 else ids
+
+
+def _dtype_name(dtypes: Iterable[np.dtype]) -> str:
+    """As transformers has it: one type for a whole network, its widest."""
+    return str(max(set(dtypes), key=lambda dtype: (dtype.itemsize, CODES[dtype])))

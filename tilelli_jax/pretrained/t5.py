@@ -1,0 +1,89 @@
+"""T5 and Chronos-T5 in Hugging Face directories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.pretrained.hugging_face import Family, Tree
+from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+
+TOKENIZER = "MeanScaleUniformBins"
+
+
+def _names() -> Names:
+    names = {"embed.kernel": Theirs("shared.weight"), "unembed.kernel": turned("lm_head.weight")}
+    for part, mlp in (("encoder", 1), ("decoder", 2)):
+        bias = f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        names |= {f"{part}.norm.scale": Theirs(f"{part}.final_layer_norm.weight"),
+                  f"{part}.bias.table": Theirs(bias)}
+        attentions = [("norm1", "attention", 0, "SelfAttention")]
+        if part == "decoder":
+            attentions.append(("norm_cross", "cross", 1, "EncDecAttention"))
+        ours, theirs = part + ".blocks.{i}.", part + ".block.{i}.layer."
+        for norm, attention, layer, module in attentions:
+            names[f"{ours}{norm}.scale"] = Theirs(f"{theirs}{layer}.layer_norm.weight")
+            names |= {f"{ours}{attention}.{mine}.kernel": turned(f"{theirs}{layer}.{module}.{letter}.weight")
+                      for mine, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))}
+        names |= {f"{ours}norm2.scale": Theirs(f"{theirs}{mlp}.layer_norm.weight"),
+                  f"{ours}mlp.up.kernel": turned(f"{theirs}{mlp}.DenseReluDense.wi.weight"),
+                  f"{ours}mlp.down.kernel": turned(f"{theirs}{mlp}.DenseReluDense.wo.weight")}
+    return names
+
+
+IGNORED = {r"^(encoder|decoder)\.embed_tokens\.weight$": "the same table as shared.weight",
+           r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias": "never used"}
+TIED = {r"^lm_head\.weight$": "the same table as shared.weight"}
+
+
+def _config_of(tree: Tree) -> Tree:
+    if (kind := tree.get("feed_forward_proj", "relu")) != "relu":
+        raise InputError(f"feed_forward_proj: expected relu, found {kind}")
+    # Newer versions say "tied" of every T5, and by the other key whether it is.
+    tied = tree.get("scale_decoder_outputs", tree.get("tie_word_embeddings", True))
+    chronos = tree.get("chronos_config")
+    return {
+        "vocab_size": tree["vocab_size"], "d_model": tree["d_model"], "n_layers": tree["num_layers"],
+        "n_decoder_layers": tree.get("num_decoder_layers") or tree["num_layers"],
+        "n_heads": tree["num_heads"], "d_head": tree["d_kv"], "d_hidden": tree["d_ff"],
+        "n_buckets": tree["relative_attention_num_buckets"],
+        "max_distance": tree.get("relative_attention_max_distance", 128),
+        "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)), "tie_embeddings": tied,
+        "start_id": tree.get("decoder_start_token_id") or 0, "end_id": tree.get("eos_token_id", 1),
+        "chronos": None if chronos is None else _chronos_of(chronos)}
+
+
+_CHRONOS: dict[str, type] = {
+    "context_length": int, "prediction_length": int, "n_tokens": int, "n_special_tokens": int,
+    "num_samples": int, "low_limit": float, "high_limit": float, "temperature": float, "top_k": int,
+    "top_p": float}
+
+
+def _chronos_of(tree: Any) -> Tree:
+    if not isinstance(tree, dict) or tree.get("tokenizer_class") != TOKENIZER:  # Chronos-Bolt has none
+        raise InputError(f"chronos_config: expected one with tokenizer_class {TOKENIZER}")
+    said = {**tree, **(tree.get("tokenizer_kwargs") or {})}
+    return {name: convert(said[name]) for name, convert in _CHRONOS.items() if name in said}
+
+
+def _tree_of(config: Any) -> Tree:
+    chronos = config.chronos and {"chronos_config": {
+        "tokenizer_class": TOKENIZER, "model_type": "seq2seq", "pad_token_id": 0,
+        "eos_token_id": config.end_id, "use_eos_token": True,
+        "tokenizer_kwargs": {name: getattr(config.chronos, name) for name in _CHRONOS if "limit" in name},
+        **{name: getattr(config.chronos, name) for name in _CHRONOS if "limit" not in name}}}
+    return {
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
+        "feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False,
+        "vocab_size": config.vocab_size, "d_model": config.d_model, "num_layers": config.n_layers,
+        "num_decoder_layers": config.n_decoder_layers, "num_heads": config.n_heads, "d_kv": config.d_head,
+        "d_ff": config.d_hidden, "relative_attention_num_buckets": config.n_buckets,
+        "relative_attention_max_distance": config.max_distance, "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings, "scale_decoder_outputs": config.tie_embeddings,
+        "decoder_start_token_id": config.start_id, "eos_token_id": config.end_id, "pad_token_id": 0,
+        **(chronos or {})}
+
+
+T5 = Family(
+    family="t5", model_types=("t5",), config_of=_config_of, tree_of=_tree_of, names=_names(), renamed={},
+    ignored=lambda config: {**IGNORED, **(TIED if config.tie_embeddings else {})})

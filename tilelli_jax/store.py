@@ -1,0 +1,93 @@
+"""Model directories: `config.json` and `model.safetensors`, the format every command reads.
+
+Tensors have their dotted names with the layers one by one: `blocks.3.sparse.query.kernel`. Large
+models are in several files, with the index that Hugging Face directories have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import as_json
+from tilelli_jax.models import FAMILIES
+from tilelli_jax.models.arrays import ParamType, from_tensors, to_arrays
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.sharding import Mesh
+from tilelli_jax.tensors import INDEX, TENSORS, in_memory, read_directory, write_directory
+
+CONFIG = "config.json"
+WRITER = "tilelli_jax"
+
+
+def save(model: Any, path: str | Path) -> None:
+    """Writes a model directory; a model that is there is replaced when the new one is whole.
+
+    Raises:
+        InputError: the directory cannot be written.
+    """
+    tensors = {name: in_memory(array) for name, array in to_arrays(model).items()}
+    config = as_json(config_lib.to_dict(model.config))
+    try:
+        write_directory(Path(path), tensors, {CONFIG: config}, writer=WRITER)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype: ParamType = "float32",
+         mesh: Mesh | None = None) -> Any:
+    """Reads a model directory: the network that its configuration's `family` names.
+
+    Args:
+        param_dtype: what the weights are kept in; "stored" for the type that the file has.
+        mesh: devices to lay the weights over, each as it is read (see `sharding.RULES`).
+
+    Raises:
+        InputError: the directory is none of a model, or its tensors are not those of its config, or
+            not finite.
+    """
+    path = Path(path)
+    config = load_config(path)
+    if not (path / TENSORS).is_file() and not (path / INDEX).is_file():
+        raise InputError(f"{path}: no model directory: it has no {TENSORS}")
+    return from_tensors(FAMILIES[config.family][1], config, read_directory(path), compute,
+                        source=str(path / TENSORS), param_dtype=param_dtype, mesh=mesh)
+
+
+def from_arrays(config: Any, arrays: Mapping[str, np.ndarray], compute: ComputeConfig | None = None) -> Any:
+    """The network with these weights, float32; the inverse of `to_arrays`.
+
+    Raises:
+        InputError: names or shapes are not those of the configuration; all such are listed.
+    """
+    tensors = {name: in_memory(np.asarray(array)) for name, array in arrays.items()}
+    return from_tensors(FAMILIES[config.family][1], config, tensors, compute, source="arrays", finite=False)
+
+
+def load_config(path: str | Path) -> Any:
+    """The configuration of a model directory."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: expected a model directory ({CONFIG} and {TENSORS}), found "
+                         + ("a file" if path.exists() else "nothing"))
+    try:
+        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        inside = path / "model"
+        raise InputError(f"{path}: no model directory: it has no {CONFIG}"
+                         + (f"; did you mean '{inside}'?" if (inside / CONFIG).exists() else "")) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path / CONFIG}: cannot be read: {error}") from None
+    family = tree.get("family") if isinstance(tree, dict) else None
+    if isinstance(tree, dict) and family is None and "model_type" in tree:
+        raise InputError(f"{path}: a Hugging Face directory, no model directory of ours: "
+                         f"`python -m convert {path} OUT` makes one of it")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(f"{path / CONFIG}: family: expected one of {', '.join(FAMILIES)}, found {family!r}")
+    return config_lib.from_dict(FAMILIES[family][0], tree, source=str(path / CONFIG))

@@ -1,0 +1,225 @@
+"""Named tensors on disk: safetensors files, read and written one tensor at a time.
+
+The file format is that of https://github.com/huggingface/safetensors: the length of a JSON header,
+the header, and the numbers of all tensors one after another. It is read and written here by hand,
+because the library of that name maps the file (pages that count as resident memory) and writes
+only what is in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import as_json, write_together
+
+TENSORS = "model.safetensors"
+INDEX = TENSORS + ".index.json"
+SHARD_BYTES = 5 * 10**9  # larger directories are written in several files
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+FLOATS = tuple(DTYPES[code] for code in ("F64", "F32", "F16", "BF16"))
+_MOST_HEADER = 100 * 2**20
+_BLOCK = 16 * 2**20  # bytes of a tensor that are turned round or converted at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read when it is asked for.
+
+    Attributes:
+        parts: gives arrays that, one after another along the first axis, make up the tensor.
+        mapped: gives it as a memory map, where it lies in a file just so.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Callable[[], Iterator[np.ndarray]]
+    mapped: Callable[[], np.ndarray] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The whole of it; may be a view that is not contiguous."""
+        parts = list(self.parts())
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
+
+    def astype(self, dtype: np.dtype) -> Tensor:
+        """The same numbers in another type, converted block by block when they are written."""
+        return dataclasses.replace(self, dtype=np.dtype(dtype), mapped=None)
+
+    def write(self, file: BinaryIO) -> None:
+        """The numbers in row-major order, without a second copy of the whole."""
+        for part in self.parts():
+            rows = part.reshape(1, 1) if part.ndim == 0 else part
+            step = max(1, _BLOCK // max(1, rows[:1].nbytes))
+            for first in range(0, len(rows), step):
+                file.write(_bytes(rows[first:first + step], self.dtype).data)
+
+
+def in_memory(array: np.ndarray) -> Tensor:
+    return Tensor(array.shape, array.dtype, lambda: iter([array]))
+
+
+def _bytes(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return np.ascontiguousarray(rows.astype(dtype, copy=False)).reshape(-1).view(np.uint8)
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file; only its header is read here.
+
+    Raises:
+        InputError: it is missing, cut off, or no such file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MOST_HEADER):
+                raise InputError(f"{path}: cannot be read: no safetensors file, or cut off")
+            header = json.loads(file.read(length).decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read: no safetensors file: its header is no JSON") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: cannot be read: no safetensors file: its header is no object")
+    header.pop("__metadata__", None)
+    found = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    end = 8 + length + sum(tensor.nbytes for tensor in found.values())
+    if end != size:
+        raise InputError(f"{path}: cannot be read: its header tells of {end:,} bytes, it has {size:,}")
+    return found
+
+
+def read_directory(path: Path) -> dict[str, Tensor]:
+    """The tensors of a directory, from model.safetensors or from the files that its index names.
+
+    Raises:
+        InputError: a file is missing or cannot be read, or holds other tensors than the index says.
+    """
+    if not (path / INDEX).is_file():
+        if not (path / TENSORS).is_file():
+            raise InputError(f"{path}: {TENSORS} is missing")
+        return read_file(path / TENSORS)
+    index = read_json(path / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise InputError(f"{path / INDEX}: expected file names under 'weight_map'")
+    found: dict[str, Tensor] = {}
+    for name in sorted(set(index.values())):
+        if Path(name).name != name:
+            raise InputError(f"{path / INDEX}: expected names of files beside it, found '{name}'")
+        if not (path / name).is_file():
+            raise InputError(f"{path}: {name} is missing, which {INDEX} names")
+        part = read_file(path / name)
+        if other := sorted(part.keys() ^ {key for key, file in index.items() if file == name}):
+            raise InputError(f"{path / name}: its tensors are not those that {INDEX} says; "
+                             f"they differ by {', '.join(other)}")
+        found |= part
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or is no JSON object.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected an object")
+    return tree
+
+
+def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[str, bytes], *,
+                    writer: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes tensors, in several files and an index where they are many, and other files beside.
+
+    Each file is seen old or new, and all are whole before the first is. Tensors are read one at a time.
+
+    Args:
+        others: name → content.
+        writer: what the files' metadata says under "format".
+        shard_bytes: most bytes of one file, unless one tensor alone has more.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        held = sum(other.nbytes for other in shards[-1].values())
+        if shards[-1] and held + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor
+    names = [TENSORS] if len(shards) == 1 else [
+        f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    contents: dict[Path, bytes | Callable[[BinaryIO], None]] = {
+        path / name: _writer(shard, writer) for name, shard in zip(names, shards, strict=True)}
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        contents[path / INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": index})
+    path.mkdir(parents=True, exist_ok=True)
+    write_together({**contents, **{path / name: content for name, content in others.items()}})
+    for old in (INDEX, TENSORS):  # of a model that was here and had another number of files
+        if path / old not in contents:
+            (path / old).unlink(missing_ok=True)
+
+
+def _writer(tensors: Mapping[str, Tensor], writer: str) -> Callable[[BinaryIO], None]:
+    header: dict[str, Any] = {"__metadata__": {"format": writer}}
+    end = 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers start at a multiple of 8
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            tensor.write(file)
+
+    return write
+
+
+def _entry(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
+    try:
+        dtype = DTYPES[entry["dtype"]]
+        shape = tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+    except (KeyError, TypeError, ValueError):
+        kind = entry.get("dtype") if isinstance(entry, dict) else entry
+        raise InputError(f"{path}: {name}: expected a shape and one of {', '.join(DTYPES)}, "
+                         f"found {kind!r:.60}") from None
+    count = math.prod(shape) if whole else -1
+    if count * dtype.itemsize != stop - start or base + stop > size:
+        raise InputError(f"{path}: cannot be read: {name} does not lie in the file (cut off?)")
+
+    def parts() -> Iterator[np.ndarray]:
+        with path.open("rb") as file:
+            array = np.empty(count, dtype)
+            file.seek(base + start)
+            if file.readinto(array.view(np.uint8).data) != stop - start:
+                raise InputError(f"{path}: {name}: the file ends before it")
+            yield array.reshape(shape)
+
+    return Tensor(shape, dtype, parts,
+                  lambda: np.memmap(path, dtype, mode="r", offset=base + start, shape=shape))
