@@ -59,7 +59,7 @@ def pytorch(path: str, seed: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from tests.restated.torch_networks import build
+    from convert.torch_networks import build
     from tilelli_jax import config as config_lib
     from tilelli_jax.training.experiment import ExperimentConfig
     torch.manual_seed(seed)

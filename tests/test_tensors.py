@@ -90,7 +90,7 @@ def test_half_a_directory_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^{tmp_path}: {first.name} is missing, which {INDEX} names$"):
         read_directory(tmp_path)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
-    with pytest.raises(InputError, match="expected names of files beside it, found '../a.safetensors'"):
+    with pytest.raises(InputError, match=r"expected names of files beside it, found '\.\./a"):
         read_directory(tmp_path)
 
 

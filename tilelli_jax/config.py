@@ -92,12 +92,7 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
     Raises:
         InputError: the file is missing or not YAML, or a key or a value is not the schema's.
     """
-    tree: dict[str, Any] = {} if path is None else read_yaml(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"override '{override}': expected key.subkey=value")
-        _assign(tree, key.split("."), _override(text), override)
+    tree: dict[str, Any] = parse_overrides(overrides, {} if path is None else read_yaml(path))
     source = "" if path is None else str(path)
     try:
         return from_dict(cls, tree, source)
@@ -106,6 +101,21 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
             from_dict(cls, {} if path is None else read_yaml(path), source)
             from_dict(cls, tree, "overrides")
         raise
+
+
+def parse_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `key.sub=value` texts say, put into a tree of nested dicts.
+
+    Raises:
+        InputError: one is no such text.
+    """
+    tree = {} if tree is None else tree
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override '{override}': expected key.subkey=value")
+        _assign(tree, key.split("."), _override(text), override)
+    return tree
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], source: str = "") -> T:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
+from tilelli_jax import estimators, models
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json
-from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import ParamType, from_tensors, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import Mesh
-from tilelli_jax.tensors import INDEX, TENSORS, in_memory, read_directory, write_directory
+from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, write_directory
 
 CONFIG = "config.json"
+FAMILIES = models.FAMILIES | estimators.FAMILIES
 WRITER = "tilelli_jax"
 
 
@@ -54,10 +55,19 @@ def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype:
     """
     path = Path(path)
     config = load_config(path)
+    return from_tensors(FAMILIES[config.family][1], config, read_tensors(path), compute,
+                        source=str(path / TENSORS), param_dtype=param_dtype, mesh=mesh)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The arrays of a model directory, to be read when they are asked for.
+
+    Raises:
+        InputError: it has none, or they cannot be read.
+    """
     if not (path / TENSORS).is_file() and not (path / INDEX).is_file():
         raise InputError(f"{path}: no model directory: it has no {TENSORS}")
-    return from_tensors(FAMILIES[config.family][1], config, read_directory(path), compute,
-                        source=str(path / TENSORS), param_dtype=param_dtype, mesh=mesh)
+    return read_directory(path)
 
 
 def from_arrays(config: Any, arrays: Mapping[str, np.ndarray], compute: ComputeConfig | None = None) -> Any:

@@ -198,7 +198,7 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
         assert isinstance(found.embed_per_layer.rows.array, np.memmap)
         assert not any("embed_per_layer" in str(path) for path, _ in nnx.to_flat_state(nnx.state(found)))
         np.testing.assert_allclose(quick_jit(found)(ids), quick_jit(model)(ids), rtol=1e-6, atol=1e-6)
-        logits, caches = found.prefill(ids, jnp.array([9, 4]), 12)
+        _, caches = found.prefill(ids, jnp.array([9, 4]), 12)
         assert jnp.isfinite(quick_jit(found.step)(ids[:, 0], caches, jnp.array([9, 4]))[0]).all()
         assert to_arrays(found).keys() == arrays.keys()
         found.save_pretrained(tmp_path / "again")

@@ -110,7 +110,7 @@ def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
     """Logits, and gradients by name."""
     import torch
 
-    from tests.restated import torch_networks
+    from convert import torch_networks
 
     ids, probe = (torch.from_numpy(value) for value in inputs())
     network = torch_networks.build(config, form)

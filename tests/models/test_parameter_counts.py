@@ -45,7 +45,7 @@ def test_shipped_configuration_has_its_published_size(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_restatement_has_the_same_size(name: str) -> None:
     torch = pytest.importorskip("torch")
-    from tests.restated import torch_networks
+    from convert import torch_networks
 
     with torch.device("meta"):
         network = torch_networks.build(config_lib.to_dict(shipped(name)))

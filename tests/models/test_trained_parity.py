@@ -55,7 +55,7 @@ def settled(name: str, kernel: np.ndarray) -> np.ndarray:
 
 def test_trained_atome_has_its_loss_and_pytorchs_logits() -> None:
     torch = pytest.importorskip("torch")
-    from tests.restated import torch_networks
+    from convert import torch_networks
 
     if not (CHECKPOINT.exists() and TEXT.exists()):
         pytest.skip("the original's checkpoint and text do not come with this project")

@@ -58,7 +58,7 @@ def test_everything_that_does_not_fit_is_listed() -> None:
     assert str(raised.value) == (
         "file.pt: tensors do not fit the configuration; missing: layers.0.heads.1.weight; not known: more; "
         "of another shape: a.weight (4,) instead of (3,)")
-    with pytest.raises(KeyError, match="does not know 'z.3.kernel'"):
+    with pytest.raises(KeyError, match=r"does not know 'z\.3\.kernel'"):
         mapping.link(NAMES, {"z.3.kernel": (1,)})
 
 

@@ -131,7 +131,8 @@ def _rolled(x: jax.Array, by: jax.Array) -> jax.Array:
 class Decoder(CausalLM):
     """A causal network of equal blocks between an embedding and its unembedding."""
 
-    places: tuple[str, ...] = ("embed", "resid_pre", "resid_post", "logits")  # those of its blocks besides
+    places: tuple[str, ...] = (  # and those of its blocks
+        "embed", "resid_pre", "resid_post", "hidden", "logits")
 
     def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
                  unembed: Quantizer, compute: ComputeConfig, rngs: nnx.Rngs, norm_eps: float = 1e-5):
@@ -146,6 +147,10 @@ class Decoder(CausalLM):
         self.unembed = (None if config.tie_embeddings else
                         Linear(config.d_model, config.vocab_size, unembed, dtype=dtype,
                                result=jnp.float32, rngs=rngs))
+        self.abstain = (Linear(config.d_model, 1, Quantizer(), bias=True, dtype=dtype, result=jnp.float32,
+                               rngs=rngs) if getattr(config, "abstain_head", False) else None)
+        if self.abstain is not None:
+            self.places = (*self.places, "abstain")
 
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         """The logits, and what the tap recorded (see `nn/tap.py`).
@@ -183,8 +188,10 @@ class Decoder(CausalLM):
                 x, record = layer_of(tap.within(i))(x, one)
                 records.append(record)
             inside = stacked(records)
-        logits = tap("logits", self._logits(x), seen)
-        return logits, seen | inside
+        hidden = tap("hidden", self.final_norm(x), seen)
+        if self.abstain is not None and "abstain" in tap.record:
+            tap("abstain", self.abstain(hidden)[..., 0], seen)
+        return tap("logits", self._unembedded(hidden), seen), seen | inside
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])
@@ -231,8 +238,10 @@ class Decoder(CausalLM):
         return x + self.positions.table[...][positions].astype(x.dtype)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        x = self.final_norm(x)
-        return self.embed.attend(x) if self.unembed is None else self.unembed(x)
+        return self._unembedded(self.final_norm(x))
+
+    def _unembedded(self, hidden: jax.Array) -> jax.Array:
+        return self.embed.attend(hidden) if self.unembed is None else self.unembed(hidden)
 
 
 def _stack(block: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs) -> nnx.Module:

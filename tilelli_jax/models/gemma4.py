@@ -236,7 +236,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
                                result=jnp.float32, rngs=rngs))
         self.places = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_write",
                        *(("router",) if config.n_experts else ()),
-                       *(("ple_write",) if config.d_per_layer else ()), "resid_post", "logits")
+                       *(("ple_write",) if config.d_per_layer else ()), "resid_post", "hidden", "logits")
 
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         """The logits, and what the tap recorded; values of layers are `[layers, batch, time, …]`.
@@ -252,7 +252,8 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         positions = jnp.arange(ids.shape[1])[None]
         kept: dict[int, KeyCache] = {}
         x, records = self._run(range(self.config.n_layers), x, embedded, positions, kept, tap)
-        return tap("logits", self._logits(x), outside), outside | stacked(records)
+        hidden = tap("hidden", self.final_norm(x), outside)
+        return tap("logits", self._unembedded(hidden), outside), outside | stacked(records)
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[KeyCache]]:
         """See `CausalLM`. There is a cache for each layer that has keys of its own.
@@ -320,7 +321,9 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         return x, (context + symbol) * 2**-0.5
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        x = self.final_norm(x)
-        logits = self.embed.attend(x) if self.unembed is None else self.unembed(x)
+        return self._unembedded(self.final_norm(x))
+
+    def _unembedded(self, hidden: jax.Array) -> jax.Array:
+        logits = self.embed.attend(hidden) if self.unembed is None else self.unembed(hidden)
         cap = self.config.softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

@@ -53,6 +53,7 @@ class RoutedConfig(Section):
                 "of the dense pathways")
     conv_bias: bool = setting(False, "biases in the convolutions")
     router_bias: bool = setting(False, "a bias in the router")
+    abstain_head: bool = setting(False, "one more logit at each position: whether to abstain")
     quantizer: QuantizerName = setting("none", "how weights are quantised")
     quantize: tuple[Quantized, ...] = setting(
         ("conv", "attention", "dense"), "which weights the quantiser takes")

@@ -32,6 +32,7 @@ class VanillaConfig(Section):
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
     n_heads: int = setting(8, "heads of the attention", least=1)
     dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model", least=1)
+    abstain_head: bool = setting(False, "one more logit at each position: whether to abstain")
     quantizer: QuantizerName = setting("none", "how weights are quantised")
     quantize: tuple[Literal["attention", "dense", "embed", "unembed"], ...] = setting(
         ("attention", "dense"), "which weights the quantiser takes")

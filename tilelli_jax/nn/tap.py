@@ -24,6 +24,8 @@ Places, as far as a network has them:
     mix           what a routed block adds
     ple_write     what Gemma's embeddings of each layer add
     resid_post    the stream after a block
+    hidden        the last stream, after the final norm [batch, time, d_model]
+    abstain       the logit of an abstain head          [batch, time]
     logits                                              [batch, time, vocab]
 """
 

@@ -20,7 +20,7 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.tensors import Tensor
 
-How = Literal["same", "turned", "taps", "fused heads"]
+How = Literal["same", "turned", "taps", "fused heads", "one row"]
 Shape = tuple[int, ...]
 
 
@@ -54,7 +54,8 @@ LAYOUTS: dict[How, Layout] = {
     "taps": Layout("[channels, 1, taps] → [taps, channels]", lambda s: (s[1], 1, s[0]),
                    lambda a, _: a[:, 0].T, lambda a: a.T[:, None]),
     "fused heads": Layout("[heads · out, in] → [heads, in, out]", lambda s: (s[0] * s[2], s[1]), _heads_in,
-                          lambda a: np.swapaxes(a, 1, 2).reshape(-1, a.shape[1]))}
+                          lambda a: np.swapaxes(a, 1, 2).reshape(-1, a.shape[1])),
+    "one row": Layout("[1, 1, n] → [n]", lambda s: (1, 1, *s), lambda a, _: a[0, 0], lambda a: a[None, None])}
 
 
 def turned(name: str) -> Theirs:

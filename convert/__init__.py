@@ -1,0 +1,1 @@
+"""Checkpoints in and out: PyTorch files and Hugging Face directories ⇄ model directories."""

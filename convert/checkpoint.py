@@ -1,0 +1,152 @@
+"""PyTorch's `.pt` files, read without running what is in them, one tensor at a time.
+
+torch reads the file's outline (`weights_only`, and without the numbers); the numbers are then read
+from where they lie in the archive. Nothing but tensors, plain containers and NumPy arrays is let in.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.tensors import Tensor
+
+Tree = Any  # dicts and lists of Tensors, NumPy arrays and plain values
+
+
+def read(path: Path) -> Tree:
+    """What a `.pt` file holds, its tensors to be read when they are asked for.
+
+    Raises:
+        InputError: torch is missing; the file is none, is damaged, or would run code.
+    """
+    torch = _torch(f"{path}")
+    _check_archive(path)
+    allowed = [*_numpy_globals(), ("codecs", "encode")]
+    try:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        with torch.serialization.safe_globals(_resolved(allowed)), FakeTensorMode():
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, and all of them are the file's
+        raise InputError(f"{path}: {_reason(error)}") from None
+    return _with_tensors(path, tree, torch)
+
+
+def write(path: Path, tree: Tree) -> bytes:
+    """The bytes of a `.pt` file with this tree, its Tensors as torch's.
+
+    Raises:
+        InputError: torch is missing.
+    """
+    import io
+    torch = _torch(str(path))
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            array = np.ascontiguousarray(value.read())
+            if array.dtype == ml_dtypes.bfloat16:
+                return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+            return torch.from_numpy(array.copy())
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, list) else value
+
+    buffer = io.BytesIO()
+    torch.save(plain(tree), buffer)
+    return buffer.getvalue()
+
+
+def _torch(what: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{what}: PyTorch files need torch, which is not installed: "
+                         "pip install 'tilelli_jax[torch]'") from None
+    return torch
+
+
+def _check_archive(path: Path) -> None:
+    """Raises InputError where the file is cut off or its checksums say that it was damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(f"{path}: cannot be read: a compressed archive, which PyTorch never writes")
+            if (damaged := archive.testzip()) is not None:
+                raise InputError(f"{path}: cannot be read: {damaged} is damaged (its checksum differs)")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        with path.open("rb") as file:
+            old = file.read(2) in (b"\x80\x02", b"\x80\x04")
+        raise InputError(
+            f"{path}: cannot be read: " + ("a pickle of PyTorch before 1.6; load it there and save it anew"
+                                           if old else "no PyTorch file, or cut off")) from None
+
+
+def _reason(error: Exception) -> str:
+    said = str(error)
+    wanted = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)|find_class.*?'(\S+)'", said)
+    if wanted:
+        name = next(group for group in wanted.groups() if group)
+        return f"refused: it wants to run '{name.rstrip('.,')}', and only tensors and plain values are let in"
+    first = next((line for line in said.splitlines() if line.strip()), type(error).__name__)
+    return f"cannot be read: {first[:200]}"
+
+
+def _numpy_globals() -> list[tuple[str, str]]:
+    """What NumPy arrays and scalars are rebuilt with: none of it can do anything else."""
+    kinds = [f"{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int8", "Int16", "Int32", "Int64",
+                                         "UInt8", "Bool", "Str")]
+    return [("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),
+            ("numpy", "ndarray"), ("numpy", "dtype"), *(("numpy.dtypes", kind) for kind in kinds)]
+
+
+def _resolved(names: list[tuple[str, str]]) -> list[Any]:
+    import importlib
+    found = []
+    for module, name in names:
+        thing = getattr(importlib.import_module(module), name)
+        found.append(thing)
+        if module.startswith("numpy._core"):  # what NumPy before 2 called it
+            found.append((thing, f"{module.replace('_core', 'core')}.{name}"))
+    return found
+
+
+def _with_tensors(path: Path, tree: Any, torch: Any) -> Tree:
+    if isinstance(tree, torch.Tensor):
+        return _tensor(path, tree, torch)
+    if isinstance(tree, dict):
+        return {key: _with_tensors(path, value, torch) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_with_tensors(path, value, torch) for value in tree]
+    return tree.item() if isinstance(tree, np.generic) else tree
+
+
+def _tensor(path: Path, fake: Any, torch: Any) -> Tensor:
+    kinds = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16,
+             torch.bfloat16: ml_dtypes.bfloat16, torch.int64: np.int64, torch.int32: np.int32,
+             torch.int16: np.int16, torch.int8: np.int8, torch.uint8: np.uint8, torch.bool: np.bool_}
+    if fake.dtype not in kinds:
+        raise InputError(f"{path}: expected tensors of floats, whole numbers or bool, found {fake.dtype}")
+    dtype, shape = np.dtype(kinds[fake.dtype]), tuple(fake.shape)
+    strides = tuple(step * dtype.itemsize for step in fake.stride())
+    start = fake.untyped_storage()._checkpoint_offset + fake.storage_offset() * dtype.itemsize
+    reach = sum((n - 1) * step for n, step in zip(shape, fake.stride(), strict=True))
+    length = 0 if 0 in shape else 1 + reach
+
+    def parts() -> Iterator[np.ndarray]:
+        with path.open("rb") as file:
+            file.seek(start)
+            numbers = np.fromfile(file, dtype, length)
+        if len(numbers) != length:
+            raise InputError(f"{path}: the file ends before one of its tensors")
+        yield np.lib.stride_tricks.as_strided(numbers, shape, strides)
+
+    return Tensor(shape, dtype, parts)

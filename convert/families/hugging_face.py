@@ -1,0 +1,34 @@
+"""Families whose maps the networks themselves bring, for `from_pretrained`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from convert.plan import Family, Plan, configured, make_plan
+from convert.source import Source
+from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
+from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
+from tilelli_jax.models.pretrained import Pretrained
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
+from tilelli_jax.pretrained import hugging_face
+
+
+def _family(network: type[Pretrained]) -> Family:
+    theirs = network.hugging_face
+
+    def recognises(source: Source) -> bool:
+        return source.is_directory and source.tree.get("model_type") in theirs.model_types
+
+    def plan(source: Source, settings: Mapping[str, Any]) -> Plan:
+        where = f"{source.path / hugging_face.CONFIG}"
+        said = hugging_face.settings(theirs, source.tree, where)
+        config = configured(network.config_class, said, settings, where)
+        found = {theirs.present_name(name): tensor for name, tensor in source.tensors.items()}
+        return make_plan(theirs.family, network, config, theirs.names, found, theirs.ignored(config))
+
+    return Family(theirs.family, (theirs.family,), recognises, plan)
+
+
+GPT_NEOX, GEMMA4, T5 = (_family(network) for network in (
+    FlaxGPTNeoXForCausalLM, FlaxGemma4ForCausalLM, FlaxT5ForConditionalGeneration))

@@ -1,0 +1,58 @@
+"""What the Tilelli `.pt` files say of themselves, in one place for the families among them."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from convert.source import Source
+from tilelli_jax.errors import InputError
+from tilelli_jax.nn.quantize import QuantizerName
+from tilelli_jax.tensors import Tensor
+
+_WRAPPERS = re.compile(r"^((module|_orig_mod|base|model)\.)+")
+
+
+def stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that wrappers leave: `base.`, `module.`, `_orig_mod.`, `model.`."""
+    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+
+
+def shape_of(source: Source, found: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that has to be there.
+
+    Raises:
+        InputError: it is not, or has another number of axes.
+    """
+    if name not in found:
+        raise InputError(f"{source.path}: missing: {name}")
+    if len(found[name].shape) != rank:
+        raise InputError(f"{source.path}: {name}: expected {rank} axes, found {found[name].shape}")
+    return found[name].shape
+
+
+def quantizer_of(source: Source) -> dict[str, Any]:
+    """Settings of the quantiser, as far as the configuration says them.
+
+    `quantize` may be true or false, or a quantiser's name.
+
+    Raises:
+        InputError: it says something else.
+    """
+    if "quantize" not in source.tree:
+        return {}
+    said = source.tree["quantize"]
+    known = typing.get_args(QuantizerName)
+    name = {True: "ternary", False: "none", None: "none"}.get(said, said) if isinstance(
+        said, bool | None) else str(said)
+    if name not in known:
+        raise InputError(f"{source.path}: config: quantize: expected true, false or one of "
+                         f"{', '.join(known)}, found {said!r}")
+    return {"quantizer": name}
+
+
+def cannot_be_told(source: Source, key: str) -> InputError:
+    return InputError(f"{source.path}: {key}: cannot be told from the tensors, and its configuration does "
+                      f"not say it; add --set {key}=…")

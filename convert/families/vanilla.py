@@ -1,0 +1,53 @@
+"""The vanilla transformer that Tilelli's authors compare with, in a `.pt` file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from convert.families.stated import cannot_be_told, quantizer_of, shape_of, stripped
+from convert.plan import Family, Plan, configured, make_plan
+from convert.source import Source
+from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
+from tilelli_jax.pretrained.mapping import Theirs, turned
+
+_BLOCK = "blocks.{i}."
+NAMES = {
+    "embed.kernel": Theirs("tok_embed.weight"), "positions.table": Theirs("pos_embed.weight"),
+    "final_norm.scale": Theirs("norm_final.weight"), "final_norm.bias": Theirs("norm_final.bias"),
+    "unembed.kernel": turned("unembed.weight"),
+    "abstain.kernel": turned("abstain.weight"), "abstain.bias": Theirs("abstain.bias"),
+    **{f"{_BLOCK}{norm}.{ours}": Theirs(f"{_BLOCK}{norm}.{theirs}") for norm in ("norm1", "norm2")
+       for ours, theirs in (("scale", "weight"), ("bias", "bias"))},
+    _BLOCK + "attention.qkv.kernel": turned(_BLOCK + "attn.qkv.weight"),
+    _BLOCK + "attention.out.kernel": turned(_BLOCK + "attn.out.weight"),
+    _BLOCK + "dense.up.kernel": turned(_BLOCK + "ffn.up.weight"),
+    _BLOCK + "dense.down.kernel": turned(_BLOCK + "ffn.down.weight")}
+
+
+def _recognises(source: Source) -> bool:
+    return not source.is_directory and any(name.endswith("attn.qkv.weight") for name in source.tensors)
+
+
+def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
+    found = stripped(source.tensors)
+    vocab_size, d_model = shape_of(source, found, "tok_embed.weight", 2)
+    up, _ = shape_of(source, found, "blocks.0.ffn.up.weight", 2)
+    said: dict[str, Any] = {
+        "family": "vanilla", "vocab_size": vocab_size, "d_model": d_model, "dense_expand": up // d_model,
+        "n_layers": 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks.")),
+        "tie_embeddings": "unembed.weight" not in found, "abstain_head": "abstain.weight" in found,
+        **quantizer_of(source)}
+    if "pos_embed.weight" in found:
+        said["max_seq_len"] = found["pos_embed.weight"].shape[0]
+    else:
+        said |= {"positions": "none", "max_seq_len": source.tree.get("max_seq_len", 256)}
+    if "n_heads" in source.tree:
+        said["n_heads"] = source.tree["n_heads"]
+    elif "n_heads" not in settings:
+        raise cannot_be_told(source, "n_heads")
+    config = configured(VanillaConfig, said, settings, str(source.path))
+    return make_plan("vanilla", VanillaLM, config, NAMES, found, {})
+
+
+VANILLA = Family("vanilla", ("vanilla",), _recognises, _plan)

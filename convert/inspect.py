@@ -1,0 +1,44 @@
+"""What a source holds, and what it would become: the table of `--inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from convert.plan import Plan
+from convert.source import Source
+from tilelli_jax import config as config_lib
+from tilelli_jax.pretrained.mapping import LAYOUTS, reason_to_ignore
+from tilelli_jax.tables import table
+from tilelli_jax.tensors import Tensor
+
+
+def report(source: Source, plan: Plan | None, problem: str) -> str:
+    """A line for each tensor, the family and configuration, and what stands in the way if anything does."""
+    found = source.tensors if plan is None else plan.found
+    rows = [["tensor", "shape", "type", "becomes"]]
+    rows += [[name, "×".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype), _becomes(name, plan)]
+             for name, tensor in found.items()]
+    lines = [table(rows), "", f"{source.path}: {len(found)} tensors, {_count(found):,} numbers"]
+    if plan is not None:
+        lines.append(f"family {plan.family}; its configuration:")
+        lines += [f"  {key}: {value}" for key, value in config_lib.to_dict(plan.config).items()]
+        lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join([*lines, *([f"cannot be converted: {problem}"] if problem else [])])
+
+
+def _becomes(name: str, plan: Plan | None) -> str:
+    if plan is None:
+        return "?"
+    for link in plan.links:
+        if name in link.theirs:
+            slot = f"[{link.theirs.index(name)}]" if link.by_head else ""
+            how = "" if link.how == "same" else f"  ({LAYOUTS[link.how].meaning})"
+            return f"{link.ours}{slot}{how}"
+    reason = reason_to_ignore(name, plan.ignored)
+    return "not known" if reason is None else f"ignored: {reason}"
+
+
+def _count(found: Mapping[str, Tensor]) -> int:
+    return sum(int(np.prod(tensor.shape)) for tensor in found.values())

@@ -1,0 +1,168 @@
+"""What there is to convert: a `.pt` file or a Hugging Face directory, opened but not yet read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import checkpoint
+from tilelli_jax import yaml_text
+from tilelli_jax.errors import InputError
+from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
+from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_json
+
+TORCH_TENSORS = "pytorch_model.bin"
+STATE_KEYS = ("state_dict", "model", "model_state_dict")
+CONFIG_KEYS = ("base_model_cfg", "model_cfg", "config", "cfg")
+# Files that belong to the network's user and not to the network; carried along both ways.
+COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+              "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "chat_template.jinja",
+              "chat_template.json", "generation_config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint.
+
+    Attributes:
+        tree: its configuration, as far as it says one.
+        tensors: its tensors by name.
+        rest: what else a `.pt` file holds beside tensors and configuration.
+        state_key, config_key: where a `.pt` file keeps them; "" for the file itself or nowhere.
+        companions: files that are carried along.
+    """
+
+    path: Path
+    tree: dict[str, Any]
+    tensors: dict[str, Tensor]
+    rest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    state_key: str = ""
+    config_key: str = ""
+    companions: tuple[Path, ...] = ()
+
+    @property
+    def is_directory(self) -> bool:
+        return self.path.is_dir()
+
+    def renamed(self, names: Mapping[str, str | None]) -> Source:
+        """With its tensors renamed by a user's map; those that it maps to nothing are left out.
+
+        Raises:
+            InputError: an entry matches no tensor, or two tensors come to have one name.
+        """
+        patterns = {theirs: _pattern(theirs) for theirs in names}
+        unused, found = set(names), {}
+        for name, tensor in self.tensors.items():
+            new: str | None = name
+            for theirs, pattern in patterns.items():
+                if match := pattern.fullmatch(name):
+                    unused.discard(theirs)
+                    target = names[theirs]
+                    new = None if target is None else target.format(**match.groupdict())
+                    break
+            if new in found:
+                raise InputError(f"--map: two tensors come to be called '{new}'")
+            if new is not None:
+                found[new] = tensor
+        if unused:
+            raise InputError(f"--map: no tensor is called '{min(unused)}'")
+        return dataclasses.replace(self, tensors=found)
+
+
+def open_source(path: Path) -> Source:
+    """A `.pt` file or a Hugging Face directory.
+
+    Raises:
+        InputError: it is neither, or cannot be read.
+    """
+    if path.is_dir():
+        companions = tuple(path / name for name in COMPANIONS if (path / name).is_file())
+        return Source(path, read_config(path), _directory(path), companions=companions)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: expected its directory, with {CONFIG} beside it, or a .pt file")
+    tree = checkpoint.read(path)
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a dict of tensors, found a {type(tree).__name__}")
+    state_key = next((key for key in STATE_KEYS if isinstance(tree.get(key), dict)), "")
+    config_key = next((key for key in CONFIG_KEYS if isinstance(tree.get(key), dict)), "")
+    tensors = {str(name): value for name, value in (tree[state_key] if state_key else tree).items()
+               if isinstance(value, Tensor)}
+    rest = {key: value for key, value in tree.items() if key not in {state_key, config_key} - {""}
+            and not isinstance(value, Tensor)}
+    rest_arrays = dict(_arrays(rest))
+    if not tensors:
+        raise InputError(f"{path}: holds no tensors where a state dict would be "
+                         f"({', '.join(STATE_KEYS)}, or the file itself)")
+    return Source(path, dict(tree[config_key]) if config_key else {}, {**tensors, **rest_arrays},
+                  _plain(rest), state_key, config_key)
+
+
+def read_map(path: Path) -> dict[str, str | None]:
+    """A user's map: a YAML file of `their name: known name`; `{i}` and `{h}` stand for numbers.
+
+    Raises:
+        InputError: it cannot be read, or is no such mapping.
+    """
+    try:
+        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    if not isinstance(tree, dict) or not all(
+            isinstance(key, str) and isinstance(value, str | None) for key, value in tree.items()):
+        raise InputError(f"{path}: expected lines of 'their name: known name' (no name for tensors to "
+                         "ignore)")
+    return tree
+
+
+def _directory(path: Path) -> dict[str, Tensor]:
+    if (path / TENSORS).is_file() or (path / INDEX).is_file():
+        return read_directory(path)
+    index = path / f"{TORCH_TENSORS}.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: expected file names under 'weight_map'")
+        names = sorted({str(name) for name in weight_map.values()})
+    else:
+        names = [TORCH_TENSORS]
+    if missing := [name for name in names if not (path / name).is_file()]:
+        raise InputError(f"{path}: {missing[0] if index.is_file() else TENSORS} is missing")
+    found: dict[str, Tensor] = {}
+    for name in names:
+        tree = checkpoint.read(path / name)
+        if not isinstance(tree, dict):
+            raise InputError(f"{path / name}: expected a dict of tensors, found a {type(tree).__name__}")
+        found |= {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+    return found
+
+
+def _arrays(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """NumPy arrays in nested dicts, by dotted name."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _arrays(value, f"{prefix}{key}.")
+        elif isinstance(value, np.ndarray):
+            yield f"{prefix}{key}", in_memory(value)
+
+
+def _plain(tree: Any) -> Any:
+    """What JSON can hold of it."""
+    if isinstance(tree, dict):
+        return {str(key): _plain(value) for key, value in tree.items()
+                if not isinstance(value, np.ndarray | Tensor)}
+    if isinstance(tree, list):
+        return [_plain(value) for value in tree]
+    return tree if isinstance(tree, str | int | float | bool | None) else repr(tree)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
