@@ -121,7 +121,7 @@ def test_prompts_at_and_past_the_window(case: str) -> None:
 
 
 def test_passing_the_trained_length_is_said_once_to_the_caller() -> None:
-    for case, says in (("lite", "past 48 each byte sees the last 48 only"),
+    for case, says in (("lite", "past 48 each sees the last 48 only"),
                        ("parent", "past the trained length of 48")):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -131,7 +131,7 @@ def test_passing_the_trained_length_is_said_once_to_the_caller() -> None:
             list(decoding.stream(network(case), [np.zeros(3, np.uint8)], max_new=WINDOW - 1, chunk=20))
         assert len(said) == 2
         for warning, decoded in zip(said, (WINDOW + 2, WINDOW + 2), strict=True):
-            assert str(warning.message) == f"decoding to {decoded} bytes: {says}"
+            assert str(warning.message) == f"decoding to {decoded} symbols: {says}"
             assert warning.filename == __file__
 
 

@@ -61,7 +61,7 @@ def specs(tree):
 
 
 MESH = make_mesh(MeshConfig(2, 2, 2))
-KERNELS = {"embed.kernel": ("fsdp", "tensor"), "unembed.kernel": ("fsdp", "tensor"),
+KERNELS = {"embed.kernel": ("tensor", "fsdp"), "unembed.kernel": ("fsdp", "tensor"),
            "positions.table": (None, "fsdp")}
 ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
           "blocks.sparse.key.kernel": (None, "tensor", "fsdp", None),

@@ -12,16 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilelli_jax.decoding import generate
+    from tilelli_jax.decoding import generate, generate_ids
     from tilelli_jax.errors import InputError
     from tilelli_jax.models import build
     from tilelli_jax.store import load, save
 
-__all__ = ["InputError", "build", "generate", "load", "save"]
+__all__ = ["InputError", "build", "generate", "generate_ids", "load", "save"]
 
 # Imported when first used: `doctor` has to run where jax does not, and `data` does not need it.
-_HOMES = {"InputError": "errors", "build": "models", "generate": "decoding", "load": "store",
-          "save": "store"}
+_HOMES = {"InputError": "errors", "build": "models", "generate": "decoding", "generate_ids": "decoding",
+          "load": "store", "save": "store"}
 
 
 def __getattr__(name: str) -> Any:

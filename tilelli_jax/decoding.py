@@ -1,4 +1,4 @@
-"""Continuing text: sampling from a network byte by byte, with caches, inside one jitted loop."""
+"""Continuing text and token ids: sampling from a network, with caches, inside one jitted loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flax import nnx
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import freeze
-from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.models.decoder import CausalLM, Decoder
 from tilelli_jax.sampling import Sampling, sample
 
 BYTES = 256
@@ -60,25 +60,58 @@ def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, ma
     texts = [np.frombuffer(text, np.uint8) for text in _texts("prompts", prompts)]
     stops = [text for text in _texts("stop", stop) if text]
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}")
     _check(model, texts)
     _warn(model, texts, max_new)
-    model = freeze(model)
     window = _window(model)
     found: dict[int, Continuation] = {}
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for first in range(0, len(texts), batch_size):
-        rows = by_length[first:first + batch_size]
-        chunks = _chunks(model, [texts[i] for i in rows], rows, sampling,
-                         BUCKET if stops else max_new)
+    for rows, chunks in _batches(freeze(model), texts, sampling, batch_size, BYTES,
+                                 BUCKET if stops else max_new):
         for i, (data, stopped) in zip(rows, _until(stops, chunks, len(rows)), strict=True):
             found[i] = Continuation(data, stopped, _slides(len(texts[i]), len(data), window))
     return [found[i] for i in range(len(texts))]
 
 
+class ContinuedIds(NamedTuple):
+    """What token ids were continued with."""
+
+    ids: np.ndarray  # int32 [n], without the one that ended them
+    ended: bool  # whether one did
+
+
+def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray], *, max_new: int = 200,
+                 temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+                 end_ids: Sequence[int] | None = None, batch_size: int = 64) -> list[ContinuedIds]:
+    """Continues each prompt by up to `max_new` ids of the network's vocabulary; otherwise as `generate`.
+
+    Args:
+        prompts: token ids, each at least one; they may be of different lengths.
+        end_ids: ids of which each ends a continuation; by default those of the configuration.
+
+    Raises:
+        InputError: an argument is out of range, or an id is none of the vocabulary.
+    """
+    if not isinstance(model, CausalLM):
+        raise InputError(f"model: expected a causal network, found {type(model).__name__}")
+    vocab_size, sampling = model.config.vocab_size, Sampling(temperature, top_k, top_p, max_new, seed)
+    ids = [np.asarray(prompt) for prompt in prompts]
+    for i, row in enumerate(ids):
+        if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
+            raise InputError(f"prompts: {i}: expected token ids, at least one, found {row!r:.60}")
+        if row.min() < 0 or row.max() >= vocab_size:
+            raise InputError(f"prompts: {i}: expected ids from 0 to {vocab_size - 1}, found "
+                             f"{row.min() if row.min() < 0 else row.max()}")
+    ends = getattr(model.config, "end_ids", ()) if end_ids is None else end_ids
+    _warn(model, ids, max_new)
+    found: list[ContinuedIds | None] = [None] * len(ids)
+    for rows, chunks in _batches(freeze(model), ids, sampling, batch_size, vocab_size,
+                                 BUCKET if len(ends) else max_new):
+        for i, made in zip(rows, _until_end(ends, chunks, len(rows)), strict=True):
+            found[i] = made
+    return [made for made in found if made is not None]
+
+
 class Chunk(NamedTuple):
-    """Some new bytes `[rows, n]` uint8, and for which rows the window had to slide to get them."""
+    """Some new symbols `[rows, n]`, int32 or, of a stream, uint8; and for which rows the window slid."""
 
     new: np.ndarray
     slid: list[bool]
@@ -98,7 +131,8 @@ def stream(model: Decoder, ids: Sequence[np.ndarray], *, max_new: int, temperatu
         raise InputError(f"chunk: expected at least 1, found {chunk}")
     _check(model, ids)
     _warn(model, ids, max_new)
-    return _chunks(freeze(model), ids, range(len(ids)), sampling, chunk)
+    chunks = _chunks(freeze(model), ids, range(len(ids)), sampling, chunk, BYTES)
+    return (made._replace(new=made.new.astype(np.uint8)) for made in chunks)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -115,8 +149,19 @@ def _texts(name: str, given: str | bytes | Sequence[str | bytes]) -> list[bytes]
         raise InputError(f"{name}: not text: {error}") from None
 
 
-def _window(model: Decoder) -> int | None:
-    """The most bytes that the network can read, or None where nothing limits them."""
+def _batches(model: CausalLM, ids: Sequence[np.ndarray], sampling: Sampling, batch_size: int, symbols: int,
+             chunk: int) -> Iterator[tuple[list[int], Iterator[Chunk]]]:
+    """Prompts of similar lengths together: which they are, and their continuations."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}")
+    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for first in range(0, len(ids), batch_size):
+        rows = by_length[first:first + batch_size]
+        yield rows, _chunks(model, [ids[i] for i in rows], rows, sampling, chunk, symbols)
+
+
+def _window(model: CausalLM) -> int | None:
+    """The most symbols that the network can read, or None where nothing limits them."""
     return model.config.max_seq_len if model.config.positions == "learned" else None
 
 
@@ -135,14 +180,14 @@ def _check(model: Decoder, ids: Sequence[np.ndarray]) -> None:
                          f"found {model.config.vocab_size}")
 
 
-def _warn(model: Decoder, ids: Sequence[np.ndarray], max_new: int) -> None:
+def _warn(model: CausalLM, ids: Sequence[np.ndarray], max_new: int) -> None:
     """Says, to whoever called the caller of this, that the trained length will be passed."""
     trained = model.config.max_seq_len
     longest = max(map(len, ids), default=0)
     if _slides(longest, max_new, trained):
-        does = (f"past {trained} each byte sees the last {trained} only" if _window(model)
+        does = (f"past {trained} each sees the last {trained} only" if _window(model)
                 else f"past the trained length of {trained}")
-        warnings.warn(f"decoding to {longest + max_new} bytes: {does}", stacklevel=3)
+        warnings.warn(f"decoding to {longest + max_new} symbols: {does}", stacklevel=3)
 
 
 def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list[tuple[bytes, bool]]:
@@ -152,7 +197,7 @@ def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list
         for i, more in enumerate(chunk.new):
             data, stopped = found[i]
             if not stopped:
-                data += more.tobytes()
+                data += more.astype(np.uint8).tobytes()
                 ends = [at for at in map(data.find, stops) if at >= 0]
                 found[i] = (data[:min(ends)], True) if ends else (data, False)
         if all(stopped for _, stopped in found):
@@ -160,16 +205,34 @@ def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list
     return found
 
 
-def _chunks(model: Decoder, ids: Sequence[np.ndarray], streams: Sequence[int],
-            sampling: Sampling, chunk: int) -> Iterator[Chunk]:
-    """As `stream`, of a frozen model; row j draws from fold_in(seed, streams[j])."""
+def _until_end(ends: Sequence[int], chunks: Iterator[Chunk], n_rows: int) -> list[ContinuedIds]:
+    """Each row's ids up to the first of `ends` among them, and whether there was one."""
+    found = [ContinuedIds(np.zeros(0, np.int32), False)] * n_rows
+    for chunk in chunks:
+        for i, more in enumerate(chunk.new):
+            ids, ended = found[i]
+            if not ended:
+                at = np.flatnonzero(np.isin(more, ends))
+                found[i] = ContinuedIds(np.concatenate([ids, more[:at[0]] if len(at) else more]), len(at) > 0)
+        if all(made.ended for made in found):
+            break
+    return found
+
+
+def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], sampling: Sampling,
+            chunk: int, symbols: int) -> Iterator[Chunk]:
+    """As `stream`, of a frozen model; row j draws from fold_in(seed, streams[j]).
+
+    Args:
+        symbols: how many of the vocabulary, from the first, may be drawn.
+    """
     max_new, window = sampling.max_new, _window(model)
-    texts = [np.asarray(row, np.uint8) for row in ids]
+    texts = [np.asarray(row, np.int32) for row in ids]
     longest = max(map(len, texts))
     graph, params = nnx.split(model)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))(np.array(streams))
     # As traced values: another temperature compiles nothing anew.
-    how = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, BYTES)),
+    how = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, symbols)),
            np.float32(sampling.top_p))
     width = _bucket(chunk)
     made = 0
@@ -189,7 +252,7 @@ def _chunks(model: Decoder, ids: Sequence[np.ndarray], streams: Sequence[int],
         while made < room:
             n = min(chunk, room - made)
             new, logits, caches = _decode(graph, params, logits, caches, lengths + np.int32(made), keys,
-                                          np.int32(made), np.int32(n), how, width=width)
+                                          np.int32(made), np.int32(n), how, width=width, symbols=symbols)
             yield chunk_of(new, n)
             made += n
     # ... and then reading the window anew for every byte.
@@ -199,28 +262,29 @@ def _chunks(model: Decoder, ids: Sequence[np.ndarray], streams: Sequence[int],
         seen = [row[-window:] for row in texts]
         used = np.array([len(row) for row in seen], np.int32)
         new = _slide(graph, params, _pad(seen, window), used, keys, np.int32(made), np.int32(n), how,
-                     width=width)
+                     width=width, symbols=symbols)
         yield chunk_of(new, n)
         made += n
 
 
-def _draw(keys: jax.Array, count: jax.Array, logits: jax.Array, how: tuple[jax.Array, ...]) -> jax.Array:
-    """The next byte of each row; `count` is how many new bytes it has."""
+def _draw(keys: jax.Array, count: jax.Array, logits: jax.Array, how: tuple[jax.Array, ...],
+          symbols: int) -> jax.Array:
+    """The next symbol of each row; `count` is how many new ones it has."""
     keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
-    return jax.vmap(lambda key, row: sample(key, row[:BYTES], *how))(keys, logits)
+    return jax.vmap(lambda key, row: sample(key, row[:symbols], *how))(keys, logits)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
 def _prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *,
              size: int) -> tuple[jax.Array, Any]:
-    return nnx.merge(graph, params).prefill(ids.astype(jnp.int32), lengths, size)
+    return nnx.merge(graph, params).prefill(ids, lengths, size)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "width"), donate_argnames=("caches",))
+@functools.partial(jax.jit, static_argnames=("graph", "width", "symbols"), donate_argnames=("caches",))
 def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: jax.Array,
             keys: jax.Array, made: jax.Array, n: jax.Array, how: tuple[jax.Array, ...], *,
-            width: int) -> tuple[jax.Array, jax.Array, Any]:
-    """n ≤ width bytes at the head of each row of `[rows, width]`, and logits and caches after them."""
+            width: int, symbols: int) -> tuple[jax.Array, jax.Array, Any]:
+    """n ≤ width symbols at the head of each row of `[rows, width]`, and logits and caches after them."""
     model = nnx.merge(graph, params)
     # A single row's caches go through the loop without their row axis. XLA:CPU drops an axis of
     # length 1 before a product, and where the loop keeps it, each byte's update is computed in both
@@ -230,36 +294,36 @@ def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: j
 
     def one(i: jax.Array, carry: Any) -> Any:
         new, logits, caches = carry
-        ids = _draw(keys, made + i, logits, how)
-        new = jax.lax.dynamic_update_index_in_dim(new, ids.astype(jnp.uint8), i, axis=1)
+        ids = _draw(keys, made + i, logits, how, symbols)
+        new = jax.lax.dynamic_update_index_in_dim(new, ids, i, axis=1)
         logits, caches = model.step(ids, jax.tree.map(unpacked, caches), position + i)
         return new, logits, jax.tree.map(packed, caches)
 
-    new = jnp.zeros((len(position), width), jnp.uint8)
+    new = jnp.zeros((len(position), width), jnp.int32)
     new, logits, caches = jax.lax.fori_loop(0, n, one, (new, logits, jax.tree.map(packed, caches)))
     return new, logits, jax.tree.map(unpacked, caches)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "width"))
+@functools.partial(jax.jit, static_argnames=("graph", "width", "symbols"))
 def _slide(graph: Any, params: Any, seen: jax.Array, used: jax.Array, keys: jax.Array, made: jax.Array,
-           n: jax.Array, how: tuple[jax.Array, ...], *, width: int) -> jax.Array:
-    """As `_decode` without caches: `seen [rows, window]` holds the last `used [rows]` bytes."""
+           n: jax.Array, how: tuple[jax.Array, ...], *, width: int, symbols: int) -> jax.Array:
+    """As `_decode` without caches: `seen [rows, window]` holds the last `used [rows]` symbols."""
     model = nnx.merge(graph, params)
     window = seen.shape[1]
 
     def one(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
         new, seen, used = carry
-        logits = model(seen.astype(jnp.int32))
+        logits = model(seen)
         last = jnp.take_along_axis(logits, (used - 1)[:, None, None], axis=1)[:, 0]
-        ids = _draw(keys, made + i, last, how).astype(jnp.uint8)
+        ids = _draw(keys, made + i, last, how, symbols)
         new = jax.lax.dynamic_update_index_in_dim(new, ids, i, axis=1)
         full = used == window
         seen = jnp.where(full[:, None], jnp.roll(seen, -1, axis=1), seen)
         slot = jnp.where(full, window - 1, used)
-        seen = jax.vmap(lambda row, at, byte: row.at[at].set(byte))(seen, slot, ids)
+        seen = jax.vmap(lambda row, at, symbol: row.at[at].set(symbol))(seen, slot, ids)
         return new, seen, jnp.minimum(used + 1, window)
 
-    new = jnp.zeros((len(used), width), jnp.uint8)
+    new = jnp.zeros((len(used), width), jnp.int32)
     return jax.lax.fori_loop(0, n, one, (new, seen, used))[0]
 
 
@@ -271,7 +335,7 @@ def _bucket(length: int, most: int | None = None) -> int:
 
 
 def _pad(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
-    padded = np.zeros((len(rows), width), np.uint8)
+    padded = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
         padded[i, :len(row)] = row
     return padded

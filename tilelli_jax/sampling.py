@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 from tilelli_jax.config import Section, setting
 
-MOST_NEW = 1 << 20  # bytes of one continuation; buffers are made for all of them beforehand
+MOST_NEW = 1 << 20  # symbols of one continuation; buffers are made for all of them beforehand
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How bytes are drawn, how many, and from which random stream.
+    """How symbols are drawn, how many, and from which random stream.
 
-    top_k is taken first, top_p of what it left (Holtzman et al. 2020, arXiv:1904.09751). Bytes as
+    top_k is taken first, top_p of what it left (Holtzman et al. 2020, arXiv:1904.09751). Symbols as
     likely as the last one that either lets in are in as well. Row i of a batch draws from
     fold_in(seed, i).
 
@@ -27,12 +27,12 @@ class Sampling(Section):
         InputError: a value is out of range.
     """
 
-    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest byte", least=0, most=1e30)
-    top_k: int = setting(0, "draw among so many likeliest bytes; 0 for all", least=0)
+    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest symbol", least=0, most=1e30)
+    top_k: int = setting(0, "draw among so many likeliest symbols; 0 for all", least=0)
     top_p: float = setting(
-        1.0, "draw among the fewest likeliest bytes that make up this probability; 1 for all",
+        1.0, "draw among the fewest likeliest symbols that make up this probability; 1 for all",
         above=0, most=1)
-    max_new: int = setting(200, "most new bytes", least=0, most=MOST_NEW)
+    max_new: int = setting(200, "most new symbols", least=0, most=MOST_NEW)
     seed: int = setting(0, "seed of the drawing", least=0, most=2**32 - 1)
 
 
@@ -71,10 +71,13 @@ def sample(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_k: jax
 
 def _likeliest(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     """The logits `[vocab]` with those at -inf that top_k and top_p leave out."""
-    above = scaled > scaled[:, None]  # [i, j]: symbol j is likelier than symbol i
-    kept = (top_k <= 0) | (jnp.sum(above, 1) < top_k)
-    probabilities = jax.nn.softmax(scaled, where=kept)
-    mass_above = jnp.sum(jnp.where(above, probabilities, 0.0), 1)
+    ranked = jnp.sort(scaled, descending=True)
+    kth = ranked[jnp.clip(top_k, 1, len(ranked)) - 1]
+    # Those as likely as the k-th are in as well, here and below: hence values, not ranks.
+    kept = (top_k <= 0) | (ranked >= kth)
+    probabilities = jax.nn.softmax(ranked, where=kept)
+    mass_above = jnp.cumsum(probabilities) - probabilities
     # The sum over all but the last symbol may round to 1: top_p = 1 must not leave that out.
     kept &= (top_p >= 1) | (mass_above < top_p)
-    return jnp.where(kept, scaled, -jnp.inf)
+    least = jnp.min(jnp.where(kept, ranked, jnp.inf))
+    return jnp.where(scaled >= least, scaled, -jnp.inf)

@@ -25,12 +25,19 @@ BATCH = ("data", "fsdp")
 # The last dimensions of every array whose path ends so; leading ones (stacked layers) are whole.
 # The optimiser's moments have the paths and the shapes of their parameters: the same rules hold.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(embed|unembed)\.kernel", ("fsdp", "tensor")),
-    (r"(up|qkv)\.kernel", ("fsdp", "tensor")),
+    # Symbols over `tensor`, in the table as in the unembedding. With d_model over `tensor` and symbols
+    # over `fsdp`, XLA (of JAX 0.10 and 0.12, on CPUs) gives some devices the logits of others' rows.
+    (r"embed\.kernel", ("tensor", "fsdp")),
+    (r"(unembed|up|qkv)\.kernel", ("fsdp", "tensor")),
+    (r"experts\.gate_up\.kernel", ("tensor", "fsdp", None)),
+    (r"experts\.down\.kernel", ("tensor", None, "fsdp")),
     (r"(down|out)\.kernel", ("tensor", "fsdp")),
     (r"sparse(_\d+)?\.(query|key)\.kernel", ("tensor", "fsdp", None)),
     (r"sparse(_\d+)?\.value\.kernel", ("tensor", None, "fsdp")),
     (r"positions\.table", (None, "fsdp")),
+    (r"(query|key|value|gate)\.kernel", ("fsdp", "tensor")),
+    (r"embed_per_layer\.kernel", ("tensor", "fsdp")),
+    (r"project_per_layer\.kernel", ("fsdp", "tensor")),
 )
 
 

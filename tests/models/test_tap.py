@@ -63,7 +63,7 @@ def test_some_layers_and_positions(name: str, compute: dict[str, bool]) -> None:
     some_logits, some = tapped(model, tap)
     np.testing.assert_allclose(some_logits, logits, rtol=1e-5, atol=1e-6)
     for place, value in some.items():
-        layered = place not in ("embed", "logits")
+        layered = place not in ("embed", "hidden", "logits")
         rows = np.arange(2)[:, None]
         expected = whole[place][[0, 2]][:, rows, positions] if layered else whole[place][rows, positions]
         assert value.shape == expected.shape, place

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
@@ -38,7 +38,7 @@ def weights(model: nnx.Module) -> dict[str, Weight]:
             if isinstance(module, Weight)}
 
 
-def freeze(model: Decoder) -> Decoder:
+def freeze(model: CausalLM) -> CausalLM:
     """A copy whose weights are quantised once and for all: what decoding should run.
 
     Its numbers are those of `model`; quantising anew at every byte would cost more than the rest.

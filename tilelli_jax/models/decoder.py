@@ -115,6 +115,9 @@ class CausalLM(nnx.Module):
         """One id `[batch]` at `position [batch]` → logits `[batch, vocab]` and the next caches."""
         raise NotImplementedError
 
+    def unroll(self) -> None:
+        """Makes ready for decoding, where layers that are one by one are the faster ones."""
+
 
 def at_last(x: jax.Array, lengths: jax.Array) -> jax.Array:
     """`[batch, time, …]` at each row's last position: `[batch, 1, …]`."""
@@ -188,7 +191,7 @@ class Decoder(CausalLM):
                 x, record = layer_of(tap.within(i))(x, one)
                 records.append(record)
             inside = stacked(records)
-        hidden = tap("hidden", self.final_norm(x), seen)
+        hidden = tap("hidden", self.final_norm(split_batch(x)), seen)
         if self.abstain is not None and "abstain" in tap.record:
             tap("abstain", self.abstain(hidden)[..., 0], seen)
         return tap("logits", self._unembedded(hidden), seen), seen | inside
@@ -238,7 +241,7 @@ class Decoder(CausalLM):
         return x + self.positions.table[...][positions].astype(x.dtype)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return self._unembedded(self.final_norm(x))
+        return self._unembedded(self.final_norm(split_batch(x)))
 
     def _unembedded(self, hidden: jax.Array) -> jax.Array:
         return self.embed.attend(hidden) if self.unembed is None else self.unembed(hidden)

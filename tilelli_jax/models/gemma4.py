@@ -139,16 +139,12 @@ class Attention(nnx.Module):
         """x `[batch, q, d_model]`; visible, bool `[batch or 1, q, k]`: which keys a query may see."""
         query = rotate(self.query_norm(self._heads(self.query(x))), positions,
                        jnp.array(self.inverse_frequencies))
-        batch, time, n_heads, d_head = query.shape
-        n_kv = seen.keys.shape[1]
-        # Queries of the heads that share a key stand in one axis with time: one product for all.
-        query = swap(query).reshape(batch, n_kv, n_heads // n_kv * time, d_head)
-        scores = contract("bhqd,bhkd->bhqk", query, seen.keys, dtype=self.dtype, result=jnp.float32)
-        scores = scores.reshape(batch, n_heads, time, -1)
-        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
-        weights = weights.reshape(batch, n_kv, n_heads // n_kv * time, -1)
-        attended = contract("bhqk,bhkd->bhqd", weights, seen.values, dtype=self.dtype)
-        return self.out(swap(attended.reshape(batch, n_heads, time, d_head)).reshape(batch, time, -1))
+        batch, time, _, d_head = query.shape
+        query = query.reshape(batch, time, seen.keys.shape[1], -1, d_head)  # heads by the key they share
+        scores = contract("bqhgd,bhkd->bhgqk", query, seen.keys, dtype=self.dtype, result=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf))
+        attended = contract("bhgqk,bhkd->bqhgd", weights, seen.values, dtype=self.dtype)
+        return self.out(attended.reshape(batch, time, -1))
 
     def _heads(self, y: jax.Array) -> jax.Array:
         return y.reshape(*y.shape[:2], -1, self.d_head)
@@ -279,9 +275,6 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
                          remember=lambda i, new: caches[i].write(new.keys, new.values, position))
         return self._logits(x)[:, 0], [kept[i] for i in range(self.config.n_own)]
 
-    def unroll(self) -> None:
-        """Its layers are one by one already."""
-
     def _run(self, layers: range, x: jax.Array, embedded: jax.Array | None, positions: jax.Array,
              kept: dict[int, KeyCache], tap: Tap = OFF,
              remember: Remember = lambda _, new: new) -> tuple[jax.Array, list[Recorded]]:
@@ -302,7 +295,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
             own = None if embedded is None else embedded[:, :, i]
             x = block(x, h, positions, kept[source], visible, own, here, records[-1])
             x = here("resid_post", x, records[-1])
-        return x, records
+        return split_batch(x), records
 
     def _visible(self, kind: Kind, positions: jax.Array, n_keys: int) -> jax.Array:
         """Which of the keys 0 … queries at `positions [batch or 1, q]` see: bool `[batch or 1, q, k]`."""

@@ -23,6 +23,7 @@ from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
 from tilelli_jax.pretrained.t5 import T5
 from tilelli_jax.sampling import sample
+from tilelli_jax.sharding import split_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Block(nnx.Module):
                  encoded: tuple[KeyCache, jax.Array] | None = None) -> jax.Array:
         """Args: own: keys and values of the stream so far, or None for those of x itself."""
         part = self.part
-        x = tap(f"{part}.resid_pre", x, seen)
+        x = tap(f"{part}.resid_pre", split_batch(x), seen)
         h = self.norm1(x)
         attended = self.attention(h, own or self.attention.keys(h), bias)
         x = x + tap(f"{part}.attn_out", attended, seen)
@@ -253,7 +254,7 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         return self.encoder.norm(x)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        x = self.decoder.norm(x)
+        x = self.decoder.norm(split_batch(x))
         if self.unembed is not None:
             return self.unembed(x)
         return self.embed.attend(x * self.config.d_model**-0.5)

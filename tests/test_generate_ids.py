@@ -1,0 +1,146 @@
+"""Continuing token ids: as transformers does, row by row as alone, and up to what ends them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tilelli_jax
+from tests.restated.compiling import QUICK, decoding_compiled, quick_jit
+from tests.restated.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
+from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+
+SHARED = Path(__file__).parents[2] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(not SHARED.exists(),
+                                     reason="the stored references do not come with this project")
+NEOX = GPTNeoXConfig(vocab_size=300, d_model=24, n_layers=2, max_seq_len=64, n_heads=3, d_hidden=40)
+GEMMA = Gemma4Config(
+    vocab_size=300, d_model=24, layers=("sliding", "full", "sliding", "full"), max_seq_len=64, n_heads=4,
+    n_kv_heads=2, d_head=6, n_kv_heads_full=2, d_head_full=12, window=5, n_shared_layers=2, d_hidden=20,
+    d_per_layer=4, vocab_per_layer=300, end_ids=())
+VANILLA = VanillaConfig(vocab_size=300, d_model=16, n_layers=2, max_seq_len=16, n_heads=2)
+CASES = {"gpt_neox": NEOX, "gemma4": GEMMA, "vanilla, past its window": VANILLA}
+PROMPTS = [np.arange(1, 10), np.array([299]), np.arange(50, 53)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    with decoding_compiled(QUICK):
+        yield
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:decoding to ")
+def test_greedy_ids_are_the_likeliest_of_the_forward_pass(name: str) -> None:
+    """Prompts of different lengths in one batch, each read again as a whole for every id."""
+    model = random_network(CASES[name], 0)[0]
+    forward = quick_jit(model.__call__)
+    window = 16 if name.startswith("vanilla") else 32
+    found_all = tilelli_jax.generate_ids(model, PROMPTS, max_new=14, temperature=0)
+    assert max(made.ids.max() for made in found_all) > 255  # ids, not bytes
+    for prompt, made in zip(PROMPTS, found_all, strict=True):
+        text = list(prompt)
+        for found in made.ids:
+            seen = np.zeros((1, window), np.int32)
+            newest = text[-window:]
+            seen[0, :len(newest)] = newest
+            logits = np.asarray(forward(seen))[0, len(newest) - 1]
+            assert logits[found] > logits.max() - 1e-4
+            text.append(int(found))
+        assert len(made.ids) == 14 and not made.ended and made.ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma4"])
+def test_each_row_is_as_it_would_be_alone(name: str) -> None:
+    """Also drawn, and in batches of any size: prompt i has its own random stream."""
+    model = random_network(CASES[name], 0)[0]
+    together = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=3)
+    for size in (1, 2):
+        apart = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=3,
+                                         batch_size=size)
+        assert [made.ids.tolist() for made in apart] == [made.ids.tolist() for made in together]
+    other = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=4)
+    assert [made.ids.tolist() for made in other] != [made.ids.tolist() for made in together]
+
+
+def test_ids_that_end_a_continuation() -> None:
+    model = random_network(NEOX, 0)[0]
+    whole = [made.ids.tolist() for made in
+             tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0)]
+    end = whole[0][66]  # past the first chunk that is looked at
+    found = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0, end_ids=[end, 0])
+    for ids, made in zip(whole, found, strict=True):
+        stops = [i for i, symbol in enumerate(ids) if symbol in (end, 0)]
+        assert made.ids.tolist() == ids[:stops[0] if stops else None] and made.ended == bool(stops)
+    assert found[0].ended
+    # Without an argument those of the configuration do.
+    model.config = dataclasses.replace(model.config, end_ids=(end, 0))
+    again = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0)
+    assert [made.ids.tolist() for made in again] == [made.ids.tolist() for made in found]
+    assert [made.ids.tolist() for made in tilelli_jax.generate_ids(
+        model, PROMPTS, max_new=70, temperature=1.0, end_ids=[])] == whole
+
+
+@pytest.mark.parametrize(("prompts", "says"), [
+    ([[]], "prompts: 0: expected token ids, at least one"),
+    ([[1], [1.5]], "prompts: 1: expected token ids"),
+    ([[[1]]], "prompts: 0: expected token ids"),
+    ([[1, 300]], "prompts: 0: expected ids from 0 to 299, found 300"),
+    ([[-1]], "prompts: 0: expected ids from 0 to 299, found -1")])
+def test_prompts_that_are_none(prompts: list, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        tilelli_jax.generate_ids(random_network(NEOX, 0)[0], prompts)
+
+
+def test_other_bad_arguments() -> None:
+    model = random_network(NEOX, 0)[0]
+    with pytest.raises(InputError, match="expected a causal network, found str"):
+        tilelli_jax.generate_ids("model", PROMPTS)
+    with pytest.raises(InputError, match="batch_size: expected a whole number ≥ 1, found 0"):
+        tilelli_jax.generate_ids(model, PROMPTS, batch_size=0)
+    with pytest.warns(UserWarning, match="decoding to 69 symbols: past the trained length of 64"):
+        tilelli_jax.generate_ids(model, PROMPTS, max_new=60, temperature=0)
+
+
+@needs_reference
+@pytest.mark.parametrize("path", ["gemma4_tiny/e4b", "gemma4_tiny/e2b", "pythia_tiny/parallel"])
+def test_greedy_ids_of_the_references(path: str) -> None:
+    if path.startswith("gemma"):
+        stored = np.load(SHARED / path / "ref_generate.npz")
+        network, prompt, out = FlaxGemma4ForCausalLM, stored["prompt"], stored["out"]
+    else:
+        stored = np.load(SHARED / path / "ref_f32.npz")
+        network, prompt, out = FlaxGPTNeoXForCausalLM, stored["gen_prompt"], stored["gen_out"]
+    n = prompt.shape[1]
+    made = tilelli_jax.generate_ids(network.from_pretrained(SHARED / path), list(prompt),
+                                    max_new=out.shape[1] - n, temperature=0, end_ids=())
+    assert made[0].ids.tolist() == out[0, n:].tolist()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None,
+                    reason="transformers is there (extra: test); PyTorch (extra: torch) is not")
+@pytest.mark.parametrize("name", ["gpt_neox", "gemma4"])
+def test_transformers_generates_the_same(name: str, tmp_path: Path) -> None:
+    """A batch of different lengths, which transformers wants padded on the left; greedy."""
+    import torch
+    import transformers
+    model = random_network(CASES[name], 0)[0]
+    model.save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    longest = max(map(len, PROMPTS))
+    ids, mask = (np.zeros((3, longest), np.int64) for _ in range(2))
+    for row, prompt in enumerate(PROMPTS):
+        ids[row, longest - len(prompt):], mask[row, longest - len(prompt):] = prompt, 1
+    with torch.no_grad():
+        expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask),
+                                   max_new_tokens=10, do_sample=False, pad_token_id=0, eos_token_id=-1)
+    made = tilelli_jax.generate_ids(model, PROMPTS, max_new=10, temperature=0)
+    assert [row.ids.tolist() for row in made] == expected[:, longest:].tolist()
