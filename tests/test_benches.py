@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import compile_time, decode, measure, train_step
+from bench import compile_time, decode, measure, pretrained, train_step
 from tilelli_jax.models import ModelConfig
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
@@ -59,6 +60,19 @@ def test_compile_time(tmp_path: Path) -> None:
     with measure.told(tmp_path / "table.txt") as tell:
         compile_time.compare(1, tell)
     assert written(tmp_path / "table.txt")[-1].startswith("32 blocks / 8 blocks, scanned: ")
+
+
+@needs_torch
+def test_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("BATCH", 2), ("TIME", 8), ("PROMPT", 4), ("FEW", 2), ("MANY", 5), ("COPIES", 1)):
+        monkeypatch.setattr(pretrained, name, value)
+    monkeypatch.setattr(pretrained, "CONFIG", GPTNeoXConfig(vocab_size=64, d_model=16, n_layers=2, n_heads=2,
+                                                            d_hidden=32, max_seq_len=64))
+    with measure.told(tmp_path / "table.txt") as tell:
+        pretrained.compare(1, tell, tmp_path)
+        pretrained.convert(1, tell, tmp_path)
+    heads = [line.split("  ")[0] for line in written(tmp_path / "table.txt")]
+    assert heads[1] == "forward, 2 × 8" and "ours" in heads and "convert back" in heads
 
 
 def test_what_is_told_is_written_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

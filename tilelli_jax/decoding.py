@@ -60,6 +60,7 @@ def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, ma
     texts = [np.frombuffer(text, np.uint8) for text in _texts("prompts", prompts)]
     stops = [text for text in _texts("stop", stop) if text]
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
+    _check_batch_size(batch_size)
     _check(model, texts)
     _warn(model, texts, max_new)
     window = _window(model)
@@ -92,6 +93,7 @@ def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray],
     """
     if not isinstance(model, CausalLM):
         raise InputError(f"model: expected a causal network, found {type(model).__name__}")
+    _check_batch_size(batch_size)
     vocab_size, sampling = model.config.vocab_size, Sampling(temperature, top_k, top_p, max_new, seed)
     ids = [np.asarray(prompt) for prompt in prompts]
     for i, row in enumerate(ids):
@@ -152,8 +154,6 @@ def _texts(name: str, given: str | bytes | Sequence[str | bytes]) -> list[bytes]
 def _batches(model: CausalLM, ids: Sequence[np.ndarray], sampling: Sampling, batch_size: int, symbols: int,
              chunk: int) -> Iterator[tuple[list[int], Iterator[Chunk]]]:
     """Prompts of similar lengths together: which they are, and their continuations."""
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}")
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for first in range(0, len(ids), batch_size):
         rows = by_length[first:first + batch_size]
@@ -178,6 +178,11 @@ def _check(model: Decoder, ids: Sequence[np.ndarray]) -> None:
     if model.config.vocab_size < BYTES:
         raise InputError(f"vocab_size: expected at least {BYTES} to continue bytes, "
                          f"found {model.config.vocab_size}")
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}")
 
 
 def _warn(model: CausalLM, ids: Sequence[np.ndarray], max_new: int) -> None:

@@ -34,8 +34,10 @@ EXPERTS = Gemma4Config(
 T5 = T5Config(vocab_size=64, d_model=32, n_layers=2, n_decoder_layers=2, n_heads=4, d_head=8, d_hidden=64)
 TIED = RoutedConfig(vocab_size=64, d_model=32, n_layers=2, max_seq_len=32, n_heads=4, d_head=8, top_k=4,
                     tie_embeddings=True)
-CASES = {"routed, tied": (TIED, None), "gpt_neox": (NEOX, FlaxGPTNeoXForCausalLM), "gemma4": (GEMMA, FlaxGemma4ForCausalLM),
-         "gemma4 with experts": (EXPERTS, FlaxGemma4ForCausalLM), "t5": (T5, FlaxT5ForConditionalGeneration)}
+CASES = {
+    "routed, tied": (TIED, None), "gpt_neox": (NEOX, FlaxGPTNeoXForCausalLM),
+    "gemma4": (GEMMA, FlaxGemma4ForCausalLM), "gemma4 with experts": (EXPERTS, FlaxGemma4ForCausalLM),
+    "t5": (T5, FlaxT5ForConditionalGeneration)}
 MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4),
           MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=4)]
 NOISE = 5e-6  # of the largest logit; measured: 5e-7, sums over more devices are in another order

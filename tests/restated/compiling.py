@@ -22,8 +22,8 @@ def decoding_compiled(options: dict[str, Any]) -> Iterator[None]:
     """Within it the jitted parts of `decoding` are compiled with these options."""
     parts: dict[str, dict[str, Any]] = {
         "_prefill": {"static_argnames": ("graph", "size")},
-        "_decode": {"static_argnames": ("graph", "width"), "donate_argnames": ("caches",)},
-        "_slide": {"static_argnames": ("graph", "width")}}
+        "_decode": {"static_argnames": ("graph", "width", "symbols"), "donate_argnames": ("caches",)},
+        "_slide": {"static_argnames": ("graph", "width", "symbols")}}
     with pytest.MonkeyPatch.context() as patch:
         for name, settings in parts.items():
             plain = getattr(decoding, name).__wrapped__
