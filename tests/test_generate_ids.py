@@ -100,6 +100,12 @@ def test_prompts_that_are_none(prompts: list, says: str) -> None:
         tilelli_jax.generate_ids(random_network(NEOX, 0)[0], prompts)
 
 
+def test_text_is_not_taken_for_token_ids() -> None:
+    for config in (NEOX, GEMMA):
+        with pytest.raises(InputError, match=f"a {config.family} reads token ids, not bytes: "):
+            tilelli_jax.generate(random_network(config, 0)[0], "Once upon a time")
+
+
 def test_other_bad_arguments() -> None:
     model = random_network(NEOX, 0)[0]
     with pytest.raises(InputError, match="expected a causal network, found str"):

@@ -14,7 +14,7 @@ from flax import nnx
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import freeze
-from tilelli_jax.models.decoder import CausalLM, Decoder
+from tilelli_jax.models.decoder import CausalLM
 from tilelli_jax.sampling import Sampling, sample
 
 BYTES = 256
@@ -34,7 +34,7 @@ class Continuation(NamedTuple):
         return self.data.decode("utf-8", errors="replace")
 
 
-def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, max_new: int = 200,
+def generate(model: CausalLM, prompts: str | bytes | Sequence[str | bytes], *, max_new: int = 200,
              temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
              stop: str | bytes | Sequence[str | bytes] = (), batch_size: int = 64) -> list[Continuation]:
     """Continues each prompt by up to `max_new` bytes.
@@ -55,8 +55,8 @@ def generate(model: Decoder, prompts: str | bytes | Sequence[str | bytes], *, ma
     Raises:
         InputError: an argument is out of range, or a prompt is empty or neither text nor bytes.
     """
-    if not isinstance(model, Decoder):
-        raise InputError(f"model: expected a network (tilelli_jax.load gives one), found {model!r:.60}")
+    if not isinstance(model, CausalLM):
+        raise InputError(f"model: expected a causal network, found {type(model).__name__}")
     texts = [np.frombuffer(text, np.uint8) for text in _texts("prompts", prompts)]
     stops = [text for text in _texts("stop", stop) if text]
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
@@ -119,7 +119,7 @@ class Chunk(NamedTuple):
     slid: list[bool]
 
 
-def stream(model: Decoder, ids: Sequence[np.ndarray], *, max_new: int, temperature: float = 1.0,
+def stream(model: CausalLM, ids: Sequence[np.ndarray], *, max_new: int, temperature: float = 1.0,
            top_k: int = 0, top_p: float = 1.0, seed: int = 0, chunk: int = 1) -> Iterator[Chunk]:
     """The new bytes as they come, at most `chunk` at a time; see `generate`.
 
@@ -170,7 +170,10 @@ def _slides(length: int, n_new: int, window: int | None) -> bool:
     return window is not None and n_new > 0 and length + n_new - 1 > window
 
 
-def _check(model: Decoder, ids: Sequence[np.ndarray]) -> None:
+def _check(model: CausalLM, ids: Sequence[np.ndarray]) -> None:
+    if not model.reads_bytes:
+        raise InputError(f"model: a {model.config.family} reads token ids, not bytes: "
+                         "tilelli_jax.generate_ids continues them")
     for i, row in enumerate(ids):
         if len(row) == 0:
             which = f"prompt {i}" if len(ids) > 1 else "the prompt"

@@ -58,6 +58,7 @@ class CausalLM(nnx.Module):
 
     places: tuple[str, ...]
     config: Any
+    reads_bytes = False  # whether its symbols are bytes, and not a tokenizer's
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.

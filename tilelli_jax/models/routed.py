@@ -114,6 +114,7 @@ class RoutedLM(Decoder):
     """A decoder of routed blocks."""
 
     places = (*Decoder.places, "router", "mix")
+    reads_bytes = True
 
     def __init__(self, config: RoutedConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()

@@ -76,6 +76,7 @@ class VanillaLM(Decoder):
     """A decoder of transformer blocks."""
 
     places = (*Decoder.places, "attn_out", "resid_mid", "mlp_write")
+    reads_bytes = True
 
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()

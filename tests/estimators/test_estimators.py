@@ -1,0 +1,95 @@
+"""The autoencoder and the sidecar against float64 and stored references, and as model directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.restated.comparison import assert_same_weights, distance
+from tilelli_jax import store
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.models.arrays import outline
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
+                                     reason="the stored references do not come with this project")
+NOISE = 1e-6  # of the largest number; measured: 2e-7
+SAE = SAEConfig(d_model=6, n_latents=20, k=4)
+SIDECAR = SidecarConfig(n_features=3, n_globals=4, d_hidden=5)
+
+
+def random_arrays(config: SAEConfig | SidecarConfig) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = outline(store.FAMILIES[config.family][1], config)
+    return {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
+        0.5 * rng.standard_normal(leaf.shape)).astype(np.float32) for name, leaf in found.items()}
+
+
+def test_the_autoencoder_is_its_formula() -> None:
+    arrays = random_arrays(SAE)
+    arrays["encoder.bias"] -= 1.5  # so that fewer than k are above zero for some
+    sae = store.from_arrays(SAE, arrays)
+    x = np.random.default_rng(1).standard_normal((7, 3, 6))
+    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+    pre = (x - w["bias"]) @ w["encoder.kernel"] + w["encoder.bias"]
+    codes = np.where(pre >= np.sort(pre)[..., -4, None], np.maximum(pre, 0), 0)
+    assert set(np.unique((codes > 0).sum(-1))) >= {3, 4}
+    found = jax.jit(sae.encode)(jnp.asarray(x))
+    assert distance(sae.dense(found), codes) < NOISE
+    assert distance(jax.jit(sae.__call__)(jnp.asarray(x)), codes @ w["decoder.kernel"] + w["bias"]) < NOISE
+    with pytest.raises(InputError, match="k: expected at most n_latents 3, found 4"):
+        SAEConfig(n_latents=3, k=4)
+
+
+@needs_reference
+def test_the_autoencoder_of_the_reference() -> None:
+    stored = np.load(REFERENCE / "difficulty" / "golden" / "sae_step.npz")
+    k = int((stored["nodead_acts"] > 0).sum(1).max())
+    sae = store.from_arrays(SAEConfig(d_model=24, n_latents=96, k=k), {
+        "encoder.kernel": stored["p0_W_enc"], "encoder.bias": stored["p0_b_enc"],
+        "decoder.kernel": stored["p0_W_dec"], "bias": stored["p0_b_dec"]})
+    codes = sae.encode(jnp.asarray(stored["x"]))
+    assert distance(sae.dense(codes), stored["nodead_acts"]) < NOISE
+    assert distance(sae.decode(codes), stored["nodead_recon"]) < NOISE
+
+
+def test_the_sidecar_is_its_formula() -> None:
+    arrays = random_arrays(SIDECAR)
+    sidecar = store.from_arrays(SIDECAR, arrays)
+    rng = np.random.default_rng(1)
+    features, whole = rng.standard_normal((6, 9, 3)), rng.standard_normal((6, 4))
+    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    h, states = np.zeros((6, 5)), []
+    for x in np.moveaxis((features - w["feature_scaler.mean"]) / w["feature_scaler.scale"], 1, 0):
+        i = x @ w["gru.input.kernel"] + w["gru.input.bias"]
+        s = h @ w["gru.state.kernel"] + w["gru.state.bias"]
+        r, z = sigmoid(i[:, :5] + s[:, :5]), sigmoid(i[:, 5:10] + s[:, 5:10])
+        n = np.tanh(i[:, 10:] + r * s[:, 10:])
+        h = (1 - z) * n + z * h
+        states.append(h)
+    pooled = np.concatenate([np.mean(states, 0), h,
+                             (whole - w["global_scaler.mean"]) / w["global_scaler.scale"]], 1)
+    hidden = np.maximum(pooled @ w["hidden.kernel"] + w["hidden.bias"], 0)
+    logits = (hidden @ w["out.kernel"] + w["out.bias"])[:, 0]
+    inputs = jnp.asarray(features), jnp.asarray(whole)
+    assert distance(jax.jit(sidecar.logits)(*inputs), logits) < NOISE
+    assert distance(jax.jit(sidecar.__call__)(*inputs), sigmoid(logits / w["temperature"])) < NOISE
+
+
+@pytest.mark.parametrize("config", [SAE, SIDECAR], ids=lambda config: config.family)
+def test_a_round_trip_through_a_model_directory(config: SAEConfig | SidecarConfig, tmp_path: Path) -> None:
+    model = store.from_arrays(config, random_arrays(config))
+    store.save(model, tmp_path)
+    again = store.load(tmp_path)
+    assert again.config == config
+    assert_same_weights(again, model)
