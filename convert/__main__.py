@@ -61,8 +61,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         raise InputError("--inspect: expected SOURCE alone")
     if not options.inspect and options.out is None:
         raise InputError("expected SOURCE and OUT (or --inspect SOURCE)")
-    if options.to and (options.family or options.map or options.settings):
-        raise InputError("--to: expected no --from, --map or --set: the model directory says all that")
+    if options.to and (options.family or options.map or options.settings or options.check):
+        raise InputError("--to: expected no --from, --map, --set or --check")
     return options
 
 

@@ -18,8 +18,9 @@ def report(source: Source, plan: Plan | None, problem: str) -> str:
     """A line for each tensor, the family and configuration, and what stands in the way if anything does."""
     found = source.tensors if plan is None else plan.found
     rows = [["tensor", "shape", "type", "becomes"]]
-    rows += [[name, "×".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype), _becomes(name, plan)]
-             for name, tensor in found.items()]
+    called = {} if plan is None else plan.called
+    rows += [[called.get(name, name), "×".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype),
+              _becomes(name, plan)] for name, tensor in found.items()]
     lines = [table(rows), "", f"{source.path}: {len(found)} tensors, {_count(found):,} numbers"]
     if plan is not None:
         lines.append(f"family {plan.family}; its configuration:")

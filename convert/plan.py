@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from convert.source import Source
 from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
@@ -22,6 +24,8 @@ class Plan:
         links: our arrays and the tensors that they come from.
         names: the map that says so.
         found: the tensors, under the names that the links have.
+        called: what the file calls those that were renamed.
+        doubled: tensors that the file has twice: name → the name of the same.
         ignored: patterns of tensors that are not needed, with the reason.
         notes: what was assumed.
     """
@@ -33,6 +37,8 @@ class Plan:
     found: Mapping[str, Tensor]
     ignored: Mapping[str, str]
     notes: Sequence[str] = ()
+    called: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    doubled: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def check(self, source: str) -> None:
         """Raises InputError, which lists them, where tensors are missing, left over or of another shape."""
@@ -63,10 +69,29 @@ class Family:
     plan: Callable[[Source, Mapping[str, Any]], Plan]
 
 
-def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names, found: Mapping[str, Tensor],
-              ignored: Mapping[str, str], notes: Sequence[str] = ()) -> Plan:
-    """The plan for a network whose arrays a map of names tells."""
-    return Plan(family, config, mapping.link(names, shapes(build, config)), names, found, ignored, notes)
+def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names, source: Source,
+              ignored: Mapping[str, str], notes: Sequence[str] = (),
+              doubled: Mapping[str, str] | None = None) -> Plan:
+    """The plan for a network whose arrays a map of names tells.
+
+    Raises:
+        InputError: the map knows nothing of an array that the configuration asks for.
+    """
+    links = linked(names, shapes(build, config), str(source.path))
+    notes = [*notes, *(f"{key}: its tensors are no part of a network and stay behind"
+                       for key in source.left_behind)]
+    same = {name: f"the same numbers as {other}: tied" for name, other in (doubled or {}).items()}
+    return Plan(family, config, links, names, source.tensors,
+                {**ignored, **{f"^{re.escape(name)}$": reason for name, reason in same.items()}}, notes,
+                source.called, doubled or {})
+
+
+def linked(names: Names, wanted: Mapping[str, Shape], source: str) -> list[Link]:
+    """`mapping.link`, with an error that names the arrays that have no name there."""
+    unknown = [name for name in wanted if name not in names and mapping.numbered(name)[0] not in names]
+    if unknown:
+        raise InputError(f"{source}: nothing of such a checkpoint is known to be {', '.join(unknown)}")
+    return mapping.link(names, wanted)
 
 
 def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:

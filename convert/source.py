@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ class Source:
     Attributes:
         tree: its configuration, as far as it says one.
         tensors: its tensors by name.
+        called: what the file calls tensors that have been renamed since.
         rest: what else a `.pt` file holds beside tensors and configuration.
+        left_behind: keys of it under which there are tensors, of an optimiser perhaps.
         state_key, config_key: where a `.pt` file keeps them; "" for the file itself or nowhere.
         companions: files that are carried along.
     """
@@ -40,7 +42,9 @@ class Source:
     path: Path
     tree: dict[str, Any]
     tensors: dict[str, Tensor]
+    called: dict[str, str] = dataclasses.field(default_factory=dict)
     rest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    left_behind: tuple[str, ...] = ()
     state_key: str = ""
     config_key: str = ""
     companions: tuple[Path, ...] = ()
@@ -49,29 +53,45 @@ class Source:
     def is_directory(self) -> bool:
         return self.path.is_dir()
 
-    def renamed(self, names: Mapping[str, str | None]) -> Source:
-        """With its tensors renamed by a user's map; those that it maps to nothing are left out.
+    def with_names(self, name_of: Callable[[str], str | None]) -> Source:
+        """With its tensors renamed; those that come to have no name are left out.
 
         Raises:
-            InputError: an entry matches no tensor, or two tensors come to have one name.
+            InputError: two tensors come to have one name.
         """
-        patterns = {theirs: _pattern(theirs) for theirs in names}
-        unused, found = set(names), {}
+        tensors: dict[str, Tensor] = {}
+        called: dict[str, str] = {}
         for name, tensor in self.tensors.items():
-            new: str | None = name
+            new = name_of(name)
+            if new is None:
+                continue
+            if new in tensors:
+                raise InputError(f"{self.path}: two tensors come to be called '{new}': "
+                                 f"{called[new]} and {self.called.get(name, name)}")
+            tensors[new], called[new] = tensor, self.called.get(name, name)
+        return dataclasses.replace(self, tensors=tensors, called=called)
+
+    def renamed(self, names: Mapping[str, str | None]) -> Source:
+        """With the names of a user's map, which may map to nothing what is to be left out.
+
+        Raises:
+            InputError: an entry makes no sense or matches no tensor, or two tensors come to have one name.
+        """
+        patterns = {theirs: _pattern(theirs, ours) for theirs, ours in names.items()}
+        used = set()
+
+        def name_of(name: str) -> str | None:
             for theirs, pattern in patterns.items():
                 if match := pattern.fullmatch(name):
-                    unused.discard(theirs)
-                    target = names[theirs]
-                    new = None if target is None else target.format(**match.groupdict())
-                    break
-            if new in found:
-                raise InputError(f"--map: two tensors come to be called '{new}'")
-            if new is not None:
-                found[new] = tensor
-        if unused:
+                    used.add(theirs)
+                    ours = names[theirs]
+                    return ours and re.sub(r"\{(\w)\}", lambda slot: match[slot[1]], ours)
+            return name
+
+        found = self.with_names(name_of)
+        if unused := set(names) - used:
             raise InputError(f"--map: no tensor is called '{min(unused)}'")
-        return dataclasses.replace(self, tensors=found)
+        return found
 
 
 def open_source(path: Path) -> Source:
@@ -92,16 +112,20 @@ def open_source(path: Path) -> Source:
         raise InputError(f"{path}: expected a dict of tensors, found a {type(tree).__name__}")
     state_key = next((key for key in STATE_KEYS if isinstance(tree.get(key), dict)), "")
     config_key = next((key for key in CONFIG_KEYS if isinstance(tree.get(key), dict)), "")
-    tensors = {str(name): value for name, value in (tree[state_key] if state_key else tree).items()
-               if isinstance(value, Tensor)}
-    rest = {key: value for key, value in tree.items() if key not in {state_key, config_key} - {""}
+    state = tree[state_key] if state_key else tree
+    tensors = {str(name): value if isinstance(value, Tensor) else in_memory(value)
+               for name, value in state.items() if isinstance(value, Tensor) or (
+                   state_key and isinstance(value, np.ndarray))}
+    rest = {str(key): value for key, value in tree.items() if key not in {state_key, config_key} - {""}
             and not isinstance(value, Tensor)}
-    rest_arrays = dict(_arrays(rest))
+    left_behind = tuple(str(key) for key, value in tree.items() if state_key and _holds_tensors(value)
+                        and key not in (state_key, config_key))
     if not tensors:
         raise InputError(f"{path}: holds no tensors where a state dict would be "
                          f"({', '.join(STATE_KEYS)}, or the file itself)")
-    return Source(path, dict(tree[config_key]) if config_key else {}, {**tensors, **rest_arrays},
-                  _plain(rest), state_key, config_key)
+    return Source(path, _plain(tree[config_key]) if config_key else {}, {**tensors, **dict(_arrays(rest))},
+                  {}, {key: _plain(value) for key, value in rest.items() if key not in left_behind},
+                  left_behind, state_key, config_key)
 
 
 def read_map(path: Path) -> dict[str, str | None]:
@@ -154,6 +178,12 @@ def _arrays(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{key}", in_memory(value)
 
 
+def _holds_tensors(tree: Any) -> bool:
+    if isinstance(tree, dict | list):
+        return any(map(_holds_tensors, tree.values() if isinstance(tree, dict) else tree))
+    return isinstance(tree, Tensor)
+
+
 def _plain(tree: Any) -> Any:
     """What JSON can hold of it."""
     if isinstance(tree, dict):
@@ -164,5 +194,10 @@ def _plain(tree: Any) -> Any:
     return tree if isinstance(tree, str | int | float | bool | None) else repr(tree)
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(name)))
+def _pattern(theirs: str, ours: str | None) -> re.Pattern[str]:
+    slots, wanted = re.findall(r"\{(\w?)\}", theirs), re.findall(r"\{(\w?)\}", ours or "")
+    plain = re.sub(r"\{\w\}", "", theirs + (ours or ""))
+    if len(set(slots)) < len(slots) or set(wanted) - set(slots) or set("{}") & set(plain):
+        raise InputError(f"--map: '{theirs}: {ours}': expected {{i}}, {{h}} or the like for a number, each "
+                         "once in their name, and in ours only those")
+    return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(theirs)))

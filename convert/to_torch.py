@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ import numpy as np
 
 from convert import checkpoint
 from convert.families import lrd, sae, tilelli, vanilla
+from convert.families.stated import PARTS
 from convert.output import new_directory
-from convert.plan import Plan
+from convert.plan import Plan, linked
 from convert.source import COMPANIONS, Source
 from tilelli_jax import config as config_lib
+from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
-from tilelli_jax.models import FAMILIES
+from tilelli_jax.files import as_json, write_atomically
+from tilelli_jax.models.arrays import check_names, outline
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
 from tilelli_jax.tensors import Tensor, read_json
 
+SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # how a model directory was made, for the way back
 
 
@@ -29,7 +33,9 @@ def record(source: Source, plan: Plan) -> dict[str, Any]:
     """What the way back needs to know of a source."""
     return {"source": source.path.name, "family": plan.family, "state_key": source.state_key,
             "config_key": source.config_key, "config": source.tree, "rest": source.rest,
-            "names": {ours: [place.name, place.how] for ours, place in plan.names.items()}}
+            "names": {ours: [place.name, place.how] for ours, place in plan.names.items()},
+            "called": {name: called for name, called in plan.called.items() if called != name},
+            "doubled": dict(plan.doubled), "ours": config_lib.to_dict(plan.config)}
 
 
 def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) -> None:
@@ -40,44 +46,65 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) ->
         source: the model directory, for files that are carried along.
 
     Raises:
-        InputError: `out` is there already, or of the wrong kind, or cannot be written.
+        InputError: the arrays are not those of the configuration; `out` is there already, or of the
+            wrong kind, or cannot be written.
     """
-    network = FAMILIES.get(config.family, (None, None))[1]
+    network = store.FAMILIES[config.family][1]
+    check_names(outline(network, config), arrays, str(source))
     if isinstance(network, type) and issubclass(network, Pretrained):
+        if out.suffix in SUFFIXES:
+            raise InputError(f"{out}: expected a directory, in which transformers reads a {config.family}")
         others = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
         with new_directory(out) as path:
             hugging_face.write(network.hugging_face, config, arrays, path, others=others)
         return
-    if out.suffix not in (".pt", ".pth") or out.exists():
+    if out.suffix not in SUFFIXES or out.exists():
         raise InputError(f"{out}: is there already; choose another OUT" if out.exists() else
                          f"{out}: expected a file name that ends in .pt")
-    made = read_json(source / RECORD) if (source / RECORD).is_file() else {}
-    content = checkpoint.write(out, _tree(config, arrays, made))
+    made = _read_record(source / RECORD) if (source / RECORD).is_file() else {}
+    if made.get("ours") != json.loads(as_json(config_lib.to_dict(config))):
+        made = {}  # another network has been put in the place of the one that was converted
     try:
+        content = checkpoint.write(out, _tree(config, arrays, made, str(source)))
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, content)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
-def _tree(config: Any, arrays: Mapping[str, Tensor], made: Mapping[str, Any]) -> dict[str, Any]:
-    names = _names(config, made)
-    try:
-        links = mapping.link(names, {name: array.shape for name, array in arrays.items()})
-    except KeyError:  # the directory holds another network than the one that was converted
-        links = mapping.link(_names(config, {}), {name: array.shape for name, array in arrays.items()})
-    state = mapping.to_theirs(links, arrays)
+def _read_record(path: Path) -> dict[str, Any]:
+    """Raises InputError where it is not what `record` makes."""
+    made = read_json(path)
+    kinds = {"state_key": str, "config_key": str, "config": dict, "rest": dict, "names": dict, "called": dict,
+             "doubled": dict, "ours": dict}
+    fits = all(isinstance(made.get(key), kind) for key, kind in kinds.items()) and all(
+        isinstance(place, list) and len(place) == 2 and place[1] in mapping.LAYOUTS
+        for place in made["names"].values())
+    if not fits:
+        raise InputError(f"{path}: expected what `python -m convert` wrote there; without that file the "
+                         "tensors get our names")
+    return made
+
+
+def _tree(config: Any, arrays: Mapping[str, Tensor], made: Mapping[str, Any], source: str) -> dict[str, Any]:
+    links = linked(_names(config, made), {name: array.shape for name, array in arrays.items()}, source)
+    state: dict[str, Any] = mapping.to_theirs(links, arrays)
+    state |= {name: state[other] for name, other in made.get("doubled", {}).items()}
+    called = made.get("called", {})
+    state = {called.get(name, name): tensor for name, tensor in state.items()}
+    rest = made.get("rest", {})
     if config.family == "lrd":
-        return lrd.tree_of(config, state)
-    if config.family == "sae" or made.get("state_key") == "":
-        return dict(state)
-    said = made.get("config") or _said(config)
-    return {made.get("state_key", "state_dict"): state, made.get("config_key") or "config": said,
-            **made.get("rest", {})}
+        return lrd.tree_of(config, state, rest)
+    if config.family == "sae" and not made:
+        return state
+    kept = {made["config_key"]: made["config"]} if made.get("config_key") else (
+        {} if config.family == "sae" else {"config": _said(config)})
+    state_key = made.get("state_key", "state_dict")
+    return {**({state_key: state} if state_key else state), **kept, **rest}
 
 
 def _names(config: Any, made: Mapping[str, Any]) -> Names:
-    if made.get("names"):
+    if made:
         return {ours: Theirs(name, how) for ours, (name, how) in made["names"].items()}
     known: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae.NAMES, "lrd": lrd.NAMES}
     return known[config.family] if config.family in known else tilelli.names_of(config)
@@ -86,5 +113,6 @@ def _names(config: Any, made: Mapping[str, Any]) -> Names:
 def _said(config: Any) -> dict[str, Any]:
     """The configuration as the originals have it, and the rest of ours beside."""
     said = config_lib.to_dict(config)
+    said[PARTS] = said["quantize"]  # what the originals mean by that word is whether, and with what
     said["quantize"] = config.quantizer != "none" and config.quantizer
     return {key: np.asarray(value).tolist() for key, value in said.items()}

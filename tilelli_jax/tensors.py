@@ -55,27 +55,35 @@ class Tensor:
     def read(self) -> np.ndarray:
         """The whole of it; may be a view that is not contiguous."""
         parts = list(self.parts())
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
+        whole = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
+        return whole.astype(self.dtype, copy=False)
 
     def astype(self, dtype: np.dtype) -> Tensor:
-        """The same numbers in another type, converted block by block when they are written."""
+        """The same numbers in another type; written, they are converted block by block."""
         return dataclasses.replace(self, dtype=np.dtype(dtype), mapped=None)
 
     def write(self, file: BinaryIO) -> None:
         """The numbers in row-major order, without a second copy of the whole."""
         for part in self.parts():
-            rows = part.reshape(1, 1) if part.ndim == 0 else part
-            step = max(1, _BLOCK // max(1, rows[:1].nbytes))
-            for first in range(0, len(rows), step):
-                file.write(_bytes(rows[first:first + step], self.dtype).data)
+            for block in _blocks(part):
+                file.write(np.ascontiguousarray(block.astype(self.dtype, copy=False)).reshape(-1)
+                           .view(np.uint8).data)
 
 
 def in_memory(array: np.ndarray) -> Tensor:
     return Tensor(array.shape, array.dtype, lambda: iter([array]))
 
 
-def _bytes(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return np.ascontiguousarray(rows.astype(dtype, copy=False)).reshape(-1).view(np.uint8)
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in pieces of at most _BLOCK bytes or a single number, in row-major order."""
+    if array.nbytes <= _BLOCK or array.ndim == 0:
+        yield array
+    elif (rows := _BLOCK // array[:1].nbytes) > 0 or array.ndim == 1:
+        step = max(1, rows)
+        yield from (array[first:first + step] for first in range(0, len(array), step))
+    else:
+        for row in array:
+            yield from _blocks(row)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

@@ -24,8 +24,8 @@ def _family(network: type[Pretrained]) -> Family:
         where = f"{source.path / hugging_face.CONFIG}"
         said = hugging_face.settings(theirs, source.tree, where)
         config = configured(network.config_class, said, settings, where)
-        found = {theirs.present_name(name): tensor for name, tensor in source.tensors.items()}
-        return make_plan(theirs.family, network, config, theirs.names, found, theirs.ignored(config))
+        return make_plan(theirs.family, network, config, theirs.names,
+                         source.with_names(theirs.present_name), theirs.ignored(config))
 
     return Family(theirs.family, (theirs.family,), recognises, plan)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,22 +31,23 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     temperature = source.rest.get("T")
     if not isinstance(temperature, float):
         raise InputError(f"{source.path}: T: expected the temperature, a number, found {temperature!r}")
-    found = {**source.tensors, "T": in_memory(np.array(temperature))}
+    source = dataclasses.replace(source, tensors={**source.tensors, "T": in_memory(np.array(temperature))})
+    found = source.tensors
     three, n_features = shape_of(source, found, "gru.weight_ih_l0", 2)
     (n_globals,) = shape_of(source, found, "gscaler.mean", 1)
     said = {"family": "lrd", "n_features": n_features, "n_globals": n_globals, "d_hidden": three // 3,
             "features": source.rest.get("feat_names", []), "globals": source.rest.get("global_names", [])}
     config = configured(SidecarConfig, said, settings, str(source.path))
-    return make_plan("lrd", Sidecar, config, NAMES, found, {})
+    return make_plan("lrd", Sidecar, config, NAMES, source, {})
 
 
-def tree_of(config: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def tree_of(config: Any, state: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     """The file as Recall reads it."""
     def scaler(name: str, *keys: str) -> dict[str, np.ndarray]:
         return {key: np.array(state[f"{name}.{key}"].read()) for key in keys}
 
     weights = {name: tensor for name, tensor in state.items() if name.startswith(("gru.", "head."))}
-    return {"state_dict": weights, "fscaler": scaler("fscaler", "mean", "std"),
+    return {**rest, "state_dict": weights, "fscaler": scaler("fscaler", "mean", "std"),
             "gscaler": scaler("gscaler", "mean", "scale"), "T": float(state["T"].read()),
             "n_feat": config.n_features, "n_global": config.n_globals, "hidden": config.d_hidden,
             "feat_names": list(config.features), "global_names": list(config.globals)}

@@ -23,7 +23,7 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     elif "k" not in settings:  # the file does not hold it; its name sometimes does
         raise cannot_be_told(source, "k")
     config = configured(SAEConfig, said, settings, str(source.path))
-    return make_plan("sae", TopKSAE, config, NAMES, source.tensors, {})
+    return make_plan("sae", TopKSAE, config, NAMES, source, {})
 
 
 SAE = Family("sae", ("sae",), lambda source: "W_enc" in source.tensors and not source.is_directory, _plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing
 from collections.abc import Mapping
@@ -12,12 +13,21 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.nn.quantize import QuantizerName
 from tilelli_jax.tensors import Tensor
 
+PARTS = "quantized_parts"  # of a configuration of ours in a .pt file
 _WRAPPERS = re.compile(r"^((module|_orig_mod|base|model)\.)+")
 
 
-def stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def stripped(source: Source) -> Source:
     """Without the prefixes that wrappers leave: `base.`, `module.`, `_orig_mod.`, `model.`."""
-    return {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    return source.with_names(lambda name: _WRAPPERS.sub("", name))
+
+
+def tied_twice(found: Mapping[str, Tensor], table: str, unembed: str) -> dict[str, str]:
+    """The unembedding, where it is there and is the embedding table over again, as shared parameters are."""
+    if table in found and unembed in found and found[table].shape == found[unembed].shape and (
+            found[table].read().tobytes() == found[unembed].read().tobytes()):
+        return {unembed: table}
+    return {}
 
 
 def shape_of(source: Source, found: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
@@ -56,3 +66,14 @@ def quantizer_of(source: Source) -> dict[str, Any]:
 def cannot_be_told(source: Source, key: str) -> InputError:
     return InputError(f"{source.path}: {key}: cannot be told from the tensors, and its configuration does "
                       f"not say it; add --set {key}=…")
+
+
+def is_ours(source: Source, family: str) -> bool:
+    """Whether the file was written here, and says everything of the network."""
+    return source.tree.get("family") == family and PARTS in source.tree
+
+
+def our_settings(cls: type, source: Source) -> dict[str, Any]:
+    """The settings of our configuration in a file that was written here."""
+    tree = {**source.tree, "quantize": source.tree[PARTS]}
+    return {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}

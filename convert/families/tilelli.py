@@ -12,7 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from convert.families.stated import cannot_be_told, quantizer_of, stripped
+from convert.families.stated import (
+    cannot_be_told,
+    is_ours,
+    our_settings,
+    quantizer_of,
+    stripped,
+    tied_twice,
+)
 from convert.plan import Family, Plan, configured, make_plan
 from convert.source import Source
 from tilelli_jax.errors import InputError
@@ -45,6 +52,11 @@ def _inventory(names: Mapping[str, Tensor], parts: Mapping[str, tuple[str, int]]
                 found.setdefault(part, []).append(name)
                 break
     return found
+
+
+def _natural(name: str) -> list[Any]:
+    """Numbers by their size: heads.2 before heads.10."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def _by_shape(inside: Mapping[str, Tensor], d_model: int, found: dict[str, list[str]]) -> None:
@@ -83,19 +95,24 @@ class _Layout:
 
     def __init__(self, source: Source, settings: Mapping[str, Any]) -> None:
         self.source, self.settings = source, settings
-        self.tensors = stripped(source.tensors)
+        self.tensors = source.tensors
         blocks = [match for match in map(_BLOCK.fullmatch, self.tensors) if match]
         if not blocks:
             raise InputError(f"{source.path}: no tensor is called blocks.0.…; a --map may rename them")
         self.stem, self.n_layers = blocks[0][1], 1 + max(int(match[2]) for match in blocks)
-        self.inside = {match[3]: self.tensors[match[0]] for match in blocks if match[2] == "0"}
+        inside = {match[3]: self.tensors[match[0]] for match in blocks if match[2] == "0"}
+        if not inside:
+            raise InputError(f"{source.path}: missing: {self.stem}.0.…")
+        self.inside = dict(sorted(inside.items(), key=lambda item: _natural(item[0])))
         top = {name: tensor for name, tensor in self.tensors.items() if not _BLOCK.fullmatch(name)}
         self.top = {part: names[0] for part, names in _inventory(top, _TOP).items()}
         if "embed" not in self.top:
             raise InputError(f"{source.path}: missing: embed.weight")
         self.vocab_size, self.d_model = self.tensors[self.top["embed"]].shape
+        self.n_banks = self._n_banks()
         self.parts = _inventory(self.inside, _PARTS)
         _by_shape(self.inside, self.d_model, self.parts)
+        self.doubled = tied_twice(self.tensors, self.top["embed"], self.top.get("unembed", ""))
         self.names: dict[str, Theirs] = {}
         self.said: dict[str, Any] = {"family": "routed"}
 
@@ -107,13 +124,13 @@ class _Layout:
         self._attention()
         self._dense()
         self._router()
-        self.said["pathways"] = [name for name in _ORDER if any(
-            f"blocks.{{i}}.{name}." in ours for ours in self.names)]
+        self.said["pathways"] = self._pathways()
         self._stated()
 
     def _top(self) -> None:
         self.said |= {"vocab_size": self.vocab_size, "d_model": self.d_model, "n_layers": self.n_layers,
-                      "tie_embeddings": "unembed" not in self.top, "abstain_head": "abstain" in self.top,
+                      "tie_embeddings": "unembed" not in self.top or bool(self.doubled),
+                      "abstain_head": "abstain" in self.top,
                       "positions": "learned" if "positions" in self.top else "none"}
         self.names["embed.kernel"] = Theirs(self.top["embed"])
         for part, ours in (("unembed", "unembed.kernel"), ("abstain", "abstain.kernel")):
@@ -131,7 +148,8 @@ class _Layout:
                        "final_norm.bias": Theirs(f"{norm}.bias")}
 
     def _norms(self) -> None:
-        norms = [name.removesuffix(".weight") for name in self.parts.get("norm", ["norm.weight"])]
+        norms = sorted((name.removesuffix(".weight") for name in self.parts.get("norm", ["norm.weight"])),
+                       key=_natural)
         self.said["second_norm"] = "none"
         if len(norms) > 1:
             hints = {kind for kind, hint in (("dense", "dense|ffn|mlp"), ("mix", "mix|post"))
@@ -167,11 +185,11 @@ class _Layout:
         if "query" not in self.parts:
             return
         values = self.parts.get("value", [])
-        per_bank = max(1, len(values) // self._n_banks())
+        per_bank = max(1, len(values) // self.n_banks)
         n_heads = per_bank if per_bank > 1 else max(1, self.inside[values[0]].shape[0] // self.d_model
                                                     if values else 1)
         rows = self.inside[self.parts["query"][0]].shape[0]
-        split = len(self.parts["query"]) // self._n_banks() > 1
+        split = len(self.parts["query"]) // self.n_banks > 1
         self.said |= {"n_heads": n_heads, "d_head": rows if split else rows // n_heads}
         for part in ("query", "key", "value"):
             for bank, name in self._banked("sparse", self.parts.get(part, [])):
@@ -205,14 +223,30 @@ class _Layout:
         for key in ("top_k", "head_reduction"):
             if key in tree:
                 self.said[key] = tree[key]
-        self.said |= {"n_banks": self._n_banks(), **quantizer_of(self.source)}
+        self.said |= {"n_banks": self.n_banks, **quantizer_of(self.source)}
+
+    def _pathways(self) -> list[str]:
+        """In the router's order: by the numbers that they are called by, or else as it always is."""
+        found = [name for name in _ORDER if any(f"blocks.{{i}}.{name}." in ours for ours in self.names)]
+        first = {name: next(place.name for ours, place in self.names.items()
+                            if f"blocks.{{i}}.{name}." in ours) for name in found}
+        numbers = {name: re.match(r"(\w+\.\{i\}\.[a-zA-Z_]+)\.(\d+)\.", theirs)
+                   for name, theirs in first.items()}
+        matches = [match for match in numbers.values() if match]
+        if len(matches) == len(found) > 1 and len({match[1] for match in matches}) == 1 and (
+                len({match[2] for match in matches}) == len(found)):
+            found.sort(key=lambda name: int(numbers[name][2]))  # type: ignore[index]
+        return found
 
     def _n_banks(self) -> int:
-        return int(self.settings.get("n_banks", self.source.tree.get("n_banks", 1)))
+        n = self.settings.get("n_banks", self.source.tree.get("n_banks", 1))
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"{self.source.path}: n_banks: expected a whole number ≥ 1, found {n!r}")
+        return n
 
     def _banked(self, pathway: str, names: list[str]) -> Iterable[tuple[str, str]]:
         """For each bank what we call the pathway, and the name, with `{h}` where heads are apart."""
-        n_banks = self._n_banks()
+        n_banks = self.n_banks
         each = len(names) // n_banks
         for bank in range(n_banks if names else 0):
             mine = names[bank * each:(bank + 1) * each]
@@ -259,6 +293,10 @@ def names_of(config: RoutedConfig) -> Names:
 
 
 def _plan(source: Source, settings: Mapping[str, Any], family: str, defaults: Mapping[str, Any]) -> Plan:
+    source = stripped(source)
+    if is_ours(source, "routed"):
+        config = configured(RoutedConfig, our_settings(RoutedConfig, source), settings, str(source.path))
+        return make_plan(family, RoutedLM, config, names_of(config), source, {})
     layout = _Layout(source, settings)
     layout.read()
     said = {**defaults, **layout.said}
@@ -270,13 +308,14 @@ def _plan(source: Source, settings: Mapping[str, Any], family: str, defaults: Ma
         notes.append("head_reduction: nothing says whether heads are averaged or summed; mean is taken "
                      "(--set head_reduction=sum for the other)")
     config = configured(RoutedConfig, said, settings, str(source.path))
-    return make_plan(family, RoutedLM, config, layout.names, layout.tensors, {},
-                     notes)
+    return make_plan(family, RoutedLM, config, layout.names, source, {}, notes, layout.doubled)
 
 
 def _is_routed(source: Source) -> bool:
-    names = "\n".join(source.tensors)
-    return not source.is_directory and "router" in names and bool(re.search(r"(W_?q|q_proj|a_raw)", names))
+    if source.is_directory:
+        return False
+    blocks = {match[3]: source.tensors[name] for name in source.tensors if (match := _BLOCK.search(name))}
+    return is_ours(source, "routed") or "router" in _inventory(blocks, _PARTS)
 
 
 def _is_atome(source: Source) -> bool:

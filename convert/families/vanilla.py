@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.stated import cannot_be_told, quantizer_of, shape_of, stripped
+from convert.families.stated import (
+    cannot_be_told,
+    is_ours,
+    our_settings,
+    quantizer_of,
+    shape_of,
+    stripped,
+    tied_twice,
+)
 from convert.plan import Family, Plan, configured, make_plan
 from convert.source import Source
 from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
@@ -30,14 +38,19 @@ def _recognises(source: Source) -> bool:
 
 
 def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
-    found = stripped(source.tensors)
+    source = stripped(source)
+    found = source.tensors
+    doubled = tied_twice(found, "tok_embed.weight", "unembed.weight")
+    if is_ours(source, "vanilla"):
+        config = configured(VanillaConfig, our_settings(VanillaConfig, source), settings, str(source.path))
+        return make_plan("vanilla", VanillaLM, config, NAMES, source, {})
     vocab_size, d_model = shape_of(source, found, "tok_embed.weight", 2)
     up, _ = shape_of(source, found, "blocks.0.ffn.up.weight", 2)
     said: dict[str, Any] = {
         "family": "vanilla", "vocab_size": vocab_size, "d_model": d_model, "dense_expand": up // d_model,
         "n_layers": 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks.")),
-        "tie_embeddings": "unembed.weight" not in found, "abstain_head": "abstain.weight" in found,
-        **quantizer_of(source)}
+        "tie_embeddings": "unembed.weight" not in found or bool(doubled),
+        "abstain_head": "abstain.weight" in found, **quantizer_of(source)}
     if "pos_embed.weight" in found:
         said["max_seq_len"] = found["pos_embed.weight"].shape[0]
     else:
@@ -47,7 +60,7 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     elif "n_heads" not in settings:
         raise cannot_be_told(source, "n_heads")
     config = configured(VanillaConfig, said, settings, str(source.path))
-    return make_plan("vanilla", VanillaLM, config, NAMES, found, {})
+    return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, doubled=doubled)
 
 
 VANILLA = Family("vanilla", ("vanilla",), _recognises, _plan)

@@ -49,6 +49,18 @@ def outline(build: Callable[..., nnx.Module], config: Any,
     return _outline(abstract)
 
 
+def check_names(wanted: Mapping[str, jax.ShapeDtypeStruct], found: Mapping[str, Tensor], source: str) -> None:
+    """Raises InputError, which lists them, where arrays are missing, left over or of another shape."""
+    problems = {"missing": sorted(wanted.keys() - found.keys()),
+                "not known": sorted(found.keys() - wanted.keys()),
+                "of another shape": [f"{name} {found[name].shape} instead of {leaf.shape}"
+                                     for name, leaf in sorted(wanted.items())
+                                     if name in found and found[name].shape != leaf.shape]}
+    if any(problems.values()):
+        raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
+            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
+
+
 def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Tensor],
                  compute: ComputeConfig | None = None, *, source: str = "tensors",
                  param_dtype: ParamType = "float32", mesh: Mesh | None = None, finite: bool = True) -> M:
@@ -66,15 +78,7 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     """
     abstract = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
     graph, state = nnx.split(abstract)
-    wanted = {name: leaf.shape for name, leaf in _outline(abstract).items()}
-    problems = {"missing": sorted(wanted.keys() - tensors.keys()),
-                "not known": sorted(tensors.keys() - wanted.keys()),
-                "of another shape": [f"{name} {tensors[name].shape} instead of {shape}"
-                                     for name, shape in sorted(wanted.items())
-                                     if name in tensors and tensors[name].shape != shape]}
-    if any(problems.values()):
-        raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
-            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
+    check_names(_outline(abstract), tensors, source)
     if strange := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
         raise InputError(f"{source}: {strange[0]}: expected floating-point numbers, "
                          f"found {tensors[strange[0]].dtype}")

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
 from tilelli_jax.models.arrays import ParamType, from_tensors, outline, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.pretrained import hugging_face
@@ -59,4 +60,7 @@ class Pretrained(nnx.Module):
         """
         arrays = {name: in_memory(array) for name, array in to_arrays(self).items()}
         kind: np.dtype | None = None if dtype is None else np.dtype(jnp.dtype(dtype))
-        hugging_face.write(self.hugging_face, self.config, arrays, Path(path), kind)
+        try:
+            hugging_face.write(self.hugging_face, self.config, arrays, Path(path), kind)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

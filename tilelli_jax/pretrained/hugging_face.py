@@ -75,6 +75,8 @@ def settings(family: Family, tree: Tree, source: str) -> Tree:
         raise InputError(f"{source}: expected the key {error}") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{source}: a value makes no sense: {error}") from None
 
 
 def read(family: Family, config: Any, wanted: Mapping[str, Shape], found: Mapping[str, Tensor],
@@ -104,7 +106,7 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
         dtype: what tensors are written in; None for the type they have.
 
     Raises:
-        InputError: the directory cannot be written.
+        OSError: the directory cannot be written.
     """
     links = mapping.link(family.names, {name: array.shape for name, array in arrays.items()})
     tensors = mapping.to_theirs(links, arrays)
@@ -112,10 +114,7 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
         tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     stored = _dtype_name(tensor.dtype for tensor in tensors.values())
     tree = {**family.tree_of(config), "dtype": stored, "torch_dtype": stored}
-    try:
-        write_directory(path, tensors, {CONFIG: as_json(tree), **(others or {})}, writer="pt")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    write_directory(path, tensors, {CONFIG: as_json(tree), **(others or {})}, writer="pt")
 
 
 def several_ids(ids: Any) -> list[int]:

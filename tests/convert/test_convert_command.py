@@ -1,0 +1,282 @@
+"""Hugging Face directories to model directories and back, through the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import tilelli_jax
+from convert.__main__ import main
+from tests.restated.comparison import assert_same_weights
+from tests.restated.random_weights import random_weights
+from tilelli_jax import tensors
+from tilelli_jax.models import FAMILIES
+from tilelli_jax.models.arrays import outline, to_arrays
+from tilelli_jax.models.chronos import ChronosConfig
+from tilelli_jax.models.gemma4 import Gemma4Config
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.t5 import T5Config
+from tilelli_jax.pretrained import mapping
+from tilelli_jax.store import from_arrays
+from tilelli_jax.tensors import INDEX, TENSORS
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
+
+GPT_NEOX = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
+GEMMA4 = Gemma4Config(
+    vocab_size=61, d_model=24, layers=("sliding", "full", "sliding", "full"), max_seq_len=64, n_heads=4,
+    n_kv_heads=2, d_head=6, n_kv_heads_full=2, d_head_full=12, window=5, n_shared_layers=2, d_hidden=20,
+    d_per_layer=4, vocab_per_layer=61)
+T5 = T5Config(vocab_size=50, d_model=12, n_layers=2, n_decoder_layers=3, n_heads=3, d_head=5, d_hidden=20)
+NETWORKS: dict[str, Any] = {
+    "gpt_neox": GPT_NEOX,
+    "gpt_neox, in sequence and tied": dataclasses.replace(GPT_NEOX, parallel_residual=False,
+                                                          tie_embeddings=True),
+    "gemma4": GEMMA4,
+    "gemma4, experts": dataclasses.replace(GEMMA4, d_per_layer=0, n_shared_layers=0, key_is_value=True,
+                                           n_kv_heads_full=1, n_experts=6, experts_per_token=2, d_expert=8),
+    "t5": T5,
+    "t5, untied": dataclasses.replace(T5, tie_embeddings=False),
+    "chronos": dataclasses.replace(T5, chronos=ChronosConfig(n_tokens=50, context_length=20,
+                                                             prediction_length=6, low_limit=-2.0)),
+}
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+REFERENCES = ["pythia_tiny/parallel", "gemma4_tiny/e4b", "gemma4_tiny/e2b", "chronos_tiny/model",
+              "recall_cases/tiny_gemma4_with_tokenizer", "difficulty/tiny_world/tiny_base"]
+SMALL = ["gpt_neox", "gemma4", "chronos"]
+COMPANIONS = {"tokenizer.json": b'{"version": "1.0"}', "tokenizer_config.json": b"{}",
+              "special_tokens_map.json": b"[]", "generation_config.json": b'{"eos_token_id": 1}',
+              "spiece.model": b"\x00\xff", "chat_template.jinja": "{{ é }}".encode()}
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@functools.cache
+def weights(name: str) -> dict[str, np.ndarray]:
+    config = NETWORKS[name]
+    found = outline(FAMILIES[config.family][1], config)
+    return random_weights({key: leaf.shape for key, leaf in found.items()}, 0)
+
+
+@functools.cache
+def network(name: str, dtype: str = "float32") -> Any:
+    """Random weights, which `dtype` can hold."""
+    kind = tensors.DTYPES["BF16" if dtype == "bfloat16" else "F32"]
+    return from_arrays(NETWORKS[name],
+                       {key: np.float32(array.astype(kind)) for key, array in weights(name).items()})
+
+
+@pytest.fixture
+def source(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A directory as transformers has it, of the network and type that the test asks for."""
+    name, dtype = request.param
+    network(name, dtype).save_pretrained(tmp_path / "source", dtype=dtype)
+    return tmp_path / "source"
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    return {name: array for file in path.glob("*.safetensors")
+            for name, array in safetensors.numpy.load_file(file).items()}
+
+
+def assert_same_arrays(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def config_of(path: Path) -> Any:
+    return json.loads((path / "config.json").read_text())
+
+
+def listing(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(("source", "name", "dtype"), [
+    pytest.param((name, dtype), name, dtype, id=f"{name}-{dtype}")
+    for name in NETWORKS for dtype in ("float32", "bfloat16")], indirect=["source"])
+def test_there_and_back(source: Path, name: str, dtype: str, tmp_path: Path) -> None:
+    """The same network to the last bit, and its directory again, configuration and all."""
+    assert run(source, tmp_path / "out") == 0
+    found = tilelli_jax.load(tmp_path / "out")
+    assert found.config == NETWORKS[name]
+    assert_same_weights(found, network(name, dtype))
+    assert {str(array.dtype) for array in stored(tmp_path / "out").values()} == {dtype}
+    assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
+    assert_same_arrays(stored(tmp_path / "back"), stored(source))
+    assert config_of(tmp_path / "back") == config_of(source)
+    assert listing(tmp_path / "back").keys() == {"config.json", TENSORS}
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="the stored references do not come with this project")
+@pytest.mark.parametrize("name", REFERENCES)
+def test_what_transformers_wrote(name: str, tmp_path: Path) -> None:
+    """Directories of theirs, one of them in float16: tensors to the last bit, and the same network."""
+    source = REFERENCE / name
+    assert run(source, tmp_path / "out") == 0
+    assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
+    assert_same_arrays(stored(tmp_path / "back"), stored(source))
+    assert listing(tmp_path / "back").keys() == {
+        path.name for path in source.iterdir() if not re.search("npz$|keys", path.name)}
+    assert run(tmp_path / "back", tmp_path / "again") == 0
+    assert config_of(tmp_path / "again") == config_of(tmp_path / "out")
+    assert_same_arrays(stored(tmp_path / "again"), stored(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
+                                              for name in SMALL], indirect=["source"])
+def test_several_files_both_ways(source: Path, name: str, tmp_path: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = stored(source)
+    # The default is bound when the function is made: this is where the command takes it from.
+    monkeypatch.setitem(tensors.write_directory.__kwdefaults__, "shard_bytes", 4000)
+    network(name).save_pretrained(tmp_path / "shards")
+    shards = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
+    assert len(shards) > 3 and shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    assert run(tmp_path / "shards", tmp_path / "out") == 0
+    assert (tmp_path / "out" / INDEX).is_file() and not (tmp_path / "out" / TENSORS).exists()
+    assert_same_weights(tilelli_jax.load(tmp_path / "out"), network(name))
+    assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
+    assert config_of(tmp_path / "back") == config_of(source)
+    index = json.loads((tmp_path / "back" / INDEX).read_text())["weight_map"]
+    assert index.keys() == expected.keys() and len(set(index.values())) > 3
+    assert_same_arrays(stored(tmp_path / "back"), expected)
+
+
+@pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
+def test_what_belongs_to_the_tokenizer_is_carried_along(source: Path, tmp_path: Path) -> None:
+    for name, content in COMPANIONS.items():
+        (source / name).write_bytes(content)
+    (source / "README.md").write_text("of theirs")
+    (source / "optimizer.pt").write_bytes(b"no")
+    assert run(source, tmp_path / "out") == 0
+    out = listing(tmp_path / "out")
+    assert out.keys() == {"config.json", TENSORS, "conversion.json", *COMPANIONS}
+    assert all(out[name] == content for name, content in COMPANIONS.items())
+    assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
+    back = listing(tmp_path / "back")
+    assert back.keys() == {"config.json", TENSORS, *COMPANIONS}
+    assert all(back[name] == content for name, content in COMPANIONS.items())
+
+
+@pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
+                                              for name in SMALL], indirect=["source"])
+def test_another_type(source: Path, name: str, tmp_path: Path) -> None:
+    """Rounded on the way in, or on the way back."""
+    expected = {key: array.astype(tensors.DTYPES["BF16"]) for key, array in stored(source).items()}
+    assert run(source, tmp_path / "small", "--dtype", "bfloat16") == 0
+    assert_same_weights(tilelli_jax.load(tmp_path / "small"), network(name, "bfloat16"))
+    assert run(tmp_path / "small", tmp_path / "one", "--to", "torch") == 0
+    assert run(source, tmp_path / "whole") == 0
+    assert run(tmp_path / "whole", tmp_path / "two", "--to", "torch", "--dtype", "bfloat16") == 0
+    for back in ("one", "two"):
+        assert_same_arrays(stored(tmp_path / back), expected)
+        assert config_of(tmp_path / back) == config_of(source) | {"dtype": "bfloat16",
+                                                                  "torch_dtype": "bfloat16"}
+    assert run(tmp_path / "small", tmp_path / "wide", "--to", "torch", "--dtype", "float32") == 0
+    assert_same_arrays(stored(tmp_path / "wide"),
+                       {key: np.float32(array) for key, array in expected.items()})
+
+
+@pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
+                                              for name in SMALL], indirect=["source"])
+def test_inspect(source: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every tensor, what becomes of it, and the configuration; nothing is written."""
+    arrays = stored(source) | {"spare.weight": np.ones((2, 3), np.float16)}
+    safetensors.numpy.save_file(arrays, source / TENSORS)
+    before = listing(tmp_path)
+    assert run("--inspect", source) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.split()}
+    for key, array in arrays.items():
+        assert " ".join(rows[key].split()).startswith(
+            f"{key} {'×'.join(map(str, array.shape)) or 'scalar'} {array.dtype} "), key
+    ours = to_arrays(network(name))
+    assert all(re.search(rf" {re.escape(key)}($| )", out, re.MULTILINE) for key in ours)
+    assert rows["spare.weight"].endswith("not known")
+    assert f"{len(arrays)} tensors, {sum(array.size for array in arrays.values()):,} numbers" in out
+    assert f"family {NETWORKS[name].family}" in out and f"d_model: {NETWORKS[name].d_model}\n" in out
+    assert out.splitlines()[-1].startswith("cannot be converted: ") and "spare.weight" in out.splitlines()[-1]
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
+def test_inspect_says_why_a_tensor_is_not_needed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = stored(source) | {"gpt_neox.layers.0.attention.bias": np.ones((1, 1, 4, 4), bool)}
+    safetensors.numpy.save_file(arrays, source / TENSORS)
+    assert run("--inspect", source) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^gpt_neox\.layers\.0\.attention\.bias +1×1×4×4 +bool +ignored: the causal mask", out,
+                     re.MULTILINE)
+    assert "cannot be converted" not in out
+
+
+@pytest.mark.parametrize("source", [("t5", "float32")], indirect=True)
+def test_inspect_of_what_is_no_known_family(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = set(stored(source))
+    (source / "config.json").write_text('{"model_type": "llama"}')
+    assert run("--inspect", source) == 0
+    out = capsys.readouterr().out
+    assert names <= set(out.split())
+    assert re.search("^cannot be converted: .*model_type 'llama'", out, re.MULTILINE)
+
+
+def largest_difference(out: str) -> float:
+    """What `--check` said, in units of the largest output."""
+    said = re.search(r"^largest difference from transformers [\d.]+: (\S+), of outputs up to (\S+);", out,
+                     re.MULTILINE)
+    assert said is not None, out
+    return float(said[1]) / float(said[2])
+
+
+@needs_transformers
+@pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
+                                              for name in ("gpt_neox", "gemma4", "t5")], indirect=["source"])
+def test_check(source: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, tmp_path / "out", "--check") == 0
+    assert largest_difference(capsys.readouterr().out) < 6e-5  # measured: 4e-7, 5e-6, 6e-7
+    assert_same_weights(tilelli_jax.load(tmp_path / "out"), network(name))
+
+
+@needs_transformers
+@pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
+def test_check_sees_what_is_not_the_same(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, tmp_path / "rough", "--check", "--dtype", "bfloat16") == 0
+    assert 1e-3 < largest_difference(capsys.readouterr().out) < 0.1
+    turned = mapping.LAYOUTS["turned"]  # from here on, square kernels stay the wrong way round
+    wrong = dataclasses.replace(turned, ours=lambda a, to: a if a.shape == to else turned.ours(a, to))
+    monkeypatch.setitem(mapping.LAYOUTS, "turned", wrong)
+    assert run(source, tmp_path / "wrong", "--check") == 0
+    assert largest_difference(capsys.readouterr().out) > 0.1
+
+
+@pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
+def test_an_empty_directory_is_filled(source: Path, tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    assert run(source, tmp_path / "out") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith(f"{tmp_path / 'out'}: gpt_neox, {len(stored(source))} arrays, ")
+    shutil.rmtree(source)  # nothing is read from it any more
+    assert_same_weights(tilelli_jax.load(tmp_path / "out"), network("gpt_neox"))
+    assert run(tmp_path / "out", tmp_path / "deep" / "down" / "back", "--to", "torch") == 0
+    assert (tmp_path / "deep" / "down" / "back" / TENSORS).is_file()
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
