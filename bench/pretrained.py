@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from bench.measure import (
     Contender,
@@ -51,8 +52,9 @@ def on_gpu() -> bool:
 
 
 def ours_forward(model: Any, ids: np.ndarray) -> Contender:
-    forward, given = jax.jit(model.__call__), jnp.asarray(ids)
-    return lambda: forward(given).block_until_ready()
+    graph, params = nnx.split(model)
+    forward, given = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids)), jnp.asarray(ids)
+    return lambda: forward(params, given).block_until_ready()
 
 
 def theirs_forward(model: Any, ids: np.ndarray) -> Contender:

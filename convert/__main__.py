@@ -57,7 +57,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and tell their largest difference")
     options = parser.parse_args(argv)
-    if options.inspect and (options.out or options.to):
+    if options.inspect and (options.out or options.to or options.check):
         raise InputError("--inspect: expected SOURCE alone")
     if not options.inspect and options.out is None:
         raise InputError("expected SOURCE and OUT (or --inspect SOURCE)")
@@ -100,7 +100,11 @@ def _forth(options: argparse.Namespace) -> int:
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if options.check:
-        print(check.told(check.compare(given, plan, options.out)))
+        try:
+            print(check.told(check.compare(given, plan, options.out)))
+        except Exception as error:  # whatever runs the source may raise anything
+            raise InputError(f"--check: {given.path} could not be run: {error!r:.300}; {options.out} is "
+                             "written") from None
     return 0
 
 

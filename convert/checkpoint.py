@@ -6,11 +6,15 @@ from where they lie in the archive. Nothing but tensors, plain containers and Nu
 
 from __future__ import annotations
 
+import collections
+import io
+import math
+import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +22,9 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.tensors import Tensor
 
+_STORAGES = {"bfloat16": "BFloat16", "float16": "Half", "float32": "Float", "float64": "Double",
+             "bool": "Bool", "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char",
+             "uint8": "Byte"}
 Tree = Any  # dicts and lists of Tensors, NumPy arrays and plain values
 
 
@@ -42,28 +49,63 @@ def read(path: Path) -> Tree:
         raise InputError(f"{path}: cannot be read: it holds itself, or is nested too deeply") from None
 
 
-def write(path: Path, tree: Tree) -> bytes:
-    """The bytes of a `.pt` file with this tree, its Tensors as torch's.
+def writer(path: Path, tree: Tree) -> Callable[[BinaryIO], None]:
+    """What writes a `.pt` file with this tree, its Tensors as torch's, one in memory at a time.
+
+    The archive is that of `torch.save`: a pickle that rebuilds the tree, and the numbers of each
+    tensor in a record of its own. `torch.save` itself would want all of them at once.
 
     Raises:
         InputError: torch is missing.
     """
-    import io
     torch = _torch(str(path))
+    tensors: list[Tensor] = []
 
-    def plain(value: Any) -> Any:
+    class Stored:
+        """Pickled as torch pickles a contiguous tensor, whose storage is a record of the archive."""
+
+        def __init__(self, tensor: Tensor):
+            self.tensor, self.key = tensor, len(tensors)
+            tensors.append(tensor)
+
+        def __reduce__(self) -> Any:
+            shape = self.tensor.shape
+            strides = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
+            return torch._utils._rebuild_tensor_v2, (
+                Storage(self), 0, shape, strides, False, collections.OrderedDict())
+
+    class Storage:
+        def __init__(self, stored: Stored):
+            self.stored = stored
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing: Any) -> Any:
+            if not isinstance(thing, Storage):
+                return None
+            tensor = thing.stored.tensor
+            kind = getattr(torch, f"{_STORAGES[str(tensor.dtype)]}Storage")
+            return "storage", kind, str(thing.stored.key), "cpu", math.prod(tensor.shape)
+
+    def stored(value: Any) -> Any:
         if isinstance(value, Tensor):
-            array = np.array(value.read(), order="C")
-            if array.dtype == ml_dtypes.bfloat16:
-                return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            return torch.from_numpy(array)
+            return Stored(value)
         if isinstance(value, Mapping):
-            return {key: plain(one) for key, one in value.items()}
-        return [plain(one) for one in value] if isinstance(value, list) else value
+            return {key: stored(one) for key, one in value.items()}
+        return [stored(one) for one in value] if isinstance(value, list) else value
 
-    buffer = io.BytesIO()
-    torch.save(plain(tree), buffer)
-    return buffer.getvalue()
+    outline = io.BytesIO()
+    Pickler(outline, protocol=2).dump(stored(tree))
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", outline.getvalue())
+            archive.writestr("archive/byteorder", "little")
+            for i, tensor in enumerate(tensors):
+                with archive.open(f"archive/data/{i}", "w", force_zip64=True) as record:
+                    tensor.write(record)  # type: ignore[arg-type]
+            archive.writestr("archive/version", "3\n")
+
+    return write
 
 
 def _torch(what: str) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 from convert.source import Source
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
@@ -59,12 +58,10 @@ class Family:
         recognises: whether a source is of this family.
         plan: what becomes of it, given settings (`--set`) that go before what it says itself; may
             raise InputError.
-        families: what our configuration says under `family`.
         to_torch: writes a model directory's arrays back; None where it is a Hugging Face family.
     """
 
     name: str
-    families: tuple[str, ...]
     recognises: Callable[[Source], bool]
     plan: Callable[[Source, Mapping[str, Any]], Plan]
 
@@ -77,21 +74,13 @@ def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names,
     Raises:
         InputError: the map knows nothing of an array that the configuration asks for.
     """
-    links = linked(names, shapes(build, config), str(source.path))
+    links = mapping.link(names, shapes(build, config), str(source.path))
     notes = [*notes, *(f"{key}: its tensors are no part of a network and stay behind"
                        for key in source.left_behind)]
     same = {name: f"the same numbers as {other}: tied" for name, other in (doubled or {}).items()}
     return Plan(family, config, links, names, source.tensors,
                 {**ignored, **{f"^{re.escape(name)}$": reason for name, reason in same.items()}}, notes,
                 source.called, doubled or {})
-
-
-def linked(names: Names, wanted: Mapping[str, Shape], source: str) -> list[Link]:
-    """`mapping.link`, with an error that names the arrays that have no name there."""
-    unknown = [name for name in wanted if name not in names and mapping.numbered(name)[0] not in names]
-    if unknown:
-        raise InputError(f"{source}: nothing of such a checkpoint is known to be {', '.join(unknown)}")
-    return mapping.link(names, wanted)
 
 
 def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:

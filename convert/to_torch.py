@@ -13,17 +13,16 @@ from convert import checkpoint
 from convert.families import lrd, sae, tilelli, vanilla
 from convert.families.stated import PARTS
 from convert.output import new_directory
-from convert.plan import Plan, linked
+from convert.plan import Plan, shapes
 from convert.source import COMPANIONS, Source
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, write_atomically
-from tilelli_jax.models.arrays import check_names, outline
+from tilelli_jax.files import as_json, write_together
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
-from tilelli_jax.tensors import Tensor, read_json
+from tilelli_jax.tensors import Tensor, check_fit, read_json
 
 SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # how a model directory was made, for the way back
@@ -50,7 +49,7 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) ->
             wrong kind, or cannot be written.
     """
     network = store.FAMILIES[config.family][1]
-    check_names(outline(network, config), arrays, str(source))
+    check_fit(shapes(network, config), {name: array.shape for name, array in arrays.items()}, str(source))
     if isinstance(network, type) and issubclass(network, Pretrained):
         if out.suffix in SUFFIXES:
             raise InputError(f"{out}: expected a directory, in which transformers reads a {config.family}")
@@ -65,9 +64,9 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) ->
     if made.get("ours") != json.loads(as_json(config_lib.to_dict(config))):
         made = {}  # another network has been put in the place of the one that was converted
     try:
-        content = checkpoint.write(out, _tree(config, arrays, made, str(source)))
+        content = checkpoint.writer(out, _tree(config, arrays, made, str(source)))
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, content)
+        write_together({out: content})
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
@@ -87,7 +86,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _tree(config: Any, arrays: Mapping[str, Tensor], made: Mapping[str, Any], source: str) -> dict[str, Any]:
-    links = linked(_names(config, made), {name: array.shape for name, array in arrays.items()}, source)
+    links = mapping.link(_names(config, made), {name: array.shape for name, array in arrays.items()}, source)
     state: dict[str, Any] = mapping.to_theirs(links, arrays)
     state |= {name: state[other] for name, other in made.get("doubled", {}).items()}
     called = made.get("called", {})

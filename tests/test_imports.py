@@ -134,12 +134,34 @@ def test_no_pickle() -> None:
         assert "allow_pickle=True" not in MODULES[module].read_text(encoding="utf-8"), module
 
 
+CONVERT = sorted((ROOT / "convert").rglob("*.py"))
+
+
+def test_what_convert_may_do() -> None:
+    """It stands on the library and beside nothing else; torch is asked for where it is used."""
+    for path in CONVERT:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import)
+                 for alias in node.names}
+        named |= {(node.module or "").partition(".")[0] for node in ast.walk(tree)
+                  if isinstance(node, ast.ImportFrom)}
+        assert not named & {"eval", "bench", "tests", "launch", "sklearn"}, path
+        at_once = ast.unparse(ast.Module([node for node in at_import(tree.body)
+                                          if isinstance(node, ast.Import | ast.ImportFrom)], []))
+        assert "import torch" not in at_once or path.name.startswith("torch_"), path
+        text = path.read_text(encoding="utf-8")
+        for call in ("torch.load(", "pickle.load", "pickle.Unpickler"):
+            assert call not in text or (path.name, call) == ("checkpoint.py", "torch.load("), (path, call)
+    assert "weights_only=True" in (ROOT / "convert" / "checkpoint.py").read_text(encoding="utf-8")
+
+
 def test_importing_everything_starts_no_device_and_loads_no_torch() -> None:
     """Asking for any device would fail on a platform that does not exist."""
     names = sorted(name for name in MODULES if not name.endswith("__main__"))
     script = ("import importlib, os, sys\n"
               "os.environ['JAX_PLATFORMS'] = 'no_such_platform'\n"
               f"for name in {names!r}: importlib.import_module(name)\n"
+              "import convert.__main__\n"
               "bad = {'torch', 'sklearn', 'matplotlib.pyplot', 'tensorflow'} & set(sys.modules)\n"
               "assert not bad, bad\n"
               "import jax\n"

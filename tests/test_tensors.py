@@ -62,6 +62,14 @@ def test_views_and_other_types_are_written_in_blocks(block: int, tmp_path: Path,
     assert same(found["rounded"], twice.astype(ml_dtypes.bfloat16))
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_numbers_that_are_not_finite(kind: type) -> None:
+    numbers = np.array([0, -0.0, 1, -3e4, 1e-4, 6e4], kind)
+    assert tensors.is_finite(numbers) and tensors.is_finite(numbers.reshape(2, 3).T)
+    for bad in (np.nan, np.inf, -np.inf):
+        assert not tensors.is_finite(np.append(numbers, kind(bad)).astype(kind))
+
+
 def test_large_directories_are_in_several_files(tmp_path: Path) -> None:
     stored = {f"t{i}": np.full((i + 1, 10), i, np.float32) for i in range(5)}  # 40 to 200 bytes
     write_directory(tmp_path, {name: in_memory(array) for name, array in stored.items()},
@@ -76,6 +84,7 @@ def test_large_directories_are_in_several_files(tmp_path: Path) -> None:
     # A smaller model in its place is read, not what is left of the larger one.
     write_directory(tmp_path, {"a": in_memory(np.ones(3))}, {}, writer="me")
     assert read_directory(tmp_path).keys() == {"a"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", TENSORS]
 
 
 def test_half_a_directory_is_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Byte-level routed language models in JAX, and what they know of what they know.
+"""Small routed language models and large others in JAX, and what they know of what they know.
 
     model = tilelli_jax.load("runs/demo/model")
     logits = model(ids)                                   # [batch, time] → [batch, time, vocab]

@@ -30,7 +30,7 @@ GIB = 2**30
 REQUIRED: dict[str, tuple[int, ...]] = {
     "jax": (0, 10, 2), "jaxlib": (0, 10, 2), "flax": (0, 12, 8), "optax": (0, 2, 8),
     "orbax-checkpoint": (0, 12, 8), "grain": (0, 2, 18), "numpy": (2,), "chex": (0, 1, 92),
-    "pyyaml": (6,), "safetensors": (0, 5), "matplotlib": (3, 9), "tqdm": (4, 66)}
+    "pyyaml": (6,), "ml_dtypes": (0, 5), "matplotlib": (3, 9), "tqdm": (4, 66)}
 # What each extra brings: distributions of which one suffices.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),

@@ -65,16 +65,36 @@ class Tensor:
     def write(self, file: BinaryIO) -> None:
         """The numbers in row-major order, without a second copy of the whole."""
         for part in self.parts():
-            for block in _blocks(part):
+            for block in blocks(part):
                 file.write(np.ascontiguousarray(block.astype(self.dtype, copy=False)).reshape(-1)
                            .view(np.uint8).data)
+
+
+def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str,
+              ignored: Callable[[str], bool] = lambda _: False) -> None:
+    """Holds the names and shapes that there are against those that are wanted.
+
+    Args:
+        ignored: whether a tensor that is not wanted may be there all the same.
+
+    Raises:
+        InputError: tensors are missing, left over or of another shape; all such are listed.
+    """
+    problems = {"missing": sorted(wanted.keys() - found.keys()),
+                "not known": sorted(name for name in found.keys() - wanted.keys() if not ignored(name)),
+                "of another shape": [f"{name} {found[name]} instead of {shape}"
+                                     for name, shape in sorted(wanted.items())
+                                     if name in found and found[name] != shape]}
+    if any(problems.values()):
+        raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
+            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
 
 
 def in_memory(array: np.ndarray) -> Tensor:
     return Tensor(array.shape, array.dtype, lambda: iter([array]))
 
 
-def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """The array in pieces of at most _BLOCK bytes or a single number, in row-major order."""
     if array.nbytes <= _BLOCK or array.ndim == 0:
         yield array
@@ -83,7 +103,14 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield from (array[first:first + step] for first in range(0, len(array), step))
     else:
         for row in array:
-            yield from _blocks(row)
+            yield from blocks(row)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are, of floating-point ones of any type."""
+    if array.dtype == DTYPES["BF16"]:  # by their bits: NumPy's own way through them is slow
+        return not ((array.view(np.uint16) & 0x7F80) == 0x7F80).any()
+    return bool(np.isfinite(array).all())
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -184,9 +211,9 @@ def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[s
         contents[path / INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": index})
     path.mkdir(parents=True, exist_ok=True)
     write_together({**contents, **{path / name: content for name, content in others.items()}})
-    for old in (INDEX, TENSORS):  # of a model that was here and had another number of files
-        if path / old not in contents:
-            (path / old).unlink(missing_ok=True)
+    for old in (path / INDEX, path / TENSORS, *path.glob("model-?????-of-?????.safetensors")):
+        if old not in contents:  # of a model that was here and had another number of files
+            old.unlink(missing_ok=True)
 
 
 def _writer(tensors: Mapping[str, Tensor], writer: str) -> Callable[[BinaryIO], None]:

@@ -30,6 +30,9 @@ def family_of(source: Source, named: str | None) -> Family:
                              f"found '{named}'")
         return FAMILIES[name]
     found = next((family for family in FAMILIES.values() if family.recognises(source)), None)
+    if found is None and source.is_directory and "family" in source.tree:
+        raise InputError(f"{source.path}: a model directory already, which tilelli_jax.load reads; "
+                         "--to torch converts it back")
     if found is None:
         kind = source.tree.get("model_type")
         what = f"model_type '{kind}'" if kind else f"tensors like {', '.join(list(source.tensors)[:3])}"

@@ -27,7 +27,7 @@ def _family(network: type[Pretrained]) -> Family:
         return make_plan(theirs.family, network, config, theirs.names,
                          source.with_names(theirs.present_name), theirs.ignored(config))
 
-    return Family(theirs.family, (theirs.family,), recognises, plan)
+    return Family(theirs.family, recognises, plan)
 
 
 GPT_NEOX, GEMMA4, T5 = (_family(network) for network in (

@@ -53,4 +53,4 @@ def tree_of(config: Any, state: Mapping[str, Tensor], rest: Mapping[str, Any]) -
             "feat_names": list(config.features), "global_names": list(config.globals)}
 
 
-LRD = Family("lrd", ("lrd",), lambda source: "gru.weight_ih_l0" in source.tensors, _plan)
+LRD = Family("lrd", lambda source: "gru.weight_ih_l0" in source.tensors, _plan)

@@ -26,4 +26,4 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     return make_plan("sae", TopKSAE, config, NAMES, source, {})
 
 
-SAE = Family("sae", ("sae",), lambda source: "W_enc" in source.tensors and not source.is_directory, _plan)
+SAE = Family("sae", lambda source: "W_enc" in source.tensors and not source.is_directory, _plan)

@@ -164,11 +164,17 @@ class _Layout:
             self._put(f"{ours}.bias", Theirs(f"{norm}.bias"))
 
     def _convolutions(self) -> None:
-        sizes = sorted({self.inside[name].shape[2] for name in self.parts.get("conv", [])})
-        wide = len(sizes) == 1 and all("wide" in name for name in self.parts["conv"])
-        for pathway, size in zip(("wide",) if wide else ("local", "wide"), sizes, strict=False):
-            self.said[f"{pathway}_kernel"] = size
-            names = [name for name in self.parts["conv"] if self.inside[name].shape[2] == size]
+        found = self.parts.get("conv", [])
+        sizes = sorted({self.inside[name].shape[2] for name in found})
+        said = {name: "wide" if "wide" in name else "local" for name in found
+                if ("wide" in name) != ("local" in name)}
+        for name in found:  # where no name says it, the longer of two is the wide one
+            said.setdefault(name, "wide" if len(sizes) > 1 and self.inside[name].shape[2] == sizes[-1]
+                            else "local")
+        for pathway in ("local", "wide"):
+            names = [name for name in found if said[name] == pathway]
+            if names:
+                self.said[f"{pathway}_kernel"] = self.inside[names[0]].shape[2]
             for bank, name in self._banked(pathway, names):
                 self._put(f"{bank}.kernel", Theirs(name, "taps"))
                 bias = f"{name.removesuffix('.weight')}.bias"
@@ -325,7 +331,7 @@ def _is_atome(source: Source) -> bool:
 
 # atome quantises all its products; its files do not say so.
 _ATOME = {"quantizer": "ternary", "quantize": ["conv", "attention", "router", "embed", "unembed"]}
-TILELLI = Family("tilelli", ("routed",), _is_routed,
+TILELLI = Family("tilelli", _is_routed,
                  lambda source, settings: _plan(source, settings, "tilelli", {}))
-ATOME = Family("atome", ("routed",), _is_atome,
+ATOME = Family("atome", _is_atome,
                lambda source, settings: _plan(source, settings, "atome", _ATOME))

@@ -63,4 +63,4 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, doubled=doubled)
 
 
-VANILLA = Family("vanilla", ("vanilla",), _recognises, _plan)
+VANILLA = Family("vanilla", _recognises, _plan)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.convert.torch_files import state_of
+from tilelli_jax.config import to_dict
 from tilelli_jax.files import as_json
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
@@ -111,3 +112,19 @@ def test_a_torch_file(large: Path, environment: dict[str, str]) -> None:
     for i, name in enumerate(shapes):
         mapped = found[name].mapped
         assert mapped is not None and (mapped().reshape(-1, shapes[name][-1])[::50] == i).all(), name
+
+
+@needs_torch
+def test_back_to_a_torch_file(large: Path, environment: dict[str, str]) -> None:
+    import torch
+    shapes = tall()
+    tensors = {name: Tensor(shape, np.dtype(np.float32), lambda i=i, shape=shape: iter([
+        np.broadcast_to(np.float32(i), shape)])) for i, (name, shape) in enumerate(shapes.items())}
+    write_directory(large / "model", tensors, {"config.json": as_json(to_dict(TALL))}, writer="tilelli_jax")
+    assert peak(environment, large / "model", large / "back.pt", "--to", "torch") < 1.3 * LARGEST + BASE
+    state = torch.load(large / "back.pt", mmap=True)["state_dict"]
+    assert len(state) == len(shapes)
+    for i in range(TALL.n_layers):
+        values = state[f"blocks.{i}.sparse.Wv.weight"]
+        assert values.shape == (8192, 8192)
+        assert (values[::50] == list(shapes).index(f"blocks.{i}.sparse.value.kernel")).all()

@@ -194,6 +194,21 @@ def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
     assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_masks_and_batches_that_are_none(saved: Path) -> None:
+    model = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
+    ids = jnp.zeros((2, 4), jnp.int32)
+    with pytest.raises(ValueError, match="mask: expected the ids that count to stand together"):
+        model(ids, jnp.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
+    with pytest.raises(ValueError, match="mask: expected the shape of ids"):
+        model(ids, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"ids: expected whole numbers \[batch, time\], found .* \[0, 4\]"):
+        model(ids[:0])
+    with pytest.raises(InputError, match="param_dtype: expected float32 or bfloat16 or stored, found 'int8'"):
+        FlaxGPTNeoXForCausalLM.from_pretrained(saved, param_dtype="int8")
+    with pytest.raises(InputError, match="dtype: expected float32 or bfloat16, found 'int8'"):
+        ComputeConfig(dtype="int8")
+
+
 def test_several_files_and_old_names(saved: Path, tmp_path: Path) -> None:
     """As large and old checkpoints are: in shards, with the causal mask, with another name of the head."""
     expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved)

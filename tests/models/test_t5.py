@@ -184,13 +184,13 @@ def test_buckets() -> None:
 
 
 def test_chronos_draws_and_reads_its_median_again(tmp_path: Path) -> None:
-    settings = ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=5, top_k=10)
+    settings = ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=4, top_k=10)
     chronos = Chronos(random_model(dataclasses.replace(TINY, chronos=settings)))
     series = np.array([[np.nan, 1, 2, 3, 4], [5, 4, 3, np.nan, 1]], np.float32)
     drawn = chronos.predict(series, 9, seed=2)
-    assert drawn.shape == (2, 5, 9) and np.isfinite(drawn).all()
+    assert drawn.shape == (2, 4, 9) and np.isfinite(drawn).all()
     np.testing.assert_array_equal(chronos.predict(series, 6, seed=2), drawn[:, :, :6])
-    longer = np.concatenate([series, np.median(drawn[:, :, :6], axis=1)], axis=1)
+    longer = np.concatenate([series, np.sort(drawn[:, :, :6], axis=1)[:, 1]], axis=1)
     rest = chronos.predict(longer, 3, seed=2 + 7919)
     np.testing.assert_array_equal(rest, drawn[:, :, 6:])
     for bad, says in ((np.zeros(3), r"series: expected \[batch, time\], found \[3\]"),
@@ -238,5 +238,21 @@ def test_crps_is_its_definition(samples: np.ndarray, truth: np.ndarray) -> None:
 
 def test_places_that_are_none() -> None:
     ids, tap = jnp.zeros((1, 2), jnp.int32), Tap(record=("resid_post",))
+    model = random_model(VARIANTS["a deeper decoder"])
     with pytest.raises(ValueError, match="tap: no place 'resid_post' here; expected some of "):
-        random_model(TINY).tapped(ids, ids, None, tap)
+        model.tapped(ids, ids, None, tap)
+    model.tapped(ids, ids, None, Tap(record=("decoder.resid_post",), layers=(2,)))
+    with pytest.raises(ValueError, match="tap: layers: expected 0 to 0, found 2"):
+        model.tapped(ids, ids, None, Tap(record=("encoder.resid_post",), layers=(2,)))
+
+
+@pytest.mark.parametrize(("ids", "says"), [
+    ([[50]], "ids: expected 0 to 49, found 50"), ([[-1]], "ids: expected 0 to 49, found -1"),
+    ([1], r"ids: expected whole numbers \[batch, time\]"), ([[1.5]], "ids: expected whole numbers")])
+def test_ids_that_are_none(ids: Any, says: str) -> None:
+    model, good = random_model(TINY), jnp.zeros((1, 1), jnp.int32)
+    for arguments in ((jnp.asarray(ids), good), (good, jnp.asarray(ids))):
+        with pytest.raises(ValueError, match=says):
+            model(*arguments)
+    with pytest.raises(ValueError, match=says):
+        continue_ids(model, jnp.asarray(ids), n=2)

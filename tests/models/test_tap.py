@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.gemma4 import Gemma4Config
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import OFF, Tap
 from tilelli_jax.store import from_arrays
 
+OTHERS: dict[str, Any] = {
+    "gpt_neox": GPTNeoXConfig(vocab_size=19, d_model=16, n_layers=2, max_seq_len=16, n_heads=2, d_hidden=24,
+                              parallel_residual=False),
+    "gemma4": Gemma4Config(
+        vocab_size=19, d_model=16, layers=("sliding", "full"), n_heads=2, n_kv_heads=1, d_head=8,
+        n_kv_heads_full=1, d_head_full=8, window=3, n_shared_layers=0, d_hidden=24, d_per_layer=4,
+        vocab_per_layer=19, n_experts=4, experts_per_token=2, d_expert=8),
+    "t5": T5Config(vocab_size=19, d_model=16, n_layers=2, n_decoder_layers=2, n_heads=2, d_head=8,
+                   d_hidden=24)}
 TIME, LAYERS = 11, 3
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 8, "n_layers": LAYERS, "max_seq_len": TIME}
 CONFIGS: dict[str, ModelConfig] = {
@@ -111,6 +125,48 @@ def test_unused_it_adds_nothing_to_the_program(name: str, monkeypatch: pytest.Mo
     monkeypatch.undo()
     recording = jax.jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",)))).lower(IDS).as_text()
     assert recording != with_it
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_unused_it_adds_nothing_to_other_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the compiler makes, too."""
+    model, _ = random_network(OTHERS[name], 0)
+    graph, params = nnx.split(model)
+    ids = [jnp.zeros((2, 7), jnp.int32)] * (2 if name == "t5" else 1)
+
+    def compiled() -> str:
+        run = jax.jit(lambda params, *ids: nnx.merge(graph, params)(*ids))
+        text = run.lower(params, *ids).compile().as_text()
+        lines = [line for line in text.splitlines() if not re.match(r"\d+ ", line)]  # where it was written
+        return re.sub(r"(metadata=\{[^}]*\}|stack_frame_id=\d+)", "", "\n".join(lines))
+
+    with_it = compiled()
+    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, seen: value)
+    assert compiled() == with_it
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "t5"])
+def test_other_networks_record_and_edit_as_well(name: str) -> None:
+    """Chosen layers and positions, and every place can be edited to some effect."""
+    model, _ = random_network(OTHERS[name], 0)
+    ids, positions = jnp.arange(14).reshape(2, 7), jnp.array([[6, 2], [0, 0]])
+    logits, whole = model.tapped(ids, Tap(record=model.places))
+    _, some = model.tapped(ids, Tap(record=model.places, layers=(1,), positions=positions))
+    rows = np.arange(2)[:, None]
+    for place, value in some.items():
+        layered = place not in ("embed", "hidden", "logits")
+        expected = whole[place][1:2][:, rows, positions] if layered else whole[place][rows, positions]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    for place in model.places:
+        edited, _ = model.tapped(ids, Tap(edit={place: lambda value, layer: value[..., ::-1] * 0.5}))
+        assert np.abs(np.asarray(edited) - np.asarray(logits)).max() > 1e-3, place
+    for bad in (jnp.array([[7], [0]]), jnp.array([[0], [-1]])):
+        with pytest.raises(ValueError, match="tap: positions: expected 0 to 6, found "):
+            model.tapped(ids, Tap(record=("embed",), positions=bad))
+    with pytest.raises(ValueError, match=r"tap: positions: expected whole numbers \[2, n\], found "):
+        model.tapped(ids, Tap(record=("embed",), positions=jnp.array([3])))
+    with pytest.raises(ValueError, match=r"tap: resid_post: expected an edit to \[2, 7, 16\], found "):
+        model.tapped(ids, Tap(edit={"resid_post": lambda value, layer: value[:, :3]}))
 
 
 def test_gradients_flow_through_an_edit() -> None:

@@ -48,6 +48,8 @@ def test_what_the_layouts_mean() -> None:
     np.testing.assert_allclose(np.concatenate([x @ head for head in heads]), weight @ x)
     taps = mapping.LAYOUTS["taps"].ours(rng.standard_normal((6, 1, 5)), (5, 6))
     assert taps.shape == (5, 6)
+    numbers = np.arange(30.0).reshape(6, 1, 5)
+    assert mapping.LAYOUTS["taps"].ours(numbers, (5, 6))[4, 2] == numbers[2, 0, 4]
 
 
 def test_everything_that_does_not_fit_is_listed() -> None:
@@ -58,7 +60,7 @@ def test_everything_that_does_not_fit_is_listed() -> None:
     assert str(raised.value) == (
         "file.pt: tensors do not fit the configuration; missing: layers.0.heads.1.weight; not known: more; "
         "of another shape: a.weight (4,) instead of (3,)")
-    with pytest.raises(KeyError, match=r"does not know 'z\.3\.kernel'"):
+    with pytest.raises(InputError, match=r"nothing of such a checkpoint is known to be z\.3\.kernel"):
         mapping.link(NAMES, {"z.3.kernel": (1,)})
 
 

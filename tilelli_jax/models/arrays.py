@@ -7,7 +7,7 @@ one by one, as everybody has them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.nn.host import HostRows, HostTable
 from tilelli_jax.nn.linear import Derived
 from tilelli_jax.sharding import Mesh, NamedSharding, path_name, spec
-from tilelli_jax.tensors import FLOATS, Tensor
+from tilelli_jax.tensors import FLOATS, Tensor, check_fit, is_finite
 
 ParamType = Literal["float32", "bfloat16", "stored"]
 M = TypeVar("M", bound=nnx.Module)
@@ -49,18 +49,6 @@ def outline(build: Callable[..., nnx.Module], config: Any,
     return _outline(abstract)
 
 
-def check_names(wanted: Mapping[str, jax.ShapeDtypeStruct], found: Mapping[str, Tensor], source: str) -> None:
-    """Raises InputError, which lists them, where arrays are missing, left over or of another shape."""
-    problems = {"missing": sorted(wanted.keys() - found.keys()),
-                "not known": sorted(found.keys() - wanted.keys()),
-                "of another shape": [f"{name} {found[name].shape} instead of {leaf.shape}"
-                                     for name, leaf in sorted(wanted.items())
-                                     if name in found and found[name].shape != leaf.shape]}
-    if any(problems.values()):
-        raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
-            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
-
-
 def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Tensor],
                  compute: ComputeConfig | None = None, *, source: str = "tensors",
                  param_dtype: ParamType = "float32", mesh: Mesh | None = None, finite: bool = True) -> M:
@@ -76,16 +64,19 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
         InputError: names or shapes are not those of the configuration (all such are listed), a
             tensor is no floating-point one, or holds numbers that are not finite.
     """
+    if param_dtype not in get_args(ParamType):
+        raise InputError(f"param_dtype: expected {' or '.join(get_args(ParamType))}, found {param_dtype!r}")
     abstract = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
     graph, state = nnx.split(abstract)
-    check_names(_outline(abstract), tensors, source)
+    check_fit({name: leaf.shape for name, leaf in _outline(abstract).items()},
+              {name: tensor.shape for name, tensor in tensors.items()}, source)
     if strange := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
         raise InputError(f"{source}: {strange[0]}: expected floating-point numbers, "
                          f"found {tensors[strange[0]].dtype}")
 
     def read(name: str) -> np.ndarray:
         array = tensors[name].read()
-        if finite and not np.isfinite(array).all():
+        if finite and not is_finite(array):
             raise InputError(f"{source}: {name}: holds numbers that are not finite")
         return array
 

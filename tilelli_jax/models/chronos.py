@@ -63,7 +63,7 @@ class Chronos:
 
     def __init__(self, network: FlaxT5ForConditionalGeneration) -> None:
         """Raises InputError: the network's configuration says nothing of series."""
-        if network.config.chronos is None:
+        if getattr(network.config, "chronos", None) is None:
             raise InputError("chronos: expected a network whose configuration says how series become symbols")
         self.network, self.config = network, network.config.chronos
         self.tokenizer = MeanScaleUniformBins(self.config)
@@ -98,7 +98,8 @@ class Chronos:
         for part in range(-(-length // self.config.prediction_length)):
             drawn = self._draw(series, samples, seed=(seed + 7919 * part) % 2**32)
             parts.append(drawn)
-            series = np.concatenate([series, np.median(drawn, axis=1)], axis=1)
+            middle = np.sort(drawn, axis=1)[:, (samples - 1) // 2]  # of an even number, the lower of the two
+            series = np.concatenate([series, middle], axis=1)
         return np.concatenate(parts, axis=2)[:, :, :length]
 
     def _draw(self, series: np.ndarray, samples: int, seed: int) -> np.ndarray:

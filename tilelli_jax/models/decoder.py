@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
@@ -35,11 +36,16 @@ class ComputeConfig(Section):
     """How a network is run; nothing here changes what it is."""
 
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "type of operands and activations; parameters, norms and softmax stay float32")
+        "float32", "type of operands and activations; norms and softmax are in float32")
     scan_layers: bool = setting(
         True, "one compiled block for all layers (compile time does not grow with depth)")
     remat: bool = setting(False, "recompute each block's activations in the backward pass")
     host_tables: bool = setting(False, "tables too large for a device stay on the host, read by row")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype: expected float32 or bfloat16, found {self.dtype!r}")
 
 
 class Positions(nnx.Module):
@@ -69,23 +75,19 @@ class CausalLM(nnx.Module):
 
         Raises:
             ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
-                where they are concrete, not under jit); the mask has another shape; time is longer
+                where they are concrete, not under jit); the mask has another shape or holes; time is longer
                 than the table of learned positions.
         """
         ids = jnp.asarray(ids)
-        if ids.ndim != 2 or ids.shape[1] == 0 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ValueError(f"ids: expected whole numbers [batch, time], found {ids.dtype} "
-                             f"{list(ids.shape)}")
-        if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
-            values = np.asarray(ids)
-            low, high = values.min(), values.max()
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(f"ids: expected 0 to {self.config.vocab_size - 1}, "
-                                 f"found {low if low < 0 else high}")
+        check_ids("ids", ids, self.config.vocab_size)
         if mask is None:
             return self.tapped(ids, OFF)[0]
         if mask.shape != ids.shape:
             raise ValueError(f"mask: expected the shape of ids {list(ids.shape)}, found {list(mask.shape)}")
+        if not isinstance(mask, jax.core.Tracer):
+            edges = np.diff(np.pad(np.asarray(mask, bool).astype(np.int8), ((0, 0), (1, 0))), axis=1) == 1
+            if (edges.sum(1) > 1).any():
+                raise ValueError("mask: expected the ids that count to stand together in each row")
         # Rows begin at position 0; what follows them, no causal network sees from within them.
         start = jnp.argmax(jnp.asarray(mask).astype(bool), axis=1)
         return _rolled(self.tapped(_rolled(ids, start), OFF)[0], -start)
@@ -118,6 +120,18 @@ class CausalLM(nnx.Module):
 
     def unroll(self) -> None:
         """Makes ready for decoding, where layers that are one by one are the faster ones."""
+
+
+def check_ids(name: str, ids: jax.Array, vocab_size: int) -> None:
+    """Raises ValueError where ids are no `[batch, time]` of the vocabulary, as far as that can be seen."""
+    ids = jnp.asarray(ids)
+    if ids.ndim != 2 or 0 in ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name}: expected whole numbers [batch, time], found {ids.dtype} {list(ids.shape)}")
+    if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
+        values = np.asarray(ids)
+        low, high = values.min(), values.max()
+        if low < 0 or high >= vocab_size:
+            raise ValueError(f"{name}: expected 0 to {vocab_size - 1}, found {low if low < 0 else high}")
 
 
 def at_last(x: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -207,7 +207,8 @@ class Block(nnx.Module):
 class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
     """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
 
-    Layers differ, so that they are neither stacked nor scanned. With `compute.host_tables` the table
+    Layers differ, so that they are neither stacked nor scanned, and `compute.scan_layers` and `.remat`
+    say nothing to it. With `compute.host_tables` the table
     of the per-layer embeddings (a third of E4B) stays on the host and is read by row.
     """
 

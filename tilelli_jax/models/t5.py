@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.decoder import ComputeConfig, check_ids
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.nn.attention import KeyCache
 from tilelli_jax.nn.contract import contract
@@ -168,7 +168,7 @@ class DecoderCache(NamedTuple):
 
     own: list[KeyCache]
     cross: list[KeyCache]
-    mask: jax.Array  # f32 [batch, 1, 1, time], 0 or -inf
+    mask: jax.Array  # f32 [batch, 1, 1, time], 0 or the lowest number
 
 
 class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
@@ -192,7 +192,14 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
                                result=jnp.float32, rngs=rngs))
 
     def __call__(self, ids: jax.Array, decoder_ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """mask `[batch, time]`: which of the ids count; by default all of them."""
+        """mask `[batch, time]`: which of the ids count; by default all of them.
+
+        Raises:
+            ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
+                where they are concrete).
+        """
+        check_ids("ids", ids, self.config.vocab_size)
+        check_ids("decoder_ids", decoder_ids, self.config.vocab_size)
         return self.tapped(ids, decoder_ids, mask, OFF)[0]
 
     def tapped(self, ids: jax.Array, decoder_ids: jax.Array, mask: jax.Array | None,
@@ -202,7 +209,9 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         Raises:
             ValueError: this network has no such place or layer.
         """
-        tap.check(self.places, max(self.config.n_layers, self.config.n_decoder_layers))
+        for part, n_layers in (("decoder", self.config.n_decoder_layers), ("encoder", self.config.n_layers)):
+            if part == "decoder" or any(place.startswith(part) for place in (*tap.record, *tap.edit)):
+                tap.check(self.places, n_layers)
         records: list[Recorded] = []
         outside: Recorded = {}
         encoded = self._encode(ids, mask, tap, records, outside)
@@ -289,7 +298,11 @@ def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: ja
     Args:
         temperature: 0 takes the likeliest symbol; see `sampling.Sampling` for the others.
         banned: symbols that are never decoded.
+
+    Raises:
+        ValueError: ids are not of the vocabulary.
     """
+    check_ids("ids", ids, model.config.vocab_size)
     graph, params = nnx.split(model)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(ids)))
     out = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)

@@ -60,7 +60,8 @@ class Experts(nnx.Module):
         """
         n_experts, k = self.down.kernel.shape[0], experts.shape[-1]
         tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        # The rows sorted by expert: each expert's product is with its own rows only.
+        # The rows sorted by expert. A TPU multiplies each expert with its own rows only; elsewhere XLA
+        # makes a masked product with every expert of it.
         order = jnp.argsort(experts.reshape(-1), stable=True)
         sizes = jnp.bincount(experts.reshape(-1), length=n_experts).astype(jnp.int32)
         gate, up = jnp.split(self._products(tokens[order // k], self.gate_up, sizes), 2, axis=-1)

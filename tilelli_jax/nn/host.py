@@ -15,7 +15,7 @@ class HostRows:
         self.array = array
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(self.array[np.asarray(ids)])
+        return np.asarray(self.array[np.clip(ids, 0, len(self.array) - 1)])  # as a device does it
 
 
 class HostTable(nnx.Module):

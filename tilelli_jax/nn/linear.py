@@ -45,7 +45,7 @@ class Weight(nnx.Module):
             self.rotation = Buffer(random_rotation(jax.random.key(shape[-2]), shape[-2]))
 
     def quantized(self) -> jax.Array:
-        """The kernel of the forward pass, f32, same shape."""
+        """The kernel of the forward pass, same shape."""
         return self.quantizer(self.kernel[...], **self._aids())
 
     def codes(self) -> jax.Array:
@@ -54,6 +54,8 @@ class Weight(nnx.Module):
 
     def freeze(self) -> None:
         """Replaces the kernel by its quantised values, once and for all (before decoding)."""
+        if self.quantizer == Quantizer():
+            return
         self.kernel[...] = self.quantized()
         self.quantizer, self.rotates = Quantizer(), False
         for name in ("alpha", "rotation"):
@@ -134,6 +136,8 @@ class Embedding(Weight):
         self.dtype = dtype
 
     def quantized(self) -> jax.Array:
+        if self.quantizer == Quantizer():
+            return self.kernel[...]
         return jnp.swapaxes(self.quantizer(jnp.swapaxes(self.kernel[...], -1, -2), **self._aids()), -1, -2)
 
     def codes(self) -> jax.Array:

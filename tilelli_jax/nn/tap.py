@@ -9,7 +9,7 @@ one made to `edit` a place goes on with what its function makes of the value: th
         return jnp.zeros_like(value) if layer == 3 else value
 
     tap = Tap(record=("resid_post",), layers=(3, 4), edit={"mlp_write": silence})
-    logits, seen = jax.jit(lambda ids: model.tapped(ids, tap))(ids)
+    logits, seen = nnx.jit(lambda model, ids: model.tapped(ids, tap))(model, ids)
     seen["resid_post"]                               # [2, batch, time, d_model]
 
 Places, as far as a network has them:
@@ -36,6 +36,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Recorded = dict[str, jax.Array]
 Edit = Callable[[jax.Array, int | None], jax.Array]  # value, layer (None outside the blocks) → value
@@ -61,7 +62,10 @@ class Tap:
 
     def __call__(self, place: str, value: jax.Array, seen: Recorded) -> jax.Array:
         if place in self.edit:
-            value = self.edit[place](value, self.layer)
+            shape, value = value.shape, self.edit[place](value, self.layer)
+            if jnp.shape(value) != shape:
+                raise ValueError(f"tap: {place}: expected an edit to {list(shape)}, found "
+                                 f"{list(jnp.shape(value))}")
         if place in self.record and (self.layer is None or self.layers is None or self.layer in self.layers):
             seen[place] = value if self.positions is None else _at(value, self.positions)
         return value
@@ -94,5 +98,15 @@ def stacked(records: Sequence[Recorded]) -> Recorded:
 
 def _at(value: jax.Array, positions: jax.Array) -> jax.Array:
     """`[batch, time, …]` at `[batch, n]`: `[batch, n, …]`."""
+    if jnp.ndim(positions) != 2 or len(positions) != len(value) or (
+            not jnp.issubdtype(jnp.result_type(positions), jnp.integer)):
+        raise ValueError(f"tap: positions: expected whole numbers [{len(value)}, n], found "
+                         f"{jnp.result_type(positions)} {list(jnp.shape(positions))}")
+    if not isinstance(positions, jax.core.Tracer) and np.size(positions):
+        known = np.asarray(positions)
+        low, high = known.min(), known.max()
+        if low < 0 or high >= value.shape[1]:
+            raise ValueError(f"tap: positions: expected 0 to {value.shape[1] - 1}, "
+                             f"found {low if low < 0 else high}")
     index = positions.reshape(*positions.shape, *(1,) * (value.ndim - 2))
     return jnp.take_along_axis(value, index, axis=1)

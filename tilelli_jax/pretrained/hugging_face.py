@@ -90,8 +90,11 @@ def read(family: Family, config: Any, wanted: Mapping[str, Shape], found: Mappin
     Raises:
         InputError: the tensors are not those of the configuration.
     """
-    found = {family.present_name(name): tensor for name, tensor in found.items()}
-    links = mapping.link(family.names, wanted)
+    names = {name: family.present_name(name) for name in found}
+    if twice := {new for new in names.values() if list(names.values()).count(new) > 1}:
+        raise InputError(f"{source}: two tensors come to be called '{min(twice)}'")
+    found = {names[name]: tensor for name, tensor in found.items()}
+    links = mapping.link(family.names, wanted, source)
     mapping.check(links, {name: tensor.shape for name, tensor in found.items()}, family.ignored(config),
                   source)
     return mapping.to_ours(links, found)

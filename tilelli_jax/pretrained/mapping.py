@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.tensors import Tensor
+from tilelli_jax.tensors import Tensor, check_fit
 
 How = Literal["same", "turned", "taps", "fused heads", "one row"]
 Shape = tuple[int, ...]
@@ -82,14 +82,19 @@ class Link:
         return LAYOUTS[self.how].shape(self.shape[1:] if self.by_head else self.shape)
 
 
-def link(names: Names, wanted: Mapping[str, Shape]) -> list[Link]:
-    """What the map says of every wanted array; their names where nothing is there to look at."""
+def link(names: Names, wanted: Mapping[str, Shape], source: str = "the map of names") -> list[Link]:
+    """What the map says of every wanted array.
+
+    Raises:
+        InputError: it knows nothing of some of them; all such are listed.
+    """
+    unknown = [name for name in wanted if name not in names and numbered(name)[0] not in names]
+    if unknown:
+        raise InputError(f"{source}: nothing of such a checkpoint is known to be {', '.join(unknown)}")
     links = []
     for ours, shape in wanted.items():
         key, number = numbered(ours)
-        place = names.get(ours) or names.get(key)
-        if place is None:
-            raise KeyError(f"the map of names does not know '{ours}'")
+        place = names.get(ours) or names[key]
         name = place.name.replace("{i}", number)
         by_head = "{h}" in name
         parts = [name.replace("{h}", str(h)) for h in range(shape[0])] if by_head else [name]
@@ -107,17 +112,8 @@ def check(links: list[Link], found: Mapping[str, Shape], ignored: Mapping[str, s
     Raises:
         InputError: tensors are missing, left over or of another shape; all such are listed.
     """
-    wanted = {name: link for link in links for name in link.theirs}
-    problems = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "not known": sorted(name for name in found.keys() - wanted.keys()
-                            if reason_to_ignore(name, ignored) is None),
-        "of another shape": [f"{name} {found[name]} instead of {link.their_shape}"
-                             for name, link in sorted(wanted.items())
-                             if name in found and found[name] != link.their_shape]}
-    if any(problems.values()):
-        raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
-            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
+    check_fit({name: link.their_shape for link in links for name in link.theirs}, found, source,
+              lambda name: reason_to_ignore(name, ignored) is not None)
 
 
 def reason_to_ignore(name: str, ignored: Mapping[str, str]) -> str | None:
@@ -129,6 +125,8 @@ def to_ours(links: list[Link], found: Mapping[str, Tensor]) -> dict[str, Tensor]
     def ours(link: Link) -> Tensor:
         sources = [found[name] for name in link.theirs]
         layout = LAYOUTS[link.how]
+        if len({source.dtype for source in sources}) > 1:
+            raise InputError(f"{', '.join(link.theirs)}: expected tensors of one type")
         if link.how == "same" and not link.by_head:
             return sources[0]
 

@@ -62,6 +62,9 @@ _CHRONOS: dict[str, type] = {
 def _chronos_of(tree: Any) -> Tree:
     if not isinstance(tree, dict) or tree.get("tokenizer_class") != TOKENIZER:  # Chronos-Bolt has none
         raise InputError(f"chronos_config: expected one with tokenizer_class {TOKENIZER}")
+    for key, expected in (("use_eos_token", True), ("pad_token_id", 0), ("eos_token_id", 1)):
+        if tree.get(key, expected) != expected:
+            raise InputError(f"chronos_config.{key}: expected {expected}, found {tree[key]!r}")
     said = {**tree, **(tree.get("tokenizer_kwargs") or {})}
     return {name: convert(said[name]) for name, convert in _CHRONOS.items() if name in said}
 
