@@ -146,7 +146,12 @@ class Embedding(Weight):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids `[batch, time]` → `[batch, time, d_model]`."""
-        return self.quantized().astype(self.dtype)[ids]
+        table = self.quantized().astype(self.dtype)
+        mesh = jax.sharding.get_abstract_mesh()
+        if "tensor" in mesh.axis_names and len(table) % mesh.shape["tensor"] == 0:
+            # Whole rows, gathered as every other weight is: XLA would replicate what it reads otherwise.
+            table = jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec("tensor", None))
+        return table[ids]
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[batch, time, d_model]` → logits `[batch, time, vocab]`, f32."""
