@@ -35,9 +35,9 @@ needs_reference = pytest.mark.skipif(not SHARED.exists(),
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
-# Of the largest number. Measured: 1.8e-5 on the references, whose streams grow fifty-fold through norms
-# of small writes, and 4e-6 on the random networks below.
-NOISE = 6e-5
+# Of the largest number. Measured: 1.8e-5 on the references, 6.5e-5 on the random networks below (at XLA's
+# full optimisation): their streams grow fifty-fold through norms of small writes, and noise with them.
+NOISE = 2e-4
 
 TINY = Gemma4Config(
     vocab_size=61, d_model=24, layers=("sliding", "full", "sliding", "full"), max_seq_len=64, n_heads=4,
