@@ -87,7 +87,8 @@ TALL = RoutedConfig(vocab_size=256, d_model=8192, n_layers=4, positions="none", 
                     pathways=("local", "sparse"), n_heads=1, d_head=8, top_k=3)
 SAID = {"n_heads": 1, "top_k": 3, "quantize": False}
 LARGEST = 4 * TALL.d_model**2  # the values of a layer
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch files need torch")
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
+                                 reason="PyTorch (extra: torch), which reads .pt files, is not installed")
 
 
 def tall() -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ The blocks' parameters are stacked: every array has a leading axis of n_layers.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -92,14 +93,15 @@ class CausalLM(nnx.Module):
         start = jnp.argmax(jnp.asarray(mask).astype(bool), axis=1)
         return _rolled(self.tapped(_rolled(ids, start), OFF)[0], -start)
 
+    @abc.abstractmethod
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         """The logits, and what the tap recorded (see `nn/tap.py`).
 
         Raises:
             ValueError: this network has no such place or layer.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         """Reads prompts that stand at the head of each row.
 
@@ -111,12 +113,11 @@ class CausalLM(nnx.Module):
         Returns:
             Logits `[batch, vocab]` after each row's last id, and the caches.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def step(self, ids: jax.Array, caches: list[Cache],
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
         """One id `[batch]` at `position [batch]` → logits `[batch, vocab]` and the next caches."""
-        raise NotImplementedError
 
     def unroll(self) -> None:
         """Makes ready for decoding, where layers that are one by one are the faster ones."""
