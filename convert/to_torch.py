@@ -50,19 +50,20 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) ->
     """
     network = store.FAMILIES[config.family][1]
     check_fit(shapes(network, config), {name: array.shape for name, array in arrays.items()}, str(source))
+    made = _read_record(source / RECORD) if (source / RECORD).is_file() else {}
+    if made.get("ours") != json.loads(as_json(config_lib.to_dict(config))):
+        made = {}  # another network has been put in the place of the one that was converted
     if isinstance(network, type) and issubclass(network, Pretrained):
         if out.suffix in SUFFIXES:
             raise InputError(f"{out}: expected a directory, in which transformers reads a {config.family}")
         others = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
         with new_directory(out) as path:
-            hugging_face.write(network.hugging_face, config, arrays, path, others=others)
+            hugging_face.write(network.hugging_face, config, arrays, path, others=others,
+                               beside=made.get("config"))
         return
     if out.suffix not in SUFFIXES or out.exists():
         raise InputError(f"{out}: is there already; choose another OUT" if out.exists() else
                          f"{out}: expected a file name that ends in .pt")
-    made = _read_record(source / RECORD) if (source / RECORD).is_file() else {}
-    if made.get("ours") != json.loads(as_json(config_lib.to_dict(config))):
-        made = {}  # another network has been put in the place of the one that was converted
     try:
         content = checkpoint.writer(out, _tree(config, arrays, made, str(source)))
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -134,6 +134,8 @@ def test_what_transformers_wrote(name: str, tmp_path: Path) -> None:
     assert_same_arrays(stored(tmp_path / "back"), stored(source))
     assert listing(tmp_path / "back").keys() == {
         path.name for path in source.iterdir() if not re.search("npz$|keys", path.name)}
+    original = config_of(source)
+    assert original.get("text_config", original).keys() <= config_of(tmp_path / "back").keys()
     assert run(tmp_path / "back", tmp_path / "again") == 0
     assert config_of(tmp_path / "again") == config_of(tmp_path / "out")
     assert_same_arrays(stored(tmp_path / "again"), stored(tmp_path / "out"))
@@ -157,6 +159,21 @@ def test_several_files_both_ways(source: Path, name: str, tmp_path: Path,
     index = json.loads((tmp_path / "back" / INDEX).read_text())["weight_map"]
     assert index.keys() == expected.keys() and len(set(index.values())) > 3
     assert_same_arrays(stored(tmp_path / "back"), expected)
+
+
+@pytest.mark.parametrize("source", [("t5", "float32")], indirect=True)
+def test_what_the_configuration_says_beside_comes_back(source: Path, tmp_path: Path) -> None:
+    beside = {"dropout_rate": 0.25, "task_specific_params": {"summarize": {"prefix": "é"}}}
+    original = {**config_of(source), **beside}
+    (source / "config.json").write_text(json.dumps(original))
+    assert run(source, tmp_path / "out", "--set", "norm_eps=1e-3") == 0
+    assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
+    assert config_of(tmp_path / "back") == {**original, "layer_norm_epsilon": 1e-3}
+    # Of another network put there by hand it says nothing.
+    config = config_of(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "norm_eps": 2e-3}))
+    assert run(tmp_path / "out", tmp_path / "other", "--to", "torch") == 0
+    assert not beside.keys() & config_of(tmp_path / "other").keys()
 
 
 @pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)

@@ -101,12 +101,15 @@ def read(family: Family, config: Any, wanted: Mapping[str, Shape], found: Mappin
 
 
 def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
-          dtype: np.dtype | None = None, others: Mapping[str, bytes] | None = None) -> None:
+          dtype: np.dtype | None = None, others: Mapping[str, bytes] | None = None,
+          beside: Tree | None = None) -> None:
     """Writes a directory that transformers reads.
 
     Args:
         arrays: ours.
         dtype: what tensors are written in; None for the type they have.
+        others: further files.
+        beside: the config.json that the network came with: what it says that ours does not is kept.
 
     Raises:
         OSError: the directory cannot be written.
@@ -116,7 +119,8 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
     if dtype is not None:
         tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     stored = _dtype_name(tensor.dtype for tensor in tensors.values())
-    tree = {**family.tree_of(config), "dtype": stored, "torch_dtype": stored}
+    kept = (beside or {}).get("text_config", beside or {})  # of a multimodal network we have the text's part
+    tree = {**kept, **family.tree_of(config), "dtype": stored, "torch_dtype": stored}
     write_directory(path, tensors, {CONFIG: as_json(tree), **(others or {})}, writer="pt")
 
 
