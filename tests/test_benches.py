@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compile_time, decode, measure, pretrained, train_step
+from bench import compile_time, decode, measure, pretrained, resampling, train_step
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -79,3 +79,12 @@ def test_what_is_told_is_written_only_when_asked(tmp_path: Path, capsys: pytest.
     with measure.told(None) as tell:
         tell("one")
     assert capsys.readouterr().out == "one\n" and not list(tmp_path.iterdir())
+
+
+def test_resampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ITEMS", 50), ("REPLICATES", 8), ("PERMUTATIONS", 9)):
+        monkeypatch.setattr(resampling, name, value)
+    with measure.told(tmp_path / "table.txt") as tell:
+        resampling.compare(1, tell)
+    lines = written(tmp_path / "table.txt")[2:]
+    assert [line.split(",")[0] for line in lines] == ["bootstrap", "permutation"]

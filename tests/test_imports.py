@@ -155,6 +155,31 @@ def test_what_convert_may_do() -> None:
     assert "weights_only=True" in (ROOT / "convert" / "checkpoint.py").read_text(encoding="utf-8")
 
 
+EVAL = sorted((ROOT / "eval").rglob("*.py"))
+
+
+def test_what_eval_may_do() -> None:
+    """It stands on the library, and nothing stands on it; what is pure needs neither the library nor JAX."""
+    for path in EVAL:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+                 for alias in node.names}
+        named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        roots = {name.partition(".")[0] for name in named}
+        assert not roots & {"torch", "convert", "bench", "tests", "launch", "pickle"}, path
+        if path.parent.name == "eval":
+            assert not roots & {"jax", "flax", "tilelli_jax"}, path
+
+
+def test_pure_statistics_load_no_jax() -> None:
+    names = [f"eval.{path.stem}" for path in EVAL if path.parent.name == "eval" and path.stem != "__init__"]
+    assert len(names) > 5
+    script = (f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+              "assert 'sklearn' in sys.modules and not {'jax', 'torch'} & set(sys.modules)\n")
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_everything_starts_no_device_and_loads_no_torch() -> None:
     """Asking for any device would fail on a platform that does not exist."""
     names = sorted(name for name in MODULES if not name.endswith("__main__"))

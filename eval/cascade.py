@@ -1,0 +1,80 @@
+"""A cheap model that hands the hard items to a dear one: error against cost.
+
+An item is handed on where its score (the chance that the cheap model errs) is at least the threshold.
+`cheap` and `dear` are the two models' errors, `scores` the cheap one's; all `[items]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eval.metrics import Floats
+
+SLACK = 1e-9  # a point must lie below the line by more than rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What one item costs. `sunk`: an item handed on has cost the cheap call, too, as it does in use."""
+
+    cheap: float = 1.0
+    dear: float = 5.0
+    sunk: bool = True
+
+    def of(self, share: ArrayLike) -> Floats:
+        """The mean cost where a share of the items is handed on."""
+        share = np.asarray(share, float)
+        return self.cheap * (1 if self.sunk else 1 - share) + self.dear * share
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """One point for each threshold: all `[thresholds]`."""
+
+    thresholds: Floats
+    handed_on: Floats
+    costs: Floats
+    errors: Floats
+
+    def dominating(self, always_cheap: float, always_dear: float) -> NDArray[np.bool_]:
+        """Which points lie below the line of handing on at random, its ends left out."""
+        line = always_cheap + (always_dear - always_cheap) * self.handed_on
+        return (self.handed_on > 0) & (self.handed_on < 1) & (self.errors < line - SLACK)
+
+    def pareto(self) -> NDArray[np.bool_]:
+        """Which points no other point beats in cost without losing in error."""
+        order = np.lexsort((self.errors, self.costs))
+        kept = np.zeros(len(order), bool)
+        best = np.inf
+        for i in order:
+            if self.errors[i] < best:
+                kept[i], best = True, self.errors[i]
+        return kept
+
+
+def frontier(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Costs,
+             thresholds: Sequence[float] | None = None) -> Frontier:
+    """The cascade at each threshold; by default at every score there is, and above all of them."""
+    cheap, dear, scores = (np.asarray(values, float) for values in (cheap, dear, scores))
+    if not cheap.shape == dear.shape == scores.shape or cheap.ndim != 1 or not len(cheap):
+        raise ValueError(f"cheap, dear and scores: expected [items] of one length, found {cheap.shape}, "
+                         f"{dear.shape} and {scores.shape}")
+    at = np.r_[np.unique(scores), np.inf] if thresholds is None else np.asarray(thresholds, float)
+    order = np.argsort(scores, kind="stable")
+    first = np.searchsorted(scores[order], at, side="left")  # items from there on are handed on
+    kept = np.r_[0, np.cumsum(cheap[order])][first]
+    handed = np.r_[np.cumsum(dear[order][::-1])[::-1], 0][first]
+    share = 1 - first / len(cheap)
+    return Frontier(at, share, costs.of(share), (kept + handed) / len(cheap))
+
+
+def oracle_frontier(cheap: ArrayLike, dear: ArrayLike, costs: Costs) -> Frontier:
+    """Handing on those first where the dear model gains most; thresholds are numbers of items handed on."""
+    gain = np.sort(np.asarray(cheap, float) - np.asarray(dear, float))[::-1]
+    share = np.arange(len(gain) + 1) / len(gain)
+    errors = np.mean(np.asarray(cheap, float)) - np.r_[0, np.cumsum(gain)] / len(gain)
+    return Frontier(np.arange(len(gain) + 1.0), share, costs.of(share), errors)

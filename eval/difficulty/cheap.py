@@ -1,0 +1,108 @@
+"""Features that cost next to nothing: statistics of a prompt, and of a time series."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import signal
+
+from eval.metrics import Floats
+
+SMALL = 1e-8
+
+
+def bigrams(prompt: str) -> set[tuple[str, str]]:
+    """Pairs of neighbouring words, in lower case."""
+    words = prompt.lower().split()
+    return set(pairwise(words))
+
+
+def prompt_statistics(prompts: Sequence[str], known: NDArray[np.bool_]) -> dict[str, Floats]:
+    """Statistics of prompts that ask no network, each `[prompts]`.
+
+    `char_length`, `word_count`; `lexical_diversity`, different words in lower case ÷ words;
+    `capitalization_ratio`, capitals ÷ letters; `bigram_novelty`, the share of different word pairs that
+    no known prompt has (1 where there are fewer than two words).
+
+    Args:
+        known: `[prompts]`, the training rows. A known prompt's own pairs are known.
+    """
+    seen = set().union(*(bigrams(prompt) for prompt, is_known in zip(prompts, known, strict=True)
+                         if is_known))
+
+    def row(prompt: str) -> tuple[float, ...]:
+        words, pairs = prompt.lower().split(), bigrams(prompt)
+        letters = sum(map(str.isalpha, prompt))
+        return (len(prompt), len(words), len(set(words)) / (len(words) + SMALL),
+                sum(map(str.isupper, prompt)) / (letters + SMALL),
+                sum(pair not in seen for pair in pairs) / len(pairs) if len(words) > 1 else 1.0)
+
+    names = ("char_length", "word_count", "lexical_diversity", "capitalization_ratio", "bigram_novelty")
+    return dict(zip(names, np.array([row(prompt) for prompt in prompts], float).T, strict=True))
+
+
+SERIES_STATISTICS = ("variance", "volatility", "lag1_acf", "seasonal_acf", "adf_pvalue", "spectral_entropy",
+                     "trend_slope", "range")
+
+
+def series_statistics(windows: ArrayLike, season: int = 24) -> Floats:
+    """SERIES_STATISTICS of each window: `[windows, time]` → `[windows, 8]`, f64.
+
+    Variance; mean |step|; autocorrelation at lag 1 and at the season's; p of an augmented Dickey–Fuller
+    test (lags by AIC; 1 where it cannot be made); entropy of Welch's spectrum in nats; slope of the
+    least-squares line; range.
+    """
+    return np.array([_series_row(window, season) for window in np.asarray(windows, float)])
+
+
+def _series_row(x: Floats, season: int) -> tuple[float, ...]:
+    time = np.arange(len(x)) - (len(x) - 1) / 2
+    _, power = signal.welch(x, nperseg=min(256, len(x)))
+    total = power.sum()
+    share = power / total if total > 0 else power
+    entropy = float(-np.sum(share[share > 0] * np.log(share[share > 0])))
+    return (float(np.var(x)), float(np.abs(np.diff(x)).mean()), autocorrelation(x, 1),
+            autocorrelation(x, season), _adf_p(x), entropy, float(time @ x / (time @ time)), float(np.ptp(x)))
+
+
+def autocorrelation(x: ArrayLike, lag: int) -> float:
+    """With the mean and variance of the whole series; NaN where it is constant."""
+    x = np.asarray(x, float)
+    centred = x - x.mean()
+    power = float(centred @ centred)
+    return float(centred[lag:] @ centred[:-lag]) / power if power else float("nan")
+
+
+def _adf_p(x: Floats) -> float:
+    from statsmodels.tsa.stattools import adfuller  # slow to import
+    try:
+        with warnings.catch_warnings():
+            # That a line is rank-deficient, and that the result's type will change.
+            warnings.simplefilter("ignore")
+            return float(adfuller(x, autolag="AIC")[1])
+    except (ValueError, np.linalg.LinAlgError):  # constant, or too short
+        return 1.0
+
+
+def published_prompt_features(columns: Mapping[str, Sequence]) -> tuple[list[str], Floats]:
+    """The eight of the published study, `[prompts, 8]`, dead ones included.
+
+    Args:
+        columns: `prompt, seq_len, split, activity_label` and `prompt_perplexity` or `perplexity`.
+    """
+    prompts = list(columns["prompt"])
+    found = prompt_statistics(prompts, np.asarray(columns["split"]) == "train")
+    tokens = np.asarray(columns["seq_len"], float)
+    order: dict[str, int] = {}
+    category = [order.setdefault(label, len(order)) for label in columns["activity_label"]]
+    perplexity = columns["prompt_perplexity"] if "prompt_perplexity" in columns else columns["perplexity"]
+    made = {"char_length": found["char_length"], "token_count": tokens,
+            "lexical_diversity": found["lexical_diversity"], "perplexity": np.asarray(perplexity, float),
+            "char_to_token": found["char_length"] / (tokens + SMALL),
+            "capitalization_ratio": found["capitalization_ratio"],
+            "category_id": np.asarray(category, float), "bigram_novelty": found["bigram_novelty"]}
+    return list(made), np.stack(list(made.values()), axis=1)

@@ -1,0 +1,139 @@
+"""The published study's protocol (fm-difficulty-probe), where its numbers need it: its compatibility mode.
+
+The same random streams, orders and formulas, so that its numbers come out to the printed digit; what is
+wrong with them, and what stands in their place by default, is in docs/difficulty.md. The letters in the
+docstrings (W5, S8, …) are those of that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from eval.cascade import Costs, frontier
+from eval.folds import shuffled
+from eval.metrics import Floats, auroc, brier, expected_calibration_error
+from eval.probes import ProbeOptions, make_probe
+from eval.stats import PermutationTest, percentiles, permute_labels
+
+COVERAGES = np.round(np.arange(0.10, 1.0001, 0.05), 4)
+THRESHOLDS = np.linspace(0, 1, 41)
+SHARES = np.linspace(0, 1, 21)
+
+# Scaled by all training rows before cross-validation (S3), and with the intercept penalised.
+PROBES = ProbeOptions(scale_once=True, intercept_scaling=1.0)
+
+
+def permutation(labels: ArrayLike, a: ArrayLike, b: ArrayLike, seed: int = 42) -> PermutationTest:
+    """10,000 permutations of the labels; what was seen is not among them, so that p may be 0 (S8)."""
+    return permute_labels(labels, a, b, permutations=10_000, seed=seed, count_observed=False)
+
+
+def selective(errors: ArrayLike, scores: Mapping[str, ArrayLike], *, replicates: int = 2000,
+              seed: int = 42) -> dict[str, Any]:
+    """selective_prediction.json: risks at coverages 0.10 … 1.00, and the area over those alone (S8).
+
+    Ties are broken as NumPy's unstable sort happens to leave them (W5); the random curve is the mean
+    of 2000 permutations; the intervals resample the items that were kept.
+    """
+    errors = np.asarray(errors, float)
+    kept = [max(1, round(coverage * len(errors))) for coverage in COVERAGES.tolist()]
+
+    def risks(ordered: Floats) -> Floats:
+        return np.array([ordered[:k].mean() for k in kept])
+
+    rng = np.random.default_rng(seed)
+    random = np.mean([risks(rng.permutation(errors)) for _ in range(2000)], axis=0)
+    oracle = risks(np.sort(errors))
+    best, worst = _area(oracle), _area(random)
+    probes = {}
+    for name, score in scores.items():
+        ordered = errors[np.argsort(np.asarray(score, float))]
+        rng, ends = np.random.default_rng(seed), []
+        for k in kept:
+            ends.append(percentiles(ordered[:k][rng.integers(0, k, (replicates, k))].mean(axis=1)))
+        curve = risks(ordered)
+        area = _area(curve)
+        gap = worst - best
+        probes[name] = {"curve": curve.tolist(), "ci95_lower": [low for low, _ in ends],
+                        "ci95_upper": [high for _, high in ends], "aurc": area,
+                        "fraction_of_oracle_aurc": (worst - area) / (gap or 1e-12)}
+    return {"n_test": len(errors), "mean_error_no_abstention": float(errors.mean()),
+            "coverages": COVERAGES.tolist(), "oracle_curve": oracle.tolist(), "oracle_aurc": best,
+            "random_curve": random.tolist(), "random_aurc": worst, "probes": probes}
+
+
+def _area(curve: Floats) -> float:
+    return float(np.trapezoid(curve, COVERAGES))
+
+
+def cascade(cheap: ArrayLike, dear: ArrayLike, scores: Mapping[str, ArrayLike],
+            costs: tuple[float, float] = (1.0, 5.0), *, trials: int = 500, seed: int = 42) -> dict[str, Any]:
+    """cascade_results.json: 41 thresholds on raw scores, the cheap call free for an item handed on (S9)."""
+    cheap, dear = np.asarray(cheap, float), np.asarray(dear, float)
+    n, price = len(cheap), Costs(cheap=costs[0], dear=costs[1], sunk=False)
+    always = float(cheap.mean()), float(dear.mean())
+    rng = np.random.default_rng(seed)
+
+    def mixed(handed: NDArray[np.intp]) -> float:
+        errors = cheap.copy()
+        errors[handed] = dear[handed]
+        return float(errors.mean())
+
+    def cost(handed: int) -> float:
+        prices = np.full(n, price.cheap)
+        prices[:handed] = price.dear
+        return float(prices.mean())
+
+    random = []
+    for share in SHARES.tolist():
+        k = round(share * n)
+        errors = [mixed(rng.choice(n, k, replace=False)) for _ in range(trials)]
+        random.append([cost(k), float(np.mean(errors)), share])
+    gains = np.argsort(-(cheap - dear))
+    oracle = [[cost(round(share * n)), mixed(gains[:round(share * n)]), share] for share in SHARES.tolist()]
+    return {"n_windows": n, "always_cheap": {"mean_error": always[0], "cost": price.cheap},
+            "always_expensive": {"mean_error": always[1], "cost": price.dear},
+            "win_rate_expensive": float((dear < cheap).mean()),
+            "random_curve": random, "oracle_curve": oracle,
+            "probes": {name: _frontier(cheap, dear, score, price) for name, score in scores.items()}}
+
+
+def _frontier(cheap: Floats, dear: Floats, scores: ArrayLike, price: Costs) -> dict[str, Any]:
+    found = frontier(cheap, dear, scores, price, THRESHOLDS.tolist())
+    columns = (found.thresholds, found.errors, found.costs, found.handed_on)
+    points = [{"tau": tau, "mean_error": error, "mean_cost": cost, "frac_to_exp": share}
+              for tau, error, cost, share in zip(*(values.tolist() for values in columns), strict=True)]
+    better = np.flatnonzero(found.dominating(float(cheap.mean()), float(dear.mean())))
+    best = min(better, key=lambda i: found.errors[i], default=None)
+    return {"frontier": points, "n_dominating_points": len(better),
+            "best_dominating": None if best is None else points[best]}
+
+
+def recalibrated(train: Floats, train_labels: ArrayLike, test: Floats, test_labels: ArrayLike,
+                 strength: float, *, seed: int = 42, scaled: bool = False) -> dict[str, dict[str, float]]:
+    """recalibration_results.json: the probe with a given C, its features as they are (W6), 5 shuffled folds.
+
+    Platt's map is fitted to probabilities, and its slope may be negative (W7).
+    """
+    labels = np.asarray(train_labels)
+    probe = make_probe(strength, False, PROBES)
+    if scaled:
+        scaler = probe[0].fit(train)
+        train, test = scaler.transform(train), scaler.transform(test)
+    model = probe[-1]
+    held = np.empty(len(labels))
+    for fit, out in shuffled(len(labels), seed=seed):
+        held[out] = model.fit(train[fit], labels[fit]).predict_proba(train[out])[:, 1]
+    raw = model.fit(train, labels).predict_proba(test)[:, 1]
+    rising = IsotonicRegression(out_of_bounds="clip").fit(held, labels)
+    sigmoid = LogisticRegression(C=1e6).fit(held[:, None], labels)
+    variants = {"raw": raw, "platt": sigmoid.predict_proba(raw[:, None])[:, 1],
+                "isotonic": np.clip(rising.predict(raw), 0, 1)}
+    return {name: {"ece": expected_calibration_error(test_labels, found), "brier": brier(test_labels, found),
+                   "auroc": auroc(test_labels, found)} for name, found in variants.items()}

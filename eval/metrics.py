@@ -1,0 +1,146 @@
+"""How well a score tells two classes apart, and how far a probability can be believed.
+
+Throughout, `labels` are 0 or 1, `scores` rise with the chance of a 1, and `probabilities` lie in
+[0, 1]; all are `[items]`. Ties count half.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve: the chance that a 1 is scored above a 0 (Mann–Whitney; ties half).
+
+    NaN where only one class is present: there is nothing to tell apart.
+    """
+    positive, scores = _binary(labels), _scores(scores, labels)
+    return float(_rank_auroc(positive.astype(float)[None], midranks(scores))[0])
+
+
+def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.integer]) -> Floats:
+    """The AUROC under each row of whole-numbered weights, as a resampled set's counts are.
+
+    Args:
+        weights: `[replicates, items]`, how often each item counts.
+
+    Returns:
+        `[replicates]`, f64; NaN where a replicate holds one class only. Sums of whole numbers and of
+        halves below 2⁵³: exact but for the last division.
+    """
+    positive, scores = _binary(labels), _scores(scores, labels)
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # of each group of equal scores
+    drawn = weights[:, order].astype(np.float64)
+    above = np.add.reduceat(drawn * positive[order], starts, axis=1)
+    below = np.add.reduceat(drawn * ~positive[order], starts, axis=1)
+    won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
+    pairs = above.sum(axis=1) * below.sum(axis=1)
+    return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def auroc_relabelled(labels: NDArray[np.integer | np.bool_], scores: ArrayLike) -> Floats:
+    """The AUROC of one set of scores under each row of labels, `[relabellings, items]` → `[relabellings]`."""
+    return _rank_auroc(np.asarray(labels, float), midranks(np.asarray(scores, float)))
+
+
+def _rank_auroc(positive: Floats, ranks: Floats) -> Floats:
+    n = positive.sum(axis=1)
+    pairs = n * (positive.shape[1] - n)
+    won = positive @ ranks - n * (n + 1) / 2
+    return np.divide(won, pairs, out=np.full(len(n), np.nan), where=pairs > 0)
+
+
+def midranks(scores: ArrayLike) -> Floats:
+    """Ranks from 1, equal scores sharing the mean of theirs: `[items]` → `[items]`."""
+    _, which, counts = np.unique(np.asarray(scores, float), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]
+
+
+def auprc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Average precision: Σ (recall gained) × precision, down the thresholds; equal scores pass together.
+
+    NaN without a 1.
+    """
+    positive, scores = _binary(labels), _scores(scores, labels)
+    if not positive.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
+    found = np.cumsum(positive[order])[ends]
+    return float(np.sum(np.diff(found, prepend=0) * found / (ends + 1)) / positive.sum())
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean squared distance of the probability from what happened."""
+    positive, chances = _binary(labels), _probabilities(probabilities, labels)
+    return float(np.mean((chances - positive) ** 2))
+
+
+def log_loss(labels: ArrayLike, probabilities: ArrayLike, floor: float = 1e-15) -> float:
+    """Mean −log of the probability given to what happened, in nats; none is taken to be below `floor`."""
+    positive, chances = _binary(labels), _probabilities(probabilities, labels)
+    return float(-np.mean(np.log(np.maximum(np.where(positive, chances, 1 - chances), floor))))
+
+
+class Reliability(NamedTuple):
+    """What was foretold and what happened, in the occupied bins: each `[bins]`."""
+
+    foretold: Floats
+    happened: Floats
+    counts: NDArray[np.int64]
+
+
+def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
+    """Mean probability and share of 1s in bins of equal width.
+
+    An edge belongs to the bin above it, 1 to the last.
+    """
+    positive, chances = _binary(labels), _probabilities(probabilities, labels)
+    edges = np.linspace(0, 1, bins + 1)
+    which = np.clip(np.digitize(chances, edges) - 1, 0, bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    held = counts > 0
+    def means(values: NDArray) -> Floats:
+        return np.bincount(which, values, bins)[held] / counts[held]
+    return Reliability(means(chances), means(positive), counts[held])
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
+    """Σ (share of items in a bin) × |foretold − happened|, over bins of equal width (Naeini et al. 2015)."""
+    found = reliability(labels, probabilities, bins)
+    return float(np.sum(found.counts * np.abs(found.foretold - found.happened)) / found.counts.sum())
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _binary(labels: ArrayLike) -> NDArray[np.bool_]:
+    found = np.asarray(labels)
+    if found.ndim != 1 or not len(found):
+        raise ValueError(f"labels: expected [items] with at least one, found shape {found.shape}")
+    if not np.isin(found, (0, 1)).all():
+        raise ValueError("labels: expected 0 or 1 for every item")
+    return found.astype(bool)
+
+
+def _scores(scores: ArrayLike, labels: ArrayLike) -> Floats:
+    found = np.asarray(scores, float)
+    if found.shape != np.shape(labels):
+        raise ValueError(f"scores: expected shape {np.shape(labels)} as labels, found {found.shape}")
+    if np.isnan(found).any():
+        raise ValueError(f"scores: item {int(np.flatnonzero(np.isnan(found))[0])} is not a number")
+    return found
+
+
+def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
+    found = _scores(probabilities, labels)
+    if found.min() < 0 or found.max() > 1:
+        raise ValueError("probabilities: expected values in [0, 1]")
+    return found

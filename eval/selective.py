@@ -1,0 +1,106 @@
+"""Answering only where the score is low: risk against coverage, and the area below (AURC).
+
+Items are answered in order of rising `scores` (the chance of an error); `errors` are what answering
+costs, 0 or 1 or any number. Both are `[items]`. Where scores are equal nothing tells which item is
+answered first; the expected risk over all orders of equals is meant then, so that a constant score
+has the risk of answering at random at every coverage (El-Yaniv & Wiener 2010; Geifman & El-Yaniv 2019).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eval.metrics import Floats
+from eval.stats import Interval, percentiles, resampled_counts
+
+GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages of tables and figures
+
+
+class Order:
+    """Items in order of their scores, in groups of equals: made once, read with many weights."""
+
+    def __init__(self, errors: ArrayLike, scores: ArrayLike):
+        self.errors, scores = np.asarray(errors, float), np.asarray(scores, float)
+        if self.errors.ndim != 1 or self.errors.shape != scores.shape or not len(scores):
+            raise ValueError(f"errors and scores: expected [items] of one length, found {self.errors.shape} "
+                             f"and {scores.shape}")
+        for name, values in (("errors", self.errors), ("scores", scores)):
+            if np.isnan(values).any():
+                raise ValueError(f"{name}: item {int(np.flatnonzero(np.isnan(values))[0])} is not a number")
+        self._order = np.argsort(scores, kind="stable")
+        self._starts = np.flatnonzero(np.r_[True, np.diff(scores[self._order]) != 0])
+
+    def risks(self, coverages: ArrayLike | None = None, weights: ArrayLike | None = None) -> Floats:
+        """The expected mean error of the items answered, at some coverages; of all of k/n by default.
+
+        Between the ends of two groups the expected sum of errors rises in a straight line.
+
+        Args:
+            weights: `[items]`, how often each item counts.
+        """
+        weights = np.ones(len(self.errors)) if weights is None else np.asarray(weights, float)
+        counts = np.add.reduceat(weights[self._order], self._starts)
+        sums = np.add.reduceat((weights * self.errors)[self._order], self._starts)
+        answered, total = np.r_[0, np.cumsum(counts)], np.r_[0, np.cumsum(sums)]
+        n = answered[-1]
+        at = np.arange(1, n + 1) if coverages is None else np.asarray(coverages, float) * n
+        return np.interp(at, answered, total) / at
+
+
+def aurc(errors: ArrayLike, scores: ArrayLike) -> float:
+    """The mean of the expected risks at the coverages 1/n, 2/n … 1."""
+    return float(Order(errors, scores).risks().mean())
+
+
+def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
+    """How far from a random order (0) to the order of the errors themselves (1) a score gets.
+
+    NaN where all errors are equal.
+    """
+    return _fraction(aurc(errors, scores), float(np.mean(np.asarray(errors, float))), aurc(errors, errors))
+
+
+def _fraction(area: float, random: float, oracle: float) -> float:
+    return (random - area) / (random - oracle) if random > oracle else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class RiskCoverage:
+    """One score's risks at some coverages, each `[coverages]`, and its areas, with intervals."""
+
+    coverages: Floats
+    risks: Floats
+    low: Floats
+    high: Floats
+    aurc: Interval
+    fraction_of_oracle: Interval
+
+
+def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[float] = GRID,
+                  replicates: int = 2000, seed: int = 42, level: float = 0.95,
+                  groups: ArrayLike | None = None) -> RiskCoverage:
+    """The curve and its areas with percentile intervals over resampled items.
+
+    Each resampled set is put in order anew: to resample only the items that were answered would be
+    to take the threshold for known.
+    """
+    order, oracle = Order(errors, scores), Order(errors, errors)
+    curves, areas, fractions = [], [], []
+    for counts in resampled_counts(len(order.errors), replicates, seed, groups):
+        for weights in counts:
+            curves.append(order.risks(coverages, weights))
+            areas.append(float(order.risks(weights=weights).mean()))
+            random = float(weights @ order.errors / weights.sum())
+            fractions.append(_fraction(areas[-1], random, float(oracle.risks(weights=weights).mean())))
+    known = np.asarray(fractions)
+    ends = [percentiles(column, level) for column in np.asarray(curves).T]
+    return RiskCoverage(
+        np.asarray(coverages, float), order.risks(coverages),
+        np.array([low for low, _ in ends]), np.array([high for _, high in ends]),
+        Interval(aurc(errors, scores), *percentiles(np.asarray(areas), level)),
+        Interval(fraction_of_oracle(errors, scores), *percentiles(known[~np.isnan(known)], level)))

@@ -1,0 +1,242 @@
+"""How sure a number is: bootstrap intervals, permutation tests, DeLong's test, corrections.
+
+Every function that resamples takes a seed and makes its own generator (PCG64), so that a number can
+be made again. `labels` are 0 or 1 and `scores` `[items]`, as in `metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from eval.metrics import Floats, auroc, auroc_relabelled, auroc_weighted, midranks
+
+BLOCK = 2**22  # numbers of one array at a time
+
+
+class Interval(NamedTuple):
+    """A number and the ends of its interval; they are NaN where there was nothing to resample."""
+
+    point: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether all of the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def percentiles(replicates: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The ends between which `level` of the replicates lie, as many below as above; NaN if there are none."""
+    if not len(replicates):
+        return math.nan, math.nan
+    low, high = np.percentile(replicates, [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+# --- Bootstrap -------------------------------------------------------------------------------
+
+
+def resampled_counts(items: int, replicates: int, seed: int,
+                     groups: ArrayLike | None = None) -> Iterator[NDArray[np.int64]]:
+    """How often each item is drawn in each replicate: blocks `[some replicates, items]`.
+
+    The stream is that of `choice(items, items)` called once for each replicate.
+
+    Args:
+        groups: `[items]`: what is drawn together, as questions about one paragraph are (cluster
+            bootstrap); None draws single items.
+    """
+    rng = np.random.default_rng(seed)
+    members: NDArray[np.intp] = np.arange(items)
+    if groups is not None:
+        members = np.unique(np.asarray(groups), return_inverse=True)[1]
+    n = int(members.max()) + 1
+    rows = max(1, BLOCK // items)
+    for start in range(0, replicates, rows):
+        size = min(rows, replicates - start)
+        picks = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(picks.ravel(), minlength=size * n).reshape(size, n)[:, members]
+
+
+class PairedBootstrap:
+    """AUROCs of several scores over the same resampled items, so that their differences are paired.
+
+    Percentile intervals (Efron & Tibshirani 1993, ch. 13). A replicate of one class is left out.
+
+    Args:
+        scores: name → `[items]`.
+        level: the share of replicates between the ends.
+        groups: see `resampled_counts`.
+    """
+
+    def __init__(self, labels: ArrayLike, scores: Mapping[str, ArrayLike], *, replicates: int = 2000,
+                 seed: int = 42, level: float = 0.95, groups: ArrayLike | None = None):
+        self.level = level
+        self.points = {name: auroc(labels, score) for name, score in scores.items()}
+        drawn: dict[str, list[Floats]] = {name: [] for name in scores}
+        for counts in resampled_counts(len(np.asarray(labels)), replicates, seed, groups):
+            for name, score in scores.items():
+                drawn[name].append(auroc_weighted(labels, score, counts))
+        whole = {name: np.concatenate(parts) for name, parts in drawn.items()}
+        self.replicates = {name: values[~np.isnan(values)] for name, values in whole.items()}
+
+    def interval(self, name: str) -> Interval:
+        """The AUROC of one score."""
+        return Interval(self.points[name], *percentiles(self.replicates[name], self.level))
+
+    def difference(self, a: str, b: str) -> Interval:
+        """The AUROC of `a` less that of `b`."""
+        return Interval(self.points[a] - self.points[b],
+                        *percentiles(self.replicates[a] - self.replicates[b], self.level))
+
+
+def bootstrap_mean(values: ArrayLike, *, replicates: int = 2000, seed: int = 42, level: float = 0.95,
+                   groups: ArrayLike | None = None) -> Interval:
+    """The mean of `[items]` values, with its percentile interval; NaN where there are none."""
+    values = np.asarray(values, float)
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan)
+    means = [counts @ values / counts.sum(axis=1)
+             for counts in resampled_counts(len(values), replicates, seed, groups)]
+    return Interval(float(values.mean()), *percentiles(np.concatenate(means), level))
+
+
+# --- Tests of a difference between two AUROCs ------------------------------------------------
+
+
+class PermutationTest(NamedTuple):
+    """A difference of two AUROCs beside those of rearranged data.
+
+    `p_one_sided` looks to the side on which the difference lies. `null` is `[permutations]`.
+    """
+
+    auroc_a: float
+    auroc_b: float
+    difference: float
+    p_one_sided: float
+    p_two_sided: float
+    null: Floats
+
+
+def permute_labels(labels: ArrayLike, a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000,
+                   seed: int = 42, count_observed: bool = True) -> PermutationTest:
+    """Permutes the labels: the null is that neither score knows anything of them.
+
+    That is more than "equal AUROC", which `delong` and `permute_scores` test.
+
+    Args:
+        count_observed: whether what was seen counts as one of the permutations, so that p is never 0
+            (Phipson & Smyth 2010).
+    """
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    rows = max(1, BLOCK // len(labels))
+    null = []
+    for start in range(0, permutations, rows):
+        drawn = np.stack([rng.permutation(labels) for _ in range(min(rows, permutations - start))])
+        null.append(auroc_relabelled(drawn, a) - auroc_relabelled(drawn, b))
+    return _tested(labels, a, b, np.concatenate(null), count_observed)
+
+
+def _tested(labels: NDArray, a: ArrayLike, b: ArrayLike, null: Floats,
+            count_observed: bool) -> PermutationTest:
+    area_a, area_b = auroc(labels, a), auroc(labels, b)
+    if math.isnan(area_a):
+        raise ValueError("labels: expected both classes for a permutation test, found one")
+    seen = area_a - area_b
+    extra = int(count_observed)
+    def share(beyond: NDArray[np.bool_]) -> float:
+        return float((beyond.sum() + extra) / (len(null) + extra))
+    return PermutationTest(area_a, area_b, seen, share(null <= seen if seen < 0 else null >= seen),
+                           share(np.abs(null) >= abs(seen)), null)
+
+
+class DeLong(NamedTuple):
+    """Two AUROCs, their difference with its interval, and the two-sided p of "the areas are equal"."""
+
+    auroc_a: float
+    auroc_b: float
+    difference: Interval
+    p: float
+
+
+def delong(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = 0.95) -> DeLong:
+    """The paired test of equal AUROCs (DeLong et al. 1988; by midranks, Sun & Xu 2014).
+
+    The difference is taken to be normal, as it is for large sets. p is 1 where the scores order every
+    pair alike, and NaN where a class has fewer than two items.
+    """
+    areas, covariance = delong_covariance(labels, np.stack([np.asarray(a, float), np.asarray(b, float)]))
+    seen = float(areas[0] - areas[1])
+    spread = float(np.sqrt(np.maximum(0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])))
+    reach = spread * float(special.ndtri((1 + level) / 2))
+    if math.isnan(spread):
+        p = math.nan
+    elif spread == 0:
+        p = 1.0 if seen == 0 else 0.0
+    else:
+        p = float(2 * special.ndtr(-abs(seen) / spread))
+    return DeLong(float(areas[0]), float(areas[1]), Interval(seen, seen - reach, seen + reach), p)
+
+
+def delong_covariance(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+    """AUROCs `[scores]` and their covariance `[scores, scores]`.
+
+    Args:
+        scores: `[scores, items]`.
+    """
+    positive = np.asarray(labels).astype(bool)
+    scores = np.asarray(scores, float)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not m or not n:
+        raise ValueError("labels: expected both classes, found one")
+    won_by_positive, won_by_negative = [], []
+    for score in scores:
+        ranks = midranks(score)
+        won_by_positive.append((ranks[positive] - midranks(score[positive])) / n)
+        won_by_negative.append(1 - (ranks[~positive] - midranks(score[~positive])) / m)
+    v10, v01 = np.stack(won_by_positive), np.stack(won_by_negative)
+    if m < 2 or n < 2:
+        return v10.mean(axis=1), np.full((len(scores), len(scores)), np.nan)
+    return v10.mean(axis=1), np.atleast_2d(np.cov(v10)) / m + np.atleast_2d(np.cov(v01)) / n
+
+
+# --- Several tests at once -------------------------------------------------------------------
+
+
+def holm(p: ArrayLike) -> Floats:
+    """p-values corrected for their number, by steps (Holm 1979): `[tests]` → `[tests]`, each at most 1.
+
+    A NaN is a test that could not be made: it stays NaN and is not counted.
+    """
+    raw = np.asarray(p, float)
+    made = np.flatnonzero(~np.isnan(raw))
+    order = made[np.argsort(raw[made], kind="stable")]
+    corrected = np.full(raw.shape, np.nan)
+    steps = raw[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
+
+
+def bootstrap_p(values: ArrayLike, *, replicates: int = 10_000, seed: int = 42,
+                groups: ArrayLike | None = None) -> float:
+    """Two-sided p of "the mean is zero": the share of resampled, centred means as far out (Efron 1993, 16.4).
+
+    The values seen count as one replicate. NaN where there are none.
+    """
+    values = np.asarray(values, float)
+    if not len(values):
+        return math.nan
+    seen, centred = abs(float(values.mean())), values - values.mean()
+    beyond, drawn = 1, 1
+    for counts in resampled_counts(len(values), replicates, seed, groups):
+        means = counts @ centred / counts.sum(axis=1)
+        beyond, drawn = beyond + int((np.abs(means) >= seen).sum()), drawn + len(means)
+    return beyond / drawn

@@ -1,0 +1,61 @@
+"""Cheap features against closed forms; the stored ones of ETTh1."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.difficulty import cheap
+
+SHARED = Path(__file__).parents[4] / "shared" / "reference"
+
+
+def test_prompts() -> None:
+    prompts = ["The cat The CAT", "É é 12", "one", ""]
+    found = cheap.prompt_statistics(prompts, np.array([True, False, True, False]))
+    assert found["char_length"].tolist() == [15, 6, 3, 0] and found["word_count"].tolist() == [4, 3, 1, 0]
+    np.testing.assert_allclose(found["lexical_diversity"], [0.5, 2 / 3, 1, 0], atol=1e-7)
+    np.testing.assert_allclose(found["capitalization_ratio"], [5 / 12, 0.5, 0, 0], atol=1e-7)
+    np.testing.assert_array_equal(found["bigram_novelty"], [0, 1, 1, 1])
+
+
+def test_novelty_is_of_different_pairs() -> None:
+    """(a b) is known, (b a) is not; that (a b) comes twice does not count twice."""
+    found = cheap.prompt_statistics(["a b", "A b a b"], np.array([True, False]))
+    assert found["bigram_novelty"].tolist() == [0, 0.5]
+
+
+def test_series() -> None:
+    time = np.arange(512)
+    season = np.sin(2 * np.pi * time / 24)
+    rng = np.random.default_rng(0)
+    noise, walk = rng.standard_normal(512), np.cumsum(rng.standard_normal(512))
+    line, found = 0.5 * time, {}
+    for name, series in (("season", season), ("noise", noise), ("walk", walk), ("line", line)):
+        found[name] = dict(zip(cheap.SERIES_STATISTICS, cheap.series_statistics([series])[0], strict=True))
+    assert found["season"]["variance"] == pytest.approx(0.5, abs=0.01)
+    assert abs(found["noise"]["lag1_acf"]) < 0.1 < 0.9 < found["walk"]["lag1_acf"]
+    assert found["noise"]["adf_pvalue"] < 0.01 < 0.05 < found["walk"]["adf_pvalue"]
+    assert found["season"]["spectral_entropy"] < 1 < 4 < found["noise"]["spectral_entropy"] < math.log(129)
+    assert found["line"]["trend_slope"] == pytest.approx(0.5)
+    assert found["line"]["volatility"] == pytest.approx(0.5) and found["line"]["range"] == 255.5
+
+
+def test_a_constant_series() -> None:
+    found = dict(zip(cheap.SERIES_STATISTICS, cheap.series_statistics([np.ones(100)])[0], strict=True))
+    assert found["variance"] == found["spectral_entropy"] == found["trend_slope"] == 0
+    assert found["adf_pvalue"] == 1 and math.isnan(found["lag1_acf"])
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the stored references do not come with this project")
+def test_the_stored_statistics() -> None:
+    stored = np.load(SHARED / "difficulty" / "golden" / "ts_stats.npz")
+    with (SHARED / "data" / "ETTh1.csv").open() as file:
+        series = np.array([float(row["OT"]) for row in csv.DictReader(file)])
+    chosen = slice(0, None, 7)  # the whole takes ten seconds
+    found = cheap.series_statistics([series[start:start + 512] for start in stored["start"][chosen]])
+    np.testing.assert_allclose(found, stored["F"][chosen], rtol=1e-9, atol=1e-12)

@@ -1,0 +1,141 @@
+"""Probes against scikit-learn's own search, optimality conditions, and signals planted where we know."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from eval import probes
+from eval.folds import stratified
+from eval.probes import Climbed, ProbeOptions, climb, fit_probe
+
+QUICK = ProbeOptions(strengths=(0.01, 0.1), jobs=1)
+
+
+def problem(seed: int = 0, rows: int = 150, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((rows, width)) * rng.uniform(0.1, 10, width) + rng.normal(0, 5, width)
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    odds = scaled @ np.r_[1.0, -1.0, np.zeros(width - 2)] - 1
+    return features, (rng.random(rows) < expit(odds)).astype(int)
+
+
+def codes(seed: int = 0, rows: int = 150, width: int = 40, active: float = 0.1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((rows, width)) < active, rng.exponential(size=(rows, width)), 0)
+
+
+@pytest.mark.parametrize("scale_once", [True, False])
+def test_the_search_is_scikit_learns(scale_once: bool) -> None:
+    features, labels = problem()
+    model = LogisticRegression(l1_ratio=1.0, solver="liblinear", class_weight="balanced", max_iter=2000,
+                               random_state=42)
+    splitter = StratifiedKFold(5, shuffle=True, random_state=42)
+    pipeline = model if scale_once else make_pipeline(StandardScaler(), model)
+    shown = StandardScaler().fit_transform(features) if scale_once else features
+    key = "C" if scale_once else "logisticregression__C"
+    theirs = GridSearchCV(pipeline, {key: list(probes.STRENGTHS)}, scoring="roc_auc", cv=splitter)
+    theirs.fit(shown, labels)
+    ours = fit_probe(features, labels, stratified(labels),
+                     ProbeOptions(intercept_scaling=1.0, scale_once=scale_once))
+    assert ours.strength == theirs.best_params_[key]
+    np.testing.assert_allclose(list(ours.cross_validated.values()), theirs.cv_results_["mean_test_score"],
+                               atol=1e-12)
+    np.testing.assert_array_equal(ours.probabilities(features), theirs.predict_proba(shown)[:, 1])
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_optimum(sparse: bool) -> None:
+    """‖w‖₁ + C Σ sᵢ log(1 + exp(−yᵢ fᵢ)): |slope| ≤ 1 everywhere, −sign(w) where w ≠ 0, the intercept's 0."""
+    features, labels = (codes(), problem()[1]) if sparse else problem()
+    probe = fit_probe(scipy.sparse.csr_array(features) if sparse else features, labels, stratified(labels),
+                      ProbeOptions(strengths=(0.3,)))
+    scale = features.std(axis=0)
+    middle = 0 if sparse else features.mean(axis=0)
+    shown = (features - middle) / np.where(scale > 0, scale, 1)
+    chances = probe.probabilities(scipy.sparse.csr_array(features) if sparse else features)
+    weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    slopes = 0.3 * shown.T @ (weights * (chances - labels))
+    assert 0 < (probe.weights != 0).sum() < len(slopes)
+    assert (np.abs(slopes) < 1.01).all()
+    np.testing.assert_allclose(slopes[probe.weights != 0], -np.sign(probe.weights[probe.weights != 0]),
+                               atol=0.01)
+    assert abs(0.3 * weights @ (chances - labels)) < 0.05  # the intercept is as good as free
+
+
+def test_sparse_columns_are_dense_ones() -> None:
+    """The same probabilities, though sparse columns are not centred."""
+    labels = problem()[1]
+    dense = fit_probe(codes(), labels, stratified(labels), QUICK)
+    sparse = fit_probe(scipy.sparse.csr_array(codes()), labels, stratified(labels), QUICK)
+    assert dense.strength == sparse.strength
+    np.testing.assert_allclose(dense.probabilities(codes(1)),
+                               sparse.probabilities(scipy.sparse.csr_array(codes(1))), atol=2e-3)
+
+
+def test_blocks_side_by_side() -> None:
+    blocks = {"a": np.ones((3, 2)), "b": np.zeros((3, 1)), "c": scipy.sparse.csr_array(np.eye(3))}
+    np.testing.assert_array_equal(probes.columns(blocks, ["a", "b"]), np.c_[np.ones((3, 2)), np.zeros(3)])
+    mixed = probes.columns(blocks, ["b", "c"])
+    assert scipy.sparse.issparse(mixed)
+    np.testing.assert_array_equal(mixed.toarray(), np.c_[np.zeros(3), np.eye(3)])
+
+
+def test_equals_go_to_the_stronger_penalty() -> None:
+    """With C so small that every probe is constant, all means are ½."""
+    features, labels = problem()
+    found = fit_probe(features, labels, stratified(labels),
+                      ProbeOptions(strengths=(1e-5, 1e-6, 1e-7), jobs=1))
+    assert found.strength == 1e-7 and set(found.cross_validated.values()) == {0.5}
+
+
+def planted(where: str, seed: int, rows: int, replicates: int = 200) -> Climbed:
+    """A ladder whose label depends on one column of one block, or on nothing."""
+    rng = np.random.default_rng(seed)
+    blocks: dict[str, Any] = {"cheap": rng.standard_normal((rows, 3)), "raw": rng.standard_normal((rows, 8)),
+                              "sae": codes(seed, rows, 20, active=0.5)}
+    cause = blocks[where][:, 0] if where else None
+    signal = 0 if cause is None else 2.5 * (cause - cause.mean()) / cause.std()
+    labels = (rng.random(rows) < expit(signal * np.ones(rows))).astype(int)
+    blocks["sae"] = scipy.sparse.csr_array(blocks["sae"])
+    half = rows // 2
+    return climb({name: block[:half] for name, block in blocks.items()}, labels[:half],
+                 {name: block[half:] for name, block in blocks.items()}, labels[half:],
+                 stratified(labels[:half], 2), rungs=probes.LADDER[:3], options=QUICK, replicates=replicates)
+
+
+@pytest.mark.parametrize(("where", "signs"), [
+    ("sae", {"P2_cheap_raw-P1_cheap": 0, "P3_cheap_sae-P1_cheap": 1, "P3_cheap_sae-P2_cheap_raw": 1}),
+    ("raw", {"P2_cheap_raw-P1_cheap": 1, "P3_cheap_sae-P1_cheap": 0, "P3_cheap_sae-P2_cheap_raw": -1}),
+    ("cheap", {"P2_cheap_raw-P1_cheap": 0, "P3_cheap_sae-P1_cheap": 0, "P3_cheap_sae-P2_cheap_raw": 0})])
+def test_a_planted_signal_is_found_where_it_is(where: str, signs: dict[str, int]) -> None:
+    climbed = planted(where, 0, rows=500)
+    for comparison in climbed.comparisons:
+        sign = signs[f"{comparison.a}-{comparison.b}"]
+        assert (comparison.p_holm < 0.01) == bool(sign)
+        assert comparison.difference.excludes_zero == bool(sign)
+        assert sign == 0 or np.sign(comparison.difference.point) == sign
+        np.testing.assert_allclose(comparison.difference, comparison.delong.difference, atol=0.06)
+
+
+def test_where_there_is_nothing_nothing_is_found() -> None:
+    """Any of the three comparisons at 5 %, corrected: at most 5 % of 200 ladders, and 3 standard errors."""
+    found = [min(c.p_holm for c in planted("", seed, 140, 2).comparisons) < 0.05 for seed in range(200)]
+    assert np.mean(found) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+
+
+def test_a_probe_that_finds_nothing_says_so() -> None:
+    features, labels = problem()
+    climbed = climb({"cheap": features}, labels, {"cheap": features}, labels, stratified(labels),
+                    rungs=probes.LADDER[:1], options=ProbeOptions(strengths=(1e-6,), jobs=1))
+    result = climbed.rungs["P1_cheap"]
+    assert result.is_constant and tuple(result.auroc) == (0.5, 0.5, 0.5) and not climbed.comparisons

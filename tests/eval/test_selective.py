@@ -1,0 +1,81 @@
+"""Risk and coverage against brute force over all orders of equals, and known answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval import selective
+
+ITEMS = st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2)), min_size=1, max_size=6)
+
+
+def all_orders(errors: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The mean of the risks over every order that the scores allow."""
+    found = [np.cumsum(errors[list(order)]) / np.arange(1, len(errors) + 1)
+             for order in itertools.permutations(range(len(errors)))
+             if (np.diff(scores[list(order)]) >= 0).all()]
+    return np.mean(found, axis=0)
+
+
+@given(ITEMS)
+def test_expected_risks(items: list[tuple[float, int]]) -> None:
+    errors, scores = (np.array(column, float) for column in zip(*items, strict=True))
+    expected = all_orders(errors, scores)
+    np.testing.assert_allclose(selective.Order(errors, scores).risks(), expected, atol=1e-12)
+    assert math.isclose(selective.aurc(errors, scores), expected.mean(), abs_tol=1e-12)
+
+
+@given(ITEMS, st.integers(0, 2**32 - 1))
+def test_weights_are_repeated_items(items: list[tuple[float, int]], seed: int) -> None:
+    errors, scores = (np.array(column, float) for column in zip(*items, strict=True))
+    weights = np.random.default_rng(seed).integers(0, 4, len(errors))
+    weights[0] += 1
+    again = selective.Order(np.repeat(errors, weights), np.repeat(scores, weights))
+    found = selective.Order(errors, scores)
+    np.testing.assert_allclose(found.risks(weights=weights), again.risks(), atol=1e-12)
+    np.testing.assert_allclose(found.risks([0.3, 1.0], weights), again.risks([0.3, 1.0]), atol=1e-12)
+
+
+def test_a_constant_score_is_no_score() -> None:
+    """However its equals are ordered by a sort: nothing of the oracle's gain, at any coverage."""
+    errors = np.random.default_rng(0).integers(0, 2, 72)
+    found = selective.risk_coverage(errors, np.full(72, 0.5), replicates=200)
+    np.testing.assert_allclose(found.risks, errors.mean())
+    assert found.fraction_of_oracle.point == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(found.fraction_of_oracle[1:], 0, atol=1e-12)
+
+
+def test_the_oracle_and_its_opposite() -> None:
+    errors = np.repeat([0.0, 1.0], [60, 40])
+    assert selective.fraction_of_oracle(errors, errors) == 1.0
+    assert selective.fraction_of_oracle(errors, -errors) < -1
+    assert math.isnan(selective.fraction_of_oracle(np.ones(5), np.arange(5.0)))
+    # Answered in order of the errors: nothing up to 60 %, then (k − 60) / k.
+    k = np.arange(1, 101)
+    assert selective.aurc(errors, errors) == pytest.approx(np.mean(np.maximum(0, k - 60) / k))
+
+
+def test_intervals_cover_the_risk() -> None:
+    """P(error) = score, uniform: the risk at coverage c is c / 2, the area 1/4; 95 % of 200 intervals."""
+    rng, hits = np.random.default_rng(0), np.zeros(3)
+    for _ in range(200):
+        scores = rng.random(300)
+        errors = rng.random(300) < scores
+        found = selective.risk_coverage(errors, scores, coverages=(0.3, 0.8), replicates=200)
+        truth = np.array([0.15, 0.4])
+        hits[:2] += (found.low <= truth) & (truth <= found.high)
+        hits[2] += found.aurc.low <= 0.25 <= found.aurc.high
+    assert (np.abs(hits / 200 - 0.95) < 3.5 * math.sqrt(0.95 * 0.05 / 200)).all(), hits
+
+
+def test_what_is_no_order() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        selective.aurc([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="scores: item 1 is not a number"):
+        selective.aurc([1.0, 2.0], [1.0, math.nan])

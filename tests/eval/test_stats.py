@@ -1,0 +1,166 @@
+"""Resampling against plain loops, tests against closed forms and what chance does."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bench.resampling import looped_bootstrap, looped_permutation
+from eval import stats
+from eval.metrics import auroc
+
+
+@pytest.fixture
+def scored() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    labels = (rng.random(120) < 0.3).astype(int)
+    return labels, {"good": rng.standard_normal(120) + labels, "poor": rng.standard_normal(120),
+                    "coarse": np.round(rng.standard_normal(120) + labels)}
+
+
+def test_the_bootstrap_is_the_loop(scored: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores = scored
+    expected = looped_bootstrap(labels, scores, 300, 42)
+    for block in (stats.BLOCK, 1, 500):  # however few are held in memory at once
+        monkeypatch.setattr(stats, "BLOCK", block)
+        found = stats.PairedBootstrap(labels, scores, replicates=300)
+        for name, values in expected.items():
+            np.testing.assert_allclose(found.replicates[name], values, atol=1e-12)
+            low, high = np.percentile(values, [2.5, 97.5])
+            np.testing.assert_allclose(found.interval(name), (auroc(labels, scores[name]), low, high),
+                                       atol=1e-12)
+        gaps = expected["good"] - expected["poor"]
+        np.testing.assert_allclose(found.difference("good", "poor")[1:], np.percentile(gaps, [2.5, 97.5]),
+                                   atol=1e-12)
+
+
+def test_replicates_of_one_class_are_left_out() -> None:
+    labels = np.array([1, 0, 0, 0, 0, 0])
+    found = stats.PairedBootstrap(labels, {"a": np.arange(6.0)}, replicates=500)
+    expected = looped_bootstrap(labels, {"a": np.arange(6.0)}, 500, 42)["a"]
+    assert 0 < len(expected) < 500
+    np.testing.assert_allclose(found.replicates["a"], expected, atol=1e-12)
+
+
+def test_groups_are_drawn_whole() -> None:
+    groups = np.array(["b", "a", "b", "c", "a", "b"])
+    for counts in stats.resampled_counts(6, 50, 0, groups):
+        assert (counts[:, groups == "b"] == counts[:, [0]]).all() and (counts[:, 1] == counts[:, 4]).all()
+        np.testing.assert_array_equal(counts[:, 0] + counts[:, 1] + counts[:, 3], 3)
+
+
+def test_grouped_items_widen_the_interval() -> None:
+    """Each item ten times over: single draws take them for ten times as much evidence."""
+    rng = np.random.default_rng(0)
+    values, groups = np.repeat(rng.standard_normal(40), 10), np.repeat(np.arange(40), 10)
+    naive, honest = stats.bootstrap_mean(values), stats.bootstrap_mean(values, groups=groups)
+    assert 2.5 < (honest.high - honest.low) / (naive.high - naive.low) < 4  # √10
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_intervals_cover_what_they_should(grouped: bool) -> None:
+    """The AUROC of N(1, 1) against N(0, 1) is Φ(1/√2); 95 % of 400 intervals, within 3 standard errors."""
+    truth, rng, hits = scipy.stats.norm.cdf(1 / math.sqrt(2)), np.random.default_rng(0), 0
+    for _ in range(400):
+        labels = np.repeat([0, 1], 60)
+        score = rng.standard_normal(120) + labels
+        groups = np.arange(120) if grouped else None
+        interval = stats.PairedBootstrap(labels, {"s": score}, replicates=300, groups=groups).interval("s")
+        hits += interval.low <= truth <= interval.high
+    assert abs(hits / 400 - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 400)
+
+
+def test_means() -> None:
+    values = np.random.default_rng(2).exponential(size=50)
+    rng = np.random.default_rng(7)
+    expected = np.percentile([values[rng.choice(50, 50)].mean() for _ in range(400)], [2.5, 97.5])
+    found = stats.bootstrap_mean(values, replicates=400, seed=7)
+    np.testing.assert_allclose(found, (values.mean(), *expected), atol=1e-12)
+    assert all(map(math.isnan, stats.bootstrap_mean([])))
+    assert not stats.bootstrap_mean([-1.0, 1.0, 2.0]).excludes_zero
+    assert stats.bootstrap_mean([1.0, 1.5, 2.0]).excludes_zero
+
+
+def test_permutations_are_the_loop(scored: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, scores = scored
+    expected = looped_permutation(labels, scores["good"], scores["coarse"], 400, 42)
+    seen = auroc(labels, scores["good"]) - auroc(labels, scores["coarse"])
+    for block in (stats.BLOCK, 1000):
+        monkeypatch.setattr(stats, "BLOCK", block)
+        found = stats.permute_labels(labels, scores["good"], scores["coarse"], permutations=400)
+        np.testing.assert_allclose(found.null, expected, atol=1e-12)
+    beyond = int((expected <= seen).sum() if seen < 0 else (expected >= seen).sum())
+    assert found.p_one_sided == (beyond + 1) / 401
+    bare = stats.permute_labels(labels, scores["good"], scores["coarse"], permutations=400,
+                                count_observed=False)
+    assert bare.p_one_sided == beyond / 400
+    assert bare.p_two_sided == (np.abs(expected) >= abs(seen)).mean()
+    with pytest.raises(ValueError, match="both classes"):
+        stats.permute_labels(np.ones(5, int), np.arange(5.0), np.arange(5.0))
+
+
+def test_delong_is_the_textbook(scored: tuple) -> None:
+    """The covariance of the pairs' outcomes, by the definition of DeLong et al. (1988)."""
+    labels, scores = scored
+    found, covariance = stats.delong_covariance(labels, np.stack(list(scores.values())))
+    high, low = labels == 1, labels == 0
+    won = np.stack([(s[high][:, None] > s[low]) + 0.5 * (s[high][:, None] == s[low])
+                    for s in scores.values()])
+    v10, v01 = won.mean(axis=2), won.mean(axis=1)
+    np.testing.assert_allclose(found, won.mean(axis=(1, 2)), atol=1e-12)
+    np.testing.assert_allclose(covariance, np.cov(v10) / high.sum() + np.cov(v01) / low.sum(), atol=1e-12)
+    # Near the bootstrap's, which assumes nothing.
+    test = stats.delong(labels, scores["good"], scores["poor"])
+    drawn = stats.PairedBootstrap(labels, scores).difference("good", "poor")
+    np.testing.assert_allclose(test.difference, drawn, atol=0.03)
+
+
+def test_delong_of_equals() -> None:
+    labels, score = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.3])
+    assert stats.delong(labels, score, np.exp(score)).p == 1.0
+    assert math.isnan(stats.delong([0, 0, 1], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]).p)
+    with pytest.raises(ValueError, match="both classes"):
+        stats.delong([1, 1], [0.1, 0.2], [0.1, 0.2])
+
+
+def test_false_positives_are_as_rare_as_promised() -> None:
+    """Two scores that know equally much: p < 0.05 in 5 % of 1000 data sets, within 3 standard errors."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [70, 50])
+    found = [stats.delong(labels, rng.standard_normal(120) + labels,
+                          rng.standard_normal(120) + labels).p < 0.05 for _ in range(1000)]
+    assert abs(np.mean(found) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+@given(hnp.arrays(float, st.integers(1, 12), elements=st.floats(0, 1)))
+def test_holm_by_its_steps(p: np.ndarray) -> None:
+    found = stats.holm(p)
+    order = np.argsort(p, kind="stable")
+    worst = 0.0
+    for step, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - step) * p[i]))
+        assert found[i] == worst
+    assert (found >= p).all()
+
+
+def test_holm_of_tests_not_made() -> None:
+    np.testing.assert_array_equal(stats.holm([0.01, math.nan, 0.04]), [0.02, math.nan, 0.04])
+    assert stats.holm([]).shape == (0,)
+
+
+def test_p_of_a_mean() -> None:
+    """As a t test has it, where that may be made."""
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.2, 0.5):
+        values = rng.standard_normal(80) + shift
+        expected = scipy.stats.ttest_1samp(values, 0).pvalue
+        assert abs(stats.bootstrap_p(values, replicates=4000) - expected) < 0.03
+    assert stats.bootstrap_p(np.zeros(5)) == 1.0
+    assert stats.bootstrap_p(np.full(40, 2.0) + 0.01 * rng.standard_normal(40)) == 1 / 10_001
+    assert math.isnan(stats.bootstrap_p([]))
