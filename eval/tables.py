@@ -1,0 +1,96 @@
+"""Tables of results, written together as JSON, parquet and Markdown."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.stats import Interval
+from tilelli_jax.files import write_together
+
+Row = Mapping[str, Any]
+
+
+def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
+    """path.json, path.parquet and path.md of the same rows, all or none.
+
+    Args:
+        path: without an ending.
+        rows: column → text, number, Interval (in parquet three columns) or None.
+    """
+    import pyarrow
+    import pyarrow.parquet
+    flat = [dict(_flat(row)) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.table({name: [row.get(name) for row in flat] for name in names}), content)
+    head = f"# {title}\n\n" if title else ""
+    write_together({
+        path.with_suffix(".json"): as_json([dict(row) for row in rows]),
+        path.with_suffix(".parquet"): content.getvalue(),
+        path.with_suffix(".md"): (head + markdown(rows) + "\n").encode()})
+
+
+def as_json(tree: Any) -> bytes:
+    """JSON without NaN, which JSON does not know: what is not a finite number is null."""
+    return json.dumps(_plain(tree), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table whose cells line up."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([shown(row.get(name)) for name in names] for row in rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(names))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def shown(value: Any) -> str:
+    """A cell: numbers to four digits or so, intervals as `0.590 [0.551, 0.627]`, nothing as a dash."""
+    match value:
+        case None:
+            return "–"
+        case Interval():
+            return f"{shown(value.point)} [{shown(value.low)}, {shown(value.high)}]"
+        case bool() | np.bool_():
+            return "yes" if value else "no"
+        case float() | np.floating():
+            number = float(value)
+            if math.isnan(number):
+                return "–"
+            if number and not 1e-3 <= abs(number) < 1e5:
+                return f"{number:.3g}"
+            return f"{number:.{3 if abs(number) < 10 else 1}f}"
+        case _:
+            return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _flat(row: Row) -> Any:
+    for name, value in row.items():
+        if isinstance(value, Interval):
+            yield from ((name, value.point), (f"{name}_low", value.low), (f"{name}_high", value.high))
+        else:
+            yield name, value.item() if isinstance(value, np.generic) else value
+
+
+def _plain(tree: Any) -> Any:
+    match tree:
+        case Interval():
+            return {"point": _plain(tree.point), "low": _plain(tree.low), "high": _plain(tree.high)}
+        case Mapping():
+            return {str(key): _plain(value) for key, value in tree.items()}
+        case np.ndarray() | np.generic():
+            return _plain(tree.tolist())
+        case list() | tuple():
+            return [_plain(value) for value in tree]
+        case float():
+            return tree if math.isfinite(tree) else None
+    return tree

@@ -1,0 +1,54 @@
+"""Figures are drawn, show what they are given, and are told apart without colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import figures
+from eval.cascade import Costs, frontier, oracle_frontier
+from eval.metrics import reliability
+from eval.selective import GRID, Order, risk_coverage
+from eval.stats import Interval
+
+
+@pytest.fixture
+def scored() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    scores = rng.random(80)
+    return (rng.random(80) < scores).astype(float), scores
+
+
+def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
+    errors, scores = scored
+    curve = risk_coverage(errors, scores, replicates=20)
+    costs = Costs()
+    rungs = {"P1": Interval(0.6, 0.55, 0.65), "P2": Interval(0.4, 0.3, 0.5)}
+    return {
+        "ladder": figures.ladder(rungs, "AUROC of $5"), "effects": figures.effects(rungs),
+        "reliability": figures.reliability({"raw": reliability(errors, scores)}),
+        "risk_coverage": figures.risk_coverage({"P1": curve, "P2": curve},
+                                               Order(errors, errors).risks(GRID), 0.5),
+        "pareto": figures.pareto({"P1": frontier(errors, 0 * errors, scores, costs)},
+                                 oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs)}
+
+
+def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    found = drawn(scored)
+    for name, figure in found.items():
+        figures.save(figure, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert figure.axes[0].get_xlabel()
+    figures.save(found["ladder"], tmp_path / "ladder.svg")
+    assert b"<svg" in (tmp_path / "ladder.svg").read_bytes()
+    ticks = [tick.get_text() for tick in found["ladder"].axes[0].get_yticklabels()]
+    assert ticks == ["P1", "P2"] and found["ladder"].axes[0].get_ylim() == (1.6, -0.7)
+    labels = [text.get_text() for text in found["risk_coverage"].axes[0].get_legend().get_texts()]
+    assert labels[0] == "at random" and labels[-1] == "oracle" and labels[1].startswith("P1: ")
+
+
+def test_lines_differ_without_colour() -> None:
+    looks = [figures.look(n) for n in range(14)]
+    assert len({(str(look.dash), look.mark) for look in looks}) == 14

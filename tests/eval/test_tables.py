@@ -1,0 +1,46 @@
+"""Tables in three forms, all of the same rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from eval import tables
+from eval.stats import Interval
+
+ROWS = [{"rung": "P1|cheap", "auroc": Interval(0.59, 0.551, 0.627), "C": 0.3, "n": np.int64(1500),
+         "p": math.nan},
+        {"rung": "P2", "auroc": Interval(0.5, 0.5, 0.5), "C": 1e-4, "n": 7, "constant": True}]
+
+
+def test_three_files(tmp_path: Path) -> None:
+    tables.write(tmp_path / "probes", ROWS, "Probes")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["probes.json", "probes.md", "probes.parquet"]
+    found = json.loads((tmp_path / "probes.json").read_text())
+    assert found[0] == {"rung": "P1|cheap", "auroc": {"point": 0.59, "low": 0.551, "high": 0.627}, "C": 0.3,
+                        "n": 1500, "p": None}
+    columns = pyarrow.parquet.read_table(tmp_path / "probes.parquet").to_pydict()
+    assert columns["auroc_low"] == [0.551, 0.5] and columns["constant"] == [None, True]
+    assert (tmp_path / "probes.md").read_text().splitlines() == [
+        "# Probes", "",
+        "| rung      | auroc                | C      | n    | p   | constant |",
+        "|-----------|----------------------|--------|------|-----|----------|",
+        r"| P1\|cheap | 0.590 [0.551, 0.627] | 0.300  | 1500 | –   | –        |",
+        "| P2        | 0.500 [0.500, 0.500] | 0.0001 | 7    | –   | yes      |"]
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.0, "0.000"), (-0.25, "-0.250"), (1234.56, "1234.6"), (7.85e6, "7.85e+06"), (3e-7, "3e-07"),
+    (False, "no"), ("two\nlines", "two lines")])
+def test_cells(value: object, text: str) -> None:
+    assert tables.shown(value) == text
+
+
+def test_json_knows_no_nan() -> None:
+    assert json.loads(tables.as_json({"a": [math.inf, np.float64(1.5)], 3: np.arange(2)})) == {
+        "a": [None, 1.5], "3": [0, 1]}
