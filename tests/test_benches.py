@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compile_time, decode, measure, pretrained, resampling, train_step
+from bench import compile_time, decode, ladder, measure, pretrained, resampling, train_step
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -88,3 +88,12 @@ def test_resampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         resampling.compare(1, tell)
     lines = written(tmp_path / "table.txt")[2:]
     assert [line.split(",")[0] for line in lines] == ["bootstrap", "permutation"]
+
+
+def test_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROWS", 60), ("RAW", 16), ("LATENTS", 20), ("ACTIVE", 2)):
+        monkeypatch.setattr(ladder, name, value)
+    with measure.told(tmp_path / "table.txt") as tell:
+        ladder.compare(True, tell)
+    lines = written(tmp_path / "table.txt")[2:]
+    assert [line[:2] for line in lines] == ["P1", "P2", "P3", "P3", "P4", "P5", "P5"]

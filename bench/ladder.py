@@ -1,0 +1,65 @@
+"""The probe ladder at the size of a study: python -m bench.ladder [--dense].
+
+3500 rows, 8 cheap features, 1024 of a residual stream, 4096 latents of which 32 are active; 5 folds × 9
+strengths. `--dense` gives the rungs with latents as dense, centred columns, too, as scikit-learn's own
+pipelines would have them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse
+
+from bench.measure import arguments, machine, told
+from eval.folds import stratified
+from eval.probes import LADDER, Block, ProbeOptions, columns, fit_probe
+from tilelli_jax.tables import table
+
+ROWS, CHEAP, RAW, LATENTS, ACTIVE = 3500, 8, 1024, 4096, 32
+
+
+def problem() -> tuple[dict[str, Block], np.ndarray]:
+    """Correlated activations and sparse codes; the label depends on one feature of two blocks."""
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((ROWS, RAW // 16)) @ rng.standard_normal((RAW // 16, RAW))
+    raw = shared + 0.7 * rng.standard_normal((ROWS, RAW))
+    codes = np.where(rng.random((ROWS, LATENTS)) < ACTIVE / LATENTS, rng.exponential(size=(ROWS, LATENTS)), 0)
+    cheap = rng.standard_normal((ROWS, CHEAP))
+    odds = raw[:, 0] / raw[:, 0].std() + cheap[:, 0] - 1
+    labels = (rng.random(ROWS) < 1 / (1 + np.exp(-odds))).astype(int)
+    return {"cheap": cheap, "raw": raw, "sae": scipy.sparse.csr_array(codes)}, labels
+
+
+def compare(dense: bool, tell: Callable[[str], None]) -> None:
+    blocks, labels = problem()
+    folds = stratified(labels)
+    rows = [("rung", "columns", "seconds", "C chosen")]
+
+    def fit(name: str, features: Block) -> None:
+        begin = time.perf_counter()
+        found = fit_probe(features, labels, folds, ProbeOptions())
+        kind = "sparse" if scipy.sparse.issparse(features) else "dense"
+        rows.append((name, f"{features.shape[1]}, {kind}", f"{time.perf_counter() - begin:.1f}",
+                     f"{found.strength:g}"))
+    for rung in LADDER:
+        features = columns(blocks, rung.blocks)
+        fit(rung.name, features)
+        if dense and scipy.sparse.issparse(features):
+            fit(rung.name, features.toarray())
+    tell(table(rows))
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--dense", action="store_true", help="sparse rungs as dense columns, too")
+    options = parser.parse_args()
+    with told(options.out) as tell:
+        tell(f"{machine()}; {ROWS} rows, one run")
+        compare(options.dense, tell)
+
+
+if __name__ == "__main__":
+    main()
