@@ -36,8 +36,9 @@ from bench.measure import (
 from bench.train_step import CONFIGS, load
 from tilelli_jax import config as config_lib
 from tilelli_jax import decoding
-from tilelli_jax.models import ModelConfig, build
+from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.store import build
 from tilelli_jax.tables import table
 
 PROMPT, FEW, MANY, AGAIN = 64, 64, 192, 8  # bytes: of the prompt, decoded with caches, and without

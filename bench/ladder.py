@@ -47,8 +47,8 @@ def compare(dense: bool, tell: Callable[[str], None]) -> None:
     for rung in LADDER:
         features = columns(blocks, rung.blocks)
         fit(rung.name, features)
-        if dense and scipy.sparse.issparse(features):
-            fit(rung.name, features.toarray())
+        if dense and not isinstance(features, np.ndarray):
+            fit(rung.name, np.asarray(features.todense()))
     tell(table(rows))
 
 

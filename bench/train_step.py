@@ -37,6 +37,7 @@ from bench.measure import (
     torch_wait,
 )
 from tilelli_jax import config as config_lib
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.tables import table
@@ -52,7 +53,9 @@ CONFIGS = {"atome": "atome-944k", "Lite": "tilelli-lite-fp32", "Lite ternary": "
 
 
 def load(name: str) -> ModelConfig:
-    return config_lib.load(ExperimentConfig, f"configs/{CONFIGS[name]}.yaml").model
+    model = config_lib.load(ExperimentConfig, f"configs/{CONFIGS[name]}.yaml").model
+    assert not isinstance(model, SAEConfig)
+    return model
 
 
 def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:

@@ -24,9 +24,10 @@ import tilelli_jax
 from tests.restated.reciter import reciter
 from tilelli_jax import chat
 from tilelli_jax.chat import crop, main, reply
-from tilelli_jax.models import VanillaConfig, build
+from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling
+from tilelli_jax.store import build
 
 ROOT = Path(__file__).parents[1]
 FIRST = "USER: hi\nTILELLI:"  # what the first question "hi" is to the model

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "yaml_text"},
     "sharding": {"config", "errors"},
     "nn": set(),
-    "data": {"config", "errors", "files", "tables"},
+    "data": {"tensors", "config", "errors", "files", "tables"},
     "tensors": {"errors", "files"},
     "pretrained": {"errors", "files", "tensors"},
     "models": {"nn", "data", "sampling", "tensors", "pretrained", *BELOW},
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"models", "estimators", "tensors", *BELOW},
     "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},
-    "training": {"store", "decoding", "sampling", "models", "nn", "data", *BELOW},
+    "training": {"store", "decoding", "sampling", "models", "estimators", "nn", "data", *BELOW},
 }
 
 

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilelli_jax.decoding import generate, generate_ids
     from tilelli_jax.errors import InputError
-    from tilelli_jax.models import build
-    from tilelli_jax.store import load, save
+    from tilelli_jax.store import build, load, save
 
 __all__ = ["InputError", "build", "generate", "generate_ids", "load", "save"]
 
 # Imported when first used: `doctor` has to run where jax does not, and `data` does not need it.
-_HOMES = {"InputError": "errors", "build": "models", "generate": "decoding", "generate_ids": "decoding",
+_HOMES = {"InputError": "errors", "build": "store", "generate": "decoding", "generate_ids": "decoding",
           "load": "store", "save": "store"}
 
 

@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding
 from tilelli_jax import config as config_lib
 from tilelli_jax.collectives import Collectives, read_collectives
 from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
@@ -119,6 +120,8 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
     Raises:
         InputError: the mesh or the batch does not fit the slice, or the step not its memory.
     """
+    if isinstance(config.model, SAEConfig):
+        raise InputError(f"{name}: model.family: expected a network for text, found sae")
     mesh = make_mesh(config.mesh, devices)
     try:
         config.train.check_shared(batch_devices(mesh))

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 
 from tilelli_jax import config as config_lib
 from tilelli_jax import estimators, models
@@ -25,6 +27,11 @@ from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_director
 CONFIG = "config.json"
 FAMILIES = models.FAMILIES | estimators.FAMILIES
 WRITER = "tilelli_jax"
+
+
+def build(config: Any, seed: int | jax.Array = 0, compute: ComputeConfig | None = None) -> Any:
+    """A network with random weights, of any family. `seed` is a number or a PRNG key."""
+    return FAMILIES[config.family][1](config, rngs=nnx.Rngs(seed), compute=compute)
 
 
 def save(model: Any, path: str | Path) -> None:

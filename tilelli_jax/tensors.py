@@ -216,6 +216,11 @@ def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[s
             old.unlink(missing_ok=True)
 
 
+def write_file(path: Path, tensors: Mapping[str, Tensor], *, writer: str = "tilelli_jax") -> None:
+    """Writes one file, atomically; raises OSError where it cannot be written."""
+    write_together({path: _writer(tensors, writer)})
+
+
 def _writer(tensors: Mapping[str, Tensor], writer: str) -> Callable[[BinaryIO], None]:
     header: dict[str, Any] = {"__metadata__": {"format": writer}}
     end = 0

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tilelli_jax.models import VanillaConfig, build
+from tilelli_jax.models import VanillaConfig
+from tilelli_jax.store import build
 
 MODEL = build(VanillaConfig(vocab_size=20, d_model=8, n_layers=1, max_seq_len=5, n_heads=2, dense_expand=1))
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tilelli_jax.models import VanillaConfig, build
+from tilelli_jax.models import VanillaConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.store import build
 from tilelli_jax.training.diagnose import diagnose
 from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.step import take_apart

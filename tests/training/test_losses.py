@@ -9,9 +9,10 @@ import pytest
 
 from tilelli_jax.data.corpus import ByteCorpus
 from tilelli_jax.data.windows import validation_batches
-from tilelli_jax.models import RoutedConfig, VanillaConfig, build
+from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, local_rows, make_mesh
+from tilelli_jax.store import build
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.losses import next_byte_loss, next_byte_nats
 from tilelli_jax.training.step import take_apart

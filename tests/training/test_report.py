@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from tilelli_jax.models import VanillaConfig, build
+from tilelli_jax.models import VanillaConfig
+from tilelli_jax.store import build
 from tilelli_jax.training import report
 from tilelli_jax.training.report import ReportConfig
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tilelli_jax.models import RoutedConfig, VanillaConfig, build
+from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.store import build
 from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training

@@ -7,19 +7,14 @@ position is the same for any number of processes, and a position is one integer.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from tilelli_jax.data.corpus import ByteCorpus
+from tilelli_jax.data.reading import ALL, ENDLESS, From, Rows, read_ahead, shuffled
 from tilelli_jax.errors import InputError
-
-Rows = slice | Sequence[int] | np.ndarray
-ALL = slice(None)
-ENDLESS = 1 << 48  # windows
 
 
 class TrainingBatch(NamedTuple):
@@ -73,9 +68,9 @@ def training_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int, seed:
         return TrainingBatch(corpus.gather(starts[chosen], seq_len + 1), starts[chosen])
 
     # A finite length, since Grain overflows on batches of 1 of an infinite one.
-    windows = _shuffled(n_windows, seed).repeat(-(-ENDLESS // n_windows))
+    windows = shuffled(n_windows, seed).repeat(-(-ENDLESS // n_windows))
     batches = windows.random_map(jittered).batch(batch_size).map(batch)
-    return _From(_read_ahead(batches, prefetch), start)
+    return From(read_ahead(batches, prefetch), start)
 
 
 def validation_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int,
@@ -111,37 +106,4 @@ def validation_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int,
                 row[:length] = corpus.read(int(start), int(length))
         return ValidationBatch(out, np.arange(1, seq_len + 1) < lengths[:, None])
 
-    return _read_ahead(grain.MapDataset.range(-(-n_windows // batch_size)).map(batch), prefetch)
-
-
-# ---------------------------------------------------------------------------------------------
-
-
-def _shuffled(n: int, seed: int) -> grain.MapDataset[int]:
-    """0 … n − 1 in an order that differs between epochs."""
-    windows = grain.MapDataset.range(n).seed(seed)
-    if n >= 1 << 16:
-        return windows.shuffle()
-    # Grain's shuffle searches a cycle of 2 ** 16 for an index below n: milliseconds for small n.
-    order = functools.lru_cache(maxsize=2)(
-        lambda epoch: np.random.default_rng((seed, epoch)).permutation(n))
-    return windows.map_with_index(lambda index, window: int(order(index // n)[window]))
-
-
-def _read_ahead(batches: grain.MapDataset, prefetch: int) -> grain.IterDataset:
-    # One thread is enough: a batch is copied in far less time than a step takes.
-    return batches.to_iter_dataset(grain.ReadOptions(
-        num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch))
-
-
-class _From(grain.IterDataset):
-    """An IterDataset whose iterators begin at a position; their states count from zero."""
-
-    def __init__(self, parent: grain.IterDataset, start: int) -> None:
-        super().__init__(parent)
-        self._start = start
-
-    def __iter__(self) -> grain.DatasetIterator:
-        iterator = iter(self._parent)
-        grain.experimental.set_next_index(iterator, self._start)
-        return iterator
+    return read_ahead(grain.MapDataset.range(-(-n_windows // batch_size)).map(batch), prefetch)

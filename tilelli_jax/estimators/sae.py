@@ -12,18 +12,25 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.nn.linear import Linear, Weight, fan_in_normal
+from tilelli_jax.nn.codes import dense_codes, mixed_rows, top_features
+from tilelli_jax.nn.linear import Linear, Weight
 from tilelli_jax.nn.quantize import Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
 class SAEConfig(Section):
-    """A TopK sparse autoencoder."""
+    """A TopK sparse autoencoder, and what its activations are of."""
 
     family: Literal["sae"] = setting("sae", "which network")
     d_model: int = setting(1024, "width of the activations", least=1)
     n_latents: int = setting(4096, "number of latents", least=1)
     k: int = setting(32, "latents that are active at once, at most", least=1)
+    unit_norm: Literal["rows", "columns", "none"] = setting(
+        "rows", "what of the decoder has length 1: each latent's direction, each dimension of the "
+        "activations over all latents (as in fm-difficulty-probe), or nothing")
+    of_model: str = setting("", "the network whose activations it has learned")
+    place: str = setting("", "where in that network, as its taps name it")
+    layer: int = setting(-1, "at which layer there; -1 for none", least=-1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,7 +49,8 @@ class TopKSAE(nnx.Module):
     """codes = ReLU(the k largest of (x − b_dec) · W_enc + b_enc);  x̂ = codes · W_dec + b_dec.
 
     The k are taken before the ReLU, so that fewer may be active. Kernels: `encoder [d_model, n_latents]`,
-    `decoder [n_latents, d_model]`; `bias [d_model]` is b_dec.
+    `decoder [n_latents, d_model]`; `bias [d_model]` is b_dec. At first the decoder's rows are random
+    directions, and the encoder is the decoder's transpose.
     """
 
     def __init__(self, config: SAEConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
@@ -50,30 +58,56 @@ class TopKSAE(nnx.Module):
         self.config, self.dtype = config, dtype
         self.encoder = Linear(config.d_model, config.n_latents, Quantizer(), bias=True, dtype=dtype,
                               result=jnp.float32, rngs=rngs)
-        self.decoder = Weight((config.n_latents, config.d_model), Quantizer(),
-                              init=fan_in_normal(config.d_model), rngs=rngs)
+        self.decoder = Weight((config.n_latents, config.d_model), Quantizer(), init=_directions, rngs=rngs)
+        self.encoder.kernel[...] = self.decoder.kernel[...].T
+        self.decoder.kernel[...] = unit(self.decoder.kernel[...], config.unit_norm)
         self.bias = nnx.Param(jnp.zeros(config.d_model))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[…, d_model]` → its reconstruction, f32, same shape."""
         return self.decode(self.encode(x))
 
-    def encode(self, x: jax.Array) -> Codes:
-        """x `[…, d_model]` → the active latents."""
-        values, latents = jax.lax.top_k(self.encoder(x - self.bias[...]), self.config.k)
-        return Codes(jax.nn.relu(values), latents)
+    def encode(self, x: jax.Array, k: int | None = None, among: jax.Array | None = None) -> Codes:
+        """x `[…, d_model]` → the active latents, the largest first.
+
+        Args:
+            k: how many; by default the configuration's.
+            among: bool `[n_latents]`: look at these alone. Where they are fewer than k, the rest is 0.
+        """
+        assert self.encoder.bias is not None
+        bias = self.encoder.bias[...]
+        if among is not None:
+            bias = jnp.where(among, bias, -jnp.inf)
+        flat = x.reshape(-1, x.shape[-1])
+        values, latents = top_features(flat, self.bias[...], self.encoder.kernel[...], bias,
+                                       k or self.config.k, self.dtype)
+        shape = (*x.shape[:-1], values.shape[-1])
+        return Codes(jax.nn.relu(values).reshape(shape), latents.reshape(shape))
 
     def decode(self, codes: Codes) -> jax.Array:
-        """Reads only the k rows of the decoder that are active: `[…, d_model]`, f32."""
-        rows = self.decoder.kernel[...][codes.latents].astype(self.dtype)
-        mixed = jnp.einsum("...k,...kd->...d", codes.values.astype(self.dtype), rows,
-                           preferred_element_type=jnp.float32)
-        return mixed + self.bias[...]
+        """Reads only the rows of the decoder that are active: `[…, d_model]`, f32."""
+        return self.mix(codes) + self.bias[...]
+
+    def mix(self, codes: Codes) -> jax.Array:
+        """The decoder's rows, as the codes say, without the bias: `[…, d_model]`, f32."""
+        values, latents = (array.reshape(-1, array.shape[-1]) for array in codes)
+        mixed = mixed_rows(values, latents, self.decoder.kernel[...], self.dtype)
+        return mixed.reshape(*codes.values.shape[:-1], self.config.d_model)
 
     def dense(self, codes: Codes) -> jax.Array:
         """The codes of all latents, `[…, n_latents]`, f32: zero where they are not active."""
-        flat = codes.values.reshape(-1, codes.values.shape[-1])
-        which = codes.latents.reshape(flat.shape)
-        every = jnp.zeros((len(flat), self.config.n_latents), jnp.float32)
-        every = every.at[jnp.arange(len(flat))[:, None], which].set(flat)
+        values, latents = (array.reshape(-1, array.shape[-1]) for array in codes)
+        every = dense_codes(values, latents, self.config.n_latents)
         return every.reshape(*codes.values.shape[:-1], self.config.n_latents)
+
+
+def unit(decoder: jax.Array, axis: str) -> jax.Array:
+    """The decoder `[n_latents, d_model]` with its rows or columns of length 1 (at least 1e-12 before)."""
+    if axis == "none":
+        return decoder
+    lengths = jnp.linalg.norm(decoder, axis=1 if axis == "rows" else 0, keepdims=True)
+    return decoder / jnp.maximum(lengths, 1e-12)
+
+
+def _directions(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return unit(jax.random.normal(key, shape, dtype), "rows")

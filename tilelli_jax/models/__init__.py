@@ -1,4 +1,4 @@
-"""Networks, one file each, and how one is built from its configuration."""
+"""Networks, one file each, and what is done with any of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from flax import nnx
 
-from tilelli_jax.models.decoder import CausalLM, ComputeConfig
+from tilelli_jax.models.decoder import CausalLM
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
@@ -25,11 +24,6 @@ FAMILIES: dict[str, tuple[type, Callable[..., Any]]] = {
     "gemma4": (Gemma4Config, FlaxGemma4ForCausalLM),
     "t5": (T5Config, FlaxT5ForConditionalGeneration),
 }
-
-
-def build(config: Any, seed: int | jax.Array = 0, compute: ComputeConfig | None = None) -> Any:
-    """A network with random weights, of any family. `seed` is a number or a PRNG key."""
-    return FAMILIES[config.family][1](config, rngs=nnx.Rngs(seed), compute=compute)
 
 
 def weights(model: nnx.Module) -> dict[str, Weight]:

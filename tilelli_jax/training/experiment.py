@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from tilelli_jax.config import Section, setting
+from tilelli_jax.data.activations import ActivationsConfig
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig, RoutedConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig
@@ -14,6 +16,7 @@ from tilelli_jax.training.log import LogConfig
 from tilelli_jax.training.loop import TrainConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.report import ReportConfig
+from tilelli_jax.training.sae_loss import ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,10 @@ class ExperimentConfig(Section):
     run_dir: str = setting("", "run directory; by default runs/ and the name of the config file")
     seed: int = setting(
         0, "seed of the weights and of everything drawn while training", least=0, most=2**32 - 1)
-    model: ModelConfig = setting(RoutedConfig(), "the network")
+    model: ModelConfig | SAEConfig = setting(RoutedConfig(), "the network")
     data: DataConfig = setting(DataConfig(), "the text")
+    activations: ActivationsConfig | None = setting(None, "what an autoencoder learns from, in place of text")
+    sae: ObjectiveConfig = setting(ObjectiveConfig(), "what an autoencoder is to reach")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimiser")
     train: TrainConfig = setting(TrainConfig(), "the training loop")
     mesh: MeshConfig = setting(MeshConfig(), "the device mesh")
@@ -35,6 +40,12 @@ class ExperimentConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         model = self.model
+        if (model.family == "sae") != (self.activations is not None):
+            raise InputError("activations: expected " + (
+                "a section with their source, for an autoencoder" if self.activations is None else
+                f"none, for model.family {model.family}"))
+        if isinstance(model, SAEConfig):
+            return
         if model.positions == "learned" and self.train.seq_len > model.max_seq_len:
             raise InputError(f"train.seq_len: expected at most model.max_seq_len {model.max_seq_len}, "
                              f"found {self.train.seq_len}")

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -81,9 +82,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A bar with loss, bits per byte, tokens/s and the time left; without a terminal, plain lines only."""
+    """A bar with the loss in its units, tokens/s and the time left; without a terminal, plain lines only."""
 
-    def __init__(self, steps: int, start: int, *, show: bool = True):
+    def __init__(self, steps: int, start: int, told: Callable[[float], str], *, show: bool = True):
+        self._told = told
         self._show = show
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr,
                          disable=not (show and sys.stderr.isatty()), smoothing=0.1)
@@ -91,7 +93,7 @@ class Progress:
     def update(self, step: int, loss: float, tokens_per_second: float | None) -> None:
         if not self._bar.disable:
             speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "compiling"
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {loss / math.log(2):.3f} bits/byte, {speed}",
+            self._bar.set_postfix_str(f"loss {self._told(loss)}, {speed}",
                                       refresh=False)
             self._bar.update(step - self._bar.n)
 

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.data.windows import TrainingBatch
 from tilelli_jax.errors import InputError
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.distributed import should_stop
 from tilelli_jax.training.log import MetricsLog, Progress
-from tilelli_jax.training.step import Metrics, TrainState
+from tilelli_jax.training.step import Metrics, TrainState, Update
+from tilelli_jax.training.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainConfig(Section):
     """Length, batches, and what happens how often."""
 
     steps: int = setting(1000, "number of updates", least=1)
-    batch_size: int = setting(32, "sequences in an update, over all devices", least=1)
+    batch_size: int = setting(32, "sequences (or activations) in an update, over all devices", least=1)
     seq_len: int = setting(256, "bytes of context in a training sequence", least=1)
     accumulate: int = setting(
         1, "parts that an update's batch is computed in, one after the other; each has a load-balance "
@@ -35,9 +35,9 @@ class TrainConfig(Section):
     init_from: str = setting("", "model directory to start from; empty: random weights")
     log_every: int = setting(10, "updates between rows of metrics.jsonl", least=1)
     eval_every: int = setting(500, "updates between validations; there is always one at the end", least=1)
-    eval_batch_size: int = setting(32, "sequences in a validation batch", least=1)
-    eval_bytes: int = setting(1_000_000, "most bytes of the validation part to use; 0 for all", least=0,
-                              most=2**62)
+    eval_batch_size: int = setting(32, "sequences (or activations) in a validation batch", least=1)
+    eval_bytes: int = setting(1_000_000, "most bytes (or activations) of the validation part; 0 for all",
+                              least=0, most=2**62)
     checkpoint_every: int = setting(
         500, "updates between checkpoints; there is always one at the end", least=1)
     keep: int = setting(2, "newest checkpoints to keep; the best one is kept besides", least=1)
@@ -74,12 +74,11 @@ class Trainer:
     """The parts that the loop turns, each made elsewhere."""
 
     config: TrainConfig
-    update: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
-    place: Callable[[TrainingBatch], Any]
+    task: Task
+    update: Update
     evaluate: Callable[[Any], float]
-    diagnose: Callable[[TrainState, TrainingBatch], list[str]]
-    extra: Callable[[Any], Metrics]  # what is worth measuring of the parameters, when logging
-    flops_per_token: float
+    diagnose: Callable[[TrainState, Any], list[str]]
+    extra: Callable[[Any], Metrics]
     peak_flops: float | None
     checkpoints: Checkpoints
     notes: dict[str, Any]  # what every checkpoint is to say besides the sitting
@@ -96,10 +95,10 @@ class Trainer:
             Diverged: an update's numbers, or the validation loss, were not finite.
         """
         config, clock = self.config, _Clock(sitting.seconds)
-        pending: tuple[int, Metrics, TrainingBatch] | None = None
+        pending: tuple[int, Metrics, Any] | None = None
         for step in range(sitting.step + 1, config.steps + 1):
             batch = next(batches)
-            state, metrics = self.update(state, self.place(batch), np.int32(step - 1))
+            state, metrics = self.update(state, self.task.place(batch), np.int32(step - 1))
             if self._logged(step):
                 metrics = metrics | self.extra(state.params)
             if pending:  # read the last update's numbers while this one is computed
@@ -137,26 +136,23 @@ class Trainer:
         if not math.isfinite(valid_loss):
             raise Diverged(f"step {sitting.step}: the validation loss is {valid_loss}, though that of "
                            f"training is finite\n{self._last_good()}")
-        self.progress.say(f"step {sitting.step}: validation {valid_loss:.4f} nats/byte, "
-                          f"{valid_loss / math.log(2):.4f} bits/byte")
+        self.progress.say(f"step {sitting.step}: validation {self.task.measure.told(valid_loss)}")
         sitting = sitting._replace(valid_loss=valid_loss)
         if valid_loss < sitting.best_loss:
             sitting = sitting._replace(best_loss=valid_loss, best_step=sitting.step)
         return sitting
 
-    def _check(self, pending: tuple[int, Metrics, TrainingBatch], state: TrainState) -> Metrics:
+    def _check(self, pending: tuple[int, Metrics, Any], state: TrainState) -> Metrics:
         """The update's numbers, on the host, once they are known to be finite."""
         step, metrics, batch = pending
         metrics = jax.device_get(metrics)
         if not metrics["finite"]:
             reasons = "\n".join(f"  - {sentence}" for sentence in self.diagnose(state, batch))
-            starts = np.sort(batch.starts)
             raise Diverged(
                 f"step {step}: the loss is {metrics['loss']:.4g}, the norm of the gradient "
                 f"{metrics['grad_norm']:.4g} and that of the update {metrics['update_norm']:.4g}; "
                 f"training stopped before this update\n"
-                f"  - batch {step - 1} of the data (counted from 0), whose windows start at bytes "
-                f"{', '.join(map(str, starts[:4]))}{', …' if len(starts) > 4 else ''} of the training part\n"
+                f"  - batch {step - 1} of the data (counted from 0), {self.task.whence(batch)}\n"
                 f"{reasons}\n{self._last_good()}")
         return metrics
 
@@ -165,28 +161,27 @@ class Trainer:
         steps = self.checkpoints.steps()
         return f"  - last good checkpoint: {f'step {steps[-1]}' if steps else 'none yet'}"
 
-    def _settle(self, pending: tuple[int, Metrics, TrainingBatch], state: TrainState, sitting: Sitting,
+    def _settle(self, pending: tuple[int, Metrics, Any], state: TrainState, sitting: Sitting,
                 clock: _Clock, metrics: Metrics | None = None) -> None:
         """Waits for an update's numbers, and logs them where they are due."""
         step = pending[0]
         metrics = metrics or self._check(pending, state)
-        tokens = self.config.batch_size * self.config.seq_len
+        tokens = self.task.tokens
         loss = float(metrics["loss"])
         self.progress.update(step, loss, clock.rate(step, tokens))
         if self.log is None or not self._logged(step):
             return
         speed = clock.lap(step, tokens)
         row: dict[str, Any] = {
-            "step": step, "loss": loss, "bits_per_byte": loss / math.log(2),
+            "step": step, "loss": loss, **self.task.measure.columns(loss),
             "lr": float(metrics["learning_rate"]), "grad_norm": float(metrics["grad_norm"]),
             "tokens": step * tokens, "seconds": round(clock.total(), 3), "tokens_per_second": speed}
-        if speed and self.peak_flops:
-            row["mfu"] = speed * self.flops_per_token / (self.peak_flops * jax.device_count())
-        row |= {key: metrics[key] for key in
-                ("load_balance", "router_use", "router_entropy", "zero_fraction") if key in metrics}
+        if speed and self.peak_flops and self.task.flops_per_token:
+            row["mfu"] = speed * self.task.flops_per_token / (self.peak_flops * jax.device_count())
+        row |= {key: metrics[key] for key in self.task.logged if key in metrics}
         if self._validated(step):
             row |= {"valid_loss": sitting.valid_loss,
-                    "valid_bits_per_byte": sitting.valid_loss / math.log(2)}
+                    **self.task.measure.columns(sitting.valid_loss, "valid_")}
         self.log.write(row)
 
 

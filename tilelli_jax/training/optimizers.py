@@ -28,6 +28,8 @@ class OptimizerConfig(Section):
     schedule: Literal["cosine", "constant", "wsd"] = setting(
         "cosine", "what follows the warm-up: cosine decay, nothing, or stable and then linear decay")
     warmup_steps: int = setting(100, "steps of linear warm-up from 0, if the run has so many", least=0)
+    idle_start: bool = setting(
+        False, "begin the warm-up at a rate of exactly 0: the first update does nothing")
     final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest", least=0, most=1)
     decay_fraction: float = setting(0.2, "part of the steps in which wsd decays", least=0, most=1)
     b1: float = setting(0.9, "Adam's decay of the first moment", least=0, below=1)
@@ -44,9 +46,9 @@ class OptimizerConfig(Section):
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by update count (0 is the first update); `steps` is the length of the run."""
     peak, last = config.learning_rate, config.learning_rate * config.final_fraction
-    # The first update already moves: a rate of exactly 0 would waste it.
+    # By default the first update already moves: a rate of exactly 0 would waste it.
     warm = min(config.warmup_steps, steps)
-    warmup = optax.linear_schedule(peak / (warm + 1), peak, max(warm, 1))
+    warmup = optax.linear_schedule(0.0 if config.idle_start else peak / (warm + 1), peak, max(warm, 1))
     rest = max(steps - warm, 1)
     match config.schedule:
         case "constant":

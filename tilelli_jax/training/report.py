@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.tables import table
+from tilelli_jax.training.task import Measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,22 +35,28 @@ class ReportConfig(Section):
             raise InputError("prompts: expected text in every prompt, found an empty one")
 
 
-def losses_table(summary: dict[str, Any], config: ReportConfig) -> str:
+def losses_table(summary: dict[str, Any], config: ReportConfig, measure: Measure) -> str:
     """The run's validation losses beside those it is to be held against."""
-    def row(name: str, nats: float) -> tuple[str, str, str]:
-        return name, f"{nats:.4f}", f"{nats / math.log(2):.4f}"
-    rows = [("validation loss", "nats/byte", "bits/byte"),
+    def row(name: str, loss: float) -> tuple[str, ...]:
+        return (name, f"{loss:.4f}", *(f"{other:.4f}" for other in measure.columns(loss).values()))
+    rows = [("validation loss", measure.name, *([measure.other] if measure.other else [])),
             row(f"this run, best (step {summary['best_step']})", summary["best_valid_loss"]),
             row(f"this run, last (step {summary['steps']})", summary["final_valid_loss"])]
+    return table([*rows, *(row(name, loss) for name, loss in baselines(summary, config).items())])
+
+
+def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]:
+    """What a run's loss is to be held against, by name."""
+    found = {}
     if config.reference is not None:
-        rows.append(row(config.reference_name or "reference", config.reference))
+        found[config.reference_name or "reference"] = config.reference
     if summary.get("trigram_valid_loss") is not None:
-        rows.append(row("byte trigrams", summary["trigram_valid_loss"]))
-    return table(rows)
+        found["byte trigrams"] = summary["trigram_valid_loss"]
+    return found
 
 
-def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str,
-                baselines: dict[str, float]) -> None:
+def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baselines: dict[str, float],
+                measure: Measure) -> None:
     """Training and validation loss over updates, with lines for what they are compared with."""
     import matplotlib
     matplotlib.use("Agg")
@@ -72,9 +78,12 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str,
         margin = 0.05 * (high - low) + 1e-3
         axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("update")
-    axes.set_ylabel("loss [nats/byte]")
-    bits = axes.secondary_yaxis("right", functions=(_bits, _nats))
-    bits.set_ylabel("bits/byte")
+    axes.set_ylabel(f"loss [{measure.name}]")
+    if measure.other:
+        there: Callable[[Any], Any] = lambda loss: loss * measure.factor  # noqa: E731
+        back: Callable[[Any], Any] = lambda loss: loss / measure.factor  # noqa: E731
+        other = axes.secondary_yaxis("right", functions=(there, back))
+        other.set_ylabel(measure.other)
     axes.set_title(_plain(title), fontsize=10)
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
@@ -88,14 +97,6 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str,
 def _plain(text: str) -> str:
     """Text that matplotlib does not take for a formula."""
     return text.replace("$", r"\$")
-
-
-def _bits(nats: Any) -> Any:
-    return nats / math.log(2)
-
-
-def _nats(bits: Any) -> Any:
-    return bits * math.log(2)
 
 
 def continuations(model: Decoder, config: ReportConfig, seed: int) -> str:

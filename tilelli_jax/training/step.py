@@ -15,9 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.models import ModelConfig, build
-from tilelli_jax.models.decoder import ComputeConfig, Decoder
+from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import replicated, tree_shardings
+from tilelli_jax.store import build
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
@@ -32,6 +32,28 @@ class TrainState(NamedTuple):
     params: Any  # nested dict of f32, the layers stacked
     opt_state: Any
     key: jax.Array  # uint32 [2]: raw key data, folded with the step wherever chance is needed
+    memory: Any = ()  # what a Rule remembers; nothing for most networks
+
+
+class Rule(NamedTuple):
+    """What an update does besides following a gradient; by default nothing.
+
+    Attributes:
+        memory: arrays that are carried from update to update, as they are before the first.
+        given: a state → arrays that the loss finds in its batch, besides the data.
+        shape: (parameters, gradients) → gradients that the optimiser is to follow.
+        settle: (parameters, memory, metrics) → the same after an update: parameters brought back to
+            where they may be, what has been seen remembered, and the metrics that are to be told.
+    """
+
+    memory: Any = ()
+    given: Callable[[TrainState], Batch] = lambda state: {}
+    shape: Callable[[Any, Any], Any] = lambda params, grads: grads
+    settle: Callable[[Any, Any, Metrics], tuple[Any, Any, Metrics]] = (
+        lambda params, memory, metrics: (params, memory, metrics))
+
+
+PLAIN = Rule()
 
 
 class Network(NamedTuple):
@@ -40,11 +62,11 @@ class Network(NamedTuple):
     graph: Any
     buffers: Any
 
-    def merge(self, params: Any) -> Decoder:
+    def merge(self, params: Any) -> Any:
         return nnx.merge(self.graph, params, self.buffers)
 
 
-def take_apart(model: Decoder) -> tuple[Network, Any]:
+def take_apart(model: Any) -> tuple[Network, Any]:
     """A model → its static part and its trainable parameters, as a nested dict."""
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, buffers = states
@@ -60,8 +82,8 @@ class Training(NamedTuple):
     update: Update
 
 
-def make_training(config: ModelConfig, compute: ComputeConfig, optimizer: OptimizerConfig, *, steps: int,
-                  loss: Loss, seed: int, mesh: Mesh, model: Decoder | None = None) -> Training:
+def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfig, *, steps: int,
+                  loss: Loss, seed: int, mesh: Mesh, model: Any = None, rule: Rule = PLAIN) -> Training:
     """Network, optimiser, schedule and update put together.
 
     `make_state` and `update` are to be called with `mesh` set (`jax.set_mesh`).
@@ -70,15 +92,15 @@ def make_training(config: ModelConfig, compute: ComputeConfig, optimizer: Optimi
         steps: length of the run, which the schedule is stretched to.
         model: start from these weights instead of random ones.
     """
-    rule = make_optimizer(optimizer, steps)
-    network, outline, make_state = init_state(config, compute, rule, seed, mesh, model)
-    update = make_train_step(network, rule, loss, make_schedule(optimizer, steps),
-                             jax.tree.map(lambda leaf: leaf.sharding, outline), mesh)
+    transformation = make_optimizer(optimizer, steps)
+    network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, rule.memory)
+    update = make_train_step(network, transformation, loss, make_schedule(optimizer, steps),
+                             jax.tree.map(lambda leaf: leaf.sharding, outline), mesh, rule)
     return Training(network, outline, make_state, update)
 
 
-def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.GradientTransformation,
-               seed: int, mesh: Mesh, model: Decoder | None = None,
+def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTransformation,
+               seed: int, mesh: Mesh, model: Any = None, memory: Any = (),
                ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
     """The state before the first update: its network, its outline, and what makes it.
 
@@ -105,7 +127,8 @@ def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.Gra
 
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key_data(key))
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key_data(key),
+                          jax.tree.map(jnp.asarray, memory))
 
     shapes = jax.eval_shape(init, start, key)
     shardings = tree_shardings(shapes, mesh)
@@ -117,7 +140,7 @@ def init_state(config: ModelConfig, compute: ComputeConfig, optimizer: optax.Gra
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
                     schedule: optax.Schedule, shardings: TrainState,
-                    mesh: Mesh) -> Update:
+                    mesh: Mesh, rule: Rule = PLAIN) -> Update:
     """`step(state, batch, index) -> state, metrics`, jitted; the state's memory is donated.
 
     The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts.
@@ -127,13 +150,13 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
 
     Metrics: those of the loss, `learning_rate`, `grad_norm`, `update_norm`, `finite`.
     """
-    def value_and_grad(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
-        def objective(params: Any) -> tuple[jax.Array, Metrics]:
-            return loss(network.merge(params), batch, key)
-        (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        return metrics | {"objective": total}, grads
+    def over_parts(params: Any, batch: Batch, key: jax.Array, given: Batch) -> tuple[Metrics, Any]:
+        def value_and_grad(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+            def objective(params: Any) -> tuple[jax.Array, Metrics]:
+                return loss(network.merge(params), batch | given, key)
+            (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+            return metrics | {"objective": total}, grads
 
-    def over_parts(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         parts = jax.tree.leaves(batch)[0].shape[0]
         if parts == 1:
             return value_and_grad(params, jax.tree.map(lambda a: a[0], batch), key)
@@ -148,12 +171,14 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
 
     def step(state: TrainState, batch: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        metrics, grads = over_parts(state.params, batch, key)
+        metrics, grads = over_parts(state.params, batch, key, rule.given(state))
+        grads = rule.shape(state.params, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         finite = jnp.isfinite(metrics["objective"] + grad_norm + update_norm)
-        new = state._replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                             opt_state=opt_state)
+        params = optax.apply_updates(state.params, updates)
+        params, memory, metrics = rule.settle(params, state.memory, metrics)
+        new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory)
         applies = finite & (state.step == index)
         new = jax.tree.map(lambda new, old: jnp.where(applies, new, old), new, state)
         return new, metrics | {"learning_rate": jnp.asarray(schedule(state.step)),

@@ -1,0 +1,78 @@
+"""Sparse codes against the dense formulas, in numbers and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tilelli_jax.nn import codes
+
+
+@pytest.fixture(params=["touching what is active", "dense"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "DENSE", 0.0 if request.param == "dense" else 1.0)
+
+
+def problem(n: int = 7, d: int = 5, features: int = 24) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(0.4 * rng.standard_normal(shape), jnp.float32)
+                 for shape in ((n, d), (d,), (d, features), (features,), (features, d)))
+
+
+def reconstruct(top: Callable, mix: Callable) -> Callable:
+    """A whole autoencoder's scalar, whose gradients pass both functions."""
+    def objective(x: Any, center: Any, kernel: Any, bias: Any, decoder: Any) -> jax.Array:
+        values, which = top(x, center, kernel, bias)
+        return jnp.sum(jnp.sin(mix(jax.nn.relu(values), which, decoder) + center) * x)
+    return objective
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("k", [1, 4, 24])
+def test_numbers_and_gradients_are_those_of_the_dense_formulas(k: int) -> None:
+    sparse = reconstruct(lambda *a: codes.top_features(*a, k), codes.mixed_rows)
+    dense = reconstruct(lambda x, c, w, b: jax.lax.top_k((x - c) @ w + b, k),
+                        lambda values, which, w: codes.dense_codes(values, which, len(w)) @ w)
+    given = problem()
+    arguments = tuple(range(5))
+    found = jax.jit(jax.value_and_grad(sparse, arguments))(*given)
+    chex.assert_trees_all_close(found, jax.value_and_grad(dense, arguments)(*given), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.usefixtures("way")
+def test_against_loops() -> None:
+    rng = np.random.default_rng(1)
+    values, rows = rng.standard_normal((6, 3)), rng.standard_normal((6, 4))
+    which = np.stack([rng.permutation(9)[:3] for _ in range(6)])
+    kernel = rng.standard_normal((9, 4))
+    expected, mixed = np.zeros((9, 4)), np.zeros((6, 4))
+    for i in range(6):
+        for j in range(3):
+            expected[which[i, j]] += values[i, j] * rows[i]
+            mixed[i] += values[i, j] * kernel[which[i, j]]
+    np.testing.assert_allclose(codes.add_rows(jnp.asarray(values), jnp.asarray(which), jnp.asarray(rows), 9),
+                               expected, atol=1e-5)
+    np.testing.assert_allclose(codes.mixed_rows(jnp.asarray(values), jnp.asarray(which), jnp.asarray(kernel)),
+                               mixed, atol=1e-5)
+
+
+def test_equals_go_to_the_first() -> None:
+    values, which = codes.top_features(jnp.ones((2, 1)), jnp.zeros(1), jnp.ones((1, 6)), jnp.zeros(6), 3)
+    assert which.tolist() == [[0, 1, 2]] * 2 and (values == 1).all()
+    chex.assert_shape((values, which), (2, 3))
+
+
+def test_bfloat16_operands() -> None:
+    """Products of rounded operands, sums in f32."""
+    x, center, kernel, bias, decoder = problem()
+    exact, _ = codes.top_features(x, center, kernel, bias, 4)
+    rough, which = codes.top_features(x, center, kernel, bias, 4, jnp.bfloat16)
+    assert rough.dtype == jnp.float32 and 0 < np.abs(rough - exact).max() < 0.1
+    mixed = codes.mixed_rows(rough, which, decoder, jnp.bfloat16)
+    assert 0 < np.abs(mixed - codes.mixed_rows(rough, which, decoder)).max() < 0.1

@@ -1,0 +1,322 @@
+"""Autoencoders: the stored step, a restated training loop, known dictionaries, meshes, and runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import yaml
+from flax import nnx
+
+import tilelli_jax
+from tests.refusals import assert_one_line
+from tilelli_jax.data.activations import write_activations
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
+from tilelli_jax.store import from_arrays
+from tilelli_jax.train import main
+from tilelli_jax.training.optimizers import OptimizerConfig
+from tilelli_jax.training.sae_loss import ObjectiveConfig, geometric_median, make_objective
+from tilelli_jax.training.step import make_training, take_apart
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "difficulty" / "golden"
+NAMES = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}
+# The published study's: Adam as PyTorch has it, plain mean squares, columns of length 1.
+PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=16)
+ADAM = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=10, idle_start=True, b2=0.999,
+                       weight_decay=0, clip_norm=0)
+
+
+def stored(arrays: dict[str, Any], d: int, n: int, k: int) -> TopKSAE:
+    return from_arrays(SAEConfig(d_model=d, n_latents=n, k=k, unit_norm="columns"),
+                       {ours: np.asarray(arrays[theirs]) for ours, theirs in NAMES.items()})
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    return {"W_enc": tree["encoder"]["kernel"], "b_enc": tree["encoder"]["bias"],
+            "W_dec": tree["decoder"]["kernel"], "b_dec": tree["bias"]}
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the stored references do not come with this project")
+@pytest.mark.parametrize("case", ["nodead", "dead"])
+def test_the_stored_step(case: str) -> None:
+    """One step of the published study's own code: codes, reconstruction, losses and gradients."""
+    golden = np.load(GOLDEN / "sae_step.npz")
+    model = stored({name: golden[f"p0_{name}"] for name in NAMES.values()}, 24, 96, k=6)
+    codes = model.encode(jnp.asarray(golden["x"]))
+    chex.assert_trees_all_close(model.dense(codes), golden[f"{case}_acts"], atol=1e-5)
+    chex.assert_trees_all_close(model.decode(codes), golden[f"{case}_recon"], atol=1e-5)
+    dead = golden["dead"] if case == "dead" else np.zeros(96, bool)
+    total, metrics, grads = losses(model, golden["x"], dead)
+    for found, name in ((metrics["mse"], "mse"), (metrics["auxiliary"], "aux"), (total, "loss")):
+        assert float(found) == pytest.approx(float(golden[f"{case}_{name}"]), rel=1e-5, abs=1e-9)
+    for name, grad in by_name(grads).items():
+        chex.assert_trees_all_close(grad, golden[f"{case}_grad_{name}"], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the stored references do not come with this project")
+def test_fewer_dead_than_could_learn() -> None:
+    golden = np.load(GOLDEN / "sae_step.npz")
+    model = stored({name: golden[f"p0_{name}"] for name in NAMES.values()}, 24, 96, k=6)
+    assert golden["fewdead_mask"].sum() == 3
+    _, metrics, grads = losses(model, golden["x"], golden["fewdead_mask"])
+    assert float(metrics["auxiliary"]) == pytest.approx(float(golden["fewdead_aux"]), rel=1e-5)
+    chex.assert_tree_all_finite(grads)
+
+
+def losses(model: TopKSAE, x: np.ndarray, dead: np.ndarray) -> tuple[Any, Any, Any]:
+    """The published loss, its parts, and its gradients."""
+    objective = dataclasses.replace(PUBLISHED, aux_k=10)
+    loss, _ = make_objective(model.config, objective, batch_size=len(x), steps=100)
+    batch = {"activations": jnp.asarray(x), "dead": jnp.asarray(dead), "k": jnp.int32(model.config.k)}
+    network, params = take_apart(model)
+    (total, metrics), grads = jax.value_and_grad(
+        lambda params: loss(network.merge(params), batch, jax.random.key(0)), has_aux=True)(params)
+    return total, metrics, grads
+
+
+class Restated(NamedTuple):
+    """The published training loop in PyTorch: parameters, and the loss of each step."""
+
+    params: dict[str, np.ndarray]
+    losses: list[float]
+
+
+def restated_training(start: dict[str, np.ndarray], batches: list[np.ndarray], k: int, aux_k: int,
+                      dead_after: int) -> Restated:
+    import torch
+    p = {name: torch.tensor(array).requires_grad_() for name, array in start.items()}
+    rule = torch.optim.Adam(p.values(), lr=3e-3)
+    silent, found = torch.zeros(p["b_enc"].shape[0]), []
+    for step, batch in enumerate(batches):
+        for group in rule.param_groups:
+            group["lr"] = 3e-3 * min(1.0, step / 10)
+        x, dead = torch.from_numpy(batch), silent > dead_after
+        before = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+        values, which = before.topk(k, dim=-1)
+        codes = torch.zeros_like(before).scatter(-1, which, values.relu())
+        made = codes @ p["W_dec"] + p["b_dec"]
+        loss = ((made - x)**2).mean()
+        if dead.any():
+            values, which = before[:, dead].topk(min(aux_k, int(dead.sum())), dim=-1)
+            others = torch.zeros_like(before[:, dead]).scatter(-1, which, values.relu()) @ p["W_dec"][dead]
+            loss = loss + ((others - (x - made.detach()))**2).mean()
+        rule.zero_grad()
+        loss.backward()
+        rule.step()
+        with torch.no_grad():
+            p["W_dec"] /= p["W_dec"].norm(dim=0, keepdim=True).clamp_min(1e-12)
+        silent = torch.where((codes > 0).any(dim=0), 0.0, silent + 1)
+        found.append(loss.item())
+    return Restated({name: array.detach().numpy() for name, array in p.items()}, found)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None,
+                    reason="PyTorch (extra: torch) is not installed")
+def test_the_published_training_curve() -> None:
+    """Sixty steps from the same weights on the same batches, with latents that die on the way."""
+    rng = np.random.default_rng(0)
+    d, n, k = 16, 64, 4
+    bound = {"W_enc": (6 / n)**0.5, "W_dec": (6 / d)**0.5}
+    start = {name: rng.uniform(-b, b, (d, n) if name == "W_enc" else (n, d)).astype(np.float32)
+             for name, b in bound.items()}
+    start["W_dec"] /= np.linalg.norm(start["W_dec"], axis=0)
+    start |= {"b_enc": np.zeros(n, np.float32), "b_dec": rng.standard_normal(d).astype(np.float32)}
+    batches = [rng.standard_normal((32, d)).astype(np.float32) * 2 for _ in range(60)]
+    expected = restated_training(start, batches, k, aux_k=16, dead_after=3)
+
+    model = stored(start, d, n, k)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    objective = dataclasses.replace(PUBLISHED, dead_after=3 * 32)
+    loss, rule = make_objective(model.config, objective, batch_size=32, steps=1000)
+    training = make_training(model.config, ComputeConfig(), ADAM, steps=1000, loss=loss, seed=0, mesh=mesh,
+                             model=model, rule=rule)
+    with jax.set_mesh(mesh):
+        state, seen = training.make_state(), []
+        for step, batch in enumerate(batches):
+            state, metrics = training.update(state, {"activations": jnp.asarray(batch)[None]}, np.int32(step))
+            seen.append(metrics)
+    np.testing.assert_allclose([float(row["objective"]) for row in seen], expected.losses, rtol=2e-4)
+    assert max(float(row["dead"]) for row in seen) > 0.05 and "fired" not in seen[0]
+    for name, array in by_name(state.params).items():
+        theirs = expected.params[name]
+        assert np.abs(array - theirs).mean() < 1e-3 * np.abs(theirs).mean(), name
+
+
+# --- By default ---------------------------------------------------------------------------------
+
+FAST = OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.999, weight_decay=0)
+
+
+def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *, devices: int = 1,
+            mesh: MeshConfig | None = None, parts: int = 1, model: TopKSAE | None = None,
+            ) -> tuple[Any, list[dict[str, Any]]]:
+    """Parameters after one update for each batch, and the metrics of each."""
+    where = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
+    loss, rule = make_objective(config, objective, batch_size=len(batches[0]), steps=len(batches))
+    training = make_training(config, ComputeConfig(), FAST, steps=len(batches), loss=loss, seed=0, mesh=where,
+                             model=model, rule=rule)
+    with jax.set_mesh(where):
+        state, seen = training.make_state(), []
+        for step, batch in enumerate(batches):
+            placed = place_rows(batch.reshape(parts, -1, batch.shape[-1]), where, len(batch) // parts, axis=1)
+            state, metrics = training.update(state, {"activations": placed}, np.int32(step))
+            seen.append(jax.device_get(metrics))
+    return jax.device_get(state.params), seen
+
+
+def mixtures(n: int, d: int, atoms: int, active: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are sums of a few unit atoms, and the atoms."""
+    rng = np.random.default_rng(seed)
+    dictionary = rng.standard_normal((atoms, d))
+    dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
+    which = np.argsort(rng.random((n, atoms)), axis=1)[:, :active]
+    weights = rng.uniform(0.5, 1.5, (n, active))
+    return np.einsum("nk,nkd->nd", weights, dictionary[which]).astype(np.float32) + 0.3, dictionary
+
+
+def test_a_known_dictionary_is_found() -> None:
+    """Mean largest cosine ≥ 0.9 on at least 90 % of the atoms."""
+    rows, dictionary = mixtures(40_000, d=32, atoms=48, active=3)
+    batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1500)]
+    config = SAEConfig(d_model=32, n_latents=96, k=3)
+    params, seen = trained(config, ObjectiveConfig(dead_after=5000), batches)
+    decoder = params["decoder"]["kernel"]
+    np.testing.assert_allclose(np.linalg.norm(decoder, axis=1), 1, atol=1e-5)
+    best = (dictionary @ decoder.T).max(axis=1)
+    assert (best >= 0.9).mean() >= 0.9
+    assert seen[-1]["fvu"] < 0.1 < seen[0]["fvu"] and seen[-1]["l0"] <= 3
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [
+    (MeshConfig(data=8), 1), (MeshConfig(data=2, fsdp=2, tensor=2), 1),
+    (MeshConfig(data=1, fsdp=4, tensor=2), 2)])
+def test_meshes_change_nothing(mesh: MeshConfig, parts: int) -> None:
+    rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
+    batches, config = list(rows.reshape(12, 64, 16)), SAEConfig(d_model=16, n_latents=32, k=4)
+    objective = ObjectiveConfig(normalize=parts == 1, dead_after=64)  # a part has its own variance
+    expected, told = trained(config, objective, batches)
+    found, seen = trained(config, objective, batches, devices=8, mesh=mesh, parts=parts)
+    chex.assert_trees_all_close(found, expected, atol=2e-4)
+    for row, other in zip(seen, told, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3) and row["dead"] == other["dead"]
+
+
+def test_dead_latents_come_back() -> None:
+    """Latents that look away from all data learn by foretelling the residual, and only so."""
+    rows, _ = mixtures(128 * 250, d=16, atoms=24, active=4)
+    batches, config = list(rows.reshape(250, 128, 16)), SAEConfig(d_model=16, n_latents=64, k=4)
+    dead = {}
+    for weight in (0.0, 1 / 32):
+        model = TopKSAE(config, rngs=nnx.Rngs(0))
+        model.encoder.bias[...] = jnp.where(jnp.arange(64) < 32, -1.0, 0.0)
+        _, seen = trained(config, ObjectiveConfig(aux_weight=weight, dead_after=512), batches, model=model)
+        dead[weight] = [float(row["dead"]) for row in seen]
+    assert dead[0.0][10] == dead[1 / 32][10] > 0.4
+    assert dead[1 / 32][-1] < 0.6 * dead[0.0][-1]  # measured: 0.16 against 0.34
+
+
+def test_k_falls_to_what_it_is_to_be() -> None:
+    rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
+    _, seen = trained(SAEConfig(d_model=16, n_latents=32, k=2), ObjectiveConfig(k_start=10, k_steps=8),
+                      list(rows.reshape(12, 64, 16)))
+    most = [row["l0"] for row in seen]
+    assert most[0] > 6 and max(most[8:]) <= 2 and most[4] < most[0]
+
+
+def test_gradients_along_the_rows_are_taken_out() -> None:
+    config = SAEConfig(d_model=8, n_latents=16, k=4)
+    model = TopKSAE(config, rngs=nnx.Rngs(0))
+    _, params = take_apart(model)
+    _, rule = make_objective(config, ObjectiveConfig(), batch_size=4, steps=10)
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), params)
+    kept = rule.shape(params, grads)["decoder"]["kernel"]
+    np.testing.assert_allclose(jnp.sum(kept * params["decoder"]["kernel"], axis=1), 0, atol=1e-5)
+    assert jnp.abs(kept).max() > 0.1
+
+
+def test_the_geometric_median() -> None:
+    rows = np.random.default_rng(0).exponential(size=(40, 3)) ** 2
+    expected = scipy.optimize.minimize(lambda m: np.linalg.norm(rows - m, axis=1).sum(), rows.mean(axis=0)).x
+    np.testing.assert_allclose(geometric_median(rows), expected, atol=1e-3)
+    outlier = np.r_[rows, [[1e6, 1e6, 1e6]]]
+    assert np.abs(geometric_median(outlier) - expected).max() < 0.2
+    assert np.abs(outlier.mean(axis=0) - expected).min() > 1e4
+
+
+# --- The command --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows, _ = mixtures(3000, d=16, atoms=24, active=3)
+    out = tmp_path_factory.mktemp("activations") / "rows"
+    parts = np.array_split(rows.astype(np.float16), 7)
+    write_activations(out, parts, {"of_model": "mixture"}, shard_rows=1000)
+    return out
+
+
+def configured(activations: Path, tmp_path: Path) -> Path:
+    tree = {"model": {"family": "sae", "d_model": 16, "n_latents": 32, "k": 3},
+            "activations": {"source": str(activations)},
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 5, "weight_decay": 0},
+            "train": {"steps": 40, "batch_size": 64, "eval_every": 10, "eval_batch_size": 64, "log_every": 5,
+                      "checkpoint_every": 10}}
+    (tmp_path / "sae.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "sae.yaml"
+
+
+def test_a_run(activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One trainer: the same run directory, table, figure and resuming as for text."""
+    config, run = configured(activations, tmp_path), tmp_path / "run"
+    assert main(["--config", str(config), f"run_dir={run}", "train.steps=20"]) == 0
+    assert "2,700 activations to learn from, 300 to validate on" in capsys.readouterr().out
+    assert main(["--config", str(config), f"run_dir={run}", "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "going on from step 20" in out and "of the variance unexplained" in out and "bits" not in out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 40 and {"fvu", "l0", "dead", "valid_loss", "mse"} <= rows[-1].keys()
+    assert rows[-1]["valid_loss"] < 0.9 * rows[0]["loss"]
+    summary = json.loads((run / "summary.json").read_text())
+    held_out = summary["held_out"]
+    assert held_out["rows"] == 300 and 0 < held_out["l0"] <= 3
+    assert held_out["explained_variance"] == pytest.approx(1 - summary["best_valid_loss"], abs=1e-4)
+    assert (run / "loss.png").stat().st_size > 1000
+    model = tilelli_jax.load(run / "model")
+    np.testing.assert_allclose(jnp.linalg.norm(model.decoder.kernel[...], axis=1), 1, atol=1e-5)
+
+
+def test_interrupted_is_uninterrupted(activations: Path, tmp_path: Path) -> None:
+    config = configured(activations, tmp_path)
+    for run, steps in (("whole", (40,)), ("parts", (10, 30, 40))):
+        for n in steps:
+            assert main(["--config", str(config), f"run_dir={tmp_path / run}", f"train.steps={n}",
+                         "optimizer.schedule=constant", "sae.dead_after=100",
+                         *(["--resume"] if n != steps[0] else [])]) == 0
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("change", "parts"), [
+    (["model.d_model=8"], ["model.d_model", "activations of width 16"]),
+    (["activations.source=nowhere"], ["nowhere", "expected a directory of activations"]),
+    (["train.batch_size=4096"], ["train.batch_size", "2700 rows"]),
+    (["activations="], ["activations"]),
+    (["model.k=33"], ["k: expected at most n_latents 32"])])
+def test_refusals(change: list[str], parts: list[str], activations: Path, tmp_path: Path,
+                  capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(activations, tmp_path)
+    assert main(["--config", str(config), f"run_dir={tmp_path / 'run'}", *change]) == 2
+    assert_one_line(capsys.readouterr().err, *parts)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,83 @@
+"""Learning the next byte of text: a run's task for Tilelli's networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.windows import TrainingBatch, training_batches, validation_batches
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.models import weights
+from tilelli_jax.models.trigram import fit_trigram
+from tilelli_jax.sharding import Mesh, local_rows, place_rows, replicated
+from tilelli_jax.training.diagnose import diagnose
+from tilelli_jax.training.evaluate import make_evaluate
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.flops import train_flops_per_token
+from tilelli_jax.training.losses import next_byte_loss
+from tilelli_jax.training.step import Metrics, Network, TrainState, make_training
+from tilelli_jax.training.task import NATS, Task
+
+
+def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
+    """Raises InputError where the text cannot be read or is too short."""
+    assert not isinstance(config.model, SAEConfig)
+    train, splits = config.train, open_corpus(config.data)
+    loss = next_byte_loss(train.load_balance)
+    # A batch's rows that this process's devices hold: parts one after the other.
+    part = train.batch_size // train.accumulate
+    rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
+    batches = training_batches(splits.train, batch_size=train.batch_size, seq_len=train.seq_len,
+                               seed=config.data.shuffle_seed, rows=rows, prefetch=config.data.prefetch)
+    held_out = validation_batches(splits.valid, batch_size=train.eval_batch_size, seq_len=train.seq_len,
+                                  max_bytes=train.eval_bytes or None,
+                                  rows=local_rows(mesh, train.eval_batch_size))
+
+    def place(batch: TrainingBatch) -> dict[str, jax.Array]:
+        split = batch.bytes.reshape(train.accumulate, -1, batch.bytes.shape[-1])
+        return {"bytes": place_rows(split, mesh, part, axis=1)}
+
+    def whence(batch: TrainingBatch) -> str:
+        starts = np.sort(batch.starts)
+        return (f"whose windows start at bytes {', '.join(map(str, starts[:4]))}"
+                f"{', …' if len(starts) > 4 else ''} of the training part")
+
+    def diagnoser(network: Network) -> Any:
+        def look(state: TrainState, batch: TrainingBatch) -> list[str]:
+            whole = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
+            return diagnose(network, state.params, whole, jax.random.wrap_key_data(state.key), loss, mesh)
+        return look
+
+    def zero_fraction(network: Network) -> Any:
+        """What share of the quantised weights is zero, if any are quantised."""
+        def measure(params: Any) -> Metrics:
+            codes = [weight.codes() for weight in weights(network.merge(params)).values()
+                     if weight.quantizer.levels]
+            if not codes:
+                return {}
+            zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
+            return {"zero_fraction": zeros / sum(code.size for code in codes)}
+        return jax.jit(measure, out_shardings=replicated(mesh))
+
+    def summarize(model: Any) -> dict[str, Any]:
+        del model
+        trigram = fit_trigram(splits.train).nats_per_byte(splits.valid, train.eval_bytes or None) \
+            if config.report.trigram else None
+        return {"trigram_valid_loss": trigram}
+
+    return Task(
+        source=splits.name,
+        size=f"{len(splits.train):,} bytes to learn from, {len(splits.valid):,} to validate on",
+        fingerprint=splits.fingerprint(), batches=batches, place=place, whence=whence,
+        training=lambda model: make_training(
+            config.model, config.compute, config.optimizer, steps=train.steps, loss=loss, seed=config.seed,
+            mesh=mesh, model=model),
+        evaluate=lambda network: make_evaluate(network, held_out, mesh, batch_size=train.eval_batch_size),
+        diagnose=diagnoser, extra=zero_fraction,
+        logged=("load_balance", "router_use", "router_entropy", "zero_fraction"),
+        tokens=train.batch_size * train.seq_len,
+        flops_per_token=train_flops_per_token(config.model, train.seq_len), measure=NATS, summarize=summarize)
