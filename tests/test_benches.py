@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compile_time, decode, ladder, measure, pretrained, resampling, train_step
+from bench import compile_time, decode, ladder, measure, pretrained, resampling, sae, train_step
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -97,3 +97,13 @@ def test_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ladder.compare(True, tell)
     lines = written(tmp_path / "table.txt")[2:]
     assert [line[:2] for line in lines] == ["P1", "P2", "P3", "P3", "P4", "P5", "P5"]
+
+
+@needs_torch
+def test_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WIDTH", 16), ("LATENTS", 32), ("ACTIVE", 2), ("BATCH", 8), ("WIDE", 48)):
+        monkeypatch.setattr(sae, name, value)
+    with measure.told(tmp_path / "table.txt") as tell:
+        sae.compare(1, tell)
+    rows = [line[:7] for line in written(tmp_path / "table.txt") if line.startswith(("ours", "PyTorch"))]
+    assert rows == ["ours, c", "ours, b", "PyTorch", "ours   ", "PyTorch", "ours   ", "PyTorch"]

@@ -178,7 +178,7 @@ def test_another_text_is_noticed(taken_up, text_file, tiny_file, tmp_path, capsy
     capsys.readouterr()
     args.remove("--resume")
     assert main(args) == 2
-    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not the text that {run_dir} has",
+    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from",
                     "--resume")
     assert main([*args, "--resume"]) == 0
 

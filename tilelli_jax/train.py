@@ -108,7 +108,7 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         if found := checkpoints.latest(outline):
             state, notes = found
             if notes.pop("corpus") != task.fingerprint and not resume:
-                raise InputError(f"data.source: {task.source} is not what {run.path} has learned from; "
+                raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; "
                                  "choose another run_dir, or --resume to go on with this")
             iterator.set_state(notes.pop("data"))
             sitting = Sitting(**notes)

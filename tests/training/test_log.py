@@ -13,6 +13,7 @@ import pytest
 from tilelli_jax.errors import InputError
 from tilelli_jax.training import log as log_module
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, flat, read_metrics, require_extras
+from tilelli_jax.training.task import NATS
 
 
 def open_log(path, from_step=0, config=None):
@@ -151,20 +152,20 @@ class Terminal(io.StringIO):
 def test_progress_on_a_terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    progress = Progress(20, 10)
+    progress = Progress(20, 10, NATS.told)
     progress.update(11, 0.6931, None)
     progress.update(12, 0.6931, 1234.5)
     progress.say("a line")
     progress._bar.refresh()
     progress.close()
     shown = terminal.getvalue()
-    for part in ("12/20", "loss 0.693", "1.000 bits/byte", "1,234 tokens/s", "a line\n"):
+    for part in ("12/20", "loss 0.693", "0.9999 bits/byte", "1,234 tokens/s", "a line\n"):
         assert part in shown
 
 
 def test_progress_elsewhere(capsys):
     for show in (True, False):
-        progress = Progress(20, 0, show=show)
+        progress = Progress(20, 0, NATS.told, show=show)
         progress.update(1, 1.0, 5.0)
         progress.say(f"a line {show}")
         progress.close()

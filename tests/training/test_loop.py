@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from tilelli_jax.training import loop
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, read_metrics
 from tilelli_jax.training.loop import Sitting, TrainConfig, Trainer
+from tilelli_jax.training.task import NATS
+from tilelli_jax.training.text import whence
 
 
 class State(NamedTuple):
@@ -74,11 +77,14 @@ class Setup:
 
     def run(self, sitting=None):
         sitting = sitting or Sitting()
+        task = SimpleNamespace(
+            place=lambda batch: batch.bytes, whence=whence, logged=("zero_fraction",), tokens=4,
+            flops_per_token=2.0, measure=NATS)
         trainer = Trainer(
-            config=self.config, update=self.update, place=lambda batch: batch.bytes,
+            config=self.config, task=task, update=self.update,
             evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
-            extra=lambda params: {"zero_fraction": np.float32(0.25)}, flops_per_token=2.0, peak_flops=100.0,
-            checkpoints=self.saved, notes={"corpus": "c"}, progress=Progress(10, 0, show=False),
+            extra=lambda params: {"zero_fraction": np.float32(0.25), "not_logged": 1.0}, peak_flops=100.0,
+            checkpoints=self.saved, notes={"corpus": "c"}, progress=Progress(10, 0, NATS.told, show=False),
             log=MetricsLog(self.path, LogConfig(), from_step=sitting.step, name="", settings={}))
         try:
             return trainer.run(State(sitting.step, 0.0), Batches(sitting.step), sitting)

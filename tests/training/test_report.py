@@ -11,21 +11,27 @@ from tilelli_jax.models import VanillaConfig
 from tilelli_jax.store import build
 from tilelli_jax.training import report
 from tilelli_jax.training.report import ReportConfig
+from tilelli_jax.training.task import NATS, UNEXPLAINED
 
 SUMMARY = {"best_step": 20, "best_valid_loss": math.log(2), "steps": 30, "final_valid_loss": 2 * math.log(2),
            "trigram_valid_loss": None}
 
 
 def test_the_table_has_what_is_known():
-    rows = report.losses_table(SUMMARY, ReportConfig()).splitlines()
+    rows = report.losses_table(SUMMARY, ReportConfig(), NATS).splitlines()
     assert rows[0].split() == ["validation", "loss", "nats/byte", "bits/byte"]
     assert rows[2].split()[-2:] == ["0.6931", "1.0000"] and "best (step 20)" in rows[2]
     assert rows[3].split()[-2:] == ["1.3863", "2.0000"] and "last (step 30)" in rows[3]
     assert len(rows) == 4
     more = report.losses_table(SUMMARY | {"trigram_valid_loss": 1.0},
-                               ReportConfig(reference=0.5, reference_name="a rival")).splitlines()
+                               ReportConfig(reference=0.5, reference_name="a rival"), NATS).splitlines()
     assert more[4].startswith("a rival") and more[4].split()[-2:] == ["0.5000", "0.7213"]
     assert more[5].startswith("byte trigrams") and len(more) == 6
+
+
+def test_a_measure_without_another_unit():
+    rows = report.losses_table(SUMMARY, ReportConfig(), UNEXPLAINED).splitlines()
+    assert rows[0].split(None, 2)[2] == "of the variance unexplained" and rows[2].split()[-1] == "0.6931"
 
 
 METRICS = [{"step": step, "loss": 5.0 / step, "valid_loss": 5.5 / step} if step % 5 == 0 else
@@ -34,9 +40,10 @@ METRICS = [{"step": step, "loss": 5.0 / step, "valid_loss": 5.5 / step} if step 
 
 @pytest.mark.parametrize("rows", [METRICS, METRICS[:1], [{"step": 1, "loss": None}], []],
                          ids=["a run", "one row", "nothing finite", "nothing"])
-def test_the_figure_is_a_png(tmp_path, rows):
+@pytest.mark.parametrize("measure", [NATS, UNEXPLAINED])
+def test_the_figure_is_a_png(tmp_path, rows, measure):
     path = tmp_path / "loss.png"
-    report.plot_losses(rows, path, "a title with $ and _ and $", {"byte trigrams": 1.5})
+    report.plot_losses(rows, path, "a title with $ and _ and $", {"byte trigrams": 1.5}, measure)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
     from matplotlib import pyplot
@@ -48,7 +55,7 @@ def test_the_figure_shows_the_curve(tmp_path):
     from matplotlib import pyplot
     images = []
     for rows in (METRICS, METRICS[:15]):
-        report.plot_losses(rows, tmp_path / "loss.png", "", {})
+        report.plot_losses(rows, tmp_path / "loss.png", "", {}, NATS)
         images.append(pyplot.imread(tmp_path / "loss.png"))
     assert np.abs(images[0] - images[1]).max() > 0.5
 

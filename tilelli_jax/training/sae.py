@@ -67,7 +67,7 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         return {"held_out": describe(model, held_out.part(0, min(len(held_out), train.eval_bytes or 2**62)))}
 
     return Task(
-        source=str(section.source),
+        source=str(section.source), key="activations.source",
         size=f"{len(learned):,} activations to learn from, {len(held_out):,} to validate on",
         fingerprint=source.fingerprint,
         batches=training_rows(learned, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,

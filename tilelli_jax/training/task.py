@@ -41,7 +41,7 @@ class Task:
     """Everything of a run that depends on what it learns.
 
     Attributes:
-        source: what it learns from, for messages.
+        source: what it learns from, for messages, and the key that says so.
         size: how much of that there is, in words.
         fingerprint: of the data, kept in every checkpoint.
         batches: a Grain dataset; its iterators' states are one integer.
@@ -59,6 +59,7 @@ class Task:
     """
 
     source: str
+    key: str
     size: str
     fingerprint: str
     batches: Any

@@ -41,11 +41,6 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         split = batch.bytes.reshape(train.accumulate, -1, batch.bytes.shape[-1])
         return {"bytes": place_rows(split, mesh, part, axis=1)}
 
-    def whence(batch: TrainingBatch) -> str:
-        starts = np.sort(batch.starts)
-        return (f"whose windows start at bytes {', '.join(map(str, starts[:4]))}"
-                f"{', …' if len(starts) > 4 else ''} of the training part")
-
     def diagnoser(network: Network) -> Any:
         def look(state: TrainState, batch: TrainingBatch) -> list[str]:
             whole = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
@@ -70,7 +65,7 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         return {"trigram_valid_loss": trigram}
 
     return Task(
-        source=splits.name,
+        source=splits.name, key="data.source",
         size=f"{len(splits.train):,} bytes to learn from, {len(splits.valid):,} to validate on",
         fingerprint=splits.fingerprint(), batches=batches, place=place, whence=whence,
         training=lambda model: make_training(
@@ -81,3 +76,10 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         logged=("load_balance", "router_use", "router_entropy", "zero_fraction"),
         tokens=train.batch_size * train.seq_len,
         flops_per_token=train_flops_per_token(config.model, train.seq_len), measure=NATS, summarize=summarize)
+
+
+def whence(batch: TrainingBatch) -> str:
+    """Where a batch's windows stand, in words."""
+    starts = np.sort(batch.starts)
+    return (f"whose windows start at bytes {', '.join(map(str, starts[:4]))}"
+            f"{', …' if len(starts) > 4 else ''} of the training part")

@@ -1,0 +1,64 @@
+"""Which items are hard, which are learned from, and which are left out because they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from eval.metrics import Floats
+
+KNOWN_BY_HEART = np.log(1.5)  # nats a token
+
+
+def split_in_order(items: int, train: float = 0.7) -> NDArray[np.str_]:
+    """The first share is "train", the rest "test"."""
+    return np.where(np.arange(items) < int(train * items), "train", "test")
+
+
+def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
+           least_nats: float = KNOWN_BY_HEART, most_alike: float = 0.7,
+           fit_on_all: bool = False) -> NDArray[np.str_]:
+    """The split with "purge" where a prompt is known by heart, or a test prompt is too like a training one.
+
+    Args:
+        nats: `[items]`, mean surprise at each prompt's tokens.
+        most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two prompts at least.
+        fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5).
+    """
+    found = np.where(np.asarray(nats) <= least_nats, "purge", split)
+    train, test = np.flatnonzero(found == "train"), np.flatnonzero(found == "test")
+    if not len(train) or not len(test):
+        return found
+    texts = np.asarray(prompts, dtype=object)
+    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2)
+    try:
+        vectors.fit(texts if fit_on_all else texts[train])
+    except ValueError:  # no word occurs twice
+        return found
+    known = vectors.transform(texts[train])
+    for start in range(0, len(test), 256):  # never all pairs at once
+        rows = test[start:start + 256]
+        alike = (vectors.transform(texts[rows]) @ known.T).max(axis=1).toarray().ravel()
+        found[rows[alike >= most_alike]] = "purge"
+    return found
+
+
+def hard_by_quantile(values: ArrayLike, reference: NDArray[np.bool_],
+                     quantile: float = 0.75) -> NDArray[np.int64]:
+    """1 where a value is at least the quantile of the reference's: `[items]`.
+
+    Args:
+        reference: `[items]`, the rows that the threshold is taken from: the training rows.
+    """
+    values = np.asarray(values, float)
+    return (values >= np.quantile(values[reference], quantile)).astype(np.int64)
+
+
+def standardised(values: ArrayLike, reference: NDArray[np.bool_]) -> Floats:
+    """(value − mean) / (standard deviation + 1e-8), both of the reference's rows (ddof 1)."""
+    values = np.asarray(values, float)
+    chosen = values[reference]
+    return (values - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)

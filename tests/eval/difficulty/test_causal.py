@@ -1,0 +1,125 @@
+"""Causal effects: the small stored run, and latents planted to matter and not to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+from eval.difficulty import causal, published, texts
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
+from tilelli_jax.signals.patching import Patched, patched_nats
+from tilelli_jax.store import from_arrays
+
+SHARED = Path(__file__).parents[4] / "shared" / "reference"
+TINY = SHARED / "difficulty" / "tiny_world"
+needs_reference = pytest.mark.skipif(not TINY.exists(),
+                                     reason="the stored references do not come with this project")
+
+
+@pytest.fixture(scope="module")
+def world() -> dict[str, Any]:
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
+    import pyarrow.parquet
+    import safetensors.numpy
+    state = torch.load(TINY / "sae/squad_allpos.pt", weights_only=True)
+    names = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}
+    sae = from_arrays(SAEConfig(d_model=32, n_latents=128, k=8, unit_norm="columns"),
+                      {ours: state[theirs].numpy() for ours, theirs in names.items()})
+    table = pyarrow.parquet.read_table(TINY / "allpos/squad_metadata.parquet").to_pydict()
+    rows = safetensors.numpy.load_file(TINY / "allpos/squad_activations.safetensors")["encoder_embeddings"]
+    tokenizer = tokenizers.Tokenizer.from_file(str(SHARED / "data" / "neox_20B_tokenizer.json"))
+    return {"sae": sae, "split": np.array(table["split"]), "hard": np.array(table["difficulty"]),
+            "rows": rows, "questions": texts.squad(texts.read_rows(TINY / "squad.json"), "squad.json"),
+            "encode": lambda text: tokenizer.encode(text, add_special_tokens=False).ids}
+
+
+@needs_reference
+def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
+    """Codes of all positions, padding and all, their maximum; then the probe's order."""
+    train = world["split"] == "train"
+    pooled = []
+    for item in world["rows"][train]:
+        codes = world["sae"].encode(jnp.asarray(item, jnp.float32))
+        pooled.append(np.asarray(world["sae"].dense(codes)).max(axis=0))
+    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=published.PROBES,
+                                fill=True)
+    expected = json.loads((TINY / "res/squad_allpos/causal_ablation_all.json").read_text())["top_features"]
+    assert found == expected
+
+
+@needs_reference
+@pytest.mark.parametrize("positions", ["all", "boundary"])
+def test_the_losses_of_every_item(positions: str, world: dict[str, Any]) -> None:
+    import pyarrow.parquet
+    stored = pyarrow.parquet.read_table(
+        TINY / f"res/squad_allpos/causal_ablation_{positions}.parquet").to_pydict()
+    latents = [int(name.removeprefix("m_ablate_")) for name in stored if name.startswith("m_ablate_")]
+    chosen = np.array(stored["window_id"])[::6]
+    given = []
+    for i in chosen:
+        question = world["questions"][i]
+        prompt = world["encode"](question.prompt)[-texts.SQUAD_TOKENS:]
+        n = len(prompt)
+        given.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
+                             start=0 if positions == "all" else n - 1, stop=n))
+    model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
+    found = patched_nats(model, world["sae"], given, latents, place="resid_post", layer=1)
+    columns = ["m_natural", "m_sae_recon", *(f"m_ablate_{latent}" for latent in latents)]
+    expected = np.stack([np.array(stored[name])[::6] for name in columns], axis=1)
+    np.testing.assert_allclose(found[:, :2], expected[:, :2], atol=2e-5)
+    changes, theirs = found[:, 2:] - found[:, 1:2], expected[:, 2:] - expected[:, 1:2]
+
+    np.testing.assert_allclose(changes, theirs, atol=2e-5)
+
+
+def test_a_planted_effect_is_found_and_an_inert_latent_is_not() -> None:
+    rng = np.random.default_rng(0)
+    natural = rng.exponential(size=200)
+    table = np.stack([natural, natural + 0.3 + 0.1 * rng.standard_normal(200)], axis=1)
+    shifts = {3: 0.05, 5: 0.0, 8: 0.0, 9: 0.0}
+    noise = {latent: 0.1 * rng.standard_normal(200) * (latent != 5) for latent in shifts}
+    changed = [table[:, 1] + shift + noise[latent] for latent, shift in shifts.items()]
+    table = np.column_stack([table, *changed])
+    found = causal.effects(table, [3, 5], [8, 9])
+    assert found.chosen[3].is_sure and found.chosen[3].change.excludes_zero
+    assert found.chosen[3].change.point == pytest.approx(0.05, abs=0.02)
+    assert not found.chosen[5].is_sure and found.chosen[5].p == 1 and found.chosen[5].items_changed == 0
+    assert not any(effect.is_sure for effect in found.controls.values())
+    assert found.beyond_controls(3) == 1 / 3 and found.beyond_controls(5) == 1
+    assert found.reconstruction.point == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_probe_that_uses_nothing_names_nothing() -> None:
+    rng = np.random.default_rng(0)
+    codes = np.where(rng.random((60, 30)) < 0.2, rng.random((60, 30)), 0)
+    labels = rng.integers(0, 2, 60)
+    assert causal.rank_latents(codes, labels, 5, strength=1e-4) == []
+    assert len(causal.rank_latents(codes, labels, 5, strength=1e-4, fill=True)) == 5
+    planted = (codes[:, 7] > 0).astype(int)
+    assert causal.rank_latents(scipy.sparse.csr_array(codes), planted, 3, strength=0.1)[0] == 7
+
+
+def test_controls_are_as_often_active() -> None:
+    rng = np.random.default_rng(0)
+    often = np.repeat([0.0, 0.02, 0.5, 0.9], 50)
+    codes = (rng.random((400, 200)) < often).astype(float)
+    for block in (codes, scipy.sparse.csr_array(codes)):
+        drawn = causal.as_often_active(block, [60, 120], 40)
+        assert len(set(drawn)) == 40 and not {60, 120} & set(drawn)
+        assert sorted({int(often[latent] * 100) for latent in drawn}) == [2, 50]
+    assert causal.as_often_active(codes, [], 3) == []
+
+
+def test_what_is_no_table() -> None:
+    with pytest.raises(ValueError, match=r"table: expected \[items, 3\]"):
+        causal.effects(np.ones((4, 2)), [1])
+    with pytest.raises(ValueError, match="item 2 has no finite loss"):
+        causal.effects(np.array([[1, 1, 1], [1, 1, 1], [1, np.nan, 1.0]]), [1])

@@ -1,0 +1,79 @@
+"""Patches against the stored hook of the published study, and closed forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.signals.patching import NOTHING, Patch, Patched, patched_nats, patching, reconstructed
+from tilelli_jax.store import build, from_arrays
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "difficulty" / "golden"
+NAMES = {"encoder.kernel": "w_W_enc", "encoder.bias": "w_b_enc",
+         "decoder.kernel": "w_W_dec", "bias": "w_b_dec"}
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the stored references do not come with this project")
+@pytest.mark.parametrize(("name", "start", "stop"), [
+    ("all", 0, 7), ("last", 6, 7), ("span", None, None), ("single", None, None), ("empty", 3, 3)])
+def test_the_stored_hook(name: str, start: int | None, stop: int | None) -> None:
+    golden = np.load(GOLDEN / "patch_hook.npz")
+    before = golden["H"]
+    if start is None:  # where the stored result differs from what went in
+        changed = np.flatnonzero((golden[f"rec_{name}"] != before).any(axis=(0, 2)))
+        start, stop = int(changed[0]), int(changed[-1]) + 1
+        assert len(changed) == stop - start
+    k = next(k for k in range(1, 97) if _fits(golden, k))
+    sae = from_arrays(SAEConfig(d_model=24, n_latents=96, k=k),
+                      {ours: golden[n] for ours, n in NAMES.items()})
+    inside = np.arange(7)[(np.arange(7) >= start) & (np.arange(7) < stop)]
+    outside = np.setdiff1d(np.arange(7), inside)
+    for latent, stored in ((NOTHING, "rec"), (int(golden["feat"]), "abl")):
+        found = reconstructed(sae, jnp.asarray(before),
+                              Patch(*(jnp.full(2, n) for n in (start, stop, latent))))
+        np.testing.assert_allclose(found, golden[f"{stored}_{name}"], atol=1e-5)
+        np.testing.assert_array_equal(found[:, outside], before[:, outside])
+
+
+def _fits(golden: dict, k: int) -> bool:
+    sae = from_arrays(SAEConfig(d_model=24, n_latents=96, k=k),
+                      {ours: golden[n] for ours, n in NAMES.items()})
+    return bool(np.allclose(sae(jnp.asarray(golden["H"])), golden["rec_all"], atol=1e-5))
+
+
+def test_a_patch_in_a_network() -> None:
+    """Rows of one batch: as it is, reconstructed, and with a latent left out, each as alone."""
+    model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)
+    sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 31, (1, 9)))
+    natural, seen = model.tapped(ids, Tap(record=("resid_post",), layers=(1,)))
+    codes = sae.encode(seen["resid_post"][0])
+    latent = int(codes.latents[0, 4, 0])
+    patch = Patch(jnp.array([0, 2, 2]), jnp.array([0, 6, 6]), jnp.array([NOTHING, NOTHING, latent]))
+    three = jnp.repeat(ids, 3, axis=0)
+    found, _ = model.tapped(three, patching(sae, "resid_post", 1, patch))
+    np.testing.assert_allclose(found[0], natural[0], atol=1e-5)
+    for row in (1, 2):
+        made = reconstructed(sae, seen["resid_post"][0], Patch(*(part[row:row + 1] for part in patch)))
+        expected, _ = model.tapped(ids, Tap(edit={"resid_post": lambda v, at, m=made: m if at == 1 else v}))
+        np.testing.assert_allclose(found[row], expected[0], atol=1e-5)
+    gone = (np.asarray(codes.latents) == latent) & (np.asarray(codes.values) > 0)
+    touched = np.flatnonzero(gone[0, 2:6].any(axis=1)) + 2
+    assert len(touched) and np.abs(found[2] - found[1])[touched[0]:].max() > 1e-4
+    np.testing.assert_allclose(found[2, :touched[0]], found[1, :touched[0]], atol=1e-5)  # causal
+    # And by the function that does it all.
+    texts = [Patched(ids[0].tolist(), target=7, start=2, stop=6), Patched(ids[0, :5].tolist(), 3, 0, 5)]
+    nats = patched_nats(model, sae, texts, [latent], place="resid_post", layer=1, batch_size=2)
+    chances = jax.nn.log_softmax(found[:, 6:8])
+    following = np.asarray(ids[:, 7:9])[..., None]
+    expected = -np.take_along_axis(np.asarray(chances), following, axis=2).mean(axis=(1, 2))
+    assert nats.shape == (2, 3)
+    np.testing.assert_allclose(nats[0], expected, atol=1e-5)

@@ -1,0 +1,62 @@
+"""Scores of texts in batches are those of each text alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.restated.compiling import quick_jit
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.signals.scoring import Text, recording, score
+from tilelli_jax.store import build
+
+NETWORKS: dict[str, Any] = {
+    "gpt_neox": GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=3, n_heads=2, d_hidden=32, max_seq_len=128),
+    "routed": RoutedConfig(d_model=16, n_layers=3, max_seq_len=128, n_heads=2, d_head=8, top_k=4,
+                           dense_expand=2)}
+
+
+def texts(n: int = 5) -> list[Text]:
+    rng = np.random.default_rng(0)
+    lengths = [2, 33, 32, 65, 100][:n]
+    return [Text(rng.integers(0, 61, length).tolist(), [0, length - 1]) for length in lengths]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("devices", [None, 8])
+def test_batches_are_single_texts(name: str, devices: int | None) -> None:
+    model, given = build(NETWORKS[name], 0), texts()
+    mesh = None if devices is None else make_mesh(MeshConfig(data=4, tensor=2))
+    found = dict(score(model, given, recording(("resid_post",), (0, 2)), batch_size=4, mesh=mesh))
+    assert sorted(found) == list(range(len(given)))
+    for i, text in enumerate(given):
+        ids = jnp.asarray([text.ids])
+        logits, seen = quick_jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))(ids)
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits[0, :-1]), ids[0, 1:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(found[i].nats, nats, atol=2e-5)
+        expected = np.asarray(seen["resid_post"])[[0, 2], 0][:, list(text.beside)]
+        np.testing.assert_allclose(found[i].seen["resid_post"], expected, atol=2e-5)
+
+
+def test_compilations_go_with_lengths_not_with_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(NETWORKS["gpt_neox"], 0)
+    traced: list[tuple[int, ...]] = []
+    tapped = type(model).tapped
+    monkeypatch.setattr(type(model), "tapped",
+                        lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
+    list(score(model, texts(), batch_size=2))
+    assert len(traced) == len(set(traced)) and len(traced) <= 4  # lengths up to 128 in steps of 32
+
+
+def test_what_cannot_be_scored() -> None:
+    model = build(NETWORKS["gpt_neox"], 0)
+    with pytest.raises(ValueError, match="as many numbers in each text"):
+        list(score(model, [Text([1, 2], [0]), Text([1, 2], [0, 1])]))
+    assert list(score(model, [])) == []

@@ -1,0 +1,75 @@
+"""Putting an autoencoder's reconstruction in the place of a network's inner values, some latents left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tilelli_jax.estimators.sae import Codes, TopKSAE
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.scoring import Text, score
+
+NOTHING = -1  # no latent
+
+
+class Patch(NamedTuple):
+    """What is patched in each row: positions `[start, stop)`, and a latent to leave out or NOTHING.
+
+    Each is int32 `[rows]`. A row whose span is empty goes through as it is.
+    """
+
+    start: jax.Array
+    stop: jax.Array
+    latent: jax.Array
+
+
+def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
+    """value `[rows, time, d_model]` with the patch's positions as the autoencoder has them, in f32 and back.
+
+    The latent left out is set to 0 after the k have been chosen: no other takes its place.
+    """
+    codes = sae.encode(value.astype(jnp.float32))
+    kept = codes.latents != patch.latent[:, None, None]
+    made = sae.decode(Codes(jnp.where(kept, codes.values, 0.0), codes.latents))
+    at = jnp.arange(value.shape[1])
+    selected = (at >= patch.start[:, None]) & (at < patch.stop[:, None])
+    return jnp.where(selected[..., None], made.astype(value.dtype), value)
+
+
+def patching(sae: TopKSAE, place: str, layer: int, patch: Patch) -> Tap:
+    """The tap that patches one place of one layer."""
+    def edit(value: jax.Array, at: int | None) -> jax.Array:
+        return reconstructed(sae, value, patch) if at == layer else value
+    return Tap(edit={place: edit})
+
+
+class Patched(NamedTuple):
+    """Token ids, the first of those whose surprise counts, and the span of positions that is patched."""
+
+    ids: Sequence[int]
+    target: int
+    start: int
+    stop: int
+
+
+def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Sequence[int], *, place: str,
+                 layer: int, batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
+    """Mean surprise at each text's target as it is, reconstructed, and with each latent left out.
+
+    Returns:
+        `[texts, 2 + latents]`, f64, nats.
+    """
+    rows = [Text(text.ids, (text.start, text.stop if variant else text.start, latent))
+            for text in texts for variant, latent in enumerate((NOTHING, NOTHING, *latents))]
+
+    def tap_of(sae: Any, beside: jax.Array) -> Tap:
+        return patching(sae, place, layer, Patch(beside[:, 0], beside[:, 1], beside[:, 2]))
+    found = np.zeros(len(rows))
+    for i, result in score(model, rows, tap_of, aid=sae, batch_size=batch_size, mesh=mesh, what="patching"):
+        found[i] = result.nats[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
+    return found.reshape(len(texts), -1)

@@ -1,0 +1,90 @@
+"""How surprised a network is by texts, and its inner values on the way, in batches of like lengths."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from tilelli_jax.nn.tap import OFF, Recorded, Tap
+from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
+
+BUCKET = 32  # lengths are rounded up to multiples of it: as many compilations as there are multiples
+
+
+def next_nats(model: Any, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
+    """−log p of next tokens, in nats: ids `[rows, time]` → f32 `[rows, time − 1]`, and what the tap saw."""
+    logits, seen = model.tapped(ids, tap)
+    return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]), seen
+
+
+class Text(NamedTuple):
+    """Token ids, and what a tap is to know of them: whole numbers, as many in each text."""
+
+    ids: Sequence[int]
+    beside: Sequence[int] = ()
+
+
+class Scored(NamedTuple):
+    """What became of one text: nats `[time − 1]` f32, and what the tap recorded of it, `[layers, …]`."""
+
+    nats: np.ndarray
+    seen: dict[str, np.ndarray]
+
+
+TapOf = Callable[[Any, jax.Array], Tap]  # a second network (or None), `beside [rows, n]` → the tap
+
+
+def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
+    """Records places of some layers at the positions that stand beside each text."""
+    return lambda aid, beside: Tap(record=places, layers=layers, positions=beside)
+
+
+def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,
+          batch_size: int = 16, mesh: Mesh | None = None, what: str = "scoring",
+          ) -> Iterator[tuple[int, Scored]]:
+    """Each text's surprise and what a tap sees of it, the longest first: (index, result).
+
+    Texts of like length go through the network together, padded on the right, which a causal network
+    does not see. Shows progress in a terminal.
+
+    Args:
+        aid: a second network that the tap uses, an autoencoder perhaps.
+        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
+    """
+    if len({len(text.beside) for text in texts}) > 1:
+        raise ValueError("beside: expected as many numbers in each text")
+    rows = batch_size if mesh is None else -(-batch_size // batch_devices(mesh)) * batch_devices(mesh)
+    graph, params = nnx.split(model)
+    aid_graph, aid_params = (None, None) if aid is None else nnx.split(aid)
+
+    def look(params: Any, aid_params: Any, ids: jax.Array, beside: jax.Array) -> tuple[jax.Array, Recorded]:
+        second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
+        return next_nats(nnx.merge(graph, params), ids, OFF if tap_of is None else tap_of(second, beside))
+    run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))  # memory is asked for at once
+    with tqdm(total=len(texts), desc=what, unit="text", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for start in range(0, len(order), rows):
+            chosen = order[start:start + rows]
+            given = _padded([texts[i] for i in chosen], rows)
+            placed = given if mesh is None else tuple(place_rows(array, mesh, rows) for array in given)
+            nats, seen = jax.device_get(run(params, aid_params, *placed))
+            for row, i in enumerate(chosen):
+                yield i, Scored(nats[row, :len(texts[i].ids) - 1],
+                                {place: value[:, row] for place, value in seen.items()})
+            bar.update(len(chosen))
+
+
+def _padded(texts: Sequence[Text], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids int32 `[rows, time]`, zeros where there is nothing, and what stands beside, int32 `[rows, n]`."""
+    time = -(-max(len(text.ids) for text in texts) // BUCKET) * BUCKET
+    ids, beside = np.zeros((rows, time), np.int32), np.zeros((rows, len(texts[0].beside)), np.int32)
+    for row, text in enumerate(texts):
+        ids[row, :len(text.ids)], beside[row] = text.ids, text.beside
+    return ids, beside
