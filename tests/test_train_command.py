@@ -27,6 +27,7 @@ from tilelli_jax.data.windows import validation_batches
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
+from tilelli_jax.training import text as text_module
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
@@ -212,7 +213,7 @@ def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tm
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}"]
     found = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(train_module, "make_evaluate", lambda *_, **__: lambda params: next(found))
+    monkeypatch.setattr(text_module, "make_evaluate", lambda *_, **__: lambda params: next(found))
     assert main(args) == 0
     assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 8
 

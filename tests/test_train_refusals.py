@@ -83,7 +83,8 @@ def test_bad_input(case, model, tiny_file, place, capsys):
     ("train: [", ["not YAML", "line 1"]), ("- 1", ["expected keys with values, found a list"]),
     ("train: 5", ["train: expected keys with values, found a whole number"]),
     ("modle: {}", ["unknown key 'modle'", "'model'"]),
-    ("model: {family: routd}", ["model.family: expected one of routed, vanilla, found 'routd'", "'routed'"])])
+    ("model: {family: routd}",
+     ["model.family: expected one of routed, vanilla, sae, found 'routd'", "'routed'"])])
 def test_bad_configuration_file(text, parts, place, capsys):
     (place / "tiny.yaml").write_text("{}")
     if text is not None:

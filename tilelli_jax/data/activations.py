@@ -39,11 +39,6 @@ class ActivationsConfig(Section):
     shuffle_seed: int = setting(0, "seed of the order of training rows", least=0, most=2**32 - 1)
     prefetch: int = setting(2, "batches read ahead of the step in progress", least=0, most=1000)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.source:
-            raise InputError("source: expected a directory of activations")
-
 
 @dataclasses.dataclass(frozen=True)
 class Activations:

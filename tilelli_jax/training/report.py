@@ -80,8 +80,8 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baseline
     axes.set_xlabel("update")
     axes.set_ylabel(f"loss [{measure.name}]")
     if measure.other:
-        there: Callable[[Any], Any] = lambda loss: loss * measure.factor  # noqa: E731
-        back: Callable[[Any], Any] = lambda loss: loss / measure.factor  # noqa: E731
+        there: Callable[[Any], Any] = lambda loss: loss / measure.size  # noqa: E731
+        back: Callable[[Any], Any] = lambda loss: loss * measure.size  # noqa: E731
         other = axes.secondary_yaxis("right", functions=(there, back))
         other.set_ylabel(measure.other)
     axes.set_title(_plain(title), fontsize=10)

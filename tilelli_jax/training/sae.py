@@ -27,6 +27,8 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     """Raises InputError where the activations cannot be read, are too few, or of another width."""
     model_config, train, section = config.model, config.train, config.activations
     assert isinstance(model_config, SAEConfig) and section is not None
+    if not section.source:
+        raise InputError("activations.source: expected a directory of activations, found nothing")
     source = open_activations(section.source)
     if source.d_model != model_config.d_model:
         raise InputError(f"model.d_model: {section.source} has activations of width {source.d_model}, "

@@ -15,7 +15,7 @@ class Measure(NamedTuple):
 
     name: str
     other: str = ""
-    factor: float = math.nan  # from the one to the other
+    size: float = math.nan  # of the other, in the one
 
     @property
     def key(self) -> str:
@@ -24,15 +24,15 @@ class Measure(NamedTuple):
 
     def told(self, loss: float) -> str:
         """`0.6931 nats/byte, 1.0000 bits/byte`."""
-        second = f", {loss * self.factor:.4f} {self.other}" if self.other else ""
+        second = f", {loss / self.size:.4f} {self.other}" if self.other else ""
         return f"{loss:.4f} {self.name}{second}"
 
     def columns(self, loss: float, prefix: str = "") -> dict[str, float]:
         """The loss in the other unit, under its key."""
-        return {f"{prefix}{self.key}": loss * self.factor} if self.other else {}
+        return {f"{prefix}{self.key}": loss / self.size} if self.other else {}
 
 
-NATS = Measure("nats/byte", "bits/byte", 1 / math.log(2))
+NATS = Measure("nats/byte", "bits/byte", math.log(2))
 UNEXPLAINED = Measure("of the variance unexplained")
 
 
