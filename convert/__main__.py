@@ -2,6 +2,7 @@
 
     python -m convert SOURCE OUT                   SOURCE: a .pt file or a Hugging Face directory
     python -m convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory, or a .pt file
+    python -m convert MODEL_DIR OUT --to saelens   of an autoencoder; or --to sparsify
     python -m convert --inspect SOURCE             what is in it, and what it would become
 """
 
@@ -20,6 +21,7 @@ from convert import check, inspect, source, to_torch
 from convert.families import FAMILIES, OTHER_NAMES, family_of
 from convert.output import new_directory, with_progress
 from convert.plan import Plan
+from convert.source import AUTOENCODERS
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import ArgumentParser, InputError, command
@@ -52,7 +54,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, help="what to store in; by default as SOURCE has it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="a setting of the network's configuration that SOURCE does not say")
-    parser.add_argument("--to", choices=("torch",), help="the other way: SOURCE is a model directory")
+    parser.add_argument("--to", choices=("torch", *AUTOENCODERS),
+                        help="the other way: SOURCE is a model directory; an autoencoder may also become the "
+                             "directory that SAELens or sparsify reads")
     parser.add_argument("--inspect", action="store_true", help="tell what SOURCE holds; convert nothing")
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and tell their largest difference")
@@ -112,7 +116,7 @@ def _back(options: argparse.Namespace) -> int:
     config = store.load_config(options.source)
     arrays = _stored_as(store.read_tensors(options.source), options.dtype)
     start = time.perf_counter()
-    to_torch.write(config, with_progress(arrays, "converting"), options.source, options.out)
+    to_torch.write(config, with_progress(arrays, "converting"), options.source, options.out, options.to)
     _tell(config.family, arrays, time.perf_counter() - start, options.out)
     return 0
 

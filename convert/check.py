@@ -35,7 +35,7 @@ class Outputs(NamedTuple):
 
 def needs(source: Source) -> None:
     """Raises InputError where what the check needs is not installed."""
-    wanted = ("torch", "transformers") if source.is_directory else ("torch",)
+    wanted = ("torch", "transformers") if source.is_directory and "model_type" in source.tree else ("torch",)
     if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
         raise InputError(f"--check: needs {' and '.join(missing)}, which is not installed: "
                          "pip install 'tilelli_jax[torch,hf]'")
@@ -108,8 +108,11 @@ def _routed(source: Source, plan: Plan, model: Any, rng: np.random.Generator) ->
 def _sae(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
     x = rng.standard_normal((ROWS * TIME, plan.config.d_model)).astype(np.float32)
-    encoder, encoder_bias, decoder, bias = (torch.from_numpy(np.array(plan.found[name].read(), np.float32))
-                                            for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    found = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
+             for name, tensor in plan.found.items()}
+    encoder = found["W_enc"] if "W_enc" in found else found["encoder.weight"].T
+    encoder_bias = found["b_enc"] if "b_enc" in found else found["encoder.bias"]
+    decoder, bias = found["W_dec"], found["b_dec"]
     values, latents = ((torch.from_numpy(x) - bias) @ encoder + encoder_bias).topk(plan.config.k)
     codes = torch.zeros(len(x), plan.config.n_latents).scatter(1, latents, values.relu())
     return Outputs(np.asarray(model(x)), (codes @ decoder + bias).numpy(), "its formula in PyTorch")

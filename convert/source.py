@@ -1,4 +1,4 @@
-"""What there is to convert: a `.pt` file or a Hugging Face directory, opened but not yet read."""
+"""What there is to convert: a `.pt` file or a directory, opened but not yet read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from convert import checkpoint
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
-from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_json
+from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file, read_json
 
 TORCH_TENSORS = "pytorch_model.bin"
+# Directories of autoencoders: cfg.json, and this file.
+AUTOENCODERS = {"sparsify": "sae.safetensors", "saelens": "sae_weights.safetensors"}
+AUTOENCODER_CONFIG = "cfg.json"
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
 CONFIG_KEYS = ("base_model_cfg", "model_cfg", "config", "cfg")
 # Files that belong to the network's user and not to the network; carried along both ways.
@@ -95,11 +98,17 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """A `.pt` file or a Hugging Face directory.
+    """A `.pt` file, a Hugging Face directory, or one of an autoencoder.
 
     Raises:
-        InputError: it is neither, or cannot be read.
+        InputError: it is none of these, or cannot be read.
     """
+    if path.is_dir() and (path / AUTOENCODER_CONFIG).is_file() and not (path / CONFIG).is_file():
+        found = [name for name in AUTOENCODERS.values() if (path / name).is_file()]
+        if not found:
+            raise InputError(f"{path}: expected {' or '.join(AUTOENCODERS.values())} beside "
+                             f"{AUTOENCODER_CONFIG}")
+        return Source(path, read_json(path / AUTOENCODER_CONFIG), read_file(path / found[0]))
     if path.is_dir():
         companions = tuple(path / name for name in COMPANIONS if (path / name).is_file())
         return Source(path, read_config(path), _directory(path), companions=companions)

@@ -37,12 +37,13 @@ def record(source: Source, plan: Plan) -> dict[str, Any]:
             "doubled": dict(plan.doubled), "ours": config_lib.to_dict(plan.config)}
 
 
-def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) -> None:
+def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to: str = "torch") -> None:
     """Writes the checkpoint of a model directory.
 
     Args:
         arrays: of the model directory.
         source: the model directory, for files that are carried along.
+        to: "torch", or of autoencoders "saelens" or "sparsify".
 
     Raises:
         InputError: the arrays are not those of the configuration; `out` is there already, or of the
@@ -50,6 +51,11 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path) ->
     """
     network = store.FAMILIES[config.family][1]
     check_fit(shapes(network, config), {name: array.shape for name, array in arrays.items()}, str(source))
+    if to != "torch":
+        if config.family != "sae":
+            raise InputError(f"--to {to}: {source}: expected an autoencoder, found a {config.family}")
+        sae.write_directory(to, config, arrays, out)
+        return
     made = _read_record(source / RECORD) if (source / RECORD).is_file() else {}
     if made.get("ours") != json.loads(as_json(config_lib.to_dict(config))):
         made = {}  # another network has been put in the place of the one that was converted

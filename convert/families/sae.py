@@ -1,29 +1,105 @@
-"""The TopK sparse autoencoders of fm-difficulty-probe: a `.pt` file that is a state dict."""
+"""TopK sparse autoencoders: fm-difficulty-probe's `.pt` files, directories of SAELens and sparsify."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from convert.families.stated import cannot_be_told, shape_of
-from convert.plan import Family, Plan, configured, make_plan
-from convert.source import Source
-from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
-from tilelli_jax.pretrained.mapping import Theirs
+import numpy as np
 
-NAMES = {"encoder.kernel": Theirs("W_enc"), "encoder.bias": Theirs("b_enc"),
-         "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
+from convert.families.stated import cannot_be_told, shape_of
+from convert.output import new_directory
+from convert.plan import Family, Plan, configured, make_plan
+from convert.source import AUTOENCODERS, Source
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.files import write_json
+from tilelli_jax.pretrained import mapping
+from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.tensors import Tensor, write_file
+
+NEARLY = 1e-2  # a length of 1, in bfloat16
+NAMES: Names = {"encoder.kernel": Theirs("W_enc"), "encoder.bias": Theirs("b_enc"),
+                "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
+SPARSIFY: Names = {"encoder.kernel": turned("encoder.weight"), "encoder.bias": Theirs("encoder.bias"),
+                   "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
+
+# What a configuration may say, as far as it changes the numbers; absent is as good.
+UNDERSTOOD: dict[str, tuple[Any, ...]] = {
+    "architecture": ("topk",), "activation": ("topk",), "activation_fn": ("topk",), "transcode": (False,),
+    "skip_connection": (False,), "apply_b_dec_to_input": (True,), "normalize_activations": ("none", None),
+    "rescale_acts_by_decoder_norm": (False,), "reshape_activations": ("none", None),
+    "normalize_io": (False,), "multi_topk": (False, True), "finetuning_scaling_factor": (False,)}
 
 
 def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
-    d_model, n_latents = shape_of(source, source.tensors, "W_enc", 2)
-    said: dict[str, Any] = {"family": "sae", "d_model": d_model, "n_latents": n_latents}
+    for key, values in UNDERSTOOD.items():
+        if key in source.tree and source.tree[key] not in values:
+            raise InputError(f"{source.path}: {key}: expected {' or '.join(map(repr, values))}, "
+                             f"found {source.tree[key]!r}")
+    if "encoder.weight" in source.tensors and "W_enc" not in source.tensors:
+        names = SPARSIFY
+        n_latents, d_model = shape_of(source, source.tensors, "encoder.weight", 2)
+    else:
+        names = NAMES
+        d_model, n_latents = shape_of(source, source.tensors, "W_enc", 2)
+    said: dict[str, Any] = {"family": "sae", "d_model": d_model, "n_latents": n_latents, **_about(source)}
     if "k" in source.tree:
         said["k"] = source.tree["k"]
     elif "k" not in settings:  # the file does not hold it; its name sometimes does
         raise cannot_be_told(source, "k")
     config = configured(SAEConfig, said, settings, str(source.path))
-    return make_plan("sae", TopKSAE, config, NAMES, source, {})
+    return make_plan("sae", TopKSAE, config, names, source, {})
 
 
-SAE = Family("sae", lambda source: "W_enc" in source.tensors and not source.is_directory, _plan)
+def _about(source: Source) -> dict[str, Any]:
+    """What of the decoder has length 1, and what the activations are of, as far as the source says."""
+    tree = source.tree
+    metadata: Any = tree.get("metadata") if isinstance(tree.get("metadata"), dict) else tree
+    said: dict[str, Any] = {"unit_norm": "none"}
+    if "W_dec" in source.tensors and len(source.tensors["W_dec"].shape) == 2:
+        squares = np.square(source.tensors["W_dec"].read(), dtype=np.float32)
+        for name, axis in (("columns", 0), ("rows", 1)):
+            if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < NEARLY:
+                said["unit_norm"] = name
+    for ours, theirs, kind in (("of_model", "model_name", str), ("place", "hook_name", str),
+                               ("layer", "hook_layer", int)):
+        if isinstance(metadata.get(theirs), kind):
+            said[ours] = metadata[theirs]
+    return said
+
+
+def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor], out: Path) -> None:
+    """Writes the directory that SAELens or sparsify reads.
+
+    Raises:
+        InputError: `out` is there already, or cannot be written.
+    """
+    names = SPARSIFY if layout == "sparsify" else NAMES
+    links = mapping.link(names, {name: array.shape for name, array in arrays.items()})
+    if layout == "sparsify":
+        tree: dict[str, Any] = {
+            "activation": "topk", "expansion_factor": max(1, config.n_latents // config.d_model),
+            "normalize_decoder": config.unit_norm == "rows", "num_latents": config.n_latents, "k": config.k,
+            "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": config.d_model}
+    else:
+        tree = {
+            "architecture": "topk", "d_in": config.d_model, "d_sae": config.n_latents, "k": config.k,
+            "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
+            "normalize_activations": "none", "reshape_activations": "none",
+            "rescale_acts_by_decoder_norm": False,
+            "metadata": {"model_name": config.of_model, "hook_name": config.place,
+                         "hook_layer": config.layer}}
+    with new_directory(out) as path:
+        write_file(path / AUTOENCODERS[layout], mapping.to_theirs(links, arrays), writer="pt")
+        write_json(path / "cfg.json", tree)
+
+
+def _recognises(source: Source) -> bool:
+    if source.is_directory:
+        return "W_dec" in source.tensors and "model_type" not in source.tree
+    return "W_enc" in source.tensors
+
+
+SAE = Family("sae", _recognises, _plan)

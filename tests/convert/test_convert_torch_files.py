@@ -59,7 +59,7 @@ def test_an_sae(wrap: Callable[[Any], Any], settings: list[str], dtype: str, tmp
     source = save_pt(tmp_path / "source.pt", wrap(sae_state(dtype)))
     assert run(source, tmp_path / "out", *settings) == 0
     found = tilelli_jax.load(tmp_path / "out")
-    assert found.config == SAEConfig(d_model=6, n_latents=20, k=4)
+    assert found.config == SAEConfig(d_model=6, n_latents=20, k=4, unit_norm="none")
     state = {name: np.float32(array) for name, array in sae_state(dtype).items()}
     x = np.random.default_rng(1).standard_normal((5, 6)).astype(np.float32)
     values = (x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]
@@ -266,7 +266,7 @@ def test_a_stored_sae(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     source = REFERENCE / "difficulty" / name
     assert run(source, tmp_path / "out", "--set", "k=8") == 0
     found, state = tilelli_jax.load(tmp_path / "out"), load_pt(source)
-    assert found.config == SAEConfig(d_model=size[0], n_latents=size[1], k=8)
+    assert found.config == SAEConfig(d_model=size[0], n_latents=size[1], k=8, unit_norm="columns")
     for ours, theirs in (("encoder.kernel", "W_enc"), ("encoder.bias", "b_enc"), ("decoder.kernel", "W_dec"),
                          ("bias", "b_dec")):
         np.testing.assert_array_equal(to_arrays(found)[ours], state[theirs].numpy())

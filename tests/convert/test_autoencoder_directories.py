@@ -1,0 +1,126 @@
+"""Autoencoders as SAELens and sparsify keep them: cfg.json and a safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import tilelli_jax
+from convert.__main__ import main
+from tests.refusals import assert_one_line
+from tilelli_jax.estimators.sae import SAEConfig
+
+D, N, K = 6, 20, 4
+FILES = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "saelens": {"architecture": "topk", "d_in": D, "d_sae": N, "k": K, "apply_b_dec_to_input": True,
+                "normalize_activations": "none",
+                "metadata": {"model_name": "pythia", "hook_name": "resid_post", "hook_layer": 3}},
+    "sparsify": {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "k": K,
+                 "num_latents": N, "transcode": False, "skip_connection": False, "d_in": D}}
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def weights() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (D, N), "b_enc": (N,), "W_dec": (N, D), "b_dec": (D,)}
+    found = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {**found, "W_dec": found["W_dec"] / np.linalg.norm(found["W_dec"], axis=1, keepdims=True)}
+
+
+def stored(layout: str) -> dict[str, np.ndarray]:
+    found = weights()
+    if layout == "saelens":
+        return found
+    return {"encoder.weight": np.ascontiguousarray(found["W_enc"].T), "encoder.bias": found["b_enc"],
+            "W_dec": found["W_dec"], "b_dec": found["b_dec"]}
+
+
+@pytest.fixture(params=FILES)
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A directory named after its layout."""
+    path = tmp_path / request.param
+    path.mkdir()
+    (path / "cfg.json").write_text(json.dumps(CONFIGS[request.param]))
+    safetensors.numpy.save_file(stored(request.param), path / FILES[request.param])
+    return path
+
+
+def test_there_and_back(source: Path, tmp_path: Path) -> None:
+    assert run(source, tmp_path / "out") == 0
+    found = tilelli_jax.load(tmp_path / "out")
+    assert (found.config.d_model, found.config.n_latents, found.config.k) == (D, N, K)
+    w = weights()
+    x = np.random.default_rng(1).standard_normal((7, D)).astype(np.float32)
+    before = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    codes = np.where(before >= np.sort(before, axis=1)[:, -K:][:, :1], np.maximum(before, 0), 0)
+    np.testing.assert_allclose(found(x), codes @ w["W_dec"] + w["b_dec"], atol=1e-5)
+    assert run(tmp_path / "out", tmp_path / "back", "--to", source.name) == 0
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["cfg.json", FILES[source.name]]
+    again = safetensors.numpy.load_file(tmp_path / "back" / FILES[source.name])
+    assert again.keys() == stored(source.name).keys()
+    for name, array in stored(source.name).items():
+        assert again[name].tobytes() == array.tobytes(), name
+    written = json.loads((tmp_path / "back" / "cfg.json").read_text())
+    assert {key: written[key] for key in ("k", "d_in")} == {"k": K, "d_in": D}
+    assert run(tmp_path / "back", tmp_path / "once more") == 0
+    assert tilelli_jax.load(tmp_path / "once more").config == found.config
+
+
+def test_what_the_activations_are_of(tmp_path: Path) -> None:
+    path = tmp_path / "saelens"
+    path.mkdir()
+    (path / "cfg.json").write_text(json.dumps(CONFIGS["saelens"]))
+    safetensors.numpy.save_file(stored("saelens"), path / FILES["saelens"])
+    assert run(path, tmp_path / "out") == 0
+    assert tilelli_jax.load(tmp_path / "out").config == SAEConfig(
+        d_model=D, n_latents=N, k=K, of_model="pythia", place="resid_post", layer=3)
+
+
+def test_the_check(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    assert run(source, tmp_path / "out", "--check") == 0
+    assert "its formula in PyTorch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("change", "parts"), [
+    ({"transcode": True}, ["transcode: expected False"]),
+    ({"activation": "groupmax"}, ["activation", "'topk'"]),
+    ({"architecture": "jumprelu"}, ["architecture", "'topk'"]),
+    ({"normalize_activations": "layer_norm"}, ["normalize_activations"]),
+    ({"apply_b_dec_to_input": False}, ["apply_b_dec_to_input: expected True"]),
+    ({"k": 40}, ["k: expected at most"])])
+def test_other_kinds_are_refused(change: dict[str, Any], parts: list[str], source: Path, tmp_path: Path,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "cfg.json").write_text(json.dumps({**CONFIGS[source.name], **change}))
+    assert run(source, tmp_path / "out") == 2
+    assert_one_line(capsys.readouterr().err, str(source), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = stored(source.name)
+    del found["b_dec"]
+    safetensors.numpy.save_file(found, source / FILES[source.name])
+    assert run(source, tmp_path / "out") == 2
+    assert_one_line(capsys.readouterr().err, str(source), "b_dec")
+    (source / FILES[source.name]).unlink()
+    assert run(source, tmp_path / "out") == 2
+    assert_one_line(capsys.readouterr().err, str(source), "sae.safetensors or sae_weights.safetensors")
+
+
+def test_only_autoencoders_go_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tilelli_jax.models.vanilla import VanillaConfig
+    model = tilelli_jax.build(VanillaConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1), 0)
+    tilelli_jax.save(model, tmp_path / "model")
+    assert run(tmp_path / "model", tmp_path / "out", "--to", "saelens") == 2
+    assert_one_line(capsys.readouterr().err, "--to saelens", "expected an autoencoder, found a vanilla")
+    assert not (tmp_path / "out").exists()
