@@ -14,13 +14,15 @@ from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.scoring import Text, score
 
-NOTHING = -1  # no latent
+NOTHING = -1  # no latent is left out
+EVERYTHING = -2  # nothing is left, not even the decoder's bias
 
 
 class Patch(NamedTuple):
-    """What is patched in each row: positions `[start, stop)`, and a latent to leave out or NOTHING.
+    """What is patched in each row: positions `[start, stop)`, and the latent to leave out.
 
-    Each is int32 `[rows]`. A row whose span is empty goes through as it is.
+    That may be NOTHING or EVERYTHING. Each is int32 `[rows]`. A row whose span is empty goes through as it
+    is.
     """
 
     start: jax.Array
@@ -36,6 +38,7 @@ def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
     codes = sae.encode(value.astype(jnp.float32))
     kept = codes.latents != patch.latent[:, None, None]
     made = sae.decode(Codes(jnp.where(kept, codes.values, 0.0), codes.latents))
+    made = jnp.where(patch.latent[:, None, None] == EVERYTHING, 0.0, made)
     at = jnp.arange(value.shape[1])
     selected = (at >= patch.start[:, None]) & (at < patch.stop[:, None])
     return jnp.where(selected[..., None], made.astype(value.dtype), value)
@@ -73,3 +76,30 @@ def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Se
     for i, result in score(model, rows, tap_of, aid=sae, batch_size=batch_size, mesh=mesh, what="patching"):
         found[i] = result.nats[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
     return found.reshape(len(texts), -1)
+
+
+class Spliced(NamedTuple):
+    """Mean surprise in nats as the network is, with the reconstruction in its place, and with zeros there."""
+
+    natural: float
+    reconstructed: float
+    zeroed: float
+
+    @property
+    def recovered(self) -> float:
+        """How far the reconstruction goes from zeros (0) to the network as it is (1); may be below 0."""
+        return (self.zeroed - self.reconstructed) / (self.zeroed - self.natural)
+
+
+def spliced(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, place: str, layer: int,
+            skip: int = 0, batch_size: int = 16, mesh: Mesh | None = None) -> Spliced:
+    """The loss that an autoencoder recovers when the network goes on with what it makes of all positions.
+
+    Args:
+        texts: token ids, two at least of each.
+        skip: leave the first positions as they are.
+    """
+    found = patched_nats(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
+                         [EVERYTHING], place=place, layer=layer, batch_size=batch_size, mesh=mesh)
+    weights = np.array([len(ids) - 1 for ids in texts], float)
+    return Spliced(*(float(weights @ column / weights.sum()) for column in found.T))

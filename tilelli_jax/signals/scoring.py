@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -47,7 +48,7 @@ def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
 
 
 def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,
-          batch_size: int = 16, mesh: Mesh | None = None, what: str = "scoring",
+          surprise: bool = True, batch_size: int = 16, mesh: Mesh | None = None, what: str = "scoring",
           ) -> Iterator[tuple[int, Scored]]:
     """Each text's surprise and what a tap sees of it, the longest first: (index, result).
 
@@ -55,7 +56,10 @@ def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid
     does not see. Shows progress in a terminal.
 
     Args:
+        tap_of: the tap; of what it records, places inside the blocks.
         aid: a second network that the tap uses, an autoencoder perhaps.
+        surprise: whether nats are wanted; if not they are empty, and what leads to the logits alone is
+            not computed.
         mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
     """
     if len({len(text.beside) for text in texts}) > 1:
@@ -66,7 +70,9 @@ def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid
 
     def look(params: Any, aid_params: Any, ids: jax.Array, beside: jax.Array) -> tuple[jax.Array, Recorded]:
         second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
-        return next_nats(nnx.merge(graph, params), ids, OFF if tap_of is None else tap_of(second, beside))
+        tap = OFF if tap_of is None else tap_of(second, beside)
+        nats, seen = next_nats(nnx.merge(graph, params), ids, tap)
+        return nats if surprise else jnp.zeros((len(ids), 0)), seen
     run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))  # memory is asked for at once
     with tqdm(total=len(texts), desc=what, unit="text", disable=not sys.stderr.isatty(), leave=False) as bar:

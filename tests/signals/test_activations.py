@@ -1,0 +1,77 @@
+"""From a network's inner values to an autoencoder that stands in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import tilelli_jax
+from tests.restated.compiling import quick_jit
+from tilelli_jax.data.activations import open_activations, write_activations
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.signals.activations import rows_of
+from tilelli_jax.signals.patching import spliced
+from tilelli_jax.store import build
+from tilelli_jax.train import main
+
+CONFIG = GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=3, n_heads=2, d_hidden=32, max_seq_len=128)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build(CONFIG, 0)
+
+
+def texts(lengths: list[int]) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 61, length).tolist() for length in lengths]
+
+
+def test_rows_of_each_text(model: Any) -> None:
+    given = texts([5, 1, 33, 2])
+    found = list(rows_of(model, given, place="mlp_write", layer=1, skip=1, dtype=np.float32, batch_size=2))
+    assert [len(rows) for rows in found] == [32, 4, 1]  # the longest first, that of one token left out
+    for rows, ids in zip(found, (given[2], given[0], given[3]), strict=True):
+        _, seen = quick_jit(lambda ids: model.tapped(ids, Tap(record=("mlp_write",))))(jnp.asarray([ids]))
+        np.testing.assert_allclose(rows, seen["mlp_write"][1, 0, 1:], atol=2e-5)
+
+
+def test_what_is_not_finite_is_named(model: Any) -> None:
+    large = build(CONFIG, 0)
+    large.unroll()
+    large.blocks[2].mlp.down.bias[...] += 1e6
+    with pytest.raises(InputError, match="text 1, layer 2: activations are not finite as float16"):
+        list(rows_of(large, texts([1, 4]), place="resid_post", layer=2))
+
+
+def test_from_a_network_to_its_autoencoder_and_back(model: Any, tmp_path: Path) -> None:
+    """Collected, written, learned from, spliced: more of the loss comes back than before learning."""
+    given = texts([64] * 60)
+    write_activations(tmp_path / "rows", rows_of(model, given, place="resid_post", layer=1, skip=0),
+                      {"place": "resid_post", "layer": 1}, shard_rows=1000)
+    stored = open_activations(tmp_path / "rows")
+    assert (len(stored), stored.d_model, len(stored.shards)) == (60 * 64, 16, 4)
+    assert stored.about == {"place": "resid_post", "layer": 1}
+    tree = {"model": {"family": "sae", "d_model": 16, "n_latents": 64, "k": 8},
+            "activations": {"source": str(tmp_path / "rows")},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5, "weight_decay": 0},
+            "train": {"steps": 150, "batch_size": 256, "eval_every": 150, "eval_batch_size": 64}}
+    (tmp_path / "sae.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["--config", str(tmp_path / "sae.yaml"), f"run_dir={tmp_path / 'run'}"]) == 0
+    learned, held_out = tilelli_jax.load(tmp_path / "run" / "model"), texts([64] * 68)[60:]
+    before = spliced(model, build(learned.config, 0), held_out, place="resid_post", layer=1)
+    after = spliced(model, learned, held_out, place="resid_post", layer=1)
+    logits = np.asarray(quick_jit(model)(jnp.asarray(held_out)), np.float64)[:, :-1]
+    right = np.take_along_axis(logits, np.asarray(held_out)[:, 1:, None], axis=2)[..., 0]
+    nats = (np.log(np.exp(logits).sum(axis=-1)) - right).mean()
+    assert after.natural == before.natural == pytest.approx(nats, abs=1e-5)
+    assert after.zeroed == before.zeroed
+    assert abs(after.reconstructed - after.natural) < 0.5 * abs(before.reconstructed - before.natural)
+    assert after.recovered == (after.zeroed - after.reconstructed) / (after.zeroed - after.natural)
