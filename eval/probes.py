@@ -92,6 +92,14 @@ def columns(blocks: Mapping[str, Block], names: Sequence[str]) -> Block:
     return np.concatenate(chosen, axis=1)
 
 
+def constant_columns(features: Block) -> list[int]:
+    """The columns that say the same of every row: they can tell nothing, and are to be named in a report."""
+    if isinstance(features, np.ndarray):
+        return np.flatnonzero((features == features[:1]).all(axis=0)).tolist()
+    low, high = (np.asarray(ends.todense()).ravel() for ends in (features.min(axis=0), features.max(axis=0)))
+    return np.flatnonzero(low == high).tolist()
+
+
 def make_probe(strength: float, sparse: bool, options: ProbeOptions) -> Pipeline:
     """Scaling, uncentred if centring would fill the zeros, then L1 logistic regression, classes balanced."""
     return make_pipeline(

@@ -45,6 +45,15 @@ def prompt_statistics(prompts: Sequence[str], known: NDArray[np.bool_]) -> dict[
     return dict(zip(names, np.array([row(prompt) for prompt in prompts], float).T, strict=True))
 
 
+def answer_length(tokens: ArrayLike) -> Floats:
+    """A control, no signal of difficulty: log of the number of tokens in the right answer, `[items, 1]`.
+
+    Surprise at an answer goes down with its length, as its later tokens follow from its first: on SQuAD
+    length alone tells "hard" from "easy" better than any probe on the network.
+    """
+    return np.log(np.asarray(tokens, float))[:, None]
+
+
 SERIES_STATISTICS = ("variance", "volatility", "lag1_acf", "seasonal_acf", "adf_pvalue", "spectral_entropy",
                      "trend_slope", "range")
 

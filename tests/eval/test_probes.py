@@ -90,6 +90,12 @@ def test_blocks_side_by_side() -> None:
     np.testing.assert_array_equal(mixed.toarray(), np.c_[np.zeros(3), np.eye(3)])
 
 
+def test_constant_columns_are_found() -> None:
+    features = np.array([[1.0, 0.0, 0.0, 2.0], [1.0, 0.0, 3.0, 2.0], [1.0, 0.0, 0.0, -2.0]])
+    for block in (features, scipy.sparse.csr_array(features)):
+        assert probes.constant_columns(block) == [0, 1]
+
+
 def test_equals_go_to_the_stronger_penalty() -> None:
     """With C so small that every probe is constant, all means are ½."""
     features, labels = problem()
