@@ -40,10 +40,14 @@ class Frontier:
     costs: Floats
     errors: Floats
 
-    def dominating(self, always_cheap: float, always_dear: float) -> NDArray[np.bool_]:
-        """Which points lie below the line of handing on at random, its ends left out."""
-        line = always_cheap + (always_dear - always_cheap) * self.handed_on
-        return (self.handed_on > 0) & (self.handed_on < 1) & (self.errors < line - SLACK)
+    def dominating(self, always_cheap: float, always_dear: float, costs: Costs) -> NDArray[np.bool_]:
+        """Which points, between the two models' costs, err less than a coin of the same cost.
+
+        The coin sends an item to one of the two models, and pays that one alone.
+        """
+        share = (self.costs - costs.cheap) / (costs.dear - costs.cheap)
+        coin = always_cheap + (always_dear - always_cheap) * share
+        return (share > 0) & (share < 1) & (self.errors < coin - SLACK)
 
     def pareto(self) -> NDArray[np.bool_]:
         """Which points no other point beats in cost without losing in error."""

@@ -103,7 +103,8 @@ def pareto(found: Mapping[str, Frontier], oracle: Frontier, ends: tuple[float, f
         ends: errors of always the cheap model and always the dear one, which chance mixes.
     """
     figure, axes = _figure()
-    axes.plot(costs.of([0, 1]), ends, color="0.6", linestyle=":", linewidth=1, label="at random")
+    alone = costs.cheap, costs.dear
+    axes.plot(alone, ends, color="0.6", linestyle=":", linewidth=1, label="at random")
     for n, (name, points) in enumerate(found.items()):
         shape, kept = look(n), points.pareto()
         order = np.argsort(points.costs[kept])
@@ -112,7 +113,7 @@ def pareto(found: Mapping[str, Frontier], oracle: Frontier, ends: tuple[float, f
         axes.plot(points.costs[kept][order], points.errors[kept][order], linestyle="", color=shape.colour,
                   marker=shape.mark, markersize=3, markevery=max(1, int(kept.sum()) // 12))
     axes.plot(oracle.costs, oracle.errors, color="0.35", linewidth=1, label="oracle")
-    axes.plot(costs.of([0, 1]), ends, linestyle="", marker="*", color="0.2", markersize=9)
+    axes.plot(alone, ends, linestyle="", marker="*", color="0.2", markersize=9)
     axes.set(xlabel="mean cost of an item", ylabel=unit)
     return _finished(figure, axes, title)
 

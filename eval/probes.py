@@ -53,7 +53,7 @@ class ProbeOptions:
         intercept_scaling: the constant whose column is the intercept; 1 penalises it as any weight.
         scale_once: scale by all training rows, before cross-validation, in place of in each fold.
         max_iter: sweeps of the solver.
-        jobs: fits side by side, in threads; −1 takes every core.
+        jobs: fits side by side, in processes; −1 takes every core.
     """
 
     strengths: tuple[float, ...] = STRENGTHS
@@ -119,6 +119,9 @@ def fit_probe(features: Block, labels: ArrayLike, folds: Folds,
         folds: pairs of row numbers, each with both classes.
     """
     labels = np.asarray(labels)
+    for number, fold in enumerate(folds):
+        if any(len(np.unique(labels[part])) < 2 for part in fold):
+            raise ValueError(f"folds: fold {number} has one class only in a part; see folds.usable")
     sparse = scipy.sparse.issparse(features)
     scaler = make_probe(1.0, sparse, options)[0]
     shown = scaler.fit_transform(features) if options.scale_once else features
@@ -130,7 +133,8 @@ def fit_probe(features: Block, labels: ArrayLike, folds: Folds,
 
     # The slow fits, of weak penalties, first: no thread is left with one at the end.
     tasks = [(strength, fold) for strength in sorted(set(options.strengths), reverse=True) for fold in folds]
-    found = Parallel(n_jobs=options.jobs, prefer="threads")(
+    # In processes: liblinear draws from one generator of the whole process, for which threads would race.
+    found = Parallel(n_jobs=options.jobs)(
         delayed(held_out)(strength, *fold) for strength, fold in tasks)
     means = {strength: float(np.mean([area for (c, _), area in zip(tasks, found, strict=True)
                                       if c == strength]))
@@ -164,6 +168,7 @@ class Comparison:
     b: str
     difference: Interval
     delong: DeLong
+    p: float
     p_holm: float
 
 
@@ -200,7 +205,8 @@ def climb(train: Mapping[str, Block], train_labels: ArrayLike, test: Mapping[str
                             replicates=replicates, seed=seed, groups=groups)
     pairs = [(a, b) for a, b in comparisons if a in fitted and b in fitted]
     tests = [delong(test_labels, fitted[a][1], fitted[b][1]) for a, b in pairs]
+    p = [test.p if groups is None else drawn.p(a, b) for (a, b), test in zip(pairs, tests, strict=True)]
     return Climbed(
         {name: RungResult(probe, found, drawn.interval(name)) for name, (probe, found) in fitted.items()},
-        [Comparison(a, b, drawn.difference(a, b), test, p)
-         for (a, b), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True)])
+        [Comparison(a, b, drawn.difference(a, b), test, raw, corrected)
+         for (a, b), test, raw, corrected in zip(pairs, tests, p, holm(p), strict=True)])

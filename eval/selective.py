@@ -62,6 +62,8 @@ def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
 
     NaN where all errors are equal.
     """
+    if not np.ptp(np.asarray(errors, float)):
+        return math.nan
     return _fraction(aurc(errors, scores), float(np.mean(np.asarray(errors, float))), aurc(errors, errors))
 
 

@@ -56,6 +56,8 @@ def resampled_counts(items: int, replicates: int, seed: int,
     rng = np.random.default_rng(seed)
     members: NDArray[np.intp] = np.arange(items)
     if groups is not None:
+        if np.shape(groups) != (items,):
+            raise ValueError(f"groups: expected shape ({items},), found {np.shape(groups)}")
         members = np.unique(np.asarray(groups), return_inverse=True)[1]
     n = int(members.max()) + 1
     rows = max(1, BLOCK // items)
@@ -95,6 +97,15 @@ class PairedBootstrap:
         """The AUROC of `a` less that of `b`."""
         return Interval(self.points[a] - self.points[b],
                         *percentiles(self.replicates[a] - self.replicates[b], self.level))
+
+    def p(self, a: str, b: str) -> float:
+        """Two-sided p of "the areas are equal": twice the share of replicates on the rarer side of 0.
+
+        The data seen count as one replicate on either side.
+        """
+        found = self.replicates[a] - self.replicates[b]
+        rarer = min(int((found <= 0).sum()), int((found >= 0).sum()))
+        return min(1.0, 2 * (rarer + 1) / (len(found) + 1))
 
 
 def bootstrap_mean(values: ArrayLike, *, replicates: int = 2000, seed: int = 42, level: float = 0.95,
@@ -229,10 +240,11 @@ def bootstrap_p(values: ArrayLike, *, replicates: int = 10_000, seed: int = 42,
                 groups: ArrayLike | None = None) -> float:
     """Two-sided p of "the mean is zero": the share of resampled, centred means as far out (Efron 1993, 16.4).
 
-    The values seen count as one replicate. NaN where there are none.
+    The values seen count as one replicate. NaN where there are fewer than two values or groups; of a few,
+    whose mean can hardly be resampled, it is too small.
     """
     values = np.asarray(values, float)
-    if not len(values):
+    if len(values if groups is None else np.unique(np.asarray(groups))) < 2:
         return math.nan
     seen, centred = abs(float(values.mean())), values - values.mean()
     beyond, drawn = 1, 1

@@ -33,9 +33,9 @@ def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
         pyarrow.table({name: [row.get(name) for row in flat] for name in names}), content)
     head = f"# {title}\n\n" if title else ""
     write_together({
-        path.with_suffix(".json"): as_json([dict(row) for row in rows]),
-        path.with_suffix(".parquet"): content.getvalue(),
-        path.with_suffix(".md"): (head + markdown(rows) + "\n").encode()})
+        path.with_name(f"{path.name}.json"): as_json([dict(row) for row in rows]),
+        path.with_name(f"{path.name}.parquet"): content.getvalue(),
+        path.with_name(f"{path.name}.md"): (head + markdown(rows) + "\n").encode()})
 
 
 def as_json(tree: Any) -> bytes:

@@ -38,6 +38,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value|gate)\.kernel", ("fsdp", "tensor")),
     (r"embed_per_layer\.kernel", ("tensor", "fsdp")),
     (r"project_per_layer\.kernel", ("fsdp", "tensor")),
+    (r"encoder\.kernel", ("fsdp", "tensor")),  # of an autoencoder: latents over `tensor`
+    (r"decoder\.kernel", ("tensor", "fsdp")),
 )
 
 

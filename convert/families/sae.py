@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 from tilelli_jax.tensors import Tensor, write_file
 
+HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out)")  # of TransformerLens
 NEARLY = 1e-2  # a length of 1, in bfloat16
 NAMES: Names = {"encoder.kernel": Theirs("W_enc"), "encoder.bias": Theirs("b_enc"),
                 "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
@@ -63,10 +65,13 @@ def _about(source: Source) -> dict[str, Any]:
         for name, axis in (("columns", 0), ("rows", 1)):
             if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < NEARLY:
                 said["unit_norm"] = name
-    for ours, theirs, kind in (("of_model", "model_name", str), ("place", "hook_name", str),
-                               ("layer", "hook_layer", int)):
+    for ours, theirs, kind in (("of_model", "model_name", str), ("layer", "hook_layer", int)):
         if isinstance(metadata.get(theirs), kind):
             said[ours] = metadata[theirs]
+    if hook := HOOK.fullmatch(str(metadata.get("hook_name"))):
+        said |= {"layer": int(hook[1]), "place": hook[2]}
+    elif isinstance(metadata.get("hook_name"), str):
+        said["place"] = metadata["hook_name"]
     return said
 
 
@@ -86,11 +91,11 @@ def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor]
     else:
         tree = {
             "architecture": "topk", "d_in": config.d_model, "d_sae": config.n_latents, "k": config.k,
-            "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
+            "dtype": str(arrays["decoder.kernel"].dtype), "device": "cpu", "apply_b_dec_to_input": True,
             "normalize_activations": "none", "reshape_activations": "none",
             "rescale_acts_by_decoder_norm": False,
-            "metadata": {"model_name": config.of_model, "hook_name": config.place,
-                         "hook_layer": config.layer}}
+            "metadata": {"model_name": config.of_model, "hook_layer": config.layer, "hook_name": (
+                f"blocks.{config.layer}.hook_{config.place}" if config.layer >= 0 else config.place)}}
     with new_directory(out) as path:
         write_file(path / AUTOENCODERS[layout], mapping.to_theirs(links, arrays), writer="pt")
         write_json(path / "cfg.json", tree)

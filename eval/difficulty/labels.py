@@ -54,6 +54,8 @@ def hard_by_quantile(values: ArrayLike, reference: NDArray[np.bool_],
         reference: `[items]`, the rows that the threshold is taken from: the training rows.
     """
     values = np.asarray(values, float)
+    if np.isnan(values).any():
+        raise ValueError(f"values: item {int(np.flatnonzero(np.isnan(values))[0])} is not a number")
     return (values >= np.quantile(values[reference], quantile)).astype(np.int64)
 
 

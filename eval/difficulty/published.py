@@ -109,7 +109,7 @@ def _frontier(cheap: Floats, dear: Floats, scores: ArrayLike, price: Costs) -> d
     columns = (found.thresholds, found.errors, found.costs, found.handed_on)
     points = [{"tau": tau, "mean_error": error, "mean_cost": cost, "frac_to_exp": share}
               for tau, error, cost, share in zip(*(values.tolist() for values in columns), strict=True)]
-    better = np.flatnonzero(found.dominating(float(cheap.mean()), float(dear.mean())))
+    better = np.flatnonzero(found.dominating(float(cheap.mean()), float(dear.mean()), price))
     best = min(better, key=lambda i: found.errors[i], default=None)
     return {"frontier": points, "n_dominating_points": len(better),
             "best_dominating": None if best is None else points[best]}

@@ -43,7 +43,7 @@ def read_rows(path: Path, most: int = 5000) -> list[dict[str, Any]]:
         else:
             text = path.read_text(encoding="utf-8")
             rows = json.loads(text) if text.lstrip().startswith("[") else [
-                json.loads(line) for line in text.splitlines() if line.strip()]
+                json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -119,19 +119,20 @@ def answer(model: Any, encode: Encode, questions: Sequence[Question], *, most_to
     nats = np.zeros((len(questions), len(endings[0])))
     prompt_nats = np.zeros(len(questions))
     kept = {layer: np.zeros((len(questions), len(endings[0]), 0), dtype) for layer in layers}
-    for index, result in score(model, texts, recording((place,), layers), batch_size=batch_size, mesh=mesh,
-                               what="asking"):
+    tap_of = recording((place,), tuple(sorted(layers))) if layers else None
+    for index, result in score(model, texts, tap_of, batch_size=batch_size, mesh=mesh, what="asking"):
         i, j = of[index]
         n = len(prompts[i])
         nats[i, j] = result.nats[n - 1:].mean(dtype=np.float64)
         if j == 0:
             prompt_nats[i] = result.nats[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
-        _keep(kept, result, place, layers, i, j)
+        if layers:
+            _keep(kept, result, place, sorted(layers), i, j)
     return Answers(prompt_nats, nats, np.array([len(ids) for ids in prompts]),
                    np.array([[len(ids) for ids in found] for found in endings]), kept)
 
 
-def _keep(kept: dict[int, np.ndarray], result: Scored, place: str, layers: tuple[int, ...], i: int,
+def _keep(kept: dict[int, np.ndarray], result: Scored, place: str, layers: Sequence[int], i: int,
           j: int) -> None:
     for layer, values in zip(layers, result.seen[place], strict=True):
         with np.errstate(over="ignore"):  # the next line names it

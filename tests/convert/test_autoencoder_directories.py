@@ -20,7 +20,7 @@ FILES = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "saelens": {"architecture": "topk", "d_in": D, "d_sae": N, "k": K, "apply_b_dec_to_input": True,
                 "normalize_activations": "none",
-                "metadata": {"model_name": "pythia", "hook_name": "resid_post", "hook_layer": 3}},
+                "metadata": {"model_name": "pythia", "hook_name": "blocks.3.hook_resid_post"}},
     "sparsify": {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "k": K,
                  "num_latents": N, "transcode": False, "skip_connection": False, "d_in": D}}
 

@@ -39,9 +39,18 @@ def test_pareto_and_dominating() -> None:
     knows = frontier(cheap, dear, cheap, Costs())
     assert knows.errors.tolist() == [0.0, 0.0, 0.5] and knows.handed_on.tolist() == [1.0, 0.5, 0.0]
     assert knows.pareto().tolist() == [False, True, True]  # handing on everything is no better, and dearer
-    assert knows.dominating(0.5, 0.0).tolist() == [False, True, False]
+    assert knows.dominating(0.5, 0.0, Costs()).tolist() == [False, True, False]
     ignorant = frontier(cheap, dear, np.tile([0.0, 1.0], 50), Costs())
-    assert not ignorant.dominating(0.5, 0.0).any()
+    assert not ignorant.dominating(0.5, 0.0, Costs()).any()
+
+
+def test_what_is_sunk_is_paid() -> None:
+    """All that go to the dear model have cost the cheap call, too: here nothing is left below 5."""
+    cheap, dear = np.repeat([1.0, 0.0], [90, 10]), np.zeros(100)
+    found = frontier(cheap, dear, cheap, Costs())
+    assert found.costs.tolist() == [6.0, 5.5, 1.0] and not found.dominating(0.9, 0.0, Costs()).any()
+    free = frontier(cheap, dear, cheap, Costs(sunk=False))
+    assert free.dominating(0.9, 0.0, Costs(sunk=False)).tolist() == [False, True, False]
 
 
 def test_what_does_not_fit() -> None:

@@ -139,6 +139,20 @@ def test_where_there_is_nothing_nothing_is_found() -> None:
     assert np.mean(found) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
+def test_folds_of_one_class_are_refused() -> None:
+    features, labels = problem()
+    ones, zeros = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    bad = [(np.r_[ones[:9], zeros[:9]], np.r_[ones[9:], zeros[9:]]), (np.r_[ones[:9], zeros[:9]], zeros[9:])]
+    with pytest.raises(ValueError, match="fold 1 has one class only"):
+        fit_probe(features, labels, bad, QUICK)
+
+
+def test_side_by_side_is_one_by_one() -> None:
+    features, labels = problem(rows=300, width=60)
+    found = [fit_probe(features, labels, stratified(labels), ProbeOptions(jobs=jobs)) for jobs in (1, 2)]
+    assert found[0].cross_validated == found[1].cross_validated
+
+
 def test_a_probe_that_finds_nothing_says_so() -> None:
     features, labels = problem()
     climbed = climb({"cheap": features}, labels, {"cheap": features}, labels, stratified(labels),

@@ -163,4 +163,22 @@ def test_p_of_a_mean() -> None:
         assert abs(stats.bootstrap_p(values, replicates=4000) - expected) < 0.03
     assert stats.bootstrap_p(np.zeros(5)) == 1.0
     assert stats.bootstrap_p(np.full(40, 2.0) + 0.01 * rng.standard_normal(40)) == 1 / 10_001
-    assert math.isnan(stats.bootstrap_p([]))
+    assert math.isnan(stats.bootstrap_p([])) and math.isnan(stats.bootstrap_p([0.3]))
+    assert math.isnan(stats.bootstrap_p(rng.standard_normal(50) + 9, groups=np.zeros(50)))
+
+
+def test_p_of_grouped_areas() -> None:
+    """Equal scores, items six times over: DeLong takes them for six times the evidence, groups do not."""
+    rng, naive, honest = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        labels = rng.integers(0, 2, 40)
+        scores = {name: np.repeat(rng.standard_normal(40) + labels, 6) for name in "ab"}
+        groups, often = np.repeat(np.arange(40), 6), np.repeat(labels, 6)
+        naive += stats.delong(often, scores["a"], scores["b"]).p < 0.05
+        honest += stats.PairedBootstrap(often, scores, replicates=200, groups=groups).p("a", "b") < 0.05
+    assert naive > 15 and honest <= 8  # of 60, where 3 are to be expected
+
+
+def test_groups_are_of_these_items() -> None:
+    with pytest.raises(ValueError, match=r"groups: expected shape \(4,\), found \(7,\)"):
+        stats.PairedBootstrap([0, 1, 0, 1], {"a": np.arange(4.0)}, groups=np.zeros(7))

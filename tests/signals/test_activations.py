@@ -16,6 +16,7 @@ from tilelli_jax.data.activations import open_activations, write_activations
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
+from tilelli_jax.signals import scoring
 from tilelli_jax.signals.activations import rows_of
 from tilelli_jax.signals.patching import spliced
 from tilelli_jax.store import build
@@ -37,10 +38,21 @@ def texts(lengths: list[int]) -> list[list[int]]:
 def test_rows_of_each_text(model: Any) -> None:
     given = texts([5, 1, 33, 2])
     found = list(rows_of(model, given, place="mlp_write", layer=1, skip=1, dtype=np.float32, batch_size=2))
-    assert [len(rows) for rows in found] == [32, 4, 1]  # the longest first, that of one token left out
-    for rows, ids in zip(found, (given[2], given[0], given[3]), strict=True):
+    assert sorted(len(rows) for rows in found) == [1, 4, 32]  # that of one token left out
+    by_length = {len(ids) - 1: ids for ids in given}
+    for rows, ids in ((rows, by_length[len(rows)]) for rows in found):
         _, seen = quick_jit(lambda ids: model.tapped(ids, Tap(record=("mlp_write",))))(jnp.asarray([ids]))
         np.testing.assert_allclose(rows, seen["mlp_write"][1, 0, 1:], atol=2e-5)
+
+
+def test_the_last_rows_are_as_any_others(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out rows are the last ones: they must not be those of the shortest texts."""
+    monkeypatch.setattr(scoring, "RUN", 1)
+    lengths = [4] * 16 + [30] * 16
+    found = [len(rows) for rows in rows_of(model, texts(lengths), place="resid_post", layer=0, batch_size=4)]
+    assert 0.25 < np.mean(np.array(found[16:]) == 29) < 0.75
+    again = [len(rows) for rows in rows_of(model, texts(lengths), place="resid_post", layer=0, batch_size=4)]
+    assert again == found
 
 
 def test_what_is_not_finite_is_named(model: Any) -> None:
@@ -66,8 +78,8 @@ def test_from_a_network_to_its_autoencoder_and_back(model: Any, tmp_path: Path) 
     (tmp_path / "sae.yaml").write_text(yaml.safe_dump(tree))
     assert main(["--config", str(tmp_path / "sae.yaml"), f"run_dir={tmp_path / 'run'}"]) == 0
     learned, held_out = tilelli_jax.load(tmp_path / "run" / "model"), texts([64] * 68)[60:]
-    before = spliced(model, build(learned.config, 0), held_out, place="resid_post", layer=1)
-    after = spliced(model, learned, held_out, place="resid_post", layer=1)
+    before = spliced(model, build(learned.config, 0), held_out, place="resid_post", layer=1, skip=0)
+    after = spliced(model, learned, held_out, place="resid_post", layer=1, skip=0)
     logits = np.asarray(quick_jit(model)(jnp.asarray(held_out)), np.float64)[:, :-1]
     right = np.take_along_axis(logits, np.asarray(held_out)[:, 1:, None], axis=2)[..., 0]
     nats = (np.log(np.exp(logits).sum(axis=-1)) - right).mean()

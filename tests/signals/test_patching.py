@@ -49,6 +49,18 @@ def _fits(golden: dict, k: int) -> bool:
     return bool(np.allclose(sae(jnp.asarray(golden["H"])), golden["rec_all"], atol=1e-5))
 
 
+@pytest.mark.parametrize(("place", "layer", "target", "message"), [
+    ("embed", 1, 3, "place: expected one of .*, found 'embed'"),
+    ("resid_post", 2, 3, "layer: expected 0 to 1"),
+    ("resid_post", -1, 3, "layer: expected 0 to 1"), ("resid_post", 1, 0, "target: text 0: expected 1 to 4"),
+    ("resid_post", 1, 5, "target: text 0")])
+def test_what_would_patch_nothing_is_refused(place: str, layer: int, target: int, message: str) -> None:
+    model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
+    sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match=message):
+        patched_nats(model, sae, [Patched([1, 2, 3, 4, 5], target, 0, 2)], [3], place=place, layer=layer)
+
+
 def test_a_patch_in_a_network() -> None:
     """Rows of one batch: as it is, reconstructed, and with a latent left out, each as alone."""
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)

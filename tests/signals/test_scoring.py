@@ -12,6 +12,7 @@ import pytest
 from tests.restated.compiling import quick_jit
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.scoring import Text, recording, score
@@ -59,4 +60,13 @@ def test_what_cannot_be_scored() -> None:
     model = build(NETWORKS["gpt_neox"], 0)
     with pytest.raises(ValueError, match="as many numbers in each text"):
         list(score(model, [Text([1, 2], [0]), Text([1, 2], [0, 1])]))
+    with pytest.raises(ValueError, match="found none in text 1"):
+        list(score(model, [Text([1, 2]), Text([])]))
     assert list(score(model, [])) == []
+
+
+def test_learned_positions_are_not_passed() -> None:
+    """Lengths are rounded up only as far as the network has positions."""
+    model = build(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)
+    (_, found), = score(model, [Text(list(range(36)))])
+    assert found.nats.shape == (35,) and np.isfinite(found.nats).all()

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.training import checkpoint
 from tilelli_jax.training.checkpoint import SEAL, Checkpoints
 from tilelli_jax.training.step import TrainState
 
@@ -217,3 +218,9 @@ def test_a_checkpoint_of_another_network(two_checkpoints, tmp_path, open_at):
     with pytest.raises(InputError, match="2: cannot be restored"):
         open_at(path).latest(other)
     assert_is(open_at(path).latest(OUTLINE), 2)  # it was not taken for a damaged one
+
+
+def test_what_remembers_nothing_is_stored_as_it_was_before_there_was_memory():
+    state = TrainState(jnp.int32(1), {"kernel": jnp.ones(2)}, (), jnp.uint32([0, 1]))
+    assert list(checkpoint._tree(state)) == ["step", "params", "opt_state", "key"]
+    assert list(checkpoint._tree(state._replace(memory={"silent": jnp.zeros(2)})))[-1] == "memory"

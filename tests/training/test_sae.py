@@ -19,15 +19,17 @@ from flax import nnx
 
 import tilelli_jax
 from tests.refusals import assert_one_line
+from tilelli_jax import config as config_lib
 from tilelli_jax.data.activations import write_activations
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.store import from_arrays
 from tilelli_jax.train import main
+from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.sae_loss import ObjectiveConfig, geometric_median, make_objective
-from tilelli_jax.training.step import make_training, take_apart
+from tilelli_jax.training.step import TrainState, make_training, take_apart
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}
@@ -313,6 +315,8 @@ def test_interrupted_is_uninterrupted(activations: Path, tmp_path: Path) -> None
     (["activations.source=nowhere"], ["nowhere", "expected a directory of activations"]),
     (["train.batch_size=4096"], ["train.batch_size", "2700 rows"]),
     (["activations="], ["activations"]),
+    (["activations.valid_fraction=0.0001"], ["activations.valid_fraction", "rows that differ"]),
+    (["report.prompts=[hello]"], ["report.prompts", "no text"]),
     (["model.k=33"], ["k: expected at most n_latents 32"])])
 def test_refusals(change: list[str], parts: list[str], activations: Path, tmp_path: Path,
                   capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,3 +324,24 @@ def test_refusals(change: list[str], parts: list[str], activations: Path, tmp_pa
     assert main(["--config", str(config), f"run_dir={tmp_path / 'run'}", *change]) == 2
     assert_one_line(capsys.readouterr().err, *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_latents_lie_over_the_tensor_axis() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    config = SAEConfig(d_model=16, n_latents=32, k=4)
+    loss, rule = make_objective(config, ObjectiveConfig(), batch_size=8, steps=9)
+    training = make_training(config, ComputeConfig(), FAST, steps=9, loss=loss, seed=0, mesh=mesh, rule=rule)
+    specs = jax.tree.map(lambda leaf: tuple(leaf.sharding.spec), training.outline.params)
+    assert specs["encoder"]["kernel"] == ("fsdp", "tensor")
+    assert specs["decoder"]["kernel"] == ("tensor", "fsdp")
+
+
+def test_the_published_configuration_counts_as_it_was() -> None:
+    """Dead after more than 50 updates without being active, however short the run."""
+    config = config_lib.load(ExperimentConfig, Path(__file__).parents[2] / "configs" / "sae-published.yaml",
+                             ["train.steps=60"])
+    assert isinstance(config.model, SAEConfig)
+    _, rule = make_objective(config.model, config.sae, batch_size=config.train.batch_size, steps=60)
+    silent = jnp.array([50, 51]) * config.train.batch_size
+    state = TrainState(jnp.int32(0), None, None, None, {"silent": silent})  # type: ignore[arg-type]
+    assert rule.given(state)["dead"].tolist() == [False, True]

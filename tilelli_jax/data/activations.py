@@ -85,7 +85,7 @@ class Activations:
 
 
 def write_activations(out: Path, parts: Iterable[np.ndarray], about: dict[str, Any], *,
-                      shard_rows: int = 1 << 20) -> None:
+                      shard_rows: int = 1 << 17) -> None:
     """Writes a directory that appears when it is whole.
 
     Args:

@@ -10,12 +10,14 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.patching import check_place
 from tilelli_jax.signals.scoring import Text, score
 
 
 def rows_of(model: Any, texts: Sequence[Sequence[int]], *, place: str, layer: int, skip: int = 1,
-            dtype: Any = np.float16, batch_size: int = 16, mesh: Mesh | None = None) -> Iterator[np.ndarray]:
-    """The inner values at each text's positions, `[positions, d_model]`, text by text, the longest first.
+            seed: int = 0, dtype: Any = np.float16, batch_size: int = 16, mesh: Mesh | None = None,
+            ) -> Iterator[np.ndarray]:
+    """The inner values at each text's positions, `[positions, d_model]`, text by text in random order.
 
     `tilelli_jax.data.activations.write_activations` takes them as they come.
 
@@ -25,14 +27,16 @@ def rows_of(model: Any, texts: Sequence[Sequence[int]], *, place: str, layer: in
         skip: leave out so many positions at the beginning of each text. A network without a symbol for
             the beginning keeps a value of enormous length at the first position, which would be most of
             the variance that an autoencoder explains.
+        seed: of the order, so that the last rows, which are held out in training, are as any others.
 
     Raises:
         InputError: a text's values are not finite as `dtype`; the text and the layer are named.
     """
+    check_place(model, place, layer)
     given = [Text(ids) for ids in texts if len(ids) > skip]
     numbers = [i for i, ids in enumerate(texts) if len(ids) > skip]
     found = score(model, given, lambda aid, beside: Tap(record=(place,), layers=(layer,)), surprise=False,
-                  batch_size=batch_size, mesh=mesh, what="collecting")
+                  seed=seed, batch_size=batch_size, mesh=mesh, what="collecting")
     for i, result in found:
         with np.errstate(over="ignore"):  # the next lines name it
             rows = result.seen[place][0, skip:len(given[i].ids)].astype(dtype)

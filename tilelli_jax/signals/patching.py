@@ -45,10 +45,22 @@ def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
 
 
 def patching(sae: TopKSAE, place: str, layer: int, patch: Patch) -> Tap:
-    """The tap that patches one place of one layer."""
+    """The tap that patches one place of one layer; the network must have them (see `check_place`)."""
     def edit(value: jax.Array, at: int | None) -> jax.Array:
         return reconstructed(sae, value, patch) if at == layer else value
     return Tap(edit={place: edit})
+
+
+OUTSIDE = ("embed", "hidden", "abstain", "logits")  # the blocks: no layer is asked there
+
+
+def check_place(model: Any, place: str, layer: int) -> None:
+    """Raises ValueError where a network has no such place inside its blocks, or no such layer."""
+    inside = [name for name in model.places if name not in OUTSIDE]
+    if place not in inside:
+        raise ValueError(f"place: expected one of {', '.join(inside)}, found '{place}'")
+    if not 0 <= layer < model.config.n_layers:
+        raise ValueError(f"layer: expected 0 to {model.config.n_layers - 1}, found {layer}")
 
 
 class Patched(NamedTuple):
@@ -67,6 +79,10 @@ def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Se
     Returns:
         `[texts, 2 + latents]`, f64, nats.
     """
+    check_place(model, place, layer)
+    for i, text in enumerate(texts):
+        if not 1 <= text.target < len(text.ids):
+            raise ValueError(f"target: text {i}: expected 1 to {len(text.ids) - 1}, found {text.target}")
     rows = [Text(text.ids, (text.start, text.stop if variant else text.start, latent))
             for text in texts for variant, latent in enumerate((NOTHING, NOTHING, *latents))]
 
@@ -92,12 +108,12 @@ class Spliced(NamedTuple):
 
 
 def spliced(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, place: str, layer: int,
-            skip: int = 0, batch_size: int = 16, mesh: Mesh | None = None) -> Spliced:
+            skip: int = 1, batch_size: int = 16, mesh: Mesh | None = None) -> Spliced:
     """The loss that an autoencoder recovers when the network goes on with what it makes of all positions.
 
     Args:
         texts: token ids, two at least of each.
-        skip: leave the first positions as they are.
+        skip: leave the first positions as they are: `rows_of` does not show them to an autoencoder.
     """
     found = patched_nats(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
                          [EVERYTHING], place=place, layer=layer, batch_size=batch_size, mesh=mesh)

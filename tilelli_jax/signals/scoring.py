@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tilelli_jax.nn.tap import OFF, Recorded, Tap
 from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
 
+RUN = 32  # batches that are sorted by length where the order is random
 BUCKET = 32  # lengths are rounded up to multiples of it: as many compilations as there are multiples
 
 
@@ -48,9 +49,9 @@ def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
 
 
 def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,
-          surprise: bool = True, batch_size: int = 16, mesh: Mesh | None = None, what: str = "scoring",
-          ) -> Iterator[tuple[int, Scored]]:
-    """Each text's surprise and what a tap sees of it, the longest first: (index, result).
+          surprise: bool = True, seed: int | None = None, batch_size: int = 16, mesh: Mesh | None = None,
+          what: str = "scoring") -> Iterator[tuple[int, Scored]]:
+    """Each text's surprise and what a tap sees of it, in no order of theirs: (index, result).
 
     Texts of like length go through the network together, padded on the right, which a causal network
     does not see. Shows progress in a terminal.
@@ -60,6 +61,8 @@ def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid
         aid: a second network that the tap uses, an autoencoder perhaps.
         surprise: whether nats are wanted; if not they are empty, and what leads to the logits alone is
             not computed.
+        seed: read the texts in random order, sorted by length only within runs of RUN batches; None: the
+            longest first.
         mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
     """
     if len({len(text.beside) for text in texts}) > 1:
@@ -74,11 +77,15 @@ def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid
         nats, seen = next_nats(nnx.merge(graph, params), ids, tap)
         return nats if surprise else jnp.zeros((len(ids), 0)), seen
     run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))  # memory is asked for at once
+    if empty := [i for i, text in enumerate(texts) if not len(text.ids)]:
+        raise ValueError(f"ids: expected at least one in every text, found none in text {empty[0]}")
+    learned = getattr(model.config, "positions", "") == "learned"
+    most = model.config.max_seq_len if learned else None
+    order = _order(texts, RUN * rows, seed)
     with tqdm(total=len(texts), desc=what, unit="text", disable=not sys.stderr.isatty(), leave=False) as bar:
         for start in range(0, len(order), rows):
             chosen = order[start:start + rows]
-            given = _padded([texts[i] for i in chosen], rows)
+            given = _padded([texts[i] for i in chosen], rows, most)
             placed = given if mesh is None else tuple(place_rows(array, mesh, rows) for array in given)
             nats, seen = jax.device_get(run(params, aid_params, *placed))
             for row, i in enumerate(chosen):
@@ -87,9 +94,19 @@ def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid
             bar.update(len(chosen))
 
 
-def _padded(texts: Sequence[Text], rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _order(texts: Sequence[Text], run: int, seed: int | None) -> list[int]:
+    """The longest first, so that memory is asked for at once; by runs where the order is to be random."""
+    if seed is None:
+        return sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+    drawn = np.random.default_rng(seed).permutation(len(texts)).tolist()
+    return [i for start in range(0, len(drawn), run)
+            for i in sorted(drawn[start:start + run], key=lambda i: -len(texts[i].ids))]
+
+
+def _padded(texts: Sequence[Text], rows: int, most: int | None) -> tuple[np.ndarray, np.ndarray]:
     """ids int32 `[rows, time]`, zeros where there is nothing, and what stands beside, int32 `[rows, n]`."""
-    time = -(-max(len(text.ids) for text in texts) // BUCKET) * BUCKET
+    longest = max(len(text.ids) for text in texts)
+    time = max(longest, min(-(-longest // BUCKET) * BUCKET, most or 2**31))
     ids, beside = np.zeros((rows, time), np.int32), np.zeros((rows, len(texts[0].beside)), np.int32)
     for row, text in enumerate(texts):
         ids[row, :len(text.ids)], beside[row] = text.ids, text.beside

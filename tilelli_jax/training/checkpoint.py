@@ -56,7 +56,7 @@ class Checkpoints:
         """
         self._policy.best_step = notes["best_step"]
         self._manager.save(notes["step"], force=True, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()), notes=ocp.args.JsonSave(notes)))
+            state=ocp.args.StandardSave(_tree(state)), notes=ocp.args.JsonSave(notes)))
 
     def latest(self, outline: TrainState) -> Restored | None:
         """The newest checkpoint that can be read, or None where there is none.
@@ -92,7 +92,7 @@ class Checkpoints:
             raise InputError(f"{self.path / str(step)}: damaged checkpoint ({reason})")
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(outline._asdict()), notes=ocp.args.JsonRestore()))
+                state=ocp.args.StandardRestore(_tree(outline)), notes=ocp.args.JsonRestore()))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{self.path / str(step)}: cannot be restored: {reason}") from error
@@ -140,6 +140,12 @@ class Checkpoints:
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    """As it is stored: without the memory where nothing is remembered, as all were before there was one."""
+    tree = state._asdict()
+    return tree if jax.tree.leaves(tree["memory"]) else {k: v for k, v in tree.items() if k != "memory"}
 
 
 @dataclasses.dataclass

@@ -45,6 +45,9 @@ class ExperimentConfig(Section):
                 "a section with their source, for an autoencoder" if self.activations is None else
                 f"none, for model.family {model.family}"))
         if isinstance(model, SAEConfig):
+            for key in ("prompts", "trigram"):
+                if getattr(self.report, key):
+                    raise InputError(f"report.{key}: expected nothing for an autoencoder: it makes no text")
             return
         if model.positions == "learned" and self.train.seq_len > model.max_seq_len:
             raise InputError(f"train.seq_len: expected at most model.max_seq_len {model.max_seq_len}, "

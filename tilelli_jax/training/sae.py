@@ -38,6 +38,10 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     if len(learned) < train.batch_size:
         raise InputError(f"train.batch_size: {section.source} has {len(learned)} rows to learn from, "
                          f"found {train.batch_size}")
+    first = held_out.gather(np.arange(min(len(held_out), train.eval_bytes or len(held_out), 1024)))
+    if (first == first[:1]).all():
+        raise InputError(f"activations.valid_fraction: expected held-out rows that differ, found {n_valid} "
+                         f"without variance in {section.source}")
     loss, rule = make_objective(model_config, config.sae, batch_size=train.batch_size, steps=train.steps)
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])

@@ -30,12 +30,12 @@ class ObjectiveConfig(Section):
         "dead latents up to aux_k; otherwise plain mean squares")
     project: bool = setting(True, "take out of the decoder's gradient what would change its rows' lengths")
     center: Literal["geometric_median", "mean", "zero"] = setting(
-        "geometric_median", "where the decoder's bias begins, of the first training rows")
+        "geometric_median", "where the decoder's bias begins, of up to 16384 training rows")
     aux_weight: float = setting(1 / 32, "weight of the auxiliary loss", least=0)
     aux_k: int = setting(0, "dead latents that foretell a residual, at most; 0: half of d_model", least=0)
     dead_after: int = setting(
-        1_000_000, "activations without a latent's being active after which it is dead; a tenth of the run "
-        "where that is less", least=1)
+        0, "activations without a latent's being active after which it is dead; 0: a million, or a tenth of "
+        "the run where that is less", least=0)
     k_start: int = setting(0, "latents active in the first update; 0: k from the start", least=0)
     k_steps: int = setting(1000, "updates in which k_start falls to k", least=1)
 
@@ -50,7 +50,7 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
     """
     most = max(config.k, min(objective.k_start, config.n_latents))
     aux_k = min(objective.aux_k or max(1, config.d_model // 2), config.n_latents)
-    dead_after = min(objective.dead_after, max(1, batch_size * steps // 10))
+    dead_after = objective.dead_after or min(10**6, max(1, batch_size * steps // 10))
 
     def loss(model: TopKSAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # nothing is drawn

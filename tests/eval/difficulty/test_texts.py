@@ -99,6 +99,16 @@ def test_several_endings() -> None:
             assert found.ending_tokens[i, j] == len(ending)
 
 
+def test_layers_in_any_order_and_none() -> None:
+    model = build(GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)
+    questions = [texts.Question("A b c", (" d",), 0, "", "")]
+    found = {layers: texts.answer(model, lambda text: list(text.encode()), questions, most_tokens=9,
+                                  place="resid_post", layers=layers) for layers in ((0, 2), (2, 0), ())}
+    for layer in (0, 2):
+        np.testing.assert_array_equal(found[0, 2].activations[layer], found[2, 0].activations[layer])
+    assert not found[()].activations and found[()].ending_nats == found[0, 2].ending_nats
+
+
 def test_what_is_not_finite_is_named() -> None:
     model: Any = build(GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
     model.unroll()
