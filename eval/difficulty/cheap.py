@@ -21,7 +21,8 @@ def bigrams(prompt: str) -> set[tuple[str, str]]:
     return set(pairwise(words))
 
 
-def prompt_statistics(prompts: Sequence[str], known: NDArray[np.bool_]) -> dict[str, Floats]:
+def prompt_statistics(prompts: Sequence[str], known: NDArray[np.bool_],
+                      groups: Sequence[str] | None = None) -> dict[str, Floats]:
     """Statistics of prompts that ask no network, each `[prompts]`.
 
     `char_length`, `word_count`; `lexical_diversity`, different words in lower case ÷ words;
@@ -29,20 +30,31 @@ def prompt_statistics(prompts: Sequence[str], known: NDArray[np.bool_]) -> dict[
     no known prompt has (1 where there are fewer than two words).
 
     Args:
-        known: `[prompts]`, the training rows. A known prompt's own pairs are known.
+        known: `[prompts]`, the training rows.
+        groups: of each prompt; a prompt's pairs are looked for in known prompts of other groups, so that
+            known prompts and new ones are measured alike. None: in all known prompts, the prompt's own
+            among them, which makes it 0 for every known prompt, as in the published study.
     """
-    seen = set().union(*(bigrams(prompt) for prompt, is_known in zip(prompts, known, strict=True)
-                         if is_known))
+    of: dict[tuple[str, str], str | None] = {}  # a known pair → the one group that has it; None: several
+    for i, prompt in enumerate(prompts):
+        if known[i]:
+            group = None if groups is None else groups[i]
+            for pair in bigrams(prompt):
+                of[pair] = group if pair not in of or of[pair] == group else None
 
-    def row(prompt: str) -> tuple[float, ...]:
+    def is_new(pair: tuple[str, str], i: int) -> bool:
+        return pair not in of or (groups is not None and of[pair] == groups[i])
+
+    def row(i: int, prompt: str) -> tuple[float, ...]:
         words, pairs = prompt.lower().split(), bigrams(prompt)
         letters = sum(map(str.isalpha, prompt))
         return (len(prompt), len(words), len(set(words)) / (len(words) + SMALL),
                 sum(map(str.isupper, prompt)) / (letters + SMALL),
-                sum(pair not in seen for pair in pairs) / len(pairs) if len(words) > 1 else 1.0)
+                sum(is_new(pair, i) for pair in pairs) / len(pairs) if len(words) > 1 else 1.0)
 
     names = ("char_length", "word_count", "lexical_diversity", "capitalization_ratio", "bigram_novelty")
-    return dict(zip(names, np.array([row(prompt) for prompt in prompts], float).T, strict=True))
+    rows = [row(i, prompt) for i, prompt in enumerate(prompts)]
+    return dict(zip(names, np.array(rows, float).T, strict=True))
 
 
 def answer_length(tokens: ArrayLike) -> Floats:

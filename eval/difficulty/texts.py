@@ -1,33 +1,45 @@
-"""Questions that a language model is asked: SQuAD and HellaSwag as token ids, and what became of them.
-
-A prompt is cut at its head to the tokens that the protocol allows. Nothing is put before it.
-"""
+"""Questions that a language model is asked: rows of SQuAD and HellaSwag, pieces of any text."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from eval.metrics import Floats
+from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
-from tilelli_jax.signals.scoring import Scored, Text, recording, score
 
-Encode = Callable[[str], list[int]]
-SQUAD_TOKENS, HELLASWAG_TOKENS = 200, 124  # of a prompt
+BLOCK = 16  # pieces of a text without documents that are kept together
 
 
 class Question(NamedTuple):
-    """A prompt, its possible continuations and which is right; what it is about, and its paragraph."""
+    """A prompt, its possible continuations and which is right; its topic, its paragraph and its domain."""
 
     prompt: str
     endings: tuple[str, ...]
     right: int
     topic: str
     group: str
+    domain: str = ""
+
+
+def hugging_face(source: str, most: int) -> list[dict[str, Any]]:
+    """The first rows of the validation part of `hf:NAME`.
+
+    Raises:
+        InputError: the extra is missing, or the data set cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{source}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
+    try:
+        rows = datasets.load_dataset(source.removeprefix("hf:"), split="validation", streaming=True)
+        return list(itertools.islice(rows, most))
+    except Exception as error:  # whatever the hub, the network or the set's files come up with
+        raise InputError(f"{source}: cannot be read: {error}; --data FILE takes a local file") from None
 
 
 def read_rows(path: Path, most: int = 5000) -> list[dict[str, Any]]:
@@ -64,8 +76,9 @@ def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
     def one(row: dict[str, Any]) -> Question:
         prompt = row["ctx_a"] + (" " + row["ctx_b"] if row["ctx_b"] else "")
         endings = tuple(" " + ending.strip() for ending in row["endings"])
-        return Question(prompt, endings, int(row["label"]), row["activity_label"],
-                        str(row.get("source_id", row["activity_label"])))
+        where = str(row.get("source_id", row["activity_label"]))  # activitynet~v_… or wikihow~…
+        return Question(prompt, endings, int(row["label"]), row["activity_label"], where,
+                        where.partition("~")[0] if "~" in where else "")
     return _each(rows, one, source)
 
 
@@ -80,65 +93,25 @@ def _each(rows: Sequence[dict[str, Any]], one: Callable[[dict[str, Any]], Questi
     return found
 
 
-READERS = {"squad": (squad, SQUAD_TOKENS), "hellaswag": (hellaswag, HELLASWAG_TOKENS)}
+def passages(text: str, *, prompt: int, ending: int, separator: str) -> list[Question]:
+    """Pieces that do not overlap, each with how it goes on; a document is a paragraph of theirs.
 
-
-class Answers(NamedTuple):
-    """What a network makes of questions.
-
-    `prompt_nats` `[items]`: mean surprise at the prompt's tokens but the first, NaN where there is none.
-    `ending_nats` `[items, endings]`: mean surprise at each ending's tokens.
-    `ending_tokens` int `[items, endings]`: how many there are; `prompt_tokens` int `[items]`.
-    `activations`: layer → `[items, positions, d_model]`: at the prompt's last token where there is one
-    ending, otherwise at each ending's first.
+    Args:
+        prompt, ending: characters of a piece and of how it goes on.
+        separator: between documents; where it is empty, BLOCK pieces are a paragraph.
     """
+    whole = prompt + ending
+    block = BLOCK * whole
+    documents = (text.split(separator) if separator else
+                 [text[i:i + block] for i in range(0, len(text), block)])
+    return [Question(document[i:i + prompt], (document[i + prompt:i + whole],), 0, "", str(number))
+            for number, document in enumerate(documents)
+            for i in range(0, len(document) - whole + 1, whole)]
 
-    prompt_nats: Floats
-    ending_nats: Floats
-    prompt_tokens: np.ndarray
-    ending_tokens: np.ndarray
-    activations: dict[int, np.ndarray]
 
+def built_in(items: int, whole: int) -> str:
+    """Stories that no run is trained on, enough of them for so many pieces of `whole` characters.
 
-def answer(model: Any, encode: Encode, questions: Sequence[Question], *, most_tokens: int, place: str,
-           layers: tuple[int, ...], batch_size: int = 16, dtype: Any = np.float16,
-           mesh: Any = None) -> Answers:
-    """One pass of prompt and ending for each ending; a causal network's surprise at the prompt is in it.
-
-    Raises:
-        InputError: an ending has no tokens, or inner values are not finite (named by item and layer).
+    Half as much again is told as the pieces need: what is left at the end of a story is no piece.
     """
-    prompts = [encode(question.prompt)[-most_tokens:] for question in questions]
-    endings = [[encode(ending) for ending in question.endings] for question in questions]
-    for i, found in enumerate(endings):
-        if not prompts[i] or not all(found):
-            raise InputError(f"item {i}: expected tokens in the prompt and in every ending")
-    several = len(endings[0]) > 1
-    of = [(i, j) for i, found in enumerate(endings) for j in range(len(found))]
-    texts = [Text(prompts[i] + endings[i][j], [len(prompts[i]) - (0 if several else 1)]) for i, j in of]
-    nats = np.zeros((len(questions), len(endings[0])))
-    prompt_nats = np.zeros(len(questions))
-    kept = {layer: np.zeros((len(questions), len(endings[0]), 0), dtype) for layer in layers}
-    tap_of = recording((place,), tuple(sorted(layers))) if layers else None
-    for index, result in score(model, texts, tap_of, batch_size=batch_size, mesh=mesh, what="asking"):
-        i, j = of[index]
-        n = len(prompts[i])
-        nats[i, j] = result.nats[n - 1:].mean(dtype=np.float64)
-        if j == 0:
-            prompt_nats[i] = result.nats[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
-        if layers:
-            _keep(kept, result, place, sorted(layers), i, j)
-    return Answers(prompt_nats, nats, np.array([len(ids) for ids in prompts]),
-                   np.array([[len(ids) for ids in found] for found in endings]), kept)
-
-
-def _keep(kept: dict[int, np.ndarray], result: Scored, place: str, layers: Sequence[int], i: int,
-          j: int) -> None:
-    for layer, values in zip(layers, result.seen[place], strict=True):
-        with np.errstate(over="ignore"):  # the next line names it
-            found = values[0].astype(kept[layer].dtype)
-        if not np.isfinite(found).all():
-            raise InputError(f"item {i}, layer {layer}: activations are not finite as {kept[layer].dtype}")
-        if not kept[layer].shape[-1]:
-            kept[layer] = np.zeros((*kept[layer].shape[:2], len(found)), kept[layer].dtype)
-        kept[layer][i, j] = found
+    return stories.generate(int(1.5 * items * whole) + 10_000, 0, "valid").decode("ascii")

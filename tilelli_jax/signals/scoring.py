@@ -48,50 +48,68 @@ def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
     return lambda aid, beside: Tap(record=places, layers=layers, positions=beside)
 
 
-def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,
-          surprise: bool = True, seed: int | None = None, batch_size: int = 16, mesh: Mesh | None = None,
-          what: str = "scoring") -> Iterator[tuple[int, Scored]]:
-    """Each text's surprise and what a tap sees of it, in no order of theirs: (index, result).
-
-    Texts of like length go through the network together, padded on the right, which a causal network
-    does not see. Shows progress in a terminal.
+class Scorer:
+    """Asks one network, and keeps what was compiled for the next call.
 
     Args:
         tap_of: the tap; of what it records, places inside the blocks.
         aid: a second network that the tap uses, an autoencoder perhaps.
         surprise: whether nats are wanted; if not they are empty, and what leads to the logits alone is
             not computed.
-        seed: read the texts in random order, sorted by length only within runs of RUN batches; None: the
-            longest first.
         mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
     """
-    if len({len(text.beside) for text in texts}) > 1:
-        raise ValueError("beside: expected as many numbers in each text")
-    rows = batch_size if mesh is None else -(-batch_size // batch_devices(mesh)) * batch_devices(mesh)
-    graph, params = nnx.split(model)
-    aid_graph, aid_params = (None, None) if aid is None else nnx.split(aid)
 
-    def look(params: Any, aid_params: Any, ids: jax.Array, beside: jax.Array) -> tuple[jax.Array, Recorded]:
-        second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
-        tap = OFF if tap_of is None else tap_of(second, beside)
-        nats, seen = next_nats(nnx.merge(graph, params), ids, tap)
-        return nats if surprise else jnp.zeros((len(ids), 0)), seen
-    run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
-    if empty := [i for i, text in enumerate(texts) if not len(text.ids)]:
-        raise ValueError(f"ids: expected at least one in every text, found none in text {empty[0]}")
-    learned = getattr(model.config, "positions", "") == "learned"
-    most = model.config.max_seq_len if learned else None
-    order = _order(texts, RUN * rows, seed)
-    with tqdm(total=len(texts), desc=what, unit="text", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for start in range(0, len(order), rows):
-            chosen = order[start:start + rows]
-            given = _padded([texts[i] for i in chosen], rows, most)
-            placed = given if mesh is None else tuple(place_rows(array, mesh, rows) for array in given)
-            nats, seen = jax.device_get(run(params, aid_params, *placed))
-            for row, i in enumerate(chosen):
-                yield i, Scored(nats[row, :len(texts[i].ids) - 1],
-                                {place: value[:, row] for place, value in seen.items()})
-            bar.update(len(chosen))
+    def __init__(self, model: Any, tap_of: TapOf | None = None, *, aid: Any = None, surprise: bool = True,
+                 batch_size: int = 16, mesh: Mesh | None = None) -> None:
+        self.rows = batch_size if mesh is None else -(-batch_size // batch_devices(mesh)) * batch_devices(mesh)
+        self.mesh = mesh
+        learned = getattr(model.config, "positions", "") == "learned"
+        self.most = model.config.max_seq_len if learned else None
+        graph, self._params = nnx.split(model)
+        aid_graph, self._aid_params = (None, None) if aid is None else nnx.split(aid)
+
+        def look(params: Any, aid_params: Any, ids: jax.Array, beside: jax.Array) -> tuple[jax.Array, Recorded]:
+            second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
+            tap = OFF if tap_of is None else tap_of(second, beside)
+            nats, seen = next_nats(nnx.merge(graph, params), ids, tap)
+            return nats if surprise else jnp.zeros((len(ids), 0)), seen
+        self._run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
+
+    def __call__(self, texts: Sequence[Text], *, seed: int | None = None,
+                 what: str = "scoring") -> Iterator[tuple[int, Scored]]:
+        """Each text's surprise and what the tap sees of it, in no order of theirs: (index, result).
+
+        Texts of like length go through the network together, padded on the right, which a causal network
+        does not see. Shows progress in a terminal.
+
+        Args:
+            seed: read the texts in random order, sorted by length only within runs of RUN batches; None:
+                the longest first.
+        """
+        if len({len(text.beside) for text in texts}) > 1:
+            raise ValueError("beside: expected as many numbers in each text")
+        if empty := [i for i, text in enumerate(texts) if not len(text.ids)]:
+            raise ValueError(f"ids: expected at least one in every text, found none in text {empty[0]}")
+        order, rows, mesh = _order(texts, RUN * self.rows, seed), self.rows, self.mesh
+        with tqdm(total=len(texts), desc=what, unit="text", disable=not sys.stderr.isatty(),
+                  leave=False) as bar:
+            for start in range(0, len(order), rows):
+                chosen = order[start:start + rows]
+                given = _padded([texts[i] for i in chosen], rows, self.most)
+                placed = given if mesh is None else tuple(place_rows(array, mesh, rows) for array in given)
+                nats, seen = jax.device_get(self._run(self._params, self._aid_params, *placed))
+                for row, i in enumerate(chosen):
+                    yield i, Scored(nats[row, :len(texts[i].ids) - 1],
+                                    {place: value[:, row] for place, value in seen.items()})
+                bar.update(len(chosen))
+
+
+def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,
+          surprise: bool = True, seed: int | None = None, batch_size: int = 16, mesh: Mesh | None = None,
+          what: str = "scoring") -> Iterator[tuple[int, Scored]]:
+    """What a Scorer of these says of texts, once."""
+    scorer = Scorer(model, tap_of, aid=aid, surprise=surprise, batch_size=batch_size, mesh=mesh)
+    return scorer(texts, seed=seed, what=what)
 
 
 def _order(texts: Sequence[Text], run: int, seed: int | None) -> list[int]:

@@ -1,0 +1,90 @@
+"""Runs a study of difficulty: python -m eval.difficulty --config FILE [--stage STAGE] [key=value …].
+
+A stage makes what it needs of those before it, and takes what is there: the same command again goes on
+where it stopped. `all` ends with a report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.difficulty import report
+from eval.difficulty.autoencoder import TrainingStopped
+from eval.difficulty.config import StudyConfig
+from eval.difficulty.questions import with_source
+from eval.difficulty.study import Study
+from eval.stages import BusyError
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.tables import table
+from tilelli_jax.training.run import provenance
+
+STAGES = ("extract", "sae", "probe", "selective", "calibrate", "cascade", "causal", "synthesize", "all")
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    options = _options(argv)
+    config = config_lib.load(StudyConfig, options.config, options.overrides)
+    if options.data:
+        config = with_source(config, options.data)
+    name = config.name or Path(options.config).stem
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), _tell)
+    try:
+        return run(study, options.stage, name, shlex.join(["python", "-m", "eval.difficulty", *argv]))
+    except TrainingStopped as stopped:
+        return stopped.status
+    except BusyError as error:
+        raise InputError(str(error)) from None
+
+
+def run(study: Study, stage: str, name: str, said: str) -> int:
+    """One stage, or all of them and the report."""
+    if stage in ("synthesize", "all"):
+        made = provenance(study.config.seed)
+        rows = report.write(study, name, {
+            "command": said, "seed": made["seed"], "commit": made["git_commit"], "device": made["device"],
+            "machine": f"{platform.machine()}, {made['cpus']} cores", "versions": made["versions"]})
+        print(f"\n{table(report.summary(rows, study.config), right=(0,))}\n")
+        for layer, told in report.collect(study)["layers"].items():
+            print("\n".join(f"layer {layer}: {text.replace('`', '').replace('**', '')}"
+                            for text in report.verdicts(told)))
+        print(f"\nreport: {study.out / 'report.html'} (and report.md)")
+        return 0
+    if stage == "extract":
+        paths = [study.extract(), study.items()]
+    else:
+        paths = [getattr(study, stage)(layer) for layer in study.config.extract.layers]
+    for path in paths:
+        print(f"{stage}: " + (str(path) if path is not None else "nothing to do: the configuration has no "
+                              + ("dear" if stage == "cascade" else "sae")))
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m eval.difficulty", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"keys, with their defaults:\n{config_lib.describe(StudyConfig)}")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of a study")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
+    parser.add_argument("--data", metavar="FILE", help="a local file in place of data.source")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings that take precedence over the file's, e.g. probe.replicates=500")
+    return parser.parse_intermixed_args(argv)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

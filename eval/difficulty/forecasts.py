@@ -1,0 +1,114 @@
+"""The study of Chronos: windows of a time series."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.difficulty import cheap, series
+from eval.difficulty.config import NetworkConfig, SeriesConfig, StudyConfig
+from eval.difficulty.subject import Block, Measured, Numbers, Positions
+from eval.folds import Folds, forward, number_of_folds, usable
+from eval.metrics import Floats
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import TopKSAE
+from tilelli_jax.language import open_network
+from tilelli_jax.models.chronos import Chronos
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
+from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.patching import check_place
+from tilelli_jax.signals.series import encoded, forecasts, patched_crps
+
+ROWS_FOR_ONE = 3  # training windows for each fold, at least
+
+
+class Forecasts:
+    """See `subject.Subject`. Neighbouring windows that overlap are one group after the other."""
+
+    unit = "CRPS"
+
+    def __init__(self, config: StudyConfig, mesh: Mesh | None = None) -> None:
+        """Raises InputError: the series cannot be read, or is too short."""
+        assert isinstance(config.data, SeriesConfig)
+        data = config.data
+        self.config, self.data, self.mesh = config, data, mesh
+        values = series.read_series(Path(data.source), data.column)
+        found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
+        self.windows = series.Windows(*(part[:data.items] for part in found))
+        self.length, self.span = len(values), data.context + data.horizon
+        if len(self) < 10:
+            raise InputError(f"data.source: {data.source}: expected at least 10 windows, found {len(self)}")
+        # What is resampled together: windows that start within one span of each other.
+        self.groups = np.array([str(start // self.span) for start in self.windows.starts.tolist()])
+        self.about: Mapping[str, Sequence[Any]] = {"start": self.windows.starts.tolist()}
+        self.fingerprint = hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.windows.starts)
+
+    def open(self, config: NetworkConfig, path: str) -> Chronos:
+        network = open_network(path, self.config.compute, self.mesh)
+        if not isinstance(network, FlaxT5ForConditionalGeneration):
+            raise InputError(f"{path}: expected a Chronos, found family {network.config.family}")
+        return Chronos(network)
+
+    def measure(self, network: Chronos, items: Sequence[int], layers: Sequence[int]) -> Measured:
+        options, data, chosen = self.config.extract, self.data, np.asarray(items)
+        contexts, futures = self.windows.contexts[chosen], self.windows.futures[chosen]
+        amount, mase = np.zeros(len(chosen)), np.zeros(len(chosen))
+        for found, samples in forecasts(network, contexts, data.horizon, samples=data.samples,
+                                        seed=self.config.seed, numbers=items, batch_size=options.batch_size,
+                                        mesh=self.mesh):
+            amount[found], mase[found] = series.scores(samples, contexts[found], futures[found], data.season)
+        kept: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+        if layers:
+            try:
+                for layer in layers:
+                    check_place(network.network, options.place, layer, network.network.encoder_places)
+            except ValueError as error:
+                raise InputError(f"extract.{error}") from None
+            for i, values in encoded(network, contexts, place=options.place, layers=layers,
+                                     batch_size=options.batch_size, mesh=self.mesh):
+                for layer, one in zip(layers, values, strict=True):
+                    kept[layer].append(self._stored(one, items[i], layer))
+        return Measured({"amount": amount, "mase": mase}, kept)
+
+    def split(self, numbers: Numbers) -> NDArray[np.str_]:
+        return series.split_in_time(self.windows.starts, self.span, self.length, self.config.split.train)
+
+    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
+        return {"cheap": Block(cheap.SERIES_STATISTICS,
+                               cheap.series_statistics(self.windows.contexts, self.data.season))}
+
+    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+        starts = self.windows.starts[train]
+        return usable(forward(starts, starts + self.span, number_of_folds(labels, most, ROWS_FOR_ONE)), labels)
+
+    def rows(self, network: Chronos, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
+        options = self.config.extract
+        order = np.random.default_rng(self.config.seed).permutation(np.asarray(items))
+        for i, values in encoded(network, self.windows.contexts[order], place=options.place, layers=[layer],
+                                 batch_size=options.batch_size, mesh=self.mesh):
+            yield self._stored(values[0], int(order[i]), layer)
+
+    def patched(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int], layer: int,
+                positions: Positions) -> Floats:
+        options, chosen = self.config.causal, np.asarray(items)
+        horizon = min(options.horizon, self.data.horizon)
+        return patched_crps(network, sae, self.windows.contexts[chosen], self.windows.futures[chosen, :horizon],
+                            latents, place=self.config.extract.place, layer=layer,
+                            positions="all" if positions == "all" else "last", samples=options.samples,
+                            seed=self.config.seed, numbers=items, batch_size=self.config.extract.batch_size,
+                            mesh=self.mesh)
+
+    def _stored(self, values: np.ndarray, item: int, layer: int) -> np.ndarray:
+        with np.errstate(over="ignore"):  # the next line names it
+            stored = values.astype(self.config.extract.dtype)
+        if not np.isfinite(stored).all():
+            raise InputError(f"item {item}, layer {layer}: activations are not finite as {stored.dtype}")
+        return stored

@@ -1,0 +1,176 @@
+"""The study of language models: SQuAD, HellaSwag, or pieces of any text."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from eval.difficulty import cheap, labels, texts
+from eval.difficulty.asking import Asker
+from eval.difficulty.config import HellaSwagConfig, NetworkConfig, SquadConfig, StudyConfig, TextConfig
+from eval.difficulty.subject import Block, Measured, Numbers, Positions
+from eval.difficulty.texts import Question
+from eval.folds import Folds, number_of_folds, stratified, usable
+from eval.metrics import Floats
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import TopKSAE
+from tilelli_jax.language import Language, open_language
+from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.activations import rows_of
+from tilelli_jax.signals.patching import Patched, check_place, patched_nats
+
+PARTS = 20  # that the groups are dealt into before some of them are held out
+
+
+class Questions:
+    """See `subject.Subject`."""
+
+    unit = "nats"
+
+    def __init__(self, config: StudyConfig, mesh: Mesh | None = None) -> None:
+        """Raises InputError: the data cannot be read, or are too few."""
+        assert isinstance(config.data, SquadConfig | HellaSwagConfig | TextConfig)
+        self.config, self.data, self.mesh = config, config.data, mesh
+        self.questions = _read(config.data)
+        if len(self.questions) < 10:
+            raise InputError(f"data.source: {config.data.source}: expected at least 10 items, found "
+                             f"{len(self.questions)}")
+        self.groups = np.array([question.group for question in self.questions])
+        self.about = {"prompt": [question.prompt for question in self.questions],
+                      "answer": [question.endings[question.right] for question in self.questions],
+                      "topic": [question.topic for question in self.questions],
+                      "domain": [question.domain for question in self.questions]}
+        self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
+        self._asker: tuple[Language, tuple[int, ...], Asker] | None = None
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def open(self, config: NetworkConfig, path: str) -> Language:
+        return open_language(path, config.tokenizer, self.config.compute, self.mesh)
+
+    def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measured:
+        asker = self._asker_of(network, tuple(layers))
+        chosen = [self.questions[i] for i in items]
+        found = asker.ask(chosen, items[0])
+        right = np.array([question.right for question in chosen])
+        at = np.arange(len(chosen))
+        numbers = {"amount": found.ending_nats[at, right], "prompt_nats": found.prompt_nats,
+                   "prompt_tokens": found.prompt_tokens, "answer_tokens": found.ending_tokens[at, right]}
+        if found.ending_nats.shape[1] > 1:  # of equals, the first
+            picked = found.ending_nats.argmin(axis=1)
+            numbers |= {"picked": picked, "wrong": (picked != right).astype(np.int64)}
+        return Measured(numbers, found.activations)
+
+    def split(self, numbers: Numbers) -> NDArray[np.str_]:
+        options = self.config.split
+        if options.by == "order":
+            split = labels.split_in_order(len(self), options.train)
+        else:
+            groups = self.groups if options.by == "group" else np.array(self.about["topic"])
+            split = dealt(groups, np.array(self.about["domain"]), options.train, self.config.seed)
+        return labels.purged(split, self.about["prompt"], numbers["prompt_nats"], least_nats=options.known_nats,
+                             most_alike=options.alike)
+
+    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
+        found = cheap.prompt_statistics(self.about["prompt"], split == "train", self.groups.tolist())
+        return {"cheap": Block(tuple(found), np.stack(list(found.values()), axis=1)),
+                "surprise": Block(("prompt_nats",), numbers["prompt_nats"][:, None]),
+                "length": Block(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
+
+    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+        return usable(stratified(labels, number_of_folds(labels, most), seed=self.config.seed,
+                                 groups=self.groups[train]), labels)
+
+    def rows(self, network: Language, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
+        options = self.config.extract
+        return rows_of(network.model, [self._ids(network, i) for i in items], place=options.place, layer=layer,
+                       skip=options.skip, seed=self.config.seed, dtype=np.dtype(options.dtype),
+                       batch_size=options.batch_size, mesh=self.mesh)
+
+    def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int], layer: int,
+                positions: Positions) -> Floats:
+        options = self.config.extract
+        rows = []
+        for i in items:
+            prompt = len(self._prompt(network, i))
+            start = min(options.skip, prompt - 1) if positions == "all" else prompt - 1
+            rows.append(Patched(self._ids(network, i), prompt, start, prompt))
+        return patched_nats(network.model, sae, rows, latents, place=options.place, layer=layer,
+                            batch_size=options.batch_size, mesh=self.mesh)
+
+    def _prompt(self, network: Language, item: int) -> list[int]:
+        return network.encode(self.questions[item].prompt)[-self.data.most_tokens:]
+
+    def _ids(self, network: Language, item: int) -> list[int]:
+        question = self.questions[item]
+        return self._prompt(network, item) + network.encode(question.endings[question.right])
+
+    def _asker_of(self, network: Language, layers: tuple[int, ...]) -> Asker:
+        if self._asker is None or self._asker[0] is not network or self._asker[1] != layers:
+            options = self.config.extract
+            try:
+                for layer in layers:
+                    check_place(network.model, options.place, layer)
+            except ValueError as error:
+                raise InputError(f"extract.{error}") from None
+            self._asker = network, layers, Asker(
+                network.model, network.encode, most_tokens=self.data.most_tokens, place=options.place,
+                layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,
+                dtype=np.dtype(options.dtype), mesh=self.mesh)
+        return self._asker[2]
+
+
+def dealt(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float, seed: int) -> NDArray[np.str_]:
+    """train or test for each item, whole groups at random, every domain in the same shares: `[items]`.
+
+    Raises:
+        InputError: there are fewer than two groups.
+    """
+    parts = min(PARTS, len(np.unique(groups)))
+    if parts < 2:
+        raise InputError(f"split.by: expected at least two groups to tell apart, found {parts}")
+    split = np.full(len(groups), "train", dtype="<U5")
+    held = max(1, round((1 - train) * parts))
+    dealer = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    for number, (_, out) in enumerate(dealer.split(groups, domains, groups)):
+        if number < held:
+            split[out] = "test"
+    return split
+
+
+def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
+    if isinstance(data, TextConfig):
+        whole = data.prompt + data.ending
+        if data.source == "stories":
+            text = texts.built_in(data.items, whole)
+        else:
+            text = _text(Path(data.source))
+        return texts.passages(text, prompt=data.prompt, ending=data.ending, separator=data.separator)[:data.items]
+    most = data.items if not getattr(data, "domain", "") else 10**9
+    rows = (texts.hugging_face(data.source, most) if data.source.startswith("hf:") else
+            texts.read_rows(Path(data.source), most))
+    if isinstance(data, SquadConfig):
+        return texts.squad(rows, data.source)
+    found = texts.hellaswag(rows, data.source)
+    return [question for question in found if data.domain in ("", question.domain)][:data.items]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"data.source: {path}: cannot be read: {error.strerror}") from None
+
+
+def with_source(config: StudyConfig, source: str) -> StudyConfig:
+    """The study with its data from elsewhere."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))

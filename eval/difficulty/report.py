@@ -1,0 +1,290 @@
+"""What a study has found, in one report; and its line in the table of all studies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import cascade, figures, metrics, selective
+from eval.difficulty.config import StudyConfig
+from eval.difficulty.extract import read_table
+from eval.difficulty.study import Study, result, rung_names
+from eval.report import Report
+from eval.stats import Interval
+from eval.tables import as_json
+from eval.tables import write as write_tables
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import write_atomically
+
+RESULTS = "results.json"
+LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, alone and "
+          "beside inner values.")
+
+
+def collect(study: Study) -> dict[str, Any]:
+    """Every stage's result, made if need be: what results.json holds."""
+    found: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit, "layers": {}}
+    for layer in study.config.extract.layers:
+        judged = study.judged(layer)
+        told: dict[str, Any] = {"stages": {}}
+        if judged is not None:
+            told["sae"] = {name: getattr(judged, name) for name in (
+                "steps", "explained", "dead", "l0", "rows", "natural", "reconstructed", "zeroed", "recovered")}
+            told["sae"]["faults"] = judged.faults(study.config.sae)
+        for name in ("probe", "selective", "calibrate", "cascade", "causal"):
+            path = getattr(study, name)(layer)
+            if path is not None:
+                told[name], told["stages"][name] = result(path), path.name
+        found["layers"][str(layer)] = told
+    return found
+
+
+def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Writes results.json, report.md, report.html, figures/ and synthesis.*; returns the rows of the latter.
+
+    Args:
+        how: what made it, for the last section.
+    """
+    found = json.loads(as_json(collect(study)))  # as it will be read
+    found["name"] = name
+    rows = [*lines(found), *(row for path in study.config.also for row in lines(_other(Path(path))))]
+    report = Report(f"{name}: what foretells difficulty?")
+    _opening(report, study, found)
+    for layer, told in found["layers"].items():
+        if len(found["layers"]) > 1:
+            report.heading(f"Layer {layer}")
+        _layer(report, study, int(layer), told, found["unit"])
+    report.heading("All studies")
+    report.paragraph("The difference of latents and raw values is P3 − P2, with p of a paired test, corrected for "
+                     "the comparisons of its study. Selective: of the rung that cross-validation prefers, the share "
+                     "of the oracle's gain. Cascade: points of that rung that beat a coin of equal cost.")
+    report.table(rows)
+    report.heading("How it was made")
+    report.points([f"{key}: `{value}`" for key, value in how.items()])
+    study.out.mkdir(parents=True, exist_ok=True)
+    report.write(study.out)
+    write_atomically(study.out / RESULTS, as_json(found))
+    write_tables(study.out / "synthesis", rows, "All studies")
+    return rows
+
+
+def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A study's rows in the table of all: one for each layer."""
+    rows = []
+    for layer, told in found["layers"].items():
+        probe, best = told["probe"], preferred(told["probe"])
+        rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
+        row: dict[str, Any] = {
+            "study": found["name"], "layer": int(layer), "test items": probe["test"], "hard": probe["hard"],
+            **{short: rungs.get(name) for short, name in (
+                ("P1 cheap", "P1_cheap"), ("P2 + raw", "P2_cheap_raw"), ("P3 + latents", "P3_cheap_sae"),
+                ("C1 length", "C1_length"))}}
+        headline = next((c for c in probe["comparisons"] if (c["a"], c["b"]) == ("P3_cheap_sae", "P2_cheap_raw")), {})
+        row["latents − raw"] = _interval(headline.get("difference"))
+        row["p"] = headline.get("p_holm")
+        for where in ("all", "boundary"):
+            effects = told.get("causal", {}).get("positions", {}).get(where)
+            row[f"causal, {where}"] = None if effects is None else (
+                f"{sum(e['sure'] for e in effects['chosen'].values())} of {len(effects['chosen'])}")
+        row["selective"] = _interval(told["selective"]["rungs"][best]["fraction_of_oracle"])
+        row["cascade"] = told["cascade"]["rungs"][best]["dominating"] if "cascade" in told else None
+        if told.get("sae", {}).get("faults"):
+            row["study"] += " (autoencoder forced)"
+        rows.append(row)
+    return rows
+
+
+def preferred(probe: Mapping[str, Any]) -> str:
+    """The rung of the highest cross-validated AUROC that is no control: chosen without the test rows."""
+    rungs = {name: rung["cross_validated"] for name, rung in probe["rungs"].items() if name.startswith("P")}
+    return max(rungs, key=lambda name: rungs[name])
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _opening(report: Report, study: Study, found: Mapping[str, Any]) -> None:
+    config, unit = study.config, found["unit"]
+    first = next(iter(found["layers"].values()))["probe"]
+    hard = ("where the network prefers a wrong ending" if config.data.family == "hellaswag" else
+            f"with at least the {unit} of the {config.labels.quantile:.0%} quantile of the "
+            + ("items to learn from" if config.labels.of == "train" else "items, test ones among them"))
+    report.paragraph(
+        f"Of {len(study.subject)} items of `{config.data.family}` ({config.data.source}), {first['train']} to learn "
+        f"from and {first['test']} held out in {first['groups']} groups ({first['purged']} left out), an item counts "
+        f"as hard {hard}: {first['hard_train']:.1%} of those to learn from, {first['hard']:.1%} of those held out. "
+        "Intervals are of 95 % and resample whole groups.")
+    for layer, told in found["layers"].items():
+        report.points([f"**Layer {layer}.** {text}" for text in verdicts(told)])
+    if first["constant"]:
+        report.paragraph("Left out, as they say the same of every item to learn from: " + ", ".join(
+            f"`{block}.{name}`" for block, names in first["constant"].items() for name in names) + ".")
+
+
+def verdicts(told: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, and no more than that."""
+    probe, best = told["probe"], preferred(told["probe"])
+    rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
+    area = rungs[best]
+    assert area is not None
+    said = [f"`{best}`, which cross-validation prefers, has AUROC {_told(area)}: "
+            + ("better than chance." if area.low > 0.5 else "worse than chance." if area.high < 0.5 else
+               "not told apart from chance.")]
+    names = {("P3_cheap_sae", "P2_cheap_raw"): "Latents in place of raw values",
+             ("P2_cheap_raw", "P1_cheap"): "Raw values beside cheap features",
+             ("P4_raw_only", "C1_length"): "Raw values in place of the answer's length",
+             ("C3_length_raw", "C1_length"): "Raw values beside the answer's length"}
+    for comparison in probe["comparisons"]:
+        name = names.get((comparison["a"], comparison["b"]))
+        change, p = _interval(comparison["difference"]), comparison["p_holm"]
+        if name is None or change is None or p is None:
+            continue
+        sure = "no difference that is sure" if p >= 0.05 else "a gain" if change.point > 0 else "a loss"
+        said.append(f"{name}: {change.point:+.3f} [{change.low:+.3f}, {change.high:+.3f}], corrected "
+                    f"p {_p(p)}: {sure}.")
+    if causal := told.get("causal"):
+        for where, effects in causal["positions"].items():
+            sure = [name for name, e in effects["chosen"].items() if e["sure"]]
+            beyond = [name for name in sure if effects["chosen"][name]["beyond_controls"] < 0.05]
+            said.append(f"Left out at {where}, {len(sure)} of {len(effects['chosen'])} chosen latents change the "
+                        f"loss for sure; {len(beyond)} of them more than 95 % of latents as often active.")
+    for fault in told.get("sae", {}).get("faults", []):
+        said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
+    return said
+
+
+def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], unit: str) -> None:
+    if sae := told.get("sae"):
+        report.heading("The autoencoder", 3)
+        report.paragraph("On held-out items that it has not learned from. Loss recovered: how far the network gets "
+                         "with the reconstruction of all of the prompt, from zeros there (0) to what it is (1).")
+        report.table([{"updates": sae["steps"], "held-out rows": sae["rows"],
+                       "variance explained": sae["explained"], "L0": sae["l0"], "never active": sae["dead"],
+                       f"loss, {unit}": sae["natural"], "reconstructed": sae["reconstructed"],
+                       "zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
+    _ladder(report, layer, told["probe"])
+    scores = read_table(study.probe(layer) / "scores.parquet")
+    best = preferred(told["probe"])
+    _selective(report, layer, told["selective"], scores, unit, best)
+    _calibration(report, layer, told["calibrate"], study, best)
+    if "cascade" in told:
+        _cascade(report, layer, told["cascade"], scores, study, unit, best)
+    if "causal" in told:
+        _causal(report, layer, told["causal"])
+
+
+def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
+    report.heading("Ladder", 3)
+    rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
+    report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
+                  f"AUROC of each rung on {probe['test']} held-out items. {LEGEND}")
+    domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
+    report.table([{"rung": name, "AUROC": rungs[name], "C": rung["C"], "cross-validated": rung["cross_validated"],
+                   **({"says": "the same of every item"} if rung["constant"] else {}),
+                   **{f"in {domain}": rung["domains"].get(domain) for domain in domains if len(domains) > 1}}
+                  for name, rung in probe["rungs"].items()])
+    report.table([{"difference": f"{c['a']} − {c['b']}", "AUROC": _interval(c["difference"]), "p": c["p"],
+                   "corrected p": c["p_holm"]} for c in probe["comparisons"]])
+
+
+def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray], unit: str,
+               best: str) -> None:
+    report.heading("Answering only what seems easy", 3)
+    curves = {name: selective.RiskCoverage(
+        np.asarray(told["coverages"]), *(np.asarray(rung[key]) for key in ("risks", "low", "high")),
+        _certain(rung["aurc"]), _certain(rung["fraction_of_oracle"])) for name, rung in told["rungs"].items()}
+    wrong = bool(np.isin(scores["error"], (0, 1)).all())
+    what = "share of wrong answers" if wrong else f"mean {unit}"
+    shown = {name: curves[name] for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best)) if name in curves}
+    report.figure(f"risk-coverage-{layer}", figures.risk_coverage(shown, told["oracle"], told["mean_error"], unit=what),
+                  f"{what.capitalize()} of the items answered, those first that a rung takes for easy.")
+    half = list(told["coverages"]).index(0.5)
+    report.table([{"rung": name, "AURC": curve.aurc, "of the oracle's gain": curve.fraction_of_oracle,
+                   f"{what} at half": float(curve.risks[half]), "at all": told["mean_error"]}
+                  for name, curve in curves.items()])
+
+
+def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Study, best: str) -> None:
+    report.heading("Can the probability be believed?", 3)
+    table = read_table(study.calibrate(layer) / "probabilities.parquet")
+    kinds = list(told["rungs"][best])
+    report.figure(f"reliability-{layer}", figures.reliability(
+        {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
+        f"`{best}` as it is (trained with balanced classes) and recalibrated out of fold.")
+    report.table([{"rung": name, "kind": kind, "ECE": v["ece"], "Brier": v["brier"], "log loss, nats": v["log_loss"],
+                   "AUROC": v["auroc"]} for name, kinds in told["rungs"].items() for kind, v in kinds.items()])
+
+
+def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray], study: Study,
+             unit: str, best: str) -> None:
+    report.heading("Handing hard items on", 3)
+    path = study.cascade(layer)
+    assert path is not None
+    errors, options = read_table(path / "errors.parquet"), study.config.cascade
+    costs = cascade.Costs(options.cheap, options.dear, options.sunk)
+    names = [name for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best)) if name in rung_names(scores)]
+    report.figure(f"pareto-{layer}", figures.pareto(
+        {name: cascade.frontier(errors["cheap"], errors["dear"], scores[name], costs) for name in names},
+        cascade.oracle_frontier(errors["cheap"], errors["dear"], costs),
+        (told["always_cheap"], told["always_dear"]), costs, unit=f"mean {unit} (or errors)"),
+        f"The dearer network costs {options.dear:g} where the cheap one costs {options.cheap:g}"
+        + (", and an item handed on costs both." if options.sunk else "."))
+    report.paragraph(f"The dearer network is better on {told['dear_better']:.1%} of the held-out items: "
+                     f"{told['always_dear']:.3f} against {told['always_cheap']:.3f} on average.")
+    report.table([{"rung": name, "points that beat a coin": f"{rung['dominating']} of {rung['points']}",
+                   **({} if rung["best"] is None else {
+                       "best: cost": rung["best"]["cost"], "error": rung["best"]["error"],
+                       "handed on": rung["best"]["handed_on"]})} for name, rung in told["rungs"].items()])
+
+
+def _causal(report: Report, layer: int, told: Mapping[str, Any]) -> None:
+    report.heading("Do the latents cause it?", 3)
+    report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} held-out "
+                     f"items, in {told['unit']}; controls are latents drawn at random among those as often active.")
+    for where, effects in told["positions"].items():
+        if not effects["chosen"]:
+            report.paragraph("The probe on latents uses none of them.")
+            continue
+        bars = {f"latent {name}": _certain(e["change"]) for name, e in effects["chosen"].items()}
+        bars |= {f"control {name}": _certain(e["change"]) for name, e in list(effects["controls"].items())[:5]}
+        report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
+                      f"Patched: {where}. The reconstruction alone: {_told(_certain(effects['reconstruction']), 4)}.")
+        report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
+                       "corrected p": e["p_holm"], "items changed": e["items_changed"],
+                       "controls as large": e["beyond_controls"]} for name, e in effects["chosen"].items()])
+
+
+def _other(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"also: {path / RESULTS}: cannot be read: {error}; run that study first") from None
+
+
+def _interval(tree: Mapping[str, Any] | None) -> Interval | None:
+    return None if tree is None else _certain(tree)
+
+
+def _certain(tree: Mapping[str, Any]) -> Interval:
+    return Interval(*(float("nan") if tree[key] is None else tree[key] for key in ("point", "low", "high")))
+
+
+def _told(interval: Interval, digits: int = 3) -> str:
+    return f"{interval.point:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def summary(rows: Sequence[Mapping[str, Any]], config: StudyConfig) -> list[list[str]]:
+    """The closing table of the terminal."""
+    head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
+    own = rows[:len(config.extract.layers)]
+    return [head, *([str(row["layer"]), *("–" if row[name] is None else _told(row[name]) for name in head[1:])]
+                    for row in own)]

@@ -1,0 +1,89 @@
+"""A report of headings, paragraphs, tables and figures, as Markdown and as one HTML file.
+
+The Markdown names its figures' files; the HTML holds them, so that it can be sent alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from eval.tables import Row, markdown, shown
+from tilelli_jax.files import write_together
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 } td, th { padding: .2rem .6rem; text-align: left }
+th { border-bottom: 2px solid #666 } td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
+img { max-width: 100%; display: block } figcaption { color: #555; font-size: 13px }
+code { background: #f3f3f3; padding: 0 .2rem } .scroll { overflow-x: auto }
+"""
+
+
+class Report:
+    """Put together from top to bottom, then written. Text may have `code` and **stress**."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._markdown, self._html = [f"# {title}"], [f"<h1>{_inline(title)}</h1>"]
+        self._figures: dict[str, bytes] = {}
+
+    def heading(self, text: str, level: int = 2) -> None:
+        self._add(f"{'#' * level} {text}", f"<h{level}>{_inline(text)}</h{level}>")
+
+    def paragraph(self, text: str) -> None:
+        self._add(text, f"<p>{_inline(text)}</p>")
+
+    def points(self, texts: Sequence[str]) -> None:
+        """A list; nothing where there are no texts."""
+        if texts:
+            self._add("\n".join(f"- {text}" for text in texts),
+                      "<ul>" + "".join(f"<li>{_inline(text)}</li>" for text in texts) + "</ul>")
+
+    def table(self, rows: Sequence[Row]) -> None:
+        """Rows as `tables.write` takes them; nothing where there are none."""
+        if not rows:
+            return
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        head = "".join(f"<th>{_inline(name)}</th>" for name in names)
+        body = "".join("<tr>" + "".join(f"<td>{_inline(shown(row.get(name)))}</td>" for name in names) + "</tr>"
+                       for row in rows)
+        self._add(markdown(rows), f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
+
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Args: name: of its PNG file, without the ending, and one of a kind in the report."""
+        if name in self._figures:
+            raise ValueError(f"figure: there are two called '{name}'")
+        content = io.BytesIO()
+        figure.savefig(content, dpi=120, format="png")
+        self._figures[name] = content.getvalue()
+        data = base64.b64encode(content.getvalue()).decode()
+        self._add(f"![{caption}](figures/{name}.png)",
+                  f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+                  f"<figcaption>{_inline(caption)}</figcaption></figure>")
+
+    def write(self, directory: Path) -> None:
+        """report.md, report.html and figures/*.png, all or none."""
+        (directory / "figures").mkdir(parents=True, exist_ok=True)
+        page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.title)}'
+                f"</title><style>{STYLE}</style></head><body>\n" + "\n".join(self._html) + "\n</body></html>\n")
+        write_together({
+            **{directory / "figures" / f"{name}.png": content for name, content in self._figures.items()},
+            directory / "report.md": ("\n\n".join(self._markdown) + "\n").encode(),
+            directory / "report.html": page.encode()})
+
+    def _add(self, text: str, page: str) -> None:
+        self._markdown.append(text)
+        self._html.append(page)
+
+
+def _inline(text: str) -> str:
+    escaped = html.escape(text.replace("\\|", "|"), quote=False)
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
+    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)

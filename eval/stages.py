@@ -1,0 +1,87 @@
+"""Results of a study's stages on disk, each in a directory that is named by what it was made of.
+
+    ROOT/extract-3f09c2a41b7d/made_of.json     written last: the stage is whole
+
+What was made of the same things is taken as it is; with anything else in its place (other weights,
+other data, another option) the key is another one, and so is the directory. Nothing is made anew that
+need not be, and nothing old is lost. A stage that was interrupted finds what it has left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tilelli_jax.files import as_json, lock, write_atomically
+
+RECIPE = "made_of.json"
+
+
+class BusyError(Exception):
+    """Another process is making this stage."""
+
+
+class Stages:
+    """The stages of one study.
+
+    Args:
+        root: where their directories are.
+        tell: called with a line for every stage that is made or found.
+    """
+
+    def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+        self.root, self.tell = root, tell
+
+    def directory(self, name: str, made_of: Mapping[str, Any]) -> Path:
+        """Where a stage that is made of this has its files, whether it is made or not."""
+        return self.root / f"{name}-{key(made_of)}"
+
+    def is_made(self, name: str, made_of: Mapping[str, Any]) -> bool:
+        """Whether it is there, and whole."""
+        return (self.directory(name, made_of) / RECIPE).is_file()
+
+    def make(self, name: str, made_of: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+        """The directory of a stage, after `work` has filled it if it was not whole.
+
+        Args:
+            made_of: all that the result depends on: JSON.
+            work: given the directory, in which it may find its own half-done work.
+
+        Raises:
+            BusyError: another process is at it.
+        """
+        path = self.directory(name, made_of)
+        if (path / RECIPE).is_file():
+            self.tell(f"{name}: as it is in {path}")
+            return path
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = lock(path, wait=False)
+        except BlockingIOError:
+            raise BusyError(f"{path}: another process is at work there") from None
+        try:
+            self.tell(f"{name}: {path}")
+            work(path)
+            write_atomically(path / RECIPE, as_json(dict(made_of)))
+        finally:
+            if handle is not None:
+                os.close(handle)
+        return path
+
+
+def key(made_of: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits for a tree of JSON."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Of the contents of files, in the order of their names; where they are does not count."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
