@@ -60,9 +60,9 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
         print(f"\nreport: {study.out / 'report.html'} (and report.md)")
         return 0
     if stage == "extract":
-        paths = [study.extract(), study.items()]
+        paths = [study.extract, study.items]
     else:
-        paths = [getattr(study, stage)(layer) for layer in study.config.extract.layers]
+        paths = [getattr(layer, stage) for layer in study.layers.values()]
     for path in paths:
         print(f"{stage}: " + (str(path) if path is not None else "nothing to do: the configuration has no "
                               + ("dear" if stage == "cascade" else "sae")))

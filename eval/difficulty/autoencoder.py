@@ -37,14 +37,16 @@ class TrainingStopped(Exception):
         self.status = status
 
 
-def train(config: str, overrides: Sequence[str]) -> None:
-    """One sitting of `python -m tilelli_jax.train`, in this process.
+def train(config: str, run: Path, overrides: Sequence[str]) -> Path:
+    """One sitting of `python -m tilelli_jax.train`, in this process: the model directory it ends with.
 
     Raises:
         TrainingStopped: it has not come to its end.
     """
-    if status := train_command.main(["--config", config, *overrides]):
+    status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
+    if status or not (run / "summary.json").is_file():
         raise TrainingStopped(status)
+    return run / "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +119,10 @@ def make(path: Path, config: StudyConfig, subject: Subject, network: Callable[[]
     else:
         _collected(path / "rows", about, lambda: subject.rows(network(), table.train.tolist(), layer))
         run = path / "run"
-        train(options.train, [f"activations.source={path / 'rows'}", f"model.d_model={width}",
-                              f"model.of_model={about['of_model']}", f"model.place={config.extract.place}",
-                              f"model.layer={layer}", f"run_dir={run}"])
-        model, steps = run / "model", _steps(run / "summary.json")
+        model = train(options.train, run, [
+            f"activations.source={path / 'rows'}", f"model.d_model={width}", f"model.layer={layer}",
+            f"model.of_model={about['of_model']}", f"model.place={config.extract.place}"])
+        steps = _steps(run / "summary.json")
     sae = _load(model, about, width)
     found = describe(sae, open_activations(path / "held-out"))
     losses = subject.patched(network(), sae, held_out, [EVERYTHING], layer, "all").mean(axis=0)

@@ -29,18 +29,18 @@ LEGEND = ("P: the published rungs. C: controls: the answer's length and the surp
 def collect(study: Study) -> dict[str, Any]:
     """Every stage's result, made if need be: what results.json holds."""
     found: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit, "layers": {}}
-    for layer in study.config.extract.layers:
-        judged = study.judged(layer)
+    for number, layer in study.layers.items():
+        judged = layer.judged
         told: dict[str, Any] = {"stages": {}}
         if judged is not None:
             told["sae"] = {name: getattr(judged, name) for name in (
                 "steps", "explained", "dead", "l0", "rows", "natural", "reconstructed", "zeroed", "recovered")}
             told["sae"]["faults"] = judged.faults(study.config.sae)
         for name in ("probe", "selective", "calibrate", "cascade", "causal"):
-            path = getattr(study, name)(layer)
+            path = getattr(layer, name)
             if path is not None:
                 told[name], told["stages"][name] = result(path), path.name
-        found["layers"][str(layer)] = told
+        found["layers"][str(number)] = told
     return found
 
 
@@ -168,7 +168,7 @@ def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], un
                        f"loss, {unit}": sae["natural"], "reconstructed": sae["reconstructed"],
                        "zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
     _ladder(report, layer, told["probe"])
-    scores = read_table(study.probe(layer) / "scores.parquet")
+    scores = read_table(study.layers[layer].probe / "scores.parquet")
     best = preferred(told["probe"])
     _selective(report, layer, told["selective"], scores, unit, best)
     _calibration(report, layer, told["calibrate"], study, best)
@@ -211,7 +211,7 @@ def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapp
 
 def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Study, best: str) -> None:
     report.heading("Can the probability be believed?", 3)
-    table = read_table(study.calibrate(layer) / "probabilities.parquet")
+    table = read_table(study.layers[layer].calibrate / "probabilities.parquet")
     kinds = list(told["rungs"][best])
     report.figure(f"reliability-{layer}", figures.reliability(
         {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
@@ -223,7 +223,7 @@ def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Stu
 def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray], study: Study,
              unit: str, best: str) -> None:
     report.heading("Handing hard items on", 3)
-    path = study.cascade(layer)
+    path = study.layers[layer].cascade
     assert path is not None
     errors, options = read_table(path / "errors.parquet"), study.config.cascade
     costs = cascade.Costs(options.cheap, options.dear, options.sunk)

@@ -18,9 +18,9 @@ import numpy as np
 from eval import calibration, cascade, probes, selective
 from eval.difficulty import autoencoder, causal, ladder
 from eval.difficulty.autoencoder import Judged
-from eval.difficulty.config import NetworkConfig, StudyConfig
+from eval.difficulty.config import NetworkConfig, SeriesConfig, StudyConfig
 from eval.difficulty.extract import Extraction, extract, read_table, write_table
-from eval.difficulty.features import Features, make_features, read_features
+from eval.difficulty.features import make_features, read_features
 from eval.difficulty.items import Items, make_items, read_items
 from eval.difficulty.questions import Questions
 from eval.difficulty.subject import Subject
@@ -42,154 +42,187 @@ Told = Callable[[str], None]
 
 
 class Study:
-    """One configuration's stages. Each method gives the directory of its result, made if need be."""
+    """One configuration. `extract`, `items` and `dear` are directories of results, made when first asked for.
+
+    Args:
+        tell: called with a line for what is being made.
+    """
 
     def __init__(self, config: StudyConfig, out: Path, tell: Told = lambda line: None) -> None:
         self.config, self.out, self.tell = config, out, tell
         self.stages = Stages(out / "stages", tell)
         self.mesh = make_mesh(config.mesh)
-
-    # What is studied, opened when it is first needed.
+        self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
 
     @functools.cached_property
     def subject(self) -> Subject:
-        return (Forecasts if config_lib.to_dict(self.config.data)["family"] == "series" else Questions)(
-            self.config, self.mesh)
+        kind = Forecasts if isinstance(self.config.data, SeriesConfig) else Questions
+        return kind(self.config, self.mesh)
 
     @functools.cached_property
     def network_path(self) -> Path:
         return self._made(self.config.network, "network")
 
     @functools.cached_property
-    def dear_path(self) -> Path:
-        assert self.config.dear is not None
-        return self._made(self.config.dear, "dear")
-
-    @functools.cached_property
     def network(self) -> Any:
         return self.subject.open(self.config.network, str(self.network_path))
 
-    # The stages.
-
+    @functools.cached_property
     def extract(self) -> Path:
         options = self.config.extract
-        made_of = self._of("extract", network=_contents(self.network_path, self.config.network),
-                           data=self.subject.fingerprint, options=_plain(options, "shard_items", "batch_size"),
-                           compute=self.config.compute.dtype, subject=_plain(self.config.data, "source"))
-        everything = range(len(self.subject))
+        made_of = recipe("extract", network=_contents(self.network_path, self.config.network),
+                         data=self.subject.fingerprint, subject=_plain(self.config.data, "source"),
+                         options=_plain(options, "shard_items", "batch_size"),
+                         compute=self.config.compute.dtype, seed=self.config.seed)
         return self.stages.make("extract", made_of, lambda path: extract(
-            path, self.subject, self.network, everything, options.layers, options.shard_items))
+            path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
 
+    @functools.cached_property
     def items(self) -> Path:
-        before = self.extract()
-        made_of = self._of("items", extract=before.name, split=_plain(self.config.split),
-                           labels=_plain(self.config.labels), seed=self.config.seed)
+        made_of = recipe("items", extract=self.extract.name, split=_plain(self.config.split),
+                         labels=_plain(self.config.labels), seed=self.config.seed)
         return self.stages.make("items", made_of, lambda path: make_items(
-            path, self.subject, Extraction(before), self.config))
+            path, self.subject, Extraction(self.extract), self.config))
 
-    def sae(self, layer: int) -> Path | None:
-        """None where the study has no autoencoder."""
-        options = self.config.sae
-        if not options.path and not options.train:
-            return None
-        table = read_items(self.items())
-        source = (_contents(Path(options.path.format(layer=layer))) if options.path else
-                  config_lib.read_yaml(options.train))
-        made_of = self._of("sae", items=self.items().name, layer=layer, source=source,
-                           held_out=options.held_out, seed=self.config.seed)
-        return self.stages.make(f"sae-{layer}", made_of, lambda path: autoencoder.make(
-            path, self.config, self.subject, lambda: self.network, table, layer, self.network_path))
+    @functools.cached_property
+    def table(self) -> Items:
+        """What `items` holds."""
+        return read_items(self.items)
 
-    def judged(self, layer: int) -> Judged | None:
-        """The autoencoder's measures; refuses one that has learned too little."""
-        path = self.sae(layer)
-        if path is None:
-            return None
-        found = autoencoder.read(path)
-        found.check(self.config.sae)
-        return found
-
-    def features(self, layer: int) -> Path:
-        before = self.extract()
-        judged = self.judged(layer)
-        made_of = self._of("features", extract=before.name, layer=layer,
-                           sae=None if judged is None else judged.fingerprint)
-        return self.stages.make(f"features-{layer}", made_of, lambda path: make_features(
-            path, Extraction(before), layer, None if judged is None else store.load(judged.model)))
-
-    def probe(self, layer: int) -> Path:
-        made_of = self._of("probe", items=self.items().name, features=self.features(layer).name,
-                           options=_plain(self.config.probe, "jobs"), seed=self.config.seed)
-        return self.stages.make(f"probe-{layer}", made_of, lambda path: self._probe(path, layer))
-
-    def selective(self, layer: int) -> Path:
-        probed = self.probe(layer)
-        made_of = self._of("selective", probe=probed.name, replicates=self.config.probe.replicates)
-        return self.stages.make(f"selective-{layer}", made_of, lambda path: self._selective(path, probed))
-
-    def calibrate(self, layer: int) -> Path:
-        made_of = self._of("calibrate", probe=self.probe(layer).name)
-        return self.stages.make(f"calibrate-{layer}", made_of, lambda path: self._calibrate(path, layer))
-
-    def dear(self) -> Path | None:
-        """The dearer network, asked the test items; None where the study has none."""
-        if self.config.dear is None:
-            return None
-        table = read_items(self.items())
-        made_of = self._of("dear", network=_contents(self.dear_path, self.config.dear),
-                           items=self.items().name, compute=self.config.compute.dtype)
-
-        def work(path: Path) -> None:
-            assert self.config.dear is not None
-            network = self.subject.open(self.config.dear, str(self.dear_path))
-            extract(path, self.subject, network, table.test.tolist(), (), self.config.extract.shard_items)
-        return self.stages.make("dear", made_of, work)
-
-    def cascade(self, layer: int) -> Path | None:
-        dear = self.dear()
-        if dear is None:
-            return None
-        made_of = self._of("cascade", probe=self.probe(layer).name, dear=dear.name,
-                           costs=_plain(self.config.cascade))
-        return self.stages.make(f"cascade-{layer}", made_of, lambda path: self._cascade(path, layer, dear))
-
-    def causal(self, layer: int) -> Path | None:
-        """None where the study has no autoencoder."""
-        judged = self.judged(layer)
-        if judged is None:
-            return None
-        made_of = self._of("causal", features=self.features(layer).name, items=self.items().name,
-                           options=_plain(self.config.causal), seed=self.config.seed,
-                           replicates=self.config.probe.replicates)
-        return self.stages.make(f"causal-{layer}", made_of, lambda path: self._causal(path, layer, judged))
-
-    # ---------------------------------------------------------------------------------------------
-
-    def blocks(self, layer: int, table: Items) -> dict[str, probes.Block]:
-        """All that a rung may see, `[items, features]` each."""
-        found: Features = read_features(self.features(layer))
-        blocks: dict[str, probes.Block] = {name: block.values for name, block in table.blocks.items()}
-        blocks["raw"] = found.raw
-        if found.codes is not None:
-            blocks["sae"] = found.codes
-        return blocks
-
-    def folds(self, table: Items) -> Folds:
+    @functools.cached_property
+    def folds(self) -> Folds:
+        """Of the items to learn from. Raises InputError where they do not bear two folds."""
+        table = self.table
         found = self.subject.folds(table.hard[table.train], table.train, self.config.probe.folds)
         if len(found) < 2:
             raise InputError(f"probe.folds: the {len(table.train)} items to learn from leave {len(found)} folds "
                              "that have both hard and easy items; expected two at least")
         return found
 
-    def _probe(self, path: Path, layer: int) -> None:
-        table = read_items(self.items())
-        blocks, train, test = self.blocks(layer, table), table.train, table.test
-        options = ProbeOptions(seed=self.config.seed, jobs=self.config.probe.jobs)
+    @functools.cached_property
+    def dear(self) -> Path | None:
+        """The dearer network, asked the test items; None where the study has none."""
+        section = self.config.dear
+        if section is None:
+            return None
+        items = self.table.test.tolist()
+        network_path = self._made(section, "dear")
+        made_of = recipe("dear", network=_contents(network_path, section), items=self.items.name,
+                         compute=self.config.compute.dtype, seed=self.config.seed)
+
+        def work(path: Path) -> None:
+            network = self.subject.open(section, str(network_path))
+            extract(path, self.subject, network, items, (), self.config.extract.shard_items)
+        return self.stages.make("dear", made_of, work)
+
+    def _made(self, section: NetworkConfig, name: str) -> Path:
+        """The directory of a network, after it has been trained if that is what its section says."""
+        if section.path:
+            return Path(section.path)
+        run = self.out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}"
+        return autoencoder.train(section.train, run, [])
+
+
+class Layer:
+    """The stages of one layer, likewise; None where the study has no autoencoder, or no dearer network."""
+
+    def __init__(self, study: Study, layer: int) -> None:
+        self.study, self.config, self.layer = study, study.config, layer
+
+    @functools.cached_property
+    def sae(self) -> Path | None:
+        study, options = self.study, self.config.sae
+        if not options.path and not options.train:
+            return None
+        source = (_contents(Path(options.path.format(layer=self.layer)), what="an autoencoder")
+                  if options.path else config_lib.read_yaml(options.train))
+        made_of = recipe("sae", items=study.items.name, layer=self.layer, source=source,
+                         held_out=options.held_out, seed=self.config.seed)
+        return self._make("sae", made_of, lambda path: autoencoder.make(
+            path, self.config, study.subject, lambda: study.network, study.table, self.layer,
+            study.network_path))
+
+    @functools.cached_property
+    def judged(self) -> Judged | None:
+        """The autoencoder's measures. Raises InputError for one that has learned too little."""
+        if self.sae is None:
+            return None
+        found = autoencoder.read(self.sae)
+        found.check(self.config.sae)
+        return found
+
+    @functools.cached_property
+    def features(self) -> Path:
+        judged = self.judged
+        made_of = recipe("features", extract=self.study.extract.name, layer=self.layer,
+                         sae=None if judged is None else judged.fingerprint)
+        return self._make("features", made_of, lambda path: make_features(
+            path, Extraction(self.study.extract), self.layer,
+            None if judged is None else store.load(judged.model)))
+
+    @functools.cached_property
+    def probe(self) -> Path:
+        made_of = recipe("probe", items=self.study.items.name, features=self.features.name,
+                         options=_plain(self.config.probe, "jobs"), seed=self.config.seed)
+        return self._make("probe", made_of, self._probe)
+
+    @functools.cached_property
+    def selective(self) -> Path:
+        made_of = recipe("selective", probe=self.probe.name)
+        return self._make("selective", made_of, self._selective)
+
+    @functools.cached_property
+    def calibrate(self) -> Path:
+        return self._make("calibrate", recipe("calibrate", probe=self.probe.name), self._calibrate)
+
+    @functools.cached_property
+    def cascade(self) -> Path | None:
+        dear = self.study.dear
+        if dear is None:
+            return None
+        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, costs=_plain(self.config.cascade))
+        return self._make("cascade", made_of, lambda path: self._cascade(path, dear))
+
+    @functools.cached_property
+    def causal(self) -> Path | None:
+        judged = self.judged
+        if judged is None:
+            return None
+        made_of = recipe("causal", features=self.features.name, items=self.study.items.name,
+                         options=_plain(self.config.causal), seed=self.config.seed,
+                         replicates=self.config.probe.replicates)
+        return self._make("causal", made_of, lambda path: self._causal(path, judged))
+
+    # ---------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _blocks(self) -> dict[str, probes.Block]:
+        """All that a rung may see, `[items, features]` each."""
+        found = read_features(self.features)
+        blocks: dict[str, probes.Block] = {name: block.values for name, block in self.study.table.blocks.items()}
+        blocks["raw"] = found.raw
+        if found.codes is not None:
+            blocks["sae"] = found.codes
+        return blocks
+
+    @property
+    def _options(self) -> ProbeOptions:
+        return ProbeOptions(seed=self.config.seed, jobs=self.config.probe.jobs)
+
+    def _make(self, name: str, made_of: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+        return self.study.stages.make(f"{name}-{self.layer}", made_of, work)
+
+    def _tell(self, stage: str, what: str) -> None:
+        self.study.tell(f"{stage}-{self.layer}: {what}")
+
+    def _probe(self, path: Path) -> None:
+        table, blocks = self.study.table, self._blocks
+        train, test = table.train, table.test
         climbed = probes.climb(
-            _rows(blocks, train), table.hard[train], _rows(blocks, test), table.hard[test], self.folds(table),
-            rungs=ladder.rungs(blocks), comparisons=ladder.COMPARISONS, options=options,
+            _rows(blocks, train), table.hard[train], _rows(blocks, test), table.hard[test], self.study.folds,
+            rungs=ladder.rungs(blocks), comparisons=ladder.COMPARISONS, options=self._options,
             replicates=self.config.probe.replicates, seed=self.config.seed, groups=table.groups[test],
-            tell=lambda rung: self.tell(f"probe-{layer}: {rung}"))
+            tell=lambda rung: self._tell("probe", rung))
         write_table(path / "scores.parquet", {
             "item": test, "hard": table.hard[test], "error": table.error[test], "group": table.groups[test],
             **{name: rung.probabilities for name, rung in climbed.rungs.items()}})
@@ -208,8 +241,8 @@ class Study:
             "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm}
                             for c in climbed.comparisons]})
 
-    def _selective(self, path: Path, probed: Path) -> None:
-        scores = read_table(probed / "scores.parquet")
+    def _selective(self, path: Path) -> None:
+        scores = read_table(self.probe / "scores.parquet")
         errors, groups = scores["error"].astype(float), scores["group"].astype(str)
         order = selective.Order(errors, errors)
         _write(path, {
@@ -219,29 +252,27 @@ class Study:
                 errors, scores[name], replicates=self.config.probe.replicates, seed=self.config.seed,
                 groups=groups)) for name in rung_names(scores)}})
 
-    def _calibrate(self, path: Path, layer: int) -> None:
-        table, told = read_items(self.items()), result(self.probe(layer))
-        blocks, train, test = self.blocks(layer, table), table.train, table.test
-        folds = self.folds(table)
+    def _calibrate(self, path: Path) -> None:
+        table, blocks, told = self.study.table, self._blocks, result(self.probe)
+        train, test = table.train, table.test
         by_name = {rung.name: rung for rung in ladder.rungs(blocks)}
-        options = ProbeOptions(seed=self.config.seed, jobs=self.config.probe.jobs)
         found: dict[str, Any] = {}
         probabilities: dict[str, Any] = {"hard": table.hard[test]}
         for name, rung in told["rungs"].items():
-            self.tell(f"calibrate-{layer}: {name}")
+            self._tell("calibrate", name)
             features = probes.columns(blocks, by_name[name].blocks)
-            fitted = probes.make_probe(rung["C"], not isinstance(features, np.ndarray), options).fit(
+            fitted = probes.make_probe(rung["C"], not isinstance(features, np.ndarray), self._options).fit(
                 features[train], table.hard[train])
             variants = calibration.recalibrate(fitted, features[train], table.hard[train], features[test],
-                                               table.hard[test], folds)
+                                               table.hard[test], self.study.folds)
             found[name] = {kind: {"ece": v.ece, "brier": v.brier, "log_loss": v.log_loss, "auroc": v.auroc}
                            for kind, v in variants.items()}
             probabilities |= {f"{name}.{kind}": v.probabilities for kind, v in variants.items()}
         write_table(path / "probabilities.parquet", probabilities)
         _write(path, {"rungs": found})
 
-    def _cascade(self, path: Path, layer: int, dear: Path) -> None:
-        scores, asked = read_table(self.probe(layer) / "scores.parquet"), Extraction(dear)
+    def _cascade(self, path: Path, dear: Path) -> None:
+        scores, asked = read_table(self.probe / "scores.parquet"), Extraction(dear)
         if asked.items.tolist() != scores["item"].tolist():
             raise InputError(f"{dear}: expected the test items in their order")
         cheap = scores["error"].astype(float)
@@ -259,13 +290,12 @@ class Study:
         _write(path, {"always_cheap": ends[0], "always_dear": ends[1],
                       "dear_better": float((strong < cheap).mean()), "rungs": found})
 
-    def _causal(self, path: Path, layer: int, judged: Judged) -> None:
-        options, table = self.config.causal, read_items(self.items())
-        most = read_features(self.features(layer)).most
+    def _causal(self, path: Path, judged: Judged) -> None:
+        options, study, table = self.config.causal, self.study, self.study.table
+        most = read_features(self.features).most
         assert most is not None
-        probe_options = ProbeOptions(seed=self.config.seed)
         chosen = causal.rank_latents(most[table.train], table.hard[table.train], options.latents,
-                                     strength=options.strength, options=probe_options)
+                                     strength=options.strength, options=self._options)
         controls = causal.as_often_active(most[table.train], chosen, options.controls, seed=self.config.seed)
         rng = np.random.default_rng(self.config.seed)
         items = table.test if not options.items or options.items >= len(table.test) else np.sort(
@@ -273,12 +303,12 @@ class Study:
         model = store.load(judged.model)
         found: dict[str, Any] = {}
         for where in options.positions:
-            self.tell(f"causal-{layer}: {where}, {len(items)} items × {2 + len(chosen) + len(controls)}")
+            self._tell("causal", f"{where}, {len(items)} items × {2 + len(chosen) + len(controls)}")
             file = path / f"losses-{where}.parquet"
             names = ["natural", "reconstructed", *map(str, [*chosen, *controls])]
             if not file.is_file():
-                losses = self.subject.patched(self.network, model, items.tolist(), [*chosen, *controls], layer,
-                                              where)  # type: ignore[arg-type]
+                losses = study.subject.patched(study.network, model, items.tolist(), [*chosen, *controls],
+                                               self.layer, where)  # type: ignore[arg-type]
                 write_table(file, {"item": items, **dict(zip(names, losses.T, strict=True))})
             losses = np.stack([read_table(file)[name] for name in names], axis=1)
             effects = causal.effects(losses, chosen, controls, groups=table.groups[items],
@@ -289,18 +319,12 @@ class Study:
                 "chosen": {latent: _effect(effect) | {"beyond_controls": effects.beyond_controls(latent)}
                            for latent, effect in effects.chosen.items()},
                 "controls": {latent: _effect(effect) for latent, effect in effects.controls.items()}}
-        _write(path, {"items": len(items), "unit": self.subject.unit, "positions": found})
+        _write(path, {"items": len(items), "unit": study.subject.unit, "positions": found})
 
-    def _made(self, section: NetworkConfig, name: str) -> Path:
-        """The directory of a network, after it has been trained if that is what its section says."""
-        if section.path:
-            return Path(section.path)
-        run = self.out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}"
-        autoencoder.train(section.train, [f"run_dir={run}"])
-        return run / "model"
 
-    def _of(self, stage: str, **parts: Any) -> dict[str, Any]:
-        return {"stage": stage, "format": FORMAT, **parts}
+def recipe(stage: str, **parts: Any) -> dict[str, Any]:
+    """What a stage is made of."""
+    return {"stage": stage, "format": FORMAT, **parts}
 
 
 def result(path: Path) -> dict[str, Any]:
@@ -334,10 +358,10 @@ def _effect(effect: causal.Effect) -> dict[str, Any]:
             "items_changed": effect.items_changed}
 
 
-def _contents(path: Path, section: NetworkConfig | None = None) -> str:
+def _contents(path: Path, section: NetworkConfig | None = None, what: str = "a network") -> str:
     """Of a network's directory and its tokenizer."""
     if not path.is_dir():
-        raise InputError(f"{path}: expected the directory of a network, found "
+        raise InputError(f"{path}: expected the directory of {what}, found "
                          + ("a file" if path.exists() else "nothing"))
     files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors")]
     if section is not None and section.tokenizer:
