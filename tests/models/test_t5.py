@@ -161,6 +161,74 @@ def test_cached_decoding_is_the_forward_pass(name: str) -> None:
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
+def test_copies_draw_as_rows_of_their_own() -> None:
+    model, rng = random_model(TINY), np.random.default_rng(1)
+    ids = jnp.asarray(rng.integers(0, 50, (3, 9)))
+    mask = jnp.arange(9) >= jnp.array([0, 2, 8])[:, None]
+    expected = continue_ids(model, jnp.repeat(ids, 4, axis=0), jnp.repeat(mask, 4, axis=0), n=7, seed=3)
+    found = continue_ids(model, ids, mask, n=7, seed=3, copies=4)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found[:4], axis=0)) > 1
+    # And so does each alone, by its number.
+    alone = continue_ids(model, ids[1:2], mask[1:2], n=7, seed=3, copies=2, rows=jnp.array([6, 5]))
+    np.testing.assert_array_equal(alone, np.asarray(expected)[[6, 5]])
+
+
+def test_an_edit_in_the_encoder_acts_while_decoding() -> None:
+    """Cached, with a second network and what stands beside each row, as in the forward pass."""
+    model, other = random_model(VARIANTS["a deeper decoder"]), random_model(TINY)
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 9)))
+    beside = jnp.array([[0], [3], [8]])  # so many positions are edited
+
+    def tap_of(aid: Any, beside: jax.Array) -> Tap:
+        def edit(value: jax.Array, layer: int | None) -> jax.Array:
+            if layer != 0:
+                return value
+            here = (jnp.arange(value.shape[1]) < beside)[..., None]
+            return jnp.where(here, value[:, ::-1] * aid.encoder.norm.scale[...], value)
+        return Tap(edit={"encoder.resid_post": edit})
+    made = np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aid=other,
+                                   beside=beside))
+    text = np.zeros((3, 1), np.int32)
+    forward = quick_jit(lambda text: model.tapped(ids, text, None, tap_of(other, beside))[0])
+    for step in range(12):
+        logits = np.array(forward(jnp.pad(jnp.asarray(text), ((0, 0), (0, 12 - step)))))[:, step]
+        text = np.concatenate([text, logits.argmax(1)[:, None].astype(np.int32)], 1)
+    np.testing.assert_array_equal(made, text[:, 1:])
+    plain = np.asarray(continue_ids(model, ids, n=12, temperature=0.0))
+    assert np.array_equal(plain[0], made[0]) and (plain[1:] != made[1:]).any(axis=1).all()
+
+
+def test_the_encoder_alone() -> None:
+    """More blocks than the decoder has; edited and recorded as in the whole."""
+    model = random_model(dataclasses.replace(TINY, n_layers=3, n_decoder_layers=1))
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 9)))
+    tap = Tap(record=("embed", "encoder.resid_mid", "encoder.resid_post"), layers=(0, 2),
+              edit={"encoder.mlp_write": lambda value, layer: value * (layer == 2)})
+    stream, seen = model.encode_tapped(ids, None, tap)
+    _, expected = model.tapped(ids, ids, None, tap)
+    assert seen["encoder.resid_post"].shape == (2, 3, 9, 12) and seen.keys() == expected.keys()
+    for place, value in seen.items():
+        np.testing.assert_array_equal(value, expected[place])
+    np.testing.assert_allclose(stream, model.encoder.norm(seen["encoder.resid_post"][1]), atol=1e-6)
+    for bad, says in ((Tap(record=("decoder.resid_post",)), "tap: no place 'decoder.resid_post' here"),
+                      (Tap(record=("encoder.resid_post",), layers=(3,)), "layers: expected 0 to 2, found 3")):
+        with pytest.raises(ValueError, match=says):
+            model.encode_tapped(ids, None, bad)
+        with pytest.raises(ValueError, match=says):
+            continue_ids(model, ids, n=2, tap_of=lambda aid, beside, bad=bad: bad)
+
+
+@pytest.mark.parametrize(("how", "says"), [
+    ({"copies": 0}, "copies: expected at least 1, found 0"),
+    ({"copies": 2, "rows": jnp.arange(3)}, r"rows: expected \[4\], found \[3\]"),
+    ({"beside": jnp.zeros(2, jnp.int32)}, r"beside: expected \[2, n\], found \[2\]"),
+    ({"beside": jnp.zeros((4, 1), jnp.int32), "copies": 2}, r"beside: expected \[2, n\], found \[4, 1\]")])
+def test_what_does_not_fit_the_rows(how: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        continue_ids(random_model(TINY), jnp.zeros((2, 3), jnp.int32), n=2, **how)
+
+
 @pytest.mark.parametrize(("layers", "d_model", "d_hidden", "heads", "count"), [
     (12, 768, 3072, 12, 201_374_976), (6, 512, 2048, 8, 46_154_240)])
 def test_published_sizes(layers: int, d_model: int, d_hidden: int, heads: int, count: int) -> None:

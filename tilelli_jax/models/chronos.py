@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration, continue_ids
+from tilelli_jax.nn.tap import TapOf
+from tilelli_jax.sharding import Mesh, place_rows
 
 PAD, END = 0, 1
 FAR = np.float32(1e20)
@@ -81,33 +83,52 @@ class Chronos:
         return cls(network)
 
     def predict(self, series: np.ndarray, length: int, *, num_samples: int | None = None,
-                seed: int = 0) -> np.ndarray:
+                seed: int = 0, numbers: np.ndarray | None = None, tap_of: TapOf | None = None,
+                aid: Any = None, beside: np.ndarray | None = None, mesh: Mesh | None = None) -> np.ndarray:
         """Drawn continuations: series f32 `[batch, time]` → f32 `[batch, samples, length]`.
 
         Past prediction_length, the median of the samples is appended to the series and read again.
 
+        Args:
+            numbers: int `[batch]`, the number of each series in the random stream: those of the same
+                number draw with the same random numbers. By default 0, 1, ….
+            tap_of, aid, beside: change what the encoder does, at each reading; see `t5.continue_ids`.
+                beside `[batch, n]` holds for all samples of a series.
+            mesh: devices to share the batch, whose size is a multiple of theirs.
+
         Raises:
             InputError: the series are no table of numbers, or there is nothing to draw.
+            ValueError: numbers or beside are not as many as the series, or the encoder has no such place
+                or layer.
         """
         series = np.asarray(series, np.float32)
         if series.ndim != 2 or not series.size:
             raise InputError(f"series: expected [batch, time], found {list(series.shape)}")
         if length < 1:
             raise InputError(f"length: expected at least 1, found {length}")
+        numbers = np.arange(len(series)) if numbers is None else np.asarray(numbers)
+        if numbers.shape != (len(series),):
+            raise ValueError(f"numbers: expected [{len(series)}], found {list(numbers.shape)}")
         samples, parts = num_samples or self.config.num_samples, []
+        rows = (samples * numbers[:, None] + np.arange(samples)).reshape(-1).astype(np.int32)
+        beside = np.zeros((len(series), 0), np.int32) if beside is None else np.asarray(beside, np.int32)
         for part in range(-(-length // self.config.prediction_length)):
-            drawn = self._draw(series, samples, seed=(seed + 7919 * part) % 2**32)
+            drawn = self._draw(series, rows, beside, mesh, seed=(seed + 7919 * part) % 2**32, tap_of=tap_of,
+                               aid=aid)
             parts.append(drawn)
             middle = np.sort(drawn, axis=1)[:, (samples - 1) // 2]  # of an even number, the lower of the two
             series = np.concatenate([series, middle], axis=1)
         return np.concatenate(parts, axis=2)[:, :, :length]
 
-    def _draw(self, series: np.ndarray, samples: int, seed: int) -> np.ndarray:
-        tokens, config = self.tokenizer.encode(series), self.config
-        ids, mask = (jnp.asarray(np.repeat(array, samples, axis=0)) for array in (tokens.ids, tokens.mask))
-        new = continue_ids(self.network, ids, mask, n=config.prediction_length, seed=seed,
+    def _draw(self, series: np.ndarray, rows: np.ndarray, beside: np.ndarray, mesh: Mesh | None,
+              **drawing: Any) -> np.ndarray:
+        tokens, config, samples = self.tokenizer.encode(series), self.config, len(rows) // len(series)
+        ids, mask, numbers, known = (
+            jnp.asarray(array) if mesh is None else place_rows(array, mesh, len(array))
+            for array in (tokens.ids, tokens.mask, rows, beside))
+        new = continue_ids(self.network, ids, mask, n=config.prediction_length, copies=samples, rows=numbers,
                            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
-                           banned=(END,))
+                           banned=(END,), beside=known, **drawing)
         return self.tokenizer.decode(np.asarray(new).reshape(len(series), samples, -1), tokens.scale)
 
 

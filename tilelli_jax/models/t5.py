@@ -20,7 +20,7 @@ from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import RMSNorm
 from tilelli_jax.nn.quantize import Quantizer
-from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
+from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf, stacked
 from tilelli_jax.pretrained.t5 import T5
 from tilelli_jax.sampling import sample
 from tilelli_jax.sharding import split_batch
@@ -140,14 +140,22 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, own: KeyCache | None, bias: jax.Array, tap: Tap, seen: Recorded,
                  encoded: tuple[KeyCache, jax.Array] | None = None) -> jax.Array:
-        """Args: own: keys and values of the stream so far, or None for those of x itself."""
+        """x `[batch, q, d_model]` → likewise.
+
+        Args:
+            own: keys and values of the stream so far, or None for those of x itself.
+            encoded: those of the encoded text, and what hides some; where it has fewer rows than x, so
+                many rows of x in turn share one.
+        """
         part = self.part
         x = tap(f"{part}.resid_pre", split_batch(x), seen)
         h = self.norm1(x)
         attended = self.attention(h, own or self.attention.keys(h), bias)
         x = x + tap(f"{part}.attn_out", attended, seen)
         if encoded is not None:
-            x = x + tap(f"{part}.cross_out", self.cross(self.norm_cross(x), *encoded), seen)
+            # Rows that share a text are further queries of it: its keys are neither copied nor read twice.
+            h = self.norm_cross(x).reshape(len(encoded[0].keys), -1, x.shape[-1])
+            x = x + tap(f"{part}.cross_out", self.cross(h, *encoded).reshape(x.shape), seen)
         x = tap(f"{part}.resid_mid", x, seen)
         x = x + tap(f"{part}.mlp_write", self.mlp(self.norm2(x)), seen)
         return tap(f"{part}.resid_post", x, seen)
@@ -164,7 +172,10 @@ class Stack(nnx.Module):
 
 
 class DecoderCache(NamedTuple):
-    """What decoding keeps: each block's keys so far, and those of the encoded text with its mask."""
+    """What decoding keeps: each block's keys so far, and those of the encoded text with its mask.
+
+    The texts may be fewer than the rows that are decoded: each has as many, one after the other.
+    """
 
     own: list[KeyCache]
     cross: list[KeyCache]
@@ -179,6 +190,7 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
     places = ("embed", "logits", "decoder.cross_out", *(
         f"{part}.{place}" for part in ("encoder", "decoder")
         for place in ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")))
+    encoder_places = tuple(place for place in places if place == "embed" or place.startswith("encoder."))
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()
@@ -209,9 +221,10 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         Raises:
             ValueError: this network has no such place or layer.
         """
-        for part, n_layers in (("decoder", self.config.n_decoder_layers), ("encoder", self.config.n_layers)):
-            if part == "decoder" or any(place.startswith(part) for place in (*tap.record, *tap.edit)):
-                tap.check(self.places, n_layers)
+        depths = {"encoder": self.config.n_layers, "decoder": self.config.n_decoder_layers}
+        asked = [depths[part] for part in depths
+                 if any(place.startswith(part) for place in (*tap.record, *tap.edit))]
+        tap.check(self.places, min(asked or depths.values()))
         records: list[Recorded] = []
         outside: Recorded = {}
         encoded = self._encode(ids, mask, tap, records, outside)
@@ -228,13 +241,34 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
 
     def encode(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """The encoder's last stream, normed: ids `[batch, time]` → `[batch, time, d_model]`."""
-        return self._encode(ids, mask, OFF, [], {})
+        return self.encode_tapped(ids, mask, OFF)[0]
 
-    def start(self, ids: jax.Array, mask: jax.Array | None, size: int) -> DecoderCache:
-        """Encodes, and makes room for `size` decoded positions."""
-        encoded = self._encode(ids, mask, OFF, [], {})
+    def encode_tapped(self, ids: jax.Array, mask: jax.Array | None, tap: Tap) -> tuple[jax.Array, Recorded]:
+        """What `encode` gives, and what the tap recorded: `[layers, batch, time, d_model]`.
+
+        Raises:
+            ValueError: the encoder has no such place or layer.
+        """
+        tap.check(self.encoder_places, self.config.n_layers)
+        records: list[Recorded] = []
+        outside: Recorded = {}
+        encoded = self._encode(ids, mask, tap, records, outside)
+        return encoded, outside | stacked(records)
+
+    def start(self, ids: jax.Array, mask: jax.Array | None, size: int, tap: Tap = OFF,
+              copies: int = 1) -> DecoderCache:
+        """Encodes, and makes room for `size` decoded positions.
+
+        Args:
+            tap: edits what the encoder does; what it records is lost.
+            copies: rows to decode for each row of ids, one after the other; they are encoded once.
+
+        Raises:
+            ValueError: the encoder has no such place or layer.
+        """
+        encoded, _ = self.encode_tapped(ids, mask, tap)
         config, dtype = self.config, encoded.dtype
-        room = jnp.zeros((len(ids), config.n_heads, size, config.d_head), dtype)
+        room = jnp.zeros((copies * len(ids), config.n_heads, size, config.d_head), dtype)
         return DecoderCache([KeyCache(room, room) for _ in self.decoder.blocks],
                             [block.cross.keys(encoded) for block in self.decoder.blocks], _hidden(mask, ids))
 
@@ -269,10 +303,14 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         return self.embed.attend(x * self.config.d_model**-0.5)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "n", "greedy"))
-def _decode(graph: Any, params: Any, ids: jax.Array, mask: jax.Array, keys: jax.Array,
-            how: tuple[jax.Array, ...], banned: jax.Array, *, n: int, greedy: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("graph", "aid_graph", "tap_of", "n", "greedy"))
+def _decode(graph: Any, params: Any, aid_graph: Any, aid_params: Any, tap_of: TapOf | None, ids: jax.Array,
+            mask: jax.Array, beside: jax.Array, keys: jax.Array, how: tuple[jax.Array, ...],
+            banned: jax.Array, *, n: int, greedy: bool) -> jax.Array:
     model = nnx.merge(graph, params)
+    aid = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
+    tap = OFF if tap_of is None else tap_of(aid, beside)
+    rows = len(keys)
 
     def one(i: jax.Array, carry: Any) -> Any:
         new, last, cache = carry
@@ -285,30 +323,50 @@ def _decode(graph: Any, params: Any, ids: jax.Array, mask: jax.Array, keys: jax.
             last = jax.vmap(lambda key, row: sample(key, row, *how))(drawn, logits)
         return new.at[:, i].set(last), last, cache
 
-    start = jnp.full(len(ids), model.config.start_id, jnp.int32)
-    empty = jnp.zeros((len(ids), n), jnp.int32)
-    return jax.lax.fori_loop(0, n, one, (empty, start, model.start(ids, mask, n)))[0]
+    start = jnp.full(rows, model.config.start_id, jnp.int32)
+    empty = jnp.zeros((rows, n), jnp.int32)
+    cache = model.start(ids, mask, n, tap, rows // len(ids))
+    return jax.lax.fori_loop(0, n, one, (empty, start, cache))[0]
 
 
 def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: jax.Array | None = None, *,
                  n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-                 banned: tuple[int, ...] = ()) -> jax.Array:
-    """n decoded symbols for each row, int32 `[batch, n]`, with caches and inside one jitted loop.
+                 banned: tuple[int, ...] = (), copies: int = 1, rows: jax.Array | None = None,
+                 tap_of: TapOf | None = None, aid: Any = None, beside: jax.Array | None = None) -> jax.Array:
+    """n decoded symbols for each row, int32 `[batch · copies, n]`, with caches and inside one jitted loop.
 
     Args:
         temperature: 0 takes the likeliest symbol; see `sampling.Sampling` for the others.
         banned: symbols that are never decoded.
+        copies: how many continuations of each row of ids, one after the other; it is encoded once.
+        rows: int `[batch · copies]`, the number of each continuation in the random stream: those of the
+            same number draw with the same random numbers. By default 0, 1, ….
+        tap_of: the tap at the encoder's places, which is to edit them. Another function, even of the same
+            code, compiles anew: what changes from call to call belongs into `beside`.
+        aid: a second network that the tap uses, an autoencoder perhaps.
+        beside: int32 `[batch, n]`, what the tap is to know of each row of ids.
 
     Raises:
-        ValueError: ids are not of the vocabulary.
+        ValueError: ids are not of the vocabulary, copies, rows or beside do not fit them, or the encoder
+            has no such place or layer.
     """
     check_ids("ids", ids, model.config.vocab_size)
+    if copies < 1:
+        raise ValueError(f"copies: expected at least 1, found {copies}")
+    rows = jnp.arange(copies * len(ids)) if rows is None else rows
+    if jnp.shape(rows) != (copies * len(ids),):
+        raise ValueError(f"rows: expected [{copies * len(ids)}], found {list(jnp.shape(rows))}")
+    beside = jnp.zeros((len(ids), 0), jnp.int32) if beside is None else beside
+    if jnp.ndim(beside) != 2 or len(beside) != len(ids):
+        raise ValueError(f"beside: expected [{len(ids)}, n], found {list(jnp.shape(beside))}")
     graph, params = nnx.split(model)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(ids)))
+    aid_graph, aid_params = (None, None) if aid is None else nnx.split(aid)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
     out = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
-    return _decode(graph, params, ids, mask, keys, (jnp.float32(temperature), jnp.int32(top_k),
-                                                    jnp.float32(top_p)), out, n=n, greedy=temperature == 0)
+    how = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
+    return _decode(graph, params, aid_graph, aid_params, tap_of, ids, mask, beside, keys, how, out, n=n,
+                   greedy=temperature == 0)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,7 @@ class Tap:
 
 
 OFF = Tap()
+TapOf = Callable[[Any, jax.Array], Tap]  # a second network (or None), `beside [rows, n]` → the tap
 
 
 def stacked(records: Sequence[Recorded]) -> Recorded:

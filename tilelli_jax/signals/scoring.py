@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from tilelli_jax.nn.tap import OFF, Recorded, Tap
+from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf
 from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
 
 RUN = 32  # batches that are sorted by length where the order is random
@@ -38,9 +38,6 @@ class Scored(NamedTuple):
 
     nats: np.ndarray
     seen: dict[str, np.ndarray]
-
-
-TapOf = Callable[[Any, jax.Array], Tap]  # a second network (or None), `beside [rows, n]` → the tap
 
 
 def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:

@@ -1,0 +1,141 @@
+"""Windows of a time series that a forecaster is asked to continue, and how well it does."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike, NDArray
+
+from eval.metrics import Floats
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.chronos import crps
+
+
+def read_series(path: Path, column: str) -> Floats:
+    """One column of a CSV file with a header, or of a parquet file: `[time]`, f64.
+
+    Raises:
+        InputError: it cannot be read, has no such column or no rows, or a cell of it is no finite number;
+            rows are counted from 0, below the header.
+    """
+    try:
+        cells = (_parquet if path.suffix == ".parquet" else _csv)(path, column)
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not cells:
+        raise InputError(f"{path}: expected rows, found none")
+    values = np.array([_number(cell) for cell in cells])
+    if len(bad := np.flatnonzero(~np.isfinite(values))):
+        raise InputError(f"{path}: row {bad[0]}: {column}: expected a finite number, "
+                         f"found {cells[bad[0]]!r}")
+    return values
+
+
+class Windows(NamedTuple):
+    """Pieces of a series: starts int `[windows]`, contexts f64 `[windows, context]`, and what came then,
+    futures f64 `[windows, horizon]`."""
+
+    starts: NDArray[np.int64]
+    contexts: Floats
+    futures: Floats
+
+
+def windows(values: ArrayLike, *, context: int = 512, horizon: int = 96, stride: int = 24) -> Windows:
+    """All windows that begin at a multiple of `stride` and end within the values `[time]`.
+
+    Raises:
+        InputError: the series is shorter than one window, or a length is less than 1.
+    """
+    values = np.asarray(values, float)
+    for name, length in (("context", context), ("horizon", horizon), ("stride", stride)):
+        if length < 1:
+            raise InputError(f"{name}: expected at least 1, found {length}")
+    if values.ndim != 1 or len(values) < context + horizon:
+        raise InputError(f"values: expected [time] with at least {context + horizon} of them, the context "
+                         f"and the horizon, found {list(values.shape)}")
+    pieces = sliding_window_view(values, context + horizon)[::stride]
+    starts = np.arange(len(pieces)) * stride
+    return Windows(starts, pieces[:, :context].copy(), pieces[:, context:].copy())
+
+
+def split_in_time(starts: Sequence[int] | NDArray[np.integer], span: int, length: int,
+                  train: float = 0.7) -> NDArray[np.str_]:
+    """"train", "test" or "purge" for each window: `[windows]`.
+
+    With the cut after the first share of the series, training windows end before it, and test windows
+    begin a whole span after it: no test window lies beside what was learned from.
+
+    Args:
+        span: of a window, context and horizon.
+        length: of the series.
+    """
+    starts, cut = np.asarray(starts), int(train * length)
+    return np.where(starts + span <= cut, "train", np.where(starts >= cut + span, "test", "purge"))
+
+
+def scores(samples: ArrayLike, contexts: ArrayLike, futures: ArrayLike,
+           season: int = 24) -> tuple[Floats, Floats]:
+    """How far each forecast is off: (CRPS, MASE), each `[batch]`, f64; less is better.
+
+    The CRPS is in the series' unit, its mean over the horizon. MASE (Hyndman & Koehler 2006) is the mean
+    error of the samples' mean, divided by that of saying, in the context, what was a season ago; where
+    that is 0 or nothing (the context is no longer than a season), by 1e-5.
+
+    Args:
+        samples: `[batch, samples, horizon]`.
+        contexts: `[batch, time]`.
+        futures: `[batch, horizon]`.
+
+    Raises:
+        InputError: the shapes do not fit, or the season is less than 1.
+    """
+    samples, contexts, futures = (np.asarray(part, float) for part in (samples, contexts, futures))
+    if (samples.ndim, contexts.ndim, futures.ndim) != (3, 2, 2) or not samples.size or (
+            samples.shape[::2] != futures.shape or len(contexts) != len(futures)):
+        raise InputError(f"samples, contexts, futures: expected [batch, samples, horizon], [batch, time] and "
+                         f"[batch, horizon], found {list(samples.shape)}, {list(contexts.shape)}, "
+                         f"{list(futures.shape)}")
+    if season < 1:
+        raise InputError(f"season: expected at least 1, found {season}")
+    error = np.abs(samples.mean(axis=1) - futures).mean(axis=1)
+    naive = np.zeros(len(contexts))
+    if contexts.shape[1] > season:
+        naive = np.abs(contexts[:, season:] - contexts[:, :-season]).mean(axis=1)
+    return crps(samples, futures).mean(axis=-1), error / np.where(naive > 0, naive, 1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, column: str) -> list[Any]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        _check_column(path, column, rows.fieldnames or ())
+        return [row[column] for row in rows]
+
+
+def _parquet(path: Path, column: str) -> list[Any]:
+    import pyarrow.parquet
+    file = pyarrow.parquet.ParquetFile(path)
+    _check_column(path, column, file.schema_arrow.names)
+    return file.read([column])[column].to_pylist()
+
+
+def _check_column(path: Path, column: str, there: Sequence[str]) -> None:
+    if column not in there:
+        raise InputError(f"{path}: expected the column '{column}', found {', '.join(there) or 'none'}")
+
+
+def _number(cell: Any) -> float:
+    """NaN where it is none."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return np.nan

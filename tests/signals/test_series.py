@@ -1,0 +1,254 @@
+"""Chronos on many windows: inner values and patches against transformers, and numbers that do not wander."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.restated.comparison import distance
+from tests.restated.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
+from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.signals.patching import NOTHING
+from tilelli_jax.signals.series import EVERY, PLACE, encoded, forecasts, patched_crps, patched_end
+
+TINY_CHRONOS = (Path(__file__).parents[3] / "shared" / "reference" / "difficulty" / "tiny_world"
+                / "tiny_chronos")
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
+    reason="PyTorch (extra: torch) or transformers (extra: test) is not installed")
+needs_reference = pytest.mark.skipif(not TINY_CHRONOS.exists(),
+                                     reason="the stored references do not come with this project")
+NOISE = 1e-5  # of the largest number
+CONFIG = T5Config(vocab_size=50, d_model=12, n_layers=3, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20,
+                  chronos=ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=5,
+                                        top_k=10))
+
+
+@pytest.fixture(scope="module")
+def chronos() -> Chronos:
+    return Chronos(random_network(CONFIG, 0)[0])
+
+
+@pytest.fixture(scope="module")
+def sae() -> TopKSAE:
+    found = TopKSAE(SAEConfig(d_model=12, n_latents=48, k=4), rngs=nnx.Rngs(1))
+    found.encoder.kernel[...] += 0.1 * np.random.default_rng(5).standard_normal((12, 48))
+    found.bias[...] += 0.3
+    return found
+
+
+def walks(windows: int = 5, time: int = 24) -> np.ndarray:
+    """Random walks, the second without its beginning."""
+    series = np.random.default_rng(3).standard_normal((windows, time)).cumsum(axis=1).astype(np.float32)
+    series[1, :7] = np.nan
+    return series
+
+
+def directories(tmp_path: Path) -> Iterator[Path]:
+    random_network(CONFIG, 0)[0].save_pretrained(tmp_path)
+    yield tmp_path
+    if TINY_CHRONOS.exists():
+        yield TINY_CHRONOS
+
+
+def with_hooks(path: Path, ids: np.ndarray, mask: np.ndarray, replace: Any = None) -> tuple[list, np.ndarray]:
+    """What transformers' blocks end with and its last stream; `replace` {block: function of its output}."""
+    import torch
+    import transformers
+    encoder = transformers.T5EncoderModel.from_pretrained(path).eval()
+    seen = []
+
+    def hook(block: int, output: Any) -> Any:
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        if block in (replace or {}):
+            first = torch.from_numpy(replace[block](first.numpy()))
+        seen.append(first.numpy())
+        return (first, *rest) if isinstance(output, tuple) else first
+    for i, block in enumerate(encoder.encoder.block):
+        block.layer[-1].register_forward_hook(lambda *call, i=i: hook(i, call[-1]))
+    with torch.no_grad():
+        last = encoder(input_ids=torch.from_numpy(ids.astype(np.int64)),
+                       attention_mask=torch.from_numpy(mask.astype(np.int64))).last_hidden_state
+    return seen, last.numpy()
+
+
+def remade(sae: TopKSAE, x: np.ndarray, without: int | None) -> np.ndarray:
+    """What the autoencoder makes of `[…, d_model]`, restated."""
+    weights = {name: np.asarray(array, np.float64) for name, array in to_arrays(sae).items()}
+    before = (x - weights["bias"]) @ weights["encoder.kernel"] + weights["encoder.bias"]
+    least = np.sort(before, axis=-1)[..., -sae.config.k, None]
+    codes = np.where(before >= least, np.maximum(before, 0), 0)
+    if without is not None:
+        codes[..., without] = 0
+    return (codes @ weights["decoder.kernel"] + weights["bias"]).astype(np.float32)
+
+
+@needs_transformers
+def test_inner_values_are_those_of_transformers(tmp_path: Path) -> None:
+    for path in directories(tmp_path):
+        chronos = Chronos(FlaxT5ForConditionalGeneration.from_pretrained(path))
+        tokens = chronos.tokenizer.encode(walks())
+        expected, _ = with_hooks(path, tokens.ids, tokens.mask)
+        found = dict(encoded(chronos, walks(), layers=(2, 0), batch_size=2))
+        assert list(found) == [0, 1, 2, 3, 4]
+        time = min(24, chronos.config.context_length)
+        for i, values in found.items():
+            assert values.shape == (2, time + 1, chronos.network.config.d_model)
+            assert values.dtype == np.float32
+            for layer, value in zip((2, 0), values, strict=True):
+                assert distance(value, expected[layer][i]) < NOISE, (path, layer, i)
+
+
+@needs_transformers
+@pytest.mark.parametrize(("positions", "without"), [(EVERY, None), (EVERY, 0), (1, None), (1, 0)])
+def test_a_patched_encoder_is_that_of_a_hook(sae: TopKSAE, positions: int, without: int | None,
+                                             tmp_path: Path) -> None:
+    random_network(CONFIG, 0)[0].save_pretrained(tmp_path)
+    chronos = Chronos(FlaxT5ForConditionalGeneration.from_pretrained(tmp_path))
+    tokens = chronos.tokenizer.encode(walks())
+    plain, natural = with_hooks(tmp_path, tokens.ids, tokens.mask)
+    active = np.asarray(sae.encode(jnp.asarray(plain[1][:, -1])).latents)[:, 0]
+    latent = None if without is None else int(active[without])
+
+    def replace(x: np.ndarray) -> np.ndarray:
+        made = remade(sae, x, latent)
+        return made if positions == EVERY else np.concatenate([x[:, :-1], made[:, -1:]], axis=1)
+    _, last = with_hooks(tmp_path, tokens.ids, tokens.mask, {1: replace})
+    beside = jnp.tile(jnp.array([positions, NOTHING if latent is None else latent]), (5, 1))
+    tap = patched_end(PLACE, 1)(sae, beside)
+    found, _ = chronos.network.encode_tapped(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask), tap)
+    assert distance(found, last) < NOISE
+    assert distance(last, natural) > 1000 * NOISE
+    nothing = patched_end(PLACE, 1)(sae, beside.at[:, 0].set(0))
+    found, _ = chronos.network.encode_tapped(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask), nothing)
+    assert distance(found, natural) < NOISE
+
+
+def test_numbers_go_with_the_series_not_with_the_batch(chronos: Chronos) -> None:
+    series = walks()
+    whole = chronos.predict(series, 9, seed=4)
+    for batch_size in (2, 5, 8):
+        parts = list(forecasts(chronos, series, 9, seed=4, batch_size=batch_size))
+        assert np.concatenate([indices for indices, _ in parts]).tolist() == [0, 1, 2, 3, 4]
+        np.testing.assert_array_equal(np.concatenate([drawn for _, drawn in parts]), whole)
+    left = [3, 1]  # after an interruption, in another order
+    (_, rest), = forecasts(chronos, series[left], 9, seed=4, numbers=left, batch_size=2)
+    np.testing.assert_array_equal(rest, whole[left])
+    (_, other), = forecasts(chronos, series[left], 9, seed=4, batch_size=2)
+    assert (other != whole[left]).any()
+    (_, more), = forecasts(chronos, series, 3, samples=7, batch_size=5)
+    assert more.shape == (5, 7, 3) and more.dtype == np.float32
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_what_leaving_out_a_latent_does(chronos: Chronos, sae: TopKSAE, positions: Any) -> None:
+    """Past prediction_length, with another context length: the end symbol moves, and is patched there."""
+    series, futures = walks(time=12), np.random.default_rng(8).standard_normal((5, 9))
+    natural = crps(chronos.predict(series, 9, seed=4), futures).mean(axis=-1)
+    never = 47  # nowhere, at neither reading: it is made so
+    mute = TopKSAE(sae.config, rngs=nnx.Rngs(1))
+    nnx.update(mute, nnx.state(sae))
+    mute.encoder.bias[...] = mute.encoder.bias[...].at[never].set(-1e3)
+    inner = np.stack([values[0] for _, values in encoded(chronos, series, layers=(1,))])
+    codes = mute.encode(jnp.asarray(inner if positions == "all" else inner[:, -1:]))
+    counts = np.bincount(np.asarray(codes.latents)[np.asarray(codes.values) > 0], minlength=48)
+    often = int(counts.argmax())
+    how = {"layer": 1, "positions": positions, "seed": 4}
+    found = patched_crps(chronos, mute, series, futures, [never, often], batch_size=5, **how)
+    assert found.shape == (5, 4) and found.dtype == np.float64
+    np.testing.assert_array_equal(found[:, 0], natural)  # the same random numbers as without a patch
+    assert (found[:, 1] != natural).any()
+    np.testing.assert_array_equal(found[:, 2], found[:, 1])
+    assert (found[:, 3] != found[:, 1]).any()
+    rest = patched_crps(chronos, mute, series[3:], futures[3:], [often], numbers=[3, 4], batch_size=2, **how)
+    np.testing.assert_array_equal(rest, found[3:, [0, 1, 3]])
+    # And by hand, reading the patched median again.
+    beside = np.tile([EVERY if positions == "all" else 1, often], (5, 1))
+    how = {"tap_of": patched_end(PLACE, 1), "aid": mute, "beside": beside}
+    first = chronos.predict(series, 6, seed=4, **how)
+    longer = np.concatenate([series, np.sort(first, axis=1)[:, 2]], axis=1)
+    second = chronos.predict(longer, 3, seed=4 + 7919, **how)
+    np.testing.assert_array_equal(found[:, 3], crps(np.concatenate([first, second], 2), futures).mean(-1))
+
+
+def test_latents_compile_nothing_anew(chronos: Chronos, sae: TopKSAE,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[tuple[int, ...]] = []
+    encode = FlaxT5ForConditionalGeneration.encode_tapped
+    monkeypatch.setattr(FlaxT5ForConditionalGeneration, "encode_tapped",
+                        lambda self, ids, mask, tap: traced.append(ids.shape) or encode(self, ids, mask, tap))
+    for latents, positions in (([1, 2, 3], "all"), ([4], "last")):
+        patched_crps(chronos, sae, walks(), np.zeros((5, 4)), latents, layer=0, positions=positions,
+                     samples=3, batch_size=3)
+    assert traced == [(3, 21)]  # each window once, however many samples
+
+
+def test_devices_share_the_windows(chronos: Chronos, sae: TopKSAE) -> None:
+    mesh, series, futures = make_mesh(MeshConfig(data=4, tensor=2)), walks(), np.ones((5, 4))
+    alone = dict(encoded(chronos, series, layers=(0, 2)))
+    for i, values in encoded(chronos, series, layers=(0, 2), batch_size=3, mesh=mesh):
+        assert distance(values, alone[i]) < NOISE
+    for one, many in zip(forecasts(chronos, series, 4, batch_size=4),
+                         forecasts(chronos, series, 4, batch_size=3, mesh=mesh), strict=True):
+        np.testing.assert_array_equal(many[0], one[0])
+        np.testing.assert_array_equal(many[1], one[1])
+    expected, found = (patched_crps(chronos, sae, series, futures, [3], layer=1, positions="all", mesh=laid)
+                       for laid in (None, mesh))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_cannot_be_done(chronos: Chronos, sae: TopKSAE) -> None:
+    series, futures = walks(), np.zeros((5, 4))
+    for place, layer, says in (("decoder.resid_post", 0, "found 'decoder.resid_post'"),
+                               ("embed", 0, "place: expected one of encoder.resid_pre"),
+                               (PLACE, 3, "layer: expected 0 to 2, found 3")):
+        with pytest.raises(ValueError, match=says):
+            list(encoded(chronos, series, place=place, layers=(layer,)))
+        with pytest.raises(ValueError, match=says):
+            patched_crps(chronos, sae, series, futures, [], place=place, layer=layer, positions="all")
+    with pytest.raises(ValueError, match="layers: expected at least one"):
+        list(encoded(chronos, series, layers=()))
+    with pytest.raises(InputError, match=r"series: expected \[windows, time\], found \[5\]"):
+        list(encoded(chronos, series[:, 0], layers=(0,)))
+    with pytest.raises(InputError, match=r"series: expected \[windows, time\], found \[5, 0\]"):
+        list(forecasts(chronos, series[:, :0], 3))
+    with pytest.raises(ValueError, match=r"numbers: expected \[5\], found \[2\]"):
+        list(forecasts(chronos, series, 3, numbers=[1, 2]))
+    with pytest.raises(InputError, match="length: expected at least 1, found 0"):
+        list(forecasts(chronos, series, 0))
+    how: dict[str, Any] = {"layer": 0, "positions": "all"}
+    with pytest.raises(InputError, match=r"futures: expected \[5, horizon\], found \[4, 4\]"):
+        patched_crps(chronos, sae, series, futures[1:], [], **how)
+    for latent in (-1, 48):
+        with pytest.raises(ValueError, match=f"latents: expected 0 to 47, found {latent}"):
+            patched_crps(chronos, sae, series, futures, [0, latent], **how)
+    with pytest.raises(ValueError, match="positions: expected all or last, found first"):
+        patched_crps(chronos, sae, series, futures, [], layer=0, positions="first")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sae: expected d_model 12, found 16"):
+        patched_crps(chronos, TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(0)), series,
+                     futures, [], **how)
+    with pytest.raises(ValueError, match=r"numbers: expected \[5\], found \[1\]"):
+        chronos.predict(series, 3, numbers=np.array([1]))
+    assert list(encoded(chronos, series[:0], layers=(0,))) == []
+
+
+@needs_reference
+def test_the_stored_network_is_patched() -> None:
+    """Of the small stored Chronos: more blocks in the encoder than in the decoder, 4096 symbols."""
+    chronos = Chronos(FlaxT5ForConditionalGeneration.from_pretrained(TINY_CHRONOS))
+    sae = TopKSAE(SAEConfig(d_model=32, n_latents=64, k=4), rngs=nnx.Rngs(1))
+    found = patched_crps(chronos, sae, walks(3), np.zeros((3, 4)), [5], layer=3, positions="all", samples=4,
+                         batch_size=3)
+    assert np.isfinite(found).all() and (found[:, 1] != found[:, 0]).any()
