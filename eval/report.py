@@ -18,8 +18,10 @@ from eval.tables import Row, markdown, shown
 from tilelli_jax.files import write_together
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 } td, th { padding: .2rem .6rem; text-align: left }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222 }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
+td, th { padding: .2rem .6rem; text-align: left }
 th { border-bottom: 2px solid #666 } td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
 img { max-width: 100%; display: block } figcaption { color: #555; font-size: 13px }
 code { background: #f3f3f3; padding: 0 .2rem } .scroll { overflow-x: auto }
@@ -52,8 +54,9 @@ class Report:
             return
         names = list(dict.fromkeys(name for row in rows for name in row))
         head = "".join(f"<th>{_inline(name)}</th>" for name in names)
-        body = "".join("<tr>" + "".join(f"<td>{_inline(shown(row.get(name)))}</td>" for name in names) + "</tr>"
-                       for row in rows)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{_inline(shown(row.get(name)))}</td>" for name in names) + "</tr>"
+            for row in rows)
         self._add(markdown(rows), f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
@@ -72,7 +75,8 @@ class Report:
         """report.md, report.html and figures/*.png, all or none."""
         (directory / "figures").mkdir(parents=True, exist_ok=True)
         page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.title)}'
-                f"</title><style>{STYLE}</style></head><body>\n" + "\n".join(self._html) + "\n</body></html>\n")
+                f"</title><style>{STYLE}</style></head><body>\n" + "\n".join(self._html)
+                + "\n</body></html>\n")
         write_together({
             **{directory / "figures" / f"{name}.png": content for name, content in self._figures.items()},
             directory / "report.md": ("\n\n".join(self._markdown) + "\n").encode(),

@@ -49,8 +49,9 @@ class Asker:
     """
 
     def __init__(self, model: Any, encode: Encode, *, most_tokens: int, place: str = "",
-                 layers: Sequence[int] = (), positions: Literal["boundary", "all"] = "boundary", skip: int = 1,
-                 batch_size: int = 16, dtype: Any = np.float16, mesh: Mesh | None = None) -> None:
+                 layers: Sequence[int] = (), positions: Literal["boundary", "all"] = "boundary",
+                 skip: int = 1, batch_size: int = 16, dtype: Any = np.float16,
+                 mesh: Mesh | None = None) -> None:
         self.encode, self.most_tokens, self.place, self.layers = encode, most_tokens, place, sorted(layers)
         self.positions, self.skip, self.dtype = positions, skip, dtype
         tap_of = None

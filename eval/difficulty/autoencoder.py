@@ -99,8 +99,8 @@ class Judged:
                              "report says so")
 
 
-def make(path: Path, config: StudyConfig, subject: Subject, network: Callable[[], Any], table: Items, layer: int,
-         network_path: Path) -> None:
+def make(path: Path, config: StudyConfig, subject: Subject, network: Callable[[], Any], table: Items,
+         layer: int, network_path: Path) -> None:
     """Trains or takes an autoencoder for one layer, and writes judged.json.
 
     Raises:
@@ -108,7 +108,8 @@ def make(path: Path, config: StudyConfig, subject: Subject, network: Callable[[]
         TrainingStopped: see `train`.
     """
     options = config.sae
-    about = {"of_model": network_path.resolve().parent.name if network_path.name == "model" else network_path.name,
+    about = {"of_model": (network_path.resolve().parent.name if network_path.name == "model" else
+                          network_path.name),
              "place": config.extract.place, "layer": layer}
     held_out = table.test[:options.held_out].tolist()
     _collected(path / "held-out", about, lambda: subject.rows(network(), held_out, layer))

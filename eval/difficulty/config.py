@@ -22,7 +22,8 @@ class NetworkConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.path) == bool(self.train):
-            raise InputError("path: expected the directory of a network, or train, how to make one; one of them")
+            raise InputError("path: expected the directory of a network, or train, how to make one; "
+                             "one of them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,8 @@ class ExtractConfig(Section):
                         "beginning, networks keep an enormous value there", least=0)
     dtype: Literal["float16", "float32"] = setting("float16", "type on disk")
     batch_size: int = setting(16, "texts (windows) at once", least=1)
-    shard_items: int = setting(512, "items in a file; after each of them one may stop and go on later", least=1)
+    shard_items: int = setting(512, "items in a file; after each of them one may stop and go on later",
+                               least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

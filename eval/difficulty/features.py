@@ -56,7 +56,8 @@ def make_features(path: Path, found: Extraction, layer: int, sae: TopKSAE | None
             whole = scipy.sparse.vstack(matrices, format="csr")
             arrays |= {f"{name}.values": whole.data.astype(np.float32),
                        f"{name}.columns": whole.indices.astype(np.int32),
-                       f"{name}.starts": whole.indptr.astype(np.int64), f"{name}.shape": np.array(whole.shape)}
+                       f"{name}.starts": whole.indptr.astype(np.int64),
+                       f"{name}.shape": np.array(whole.shape)}
     write_file(path / FILE, {name: in_memory(array) for name, array in arrays.items()})
 
 

@@ -39,7 +39,8 @@ class Forecasts:
         self.config, self.data, self.mesh = config, data, mesh
         values = series.read_series(Path(data.source), data.column)
         found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
-        self.windows = series.Windows(*(part[:data.items] for part in found))
+        self.windows = series.Windows(found.starts[:data.items], found.contexts[:data.items],
+                                      found.futures[:data.items])
         self.length, self.span = len(values), data.context + data.horizon
         if len(self) < 10:
             raise InputError(f"data.source: {data.source}: expected at least 10 windows, found {len(self)}")
@@ -87,7 +88,8 @@ class Forecasts:
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
         starts = self.windows.starts[train]
-        return usable(forward(starts, starts + self.span, number_of_folds(labels, most, ROWS_FOR_ONE)), labels)
+        number = number_of_folds(labels, most, ROWS_FOR_ONE)
+        return usable(forward(starts, starts + self.span, number), labels)
 
     def rows(self, network: Chronos, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
         options = self.config.extract
@@ -96,12 +98,13 @@ class Forecasts:
                                  batch_size=options.batch_size, mesh=self.mesh):
             yield self._stored(values[0], int(order[i]), layer)
 
-    def patched(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int], layer: int,
-                positions: Positions) -> Floats:
+    def patched(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
+                layer: int, positions: Positions) -> Floats:
         options, chosen = self.config.causal, np.asarray(items)
         horizon = min(options.horizon, self.data.horizon)
-        return patched_crps(network, sae, self.windows.contexts[chosen], self.windows.futures[chosen, :horizon],
-                            latents, place=self.config.extract.place, layer=layer,
+        return patched_crps(network, sae, self.windows.contexts[chosen],
+                            self.windows.futures[chosen, :horizon], latents,
+                            place=self.config.extract.place, layer=layer,
                             positions="all" if positions == "all" else "last", samples=options.samples,
                             seed=self.config.seed, numbers=items, batch_size=self.config.extract.batch_size,
                             mesh=self.mesh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,11 @@ class Questions:
             raise InputError(f"data.source: {config.data.source}: expected at least 10 items, found "
                              f"{len(self.questions)}")
         self.groups = np.array([question.group for question in self.questions])
-        self.about = {"prompt": [question.prompt for question in self.questions],
-                      "answer": [question.endings[question.right] for question in self.questions],
-                      "topic": [question.topic for question in self.questions],
-                      "domain": [question.domain for question in self.questions]}
+        self.about: Mapping[str, Sequence[Any]] = {
+            "prompt": [question.prompt for question in self.questions],
+            "answer": [question.endings[question.right] for question in self.questions],
+            "topic": [question.topic for question in self.questions],
+            "domain": [question.domain for question in self.questions]}
         self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
         self._asker: tuple[Language, tuple[int, ...], Asker] | None = None
 
@@ -77,8 +78,8 @@ class Questions:
         else:
             groups = self.groups if options.by == "group" else np.array(self.about["topic"])
             split = dealt(groups, np.array(self.about["domain"]), options.train, self.config.seed)
-        return labels.purged(split, self.about["prompt"], numbers["prompt_nats"], least_nats=options.known_nats,
-                             most_alike=options.alike)
+        return labels.purged(split, self.about["prompt"], numbers["prompt_nats"],
+                             least_nats=options.known_nats, most_alike=options.alike)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
         found = cheap.prompt_statistics(self.about["prompt"], split == "train", self.groups.tolist())
@@ -92,12 +93,12 @@ class Questions:
 
     def rows(self, network: Language, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
         options = self.config.extract
-        return rows_of(network.model, [self._ids(network, i) for i in items], place=options.place, layer=layer,
-                       skip=options.skip, seed=self.config.seed, dtype=np.dtype(options.dtype),
+        return rows_of(network.model, [self._ids(network, i) for i in items], place=options.place,
+                       layer=layer, skip=options.skip, seed=self.config.seed, dtype=np.dtype(options.dtype),
                        batch_size=options.batch_size, mesh=self.mesh)
 
-    def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int], layer: int,
-                positions: Positions) -> Floats:
+    def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
+                layer: int, positions: Positions) -> Floats:
         options = self.config.extract
         rows = []
         for i in items:
@@ -150,11 +151,10 @@ def dealt(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float, see
 def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
     if isinstance(data, TextConfig):
         whole = data.prompt + data.ending
-        if data.source == "stories":
-            text = texts.built_in(data.items, whole)
-        else:
-            text = _text(Path(data.source))
-        return texts.passages(text, prompt=data.prompt, ending=data.ending, separator=data.separator)[:data.items]
+        text = (texts.built_in(data.items, whole) if data.source == "stories" else
+                _text(Path(data.source)))
+        return texts.passages(text, prompt=data.prompt, ending=data.ending,
+                              separator=data.separator)[:data.items]
     most = data.items if not getattr(data, "domain", "") else 10**9
     rows = (texts.hugging_face(data.source, most) if data.source.startswith("hf:") else
             texts.read_rows(Path(data.source), most))

@@ -22,19 +22,21 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 
 RESULTS = "results.json"
-LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, alone and "
-          "beside inner values.")
+LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, alone "
+          "and beside inner values.")
 
 
 def collect(study: Study) -> dict[str, Any]:
     """Every stage's result, made if need be: what results.json holds."""
-    found: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit, "layers": {}}
+    found: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit,
+                             "layers": {}}
     for number, layer in study.layers.items():
         judged = layer.judged
         told: dict[str, Any] = {"stages": {}}
         if judged is not None:
             told["sae"] = {name: getattr(judged, name) for name in (
-                "steps", "explained", "dead", "l0", "rows", "natural", "reconstructed", "zeroed", "recovered")}
+                "steps", "explained", "dead", "l0", "rows", "natural", "reconstructed", "zeroed",
+                "recovered")}
             told["sae"]["faults"] = judged.faults(study.config.sae)
         for name in ("probe", "selective", "calibrate", "cascade", "causal"):
             path = getattr(layer, name)
@@ -60,9 +62,10 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
             report.heading(f"Layer {layer}")
         _layer(report, study, int(layer), told, found["unit"])
     report.heading("All studies")
-    report.paragraph("The difference of latents and raw values is P3 − P2, with p of a paired test, corrected for "
-                     "the comparisons of its study. Selective: of the rung that cross-validation prefers, the share "
-                     "of the oracle's gain. Cascade: points of that rung that beat a coin of equal cost.")
+    report.paragraph("The difference of latents and raw values is P3 − P2, with p of a paired test, "
+                     "corrected for the comparisons of its study. Selective: of the rung that "
+                     "cross-validation prefers, the share of the oracle's gain. Cascade: points of that rung "
+                     "that beat a coin of equal cost.")
     report.table(rows)
     report.heading("How it was made")
     report.points([f"{key}: `{value}`" for key, value in how.items()])
@@ -84,7 +87,8 @@ def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             **{short: rungs.get(name) for short, name in (
                 ("P1 cheap", "P1_cheap"), ("P2 + raw", "P2_cheap_raw"), ("P3 + latents", "P3_cheap_sae"),
                 ("C1 length", "C1_length"))}}
-        headline = next((c for c in probe["comparisons"] if (c["a"], c["b"]) == ("P3_cheap_sae", "P2_cheap_raw")), {})
+        headline: Mapping[str, Any] = next(
+            (c for c in probe["comparisons"] if (c["a"], c["b"]) == ("P3_cheap_sae", "P2_cheap_raw")), {})
         row["latents − raw"] = _interval(headline.get("difference"))
         row["p"] = headline.get("p_holm")
         for where in ("all", "boundary"):
@@ -115,10 +119,10 @@ def _opening(report: Report, study: Study, found: Mapping[str, Any]) -> None:
             f"with at least the {unit} of the {config.labels.quantile:.0%} quantile of the "
             + ("items to learn from" if config.labels.of == "train" else "items, test ones among them"))
     report.paragraph(
-        f"Of {len(study.subject)} items of `{config.data.family}` ({config.data.source}), {first['train']} to learn "
-        f"from and {first['test']} held out in {first['groups']} groups ({first['purged']} left out), an item counts "
-        f"as hard {hard}: {first['hard_train']:.1%} of those to learn from, {first['hard']:.1%} of those held out. "
-        "Intervals are of 95 % and resample whole groups.")
+        f"Of {len(study.subject)} items of `{config.data.family}` ({config.data.source}), {first['train']} "
+        f"to learn from and {first['test']} held out in {first['groups']} groups ({first['purged']} left "
+        f"out), an item counts as hard {hard}: {first['hard_train']:.1%} of those to learn from, "
+        f"{first['hard']:.1%} of those held out. Intervals are of 95 % and resample whole groups.")
     for layer, told in found["layers"].items():
         report.points([f"**Layer {layer}.** {text}" for text in verdicts(told)])
     if first["constant"]:
@@ -144,15 +148,16 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
         change, p = _interval(comparison["difference"]), comparison["p_holm"]
         if name is None or change is None or p is None:
             continue
-        sure = "no difference that is sure" if p >= 0.05 else "a gain" if change.point > 0 else "a loss"
+        verdict = "no difference that is sure" if p >= 0.05 else "a gain" if change.point > 0 else "a loss"
         said.append(f"{name}: {change.point:+.3f} [{change.low:+.3f}, {change.high:+.3f}], corrected "
-                    f"p {_p(p)}: {sure}.")
+                    f"p {_p(p)}: {verdict}.")
     if causal := told.get("causal"):
         for where, effects in causal["positions"].items():
             sure = [name for name, e in effects["chosen"].items() if e["sure"]]
             beyond = [name for name in sure if effects["chosen"][name]["beyond_controls"] < 0.05]
-            said.append(f"Left out at {where}, {len(sure)} of {len(effects['chosen'])} chosen latents change the "
-                        f"loss for sure; {len(beyond)} of them more than 95 % of latents as often active.")
+            said.append(f"Left out at {where}, {len(sure)} of {len(effects['chosen'])} chosen latents "
+                        f"change the loss for sure; {len(beyond)} of them more than 95 % of latents as often "
+                        "active.")
     for fault in told.get("sae", {}).get("faults", []):
         said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
     return said
@@ -161,8 +166,9 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
 def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], unit: str) -> None:
     if sae := told.get("sae"):
         report.heading("The autoencoder", 3)
-        report.paragraph("On held-out items that it has not learned from. Loss recovered: how far the network gets "
-                         "with the reconstruction of all of the prompt, from zeros there (0) to what it is (1).")
+        report.paragraph("On held-out items that it has not learned from. Loss recovered: how far the "
+                         "network gets with the reconstruction of all of the prompt, from zeros there (0) to "
+                         "what it is (1).")
         report.table([{"updates": sae["steps"], "held-out rows": sae["rows"],
                        "variance explained": sae["explained"], "L0": sae["l0"], "never active": sae["dead"],
                        f"loss, {unit}": sae["natural"], "reconstructed": sae["reconstructed"],
@@ -184,7 +190,8 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
                   f"AUROC of each rung on {probe['test']} held-out items. {LEGEND}")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
-    report.table([{"rung": name, "AUROC": rungs[name], "C": rung["C"], "cross-validated": rung["cross_validated"],
+    report.table([{"rung": name, "AUROC": rungs[name], "C": rung["C"],
+                   "cross-validated": rung["cross_validated"],
                    **({"says": "the same of every item"} if rung["constant"] else {}),
                    **{f"in {domain}": rung["domains"].get(domain) for domain in domains if len(domains) > 1}}
                   for name, rung in probe["rungs"].items()])
@@ -192,16 +199,19 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
                    "corrected p": c["p_holm"]} for c in probe["comparisons"]])
 
 
-def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray], unit: str,
-               best: str) -> None:
+def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray],
+               unit: str, best: str) -> None:
     report.heading("Answering only what seems easy", 3)
     curves = {name: selective.RiskCoverage(
-        np.asarray(told["coverages"]), *(np.asarray(rung[key]) for key in ("risks", "low", "high")),
-        _certain(rung["aurc"]), _certain(rung["fraction_of_oracle"])) for name, rung in told["rungs"].items()}
+        np.asarray(told["coverages"]), np.asarray(rung["risks"]), np.asarray(rung["low"]),
+        np.asarray(rung["high"]), _certain(rung["aurc"]), _certain(rung["fraction_of_oracle"]))
+        for name, rung in told["rungs"].items()}
     wrong = bool(np.isin(scores["error"], (0, 1)).all())
     what = "share of wrong answers" if wrong else f"mean {unit}"
-    shown = {name: curves[name] for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best)) if name in curves}
-    report.figure(f"risk-coverage-{layer}", figures.risk_coverage(shown, told["oracle"], told["mean_error"], unit=what),
+    shown = {name: curves[name] for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best))
+             if name in curves}
+    report.figure(f"risk-coverage-{layer}",
+                  figures.risk_coverage(shown, told["oracle"], told["mean_error"], unit=what),
                   f"{what.capitalize()} of the items answered, those first that a rung takes for easy.")
     half = list(told["coverages"]).index(0.5)
     report.table([{"rung": name, "AURC": curve.aurc, "of the oracle's gain": curve.fraction_of_oracle,
@@ -216,12 +226,13 @@ def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Stu
     report.figure(f"reliability-{layer}", figures.reliability(
         {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
         f"`{best}` as it is (trained with balanced classes) and recalibrated out of fold.")
-    report.table([{"rung": name, "kind": kind, "ECE": v["ece"], "Brier": v["brier"], "log loss, nats": v["log_loss"],
-                   "AUROC": v["auroc"]} for name, kinds in told["rungs"].items() for kind, v in kinds.items()])
+    report.table([{"rung": name, "kind": kind, "ECE": v["ece"], "Brier": v["brier"],
+                   "log loss, nats": v["log_loss"], "AUROC": v["auroc"]}
+                  for name, kinds in told["rungs"].items() for kind, v in kinds.items()])
 
 
-def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray], study: Study,
-             unit: str, best: str) -> None:
+def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray],
+             study: Study, unit: str, best: str) -> None:
     report.heading("Handing hard items on", 3)
     path = study.layers[layer].cascade
     assert path is not None
@@ -244,16 +255,19 @@ def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mappin
 
 def _causal(report: Report, layer: int, told: Mapping[str, Any]) -> None:
     report.heading("Do the latents cause it?", 3)
-    report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} held-out "
-                     f"items, in {told['unit']}; controls are latents drawn at random among those as often active.")
+    report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} "
+                     f"held-out items, in {told['unit']}; controls are latents drawn at random among those "
+                     "as often active.")
     for where, effects in told["positions"].items():
         if not effects["chosen"]:
             report.paragraph("The probe on latents uses none of them.")
             continue
         bars = {f"latent {name}": _certain(e["change"]) for name, e in effects["chosen"].items()}
-        bars |= {f"control {name}": _certain(e["change"]) for name, e in list(effects["controls"].items())[:5]}
+        bars |= {f"control {name}": _certain(e["change"])
+                 for name, e in list(effects["controls"].items())[:5]}
         report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
-                      f"Patched: {where}. The reconstruction alone: {_told(_certain(effects['reconstruction']), 4)}.")
+                      f"Patched: {where}. The reconstruction alone: "
+                      f"{_told(_certain(effects['reconstruction']), 4)}.")
         report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
                        "corrected p": e["p_holm"], "items changed": e["items_changed"],
                        "controls as large": e["beyond_controls"]} for name, e in effects["chosen"].items()])
@@ -286,5 +300,5 @@ def summary(rows: Sequence[Mapping[str, Any]], config: StudyConfig) -> list[list
     """The closing table of the terminal."""
     head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
     own = rows[:len(config.extract.layers)]
-    return [head, *([str(row["layer"]), *("–" if row[name] is None else _told(row[name]) for name in head[1:])]
-                    for row in own)]
+    return [head, *([str(row["layer"]),
+                     *("–" if row[name] is None else _told(row[name]) for name in head[1:])] for row in own)]

@@ -21,10 +21,10 @@ from eval.difficulty.autoencoder import Judged
 from eval.difficulty.config import NetworkConfig, SeriesConfig, StudyConfig
 from eval.difficulty.extract import Extraction, extract, read_table, write_table
 from eval.difficulty.features import make_features, read_features
+from eval.difficulty.forecasts import Forecasts
 from eval.difficulty.items import Items, make_items, read_items
 from eval.difficulty.questions import Questions
 from eval.difficulty.subject import Subject
-from eval.difficulty.forecasts import Forecasts
 from eval.folds import Folds
 from eval.metrics import auroc
 from eval.probes import ProbeOptions
@@ -95,8 +95,8 @@ class Study:
         table = self.table
         found = self.subject.folds(table.hard[table.train], table.train, self.config.probe.folds)
         if len(found) < 2:
-            raise InputError(f"probe.folds: the {len(table.train)} items to learn from leave {len(found)} folds "
-                             "that have both hard and easy items; expected two at least")
+            raise InputError(f"probe.folds: the {len(table.train)} items to learn from leave {len(found)} "
+                             "folds that have both hard and easy items; expected two at least")
         return found
 
     @functools.cached_property
@@ -199,7 +199,8 @@ class Layer:
     def _blocks(self) -> dict[str, probes.Block]:
         """All that a rung may see, `[items, features]` each."""
         found = read_features(self.features)
-        blocks: dict[str, probes.Block] = {name: block.values for name, block in self.study.table.blocks.items()}
+        blocks: dict[str, probes.Block] = {
+            name: block.values for name, block in self.study.table.blocks.items()}
         blocks["raw"] = found.raw
         if found.codes is not None:
             blocks["sae"] = found.codes
@@ -235,8 +236,9 @@ class Layer:
             "constant_sae": len(probes.constant_columns(blocks["sae"][train])) if "sae" in blocks else None,
             "rungs": {name: {"auroc": rung.auroc, "C": rung.probe.strength, "constant": rung.is_constant,
                              "cross_validated": rung.probe.cross_validated[rung.probe.strength],
-                             "domains": {domain: auroc(table.hard[test][here], rung.probabilities[here])
-                                         for domain in domains if (here := table.domain[test] == domain).any()}}
+                             "domains": {
+                                 domain: auroc(table.hard[test][here], rung.probabilities[here])
+                                 for domain in domains if (here := table.domain[test] == domain).any()}}
                       for name, rung in climbed.rungs.items()},
             "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm}
                             for c in climbed.comparisons]})
@@ -278,15 +280,18 @@ class Layer:
         cheap = scores["error"].astype(float)
         strong = asked.numbers["wrong" if "wrong" in asked.numbers else "amount"].astype(float)
         costs = cascade.Costs(**_plain(self.config.cascade))
-        frontiers = {name: cascade.frontier(cheap, strong, scores[name], costs) for name in rung_names(scores)}
+        frontiers = {name: cascade.frontier(cheap, strong, scores[name], costs)
+                     for name in rung_names(scores)}
         write_table(path / "errors.parquet", {"item": scores["item"], "cheap": cheap, "dear": strong})
         ends = float(cheap.mean()), float(strong.mean())
         found = {}
         for name, points in frontiers.items():
             better = np.flatnonzero(points.dominating(*ends, costs))
             best = min(better, key=lambda i: points.errors[i], default=None)
-            found[name] = {"dominating": len(better), "points": len(points.costs), "best": None if best is None else {
-                "cost": points.costs[best], "error": points.errors[best], "handed_on": points.handed_on[best]}}
+            found[name] = {
+                "dominating": len(better), "points": len(points.costs), "best": None if best is None else {
+                    "cost": points.costs[best], "error": points.errors[best],
+                    "handed_on": points.handed_on[best]}}
         _write(path, {"always_cheap": ends[0], "always_dear": ends[1],
                       "dear_better": float((strong < cheap).mean()), "rungs": found})
 

@@ -58,14 +58,17 @@ class Scorer:
 
     def __init__(self, model: Any, tap_of: TapOf | None = None, *, aid: Any = None, surprise: bool = True,
                  batch_size: int = 16, mesh: Mesh | None = None) -> None:
-        self.rows = batch_size if mesh is None else -(-batch_size // batch_devices(mesh)) * batch_devices(mesh)
+        devices = 1 if mesh is None else batch_devices(mesh)
+        self.rows = -(-batch_size // devices) * devices
         self.mesh = mesh
         learned = getattr(model.config, "positions", "") == "learned"
         self.most = model.config.max_seq_len if learned else None
         graph, self._params = nnx.split(model)
+        self._aid_params: Any
         aid_graph, self._aid_params = (None, None) if aid is None else nnx.split(aid)
 
-        def look(params: Any, aid_params: Any, ids: jax.Array, beside: jax.Array) -> tuple[jax.Array, Recorded]:
+        def look(params: Any, aid_params: Any, ids: jax.Array,
+                 beside: jax.Array) -> tuple[jax.Array, Recorded]:
             second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
             tap = OFF if tap_of is None else tap_of(second, beside)
             nats, seen = next_nats(nnx.merge(graph, params), ids, tap)
