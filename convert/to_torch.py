@@ -51,13 +51,17 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
     """
     network = store.FAMILIES[config.family][1]
     check_fit(shapes(network, config), {name: array.shape for name, array in arrays.items()}, str(source))
+    if config.family == "sae" and config.activation != "topk" and to != "saelens":
+        raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, for which only "
+                         f"--to saelens has a place")
     if to != "torch":
         if config.family != "sae":
             raise InputError(f"--to {to}: {source}: expected an autoencoder, found a {config.family}")
         sae.write_directory(to, config, arrays, out)
         return
     made = _read_record(source / RECORD) if (source / RECORD).is_file() else {}
-    if made.get("ours") != json.loads(as_json(config_lib.to_dict(config))):
+    ours = json.loads(as_json(config_lib.to_dict(config)))
+    if {**ours, **made.get("ours", {})} != ours:  # keys that there were not yet are none that differ
         made = {}  # another network has been put in the place of the one that was converted
     if isinstance(network, type) and issubclass(network, Pretrained):
         if out.suffix in SUFFIXES:

@@ -18,7 +18,7 @@ from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.files import write_json
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
-from tilelli_jax.tensors import Tensor, write_file
+from tilelli_jax.tensors import Tensor, in_memory, write_file
 
 HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out)")  # of TransformerLens
 NEARLY = 1e-2  # a length of 1, in bfloat16
@@ -78,10 +78,15 @@ def _about(source: Source) -> dict[str, Any]:
 def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor], out: Path) -> None:
     """Writes the directory that SAELens or sparsify reads.
 
+    SAELens keeps a BatchTopK as what it is after training: a JumpReLU with one threshold for all latents.
+    What `most_active` leaves out has no place there.
+
     Raises:
         InputError: `out` is there already, or cannot be written.
     """
     names = SPARSIFY if layout == "sparsify" else NAMES
+    arrays = dict(arrays)
+    threshold = arrays.pop("threshold", None)
     links = mapping.link(names, {name: array.shape for name, array in arrays.items()})
     if layout == "sparsify":
         tree: dict[str, Any] = {
@@ -90,14 +95,18 @@ def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor]
             "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": config.d_model}
     else:
         tree = {
-            "architecture": "topk", "d_in": config.d_model, "d_sae": config.n_latents, "k": config.k,
+            **({"architecture": "jumprelu"} if threshold else {"architecture": "topk", "k": config.k}),
+            "d_in": config.d_model, "d_sae": config.n_latents,
             "dtype": str(arrays["decoder.kernel"].dtype), "device": "cpu", "apply_b_dec_to_input": True,
             "normalize_activations": "none", "reshape_activations": "none",
             "rescale_acts_by_decoder_norm": False,
             "metadata": {"model_name": config.of_model, "hook_layer": config.layer, "hook_name": (
                 f"blocks.{config.layer}.hook_{config.place}" if config.layer >= 0 else config.place)}}
+    tensors = mapping.to_theirs(links, arrays)
+    if threshold:
+        tensors["threshold"] = in_memory(np.full(config.n_latents, threshold.read()))
     with new_directory(out) as path:
-        write_file(path / AUTOENCODERS[layout], mapping.to_theirs(links, arrays), writer="pt")
+        write_file(path / AUTOENCODERS[layout], tensors, writer="pt")
         write_json(path / "cfg.json", tree)
 
 

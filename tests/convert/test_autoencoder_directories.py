@@ -14,6 +14,7 @@ import tilelli_jax
 from convert.__main__ import main
 from tests.refusals import assert_one_line
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.store import from_arrays
 
 D, N, K = 6, 20, 4
 FILES = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
@@ -73,6 +74,30 @@ def test_there_and_back(source: Path, tmp_path: Path) -> None:
     assert {key: written[key] for key in ("k", "d_in")} == {"k": K, "d_in": D}
     assert run(tmp_path / "back", tmp_path / "once more") == 0
     assert tilelli_jax.load(tmp_path / "once more").config == found.config
+
+
+def test_a_threshold_goes_to_saelens_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As SAELens keeps BatchTopK: a JumpReLU with the same threshold for each latent."""
+    config = SAEConfig(d_model=D, n_latents=N, k=K, activation="batch_topk", most_active=N)
+    w = weights()
+    ours = {"encoder.kernel": w["W_enc"], "encoder.bias": w["b_enc"], "decoder.kernel": w["W_dec"],
+            "bias": w["b_dec"], "threshold": np.float32(0.8)}
+    model = from_arrays(config, ours)
+    tilelli_jax.save(model, tmp_path / "model")
+    assert run(tmp_path / "model", tmp_path / "out", "--to", "saelens") == 0
+    written = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert written["architecture"] == "jumprelu" and "k" not in written
+    found = safetensors.numpy.load_file(tmp_path / "out" / FILES["saelens"])
+    assert found["threshold"].shape == (N,) and found["threshold"].dtype == np.float32
+    x = np.random.default_rng(1).standard_normal((7, D)).astype(np.float32)
+    before = (x - found["b_dec"]) @ found["W_enc"] + found["b_enc"]
+    codes = np.maximum(before, 0) * (before > found["threshold"])
+    np.testing.assert_allclose(model(x), codes @ found["W_dec"] + found["b_dec"], atol=1e-5)
+    capsys.readouterr()
+    for to, out in (("sparsify", "other"), ("torch", "other.pt")):
+        assert run(tmp_path / "model", tmp_path / out, "--to", to) == 2
+        assert_one_line(capsys.readouterr().err, f"--to {to}", "expected topk, found batch_topk")
+        assert not (tmp_path / out).exists()
 
 
 def test_what_the_activations_are_of(tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ def test_an_sae(wrap: Callable[[Any], Any], settings: list[str], dtype: str, tmp
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
 
 
+def test_an_sae_converted_before_there_was_a_choice(tmp_path: Path) -> None:
+    """Its record lacks the newer keys, and is heeded all the same."""
+    source = save_pt(tmp_path / "source.pt", {"model": sae_state(), "cfg": {"k": 4}, "step": 7})
+    assert run(source, tmp_path / "out") == 0
+    record = tmp_path / "out" / "conversion.json"
+    tree = json.loads(record.read_text())
+    assert [tree["ours"].pop(key) for key in ("activation", "most_active")] == ["topk", 0]
+    record.write_text(json.dumps(tree))
+    assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
+    assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
+
+
 def test_an_sae_does_not_tell_its_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_pt(tmp_path / "sae_topk_8.pt", sae_state())
     assert run(source, tmp_path / "out") == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -21,6 +23,7 @@ needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
                                      reason="the stored references do not come with this project")
 NOISE = 1e-6  # of the largest number; measured: 2e-7
 SAE = SAEConfig(d_model=6, n_latents=20, k=4)
+BATCH = SAEConfig(d_model=6, n_latents=20, k=2, activation="batch_topk")
 SIDECAR = SidecarConfig(n_features=3, n_globals=4, d_hidden=5)
 
 
@@ -45,6 +48,34 @@ def test_the_autoencoder_is_its_formula() -> None:
     assert distance(jax.jit(sae.__call__)(jnp.asarray(x)), codes @ w["decoder.kernel"] + w["bias"]) < NOISE
     with pytest.raises(InputError, match="k: expected at most n_latents 3, found 4"):
         SAEConfig(n_latents=3, k=4)
+
+
+def test_with_a_threshold() -> None:
+    """A latent is active above it, if it is among the most that a row may have."""
+    arrays = {**random_arrays(BATCH), "threshold": np.float32(0.7)}
+    x = np.random.default_rng(1).standard_normal((7, 3, 6))
+    w = {name: array.astype(np.float64) for name, array in arrays.items()}
+    pre = (x - w["bias"]) @ w["encoder.kernel"] + w["encoder.bias"]
+    every = np.where(pre > 0.7, pre, 0)
+    some = np.where(pre >= np.sort(pre)[..., -3, None], every, 0)
+    assert (every != some).any() and len(np.unique((every > 0).sum(-1))) > 3
+    for most, codes in ((20, every), (3, some)):
+        sae = store.from_arrays(dataclasses.replace(BATCH, most_active=most), arrays)
+        found = jax.jit(sae.encode)(jnp.asarray(x))
+        assert found.values.shape == (7, 3, most) and distance(sae.dense(found), codes) < NOISE
+        assert distance(sae(jnp.asarray(x)), codes @ w["decoder.kernel"] + w["bias"]) < NOISE
+        assert sae.encode(jnp.asarray(x), 5).values.shape == (7, 3, 5)
+    assert store.from_arrays(BATCH, arrays).encode(jnp.asarray(x)).values.shape == (7, 3, 8)
+
+
+def test_a_directory_from_before_there_was_a_choice(tmp_path: Path) -> None:
+    store.save(store.from_arrays(SAE, random_arrays(SAE)), tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    old = {name: value for name, value in said.items() if name not in ("activation", "most_active")}
+    assert len(old) == len(said) - 2
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    found = store.load(tmp_path)
+    assert found.config == SAE and found.config.activation == "topk" and found.threshold is None
 
 
 @needs_reference
@@ -86,7 +117,7 @@ def test_the_sidecar_is_its_formula() -> None:
     assert distance(jax.jit(sidecar.__call__)(*inputs), sigmoid(logits / w["temperature"])) < NOISE
 
 
-@pytest.mark.parametrize("config", [SAE, SIDECAR], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [SAE, BATCH, SIDECAR], ids=lambda config: config.family)
 def test_a_round_trip_through_a_model_directory(config: SAEConfig | SidecarConfig, tmp_path: Path) -> None:
     model = store.from_arrays(config, random_arrays(config))
     store.save(model, tmp_path)

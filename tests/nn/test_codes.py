@@ -62,6 +62,18 @@ def test_against_loops() -> None:
                                mixed, atol=1e-5)
 
 
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_the_largest_of_all(k: int) -> None:
+    values = np.maximum(np.random.default_rng(0).standard_normal((8, 5)), 0).astype(np.float32)
+    order = np.argsort(-values.ravel())[:8 * k]
+    expected = np.where(np.isin(np.arange(40), order).reshape(8, 5), values, 0)
+    found, back = jax.vjp(jax.jit(lambda v: codes.largest_of_all(v, jnp.int32(k))), jnp.asarray(values))
+    np.testing.assert_array_equal(found, expected)
+    slope, = back(jnp.ones((8, 5)))
+    np.testing.assert_array_equal(np.where(values > 0, slope, 0), (expected > 0).astype(np.float32))
+    assert codes.largest_of_all(jnp.ones((2, 3)), 1).all()  # equals stay
+
+
 def test_equals_go_to_the_first() -> None:
     values, which = codes.top_features(jnp.ones((2, 1)), jnp.zeros(1), jnp.ones((1, 6)), jnp.zeros(6), 3)
     assert which.tolist() == [[0, 1, 2]] * 2 and (values == 1).all()

@@ -61,6 +61,23 @@ def test_what_would_patch_nothing_is_refused(place: str, layer: int, target: int
         patched_nats(model, sae, [Patched([1, 2, 3, 4, 5], target, 0, 2)], [3], place=place, layer=layer)
 
 
+def test_a_patch_with_a_threshold() -> None:
+    sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4, activation="batch_topk"), rngs=nnx.Rngs(1))
+    assert sae.threshold is not None
+    sae.threshold[...] = jnp.float32(1.0)
+    value = np.random.default_rng(0).standard_normal((3, 5, 16)).astype(np.float32)
+    codes = value @ sae.encoder.kernel[...]
+    codes = np.where(codes > 1, codes, 0)
+    latent = int(codes.sum(axis=(0, 1)).argmax())
+    found = reconstructed(sae, jnp.asarray(value), Patch(
+        jnp.array([1, 1, 3]), jnp.array([4, 4, 3]), jnp.array([NOTHING, latent, NOTHING])))
+    codes[1, :, latent] = 0
+    expected = value.copy()
+    expected[:2, 1:4] = codes[:2, 1:4] @ sae.decoder.kernel[...]
+    assert (codes > 0).sum(-1).max() <= 16
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_patch_in_a_network() -> None:
     """Rows of one batch: as it is, reconstructed, and with a latent left out, each as alone."""
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)

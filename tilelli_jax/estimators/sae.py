@@ -1,4 +1,7 @@
-"""TopK sparse autoencoders (Gao et al. 2024, arXiv:2406.04093)."""
+"""Sparse autoencoders: TopK (Gao et al. 2024, arXiv:2406.04093) and BatchTopK.
+
+BatchTopK is that of Bussmann et al. 2024, arXiv:2412.06410.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,12 @@ class SAEConfig(Section):
     family: Literal["sae"] = setting("sae", "which network")
     d_model: int = setting(1024, "width of the activations", least=1)
     n_latents: int = setting(4096, "number of latents", least=1)
-    k: int = setting(32, "latents that are active at once, at most", least=1)
+    k: int = setting(32, "latents that are active at once, at most; of batch_topk on average", least=1)
+    activation: Literal["topk", "batch_topk"] = setting(
+        "topk", "which are active: the k largest of each row; or while training the rows · k largest of a "
+        "batch, afterwards those above a threshold that training has estimated")
+    most_active: int = setting(
+        0, "of batch_topk: no row has more active latents than these, its largest; 0: 4 · k", least=0)
     unit_norm: Literal["rows", "columns", "none"] = setting(
         "rows", "what of the decoder has length 1: each latent's direction, each dimension of the "
         "activations over all latents (as in fm-difficulty-probe), or nothing")
@@ -36,10 +44,22 @@ class SAEConfig(Section):
         super().__post_init__()
         if self.k > self.n_latents:
             raise InputError(f"k: expected at most n_latents {self.n_latents}, found {self.k}")
+        if self.most_active and self.activation == "topk":
+            raise InputError(f"most_active: expected 0 with activation topk, found {self.most_active}")
+        if self.most_active and not self.k <= self.most_active <= self.n_latents:
+            raise InputError(f"most_active: expected 0, or from k {self.k} to n_latents {self.n_latents}, "
+                             f"found {self.most_active}")
+
+    @property
+    def n_codes(self) -> int:
+        """How many codes are kept of each row, active or 0."""
+        if self.activation == "topk":
+            return self.k
+        return self.most_active or min(4 * self.k, self.n_latents)
 
 
 class Codes(NamedTuple):
-    """The active latents of each activation: values `[…, k]`, f32 ≥ 0, and which, int32 `[…, k]`."""
+    """The active latents of each activation: values `[…, n_codes]`, f32 ≥ 0, and which, int32, same shape."""
 
     values: jax.Array
     latents: jax.Array
@@ -48,7 +68,9 @@ class Codes(NamedTuple):
 class TopKSAE(nnx.Module):
     """codes = ReLU(the k largest of (x − b_dec) · W_enc + b_enc);  x̂ = codes · W_dec + b_dec.
 
-    The k are taken before the ReLU, so that fewer may be active. Kernels: `encoder [d_model, n_latents]`,
+    The k are taken before the ReLU, so that fewer may be active. With activation batch_topk, active are
+    instead those of a row's `config.n_codes` largest that are above `threshold` (a number; 0 until it is
+    trained, which is not by its gradient: `training.sae_loss`). Kernels: `encoder [d_model, n_latents]`,
     `decoder [n_latents, d_model]`; `bias [d_model]` is b_dec. At first the decoder's rows are random
     directions, and the encoder is the decoder's transpose.
     """
@@ -62,6 +84,7 @@ class TopKSAE(nnx.Module):
         self.encoder.kernel[...] = self.decoder.kernel[...].T
         self.decoder.kernel[...] = unit(self.decoder.kernel[...], config.unit_norm)
         self.bias = nnx.Param(jnp.zeros(config.d_model))
+        self.threshold = nnx.Param(jnp.zeros(())) if config.activation == "batch_topk" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[…, d_model]` → its reconstruction, f32, same shape."""
@@ -71,7 +94,7 @@ class TopKSAE(nnx.Module):
         """x `[…, d_model]` → the active latents, the largest first.
 
         Args:
-            k: how many; by default the configuration's.
+            k: how many, whatever the threshold; by default what the configuration says.
             among: bool `[n_latents]`: look at these alone. Where they are fewer than k, the rest is 0.
         """
         assert self.encoder.bias is not None
@@ -80,9 +103,12 @@ class TopKSAE(nnx.Module):
             bias = jnp.where(among, bias, -jnp.inf)
         flat = x.reshape(-1, x.shape[-1])
         values, latents = top_features(flat, self.bias[...], self.encoder.kernel[...], bias,
-                                       k or self.config.k, self.dtype)
+                                       k or self.config.n_codes, self.dtype)
+        values = jax.nn.relu(values)
+        if k is None and self.threshold is not None:
+            values = jnp.where(values > self.threshold[...], values, 0.0)
         shape = (*x.shape[:-1], values.shape[-1])
-        return Codes(jax.nn.relu(values).reshape(shape), latents.reshape(shape))
+        return Codes(values.reshape(shape), latents.reshape(shape))
 
     def decode(self, codes: Codes) -> jax.Array:
         """Reads only the rows of the decoder that are active: `[…, d_model]`, f32."""

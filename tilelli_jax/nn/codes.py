@@ -59,6 +59,16 @@ def _top_backward(k: int, dtype: str, saved: Any, slopes: Any) -> tuple[jax.Arra
 _top_features.defvjp(_top_forward, _top_backward)
 
 
+def largest_of_all(values: jax.Array, k: int | jax.Array) -> jax.Array:
+    """All but the rows · k largest set to 0: values `[rows, columns]` ≥ 0, same shape.
+
+    Equals of the smallest of them stay as well. Rows are those of all devices.
+    """
+    # Of the gradient the choice is no part, as in the k largest of one row.
+    rising = jnp.sort(jax.lax.stop_gradient(values).reshape(-1))
+    return jnp.where(values >= rising[values.size - len(values) * k], values, 0.0)
+
+
 def mixed_rows(values: jax.Array, which: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """Σ over the k of value · row: values and which `[rows, k]`, kernel `[features, d]` → `[rows, d]` f32."""
     return _mixed_rows(values, which, kernel, jnp.dtype(dtype).name)

@@ -33,7 +33,7 @@ class Patch(NamedTuple):
 def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
     """value `[rows, time, d_model]` with the patch's positions as the autoencoder has them, in f32 and back.
 
-    The latent left out is set to 0 after the k have been chosen: no other takes its place.
+    The latent left out is set to 0 after those that are active have been chosen: no other takes its place.
     """
     codes = sae.encode(value.astype(jnp.float32))
     kept = codes.latents != patch.latent[:, None, None]

@@ -1,4 +1,4 @@
-"""Learning to take activations apart: a run's task for TopK autoencoders."""
+"""Learning to take activations apart: a run's task for sparse autoencoders."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
                               prefetch=section.prefetch),
         place=place, whence=lambda batch: f"{len(batch)} rows", training=training, evaluate=evaluate,
         diagnose=diagnoser, extra=lambda network: lambda params: {},
-        logged=("mse", "fvu", "l0", "dead", "auxiliary"), tokens=train.batch_size, flops_per_token=0.0,
-        measure=UNEXPLAINED, summarize=summarize)
+        logged=("mse", "fvu", "l0", "dead", "auxiliary", "threshold"), tokens=train.batch_size,
+        flops_per_token=0.0, measure=UNEXPLAINED, summarize=summarize)
 
 
 def _center(rows: Activations, kind: str) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""What a TopK autoencoder is trained for, and what its updates do besides (Gao et al. 2024).
+"""What a sparse autoencoder is trained for, and what its updates do besides (Gao et al. 2024).
 
 By default, as the field does it now: the decoder's rows have length 1, gradients along them are taken
 out, losses are fractions of a variance, dead latents learn to foretell the residual (AuxK).
+Nested prefixes of the dictionary (Matryoshka) are those of Bussmann et al. 2025, arXiv:2503.17547.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import jax
@@ -14,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import Codes, SAEConfig, TopKSAE, unit
+from tilelli_jax.nn.codes import largest_of_all
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.step import Metrics, Rule, TrainState
 
@@ -23,7 +27,7 @@ TINY = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(Section):
-    """The loss of a TopK autoencoder."""
+    """The loss of a sparse autoencoder."""
 
     normalize: bool = setting(
         True, "losses are fractions of the batch's variance, and the auxiliary one grows with the number of "
@@ -38,17 +42,33 @@ class ObjectiveConfig(Section):
         "the run where that is less", least=0)
     k_start: int = setting(0, "latents active in the first update; 0: k from the start", least=0)
     k_steps: int = setting(1000, "updates in which k_start falls to k", least=1)
+    prefixes: tuple[int, ...] = setting(
+        (), "Matryoshka: the first so many latents must also reconstruct alone; the loss is the mean over "
+        "these and all")
+    threshold_decay: float = setting(
+        0.99, "of batch_topk: what an update leaves of its threshold, a moving average of the smallest "
+        "active value of each batch", least=0, below=1)
 
 
 def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int,
                    ) -> tuple[Loss, Rule]:
     """The loss, and the rule that goes with it.
 
+    The rows · k largest of batch_topk are those of all devices, but of each part of an accumulated batch.
+
     Batch: `activations [rows, d_model]`, and from the rule `dead` bool `[n_latents]`, `k` int32.
-    Reported: `loss` (of the reconstruction alone), `mse`, `fvu`, `l0`, `auxiliary`, and after an
-    update `dead`, the share of dead latents.
+    Reported: `loss` (of the reconstruction alone, over all prefixes), `mse`, `fvu`, `l0`, `auxiliary`, and
+    after an update `dead`, the share of dead latents, and `threshold` where there is one.
+
+    Raises:
+        InputError: the prefixes do not rise, or not all are fewer than the latents.
     """
-    most = max(config.k, min(objective.k_start, config.n_latents))
+    sizes = (0, *objective.prefixes, config.n_latents)
+    if any(size >= following for size, following in itertools.pairwise(sizes)):
+        raise InputError(f"sae.prefixes: expected rising numbers from 1 to below n_latents "
+                         f"{config.n_latents}, found {', '.join(map(str, objective.prefixes))}")
+    k_first = max(config.k, min(objective.k_start, config.n_latents))
+    most = max(k_first, config.n_codes)
     aux_k = min(objective.aux_k or max(1, config.d_model // 2), config.n_latents)
     dead_after = objective.dead_after or min(10**6, max(1, batch_size * steps // 10))
 
@@ -56,16 +76,23 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
         del key  # nothing is drawn
         x = batch["activations"].astype(jnp.float32)
         codes = model.encode(x, most)
-        values = jnp.where(jnp.arange(most) < batch["k"], codes.values, 0.0)
+        if model.threshold is None:
+            values = jnp.where(jnp.arange(most) < batch["k"], codes.values, 0.0)
+        else:
+            values = largest_of_all(codes.values, batch["k"])
         residual = x - model.decode(Codes(values, codes.latents))
         mse = jnp.mean(residual**2)
-        fvu = mse / (_variance(x) + TINY)
+        alone = [jnp.where(codes.latents < size, values, 0.0) for size in objective.prefixes]
+        nested = [jnp.mean((x - model.decode(Codes(first, codes.latents)))**2) for first in alone]
+        variance = _variance(x) + TINY
         auxiliary = _auxiliary(model, x, jax.lax.stop_gradient(residual), batch["dead"])
         fired = jnp.zeros(config.n_latents).at[codes.latents].max(jnp.where(values > 0, 1.0, 0.0))
-        main = fvu if objective.normalize else mse
+        main = sum(nested, mse) / (1 + len(nested)) / (variance if objective.normalize else 1)
+        smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
         return main + objective.aux_weight * auxiliary, {
-            "loss": main, "mse": mse, "fvu": fvu, "auxiliary": auxiliary, "fired": fired,
-            "l0": jnp.mean(jnp.sum(values > 0, axis=-1))}
+            "loss": main, "mse": mse, "fvu": mse / variance, "auxiliary": auxiliary, "fired": fired,
+            "l0": jnp.mean(jnp.sum(values > 0, axis=-1)),
+            "threshold": jnp.where(jnp.isfinite(smallest), smallest, 0.0)}
 
     def _auxiliary(model: TopKSAE, x: jax.Array, residual: jax.Array, dead: jax.Array) -> jax.Array:
         def foretell() -> jax.Array:
@@ -77,7 +104,7 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
 
     def given(state: TrainState) -> Batch:
         part = jnp.clip(state.step / objective.k_steps, 0, 1)
-        k = most + (config.k - most) * part
+        k = k_first + (config.k - k_first) * part
         return {"dead": state.memory["silent"] > dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
 
     def shape(params: Any, grads: Any) -> Any:
@@ -91,9 +118,15 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
     def settle(params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
         decoder = unit(params["decoder"]["kernel"], config.unit_norm)
         params = {**params, "decoder": {**params["decoder"], "kernel": decoder}}
+        told = {name: value for name, value in metrics.items() if name not in ("fired", "threshold")}
+        if "threshold" in params:
+            before, found = params["threshold"], metrics["threshold"]
+            # The first batch says it alone; one without an active latent says nothing.
+            kept = jnp.where(before > 0, objective.threshold_decay, 0.0)
+            params["threshold"] = jnp.where(found > 0, kept * before + (1 - kept) * found, before)
+            told["threshold"] = params["threshold"]
         fired = metrics["fired"] > 0
         silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + batch_size)
-        told = {name: value for name, value in metrics.items() if name != "fired"}
         return params, {"silent": silent}, told | {"dead": jnp.mean(silent > dead_after)}
 
     return loss, Rule(memory={"silent": np.zeros(config.n_latents, np.int32)}, given=given, shape=shape,
