@@ -72,7 +72,7 @@ class Study:
         options = self.config.extract
         made_of = recipe("extract", network=_contents(self.network_path, self.config.network),
                          data=self.subject.fingerprint, subject=_plain(self.config.data, "source"),
-                         options=_plain(options, "shard_items", "batch_size"),
+                         options=_plain(options, "batch_size"),
                          compute=self.config.compute.dtype, seed=self.config.seed)
         return self.stages.make("extract", made_of, lambda path: extract(
             path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
@@ -108,7 +108,8 @@ class Study:
         items = self.table.test.tolist()
         network_path = self._made(section, "dear")
         made_of = recipe("dear", network=_contents(network_path, section), items=self.items.name,
-                         compute=self.config.compute.dtype, seed=self.config.seed)
+                         shard_items=self.config.extract.shard_items, compute=self.config.compute.dtype,
+                         seed=self.config.seed)
 
         def work(path: Path) -> None:
             network = self.subject.open(section, str(network_path))

@@ -21,7 +21,7 @@ from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
 from tilelli_jax.nn.tap import Tap, TapOf
 from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
-from tilelli_jax.signals.patching import NOTHING, Patch, check_place, reconstructed
+from tilelli_jax.signals.patching import EVERYTHING, NOTHING, Patch, check_place, reconstructed
 
 PLACE = "encoder.resid_post"
 EVERY = 2**30  # positions, more than any series has
@@ -126,7 +126,8 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
     check_place(network, place, layer, network.encoder_places)
     if sae.config.d_model != network.config.d_model:
         raise ValueError(f"sae: expected d_model {network.config.d_model}, found {sae.config.d_model}")
-    if unknown := [latent for latent in latents if not 0 <= latent < sae.config.n_latents]:
+    if unknown := [latent for latent in latents
+                   if latent not in (NOTHING, EVERYTHING) and not 0 <= latent < sae.config.n_latents]:
         raise ValueError(f"latents: expected 0 to {sae.config.n_latents - 1}, found {unknown[0]}")
     if positions not in ("all", "last"):
         raise ValueError(f"positions: expected all or last, found {positions}")

@@ -1,0 +1,325 @@
+"""The study as its users run it: on tiny networks, from the command line, interrupted and taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.metrics import roc_auc_score
+
+from eval.difficulty.__main__ import main
+from eval.difficulty.asking import Asker
+from eval.difficulty.config import StudyConfig
+from eval.difficulty.extract import Extraction, read_table
+from eval.selective import aurc
+from tests.refusals import assert_one_line
+from tilelli_jax import config as config_lib
+from tilelli_jax import store
+from tilelli_jax.data import stories
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.models.chronos import ChronosConfig
+from tilelli_jax.models.t5 import T5Config
+from tilelli_jax.models.vanilla import VanillaConfig
+
+ROOT = Path(__file__).parents[3]
+TINY_SAE = {"model": {"family": "sae", "d_model": 16, "n_latents": 48, "k": 6},
+            "activations": {"source": "activations"},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5, "weight_decay": 0},
+            "train": {"steps": 40, "batch_size": 256, "eval_batch_size": 256, "eval_every": 40,
+                      "checkpoint_every": 40}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two networks, a text, and the training configuration of an autoencoder."""
+    path = tmp_path_factory.mktemp("study")
+    tiny = VanillaConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2)
+    store.save(store.build(tiny, 0), path / "cheap")
+    store.save(store.build(tiny, 1), path / "dear")
+    (path / "text.txt").write_bytes(stories.generate(30_000))
+    (path / "sae.yaml").write_text(yaml.safe_dump(TINY_SAE))
+    return path
+
+
+def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    return {
+        "out": str(out), "seed": 1,
+        "data": {"family": "text", "source": str(place / "text.txt"), "items": 240, "prompt": 40, "ending": 6},
+        "network": {"path": str(place / "cheap")}, "dear": {"path": str(place / "dear")},
+        "extract": {"layers": [1], "shard_items": 100},
+        "sae": {"train": str(place / "sae.yaml"), "least_steps": 20, "most_dead": 0.9, "least_explained": 0.1},
+        "probe": {"replicates": 200, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 3},
+    } | changed
+
+
+def write(path: Path, tree: dict[str, Any]) -> str:
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Path:
+    """The whole study, run once."""
+    out = place / "out"
+    assert main(["--config", write(place / "tiny.yaml", options(place, out))]) == 0
+    return out
+
+
+def stage(out: Path, name: str) -> Path:
+    found, = (out / "stages").glob(f"{name}-*")
+    return found
+
+
+def test_a_study_has_its_report(done: Path) -> None:
+    found = json.loads((done / "results.json").read_text())
+    told = found["layers"]["1"]
+    assert told["probe"]["train"] + told["probe"]["test"] + told["probe"]["purged"] == 240
+    assert found["config"]["network"]["path"].endswith("cheap") and found["unit"] == "nats"
+    text, page = (done / "report.md").read_text(), (done / "report.html").read_text()
+    for name in ("ladder-1", "risk-coverage-1", "reliability-1", "pareto-1"):
+        assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 5000
+    assert page.count("data:image/png;base64,") >= 5 and "tiny.yaml" in text
+    assert "`cheap.char_length`" in text, "prompts of one length: a constant feature is named"
+    synthesis = json.loads((done / "synthesis.json").read_text())
+    assert [row["study"] for row in synthesis] == ["tiny"] and (done / "synthesis.parquet").is_file()
+
+
+def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
+    """Each stage's result from what stands beside it, by scikit-learn or by hand."""
+    told = json.loads((done / "results.json").read_text())["layers"]["1"]
+    scores = read_table(stage(done, "probe-1") / "scores.parquet")
+    names = list(told["probe"]["rungs"])
+    assert {"P1_cheap", "P2_cheap_raw", "P3_cheap_sae", "P4_raw_only", "P5_sae_only"} <= set(names)
+    for name in names:
+        area = told["probe"]["rungs"][name]["auroc"]
+        assert area["point"] == pytest.approx(roc_auc_score(scores["hard"], scores[name]), abs=1e-12)
+        assert area["low"] <= area["point"] <= area["high"]
+        risk = told["selective"]["rungs"][name]
+        assert risk["aurc"]["point"] == pytest.approx(aurc(scores["error"], scores[name]), abs=1e-12)
+        assert risk["risks"][-1] == pytest.approx(scores["error"].mean())
+        raw = told["calibrate"]["rungs"][name]["raw"]
+        assert raw["brier"] == pytest.approx(((scores[name] - scores["hard"])**2).mean(), abs=1e-9), (
+            "what is recalibrated is the probe of the ladder")
+    asked = Extraction(stage(done, "dear"))
+    assert asked.items.tolist() == scores["item"].tolist()
+    assert told["cascade"]["always_dear"] == pytest.approx(asked.numbers["amount"].mean())
+    for where in ("all", "boundary"):
+        losses = read_table(stage(done, "causal-1") / f"losses-{where}.parquet")
+        found = told["causal"]["positions"][where]
+        assert found["natural"] == pytest.approx(losses["natural"].mean())
+        for latent, effect in found["chosen"].items():
+            assert effect["change"]["point"] == pytest.approx(
+                (losses[latent] - losses["reconstructed"]).mean(), abs=1e-12)
+            assert effect["items_changed"] == int((losses[latent] != losses["reconstructed"]).sum())
+    # As it is: the same loss that was extracted.
+    table = read_table(stage(done, "items") / "items.parquet")
+    np.testing.assert_allclose(losses["natural"], table["amount"][losses["item"]], atol=1e-5)
+
+
+def test_the_autoencoder_is_measured_on_others(done: Path) -> None:
+    told = json.loads((done / "results.json").read_text())["layers"]["1"]["sae"]
+    assert told["steps"] == 40 and 0.1 < told["explained"] < 1 and 0 < told["l0"] <= 6
+    model = store.load(stage(done, "sae-1") / "run" / "model")
+    assert (model.config.place, model.config.layer, model.config.of_model) == ("resid_post", 1, "cheap")
+    table = read_table(stage(done, "items") / "items.parquet")
+    held_out = json.loads((stage(done, "sae-1") / "held-out" / "activations.json").read_text())
+    rows = sum(shard["rows"] for shard in held_out["shards"])
+    assert rows == told["rows"] == 45 * min(200, int((table["split"] == "test").sum()))
+
+
+def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.MonkeyPatch,
+                                  capsys: pytest.CaptureFixture[str]) -> None:
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("was asked again")
+    before = {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
+    monkeypatch.setattr(Asker, "ask", never)
+    assert main(["--config", str(place / "tiny.yaml")]) == 0
+    assert "report: " in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
+
+
+def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name for path in (done / "stages").iterdir()}
+    monkeypatch.setattr(Asker, "ask", lambda *args: pytest.fail("was asked again"))
+    assert main(["--config", str(place / "tiny.yaml"), "--stage", "selective", "probe.replicates=150"]) == 0
+    new = {path.name for path in (done / "stages").iterdir()} - before
+    assert sorted(name.rpartition("-")[0] for name in new) == ["probe-1", "selective-1"]
+    for name in new:  # lest the other tests find two
+        for file in (done / "stages" / name).iterdir():
+            file.unlink()
+        (done / "stages" / name).rmdir()
+
+
+def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        done: Path) -> None:
+    """Stopped between two shards; then only the rest is asked, and the numbers are those of the whole run."""
+    asked: list[int] = []
+    ask = Asker.ask
+
+    def counted(self: Asker, questions: Any, first: int = 0) -> Any:
+        if len(asked) == 1:
+            asked.append(-1)
+            raise KeyboardInterrupt
+        asked.append(first)
+        return ask(self, questions, first)
+    monkeypatch.setattr(Asker, "ask", counted)
+    config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
+    assert main(["--config", config, "--stage", "extract"]) == 130
+    assert not (tmp_path / "out" / "report.md").exists()
+    assert main(["--config", config, "--stage", "extract"]) == 0
+    assert asked == [0, -1, 100, 200]
+    ours, theirs = (Extraction(stage(out, "extract")) for out in (tmp_path / "out", done))
+    np.testing.assert_array_equal(ours.numbers["amount"], theirs.numbers["amount"])
+    for a, b in zip(ours.activations(1), theirs.activations(1), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_autoencoder_that_knows_too_little(place: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused by name, or forced and said so."""
+    config = str(place / "tiny.yaml")
+    assert main(["--config", config, "sae.least_steps=1000"]) == 2
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1],
+                    "refused: it has seen 40 updates (least 1000)", "sae.force=true")
+    assert main(["--config", config, "sae.least_explained=1.0", "sae.most_dead=0.0"]) == 2
+    assert "explains" in capsys.readouterr().err.splitlines()[-1]
+    try:
+        assert main(["--config", config, "sae.least_steps=1000", "sae.force=true"]) == 0
+        assert "should not have been used: it has seen 40 updates" in (done / "report.md").read_text()
+        assert "autoencoder forced" in (done / "synthesis.md").read_text()
+    finally:
+        assert main(["--config", config]) == 0
+
+
+def saved(path: Path, config: Any) -> Path:
+    store.save(store.build(config, 0), path)
+    return path
+
+
+@pytest.mark.parametrize(("which", "message"), [
+    ("nothing", "expected the directory of an autoencoder, found nothing"),
+    ("network", "expected an autoencoder, found family vanilla"),
+    ("width", "expected one of width 16, found 8"), ("layer", "expected one of layer 1, found 0"),
+    ("place", "expected one of place resid_post, found mlp_write"),
+    ("random", "explains")])
+def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    config = SAEConfig(d_model=16, n_latents=48, k=6)
+    path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "cheap",
+            "width": lambda: saved(tmp_path / "sae", SAEConfig(d_model=8, n_latents=48, k=6)),
+            "layer": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, layer=0)),
+            "place": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, place="mlp_write")),
+            "random": lambda: saved(tmp_path / "sae", config)}[which]()
+    changed = options(place, place / "out", sae={"path": str(path), "least_explained": 0.6})
+    assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 2
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message, str(path))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"extract": {"layers": []}}, "extract.layers: expected different layers"),
+    ({"extract": {"layers": [2]}}, "extract.layer: expected 0 to 1, found 2"),
+    ({"extract": {"layers": [1], "place": "embed"}}, "extract.place: expected one of"),
+    ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
+    ({"network": {}}, "network.path: expected the directory of a network, or train"),
+    ({"cascade": {"dear": 0.5}}, "cascade.dear: expected more than cheap"),
+    ({"causal": {"positions": ["some"]}}, "causal.positions: expected some of all, boundary, found some"),
+    ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: cannot be read"),
+    ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
+    ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
+    ({"data": {"family": "text", "source": "stories", "items": 20, "prompt": 60, "ending": 6}},
+     "item 0: the network reads at most 64 tokens, and prompt and ending have 66; data.most_tokens"),
+    ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
+    ({"probes": {}}, "unknown key 'probes'"), ({"also": ["elsewhere"]}, "also: elsewhere")])
+def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
+                  capsys: pytest.CaptureFixture[str]) -> None:
+    out = place / "out" if "also" in change else tmp_path / "out"
+    config = write(tmp_path / "tiny.yaml", options(place, out) | change)
+    assert main(["--config", config]) == 2
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message)
+    assert not (tmp_path / "out" / "report.md").exists()
+
+
+def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
+    """HellaSwag's rows: hard is where another ending surprises less; both domains on both sides."""
+    rng = np.random.default_rng(0)
+    words = "a cat dog runs sits up down then by on off home".split()
+
+    def some(n: int) -> str:
+        return " ".join(rng.choice(words, n))
+    rows = [{"ctx_a": some(5), "ctx_b": some(3), "endings": [some(4) for _ in range(4)], "label": i % 4,
+             "activity_label": "x", "source_id": f"{('activitynet', 'wikihow')[i % 2]}~{i // 2}"}
+            for i in range(160)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changed = options(place, tmp_path / "out", data={"family": "hellaswag", "source": "hf:nothing"},
+                      split={"alike": 1.1}, sae={}, dear=None)
+    config = write(tmp_path / "tiny.yaml", changed)
+    assert main(["--config", config, "--data", str(tmp_path / "rows.jsonl")]) == 0
+    told = json.loads((tmp_path / "out" / "results.json").read_text())["layers"]["1"]
+    found = Extraction(stage(tmp_path / "out", "extract"))
+    assert found.positions.tolist() == [4] * 160, "the first token of each ending"
+    wrong = found.numbers["picked"] != np.arange(160) % 4
+    table = read_table(stage(tmp_path / "out", "items") / "items.parquet")
+    np.testing.assert_array_equal(table["hard"], wrong)
+    test = table["split"] == "test"
+    assert told["probe"]["hard"] == pytest.approx(wrong[test].mean())
+    assert {*table["domain"][test]} == {*table["domain"][~test]} == {"activitynet", "wikihow"}
+    assert set(told["probe"]["rungs"]["P1_cheap"]["domains"]) == {"activitynet", "wikihow"}
+    assert "cascade" not in told and "causal" not in told and "P3_cheap_sae" not in told["probe"]["rungs"]
+    assert "share of wrong answers" in (tmp_path / "out" / "report.md").read_text().lower()
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Iterator[Path]:
+    """A Chronos with random weights, and a series whose noise comes and goes."""
+    config = T5Config(vocab_size=60, d_model=16, n_layers=2, n_decoder_layers=1, n_heads=2, d_head=8, d_hidden=24,
+                      chronos=ChronosConfig(n_tokens=60, context_length=32, prediction_length=8))
+    store.save(store.build(config, 0), tmp_path / "chronos")
+    store.save(store.build(SAEConfig(d_model=16, n_latents=40, k=5), 0), tmp_path / "sae")
+    rng, time = np.random.default_rng(0), np.arange(1400)
+    values = 3 + np.sin(time / 4) + (0.1 + (np.sin(time / 50) > 0)) * rng.standard_normal(1400)
+    (tmp_path / "series.csv").write_text("date,OT\n" + "\n".join(f"{t},{v}" for t, v in enumerate(values)))
+    yield tmp_path
+
+
+def test_series(series: Path) -> None:
+    """Windows in time, CRPS, and the same random numbers for every patch."""
+    out = series / "out"
+    config = {
+        "out": str(out), "data": {"family": "series", "source": str(series / "series.csv"), "context": 32,
+                                  "horizon": 8, "stride": 8, "season": 12, "samples": 8},
+        "network": {"path": str(series / "chronos")}, "dear": {"path": str(series / "chronos")},
+        "extract": {"layers": [1], "place": "encoder.resid_post", "skip": 0, "shard_items": 64},
+        "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 200, "jobs": 1},
+        "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
+    assert main(["--config", write(series / "tiny.yaml", config)]) == 0
+    found = json.loads((out / "results.json").read_text())
+    told = found["layers"]["1"]
+    assert found["unit"] == "CRPS" and told["probe"]["purged"] > 0
+    assert set(told["probe"]["rungs"]) == {"P1_cheap", "P2_cheap_raw", "P3_cheap_sae", "P4_raw_only", "P5_sae_only"}
+    table = read_table(stage(out, "items") / "items.parquet")
+    starts = np.arange(len(table["split"])) * 8
+    assert starts[table["split"] == "train"].max() + 40 <= 980 < starts[table["split"] == "test"].min()
+    # The dearer network is the same one, and draws the same: no difference but that of its batches.
+    assert told["cascade"]["always_dear"] == pytest.approx(told["cascade"]["always_cheap"], rel=1e-3)
+    losses = read_table(stage(out, "causal-1") / "losses-boundary.parquet")
+    for latent in told["causal"]["positions"]["boundary"]["chosen"]:
+        same = losses[latent] == losses["reconstructed"]
+        assert same.mean() == pytest.approx(1 - told["causal"]["positions"]["boundary"]["chosen"][latent][
+            "items_changed"] / 12)
+    assert "autoencoder should not have been used" in (out / "report.md").read_text()
+
+
+SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if "network:" in path.read_text()],
+                         ids=lambda path: path.stem)
+def test_shipped_studies(path: Path) -> None:
+    config = config_lib.load(StudyConfig, path)
+    for name in (config.network.train, config.dear.train if config.dear else "", config.sae.train):
+        assert not name or (ROOT / name).is_file(), name
