@@ -13,9 +13,9 @@ import scipy.sparse
 
 from eval.difficulty import causal, published, texts
 from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
+from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import Patched, patched_nats
-from tilelli_jax.store import from_arrays
+from tilelli_jax.store import build, from_arrays
 
 SHARED = Path(__file__).parents[4] / "shared" / "reference"
 TINY = SHARED / "difficulty" / "tiny_world"
@@ -123,3 +123,28 @@ def test_what_is_no_table() -> None:
         causal.effects(np.ones((4, 2)), [1])
     with pytest.raises(ValueError, match="item 2 has no finite loss"):
         causal.effects(np.array([[1, 1, 1], [1, 1, 1], [1, np.nan, 1.0]]), [1])
+
+
+def test_planted_in_a_network() -> None:
+    """A latent that writes the right symbol's own direction is found; one that the final norm takes out is not.
+
+    LayerNorm takes the mean out of every position: what is written along (1, …, 1) changes nothing.
+    """
+    d, right = 16, 7
+    model = build(GPTNeoXConfig(vocab_size=31, d_model=d, n_layers=2, n_heads=2, d_hidden=32), 0)
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((8, d))
+    directions[0] = np.asarray(model.unembed.kernel[...])[:, right]  # latent 0 writes it, latent 1 what is taken out
+    directions[1] = 1.0
+    directions[2:] -= directions[2:].mean(axis=1, keepdims=True)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    sae = from_arrays(SAEConfig(d_model=d, n_latents=8, k=8, unit_norm="none"), {
+        "encoder.kernel": 0.1 * directions.T.astype(np.float32), "bias": np.zeros(d, np.float32),
+        "encoder.bias": np.full(8, 1.0, np.float32), "decoder.kernel": directions.astype(np.float32)})
+    texts = [Patched([*rng.integers(0, 31, 6).tolist(), right], target=6, start=5, stop=6) for _ in range(60)]
+    table = patched_nats(model, sae, texts, list(range(8)), place="resid_post", layer=1)
+    found = causal.effects(table, [0, 1], list(range(2, 8)))
+    planted, inert = found.chosen[0], found.chosen[1]
+    assert planted.is_sure and planted.change.low > 0.05 and planted.items_changed == 60
+    assert found.beyond_controls(0) == pytest.approx(1 / 7)
+    assert abs(inert.change.point) < 1e-5 and found.beyond_controls(1) == 1

@@ -317,9 +317,9 @@ def test_series(series: Path) -> None:
 SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if "network:" in path.read_text()],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies(path: Path) -> None:
     config = config_lib.load(StudyConfig, path)
+    assert f"configs/{path.name}" in path.read_text()
     for name in (config.network.train, config.dear.train if config.dear else "", config.sae.train):
         assert not name or (ROOT / name).is_file(), name
