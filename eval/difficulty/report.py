@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eval import cascade, figures, metrics, selective
-from eval.difficulty.config import StudyConfig
+from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.extract import read_table
 from eval.difficulty.study import Study, result, rung_names
 from eval.report import Report
@@ -181,7 +181,7 @@ def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], un
     if "cascade" in told:
         _cascade(report, layer, told["cascade"], scores, study, unit, best)
     if "causal" in told:
-        _causal(report, layer, told["causal"])
+        _causal(report, study.config, layer, told["causal"])
 
 
 def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
@@ -253,11 +253,15 @@ def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mappin
                        "handed on": rung["best"]["handed_on"]})} for name, rung in told["rungs"].items()])
 
 
-def _causal(report: Report, layer: int, told: Mapping[str, Any]) -> None:
+def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, Any]) -> None:
     report.heading("Do the latents cause it?", 3)
+    drawn = ""
+    if isinstance(config.data, SeriesConfig):
+        drawn = (f" Each loss is of {config.causal.samples} futures of "
+                 f"{min(config.causal.horizon, config.data.horizon)} values, drawn with the same random numbers.")
     report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} "
                      f"held-out items, in {told['unit']}; controls are latents drawn at random among those "
-                     "as often active.")
+                     f"as often active.{drawn}")
     for where, effects in told["positions"].items():
         if not effects["chosen"]:
             report.paragraph("The probe on latents uses none of them.")
