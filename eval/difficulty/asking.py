@@ -79,8 +79,8 @@ class Asker:
                                  f"{len(endings[0])} endings")
             most = max(map(len, ids)) + len(prompts[i])
             if self._scorer.most is not None and most > self._scorer.most:
-                raise InputError(f"item {first + i}: the network reads at most {self._scorer.most} tokens, and "
-                                 f"prompt and ending have {most}; data.most_tokens cuts prompts")
+                raise InputError(f"item {first + i}: the network reads at most {self._scorer.most} tokens, "
+                                 f"and prompt and ending have {most}; data.most_tokens cuts prompts")
         several = len(endings[0]) > 1
         of = [(i, j) for i, ids in enumerate(endings) for j in range(len(ids))]
         at_boundary = self.layers and self.positions == "boundary"

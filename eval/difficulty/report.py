@@ -258,7 +258,8 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
     drawn = ""
     if isinstance(config.data, SeriesConfig):
         drawn = (f" Each loss is of {config.causal.samples} futures of "
-                 f"{min(config.causal.horizon, config.data.horizon)} values, drawn with the same random numbers.")
+                 f"{min(config.causal.horizon, config.data.horizon)} values, drawn with the same random "
+                 "numbers.")
     report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} "
                      f"held-out items, in {told['unit']}; controls are latents drawn at random among those "
                      f"as often active.{drawn}")

@@ -66,7 +66,7 @@ def test_the_losses_of_every_item(positions: str, world: dict[str, Any]) -> None
     given = []
     for i in chosen:
         question = world["questions"][i]
-        prompt = world["encode"](question.prompt)[-texts.SQUAD_TOKENS:]
+        prompt = world["encode"](question.prompt)[-200:]
         n = len(prompt)
         given.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
                              start=0 if positions == "all" else n - 1, stop=n))
@@ -126,7 +126,7 @@ def test_what_is_no_table() -> None:
 
 
 def test_planted_in_a_network() -> None:
-    """A latent that writes the right symbol's own direction is found; one that the final norm takes out is not.
+    """A latent along the right symbol's own direction is found; one that the final norm takes out is not.
 
     LayerNorm takes the mean out of every position: what is written along (1, …, 1) changes nothing.
     """
@@ -134,14 +134,15 @@ def test_planted_in_a_network() -> None:
     model = build(GPTNeoXConfig(vocab_size=31, d_model=d, n_layers=2, n_heads=2, d_hidden=32), 0)
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((8, d))
-    directions[0] = np.asarray(model.unembed.kernel[...])[:, right]  # latent 0 writes it, latent 1 what is taken out
-    directions[1] = 1.0
+    directions[0] = np.asarray(model.unembed.kernel[...])[:, right]
+    directions[1] = 1.0  # what the norm takes out
     directions[2:] -= directions[2:].mean(axis=1, keepdims=True)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     sae = from_arrays(SAEConfig(d_model=d, n_latents=8, k=8, unit_norm="none"), {
         "encoder.kernel": 0.1 * directions.T.astype(np.float32), "bias": np.zeros(d, np.float32),
         "encoder.bias": np.full(8, 1.0, np.float32), "decoder.kernel": directions.astype(np.float32)})
-    texts = [Patched([*rng.integers(0, 31, 6).tolist(), right], target=6, start=5, stop=6) for _ in range(60)]
+    prompts = rng.integers(0, 31, (60, 6)).tolist()
+    texts = [Patched([*prompt, right], target=6, start=5, stop=6) for prompt in prompts]
     table = patched_nats(model, sae, texts, list(range(8)), place="resid_post", layer=1)
     found = causal.effects(table, [0, 1], list(range(2, 8)))
     planted, inert = found.chosen[0], found.chosen[1]

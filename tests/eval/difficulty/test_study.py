@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from eval.difficulty.__main__ import main
 from eval.difficulty.asking import Asker
 from eval.difficulty.config import StudyConfig
 from eval.difficulty.extract import Extraction, read_table
+from eval.probes import LADDER
 from eval.selective import aurc
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
@@ -49,10 +51,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     return {
         "out": str(out), "seed": 1,
-        "data": {"family": "text", "source": str(place / "text.txt"), "items": 240, "prompt": 40, "ending": 6},
+        "data": {"family": "text", "source": str(place / "text.txt"), "items": 240, "prompt": 40,
+                 "ending": 6},
         "network": {"path": str(place / "cheap")}, "dear": {"path": str(place / "dear")},
         "extract": {"layers": [1], "shard_items": 100},
-        "sae": {"train": str(place / "sae.yaml"), "least_steps": 20, "most_dead": 0.9, "least_explained": 0.1},
+        "sae": {"train": str(place / "sae.yaml"), "least_steps": 20, "most_dead": 0.9,
+                "least_explained": 0.1},
         "probe": {"replicates": 200, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 3},
     } | changed
 
@@ -132,15 +136,19 @@ def test_the_autoencoder_is_measured_on_others(done: Path) -> None:
     assert rows == told["rows"] == 45 * min(200, int((table["split"] == "test").sum()))
 
 
+def times(path: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+
+
 def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.MonkeyPatch,
                                   capsys: pytest.CaptureFixture[str]) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("was asked again")
-    before = {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
+    before = times(done / "stages")
     monkeypatch.setattr(Asker, "ask", never)
     assert main(["--config", str(place / "tiny.yaml")]) == 0
     assert "report: " in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
+    assert before == times(done / "stages")
 
 
 def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path,
@@ -180,7 +188,8 @@ def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_autoencoder_that_knows_too_little(place: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_autoencoder_that_knows_too_little(place: Path, done: Path,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
     """Refused by name, or forced and said so."""
     config = str(place / "tiny.yaml")
     assert main(["--config", config, "sae.least_steps=1000"]) == 2
@@ -213,7 +222,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "cheap",
             "width": lambda: saved(tmp_path / "sae", SAEConfig(d_model=8, n_latents=48, k=6)),
             "layer": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, layer=0)),
-            "place": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, place="mlp_write")),
+            "place": lambda: saved(tmp_path / "sae", dataclasses.replace(config, place="mlp_write")),
             "random": lambda: saved(tmp_path / "sae", config)}[which]()
     changed = options(place, place / "out", sae={"path": str(path), "least_explained": 0.6})
     assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 2
@@ -247,7 +256,7 @@ def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: P
 def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
     """HellaSwag's rows: hard is where another ending surprises less; both domains on both sides."""
     rng = np.random.default_rng(0)
-    words = "a cat dog runs sits up down then by on off home".split()
+    words = ["a", "cat", "dog", "runs", "sits", "up", "down", "then", "by", "on", "off", "home"]
 
     def some(n: int) -> str:
         return " ".join(rng.choice(words, n))
@@ -276,7 +285,8 @@ def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def series(tmp_path: Path) -> Iterator[Path]:
     """A Chronos with random weights, and a series whose noise comes and goes."""
-    config = T5Config(vocab_size=60, d_model=16, n_layers=2, n_decoder_layers=1, n_heads=2, d_head=8, d_hidden=24,
+    config = T5Config(vocab_size=60, d_model=16, n_layers=2, n_decoder_layers=1, n_heads=2, d_head=8,
+                      d_hidden=24,
                       chronos=ChronosConfig(n_tokens=60, context_length=32, prediction_length=8))
     store.save(store.build(config, 0), tmp_path / "chronos")
     store.save(store.build(SAEConfig(d_model=16, n_latents=40, k=5), 0), tmp_path / "sae")
@@ -300,7 +310,7 @@ def test_series(series: Path) -> None:
     found = json.loads((out / "results.json").read_text())
     told = found["layers"]["1"]
     assert found["unit"] == "CRPS" and told["probe"]["purged"] > 0
-    assert set(told["probe"]["rungs"]) == {"P1_cheap", "P2_cheap_raw", "P3_cheap_sae", "P4_raw_only", "P5_sae_only"}
+    assert list(told["probe"]["rungs"]) == [rung.name for rung in LADDER], "no controls without an answer"
     table = read_table(stage(out, "items") / "items.parquet")
     starts = np.arange(len(table["split"])) * 8
     assert starts[table["split"] == "train"].max() + 40 <= 980 < starts[table["split"] == "test"].min()
