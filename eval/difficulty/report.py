@@ -190,7 +190,7 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
                   f"AUROC of each rung on {probe['test']} held-out items. {LEGEND}")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
-    report.table([{"rung": name, "AUROC": rungs[name], "C": rung["C"],
+    report.table([{"rung": name, "AUROC": rungs[name], "AUPRC": rung["auprc"], "C": rung["C"],
                    "cross-validated": rung["cross_validated"],
                    **({"says": "the same of every item"} if rung["constant"] else {}),
                    **{f"in {domain}": rung["domains"].get(domain) for domain in domains if len(domains) > 1}}

@@ -26,7 +26,7 @@ from eval.difficulty.items import Items, make_items, read_items
 from eval.difficulty.questions import Questions
 from eval.difficulty.subject import Subject
 from eval.folds import Folds
-from eval.metrics import auroc
+from eval.metrics import auprc, auroc
 from eval.probes import ProbeOptions
 from eval.stages import Stages, fingerprint, key
 from eval.tables import as_json
@@ -235,7 +235,8 @@ class Layer:
             "groups": len(np.unique(table.groups[test])), "constant": table.constant,
             "constant_raw": len(probes.constant_columns(blocks["raw"][train])),
             "constant_sae": len(probes.constant_columns(blocks["sae"][train])) if "sae" in blocks else None,
-            "rungs": {name: {"auroc": rung.auroc, "C": rung.probe.strength, "constant": rung.is_constant,
+            "rungs": {name: {"auroc": rung.auroc, "auprc": auprc(table.hard[test], rung.probabilities),
+                             "C": rung.probe.strength, "constant": rung.is_constant,
                              "cross_validated": rung.probe.cross_validated[rung.probe.strength],
                              "domains": {
                                  domain: auroc(table.hard[test][here], rung.probabilities[here])

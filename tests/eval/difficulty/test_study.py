@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from eval.difficulty.__main__ import main
 from eval.difficulty.asking import Asker
@@ -102,6 +102,8 @@ def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
     for name in names:
         area = told["probe"]["rungs"][name]["auroc"]
         assert area["point"] == pytest.approx(roc_auc_score(scores["hard"], scores[name]), abs=1e-12)
+        assert told["probe"]["rungs"][name]["auprc"] == pytest.approx(
+            average_precision_score(scores["hard"], scores[name]), abs=1e-12)
         assert area["low"] <= area["point"] <= area["high"]
         risk = told["selective"]["rungs"][name]
         assert risk["aurc"]["point"] == pytest.approx(aurc(scores["error"], scores[name]), abs=1e-12)
