@@ -27,6 +27,7 @@ from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
+from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.sharding import split_batch
 
 Cache = Any
@@ -100,6 +101,10 @@ class CausalLM(nnx.Module):
         Raises:
             ValueError: this network has no such place or layer.
         """
+
+    @abc.abstractmethod
+    def unembedding(self) -> Unembedding:
+        """How the last stream becomes logits."""
 
     @abc.abstractmethod
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
@@ -211,6 +216,12 @@ class Decoder(CausalLM):
         if self.abstain is not None and "abstain" in tap.record:
             tap("abstain", self.abstain(hidden)[..., 0], seen)
         return tap("logits", self._unembedded(hidden), seen), seen | inside
+
+    def unembedding(self) -> Unembedding:
+        """See `CausalLM`."""
+        if self.unembed is None:
+            return Unembedding(self.final_norm, self.embed.quantized(), dtype=self.embed.dtype)
+        return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True, dtype=self.unembed.dtype)
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])

@@ -35,6 +35,7 @@ from tilelli_jax.nn.norm import RMSNorm, rms_normalized
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import frequencies, rotate
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
+from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 from tilelli_jax.sharding import split_batch
 
@@ -251,6 +252,13 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         x, records = self._run(range(self.config.n_layers), x, embedded, positions, kept, tap)
         hidden = tap("hidden", self.final_norm(x), outside)
         return tap("logits", self._unembedded(hidden), outside), outside | stacked(records)
+
+    def unembedding(self) -> Unembedding:
+        """See `CausalLM`."""
+        cap = self.config.softcap or None
+        if self.unembed is None:
+            return Unembedding(self.final_norm, self.embed.quantized(), cap=cap, dtype=self.dtype)
+        return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True, cap=cap, dtype=self.dtype)
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[KeyCache]]:
         """See `CausalLM`. There is a cache for each layer that has keys of its own.

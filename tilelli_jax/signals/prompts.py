@@ -1,0 +1,144 @@
+"""One pass of each prompt, nothing generated: crystallisation and writes (signals A and B), batch by batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
+from tilelli_jax.signals.crystallisation import Crystallisation, Inner, crystallisation
+from tilelli_jax.signals.lens import CHUNK
+
+TIME_BUCKET, QUESTION_BUCKET = 32, 8  # lengths are rounded up to multiples: as many compilations as there are
+WORK = 6  # arrays as large as a piece of the logits that XLA may hold at once
+
+
+class Prompt(NamedTuple):
+    """Token ids, and where the question stands in them: `[start, stop)`, maybe empty."""
+
+    ids: Sequence[int]
+    start: int
+    stop: int
+
+
+class Read(NamedTuple):
+    """Of one prompt: `crystallisation` without the batch axis, and `final` f32 `[layers, d_model]`, the stream
+    after each layer at the last position, before the final norm."""
+
+    crystallisation: Crystallisation
+    final: np.ndarray
+
+
+class Reader:
+    """Reads prompts with one network, and keeps what was compiled for the next call.
+
+    Args:
+        batch_size: prompts at once, at most.
+        most_bytes: of scratch memory; a batch is made smaller where it would need more (one prompt at
+            least). What is counted: inner values at the positions that are looked at, and a piece of the
+            logits; the network's own pass is not.
+        chunk: symbols of the vocabulary at a time.
+        rounded: the lens in bfloat16, step by step, as the published features were made.
+        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
+    """
+
+    def __init__(self, model: Any, *, batch_size: int = 16, most_bytes: int = 2**31, chunk: int = CHUNK,
+                 rounded: bool = False, mesh: Mesh | None = None) -> None:
+        self.devices = 1 if mesh is None else batch_devices(mesh)
+        self.batch_size, self.most_bytes, self.chunk, self.mesh = batch_size, most_bytes, chunk, mesh
+        self.config = model.config
+        places = places_of(model)
+        learned = getattr(model.config, "positions", "") == "learned"
+        self.most = model.config.max_seq_len if learned else None
+        self._graph, self._params = nnx.split(model)
+        graph = self._graph
+
+        def read(params: Any, ids: jax.Array, positions: jax.Array,
+                 question: jax.Array) -> tuple[Crystallisation, jax.Array]:
+            model = nnx.merge(graph, params)
+            tap = Tap(record=tuple(place for place in places if place), positions=positions)
+            seen = model.tapped(ids, tap)[1]  # the logits are not asked for, and not computed
+            inner = Inner(*(seen[place] if place else None for place in places))
+            found = crystallisation(model.unembedding(), inner, question, chunk=chunk, rounded=rounded)
+            return found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32)
+        self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
+
+    def bytes_of(self, positions: int) -> int:
+        """Scratch memory for one prompt with so many positions that are looked at."""
+        layers, d = self.config.n_layers, self.config.d_model
+        rows = layers * (positions + 6)
+        return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
+
+    def __call__(self, prompts: Sequence[Prompt], what: str = "reading") -> Iterator[tuple[int, Read]]:
+        """Each prompt's signals, in no order of theirs: (index, result). Shows progress in a terminal.
+
+        Raises:
+            ValueError: a prompt is empty, longer than the network reads, or its question not inside it.
+        """
+        for i, prompt in enumerate(prompts):
+            if not len(prompt.ids) or not 0 <= prompt.start <= prompt.stop <= len(prompt.ids):
+                raise ValueError(f"prompt {i}: expected ids, and the question inside them, found "
+                                 f"{len(prompt.ids)} ids and [{prompt.start}, {prompt.stop})")
+            if self.most is not None and len(prompt.ids) > self.most:
+                raise ValueError(f"prompt {i}: expected at most {self.most} ids, found {len(prompt.ids)}")
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), -_length(prompts[i]), i))
+        with tqdm(total=len(prompts), desc=what, unit="prompt", disable=not sys.stderr.isatty(),
+                  leave=False) as bar:
+            start = 0
+            while start < len(order):
+                chosen = order[start:start + self._rows(prompts, order[start:start + self.batch_size])]
+                yield from zip(chosen, self._batch([prompts[i] for i in chosen]), strict=True)
+                start += len(chosen)
+                bar.update(len(chosen))
+
+    def _rows(self, prompts: Sequence[Prompt], candidates: Sequence[int]) -> int:
+        """How many of the next prompts go together."""
+        positions = _up(max(_length(prompts[i]) for i in candidates), QUESTION_BUCKET) + 1
+        rows = min(self.batch_size, max(1, self.most_bytes // self.bytes_of(positions)))
+        return max(1, rows // self.devices) * self.devices
+
+    def _batch(self, prompts: Sequence[Prompt]) -> list[Read]:
+        rows = _up(len(prompts), self.devices)
+        if len(prompts) < self.batch_size:  # few sizes, each of which is compiled
+            rows = min(_up(self.batch_size, self.devices), _up(1 << (len(prompts) - 1).bit_length(), self.devices))
+        longest = max(len(prompt.ids) for prompt in prompts)
+        time = max(longest, min(_up(longest, TIME_BUCKET), self.most or 2**31))
+        width = _up(max(map(_length, prompts)), QUESTION_BUCKET)
+        ids = np.zeros((rows, time), np.int32)
+        positions, question = np.zeros((rows, width + 1), np.int32), np.zeros((rows, width + 1), bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, :len(prompt.ids)] = prompt.ids
+            n = _length(prompt)
+            positions[row, :n], question[row, :n] = np.arange(prompt.start, prompt.stop), True
+            positions[row, -1] = len(prompt.ids) - 1
+        given = (ids, positions, question)
+        placed = given if self.mesh is None else tuple(place_rows(array, self.mesh, rows) for array in given)
+        found, final = jax.device_get(self._read(self._params, *placed))
+        return [Read(Crystallisation(*(part[row] for part in found)), final[row]) for row in range(len(prompts))]
+
+
+def places_of(model: Any) -> tuple[str, str, str, str]:
+    """Where a network's stream, its write, what that is added to, and attention's write are; "" for none.
+
+    A routed block's write is all that it adds; with parallel residuals a write is added to the stream before
+    the block.
+    """
+    there = model.places
+    return ("resid_post", "mlp_write" if "mlp_write" in there else "mix",
+            "resid_mid" if "resid_mid" in there else "resid_pre", "attn_out" if "attn_out" in there else "")
+
+
+def _length(prompt: Prompt) -> int:
+    return prompt.stop - prompt.start
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
