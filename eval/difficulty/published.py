@@ -2,11 +2,12 @@
 
 The same random streams, orders and formulas, so that its numbers come out to the printed digit; what is
 wrong with them, and what stands in their place by default, is in docs/difficulty.md. The letters in the
-docstrings (W5, S8, …) are those of that table.
+docstrings (W5, S8, …) are those of that table. `kit.py` makes its tables from its files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from eval.cascade import Costs, frontier
 from eval.folds import shuffled
 from eval.metrics import Floats, auroc, brier, expected_calibration_error
-from eval.probes import ProbeOptions, make_probe
-from eval.stats import PermutationTest, percentiles, permute_labels
+from eval.probes import Climbed, ProbeOptions, make_probe
+from eval.stats import Interval, PermutationTest, bootstrap_mean, percentiles, permute_labels
 
 COVERAGES = np.round(np.arange(0.10, 1.0001, 0.05), 4)
 THRESHOLDS = np.linspace(0, 1, 41)
@@ -27,6 +28,23 @@ SHARES = np.linspace(0, 1, 21)
 
 # Scaled by all training rows before cross-validation (S3), and with the intercept penalised.
 PROBES = ProbeOptions(scale_once=True, intercept_scaling=1.0)
+
+
+def probe_results(climbed: Climbed, *, items: int, train: int, test_labels: ArrayLike) -> dict[str, Any]:
+    """probe_results.json of a ladder climbed with PROBES; three of its keys were never filled.
+
+    Args:
+        items, train: how many there are in all, and to learn from.
+    """
+    labels = np.asarray(test_labels)
+    empty = {"delta_vs_baseline": None, "delta_ci": None, "perm_p": None}
+    probes = {name: {"name": name, "auroc": rung.auroc.point, "ci_low": rung.auroc.low,
+                     "ci_high": rung.auroc.high, "n_test": len(labels), "best_C": rung.probe.strength,
+                     **empty} for name, rung in climbed.rungs.items()}
+    deltas = {f"{c.a}-{c.b}": {"point": c.difference.point, "ci_low": c.difference.low,
+                               "ci_high": c.difference.high} for c in climbed.comparisons}
+    return {"n_total": items, "n_train": train, "n_test": len(labels), "hard_fraction": float(labels.mean()),
+            "probes": probes, "deltas": deltas}
 
 
 def permutation(labels: ArrayLike, a: ArrayLike, b: ArrayLike, seed: int = 42) -> PermutationTest:
@@ -122,7 +140,7 @@ def recalibrated(train: Floats, train_labels: ArrayLike, test: Floats, test_labe
     Platt's map is fitted to probabilities, and its slope may be negative (W7).
     """
     labels = np.asarray(train_labels)
-    probe = make_probe(strength, False, PROBES)
+    probe = make_probe(strength, False, dataclasses.replace(PROBES, seed=seed))
     if scaled:
         scaler = probe[0].fit(train)
         train, test = scaler.transform(train), scaler.transform(test)
@@ -137,3 +155,28 @@ def recalibrated(train: Floats, train_labels: ArrayLike, test: Floats, test_labe
                 "isotonic": np.clip(rising.predict(raw), 0, 1)}
     return {name: {"ece": expected_calibration_error(test_labels, found), "brier": brier(test_labels, found),
                    "auroc": auroc(test_labels, found)} for name, found in variants.items()}
+
+
+def causal_summary(losses: Mapping[str, ArrayLike], about: Mapping[str, Any], *, replicates: int = 2000,
+                   seed: int = 42) -> dict[str, Any]:
+    """causal_ablation_*.json from the losses of each item; sure is what excludes 0, uncorrected (S6).
+
+    Args:
+        losses: `…_natural`, `…_recon` and `…_ablate_LATENT`, in this order, each `[items]`.
+        about: `metric`, `positions` and `model`, as they are.
+    """
+    natural, reconstructed, *left_out = (np.asarray(values, float) for values in losses.values())
+    latents = [name.rpartition("_")[2] for name in list(losses)[2:]]
+
+    def mean(change: Floats) -> Interval:
+        return bootstrap_mean(change, replicates=replicates, seed=seed)
+    changed = mean(reconstructed - natural)
+    effects = {latent: mean(values - reconstructed) for latent, values in zip(latents, left_out, strict=True)}
+    return {"n": len(natural), "mean_natural": float(natural.mean()),
+            "mean_sae_recon": float(reconstructed.mean()),
+            "delta_sae_recon": {"point": changed.point, "ci95": [changed.low, changed.high]},
+            "per_feature_ablation_delta": {
+                latent: {"point": effect.point, "ci95": [effect.low, effect.high],
+                         "significant": effect.excludes_zero} for latent, effect in effects.items()},
+            "metric": about["metric"], "positions": about["positions"],
+            "top_features": [int(latent) for latent in latents], "model": about["model"]}

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.difficulty import cheap, published
-from eval.folds import number_of_folds, stratified
+from eval.difficulty import cheap, kit, kit_files, published
+from eval.difficulty.kit_files import Kit, KitCascade, KitConfig
 from eval.metrics import auroc
-from eval.probes import LADDER, RungResult, climb
-from eval.stats import PairedBootstrap, bootstrap_mean
+from eval.stats import PairedBootstrap
+from tests.refusals import assert_one_line
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "reference" / "difficulty"
 TINY = REFERENCE / "tiny_world"
@@ -60,11 +60,6 @@ def assert_same(found: Any, expected: Any, tolerance: float = SAME) -> None:
     assert worst <= tolerance, (worst, where)
 
 
-def interval(result: RungResult) -> dict[str, float]:
-    return {"auroc": result.auroc.point, "ci_low": result.auroc.low, "ci_high": result.auroc.high,
-            "best_C": result.probe.strength}
-
-
 def dear_errors(name: str, windows: np.ndarray) -> np.ndarray:
     """The expensive model's, in the order of the windows."""
     table = read(name)
@@ -73,16 +68,13 @@ def dear_errors(name: str, windows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def squad() -> dict[str, Any]:
-    """The published SQuAD run: cheap features and labels, split."""
-    table = read("pythia410m_squad/squad_metadata.parquet")
-    train, test = table["split"] == "train", table["split"] == "test"
-    _, features = cheap.published_prompt_features({key: table[key].tolist() for key in table})
-    y = table["difficulty"]
-    climbed = climb({"cheap": features[train]}, y[train], {"cheap": features[test]}, y[test],
-                    stratified(y[train]), rungs=LADDER[:1], options=published.PROBES)
-    return {"train": features[train], "test": features[test], "y_train": y[train], "y_test": y[test],
-            "windows": table["window_id"][test], "p1": climbed.rungs["P1_cheap"]}
+def squad() -> tuple[Kit, dict[str, Any]]:
+    """The published SQuAD run as far as its files go: without activations, P1."""
+    config = KitConfig(metadata="pythia410m_squad/squad_metadata.parquet",
+                       cascade=KitCascade(
+                           expensive_metadata="pythia410m_squad/squad_metadata_pythia2.8b.parquet"))
+    found = kit_files.read_kit(config, REFERENCE, "squad.yaml")
+    return found, kit.tables(found)
 
 
 @pytest.fixture(scope="module")
@@ -91,29 +83,24 @@ def scores() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return table["difficulty"], {name: table[column] for name, column in RUNGS.items()}
 
 
-def test_p1_to_the_last_digit(squad: dict[str, Any]) -> None:
-    """The rung whose inputs are all there: prompts → features → probe → interval."""
-    expected = told("published/llm_squad/probe_results.json")["probes"]["P1_cheap"]
-    assert_same(interval(squad["p1"]), {key: expected[key] for key in interval(squad["p1"])})
-    found = {"P1_cheap": squad["p1"].probabilities}
-    expected = told("published/llm_squad/selective_prediction.json")
-    assert_same(published.selective(squad["y_test"], found), expected | {"probes": {
-        "P1_cheap": expected["probes"]["P1_cheap"]}})
-    dear = dear_errors("pythia410m_squad/squad_metadata_pythia2.8b.parquet", squad["windows"])
-    expected = told("published/llm_squad/cascade_results.json")
-    assert_same(published.cascade(squad["y_test"], dear, found), expected | {"probes": {
-        "P1_cheap": expected["probes"]["P1_cheap"]}})
-    expected = told("published/llm_squad/recalibration_results.json")["P1_cheap"]
-    assert_same(published.recalibrated(squad["train"], squad["y_train"], squad["test"], squad["y_test"], 0.3),
-                expected)
+def test_p1_to_the_last_digit(squad: tuple[Kit, dict[str, Any]]) -> None:
+    """The rung whose inputs are all there: prompts → features → probe → interval, and the other stages."""
+    _, made = squad
+    for file in ("probe_results", "selective_prediction", "cascade_results"):
+        expected = told(f"published/llm_squad/{file}.json")
+        expected["probes"] = {"P1_cheap": expected["probes"]["P1_cheap"]}
+        assert_same(made[f"{file}.json"], expected | ({"deltas": {}} if "deltas" in expected else {}))
+    expected = told("published/llm_squad/recalibration_results.json")
+    assert_same(made["recalibration_results.json"], {"P1_cheap": expected["P1_cheap"]})
 
 
-def test_the_scaled_probe_of_p1(squad: dict[str, Any]) -> None:
+def test_the_scaled_probe_of_p1(squad: tuple[Kit, dict[str, Any]]) -> None:
     """Recalibration of the probe as it was fitted: AUROC 0.590 and ECE 0.326 in place of 0.563 and 0.366."""
-    found = published.recalibrated(squad["train"], squad["y_train"], squad["test"], squad["y_test"], 0.3,
-                                   scaled=True)
-    assert found["raw"]["auroc"] == pytest.approx(squad["p1"].auroc.point, abs=SAME)
-    assert round(found["raw"]["ece"], 3) == 0.326
+    found, made = squad
+    p1 = made["probe_results.json"]["probes"]["P1_cheap"]
+    raw = kit.recalibration(found, {"P1_cheap": p1["best_C"]}, scaled=True)["P1_cheap"]["raw"]
+    assert raw["auroc"] == pytest.approx(p1["auroc"], abs=SAME)
+    assert round(raw["ece"], 3) == 0.326
 
 
 @pytest.mark.parametrize("name", [name for name in RUNGS if name != "P1_cheap"])
@@ -124,7 +111,7 @@ def test_rungs_from_stored_scores(name: str, scores: tuple) -> None:
     assert_same(list(drawn), [expected["auroc"], expected["ci_low"], expected["ci_high"]], 1e-4)
 
 
-def test_answer_length_alone_beats_every_probe(squad: dict[str, Any], scores: tuple) -> None:
+def test_answer_length_alone_beats_every_probe(scores: tuple) -> None:
     """AUROC 0.904 on all rows and 0.916 on the test rows; the best stored probe has 0.671 there."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     tokenizer = tokenizers.Tokenizer.from_file(str(REFERENCE.parent / "data" / "neox_20B_tokenizer.json"))
@@ -179,71 +166,76 @@ def test_the_cascade_from_stored_scores(scores: tuple) -> None:
 def test_causal_effects(table: str, summary: str) -> None:
     """Means and their intervals from the published losses of each item."""
     columns, expected = read(f"pythia410m_squad/{table}.parquet"), told(f"published/llm_squad/{summary}.json")
-    drawn = bootstrap_mean(columns["err_recon"] - columns["err_natural"])
-    assert_same(list(drawn), [expected["delta_recon_natural"], expected["delta_recon_natural_ci_lower"],
-                              expected["delta_recon_natural_ci_upper"]])
+    found = published.causal_summary({name: columns[name] for name in columns if name != "window_id"},
+                                     {"metric": "nats", "positions": expected["positions"], "model": ""})
+    assert found["top_features"] == expected["top_5_features"]
+    assert_same([found["mean_natural"], found["mean_sae_recon"]],
+                [expected["natural_error_mean"], expected["recon_error_mean"]])
+    assert_same(found["delta_sae_recon"], {
+        "point": expected["delta_recon_natural"],
+        "ci95": [expected[f"delta_recon_natural_ci_{end}"] for end in ("lower", "upper")]})
     for feature, effect in expected["feature_effects"].items():
-        drawn = bootstrap_mean(columns[f"err_ablate_{feature}"] - columns["err_recon"])
-        assert_same(list(drawn), [effect["delta_error"], effect["ci_lower"], effect["ci_upper"]])
+        made = found["per_feature_ablation_delta"][feature]
+        assert_same([made["point"], *made["ci95"]],
+                    [effect["delta_error"], effect["ci_lower"], effect["ci_upper"]])
 
 
 # --- A small run of the study's own scripts ----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def tiny() -> dict[str, Any]:
-    torch = pytest.importorskip(
-        "torch", reason="PyTorch (extra: torch), which reads .pt files, is not installed")
-    import safetensors.numpy
-    table = read("tiny_world/act/squad_metadata.parquet")
-    raw = safetensors.numpy.load_file(TINY / "act/squad_activations.safetensors")["encoder_embeddings"]
-    raw = raw.astype(np.float32)[:, 0]
-    state = torch.load(TINY / "sae/squad.pt", weights_only=True)
-    before = (torch.from_numpy(raw) - state["b_dec"]) @ state["W_enc"] + state["b_enc"]
-    values, which = before.topk(8, dim=-1)
-    codes = torch.zeros_like(before).scatter(1, which, values.relu()).numpy()
-    _, features = cheap.published_prompt_features({key: table[key].tolist() for key in table})
-    blocks = {"cheap": features, "raw": raw, "sae": codes}
-    train, test = table["split"] == "train", table["split"] == "test"
-    y = table["difficulty"]
-    climbed = climb({name: block[train] for name, block in blocks.items()}, y[train],
-                    {name: block[test] for name, block in blocks.items()}, y[test],
-                    stratified(y[train], number_of_folds(y[train])), options=published.PROBES)
-    return {"blocks": blocks, "train": train, "test": test, "y": y, "climbed": climbed,
-            "windows": table["window_id"][test]}
+def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their .pt files as model directories."""
+    pytest.importorskip("torch", reason="PyTorch (extra: torch), which reads .pt files, is not installed")
+    from convert.__main__ import main
+    path = tmp_path_factory.mktemp("autoencoders")
+    for name in ("squad", "squad_allpos"):
+        assert main([str(TINY / f"sae/{name}.pt"), str(path / name), "--set", "k=8"]) == 0
+    return path
 
 
-def test_the_ladder_of_the_small_run(tiny: dict[str, Any]) -> None:
-    expected = told("tiny_world/res/squad/probe_results.json")
-    for name, result in tiny["climbed"].rungs.items():
-        assert_same(interval(result), {key: expected["probes"][name][key] for key in interval(result)})
-    for comparison in tiny["climbed"].comparisons:
-        gap = expected["deltas"][f"{comparison.a}-{comparison.b}"]
-        assert_same(list(comparison.difference), [gap["point"], gap["ci_low"], gap["ci_high"]])
+def run(name: str, autoencoders: Path, out: Path) -> int:
+    return kit.main(["--config", str(TINY / f"{name}.yaml"), "--root", str(REFERENCE), "--out", str(out),
+                     f"sae_ckpt.mid={autoencoders / name}"])
 
 
-def test_the_other_stages_of_the_small_run(tiny: dict[str, Any]) -> None:
-    stored = np.load(TINY / "res/squad/probe_preds.npz")
-    found = {name: stored[name] for name in tiny["climbed"].rungs}
-    y = tiny["y"][tiny["test"]]
-    assert_same(published.selective(y, found), told("tiny_world/res/squad/selective_prediction.json"))
-    dear = dear_errors("tiny_world/act_base/squad_metadata.parquet", tiny["windows"])
-    chosen = {name: found[name] for name in ("P3_cheap_sae", "P1_cheap", "P2_cheap_raw")}
-    assert_same(published.cascade(y, dear, chosen), told("tiny_world/res/squad/cascade_results.json"))
-    for name, names in (("P1_cheap", ["cheap"]), ("P3_cheap_sae", ["cheap", "sae"])):
-        block = np.concatenate([tiny["blocks"][part] for part in names], axis=1)
-        made = published.recalibrated(block[tiny["train"]], tiny["y"][tiny["train"]], block[tiny["test"]], y,
-                                      tiny["climbed"].rungs[name].probe.strength)
-        assert_same(made, told("tiny_world/res/squad/recalibration_results.json")[name])
+def test_the_small_run(autoencoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every table of the command, and the score of every item."""
+    assert run("squad", autoencoders, tmp_path) == 0
+    expected = TINY / "res/squad"
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["cascade_results.json", "probe_results.json", "probe_scores.parquet",
+                     "recalibration_results.json", "selective_prediction.json"]
+    for name in names:
+        if name.endswith(".json"):
+            assert_same(json.loads((tmp_path / name).read_text()), json.loads((expected / name).read_text()))
+    made, there = (read(path / "probe_scores.parquet") for path in (tmp_path, expected))
+    assert list(made) == list(there)
+    for column in there:
+        assert made[column].dtype == there[column].dtype
+        np.testing.assert_allclose(made[column], there[column], rtol=0, atol=SAME)
+    out = capsys.readouterr().out
+    assert "210 items to learn from, 72 test items, 29.2% of them hard" in out
+    assert "P2_cheap_raw  0.522 [0.383, 0.669]" in out and "17 of 41" in out
+    assert "P3_cheap_sae − P2_cheap_raw: -0.040 [-0.202, 0.116]" in out
 
 
-@pytest.mark.parametrize("positions", ["all", "boundary"])
-def test_causal_effects_of_the_small_run(positions: str) -> None:
-    columns = read(f"tiny_world/res/squad_allpos/causal_ablation_{positions}.parquet")
-    expected = told(f"tiny_world/res/squad_allpos/causal_ablation_{positions}.json")
-    drawn = bootstrap_mean(columns["m_sae_recon"] - columns["m_natural"])
-    assert_same(list(drawn), [expected["delta_sae_recon"]["point"], *expected["delta_sae_recon"]["ci95"]])
-    for feature, effect in expected["per_feature_ablation_delta"].items():
-        drawn = bootstrap_mean(columns[f"m_ablate_{feature}"] - columns["m_sae_recon"])
-        assert_same(list(drawn), [effect["point"], *effect["ci95"]])
-        assert drawn.excludes_zero == effect["significant"]
+def test_causal_effects_of_the_small_run(autoencoders: Path, tmp_path: Path,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the tables of a ladder on all positions, those that are in their out_dir."""
+    assert run("squad_allpos", autoencoders, tmp_path) == 0
+    for positions in ("all", "boundary"):
+        name = f"causal_ablation_{positions}.json"
+        made = json.loads((tmp_path / name).read_text())
+        assert_same(made, told(f"tiny_world/res/squad_allpos/{name}"))
+    assert "causal, all: reconstruction 0.004 [-0.011, 0.018] nats, 0 of 5 latents" in capsys.readouterr().out
+
+
+def test_a_torch_file_is_refused_with_what_makes_it_readable(tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert kit.main(["--config", str(TINY / "squad.yaml"), "--root", str(REFERENCE), "--out", str(out)]) == 2
+    stem = TINY / "sae/squad"
+    assert_one_line(capsys.readouterr().err, f"`python -m convert {stem}.pt {stem} --set k=8`",
+                    "then add sae_ckpt.mid=tiny_world/sae/squad")
+    assert not out.exists()
