@@ -1,0 +1,173 @@
+"""Signals A and B: against the stored cases of the published features, and against brute force in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+
+from tilelli_jax.nn.norm import rms_normalized
+from tilelli_jax.nn.unembed import Unembedding
+from tilelli_jax.signals.crystallisation import (
+    BY_LAYER,
+    OVERALL,
+    Crystallisation,
+    Inner,
+    band,
+    crystallisation,
+)
+from tilelli_jax.signals.lens import look, look_from
+
+CASES = Path(__file__).parents[3] / "shared" / "reference" / "recall_cases" / "feature_cases.npz"
+NAMES = ("base", "nocontent", "short_content", "nocap", "one_content", "zero_write", "settled", "L42", "bf16")
+
+
+def distribution(z: np.ndarray) -> dict[str, Any]:
+    """Of one row of logits, float64."""
+    log_p = log_softmax(z)
+    p, order = np.exp(log_p), np.sort(z)
+    return {"entropy": -(p * log_p).sum(), "best": int(z.argmax()), "margin": order[-1] - order[-2],
+            "top": p.max(), "log_p": log_p, "p": p}
+
+
+def logits(x: np.ndarray, table: np.ndarray, scale: np.ndarray, cap: float | None) -> np.ndarray:
+    x = x.astype(float)
+    z = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale) @ table.astype(float).T
+    return z if cap is None else cap * np.tanh(z / cap)
+
+
+@settings(max_examples=30, deadline=None)
+@given(vocab=st.integers(2, 40), chunk=st.integers(1, 50), cap=st.sampled_from([None, 3.0, 30.0]),
+       seed=st.integers(0, 99), large=st.booleans())
+def test_any_chunks_are_the_whole(vocab: int, chunk: int, cap: float | None, seed: int, large: bool) -> None:
+    """Each number against the whole distribution; also where logits are in the hundreds, and by column."""
+    rng = np.random.default_rng(seed)
+    rows, table = rng.standard_normal((5, 6)).astype(np.float32), rng.standard_normal((vocab, 6))
+    table = (table * (100 if large else 1)).astype(np.float32)
+    cap = None if large else cap  # capped, large ones would all be equal
+    before = np.array([0, 0, 1, 4, 2])
+    unembedding = Unembedding(rms_normalized, jnp.asarray(table), cap=cap)
+    by_column = Unembedding(rms_normalized, jnp.asarray(table.T), by_column=True, cap=cap)
+    z = logits(rows, table, np.ones(6), cap)
+    expected = [distribution(row) for row in z]
+    told, divergence = look_from(unembedding, jnp.asarray(rows), jnp.asarray(before), chunk=chunk)
+    size = np.abs(z).max() + 1
+    for name, found in told._asdict().items():
+        np.testing.assert_allclose(found, [row[name] for row in expected], atol=2e-5 * size, rtol=1e-4,
+                                   err_msg=name)
+    kl = [(row["p"] * (row["log_p"] - expected[i]["log_p"])).sum() for row, i in zip(expected, before, strict=True)]
+    np.testing.assert_allclose(divergence, kl, atol=2e-5 * size, rtol=1e-4)
+    for other in (look(unembedding, jnp.asarray(rows), chunk=chunk), look(by_column, jnp.asarray(rows), chunk=chunk)):
+        for a, b in zip(other, told, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * size)
+
+
+def test_equals_within_and_across_pieces() -> None:
+    """The first of equals is the best, and its margin is 0."""
+    table = np.zeros((7, 2), np.float32)
+    table[[2, 5]] = 1
+    for chunk in (1, 3, 4, 7):
+        told = look(Unembedding(lambda x: x, jnp.asarray(table)), jnp.ones((1, 2)), chunk=chunk)
+        assert (told.best[0], told.margin[0]) == (2, 0.0)
+
+
+def cases() -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.skipif(
+        not CASES.exists(), reason="the stored references do not come with this project")) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", cases())
+def test_the_published_features(name: str) -> None:
+    case = {key.partition("/")[2]: value for key, value in np.load(CASES).items() if key.startswith(f"{name}/")}
+    length = case["hidden_states"].shape[1]
+    question = case["content_pos"].tolist() or list(range(length))  # not found in the prompt: all of it
+    at = [*question, length - 1]
+    cap = None if np.isnan(case["softcap"]) else float(case["softcap"])
+    unembedding = Unembedding(lambda x: rms_normalized(x) * case["norm_w"], jnp.asarray(case["W_U"]), cap=cap)
+    inner = Inner(*(jnp.asarray(case[key][:, None, at]) for key in ("hidden_states", "mlp_writes", "resid_before")))
+    rounded = str(case["dtype"]) == "torch.bfloat16"
+    found = crystallisation(unembedding, inner, jnp.asarray([[True] * len(question) + [False]]), chunk=16,
+                            rounded=rounded)
+    # One step of bfloat16 is 1/16 in these logits: some of them round to the other side.
+    tolerance = 0.02 if rounded else 1e-5
+    np.testing.assert_allclose(found.by_layer[0], case["feats_f32"], atol=tolerance)
+    np.testing.assert_allclose(found.overall[0], case["globals"], atol=tolerance)
+    if not rounded:
+        half = np.asarray(found.by_layer[0]).astype(np.float16)
+        assert (half == case["feats_f16"]).mean() > 0.95  # but where noise crosses the middle of two
+        np.testing.assert_allclose(half.astype(float), case["feats_f16"].astype(float), rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(found.best[0], case["argmax"])
+    assert int(found.strongest_layer[0]) == case["strongest_layer"]
+    assert f"t{int(found.strongest_symbol[0])}" == str(case["strongest_token"])
+    low, high = band(len(case["hidden_states"]))
+    assert list(range(low, high + 1)) == case["band"].tolist()
+
+
+def brute(inner: dict[str, np.ndarray], question: list[int], table: np.ndarray, cap: float | None,
+          ) -> tuple[np.ndarray, np.ndarray]:
+    """`[layers, 12]` and `[10]` by loops over one prompt's `[layers, positions, d]`; its last position is last."""
+    scale, n_layers = np.ones(table.shape[1]), len(inner["stream"])
+    question = question or [inner["stream"].shape[1] - 1]
+    rows, best = np.zeros((n_layers, 12)), []
+    for i in range(n_layers):
+        final = distribution(logits(inner["stream"][i, -1], table, scale, cap))
+        best.append(final["best"])
+        rows[i, :3] = final["entropy"], final["margin"], final["top"]
+        if i:
+            before = distribution(logits(inner["stream"][i - 1, -1], table, scale, cap))
+            rows[i, 3] = (final["p"] * (final["log_p"] - before["log_p"])).sum()
+        last = [distribution(logits(inner["stream"][i, p], table, scale, cap)) for p in question[-4:]]
+        rows[i, 4:7] = [np.mean([row[key] for row in last]) for key in ("entropy", "margin", "top")]
+        size = np.linalg.norm(inner["write"][i], axis=-1) / (np.linalg.norm(inner["beside"][i], axis=-1) + 1e-6)
+        peak = [np.log(len(table)) - distribution(logits(write, table, scale, cap))["entropy"]
+                for write in inner["write"][i]]
+        rows[i, 7:11] = size[question].max(), size[-1], max(peak[p] for p in question), peak[-1]
+        if i:
+            a, b = inner["write"][i], inner["write"][i - 1]
+            rows[i, 11] = np.mean([a[p] @ b[p] / (np.linalg.norm(a[p]) * np.linalg.norm(b[p])) for p in question])
+    low, high = band(n_layers)
+    middle = slice(low, high + 1)
+    strongest = low + int(rows[middle, 9].argmax())
+    changed = [i for i in range(1, n_layers) if best[i] != best[i - 1]]
+    return rows, np.array([
+        rows[-1, 0], rows[:, 0].min(), rows[middle, 0].mean(), max(changed, default=0) / (n_layers - 1),
+        rows[int(0.75 * n_layers):, 3].mean(), rows[:, 1].max(), rows[middle, 9].max(), rows[middle, 9].mean(),
+        rows[middle, 7].max(), strongest / (n_layers - 1)])
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> None:
+    rng = np.random.default_rng(1)
+    questions = [[0, 1, 2, 3, 4, 5], [0, 1], [], [0]]
+    inner = {name: rng.standard_normal((6, 4, 7, 8)).astype(np.float32) for name in ("stream", "write", "beside")}
+    table = rng.standard_normal((33, 8)).astype(np.float32)
+    mask = np.zeros((4, 7), bool)
+    for row, question in enumerate(questions):
+        mask[row, question] = True
+    unembedding = Unembedding(rms_normalized, jnp.asarray(table), cap=cap)
+    found = jax.jit(lambda inner, mask: crystallisation(unembedding, inner, mask, chunk=10))(
+        Inner(**inner, attention=inner["write"][:, :, ::-1]), mask)
+    assert found.by_layer.shape == (4, 6, len(BY_LAYER)) and found.overall.shape == (4, len(OVERALL))
+    for row, question in enumerate(questions):
+        alone = {name: values[:, row] for name, values in inner.items()}
+        by_layer, overall = brute(alone, question, table, cap)
+        np.testing.assert_allclose(found.by_layer[row], by_layer, atol=2e-5)
+        np.testing.assert_allclose(found.overall[row], overall, atol=2e-5)
+        entropy = [distribution(logits(inner["write"][i, row, 0], table, np.ones(8), cap))["entropy"] for i in range(6)]
+        np.testing.assert_allclose(found.entropies[row, :, 0], entropy, atol=2e-5)
+        np.testing.assert_allclose(found.entropies[row, :, 1], np.log(33) - by_layer[:, 10], atol=2e-5)
+        np.testing.assert_allclose(found.entropies[row, :, 2], by_layer[:, 0], atol=2e-5)
+
+
+def test_what_is_not_a_number_is_told_as_0() -> None:
+    inner = Inner(*(jnp.full((3, 1, 2, 4), jnp.nan) for _ in range(3)))
+    found: Crystallisation = crystallisation(Unembedding(rms_normalized, jnp.ones((5, 4))), inner,
+                                             jnp.array([[True, False]]))
+    assert np.isfinite(found.by_layer).all() and np.isfinite(found.overall).all()
