@@ -1,0 +1,113 @@
+"""Is an answer one of the right ones? Two rules: a strict one, and Recall's own for its published labels.
+
+Both look for the words of a right answer, side by side and in order, among the words of what was said. What
+Recall's rule gets wrong, and this one does not: a mere beginning of a right answer counts there ("Jane" for
+"Jane Austen", "I" for "I, Claudius"); articles go even out of initials ("U.S.A." becomes "u s"); accents,
+curly quotes and long dashes are letters; "1,000" is two words and "seven" is not 7; "London or Paris" and
+"not Paris" are right where Paris is.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+Rule = Literal["strict", "recall"]
+ARTICLES = ("a", "an", "the")
+NUMBERS = {word: str(n) for n, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty".split())}
+NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor", "no")
+NEAR = 3  # words before a right answer in which a negation is about it
+REFUSALS = (
+    r"i (?:do not|don t|dont) (?:have|know|possess|recall)", r"i (?:am|m) (?:not sure|unsure|unable|sorry)",
+    r"i (?:cannot|can t|could not|couldn t) (?:answer|determine|find|identify|provide|tell|say)",
+    r"(?:please )?(?:provide|give|specify|clarify)(?: me)?(?: \w+){0,3} (?:context|information|details|which|what)",
+    r"(?:i )?(?:need|require) (?:more|additional|further) (?:context|information|details)",
+    r"(?:it is|it s|this is) (?:unknown|not known|unclear|impossible to (?:say|tell|know|determine))",
+    r"(?:unknown|unclear|not known)$",
+    r"(?:no|not enough|insufficient) (?:information|context)")
+_REFUSAL = re.compile(rf"(?:{'|'.join(REFUSALS)})\b")
+_PUBLISHED = str.maketrans(dict.fromkeys(string.punctuation, " "))
+
+
+def is_match(said: str, golds: Sequence[str], rule: Rule = "strict") -> bool:
+    """Whether what was said is one of the right answers. Nothing said, or no right answer, is no match."""
+    return RULES[rule](said, golds)
+
+
+def is_refusal(said: str) -> bool:
+    """Whether an answer declines to answer, or asks for more: neither right nor wrong.
+
+    Looked for at the beginning of what was said, where such answers have it (English).
+    """
+    return _REFUSAL.match(re.sub(r"^(?:sorry|unfortunately|well)\s+", "", " ".join(words(said)))) is not None
+
+
+# --- The strict rule -------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """Words as they are compared: case and accents folded, initials and thousands closed up, numbers as digits.
+
+    Articles are left out where anything else is left.
+    """
+    text = unicodedata.normalize("NFKD", text.casefold())
+    text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    text = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found.group().replace(".", ""), text)  # u.s.a.
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)|(?<=\d) (?=\d{3}\b)", "", text)  # 1,000
+    text = "".join(" " if unicodedata.category(letter)[0] in "PSZC" and letter not in ".," else letter
+                   for letter in text)
+    text = re.sub(r"(?<!\d)[.,]|[.,](?!\d)", " ", text)  # but for those inside numbers
+    found = [NUMBERS.get(word, word) for word in text.split()]
+    return [word for word in found if word not in ARTICLES] or found
+
+
+def matches(said: str, golds: Sequence[str]) -> bool:
+    """A right answer's words in order, not denied, not one of several offered; a refusal is no match."""
+    if is_refusal(said):
+        return False
+    spoken = words(said)
+    offered = "or" in spoken
+    for gold in golds:
+        wanted = words(gold)
+        at = _position(wanted, spoken)
+        if at is None or (offered and "or" not in wanted):
+            continue
+        before = " ".join(spoken[max(0, at - NEAR):at])
+        if not any(f" {word} " in f" {before} " for word in NEGATIONS):
+            return True
+    return False
+
+
+# --- Recall's ----------------------------------------------------------------------------------
+
+
+def recall_words(text: str) -> list[str]:
+    """Lower case, ASCII punctuation as spaces, without a, an, the."""
+    return [word for word in text.lower().translate(_PUBLISHED).split() if word not in ARTICLES]
+
+
+def recall_matches(said: str, golds: Sequence[str]) -> bool:
+    """A right answer's words in order; or what was said is the beginning of a longer right answer."""
+    spoken = recall_words(said)
+    if not spoken:
+        return False
+    for gold in golds:
+        wanted = recall_words(gold)
+        if wanted and (_position(wanted, spoken) is not None or wanted[:len(spoken)] == spoken):
+            return True
+    return False
+
+
+def _position(wanted: Sequence[str], spoken: Sequence[str]) -> int | None:
+    """Where `wanted` begins in `spoken`, or None."""
+    if not wanted:
+        return None
+    return next((i for i in range(len(spoken) - len(wanted) + 1) if spoken[i:i + len(wanted)] == wanted), None)
+
+
+RULES: dict[Rule, Callable[[str, Sequence[str]], bool]] = {"strict": matches, "recall": recall_matches}
