@@ -18,8 +18,7 @@ from typing import Literal
 Rule = Literal["strict", "recall"]
 ARTICLES = ("a", "an", "the")
 NUMBERS = {word: str(n) for n, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty".split())}
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"])}
 NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor", "no")
 NEAR = 3  # words before a right answer in which a negation is about it
 REFUSALS = (
