@@ -55,7 +55,7 @@ class Stages:
             BusyError: another process is at it.
         """
         path = self.directory(name, made_of)
-        if (path / RECIPE).is_file():
+        if self.is_made(name, made_of):
             self.tell(f"{name}: as it is in {path}")
             return path
         path.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,9 @@ class Stages:
             raise BusyError(f"{path}: another process is at work there") from None
         try:
             self.tell(f"{name}: {path}")
-            work(path)
-            write_atomically(path / RECIPE, as_json(dict(made_of)))
+            if not self.is_made(name, made_of):  # another process may just have ended
+                work(path)
+                write_atomically(path / RECIPE, as_json(dict(made_of)))
         finally:
             if handle is not None:
                 os.close(handle)

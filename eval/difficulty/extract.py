@@ -24,13 +24,24 @@ METADATA = "metadata.parquet"
 
 def extract(path: Path, subject: Subject, network: Any, items: Sequence[int], layers: Sequence[int],
             shard_items: int) -> None:
-    """Fills a directory; shards that are there are taken as they are, whole as each of them is."""
-    for number, start in enumerate(range(0, len(items), shard_items)):
+    """Fills a directory; shards that are there are taken as they are, whole as each of them is.
+
+    They may be of another size: what they hold is not asked again.
+
+    Raises:
+        InputError: shards that are there hold other items.
+    """
+    number = done = 0
+    while done < len(items):
         file = path / f"shard-{number:05}.safetensors"
         if not file.is_file():
-            chosen = items[start:start + shard_items]
+            chosen = items[done:done + shard_items]
             write_file(file, _tensors(chosen, subject.measure(network, chosen, layers)))
+        number, done = number + 1, done + read_file(file)["item"].shape[0]
     found = Extraction(path)
+    if found.items.tolist() != list(items):
+        raise InputError(f"{path}: its shards do not hold the items in order; without them all are asked "
+                         "anew")
     shard = np.repeat(np.arange(len(found.shards)), [len(part["item"].read()) for part in found.shards])
     about = {name: [values[i] for i in found.items.tolist()] for name, values in subject.about.items()}
     write_table(path / METADATA, {"item": found.items, **about, **found.numbers,

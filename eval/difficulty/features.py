@@ -51,7 +51,7 @@ def make_features(path: Path, found: Extraction, layer: int, sae: TopKSAE | None
     arrays: dict[str, np.ndarray] = {"raw": raw}
     if sae is not None:
         rows = [_pooled_codes(values, latents, sae.config.n_latents, several)
-                for values, latents in _encoded(sae, found.activations(layer), found.positions)]
+                for values, latents in _encoded(sae, found.activations(layer))]
         for name, matrices in (("codes", [codes for codes, _ in rows]), ("most", [most for _, most in rows])):
             whole = scipy.sparse.vstack(matrices, format="csr")
             arrays |= {f"{name}.values": whole.data.astype(np.float32),
@@ -75,8 +75,7 @@ def read_features(path: Path) -> Features:
     return Features(tensors["raw"], sparse("codes"), sparse("most"))
 
 
-def _encoded(sae: TopKSAE, items: Iterable[np.ndarray],
-             positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _encoded(sae: TopKSAE, items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each item the codes of its positions: values f32 and latents int32, `[positions, k]`."""
     graph, params = nnx.split(sae)
 

@@ -41,7 +41,11 @@ class Forecasts:
         found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
         self.windows = series.Windows(found.starts[:data.items], found.contexts[:data.items],
                                       found.futures[:data.items])
-        self.length, self.span = len(values), data.context + data.horizon
+        self.span = data.context + data.horizon
+        # What the windows cover: the split is of them, however few of the series they are.
+        self.length = len(values)
+        if len(self) < len(found.starts):
+            self.length = int(self.windows.starts[-1]) + self.span
         if len(self) < 10:
             raise InputError(f"data.source: {data.source}: expected at least 10 windows, found {len(self)}")
         # What is resampled together: windows that start within one span of each other.
@@ -87,6 +91,8 @@ class Forecasts:
                                cheap.series_statistics(self.windows.contexts, self.data.season))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+        if np.bincount(labels, minlength=2).min() < 2:  # no two folds
+            return []
         starts = self.windows.starts[train]
         number = number_of_folds(labels, most, ROWS_FOR_ONE)
         return usable(forward(starts, starts + self.span, number), labels)

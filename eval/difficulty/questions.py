@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Questions:
     def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measured:
         asker = self._asker_of(network, tuple(layers))
         chosen = [self.questions[i] for i in items]
-        found = asker.ask(chosen, items[0])
+        found = asker.ask(chosen, items)
         right = np.array([question.right for question in chosen])
         at = np.arange(len(chosen))
         numbers = {"amount": found.ending_nats[at, right], "prompt_nats": found.prompt_nats,
@@ -88,6 +89,8 @@ class Questions:
                 "length": Block(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+        if np.bincount(labels, minlength=2).min() < 2:  # no two folds
+            return []
         return usable(stratified(labels, number_of_folds(labels, most), seed=self.config.seed,
                                  groups=self.groups[train]), labels)
 
@@ -136,15 +139,19 @@ def dealt(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float, see
     Raises:
         InputError: there are fewer than two groups.
     """
-    parts = min(PARTS, len(np.unique(groups)))
+    # The dealer wants as many items in a domain at least.
+    most = int(np.unique(domains, return_counts=True)[1].max())
+    parts = min(PARTS, len(np.unique(groups)), most)
     if parts < 2:
         raise InputError(f"split.by: expected at least two groups to tell apart, found {parts}")
     split = np.full(len(groups), "train", dtype="<U5")
-    held = max(1, round((1 - train) * parts))
+    held = min(max(1, round((1 - train) * parts)), parts - 1)
     dealer = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    for number, (_, out) in enumerate(dealer.split(groups, domains, groups)):
-        if number < held:
-            split[out] = "test"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a domain with fewer items than there are parts
+        for number, (_, out) in enumerate(dealer.split(groups, domains, groups)):
+            if number < held:
+                split[out] = "test"
     return split
 
 

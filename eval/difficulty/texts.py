@@ -76,6 +76,8 @@ def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
     def one(row: dict[str, Any]) -> Question:
         prompt = row["ctx_a"] + (" " + row["ctx_b"] if row["ctx_b"] else "")
         endings = tuple(" " + ending.strip() for ending in row["endings"])
+        if int(row["label"]) not in range(len(endings)):
+            raise ValueError(f"label {row['label']} of {len(endings)} endings")
         where = str(row.get("source_id", row["activity_label"]))  # activitynet~v_… or wikihow~…
         return Question(prompt, endings, int(row["label"]), row["activity_label"], where,
                         where.partition("~")[0] if "~" in where else "")
@@ -112,6 +114,13 @@ def passages(text: str, *, prompt: int, ending: int, separator: str) -> list[Que
 def built_in(items: int, whole: int) -> str:
     """Stories that no run is trained on, enough of them for so many pieces of `whole` characters.
 
-    Half as much again is told as the pieces need: what is left at the end of a story is no piece.
+    More is told than the pieces need, as what is left at the end of a story is none: up to twelve times as
+    much where they are nearly as long as a story, which has up to some 1000 characters.
     """
-    return stories.generate(int(1.5 * items * whole) + 10_000, 0, "valid").decode("ascii")
+    size = int(1.5 * items * whole) + 10_000
+    for times in (1, 2, 4, 8):
+        text = stories.generate(times * size, 0, "valid").decode("ascii")
+        pieces = sum(len(story) // whole for story in text.split(stories.SEPARATOR))
+        if not 0 < pieces < items:
+            break
+    return text

@@ -15,7 +15,7 @@ from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.scoring import Text, recording, score
+from tilelli_jax.signals.scoring import Scorer, Text, recording, score
 from tilelli_jax.store import build
 
 NETWORKS: dict[str, Any] = {
@@ -54,6 +54,26 @@ def test_compilations_go_with_lengths_not_with_texts(monkeypatch: pytest.MonkeyP
                         lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
     list(score(model, texts(), batch_size=2))
     assert len(traced) == len(set(traced)) and len(traced) <= 4  # lengths up to 128 in steps of 32
+
+
+def test_a_scorer_compiles_once_for_all_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = build(NETWORKS["gpt_neox"], 0), texts()
+    expected = dict(score(model, given, recording(("resid_post",), (1,)), batch_size=2))
+    traced: list[tuple[int, ...]] = []
+    tapped = type(model).tapped
+    monkeypatch.setattr(type(model), "tapped",
+                        lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
+    scorer = Scorer(model, recording(("resid_post",), (1,)), batch_size=2)
+    for _ in range(2):
+        found = dict(scorer(given))
+        assert sorted(found) == list(range(len(given)))
+        for i, (nats, seen) in found.items():
+            np.testing.assert_array_equal(nats, expected[i].nats)
+            np.testing.assert_array_equal(seen["resid_post"], expected[i].seen["resid_post"])
+    assert len(traced) == len(set(traced)) == 3
+    (_, (nats, seen)), = scorer(given[1:2])  # fewer texts than a batch has, of a length that has been
+    np.testing.assert_allclose(nats, expected[1].nats, atol=2e-5)
+    assert len(traced) == 3 and seen["resid_post"].shape == (1, 2, 16)
 
 
 def test_what_cannot_be_scored() -> None:

@@ -53,11 +53,7 @@ def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers:
     kept = tuple(sorted(set(layers)))
     order = [kept.index(layer) for layer in layers]
     graph, params = nnx.split(network)
-
-    def look(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        tap = Tap(record=(place,), layers=kept)
-        return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][place]
-    run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
+    run = _looking(graph, place, kept, mesh)
     for found, chosen in _batches(len(series), rows, "encoding"):
         tokens = chronos.tokenizer.encode(series[chosen])
         placed = (array if mesh is None else place_rows(array, mesh, rows)
@@ -159,6 +155,14 @@ def patched_end(place: str, layer: int) -> TapOf:
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(8)  # what is compiled serves the next call, too
+def _looking(graph: Any, place: str, kept: tuple[int, ...], mesh: Mesh | None) -> Callable:
+    def look(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        tap = Tap(record=(place,), layers=kept)
+        return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][place]
+    return jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def _table(name: str, values: np.ndarray) -> np.ndarray:

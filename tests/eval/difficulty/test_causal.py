@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse
 
 from eval.difficulty import causal, published, texts
+from eval.difficulty.config import SquadConfig
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import Patched, patched_nats
@@ -66,7 +67,7 @@ def test_the_losses_of_every_item(positions: str, world: dict[str, Any]) -> None
     given = []
     for i in chosen:
         question = world["questions"][i]
-        prompt = world["encode"](question.prompt)[-200:]
+        prompt = world["encode"](question.prompt)[-SquadConfig().most_tokens:]
         n = len(prompt)
         given.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
                              start=0 if positions == "all" else n - 1, stop=n))

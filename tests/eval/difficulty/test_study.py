@@ -172,12 +172,12 @@ def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch
     asked: list[int] = []
     ask = Asker.ask
 
-    def counted(self: Asker, questions: Any, first: int = 0) -> Any:
+    def counted(self: Asker, questions: Any, numbers: Any) -> Any:
         if len(asked) == 1:
             asked.append(-1)
             raise KeyboardInterrupt
-        asked.append(first)
-        return ask(self, questions, first)
+        asked.append(numbers[0])
+        return ask(self, questions, numbers)
     monkeypatch.setattr(Asker, "ask", counted)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "extract"]) == 130
@@ -243,7 +243,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
     ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
     ({"data": {"family": "text", "source": "stories", "items": 20, "prompt": 60, "ending": 6}},
-     "item 0: the network reads at most 64 tokens, and prompt and ending have 66; data.most_tokens"),
+     "item 0: prompt and ending have 66 tokens, and the network reads 64; data.most_tokens"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
     ({"probes": {}}, "unknown key 'probes'"), ({"also": ["elsewhere"]}, "also: elsewhere")])
 def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
