@@ -54,6 +54,7 @@ class Asker:
                  mesh: Mesh | None = None) -> None:
         self.encode, self.most_tokens, self.place, self.layers = encode, most_tokens, place, sorted(layers)
         self.positions, self.skip, self.dtype = positions, skip, dtype
+        self.vocab_size = model.config.vocab_size
         tap_of = None
         if layers and positions == "boundary":
             tap_of = recording((place,), tuple(self.layers))
@@ -79,6 +80,9 @@ class Asker:
             if not prompts[i] or not all(ids) or len(ids) != len(endings[0]):
                 raise InputError(f"item {known[i]}: expected tokens in the prompt and in every one of "
                                  f"{len(endings[0])} endings")
+            if (largest := max(map(max, [prompts[i], *ids]))) >= self.vocab_size:
+                raise InputError(f"item {known[i]}: expected tokens below the network's {self.vocab_size}, found "
+                                 f"{largest}: is the tokenizer the network's own?")
             longest = len(prompts[i]) + max(map(len, ids))
             if self._scorer.most is not None and longest > self._scorer.most:
                 raise InputError(f"item {known[i]}: prompt and ending have {longest} tokens, and the network "

@@ -97,7 +97,7 @@ def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subje
         for item in np.flatnonzero(split == "test").tolist():
             if texts[item] in known:
                 raise InputError(f"split: item {item} of the test part is item {known[texts[item]]} of the "
-                                 "train part, to the letter; split.by=group keeps such apart")
+                                 "train part, to the letter")
 
 
 def read_items(path: Path) -> Items:

@@ -133,3 +133,10 @@ def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         texts.squad(texts.read_rows(path), str(path))
     assert_one_line(f"error: {caught.value}\n", str(path), *parts)
+
+
+def test_a_repeated_prompt_is_left_out() -> None:
+    """Also where no word of it occurs twice in what is learned from."""
+    split = np.array(["train", "train", "test", "test"])
+    prompts = ["alpha", "beta", "beta", "gamma"]
+    assert labels.purged(split, prompts, np.full(4, 3.0)).tolist() == ["train", "train", "purge", "test"]
