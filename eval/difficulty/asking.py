@@ -81,8 +81,8 @@ class Asker:
                 raise InputError(f"item {known[i]}: expected tokens in the prompt and in every one of "
                                  f"{len(endings[0])} endings")
             if (largest := max(map(max, [prompts[i], *ids]))) >= self.vocab_size:
-                raise InputError(f"item {known[i]}: expected tokens below the network's {self.vocab_size}, found "
-                                 f"{largest}: is the tokenizer the network's own?")
+                raise InputError(f"item {known[i]}: expected tokens below the network's {self.vocab_size}, "
+                                 f"found {largest}: is the tokenizer the network's own?")
             longest = len(prompts[i]) + max(map(len, ids))
             if self._scorer.most is not None and longest > self._scorer.most:
                 raise InputError(f"item {known[i]}: prompt and ending have {longest} tokens, and the network "

@@ -247,4 +247,4 @@ def test_another_networks_tokenizer() -> None:
     model = random_network(GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)[0]
     asker = Asker(model, lambda text: list(text.encode()), most_tokens=9)
     with pytest.raises(InputError, match=r"item 7: expected tokens below the network's 50, found 66"):
-        asker.ask([Question("AB", ("B",), 0, "", "")], [7])
+        asker.ask([texts.Question("AB", ("B",), 0, "", "")], [7])

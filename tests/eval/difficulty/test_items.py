@@ -164,7 +164,7 @@ def test_one_prompt_on_both_sides(tmp_path: Path) -> None:
     subject.about["prompt"][13] = subject.about["prompt"][3]
     (tmp_path / "not").mkdir()
     refused(tmp_path / "not", subject, "split: item 13 of the test part is item 3 of the train part",
-            "split.by=group")
+            "to the letter")
     del subject.about["prompt"]  # a series has none
     check_split(subject.parts, np.arange(16) % 2, subject)
 
