@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,3 @@ def read_items(path: Path) -> Items:
             blocks[name] = Block(tuple(short[i] for i in kept), values[:, kept])
     return Items(split, table["hard"].astype(np.int64), table["error"].astype(float),
                  table["group"].astype(str), table["domain"].astype(str), blocks, constant)
-
-
-def share(part: NDArray[np.integer]) -> float:
-    return float(part.mean()) if len(part) else math.nan

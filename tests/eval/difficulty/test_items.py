@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eval.difficulty.config import ExtractConfig, LabelConfig, NetworkConfig, StudyConfig
 from eval.difficulty.extract import read_table
-from eval.difficulty.items import check_split, make_items, read_items, share
+from eval.difficulty.items import check_split, make_items, read_items
 from eval.difficulty.subject import Block
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
@@ -167,7 +167,3 @@ def test_one_prompt_on_both_sides(tmp_path: Path) -> None:
             "to the letter")
     del subject.about["prompt"]  # a series has none
     check_split(subject.parts, np.arange(16) % 2, subject)
-
-
-def test_share() -> None:
-    assert share(np.array([1, 0, 0, 0])) == 0.25 and np.isnan(share(np.array([], int)))
