@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.difficulty import report
-from eval.difficulty.autoencoder import TrainingStopped
 from eval.difficulty.config import StudyConfig
+from eval.difficulty.networks import TrainingStopped
 from eval.difficulty.questions import with_source
 from eval.difficulty.study import Study
 from eval.stages import BusyError
@@ -59,8 +59,11 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
                             for text in report.verdicts(told)))
         print(f"\nreport: {study.out / 'report.html'} (and report.md)")
         return 0
+    paths: list[Path | None]
     if stage == "extract":
         paths = [study.extract, study.items]
+    elif stage == "sae":
+        paths = [layer.judged_path for layer in study.layers.values()]
     else:
         paths = [getattr(layer, stage) for layer in study.layers.values()]
     for path in paths:

@@ -1,7 +1,8 @@
 """Do the latents that foretell difficulty also cause it? What leaving them out of a reconstruction does.
 
-The effect of a latent is how much the network's surprise at the right answer changes when that latent
-alone is left out of the reconstruction: Δ = (left out) − (reconstructed), in nats. Its p is of the mean
+The effect of a latent is how much the network's loss (surprise at the right answer in nats, or the CRPS of
+a forecast) changes when that latent alone is left out of the reconstruction: Δ = (left out) −
+(reconstructed). Its p is of the mean
 over the items being 0, corrected for the number of latents; beside it stand latents drawn at random among
 those as often active: an effect that they have, too, is none of the chosen ones.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import scipy.sparse
@@ -19,8 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 from eval.metrics import Floats
 from eval.probes import Block, ProbeOptions, make_probe
 from eval.stats import Interval, bootstrap_mean, bootstrap_p, holm
-
-Positions = Literal["all", "boundary"]
 
 
 def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float = 0.1,

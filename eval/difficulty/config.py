@@ -31,7 +31,8 @@ class SquadConfig(Section):
     """Questions about paragraphs; hard is an answer that surprises."""
 
     family: Literal["squad"] = setting("squad", "which kind of data")
-    source: str = setting("hf:squad", "hf:NAME (its validation part), or a JSON, JSON lines or parquet file")
+    source: str = setting("hf:rajpurkar/squad", "hf:NAME (its validation part), or a file: JSON, JSON lines "
+                          "or parquet")
     items: int = setting(5000, "the first of them", least=10)
     most_tokens: int = setting(200, "of a prompt, cut at its head", least=2)
 
@@ -41,7 +42,7 @@ class HellaSwagConfig(Section):
     """Beginnings with four endings; hard is where another than the right one surprises least."""
 
     family: Literal["hellaswag"] = setting("hellaswag", "which kind of data")
-    source: str = setting("hf:hellaswag", "as for squad")
+    source: str = setting("hf:Rowan/hellaswag", "as for squad")
     items: int = setting(5000, "the first of them", least=10)
     most_tokens: int = setting(124, "of a prompt, cut at its head", least=2)
     domain: Literal["", "activitynet", "wikihow"] = setting("", "of these alone; empty: of both")
@@ -168,16 +169,16 @@ class CausalConfig(Section):
     controls: int = setting(20, "as often active, drawn at random", least=0)
     strength: float = setting(0.1, "C of that probe", above=0)
     items: int = setting(500, "test items, drawn at random; 0 for all", least=0)
-    positions: tuple[str, ...] = setting(("all", "boundary"), "patched: all of the prompt, its last one")
+    positions: tuple[Literal["all", "boundary"], ...] = setting(
+        ("all", "boundary"), "patched: all of the prompt, its last one")
     samples: int = setting(20, "of a series: futures drawn for each patch, with the same random numbers",
                            least=2)
     horizon: int = setting(64, "of a series: values forecast", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.positions or set(self.positions) - {"all", "boundary"}:
-            raise InputError("positions: expected some of all, boundary, found "
-                             + (", ".join(self.positions) or "none"))
+        if not self.positions:
+            raise InputError("positions: expected some of all, boundary, found none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tilelli_jax.language import open_network
 from tilelli_jax.models.chronos import Chronos
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.sharding import Mesh
-from tilelli_jax.signals.patching import check_place
+from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.series import encoded, forecasts, patched_crps
 
 ROWS_FOR_ONE = 3  # training windows for each fold, at least
@@ -111,7 +111,7 @@ class Forecasts:
         return patched_crps(network, sae, self.windows.contexts[chosen],
                             self.windows.futures[chosen, :horizon], latents,
                             place=self.config.extract.place, layer=layer,
-                            positions="all" if positions == "all" else "last", samples=options.samples,
+                            positions=positions, samples=options.samples,
                             seed=self.config.seed, numbers=items, batch_size=self.config.extract.batch_size,
                             mesh=self.mesh)
 

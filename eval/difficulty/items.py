@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from eval.difficulty import labels
 from eval.difficulty.config import StudyConfig
-from eval.difficulty.extract import Extraction, read_table, write_table
+from eval.difficulty.extract import Extraction
 from eval.difficulty.subject import Block, Subject
 from eval.metrics import Floats
 from eval.probes import constant_columns
+from eval.tables import read_columns, write_columns
 from tilelli_jax.errors import InputError
 
 TABLE = "items.parquet"
@@ -77,7 +78,7 @@ def make_items(path: Path, subject: Subject, found: Extraction, config: StudyCon
             row, column = np.argwhere(~np.isfinite(block.values))[0]
             raise InputError(f"item {row}: feature {name}.{block.names[column]} is not finite")
         columns |= {f"{name}.{column}": block.values[:, i] for i, column in enumerate(block.names)}
-    write_table(path / TABLE, columns)
+    write_columns(path / TABLE, columns)
 
 
 def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subject) -> None:
@@ -101,7 +102,7 @@ def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subje
 
 def read_items(path: Path) -> Items:
     """What `make_items` wrote, without features that are constant over the training rows."""
-    table = read_table(path / TABLE)
+    table = read_columns(path / TABLE)
     split = table["split"].astype(str)
     blocks: dict[str, Block] = {}
     constant: dict[str, list[str]] = {}

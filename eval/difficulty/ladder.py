@@ -6,10 +6,11 @@ goes alone, and whether inner values add to it. Without them a probe may have fo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from eval.probes import HEADLINES, LADDER, Rung
 
+Told = Callable[[str], None]  # is called with what is being made
 CONTROLS = (Rung("C1_length", ("length",)), Rung("C2_cheap_surprise", ("cheap", "surprise")),
             Rung("C3_length_raw", ("length", "raw")), Rung("C4_length_sae", ("length", "sae")))
 COMPARISONS = (*HEADLINES, ("P4_raw_only", "C2_cheap_surprise"), ("P4_raw_only", "C1_length"),

@@ -26,7 +26,8 @@ from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.language import Language, open_language
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.activations import rows_of
-from tilelli_jax.signals.patching import Patched, check_place, patched_nats
+from tilelli_jax.signals.patching import Patched, patched_nats
+from tilelli_jax.signals.places import check_place
 
 PARTS = 20  # that the groups are dealt into before some of them are held out
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from eval import cascade, figures, metrics, selective
 from eval.difficulty.config import SeriesConfig, StudyConfig
-from eval.difficulty.extract import read_table
-from eval.difficulty.study import Study, result, rung_names
+from eval.difficulty.measures import rung_names
+from eval.difficulty.study import Study, result
 from eval.report import Report
 from eval.stats import Interval
-from eval.tables import as_json
+from eval.tables import as_json, read_columns
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
@@ -34,9 +34,9 @@ def collect(study: Study) -> dict[str, Any]:
         judged = layer.judged
         told: dict[str, Any] = {"stages": {}}
         if judged is not None:
-            told["sae"] = {name: getattr(judged, name) for name in (
-                "steps", "explained", "dead", "l0", "rows", "natural", "reconstructed", "zeroed",
-                "recovered")}
+            told["sae"] = {name: getattr(judged, name)
+                           for name in ("steps", "explained", "dead", "l0", "rows")}
+            told["sae"] |= {**judged.losses._asdict(), "recovered": judged.losses.recovered}
             told["sae"]["faults"] = judged.faults(study.config.sae)
         for name in ("probe", "selective", "calibrate", "cascade", "causal"):
             path = getattr(layer, name)
@@ -174,7 +174,7 @@ def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], un
                        f"loss, {unit}": sae["natural"], "reconstructed": sae["reconstructed"],
                        "zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
     _ladder(report, layer, told["probe"])
-    scores = read_table(study.layers[layer].probe / "scores.parquet")
+    scores = read_columns(study.layers[layer].probe / "scores.parquet")
     best = preferred(told["probe"])
     _selective(report, layer, told["selective"], scores, unit, best)
     _calibration(report, layer, told["calibrate"], study, best)
@@ -221,7 +221,7 @@ def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapp
 
 def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Study, best: str) -> None:
     report.heading("Can the probability be believed?", 3)
-    table = read_table(study.layers[layer].calibrate / "probabilities.parquet")
+    table = read_columns(study.layers[layer].calibrate / "probabilities.parquet")
     kinds = list(told["rungs"][best])
     report.figure(f"reliability-{layer}", figures.reliability(
         {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
@@ -236,7 +236,7 @@ def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mappin
     report.heading("Handing hard items on", 3)
     path = study.layers[layer].cascade
     assert path is not None
-    errors, options = read_table(path / "errors.parquet"), study.config.cascade
+    errors, options = read_columns(path / "errors.parquet"), study.config.cascade
     costs = cascade.Costs(options.cheap, options.dear, options.sunk)
     names = [name for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best)) if name in rung_names(scores)]
     report.figure(f"pareto-{layer}", figures.pareto(

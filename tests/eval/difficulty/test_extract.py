@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.difficulty.extract import Extraction, extract, read_table
+from eval.difficulty.extract import Extraction, extract
 from eval.difficulty.subject import Measured
+from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
@@ -56,7 +57,7 @@ def test_what_comes_back(dtype: type, tmp_path: Path) -> None:
         for item, value in zip(items, values, strict=True):
             assert value.dtype == dtype
             np.testing.assert_array_equal(value, subject.values(item, layer))
-    table = read_table(tmp_path / "metadata.parquet")
+    table = read_columns(tmp_path / "metadata.parquet")
     assert list(table) == ["item", "prompt", "start", "amount", "picked", "positions", "shard"]
     assert table["item"].tolist() == items and table["shard"].tolist() == [0, 0, 0, 1, 1, 1, 2]
     assert table["prompt"].tolist() == [f"prompt {i}" for i in items]
@@ -97,7 +98,7 @@ def test_no_value_hangs_on_the_shards(tmp_path: Path) -> None:
         path.mkdir()
         extract(path, Made(), None, range(14), (0, 1), size)
         found.append(everything(path, (0, 1)))
-        table = read_table(path / "metadata.parquet")
+        table = read_columns(path / "metadata.parquet")
         assert table["item"].tolist() == list(range(14))
         assert table["shard"].tolist() == [i // size for i in range(14)]
     assert all(other == found[0] for other in found)

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval.difficulty.config import ExtractConfig, LabelConfig, NetworkConfig, StudyConfig
-from eval.difficulty.extract import read_table
 from eval.difficulty.items import check_split, make_items, read_items
 from eval.difficulty.subject import Block
+from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
@@ -77,7 +77,7 @@ def test_what_comes_back(tmp_path: Path) -> None:
     assert found.hard.tolist() == (subject.numbers["amount"] >= least).astype(int).tolist()
     assert list(found.blocks) == ["cheap", "surprise"]
     np.testing.assert_array_equal(found.blocks["surprise"].values, subject.features["surprise"].values)
-    table = read_table(tmp_path / "items.parquet")
+    table = read_columns(tmp_path / "items.parquet")
     assert table["item"].tolist() == list(range(16))
     assert {"cheap.length", "cheap.dull", "cheap.novelty", "surprise.prompt_nats"} <= table.keys()
 

@@ -24,9 +24,10 @@ from eval.difficulty.config import (
     StudyConfig,
     TextConfig,
 )
-from eval.difficulty.extract import Extraction, extract, read_table
+from eval.difficulty.extract import Extraction, extract
 from eval.difficulty.items import make_items, read_items
 from eval.difficulty.questions import Questions, dealt, with_source
+from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
@@ -93,7 +94,7 @@ def test_all_positions_are_each_texts_own_stream(skip: int, language: Language, 
         for i, values in enumerate(found.activations(layer)):
             expected = alone(encode(subject.questions[i].prompt))[layer, skip:]
             np.testing.assert_allclose(values, expected, atol=1e-5)
-    table = read_table(tmp_path / "metadata.parquet")
+    table = read_columns(tmp_path / "metadata.parquet")
     assert table["item"].tolist() == list(range(15)) and table["prompt"].tolist() == subject.about["prompt"]
     assert table["prompt_tokens"].tolist() == [16] * 15 and table["answer_tokens"].tolist() == [4] * 15
 
