@@ -120,6 +120,7 @@ class Asker:
             with np.errstate(over="ignore"):  # the next line names it
                 stored = values.astype(self.dtype)
             if not np.isfinite(stored).all():
-                raise InputError(f"item {item}, layer {layer}: activations are not finite as {stored.dtype}")
+                raise InputError(f"item {item}, layer {layer}: activations are not finite as "
+                                 f"{stored.dtype}; extract.dtype=float32 has room for more")
             found.append((layer, stored))
         return found

@@ -8,22 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from eval.difficulty.config import SAEStageConfig, StudyConfig
+from eval.difficulty.extract import Extraction
+from eval.difficulty.features import encoded
 from eval.difficulty.networks import trained
 from eval.difficulty.subject import Subject
-from eval.tables import as_json
+from eval.tables import as_json, write_columns
 from tilelli_jax import store
-from tilelli_jax.data.activations import open_activations, write_activations
+from tilelli_jax.data.activations import Activations, open_activations, write_activations
 from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.files import write_atomically
 from tilelli_jax.signals.patching import EVERYTHING, Spliced
 from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.sae import describe
 
-JUDGED, HELD_OUT = "judged.json", "held-out"
+JUDGED, ACTIVE = "judged.json", "active.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,29 +34,39 @@ class Judged:
     """What became of held-out items in an autoencoder.
 
     Attributes:
+        of_model: whose values it says it has learned; may be empty.
         steps: updates that it has seen; None where its directory does not say.
-        explained, dead, l0, rows: of the variance; of the latents; active in a row; how many rows.
+        explained, dead, l0, rows: at all positions: of the variance; of the latents, never active; active in
+            a row; how many rows.
+        probed: of the variance where it is probed, at the positions that were extracted.
+        untrained: of the variance at all positions that one of its shape with random weights explains.
         losses: of the network, a mean over the items.
     """
 
+    of_model: str
     steps: int | None
     explained: float
     dead: float
     l0: float
     rows: int
+    probed: float
+    untrained: float
     losses: Spliced
 
-    def faults(self, options: SAEStageConfig) -> list[str]:
+    def faults(self, options: SAEStageConfig, network: str) -> list[str]:
         """Why no conclusion should rest on it."""
         found = []
+        if self.of_model not in ("", network):
+            found.append(f"it says it is of {self.of_model}, and the network is {network}")
         if self.steps is not None and self.steps < options.least_steps:
             found.append(f"it has seen {self.steps} updates (least {options.least_steps})")
         if self.dead > options.most_dead:
             found.append(f"{self.dead:.0%} of its latents were never active in {self.rows} held-out rows "
                          f"(most {options.most_dead:.0%})")
-        if self.explained < options.least_explained:
-            found.append(f"it explains {self.explained:.0%} of their variance (least "
-                         f"{options.least_explained:.0%}; random weights explain no more)")
+        least = max(options.least_explained, self.untrained + options.beyond_untrained)
+        if self.explained < least:
+            found.append(f"it explains {self.explained:.0%} of their variance (least {least:.0%}; random "
+                         f"weights explain {self.untrained:.0%})")
         return found
 
 
@@ -73,23 +86,43 @@ def learn(path: Path, config: StudyConfig, subject: Subject, network: Any, items
         f"model.of_model={of_model}", f"model.place={place}"])
 
 
-def judge(path: Path, model: Path, config: StudyConfig, subject: Subject, network: Any, items: Sequence[int],
-          layer: int) -> None:
-    """Measures the autoencoder in the directory `model` on items, and writes judged.json.
+def judge(path: Path, model: Path, config: StudyConfig, subject: Subject, network: Any, extracted: Extraction,
+          items: Sequence[int], layer: int) -> None:
+    """Measures the autoencoder in the directory `model` on items; writes judged.json and active.parquet.
+
+    The latter has, for each latent, in how many of the rows at all positions it is active.
 
     Raises:
         InputError: it is none, or one of another width, place or layer.
     """
     place = config.extract.place
-    rows = _collected(path / HELD_OUT, {"place": place, "layer": layer},
-                      lambda: subject.rows(network, items, layer))
-    held_out = open_activations(rows)
+    about = {"place": place, "layer": layer}
+    wanted = set(items)
+    held_out = open_activations(_collected(path / "held-out", about,
+                                           lambda: subject.rows(network, items, layer)))
+    probed = open_activations(_collected(path / "probed", about, lambda: (
+        values for i, values in zip(extracted.items.tolist(), extracted.activations(layer), strict=True)
+        if i in wanted)))
     sae = _load(model, place, layer, held_out.d_model)
     found = describe(sae, held_out)
     losses = subject.patched(network, sae, items, [EVERYTHING], layer, "all").mean(axis=0)
+    active = np.zeros(sae.config.n_latents, np.int64)
+    for values, latents in encoded(sae, held_out.blocks()):
+        np.add.at(active, latents[values > 0], 1)
+    write_columns(path / ACTIVE, {"latent": np.arange(len(active)), "rows": active})
     write_atomically(path / JUDGED, as_json({
-        "steps": _steps(model), "explained": found["explained_variance"], "dead": found["dead_fraction"],
-        "l0": found["l0"], "rows": found["rows"], "losses": losses}))
+        "of_model": sae.config.of_model, "steps": _steps(model), "explained": found["explained_variance"],
+        "dead": found["dead_fraction"], "l0": found["l0"], "rows": found["rows"],
+        "probed": describe(sae, probed)["explained_variance"],
+        "untrained": describe(_untrained(sae, held_out), held_out)["explained_variance"], "losses": losses}))
+
+
+def _untrained(sae: TopKSAE, rows: Activations) -> TopKSAE:
+    """One of the same shape with random weights, around the mean of the rows."""
+    made = store.build(dataclasses.replace(sae.config, activation="topk", most_active=0), 0)
+    made.bias[...] = jnp.asarray(np.mean([block.mean(axis=0, dtype=np.float64) for block in rows.blocks()],
+                                         axis=0), jnp.float32)
+    return made
 
 
 def read(path: Path) -> Judged:

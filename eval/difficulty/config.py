@@ -132,8 +132,9 @@ class SAEStageConfig(Section):
     least_steps: int = setting(200, "refused after fewer updates", least=0)
     most_dead: float = setting(0.5, "refused with a larger share of latents never active on held-out items",
                                least=0, most=1)
-    least_explained: float = setting(0.3, "refused when less of the variance is explained there, as with "
-                                     "random weights", most=1)
+    least_explained: float = setting(0.3, "refused when less of the variance is explained there", most=1)
+    beyond_untrained: float = setting(0.1, "and when it is not so much more than one with random weights "
+                                      "explains", least=0, most=1)
     held_out: int = setting(200, "test items that this is measured on", least=1)
     force: bool = setting(False, "go on with one that is refused; the report says so")
 
@@ -143,7 +144,8 @@ class ProbeConfig(Section):
     """Ladder, intervals and tests."""
 
     folds: int = setting(5, "of cross-validation, at most", least=2)
-    replicates: int = setting(2000, "of the bootstrap", least=100)
+    replicates: int = setting(2000, "of the bootstrap; its least p is 2 / (replicates + 1), before "
+                              "correction", least=400)
     jobs: int = setting(-1, "fits side by side; -1 takes every core", least=-1)
 
 
@@ -166,7 +168,7 @@ class CausalConfig(Section):
     """Latents that are left out, one at a time."""
 
     latents: int = setting(5, "those on which a probe leans most", least=1)
-    controls: int = setting(20, "as often active, drawn at random", least=0)
+    controls: int = setting(10, "for each of them: as often active, drawn at random", least=0)
     strength: float = setting(0.1, "C of that probe", above=0)
     items: int = setting(500, "test items, drawn at random; 0 for all", least=0)
     positions: tuple[Literal["all", "boundary"], ...] = setting(

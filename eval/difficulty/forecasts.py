@@ -87,8 +87,9 @@ class Forecasts:
         return series.split_in_time(self.windows.starts, self.span, self.length, self.config.split.train)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
-        return {"cheap": Block(cheap.SERIES_STATISTICS,
-                               cheap.series_statistics(self.windows.contexts, self.data.season))}
+        found = cheap.series_statistics(self.windows.contexts, self.data.season)
+        # A constant window has no autocorrelation; 0 says so.
+        return {"cheap": Block(cheap.SERIES_STATISTICS, np.nan_to_num(found, nan=0.0))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
         if np.bincount(labels, minlength=2).min() < 2:  # no two folds
@@ -119,5 +120,6 @@ class Forecasts:
         with np.errstate(over="ignore"):  # the next line names it
             stored = values.astype(self.config.extract.dtype)
         if not np.isfinite(stored).all():
-            raise InputError(f"item {item}, layer {layer}: activations are not finite as {stored.dtype}")
+            raise InputError(f"item {item}, layer {layer}: activations are not finite as "
+                                 f"{stored.dtype}; extract.dtype=float32 has room for more")
         return stored

@@ -74,8 +74,9 @@ def make_items(path: Path, subject: Subject, found: Extraction, config: StudyCon
     columns = {"item": found.items, "split": split, "group": subject.groups, "hard": hard, "error": error,
                "amount": amount, "domain": list(subject.about.get("domain", [""] * len(split)))}
     for name, block in subject.blocks(numbers, split).items():
-        if not np.isfinite(block.values).all():
-            row, column = np.argwhere(~np.isfinite(block.values))[0]
+        bad = ~np.isfinite(block.values) & (split != "purge")[:, None]
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
             raise InputError(f"item {row}: feature {name}.{block.names[column]} is not finite")
         columns |= {f"{name}.{column}": block.values[:, i] for i, column in enumerate(block.names)}
     write_columns(path / TABLE, columns)

@@ -30,7 +30,8 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
         most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two prompts at least.
         fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5).
     """
-    found = np.where(np.asarray(nats) <= least_nats, "purge", split)
+    # NaN: a prompt of one token, which nothing can be said of.
+    found = np.where(np.asarray(nats) > least_nats, split, "purge")
     train, test = np.flatnonzero(found == "train"), np.flatnonzero(found == "test")
     if not len(train) or not len(test):
         return found

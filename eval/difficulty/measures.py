@@ -17,10 +17,12 @@ from eval.difficulty.items import Items
 from eval.folds import Folds
 from eval.metrics import Floats, auprc, auroc
 from eval.probes import ProbeOptions
+from eval.stats import holm
 
 Tree = dict[str, Any]
 Table = dict[str, np.ndarray]  # column → [rows]
 ABOUT = ("item", "hard", "error", "group")  # columns of scores that are no rung's
+SHARES = (0.1, 0.25, 0.5)  # of the items that are handed on: said beforehand, not picked on the held-out ones
 
 
 class Drawn(NamedTuple):
@@ -66,7 +68,9 @@ def probe(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, option
         "constant_inner": {name: len(probes.constant_columns(blocks[name][train]))
                            for name in ("raw", "sae") if name in blocks},
         "rungs": {name: told(rung) for name, rung in climbed.rungs.items()},
-        "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm}
+        "folds": len(folds),
+        "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm,
+                         "delong": c.delong.p}
                         for c in climbed.comparisons]}, scores
 
 
@@ -104,36 +108,49 @@ def calibrate(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, op
     return {"rungs": found}, table
 
 
-def hand_on(scores: Mapping[str, np.ndarray], dear: Floats, options: CascadeConfig) -> tuple[Tree, Table]:
+def hand_on(scores: Mapping[str, np.ndarray], dear: Floats, options: CascadeConfig,
+            drawn: Drawn) -> tuple[Tree, Table]:
     """Cost and error where hard items go to a dearer network.
 
     Args:
         dear: its error on each held-out item.
     """
     cheap, costs = scores["error"].astype(float), cascade.Costs(options.cheap, options.dear, options.sunk)
-    ends = float(cheap.mean()), float(dear.mean())
+    groups = scores["group"].astype(str)
 
     def told(name: str) -> Tree:
-        points = cascade.frontier(cheap, dear, scores[name], costs)
-        better = np.flatnonzero(points.dominating(*ends, costs))
-        best = min(better, key=lambda i: points.errors[i], default=None)
-        return {"dominating": len(better), "points": len(points.costs), "best": None if best is None else {
-            "cost": points.costs[best], "error": points.errors[best], "handed_on": points.handed_on[best]}}
-    return {"always_cheap": ends[0], "always_dear": ends[1], "dear_better": float((dear < cheap).mean()),
+        return {str(share): cascade.against_coin(cheap, dear, scores[name], costs, share, groups=groups,
+                                                 replicates=drawn.replicates, seed=drawn.seed)
+                for share in SHARES}
+    return {"always_cheap": float(cheap.mean()), "always_dear": float(dear.mean()),
+            "dear_better": float((dear < cheap).mean()),
             "rungs": {name: told(name) for name in rung_names(scores)}}, {
                 "item": scores["item"], "cheap": cheap, "dear": dear}
 
 
-def effects(losses: Floats, chosen: list[int], controls: list[int], groups: np.ndarray, drawn: Drawn) -> Tree:
-    """What patching did: losses `[items, 2 + chosen + controls]`."""
-    found = causal.effects(losses, chosen, controls, groups=groups, replicates=drawn.replicates,
-                           seed=drawn.seed)
+def effects(losses: Mapping[str, Floats], chosen: list[int], matched: Mapping[str, Mapping[int, list[int]]],
+            groups: np.ndarray, drawn: Drawn) -> Tree:
+    """What patching did, for each set of positions; p is corrected for the latents and the sets together.
+
+    Args:
+        losses: positions → `[items, 2 + chosen + controls]`.
+        matched: positions → chosen latent → its controls.
+    """
+    found = {where: causal.effects(table, chosen, matched[where], groups=groups, replicates=drawn.replicates,
+                                   seed=drawn.seed) for where, table in losses.items()}
+    corrected = iter(holm([e.p for effects in found.values() for e in effects.chosen.values()]).tolist())
 
     def told(effect: causal.Effect) -> Tree:
-        return {"change": effect.change, "p": effect.p, "p_holm": effect.p_holm, "sure": effect.is_sure,
-                "items_changed": effect.items_changed}
-    return {"natural": found.natural, "reconstructed": found.reconstructed,
-            "reconstruction": found.reconstruction,
-            "chosen": {latent: told(effect) | {"beyond_controls": found.beyond_controls(latent)}
-                       for latent, effect in found.chosen.items()},
-            "controls": {latent: told(effect) for latent, effect in found.controls.items()}}
+        return {"change": effect.change, "p": effect.p, "items_changed": effect.items_changed}
+
+    def one(effects: causal.Effects, latent: int) -> Tree:
+        p, controls = next(corrected), effects.matched[latent]
+        sure = p < 0.05
+        return told(effects.chosen[latent]) | {
+            "p_holm": p, "sure": sure, "controls": len(controls), "as_large": effects.as_large(latent),
+            "beyond": sure and len(controls) > 0 and effects.as_large(latent) == 0}
+    return {where: {"natural": effects.natural, "reconstructed": effects.reconstructed,
+                    "reconstruction": effects.reconstruction,
+                    "chosen": {latent: one(effects, latent) for latent in chosen},
+                    "controls": {latent: told(effect) for latent, effect in effects.controls.items()},
+                    "matched": effects.matched} for where, effects in found.items()}

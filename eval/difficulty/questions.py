@@ -45,7 +45,9 @@ class Questions:
         if len(self.questions) < 10:
             raise InputError(f"data.source: {config.data.source}: expected at least 10 items, found "
                              f"{len(self.questions)}")
-        self.groups = np.array([question.group for question in self.questions])
+        by_topic = config.split.by == "topic"  # what is held out together is resampled together, too
+        self.groups = np.array([question.topic if by_topic else question.group
+                                for question in self.questions])
         self.about: Mapping[str, Sequence[Any]] = {
             "prompt": [question.prompt for question in self.questions],
             "answer": [question.endings[question.right] for question in self.questions],
@@ -78,8 +80,7 @@ class Questions:
         if options.by == "order":
             split = labels.split_in_order(len(self), options.train)
         else:
-            groups = self.groups if options.by == "group" else np.array(self.about["topic"])
-            split = dealt(groups, np.array(self.about["domain"]), options.train, self.config.seed)
+            split = dealt(self.groups, np.array(self.about["domain"]), options.train, self.config.seed)
         return labels.purged(split, self.about["prompt"], numbers["prompt_nats"],
                              least_nats=options.known_nats, most_alike=options.alike)
 
@@ -98,8 +99,8 @@ class Questions:
     def rows(self, network: Language, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
         options = self.config.extract
         return rows_of(network.model, [self._ids(network, i) for i in items], place=options.place,
-                       layer=layer, skip=options.skip, seed=self.config.seed, dtype=np.dtype(options.dtype),
-                       batch_size=options.batch_size, mesh=self.mesh)
+                       layer=layer, numbers=items, skip=options.skip, seed=self.config.seed,
+                       dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
 
     def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
                 layer: int, positions: Positions) -> Floats:

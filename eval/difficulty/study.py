@@ -63,6 +63,12 @@ class Study:
     def network_path(self) -> Path:
         return networks.directory_of(self.config.network, self.out, "network")
 
+    @property
+    def network_name(self) -> str:
+        """That of its directory; of a model/ in a run, the run's."""
+        path = self.network_path.resolve()
+        return path.parent.name if path.name == "model" else path.name
+
     @functools.cached_property
     def network(self) -> Any:
         return self.subject.open(self.config.network, str(self.network_path))
@@ -111,6 +117,20 @@ class Study:
             extract(made, self.subject, network, items, (), self.config.extract.shard_items)
         return self.stages.make("dear", made_of, work)
 
+    def dear_errors(self, asked: Extraction) -> np.ndarray:
+        """The dearer network's error on what it was asked, in the unit of the cheap one's: `[items]`.
+
+        Surprise is a mean over an answer's tokens; with another tokenizer these are others, so that it is
+        taken over the cheap network's.
+        """
+        if "wrong" in asked.numbers:
+            return asked.numbers["wrong"].astype(float)
+        amount = asked.numbers["amount"].astype(float)
+        if "answer_tokens" not in asked.numbers:
+            return amount
+        own = Extraction(self.extract).numbers["answer_tokens"][asked.items]
+        return amount * asked.numbers["answer_tokens"] / own
+
     @functools.cached_property
     def _asked(self) -> dict[str, Any]:
         """What every answer of a network depends on."""
@@ -141,23 +161,25 @@ class Layer:
         study, options = self.study, self.config.sae
         if not options.train:
             return None
-        items, path = study.table.train.tolist(), study.network_path
+        items = study.table.train.tolist()
         made_of = recipe("sae", **study._asked, layer=self.layer, items=key({"items": items}),
                          source=config_lib.read_yaml(options.train))
-        name = path.resolve().parent.name if path.name == "model" else path.name
         return self._make("sae", made_of, lambda made: autoencoder.learn(
-            made, self.config, study.subject, study.network, items, self.layer, name))
+            made, self.config, study.subject, study.network, items, self.layer, study.network_name))
 
     @functools.cached_property
     def judged_path(self) -> Path | None:
         study = self.study
         if self.model is None:
             return None
-        items = study.table.test[:self.config.sae.held_out].tolist()
-        made_of = recipe("judged", **study._asked, layer=self.layer, items=key({"items": items}),
+        test = study.table.test
+        few = min(self.config.sae.held_out, len(test))
+        items = np.sort(np.random.default_rng(self.config.seed).choice(test, few, replace=False)).tolist()
+        made_of = recipe("judged", extract=study.extract.name, layer=self.layer, items=key({"items": items}),
                          model=networks.contents(self.model, what="an autoencoder"))
         return self._make("judged", made_of, lambda made: autoencoder.judge(
-            made, Path(self.model or ""), self.config, study.subject, study.network, items, self.layer))
+            made, Path(self.model or ""), self.config, study.subject, study.network,
+            Extraction(study.extract), items, self.layer))
 
     @functools.cached_property
     def judged(self) -> Judged | None:
@@ -165,10 +187,14 @@ class Layer:
         if self.judged_path is None:
             return None
         found = autoencoder.read(self.judged_path)
-        if (faults := found.faults(self.config.sae)) and not self.config.sae.force:
+        if (faults := self.faults(found)) and not self.config.sae.force:
             raise InputError(f"{self.model}: refused: {'; '.join(faults)}; sae.force=true goes on, and the "
                              "report says so")
         return found
+
+    def faults(self, judged: Judged) -> list[str]:
+        """Why no conclusion should rest on the autoencoder."""
+        return judged.faults(self.config.sae, self.study.network_name)
 
     @functools.cached_property
     def features(self) -> Path:
@@ -220,14 +246,15 @@ class Layer:
         dear = self.study.dear
         if dear is None:
             return None
-        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, costs=_plain(self.config.cascade))
+        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, costs=_plain(self.config.cascade),
+                         seed=self.config.seed)
 
         def work(path: Path) -> None:
             asked = Extraction(dear)
             if asked.items.tolist() != self.scores["item"].tolist():
                 raise InputError(f"{dear}: expected the test items in their order")
-            errors = asked.numbers["wrong" if "wrong" in asked.numbers else "amount"].astype(float)
-            tree, table = measures.hand_on(self.scores, errors, self.config.cascade)
+            tree, table = measures.hand_on(self.scores, self.study.dear_errors(asked), self.config.cascade,
+                                           self._drawn)
             write_columns(path / "errors.parquet", table)
             _write(path, tree)
         return self._make("cascade", made_of, work)
@@ -246,28 +273,38 @@ class Layer:
     def _causal(self, path: Path) -> None:
         options, study, table = self.config.causal, self.study, self.study.table
         most = read_features(self.features).most
-        assert most is not None
+        assert most is not None and self.judged_path is not None
         chosen = causal.rank_latents(most[table.train], table.hard[table.train], options.latents,
                                      strength=options.strength, options=self._options)
-        controls = causal.as_often_active(most[table.train], chosen, options.controls, seed=self.config.seed)
+        # How often each is active where it will be patched: at all positions, or where it was extracted.
+        active = {"all": read_columns(self.judged_path / autoencoder.ACTIVE)["rows"],
+                  "boundary": np.asarray((most[table.train] > 0).sum(axis=0)).ravel()}
+        matched: dict[str, dict[int, list[int]]] = {
+            where: causal.as_often_active(active[where], chosen, options.controls, seed=self.config.seed)
+                   for where in options.positions}
         items = table.test
         if 0 < options.items < len(items):
             rng = np.random.default_rng(self.config.seed)
             items = np.sort(rng.choice(items, options.items, replace=False))
         model = store.load(self.model or "")
-        names = ["natural", "reconstructed", *map(str, [*chosen, *controls])]
-        found: dict[str, Any] = {}
+        losses: dict[str, np.ndarray] = {}
         for where in options.positions:
+            latents = [*chosen, *(other for others in matched[where].values() for other in others)]
+            names = ["natural", "reconstructed", *map(str, latents)]
             self._tell("causal", f"{where}, {len(items)} items × {len(names)}")
             file = path / f"losses-{where}.parquet"
             if not file.is_file():
-                losses = study.subject.patched(study.network, model, items.tolist(), [*chosen, *controls],
-                                               self.layer, where)
-                write_columns(file, {"item": items, **dict(zip(names, losses.T, strict=True))})
+                found = study.subject.patched(study.network, model, items.tolist(), latents, self.layer,
+                                              where)
+                if not np.isfinite(found).all():
+                    bad = int(items[np.argwhere(~np.isfinite(found))[0, 0]])
+                    raise InputError(f"item {bad}, layer {self.layer}: its patched {study.subject.unit} are "
+                                     "not finite")
+                write_columns(file, {"item": items, **dict(zip(names, found.T, strict=True))})
             columns = read_columns(file)
-            losses = np.stack([columns[name] for name in names], axis=1)
-            found[where] = measures.effects(losses, chosen, controls, table.groups[items], self._drawn)
-        _write(path, {"items": len(items), "unit": study.subject.unit, "positions": found})
+            losses[where] = np.stack([columns[name] for name in names], axis=1)
+        _write(path, {"items": len(items), "unit": study.subject.unit, "positions": measures.effects(
+            losses, chosen, matched, table.groups[items], self._drawn)})
 
     @functools.cached_property
     def _blocks(self) -> dict[str, Block]:

@@ -231,10 +231,10 @@ def test_what_cannot_be_done(chronos: Chronos, sae: TopKSAE) -> None:
     how: dict[str, Any] = {"layer": 0, "positions": "all"}
     with pytest.raises(InputError, match=r"futures: expected \[5, horizon\], found \[4, 4\]"):
         patched_crps(chronos, sae, series, futures[1:], [], **how)
-    for latent in (-1, 48):
+    for latent in (-3, 48):
         with pytest.raises(ValueError, match=f"latents: expected 0 to 47, found {latent}"):
             patched_crps(chronos, sae, series, futures, [0, latent], **how)
-    with pytest.raises(ValueError, match="positions: expected all or last, found first"):
+    with pytest.raises(ValueError, match="positions: expected all or boundary, found first"):
         patched_crps(chronos, sae, series, futures, [], layer=0, positions="first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sae: expected d_model 12, found 16"):
         patched_crps(chronos, TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(0)), series,

@@ -59,7 +59,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "extract": {"layers": [1], "shard_items": 100},
         "sae": {"train": str(place / "sae.yaml"), "least_steps": 20, "most_dead": 0.9,
                 "least_explained": 0.1},
-        "probe": {"replicates": 200, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 3},
+        "probe": {"replicates": 400, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 1},
     } | changed
 
 
@@ -162,7 +162,7 @@ def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path, tmp
     out = shutil.copytree(done, tmp_path / "out")
     command = ["--config", str(place / "tiny.yaml"), f"out={out}", "--stage"]
     for stages, option, expected in [
-            ("selective", "probe.replicates=150", ["probe-1", "selective-1"]),
+            ("selective", "probe.replicates=450", ["probe-1", "selective-1"]),
             ("probe", "labels.quantile=0.6", ["items", "probe-1"]),
             ("probe", "extract.shard_items=7", []),
             ("causal", "causal.controls=2", ["causal-1"]),
@@ -314,7 +314,7 @@ def test_series(series: Path) -> None:
                                   "horizon": 8, "stride": 8, "season": 12, "samples": 8},
         "network": {"path": str(series / "chronos")}, "dear": {"path": str(series / "chronos")},
         "extract": {"layers": [1], "place": "encoder.resid_post", "skip": 0, "shard_items": 64},
-        "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 200, "jobs": 1},
+        "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 400, "jobs": 1},
         "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
     assert main(["--config", write(series / "tiny.yaml", config)]) == 0
     found = json.loads((out / "results.json").read_text())
