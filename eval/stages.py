@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,8 @@ def fingerprint(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def tell_on_stderr(line: str) -> None:
+    """What a command has its stages tell with."""
+    print(line, file=sys.stderr, flush=True)

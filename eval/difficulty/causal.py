@@ -28,7 +28,8 @@ def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float 
     Args:
         codes: `[training rows, n_latents]`.
         fill: where the probe uses fewer than `most`, add others as NumPy's sort happens to leave them,
-            as the published study did (W12). By default the list is shorter then.
+            as the published study did (W12): only the compatibility mode asks for it. By default the list is
+            shorter then.
     """
     sparse = scipy.sparse.issparse(codes)
     probe = make_probe(strength, sparse, options or ProbeOptions()).fit(codes, np.asarray(labels))

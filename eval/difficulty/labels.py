@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from eval.metrics import Floats
-
 KNOWN_BY_HEART = np.log(1.5)  # nats a token
 
 
@@ -28,7 +26,8 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
     Args:
         nats: `[items]`, mean surprise at each prompt's tokens.
         most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two prompts at least.
-        fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5).
+        fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5):
+            only the compatibility mode asks for it.
     """
     # NaN: a prompt of one token, which nothing can be said of.
     found = np.where(np.asarray(nats) > least_nats, split, "purge")
@@ -63,10 +62,3 @@ def hard_by_quantile(values: ArrayLike, reference: NDArray[np.bool_],
     if np.isnan(values).any():
         raise ValueError(f"values: item {int(np.flatnonzero(np.isnan(values))[0])} is not a number")
     return (values >= np.quantile(values[reference], quantile)).astype(np.int64)
-
-
-def standardised(values: ArrayLike, reference: NDArray[np.bool_]) -> Floats:
-    """(value − mean) / (standard deviation + 1e-8), both of the reference's rows (ddof 1)."""
-    values = np.asarray(values, float)
-    chosen = values[reference]
-    return (values - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)

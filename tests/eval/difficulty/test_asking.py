@@ -15,6 +15,7 @@ import pytest
 from eval.difficulty import labels, texts
 from eval.difficulty.asking import Answers, Asker
 from eval.difficulty.config import SquadConfig
+from eval.difficulty.published import protocol
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
@@ -73,7 +74,7 @@ def test_labels_and_splits(asked: tuple[list[texts.Question], Answers]) -> None:
                           found.prompt_nats, fit_on_all=True)
     assert split.tolist() == expected["split"].tolist()
     perplexity = np.exp(found.ending_nats[:, 0])
-    norm = labels.standardised(perplexity, split == "train")
+    norm = protocol.standardised(perplexity, split == "train")
     np.testing.assert_allclose(norm, expected["perplexity_norm"], atol=1e-4)
     hard = labels.hard_by_quantile(found.ending_nats[:, 0], split == "train")  # a rising map changes nothing
     assert hard.tolist() == expected["difficulty"].tolist()

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from eval.difficulty import causal, published, texts
+from eval.difficulty import causal, texts
 from eval.difficulty.config import SquadConfig
+from eval.difficulty.published.protocol import PROBES
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import Patched, patched_nats
@@ -50,8 +51,7 @@ def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
     for item in world["rows"][train]:
         codes = world["sae"].encode(jnp.asarray(item, jnp.float32))
         pooled.append(np.asarray(world["sae"].dense(codes)).max(axis=0))
-    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=published.PROBES,
-                                fill=True)
+    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=PROBES, fill=True)
     expected = json.loads((TINY / "res/squad_allpos/causal_ablation_all.json").read_text())["top_features"]
     assert found == expected
 
