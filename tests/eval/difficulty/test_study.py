@@ -224,7 +224,7 @@ def saved(path: Path, config: Any) -> Path:
     ("network", "expected an autoencoder, found family vanilla"),
     ("width", "expected one of width 16, found 8"), ("layer", "expected one of layer 1, found 0"),
     ("place", "expected one of place resid_post, found mlp_write"),
-    ("random", "explains")])
+    ("random", "random weights explain")])
 def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, tmp_path: Path, done: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     config = SAEConfig(d_model=16, n_latents=48, k=6)
@@ -234,7 +234,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
             "place": lambda: saved(tmp_path / "sae", dataclasses.replace(config, place="mlp_write")),
             "random": lambda: saved(tmp_path / "sae", config)}[which]()
     changed = options(place, shutil.copytree(done, tmp_path / "out"),
-                      sae={"path": str(path), "least_explained": 0.6})
+                      sae={"path": str(path)})
     assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message, str(path))
 
@@ -261,6 +261,20 @@ def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: P
     assert main(["--config", config]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message)
     assert not (tmp_path / "out" / "report.md").exists()
+
+
+def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) -> None:
+    rows = [{"context": f"{word} {i} was here", "question": f"who was {word}{i}", "title": f"topic {i // 6}",
+             "answers": {"text": ["nobody" if i % 3 else "a long list of all of them"]}}
+            for i, word in enumerate(["ann", "bob", "cid", "dot"] * 30)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    changed = options(place, tmp_path / "out", sae={}, dear=None, split={"by": "topic", "alike": 1.1},
+                      data={"family": "squad", "source": str(tmp_path / "rows.json"), "most_tokens": 30})
+    assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 0
+    table = read_columns(stage(tmp_path / "out", "items") / "items.parquet")
+    assert set(table["group"]) == {f"topic {i}" for i in range(20)}
+    test = table["split"] == "test"
+    assert test.any() and not set(table["group"][test]) & set(table["group"][table["split"] == "train"])
 
 
 def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
