@@ -92,8 +92,8 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
     check_memory(training.outline)
     if run.open(config, force_resume=resume, write=first):
         if run.read_summary().get("corpus", task.fingerprint) != task.fingerprint:
-            raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; choose another "
-                             "run_dir")
+            raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; choose "
+                             "another run_dir")
         if first:
             print(f"{run.path} is complete (another run_dir=… trains anew):")
             _tell_end(config, run, task, run.read_summary(), store.load(run.model))

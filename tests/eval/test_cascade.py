@@ -64,7 +64,8 @@ def test_a_share_said_beforehand_against_a_coin() -> None:
     costs = Costs(1.0, 5.0, sunk=True)
     # A quarter handed on costs 1 + 5/4, for which the coin hands on (5/4) / 4 = 0.3125 of the items.
     found = against_coin(cheap, dear, scores, costs, 0.25)
-    assert found.point == pytest.approx((0.5 - 0.25) - (0.5 - 0.3125 * 0.5)) and found.low <= found.point <= found.high
+    assert found.point == pytest.approx((0.5 - 0.25) - (0.5 - 0.3125 * 0.5))
+    assert found.low <= found.point <= found.high
     half = against_coin(cheap, dear, scores, Costs(1.0, 5.0, sunk=False), 0.5)
     assert half.point == pytest.approx(0 - 0.25)
     assert against_coin(cheap, dear, np.ones(4), Costs(1, 5, sunk=False), 0.5).point == pytest.approx(0)

@@ -192,8 +192,8 @@ def test_false_positives_with_groups() -> None:
     for _ in range(200):
         shared = rng.standard_normal((3, 40))[:, groups] + 0.3 * rng.standard_normal((3, 200))
         labels = shared[0] > 0
-        drawn = PairedBootstrap(labels, {"a": shared[1], "b": shared[2]}, replicates=400, groups=groups)
+        drawn = stats.PairedBootstrap(labels, {"a": shared[1], "b": shared[2]}, replicates=400, groups=groups)
         small["auroc"] += drawn.p("a", "b") < 0.05
-        small["mean"] += bootstrap_p(shared[0], replicates=400, groups=groups) < 0.05
-        small["single items"] += bootstrap_p(shared[0], replicates=400) < 0.05
+        small["mean"] += stats.bootstrap_p(shared[0], replicates=400, groups=groups) < 0.05
+        small["single items"] += stats.bootstrap_p(shared[0], replicates=400) < 0.05
     assert small["auroc"] <= 20 and small["mean"] <= 20 and small["single items"] > 40, small
