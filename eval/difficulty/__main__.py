@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         config = with_source(config, options.data)
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study.check()
     try:
         return run(study, options.stage, name, shlex.join(["python", "-m", "eval.difficulty", *argv]))
     except TrainingStopped as stopped:

@@ -131,16 +131,21 @@ def read(path: Path) -> Judged:
     return Judged(**tree | {"losses": Spliced(*tree["losses"])})
 
 
-def _load(path: Path, place: str, layer: int, width: int) -> Any:
+def read_config(path: Path, place: str, layer: int) -> SAEConfig:
+    """Raises InputError where there is no autoencoder, or one of another place or layer."""
     config = store.load_config(path)
     if not isinstance(config, SAEConfig):
         raise InputError(f"sae.path: {path}: expected an autoencoder, found family {config.family}")
-    if config.d_model != width:
-        raise InputError(f"sae.path: {path}: expected one of width {width}, found {config.d_model}")
     if config.place not in ("", place):
         raise InputError(f"sae.path: {path}: expected one of place {place}, found {config.place}")
     if config.layer not in (-1, layer):
         raise InputError(f"sae.path: {path}: expected one of layer {layer}, found {config.layer}")
+    return config
+
+
+def _load(path: Path, place: str, layer: int, width: int) -> TopKSAE:
+    if (found := read_config(path, place, layer).d_model) != width:
+        raise InputError(f"sae.path: {path}: expected one of width {width}, found {found}")
     return store.load(path)
 
 

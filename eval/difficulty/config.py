@@ -45,7 +45,7 @@ class HellaSwagConfig(Section):
     source: str = setting("hf:Rowan/hellaswag", "as for squad")
     items: int = setting(5000, "the first of them", least=10)
     most_tokens: int = setting(124, "of a prompt, cut at its head", least=2)
-    domain: Literal["", "activitynet", "wikihow"] = setting("", "of these alone; empty: of both")
+    domain: Literal["all", "activitynet", "wikihow"] = setting("all", "which of its two sources")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Forecasts:
                 for layer in layers:
                     check_place(network.network, options.place, layer, network.network.encoder_places)
             except ValueError as error:
-                raise InputError(f"extract.{error}") from None
+                raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
             for i, values in encoded(network, contexts, place=options.place, layers=layers,
                                      batch_size=options.batch_size, mesh=self.mesh):
                 for layer, one in zip(layers, values, strict=True):

@@ -127,7 +127,7 @@ class Questions:
                 for layer in layers:
                     check_place(network.model, options.place, layer)
             except ValueError as error:
-                raise InputError(f"extract.{error}") from None
+                raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
             self._asker = network, layers, Asker(
                 network.model, network.encode, most_tokens=self.data.most_tokens, place=options.place,
                 layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,
@@ -145,7 +145,8 @@ def dealt(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float, see
     most = int(np.unique(domains, return_counts=True)[1].max())
     parts = min(PARTS, len(np.unique(groups)), most)
     if parts < 2:
-        raise InputError(f"split.by: expected at least two groups to tell apart, found {parts}")
+        raise InputError(f"split.by: expected at least two groups to tell apart, found {parts} (of a text: "
+                         "data.separator)")
     split = np.full(len(groups), "train", dtype="<U5")
     held = min(max(1, round((1 - train) * parts)), parts - 1)
     dealer = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
@@ -164,18 +165,20 @@ def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
                 _text(Path(data.source)))
         return texts.passages(text, prompt=data.prompt, ending=data.ending,
                               separator=data.separator)[:data.items]
-    most = data.items if not getattr(data, "domain", "") else 10**9
+    most = data.items if getattr(data, "domain", "all") == "all" else 10**9
     rows = (texts.hugging_face(data.source, most) if data.source.startswith("hf:") else
             texts.read_rows(Path(data.source), most))
     if isinstance(data, SquadConfig):
         return texts.squad(rows, data.source)
     found = texts.hellaswag(rows, data.source)
-    return [question for question in found if data.domain in ("", question.domain)][:data.items]
+    return [question for question in found if data.domain in ("all", question.domain)][:data.items]
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.source: {path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
         raise InputError(f"data.source: {path}: cannot be read: {error.strerror}") from None
 

@@ -12,16 +12,14 @@ import numpy as np
 from eval import cascade, figures, metrics, selective
 from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.measures import rung_names
-from eval.difficulty.study import Study, result
+from eval.difficulty.study import RESULTS, Study, read_results, result
 from eval.report import Report
 from eval.stats import Interval
 from eval.tables import as_json, read_columns
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 
-RESULTS = "results.json"
 FEW = 20  # groups: with fewer, intervals are too narrow and p too small
 LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
           "and with inner values beside them.")
@@ -55,7 +53,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
     """
     found = json.loads(as_json(collect(study)))  # as it will be read
     found["name"] = name
-    rows = [*lines(found), *(row for path in study.config.also for row in lines(_other(Path(path))))]
+    rows = [*lines(found), *(row for path in study.config.also for row in lines(read_results(Path(path))))]
     report = Report(f"{name}: what foretells difficulty?")
     _opening(report, study, found)
     for layer, told in found["layers"].items():
@@ -143,9 +141,13 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
     area = rungs[best]
     assert area is not None
     few = probe["groups"] < FEW
-    said = [f"`{best}`, which cross-validation prefers, has AUROC {_told(area)}: "
+    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {_told(area)}: "
             + ("not told apart from chance." if few or area.low <= 0.5 <= area.high else
                "better than chance." if area.low > 0.5 else "worse than chance.")]
+    controls = [f"`{name}` {_told(found)}" for name in ("C1_length", "C2_cheap_surprise")
+                if (found := rungs.get(name)) is not None]
+    if controls:
+        said.append(f"What needs no inner values comes to: {', '.join(controls)}.")
     if few:
         said.append(f"The held-out items are {probe['groups']} groups; intervals of fewer than {FEW} are too "
                     "narrow and p too small: nothing here is sure.")
@@ -167,8 +169,18 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
         for where, effects in causal["positions"].items():
             chosen = effects["chosen"].values()
             sure, beyond = (0 if few else sum(e[key] for e in chosen) for key in ("sure", "beyond"))
+            if not chosen:
+                said.append("The probe on latents uses none: nothing is left out.")
+                break
             said.append(f"Patched at {where}: leaving out {sure} of {len(chosen)} chosen latents changes the "
                         f"loss for sure; {beyond} of them change it more than all of their controls do.")
+    gained = _certain(told["selective"]["rungs"][best]["fraction_of_oracle"])
+    said.append(f"Answering what `{best}` takes for easy has {_told(gained)} of what an oracle gains.")
+    if "cascade" in told:
+        handed = _certain(told["cascade"]["rungs"][best]["0.25"])
+        said.append(f"Handing a quarter of the items on by `{best}` errs {_told(handed)} against a coin of "
+                    "the same cost: " + ("not told apart." if few or not handed.excludes_zero else
+                                "better." if handed.high < 0 else "worse."))
     for fault in told.get("sae", {}).get("faults", []):
         said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
     return said
@@ -203,7 +215,8 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
     report.heading("Ladder", 3)
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
-                  f"AUROC of each rung on {probe['test']} held-out items. {LEGEND}")
+                  f"AUROC of each rung on {probe['test']} held-out items. {LEGEND} Intervals are of one "
+                  "rung or difference each; p is corrected for all of them.")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
     report.table([{"rung": name, "AUROC": rungs[name], "AUPRC": rung["auprc"], "C": rung["C"],
                    "cross-validated": rung["cross_validated"],
@@ -223,8 +236,7 @@ def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapp
         np.asarray(rung["high"]), _certain(rung["aurc"]), _certain(rung["fraction_of_oracle"]))
         for name, rung in told["rungs"].items()}
     what = _error(scores, unit)
-    shown = {name: curves[name] for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best))
-             if name in curves}
+    shown = {name: curve for name, curve in curves.items() if name.startswith("P")}
     report.figure(f"risk-coverage-{layer}",
                   figures.risk_coverage(shown, told["oracle"], told["mean_error"], unit=what),
                   f"{what.capitalize()} of the items answered, those first that a rung takes for easy.")
@@ -255,7 +267,7 @@ def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mappin
     errors, options = read_columns(path / "errors.parquet"), study.config.cascade
     what = _error(scores, unit)
     costs = cascade.Costs(options.cheap, options.dear, options.sunk)
-    names = [name for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best)) if name in rung_names(scores)]
+    names = [name for name in rung_names(scores) if name.startswith("P")]
     report.figure(f"pareto-{layer}", figures.pareto(
         {name: cascade.frontier(errors["cheap"], errors["dear"], scores[name], costs) for name in names},
         cascade.oracle_frontier(errors["cheap"], errors["dear"], costs),
@@ -290,7 +302,8 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
         bars |= {f"control {name}": _certain(e["change"])
                  for name, e in list(effects["controls"].items())[:5]}
         report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
-                      f"Patched: {where}. The reconstruction alone: "
+                      f"Patched: {where}. Intervals of one latent each, not corrected; the first five "
+                      f"controls. The reconstruction alone: "
                       f"{_told(_certain(effects['reconstruction']), 4)}.")
         report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
                        "corrected p": e["p_holm"], "items changed": e["items_changed"],
@@ -301,13 +314,6 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
 def _error(scores: Mapping[str, np.ndarray], unit: str) -> str:
     """What an error is called."""
     return "share of wrong answers" if np.isin(scores["error"], (0, 1)).all() else f"mean {unit}"
-
-
-def _other(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"also: {path / RESULTS}: cannot be read: {error}; run that study first") from None
 
 
 def _interval(tree: Mapping[str, Any] | None) -> Interval | None:

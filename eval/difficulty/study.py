@@ -38,7 +38,8 @@ from tilelli_jax.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
 
 FORMAT = 1  # to be raised where a stage's result for the same key would be another one
-RESULT = "result.json"
+RESULT = "result.json"  # of a stage
+RESULTS = "results.json"  # of a study
 
 
 class Study:
@@ -53,6 +54,23 @@ class Study:
         self.stages = Stages(out / "stages", tell)
         self.mesh = make_mesh(config.mesh)
         self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
+
+    def check(self) -> None:
+        """What can be known before anything is asked.
+
+        Raises:
+            InputError: the output directory cannot be written, another study's results or an autoencoder
+                cannot be read.
+        """
+        try:
+            self.stages.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        for path in self.config.also:
+            read_results(Path(path))
+        if self.config.sae.path:
+            for layer in self.layers.values():
+                autoencoder.read_config(Path(layer.model or ""), self.config.extract.place, layer.layer)
 
     @functools.cached_property
     def subject(self) -> Subject:
@@ -334,6 +352,15 @@ class Layer:
 def recipe(stage: str, **parts: Any) -> dict[str, Any]:
     """What a stage is made of."""
     return {"stage": stage, "format": FORMAT, **parts}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What another study has found: its results.json."""
+    try:
+        return json.loads((path / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"also: {path / RESULTS}: cannot be read: {reason}; run that study first") from None
 
 
 def result(path: Path) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_what_cannot_be_studied(directory: Path, subject: Forecasts, chronos: Ch
                                 tmp_path: Path) -> None:
     for place, layers, says in (("encoder.resid_pots", (0,), "extract.place: expected one of encoder."),
                                 ("decoder.resid_post", (0,), "extract.place: expected one of encoder."),
-                                ("encoder.resid_post", (3,), "extract.layer: expected 0 to 2, found 3")):
+                                ("encoder.resid_post", (3,), "extract.layers: expected 0 to 2, found 3")):
         with pytest.raises(InputError) as caught:
             Forecasts(study(directory, layers, place)).measure(chronos, range(2), layers)
         assert_one_line(f"error: {caught.value}\n", says)

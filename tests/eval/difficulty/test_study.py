@@ -220,7 +220,7 @@ def saved(path: Path, config: Any) -> Path:
 
 
 @pytest.mark.parametrize(("which", "message"), [
-    ("nothing", "expected the directory of an autoencoder, found nothing"),
+    ("nothing", "expected a model directory"),
     ("network", "expected an autoencoder, found family vanilla"),
     ("width", "expected one of width 16, found 8"), ("layer", "expected one of layer 1, found 0"),
     ("place", "expected one of place resid_post, found mlp_write"),
@@ -241,7 +241,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"extract": {"layers": []}}, "extract.layers: expected different layers"),
-    ({"extract": {"layers": [2]}}, "extract.layer: expected 0 to 1, found 2"),
+    ({"extract": {"layers": [2]}}, "extract.layers: expected 0 to 1, found 2"),
     ({"extract": {"layers": [1], "place": "embed"}}, "extract.place: expected one of"),
     ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
     ({"network": {}}, "network.path: expected the directory of a network, or train"),
@@ -253,7 +253,8 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"data": {"family": "text", "source": "stories", "items": 20, "prompt": 60, "ending": 6}},
      "item 0: prompt and ending have 66 tokens, and the network reads 64; data.most_tokens"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
-    ({"probes": {}}, "unknown key 'probes'"), ({"also": ["elsewhere"]}, "also: elsewhere")])
+    ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
+    ({"also": ["elsewhere"]}, "also: elsewhere/results.json: cannot be read: No such file or directory")])
 def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
                   capsys: pytest.CaptureFixture[str]) -> None:
     out = place / "out" if "also" in change else tmp_path / "out"

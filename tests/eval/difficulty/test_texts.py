@@ -35,7 +35,7 @@ def test_rows_become_questions() -> None:
 
 @pytest.mark.parametrize("label", ["", "4", -1, None])
 def test_a_label_is_of_an_ending(label: Any) -> None:
-    with pytest.raises(InputError, match=r"^x: row 1: expected the columns of the data set: "):
+    with pytest.raises(InputError, match=r"^x: row 1: expected the columns ctx_a"):
         texts.hellaswag([HELLASWAG, HELLASWAG | {"label": label}], "x")
 
 
@@ -126,7 +126,7 @@ def test_prompts_too_alike_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(("content", "parts"), [
-    ("[]", ["expected rows"]), ("{", ["cannot be read"]), ('[{"context": "a"}]', ["row 0", "question"])])
+    ("[]", ["expected rows"]), ("{", ["line 1: not JSON"]), ('[{"context": "a"}]', ["row 0", "question"])])
 def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     path.write_text(content)
