@@ -188,7 +188,7 @@ def test_splits(tmp_path: Path) -> None:
     assert not set(subject.groups[found == "train"]) & set(subject.groups[found == "test"])
     kept = Questions(study(data, SplitConfig(by="group", known_nats=0.0))).split(numbers)
     assert kept[0] != "purge" and kept[1:].tolist() == found[1:].tolist()
-    with pytest.raises(InputError, match=r"^split.by: expected at least two groups to tell apart, found 1 \(of"):
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
         Questions(study(data, SplitConfig(by="topic"))).split(numbers)
 
 
@@ -280,7 +280,7 @@ def test_few_groups() -> None:
     blank = np.full(6, "")
     for train in (0.05, 0.7, 0.95):  # two suffice, whatever the share
         assert set(dealt(np.array(list("aaaabb")), blank, train, 0).tolist()) == {"train", "test"}
-    with pytest.raises(InputError, match=r"^split.by: expected at least two groups to tell apart, found 1 \(of"):
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
         dealt(np.array(list("aaaaaa")), blank, 0.7, 0)
     # Groups of one item in domains of half of them each.
     split = dealt(np.arange(10).astype(str), np.array(["a", "b"] * 5), 0.7, 0)
