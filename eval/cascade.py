@@ -7,12 +7,14 @@ An item is handed on where its score (the chance that the cheap model errs) is a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval.metrics import Floats
+from eval.stats import Interval, bootstrap_mean
 
 SLACK = 1e-9  # a point must lie below the line by more than rounding
 
@@ -82,3 +84,22 @@ def oracle_frontier(cheap: ArrayLike, dear: ArrayLike, costs: Costs) -> Frontier
     share = np.arange(len(gain) + 1) / len(gain)
     errors = np.mean(np.asarray(cheap, float)) - np.r_[0, np.cumsum(gain)] / len(gain)
     return Frontier(np.arange(len(gain) + 1.0), share, costs.of(share), errors)
+
+
+def against_coin(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Costs, share: float, *,
+                 replicates: int = 2000, seed: int = 42, groups: ArrayLike | None = None) -> Interval:
+    """The cascade's mean error less that of a coin of the same cost, with a share of the items handed on.
+
+    The share is to be said beforehand: of all thresholds, some beat the coin on the items they are picked on
+    even where the score knows nothing. Of equal scores at the edge each is handed on in part. The coin pays
+    for the model that it picks alone.
+
+    Args:
+        groups: `[items]`, what is resampled together.
+    """
+    cheap, dear, scores = (np.asarray(values, float) for values in (cheap, dear, scores))
+    level = np.sort(scores)[::-1][max(0, math.ceil(share * len(scores)) - 1)]
+    above, edge = scores > level, scores == level
+    handed = above + edge * (share * len(scores) - above.sum()) / edge.sum()
+    coin = min(1.0, float((costs.of(share) - costs.cheap) / (costs.dear - costs.cheap)))
+    return bootstrap_mean((handed - coin) * (dear - cheap), replicates=replicates, seed=seed, groups=groups)

@@ -88,6 +88,12 @@ class Report:
 
 
 def _inline(text: str) -> str:
-    escaped = html.escape(text.replace("\\|", "|"), quote=False)
-    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
-    return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", escaped)
+    # In one pass: what stands in code is no stress.
+    return re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", _marked, html.escape(text.replace("\\|", "|"), quote=False))
+
+
+def _marked(found: re.Match[str]) -> str:
+    code, stress = found.groups()
+    if code is not None:
+        return f"<code>{code}</code>"
+    return "<strong>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", stress) + "</strong>"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Stages:
             BusyError: another process is at it.
         """
         path = self.directory(name, made_of)
-        if (path / RECIPE).is_file():
+        if self.is_made(name, made_of):
             self.tell(f"{name}: as it is in {path}")
             return path
         path.mkdir(parents=True, exist_ok=True)
@@ -65,8 +66,9 @@ class Stages:
             raise BusyError(f"{path}: another process is at work there") from None
         try:
             self.tell(f"{name}: {path}")
-            work(path)
-            write_atomically(path / RECIPE, as_json(dict(made_of)))
+            if not self.is_made(name, made_of):  # another process may just have ended
+                work(path)
+                write_atomically(path / RECIPE, as_json(dict(made_of)))
         finally:
             if handle is not None:
                 os.close(handle)
@@ -85,3 +87,8 @@ def fingerprint(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def tell_on_stderr(line: str) -> None:
+    """What a command has its stages tell with."""
+    print(line, file=sys.stderr, flush=True)

@@ -140,7 +140,7 @@ def permute_labels(labels: ArrayLike, a: ArrayLike, b: ArrayLike, *, permutation
                    seed: int = 42, count_observed: bool = True) -> PermutationTest:
     """Permutes the labels: the null is that neither score knows anything of them.
 
-    That is more than "equal AUROC", which `delong` and `permute_scores` test.
+    That is more than "equal AUROC", which `delong` tests.
 
     Args:
         count_observed: whether what was seen counts as one of the permutations, so that p is never 0

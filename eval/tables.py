@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.stats import Interval
-from tilelli_jax.files import write_together
+from tilelli_jax.files import write_atomically, write_together
 
 Row = Mapping[str, Any]
 
@@ -24,18 +24,35 @@ def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
         path: without an ending.
         rows: column → text, number, Interval (in parquet three columns) or None.
     """
-    import pyarrow
-    import pyarrow.parquet
     flat = [dict(_flat(row)) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(
-        pyarrow.table({name: [row.get(name) for row in flat] for name in names}), content)
+    content = parquet({name: [row.get(name) for row in flat] for name in names})
     head = f"# {title}\n\n" if title else ""
     write_together({
         path.with_name(f"{path.name}.json"): as_json([dict(row) for row in rows]),
-        path.with_name(f"{path.name}.parquet"): content.getvalue(),
+        path.with_name(f"{path.name}.parquet"): content,
         path.with_name(f"{path.name}.md"): (head + markdown(rows) + "\n").encode()})
+
+
+def parquet(columns: Mapping[str, Any]) -> bytes:
+    """Columns `[rows]` as a parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(dict(columns)), content)
+    return content.getvalue()
+
+
+def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
+    """Columns `[rows]` as parquet, atomically."""
+    write_atomically(path, parquet(columns))
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """What `write_columns` wrote; texts as an array of objects."""
+    import pyarrow.parquet
+    table = pyarrow.parquet.read_table(path)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 def as_json(tree: Any) -> bytes:

@@ -1,10 +1,13 @@
-"""What all tests share: eight CPU devices, and the smallest run there is."""
+"""What all tests share: eight CPU devices, a store of compiled programs, and the smallest run there is."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 # Before JAX starts. Code generation is where tests of tiny networks spend their time: level 0
@@ -15,15 +18,34 @@ os.environ["XLA_FLAGS"] = " ".join(
     [_given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in _given)]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# No program is compiled twice in a session, neither by another worker nor by a process that a test
+# starts: they inherit what is set here. JAX writes into its cache without a lock; who finds an entry
+# that is not complete yet, or whose writer was killed, is to compile for himself, and not to talk of it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [
+    os.environ.get("PYTHONWARNINGS"), "ignore:Error reading persistent compilation cache:UserWarning"]))
+
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 import yaml  # noqa: E402
 
 from tilelli_jax.data import stories  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """What the tests of a file have compiled goes with them: it would add up to gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bench import compile_time, decode, ladder, measure, pretrained, resampling, sae, train_step
+from bench import compile_time, decode, extraction, ladder, measure, pretrained, resampling, sae, train_step
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -107,3 +108,24 @@ def test_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sae.compare(1, tell)
     rows = [line[:7] for line in written(tmp_path / "table.txt") if line.startswith(("ours", "PyTorch"))]
     assert rows == ["ours, c", "ours, b", "PyTorch", "ours   ", "PyTorch", "ours   ", "PyTorch"]
+
+
+@needs_torch
+def test_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LAYER", 1), ("MOST", 20), ("MEAN", 15), ("SPREAD", 5), ("LEAST", 4)):
+        monkeypatch.setattr(extraction, name, value)
+    monkeypatch.setattr(extraction, "CONFIG", GPTNeoXConfig(vocab_size=64, d_model=16, n_layers=2, n_heads=2,
+                                                            d_hidden=32, max_seq_len=64))
+    with measure.told(tmp_path / "table.txt") as tell:
+        extraction.compare(1, 5, tell)
+    rows = [line.partition("  ")[0] for line in written(tmp_path / "table.txt")[3:]]
+    assert rows[0] == "ours" and "the kit's loop, sdpa attention, 1 thread" in rows
+
+
+@needs_torch
+def test_extraction_is_of_the_same_numbers() -> None:
+    found = extraction.Extracted(np.ones(2), np.ones(2), np.ones((2, 3), np.float16))
+    extraction.check(found, found)
+    for name in found._fields:
+        with pytest.raises(AssertionError):
+            extraction.check(found, found._replace(**{name: getattr(found, name) + np.float16(0.02)}))

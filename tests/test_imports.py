@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"nn", "data", "sampling", "tensors", "pretrained", *BELOW},
     "estimators": {"models", "nn", *BELOW},
     "store": {"models", "estimators", "tensors", *BELOW},
+    "language": {"store", "models", "tensors", *BELOW},
     "signals": {"estimators", "models", "nn", *BELOW},
     "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},

@@ -182,6 +182,10 @@ def test_another_text_is_noticed(taken_up, text_file, tiny_file, tmp_path, capsy
     assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from",
                     "--resume")
     assert main([*args, "--resume"]) == 0
+    text.write_bytes(text_file.read_bytes())  # complete with the changed one: that is told, too
+    capsys.readouterr()
+    assert main(args) == 2
+    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from")
 
 
 def test_the_saved_configuration_reproduces_the_run(finished, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import FAMILIES
-from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.tensors import read_json
@@ -40,7 +40,7 @@ def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: M
     known = {name: network for _, network in FAMILIES.values()
              if isinstance(network, type) and issubclass(network, Pretrained)
              for name in network.hugging_face.model_types}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise InputError(f"{path / store.CONFIG}: model_type: expected one of {', '.join(known)}, "
                          f"found {kind!r}")
     return known[kind].from_pretrained(path, compute, mesh=mesh)
@@ -57,10 +57,10 @@ def open_language(path: str | Path, tokenizer: str | Path = "", compute: Compute
         InputError: no network, one that does not continue texts, or no tokenizer.
     """
     model = open_network(path, compute, mesh)
-    if model.config.family in ("t5", "sae"):
+    if not isinstance(model, CausalLM):
         raise InputError(f"{path}: expected a network that continues texts, found family "
                          f"{model.config.family}")
-    if getattr(model, "reads_bytes", False):
+    if model.reads_bytes:
         return Language(model, lambda text: list(text.encode()))
     return Language(model, open_tokenizer(Path(tokenizer or path)))
 
@@ -78,4 +78,6 @@ def open_tokenizer(path: Path) -> Callable[[str], list[int]]:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises Exception itself
         raise InputError(f"{file}: no tokenizer: {error}") from None
+    tokenizer.no_truncation()  # which a file may ask for, as it may for padding
+    tokenizer.no_padding()
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids

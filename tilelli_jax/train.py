@@ -91,6 +91,9 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
     training = task.training(start_from)
     check_memory(training.outline)
     if run.open(config, force_resume=resume, write=first):
+        if run.read_summary().get("corpus", task.fingerprint) != task.fingerprint:
+            raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; choose "
+                             "another run_dir")
         if first:
             print(f"{run.path} is complete (another run_dir=… trains anew):")
             _tell_end(config, run, task, run.read_summary(), store.load(run.model))
@@ -161,7 +164,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
         **task.measure.columns(sitting.best_loss, "best_valid_"),
         "best_step": sitting.best_step, "steps": sitting.step, "exported_step": exported,
         "parameters": n_parameters, "tokens": sitting.step * task.tokens,
-        "seconds": round(sitting.seconds, 1), **task.summarize(model),
+        "seconds": round(sitting.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
         "mesh": dict(mesh.shape), **provenance(config.seed)}
     baselines = report.baselines(summary, config.report)
     report.plot_losses(read_metrics(run.metrics), run.figure,

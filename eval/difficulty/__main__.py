@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.difficulty import report
-from eval.difficulty.autoencoder import TrainingStopped
 from eval.difficulty.config import StudyConfig
+from eval.difficulty.networks import TrainingStopped
 from eval.difficulty.questions import with_source
 from eval.difficulty.study import Study
-from eval.stages import BusyError
+from eval.stages import BusyError, tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     if options.data:
         config = with_source(config, options.data)
     name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), _tell)
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study.check()
     try:
         return run(study, options.stage, name, shlex.join(["python", "-m", "eval.difficulty", *argv]))
     except TrainingStopped as stopped:
@@ -59,8 +60,11 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
                             for text in report.verdicts(told)))
         print(f"\nreport: {study.out / 'report.html'} (and report.md)")
         return 0
+    paths: list[Path | None]
     if stage == "extract":
         paths = [study.extract, study.items]
+    elif stage == "sae":
+        paths = [layer.judged_path for layer in study.layers.values()]
     else:
         paths = [getattr(layer, stage) for layer in study.layers.values()]
     for path in paths:
@@ -80,10 +84,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="settings that take precedence over the file's, e.g. probe.replicates=500")
     return parser.parse_intermixed_args(argv)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

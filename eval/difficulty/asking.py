@@ -54,6 +54,7 @@ class Asker:
                  mesh: Mesh | None = None) -> None:
         self.encode, self.most_tokens, self.place, self.layers = encode, most_tokens, place, sorted(layers)
         self.positions, self.skip, self.dtype = positions, skip, dtype
+        self.vocab_size = model.config.vocab_size
         tap_of = None
         if layers and positions == "boundary":
             tap_of = recording((place,), tuple(self.layers))
@@ -65,22 +66,27 @@ class Asker:
     def prompt_ids(self, question: Question) -> list[int]:
         return self.encode(question.prompt)[-self.most_tokens:]
 
-    def ask(self, questions: Sequence[Question], first: int = 0) -> Answers:
-        """Args: first: the number of the first question, for what is said of one that goes wrong.
+    def ask(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Answers:
+        """Args: numbers: of the questions, for what is said of one that goes wrong; by default 0, 1, ….
 
         Raises:
-            InputError: an ending has no tokens, or inner values are not finite (named by item and layer).
+            InputError: an ending has no tokens, there are more than a network with learned positions reads,
+                or inner values are not finite (named by item and layer).
         """
+        known = range(len(questions)) if numbers is None else numbers
         prompts = [self.prompt_ids(question) for question in questions]
         endings = [[self.encode(ending) for ending in question.endings] for question in questions]
         for i, ids in enumerate(endings):
             if not prompts[i] or not all(ids) or len(ids) != len(endings[0]):
-                raise InputError(f"item {first + i}: expected tokens in the prompt and in every one of "
+                raise InputError(f"item {known[i]}: expected tokens in the prompt and in every one of "
                                  f"{len(endings[0])} endings")
-            most = max(map(len, ids)) + len(prompts[i])
-            if self._scorer.most is not None and most > self._scorer.most:
-                raise InputError(f"item {first + i}: the network reads at most {self._scorer.most} tokens, "
-                                 f"and prompt and ending have {most}; data.most_tokens cuts prompts")
+            if (largest := max(map(max, [prompts[i], *ids]))) >= self.vocab_size:
+                raise InputError(f"item {known[i]}: expected tokens below the network's {self.vocab_size}, "
+                                 f"found {largest}: is the tokenizer the network's own?")
+            longest = len(prompts[i]) + max(map(len, ids))
+            if self._scorer.most is not None and longest > self._scorer.most:
+                raise InputError(f"item {known[i]}: prompt and ending have {longest} tokens, and the network "
+                                 f"reads {self._scorer.most}; data.most_tokens cuts prompts")
         several = len(endings[0]) > 1
         of = [(i, j) for i, ids in enumerate(endings) for j in range(len(ids))]
         at_boundary = self.layers and self.positions == "boundary"
@@ -97,9 +103,9 @@ class Asker:
             if j == 0:
                 prompt_nats[i] = result.nats[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
             if not np.isfinite(nats[i, j]):
-                raise InputError(f"item {first + i}: the surprise at ending {j} is not finite")
+                raise InputError(f"item {known[i]}: the surprise at ending {j} is not finite")
             if self.layers and (j == 0 or self.positions == "boundary"):
-                for layer, values in self._kept(result, n, first + i):
+                for layer, values in self._kept(result, n, known[i]):
                     kept[layer][i][j] = values
         joined = {layer: [np.concatenate([part for part in parts if part is not None]) for parts in items]
                   for layer, items in kept.items()}
@@ -114,6 +120,7 @@ class Asker:
             with np.errstate(over="ignore"):  # the next line names it
                 stored = values.astype(self.dtype)
             if not np.isfinite(stored).all():
-                raise InputError(f"item {item}, layer {layer}: activations are not finite as {stored.dtype}")
+                raise InputError(f"item {item}, layer {layer}: activations are not finite as "
+                                 f"{stored.dtype}; extract.dtype=float32 has room for more")
             found.append((layer, stored))
         return found

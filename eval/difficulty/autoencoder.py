@@ -4,166 +4,161 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from eval.difficulty.config import SAEStageConfig, StudyConfig
-from eval.difficulty.items import Items
+from eval.difficulty.extract import Extraction
+from eval.difficulty.features import encoded
+from eval.difficulty.networks import trained
 from eval.difficulty.subject import Subject
-from eval.stages import fingerprint
-from eval.tables import as_json
-from tilelli_jax import config as config_lib
+from eval.tables import as_json, write_columns
 from tilelli_jax import store
-from tilelli_jax import train as train_command
-from tilelli_jax.data.activations import open_activations, write_activations
+from tilelli_jax.data.activations import Activations, open_activations, write_activations
 from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.files import write_atomically
-from tilelli_jax.signals.patching import EVERYTHING
+from tilelli_jax.signals.patching import EVERYTHING, Spliced
+from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.sae import describe
 
-JUDGED = "judged.json"
-
-
-class TrainingStopped(Exception):
-    """A run has ended before its end, and has said why; `status` is that of its command."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"training ended with status {status}")
-        self.status = status
-
-
-def train(config: str, run: Path, overrides: Sequence[str]) -> Path:
-    """One sitting of `python -m tilelli_jax.train`, in this process: the model directory it ends with.
-
-    Raises:
-        TrainingStopped: it has not come to its end.
-    """
-    status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
-    if status or not (run / "summary.json").is_file():
-        raise TrainingStopped(status)
-    return run / "model"
+JUDGED, ACTIVE = "judged.json", "active.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """An autoencoder and what became of held-out items in it.
+    """What became of held-out items in an autoencoder.
 
     Attributes:
-        model: its directory.
+        of_model: whose values it says it has learned; may be empty.
         steps: updates that it has seen; None where its directory does not say.
-        explained, dead, l0, rows: of the variance; of the latents; active in a row; how many rows.
-        natural, reconstructed, zeroed: mean loss of the network as it is, with the reconstruction, and with
-            zeros in its place.
+        explained, dead, l0, rows: at all positions: of the variance; of the latents, never active; active in
+            a row; how many rows.
+        probed: of the variance where it is probed, at the positions that were extracted.
+        untrained: of the variance at all positions that one of its shape with random weights explains.
+        losses: of the network, a mean over the items.
     """
 
-    model: Path
-    fingerprint: str
-    config: dict[str, Any]
+    of_model: str
     steps: int | None
     explained: float
     dead: float
     l0: float
     rows: int
-    natural: float
-    reconstructed: float
-    zeroed: float
+    probed: float
+    untrained: float
+    losses: Spliced
 
-    @property
-    def recovered(self) -> float:
-        """How far the reconstruction goes from zeros to the network as it is."""
-        gap = self.zeroed - self.natural
-        return (self.zeroed - self.reconstructed) / gap if gap else math.nan
-
-    def faults(self, options: SAEStageConfig) -> list[str]:
+    def faults(self, options: SAEStageConfig, network: str) -> list[str]:
         """Why no conclusion should rest on it."""
         found = []
+        if self.of_model not in ("", network):
+            found.append(f"it says it is of {self.of_model}, and the network is {network}")
         if self.steps is not None and self.steps < options.least_steps:
             found.append(f"it has seen {self.steps} updates (least {options.least_steps})")
         if self.dead > options.most_dead:
             found.append(f"{self.dead:.0%} of its latents were never active in {self.rows} held-out rows "
                          f"(most {options.most_dead:.0%})")
-        if self.explained < options.least_explained:
-            found.append(f"it explains {self.explained:.0%} of their variance (least "
-                         f"{options.least_explained:.0%}; random weights explain no more)")
+        least = max(options.least_explained, self.untrained + options.beyond_untrained)
+        if self.explained < least:
+            found.append(f"it explains {self.explained:.0%} of their variance (least {least:.0%}; random "
+                         f"weights explain {self.untrained:.0%})")
         return found
 
-    def check(self, options: SAEStageConfig) -> None:
-        """Raises InputError where there are faults, unless the study goes on all the same."""
-        if (faults := self.faults(options)) and not options.force:
-            raise InputError(f"{self.model}: refused: {'; '.join(faults)}; sae.force=true goes on, and the "
-                             "report says so")
 
-
-def make(path: Path, config: StudyConfig, subject: Subject, network: Callable[[], Any], table: Items,
-         layer: int, network_path: Path) -> None:
-    """Trains or takes an autoencoder for one layer, and writes judged.json.
+def learn(path: Path, config: StudyConfig, subject: Subject, network: Any, items: Sequence[int], layer: int,
+          of_model: str) -> None:
+    """Collects the items' rows in `path/rows`, and trains an autoencoder on them in `path/run`.
 
     Raises:
-        InputError: there is none, it is none, or it is one of another network, place or layer.
-        TrainingStopped: see `train`.
+        TrainingStopped: see `networks.trained`.
     """
-    options = config.sae
-    about = {"of_model": (network_path.resolve().parent.name if network_path.name == "model" else
-                          network_path.name),
-             "place": config.extract.place, "layer": layer}
-    held_out = table.test[:options.held_out].tolist()
-    _collected(path / "held-out", about, lambda: subject.rows(network(), held_out, layer))
-    width = open_activations(path / "held-out").d_model
-    if options.path:
-        model = Path(options.path.format(layer=layer))
-        steps = _steps(model.parent / "summary.json")
-    else:
-        _collected(path / "rows", about, lambda: subject.rows(network(), table.train.tolist(), layer))
-        run = path / "run"
-        model = train(options.train, run, [
-            f"activations.source={path / 'rows'}", f"model.d_model={width}", f"model.layer={layer}",
-            f"model.of_model={about['of_model']}", f"model.place={config.extract.place}"])
-        steps = _steps(run / "summary.json")
-    sae = _load(model, about, width)
-    found = describe(sae, open_activations(path / "held-out"))
-    losses = subject.patched(network(), sae, held_out, [EVERYTHING], layer, "all").mean(axis=0)
+    place = config.extract.place
+    rows = _collected(path / "rows", {"of_model": of_model, "place": place, "layer": layer},
+                      lambda: subject.rows(network, items, layer))
+    width = open_activations(rows).d_model
+    trained(config.sae.train, path / "run", [
+        f"activations.source={rows}", f"model.d_model={width}", f"model.layer={layer}",
+        f"model.of_model={of_model}", f"model.place={place}"])
+
+
+def judge(path: Path, model: Path, config: StudyConfig, subject: Subject, network: Any, extracted: Extraction,
+          items: Sequence[int], layer: int) -> None:
+    """Measures the autoencoder in the directory `model` on items; writes judged.json and active.parquet.
+
+    The latter has, for each latent, in how many of the rows at all positions it is active.
+
+    Raises:
+        InputError: it is none, or one of another width, place or layer.
+    """
+    place = config.extract.place
+    about = {"place": place, "layer": layer}
+    wanted = set(items)
+    held_out = open_activations(_collected(path / "held-out", about,
+                                           lambda: subject.rows(network, items, layer)))
+    probed = open_activations(_collected(path / "probed", about, lambda: (
+        values for i, values in zip(extracted.items.tolist(), extracted.activations(layer), strict=True)
+        if i in wanted)))
+    sae = _load(model, place, layer, held_out.d_model)
+    found = describe(sae, held_out)
+    losses = subject.patched(network, sae, items, [EVERYTHING], layer, "all").mean(axis=0)
+    active = np.zeros(sae.config.n_latents, np.int64)
+    for values, latents in encoded(sae, held_out.blocks()):
+        np.add.at(active, latents[values > 0], 1)
+    write_columns(path / ACTIVE, {"latent": np.arange(len(active)), "rows": active})
     write_atomically(path / JUDGED, as_json({
-        "model": str(model), "fingerprint": fingerprint(model.glob("*.*")),
-        "config": config_lib.to_dict(sae.config), "steps": steps, "explained": found["explained_variance"],
+        "of_model": sae.config.of_model, "steps": _steps(model), "explained": found["explained_variance"],
         "dead": found["dead_fraction"], "l0": found["l0"], "rows": found["rows"],
-        **dict(zip(("natural", "reconstructed", "zeroed"), losses.tolist(), strict=True))}))
+        "probed": describe(sae, probed)["explained_variance"],
+        "untrained": describe(_untrained(sae, held_out), held_out)["explained_variance"], "losses": losses}))
+
+
+def _untrained(sae: TopKSAE, rows: Activations) -> TopKSAE:
+    """One of the same shape with random weights, around the mean of the rows."""
+    made = store.build(dataclasses.replace(sae.config, activation="topk", most_active=0), 0)
+    made.bias[...] = jnp.asarray(np.mean([block.mean(axis=0, dtype=np.float64) for block in rows.blocks()],
+                                         axis=0), jnp.float32)
+    return made
 
 
 def read(path: Path) -> Judged:
-    """What `make` wrote."""
+    """What `judge` wrote."""
     tree = json.loads((path / JUDGED).read_text(encoding="utf-8"))
-    return Judged(**tree | {"model": Path(tree["model"])})
+    return Judged(**tree | {"losses": Spliced(*tree["losses"])})
 
 
-def _load(path: Path, about: dict[str, Any], width: int) -> Any:
-    if not path.is_dir():
-        raise InputError(f"sae.path: {path}: no such directory; nothing is probed with random weights in its "
-                         "place")
+def read_config(path: Path, place: str, layer: int) -> SAEConfig:
+    """Raises InputError where there is no autoencoder, or one of another place or layer."""
     config = store.load_config(path)
     if not isinstance(config, SAEConfig):
         raise InputError(f"sae.path: {path}: expected an autoencoder, found family {config.family}")
-    if config.d_model != width:
-        raise InputError(f"sae.path: {path}: expected one of width {width}, found {config.d_model}")
-    said = {"place": config.place, "layer": config.layer if config.layer >= 0 else ""}
-    for name, value in said.items():
-        if value not in ("", about[name]):
-            raise InputError(f"sae.path: {path}: expected one of {name} {about[name]}, found {value}")
+    if config.place not in ("", place):
+        raise InputError(f"sae.path: {path}: expected one of place {place}, found {config.place}")
+    if config.layer not in (-1, layer):
+        raise InputError(f"sae.path: {path}: expected one of layer {layer}, found {config.layer}")
+    return config
+
+
+def _load(path: Path, place: str, layer: int, width: int) -> TopKSAE:
+    if (found := read_config(path, place, layer).d_model) != width:
+        raise InputError(f"sae.path: {path}: expected one of width {width}, found {found}")
     return store.load(path)
 
 
-def _collected(path: Path, about: dict[str, Any], rows: Callable[[], Iterator[np.ndarray]]) -> None:
+def _collected(path: Path, about: dict[str, Any], rows: Callable[[], Iterator[np.ndarray]]) -> Path:
     """Rows on disk; the directory appears when it is whole."""
     if not path.exists():
         write_activations(path, rows(), about)
+    return path
 
 
-def _steps(summary: Path) -> int | None:
+def _steps(model: Path) -> int | None:
+    """Of the run that the model directory is in, if it is in one."""
     try:
-        return int(json.loads(summary.read_text(encoding="utf-8"))["steps"])
+        return int(RunDirectory(model.parent).read_summary()["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

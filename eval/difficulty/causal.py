@@ -1,7 +1,8 @@
 """Do the latents that foretell difficulty also cause it? What leaving them out of a reconstruction does.
 
-The effect of a latent is how much the network's surprise at the right answer changes when that latent
-alone is left out of the reconstruction: Δ = (left out) − (reconstructed), in nats. Its p is of the mean
+The effect of a latent is how much the network's loss (surprise at the right answer in nats, or the CRPS of
+a forecast) changes when that latent alone is left out of the reconstruction: Δ = (left out) −
+(reconstructed). Its p is of the mean
 over the items being 0, corrected for the number of latents; beside it stand latents drawn at random among
 those as often active: an effect that they have, too, is none of the chosen ones.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import scipy.sparse
@@ -20,8 +20,6 @@ from eval.metrics import Floats
 from eval.probes import Block, ProbeOptions, make_probe
 from eval.stats import Interval, bootstrap_mean, bootstrap_p, holm
 
-Positions = Literal["all", "boundary"]
-
 
 def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float = 0.1,
                  options: ProbeOptions | None = None, fill: bool = False) -> list[int]:
@@ -30,7 +28,8 @@ def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float 
     Args:
         codes: `[training rows, n_latents]`.
         fill: where the probe uses fewer than `most`, add others as NumPy's sort happens to leave them,
-            as the published study did (W12). By default the list is shorter then.
+            as the published study did (W12): only the compatibility mode asks for it. By default the list is
+            shorter then.
     """
     sparse = scipy.sparse.issparse(codes)
     probe = make_probe(strength, sparse, options or ProbeOptions()).fit(codes, np.asarray(labels))
@@ -39,27 +38,31 @@ def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float 
     return [int(latent) for latent in found if fill or weight[latent] > 0]
 
 
-def as_often_active(codes: Block, chosen: Sequence[int], number: int, *, seed: int = 42,
-                    near: int = 20) -> list[int]:
-    """Latents drawn at random among those that are about as often active as the chosen ones.
+def as_often_active(active: ArrayLike, chosen: Sequence[int], number: int, *, seed: int = 42,
+                    near: int = 20) -> dict[int, list[int]]:
+    """For each chosen latent, others drawn at random among those that are about as often active.
 
-    For each chosen latent in turn, one of the `near` nearest to it in how many rows it is active in, that
-    is active at all, has not been drawn yet, and is not chosen itself.
+    In turn, one of the `near` nearest in how often they are active, that is active at all, has not been
+    drawn yet, and is not chosen itself.
+
+    Args:
+        active: `[n_latents]`, in how many rows each is active, where the patch will be.
+        number: of controls for each; fewer where the latents run out.
     """
     rng = np.random.default_rng(seed)
-    active = np.asarray((codes > 0).sum(axis=0)).ravel()
-    free = np.ones(len(active), bool)
+    active = np.asarray(active)
+    free = active > 0
     free[list(chosen)] = False
-    free &= active > 0
-    drawn: list[int] = []
-    for i in range(number):
-        left = np.flatnonzero(free)
-        if not len(left) or not len(chosen):
-            break
-        gap = np.abs(active[left] - active[chosen[i % len(chosen)]])
-        pick = int(rng.choice(left[np.argsort(gap, kind="stable")[:near]]))
-        drawn.append(pick)
-        free[pick] = False
+    drawn: dict[int, list[int]] = {latent: [] for latent in chosen}
+    for _ in range(number):
+        for latent in chosen:
+            left = np.flatnonzero(free)
+            if not len(left):
+                return drawn
+            gap = np.abs(active[left] - active[latent])
+            pick = int(rng.choice(left[np.argsort(gap, kind="stable")[:near]]))
+            drawn[latent].append(pick)
+            free[pick] = False
     return drawn
 
 
@@ -80,30 +83,36 @@ class Effect:
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-    """What patching did: means in nats or CRPS, and an Effect for each latent, chosen ones and controls."""
+    """What patching did: means in nats or CRPS, and an Effect for each latent, chosen ones and controls.
+
+    `matched`: chosen latent → its controls.
+    """
 
     natural: float
     reconstructed: float
     reconstruction: Interval
     chosen: Mapping[int, Effect]
     controls: Mapping[int, Effect]
+    matched: Mapping[int, Sequence[int]]
 
-    def beyond_controls(self, latent: int) -> float:
-        """The share of controls whose mean change is at least as large, this latent counted: a p of rank."""
+    def as_large(self, latent: int) -> int:
+        """How many of a chosen latent's controls have a mean change that is at least as large."""
         size = abs(self.chosen[latent].change.point)
-        others = [abs(effect.change.point) >= size for effect in self.controls.values()]
-        return (sum(others) + 1) / (len(others) + 1)
+        return sum(abs(self.controls[other].change.point) >= size for other in self.matched[latent])
 
 
-def effects(table: NDArray[np.floating], chosen: Sequence[int], controls: Sequence[int] = (), *,
-            groups: ArrayLike | None = None, replicates: int = 2000, seed: int = 42) -> Effects:
+def effects(table: NDArray[np.floating], chosen: Sequence[int],
+            matched: Mapping[int, Sequence[int]] | None = None, *, groups: ArrayLike | None = None,
+            replicates: int = 2000, seed: int = 42) -> Effects:
     """Means, intervals and p-values of a table of losses.
 
     Args:
         table: `[items, 2 + chosen + controls]`: as it is, reconstructed, and with each latent left out.
+        matched: chosen latent → its controls, which stand in the table in this order; None: there are none.
         groups: `[items]`, what the bootstrap draws together.
     """
-    table = np.asarray(table, float)
+    table, matched = np.asarray(table, float), matched or {latent: [] for latent in chosen}
+    controls = [other for latent in chosen for other in matched[latent]]
     if table.ndim != 2 or table.shape[1] != 2 + len(chosen) + len(controls) or not len(table):
         raise ValueError(f"table: expected [items, {2 + len(chosen) + len(controls)}], found {table.shape}")
     if not np.isfinite(table).all():
@@ -117,4 +126,5 @@ def effects(table: NDArray[np.floating], chosen: Sequence[int], controls: Sequen
     changes = table[:, 2:] - table[:, 1:2]
     return Effects(float(table[:, 0].mean()), float(table[:, 1].mean()),
                    bootstrap_mean(table[:, 1] - table[:, 0], replicates=replicates, seed=seed, groups=groups),
-                   each(chosen, changes[:, :len(chosen)]), each(controls, changes[:, len(chosen):]))
+                   each(chosen, changes[:, :len(chosen)]), each(controls, changes[:, len(chosen):]),
+                   matched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -107,23 +107,3 @@ def _adf_p(x: Floats) -> float:
             return float(adfuller(x, autolag="AIC")[1])
     except (ValueError, np.linalg.LinAlgError):  # constant, or too short
         return 1.0
-
-
-def published_prompt_features(columns: Mapping[str, Sequence]) -> tuple[list[str], Floats]:
-    """The eight of the published study, `[prompts, 8]`, dead ones included.
-
-    Args:
-        columns: `prompt, seq_len, split, activity_label` and `prompt_perplexity` or `perplexity`.
-    """
-    prompts = list(columns["prompt"])
-    found = prompt_statistics(prompts, np.asarray(columns["split"]) == "train")
-    tokens = np.asarray(columns["seq_len"], float)
-    order: dict[str, int] = {}
-    category = [order.setdefault(label, len(order)) for label in columns["activity_label"]]
-    perplexity = columns["prompt_perplexity"] if "prompt_perplexity" in columns else columns["perplexity"]
-    made = {"char_length": found["char_length"], "token_count": tokens,
-            "lexical_diversity": found["lexical_diversity"], "perplexity": np.asarray(perplexity, float),
-            "char_to_token": found["char_length"] / (tokens + SMALL),
-            "capitalization_ratio": found["capitalization_ratio"],
-            "category_id": np.asarray(category, float), "bigram_novelty": found["bigram_novelty"]}
-    return list(made), np.stack(list(made.values()), axis=1)

@@ -31,7 +31,8 @@ class SquadConfig(Section):
     """Questions about paragraphs; hard is an answer that surprises."""
 
     family: Literal["squad"] = setting("squad", "which kind of data")
-    source: str = setting("hf:squad", "hf:NAME (its validation part), or a JSON, JSON lines or parquet file")
+    source: str = setting("hf:rajpurkar/squad", "hf:NAME (its validation part), or a file: JSON, JSON lines "
+                          "or parquet")
     items: int = setting(5000, "the first of them", least=10)
     most_tokens: int = setting(200, "of a prompt, cut at its head", least=2)
 
@@ -41,10 +42,10 @@ class HellaSwagConfig(Section):
     """Beginnings with four endings; hard is where another than the right one surprises least."""
 
     family: Literal["hellaswag"] = setting("hellaswag", "which kind of data")
-    source: str = setting("hf:hellaswag", "as for squad")
+    source: str = setting("hf:Rowan/hellaswag", "as for squad")
     items: int = setting(5000, "the first of them", least=10)
     most_tokens: int = setting(124, "of a prompt, cut at its head", least=2)
-    domain: Literal["", "activitynet", "wikihow"] = setting("", "of these alone; empty: of both")
+    domain: Literal["all", "activitynet", "wikihow"] = setting("all", "which of its two sources")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +132,9 @@ class SAEStageConfig(Section):
     least_steps: int = setting(200, "refused after fewer updates", least=0)
     most_dead: float = setting(0.5, "refused with a larger share of latents never active on held-out items",
                                least=0, most=1)
-    least_explained: float = setting(0.3, "refused when less of the variance is explained there, as with "
-                                     "random weights", most=1)
+    least_explained: float = setting(0.3, "refused when less of the variance is explained there", most=1)
+    beyond_untrained: float = setting(0.1, "and when it is not so much more than one with random weights "
+                                      "explains", least=0, most=1)
     held_out: int = setting(200, "test items that this is measured on", least=1)
     force: bool = setting(False, "go on with one that is refused; the report says so")
 
@@ -142,7 +144,8 @@ class ProbeConfig(Section):
     """Ladder, intervals and tests."""
 
     folds: int = setting(5, "of cross-validation, at most", least=2)
-    replicates: int = setting(2000, "of the bootstrap", least=100)
+    replicates: int = setting(2000, "of the bootstrap; its least p is 2 / (replicates + 1), before "
+                              "correction", least=400)
     jobs: int = setting(-1, "fits side by side; -1 takes every core", least=-1)
 
 
@@ -165,19 +168,19 @@ class CausalConfig(Section):
     """Latents that are left out, one at a time."""
 
     latents: int = setting(5, "those on which a probe leans most", least=1)
-    controls: int = setting(20, "as often active, drawn at random", least=0)
+    controls: int = setting(10, "for each of them: as often active, drawn at random", least=0)
     strength: float = setting(0.1, "C of that probe", above=0)
     items: int = setting(500, "test items, drawn at random; 0 for all", least=0)
-    positions: tuple[str, ...] = setting(("all", "boundary"), "patched: all of the prompt, its last one")
+    positions: tuple[Literal["all", "boundary"], ...] = setting(
+        ("all", "boundary"), "patched: all of the prompt, its last one")
     samples: int = setting(20, "of a series: futures drawn for each patch, with the same random numbers",
                            least=2)
     horizon: int = setting(64, "of a series: values forecast", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.positions or set(self.positions) - {"all", "boundary"}:
-            raise InputError("positions: expected some of all, boundary, found "
-                             + (", ".join(self.positions) or "none"))
+        if not self.positions:
+            raise InputError("positions: expected some of all, boundary, found none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from eval.difficulty.subject import Measured, Numbers, Subject
+from eval.tables import write_columns
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
 from tilelli_jax.tensors import Tensor, in_memory, read_file, write_file
 
 METADATA = "metadata.parquet"
@@ -24,16 +23,27 @@ METADATA = "metadata.parquet"
 
 def extract(path: Path, subject: Subject, network: Any, items: Sequence[int], layers: Sequence[int],
             shard_items: int) -> None:
-    """Fills a directory; shards that are there are taken as they are, whole as each of them is."""
-    for number, start in enumerate(range(0, len(items), shard_items)):
+    """Fills a directory; shards that are there are taken as they are, whole as each of them is.
+
+    They may be of another size: what they hold is not asked again.
+
+    Raises:
+        InputError: shards that are there hold other items.
+    """
+    number = done = 0
+    while done < len(items):
         file = path / f"shard-{number:05}.safetensors"
         if not file.is_file():
-            chosen = items[start:start + shard_items]
+            chosen = items[done:done + shard_items]
             write_file(file, _tensors(chosen, subject.measure(network, chosen, layers)))
+        number, done = number + 1, done + read_file(file)["item"].shape[0]
     found = Extraction(path)
+    if found.items.tolist() != list(items):
+        raise InputError(f"{path}: its shards do not hold the items in order; without them all are asked "
+                         "anew")
     shard = np.repeat(np.arange(len(found.shards)), [len(part["item"].read()) for part in found.shards])
     about = {name: [values[i] for i in found.items.tolist()] for name, values in subject.about.items()}
-    write_table(path / METADATA, {"item": found.items, **about, **found.numbers,
+    write_columns(path / METADATA, {"item": found.items, **about, **found.numbers,
                                   "positions": found.positions, "shard": shard})
 
 
@@ -68,19 +78,3 @@ def _tensors(items: Sequence[int], found: Measured) -> dict[str, Tensor]:
               **{f"numbers.{name}": values for name, values in found.numbers.items()},
               **{f"layer.{layer}": np.concatenate(rows) for layer, rows in layers.items()}}
     return {name: in_memory(np.ascontiguousarray(array)) for name, array in arrays.items()}
-
-
-def write_table(path: Path, columns: dict[str, Any]) -> None:
-    """Columns `[rows]` as parquet, atomically."""
-    import pyarrow
-    import pyarrow.parquet
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), content)
-    write_atomically(path, content.getvalue())
-
-
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns that `write_table` wrote; texts as an array of objects."""
-    import pyarrow.parquet
-    table = pyarrow.parquet.read_table(path)
-    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -44,39 +44,7 @@ def pooled(values: np.ndarray, several: bool) -> np.ndarray:
                            values[-1]])
 
 
-def make_features(path: Path, found: Extraction, layer: int, sae: TopKSAE | None) -> None:
-    """Writes what `read_features` reads."""
-    several = bool((found.positions > 1).any())
-    raw = np.stack([pooled(values, several) for values in found.activations(layer)])
-    arrays: dict[str, np.ndarray] = {"raw": raw}
-    if sae is not None:
-        rows = [_pooled_codes(values, latents, sae.config.n_latents, several)
-                for values, latents in _encoded(sae, found.activations(layer), found.positions)]
-        for name, matrices in (("codes", [codes for codes, _ in rows]), ("most", [most for _, most in rows])):
-            whole = scipy.sparse.vstack(matrices, format="csr")
-            arrays |= {f"{name}.values": whole.data.astype(np.float32),
-                       f"{name}.columns": whole.indices.astype(np.int32),
-                       f"{name}.starts": whole.indptr.astype(np.int64),
-                       f"{name}.shape": np.array(whole.shape)}
-    write_file(path / FILE, {name: in_memory(array) for name, array in arrays.items()})
-
-
-def read_features(path: Path) -> Features:
-    """What `make_features` wrote."""
-    tensors = {name: tensor.read() for name, tensor in read_file(path / FILE).items()}
-
-    def sparse(name: str) -> scipy.sparse.csr_array | None:
-        if f"{name}.values" not in tensors:
-            return None
-        # liblinear reads 32-bit rows only.
-        parts = (tensors[f"{name}.values"].astype(np.float64), tensors[f"{name}.columns"],
-                 tensors[f"{name}.starts"].astype(np.int32))
-        return scipy.sparse.csr_array(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
-    return Features(tensors["raw"], sparse("codes"), sparse("most"))
-
-
-def _encoded(sae: TopKSAE, items: Iterable[np.ndarray],
-             positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def encoded(sae: TopKSAE, items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each item the codes of its positions: values f32 and latents int32, `[positions, k]`."""
     graph, params = nnx.split(sae)
 
@@ -105,6 +73,37 @@ def _encoded(sae: TopKSAE, items: Iterable[np.ndarray],
         waiting += len(values)
     if held:
         yield from run(held)
+
+
+def make_features(path: Path, found: Extraction, layer: int, sae: TopKSAE | None) -> None:
+    """Writes what `read_features` reads."""
+    several = bool((found.positions > 1).any())
+    raw = np.stack([pooled(values, several) for values in found.activations(layer)])
+    arrays: dict[str, np.ndarray] = {"raw": raw}
+    if sae is not None:
+        rows = [_pooled_codes(values, latents, sae.config.n_latents, several)
+                for values, latents in encoded(sae, found.activations(layer))]
+        for name, matrices in (("codes", [codes for codes, _ in rows]), ("most", [most for _, most in rows])):
+            whole = scipy.sparse.vstack(matrices, format="csr")
+            arrays |= {f"{name}.values": whole.data.astype(np.float32),
+                       f"{name}.columns": whole.indices.astype(np.int32),
+                       f"{name}.starts": whole.indptr.astype(np.int64),
+                       f"{name}.shape": np.array(whole.shape)}
+    write_file(path / FILE, {name: in_memory(array) for name, array in arrays.items()})
+
+
+def read_features(path: Path) -> Features:
+    """What `make_features` wrote."""
+    tensors = {name: tensor.read() for name, tensor in read_file(path / FILE).items()}
+
+    def sparse(name: str) -> scipy.sparse.csr_array | None:
+        if f"{name}.values" not in tensors:
+            return None
+        # liblinear reads 32-bit rows only.
+        parts = (tensors[f"{name}.values"].astype(np.float64), tensors[f"{name}.columns"],
+                 tensors[f"{name}.starts"].astype(np.int32))
+        return scipy.sparse.csr_array(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
+    return Features(tensors["raw"], sparse("codes"), sparse("most"))
 
 
 def _pooled_codes(values: np.ndarray, latents: np.ndarray, n: int,

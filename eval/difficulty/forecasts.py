@@ -21,7 +21,7 @@ from tilelli_jax.language import open_network
 from tilelli_jax.models.chronos import Chronos
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.sharding import Mesh
-from tilelli_jax.signals.patching import check_place
+from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.series import encoded, forecasts, patched_crps
 
 ROWS_FOR_ONE = 3  # training windows for each fold, at least
@@ -41,7 +41,11 @@ class Forecasts:
         found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
         self.windows = series.Windows(found.starts[:data.items], found.contexts[:data.items],
                                       found.futures[:data.items])
-        self.length, self.span = len(values), data.context + data.horizon
+        self.span = data.context + data.horizon
+        # What the windows cover: the split is of them, however few of the series they are.
+        self.length = len(values)
+        if len(self) < len(found.starts):
+            self.length = int(self.windows.starts[-1]) + self.span
         if len(self) < 10:
             raise InputError(f"data.source: {data.source}: expected at least 10 windows, found {len(self)}")
         # What is resampled together: windows that start within one span of each other.
@@ -72,7 +76,7 @@ class Forecasts:
                 for layer in layers:
                     check_place(network.network, options.place, layer, network.network.encoder_places)
             except ValueError as error:
-                raise InputError(f"extract.{error}") from None
+                raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
             for i, values in encoded(network, contexts, place=options.place, layers=layers,
                                      batch_size=options.batch_size, mesh=self.mesh):
                 for layer, one in zip(layers, values, strict=True):
@@ -83,10 +87,13 @@ class Forecasts:
         return series.split_in_time(self.windows.starts, self.span, self.length, self.config.split.train)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
-        return {"cheap": Block(cheap.SERIES_STATISTICS,
-                               cheap.series_statistics(self.windows.contexts, self.data.season))}
+        found = cheap.series_statistics(self.windows.contexts, self.data.season)
+        # A constant window has no autocorrelation; 0 says so.
+        return {"cheap": Block(cheap.SERIES_STATISTICS, np.nan_to_num(found, nan=0.0))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+        if np.bincount(labels, minlength=2).min() < 2:  # no two folds
+            return []
         starts = self.windows.starts[train]
         number = number_of_folds(labels, most, ROWS_FOR_ONE)
         return usable(forward(starts, starts + self.span, number), labels)
@@ -105,7 +112,7 @@ class Forecasts:
         return patched_crps(network, sae, self.windows.contexts[chosen],
                             self.windows.futures[chosen, :horizon], latents,
                             place=self.config.extract.place, layer=layer,
-                            positions="all" if positions == "all" else "last", samples=options.samples,
+                            positions=positions, samples=options.samples,
                             seed=self.config.seed, numbers=items, batch_size=self.config.extract.batch_size,
                             mesh=self.mesh)
 
@@ -113,5 +120,6 @@ class Forecasts:
         with np.errstate(over="ignore"):  # the next line names it
             stored = values.astype(self.config.extract.dtype)
         if not np.isfinite(stored).all():
-            raise InputError(f"item {item}, layer {layer}: activations are not finite as {stored.dtype}")
+            raise InputError(f"item {item}, layer {layer}: activations are not finite as "
+                                 f"{stored.dtype}; extract.dtype=float32 has room for more")
         return stored

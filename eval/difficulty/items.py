@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,11 @@ from numpy.typing import NDArray
 
 from eval.difficulty import labels
 from eval.difficulty.config import StudyConfig
-from eval.difficulty.extract import Extraction, read_table, write_table
+from eval.difficulty.extract import Extraction
 from eval.difficulty.subject import Block, Subject
 from eval.metrics import Floats
 from eval.probes import constant_columns
+from eval.tables import read_columns, write_columns
 from tilelli_jax.errors import InputError
 
 TABLE = "items.parquet"
@@ -74,11 +74,12 @@ def make_items(path: Path, subject: Subject, found: Extraction, config: StudyCon
     columns = {"item": found.items, "split": split, "group": subject.groups, "hard": hard, "error": error,
                "amount": amount, "domain": list(subject.about.get("domain", [""] * len(split)))}
     for name, block in subject.blocks(numbers, split).items():
-        if not np.isfinite(block.values).all():
-            row, column = np.argwhere(~np.isfinite(block.values))[0]
+        bad = ~np.isfinite(block.values) & (split != "purge")[:, None]
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
             raise InputError(f"item {row}: feature {name}.{block.names[column]} is not finite")
         columns |= {f"{name}.{column}": block.values[:, i] for i, column in enumerate(block.names)}
-    write_table(path / TABLE, columns)
+    write_columns(path / TABLE, columns)
 
 
 def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subject) -> None:
@@ -97,12 +98,12 @@ def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subje
         for item in np.flatnonzero(split == "test").tolist():
             if texts[item] in known:
                 raise InputError(f"split: item {item} of the test part is item {known[texts[item]]} of the "
-                                 "train part, to the letter; split.by=group keeps such apart")
+                                 "train part, to the letter")
 
 
 def read_items(path: Path) -> Items:
     """What `make_items` wrote, without features that are constant over the training rows."""
-    table = read_table(path / TABLE)
+    table = read_columns(path / TABLE)
     split = table["split"].astype(str)
     blocks: dict[str, Block] = {}
     constant: dict[str, list[str]] = {}
@@ -118,7 +119,3 @@ def read_items(path: Path) -> Items:
             blocks[name] = Block(tuple(short[i] for i in kept), values[:, kept])
     return Items(split, table["hard"].astype(np.int64), table["error"].astype(float),
                  table["group"].astype(str), table["domain"].astype(str), blocks, constant)
-
-
-def share(part: NDArray[np.integer]) -> float:
-    return float(part.mean()) if len(part) else math.nan

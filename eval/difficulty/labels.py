@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from eval.metrics import Floats
-
 KNOWN_BY_HEART = np.log(1.5)  # nats a token
 
 
@@ -23,16 +21,23 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
            fit_on_all: bool = False) -> NDArray[np.str_]:
     """The split with "purge" where a prompt is known by heart, or a test prompt is too like a training one.
 
+    A test prompt that is a training one to the letter always goes, also where none of its words is known.
+
     Args:
         nats: `[items]`, mean surprise at each prompt's tokens.
         most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two prompts at least.
-        fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5).
+        fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5):
+            only the compatibility mode asks for it.
     """
-    found = np.where(np.asarray(nats) <= least_nats, "purge", split)
+    # NaN: a prompt of one token, which nothing can be said of.
+    found = np.where(np.asarray(nats) > least_nats, split, "purge")
     train, test = np.flatnonzero(found == "train"), np.flatnonzero(found == "test")
     if not len(train) or not len(test):
         return found
     texts = np.asarray(prompts, dtype=object)
+    if not fit_on_all:  # the published study looked at words alone
+        repeated = set(texts[train].tolist())
+        found[test[[text in repeated for text in texts[test].tolist()]]] = "purge"
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2)
     try:
         vectors.fit(texts if fit_on_all else texts[train])
@@ -57,10 +62,3 @@ def hard_by_quantile(values: ArrayLike, reference: NDArray[np.bool_],
     if np.isnan(values).any():
         raise ValueError(f"values: item {int(np.flatnonzero(np.isnan(values))[0])} is not a number")
     return (values >= np.quantile(values[reference], quantile)).astype(np.int64)
-
-
-def standardised(values: ArrayLike, reference: NDArray[np.bool_]) -> Floats:
-    """(value − mean) / (standard deviation + 1e-8), both of the reference's rows (ddof 1)."""
-    values = np.asarray(values, float)
-    chosen = values[reference]
-    return (values - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)

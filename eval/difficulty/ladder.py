@@ -6,13 +6,15 @@ goes alone, and whether inner values add to it. Without them a probe may have fo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from eval.probes import HEADLINES, LADDER, Rung
 
+Told = Callable[[str], None]  # is called with what is being made
 CONTROLS = (Rung("C1_length", ("length",)), Rung("C2_cheap_surprise", ("cheap", "surprise")),
-            Rung("C3_length_raw", ("length", "raw")), Rung("C4_length_sae", ("length", "sae")))
-COMPARISONS = (*HEADLINES, ("P4_raw_only", "C2_cheap_surprise"), ("P4_raw_only", "C1_length"),
+            Rung("C3_length_raw", ("length", "raw")), Rung("C4_length_sae", ("length", "sae")),
+            Rung("C5_surprise_raw", ("cheap", "surprise", "raw")))
+COMPARISONS = (*HEADLINES, ("C5_surprise_raw", "C2_cheap_surprise"), ("P4_raw_only", "C1_length"),
                ("C3_length_raw", "C1_length"), ("C4_length_sae", "C1_length"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.language import Language, open_language
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.activations import rows_of
-from tilelli_jax.signals.patching import Patched, check_place, patched_nats
+from tilelli_jax.signals.patching import Patched, patched_nats
+from tilelli_jax.signals.places import check_place
 
 PARTS = 20  # that the groups are dealt into before some of them are held out
 
@@ -43,7 +45,9 @@ class Questions:
         if len(self.questions) < 10:
             raise InputError(f"data.source: {config.data.source}: expected at least 10 items, found "
                              f"{len(self.questions)}")
-        self.groups = np.array([question.group for question in self.questions])
+        by_topic = config.split.by == "topic"  # what is held out together is resampled together, too
+        self.groups = np.array([question.topic if by_topic else question.group
+                                for question in self.questions])
         self.about: Mapping[str, Sequence[Any]] = {
             "prompt": [question.prompt for question in self.questions],
             "answer": [question.endings[question.right] for question in self.questions],
@@ -61,7 +65,7 @@ class Questions:
     def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measured:
         asker = self._asker_of(network, tuple(layers))
         chosen = [self.questions[i] for i in items]
-        found = asker.ask(chosen, items[0])
+        found = asker.ask(chosen, items)
         right = np.array([question.right for question in chosen])
         at = np.arange(len(chosen))
         numbers = {"amount": found.ending_nats[at, right], "prompt_nats": found.prompt_nats,
@@ -76,8 +80,7 @@ class Questions:
         if options.by == "order":
             split = labels.split_in_order(len(self), options.train)
         else:
-            groups = self.groups if options.by == "group" else np.array(self.about["topic"])
-            split = dealt(groups, np.array(self.about["domain"]), options.train, self.config.seed)
+            split = dealt(self.groups, np.array(self.about["domain"]), options.train, self.config.seed)
         return labels.purged(split, self.about["prompt"], numbers["prompt_nats"],
                              least_nats=options.known_nats, most_alike=options.alike)
 
@@ -88,14 +91,16 @@ class Questions:
                 "length": Block(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+        if np.bincount(labels, minlength=2).min() < 2:  # no two folds
+            return []
         return usable(stratified(labels, number_of_folds(labels, most), seed=self.config.seed,
                                  groups=self.groups[train]), labels)
 
     def rows(self, network: Language, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
         options = self.config.extract
         return rows_of(network.model, [self._ids(network, i) for i in items], place=options.place,
-                       layer=layer, skip=options.skip, seed=self.config.seed, dtype=np.dtype(options.dtype),
-                       batch_size=options.batch_size, mesh=self.mesh)
+                       layer=layer, numbers=items, skip=options.skip, seed=self.config.seed,
+                       dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
 
     def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
                 layer: int, positions: Positions) -> Floats:
@@ -122,7 +127,7 @@ class Questions:
                 for layer in layers:
                     check_place(network.model, options.place, layer)
             except ValueError as error:
-                raise InputError(f"extract.{error}") from None
+                raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
             self._asker = network, layers, Asker(
                 network.model, network.encode, most_tokens=self.data.most_tokens, place=options.place,
                 layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,
@@ -136,15 +141,20 @@ def dealt(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float, see
     Raises:
         InputError: there are fewer than two groups.
     """
-    parts = min(PARTS, len(np.unique(groups)))
+    # The dealer wants as many items in a domain at least.
+    most = int(np.unique(domains, return_counts=True)[1].max())
+    parts = min(PARTS, len(np.unique(groups)), most)
     if parts < 2:
-        raise InputError(f"split.by: expected at least two groups to tell apart, found {parts}")
+        raise InputError(f"split.by: expected at least two groups to tell apart, found {parts} (of a text: "
+                         "data.separator)")
     split = np.full(len(groups), "train", dtype="<U5")
-    held = max(1, round((1 - train) * parts))
+    held = min(max(1, round((1 - train) * parts)), parts - 1)
     dealer = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    for number, (_, out) in enumerate(dealer.split(groups, domains, groups)):
-        if number < held:
-            split[out] = "test"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a domain with fewer items than there are parts
+        for number, (_, out) in enumerate(dealer.split(groups, domains, groups)):
+            if number < held:
+                split[out] = "test"
     return split
 
 
@@ -155,18 +165,20 @@ def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
                 _text(Path(data.source)))
         return texts.passages(text, prompt=data.prompt, ending=data.ending,
                               separator=data.separator)[:data.items]
-    most = data.items if not getattr(data, "domain", "") else 10**9
+    most = data.items if getattr(data, "domain", "all") == "all" else 10**9
     rows = (texts.hugging_face(data.source, most) if data.source.startswith("hf:") else
             texts.read_rows(Path(data.source), most))
     if isinstance(data, SquadConfig):
         return texts.squad(rows, data.source)
     found = texts.hellaswag(rows, data.source)
-    return [question for question in found if data.domain in ("", question.domain)][:data.items]
+    return [question for question in found if data.domain in ("all", question.domain)][:data.items]
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.source: {path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
         raise InputError(f"data.source: {path}: cannot be read: {error.strerror}") from None
 

@@ -11,19 +11,18 @@ import numpy as np
 
 from eval import cascade, figures, metrics, selective
 from eval.difficulty.config import SeriesConfig, StudyConfig
-from eval.difficulty.extract import read_table
-from eval.difficulty.study import Study, result, rung_names
+from eval.difficulty.measures import rung_names
+from eval.difficulty.study import RESULTS, Study, read_results, result
 from eval.report import Report
 from eval.stats import Interval
-from eval.tables import as_json
+from eval.tables import as_json, read_columns
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 
-RESULTS = "results.json"
-LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, alone "
-          "and beside inner values.")
+FEW = 20  # groups: with fewer, intervals are too narrow and p too small
+LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
+          "and with inner values beside them.")
 
 
 def collect(study: Study) -> dict[str, Any]:
@@ -34,10 +33,10 @@ def collect(study: Study) -> dict[str, Any]:
         judged = layer.judged
         told: dict[str, Any] = {"stages": {}}
         if judged is not None:
-            told["sae"] = {name: getattr(judged, name) for name in (
-                "steps", "explained", "dead", "l0", "rows", "natural", "reconstructed", "zeroed",
-                "recovered")}
-            told["sae"]["faults"] = judged.faults(study.config.sae)
+            told["sae"] = {name: getattr(judged, name)
+                           for name in ("steps", "explained", "probed", "untrained", "dead", "l0", "rows")}
+            told["sae"] |= {**judged.losses._asdict(), "recovered": judged.losses.recovered}
+            told["sae"]["faults"] = layer.faults(judged)
         for name in ("probe", "selective", "calibrate", "cascade", "causal"):
             path = getattr(layer, name)
             if path is not None:
@@ -54,7 +53,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
     """
     found = json.loads(as_json(collect(study)))  # as it will be read
     found["name"] = name
-    rows = [*lines(found), *(row for path in study.config.also for row in lines(_other(Path(path))))]
+    rows = [*lines(found), *(row for path in study.config.also for row in lines(read_results(Path(path))))]
     report = Report(f"{name}: what foretells difficulty?")
     _opening(report, study, found)
     for layer, told in found["layers"].items():
@@ -63,9 +62,11 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
         _layer(report, study, int(layer), told, found["unit"])
     report.heading("All studies")
     report.paragraph("The difference of latents and raw values is P3 − P2, with p of a paired test, "
-                     "corrected for the comparisons of its study. Selective: of the rung that "
-                     "cross-validation prefers, the share of the oracle's gain. Cascade: points of that rung "
-                     "that beat a coin of equal cost.")
+                     "corrected for the comparisons of its study. Causal: chosen latents that change the "
+                     "loss for sure, and more than all of their controls do. Selective: of the rung that "
+                     "cross-validation prefers, the share of the oracle's gain. Cascade − coin: with a "
+                     "quarter of the items handed on by that rung, its error less that of a coin of the same "
+                     "cost.")
     report.table(rows)
     report.heading("How it was made")
     report.points([f"{key}: `{value}`" for key, value in how.items()])
@@ -94,9 +95,11 @@ def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         for where in ("all", "boundary"):
             effects = told.get("causal", {}).get("positions", {}).get(where)
             row[f"causal, {where}"] = None if effects is None else (
-                f"{sum(e['sure'] for e in effects['chosen'].values())} of {len(effects['chosen'])}")
+                f"{0 if probe['groups'] < FEW else sum(e['beyond'] for e in effects['chosen'].values())} of "
+                f"{len(effects['chosen'])}")
         row["selective"] = _interval(told["selective"]["rungs"][best]["fraction_of_oracle"])
-        row["cascade"] = told["cascade"]["rungs"][best]["dominating"] if "cascade" in told else None
+        handed = told.get("cascade", {"rungs": {}})["rungs"].get(best, {})
+        row["cascade − coin"] = _interval(handed.get("0.25"))
         if told.get("sae", {}).get("faults"):
             row["study"] += " (autoencoder forced)"
         rows.append(row)
@@ -122,7 +125,8 @@ def _opening(report: Report, study: Study, found: Mapping[str, Any]) -> None:
         f"Of {len(study.subject)} items of `{config.data.family}` ({config.data.source}), {first['train']} "
         f"to learn from and {first['test']} held out in {first['groups']} groups ({first['purged']} left "
         f"out), an item counts as hard {hard}: {first['hard_train']:.1%} of those to learn from, "
-        f"{first['hard']:.1%} of those held out. Intervals are of 95 % and resample whole groups.")
+        f"{first['hard']:.1%} of those held out. Intervals are of 95 % and resample whole groups; C "
+        f"was chosen over {first['folds']} folds.")
     for layer, told in found["layers"].items():
         report.points([f"**Layer {layer}.** {text}" for text in verdicts(told)])
     if first["constant"]:
@@ -136,28 +140,47 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     area = rungs[best]
     assert area is not None
-    said = [f"`{best}`, which cross-validation prefers, has AUROC {_told(area)}: "
-            + ("better than chance." if area.low > 0.5 else "worse than chance." if area.high < 0.5 else
-               "not told apart from chance.")]
+    few = probe["groups"] < FEW
+    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {_told(area)}: "
+            + ("not told apart from chance." if few or area.low <= 0.5 <= area.high else
+               "better than chance." if area.low > 0.5 else "worse than chance.")]
+    controls = [f"`{name}` {_told(found)}" for name in ("C1_length", "C2_cheap_surprise")
+                if (found := rungs.get(name)) is not None]
+    if controls:
+        said.append(f"What needs no inner values comes to: {', '.join(controls)}.")
+    if few:
+        said.append(f"The held-out items are {probe['groups']} groups; intervals of fewer than {FEW} are too "
+                    "narrow and p too small: nothing here is sure.")
     names = {("P3_cheap_sae", "P2_cheap_raw"): "Latents in place of raw values",
              ("P2_cheap_raw", "P1_cheap"): "Raw values beside cheap features",
              ("P4_raw_only", "C1_length"): "Raw values in place of the answer's length",
-             ("C3_length_raw", "C1_length"): "Raw values beside the answer's length"}
+             ("C3_length_raw", "C1_length"): "Raw values beside the answer's length",
+             ("C5_surprise_raw", "C2_cheap_surprise"): "Raw values beside the prompt's surprise"}
     for comparison in probe["comparisons"]:
         name = names.get((comparison["a"], comparison["b"]))
         change, p = _interval(comparison["difference"]), comparison["p_holm"]
         if name is None or change is None or p is None:
             continue
-        verdict = "no difference that is sure" if p >= 0.05 else "a gain" if change.point > 0 else "a loss"
+        gain = "a gain" if change.point > 0 else "a loss"
+        verdict = "no difference that is sure" if few or p >= 0.05 else gain
         said.append(f"{name}: {change.point:+.3f} [{change.low:+.3f}, {change.high:+.3f}], corrected "
                     f"p {_p(p)}: {verdict}.")
     if causal := told.get("causal"):
         for where, effects in causal["positions"].items():
-            sure = [name for name, e in effects["chosen"].items() if e["sure"]]
-            beyond = [name for name in sure if effects["chosen"][name]["beyond_controls"] < 0.05]
-            said.append(f"Left out at {where}, {len(sure)} of {len(effects['chosen'])} chosen latents "
-                        f"change the loss for sure; {len(beyond)} of them more than 95 % of latents as often "
-                        "active.")
+            chosen = effects["chosen"].values()
+            sure, beyond = (0 if few else sum(e[key] for e in chosen) for key in ("sure", "beyond"))
+            if not chosen:
+                said.append("The probe on latents uses none: nothing is left out.")
+                break
+            said.append(f"Patched at {where}: leaving out {sure} of {len(chosen)} chosen latents changes the "
+                        f"loss for sure; {beyond} of them change it more than all of their controls do.")
+    gained = _certain(told["selective"]["rungs"][best]["fraction_of_oracle"])
+    said.append(f"Answering what `{best}` takes for easy has {_told(gained)} of what an oracle gains.")
+    if "cascade" in told:
+        handed = _certain(told["cascade"]["rungs"][best]["0.25"])
+        said.append(f"Handing a quarter of the items on by `{best}` errs {_told(handed)} against a coin of "
+                    "the same cost: " + ("not told apart." if few or not handed.excludes_zero else
+                                "better." if handed.high < 0 else "worse."))
     for fault in told.get("sae", {}).get("faults", []):
         said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
     return said
@@ -166,15 +189,19 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
 def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], unit: str) -> None:
     if sae := told.get("sae"):
         report.heading("The autoencoder", 3)
-        report.paragraph("On held-out items that it has not learned from. Loss recovered: how far the "
-                         "network gets with the reconstruction of all of the prompt, from zeros there (0) to "
-                         "what it is (1).")
-        report.table([{"updates": sae["steps"], "held-out rows": sae["rows"],
-                       "variance explained": sae["explained"], "L0": sae["l0"], "never active": sae["dead"],
+        seen = ("whether it has learned from them is not known" if study.config.sae.path else
+                "none that it has learned from")
+        report.paragraph(f"On held-out items, {seen}. Variance explained at all positions, where it is "
+                         "probed, and by random weights of its shape. Loss recovered: how far the network "
+                         "gets with the reconstruction of all of the prompt, from zeros there (0) to what it "
+                         "is (1).")
+        report.table([{"updates": sae["steps"], "rows": sae["rows"],
+                       "variance explained": sae["explained"], "where probed": sae["probed"],
+                       "random weights": sae["untrained"], "L0": sae["l0"], "never active": sae["dead"],
                        f"loss, {unit}": sae["natural"], "reconstructed": sae["reconstructed"],
                        "zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
     _ladder(report, layer, told["probe"])
-    scores = read_table(study.layers[layer].probe / "scores.parquet")
+    scores = read_columns(study.layers[layer].probe / "scores.parquet")
     best = preferred(told["probe"])
     _selective(report, layer, told["selective"], scores, unit, best)
     _calibration(report, layer, told["calibrate"], study, best)
@@ -188,7 +215,8 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
     report.heading("Ladder", 3)
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
-                  f"AUROC of each rung on {probe['test']} held-out items. {LEGEND}")
+                  f"AUROC of each rung on {probe['test']} held-out items. {LEGEND} Intervals are of one "
+                  "rung or difference each; p is corrected for all of them.")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
     report.table([{"rung": name, "AUROC": rungs[name], "AUPRC": rung["auprc"], "C": rung["C"],
                    "cross-validated": rung["cross_validated"],
@@ -196,7 +224,8 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
                    **{f"in {domain}": rung["domains"].get(domain) for domain in domains if len(domains) > 1}}
                   for name, rung in probe["rungs"].items()])
     report.table([{"difference": f"{c['a']} − {c['b']}", "AUROC": _interval(c["difference"]), "p": c["p"],
-                   "corrected p": c["p_holm"]} for c in probe["comparisons"]])
+                   "corrected p": c["p_holm"], "DeLong, items alone": c["delong"]}
+                  for c in probe["comparisons"]])
 
 
 def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray],
@@ -206,10 +235,8 @@ def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapp
         np.asarray(told["coverages"]), np.asarray(rung["risks"]), np.asarray(rung["low"]),
         np.asarray(rung["high"]), _certain(rung["aurc"]), _certain(rung["fraction_of_oracle"]))
         for name, rung in told["rungs"].items()}
-    wrong = bool(np.isin(scores["error"], (0, 1)).all())
-    what = "share of wrong answers" if wrong else f"mean {unit}"
-    shown = {name: curves[name] for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best))
-             if name in curves}
+    what = _error(scores, unit)
+    shown = {name: curve for name, curve in curves.items() if name.startswith("P")}
     report.figure(f"risk-coverage-{layer}",
                   figures.risk_coverage(shown, told["oracle"], told["mean_error"], unit=what),
                   f"{what.capitalize()} of the items answered, those first that a rung takes for easy.")
@@ -221,11 +248,12 @@ def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapp
 
 def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Study, best: str) -> None:
     report.heading("Can the probability be believed?", 3)
-    table = read_table(study.layers[layer].calibrate / "probabilities.parquet")
+    table = read_columns(study.layers[layer].calibrate / "probabilities.parquet")
     kinds = list(told["rungs"][best])
     report.figure(f"reliability-{layer}", figures.reliability(
         {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
-        f"`{best}` as it is (trained with balanced classes) and recalibrated out of fold.")
+        f"`{best}` as it is (trained with balanced classes) and recalibrated out of "
+        "fold. A temperature cannot undo the shift that balancing makes where one class is rarer.")
     report.table([{"rung": name, "kind": kind, "ECE": v["ece"], "Brier": v["brier"],
                    "log loss, nats": v["log_loss"], "AUROC": v["auroc"]}
                   for name, kinds in told["rungs"].items() for kind, v in kinds.items()])
@@ -236,21 +264,24 @@ def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mappin
     report.heading("Handing hard items on", 3)
     path = study.layers[layer].cascade
     assert path is not None
-    errors, options = read_table(path / "errors.parquet"), study.config.cascade
+    errors, options = read_columns(path / "errors.parquet"), study.config.cascade
+    what = _error(scores, unit)
     costs = cascade.Costs(options.cheap, options.dear, options.sunk)
-    names = [name for name in dict.fromkeys(("P1_cheap", "P3_cheap_sae", best)) if name in rung_names(scores)]
+    names = [name for name in rung_names(scores) if name.startswith("P")]
     report.figure(f"pareto-{layer}", figures.pareto(
         {name: cascade.frontier(errors["cheap"], errors["dear"], scores[name], costs) for name in names},
         cascade.oracle_frontier(errors["cheap"], errors["dear"], costs),
-        (told["always_cheap"], told["always_dear"]), costs, unit=f"mean {unit} (or errors)"),
+        (told["always_cheap"], told["always_dear"]), costs, unit=what),
         f"The dearer network costs {options.dear:g} where the cheap one costs {options.cheap:g}"
         + (", and an item handed on costs both." if options.sunk else "."))
     report.paragraph(f"The dearer network is better on {told['dear_better']:.1%} of the held-out items: "
                      f"{told['always_dear']:.3f} against {told['always_cheap']:.3f} on average.")
-    report.table([{"rung": name, "points that beat a coin": f"{rung['dominating']} of {rung['points']}",
-                   **({} if rung["best"] is None else {
-                       "best: cost": rung["best"]["cost"], "error": rung["best"]["error"],
-                       "handed on": rung["best"]["handed_on"]})} for name, rung in told["rungs"].items()])
+    report.paragraph("With a share of the items handed on that was said beforehand, the error less that of a "
+                     "coin of the same cost, which pays for the model that it picks alone (below 0: better "
+                     "than the coin).")
+    report.table([{"rung": name, **{f"{float(share):.0%} handed on": _interval(gain)
+                                    for share, gain in rung.items()}}
+                  for name, rung in told["rungs"].items()])
 
 
 def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, Any]) -> None:
@@ -259,7 +290,7 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
     if isinstance(config.data, SeriesConfig):
         drawn = (f" Each loss is of {config.causal.samples} futures of "
                  f"{min(config.causal.horizon, config.data.horizon)} values, drawn with the same random "
-                 "numbers.")
+                 "numbers; the boundary is the end symbol's position.")
     report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} "
                      f"held-out items, in {told['unit']}; controls are latents drawn at random among those "
                      f"as often active.{drawn}")
@@ -271,18 +302,18 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
         bars |= {f"control {name}": _certain(e["change"])
                  for name, e in list(effects["controls"].items())[:5]}
         report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
-                      f"Patched: {where}. The reconstruction alone: "
+                      f"Patched: {where}. Intervals of one latent each, not corrected; the first five "
+                      f"controls. The reconstruction alone: "
                       f"{_told(_certain(effects['reconstruction']), 4)}.")
         report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
                        "corrected p": e["p_holm"], "items changed": e["items_changed"],
-                       "controls as large": e["beyond_controls"]} for name, e in effects["chosen"].items()])
+                       "controls as large": f"{e['as_large']} of {e['controls']}"}
+                      for name, e in effects["chosen"].items()])
 
 
-def _other(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"also: {path / RESULTS}: cannot be read: {error}; run that study first") from None
+def _error(scores: Mapping[str, np.ndarray], unit: str) -> str:
+    """What an error is called."""
+    return "share of wrong answers" if np.isin(scores["error"], (0, 1)).all() else f"mean {unit}"
 
 
 def _interval(tree: Mapping[str, Any] | None) -> Interval | None:

@@ -1,6 +1,6 @@
 """The stages of a study: each reads what stands on disk, and leaves its result there.
 
-    extract → items → sae → features → probe → selective, calibrate, cascade; causal
+    extract → items → sae → judged → features → probe → selective, calibrate, cascade; causal
 A stage makes what it needs of those before it. What it is made of is its key (eval/stages.py): the
 contents of networks and data, its options, and the keys of the stages that it reads.
 """
@@ -15,30 +15,31 @@ from typing import Any
 
 import numpy as np
 
-from eval import calibration, cascade, probes, selective
-from eval.difficulty import autoencoder, causal, ladder
+from eval.difficulty import autoencoder, causal, measures, networks
 from eval.difficulty.autoencoder import Judged
 from eval.difficulty.config import NetworkConfig, SeriesConfig, StudyConfig
-from eval.difficulty.extract import Extraction, extract, read_table, write_table
+from eval.difficulty.extract import Extraction, extract
 from eval.difficulty.features import make_features, read_features
 from eval.difficulty.forecasts import Forecasts
 from eval.difficulty.items import Items, make_items, read_items
+from eval.difficulty.ladder import Told
+from eval.difficulty.measures import Drawn
 from eval.difficulty.questions import Questions
 from eval.difficulty.subject import Subject
 from eval.folds import Folds
-from eval.metrics import auprc, auroc
-from eval.probes import ProbeOptions
-from eval.stages import Stages, fingerprint, key
-from eval.tables import as_json
+from eval.probes import Block, ProbeOptions
+from eval.stages import Stages, key
+from eval.tables import as_json, read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.sharding import make_mesh
+from tilelli_jax.training.run import RunDirectory
 
 FORMAT = 1  # to be raised where a stage's result for the same key would be another one
-RESULT = "result.json"
-Told = Callable[[str], None]
+RESULT = "result.json"  # of a stage
+RESULTS = "results.json"  # of a study
 
 
 class Study:
@@ -54,6 +55,23 @@ class Study:
         self.mesh = make_mesh(config.mesh)
         self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
 
+    def check(self) -> None:
+        """What can be known before anything is asked.
+
+        Raises:
+            InputError: the output directory cannot be written, another study's results or an autoencoder
+                cannot be read.
+        """
+        try:
+            self.stages.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        for path in self.config.also:
+            read_results(Path(path))
+        if self.config.sae.path:
+            for layer in self.layers.values():
+                autoencoder.read_config(Path(layer.model or ""), self.config.extract.place, layer.layer)
+
     @functools.cached_property
     def subject(self) -> Subject:
         kind = Forecasts if isinstance(self.config.data, SeriesConfig) else Questions
@@ -61,7 +79,13 @@ class Study:
 
     @functools.cached_property
     def network_path(self) -> Path:
-        return self._made(self.config.network, "network")
+        return networks.directory_of(self.config.network, self.out, "network")
+
+    @property
+    def network_name(self) -> str:
+        """That of its directory; of a model/ in a run, the run's."""
+        path = self.network_path.resolve()
+        return path.parent.name if path.name == "model" else path.name
 
     @functools.cached_property
     def network(self) -> Any:
@@ -70,10 +94,7 @@ class Study:
     @functools.cached_property
     def extract(self) -> Path:
         options = self.config.extract
-        made_of = recipe("extract", network=_contents(self.network_path, self.config.network),
-                         data=self.subject.fingerprint, subject=_plain(self.config.data, "source"),
-                         options=_plain(options, "batch_size"),
-                         compute=self.config.compute.dtype, seed=self.config.seed)
+        made_of = recipe("extract", **self._asked, layers=sorted(options.layers), positions=options.positions)
         return self.stages.make("extract", made_of, lambda path: extract(
             path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
 
@@ -106,22 +127,36 @@ class Study:
         if section is None:
             return None
         items = self.table.test.tolist()
-        network_path = self._made(section, "dear")
-        made_of = recipe("dear", network=_contents(network_path, section), items=self.items.name,
-                         shard_items=self.config.extract.shard_items, compute=self.config.compute.dtype,
-                         seed=self.config.seed)
+        path = networks.directory_of(section, self.out, "dear")
+        made_of = recipe("dear", **self._asked | {"network": _of(section, path)}, items=key({"items": items}))
 
-        def work(path: Path) -> None:
-            network = self.subject.open(section, str(network_path))
-            extract(path, self.subject, network, items, (), self.config.extract.shard_items)
+        def work(made: Path) -> None:
+            network = self.subject.open(section, str(path))
+            extract(made, self.subject, network, items, (), self.config.extract.shard_items)
         return self.stages.make("dear", made_of, work)
 
-    def _made(self, section: NetworkConfig, name: str) -> Path:
-        """The directory of a network, after it has been trained if that is what its section says."""
-        if section.path:
-            return Path(section.path)
-        run = self.out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}"
-        return autoencoder.train(section.train, run, [])
+    def dear_errors(self, asked: Extraction) -> np.ndarray:
+        """The dearer network's error on what it was asked, in the unit of the cheap one's: `[items]`.
+
+        Surprise is a mean over an answer's tokens; with another tokenizer these are others, so that it is
+        taken over the cheap network's.
+        """
+        if "wrong" in asked.numbers:
+            return asked.numbers["wrong"].astype(float)
+        amount = asked.numbers["amount"].astype(float)
+        if "answer_tokens" not in asked.numbers:
+            return amount
+        own = Extraction(self.extract).numbers["answer_tokens"][asked.items]
+        return amount * asked.numbers["answer_tokens"] / own
+
+    @functools.cached_property
+    def _asked(self) -> dict[str, Any]:
+        """What every answer of a network depends on."""
+        options = self.config.extract
+        return {"network": _of(self.config.network, self.network_path), "data": self.subject.fingerprint,
+                "subject": _plain(self.config.data, "source"), "compute": self.config.compute.dtype,
+                "place": options.place, "skip": options.skip, "dtype": options.dtype,
+                "seed": self.config.seed}
 
 
 class Layer:
@@ -131,77 +166,169 @@ class Layer:
         self.study, self.config, self.layer = study, study.config, layer
 
     @functools.cached_property
+    def model(self) -> Path | None:
+        """The autoencoder's directory, after it has been trained if that is what the study says."""
+        options = self.config.sae
+        if options.path:
+            return Path(options.path.format(layer=self.layer))
+        return None if self.sae is None else RunDirectory(self.sae / "run").model
+
+    @functools.cached_property
     def sae(self) -> Path | None:
+        """None also where it is given."""
         study, options = self.study, self.config.sae
-        if not options.path and not options.train:
+        if not options.train:
             return None
-        source = (_contents(Path(options.path.format(layer=self.layer)), what="an autoencoder")
-                  if options.path else config_lib.read_yaml(options.train))
-        made_of = recipe("sae", items=study.items.name, layer=self.layer, source=source,
-                         held_out=options.held_out, seed=self.config.seed)
-        return self._make("sae", made_of, lambda path: autoencoder.make(
-            path, self.config, study.subject, lambda: study.network, study.table, self.layer,
-            study.network_path))
+        items = study.table.train.tolist()
+        made_of = recipe("sae", **study._asked, layer=self.layer, items=key({"items": items}),
+                         source=config_lib.read_yaml(options.train))
+        return self._make("sae", made_of, lambda made: autoencoder.learn(
+            made, self.config, study.subject, study.network, items, self.layer, study.network_name))
+
+    @functools.cached_property
+    def judged_path(self) -> Path | None:
+        study = self.study
+        if self.model is None:
+            return None
+        test = study.table.test
+        few = min(self.config.sae.held_out, len(test))
+        items = np.sort(np.random.default_rng(self.config.seed).choice(test, few, replace=False)).tolist()
+        made_of = recipe("judged", extract=study.extract.name, layer=self.layer, items=key({"items": items}),
+                         model=networks.contents(self.model, what="an autoencoder"))
+        return self._make("judged", made_of, lambda made: autoencoder.judge(
+            made, Path(self.model or ""), self.config, study.subject, study.network,
+            Extraction(study.extract), items, self.layer))
 
     @functools.cached_property
     def judged(self) -> Judged | None:
         """The autoencoder's measures. Raises InputError for one that has learned too little."""
-        if self.sae is None:
+        if self.judged_path is None:
             return None
-        found = autoencoder.read(self.sae)
-        found.check(self.config.sae)
+        found = autoencoder.read(self.judged_path)
+        if (faults := self.faults(found)) and not self.config.sae.force:
+            raise InputError(f"{self.model}: refused: {'; '.join(faults)}; sae.force=true goes on, and the "
+                             "report says so")
         return found
+
+    def faults(self, judged: Judged) -> list[str]:
+        """Why no conclusion should rest on the autoencoder."""
+        return judged.faults(self.config.sae, self.study.network_name)
 
     @functools.cached_property
     def features(self) -> Path:
-        judged = self.judged
-        made_of = recipe("features", extract=self.study.extract.name, layer=self.layer,
-                         sae=None if judged is None else judged.fingerprint)
+        judged, study = self.judged, self.study
+        sae = None if judged is None else networks.contents(Path(self.model or ""), what="an autoencoder")
+        made_of = recipe("features", extract=study.extract.name, layer=self.layer, sae=sae)
         return self._make("features", made_of, lambda path: make_features(
-            path, Extraction(self.study.extract), self.layer,
-            None if judged is None else store.load(judged.model)))
+            path, Extraction(study.extract), self.layer,
+            None if judged is None else store.load(self.model or "")))
 
     @functools.cached_property
     def probe(self) -> Path:
-        made_of = recipe("probe", items=self.study.items.name, features=self.features.name,
+        study = self.study
+        made_of = recipe("probe", items=study.items.name, features=self.features.name,
                          options=_plain(self.config.probe, "jobs"), seed=self.config.seed)
-        return self._make("probe", made_of, self._probe)
+
+        def work(path: Path) -> None:
+            tree, scores = measures.probe(study.table, self._blocks, study.folds, self._options, self._drawn,
+                                          lambda rung: self._tell("probe", rung))
+            write_columns(path / "scores.parquet", scores)
+            _write(path, tree)
+        return self._make("probe", made_of, work)
+
+    @functools.cached_property
+    def scores(self) -> dict[str, np.ndarray]:
+        """Every rung's P(hard) of the held-out items."""
+        return read_columns(self.probe / "scores.parquet")
 
     @functools.cached_property
     def selective(self) -> Path:
         made_of = recipe("selective", probe=self.probe.name)
-        return self._make("selective", made_of, self._selective)
+        return self._make("selective", made_of, lambda path: _write(
+            path, measures.abstain(self.scores, self._drawn)))
 
     @functools.cached_property
     def calibrate(self) -> Path:
-        return self._make("calibrate", recipe("calibrate", probe=self.probe.name), self._calibrate)
+        study = self.study
+
+        def work(path: Path) -> None:
+            strengths = {name: rung["C"] for name, rung in result(self.probe)["rungs"].items()}
+            tree, table = measures.calibrate(study.table, self._blocks, study.folds, self._options, strengths,
+                                             lambda rung: self._tell("calibrate", rung))
+            write_columns(path / "probabilities.parquet", table)
+            _write(path, tree)
+        return self._make("calibrate", recipe("calibrate", probe=self.probe.name), work)
 
     @functools.cached_property
     def cascade(self) -> Path | None:
         dear = self.study.dear
         if dear is None:
             return None
-        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, costs=_plain(self.config.cascade))
-        return self._make("cascade", made_of, lambda path: self._cascade(path, dear))
+        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, costs=_plain(self.config.cascade),
+                         seed=self.config.seed)
+
+        def work(path: Path) -> None:
+            asked = Extraction(dear)
+            if asked.items.tolist() != self.scores["item"].tolist():
+                raise InputError(f"{dear}: expected the test items in their order")
+            tree, table = measures.hand_on(self.scores, self.study.dear_errors(asked), self.config.cascade,
+                                           self._drawn)
+            write_columns(path / "errors.parquet", table)
+            _write(path, tree)
+        return self._make("cascade", made_of, work)
 
     @functools.cached_property
     def causal(self) -> Path | None:
-        judged = self.judged
-        if judged is None:
+        if self.judged is None:
             return None
         made_of = recipe("causal", features=self.features.name, items=self.study.items.name,
                          options=_plain(self.config.causal), seed=self.config.seed,
                          replicates=self.config.probe.replicates)
-        return self._make("causal", made_of, lambda path: self._causal(path, judged))
+        return self._make("causal", made_of, self._causal)
 
     # ---------------------------------------------------------------------------------------------
 
+    def _causal(self, path: Path) -> None:
+        options, study, table = self.config.causal, self.study, self.study.table
+        most = read_features(self.features).most
+        assert most is not None and self.judged_path is not None
+        chosen = causal.rank_latents(most[table.train], table.hard[table.train], options.latents,
+                                     strength=options.strength, options=self._options)
+        # How often each is active where it will be patched: at all positions, or where it was extracted.
+        active = {"all": read_columns(self.judged_path / autoencoder.ACTIVE)["rows"],
+                  "boundary": np.asarray((most[table.train] > 0).sum(axis=0)).ravel()}
+        matched: dict[str, dict[int, list[int]]] = {
+            where: causal.as_often_active(active[where], chosen, options.controls, seed=self.config.seed)
+                   for where in options.positions}
+        items = table.test
+        if 0 < options.items < len(items):
+            rng = np.random.default_rng(self.config.seed)
+            items = np.sort(rng.choice(items, options.items, replace=False))
+        model = store.load(self.model or "")
+        losses: dict[str, np.ndarray] = {}
+        for where in options.positions:
+            latents = [*chosen, *(other for others in matched[where].values() for other in others)]
+            names = ["natural", "reconstructed", *map(str, latents)]
+            self._tell("causal", f"{where}, {len(items)} items × {len(names)}")
+            file = path / f"losses-{where}.parquet"
+            if not file.is_file():
+                found = study.subject.patched(study.network, model, items.tolist(), latents, self.layer,
+                                              where)
+                if not np.isfinite(found).all():
+                    bad = int(items[np.argwhere(~np.isfinite(found))[0, 0]])
+                    raise InputError(f"item {bad}, layer {self.layer}: its patched {study.subject.unit} are "
+                                     "not finite")
+                write_columns(file, {"item": items, **dict(zip(names, found.T, strict=True))})
+            columns = read_columns(file)
+            losses[where] = np.stack([columns[name] for name in names], axis=1)
+        _write(path, {"items": len(items), "unit": study.subject.unit, "positions": measures.effects(
+            losses, chosen, matched, table.groups[items], self._drawn)})
+
     @functools.cached_property
-    def _blocks(self) -> dict[str, probes.Block]:
+    def _blocks(self) -> dict[str, Block]:
         """All that a rung may see, `[items, features]` each."""
         found = read_features(self.features)
-        blocks: dict[str, probes.Block] = {
-            name: block.values for name, block in self.study.table.blocks.items()}
+        blocks: dict[str, Block] = {name: block.values for name, block in self.study.table.blocks.items()}
         blocks["raw"] = found.raw
         if found.codes is not None:
             blocks["sae"] = found.codes
@@ -211,122 +338,15 @@ class Layer:
     def _options(self) -> ProbeOptions:
         return ProbeOptions(seed=self.config.seed, jobs=self.config.probe.jobs)
 
+    @property
+    def _drawn(self) -> Drawn:
+        return Drawn(self.config.probe.replicates, self.config.seed)
+
     def _make(self, name: str, made_of: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
         return self.study.stages.make(f"{name}-{self.layer}", made_of, work)
 
     def _tell(self, stage: str, what: str) -> None:
         self.study.tell(f"{stage}-{self.layer}: {what}")
-
-    def _probe(self, path: Path) -> None:
-        table, blocks = self.study.table, self._blocks
-        train, test = table.train, table.test
-        climbed = probes.climb(
-            _rows(blocks, train), table.hard[train], _rows(blocks, test), table.hard[test], self.study.folds,
-            rungs=ladder.rungs(blocks), comparisons=ladder.COMPARISONS, options=self._options,
-            replicates=self.config.probe.replicates, seed=self.config.seed, groups=table.groups[test],
-            tell=lambda rung: self._tell("probe", rung))
-        write_table(path / "scores.parquet", {
-            "item": test, "hard": table.hard[test], "error": table.error[test], "group": table.groups[test],
-            **{name: rung.probabilities for name, rung in climbed.rungs.items()}})
-        domains = sorted(set(table.domain[test].tolist()) - {""})
-        _write(path, {
-            "test": len(test), "train": len(train), "hard": float(table.hard[test].mean()),
-            "hard_train": float(table.hard[train].mean()), "purged": int((table.split == "purge").sum()),
-            "groups": len(np.unique(table.groups[test])), "constant": table.constant,
-            "constant_raw": len(probes.constant_columns(blocks["raw"][train])),
-            "constant_sae": len(probes.constant_columns(blocks["sae"][train])) if "sae" in blocks else None,
-            "rungs": {name: {"auroc": rung.auroc, "auprc": auprc(table.hard[test], rung.probabilities),
-                             "C": rung.probe.strength, "constant": rung.is_constant,
-                             "cross_validated": rung.probe.cross_validated[rung.probe.strength],
-                             "domains": {
-                                 domain: auroc(table.hard[test][here], rung.probabilities[here])
-                                 for domain in domains if (here := table.domain[test] == domain).any()}}
-                      for name, rung in climbed.rungs.items()},
-            "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm}
-                            for c in climbed.comparisons]})
-
-    def _selective(self, path: Path) -> None:
-        scores = read_table(self.probe / "scores.parquet")
-        errors, groups = scores["error"].astype(float), scores["group"].astype(str)
-        order = selective.Order(errors, errors)
-        _write(path, {
-            "mean_error": float(errors.mean()), "coverages": selective.GRID,
-            "oracle": order.risks(selective.GRID),
-            "rungs": {name: _public(selective.risk_coverage(
-                errors, scores[name], replicates=self.config.probe.replicates, seed=self.config.seed,
-                groups=groups)) for name in rung_names(scores)}})
-
-    def _calibrate(self, path: Path) -> None:
-        table, blocks, told = self.study.table, self._blocks, result(self.probe)
-        train, test = table.train, table.test
-        by_name = {rung.name: rung for rung in ladder.rungs(blocks)}
-        found: dict[str, Any] = {}
-        probabilities: dict[str, Any] = {"hard": table.hard[test]}
-        for name, rung in told["rungs"].items():
-            self._tell("calibrate", name)
-            features = probes.columns(blocks, by_name[name].blocks)
-            fitted = probes.make_probe(rung["C"], not isinstance(features, np.ndarray), self._options).fit(
-                features[train], table.hard[train])
-            variants = calibration.recalibrate(fitted, features[train], table.hard[train], features[test],
-                                               table.hard[test], self.study.folds)
-            found[name] = {kind: {"ece": v.ece, "brier": v.brier, "log_loss": v.log_loss, "auroc": v.auroc}
-                           for kind, v in variants.items()}
-            probabilities |= {f"{name}.{kind}": v.probabilities for kind, v in variants.items()}
-        write_table(path / "probabilities.parquet", probabilities)
-        _write(path, {"rungs": found})
-
-    def _cascade(self, path: Path, dear: Path) -> None:
-        scores, asked = read_table(self.probe / "scores.parquet"), Extraction(dear)
-        if asked.items.tolist() != scores["item"].tolist():
-            raise InputError(f"{dear}: expected the test items in their order")
-        cheap = scores["error"].astype(float)
-        strong = asked.numbers["wrong" if "wrong" in asked.numbers else "amount"].astype(float)
-        costs = cascade.Costs(**_plain(self.config.cascade))
-        frontiers = {name: cascade.frontier(cheap, strong, scores[name], costs)
-                     for name in rung_names(scores)}
-        write_table(path / "errors.parquet", {"item": scores["item"], "cheap": cheap, "dear": strong})
-        ends = float(cheap.mean()), float(strong.mean())
-        found = {}
-        for name, points in frontiers.items():
-            better = np.flatnonzero(points.dominating(*ends, costs))
-            best = min(better, key=lambda i: points.errors[i], default=None)
-            found[name] = {
-                "dominating": len(better), "points": len(points.costs), "best": None if best is None else {
-                    "cost": points.costs[best], "error": points.errors[best],
-                    "handed_on": points.handed_on[best]}}
-        _write(path, {"always_cheap": ends[0], "always_dear": ends[1],
-                      "dear_better": float((strong < cheap).mean()), "rungs": found})
-
-    def _causal(self, path: Path, judged: Judged) -> None:
-        options, study, table = self.config.causal, self.study, self.study.table
-        most = read_features(self.features).most
-        assert most is not None
-        chosen = causal.rank_latents(most[table.train], table.hard[table.train], options.latents,
-                                     strength=options.strength, options=self._options)
-        controls = causal.as_often_active(most[table.train], chosen, options.controls, seed=self.config.seed)
-        rng = np.random.default_rng(self.config.seed)
-        items = table.test if not options.items or options.items >= len(table.test) else np.sort(
-            rng.choice(table.test, options.items, replace=False))
-        model = store.load(judged.model)
-        found: dict[str, Any] = {}
-        for where in options.positions:
-            self._tell("causal", f"{where}, {len(items)} items × {2 + len(chosen) + len(controls)}")
-            file = path / f"losses-{where}.parquet"
-            names = ["natural", "reconstructed", *map(str, [*chosen, *controls])]
-            if not file.is_file():
-                losses = study.subject.patched(study.network, model, items.tolist(), [*chosen, *controls],
-                                               self.layer, where)  # type: ignore[arg-type]
-                write_table(file, {"item": items, **dict(zip(names, losses.T, strict=True))})
-            losses = np.stack([read_table(file)[name] for name in names], axis=1)
-            effects = causal.effects(losses, chosen, controls, groups=table.groups[items],
-                                     replicates=self.config.probe.replicates, seed=self.config.seed)
-            found[where] = {
-                "natural": effects.natural, "reconstructed": effects.reconstructed,
-                "reconstruction": effects.reconstruction,
-                "chosen": {latent: _effect(effect) | {"beyond_controls": effects.beyond_controls(latent)}
-                           for latent, effect in effects.chosen.items()},
-                "controls": {latent: _effect(effect) for latent, effect in effects.controls.items()}}
-        _write(path, {"items": len(items), "unit": study.subject.unit, "positions": found})
 
 
 def recipe(stage: str, **parts: Any) -> dict[str, Any]:
@@ -334,47 +354,27 @@ def recipe(stage: str, **parts: Any) -> dict[str, Any]:
     return {"stage": stage, "format": FORMAT, **parts}
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """What another study has found: its results.json."""
+    try:
+        return json.loads((path / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"also: {path / RESULTS}: cannot be read: {reason}; run that study first") from None
+
+
 def result(path: Path) -> dict[str, Any]:
     """What a stage found."""
     return json.loads((path / RESULT).read_text(encoding="utf-8"))
-
-
-def rung_names(scores: Mapping[str, Any]) -> list[str]:
-    """The columns of a table of scores that are rungs'."""
-    return [name for name in scores if name not in ("item", "hard", "error", "group")]
 
 
 def _write(path: Path, tree: Any) -> None:
     write_atomically(path / RESULT, as_json(tree))
 
 
-def _rows(blocks: Mapping[str, probes.Block], rows: np.ndarray) -> dict[str, probes.Block]:
-    return {name: block[rows] for name, block in blocks.items()}
-
-
 def _plain(section: Any, *without: str) -> dict[str, Any]:
     return {name: value for name, value in config_lib.to_dict(section).items() if name not in without}
 
 
-def _public(found: Any) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in ("risks", "low", "high", "aurc", "fraction_of_oracle")}
-
-
-def _effect(effect: causal.Effect) -> dict[str, Any]:
-    return {"change": effect.change, "p": effect.p, "p_holm": effect.p_holm, "sure": effect.is_sure,
-            "items_changed": effect.items_changed}
-
-
-def _contents(path: Path, section: NetworkConfig | None = None, what: str = "a network") -> str:
-    """Of a network's directory and its tokenizer."""
-    if not path.is_dir():
-        raise InputError(f"{path}: expected the directory of {what}, found "
-                         + ("a file" if path.exists() else "nothing"))
-    files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors")]
-    if section is not None and section.tokenizer:
-        other = Path(section.tokenizer)
-        files += [other / "tokenizer.json" if other.is_dir() else other]
-    try:
-        return fingerprint(files)
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+def _of(section: NetworkConfig, path: Path) -> str:
+    return networks.contents(path, section.tokenizer)

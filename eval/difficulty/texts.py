@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
 
+SQUAD = "context, question, title and answers (whose text is a list, the first of it the right one)"
+HELLASWAG = "ctx_a, ctx_b, endings (a list), label (the number of the right one), activity_label"
 BLOCK = 16  # pieces of a text without documents that are kept together
 
 
@@ -54,42 +56,73 @@ def read_rows(path: Path, most: int = 5000) -> list[dict[str, Any]]:
             rows = pyarrow.parquet.read_table(path).slice(0, most).to_pylist()
         else:
             text = path.read_text(encoding="utf-8")
-            rows = json.loads(text) if text.lstrip().startswith("[") else [
-                json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = json.loads(text) if text.lstrip().startswith("[") else list(_lines(path, text))
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: cannot be read: {error}") from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: expected rows, as a JSON list, JSON lines or parquet")
+    if not rows:
+        raise InputError(f"{path}: expected rows, as a JSON list, JSON lines or parquet, found none")
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
     return rows[:most]
 
 
+def _lines(path: Path, text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
+
+
 def squad(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
-    """SQuAD's rows: `context, question, answers.text, title`; the first answer is the gold one."""
+    """SQuAD's rows; the first answer is the gold one.
+
+    Raises:
+        InputError: a row has not the columns of SQUAD, or no answer.
+    """
     def one(row: dict[str, Any]) -> Question:
         prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
         return Question(prompt, (" " + row["answers"]["text"][0].strip(),), 0, row["title"], row["context"])
-    return _each(rows, one, source)
+    return _each(rows, one, source, SQUAD, ("context", "question", "title"))
 
 
 def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
-    """HellaSwag's rows: `ctx_a, ctx_b, endings, label, activity_label`."""
+    """HellaSwag's rows.
+
+    Raises:
+        InputError: a row has not the columns of HELLASWAG, or a label that is none of its endings.
+    """
     def one(row: dict[str, Any]) -> Question:
         prompt = row["ctx_a"] + (" " + row["ctx_b"] if row["ctx_b"] else "")
         endings = tuple(" " + ending.strip() for ending in row["endings"])
+        if int(row["label"]) not in range(len(endings)):
+            raise ValueError(f"label {row['label']} of {len(endings)} endings")
         where = str(row.get("source_id", row["activity_label"]))  # activitynet~v_… or wikihow~…
         return Question(prompt, endings, int(row["label"]), row["activity_label"], where,
                         where.partition("~")[0] if "~" in where else "")
-    return _each(rows, one, source)
+    return _each(rows, one, source, HELLASWAG, ("ctx_a", "ctx_b", "activity_label"))
 
 
-def _each(rows: Sequence[dict[str, Any]], one: Callable[[dict[str, Any]], Question],
-          source: str) -> list[Question]:
+def _each(rows: Sequence[dict[str, Any]], one: Callable[[dict[str, Any]], Question], source: str,
+          columns: str, texts: Sequence[str]) -> list[Question]:
     found = []
     for i, row in enumerate(rows):
+        where = f"{source}: row {i}"
+        for name in texts:
+            if not isinstance(row.get(name), str):
+                raise InputError(f"{where}: {name}: expected text, found "
+                                 f"{row.get(name, 'nothing')!r:.40}; the columns are {columns}")
         try:
             found.append(one(row))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{source}: row {i}: expected the columns of the data set: {error!r}") from None
+        except KeyError as error:
+            raise InputError(f"{where}: expected the columns {columns}; there is no "
+                             f"{error.args[0]}") from None
+        except (IndexError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{where}: expected the columns {columns}: {error}") from None
     return found
 
 
@@ -112,6 +145,13 @@ def passages(text: str, *, prompt: int, ending: int, separator: str) -> list[Que
 def built_in(items: int, whole: int) -> str:
     """Stories that no run is trained on, enough of them for so many pieces of `whole` characters.
 
-    Half as much again is told as the pieces need: what is left at the end of a story is no piece.
+    More is told than the pieces need, as what is left at the end of a story is none: up to twelve times as
+    much where they are nearly as long as a story, which has up to some 1000 characters.
     """
-    return stories.generate(int(1.5 * items * whole) + 10_000, 0, "valid").decode("ascii")
+    size = int(1.5 * items * whole) + 10_000
+    for times in (1, 2, 4, 8):
+        text = stories.generate(times * size, 0, "valid").decode("ascii")
+        pieces = sum(len(story) // whole for story in text.split(stories.SEPARATOR))
+        if not 0 < pieces < items:
+            break
+    return text

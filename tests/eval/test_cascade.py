@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.cascade import Costs, frontier, oracle_frontier
+from eval.cascade import Costs, against_coin, frontier, oracle_frontier
 
 ITEMS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=30)
 
@@ -56,3 +56,28 @@ def test_what_is_sunk_is_paid() -> None:
 def test_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="one length"):
         frontier([1.0], [1.0, 2.0], [0.5], Costs())
+
+
+def test_a_share_said_beforehand_against_a_coin() -> None:
+    """By hand; equal scores at the edge are handed on in part."""
+    cheap, dear, scores = np.array([1.0, 1, 0, 0]), np.zeros(4), np.array([0.9, 0.9, 0.1, 0.2])
+    costs = Costs(1.0, 5.0, sunk=True)
+    # A quarter handed on costs 1 + 5/4, for which the coin hands on (5/4) / 4 = 0.3125 of the items.
+    found = against_coin(cheap, dear, scores, costs, 0.25)
+    assert found.point == pytest.approx((0.5 - 0.25) - (0.5 - 0.3125 * 0.5))
+    assert found.low <= found.point <= found.high
+    half = against_coin(cheap, dear, scores, Costs(1.0, 5.0, sunk=False), 0.5)
+    assert half.point == pytest.approx(0 - 0.25)
+    assert against_coin(cheap, dear, np.ones(4), Costs(1, 5, sunk=False), 0.5).point == pytest.approx(0)
+
+
+def test_a_score_that_knows_nothing_beats_no_coin() -> None:
+    """Of 200 of them, 5 % have an interval on one side of 0 by chance: here at most twice as many."""
+    rng = np.random.default_rng(0)
+    costs, beyond = Costs(1.0, 5.0, sunk=False), 0
+    for _ in range(200):
+        cheap = (rng.random(300) < 0.4).astype(float)
+        dear = (rng.random(300) < 0.3).astype(float)
+        found = against_coin(cheap, dear, rng.random(300), costs, 0.25, replicates=400)
+        beyond += found.excludes_zero
+    assert beyond <= 20

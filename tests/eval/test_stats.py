@@ -182,3 +182,18 @@ def test_p_of_grouped_areas() -> None:
 def test_groups_are_of_these_items() -> None:
     with pytest.raises(ValueError, match=r"groups: expected shape \(4,\), found \(7,\)"):
         stats.PairedBootstrap([0, 1, 0, 1], {"a": np.arange(4.0)}, groups=np.zeros(7))
+
+
+def test_false_positives_with_groups() -> None:
+    """Equal scores on 40 groups whose items are alike: the p of whole groups is small in some 5 % of 200."""
+    rng = np.random.default_rng(0)
+    small = {"auroc": 0, "mean": 0, "single items": 0}
+    groups = np.repeat(np.arange(40), 5)
+    for _ in range(200):
+        shared = rng.standard_normal((3, 40))[:, groups] + 0.3 * rng.standard_normal((3, 200))
+        labels = shared[0] > 0
+        drawn = stats.PairedBootstrap(labels, {"a": shared[1], "b": shared[2]}, replicates=400, groups=groups)
+        small["auroc"] += drawn.p("a", "b") < 0.05
+        small["mean"] += stats.bootstrap_p(shared[0], replicates=400, groups=groups) < 0.05
+        small["single items"] += stats.bootstrap_p(shared[0], replicates=400) < 0.05
+    assert small["auroc"] <= 20 and small["mean"] <= 20 and small["single items"] > 40, small

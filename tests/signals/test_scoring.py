@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from tests.restated.compiling import quick_jit
+from tilelli_jax.models import decoder
+from tilelli_jax.models.decoder import CHUNK
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.scoring import Text, recording, score
+from tilelli_jax.signals.scoring import Scorer, Text, recording, score
 from tilelli_jax.store import build
 
 NETWORKS: dict[str, Any] = {
@@ -31,8 +33,10 @@ def texts(n: int = 5) -> list[Text]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("devices", [None, 8])
-def test_batches_are_single_texts(name: str, devices: int | None) -> None:
+@pytest.mark.parametrize(("devices", "chunk"), [(None, CHUNK), (8, CHUNK), (8, 7000)])
+def test_batches_are_single_texts(name: str, devices: int | None, chunk: int,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "CHUNK", chunk)  # the small one: logits a few positions at a time
     model, given = build(NETWORKS[name], 0), texts()
     mesh = None if devices is None else make_mesh(MeshConfig(data=4, tensor=2))
     found = dict(score(model, given, recording(("resid_post",), (0, 2)), batch_size=4, mesh=mesh))
@@ -49,11 +53,31 @@ def test_batches_are_single_texts(name: str, devices: int | None) -> None:
 def test_compilations_go_with_lengths_not_with_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(NETWORKS["gpt_neox"], 0)
     traced: list[tuple[int, ...]] = []
+    nats = type(model).nats
+    monkeypatch.setattr(type(model), "nats",
+                        lambda self, ids, tap: traced.append(ids.shape) or nats(self, ids, tap))
+    list(score(model, [*texts(), *texts()], batch_size=2))
+    assert traced == [(2, 112), (2, 80), (2, 48), (2, 32), (2, 16)]  # in steps of 16
+
+
+def test_a_scorer_compiles_once_for_all_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = build(NETWORKS["gpt_neox"], 0), texts()
+    expected = dict(score(model, given, recording(("resid_post",), (1,)), batch_size=2))
+    traced: list[tuple[int, ...]] = []
     tapped = type(model).tapped
     monkeypatch.setattr(type(model), "tapped",
                         lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
-    list(score(model, texts(), batch_size=2))
-    assert len(traced) == len(set(traced)) and len(traced) <= 4  # lengths up to 128 in steps of 32
+    scorer = Scorer(model, recording(("resid_post",), (1,)), batch_size=2)
+    for _ in range(2):
+        found = dict(scorer(given))
+        assert sorted(found) == list(range(len(given)))
+        for i, (nats, seen) in found.items():
+            np.testing.assert_array_equal(nats, expected[i].nats)
+            np.testing.assert_array_equal(seen["resid_post"], expected[i].seen["resid_post"])
+    assert len(traced) == len(set(traced)) == 3
+    (_, (nats, seen)), = scorer(given[1:2])  # fewer texts than a batch has, of a length that has been
+    np.testing.assert_allclose(nats, expected[1].nats, atol=2e-5)
+    assert len(traced) == 3 and seen["resid_post"].shape == (1, 2, 16)
 
 
 def test_what_cannot_be_scored() -> None:

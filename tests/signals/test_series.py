@@ -152,7 +152,7 @@ def test_numbers_go_with_the_series_not_with_the_batch(chronos: Chronos) -> None
     assert more.shape == (5, 7, 3) and more.dtype == np.float32
 
 
-@pytest.mark.parametrize("positions", ["all", "last"])
+@pytest.mark.parametrize("positions", ["all", "boundary"])
 def test_what_leaving_out_a_latent_does(chronos: Chronos, sae: TopKSAE, positions: Any) -> None:
     """Past prediction_length, with another context length: the end symbol moves, and is patched there."""
     series, futures = walks(time=12), np.random.default_rng(8).standard_normal((5, 9))
@@ -189,7 +189,7 @@ def test_latents_compile_nothing_anew(chronos: Chronos, sae: TopKSAE,
     encode = FlaxT5ForConditionalGeneration.encode_tapped
     monkeypatch.setattr(FlaxT5ForConditionalGeneration, "encode_tapped",
                         lambda self, ids, mask, tap: traced.append(ids.shape) or encode(self, ids, mask, tap))
-    for latents, positions in (([1, 2, 3], "all"), ([4], "last")):
+    for latents, positions in (([1, 2, 3], "all"), ([4], "boundary")):
         patched_crps(chronos, sae, walks(), np.zeros((5, 4)), latents, layer=0, positions=positions,
                      samples=3, batch_size=3)
     assert traced == [(3, 21)]  # each window once, however many samples
@@ -231,10 +231,10 @@ def test_what_cannot_be_done(chronos: Chronos, sae: TopKSAE) -> None:
     how: dict[str, Any] = {"layer": 0, "positions": "all"}
     with pytest.raises(InputError, match=r"futures: expected \[5, horizon\], found \[4, 4\]"):
         patched_crps(chronos, sae, series, futures[1:], [], **how)
-    for latent in (-1, 48):
+    for latent in (-3, 48):
         with pytest.raises(ValueError, match=f"latents: expected 0 to 47, found {latent}"):
             patched_crps(chronos, sae, series, futures, [0, latent], **how)
-    with pytest.raises(ValueError, match="positions: expected all or last, found first"):
+    with pytest.raises(ValueError, match="positions: expected all or boundary, found first"):
         patched_crps(chronos, sae, series, futures, [], layer=0, positions="first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sae: expected d_model 12, found 16"):
         patched_crps(chronos, TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(0)), series,

@@ -1,4 +1,7 @@
-"""Training in a process of its own: killed, terminated and interrupted, it ends as if left alone."""
+"""Training in a process of its own: killed, terminated and interrupted, it ends as if left alone.
+
+Sittings find the programs of earlier ones compiled, but the last of each run compiles for itself.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from tilelli_jax.training.log import read_metrics
@@ -15,6 +19,7 @@ from tilelli_jax.training.log import read_metrics
 STEPS = 100
 OVERRIDES = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.eval_every=20"]
 PATIENCE = 300  # seconds; a start takes a few, on an idle machine
+ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 class Sitting:
@@ -72,31 +77,39 @@ def test_a_run_however_interrupted_equals_the_run_left_alone(train_command, envi
         assert (torn / "checkpoints" / str(last)).is_dir() and not (torn / "summary.json").exists()
         assert err.strip() == ("" if number == signal.SIGTERM else
                                "saving and stopping; once more Ctrl-C stops at once")
-    status, out, err = Sitting(again, environment, torn).end()
+    status, out, err = Sitting(again, environment | ANEW, torn).end()
     assert (status, err) == (0, "") and f"going on from step {last}" in out
 
     assert_same_run(torn, alone)
 
 
 def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp_path):
-    """By the clock: while starting, compiling, training, saving or ending. Compiled as users have it."""
+    """While starting, training, saving and ending. Compiled as users have it."""
     environment = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     alone, torn = tmp_path / "alone", tmp_path / "torn"
     command = [*train_command, "--config", str(tiny_file), *OVERRIDES, "mesh.data=1", "mesh.fsdp=4",
                "mesh.tensor=2"]
-    begin = time.monotonic()
-    status, out, err = Sitting([*command, f"run_dir={alone}"], environment, alone).end()
+    sitting, marks = Sitting([*command, f"run_dir={alone}"], environment, alone), [time.monotonic()]
+    for row in (1, STEPS):
+        assert sitting.at_row(row), sitting.end()
+        marks.append(time.monotonic())
+    status, out, err = sitting.end()
     assert (status, err) == (0, "") and "8 × cpu" in out
-    whole = time.monotonic() - begin
+    starting, training, ending = np.diff([*marks, time.monotonic()])
     seed = time.time_ns()
     rng = random.Random(seed)
     print(f"moments drawn with seed {seed}")
-    for _ in range(4):
+    last = 0
+    # After how many more rows, and by the clock from then on.
+    for more, span in ((0, starting / 2), (1, 0.3 * training), (1, 0.3 * training), (STEPS, ending)):
         sitting = Sitting([*command, f"run_dir={torn}"], environment, torn)
-        time.sleep(rng.uniform(0.3, 1.0) * whole)
-        if sitting.end(signal.SIGKILL)[0] == 0:
-            break  # it was complete already
-    status, _, err = Sitting([*command, f"run_dir={torn}"], environment, torn).end()
+        if more:
+            sitting.at_row(min(last + more, STEPS))
+        time.sleep(rng.uniform(0, span))
+        sitting.end(signal.SIGKILL)
+        if (torn / "metrics.jsonl").exists():
+            last = len(read_metrics(torn / "metrics.jsonl"))
+    status, _, err = Sitting([*command, f"run_dir={torn}"], environment | ANEW, torn).end()
     assert (status, err) == (0, "")
     assert_same_run(torn, alone)
 

@@ -37,10 +37,12 @@ def nats(model, rows):
 
 def test_training_loss_of_a_routed_network():
     model = build(ROUTED, 0)
-    total, metrics = next_byte_loss(0.5)(model, {"bytes": jnp.asarray(ROWS)}, jax.random.key(0))
+    total, metrics = jax.jit(lambda batch: next_byte_loss(0.5)(model, batch, jax.random.key(0)))(
+        {"bytes": jnp.asarray(ROWS)})
     assert float(metrics["loss"]) == pytest.approx(nats(model, ROWS).mean(), rel=1e-5)
 
-    _, seen = model.tapped(jnp.asarray(ROWS[:, :-1].astype(np.int32)), Tap(record=("router",)))
+    _, seen = jax.jit(lambda ids: model.tapped(ids, Tap(record=("router",))))(
+        jnp.asarray(ROWS[:, :-1].astype(np.int32)))
     weights = np.asarray(seen["router"], np.float64)  # [blocks, batch, time, paths]
     use = weights.mean((1, 2))
     balance = (3 * (use**2).sum(-1) - 1).mean()

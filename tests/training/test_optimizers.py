@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,7 @@ LITE = RoutedConfig(d_model=16, n_layers=2, max_seq_len=8, n_heads=3, d_head=4, 
 VANILLA = VanillaConfig(d_model=16, n_layers=2, max_seq_len=8, n_heads=2, dense_expand=2)
 
 
+@functools.cache
 def params_of(config):
     return take_apart(build(config, 0))[1]
 

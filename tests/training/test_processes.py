@@ -131,7 +131,7 @@ def test_two_are_one_on_other_meshes_too(by_one, command, launch, tmp_path, mesh
                     reason="only Linux's /proc tells which process is which")
 def test_one_of_two_is_killed_and_both_go_on(command, launch, tmp_path):
     alone, torn = tmp_path / "alone", tmp_path / "torn"
-    steps = ("train.steps=60", "train.checkpoint_every=5", "train.eval_every=20")
+    steps = ("train.steps=30", "train.checkpoint_every=5", "train.eval_every=10")
     process = launch(command(alone, *steps))
     assert process.communicate(timeout=PATIENCE)[1] == "" and process.returncode == 0
     seed = time.time_ns()
@@ -140,7 +140,7 @@ def test_one_of_two_is_killed_and_both_go_on(command, launch, tmp_path):
     last = 0
     for number in (1, 0):
         launcher = launch(command(torn, *steps))
-        last += rng.randint(1, 20)
+        last += rng.randint(1, 10)
         wait_for_row(launcher, torn, last)
         os.kill(children(launcher)[number], signal.SIGKILL)
         launcher.communicate(timeout=PATIENCE)

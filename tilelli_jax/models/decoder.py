@@ -19,6 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from tilelli_jax.config import Section, setting
@@ -31,6 +32,7 @@ from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.sharding import split_batch
 
 Cache = Any
+CHUNK = 1 << 25  # logits, 128 MiB of them, that `nats` makes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +96,50 @@ class CausalLM(nnx.Module):
         start = jnp.argmax(jnp.asarray(mask).astype(bool), axis=1)
         return _rolled(self.tapped(_rolled(ids, start), OFF)[0], -start)
 
-    @abc.abstractmethod
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         """The logits, and what the tap recorded (see `nn/tap.py`).
+
+        Values from inside the blocks are `[layers, batch, time, …]`, all others `[batch, time, …]`.
+        A tap that edits, or records some layers only, runs the layers one by one instead of as one
+        scanned block.
 
         Raises:
             ValueError: this network has no such place or layer.
         """
+        hidden, seen = self._hidden(ids, tap)
+        return tap("logits", self._unembedded(hidden), seen), seen
+
+    def nats(self, ids: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
+        """−log p of each next symbol, in nats, and what the tap recorded.
+
+        ids `[batch, time]` → f32 `[batch, time − 1]`. Where all logits would be more than CHUNK numbers,
+        they are made of a few positions at a time, unless the tap records or edits them.
+
+        Raises:
+            ValueError: this network has no such place or layer.
+        """
+        batch, time = ids.shape
+        at_once = max(1, CHUNK // (batch * self.config.vocab_size))
+        if at_once >= time or "logits" in (*tap.record, *tap.edit):
+            logits, seen = self.tapped(ids, tap)
+            return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]), seen
+        hidden, seen = self._hidden(ids, tap)
+
+        def piece(given: tuple[jax.Array, jax.Array]) -> jax.Array:
+            hidden, following = given
+            logits = self._unembedded(split_batch(hidden))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, following)
+        n = -(-(time - 1) // at_once)
+        found = jax.lax.map(piece, (_pieces(hidden[:, :-1], n), _pieces(ids[:, 1:], n)))
+        return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :time - 1], seen
+
+    @abc.abstractmethod
+    def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
+        """The place `hidden`, `[batch, time, d_model]`, and what the tap recorded up to there."""
+
+    @abc.abstractmethod
+    def _unembedded(self, hidden: jax.Array) -> jax.Array:
+        """`[batch, time, d_model]` → logits `[batch, time, vocab]`, f32."""
 
     @abc.abstractmethod
     def unembedding(self) -> Unembedding:
@@ -146,6 +185,13 @@ def at_last(x: jax.Array, lengths: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, last, axis=1)
 
 
+def _pieces(x: jax.Array, n: int) -> jax.Array:
+    """`[batch, time, …]` in n pieces of equal length, the last one filled up with zeros: `[n, batch, …]`."""
+    time = -(-x.shape[1] // n)
+    x = jnp.pad(x, ((0, 0), (0, n * time - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(x.shape[0], n, time, *x.shape[2:]), 1, 0)
+
+
 def _rolled(x: jax.Array, by: jax.Array) -> jax.Array:
     """Row b of `[batch, time, …]`, begun at its position by[b]."""
     at = (jnp.arange(x.shape[1]) + by[:, None]) % x.shape[1]
@@ -176,16 +222,7 @@ class Decoder(CausalLM):
         if self.abstain is not None:
             self.places = (*self.places, "abstain")
 
-    def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """The logits, and what the tap recorded (see `nn/tap.py`).
-
-        Values from inside the blocks are `[layers, batch, time, …]`, all others `[batch, time, …]`.
-        A tap that edits, or records some layers only, runs the layers one by one instead of as one
-        scanned block.
-
-        Raises:
-            ValueError: this network has no such place or layer.
-        """
+    def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         chex.assert_rank(ids, 2)
         tap.check(self.places, self.config.n_layers)
         seen: Recorded = {}
@@ -215,7 +252,7 @@ class Decoder(CausalLM):
         hidden = tap("hidden", self.final_norm(split_batch(x)), seen)
         if self.abstain is not None and "abstain" in tap.record:
             tap("abstain", self.abstain(hidden)[..., 0], seen)
-        return tap("logits", self._unembedded(hidden), seen), seen | inside
+        return hidden, seen | inside
 
     def unembedding(self) -> Unembedding:
         """See `CausalLM`."""

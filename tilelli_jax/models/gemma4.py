@@ -236,12 +236,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
                        *(("router",) if config.n_experts else ()),
                        *(("ple_write",) if config.d_per_layer else ()), "resid_post", "hidden", "logits")
 
-    def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """The logits, and what the tap recorded; values of layers are `[layers, batch, time, …]`.
-
-        Raises:
-            ValueError: this network has no such place or layer.
-        """
+    def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         chex.assert_rank(ids, 2)
         tap.check(self.places, self.config.n_layers)
         outside: Recorded = {}
@@ -251,7 +246,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         kept: dict[int, KeyCache] = {}
         x, records = self._run(range(self.config.n_layers), x, embedded, positions, kept, tap)
         hidden = tap("hidden", self.final_norm(x), outside)
-        return tap("logits", self._unembedded(hidden), outside), outside | stacked(records)
+        return hidden, outside | stacked(records)
 
     def unembedding(self) -> Unembedding:
         """See `CausalLM`."""

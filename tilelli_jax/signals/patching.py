@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from tilelli_jax.estimators.sae import Codes, TopKSAE
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.scoring import Text, score
 
 NOTHING = -1  # no latent is left out
@@ -51,22 +53,13 @@ def patching(sae: TopKSAE, place: str, layer: int, patch: Patch) -> Tap:
     return Tap(edit={place: edit})
 
 
-OUTSIDE = ("embed", "hidden", "abstain", "logits")  # the blocks: no layer is asked there
-
-
-def check_place(model: Any, place: str, layer: int, among: Sequence[str] | None = None) -> None:
-    """Raises ValueError where a network has no such place inside its blocks, or no such layer.
-
-    Args:
-        among: the places that will do; by default all that the network has.
-    """
-    inside = [name for name in among or model.places if name not in OUTSIDE]
-    if place not in inside:
-        raise ValueError(f"place: expected one of {', '.join(inside)}, found '{place}'")
-    config = model.config
-    n_layers = config.n_decoder_layers if place.startswith("decoder.") else config.n_layers
-    if not 0 <= layer < n_layers:
-        raise ValueError(f"layer: expected 0 to {n_layers - 1}, found {layer}")
+def check_patch(sae: TopKSAE, d_model: int, latents: Sequence[int]) -> None:
+    """Raises ValueError where an autoencoder is of another width than a network, or has no such latent."""
+    if sae.config.d_model != d_model:
+        raise ValueError(f"sae: expected d_model {d_model}, found {sae.config.d_model}")
+    for latent in latents:
+        if latent not in (NOTHING, EVERYTHING) and not 0 <= latent < sae.config.n_latents:
+            raise ValueError(f"latents: expected 0 to {sae.config.n_latents - 1}, found {latent}")
 
 
 class Patched(NamedTuple):
@@ -82,10 +75,18 @@ def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Se
                  layer: int, batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
     """Mean surprise at each text's target as it is, reconstructed, and with each latent left out.
 
+    Args:
+        latents: NOTHING and EVERYTHING may be among them.
+
     Returns:
         `[texts, 2 + latents]`, f64, nats.
+
+    Raises:
+        ValueError: the network has no such place or layer, the autoencoder is of another width or has no such
+            latent, or a text has nothing before its target.
     """
     check_place(model, place, layer)
+    check_patch(sae, model.config.d_model, latents)
     for i, text in enumerate(texts):
         if not 1 <= text.target < len(text.ids):
             raise ValueError(f"target: text {i}: expected 1 to {len(text.ids) - 1}, found {text.target}")
@@ -101,7 +102,7 @@ def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Se
 
 
 class Spliced(NamedTuple):
-    """Mean surprise in nats as the network is, with the reconstruction in its place, and with zeros there."""
+    """Mean loss as the network is, with the reconstruction in its place, and with zeros there."""
 
     natural: float
     reconstructed: float
@@ -109,8 +110,12 @@ class Spliced(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """How far the reconstruction goes from zeros (0) to the network as it is (1); may be below 0."""
-        return (self.zeroed - self.reconstructed) / (self.zeroed - self.natural)
+        """How far the reconstruction goes from zeros (0) to the network as it is (1); may be below 0.
+
+        NaN where zeros change nothing.
+        """
+        gap = self.zeroed - self.natural
+        return (self.zeroed - self.reconstructed) / gap if gap else math.nan
 
 
 def spliced(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, place: str, layer: int,

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tqdm import tqdm
 
@@ -17,13 +16,7 @@ from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf
 from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
 
 RUN = 32  # batches that are sorted by length where the order is random
-BUCKET = 32  # lengths are rounded up to multiples of it: as many compilations as there are multiples
-
-
-def next_nats(model: Any, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-    """−log p of next tokens, in nats: ids `[rows, time]` → f32 `[rows, time − 1]`, and what the tap saw."""
-    logits, seen = model.tapped(ids, tap)
-    return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]), seen
+BUCKET = 16  # lengths are rounded up to multiples of it: as many compilations as there are multiples
 
 
 class Text(NamedTuple):
@@ -71,7 +64,7 @@ class Scorer:
                  beside: jax.Array) -> tuple[jax.Array, Recorded]:
             second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
             tap = OFF if tap_of is None else tap_of(second, beside)
-            nats, seen = next_nats(nnx.merge(graph, params), ids, tap)
+            nats, seen = nnx.merge(graph, params).nats(ids, tap)
             return nats if surprise else jnp.zeros((len(ids), 0)), seen
         self._run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
 

@@ -21,7 +21,8 @@ from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
 from tilelli_jax.nn.tap import Tap, TapOf
 from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
-from tilelli_jax.signals.patching import EVERYTHING, NOTHING, Patch, check_place, reconstructed
+from tilelli_jax.signals.patching import NOTHING, Patch, check_patch, reconstructed
+from tilelli_jax.signals.places import check_place
 
 PLACE = "encoder.resid_post"
 EVERY = 2**30  # positions, more than any series has
@@ -53,11 +54,7 @@ def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers:
     kept = tuple(sorted(set(layers)))
     order = [kept.index(layer) for layer in layers]
     graph, params = nnx.split(network)
-
-    def look(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        tap = Tap(record=(place,), layers=kept)
-        return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][place]
-    run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
+    run = _looking(graph, place, kept, mesh)
     for found, chosen in _batches(len(series), rows, "encoding"):
         tokens = chronos.tokenizer.encode(series[chosen])
         placed = (array if mesh is None else place_rows(array, mesh, rows)
@@ -95,9 +92,10 @@ def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: in
 
 
 def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np.ndarray,
-                 latents: Sequence[int], *, place: str = PLACE, layer: int, positions: Literal["all", "last"],
-                 samples: int | None = None, seed: int = 0, numbers: Sequence[int] | None = None,
-                 batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
+                 latents: Sequence[int], *, place: str = PLACE, layer: int,
+                 positions: Literal["all", "boundary"], samples: int | None = None, seed: int = 0,
+                 numbers: Sequence[int] | None = None, batch_size: int = 16,
+                 mesh: Mesh | None = None) -> np.ndarray:
     """Mean CRPS over the horizon as the network is, reconstructed, and with each latent left out.
 
     One window has the same random numbers in all of them, and the same place in its batch: a latent that
@@ -108,7 +106,7 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
         series: f32 `[windows, time]`, NaN where a value is missing.
         futures: `[windows, horizon]`, what came.
         place: in the encoder's blocks, at the layer `layer` of the encoder.
-        positions: where the reconstruction stands: at all of them, or at the last, the end symbol's.
+        positions: where the reconstruction stands: at all of them, or at the boundary, the end symbol's.
         samples, numbers, batch_size, mesh: see `forecasts`.
 
     Returns:
@@ -124,13 +122,9 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
         raise InputError(f"futures: expected [{len(series)}, horizon], found {list(futures.shape)}")
     network, known = chronos.network, _numbers(numbers, len(series))
     check_place(network, place, layer, network.encoder_places)
-    if sae.config.d_model != network.config.d_model:
-        raise ValueError(f"sae: expected d_model {network.config.d_model}, found {sae.config.d_model}")
-    if unknown := [latent for latent in latents
-                   if latent not in (NOTHING, EVERYTHING) and not 0 <= latent < sae.config.n_latents]:
-        raise ValueError(f"latents: expected 0 to {sae.config.n_latents - 1}, found {unknown[0]}")
-    if positions not in ("all", "last"):
-        raise ValueError(f"positions: expected all or last, found {positions}")
+    check_patch(sae, network.config.d_model, latents)
+    if positions not in ("all", "boundary"):
+        raise ValueError(f"positions: expected all or boundary, found {positions}")
     tap_of, last = patched_end(place, layer), EVERY if positions == "all" else 1
     variants = [(0, NOTHING), (last, NOTHING), *((last, latent) for latent in latents)]
     result = np.zeros((len(series), len(variants)))
@@ -159,6 +153,14 @@ def patched_end(place: str, layer: int) -> TapOf:
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(8)  # what is compiled serves the next call, too
+def _looking(graph: Any, place: str, kept: tuple[int, ...], mesh: Mesh | None) -> Callable:
+    def look(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        tap = Tap(record=(place,), layers=kept)
+        return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][place]
+    return jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def _table(name: str, values: np.ndarray) -> np.ndarray:

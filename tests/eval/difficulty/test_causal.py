@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from eval.difficulty import causal, published, texts
+from eval.difficulty import causal, texts
+from eval.difficulty.config import SquadConfig
+from eval.difficulty.published.protocol import PROBES
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import Patched, patched_nats
@@ -49,8 +51,7 @@ def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
     for item in world["rows"][train]:
         codes = world["sae"].encode(jnp.asarray(item, jnp.float32))
         pooled.append(np.asarray(world["sae"].dense(codes)).max(axis=0))
-    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=published.PROBES,
-                                fill=True)
+    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=PROBES, fill=True)
     expected = json.loads((TINY / "res/squad_allpos/causal_ablation_all.json").read_text())["top_features"]
     assert found == expected
 
@@ -66,7 +67,7 @@ def test_the_losses_of_every_item(positions: str, world: dict[str, Any]) -> None
     given = []
     for i in chosen:
         question = world["questions"][i]
-        prompt = world["encode"](question.prompt)[-200:]
+        prompt = world["encode"](question.prompt)[-SquadConfig().most_tokens:]
         n = len(prompt)
         given.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
                              start=0 if positions == "all" else n - 1, stop=n))
@@ -88,12 +89,12 @@ def test_a_planted_effect_is_found_and_an_inert_latent_is_not() -> None:
     noise = {latent: 0.1 * rng.standard_normal(200) * (latent != 5) for latent in shifts}
     changed = [table[:, 1] + shift + noise[latent] for latent, shift in shifts.items()]
     table = np.column_stack([table, *changed])
-    found = causal.effects(table, [3, 5], [8, 9])
+    found = causal.effects(table, [3, 5], {3: [8], 5: [9]})
     assert found.chosen[3].is_sure and found.chosen[3].change.excludes_zero
     assert found.chosen[3].change.point == pytest.approx(0.05, abs=0.02)
     assert not found.chosen[5].is_sure and found.chosen[5].p == 1 and found.chosen[5].items_changed == 0
     assert not any(effect.is_sure for effect in found.controls.values())
-    assert found.beyond_controls(3) == 1 / 3 and found.beyond_controls(5) == 1
+    assert found.as_large(3) == 0 and found.as_large(5) == 1
     assert found.reconstruction.point == pytest.approx(0.3, abs=0.03)
 
 
@@ -111,11 +112,13 @@ def test_controls_are_as_often_active() -> None:
     rng = np.random.default_rng(0)
     often = np.repeat([0.0, 0.02, 0.5, 0.9], 50)
     codes = (rng.random((400, 200)) < often).astype(float)
-    for block in (codes, scipy.sparse.csr_array(codes)):
-        drawn = causal.as_often_active(block, [60, 120], 40)
-        assert len(set(drawn)) == 40 and not {60, 120} & set(drawn)
-        assert sorted({int(often[latent] * 100) for latent in drawn}) == [2, 50]
-    assert causal.as_often_active(codes, [], 3) == []
+    drawn = causal.as_often_active(codes.sum(axis=0), [60, 120], 20)
+    assert len({*drawn[60], *drawn[120]}) == 40 and not {60, 120} & {*drawn[60], *drawn[120]}
+    assert {int(often[latent] * 100) for latent in drawn[60]} == {2}, "each has its own"
+    assert {int(often[latent] * 100) for latent in drawn[120]} == {50}
+    assert causal.as_often_active(codes.sum(axis=0), [], 3) == {}
+    few = causal.as_often_active([3, 0, 2, 1], [0], 5)
+    assert sorted(few[0]) == [2, 3], "no more than there are, none that is never active"
 
 
 def test_what_is_no_table() -> None:
@@ -144,8 +147,8 @@ def test_planted_in_a_network() -> None:
     prompts = rng.integers(0, 31, (60, 6)).tolist()
     texts = [Patched([*prompt, right], target=6, start=5, stop=6) for prompt in prompts]
     table = patched_nats(model, sae, texts, list(range(8)), place="resid_post", layer=1)
-    found = causal.effects(table, [0, 1], list(range(2, 8)))
+    found = causal.effects(table, [0, 1], {0: [2, 3, 4], 1: [5, 6, 7]})
     planted, inert = found.chosen[0], found.chosen[1]
     assert planted.is_sure and planted.change.low > 0.05 and planted.items_changed == 60
-    assert found.beyond_controls(0) == pytest.approx(1 / 7)
-    assert abs(inert.change.point) < 1e-5 and found.beyond_controls(1) == 1
+    assert found.as_large(0) == 0
+    assert abs(inert.change.point) < 1e-5 and found.as_large(1) == 3

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.difficulty import cheap
 
@@ -27,6 +29,49 @@ def test_novelty_is_of_different_pairs() -> None:
     """(a b) is known, (b a) is not; that (a b) comes twice does not count twice."""
     found = cheap.prompt_statistics(["a b", "A b a b"], np.array([True, False]))
     assert found["bigram_novelty"].tolist() == [0, 0.5]
+
+
+def pairs(prompt: str) -> set[tuple[str, str]]:
+    words = prompt.lower().split()
+    return {(words[i], words[i + 1]) for i in range(len(words) - 1)}
+
+
+PROMPTS = st.lists(st.tuples(st.text("aAb ", max_size=12), st.booleans(), st.sampled_from("xyz")), max_size=7)
+
+
+@given(PROMPTS)
+def test_novelty_by_brute_force(rows: list[tuple[str, bool, str]]) -> None:
+    """A pair is new if no known prompt has it; with groups, if no known prompt of another group has it."""
+    prompts, groups = [row[0] for row in rows], [row[2] for row in rows]
+    known = np.array([row[1] for row in rows], bool)
+    plain, grouped = [], []
+    for prompt, _, group in rows:
+        every = pairs(prompt)
+        of_known = set().union(*(pairs(other) for other, is_known, _ in rows if is_known))
+        of_others = set().union(*(pairs(other) for other, is_known, its in rows if is_known and its != group))
+        plain.append(len(every - of_known) / len(every) if every else 1.0)
+        grouped.append(len(every - of_others) / len(every) if every else 1.0)
+    if not rows:
+        return
+    found, by_group = cheap.prompt_statistics(prompts, known), cheap.prompt_statistics(prompts, known, groups)
+    np.testing.assert_array_equal(found["bigram_novelty"], plain)
+    np.testing.assert_array_equal(by_group["bigram_novelty"], grouped)
+    assert not found["bigram_novelty"][known & np.array([len(pairs(prompt)) > 0 for prompt in prompts])].any()
+    for name in found.keys() - {"bigram_novelty"}:  # which no group changes
+        np.testing.assert_array_equal(found[name], by_group[name])
+
+
+def test_known_prompts_and_new_ones_are_measured_alike() -> None:
+    """(a b) stands in two groups, (b c) in one: what is new to a known prompt is not 0 by itself."""
+    prompts = ["a b", "a b c", "a b c", "a b c d"]
+    known = np.array([True, True, False, False])
+    found = cheap.prompt_statistics(prompts, known, ["x", "y", "x", "z"])["bigram_novelty"]
+    np.testing.assert_array_equal(found, [0, 0.5, 0, 1 / 3])
+    assert cheap.prompt_statistics(prompts, known)["bigram_novelty"].tolist() == [0, 0, 0, 1 / 3]
+
+
+def test_length_of_an_answer() -> None:
+    np.testing.assert_allclose(cheap.answer_length([1, 4]), [[0], [math.log(4)]])
 
 
 def test_series() -> None:

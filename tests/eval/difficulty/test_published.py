@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.difficulty import cheap, kit, kit_files, published
-from eval.difficulty.kit_files import Kit, KitCascade, KitConfig
+from eval.difficulty import cheap
+from eval.difficulty.published import protocol, stages
+from eval.difficulty.published.__main__ import main
+from eval.difficulty.published.config import KitCascade, KitConfig
+from eval.difficulty.published.files import Kit, read_kit
 from eval.metrics import auroc
 from eval.stats import PairedBootstrap
 from tests.refusals import assert_one_line
@@ -73,8 +76,8 @@ def squad() -> tuple[Kit, dict[str, Any]]:
     config = KitConfig(metadata="pythia410m_squad/squad_metadata.parquet",
                        cascade=KitCascade(
                            expensive_metadata="pythia410m_squad/squad_metadata_pythia2.8b.parquet"))
-    found = kit_files.read_kit(config, REFERENCE, "squad.yaml")
-    return found, kit.tables(found)
+    found = read_kit(config, REFERENCE, "squad.yaml")
+    return found, stages.tables(found)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_the_scaled_probe_of_p1(squad: tuple[Kit, dict[str, Any]]) -> None:
     """Recalibration of the probe as it was fitted: AUROC 0.590 and ECE 0.326 in place of 0.563 and 0.366."""
     found, made = squad
     p1 = made["probe_results.json"]["probes"]["P1_cheap"]
-    raw = kit.recalibration(found, {"P1_cheap": p1["best_C"]}, scaled=True)["P1_cheap"]["raw"]
+    raw = stages.recalibration(found, {"P1_cheap": p1["best_C"]}, scaled=True)["P1_cheap"]["raw"]
     assert raw["auroc"] == pytest.approx(p1["auroc"], abs=SAME)
     assert round(raw["ece"], 3) == 0.326
 
@@ -130,7 +133,7 @@ def test_the_headline_and_its_p(scores: tuple) -> None:
     drawn = PairedBootstrap(labels, found).difference("P3_cheap_sae", "P2_cheap_raw")
     expected = told("published/llm_squad/probe_results.json")["deltas"]["P3_cheap_sae-P2_cheap_raw"]
     assert_same(list(drawn), [expected["point"], expected["ci_low"], expected["ci_high"]], 1e-4)
-    test = published.permutation(labels, found["P3_cheap_sae"], found["P2_cheap_raw"])
+    test = protocol.permutation(labels, found["P3_cheap_sae"], found["P2_cheap_raw"])
     assert (test.p_one_sided, test.p_two_sided) == (0.0, 0.0)
     assert round(float(test.null.std(ddof=1)), 4) == 0.0204
 
@@ -138,7 +141,7 @@ def test_the_headline_and_its_p(scores: tuple) -> None:
 def test_selective_from_stored_scores(scores: tuple) -> None:
     """Oracle and random to the last digit, P4 and P5 too; "41.3 % of the oracle" is P4's."""
     labels, found = scores
-    made, expected = published.selective(labels, found), told("published/llm_squad/selective_prediction.json")
+    made, expected = protocol.selective(labels, found), told("published/llm_squad/selective_prediction.json")
     assert_same({**made, "probes": {}}, {**expected, "probes": {}})
     for name in ("P4_raw_only", "P5_sae_only"):
         for key in ("curve", "aurc", "fraction_of_oracle_aurc"):
@@ -154,7 +157,7 @@ def test_the_cascade_from_stored_scores(scores: tuple) -> None:
     labels, found = scores
     windows = read("pythia410m_squad/squad_scores.parquet")["window_id"]
     dear = dear_errors("pythia410m_squad/squad_metadata_pythia2.8b.parquet", windows)
-    made = published.cascade(labels, dear, {"P3_cheap_sae": found["P3_cheap_sae"]})["probes"]["P3_cheap_sae"]
+    made = protocol.cascade(labels, dear, {"P3_cheap_sae": found["P3_cheap_sae"]})["probes"]["P3_cheap_sae"]
     expected = told("published/llm_squad/cascade_results.json")["probes"]["P3_cheap_sae"]
     assert made["n_dominating_points"] == expected["n_dominating_points"] == 31
     assert_same(made["best_dominating"], expected["best_dominating"])
@@ -166,7 +169,7 @@ def test_the_cascade_from_stored_scores(scores: tuple) -> None:
 def test_causal_effects(table: str, summary: str) -> None:
     """Means and their intervals from the published losses of each item."""
     columns, expected = read(f"pythia410m_squad/{table}.parquet"), told(f"published/llm_squad/{summary}.json")
-    found = published.causal_summary({name: columns[name] for name in columns if name != "window_id"},
+    found = protocol.causal_summary({name: columns[name] for name in columns if name != "window_id"},
                                      {"metric": "nats", "positions": expected["positions"], "model": ""})
     assert found["top_features"] == expected["top_5_features"]
     assert_same([found["mean_natural"], found["mean_sae_recon"]],
@@ -187,16 +190,16 @@ def test_causal_effects(table: str, summary: str) -> None:
 def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their .pt files as model directories."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch), which reads .pt files, is not installed")
-    from convert.__main__ import main
+    from convert.__main__ import main as convert
     path = tmp_path_factory.mktemp("autoencoders")
     for name in ("squad", "squad_allpos"):
-        assert main([str(TINY / f"sae/{name}.pt"), str(path / name), "--set", "k=8"]) == 0
+        assert convert([str(TINY / f"sae/{name}.pt"), str(path / name), "--set", "k=8"]) == 0
     return path
 
 
 def run(name: str, autoencoders: Path, out: Path) -> int:
-    return kit.main(["--config", str(TINY / f"{name}.yaml"), "--root", str(REFERENCE), "--out", str(out),
-                     f"sae_ckpt.mid={autoencoders / name}"])
+    return main(["--config", str(TINY / f"{name}.yaml"), "--root", str(REFERENCE), "--out", str(out),
+                 f"sae_ckpt.mid={autoencoders / name}"])
 
 
 def test_the_small_run(autoencoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +237,7 @@ def test_causal_effects_of_the_small_run(autoencoders: Path, tmp_path: Path,
 def test_a_torch_file_is_refused_with_what_makes_it_readable(tmp_path: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert kit.main(["--config", str(TINY / "squad.yaml"), "--root", str(REFERENCE), "--out", str(out)]) == 2
+    assert main(["--config", str(TINY / "squad.yaml"), "--root", str(REFERENCE), "--out", str(out)]) == 2
     stem = TINY / "sae/squad"
     assert_one_line(capsys.readouterr().err, f"`python -m convert {stem}.pt {stem} --set k=8`",
                     "then add sae_ckpt.mid=tiny_world/sae/squad")

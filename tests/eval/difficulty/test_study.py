@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from eval.difficulty.__main__ import main
 from eval.difficulty.asking import Asker
 from eval.difficulty.config import StudyConfig
-from eval.difficulty.extract import Extraction, read_table
+from eval.difficulty.extract import Extraction
 from eval.probes import LADDER
 from eval.selective import aurc
+from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
@@ -57,7 +59,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "extract": {"layers": [1], "shard_items": 100},
         "sae": {"train": str(place / "sae.yaml"), "least_steps": 20, "most_dead": 0.9,
                 "least_explained": 0.1},
-        "probe": {"replicates": 200, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 3},
+        "probe": {"replicates": 400, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 1},
     } | changed
 
 
@@ -96,7 +98,7 @@ def test_a_study_has_its_report(done: Path) -> None:
 def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
     """Each stage's result from what stands beside it, by scikit-learn or by hand."""
     told = json.loads((done / "results.json").read_text())["layers"]["1"]
-    scores = read_table(stage(done, "probe-1") / "scores.parquet")
+    scores = read_columns(stage(done, "probe-1") / "scores.parquet")
     names = list(told["probe"]["rungs"])
     assert {"P1_cheap", "P2_cheap_raw", "P3_cheap_sae", "P4_raw_only", "P5_sae_only"} <= set(names)
     for name in names:
@@ -115,7 +117,7 @@ def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
     assert asked.items.tolist() == scores["item"].tolist()
     assert told["cascade"]["always_dear"] == pytest.approx(asked.numbers["amount"].mean())
     for where in ("all", "boundary"):
-        losses = read_table(stage(done, "causal-1") / f"losses-{where}.parquet")
+        losses = read_columns(stage(done, "causal-1") / f"losses-{where}.parquet")
         found = told["causal"]["positions"][where]
         assert found["natural"] == pytest.approx(losses["natural"].mean())
         for latent, effect in found["chosen"].items():
@@ -123,7 +125,7 @@ def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
                 (losses[latent] - losses["reconstructed"]).mean(), abs=1e-12)
             assert effect["items_changed"] == int((losses[latent] != losses["reconstructed"]).sum())
     # As it is: the same loss that was extracted.
-    table = read_table(stage(done, "items") / "items.parquet")
+    table = read_columns(stage(done, "items") / "items.parquet")
     np.testing.assert_allclose(losses["natural"], table["amount"][losses["item"]], atol=1e-5)
 
 
@@ -132,8 +134,8 @@ def test_the_autoencoder_is_measured_on_others(done: Path) -> None:
     assert told["steps"] == 40 and 0.1 < told["explained"] < 1 and 0 < told["l0"] <= 6
     model = store.load(stage(done, "sae-1") / "run" / "model")
     assert (model.config.place, model.config.layer, model.config.of_model) == ("resid_post", 1, "cheap")
-    table = read_table(stage(done, "items") / "items.parquet")
-    held_out = json.loads((stage(done, "sae-1") / "held-out" / "activations.json").read_text())
+    table = read_columns(stage(done, "items") / "items.parquet")
+    held_out = json.loads((stage(done, "judged-1") / "held-out" / "activations.json").read_text())
     rows = sum(shard["rows"] for shard in held_out["shards"])
     assert rows == told["rows"] == 45 * min(200, int((table["split"] == "test").sum()))
 
@@ -153,17 +155,22 @@ def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.M
     assert before == times(done / "stages")
 
 
-def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path,
+def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path.name for path in (done / "stages").iterdir()}
+    """Also in a directory that has been moved."""
     monkeypatch.setattr(Asker, "ask", lambda *args: pytest.fail("was asked again"))
-    assert main(["--config", str(place / "tiny.yaml"), "--stage", "selective", "probe.replicates=150"]) == 0
-    new = {path.name for path in (done / "stages").iterdir()} - before
-    assert sorted(name.rpartition("-")[0] for name in new) == ["probe-1", "selective-1"]
-    for name in new:  # lest the other tests find two
-        for file in (done / "stages" / name).iterdir():
-            file.unlink()
-        (done / "stages" / name).rmdir()
+    out = shutil.copytree(done, tmp_path / "out")
+    command = ["--config", str(place / "tiny.yaml"), f"out={out}", "--stage"]
+    for stages, option, expected in [
+            ("selective", "probe.replicates=450", ["probe-1", "selective-1"]),
+            ("probe", "labels.quantile=0.6", ["items", "probe-1"]),
+            ("probe", "extract.shard_items=7", []),
+            ("causal", "causal.controls=2", ["causal-1"]),
+            ("sae", "sae.held_out=20", ["judged-1"])]:
+        before = {path.name for path in (out / "stages").iterdir()}
+        assert main([*command, stages, option]) == 0
+        new = {path.name for path in (out / "stages").iterdir()} - before
+        assert sorted(name.rpartition("-")[0] for name in new) == expected, option
 
 
 def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -172,12 +179,12 @@ def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch
     asked: list[int] = []
     ask = Asker.ask
 
-    def counted(self: Asker, questions: Any, first: int = 0) -> Any:
+    def counted(self: Asker, questions: Any, numbers: Any) -> Any:
         if len(asked) == 1:
             asked.append(-1)
             raise KeyboardInterrupt
-        asked.append(first)
-        return ask(self, questions, first)
+        asked.append(numbers[0])
+        return ask(self, questions, numbers)
     monkeypatch.setattr(Asker, "ask", counted)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "extract"]) == 130
@@ -213,12 +220,12 @@ def saved(path: Path, config: Any) -> Path:
 
 
 @pytest.mark.parametrize(("which", "message"), [
-    ("nothing", "expected the directory of an autoencoder, found nothing"),
+    ("nothing", "expected a model directory"),
     ("network", "expected an autoencoder, found family vanilla"),
     ("width", "expected one of width 16, found 8"), ("layer", "expected one of layer 1, found 0"),
     ("place", "expected one of place resid_post, found mlp_write"),
-    ("random", "explains")])
-def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, tmp_path: Path,
+    ("random", "random weights explain")])
+def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, tmp_path: Path, done: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     config = SAEConfig(d_model=16, n_latents=48, k=6)
     path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "cheap",
@@ -226,26 +233,28 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
             "layer": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, layer=0)),
             "place": lambda: saved(tmp_path / "sae", dataclasses.replace(config, place="mlp_write")),
             "random": lambda: saved(tmp_path / "sae", config)}[which]()
-    changed = options(place, place / "out", sae={"path": str(path), "least_explained": 0.6})
+    changed = options(place, shutil.copytree(done, tmp_path / "out"),
+                      sae={"path": str(path)})
     assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message, str(path))
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"extract": {"layers": []}}, "extract.layers: expected different layers"),
-    ({"extract": {"layers": [2]}}, "extract.layer: expected 0 to 1, found 2"),
+    ({"extract": {"layers": [2]}}, "extract.layers: expected 0 to 1, found 2"),
     ({"extract": {"layers": [1], "place": "embed"}}, "extract.place: expected one of"),
     ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
     ({"network": {}}, "network.path: expected the directory of a network, or train"),
     ({"cascade": {"dear": 0.5}}, "cascade.dear: expected more than cheap"),
-    ({"causal": {"positions": ["some"]}}, "causal.positions: expected some of all, boundary, found some"),
+    ({"causal": {"positions": ["some"]}}, "causal.positions[0]: expected all or boundary, found text 'some'"),
     ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: cannot be read"),
     ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
     ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
     ({"data": {"family": "text", "source": "stories", "items": 20, "prompt": 60, "ending": 6}},
-     "item 0: the network reads at most 64 tokens, and prompt and ending have 66; data.most_tokens"),
+     "item 0: prompt and ending have 66 tokens, and the network reads 64; data.most_tokens"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
-    ({"probes": {}}, "unknown key 'probes'"), ({"also": ["elsewhere"]}, "also: elsewhere")])
+    ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
+    ({"also": ["elsewhere"]}, "also: elsewhere/results.json: cannot be read: No such file or directory")])
 def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
                   capsys: pytest.CaptureFixture[str]) -> None:
     out = place / "out" if "also" in change else tmp_path / "out"
@@ -253,6 +262,20 @@ def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: P
     assert main(["--config", config]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message)
     assert not (tmp_path / "out" / "report.md").exists()
+
+
+def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) -> None:
+    rows = [{"context": f"{word} {i} was here", "question": f"who was {word}{i}", "title": f"topic {i // 6}",
+             "answers": {"text": ["nobody" if i % 3 else "a long list of all of them"]}}
+            for i, word in enumerate(["ann", "bob", "cid", "dot"] * 30)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    changed = options(place, tmp_path / "out", sae={}, dear=None, split={"by": "topic", "alike": 1.1},
+                      data={"family": "squad", "source": str(tmp_path / "rows.json"), "most_tokens": 30})
+    assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 0
+    table = read_columns(stage(tmp_path / "out", "items") / "items.parquet")
+    assert set(table["group"]) == {f"topic {i}" for i in range(20)}
+    test = table["split"] == "test"
+    assert test.any() and not set(table["group"][test]) & set(table["group"][table["split"] == "train"])
 
 
 def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
@@ -274,7 +297,7 @@ def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
     found = Extraction(stage(tmp_path / "out", "extract"))
     assert found.positions.tolist() == [4] * 160, "the first token of each ending"
     wrong = found.numbers["picked"] != np.arange(160) % 4
-    table = read_table(stage(tmp_path / "out", "items") / "items.parquet")
+    table = read_columns(stage(tmp_path / "out", "items") / "items.parquet")
     np.testing.assert_array_equal(table["hard"], wrong)
     test = table["split"] == "test"
     assert told["probe"]["hard"] == pytest.approx(wrong[test].mean())
@@ -306,19 +329,19 @@ def test_series(series: Path) -> None:
                                   "horizon": 8, "stride": 8, "season": 12, "samples": 8},
         "network": {"path": str(series / "chronos")}, "dear": {"path": str(series / "chronos")},
         "extract": {"layers": [1], "place": "encoder.resid_post", "skip": 0, "shard_items": 64},
-        "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 200, "jobs": 1},
+        "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 400, "jobs": 1},
         "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
     assert main(["--config", write(series / "tiny.yaml", config)]) == 0
     found = json.loads((out / "results.json").read_text())
     told = found["layers"]["1"]
     assert found["unit"] == "CRPS" and told["probe"]["purged"] > 0
     assert list(told["probe"]["rungs"]) == [rung.name for rung in LADDER], "no controls without an answer"
-    table = read_table(stage(out, "items") / "items.parquet")
+    table = read_columns(stage(out, "items") / "items.parquet")
     starts = np.arange(len(table["split"])) * 8
     assert starts[table["split"] == "train"].max() + 40 <= 980 < starts[table["split"] == "test"].min()
     # The dearer network is the same one, and draws the same: no difference but that of its batches.
     assert told["cascade"]["always_dear"] == pytest.approx(told["cascade"]["always_cheap"], rel=1e-3)
-    losses = read_table(stage(out, "causal-1") / "losses-boundary.parquet")
+    losses = read_columns(stage(out, "causal-1") / "losses-boundary.parquet")
     for latent in told["causal"]["positions"]["boundary"]["chosen"]:
         same = losses[latent] == losses["reconstructed"]
         assert same.mean() == pytest.approx(1 - told["causal"]["positions"]["boundary"]["chosen"][latent][

@@ -1,122 +1,119 @@
-"""Asking questions, against the small stored run of the published study's scripts."""
+"""Questions from files, from a hub, and from any text; prompts that are left out."""
 
 from __future__ import annotations
 
+import builtins
+import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval.difficulty import labels, texts
 from tests.refusals import assert_one_line
+from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
-from tilelli_jax.nn.tap import Tap
-from tilelli_jax.store import build
 
-SHARED = Path(__file__).parents[4] / "shared" / "reference"
-TINY = SHARED / "difficulty" / "tiny_world"
-needs_reference = pytest.mark.skipif(not TINY.exists(),
-                                     reason="the stored references do not come with this project")
+SQUAD = {"context": "A cat.", "question": "Who?", "answers": {"text": [" cat "]}, "title": "Cats"}
+HELLASWAG = {"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up", "by", "on"], "label": "1",
+             "activity_label": "Cats", "source_id": "wikihow~7"}
 
 
-@pytest.fixture(scope="module")
-def asked() -> tuple[list[texts.Question], texts.Answers]:
-    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
-    tokenizer = tokenizers.Tokenizer.from_file(str(SHARED / "data" / "neox_20B_tokenizer.json"))
-    questions = texts.squad(texts.read_rows(TINY / "squad.json"), "squad.json")
-    model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
-    found = texts.answer(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, questions,
-                         most_tokens=texts.SQUAD_TOKENS, place="resid_post", layers=(1, 3))
-    return questions, found
+def test_rows_become_questions() -> None:
+    assert texts.squad([SQUAD], "x") == [texts.Question(
+        "Context: A cat.\nQuestion: Who?\nAnswer:", (" cat",), 0, "Cats", "A cat.")]
+    plain = {name: value for name, value in HELLASWAG.items() if name != "source_id"} | {"ctx_b": ""}
+    assert texts.hellaswag([HELLASWAG, plain], "x") == [
+        texts.Question("A cat sits", (" down.", " up", " by", " on"), 1, "Cats", "wikihow~7", "wikihow"),
+        texts.Question("A cat", (" down.", " up", " by", " on"), 1, "Cats", "Cats", "")]
 
 
-def stored(name: str) -> dict[str, np.ndarray]:
+@pytest.mark.parametrize("label", ["", "4", -1, None])
+def test_a_label_is_of_an_ending(label: Any) -> None:
+    with pytest.raises(InputError, match=r"^x: row 1: expected the columns ctx_a"):
+        texts.hellaswag([HELLASWAG, HELLASWAG | {"label": label}], "x")
+
+
+def test_files_of_three_kinds(tmp_path: Path) -> None:
+    import pyarrow
     import pyarrow.parquet
-    table = pyarrow.parquet.read_table(TINY / name / "squad_metadata.parquet").to_pydict()
-    return {column: np.asarray(values) for column, values in table.items()}
+    rows = [SQUAD | {"question": f"Who is {i}?"} for i in range(5)]
+    (tmp_path / "a.json").write_text("\n" + json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.json", "a.jsonl", "a.parquet"):
+        assert texts.read_rows(tmp_path / name) == rows
+        assert texts.read_rows(tmp_path / name, most=2) == rows[:2]
 
 
-@needs_reference
-def test_surprise_and_activations(asked: tuple[list[texts.Question], texts.Answers]) -> None:
-    import safetensors.numpy
-    questions, found = asked
-    expected = stored("act")
-    assert [question.prompt for question in questions] == expected["prompt"].tolist()
-    np.testing.assert_allclose(np.exp(found.ending_nats[:, 0]), expected["perplexity"], rtol=2e-5)
-    np.testing.assert_allclose(np.exp(found.prompt_nats), expected["prompt_perplexity"], rtol=2e-5)
-    for layer, name in ((1, "act"), (3, "act_late")):
-        arrays = safetensors.numpy.load_file(TINY / name / "squad_activations.safetensors")
-        theirs = arrays["encoder_embeddings"]
-        ours = found.activations[layer]
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        np.testing.assert_allclose(ours.astype(float), theirs.astype(float),
-                                   atol=2e-3, rtol=2e-3)  # a float16's step
-        assert (ours == theirs).mean() > 0.98
+def test_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(name: str, **how: Any) -> Any:
+        asked.append((name, how))
+        if name == "no/such":
+            raise OSError("the hub is away")
+        return ({"row": i} for i in range(1000))
+    monkeypatch.setitem(sys.modules, "datasets",
+                        types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
+    assert texts.hugging_face("hf:rajpurkar/squad", 3) == [{"row": 0}, {"row": 1}, {"row": 2}]
+    assert asked == [("rajpurkar/squad", {"split": "validation", "streaming": True})]
+    with pytest.raises(InputError, match=r"^hf:no/such: cannot be read: the hub is away; --data FILE takes"):
+        texts.hugging_face("hf:no/such", 3)
 
 
-@needs_reference
-def test_labels_and_splits(asked: tuple[list[texts.Question], texts.Answers]) -> None:
-    questions, found = asked
-    expected = stored("act")
-    split = labels.purged(labels.split_in_order(300), [question.prompt for question in questions],
-                          found.prompt_nats, fit_on_all=True)
-    assert split.tolist() == expected["split"].tolist()
-    perplexity = np.exp(found.ending_nats[:, 0])
-    norm = labels.standardised(perplexity, split == "train")
-    np.testing.assert_allclose(norm, expected["perplexity_norm"], atol=1e-4)
-    hard = labels.hard_by_quantile(found.ending_nats[:, 0], split == "train")  # a rising map changes nothing
-    assert hard.tolist() == expected["difficulty"].tolist()
+def test_a_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return plain(name, *rest)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError) as caught:
+        texts.hugging_face("hf:squad", 3)
+    assert_one_line(f"error: {caught.value}\n", "hf:squad", "extra 'hf'", "pip install")
 
 
-def test_several_endings() -> None:
-    """HellaSwag's: each ending's surprise and the stream at its first token, beside each ending alone."""
-    model = build(GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
-    rows = [{"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up the tree", "by", "on"],
-             "label": "1", "activity_label": "Cats"},
-            {"ctx_a": "Two dogs", "ctx_b": "", "endings": ["bark", "run off", "sleep", "eat it"],
-             "label": 3, "activity_label": "Dogs"}]
-    questions = texts.hellaswag(rows, "rows")
-    assert questions[0].prompt == "A cat sits" and questions[0].endings[0] == " down."
-    assert questions[1].right == 3
-
-    def encode(text: str) -> list[int]:
-        return list(text.encode())
-    found = texts.answer(model, encode, questions, most_tokens=6, place="resid_post", layers=(1,),
-                         batch_size=3, dtype=np.float32)
-    for i, question in enumerate(questions):
-        prompt = encode(question.prompt)[-6:]
-        assert found.prompt_tokens[i] == 6
-        for j, ending in enumerate(question.endings):
-            ids = np.array([prompt + encode(ending)])
-            logits, seen = model.tapped(ids, Tap(record=("resid_post",)))
-            logits = np.asarray(logits[0], np.float64)
-            nats = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids[0]) - 1), ids[0, 1:]]
-            assert found.ending_nats[i, j] == pytest.approx(nats[5:].mean(), abs=1e-5)
-            assert found.prompt_nats[i] == pytest.approx(nats[:5].mean(), abs=1e-5)
-            np.testing.assert_allclose(found.activations[1][i, j], seen["resid_post"][1, 0, 6], atol=1e-5)
-            assert found.ending_tokens[i, j] == len(ending)
+@given(st.text("ab|", max_size=60), st.integers(1, 5), st.integers(1, 3))
+def test_passages_by_brute_force(text: str, prompt: int, ending: int) -> None:
+    found = texts.passages(text, prompt=prompt, ending=ending, separator="|")
+    expected = []
+    for number, document in enumerate(text.split("|")):
+        while len(document) >= prompt + ending:
+            expected.append((document[:prompt], document[prompt:prompt + ending], str(number)))
+            document = document[prompt + ending:]
+    assert [(one.prompt, *one.endings, one.group) for one in found] == expected
+    assert all((one.right, one.topic, one.domain) == (0, "", "") for one in found)
 
 
-def test_layers_in_any_order_and_none() -> None:
-    model = build(GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)
-    questions = [texts.Question("A b c", (" d",), 0, "", "")]
-    found = {layers: texts.answer(model, lambda text: list(text.encode()), questions, most_tokens=9,
-                                  place="resid_post", layers=layers) for layers in ((0, 2), (2, 0), ())}
-    for layer in (0, 2):
-        np.testing.assert_array_equal(found[0, 2].activations[layer], found[2, 0].activations[layer])
-    assert not found[()].activations and found[()].ending_nats == found[0, 2].ending_nats
+@given(st.text("abc", max_size=200), st.integers(1, 3), st.integers(1, 2))
+def test_without_separator_pieces_follow_each_other(text: str, prompt: int, ending: int) -> None:
+    found = texts.passages(text, prompt=prompt, ending=ending, separator="")
+    whole = prompt + ending
+    assert "".join(one.prompt + one.endings[0] for one in found) == text[:len(text) // whole * whole]
+    assert [one.group for one in found] == [str(i // texts.BLOCK) for i in range(len(found))]
 
 
-def test_what_is_not_finite_is_named() -> None:
-    model: Any = build(GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
-    model.unroll()
-    model.blocks[1].mlp.down.bias[...] += 1e6  # no float16
-    question = texts.Question("A b c", (" d",), 0, "", "")
-    with pytest.raises(InputError, match=r"item [01], layer 1: activations are not finite as float16"):
-        texts.answer(model, lambda text: list(text.encode()), [question, question], most_tokens=9,
-                     place="resid_post", layers=(0, 1))
+@pytest.mark.parametrize("whole", [24, 132, 176, 550, 800])
+@pytest.mark.parametrize("items", [10, 600])
+def test_built_in_stories_are_enough(items: int, whole: int) -> None:
+    text = texts.built_in(items, whole)
+    found = texts.passages(text, prompt=whole - 4, ending=4, separator=stories.SEPARATOR)
+    assert len(found) >= items
+    assert text.encode() == stories.generate(len(text), 0, "valid")
+    if whole < 200:  # and not told in vain
+        assert len(text) == int(1.5 * items * whole) + 10_000
+
+
+def test_pieces_as_long_as_stories_come_to_an_end() -> None:
+    assert len(texts.built_in(10, 5000)) == 85_000  # longer than any
+    assert len(texts.built_in(100, 1020)) == 8 * 163_000  # longer than most
 
 
 def test_prompts_too_alike_are_left_out() -> None:
@@ -129,10 +126,17 @@ def test_prompts_too_alike_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(("content", "parts"), [
-    ("[]", ["expected rows"]), ("{", ["cannot be read"]), ('[{"context": "a"}]', ["row 0", "question"])])
+    ("[]", ["expected rows"]), ("{", ["line 1: not JSON"]), ('[{"context": "a"}]', ["row 0", "question"])])
 def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
         texts.squad(texts.read_rows(path), str(path))
     assert_one_line(f"error: {caught.value}\n", str(path), *parts)
+
+
+def test_a_repeated_prompt_is_left_out() -> None:
+    """Also where no word of it occurs twice in what is learned from."""
+    split = np.array(["train", "train", "test", "test"])
+    prompts = ["alpha", "beta", "beta", "gamma"]
+    assert labels.purged(split, prompts, np.full(4, 3.0)).tolist() == ["train", "train", "purge", "test"]

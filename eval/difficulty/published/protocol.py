@@ -1,14 +1,14 @@
-"""The published study's protocol (fm-difficulty-probe), where its numbers need it: its compatibility mode.
+"""The published study's protocol (fm-difficulty-probe), where its numbers need it.
 
 The same random streams, orders and formulas, so that its numbers come out to the printed digit; what is
 wrong with them, and what stands in their place by default, is in docs/difficulty.md. The letters in the
-docstrings (W5, S8, …) are those of that table. `kit.py` makes its tables from its files.
+docstrings (W5, S8, …) are those of that table. `stages.py` goes through them in order.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from eval.cascade import Costs, frontier
+from eval.difficulty.cheap import SMALL, prompt_statistics
 from eval.folds import shuffled
 from eval.metrics import Floats, auroc, brier, expected_calibration_error
 from eval.probes import Climbed, ProbeOptions, make_probe
@@ -28,6 +29,33 @@ SHARES = np.linspace(0, 1, 21)
 
 # Scaled by all training rows before cross-validation (S3), and with the intercept penalised.
 PROBES = ProbeOptions(scale_once=True, intercept_scaling=1.0)
+
+
+def prompt_features(columns: Mapping[str, Sequence]) -> tuple[list[str], Floats]:
+    """The eight of the published study, `[prompts, 8]`, dead ones included (S4).
+
+    Args:
+        columns: `prompt, seq_len, split, activity_label` and `prompt_perplexity` or `perplexity`.
+    """
+    prompts = list(columns["prompt"])
+    found = prompt_statistics(prompts, np.asarray(columns["split"]) == "train")
+    tokens = np.asarray(columns["seq_len"], float)
+    order: dict[str, int] = {}
+    category = [order.setdefault(label, len(order)) for label in columns["activity_label"]]
+    perplexity = columns["prompt_perplexity"] if "prompt_perplexity" in columns else columns["perplexity"]
+    made = {"char_length": found["char_length"], "token_count": tokens,
+            "lexical_diversity": found["lexical_diversity"], "perplexity": np.asarray(perplexity, float),
+            "char_to_token": found["char_length"] / (tokens + SMALL),
+            "capitalization_ratio": found["capitalization_ratio"],
+            "category_id": np.asarray(category, float), "bigram_novelty": found["bigram_novelty"]}
+    return list(made), np.stack(list(made.values()), axis=1)
+
+
+def standardised(values: ArrayLike, reference: NDArray[np.bool_]) -> Floats:
+    """(value − mean) / (standard deviation + 1e-8), both of the reference's rows (ddof 1; S10)."""
+    values = np.asarray(values, float)
+    chosen = values[reference]
+    return (values - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
 
 
 def probe_results(climbed: Climbed, *, items: int, train: int, test_labels: ArrayLike) -> dict[str, Any]:

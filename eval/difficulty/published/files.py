@@ -1,4 +1,4 @@
-"""The files of a run of fm-difficulty-probe: configuration, metadata, activations, autoencoder, losses.
+"""The files of a run of fm-difficulty-probe: metadata, activations, autoencoder, losses.
 
     squad.yaml                   KitConfig; its paths are relative to a root
     …_metadata.parquet           a row for each item
@@ -13,107 +13,27 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from numpy.typing import NDArray
 
 from eval.difficulty import cheap
 from eval.difficulty.labels import hard_by_quantile
+from eval.difficulty.published import protocol
+from eval.difficulty.published.config import KitConfig
+from eval.difficulty.published.pooling import pooled
 from eval.difficulty.series import read_series
 from eval.metrics import Floats
-from eval.probes import LADDER
-from tilelli_jax import config as config_lib
 from tilelli_jax import store
-from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.tensors import Tensor, read_file
 
 ACTIVATIONS = "encoder_embeddings"
 TYPES = (np.float16, np.float32)
-POSITIONS = 4096  # that are encoded at once
-# What their configurations also say, and nothing here depends on.
-OTHER_KEYS = ("default", "dataset", "layer_modules", "causal")
-RUNGS = tuple(rung.name for rung in LADDER)
-
-
-@dataclasses.dataclass(frozen=True)
-class ByLayer(Section):
-    """A file for each layer."""
-
-    mid: str | None = setting(None, "of the layer in the middle")
-    late: str | None = setting(None, "of the late one")
-
-
-@dataclasses.dataclass(frozen=True)
-class KitCascade(Section):
-    """The expensive model's errors, and what calls cost."""
-
-    cheap_metadata: str | None = setting(None, "of the cheap model; by default metadata")
-    expensive_metadata: str = setting("", "of the expensive one")
-    cost_cheap: float = setting(1.0, "of a call of the cheap one", above=0)
-    cost_expensive: float | None = setting(None, "of the other; by default 5, with tsfm 4", above=0)
-    score_cols: tuple[str, ...] = setting((), "rungs; by default P3_cheap_sae and P1_cheap")
-    n_random_trials: int = setting(500, "for each point of the random curve", least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := [name for name in self.score_cols if name not in RUNGS]:
-            raise InputError(f"score_cols: expected some of {', '.join(RUNGS)}, found {', '.join(unknown)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class KitConfig(Section):
-    """A configuration of theirs, as far as tables are made of it."""
-
-    modality: Literal["llm", "tsfm"] = setting("llm", "questions to a language model, or windows of a series")
-    experiment: str = setting("", "what it is called")
-    seed: int = setting(42, "of all that is drawn", least=0, most=2**32 - 1)
-    n_boot: int = setting(2000, "replicates of the bootstrap", least=1)
-    k: int = setting(32, "of the autoencoder", least=1)
-    layer: Literal["mid", "late"] = setting("mid", "which one")
-    metadata: str = setting("", "parquet file, a row for each item")
-    activations: ByLayer = setting(ByLayer(), "safetensors files; without one, P1_cheap alone is made")
-    sae_ckpt: ByLayer = setting(ByLayer(), "model directories; without one, there is no P3_cheap_sae and no "
-                                "P5_sae_only")
-    cascade: KitCascade | None = setting(None, "a cheap model before an expensive one")
-    out_dir: str = setting("", "where their results are; the causal_ablation_*.parquet in it are summarised, "
-                           "and nothing is written there")
-    causal_model: str = setting("", "what the summaries call the network")
-    hard_quantile: float = setting(0.75, "of tsfm: hard from this quantile of crps_norm on", above=0, below=1)
-    label_threshold_split: Literal["all", "train"] = setting("all", "of tsfm: of which rows")
-    context_length: int = setting(512, "of tsfm: values that are read", least=25)
-    series_csv: str = setting("", "of tsfm: the series, a local CSV or parquet file")
-    target_col: str = setting("OT", "of tsfm: its column")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cascade is not None and not self.costs[0] < self.costs[1]:
-            raise InputError("cascade.cost_expensive: expected more than cost_cheap {:g}, found {:g}"
-                             .format(*self.costs))
-
-    @property
-    def costs(self) -> tuple[float, float]:
-        """Of a call of the cheap model, and of the expensive one."""
-        section = self.cascade or KitCascade()
-        return section.cost_cheap, section.cost_expensive or (5.0 if self.modality == "llm" else 4.0)
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> KitConfig:
-    """Their YAML file, with dotted overrides.
-
-    Raises:
-        InputError: it cannot be read, or says what is not understood.
-    """
-    tree = config_lib.parse_overrides(overrides, config_lib.read_yaml(path))
-    return config_lib.from_dict(KitConfig, {key: value for key, value in tree.items()
-                                            if key not in OTHER_KEYS}, str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,12 +107,12 @@ def read_kit(config: KitConfig, root: Path, source: str) -> Kit:
         blocks = {"cheap": files.series_features(path, columns["start_ts"])}
     else:
         said = {name: column.tolist() for name, column in columns.items()}
-        blocks = {"cheap": cheap.published_prompt_features(said)[1]}
+        blocks = {"cheap": protocol.prompt_features(said)[1]}
     if activations is not None:
         lengths = np.full(len(hard), activations.shape[1])
         if not is_series:
             lengths = np.minimum(lengths, columns["seq_len"])
-        blocks |= _pooled(activations, lengths, sae, files.path(*files.of_layer("activations")))
+        blocks |= pooled(activations, lengths, sae, files.path(*files.of_layer("activations")))
     network = config.causal_model  # theirs call a directory by its name, and others as they are
     if network and (root / network).exists():
         network = Path(network).name
@@ -368,46 +288,3 @@ class _Files:
                 raise InputError(f"{path}: expected columns …_natural, …_recon and …_ablate_LATENT, found "
                                  + (", ".join(names) or "none"))
         return found
-
-
-# --- Activations ---------------------------------------------------------------------------------
-
-
-def _pooled(tensor: Tensor, lengths: NDArray[np.int64], sae: TopKSAE | None,
-            path: Path) -> dict[str, np.ndarray]:
-    """`raw`, and `sae` where there is one: the position, or mean, maximum and last of the first `lengths`."""
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("raw", "sae")[:1 if sae is None else 2]}
-    for name, item, values in _encoded(tensor, sae, path):
-        seen = values[:lengths[item]]
-        rows[name].append(seen[0] if len(values) == 1 else
-                          np.concatenate([seen.mean(axis=0), seen.max(axis=0), seen[-1]]))
-    return {name: np.stack(found) for name, found in rows.items()}
-
-
-def _encoded(tensor: Tensor, sae: TopKSAE | None, path: Path) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(block, item, `[positions, d or n]`): what is on disk, and the codes of it."""
-    items, positions, _ = tensor.shape
-    whole = tensor.mapped() if tensor.mapped else tensor.read()
-    encode = None if sae is None else _encoder(sae)
-    step = max(1, POSITIONS // positions)
-    for start in range(0, items, step):
-        values = np.asarray(whole[start:start + step])
-        finite = np.isfinite(values).all(axis=(1, 2))
-        if not finite.all():
-            raise InputError(f"{path}: item {start + int(np.argmin(finite))}: expected finite numbers only")
-        blocks = {"raw": values}
-        if encode is not None:
-            blocks["sae"] = encode(values.astype(np.float32))
-        for name, block in blocks.items():
-            yield from ((name, start + i, rows) for i, rows in enumerate(block))
-
-
-def _encoder(sae: TopKSAE) -> Callable[[np.ndarray], np.ndarray]:
-    """`[items, positions, d]` → the codes of all latents, `[items, positions, n]`, both f32."""
-    graph, params = nnx.split(sae)
-
-    @jax.jit
-    def encode(params: Any, x: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, params)
-        return model.dense(model.encode(x))
-    return lambda values: jax.device_get(encode(params, jnp.asarray(values)))

@@ -20,7 +20,9 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, TimeSe
 from sklearn.preprocessing import StandardScaler
 from statsmodels.tsa.stattools import acf, adfuller
 
-from eval.difficulty import kit, kit_files
+from eval.difficulty.published.__main__ import main
+from eval.difficulty.published.config import load_config
+from eval.difficulty.published.files import read_kit
 from tests.refusals import assert_one_line
 from tilelli_jax import store
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
@@ -92,8 +94,8 @@ def make(root: Path, modality: str, **more: Any) -> tuple[Path, Tree]:
 
 
 def run(root: Path, *more: str) -> int:
-    return kit.main(["--config", str(root / "kit.yaml"), "--root", str(root), "--out", str(root / "out"),
-                     *more])
+    return main(["--config", str(root / "kit.yaml"), "--root", str(root), "--out", str(root / "out"),
+                 *more])
 
 
 def pool(values: np.ndarray) -> np.ndarray:
@@ -192,8 +194,8 @@ def check_cascade(root: Path, column: str, costs: tuple[float, float], cheap: np
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "llm")
     assert run(tmp_path) == 0
-    config = kit_files.load_config(path)
-    found = kit_files.read_kit(config, tmp_path, str(path))
+    config = load_config(path)
+    found = read_kit(config, tmp_path, str(path))
     activations = np.random.default_rng(1).standard_normal((ITEMS, POSITIONS, WIDTH)).astype(np.float16)
     seen = [x[:min(n, POSITIONS)] for x, n in zip(activations, columns["seq_len"], strict=True)]
     np.testing.assert_array_equal(found.blocks["raw"], [pool(x) for x in seen])
@@ -225,7 +227,7 @@ def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     write_table(tmp_path / "theirs/causal_ablation_last.parquet",
                 {"window_id": np.arange(9), **{f"crps_{name}": values for name, values in losses.items()}})
     assert run(tmp_path) == 0
-    found = kit_files.read_kit(kit_files.load_config(path), tmp_path, str(path))
+    found = read_kit(load_config(path), tmp_path, str(path))
     values = np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1, usecols=1)
     statistics = [restated_statistics(values[start:start + CONTEXT]) for start in columns["start_ts"]]
     np.testing.assert_allclose(found.blocks["cheap"], statistics, rtol=1e-9, atol=1e-9)
@@ -386,5 +388,5 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path, capsys: pytest.Captu
     make(tmp_path, "llm")
     (tmp_path / "file").write_text("")
     arguments = ["--config", str(tmp_path / "kit.yaml"), "--root", str(tmp_path), "activations.mid=null"]
-    assert kit.main([*arguments, "--out", str(tmp_path / "file/out")]) == 2
+    assert main([*arguments, "--out", str(tmp_path / "file/out")]) == 2
     assert f"{tmp_path}/file/out: cannot be written" in capsys.readouterr().err

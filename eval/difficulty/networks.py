@@ -1,0 +1,65 @@
+"""Networks that a study asks: directories that are there, or runs that it makes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.difficulty.config import NetworkConfig
+from eval.stages import fingerprint, key
+from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_command
+from tilelli_jax.errors import InputError
+from tilelli_jax.language import TOKENIZER
+from tilelli_jax.training.run import RunDirectory
+
+
+class TrainingStopped(Exception):
+    """A run has ended before its end, and has said why; `status` is that of its command."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"training ended with status {status}")
+        self.status = status
+
+
+def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
+    """One sitting of `python -m tilelli_jax.train`, in this process: the model directory it ends with.
+
+    Raises:
+        TrainingStopped: it has not come to its end.
+    """
+    status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
+    directory = RunDirectory(run)
+    if status or not directory.summary.is_file():
+        raise TrainingStopped(status)
+    return directory.model
+
+
+def directory_of(section: NetworkConfig, out: Path, name: str) -> Path:
+    """The directory of a network, after it has been trained if that is what its section says.
+
+    What is trained stands in `out/networks/`, in a run directory named by its configuration: it resumes and
+    tells of itself as any other run does.
+    """
+    if section.path:
+        return Path(section.path)
+    return trained(section.train, out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}")
+
+
+def contents(path: Path, tokenizer: str = "", what: str = "a network") -> str:
+    """A fingerprint of a model directory's configuration and weights, and of a tokenizer elsewhere.
+
+    Raises:
+        InputError: it is no directory, or cannot be read.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: expected the directory of {what}, found "
+                         + ("a file" if path.exists() else "nothing"))
+    files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors")]
+    if tokenizer:
+        other = Path(tokenizer)
+        files += [other / TOKENIZER if other.is_dir() else other]
+    try:
+        return fingerprint(files)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,251 @@
+"""Asking questions: each text alone, and the small stored run of the published study's scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.difficulty import labels, texts
+from eval.difficulty.asking import Answers, Asker
+from eval.difficulty.config import SquadConfig
+from eval.difficulty.published import protocol
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.store import from_arrays
+
+SHARED = Path(__file__).parents[4] / "shared" / "reference"
+TINY = SHARED / "difficulty" / "tiny_world"
+needs_reference = pytest.mark.skipif(not TINY.exists(),
+                                     reason="the stored references do not come with this project")
+CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
+
+
+@pytest.fixture(scope="module")
+def asked() -> tuple[list[texts.Question], Answers]:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
+    tokenizer = tokenizers.Tokenizer.from_file(str(SHARED / "data" / "neox_20B_tokenizer.json"))
+    questions = texts.squad(texts.read_rows(TINY / "squad.json"), "squad.json")
+    model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
+    asker = Asker(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+                  most_tokens=SquadConfig().most_tokens, place="resid_post", layers=(1, 3))
+    return questions, asker.ask(questions)
+
+
+def stored(name: str) -> dict[str, np.ndarray]:
+    import pyarrow.parquet
+    table = pyarrow.parquet.read_table(TINY / name / "squad_metadata.parquet").to_pydict()
+    return {column: np.asarray(values) for column, values in table.items()}
+
+
+@needs_reference
+def test_surprise_and_activations(asked: tuple[list[texts.Question], Answers]) -> None:
+    import safetensors.numpy
+    questions, found = asked
+    expected = stored("act")
+    assert [question.prompt for question in questions] == expected["prompt"].tolist()
+    np.testing.assert_allclose(np.exp(found.ending_nats[:, 0]), expected["perplexity"], rtol=2e-5)
+    np.testing.assert_allclose(np.exp(found.prompt_nats), expected["prompt_perplexity"], rtol=2e-5)
+    for layer, name in ((1, "act"), (3, "act_late")):
+        arrays = safetensors.numpy.load_file(TINY / name / "squad_activations.safetensors")
+        theirs = arrays["encoder_embeddings"]
+        ours = np.stack(found.activations[layer])  # one position of each
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours.astype(float), theirs.astype(float),
+                                   atol=2e-3, rtol=2e-3)  # a float16's step
+        assert (ours == theirs).mean() > 0.98
+
+
+@needs_reference
+def test_labels_and_splits(asked: tuple[list[texts.Question], Answers]) -> None:
+    questions, found = asked
+    expected = stored("act")
+    split = labels.purged(labels.split_in_order(300), [question.prompt for question in questions],
+                          found.prompt_nats, fit_on_all=True)
+    assert split.tolist() == expected["split"].tolist()
+    perplexity = np.exp(found.ending_nats[:, 0])
+    norm = protocol.standardised(perplexity, split == "train")
+    np.testing.assert_allclose(norm, expected["perplexity_norm"], atol=1e-4)
+    hard = labels.hard_by_quantile(found.ending_nats[:, 0], split == "train")  # a rising map changes nothing
+    assert hard.tolist() == expected["difficulty"].tolist()
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_network(CONFIG, 0)[0]
+
+
+def changed(layer: int | None, symbol: str, value: float) -> Any:
+    """The network with a bias of a block, or with the embedding of a symbol, set to a value."""
+    arrays = dict(random_network(CONFIG, 0)[1])
+    name = "embed.kernel" if layer is None else f"blocks.{layer}.mlp.down.bias"
+    array = arrays[name] = arrays[name].copy()
+    (array[ord(symbol)] if layer is None else array)[...] = value
+    return from_arrays(CONFIG, arrays)
+
+
+@pytest.fixture(scope="module")
+def alone(model: Any) -> Callable[[list[int]], tuple[np.ndarray, np.ndarray]]:
+    """Of one text by itself: nats of each token after the first, and streams `[layers, time, d_model]`."""
+    run = quick_jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))
+
+    @functools.cache
+    def of(ids: bytes) -> tuple[np.ndarray, np.ndarray]:
+        logits, seen = run(jnp.asarray([list(ids)]))
+        logits = np.asarray(logits[0], np.float64)
+        nats = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids) - 1), list(ids[1:])]
+        return nats, np.asarray(seen["resid_post"][:, 0])
+    return lambda ids: of(bytes(ids))
+
+
+def questions_of_four() -> list[texts.Question]:
+    rows = [{"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up the tree", "by", "on"],
+             "label": "1", "activity_label": "Cats"},
+            {"ctx_a": "Two dogs", "ctx_b": "", "endings": ["bark", "run off", "sleep", "eat it"],
+             "label": 3, "activity_label": "Dogs"}]
+    return texts.hellaswag(rows, "rows")
+
+
+def test_several_endings(model: Any, alone: Any) -> None:
+    """HellaSwag's: each ending's surprise and the stream at its first token, beside each ending alone."""
+    questions = questions_of_four()
+    assert questions[0].prompt == "A cat sits" and questions[0].endings[0] == " down."
+    assert questions[1].right == 3
+    found = Asker(model, encode, most_tokens=6, place="resid_post", layers=(1,), batch_size=3,
+                  dtype=np.float32).ask(questions)
+    for i, question in enumerate(questions):
+        prompt = encode(question.prompt)[-6:]
+        assert found.prompt_tokens[i] == 6
+        assert found.activations[1][i].shape == (4, 16)
+        for j, ending in enumerate(question.endings):
+            nats, stream = alone(prompt + encode(ending))
+            assert found.ending_nats[i, j] == pytest.approx(nats[5:].mean(), abs=1e-5)
+            assert found.prompt_nats[i] == pytest.approx(nats[:5].mean(), abs=1e-5)
+            np.testing.assert_allclose(found.activations[1][i][j], stream[1, 6], atol=1e-5)
+            assert found.ending_tokens[i, j] == len(ending)
+
+
+def test_all_positions_of_the_prompt(model: Any, alone: Any) -> None:
+    """From `skip` on, the last at least; of several endings the prompt once."""
+    one = [texts.Question(prompt, (" d",), 0, "", "") for prompt in ("A b c", "Abcdef", "z" * 40, "yx")]
+    asker = Asker(model, encode, most_tokens=6, place="resid_post", layers=(1, 0), positions="all",
+                  batch_size=3, dtype=np.float32)
+    for questions in (one, questions_of_four()):
+        for asker.skip in (0, 1, 3, 50):
+            found = asker.ask(questions)
+            for i, question in enumerate(questions):
+                prompt = encode(question.prompt)[-6:]
+                start = min(asker.skip, len(prompt) - 1)
+                for layer in (0, 1):
+                    values = found.activations[layer][i]
+                    assert values.shape == (len(prompt) - start, 16) and values.dtype == np.float32
+                    # Causal: the prompt by itself has the stream that it has before an ending.
+                    np.testing.assert_allclose(values, alone(prompt)[1][layer, start:], atol=1e-5)
+
+
+def test_one_ending_is_read_at_the_last_of_the_prompt(model: Any, alone: Any) -> None:
+    questions = [texts.Question(prompt, (" def",), 0, "", "") for prompt in ("Ab c", "Abcdefgh")]
+    found = Asker(model, encode, most_tokens=6, place="resid_post", layers=(1,),
+                  dtype=np.float32).ask(questions)
+    for i, question in enumerate(questions):
+        prompt = encode(question.prompt)[-6:]
+        nats, stream = alone(prompt + encode(" def"))
+        np.testing.assert_allclose(found.activations[1][i], stream[1, [len(prompt) - 1]], atol=1e-5)
+        assert found.ending_nats[i, 0] == pytest.approx(nats[len(prompt) - 1:].mean(), abs=1e-5)
+
+
+def test_layers_in_any_order_and_none() -> None:
+    model = random_network(dataclasses.replace(CONFIG, n_layers=3), 0)[0]
+    questions = [texts.Question("A b c", (" d",), 0, "", "")]
+    found = {layers: Asker(model, encode, most_tokens=9, place="resid_post", layers=layers).ask(questions)
+             for layers in ((0, 2), (2, 0), ())}
+    for layer in (0, 2):
+        np.testing.assert_array_equal(found[0, 2].activations[layer], found[2, 0].activations[layer])
+    assert (found[0, 2].activations[0][0] != found[0, 2].activations[2][0]).any()
+    assert not found[()].activations and found[()].ending_nats == found[0, 2].ending_nats
+
+
+def test_one_token_has_no_surprise(model: Any) -> None:
+    found = Asker(model, encode, most_tokens=1).ask([texts.Question("Abc", (" d",), 0, "", "")])
+    assert found.prompt_tokens.tolist() == [1] and np.isnan(found.prompt_nats).all()
+    assert np.isfinite(found.ending_nats).all()
+
+
+def test_the_next_call_compiles_nothing_anew(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[tuple[int, ...]] = []
+    tapped = FlaxGPTNeoXForCausalLM.tapped
+    monkeypatch.setattr(FlaxGPTNeoXForCausalLM, "tapped",
+                        lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
+    asker = Asker(model, encode, most_tokens=9, place="resid_post", layers=(1,), batch_size=2)
+    questions = [texts.Question("A b c", (" d",), 0, "", ""), texts.Question("Abc", (" def",), 0, "", "")] * 3
+    parts = [asker.ask(questions[:3]), asker.ask(questions[3:])]
+    assert traced == [(2, 32)]
+    whole = asker.ask(questions)
+    np.testing.assert_array_equal(np.concatenate([part.ending_nats for part in parts]), whole.ending_nats)
+
+
+@pytest.mark.parametrize("positions", ["boundary", "all"])
+def test_what_is_not_finite_is_named(positions: Any) -> None:
+    question = texts.Question("A b c", (" d",), 0, "", "")
+    asker = Asker(changed(1, "", 1e6), encode, most_tokens=9, place="resid_post", layers=(0, 1),
+                  positions=positions)
+    with pytest.raises(InputError, match=r"item [01], layer 1: activations are not finite as float16"):
+        asker.ask([question, question])
+
+
+@pytest.mark.parametrize("positions", ["boundary", "all"])
+def test_the_one_that_is_not_finite_is_named_by_its_number(positions: Any) -> None:
+    model = changed(None, "Z", 1e6)  # no float16
+    questions = [texts.Question(prompt, (" d",), 0, "", "") for prompt in ("Abcd", "AbcZ", "Abcde")]
+    asker = Asker(model, encode, most_tokens=9, place="resid_post", layers=(1,), positions=positions)
+    for numbers, named in ((None, 1), ([4, 17, 21], 17), (range(6, 9), 7)):
+        with pytest.raises(InputError, match=f"^item {named}, layer 1: activations are not finite as floa"):
+            asker.ask(questions, numbers)
+    asker.dtype = np.float32
+    assert np.abs(asker.ask(questions).activations[1][1]).max() > 1e5
+
+
+def test_surprise_that_is_not_finite_is_named() -> None:
+    questions = [texts.Question("Abc", (" d", ending), 0, "", "") for ending in (" e", "Z e")]
+    with pytest.raises(InputError, match=r"^item 31: the surprise at ending 1 is not finite$"):
+        Asker(changed(None, "Z", np.nan), encode, most_tokens=9).ask(questions, [30, 31])
+
+
+@pytest.mark.parametrize(("question", "says"), [
+    (texts.Question("", (" d",), 0, "", ""), "tokens in the prompt"),
+    (texts.Question("A", ("",), 0, "", ""), "in every one of 1 endings"),
+    (texts.Question("A", (" d", " e"), 0, "", ""), "in every one of 1 endings")])
+def test_nothing_to_ask(question: texts.Question, says: str, model: Any) -> None:
+    asker = Asker(model, encode, most_tokens=9)
+    with pytest.raises(InputError, match=f"^item 9: expected .*{says}"):
+        asker.ask([texts.Question("A", (" d",), 0, "", ""), question], [8, 9])
+
+
+def test_learned_positions_have_an_end() -> None:
+    model = random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0]
+    questions = [texts.Question("a" * 60, ("b" * n,), 0, "", "") for n in (4, 5)]
+    assert np.isfinite(Asker(model, encode, most_tokens=35).ask(questions).ending_nats).all()
+    with pytest.raises(InputError, match=r"^item 1: prompt and ending have 41 tokens, and the network reads "
+                                         r"40; data\.most_tokens"):
+        Asker(model, encode, most_tokens=36).ask(questions)
+
+
+def test_another_networks_tokenizer() -> None:
+    model = random_network(GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)[0]
+    asker = Asker(model, lambda text: list(text.encode()), most_tokens=9)
+    with pytest.raises(InputError, match=r"item 7: expected tokens below the network's 50, found 66"):
+        asker.ask([texts.Question("AB", ("B",), 0, "", "")], [7])

@@ -1,0 +1,212 @@
+"""The study of Chronos: each window has its own random numbers, and nothing looks ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from eval.difficulty import cheap, series
+from eval.difficulty import forecasts as module
+from eval.difficulty.config import CausalConfig, ExtractConfig, NetworkConfig, SeriesConfig, StudyConfig
+from eval.difficulty.extract import Extraction, extract
+from eval.difficulty.forecasts import Forecasts
+from tests.refusals import assert_one_line
+from tests.restated.random_weights import random_network
+from tilelli_jax import store
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
+from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.signals.series import encoded
+
+CONTEXT, HORIZON, STRIDE, TIME = 16, 4, 6, 150
+STARTS = list(range(0, TIME - CONTEXT - HORIZON + 1, STRIDE))
+VALUES = np.random.default_rng(3).standard_normal(TIME).cumsum()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("chronos")
+    config = T5Config(vocab_size=50, d_model=12, n_layers=3, n_decoder_layers=2, n_heads=3, d_head=5,
+                      d_hidden=20, chronos=ChronosConfig(n_tokens=50, context_length=20, prediction_length=6,
+                                                         num_samples=5, top_k=10))
+    random_network(config, 0)[0].save_pretrained(path)
+    (path / "series.csv").write_text("date,OT\n" + "".join(f"{i},{value!r}\n"
+                                                           for i, value in enumerate(VALUES.tolist())))
+    return path
+
+
+def study(directory: Path, layers: tuple[int, ...] = (2, 0), place: str = "encoder.resid_post",
+          dtype: Any = "float32", **data: Any) -> StudyConfig:
+    options = {"source": str(directory / "series.csv"), "context": CONTEXT, "horizon": HORIZON, "season": 4,
+               "stride": STRIDE, "samples": 4, **data}
+    return StudyConfig(network=NetworkConfig(path=str(directory)), data=SeriesConfig(**options), seed=5,
+                       extract=ExtractConfig(place=place, layers=layers, batch_size=4, dtype=dtype),
+                       causal=CausalConfig(samples=3, horizon=2))
+
+
+@pytest.fixture(scope="module")
+def subject(directory: Path) -> Forecasts:
+    return Forecasts(study(directory))
+
+
+@pytest.fixture(scope="module")
+def chronos(subject: Forecasts, directory: Path) -> Chronos:
+    return subject.open(subject.config.network, str(directory))
+
+
+def test_windows_and_groups(subject: Forecasts, directory: Path) -> None:
+    assert len(subject) == len(STARTS) and subject.about["start"] == STARTS
+    for start, context, future in zip(STARTS, subject.windows.contexts, subject.windows.futures, strict=True):
+        np.testing.assert_array_equal([*context, *future], VALUES[start:start + CONTEXT + HORIZON])
+    assert subject.groups.tolist() == [str(start // (CONTEXT + HORIZON)) for start in STARTS]
+    # Windows of one group begin within one span, and those of the next but one do not overlap them.
+    for i, a in enumerate(STARTS):
+        for j, b in enumerate(STARTS):
+            apart = abs(int(subject.groups[i]) - int(subject.groups[j]))
+            assert apart > 0 or abs(a - b) < CONTEXT + HORIZON
+            assert apart < 2 or abs(a - b) >= CONTEXT + HORIZON
+    assert subject.fingerprint == Forecasts(study(directory, stride=7)).fingerprint  # of the data
+    assert subject.fingerprint != Forecasts(study(directory, column="date")).fingerprint
+
+
+def test_two_calls_are_one(subject: Forecasts, chronos: Chronos) -> None:
+    """Random numbers go with the item's own number, whatever it is asked beside."""
+    whole = subject.measure(chronos, range(len(subject)), (2, 0))
+    assert set(whole.numbers) == {"amount", "mase"} and (whole.numbers["amount"] > 0).all()
+    parts = [subject.measure(chronos, items, (2, 0)) for items in (range(5), range(5, len(subject)))]
+    for name, values in whole.numbers.items():
+        np.testing.assert_array_equal(np.concatenate([part.numbers[name] for part in parts]), values)
+    for layer in (0, 2):
+        found = [values for part in parts for values in part.activations[layer]]
+        assert len(found) == len(subject) and found[0].shape == (CONTEXT + 1, 12)
+        np.testing.assert_array_equal(found, whole.activations[layer])
+    chosen = [20, 3]
+    some = subject.measure(chronos, chosen, ())
+    np.testing.assert_array_equal(some.numbers["amount"], whole.numbers["amount"][chosen])
+    assert some.activations == {}
+
+
+def test_what_is_measured(subject: Forecasts, chronos: Chronos) -> None:
+    found = subject.measure(chronos, range(3), (2, 0))
+    contexts = np.array([VALUES[start:start + CONTEXT] for start in STARTS[:3]])
+    futures = np.array([VALUES[start + CONTEXT:start + CONTEXT + HORIZON] for start in STARTS[:3]])
+    samples = chronos.predict(contexts, HORIZON, num_samples=4, seed=5)
+    np.testing.assert_allclose(found.numbers["amount"], crps(samples, futures).mean(axis=-1), rtol=1e-6)
+    np.testing.assert_allclose(found.numbers["mase"], series.scores(samples, contexts, futures, 4)[1],
+                               rtol=1e-6)
+    for layer in (0, 2):
+        for i, values in encoded(chronos, contexts, layers=(layer,), batch_size=4):
+            np.testing.assert_allclose(found.activations[layer][i], values[0], atol=1e-5)
+    assert found.activations[0][0].dtype == np.float32
+
+
+def test_the_next_shard_compiles_nothing_anew(directory: Path, chronos: Chronos, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[tuple[int, ...]] = []
+    encode = FlaxT5ForConditionalGeneration.encode_tapped
+
+    def counting(self: Any, ids: Any, mask: Any, tap: Any) -> Any:
+        traced.append((*ids.shape, len(tap.record)))
+        return encode(self, ids, mask, tap)
+    monkeypatch.setattr(FlaxT5ForConditionalGeneration, "encode_tapped", counting)
+    subject = Forecasts(study(directory, layers=(1,), context=18))  # of a shape that no other test has
+    extract(tmp_path, subject, chronos, range(len(subject)), (1,), 5)
+    assert len(list(tmp_path.glob("shard-*"))) == 5
+    assert sorted(traced) == [(4, 19, 0), (4, 19, 1)]  # to forecast, to look
+    assert Extraction(tmp_path).positions.tolist() == [19] * len(subject)
+
+
+def test_split_and_folds_go_forward(subject: Forecasts, directory: Path) -> None:
+    span = CONTEXT + HORIZON
+    split = subject.split({})
+    cut = int(0.7 * TIME)
+    assert split.tolist() == ["train" if start + span <= cut else "test" if start >= cut + span else "purge"
+                              for start in STARTS]
+    train = np.flatnonzero(split == "train")
+    labels = np.arange(len(train)) % 2
+    folds = subject.folds(labels, train, 5)
+    assert len(folds) >= 2
+    for fit, held in folds:
+        assert max(STARTS[i] for i in train[fit]) + span <= min(STARTS[i] for i in train[held])
+    assert subject.folds(labels[:2], train[:2], 5) == []  # which leave no two of them
+    # Of the first windows alone, the split is theirs.
+    few = Forecasts(study(directory, items=20))
+    assert len(few) == 20 and few.length == STARTS[19] + span
+    assert set(few.split({}).tolist()) == {"train", "test", "purge"}
+
+
+def test_blocks(subject: Forecasts) -> None:
+    found = subject.blocks({}, subject.split({}))
+    assert list(found) == ["cheap"] and found["cheap"].names == cheap.SERIES_STATISTICS
+    np.testing.assert_array_equal(found["cheap"].values, cheap.series_statistics(subject.windows.contexts, 4))
+
+
+def test_rows_for_an_autoencoder(subject: Forecasts, chronos: Chronos) -> None:
+    """Every window once, whole, in a random order that goes with the seed."""
+    items = [1, 4, 9, 10, 17]
+    found = list(subject.rows(chronos, items, 2))
+    expected = subject.measure(chronos, items, (2,)).activations[2]
+    order = np.random.default_rng(5).permutation(items).tolist()
+    assert order != items
+    for values, item in zip(found, order, strict=True):
+        np.testing.assert_allclose(values, expected[items.index(item)], atol=1e-5)
+
+
+def test_patches_go_with_the_items(subject: Forecasts, chronos: Chronos) -> None:
+    sae = TopKSAE(SAEConfig(d_model=12, n_latents=48, k=4), rngs=nnx.Rngs(1))
+    whole = subject.patched(chronos, sae, range(8), [3], 1, "all")
+    assert whole.shape == (8, 3) and (whole[:, 0] != whole[:, 1]).any()
+    np.testing.assert_array_equal(subject.patched(chronos, sae, [6, 1], [3], 1, "all"), whole[[6, 1]])
+    natural = chronos.predict(subject.windows.contexts[:8], 2, num_samples=3, seed=5)
+    np.testing.assert_allclose(whole[:, 0], crps(natural, subject.windows.futures[:8, :2]).mean(axis=-1),
+                               rtol=1e-6)
+    end = subject.patched(chronos, sae, range(8), [], 1, "boundary")
+    np.testing.assert_array_equal(end[:, 0], whole[:, 0])
+    assert (end[:, 1] != whole[:, 1]).any()
+
+
+def test_what_is_not_finite_is_named(directory: Path, chronos: Chronos, tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the item's own number, in a later shard."""
+    subject = Forecasts(study(directory, dtype="float16"))
+    huge = subject.windows.contexts[13]
+
+    def spoilt(chronos: Any, contexts: np.ndarray, **how: Any) -> Iterator[tuple[int, np.ndarray]]:
+        for i, values in encoded(chronos, contexts, **how):
+            if (contexts[i] == huge).all():
+                values[how["layers"].index(0), 3, 5] = 1e6  # no float16
+            yield i, values
+    monkeypatch.setattr(module, "encoded", spoilt)
+    with pytest.raises(InputError) as caught:
+        extract(tmp_path, subject, chronos, range(len(subject)), (2, 0), 10)
+    assert_one_line(f"error: {caught.value}\n", "item 13, layer 0: activations are not finite as float16")
+    assert [file.name for file in tmp_path.iterdir()] == ["shard-00000.safetensors"]
+    with pytest.raises(InputError, match=r"^item 13, layer 0"):
+        subject.measure(chronos, [2, 13], (0,))
+    with pytest.raises(InputError, match=r"^item 13, layer 0"):
+        list(subject.rows(chronos, [2, 13, 14], 0))
+
+
+def test_what_cannot_be_studied(directory: Path, subject: Forecasts, chronos: Chronos,
+                                tmp_path: Path) -> None:
+    for place, layers, says in (("encoder.resid_pots", (0,), "extract.place: expected one of encoder."),
+                                ("decoder.resid_post", (0,), "extract.place: expected one of encoder."),
+                                ("encoder.resid_post", (3,), "extract.layers: expected 0 to 2, found 3")):
+        with pytest.raises(InputError) as caught:
+            Forecasts(study(directory, layers, place)).measure(chronos, range(2), layers)
+        assert_one_line(f"error: {caught.value}\n", says)
+    with pytest.raises(InputError) as caught:
+        Forecasts(study(directory, stride=40))
+    assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 10 windows, found 4")
+    config = VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2)
+    store.save(random_network(config, 0)[0], tmp_path)
+    with pytest.raises(InputError) as caught:
+        subject.open(NetworkConfig(path=str(tmp_path)), str(tmp_path))
+    assert_one_line(f"error: {caught.value}\n", str(tmp_path), "expected a Chronos, found family vanilla")

@@ -1,0 +1,287 @@
+"""The study of language models: what is asked, how it is split, and the network's own streams."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.difficulty import cheap
+from eval.difficulty.config import (
+    ExtractConfig,
+    HellaSwagConfig,
+    NetworkConfig,
+    SplitConfig,
+    SquadConfig,
+    StudyConfig,
+    TextConfig,
+)
+from eval.difficulty.extract import Extraction, extract
+from eval.difficulty.items import make_items, read_items
+from eval.difficulty.questions import Questions, dealt, with_source
+from eval.tables import read_columns
+from tests.refusals import assert_one_line
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tilelli_jax.errors import InputError
+from tilelli_jax.language import Language
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.store import from_arrays
+
+CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+@pytest.fixture(scope="module")
+def language() -> Language:
+    return Language(random_network(CONFIG, 0)[0], encode)
+
+
+@pytest.fixture(scope="module")
+def alone(language: Language) -> Callable[[list[int]], np.ndarray]:
+    """The streams of one text by itself, `[layers, time, d_model]`."""
+    run = quick_jit(lambda ids: language.model.tapped(ids, Tap(record=("resid_post",)))[1]["resid_post"])
+    return lambda ids: np.asarray(run(jnp.asarray([ids])))[:, 0]
+
+
+def study(data: Any, split: SplitConfig | None = None, **options: Any) -> StudyConfig:
+    options = {"layers": (1, 0), "dtype": "float32", "batch_size": 3, **options}
+    return StudyConfig(network=NetworkConfig(path="x"), data=data, split=split or SplitConfig(),
+                       extract=ExtractConfig(**options), seed=7)
+
+
+def story(tmp_path: Path, separator: str = "\n\n") -> TextConfig:
+    """Seven documents of two pieces each, all of them different, the last document one piece longer."""
+    rng = np.random.default_rng(0)
+    letters = "".join(chr(97 + i) for i in rng.integers(0, 26, 7 * 40 + 20))
+    documents = [letters[start:start + 40] for start in range(0, 240, 40)] + [letters[240:]]
+    (tmp_path / "text.txt").write_text(separator.join(documents))
+    return TextConfig(source=str(tmp_path / "text.txt"), prompt=16, ending=4, separator=separator)
+
+
+def hellaswag(tmp_path: Path, rows: int = 24) -> HellaSwagConfig:
+    made = [{"ctx_a": f"A {'cat' if i % 2 else 'dog'} {i}", "ctx_b": "goes" if i % 3 else "",
+             "endings": [f"{word} {i * j}" for j, word in enumerate(("up", "down", "by", "on"))],
+             "label": str(i % 4), "activity_label": "Pets",
+             "source_id": f"{'wikihow' if i % 2 else 'activitynet'}~{i // 2}"}
+            for i in range(rows)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, made)))
+    return HellaSwagConfig(source=str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("skip", [1, 5])
+def test_all_positions_are_each_texts_own_stream(skip: int, language: Language, alone: Any,
+                                                 tmp_path: Path) -> None:
+    """From disk: the shards, their order, and what one text has by itself."""
+    subject = Questions(study(story(tmp_path), positions="all", skip=skip))
+    assert len(subject) == 15
+    extract(tmp_path, subject, language, range(15), (0, 1), 4)
+    found = Extraction(tmp_path)
+    assert found.items.tolist() == list(range(15)) and found.positions.tolist() == [16 - skip] * 15
+    for layer in (0, 1):
+        for i, values in enumerate(found.activations(layer)):
+            expected = alone(encode(subject.questions[i].prompt))[layer, skip:]
+            np.testing.assert_allclose(values, expected, atol=1e-5)
+    table = read_columns(tmp_path / "metadata.parquet")
+    assert table["item"].tolist() == list(range(15)) and table["prompt"].tolist() == subject.about["prompt"]
+    assert table["prompt_tokens"].tolist() == [16] * 15 and table["answer_tokens"].tolist() == [4] * 15
+
+
+def test_no_value_hangs_on_the_shards(language: Language, tmp_path: Path) -> None:
+    subject, found = Questions(study(story(tmp_path))), []
+    for size in (4, 15):
+        path = tmp_path / str(size)
+        path.mkdir()
+        extract(path, subject, language, range(15), (0, 1), size)
+        read = Extraction(path)
+        found.append([read.numbers, list(read.activations(0)), list(read.activations(1))])
+    for name in found[0][0]:
+        np.testing.assert_array_equal(found[0][0][name], found[1][0][name])
+    for layer in (1, 2):
+        np.testing.assert_array_equal(found[0][layer], found[1][layer])
+
+
+@pytest.mark.parametrize("positions", ["boundary", "all"])
+def test_what_is_not_finite_is_named(positions: Any, tmp_path: Path) -> None:
+    """By the item's own number, in a later shard, and where only some items are asked."""
+    arrays = dict(random_network(CONFIG, 0)[1])
+    arrays["embed.kernel"] = arrays["embed.kernel"].copy()
+    arrays["embed.kernel"][ord("Z")] = 1e6
+    network = Language(from_arrays(CONFIG, arrays), encode)
+    data = story(tmp_path)
+    subject = Questions(study(data, positions=positions, dtype="float16"))
+    question = subject.questions[9]
+    subject.questions[9] = question._replace(prompt=question.prompt[:-1] + "Z")
+    for items in (range(15), [1, 3, 4, 5, 6, 9, 11]):
+        path = tmp_path / str(len(items))
+        path.mkdir()
+        with pytest.raises(InputError) as caught:
+            extract(path, subject, network, items, (1,), 4)
+        assert_one_line(f"error: {caught.value}\n", "item 9, layer 1: activations are not finite as float16")
+        assert [file.name for file in sorted(path.iterdir())] == [
+            f"shard-{i:05}.safetensors" for i in range(2 if len(items) == 15 else 1)]
+
+
+def test_rows_for_an_autoencoder(language: Language, alone: Any, tmp_path: Path) -> None:
+    """Prompt and answer at all positions but the first, each text once."""
+    subject = Questions(study(story(tmp_path)))
+    found = list(subject.rows(language, [3, 9], 1))
+    questions = [subject.questions[i] for i in (3, 9)]
+    expected = [alone(encode(one.prompt + one.endings[0]))[1, 1:] for one in questions]
+    order = [0, 1] if np.allclose(found[0], expected[0], atol=1e-5) else [1, 0]
+    for values, i in zip(found, order, strict=True):
+        np.testing.assert_allclose(values, expected[i], atol=1e-5)
+
+
+def test_wrong_answers(language: Language, tmp_path: Path) -> None:
+    """Hard, and an error, is where another ending than the right one surprises least."""
+    subject = Questions(study(hellaswag(tmp_path), SplitConfig(alike=2)))
+    extract(tmp_path, subject, language, range(24), (1,), 7)
+    found = Extraction(tmp_path)
+    assert found.positions.tolist() == [4] * 24
+    asked = subject._asker_of(language, (1,)).ask(subject.questions).ending_nats
+    right = np.arange(24) % 4
+    np.testing.assert_array_equal(found.numbers["amount"], asked[np.arange(24), right])
+    np.testing.assert_array_equal(found.numbers["picked"], asked.argmin(axis=1))
+    wrong = asked.argmin(axis=1) != right
+    assert 0 < wrong.sum() < 24
+    make_items(tmp_path, subject, found, subject.config)
+    items = read_items(tmp_path)
+    assert items.hard.tolist() == wrong.tolist() == items.error.tolist()
+    assert items.domain.tolist() == ["activitynet", "wikihow"] * 12
+    assert not set(items.groups[items.train]) & set(items.groups[items.test])
+
+
+def test_blocks(language: Language, tmp_path: Path) -> None:
+    subject = Questions(study(story(tmp_path)))
+    numbers = {"prompt_nats": np.arange(15.0), "answer_tokens": np.arange(1, 16)}
+    split = np.where(np.arange(15) < 9, "train", "test")
+    found = subject.blocks(numbers, split)
+    assert list(found) == ["cheap", "surprise", "length"]
+    expected = cheap.prompt_statistics(subject.about["prompt"], split == "train", subject.groups.tolist())
+    assert found["cheap"].names == tuple(expected)
+    np.testing.assert_array_equal(found["cheap"].values, np.stack(list(expected.values()), axis=1))
+    np.testing.assert_array_equal(found["surprise"].values[:, 0], numbers["prompt_nats"])
+    np.testing.assert_allclose(found["length"].values[:, 0], np.log(numbers["answer_tokens"]))
+
+
+def test_splits(tmp_path: Path) -> None:
+    data = story(tmp_path)
+    numbers = {"prompt_nats": np.array([0.1, *[3.0] * 14])}
+    in_order = Questions(study(data, SplitConfig(by="order", train=0.6))).split(numbers)
+    assert in_order.tolist() == ["purge", *["train"] * 8, *["test"] * 6]
+    subject = Questions(study(data, SplitConfig(by="group")))
+    found = subject.split(numbers)
+    assert found[0] == "purge" and set(found[1:].tolist()) == {"train", "test"}
+    assert not set(subject.groups[found == "train"]) & set(subject.groups[found == "test"])
+    kept = Questions(study(data, SplitConfig(by="group", known_nats=0.0))).split(numbers)
+    assert kept[0] != "purge" and kept[1:].tolist() == found[1:].tolist()
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
+        Questions(study(data, SplitConfig(by="topic"))).split(numbers)
+
+
+def test_folds_keep_groups(tmp_path: Path) -> None:
+    subject = Questions(study(story(tmp_path)))
+    train = np.arange(1, 15)
+    labels = np.arange(14) % 2
+    folds = subject.folds(labels, train, 5)
+    assert len(folds) >= 2
+    for fit, held in folds:
+        assert not set(subject.groups[train[fit]]) & set(subject.groups[train[held]])
+    assert subject.folds(np.array([0, 1]), train[:2], 5) == []  # which leave no two of them
+    assert subject.folds(np.array([0, 0, 0, 1]), train[:4], 5) == []
+
+
+def test_sources(tmp_path: Path) -> None:
+    data = hellaswag(tmp_path)
+    assert len(Questions(study(HellaSwagConfig(source=data.source, items=11)))) == 11
+    found = Questions(study(HellaSwagConfig(source=data.source, items=11, domain="wikihow")))
+    assert len(found) == 11 and found.about["answer"][1] == " on 9"
+    assert set(found.about["domain"]) == {"wikihow"}  # eleven of them, not those of the first eleven
+    assert found.fingerprint != Questions(study(data)).fingerprint == Questions(study(data)).fingerprint
+    moved = with_source(study(HellaSwagConfig(source="hf:x", items=12)), data.source)
+    assert len(Questions(moved)) == 12
+    assert len(Questions(study(TextConfig(items=30)))) == 30
+    long = Questions(study(TextConfig(items=40, prompt=600, ending=50)))
+    assert len(long) == 40 and {len(one.prompt) for one in long.questions} == {600}
+
+
+@pytest.mark.parametrize(("data", "parts"), [
+    (TextConfig(source="no/such.txt"), ["data.source: no/such.txt: cannot be read: No such file"]),
+    (SquadConfig(source="no/such.json"), ["no/such.json: cannot be read"]),
+    (TextConfig(items=50, prompt=5000), ["data.source: stories: expected at least 10 items, found 0"])])
+def test_what_cannot_be_asked(data: Any, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        Questions(study(data))
+    assert_one_line(f"error: {caught.value}\n", *parts)
+
+
+def test_a_place_or_layer_that_is_not_there(language: Language, tmp_path: Path) -> None:
+    data = story(tmp_path)
+    for options, says in (({"place": "resid_pots"}, "^extract.place: expected one of .*, found 'resid_pots'"),
+                          ({"layers": (5,)}, "^extract.layers: expected 0 to 1, found 5$")):
+        config = study(data, **options)
+        with pytest.raises(InputError, match=says):
+            Questions(config).measure(language, range(3), config.extract.layers)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+GROUPS = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["", "wikihow", "activitynet"])),
+                  min_size=2, max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(GROUPS, st.floats(0.02, 0.98), st.integers(0, 2**32 - 1), st.randoms())
+def test_dealt(sizes: list[tuple[int, str]], train: float, seed: int, random: Any) -> None:
+    """Whole groups on one side, both sides with some, the share right but for the largest groups."""
+    rows = [(f"g{i}", domain) for i, (size, domain) in enumerate(sizes) for _ in range(size)]
+    random.shuffle(rows)
+    groups, domains = (np.array(column) for column in zip(*rows, strict=True))
+    if np.unique(domains, return_counts=True)[1].max() < 2:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split = dealt(groups, domains, train, seed)
+    assert split.tolist() == dealt(groups, domains, train, seed).tolist()
+    sides = [set(groups[split == part]) for part in ("train", "test")]
+    assert all(sides) and not sides[0] & sides[1] and sides[0] | sides[1] == set(groups)
+
+
+@pytest.mark.parametrize("train", [0.3, 0.7, 0.9])
+def test_shares_and_domains(train: float) -> None:
+    """200 groups of 1 to 5 items; two items in three are of one domain."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 6, 200)
+    groups = np.repeat([f"g{i}" for i in range(200)], sizes)
+    domains = np.repeat(np.where(np.arange(200) % 3, "wikihow", "activitynet"), sizes)
+    for named in (domains, np.full(len(groups), "")):
+        split = dealt(groups, named, train, 3)
+        assert abs((split == "train").mean() - train) < 0.03
+        for domain in np.unique(named):
+            assert abs((split[named == domain] == "train").mean() - train) < 0.03
+        assert (dealt(groups, named, train, 4) != split).any()
+
+
+def test_few_groups() -> None:
+    blank = np.full(6, "")
+    for train in (0.05, 0.7, 0.95):  # two suffice, whatever the share
+        assert set(dealt(np.array(list("aaaabb")), blank, train, 0).tolist()) == {"train", "test"}
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
+        dealt(np.array(list("aaaaaa")), blank, 0.7, 0)
+    # Groups of one item in domains of half of them each.
+    split = dealt(np.arange(10).astype(str), np.array(["a", "b"] * 5), 0.7, 0)
+    assert 0 < (split == "test").sum() < 5
