@@ -17,14 +17,16 @@ from typing import Literal
 
 Rule = Literal["strict", "recall"]
 ARTICLES = ("a", "an", "the")
-NUMBERS = {word: str(n) for n, word in enumerate(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"])}
+NUMBERS = {word: str(n) for n, word in enumerate((
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
 NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor", "no")
 NEAR = 3  # words before a right answer in which a negation is about it
 REFUSALS = (
     r"i (?:do not|don t|dont) (?:have|know|possess|recall)", r"i (?:am|m) (?:not sure|unsure|unable|sorry)",
     r"i (?:cannot|can t|could not|couldn t) (?:answer|determine|find|identify|provide|tell|say)",
-    r"(?:please )?(?:provide|give|specify|clarify)(?: me)?(?: \w+){0,3} (?:context|information|details|which|what)",
+    r"(?:please )?(?:provide|give|specify|clarify)(?: me)?(?: \w+){0,3} "
+    r"(?:context|information|details|which|what)",
     r"(?:i )?(?:need|require) (?:more|additional|further) (?:context|information|details)",
     r"(?:it is|it s|this is) (?:unknown|not known|unclear|impossible to (?:say|tell|know|determine))",
     r"(?:unknown|unclear|not known)$",
@@ -50,7 +52,7 @@ def is_refusal(said: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Words as they are compared: case and accents folded, initials and thousands closed up, numbers as digits.
+    """Words as they are compared: case and accents folded, initials and thousands closed up, digits.
 
     Articles are left out where anything else is left.
     """
@@ -106,7 +108,8 @@ def _position(wanted: Sequence[str], spoken: Sequence[str]) -> int | None:
     """Where `wanted` begins in `spoken`, or None."""
     if not wanted:
         return None
-    return next((i for i in range(len(spoken) - len(wanted) + 1) if spoken[i:i + len(wanted)] == wanted), None)
+    n = len(wanted)
+    return next((i for i in range(len(spoken) - n + 1) if spoken[i:i + n] == wanted), None)
 
 
 RULES: dict[Rule, Callable[[str, Sequence[str]], bool]] = {"strict": matches, "recall": recall_matches}

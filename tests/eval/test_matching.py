@@ -25,16 +25,19 @@ def test_recalls_cases() -> None:
 
 
 @pytest.mark.parametrize(("said", "gold", "strict", "recall"), [
-    ("Jane", "Jane Austen", False, True), ("I", "I, Claudius", False, True), ("Austen", "Jane Austen", False, False),
+    ("Jane", "Jane Austen", False, True), ("I", "I, Claudius", False, True),
+    ("Austen", "Jane Austen", False, False),
     ("the novelist Jane Austen", "Jane Austen", True, True), ("catalog", "cat", False, False),
     ("U.S.A.", "USA", True, False), ("the U.S.", "US", True, False), ("USA", "U.S.A.", True, False),
-    ("Beyonce", "Beyoncé", True, False), ("Straße", "STRASSE", True, False), ("Paris—France", "Paris", True, False),
-    ("O’Brien", "O'Brien", True, False), ("1,000", "1000", True, False), ("1 000 people", "1,000", True, True),
-    ("seven", "7", True, False), ("7", "Seven", True, False), ("3.5", "3.5", True, True), ("4 2", "42", False, False),
+    ("Beyonce", "Beyoncé", True, False), ("Straße", "STRASSE", True, False),
+    ("Paris—France", "Paris", True, False), ("O’Brien", "O'Brien", True, False),
+    ("1,000", "1000", True, False), ("1 000 people", "1,000", True, True), ("seven", "7", True, False),
+    ("7", "Seven", True, False), ("3.5", "3.5", True, True), ("4 2", "42", False, False),
     ("London or Paris", "Paris", False, True), ("true or false", "True or False", True, True),
     ("not Paris", "Paris", False, True), ("It isn't Paris.", "Paris", False, True),
     ("Not surprisingly for a lover of art, Paris", "Paris", True, True),
-    ("I don't know. Maybe Paris", "Paris", False, True), ("The The", "The The", True, False), ("", "x", False, False),
+    ("I don't know. Maybe Paris", "Paris", False, True), ("The The", "The The", True, False),
+    ("", "x", False, False),
     ("x", "", False, False), ("日本", "日本", True, True)])
 def test_both_rules(said: str, gold: str, strict: bool, recall: bool) -> None:
     assert (is_match(said, [gold]), is_match(said, [gold], "recall")) == (strict, recall)
@@ -44,7 +47,8 @@ def test_both_rules(said: str, gold: str, strict: bool, recall: bool) -> None:
     ("I don't know.", True), ("I do not have information about that", True), ("Sorry, I'm not sure", True),
     ("Please provide more context about who you mean", True), ("I need more information", True),
     ("It is unknown.", True), ("I'm unable to tell", True), ("I cannot determine which film", True),
-    ("Insufficient information", True), ("Paris", False), ("Know Your Enemy", False), ("I", False), ("", False),
+    ("Insufficient information", True), ("Paris", False), ("Know Your Enemy", False), ("I", False),
+    ("", False),
     ("Unforgiven", False), ("The Unknown Soldier", False)])
 def test_refusals(said: str, refuses: bool) -> None:
     assert is_refusal(said) == refuses

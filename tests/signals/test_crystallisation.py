@@ -62,9 +62,11 @@ def test_any_chunks_are_the_whole(vocab: int, chunk: int, cap: float | None, see
     for name, found in told._asdict().items():
         np.testing.assert_allclose(found, [row[name] for row in expected], atol=2e-5 * size, rtol=1e-4,
                                    err_msg=name)
-    kl = [(row["p"] * (row["log_p"] - expected[i]["log_p"])).sum() for row, i in zip(expected, before, strict=True)]
+    kl = [(row["p"] * (row["log_p"] - expected[i]["log_p"])).sum()
+          for row, i in zip(expected, before, strict=True)]
     np.testing.assert_allclose(divergence, kl, atol=2e-5 * size, rtol=1e-4)
-    for other in (look(unembedding, jnp.asarray(rows), chunk=chunk), look(by_column, jnp.asarray(rows), chunk=chunk)):
+    for way in (unembedding, by_column):
+        other = look(way, jnp.asarray(rows), chunk=chunk)
         for a, b in zip(other, told, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5 * size)
 
@@ -85,13 +87,16 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize("name", cases())
 def test_the_published_features(name: str) -> None:
-    case = {key.partition("/")[2]: value for key, value in np.load(CASES).items() if key.startswith(f"{name}/")}
+    case = {key.partition("/")[2]: value for key, value in np.load(CASES).items()
+            if key.startswith(f"{name}/")}
     length = case["hidden_states"].shape[1]
     question = case["content_pos"].tolist() or list(range(length))  # not found in the prompt: all of it
     at = [*question, length - 1]
     cap = None if np.isnan(case["softcap"]) else float(case["softcap"])
-    unembedding = Unembedding(lambda x: rms_normalized(x) * case["norm_w"], jnp.asarray(case["W_U"]), cap=cap)
-    inner = Inner(*(jnp.asarray(case[key][:, None, at]) for key in ("hidden_states", "mlp_writes", "resid_before")))
+    unembedding = Unembedding(lambda x: rms_normalized(x) * case["norm_w"], jnp.asarray(case["W_U"]),
+                              cap=cap)
+    inner = Inner(*(jnp.asarray(case[key][:, None, at])
+                    for key in ("hidden_states", "mlp_writes", "resid_before")))
     rounded = str(case["dtype"]) == "torch.bfloat16"
     found = crystallisation(unembedding, inner, jnp.asarray([[True] * len(question) + [False]]), chunk=16,
                             rounded=rounded)
@@ -110,9 +115,9 @@ def test_the_published_features(name: str) -> None:
     assert list(range(low, high + 1)) == case["band"].tolist()
 
 
-def brute(inner: dict[str, np.ndarray], question: list[int], table: np.ndarray, cap: float | None,
-          ) -> tuple[np.ndarray, np.ndarray]:
-    """`[layers, 12]` and `[10]` by loops over one prompt's `[layers, positions, d]`; its last position is last."""
+def brute(inner: dict[str, np.ndarray], question: list[int], table: np.ndarray,
+          cap: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """`[layers, 12]` and `[10]` by loops over one prompt's `[layers, positions, d]`."""
     scale, n_layers = np.ones(table.shape[1]), len(inner["stream"])
     question = question or [inner["stream"].shape[1] - 1]
     rows, best = np.zeros((n_layers, 12)), []
@@ -131,22 +136,24 @@ def brute(inner: dict[str, np.ndarray], question: list[int], table: np.ndarray, 
         rows[i, 7:11] = size[question].max(), size[-1], max(peak[p] for p in question), peak[-1]
         if i:
             a, b = inner["write"][i], inner["write"][i - 1]
-            rows[i, 11] = np.mean([a[p] @ b[p] / (np.linalg.norm(a[p]) * np.linalg.norm(b[p])) for p in question])
+            rows[i, 11] = np.mean([a[p] @ b[p] / (np.linalg.norm(a[p]) * np.linalg.norm(b[p]))
+                                   for p in question])
     low, high = band(n_layers)
     middle = slice(low, high + 1)
     strongest = low + int(rows[middle, 9].argmax())
     changed = [i for i in range(1, n_layers) if best[i] != best[i - 1]]
     return rows, np.array([
         rows[-1, 0], rows[:, 0].min(), rows[middle, 0].mean(), max(changed, default=0) / (n_layers - 1),
-        rows[int(0.75 * n_layers):, 3].mean(), rows[:, 1].max(), rows[middle, 9].max(), rows[middle, 9].mean(),
-        rows[middle, 7].max(), strongest / (n_layers - 1)])
+        rows[int(0.75 * n_layers):, 3].mean(), rows[:, 1].max(), rows[middle, 9].max(),
+        rows[middle, 9].mean(), rows[middle, 7].max(), strongest / (n_layers - 1)])
 
 
 @pytest.mark.parametrize("cap", [None, 5.0])
 def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> None:
     rng = np.random.default_rng(1)
     questions = [[0, 1, 2, 3, 4, 5], [0, 1], [], [0]]
-    inner = {name: rng.standard_normal((6, 4, 7, 8)).astype(np.float32) for name in ("stream", "write", "beside")}
+    inner = {name: rng.standard_normal((6, 4, 7, 8)).astype(np.float32)
+             for name in ("stream", "write", "beside")}
     table = rng.standard_normal((33, 8)).astype(np.float32)
     mask = np.zeros((4, 7), bool)
     for row, question in enumerate(questions):
@@ -160,7 +167,8 @@ def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> N
         by_layer, overall = brute(alone, question, table, cap)
         np.testing.assert_allclose(found.by_layer[row], by_layer, atol=2e-5)
         np.testing.assert_allclose(found.overall[row], overall, atol=2e-5)
-        entropy = [distribution(logits(inner["write"][i, row, 0], table, np.ones(8), cap))["entropy"] for i in range(6)]
+        entropy = [distribution(logits(write, table, np.ones(8), cap))["entropy"]
+                   for write in inner["write"][:, row, 0]]
         np.testing.assert_allclose(found.entropies[row, :, 0], entropy, atol=2e-5)
         np.testing.assert_allclose(found.entropies[row, :, 1], np.log(33) - by_layer[:, 10], atol=2e-5)
         np.testing.assert_allclose(found.entropies[row, :, 2], by_layer[:, 0], atol=2e-5)

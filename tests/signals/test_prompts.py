@@ -47,7 +47,8 @@ def assert_same(found: dict[int, Read], expected: dict[int, Read], atol: float =
         for name, a, b in zip(read.crystallisation._fields, read.crystallisation, expected[i].crystallisation,
                               strict=True):
             np.testing.assert_allclose(a, b, atol=atol, err_msg=f"{i} {name}")
-        np.testing.assert_allclose(read.final, expected[i].final, atol=atol * max(1, np.abs(read.final).max()))
+        size = max(1, np.abs(read.final).max())
+        np.testing.assert_allclose(read.final, expected[i].final, atol=atol * size)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,10 +64,11 @@ def test_batches_and_pieces_change_nothing(name: str) -> None:
         inner = Inner(*(seen[place][:, :, at] if place else None for place in places))
         question = np.arange(len(at))[None] < len(at) - 1
         found = crystallisation(model.unembedding(), inner, question)
-        alone[i] = Read(type(found)(*(np.asarray(part)[0] for part in found)), np.asarray(inner.stream[:, 0, -1]))
+        alone[i] = Read(type(found)(*(np.asarray(part)[0] for part in found)),
+                        np.asarray(inner.stream[:, 0, -1]))
     assert_same(dict(Reader(model, batch_size=4, chunk=32)(prompts)), alone)
-    assert_same(dict(Reader(model, batch_size=8, chunk=33, mesh=make_mesh(MeshConfig(data=4, tensor=2)))(prompts)),
-                alone)
+    mesh = make_mesh(MeshConfig(data=4, tensor=2))
+    assert_same(dict(Reader(model, batch_size=8, chunk=33, mesh=mesh)(prompts)), alone)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -258,7 +258,8 @@ class Decoder(CausalLM):
         """See `CausalLM`."""
         if self.unembed is None:
             return Unembedding(self.final_norm, self.embed.quantized(), dtype=self.embed.dtype)
-        return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True, dtype=self.unembed.dtype)
+        return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True,
+                           dtype=self.unembed.dtype)
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])

@@ -253,7 +253,8 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         cap = self.config.softcap or None
         if self.unembed is None:
             return Unembedding(self.final_norm, self.embed.quantized(), cap=cap, dtype=self.dtype)
-        return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True, cap=cap, dtype=self.dtype)
+        return Unembedding(self.final_norm, self.unembed.quantized(), by_column=True, cap=cap,
+                           dtype=self.dtype)
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[KeyCache]]:
         """See `CausalLM`. There is a cache for each layer that has keys of its own.

@@ -44,9 +44,9 @@ class Inner(NamedTuple):
 class Crystallisation(NamedTuple):
     """What became of each prompt.
 
-    `by_layer` f32 `[batch, layers, 12]` and `overall` f32 `[batch, 10]`, in the order of BY_LAYER and OVERALL.
-    `entropies` f32 `[batch, layers, 3]` at the last position: of attention's write, of the feed-forward
-    network's, of the stream (TriLens; attention's is 0 where it is not known).
+    `by_layer` f32 `[batch, layers, 12]` and `overall` f32 `[batch, 10]`, in the order of BY_LAYER and
+    OVERALL. `entropies` f32 `[batch, layers, 3]` at the last position: of attention's write, of the
+    feed-forward network's, of the stream (TriLens; attention's is 0 where it is not known).
     `best` int32 `[batch, layers]`: the likeliest symbol at the last position. `strongest_layer` and
     `strongest_symbol` int32 `[batch]`: the most definite write in the band, and its symbol.
     """
@@ -87,7 +87,8 @@ def crystallisation(unembedding: Unembedding, inner: Inner, question: jax.Array,
     told, divergence = jax.tree.map(lambda a: a.reshape(n_layers, batch), (told, divergence))
 
     # The last of the question, and all writes.
-    place = jnp.cumsum(question, axis=1) - jnp.sum(question, axis=1, keepdims=True)  # …, −2, −1, 0 at the last
+    # Counted from the end: …, −2, −1, and 0 at the last.
+    place = jnp.cumsum(question, axis=1) - jnp.sum(question, axis=1, keepdims=True)
     is_last = question & (place > -LAST)
     at = jnp.argsort(~is_last, axis=1, stable=True)[:, :LAST]
     counted = jnp.take_along_axis(is_last, at, axis=1)

@@ -73,7 +73,8 @@ def _pass(unembedding: Unembedding, rows: jax.Array, before: jax.Array | None, c
         # Plain maxima and sums: an argmax is no reduction that XLA vectorises.
         is_best = z == most[:, None]
         best = jnp.min(jnp.where(is_best, at, size), axis=1)
-        second = jnp.where(jnp.sum(is_best, axis=1) > 1, most, jnp.max(jnp.where(is_best, -jnp.inf, z), axis=1))
+        second = jnp.where(jnp.sum(is_best, axis=1) > 1, most,
+                           jnp.max(jnp.where(is_best, -jnp.inf, z), axis=1))
         top = jnp.maximum(sums.most, most)
         e = jnp.exp(z - top[:, None])
         keep = jnp.where(sums.total > 0, jnp.exp(sums.most - top), 0.0)
@@ -81,7 +82,8 @@ def _pass(unembedding: Unembedding, rows: jax.Array, before: jax.Array | None, c
         if before is not None:
             crossed = crossed * keep + jnp.sum(e * z[before], axis=1)
         return _Sums(
-            top, sums.total * keep + jnp.sum(e, axis=1), sums.weighted * keep + jnp.sum(e * z, axis=1), crossed,
+            top, sums.total * keep + jnp.sum(e, axis=1), sums.weighted * keep + jnp.sum(e * z, axis=1),
+            crossed,
             jnp.where(most > sums.most, best + start, sums.best),
             jnp.maximum(jnp.minimum(sums.most, most), jnp.where(most >= sums.most, second, sums.next)))
 

@@ -1,4 +1,4 @@
-"""One pass of each prompt, nothing generated: crystallisation and writes (signals A and B), batch by batch."""
+"""One pass of each prompt, nothing generated: crystallisation and writes (signals A and B)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ class Prompt(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Of one prompt: `crystallisation` without the batch axis, and `final` f32 `[layers, d_model]`, the stream
-    after each layer at the last position, before the final norm."""
+    """Of one prompt: `crystallisation` without the batch axis, and `final` f32 `[layers, d_model]`.
+
+    The latter is the stream after each layer at the last position, before the final norm.
+    """
 
     crystallisation: Crystallisation
     final: np.ndarray
@@ -66,7 +68,8 @@ class Reader:
             model = nnx.merge(graph, params)
             tap = Tap(record=tuple(place for place in places if place), positions=positions)
             seen = model.tapped(ids, tap)[1]  # the logits are not asked for, and not computed
-            inner = Inner(*(seen[place] if place else None for place in places))
+            stream, write, beside, attention = places
+            inner = Inner(seen[stream], seen[write], seen[beside], seen[attention] if attention else None)
             found = crystallisation(model.unembedding(), inner, question, chunk=chunk, rounded=rounded)
             return found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32)
         self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
@@ -108,7 +111,8 @@ class Reader:
     def _batch(self, prompts: Sequence[Prompt]) -> list[Read]:
         rows = _up(len(prompts), self.devices)
         if len(prompts) < self.batch_size:  # few sizes, each of which is compiled
-            rows = min(_up(self.batch_size, self.devices), _up(1 << (len(prompts) - 1).bit_length(), self.devices))
+            rows = min(_up(self.batch_size, self.devices),
+                       _up(1 << (len(prompts) - 1).bit_length(), self.devices))
         longest = max(len(prompt.ids) for prompt in prompts)
         time = max(longest, min(_up(longest, TIME_BUCKET), self.most or 2**31))
         width = _up(max(map(_length, prompts)), QUESTION_BUCKET)
@@ -122,7 +126,8 @@ class Reader:
         given = (ids, positions, question)
         placed = given if self.mesh is None else tuple(place_rows(array, self.mesh, rows) for array in given)
         found, final = jax.device_get(self._read(self._params, *placed))
-        return [Read(Crystallisation(*(part[row] for part in found)), final[row]) for row in range(len(prompts))]
+        return [Read(Crystallisation(*(part[row] for part in found)), final[row])
+                for row in range(len(prompts))]
 
 
 def places_of(model: Any) -> tuple[str, str, str, str]:
