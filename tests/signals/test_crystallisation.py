@@ -130,7 +130,8 @@ def brute(inner: dict[str, np.ndarray], question: list[int], table: np.ndarray,
             rows[i, 3] = (final["p"] * (final["log_p"] - before["log_p"])).sum()
         last = [distribution(logits(inner["stream"][i, p], table, scale, cap)) for p in question[-4:]]
         rows[i, 4:7] = [np.mean([row[key] for row in last]) for key in ("entropy", "margin", "top")]
-        size = np.linalg.norm(inner["write"][i], axis=-1) / (np.linalg.norm(inner["beside"][i], axis=-1) + 1e-6)
+        beside = np.linalg.norm(inner["beside"][i], axis=-1)
+        size = np.linalg.norm(inner["write"][i], axis=-1) / (beside + 1e-6)
         peak = [np.log(len(table)) - distribution(logits(write, table, scale, cap))["entropy"]
                 for write in inner["write"][i]]
         rows[i, 7:11] = size[question].max(), size[-1], max(peak[p] for p in question), peak[-1]

@@ -1,0 +1,55 @@
+"""Signal C by hand, and that a prompt's noise is its own."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.restated.random_weights import random_network
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.nn.tap import Tap
+from tilelli_jax.signals.robustness import Robustness
+
+CONFIG = GPTNeoXConfig(vocab_size=40, d_model=16, n_layers=4, n_heads=2, d_hidden=32)
+
+
+def test_by_hand() -> None:
+    """Noise drawn from the same keys, added by a tap of our own; whole distributions."""
+    model = random_network(CONFIG, 0)[0]
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]]
+    found = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=2)(prompts)
+    for number, prompt in enumerate(prompts):
+        ids, key = jnp.array([prompt]), jax.random.fold_in(jax.random.key(4), number)
+        before = jax.nn.log_softmax(model(ids)[0, -1])
+        divergences = []
+        for i in range(3):
+            noise = np.asarray(jax.random.normal(jax.random.fold_in(key, i), (7, 16)))[:len(prompt)]
+
+            def noisy(value: jax.Array, at: int | None, noise: np.ndarray = noise) -> jax.Array:
+                rms = jnp.sqrt((value**2).mean(-1, keepdims=True))
+                return value + 0.5 * rms * noise[None] if at == 1 else value  # the band of four begins there
+            after = jax.nn.log_softmax(model.tapped(ids, Tap(edit={"resid_pre": noisy}))[0][0, -1])
+            divergences.append(float((jnp.exp(before) * (before - after)).sum()))
+        assert found[number] == pytest.approx(np.mean(divergences), rel=1e-3, abs=1e-6)
+    assert (found > 1e-3).all()
+    alone = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=1)(prompts[1:], numbers=[1])
+    np.testing.assert_allclose(alone, found[1:], rtol=1e-3, err_msg="padding changes no prompt's noise")
+
+
+def test_more_noise_moves_more_and_none_nothing() -> None:
+    model = random_network(CONFIG, 0)[0]
+    prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
+    none, some, much = (Robustness(model, sigma=sigma, batch_size=4)(prompts) for sigma in (0.0, 0.1, 1.0))
+    np.testing.assert_allclose(none, 0, atol=1e-6)
+    assert some.mean() < much.mean()
+    alone = Robustness(model, sigma=0.1, batch_size=1)(prompts[2:3], numbers=[2])
+    np.testing.assert_allclose(alone, some[2:3], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("how", "message"), [({"sigma": -1.0}, "sigma ≥ 0"), ({"k": 0}, "k ≥ 1"),
+                                              ({"layer": 4}, "layer: expected 0 to 3, found 4")])
+def test_refusals(how: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Robustness(random_network(CONFIG, 0)[0], **how)
