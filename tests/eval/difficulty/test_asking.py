@@ -22,6 +22,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
+from tilelli_jax.signals.scoring import BUCKET
 from tilelli_jax.store import from_arrays
 
 SHARED = Path(__file__).parents[4] / "shared" / "reference"
@@ -193,7 +194,7 @@ def test_the_next_call_compiles_nothing_anew(model: Any, monkeypatch: pytest.Mon
     asker = Asker(model, encode, most_tokens=9, place="resid_post", layers=(1,), batch_size=2)
     questions = [texts.Question("A b c", (" d",), 0, "", ""), texts.Question("Abc", (" def",), 0, "", "")] * 3
     parts = [asker.ask(questions[:3]), asker.ask(questions[3:])]
-    assert traced == [(2, 32)]
+    assert traced == [(2, BUCKET)]
     whole = asker.ask(questions)
     np.testing.assert_array_equal(np.concatenate([part.ending_nats for part in parts]), whole.ending_nats)
 
