@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tilelli_jax
+from tests.references import STORED, needs
 from tests.restated.compiling import QUICK, decoding_compiled, quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
@@ -18,9 +19,7 @@ from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
-SHARED = Path(__file__).parents[2] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not SHARED.exists(),
-                                     reason="the stored references do not come with this project")
+needs_reference = needs(STORED)
 NEOX = GPTNeoXConfig(vocab_size=300, d_model=24, n_layers=2, max_seq_len=64, n_heads=3, d_hidden=40)
 GEMMA = Gemma4Config(
     vocab_size=300, d_model=24, layers=("sliding", "full", "sliding", "full"), max_seq_len=64, n_heads=4,
@@ -120,13 +119,13 @@ def test_other_bad_arguments() -> None:
 @pytest.mark.parametrize("path", ["gemma4_tiny/e4b", "gemma4_tiny/e2b", "pythia_tiny/parallel"])
 def test_greedy_ids_of_the_references(path: str) -> None:
     if path.startswith("gemma"):
-        stored = np.load(SHARED / path / "ref_generate.npz")
+        stored = np.load(STORED / path / "ref_generate.npz")
         network, prompt, out = FlaxGemma4ForCausalLM, stored["prompt"], stored["out"]
     else:
-        stored = np.load(SHARED / path / "ref_f32.npz")
+        stored = np.load(STORED / path / "ref_f32.npz")
         network, prompt, out = FlaxGPTNeoXForCausalLM, stored["gen_prompt"], stored["gen_out"]
     n = prompt.shape[1]
-    made = tilelli_jax.generate_ids(network.from_pretrained(SHARED / path), list(prompt),
+    made = tilelli_jax.generate_ids(network.from_pretrained(STORED / path), list(prompt),
                                     max_new=out.shape[1] - n, temperature=0, end_ids=())
     assert made[0].ids.tolist() == out[0, n:].tolist()
 

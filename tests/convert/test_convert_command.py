@@ -17,6 +17,7 @@ import safetensors.numpy
 
 import tilelli_jax
 from convert.__main__ import main
+from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights
 from tests.restated.random_weights import random_weights
 from tilelli_jax import tensors
@@ -52,7 +53,6 @@ NETWORKS: dict[str, Any] = {
     "chronos": dataclasses.replace(T5, chronos=ChronosConfig(n_tokens=50, context_length=20,
                                                              prediction_length=6, low_limit=-2.0)),
 }
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 REFERENCES = ["pythia_tiny/parallel", "gemma4_tiny/e4b", "gemma4_tiny/e2b", "chronos_tiny/model",
               "recall_cases/tiny_gemma4_with_tokenizer", "difficulty/tiny_world/tiny_base"]
 SMALL = ["gpt_neox", "gemma4", "chronos"]
@@ -124,11 +124,11 @@ def test_there_and_back(source: Path, name: str, dtype: str, tmp_path: Path) -> 
     assert listing(tmp_path / "back").keys() == {"config.json", TENSORS}
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the stored references do not come with this project")
+@needs(STORED)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_what_transformers_wrote(name: str, tmp_path: Path) -> None:
     """Directories of theirs, one of them in float16: tensors to the last bit, and the same network."""
-    source = REFERENCE / name
+    source = STORED / name
     assert run(source, tmp_path / "out") == 0
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
     assert_same_arrays(stored(tmp_path / "back"), stored(source))

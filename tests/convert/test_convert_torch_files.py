@@ -27,6 +27,7 @@ from tests.convert.torch_files import (
     state_of,
     weights,
 )
+from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 from tests.restated.comparison import assert_same_weights
 from tests.restated.random_weights import random_network
@@ -38,9 +39,7 @@ from tilelli_jax.models.routed import RoutedConfig
 
 torch = pytest.importorskip("torch")
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
-                                     reason="the stored references do not come with this project")
+needs_reference = needs(STORED)
 
 
 def sae_state(dtype: str = "float32") -> dict[str, np.ndarray]:
@@ -251,7 +250,7 @@ def test_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @needs_reference
 @pytest.mark.parametrize("case", ["e4b", "short", "one", "wild"])
 def test_recalls_sidecar(case: str, sidecar: Path) -> None:
-    stored = np.load(REFERENCE / "recall_cases" / "sidecar_cases.npz")
+    stored = np.load(STORED / "recall_cases" / "sidecar_cases.npz")
     model = tilelli_jax.load(sidecar)
     features, whole = stored[f"{case}/feats"], stored[f"{case}/globals"]
     np.testing.assert_allclose(model.logits(features, whole), stored[f"{case}/logit"], atol=1e-5, rtol=1e-5)
@@ -261,21 +260,21 @@ def test_recalls_sidecar(case: str, sidecar: Path) -> None:
 @pytest.fixture(scope="module")
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sidecar") / "out"
-    assert run(REFERENCE / "checkpoints" / "lrd.pt", path) == 0
+    assert run(STORED / "checkpoints" / "lrd.pt", path) == 0
     return path
 
 
 @needs_reference
 def test_recalls_file_comes_back(sidecar: Path, tmp_path: Path) -> None:
     assert run(sidecar, tmp_path / "back.pt", "--to", "torch") == 0
-    assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(REFERENCE / "checkpoints" / "lrd.pt"))
+    assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(STORED / "checkpoints" / "lrd.pt"))
 
 
 @needs_reference
 @pytest.mark.parametrize(("name", "size"), [("golden/sae_topk_8_ref.pt", (64, 256)),
                                             ("tiny_world/sae/squad.pt", (32, 128))])
 def test_a_stored_sae(name: str, size: tuple[int, int], tmp_path: Path) -> None:
-    source = REFERENCE / "difficulty" / name
+    source = STORED / "difficulty" / name
     assert run(source, tmp_path / "out", "--set", "k=8") == 0
     found, state = tilelli_jax.load(tmp_path / "out"), load_pt(source)
     assert found.config == SAEConfig(d_model=size[0], n_latents=size[1], k=8, unit_norm="columns")
@@ -289,7 +288,7 @@ def test_a_stored_sae(name: str, size: tuple[int, int], tmp_path: Path) -> None:
 @needs_reference
 def test_atome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Trained; all of its products are quantised, which its file does not say."""
-    source = REFERENCE / "checkpoints" / "atome_1m_v1.pt"
+    source = STORED / "checkpoints" / "atome_1m_v1.pt"
     assert run(source, tmp_path / "out", "--check") == 0
     said = capsys.readouterr()
     assert "944,640 numbers" in said.out and said.err == ""

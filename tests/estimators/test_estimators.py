@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
@@ -18,9 +19,7 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.models.arrays import outline
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
-                                     reason="the stored references do not come with this project")
+needs_reference = needs(STORED)
 NOISE = 1e-6  # of the largest number; measured: 2e-7
 SAE = SAEConfig(d_model=6, n_latents=20, k=4)
 BATCH = SAEConfig(d_model=6, n_latents=20, k=2, activation="batch_topk")
@@ -80,7 +79,7 @@ def test_a_directory_from_before_there_was_a_choice(tmp_path: Path) -> None:
 
 @needs_reference
 def test_the_autoencoder_of_the_reference() -> None:
-    stored = np.load(REFERENCE / "difficulty" / "golden" / "sae_step.npz")
+    stored = np.load(STORED / "difficulty" / "golden" / "sae_step.npz")
     k = int((stored["nodead_acts"] > 0).sum(1).max())
     sae = store.from_arrays(SAEConfig(d_model=24, n_latents=96, k=k), {
         "encoder.kernel": stored["p0_W_enc"], "encoder.bias": stored["p0_b_enc"],

@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
@@ -27,11 +28,9 @@ from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 from tilelli_jax.store import from_arrays, load, save
 
-SHARED = Path(__file__).parents[3] / "shared" / "reference"
-TINY_REFERENCES = {"e4b": SHARED / "gemma4_tiny" / "e4b", "e2b": SHARED / "gemma4_tiny" / "e2b"}
-WITH_TOKENIZER = SHARED / "recall_cases" / "tiny_gemma4_with_tokenizer"
-needs_reference = pytest.mark.skipif(not SHARED.exists(),
-                                     reason="the stored references do not come with this project")
+TINY_REFERENCES = {"e4b": STORED / "gemma4_tiny" / "e4b", "e2b": STORED / "gemma4_tiny" / "e2b"}
+WITH_TOKENIZER = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
+needs_reference = needs(STORED)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
@@ -210,8 +209,8 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
 @needs_reference
 def test_the_shapes_of_e4b() -> None:
     """Every tensor of the published network by name and shape, and none of them made."""
-    stored = json.loads((SHARED / "gemma4_tiny/e4b_real_text_keys.json").read_text())
-    tree = json.loads((SHARED / "gemma4_tiny/e4b_real_text_config.json").read_text())
+    stored = json.loads((STORED / "gemma4_tiny/e4b_real_text_keys.json").read_text())
+    tree = json.loads((STORED / "gemma4_tiny/e4b_real_text_config.json").read_text())
     config = Gemma4Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in
                              hugging_face.settings(GEMMA4, tree, "config.json").items()})
     assert config == Gemma4Config()

@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.compiling import quick_jit
 from tilelli_jax.errors import InputError
@@ -26,9 +27,8 @@ from tilelli_jax.nn.tap import Tap
 from tilelli_jax.store import from_arrays
 from tilelli_jax.tensors import INDEX
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "pythia_tiny" / "parallel"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
-                                     reason="the stored references do not come with this project")
+REFERENCE = STORED / "pythia_tiny" / "parallel"
+needs_reference = needs(REFERENCE)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.compiling import quick_jit
 from tilelli_jax.errors import InputError
@@ -33,9 +34,8 @@ from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sampling import sample
 from tilelli_jax.store import from_arrays
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "chronos_tiny"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(),
-                                     reason="the stored references do not come with this project")
+REFERENCE = STORED / "chronos_tiny"
+needs_reference = needs(REFERENCE)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")

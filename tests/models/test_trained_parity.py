@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,22 +11,21 @@ import numpy as np
 import pytest
 
 import tilelli_jax
+from tests.references import STORED, needs
 from tests.restated.compiling import quick_jit
 from tilelli_jax import config as config_lib
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.store import from_arrays, load
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-CHECKPOINT = REFERENCE / "checkpoints" / "atome_1m_v1.pt"
-TEXT = REFERENCE / "data" / "tinystories_944k.txt"
+CHECKPOINT = STORED / "checkpoints" / "atome_1m_v1.pt"
+TEXT = STORED / "data" / "tinystories_944k.txt"
+pytestmark = [needs(CHECKPOINT), needs(TEXT)]
 
 
 @pytest.fixture(scope="module")
 def atome(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The checkpoint, converted as its users convert it."""
-    if not (CHECKPOINT.exists() and TEXT.exists()):
-        pytest.skip("the original's checkpoint and text do not come with this project")
     pytest.importorskip("torch")
     from convert.__main__ import main as convert
     out = tmp_path_factory.mktemp("atome") / "atome"

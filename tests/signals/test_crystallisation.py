@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
+from tests.references import STORED, needs
 from tilelli_jax.nn.norm import rms_normalized
 from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.signals.crystallisation import (
@@ -25,7 +25,7 @@ from tilelli_jax.signals.crystallisation import (
 )
 from tilelli_jax.signals.lens import look, look_from
 
-CASES = Path(__file__).parents[3] / "shared" / "reference" / "recall_cases" / "feature_cases.npz"
+CASES = STORED / "recall_cases" / "feature_cases.npz"
 NAMES = ("base", "nocontent", "short_content", "nocap", "one_content", "zero_write", "settled", "L42", "bf16")
 
 
@@ -81,8 +81,7 @@ def test_equals_within_and_across_pieces() -> None:
 
 
 def cases() -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.skipif(
-        not CASES.exists(), reason="the stored references do not come with this project")) for name in NAMES]
+    return [pytest.param(name, marks=needs(CASES)) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", cases())

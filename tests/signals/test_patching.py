@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.signals.patching import NOTHING, Patch, Patched, patched_nats, patching, reconstructed
 from tilelli_jax.store import build, from_arrays
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "difficulty" / "golden"
+GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "w_W_enc", "encoder.bias": "w_b_enc",
          "decoder.kernel": "w_W_dec", "bias": "w_b_dec"}
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the stored references do not come with this project")
+@needs(GOLDEN)
 @pytest.mark.parametrize(("name", "start", "stop"), [
     ("all", 0, 7), ("last", 6, 7), ("span", None, None), ("single", None, None), ("empty", 3, 3)])
 def test_the_stored_hook(name: str, start: int | None, stop: int | None) -> None:

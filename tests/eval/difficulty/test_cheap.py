@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.difficulty import cheap
-
-SHARED = Path(__file__).parents[4] / "shared" / "reference"
+from tests.references import STORED, needs
 
 
 def test_prompts() -> None:
@@ -96,10 +94,10 @@ def test_a_constant_series() -> None:
     assert found["adf_pvalue"] == 1 and math.isnan(found["lag1_acf"])
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the stored references do not come with this project")
+@needs(STORED)
 def test_the_stored_statistics() -> None:
-    stored = np.load(SHARED / "difficulty" / "golden" / "ts_stats.npz")
-    with (SHARED / "data" / "ETTh1.csv").open() as file:
+    stored = np.load(STORED / "difficulty" / "golden" / "ts_stats.npz")
+    with (STORED / "data" / "ETTh1.csv").open() as file:
         series = np.array([float(row["OT"]) for row in csv.DictReader(file)])
     chosen = slice(0, None, 7)  # the whole takes ten seconds
     found = cheap.series_statistics([series[start:start + 512] for start in stored["start"][chosen]])

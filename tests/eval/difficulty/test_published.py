@@ -21,12 +21,12 @@ from eval.difficulty.published.config import KitCascade, KitConfig
 from eval.difficulty.published.files import Kit, read_kit
 from eval.metrics import auroc
 from eval.stats import PairedBootstrap
+from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 
-REFERENCE = Path(__file__).parents[4] / "shared" / "reference" / "difficulty"
+REFERENCE = STORED / "difficulty"
 TINY = REFERENCE / "tiny_world"
-pytestmark = pytest.mark.skipif(not REFERENCE.exists(),
-                                reason="the stored references do not come with this project")
+pytestmark = needs(REFERENCE)
 SAME = 1e-12
 RUNGS = {"P1_cheap": "pred_P1_InputStats", "P2_cheap_raw": "pred_P2_InputStats_Raw",
          "P3_cheap_sae": "pred_P3_InputStats_SAE", "P4_raw_only": "pred_P4_RawOnly",

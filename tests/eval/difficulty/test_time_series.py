@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.difficulty import series
+from tests.references import STORED, needs
 from tilelli_jax.errors import InputError
 
-ETTH1 = Path(__file__).parents[4] / "shared" / "reference" / "data" / "ETTh1.csv"
+ETTH1 = STORED / "data" / "ETTh1.csv"
 
 
-@pytest.mark.skipif(not ETTH1.exists(), reason="the stored references do not come with this project")
+@needs(ETTH1)
 def test_the_windows_of_the_study() -> None:
     values = series.read_series(ETTH1, "OT")
     assert values.dtype == np.float64 and len(values) == 17_420 and values[0] == 30.5310001373291
