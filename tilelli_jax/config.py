@@ -12,6 +12,7 @@ nothing where the file says so or leaves it out.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tilelli_jax import yaml_text
-from tilelli_jax.errors import InputError
+from tilelli_jax.errors import ArgumentParser, InputError
 
 T = TypeVar("T")
 DISCRIMINATOR = "family"
@@ -183,6 +184,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected keys with values, found {_kind(tree)}")
     return tree
+
+
+def command_line(prog: str, doc: str | None, cls: type, example: str) -> ArgumentParser:
+    """The parser of a command that `cls` configures: --config, `key=value`, and every key in `--help`.
+
+    A command adds its own options, and parses intermixed: overrides may stand between them.
+
+    Args:
+        example: of an override.
+    """
+    parser = ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                            epilog=f"keys, with their defaults:\n{describe(cls)}")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help=f"settings that take precedence over the file's, e.g. {example}")
+    return parser
 
 
 # ---------------------------------------------------------------------------------------------

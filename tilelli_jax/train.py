@@ -20,7 +20,7 @@ import numpy as np
 
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.errors import InputError, command
 from tilelli_jax.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
 from tilelli_jax.training.checkpoint import Checkpoints
@@ -188,17 +188,12 @@ def _tell_end(config: ExperimentConfig, run: RunDirectory, task: Task, summary: 
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m tilelli_jax.train", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"keys, with their defaults:\n{config_lib.describe(ExperimentConfig)}")
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of settings")
+    parser = config_lib.command_line("python -m tilelli_jax.train", __doc__, ExperimentConfig,
+                                     "train.steps=50")
     parser.add_argument("--resume", action="store_true",
                         help="go on with the run in run_dir even though settings have changed")
     parser.add_argument("--distributed", action="store_true",
                         help="one of several processes (see launch/README.md)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="settings that take precedence over the file's, e.g. train.steps=50")
     return parser.parse_intermixed_args(argv)
 
 

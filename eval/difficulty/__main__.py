@@ -21,7 +21,7 @@ from eval.difficulty.questions import with_source
 from eval.difficulty.study import Study
 from eval.stages import BusyError, tell_on_stderr
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.errors import InputError, command
 from tilelli_jax.tables import table
 from tilelli_jax.training.run import provenance
 
@@ -68,21 +68,18 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
     else:
         paths = [getattr(layer, stage) for layer in study.layers.values()]
     for path in paths:
-        print(f"{stage}: " + (str(path) if path is not None else "nothing to do: the configuration has no "
-                              + ("dear" if stage == "cascade" else "sae")))
+        if path is None:
+            needed = "a section dear" if stage == "cascade" else "sae.path or sae.train"
+            raise InputError(f"--stage {stage}: expected a configuration with {needed}")
+        print(f"{stage}: {path}")
     return 0
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m eval.difficulty", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"keys, with their defaults:\n{config_lib.describe(StudyConfig)}")
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of a study")
+    parser = config_lib.command_line("python -m eval.difficulty", __doc__, StudyConfig,
+                                     "probe.replicates=500")
     parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
     parser.add_argument("--data", metavar="FILE", help="a local file in place of data.source")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="settings that take precedence over the file's, e.g. probe.replicates=500")
     return parser.parse_intermixed_args(argv)
 
 

@@ -11,13 +11,10 @@ wrong with these numbers, and what does better, is in docs/difficulty.md.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from eval.difficulty.published.config import KitConfig, load_config
 from eval.difficulty.published.files import read_kit
@@ -25,9 +22,9 @@ from eval.difficulty.published.protocol import THRESHOLDS
 from eval.difficulty.published.stages import tables
 from eval.stages import tell_on_stderr
 from eval.stats import Interval
-from eval.tables import as_json, shown
+from eval.tables import as_json, parquet, shown
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.errors import InputError, command
 from tilelli_jax.files import write_together
 from tilelli_jax.tables import table
 
@@ -56,7 +53,7 @@ def write(made: Mapping[str, Any], out: Path) -> None:
     Raises:
         InputError: the directory cannot be written.
     """
-    contents = {out / name: _parquet(tree) if name.endswith(".parquet") else as_json(tree)
+    contents = {out / name: parquet(tree) if name.endswith(".parquet") else as_json(tree)
                 for name, tree in made.items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,26 +88,12 @@ def report(made: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parquet(found: Mapping[str, np.ndarray]) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(dict(found)), content)
-    return content.getvalue()
-
-
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m eval.difficulty.published", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"keys, with their defaults:\n{config_lib.describe(KitConfig)}")
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file of the kit")
+    parser = config_lib.command_line("python -m eval.difficulty.published", __doc__, KitConfig, "layer=late")
     parser.add_argument("--root", type=Path, default=Path(), metavar="KIT",
                         help="what the paths in it are relative to [the current directory]")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="where the tables go [runs/ and the name of the file]")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="settings that take precedence over the file's, e.g. layer=late")
     return parser.parse_intermixed_args(argv)
 
 
