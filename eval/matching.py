@@ -20,7 +20,7 @@ ARTICLES = ("a", "an", "the")
 NUMBERS = {word: str(n) for n, word in enumerate((
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
-NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor", "no")
+NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor")
 NEAR = 3  # words before a right answer in which a negation is about it
 REFUSALS = (
     r"i (?:do not|don t|dont) (?:have|know|possess|recall)", r"i (?:am|m) (?:not sure|unsure|unable|sorry)",

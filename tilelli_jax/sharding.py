@@ -161,6 +161,12 @@ def place_rows(array: np.ndarray, mesh: Mesh, n_rows: int, axis: int = 0) -> jax
     return jax.make_array_from_callback(shape, sharding, part)
 
 
+def whole_batch(rows: int, mesh: Mesh | None) -> int:
+    """So many rows, or the next number of them that all devices can share."""
+    devices = 1 if mesh is None else batch_devices(mesh)
+    return -(-rows // devices) * devices
+
+
 def batch_devices(mesh: Mesh) -> int:
     """Over how many devices a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.references import STORED, needs
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -19,14 +19,13 @@ from tilelli_jax.signals.crystallisation import Inner, crystallisation
 from tilelli_jax.signals.prompts import Prompt, Read, Reader, places_of
 from tilelli_jax.store import build
 
-GEMMA = Path(__file__).parents[3] / "shared" / "reference" / "gemma4_tiny" / "e4b"
+GEMMA = STORED / "gemma4_tiny" / "e4b"
 CONFIGS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(vocab_size=97, d_model=16, n_layers=4, n_heads=2, d_hidden=32),
     "vanilla": VanillaConfig(d_model=16, n_layers=3, max_seq_len=64, n_heads=2),
     "routed": RoutedConfig(d_model=16, n_layers=3, max_seq_len=64, n_heads=2, d_head=8, top_k=4,
                            quantizer="ternary")}
-NETWORKS = [*CONFIGS, pytest.param("gemma4", marks=pytest.mark.skipif(
-    not GEMMA.exists(), reason="the stored references do not come with this project"))]
+NETWORKS = [*CONFIGS, pytest.param("gemma4", marks=needs(GEMMA))]
 
 
 def network(name: str) -> Any:
@@ -97,13 +96,17 @@ def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -
     assert_same(dict(reader(prompts)), expected)
     assert sizes[0] == 2 and max(sizes) <= 4 and sum(sizes) == 7, sizes
     sizes.clear()
+    list(Reader(model, batch_size=7, most_bytes=3 * Reader(model).bytes_of(25))(prompts))
+    assert sizes[0] == 2, "not padded to four, which would be more than there is room for"
+    sizes.clear()
     list(Reader(model, batch_size=7, most_bytes=1)(prompts))
     assert sizes == [1] * 7
 
 
 @pytest.mark.parametrize(("prompt", "message"), [
-    (Prompt([], 0, 0), "prompt 0: expected ids"), (Prompt([1, 2], 1, 3), "the question inside them"),
-    (Prompt([1] * 65, 0, 1), "prompt 0: expected at most 64 ids, found 65")])
+    (Prompt([], 0, 0), "prompt 0: expected 1 to 64 ids, found 0"),
+    (Prompt([1, 2], 1, 3), r"the question inside its 2 ids, found \[1, 3\)"),
+    (Prompt([1] * 65, 0, 1), "prompt 0: expected 1 to 64 ids, found 65")])
 def test_what_is_no_prompt(prompt: Prompt, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(Reader(network("vanilla"))([prompt]))

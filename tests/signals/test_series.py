@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.references import STORED, needs
 from tests.restated.comparison import distance
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
@@ -23,13 +24,12 @@ from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.patching import NOTHING
 from tilelli_jax.signals.series import EVERY, PLACE, encoded, forecasts, patched_crps, patched_end
 
-TINY_CHRONOS = (Path(__file__).parents[3] / "shared" / "reference" / "difficulty" / "tiny_world"
+TINY_CHRONOS = (STORED / "difficulty" / "tiny_world"
                 / "tiny_chronos")
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
     reason="PyTorch (extra: torch) or transformers (extra: test) is not installed")
-needs_reference = pytest.mark.skipif(not TINY_CHRONOS.exists(),
-                                     reason="the stored references do not come with this project")
+needs_reference = needs(TINY_CHRONOS)
 NOISE = 1e-5  # of the largest number
 CONFIG = T5Config(vocab_size=50, d_model=12, n_layers=3, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20,
                   chronos=ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=5,

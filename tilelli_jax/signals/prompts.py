@@ -13,11 +13,12 @@ from flax import nnx
 from tqdm import tqdm
 
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
+from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import Crystallisation, Inner, crystallisation
 from tilelli_jax.signals.lens import CHUNK
+from tilelli_jax.signals.scoring import most_time, padded_time
 
-TIME_BUCKET, QUESTION_BUCKET = 32, 8  # lengths are rounded up to multiples: as many compilations as there are
+QUESTION_BUCKET = 8  # questions' lengths are rounded up to multiples: as many compilations as there are
 WORK = 6  # arrays as large as a piece of the logits that XLA may hold at once
 
 
@@ -54,12 +55,10 @@ class Reader:
 
     def __init__(self, model: Any, *, batch_size: int = 16, most_bytes: int = 2**31, chunk: int = CHUNK,
                  rounded: bool = False, mesh: Mesh | None = None) -> None:
-        self.devices = 1 if mesh is None else batch_devices(mesh)
         self.batch_size, self.most_bytes, self.chunk, self.mesh = batch_size, most_bytes, chunk, mesh
         self.config = model.config
         places = places_of(model)
-        learned = getattr(model.config, "positions", "") == "learned"
-        self.most = model.config.max_seq_len if learned else None
+        self.most = most_time(model)
         self._graph, self._params = nnx.split(model)
         graph = self._graph
 
@@ -86,12 +85,11 @@ class Reader:
         Raises:
             ValueError: a prompt is empty, longer than the network reads, or its question not inside it.
         """
+        check_lengths([prompt.ids for prompt in prompts], self.most)
         for i, prompt in enumerate(prompts):
-            if not len(prompt.ids) or not 0 <= prompt.start <= prompt.stop <= len(prompt.ids):
-                raise ValueError(f"prompt {i}: expected ids, and the question inside them, found "
-                                 f"{len(prompt.ids)} ids and [{prompt.start}, {prompt.stop})")
-            if self.most is not None and len(prompt.ids) > self.most:
-                raise ValueError(f"prompt {i}: expected at most {self.most} ids, found {len(prompt.ids)}")
+            if not 0 <= prompt.start <= prompt.stop <= len(prompt.ids):
+                raise ValueError(f"prompt {i}: expected the question inside its {len(prompt.ids)} ids, found "
+                                 f"[{prompt.start}, {prompt.stop})")
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), -_length(prompts[i]), i))
         with tqdm(total=len(prompts), desc=what, unit="prompt", disable=not sys.stderr.isatty(),
                   leave=False) as bar:
@@ -105,16 +103,15 @@ class Reader:
     def _rows(self, prompts: Sequence[Prompt], candidates: Sequence[int]) -> int:
         """How many of the next prompts go together."""
         positions = _up(max(_length(prompts[i]) for i in candidates), QUESTION_BUCKET) + 1
-        rows = min(self.batch_size, max(1, self.most_bytes // self.bytes_of(positions)))
-        return max(1, rows // self.devices) * self.devices
+        fit = max(1, self.most_bytes // self.bytes_of(positions))
+        rows = self.batch_size if fit >= self.batch_size else 1 << (fit.bit_length() - 1)
+        devices = whole_batch(1, self.mesh)
+        return max(1, rows // devices) * devices
 
     def _batch(self, prompts: Sequence[Prompt]) -> list[Read]:
-        rows = _up(len(prompts), self.devices)
-        if len(prompts) < self.batch_size:  # few sizes, each of which is compiled
-            rows = min(_up(self.batch_size, self.devices),
-                       _up(1 << (len(prompts) - 1).bit_length(), self.devices))
-        longest = max(len(prompt.ids) for prompt in prompts)
-        time = max(longest, min(_up(longest, TIME_BUCKET), self.most or 2**31))
+        # One of few sizes, each of which is compiled: powers of two, or the whole.
+        rows = whole_batch(min(self.batch_size, 1 << (len(prompts) - 1).bit_length()), self.mesh)
+        time = padded_time(max(len(prompt.ids) for prompt in prompts), self.most)
         width = _up(max(map(_length, prompts)), QUESTION_BUCKET)
         ids = np.zeros((rows, time), np.int32)
         positions, question = np.zeros((rows, width + 1), np.int32), np.zeros((rows, width + 1), bool)
@@ -139,6 +136,14 @@ def places_of(model: Any) -> tuple[str, str, str, str]:
     there = model.places
     return ("resid_post", "mlp_write" if "mlp_write" in there else "mix",
             "resid_mid" if "resid_mid" in there else "resid_pre", "attn_out" if "attn_out" in there else "")
+
+
+def check_lengths(prompts: Sequence[Sequence[int]], most: int | None) -> None:
+    """Raises ValueError where a prompt is empty, or longer than a network reads."""
+    wanted = "at least 1 id" if most is None else f"1 to {most} ids"
+    for i, ids in enumerate(prompts):
+        if not len(ids) or (most is not None and len(ids) > most):
+            raise ValueError(f"prompt {i}: expected {wanted}, found {len(ids)}")
 
 
 def _length(prompt: Prompt) -> int:

@@ -18,6 +18,8 @@ from flax import nnx
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.signals.crystallisation import band
 from tilelli_jax.signals.lens import CHUNK, look_from
+from tilelli_jax.signals.prompts import check_lengths
+from tilelli_jax.signals.scoring import most_time, padded_time
 
 
 class Robustness:
@@ -37,7 +39,7 @@ class Robustness:
         at = band(model.config.n_layers)[0] if layer is None else layer
         if not 0 <= at < model.config.n_layers:
             raise ValueError(f"layer: expected 0 to {model.config.n_layers - 1}, found {at}")
-        self.batch_size, self.k, self.key = batch_size, k, jax.random.key(seed)
+        self.batch_size, self.key, self.most = batch_size, jax.random.key(seed), most_time(model)
         graph, self._params = nnx.split(model)
 
         def read(params: Any, ids: jax.Array, last: jax.Array, keys: jax.Array) -> jax.Array:
@@ -66,15 +68,19 @@ class Robustness:
 
         Args:
             numbers: of the prompts in the random stream; by default 0, 1, ….
+
+        Raises:
+            ValueError: a prompt is empty, or longer than the network reads.
         """
+        check_lengths(prompts, self.most)
         known = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
         found = np.zeros(len(prompts), np.float32)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start:start + self.batch_size]
             rows = [*chosen, *[chosen[-1]] * (self.batch_size - len(chosen))]
-            longest = len(prompts[chosen[0]])
-            ids = np.zeros((len(rows), longest), np.int32)
+            time = padded_time(len(prompts[chosen[0]]), self.most)
+            ids = np.zeros((len(rows), time), np.int32)
             for row, i in enumerate(rows):
                 ids[row, :len(prompts[i])] = prompts[i]
             keys = jax.vmap(lambda n: jax.random.fold_in(self.key, n))(jnp.asarray(known[rows], jnp.uint32))

@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf
-from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
+from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 
 RUN = 32  # batches that are sorted by length where the order is random
 BUCKET = 16  # lengths are rounded up to multiples of it: as many compilations as there are multiples
@@ -31,6 +31,16 @@ class Scored(NamedTuple):
 
     nats: np.ndarray
     seen: dict[str, np.ndarray]
+
+
+def most_time(model: Any) -> int | None:
+    """How many ids a network with learned positions reads; None where there is no end to them."""
+    return model.config.max_seq_len if getattr(model.config, "positions", "") == "learned" else None
+
+
+def padded_time(longest: int, most: int | None) -> int:
+    """The length that a batch is padded to: one of a few, so that few are compiled."""
+    return max(longest, min(-(-longest // BUCKET) * BUCKET, most or longest + BUCKET))
 
 
 def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
@@ -51,11 +61,7 @@ class Scorer:
 
     def __init__(self, model: Any, tap_of: TapOf | None = None, *, aid: Any = None, surprise: bool = True,
                  batch_size: int = 16, mesh: Mesh | None = None) -> None:
-        devices = 1 if mesh is None else batch_devices(mesh)
-        self.rows = -(-batch_size // devices) * devices
-        self.mesh = mesh
-        learned = getattr(model.config, "positions", "") == "learned"
-        self.most = model.config.max_seq_len if learned else None
+        self.rows, self.mesh, self.most = whole_batch(batch_size, mesh), mesh, most_time(model)
         graph, self._params = nnx.split(model)
         self._aid_params: Any
         aid_graph, self._aid_params = (None, None) if aid is None else nnx.split(aid)
@@ -116,8 +122,7 @@ def _order(texts: Sequence[Text], run: int, seed: int | None) -> list[int]:
 
 def _padded(texts: Sequence[Text], rows: int, most: int | None) -> tuple[np.ndarray, np.ndarray]:
     """ids int32 `[rows, time]`, zeros where there is nothing, and what stands beside, int32 `[rows, n]`."""
-    longest = max(len(text.ids) for text in texts)
-    time = max(longest, min(-(-longest // BUCKET) * BUCKET, most or 2**31))
+    time = padded_time(max(len(text.ids) for text in texts), most)
     ids, beside = np.zeros((rows, time), np.int32), np.zeros((rows, len(texts[0].beside)), np.int32)
     for row, text in enumerate(texts):
         ids[row, :len(text.ids)], beside[row] = text.ids, text.beside

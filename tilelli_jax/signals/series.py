@@ -20,7 +20,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
 from tilelli_jax.nn.tap import Tap, TapOf
-from tilelli_jax.sharding import Mesh, batch_devices, place_rows, replicated
+from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.patching import NOTHING, Patch, check_patch, reconstructed
 from tilelli_jax.signals.places import check_place
 
@@ -46,7 +46,7 @@ def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers:
         ValueError: the encoder has no such place or layer, or no layer is asked for.
     """
     series = _table("series", series)
-    network, rows = chronos.network, _rows(batch_size, mesh)
+    network, rows = chronos.network, whole_batch(batch_size, mesh)
     if not layers:
         raise ValueError("layers: expected at least one")
     for layer in layers:
@@ -85,7 +85,7 @@ def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: in
     """
     series = _table("series", series)
     known = _numbers(numbers, len(series))
-    for found, chosen in _batches(len(series), _rows(batch_size, mesh), "forecasting"):
+    for found, chosen in _batches(len(series), whole_batch(batch_size, mesh), "forecasting"):
         drawn = chronos.predict(series[chosen], horizon, num_samples=samples, seed=seed,
                                 numbers=known[chosen], mesh=mesh)
         yield found, drawn[:len(found)]
@@ -128,7 +128,7 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
     tap_of, last = patched_end(place, layer), EVERY if positions == "all" else 1
     variants = [(0, NOTHING), (last, NOTHING), *((last, latent) for latent in latents)]
     result = np.zeros((len(series), len(variants)))
-    for found, chosen in _batches(len(series), _rows(batch_size, mesh), "patching"):
+    for found, chosen in _batches(len(series), whole_batch(batch_size, mesh), "patching"):
         for column, variant in enumerate(variants):
             drawn = chronos.predict(series[chosen], futures.shape[1], num_samples=samples, seed=seed,
                                     numbers=known[chosen], tap_of=tap_of, aid=sae,
@@ -175,10 +175,6 @@ def _numbers(numbers: Sequence[int] | None, windows: int) -> np.ndarray:
     if known.shape != (windows,):
         raise ValueError(f"numbers: expected [{windows}], found {list(known.shape)}")
     return known
-
-
-def _rows(batch_size: int, mesh: Mesh | None) -> int:
-    return batch_size if mesh is None else -(-batch_size // batch_devices(mesh)) * batch_devices(mesh)
 
 
 def _batches(windows: int, rows: int, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
