@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def judge(path: Path, model: Path, config: StudyConfig, subject: Subject, networ
           items: Sequence[int], layer: int) -> None:
     """Measures the autoencoder in the directory `model` on items; writes judged.json and active.parquet.
 
-    The latter has, for each latent, in how many of the rows at all positions it is active.
+    The latter has, for each latent, in how many rows it is active: at `all` positions, at the `boundary`.
 
     Raises:
         InputError: it is none, or one of another width, place or layer.
@@ -106,15 +106,19 @@ def judge(path: Path, model: Path, config: StudyConfig, subject: Subject, networ
     sae = _load(model, place, layer, held_out.d_model)
     found = describe(sae, held_out)
     losses = subject.patched(network, sae, items, [EVERYTHING], layer, "all").mean(axis=0)
-    active = np.zeros(sae.config.n_latents, np.int64)
-    for values, latents in encoded(sae, held_out.blocks()):
-        np.add.at(active, latents[values > 0], 1)
-    write_columns(path / ACTIVE, {"latent": np.arange(len(active)), "rows": active})
+    write_columns(path / ACTIVE, {"all": _active(sae, held_out.blocks()), "boundary": _active(
+        sae, subject.rows(network, items, layer, "boundary"))})
     write_atomically(path / JUDGED, as_json({
         "of_model": sae.config.of_model, "steps": _steps(model), "explained": found["explained_variance"],
         "dead": found["dead_fraction"], "l0": found["l0"], "rows": found["rows"],
         "probed": describe(sae, probed)["explained_variance"],
         "untrained": describe(_untrained(sae, held_out), held_out)["explained_variance"], "losses": losses}))
+
+
+def _active(sae: TopKSAE, rows: Iterable[np.ndarray]) -> np.ndarray:
+    """In how many of the rows each latent is active: int `[n_latents]`."""
+    return sum((np.bincount(latents[values > 0], minlength=sae.config.n_latents)
+                for values, latents in encoded(sae, rows)), np.zeros(sae.config.n_latents, np.int64))
 
 
 def _untrained(sae: TopKSAE, rows: Activations) -> TopKSAE:

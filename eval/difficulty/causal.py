@@ -22,20 +22,20 @@ from eval.stats import Interval, bootstrap_mean, bootstrap_p, holm
 
 
 def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float = 0.1,
-                 options: ProbeOptions | None = None, fill: bool = False) -> list[int]:
+                 options: ProbeOptions | None = None) -> list[int]:
     """The latents on which an L1 probe leans most, the first first.
 
     Args:
         codes: `[training rows, n_latents]`.
-        fill: where the probe uses fewer than `most`, add others as NumPy's sort happens to leave them,
-            as the published study did (W12): only the compatibility mode asks for it. By default the list is
-            shorter then.
+
+    Returns:
+        Those it uses: fewer than `most` where it uses fewer (W12: the published study took others then).
     """
     sparse = scipy.sparse.issparse(codes)
     probe = make_probe(strength, sparse, options or ProbeOptions()).fit(codes, np.asarray(labels))
     weight = np.abs(probe[-1].coef_[0])
     found = np.argsort(-weight)[:most]
-    return [int(latent) for latent in found if fill or weight[latent] > 0]
+    return [int(latent) for latent in found if weight[latent] > 0]
 
 
 def as_often_active(active: ArrayLike, chosen: Sequence[int], number: int, *, seed: int = 42,

@@ -60,6 +60,9 @@ class Forecasts:
         network = open_network(path, self.config.compute, self.mesh)
         if not isinstance(network, FlaxT5ForConditionalGeneration):
             raise InputError(f"{path}: expected a Chronos, found family {network.config.family}")
+        if network.config.chronos is None:
+            raise InputError(f"{path}: expected a Chronos, found a T5 whose configuration says nothing of "
+                             "series")
         return Chronos(network)
 
     def measure(self, network: Chronos, items: Sequence[int], layers: Sequence[int]) -> Measured:
@@ -98,12 +101,14 @@ class Forecasts:
         number = number_of_folds(labels, most, ROWS_FOR_ONE)
         return usable(forward(starts, starts + self.span, number), labels)
 
-    def rows(self, network: Chronos, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
+    def rows(self, network: Chronos, items: Sequence[int], layer: int,
+             positions: Positions = "all") -> Iterator[np.ndarray]:
         options = self.config.extract
         order = np.random.default_rng(self.config.seed).permutation(np.asarray(items))
         for i, values in encoded(network, self.windows.contexts[order], place=options.place, layers=[layer],
                                  batch_size=options.batch_size, mesh=self.mesh):
-            yield self._stored(values[0], int(order[i]), layer)
+            chosen = values[0] if positions == "all" else values[0, -1:]
+            yield self._stored(chosen, int(order[i]), layer)
 
     def patched(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
                 layer: int, positions: Positions) -> Floats:

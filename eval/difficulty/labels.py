@@ -17,17 +17,14 @@ def split_in_order(items: int, train: float = 0.7) -> NDArray[np.str_]:
 
 
 def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
-           least_nats: float = KNOWN_BY_HEART, most_alike: float = 0.7,
-           fit_on_all: bool = False) -> NDArray[np.str_]:
+           least_nats: float = KNOWN_BY_HEART, most_alike: float = 0.7) -> NDArray[np.str_]:
     """The split with "purge" where a prompt is known by heart, or a test prompt is too like a training one.
 
     A test prompt that is a training one to the letter always goes, also where none of its words is known.
 
     Args:
         nats: `[items]`, mean surprise at each prompt's tokens.
-        most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two prompts at least.
-        fit_on_all: take the vocabulary from the test prompts, too, as the published study did (S5):
-            only the compatibility mode asks for it.
+        most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two training prompts.
     """
     # NaN: a prompt of one token, which nothing can be said of.
     found = np.where(np.asarray(nats) > least_nats, split, "purge")
@@ -35,12 +32,11 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
     if not len(train) or not len(test):
         return found
     texts = np.asarray(prompts, dtype=object)
-    if not fit_on_all:  # the published study looked at words alone
-        repeated = set(texts[train].tolist())
-        found[test[[text in repeated for text in texts[test].tolist()]]] = "purge"
+    repeated = set(texts[train].tolist())
+    found[test[[text in repeated for text in texts[test].tolist()]]] = "purge"
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2)
     try:
-        vectors.fit(texts if fit_on_all else texts[train])
+        vectors.fit(texts[train])
     except ValueError:  # no word occurs twice
         return found
     known = vectors.transform(texts[train])
@@ -53,7 +49,7 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
 
 def hard_by_quantile(values: ArrayLike, reference: NDArray[np.bool_],
                      quantile: float = 0.75) -> NDArray[np.int64]:
-    """1 where a value is at least the quantile of the reference's: `[items]`.
+    """1 where a value is at least the quantile of the reference's: int64 `[items]`.
 
     Args:
         reference: `[items]`, the rows that the threshold is taken from: the training rows.

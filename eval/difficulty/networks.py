@@ -22,6 +22,17 @@ class TrainingStopped(Exception):
         self.status = status
 
 
+def check(section: NetworkConfig) -> None:
+    """Raises InputError where a network's directory, tokenizer or training configuration is not there."""
+    if section.train:
+        config_lib.read_yaml(section.train)
+    elif not Path(section.path).is_dir():
+        raise InputError(f"{section.path}: expected the directory of a network, found "
+                         + ("a file" if Path(section.path).exists() else "nothing"))
+    if section.tokenizer and not Path(section.tokenizer).exists():
+        raise InputError(f"{section.tokenizer}: expected a tokenizer, found nothing")
+
+
 def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
     """One sitting of `python -m tilelli_jax.train`, in this process: the model directory it ends with.
 
@@ -46,20 +57,17 @@ def directory_of(section: NetworkConfig, out: Path, name: str) -> Path:
     return trained(section.train, out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}")
 
 
-def contents(path: Path, tokenizer: str = "", what: str = "a network") -> str:
+def contents(path: Path, tokenizer: str = "") -> str:
     """A fingerprint of a model directory's configuration and weights, and of a tokenizer elsewhere.
 
     Raises:
-        InputError: it is no directory, or cannot be read.
+        InputError: one of its files cannot be read.
     """
-    if not path.is_dir():
-        raise InputError(f"{path}: expected the directory of {what}, found "
-                         + ("a file" if path.exists() else "nothing"))
-    files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors")]
-    if tokenizer:
-        other = Path(tokenizer)
-        files += [other / TOKENIZER if other.is_dir() else other]
     try:
+        files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors")]
+        if tokenizer:
+            other = Path(tokenizer)
+            files += [other / TOKENIZER if other.is_dir() else other]
         return fingerprint(files)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None

@@ -96,11 +96,14 @@ class Questions:
         return usable(stratified(labels, number_of_folds(labels, most), seed=self.config.seed,
                                  groups=self.groups[train]), labels)
 
-    def rows(self, network: Language, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
-        options = self.config.extract
-        return rows_of(network.model, [self._ids(network, i) for i in items], place=options.place,
-                       layer=layer, numbers=items, skip=options.skip, seed=self.config.seed,
-                       dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
+    def rows(self, network: Language, items: Sequence[int], layer: int,
+             positions: Positions = "all") -> Iterator[np.ndarray]:
+        options, whole = self.config.extract, positions == "all"
+        ids = [self._ids(network, i) if whole else self._prompt(network, i) for i in items]
+        found = rows_of(network.model, ids, place=options.place, layer=layer, numbers=items,
+                        skip=options.skip if whole else 0, seed=self.config.seed,
+                        dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
+        return (values if whole else values[-1:] for values in found)
 
     def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
                 layer: int, positions: Positions) -> Floats:

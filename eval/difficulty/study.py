@@ -59,18 +59,23 @@ class Study:
         """What can be known before anything is asked.
 
         Raises:
-            InputError: the output directory cannot be written, another study's results or an autoencoder
-                cannot be read.
+            InputError: another study's results, a network, an autoencoder or a training configuration is not
+                there, or the output directory cannot be written.
         """
+        config = self.config
+        for path in config.also:
+            read_results(Path(path))
+        for section in (config.network, config.dear):
+            if section is not None:
+                networks.check(section)
+        if config.sae.train:
+            config_lib.read_yaml(config.sae.train)
+        for number in config.extract.layers if config.sae.path else ():
+            autoencoder.read_config(Path(config.sae.path.format(layer=number)), config.extract.place, number)
         try:
             self.stages.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
-        for path in self.config.also:
-            read_results(Path(path))
-        if self.config.sae.path:
-            for layer in self.layers.values():
-                autoencoder.read_config(Path(layer.model or ""), self.config.extract.place, layer.layer)
 
     @functools.cached_property
     def subject(self) -> Subject:
@@ -194,7 +199,7 @@ class Layer:
         few = min(self.config.sae.held_out, len(test))
         items = np.sort(np.random.default_rng(self.config.seed).choice(test, few, replace=False)).tolist()
         made_of = recipe("judged", extract=study.extract.name, layer=self.layer, items=key({"items": items}),
-                         model=networks.contents(self.model, what="an autoencoder"))
+                         model=networks.contents(self.model))
         return self._make("judged", made_of, lambda made: autoencoder.judge(
             made, Path(self.model or ""), self.config, study.subject, study.network,
             Extraction(study.extract), items, self.layer))
@@ -217,7 +222,7 @@ class Layer:
     @functools.cached_property
     def features(self) -> Path:
         judged, study = self.judged, self.study
-        sae = None if judged is None else networks.contents(Path(self.model or ""), what="an autoencoder")
+        sae = None if judged is None else networks.contents(Path(self.model or ""))
         made_of = recipe("features", extract=study.extract.name, layer=self.layer, sae=sae)
         return self._make("features", made_of, lambda path: make_features(
             path, Extraction(study.extract), self.layer,
@@ -294,12 +299,10 @@ class Layer:
         assert most is not None and self.judged_path is not None
         chosen = causal.rank_latents(most[table.train], table.hard[table.train], options.latents,
                                      strength=options.strength, options=self._options)
-        # How often each is active where it will be patched: at all positions, or where it was extracted.
-        active = {"all": read_columns(self.judged_path / autoencoder.ACTIVE)["rows"],
-                  "boundary": np.asarray((most[table.train] > 0).sum(axis=0)).ravel()}
+        active = read_columns(self.judged_path / autoencoder.ACTIVE)  # where each will be patched, or nearly
         matched: dict[str, dict[int, list[int]]] = {
             where: causal.as_often_active(active[where], chosen, options.controls, seed=self.config.seed)
-                   for where in options.positions}
+            for where in options.positions}
         items = table.test
         if 0 < options.items < len(items):
             rng = np.random.default_rng(self.config.seed)

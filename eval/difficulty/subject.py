@@ -67,8 +67,13 @@ class Subject(Protocol):
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
         """Of the training rows, for cross-validation."""
 
-    def rows(self, network: Any, items: Sequence[int], layer: int) -> Iterator[np.ndarray]:
-        """Inner values at all positions of items, `[positions, d_model]` each, for an autoencoder."""
+    def rows(self, network: Any, items: Sequence[int], layer: int,
+             positions: Positions = "all") -> Iterator[np.ndarray]:
+        """Inner values of items in random order, `[positions, d_model]` each, for an autoencoder.
+
+        Args:
+            positions: all, or the one that a patch at the boundary changes.
+        """
 
     def patched(self, network: Any, sae: TopKSAE, items: Sequence[int], latents: Sequence[int], layer: int,
                 positions: Positions) -> Floats:

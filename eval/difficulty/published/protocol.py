@@ -51,13 +51,6 @@ def prompt_features(columns: Mapping[str, Sequence]) -> tuple[list[str], Floats]
     return list(made), np.stack(list(made.values()), axis=1)
 
 
-def standardised(values: ArrayLike, reference: NDArray[np.bool_]) -> Floats:
-    """(value − mean) / (standard deviation + 1e-8), both of the reference's rows (ddof 1; S10)."""
-    values = np.asarray(values, float)
-    chosen = values[reference]
-    return (values - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
-
-
 def probe_results(climbed: Climbed, *, items: int, train: int, test_labels: ArrayLike) -> dict[str, Any]:
     """probe_results.json of a ladder climbed with PROBES; three of its keys were never filled.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from eval.difficulty.ladder import rungs
+from eval.difficulty.ladder import Told, rungs
 from eval.difficulty.published import protocol
 from eval.difficulty.published.files import Kit
 from eval.folds import Folds, forward, number_of_folds, shuffled, stratified
@@ -18,7 +18,6 @@ from tilelli_jax.errors import InputError
 RECALIBRATED = ("P1_cheap", "P3_cheap_sae")
 HANDED_ON = ("P3_cheap_sae", "P1_cheap")
 UNITS = {"llm": "nats", "tsfm": "CRPS"}
-Told = Callable[[str], None]
 
 
 def tables(kit: Kit, tell: Told = lambda line: None) -> dict[str, Any]:

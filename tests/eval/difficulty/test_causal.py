@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,15 +13,14 @@ import scipy.sparse
 from eval.difficulty import causal, texts
 from eval.difficulty.config import SquadConfig
 from eval.difficulty.published.protocol import PROBES
+from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import Patched, patched_nats
 from tilelli_jax.store import build, from_arrays
 
-SHARED = Path(__file__).parents[4] / "shared" / "reference"
-TINY = SHARED / "difficulty" / "tiny_world"
-needs_reference = pytest.mark.skipif(not TINY.exists(),
-                                     reason="the stored references do not come with this project")
+TINY = STORED / "difficulty" / "tiny_world"
+needs_reference = needs(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def world() -> dict[str, Any]:
                       {ours: state[theirs].numpy() for ours, theirs in names.items()})
     table = pyarrow.parquet.read_table(TINY / "allpos/squad_metadata.parquet").to_pydict()
     rows = safetensors.numpy.load_file(TINY / "allpos/squad_activations.safetensors")["encoder_embeddings"]
-    tokenizer = tokenizers.Tokenizer.from_file(str(SHARED / "data" / "neox_20B_tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(STORED / "data" / "neox_20B_tokenizer.json"))
     return {"sae": sae, "split": np.array(table["split"]), "hard": np.array(table["difficulty"]),
             "rows": rows, "questions": texts.squad(texts.read_rows(TINY / "squad.json"), "squad.json"),
             "encode": lambda text: tokenizer.encode(text, add_special_tokens=False).ids}
@@ -51,7 +49,7 @@ def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
     for item in world["rows"][train]:
         codes = world["sae"].encode(jnp.asarray(item, jnp.float32))
         pooled.append(np.asarray(world["sae"].dense(codes)).max(axis=0))
-    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=PROBES, fill=True)
+    found = causal.rank_latents(np.stack(pooled), world["hard"][train], 5, options=PROBES)
     expected = json.loads((TINY / "res/squad_allpos/causal_ablation_all.json").read_text())["top_features"]
     assert found == expected
 
@@ -103,7 +101,6 @@ def test_a_probe_that_uses_nothing_names_nothing() -> None:
     codes = np.where(rng.random((60, 30)) < 0.2, rng.random((60, 30)), 0)
     labels = rng.integers(0, 2, 60)
     assert causal.rank_latents(codes, labels, 5, strength=1e-4) == []
-    assert len(causal.rank_latents(codes, labels, 5, strength=1e-4, fill=True)) == 5
     planted = (codes[:, 7] > 0).astype(int)
     assert causal.rank_latents(scipy.sparse.csr_array(codes), planted, 3, strength=0.1)[0] == 7
 
