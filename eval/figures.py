@@ -133,6 +133,25 @@ def effects(found: Mapping[str, Interval], title: str = "", unit: str = "nats") 
     return _finished(figure, axes, title, legend=False)
 
 
+def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None = None, title: str = "",
+             unit: str = "nats") -> Figure:
+    """A number of each layer, one line for each name.
+
+    Args:
+        band: the first and the last of the layers that are shaded.
+    """
+    figure, axes = _figure()
+    if band is not None:
+        axes.axvspan(band[0] - 0.5, band[1] + 0.5, color="0.93", linewidth=0)
+    for n, (name, values) in enumerate(found.items()):
+        shape = look(n)
+        axes.plot(range(len(values)), values, color=shape.colour, linestyle=shape.dash, marker=shape.mark,
+                  markersize=4, label=name)
+    axes.set(xlabel="layer", ylabel=unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return _finished(figure, axes, title)
+
+
 def _figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()

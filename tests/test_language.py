@@ -17,7 +17,7 @@ from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
-from tilelli_jax.language import open_language, open_network, open_tokenizer
+from tilelli_jax.language import Bytes, Tokens, open_language, open_network, read_chat
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.t5 import T5Config
@@ -92,8 +92,54 @@ def test_converted_directories_want_a_tokenizer_too(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_neither_cuts_nor_fills_up(tmp_path: Path) -> None:
-    encode = open_tokenizer(tokenizer(tmp_path, limits=True))
+    encode = Tokens(tokenizer(tmp_path, limits=True)).encode
     assert encode("a cat sat a") == [3, 4, 5, 3] and encode("a") == [3]
+
+
+def test_where_symbols_stand(tmp_path: Path) -> None:
+    assert Bytes().place("é a") == ([0xC3, 0xA9, 0x20, 0x61], [(0, 1), (0, 1), (1, 2), (2, 3)])
+    found = Tokens(tokenizer(tmp_path))
+    assert found.place("a cat sat") == ([3, 4, 5], [(0, 1), (2, 5), (6, 9)])
+    assert found.decode([3, 5]) == "a sat" and found.decode([0, 4]) == "[BOS] cat"
+    assert (found.symbol("cat"), found.symbol("cats"), Bytes().symbol("\n"), Bytes().symbol("é")) == (
+        4, None, 10, None)
+    assert Bytes().decode([0x61, 300, 0xC3]) == "a\ufffd"
+
+
+TEMPLATE = ("{{ bos_token }}{% if enable_thinking %}<think>{% endif %}{% for m in messages %}"
+            "<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}"
+            "{% if add_generation_prompt %}<model>{% endif %}")
+
+
+@pytest.mark.parametrize("where", ["jinja", "json", "config", "several"])
+def test_chat_templates(where: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
+    assert read_chat(tmp_path) is None
+    settings: dict[str, Any] = {"bos_token": {"content": "<s>"}, "pad_token": None}
+    if where == "jinja":
+        (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    elif where == "json":
+        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    elif where == "config":
+        settings["chat_template"] = TEMPLATE
+    else:
+        settings["chat_template"] = [{"name": "tools", "template": "x"},
+                                     {"name": "default", "template": TEMPLATE}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    chat = read_chat(tmp_path)
+    assert chat is not None and chat.ask(" Who? ") == "<s><user>Who?</><model>"
+    assert chat.ask("Who?", thinking=True) == "<s><think><user>Who?</><model>"
+
+
+def test_chat_templates_that_cannot_be_used(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 3}))
+    refused(lambda: read_chat(tmp_path), str(tmp_path / "tokenizer_config.json"),
+            "chat_template: expected text")
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
+    chat = read_chat(tmp_path)
+    assert chat is not None
+    refused(lambda: chat.ask("Who?"), str(tmp_path / "chat_template.jinja"), "the template refuses: no users")
 
 
 def test_no_tokenizer(neox: Path, tmp_path: Path) -> None:

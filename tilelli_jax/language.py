@@ -1,11 +1,10 @@
-"""Language models with what turns text into their symbols, from our directories or Hugging Face's."""
+"""Language models with what turns text into their symbols and back, from directories of ours or others."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
@@ -16,14 +15,132 @@ from tilelli_jax.sharding import Mesh
 from tilelli_jax.tensors import read_json
 
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+class Placed(NamedTuple):
+    """Symbols of a text, and where each stands in it: `[start, stop)` in characters."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Tokenizer(Protocol):
+    """Text to symbols, without any that mark the beginning or the end unless the text has them, and back."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def place(self, text: str) -> Placed: ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Special symbols are written out; what is no text becomes a replacement character."""
+
+    def symbol(self, text: str) -> int | None:
+        """The one symbol that is written so; None where there is none."""
+
+
+class Bytes:
+    """Symbols are the bytes of UTF-8."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def place(self, text: str) -> Placed:
+        spans = [(i, i + 1) for i, letter in enumerate(text) for _ in letter.encode()]
+        return Placed(self.encode(text), spans)
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(id for id in ids if id < 256).decode("utf-8", errors="replace")
+
+    def symbol(self, text: str) -> int | None:
+        found = text.encode()
+        return found[0] if len(found) == 1 else None
+
+
+class Tokens:
+    """Symbols are those of a tokenizer.json.
+
+    Raises:
+        InputError: there is none at the path (a file, or a directory that has it), or the extra to read it is
+            missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = path / TOKENIZER if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(f"{file}: no such file: expected the network's tokenizer")
+        try:
+            import tokenizers
+        except ImportError:
+            raise InputError(f"{file}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises Exception itself
+            raise InputError(f"{file}: no tokenizer: {error}") from None
+        self._tokenizer.no_truncation()  # which a file may ask for, as it may for padding
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def place(self, text: str) -> Placed:
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return Placed(found.ids, found.offsets)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def symbol(self, text: str) -> int | None:
+        return self._tokenizer.token_to_id(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """How a network that was taught to chat expects to be asked: the Jinja template of its tokenizer.
+
+    Attributes:
+        special: what the template may call by name, such as bos_token.
+    """
+
+    template: str
+    special: dict[str, str]
+    source: str
+
+    def ask(self, text: str, *, thinking: bool = False) -> str:
+        """One user's turn and the beginning of the answer.
+
+        Args:
+            thinking: whether the network is to think first; templates that know no such thing ignore it.
+
+        Raises:
+            InputError: the template refuses, or the extra to read it is missing.
+        """
+        try:
+            from transformers.utils.chat_template_utils import render_jinja_template
+        except ImportError:
+            raise InputError(f"{self.source}: it needs the extra 'hf': pip install -e '.[hf]'") from None
+        render: Any = render_jinja_template  # whose annotations are not what it takes and gives
+        turns = [{"role": "user", "content": text}]
+        try:
+            found, _ = render([turns], chat_template=self.template, add_generation_prompt=True,
+                              enable_thinking=thinking, **self.special)
+        except Exception as error:  # whatever a template comes up with
+            raise InputError(f"{self.source}: the template refuses: {error}") from None
+        return found[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A causal network, and `encode(text) -> token ids` without any that mark the beginning or the end."""
+    """A causal network, its tokenizer, and how it is asked where it was taught to chat."""
 
     model: Any
-    encode: Callable[[str], list[int]]
+    tokenizer: Tokenizer
+    chat: Chat | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without any that mark the beginning or the end."""
+        return self.tokenizer.encode(text)
 
 
 def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: Mesh | None = None) -> Any:
@@ -48,7 +165,7 @@ def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: M
 
 def open_language(path: str | Path, tokenizer: str | Path = "", compute: ComputeConfig | None = None,
                   mesh: Mesh | None = None) -> Language:
-    """A causal network and its encoder: bytes for networks that read them, otherwise tokenizer.json.
+    """A causal network and its tokenizer: bytes for networks that read them, otherwise tokenizer.json.
 
     Args:
         tokenizer: the file, or a directory that has it; by default that of the network.
@@ -61,23 +178,32 @@ def open_language(path: str | Path, tokenizer: str | Path = "", compute: Compute
         raise InputError(f"{path}: expected a network that continues texts, found family "
                          f"{model.config.family}")
     if model.reads_bytes:
-        return Language(model, lambda text: list(text.encode()))
-    return Language(model, open_tokenizer(Path(tokenizer or path)))
+        return Language(model, Bytes())
+    beside = Path(tokenizer or path)
+    return Language(model, Tokens(beside), read_chat(beside if beside.is_dir() else beside.parent))
 
 
-def open_tokenizer(path: Path) -> Callable[[str], list[int]]:
-    """Raises InputError: there is none, or the extra to read it is missing."""
-    file = path / TOKENIZER if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file}: no such file: expected the network's tokenizer")
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise InputError(f"{file}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises Exception itself
-        raise InputError(f"{file}: no tokenizer: {error}") from None
-    tokenizer.no_truncation()  # which a file may ask for, as it may for padding
-    tokenizer.no_padding()
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+def read_chat(path: Path) -> Chat | None:
+    """The template of a Hugging Face directory; None where it has none.
+
+    Raises:
+        InputError: a file that may have one cannot be read.
+    """
+    settings = read_json(path / TOKENIZER_CONFIG) if (path / TOKENIZER_CONFIG).is_file() else {}
+    special = {name: value["content"] if isinstance(value, dict) else value
+               for name, value in settings.items() if name.endswith("_token") and value}
+    template, source = settings.get("chat_template"), path / TOKENIZER_CONFIG
+    for name in CHAT_TEMPLATES:
+        if (path / name).is_file():
+            source = path / name
+            try:
+                template = (read_json(source).get("chat_template") if source.suffix == ".json" else
+                            source.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{source}: cannot be read: {error}") from None
+            break
+    if isinstance(template, list):  # several, of which one is for chats without tools
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{source}: chat_template: expected text, found {template!r:.40}")
+    return None if template is None else Chat(template, special, str(source))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from eval.difficulty import report
 from eval.difficulty.config import StudyConfig
-from eval.difficulty.networks import TrainingStopped
 from eval.difficulty.questions import with_source
 from eval.difficulty.study import Study
+from eval.inputs.networks import TrainingStopped
 from eval.stages import BusyError, tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError, command

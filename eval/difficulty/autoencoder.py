@@ -14,8 +14,8 @@ import numpy as np
 from eval.difficulty.config import SAEStageConfig, StudyConfig
 from eval.difficulty.extract import Extraction
 from eval.difficulty.features import encoded
-from eval.difficulty.networks import trained
 from eval.difficulty.subject import Subject
+from eval.inputs.networks import trained
 from eval.tables import as_json, write_columns
 from tilelli_jax import store
 from tilelli_jax.data.activations import Activations, open_activations, write_activations

@@ -5,25 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from eval.inputs.networks import NetworkConfig
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig(Section):
-    """A network that is asked."""
-
-    path: str = setting("", "its directory, ours or of Hugging Face")
-    tokenizer: str = setting("", "directory or file of the tokenizer; empty: the network's own")
-    train: str = setting("", "in place of path: the training configuration of a network that is made first")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if bool(self.path) == bool(self.train):
-            raise InputError("path: expected the directory of a network, or train, how to make one; "
-                             "one of them")
 
 
 @dataclasses.dataclass(frozen=True)

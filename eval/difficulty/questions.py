@@ -16,10 +16,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from eval.difficulty import cheap, labels, texts
 from eval.difficulty.asking import Asker
-from eval.difficulty.config import HellaSwagConfig, NetworkConfig, SquadConfig, StudyConfig, TextConfig
+from eval.difficulty.config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
 from eval.difficulty.subject import Block, Measured, Numbers, Positions
 from eval.difficulty.texts import Question
 from eval.folds import Folds, number_of_folds, stratified, usable
+from eval.inputs.networks import NetworkConfig
+from eval.inputs.rows import hugging_face, read_rows
 from eval.metrics import Floats
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
@@ -169,8 +171,8 @@ def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
         return texts.passages(text, prompt=data.prompt, ending=data.ending,
                               separator=data.separator)[:data.items]
     most = data.items if getattr(data, "domain", "all") == "all" else 10**9
-    rows = (texts.hugging_face(data.source, most) if data.source.startswith("hf:") else
-            texts.read_rows(Path(data.source), most))
+    rows = (hugging_face(data.source, most) if data.source.startswith("hf:") else
+            read_rows(Path(data.source), most))
     if isinstance(data, SquadConfig):
         return texts.squad(rows, data.source)
     found = texts.hellaswag(rows, data.source)

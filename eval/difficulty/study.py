@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.difficulty import autoencoder, causal, measures, networks
+from eval.difficulty import autoencoder, causal, measures
 from eval.difficulty.autoencoder import Judged
-from eval.difficulty.config import NetworkConfig, SeriesConfig, StudyConfig
+from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.extract import Extraction, extract
 from eval.difficulty.features import make_features, read_features
 from eval.difficulty.forecasts import Forecasts
@@ -27,6 +27,8 @@ from eval.difficulty.measures import Drawn
 from eval.difficulty.questions import Questions
 from eval.difficulty.subject import Subject
 from eval.folds import Folds
+from eval.inputs import networks
+from eval.inputs.networks import NetworkConfig
 from eval.probes import Block, ProbeOptions
 from eval.stages import Stages, key
 from eval.tables import as_json, read_columns, write_columns
@@ -88,9 +90,7 @@ class Study:
 
     @property
     def network_name(self) -> str:
-        """That of its directory; of a model/ in a run, the run's."""
-        path = self.network_path.resolve()
-        return path.parent.name if path.name == "model" else path.name
+        return networks.name_of(self.network_path)
 
     @functools.cached_property
     def network(self) -> Any:

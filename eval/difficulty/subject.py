@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.difficulty.config import NetworkConfig
 from eval.folds import Folds
+from eval.inputs.networks import NetworkConfig
 from eval.metrics import Floats
 from tilelli_jax.estimators.sae import TopKSAE
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tilelli_jax.data import stories
@@ -25,57 +22,6 @@ class Question(NamedTuple):
     topic: str
     group: str
     domain: str = ""
-
-
-def hugging_face(source: str, most: int) -> list[dict[str, Any]]:
-    """The first rows of the validation part of `hf:NAME`.
-
-    Raises:
-        InputError: the extra is missing, or the data set cannot be had.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"{source}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
-    try:
-        rows = datasets.load_dataset(source.removeprefix("hf:"), split="validation", streaming=True)
-        return list(itertools.islice(rows, most))
-    except Exception as error:  # whatever the hub, the network or the set's files come up with
-        raise InputError(f"{source}: cannot be read: {error}; --data FILE takes a local file") from None
-
-
-def read_rows(path: Path, most: int = 5000) -> list[dict[str, Any]]:
-    """Rows of a JSON list, of JSON lines or of a parquet file.
-
-    Raises:
-        InputError: it cannot be read, or holds no rows.
-    """
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-            rows = pyarrow.parquet.read_table(path).slice(0, most).to_pylist()
-        else:
-            text = path.read_text(encoding="utf-8")
-            rows = json.loads(text) if text.lstrip().startswith("[") else list(_lines(path, text))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not rows:
-        raise InputError(f"{path}: expected rows, as a JSON list, JSON lines or parquet, found none")
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
-    return rows[:most]
-
-
-def _lines(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
 
 
 def squad(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:

@@ -88,8 +88,17 @@ class Sidecar(nnx.Module):
         """
         return jax.nn.sigmoid(self.logits(features, whole) / self.temperature[...])
 
-    def logits(self, features: jax.Array, whole: jax.Array) -> jax.Array:
-        """Before the temperature: `[batch]`, f32."""
+    def logits(self, features: jax.Array, whole: jax.Array, drop: tuple[jax.Array, float] | None = None
+               ) -> jax.Array:
+        """Before the temperature: `[batch]`, f32.
+
+        Args:
+            drop: in training, the key and the share of the head's values that are left out.
+        """
         states = self.gru(self.feature_scaler(features))
         pooled = jnp.concatenate([states.mean(1), states[:, -1], self.global_scaler(whole)], axis=-1)
-        return self.out(jax.nn.relu(self.hidden(pooled)))[:, 0]
+        hidden = jax.nn.relu(self.hidden(pooled))
+        if drop is not None and drop[1] > 0:
+            kept = jax.random.bernoulli(drop[0], 1 - drop[1], hidden.shape)
+            hidden = jnp.where(kept, hidden / (1 - drop[1]), 0)
+        return self.out(hidden)[:, 0]

@@ -14,6 +14,7 @@ import pytest
 from eval.difficulty import labels, texts
 from eval.difficulty.asking import Answers, Asker
 from eval.difficulty.config import SquadConfig
+from eval.inputs.rows import read_rows
 from tests.references import STORED, needs
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
@@ -33,7 +34,7 @@ CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidd
 def asked() -> tuple[list[texts.Question], Answers]:
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     tokenizer = tokenizers.Tokenizer.from_file(str(STORED / "data" / "neox_20B_tokenizer.json"))
-    questions = texts.squad(texts.read_rows(TINY / "squad.json"), "squad.json")
+    questions = texts.squad(read_rows(TINY / "squad.json"), "squad.json")
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
     asker = Asker(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
                   most_tokens=SquadConfig().most_tokens, place="resid_post", layers=(1, 3))

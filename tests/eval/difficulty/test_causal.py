@@ -13,6 +13,7 @@ import scipy.sparse
 from eval.difficulty import causal, texts
 from eval.difficulty.config import SquadConfig
 from eval.difficulty.published.protocol import PROBES
+from eval.inputs.rows import read_rows
 from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
@@ -37,7 +38,7 @@ def world() -> dict[str, Any]:
     rows = safetensors.numpy.load_file(TINY / "allpos/squad_activations.safetensors")["encoder_embeddings"]
     tokenizer = tokenizers.Tokenizer.from_file(str(STORED / "data" / "neox_20B_tokenizer.json"))
     return {"sae": sae, "split": np.array(table["split"]), "hard": np.array(table["difficulty"]),
-            "rows": rows, "questions": texts.squad(texts.read_rows(TINY / "squad.json"), "squad.json"),
+            "rows": rows, "questions": texts.squad(read_rows(TINY / "squad.json"), "squad.json"),
             "encode": lambda text: tokenizer.encode(text, add_special_tokens=False).ids}
 
 

@@ -70,7 +70,7 @@ def test_without_layers_there_are_numbers_only(tmp_path: Path) -> None:
     extract(tmp_path, Made(), None, range(5), (), 2)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [0] * 5 and found.numbers["picked"].tolist() == [0, 1, 2, 3, 0]
-    assert not any(name.startswith("layer.") for shard in found.shards for name in shard)
+    assert not any(name.startswith("layer.") for shard in found.shards.parts for name in shard)
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])

@@ -12,9 +12,10 @@ from flax import nnx
 
 from eval.difficulty import cheap, series
 from eval.difficulty import forecasts as module
-from eval.difficulty.config import CausalConfig, ExtractConfig, NetworkConfig, SeriesConfig, StudyConfig
+from eval.difficulty.config import CausalConfig, ExtractConfig, SeriesConfig, StudyConfig
 from eval.difficulty.extract import Extraction, extract
 from eval.difficulty.forecasts import Forecasts
+from eval.inputs.networks import NetworkConfig
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import store

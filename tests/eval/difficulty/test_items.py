@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eval.difficulty.config import ExtractConfig, LabelConfig, NetworkConfig, StudyConfig
+from eval.difficulty.config import ExtractConfig, LabelConfig, StudyConfig
 from eval.difficulty.items import check_split, make_items, read_items
 from eval.difficulty.subject import Block
+from eval.inputs.networks import NetworkConfig
 from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError

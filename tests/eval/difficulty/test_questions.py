@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from eval.difficulty import cheap
 from eval.difficulty.config import (
     ExtractConfig,
     HellaSwagConfig,
-    NetworkConfig,
     SplitConfig,
     SquadConfig,
     StudyConfig,
@@ -27,6 +27,7 @@ from eval.difficulty.config import (
 from eval.difficulty.extract import Extraction, extract
 from eval.difficulty.items import make_items, read_items
 from eval.difficulty.questions import Questions, dealt, with_source
+from eval.inputs.networks import NetworkConfig
 from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tests.restated.compiling import quick_jit
@@ -46,7 +47,7 @@ def encode(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def language() -> Language:
-    return Language(random_network(CONFIG, 0)[0], encode)
+    return Language(random_network(CONFIG, 0)[0], SimpleNamespace(encode=encode))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_what_is_not_finite_is_named(positions: Any, tmp_path: Path) -> None:
     arrays = dict(random_network(CONFIG, 0)[1])
     arrays["embed.kernel"] = arrays["embed.kernel"].copy()
     arrays["embed.kernel"][ord("Z")] = 1e6
-    network = Language(from_arrays(CONFIG, arrays), encode)
+    network = Language(from_arrays(CONFIG, arrays), SimpleNamespace(encode=encode))
     data = story(tmp_path)
     subject = Questions(study(data, positions=positions, dtype="float16"))
     question = subject.questions[9]

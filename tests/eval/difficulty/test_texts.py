@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.difficulty import labels, texts
+from eval.inputs.rows import hugging_face, read_rows
 from tests.refusals import assert_one_line
 from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
@@ -47,8 +48,8 @@ def test_files_of_three_kinds(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.json", "a.jsonl", "a.parquet"):
-        assert texts.read_rows(tmp_path / name) == rows
-        assert texts.read_rows(tmp_path / name, most=2) == rows[:2]
+        assert read_rows(tmp_path / name) == rows
+        assert read_rows(tmp_path / name, most=2) == rows[:2]
 
 
 def test_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +62,10 @@ def test_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return ({"row": i} for i in range(1000))
     monkeypatch.setitem(sys.modules, "datasets",
                         types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
-    assert texts.hugging_face("hf:rajpurkar/squad", 3) == [{"row": 0}, {"row": 1}, {"row": 2}]
+    assert hugging_face("hf:rajpurkar/squad", 3) == [{"row": 0}, {"row": 1}, {"row": 2}]
     assert asked == [("rajpurkar/squad", {"split": "validation", "streaming": True})]
-    with pytest.raises(InputError, match=r"^hf:no/such: cannot be read: the hub is away; --data FILE takes"):
-        texts.hugging_face("hf:no/such", 3)
+    with pytest.raises(InputError, match=r"^hf:no/such: cannot be read: the hub is away; a local file"):
+        hugging_face("hf:no/such", 3)
 
 
 def test_a_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +77,7 @@ def test_a_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(name, *rest)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError) as caught:
-        texts.hugging_face("hf:squad", 3)
+        hugging_face("hf:squad", 3)
     assert_one_line(f"error: {caught.value}\n", "hf:squad", "extra 'hf'", "pip install")
 
 
@@ -131,7 +132,7 @@ def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        texts.squad(texts.read_rows(path), str(path))
+        texts.squad(read_rows(path), str(path))
     assert_one_line(f"error: {caught.value}\n", str(path), *parts)
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.difficulty.config import NetworkConfig
 from eval.stages import fingerprint, key
 from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
+from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.language import TOKENIZER
 from tilelli_jax.training.run import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig(Section):
+    """A network that is asked."""
+
+    path: str = setting("", "its directory, ours or of Hugging Face")
+    tokenizer: str = setting("", "directory or file of the tokenizer; empty: the network's own")
+    train: str = setting("", "in place of path: the training configuration of a network that is made first")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.path) == bool(self.train):
+            raise InputError("path: expected the directory of a network, or train, how to make one; "
+                             "one of them")
 
 
 class TrainingStopped(Exception):
@@ -55,6 +71,12 @@ def directory_of(section: NetworkConfig, out: Path, name: str) -> Path:
     if section.path:
         return Path(section.path)
     return trained(section.train, out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}")
+
+
+def name_of(path: Path) -> str:
+    """That of a network's directory; of a model/ in a run, the run's."""
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def contents(path: Path, tokenizer: str = "") -> str:

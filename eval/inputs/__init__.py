@@ -1,0 +1,1 @@
+"""What studies ask and whom: rows of data sets, and networks."""

@@ -1,0 +1,147 @@
+"""Does a network know the answer before it answers?
+
+    python -m eval.recall --config FILE [--stage build|fit|evaluate|all] [key=value …]
+    python -m eval.recall --predict --model DIR --sidecar DIR QUESTION … [--questions FILE]
+    python -m eval.recall --app --model DIR --sidecar DIR
+
+A stage makes what it needs of those before it, and takes what is there: the same command again goes on
+where it stopped. `all` ends with a report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.inputs.networks import TrainingStopped
+from eval.inputs.rows import read_rows
+from eval.recall import report
+from eval.recall.config import RecallConfig
+from eval.recall.knower import Knower, Told, open_knower
+from eval.recall.study import Study
+from eval.stages import BusyError, tell_on_stderr
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.files import write_atomically
+from tilelli_jax.tables import table
+from tilelli_jax.training.run import provenance
+
+STAGES = ("build", "fit", "evaluate", "all")
+PROG = "python -m eval.recall"
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if "--predict" in argv or "--app" in argv:
+        return _with_sidecar(argv)
+    options = _options(argv)
+    config = config_lib.load(RecallConfig, options.config, options.overrides)
+    name = config.name or Path(options.config).stem
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study.check()
+    try:
+        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]))
+    except TrainingStopped as stopped:
+        return stopped.status
+    except BusyError as error:
+        raise InputError(str(error)) from None
+
+
+def run(study: Study, stage: str, name: str, said: str) -> int:
+    """One stage, or all of them and the report."""
+    if stage != "all":
+        path = {"build": lambda: study.build, "fit": lambda: study.fitted,
+                "evaluate": lambda: study.evaluation}[stage]()
+        print(f"{stage}: {path}")
+        return 0
+    made = provenance(study.config.fit.seeds[0])
+    found = report.write(study, name, {
+        "command": said, "seeds": ", ".join(map(str, study.config.fit.seeds)), "commit": made["git_commit"],
+        "device": made["device"], "machine": f"{platform.machine()}, {made['cpus']} cores",
+        "versions": made["versions"]})
+    sidecar = study.keep_sidecar()
+    print(f"\n{table(report.summary(found))}\n")
+    print("\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))
+    print(f"\nsidecar: {sidecar}, of the network {study.network_path}"
+          f"\nreport: {study.out / 'report.html'} (and report.md)")
+    return 0
+
+
+def predict(knower: Knower, questions: Sequence[str], out: Path | None, as_lines: bool) -> None:
+    """A table for questions of the command line, JSON lines for those of a file."""
+    found = knower.ask(questions)
+    lines = "".join(json.dumps(as_row(told), ensure_ascii=False) + "\n" for told in found)
+    if out is not None:
+        try:
+            write_atomically(out, lines.encode())
+        except OSError as error:
+            raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+    elif as_lines:
+        sys.stdout.write(lines)
+    else:
+        print(table([["P(knows)", "verdict", "strongest write", "question"], *(
+            [f"{told.p:.3f}", told.verdict or "–", f"layer {told.strongest_layer}: {told.strongest_write!r}",
+             told.question] for told in found)], right=(0,)))
+
+
+def as_row(told: Told) -> dict[str, object]:
+    """What a file of predictions says of one question."""
+    return {"question": told.question, "p": told.p, "verdict": told.verdict,
+            "strongest_write_layer": told.strongest_layer, "strongest_write": told.strongest_write}
+
+
+def _with_sidecar(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(prog=PROG, description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--predict", action="store_true", help="P(knows) of questions")
+    what.add_argument("--app", action="store_true", help="in a browser (extra: app)")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the network")
+    parser.add_argument("--sidecar", required=True, metavar="DIR", help="a study's, or a converted one")
+    parser.add_argument("--tokenizer", default="", metavar="DIR", help="if not the network's own")
+    parser.add_argument("--any-network", action="store_true",
+                        help="a sidecar of another network, all the same")
+    parser.add_argument("--questions", type=Path, metavar="FILE",
+                        help="rows with a question; prints JSON lines")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines go there")
+    parser.add_argument("question", nargs="*", help="to be asked")
+    options = parser.parse_intermixed_args(argv)
+    given = list(options.question)
+    if options.questions:
+        given += [question_of(row, f"{options.questions}, row {i}")
+                  for i, row in enumerate(read_rows(options.questions, 10**9), 1)]
+    if options.predict and not given:
+        raise InputError("--predict: expected a question, or --questions FILE")
+    knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
+                         any_network=options.any_network)
+    if options.predict:
+        predict(knower, given, options.out, options.questions is not None)
+        return 0
+    from eval.recall.app import serve
+    return serve(knower, options.model, options.sidecar)
+
+
+def question_of(row: dict[str, object], where: str) -> str:
+    """Raises InputError where a row has none."""
+    found = row.get("question")
+    if not isinstance(found, str) or not found.strip():
+        raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}")
+    return found
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = config_lib.command_line(PROG, __doc__, RecallConfig, "fit.seeds=[0,1,2,3,4]")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

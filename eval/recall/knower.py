@@ -1,0 +1,118 @@
+"""P(the model knows) of questions, from one pass of each prompt and nothing generated.
+
+    from eval.recall.knower import open_knower
+    knower = open_knower("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
+    for told in knower.ask(["Where does Mira Holt live?"]):
+        print(told.p, told.verdict, told.strongest_write)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from eval.inputs.networks import contents
+from eval.recall import verdicts
+from eval.recall.config import PromptConfig
+from eval.recall.prompting import Prompter
+from eval.recall.verdicts import Judge
+from eval.thresholds import Verdict
+from tilelli_jax import store
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sidecar import Sidecar
+from tilelli_jax.language import Language, open_language
+from tilelli_jax.models.decoder import ComputeConfig
+from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+from tilelli_jax.signals.prompts import Read, Reader
+from tilelli_jax.training.sidecar import logits_of
+
+
+class Told(NamedTuple):
+    """Of one question: `p`, P(knows); the word for it, None without thresholds; the most definite write in
+    the middle of the depth: its layer, counted from 0, and its symbol as text; and all that was read."""
+
+    question: str
+    p: float
+    verdict: Verdict | None
+    strongest_layer: int
+    strongest_write: str
+    read: Read
+
+
+@dataclasses.dataclass
+class Knower:
+    """One network with a sidecar; what was compiled serves the next call.
+
+    Attributes:
+        judge: what makes probabilities and words of the sidecar's scores.
+    """
+
+    language: Language
+    sidecar: Sidecar
+    judge: Judge
+    prompter: Prompter
+    reader: Reader
+
+    def ask(self, questions: Sequence[str]) -> list[Told]:
+        """Raises InputError where a question is empty, or longer than the network reads."""
+        where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
+        prompts = [self.prompter(question, where(i)) for i, question in enumerate(questions)]
+        found = dict(self.reader(prompts))
+        reads = [found[i] for i in range(len(prompts))]
+        if not reads:
+            return []
+        scores = logits_of(self.sidecar, np.stack([read.crystallisation.by_layer for read in reads]),
+                           np.stack([read.crystallisation.overall for read in reads]))
+        chances, decode = self.judge.probabilities(scores), self.language.tokenizer.decode
+        return [Told(question, float(p), self.judge.word(float(score)),
+                     int(read.crystallisation.strongest_layer),
+                     decode([int(read.crystallisation.strongest_symbol)]), read)
+                for question, p, score, read in zip(questions, chances, scores, reads, strict=True)]
+
+
+def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
+                prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
+                mesh: Mesh | None = None, batch_size: int = 16, most_bytes: int = 2**31,
+                any_network: bool = False) -> Knower:
+    """Args:
+        model: directory of the network, ours or of Hugging Face.
+        sidecar: directory that a study has left, or a converted lrd.pt.
+        prompt: in place of the way that the sidecar's study asked.
+        any_network: use a sidecar on another network than its own.
+
+    Raises:
+        InputError: one of them cannot be read, or the sidecar is none for this network.
+    """
+    found = store.load(sidecar)
+    if not isinstance(found, Sidecar):
+        raise InputError(f"{sidecar}: expected a sidecar, found family {found.config.family}")
+    check_features(found, sidecar)
+    judge = verdicts.read(Path(sidecar))
+    language = open_language(model, tokenizer, compute, mesh)
+    if judge.network and not any_network:
+        layers = language.model.config.n_layers
+        if layers != judge.network["n_layers"]:
+            raise InputError(f"{sidecar}: was learned on a network of {judge.network['n_layers']} layers, "
+                             f"and {model} has {layers}; --any-network uses it all the same")
+        if judge.network["contents"] != contents(Path(model), str(tokenizer)):
+            raise InputError(f"{sidecar}: was learned on '{judge.network['name']}', whose weights are not "
+                             f"those of {model}; --any-network uses it all the same")
+    reader = Reader(language.model, batch_size=batch_size, most_bytes=most_bytes, rounded=judge.rounded,
+                    mesh=mesh)
+    return Knower(language, found, judge, Prompter(language, prompt or judge.prompt), reader)
+
+
+def check_features(sidecar: Sidecar, source: str | Path) -> None:
+    """Raises InputError where a sidecar reads other features than those that there are."""
+    for kind, wanted, names, n in (("features", BY_LAYER, sidecar.config.features, sidecar.config.n_features),
+                                   ("globals", OVERALL, sidecar.config.globals, sidecar.config.n_globals)):
+        if n != len(wanted):
+            raise InputError(f"{source}: n_{kind}: expected {len(wanted)}, found {n}")
+        for i, (name, expected) in enumerate(zip(names, wanted, strict=False)):
+            if name != expected:
+                raise InputError(f"{source}: {kind}: expected {expected} at {i}, found {name}")

@@ -1,0 +1,137 @@
+"""Questions with their right answers: PopQA, TriviaQA, the built-in world of facts, and files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.inputs.rows import Row, hugging_face, read_rows
+from eval.recall.config import QuestionsConfig
+from tilelli_jax.data import facts
+from tilelli_jax.errors import InputError
+
+HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
+       "triviaqa": ("hf:mandarjoshi/trivia_qa/rc.nocontext", "validation")}
+BUILT_IN = "facts"
+COLUMNS = ("question, answers (a list, or texts between |), and if there are any id, dataset, group, "
+           "popularity")
+LEAST = 40
+
+
+class Question(NamedTuple):
+    """`answers` are the right ones; `entity` whom or what it is about, or None; `popularity` NaN for none."""
+
+    id: str
+    dataset: str
+    text: str
+    answers: tuple[str, ...]
+    entity: str | None = None
+    popularity: float = math.nan
+
+
+def read(config: QuestionsConfig) -> list[Question]:
+    """As many of each source, drawn and put in order by the seed.
+
+    Raises:
+        InputError: a source cannot be read, or there are too few.
+    """
+    n = len(config.sources)
+    share = config.items // n
+    found: list[Question] = []
+    for i, source in enumerate(config.sources):
+        found += _of_source(source, share if i < n - 1 else config.items - share * (n - 1), config.seed)
+    if len(found) < LEAST:
+        raise InputError(f"questions.sources: {', '.join(config.sources)}: expected {LEAST} questions at "
+                         f"least, found {len(found)}")
+    return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
+
+
+def _of_source(source: str, most: int, seed: int) -> list[Question]:
+    if source == BUILT_IN:
+        every = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
+                          float(fact.times)) for i, fact in enumerate(facts.facts())]
+        return _some(every, most, seed)
+    if source in HUB:
+        name, part = HUB[source]
+        return of_rows(hugging_face(name, most, part=part, seed=seed), source, source)
+    path = Path(source)
+    return _some(of_rows(read_rows(path, 10**9), source, path.stem), most, seed)
+
+
+def _some(every: Sequence[Question], most: int, seed: int) -> list[Question]:
+    if len(every) <= most:
+        return list(every)
+    return [every[i] for i in np.sort(np.random.default_rng(seed).permutation(len(every))[:most])]
+
+
+def of_rows(rows: Sequence[Row], source: str, dataset: str) -> list[Question]:
+    """Rows as PopQA or TriviaQA has them, or with the columns of COLUMNS.
+
+    Raises:
+        InputError: a row has not; it is named.
+    """
+    return [_question(row, f"{source}, row {i}", dataset, str(i)) for i, row in enumerate(rows, 1)]
+
+
+def _question(row: Row, where: str, dataset: str, number: str) -> Question:
+    text = row.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}; "
+                         f"the columns are {COLUMNS}")
+    if "possible_answers" in row:
+        return Question(f"popqa-{row.get('id', number)}", "popqa", text, _texts(
+            [*_list(row["possible_answers"], where), *([row["obj"]] if row.get("obj") else [])], where),
+            _entity(row.get("s_uri") or row.get("subj")), _number(row.get("s_pop"), where))
+    if isinstance(row.get("answer"), dict):
+        answer = row["answer"]
+        said = [answer.get("value"), *(answer.get("aliases") or []),
+                *(answer.get("normalized_aliases") or [])]
+        return Question(f"triviaqa-{row.get('question_id', number)}", "triviaqa", text,
+                        _texts([one for one in said if one], where))
+    return Question(str(row.get("id", number)), str(row.get("dataset") or dataset), text,
+                    _texts(_list(row.get("answers"), where), where), _entity(row.get("group")),
+                    _number(row.get("popularity"), where))
+
+
+def _list(given: Any, where: str) -> list[Any]:
+    if isinstance(given, str):
+        try:
+            found = json.loads(given) if given.lstrip().startswith("[") else given.split("|")
+        except ValueError:
+            found = given.split("|")
+        given = found
+    if not isinstance(given, list):
+        raise InputError(f"{where}: answers: expected a list of texts, or texts between |, found "
+                         f"{'nothing' if given is None else repr(given):.40}; the columns are {COLUMNS}")
+    return given
+
+
+def _texts(given: Sequence[Any], where: str) -> tuple[str, ...]:
+    for one in given:
+        if not isinstance(one, str | int | float):
+            raise InputError(f"{where}: answers: expected texts, found {one!r:.40}")
+    found = tuple(dict.fromkeys(str(one).strip() for one in given if str(one).strip()))
+    if not found:
+        raise InputError(f"{where}: answers: expected one at least, found none")
+    return found
+
+
+def _entity(given: Any) -> str | None:
+    return None if given is None or given == "" else str(given)
+
+
+def _number(given: Any, where: str) -> float:
+    if given is None or given == "":
+        return math.nan
+    try:
+        found = float(given)
+    except (TypeError, ValueError):
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise InputError(f"{where}: popularity: expected a number from 0, found {given!r:.40}")
+    return found

@@ -1,0 +1,248 @@
+"""What a study of recall has found, in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval import figures, metrics, selective
+from eval.recall.evaluate import FEW, WORDS
+from eval.recall.fit import SIDECAR
+from eval.recall.study import Study
+from eval.report import Report
+from eval.stats import Interval
+from eval.tables import as_json
+from eval.tables import write as write_tables
+from tilelli_jax import config as config_lib
+from tilelli_jax.files import write_atomically
+from tilelli_jax.signals.crystallisation import band
+
+RESULTS = "results.json"
+SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures
+Tree = Mapping[str, Any]
+
+
+def collect(study: Study) -> dict[str, Any]:
+    """Every stage's result, made if need be: what results.json holds."""
+    fitted = study.result(study.fitted)
+    return {"config": config_lib.to_dict(study.config), "stages": {
+        name: getattr(study, name).name for name in ("signals", "answers", "build", "fitted", "evaluation")},
+        "fit": fitted, **study.result(study.evaluation)}
+
+
+def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes results.json, report.md, report.html, figures/ and methods.*; returns what was found.
+
+    Args:
+        how: what made it, for the last section.
+    """
+    found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
+    report = Report(f"{name}: does it know before it answers?")
+    _opening(report, study, found)
+    _methods(report, found)
+    _calibration(report, found)
+    _verdicts(report, found)
+    _selective(report, found)
+    _elsewhere(report, found)
+    _depth(report, found, study.config.fit.strengths)
+    report.heading("How it was made")
+    report.points([f"{key}: `{value}`" for key, value in how.items()])
+    study.out.mkdir(parents=True, exist_ok=True)
+    report.write(study.out)
+    write_atomically(study.out / RESULTS, as_json(found))
+    write_tables(study.out / "methods", rows(found), f"{name}: methods")
+    return found
+
+
+def rows(found: Tree) -> list[dict[str, Any]]:
+    """The table of methods on the held-out questions, the best first."""
+    against = {one["against"]: one for one in found["comparisons"]}
+    order = sorted(found["methods"], key=lambda name: -found["methods"][name]["auroc"]["point"])
+    return [{
+        "method": name, **{head: _interval(found["methods"][name][key]) for head, key in (
+            ("AUROC", "auroc"), ("AUPRC", "auprc"), ("ECE", "ece"), ("Brier", "brier"))},
+        "sidecar − it": _interval(against.get(name, {}).get("difference")),
+        "p": against.get(name, {}).get("p_holm")} for name in order]
+
+
+def verdicts(found: Tree) -> list[str]:
+    """What the numbers say, and no more than that."""
+    sidecar, few = found["methods"][SIDECAR], found["groups"] < FEW
+    area, runs = _certain(sidecar["auroc"]), sidecar["runs"]
+    seeds = (f"mean of {len(runs)} seeds, {min(runs):.3f} to {max(runs):.3f}" if len(runs) > 1 else
+             "one seed")
+    texts = [f"The sidecar tells known from unknown held-out questions with AUROC {_told(area)} ({seeds}): "
+             + ("not told apart from chance." if few or area.low <= 0.5 <= area.high else
+                "better than chance." if area.low > 0.5 else "worse than chance.")]
+    if few:
+        texts.append(f"The held-out questions are {found['groups']} groups; intervals of fewer than {FEW} "
+                     "are too narrow and p too small: nothing here is sure.")
+    for one in found["comparisons"]:
+        if one["against"] in ("negative entropy", "words", "layer probe", "globals"):
+            change = _certain(one["difference"])
+            sure = not few and one["p_holm"] < 0.05
+            texts.append(f"Against {_of(one['against'])}: {change.point:+.3f} [{change.low:+.3f}, "
+                         f"{change.high:+.3f}], corrected p {_p(one['p_holm'])}: " + (
+                             "no difference that is sure." if not sure else
+                             "the sidecar is better." if change.point > 0 else "the sidecar is worse."))
+    texts.append(f"Its probabilities err by {_told(_certain(sidecar['ece']))} (ECE, 10 bins).")
+    for name, there in found["cross"].items():
+        told = there["methods"].get(SIDECAR)
+        if told:
+            texts.append(f"Learned from one data set alone, {name}: AUROC {_told(_certain(told['auroc']))} "
+                         f"on {there['questions']} questions, ECE {told['ece']:.3f}.")
+    return texts
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _opening(report: Report, study: Study, found: Tree) -> None:
+    parts = found["parts"]
+    report.paragraph(
+        f"{found['questions']} questions, of which the network answers {found['known_all']:.1%} rightly and "
+        f"{found['refused']:.1%} not at all. Learned from {parts['train']}, chosen by {parts['validate']}, "
+        f"calibrated on {parts['calibrate']}; {found['test']} in {found['groups']} groups held out "
+        f"({found['known']:.1%} known). Nothing is generated to foretell: one pass of the prompt. Intervals "
+        "are of 95 % and resample whole groups; a method of several seeds is told by their mean.")
+    report.points(verdicts(found))
+    report.table([{"data set": name, "questions": about["questions"], "known": about["known"],
+                   "refused": about["refused"], "known of those answered": about["known_of_answered"]}
+                  for name, about in found["datasets"].items()])
+
+
+def _methods(report: Report, found: Tree) -> None:
+    report.heading("What foretells that it knows?")
+    intervals = {row["method"]: row["AUROC"] for row in rows(found)}
+    report.figure("methods", figures.ladder(intervals), "AUROC on the held-out questions. " + LEGEND)
+    report.table(rows(found))
+    chosen = {name: about for name, about in found["fit"]["methods"].items() if "C" in about}
+    report.table([{"method": name, "layer": about.get("layer"), "C": about["C"],
+                   "AUROC on validate": about["validation"]} for name, about in chosen.items()])
+
+
+LEGEND = ("sidecar: a GRU over the layers on what the logit lens and the writes say. layer probe: the stream "
+          "at the last position, at the layer that is best on validate. globals, entropies: ten numbers of "
+          "the prompt, three entropies a layer. words, length, dataset, popularity: controls that no network "
+          "is asked for.")
+
+
+def _calibration(report: Report, found: Tree) -> None:
+    report.heading("Can the probability be believed?")
+    curves = {name: metrics.Reliability(np.asarray(c["foretold"]), np.asarray(c["happened"]),
+                                        np.asarray(c["counts"]))
+              for name in SHOWN if (c := found["reliability"].get(name))}
+    report.figure("reliability", figures.reliability(curves), "What happened over what was foretold, on the "
+                  f"held-out questions; probabilities by {found['config']['fit']['calibrate']} on questions "
+                  "of their own. Of the sidecar, the run that was kept.")
+
+
+def _verdicts(report: Report, found: Tree) -> None:
+    report.heading("Verdicts")
+    aim, judge = found["config"]["verdict"], found["fit"]["verdict"]
+    promised = (f"is promised for new questions of the same kind with {aim['confidence']:.0%} confidence"
+                if aim["guarantee"] else "was reached on the questions to calibrate on: no promise")
+    sides = [name for name in ("green", "red") if judge[name] is None]
+    report.paragraph(f"The kept sidecar (seed {found['fit']['sidecar']}) says one of three words. A "
+                     f"precision of {aim['precision']:.0%} {promised}." + (
+                         f" No threshold on the side of {' and '.join(sides)} does that: the word is never "
+                         "said." if sides else ""))
+    report.table([{"word": word, "questions": found["verdicts"][word]["questions"],
+                   "share": found["verdicts"][word]["share"], "known": found["verdicts"][word]["known"],
+                   "precision": _interval(found["verdicts"][word]["precision"])} for word in WORDS])
+
+
+def _selective(report: Report, found: Tree) -> None:
+    report.heading("Answering only what it seems to know")
+    told = found["risk"]
+    curves = {name: selective.RiskCoverage(
+        np.asarray(told["coverages"]), np.asarray(one["risks"]), np.asarray(one["low"]),
+        np.asarray(one["high"]), _certain(one["aurc"]), _certain(one["fraction_of_oracle"]))
+        for name in SHOWN if (one := told["methods"].get(name))}
+    report.figure("risk-coverage", figures.risk_coverage(
+        curves, told["oracle"], told["mean_error"], unit="share of wrong answers"),
+        "Share of wrong answers among the questions answered, those first that a method takes for known.")
+    report.table([{"method": name, "AURC": _interval(one["aurc"]),
+                   "of the oracle's gain": _interval(one["fraction_of_oracle"])}
+                  for name, one in told["methods"].items()])
+
+
+def _elsewhere(report: Report, found: Tree) -> None:
+    if found["within"] or found["cross"]:
+        report.heading("Within one data set, and from one to another")
+        report.paragraph("Within: learned from all, held-out questions of one data set, so that telling the "
+                         "data sets apart is no help. From one to another: learned, chosen and calibrated on "
+                         "one alone, held against all of the other.")
+        report.table([_area_row(f"within {name}", one) for name, one in found["within"].items()] + [
+            _area_row(name, one) for name, one in found["cross"].items()])
+    if found["not_refused"]:
+        report.heading("Without refusals")
+        report.paragraph("An answer that asks for more, or declines, is not right; to foretell it is easier "
+                         "than to foretell an error. The held-out questions that were answered:")
+        report.table([_area_row("answered", found["not_refused"])])
+    slices = {name: some for name, some in found["slices"].items() if some}
+    if slices:
+        report.heading("From the rarest to the most popular")
+        report.table([{"data set": name, "popularity": f"{one['from']:g} to {one['to']:g}",
+                       "questions": one["questions"], "known": one["known"],
+                       **{method: _interval(one.get("methods", {}).get(method, {}).get("auroc"))
+                          for method in SHOWN if method in found["methods"]}}
+                      for name, some in slices.items() for one in some])
+
+
+def _depth(report: Report, found: Tree, strengths: Sequence[float]) -> None:
+    report.heading("Where in the depth?")
+    entropy = found["by_depth"]
+    low, high = band(len(entropy["known"]))
+    report.figure("entropy", figures.by_depth(entropy, (low, high), unit="entropy of the next symbol, nats"),
+                  "What the logit lens says at the last position of the prompt, layer by layer: mean entropy "
+                  "over the held-out questions. Shaded: the middle of the depth, where writes are told of.")
+    if probe := found["fit"]["methods"].get("layer probe"):
+        report.figure("layer-probe", figures.by_depth({"layer probe": probe["by_layer"]},
+                                                      unit="AUROC on validate"),
+                      f"Logistic probes of the stream at each layer, the best of C in {list(strengths)}.")
+
+
+def _area_row(name: str, one: Tree) -> dict[str, Any]:
+    return {"where": name, "questions": one["questions"], "known": one["known"],
+            **{method: _interval(told["auroc"]) for method, told in one["methods"].items()
+               if method in (*SHOWN, "length", "popularity")},
+            "ECE, sidecar": one["methods"].get(SIDECAR, {}).get("ece")}
+
+
+def _of(method: str) -> str:
+    return {"words": "the words of the question alone", "layer probe": "the best layer's probe",
+            "globals": "ten numbers of the prompt", "negative entropy": "negative entropy"}[method]
+
+
+def _interval(tree: Tree | None) -> Interval | None:
+    return None if tree is None else _certain(tree)
+
+
+def _certain(tree: Tree) -> Interval:
+    return Interval(*(float("nan") if tree[key] is None else tree[key] for key in ("point", "low", "high")))
+
+
+def _told(interval: Interval) -> str:
+    return f"{interval.point:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def summary(found: Tree) -> list[list[str]]:
+    """The closing table of the terminal."""
+    return [["method", "AUROC", "ECE", "sidecar − it", "p"], *([
+        row["method"], _told(row["AUROC"]), f"{row['ECE'].point:.3f}",
+        "–" if row["sidecar − it"] is None else _told(row["sidecar − it"]),
+        "–" if row["p"] is None else _p(row["p"])] for row in rows(found))]
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a study has left in its directory."""
+    return json.loads((path / RESULTS).read_text(encoding="utf-8"))
