@@ -106,6 +106,7 @@ class FitConfig(Section):
     familiarity: float = setting(0.6, "depth of the layer whose values tell how familiar a prompt is",
                                  least=0, below=1)
     calibrate: Literal["platt", "isotonic"] = setting("platt", "how scores become probabilities")
+    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
     cross: bool = setting(True, "also learn from one data set alone, to be asked about the others")
 
     def __post_init__(self) -> None:

@@ -135,7 +135,7 @@ def _chosen(features: np.ndarray, known: np.ndarray, train: Rows, validate: Rows
 def _layer_probe(final: np.ndarray, known: np.ndarray, train: Rows, validate: Rows,
                  options: FitConfig) -> Scored:
     """The layer whose probe is the best on validate; of equals, the first."""
-    found = Parallel(n_jobs=-1)(delayed(_chosen)(final[:, layer], known, train, validate, options)
+    found = Parallel(n_jobs=options.jobs)(delayed(_chosen)(final[:, layer], known, train, validate, options)
                                 for layer in range(final.shape[1]))
     areas = [about["validation"] for _, about in found]
     best = int(np.argmax(areas))

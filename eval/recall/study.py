@@ -95,7 +95,7 @@ class Study:
     @functools.cached_property
     def signals(self) -> Path:
         """Shards: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_symbol`,
-        `symbols` (how many a prompt has), and as is configured `final` and `robustness`; see `table.Table`."""
+        `symbols` (how many a prompt has), and as configured `final` and `robustness`; see `table.Table`."""
         options = self.config.signals
         made_of = self._recipe("signals", **self._asked, options=_plain(
             options, "batch_size", "most_bytes", "shard_items"))
@@ -108,6 +108,8 @@ class Study:
                                batch_size=options.batch_size) if options.noise else None
             fill(path, range(len(self.prompts)), options.shard_items,
                  lambda chosen: self._read(reader, noise, chosen))
+        if not self.stages.is_made("signals", made_of):
+            assert self.prompts  # what cannot be asked is refused before anything is
         return self.stages.make("signals", made_of, work)
 
     @functools.cached_property
@@ -142,7 +144,7 @@ class Study:
     def fitted(self) -> Path:
         """`scores.parquet`: scores and probabilities of every method on all questions, learned from all and
         from each data set; the sidecars; and in result.json what was learned and chosen."""
-        made_of = self._recipe("fit", questions=self.build.name, options=_plain(self.config.fit),
+        made_of = self._recipe("fit", questions=self.build.name, options=_plain(self.config.fit, "jobs"),
                                verdict=_plain(self.config.verdict))
         return self.stages.make("fit", made_of, self._fit)
 

@@ -74,50 +74,29 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
                            d_hidden=options.d_hidden, features=tuple(names), globals=tuple(names_whole))
     sidecar = Sidecar(config, rngs=nnx.Rngs(seed))
     fit_scalers(sidecar, train)
-    graph, params, *others = nnx.split(sidecar, nnx.Param, ...)
-    # As PyTorch's Adam has it: the decay goes through the moments, too.
-    optimizer = optax.chain(optax.add_decayed_weights(options.weight_decay),
-                            optax.adam(options.learning_rate))
+    graph, params, buffers = nnx.split(sidecar, nnx.Param, ...)  # type: ignore[misc]
     n, known = len(train.known), train.known.astype(np.float32)
-    rows = min(options.batch_size, n)
     weights = np.ones(n, np.float32)
     if options.balance == "weights":
         weights[known == 1] = (n - known.sum()) / known.sum()
     data = jax.tree.map(jnp.asarray, (train.features, train.whole, known, weights))
     held = jax.tree.map(jnp.asarray, (validate.features, validate.whole))
 
-    def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-        features, whole, known, weight, counted = batch
-        logits = nnx.merge(graph, params, *others).logits(features, whole, (key, options.dropout))
-        # PyTorch's pos_weight: the mean is over questions, not over their weights.
-        each = weight * optax.sigmoid_binary_cross_entropy(logits, known)
-        return jnp.sum(each * counted) / jnp.sum(counted)
-
-    @jax.jit
-    def epoch(params: Any, state: Any, order: jax.Array, counted: jax.Array, key: jax.Array) -> Any:
-        def step(carry: Any, given: Any) -> Any:
-            params, state = carry
-            chosen, counted, key = given
-            batch = (*(part[chosen] for part in data), counted)
-            updates, state = optimizer.update(jax.grad(loss)(params, batch, key), state, params)
-            return (optax.apply_updates(params, updates), state), None
-        keys = jax.random.split(key, len(order))
-        (params, state), _ = jax.lax.scan(step, (params, state), (order, counted, keys))
-        return params, state, nnx.merge(graph, params, *others).logits(*held)
-
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    rows = min(options.batch_size, n)
     steps = -(-n // rows)
     counted = (np.arange(steps * rows) < n).astype(np.float32).reshape(steps, rows)
-    state, best, scores = optimizer.init(params), params, []
+    state, best, scores = _optimizer(options).init(params), params, []
     for number in range(options.epochs):
         order = np.resize(rng.permutation(n), (steps, rows))
-        params, state, logits = epoch(params, state, order, counted, jax.random.fold_in(key, number))
+        params, state, logits = _epoch(graph, options, buffers, params, state, data, held, order, counted,
+                                       jax.random.fold_in(key, number))
         scores.append(score(validate.known, np.asarray(logits, np.float64)))
         if number == int(np.argmax(scores)):
             best = params
         elif number - int(np.argmax(scores)) >= options.patience:
             break
-    return Learned(nnx.merge(graph, best, *others), int(np.argmax(scores)) + 1, scores)
+    return Learned(nnx.merge(graph, best, buffers), int(np.argmax(scores)) + 1, scores)
 
 
 def fit_scalers(sidecar: Sidecar, train: Examples) -> None:
@@ -142,3 +121,32 @@ def logits_of(sidecar: Sidecar, features: np.ndarray, whole: np.ndarray) -> np.n
 def _logits(graph: Any, params: Any, features: jax.Array, whole: jax.Array) -> jax.Array:
     sidecar = nnx.merge(graph, params)
     return sidecar.logits(features, whole) / sidecar.temperature[...]
+
+
+def _optimizer(options: SidecarOptions) -> optax.GradientTransformation:
+    # As PyTorch's Adam has it: the decay goes through the moments, too.
+    return optax.chain(optax.add_decayed_weights(options.weight_decay), optax.adam(options.learning_rate))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _epoch(graph: Any, options: SidecarOptions, buffers: Any, params: Any, state: Any, data: Any, held: Any,
+           order: jax.Array, counted: jax.Array, key: jax.Array) -> Any:
+    """Parameters and optimizer's state after one pass over `order` `[steps, rows]`, and the logits of `held`.
+
+    What of `order` is not `counted` fills up the last batch.
+    """
+    def loss(params: Any, batch: Any, counted: jax.Array, key: jax.Array) -> jax.Array:
+        features, whole, known, weight = batch
+        logits = nnx.merge(graph, params, buffers).logits(features, whole, (key, options.dropout))
+        # PyTorch's pos_weight: the mean is over questions, not over their weights.
+        each = weight * optax.sigmoid_binary_cross_entropy(logits, known)
+        return jnp.sum(each * counted) / jnp.sum(counted)
+
+    def step(carry: Any, given: Any) -> Any:
+        (params, state), (chosen, counted, key) = carry, given
+        gradient = jax.grad(loss)(params, tuple(part[chosen] for part in data), counted, key)
+        updates, state = _optimizer(options).update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+    keys = jax.random.split(key, len(order))
+    (params, state), _ = jax.lax.scan(step, (params, state), (order, counted, keys))
+    return params, state, nnx.merge(graph, params, buffers).logits(*held)

@@ -1,0 +1,294 @@
+"""The study as its users run it: on a tiny network that knows some answers, interrupted, taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from eval.calibration import calibrator_from_dict
+from eval.inputs.shards import Shards
+from eval.recall import evaluate, questions
+from eval.recall.__main__ import main
+from eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
+from eval.recall.knower import open_knower
+from eval.recall.prompting import Prompter, answer
+from eval.recall.study import Study
+from eval.tables import read_columns
+from tests.refusals import assert_one_line
+from tests.restated.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax import store
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.language import open_language
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.signals.prompts import Reader
+from tilelli_jax.signals.robustness import Robustness
+
+WORDS = [f"w{i}" for i in range(60)]
+PROMPT = {"template": "ask {question} ?", "instruction": ""}
+N = 240
+
+
+def tokenizer(path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", "ask", "?", *WORDS])},
+                                      unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(path / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network with random weights, and questions of two kinds.
+
+    What it says is right where its entropy at the end of the prompt is below the median, so that it knows
+    what is right; of those, one in twenty is called wrong, for what is never so in a study.
+    """
+    path = tmp_path_factory.mktemp("recall")
+    config = GPTNeoXConfig(vocab_size=63, d_model=16, n_layers=4, n_heads=2, d_hidden=32)
+    store.save(random_network(config, 0)[0], path / "network")
+    tokenizer(path / "network")
+    language = open_language(path / "network")
+    rng = np.random.default_rng(0)
+    asked = [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(N)]
+    prompter = Prompter(language, PromptConfig(**PROMPT))
+    prompts = [prompter(text) for text in asked]
+    entropy = np.zeros(N)
+    for i, read in Reader(language.model)(prompts):
+        entropy[i] = read.crystallisation.overall[0]
+    spoken = [language.tokenizer.decode(ids.tolist())
+              for ids in answer(language, prompts, AnswersConfig(max_new=3))]
+    right = (entropy < np.median(entropy)) & (rng.random(N) > 0.05)
+    rows = [{"id": str(i), "dataset": "ab"[i % 2], "question": text, "answers": [said if ok else "nothing"],
+             "popularity": float(rng.integers(0, 100)), "group": f"e{i % 2}{i // 6}"}
+            for i, (text, said, ok) in enumerate(zip(asked, spoken, right, strict=True))]
+    (path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    return {
+        "out": str(out), "network": {"path": str(place / "network")}, "prompt": PROMPT,
+        "questions": {"sources": [str(place / "questions.jsonl")], "items": N},
+        "signals": {"shard_items": 100, "readings": 1}, "answers": {"max_new": 3},
+        "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
+                "strengths": [0.1], "jobs": 1}, "replicates": 400, "parts": {"test": 0.3}} | changed
+
+
+def write(path: Path, tree: dict[str, Any]) -> str:
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Path:
+    """The whole study, run once."""
+    out = place / "out"
+    assert main(["--config", write(place / "tiny.yaml", options(place, out))]) == 0
+    return out
+
+
+def stage(out: Path, name: str) -> Path:
+    found, = (out / "stages").glob(f"{name}-*")
+    return found
+
+
+def test_a_study_has_its_report(done: Path) -> None:
+    found = json.loads((done / "results.json").read_text())
+    assert found["questions"] == N and sum(found["parts"].values()) == N
+    text, page = (done / "report.md").read_text(), (done / "report.html").read_text()
+    for name in ("methods", "reliability", "risk-coverage", "entropy", "layer-probe"):
+        assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 5000
+    assert page.count("data:image/png;base64,") == 5 and "tiny.yaml" in text and "mean of 2 seeds" in text
+    methods = json.loads((done / "methods.json").read_text())
+    assert {row["method"] for row in methods} == {
+        "sidecar", "layer probe", "globals", "entropies", "negative entropy", "familiarity", "robustness",
+        "words", "length", "dataset", "popularity"}
+    # What was put in comes out: entropy tells all but what was called wrong, words tell nothing.
+    assert found["methods"]["negative entropy"]["auroc"]["point"] > 0.9
+    assert found["methods"]["sidecar"]["auroc"]["point"] > 0.65
+    assert found["methods"]["length"]["auroc"]["point"] < 0.75
+    assert set(found["cross"]) == {"a → b", "b → a"} and set(found["within"]) == {"a", "b"}
+    for one in found["cross"].values():
+        assert one["methods"]["negative entropy"]["auroc"]["point"] > 0.9 and "dataset" not in one["methods"]
+
+
+def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
+    """By scikit-learn, from the scores and the questions on disk."""
+    found = json.loads((done / "results.json").read_text())
+    about = read_columns(stage(done, "questions") / "questions.parquet")
+    scores = read_columns(stage(done, "fit") / "scores.parquet")
+    test = about["part"].astype(str) == "test"
+    known = about["known"][test]
+    for name, told in found["methods"].items():
+        runs = [scores[evaluate.column(None, name, run, "score")][test] for run in range(len(told["runs"]))]
+        areas = [roc_auc_score(known, run) for run in runs]
+        np.testing.assert_allclose(told["runs"], areas, atol=1e-12)
+        assert told["auroc"]["point"] == pytest.approx(np.mean(areas), abs=1e-12)
+        assert told["auroc"]["low"] <= told["auroc"]["point"] <= told["auroc"]["high"]
+        chances = [scores[evaluate.column(None, name, run, "p")][test] for run in range(len(runs))]
+        assert told["auprc"]["point"] == pytest.approx(
+            np.mean([average_precision_score(known, run) for run in runs]), abs=1e-12)
+        assert all(one.min() >= 0 and one.max() <= 1 for one in chances)
+        for run, chance in zip(runs, chances, strict=True):  # Platt keeps the order
+            assert (np.diff(chance[np.argsort(run)]) >= 0).all()
+    seen = about["group"][about["dataset"] == "a"]
+    crossed = found["cross"]["a → b"]["methods"]["sidecar"]["auroc"]["point"]
+    rows = (about["dataset"] == "b") & ~np.isin(about["group"], seen)
+    assert crossed == pytest.approx(np.mean([roc_auc_score(about["known"][rows], scores[
+        evaluate.column("a", "sidecar", run, "score")][rows]) for run in range(2)]), abs=1e-12)
+    assert found["cross"]["a → b"]["questions"] == rows.sum()
+
+
+def test_what_was_built(place: Path, done: Path) -> None:
+    """Answers are matched, entities whole in a part, signals those of the reader, no raw activations kept."""
+    about = read_columns(stage(done, "questions") / "questions.parquet")
+    asked = questions.read(QuestionsConfig(sources=(str(place / "questions.jsonl"),), items=N))
+    assert about["question"].tolist() == [one.text for one in asked]
+    assert about["known"].tolist() == [int(said in one.answers) for said, one in
+                                       zip(about["answer"], asked, strict=True)]
+    parts = {}
+    for entity, part in zip([one.entity for one in asked], about["part"], strict=True):
+        assert parts.setdefault(entity, part) == part
+    signals, language = Shards(stage(done, "signals")), open_language(place / "network")
+    prompter = Prompter(language, PromptConfig(**PROMPT))
+    few = [0, 120, N - 1]
+    read = dict(Reader(language.model, batch_size=1)([prompter(asked[i].text) for i in few]))
+    noise = Robustness(language.model, k=1, batch_size=1)(
+        [prompter(asked[i].text).ids for i in few], few)
+    for at, i in enumerate(few):
+        np.testing.assert_allclose(signals.joined("by_layer")[i], read[at].crystallisation.by_layer,
+                                   atol=2e-5)
+        np.testing.assert_allclose(signals.joined("final")[i], read[at].final, atol=2e-3)  # float16
+    np.testing.assert_allclose(signals.joined("robustness")[few], noise, rtol=1e-3, atol=1e-6)
+    assert signals.joined("final").shape == (N, 4, 16), "one vector a layer, of one position"
+
+
+def test_the_same_again_makes_nothing(place: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
+    assert main(["--config", str(place / "tiny.yaml"), "--stage", "evaluate"]) == 0
+    assert capsys.readouterr().err.count("as it is") == 5
+    # Another rule of matching: nothing is asked anew.
+    study = Study(dataclasses.replace(config_lib.load(RecallConfig, place / "tiny.yaml"),
+                                      answers=AnswersConfig(max_new=3, match="recall")), done)
+    assert (study.signals, study.answers) == (stage(done, "signals"), stage(done, "answers"))
+    assert before == {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*")
+                      if path.is_file()}
+
+
+def test_an_interrupted_build_loses_nothing(place: Path, done: Path, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = Reader.__call__, []
+
+    def stopping(self: Reader, prompts: Any, what: str = "reading") -> Any:
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(self, prompts, what)
+    monkeypatch.setattr(Reader, "__call__", stopping)
+    config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
+    assert main(["--config", config, "--stage", "build"]) == 130
+    assert len(list(stage(tmp_path / "out", "signals").glob("shard-*"))) == 2
+    assert main(["--config", config, "--stage", "build"]) == 0
+    assert calls == [100, 100, 40, 40], "two shards were there"
+    a, b = (Shards(stage(out, "signals")) for out in (done, tmp_path / "out"))
+    for name in a.names:
+        np.testing.assert_array_equal(a.joined(name), b.joined(name), err_msg=name)
+
+
+def test_the_sidecar_that_is_left_says_the_same(place: Path, done: Path) -> None:
+    """From Python: P and words of questions of the study are those of its table."""
+    fitted = json.loads((stage(done, "fit") / "result.json").read_text())
+    run = [0, 1].index(fitted["sidecar"])
+    scores = read_columns(stage(done, "fit") / "scores.parquet")
+    about = read_columns(stage(done, "questions") / "questions.parquet")
+    knower = open_knower(place / "network", done / "sidecar")
+    found = knower.ask(about["question"][:6].tolist())
+    np.testing.assert_allclose([told.p for told in found],
+                               scores[evaluate.column(None, "sidecar", run, "p")][:6], atol=1e-4)
+    assert [told.strongest_layer for told in found] == about["strongest_write_layer"][:6].tolist()
+    assert [told.strongest_write for told in found] == about["strongest_write"][:6].tolist()
+    assert knower.judge.calibrator == calibrator_from_dict(fitted["verdict"]["calibrator"])
+    assert knower.judge.word(99.0) in ("likely knows", "uncertain") and knower.ask([]) == []
+
+
+def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--predict", "--model", str(place / "network"), "--sidecar", str(done / "sidecar")]
+    assert main([*base, "w1 w2", "w3"]) == 0
+    shown = capsys.readouterr().out
+    assert "P(knows)" in shown and "w1 w2" in shown and "layer " in shown
+    (tmp_path / "some.csv").write_text("question\nw1 w2\nw3\n")
+    assert main([*base, "--questions", str(tmp_path / "some.csv"), "--out", str(tmp_path / "out.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == ["w1 w2", "w3"]
+    assert f"{rows[0]['p']:.3f}" in shown and set(rows[0]) == {
+        "question", "p", "verdict", "strongest_write_layer", "strongest_write"}
+
+
+def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
+                         capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*argv: str) -> str:
+        assert main(list(argv)) == 2
+        return capsys.readouterr().err
+    network, sidecar = str(place / "network"), str(done / "sidecar")
+    predict = ("--predict", "--model", network, "--sidecar", sidecar)
+    assert_one_line(refused(*predict), "--predict: expected a question")
+    assert_one_line(refused(*predict, " "), "the question is empty")
+    (tmp_path / "bad.jsonl").write_text('{"question": "w1"}\n{"q": 1}\n')
+    assert_one_line(refused(*predict, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
+                    "question:")
+    # Sidecars that are none of this network's.
+    store.save(store.build(SAEConfig(d_model=4, n_latents=8, k=2)), tmp_path / "sae")
+    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(tmp_path / "sae"), "w1"),
+                    "expected a sidecar, found family sae")
+    store.save(store.build(SidecarConfig(n_features=9)), tmp_path / "nine")
+    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(tmp_path / "nine"), "w1"),
+                    "n_features: expected 12, found 9")
+    named = SidecarConfig(features=("a_entropy_final", "a_maxprob_final"))
+    store.save(store.build(named), tmp_path / "named")
+    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(tmp_path / "named"), "w1"),
+                    "features: expected a_margin_final at 1, found a_maxprob_final")
+    other = shutil.copytree(place / "network", tmp_path / "other")
+    store.save(random_network(open_language(network).model.config, 1)[0], other)
+    assert_one_line(refused("--predict", "--model", str(other), "--sidecar", sidecar, "w1"),
+                    "was learned on 'network', whose weights are not those of")
+    assert main(["--predict", "--any-network", "--model", str(other), "--sidecar", sidecar, "w1"]) == 0
+    capsys.readouterr()
+    broken = shutil.copytree(done / "sidecar", tmp_path / "broken")
+    (broken / "verdict.json").write_text('{"green": 7}')
+    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(broken), "w1"), "verdict.json",
+                    "cannot be read")
+    # Networks that cannot be asked.
+    store.save(random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0],
+               tmp_path / "bytes")
+    config = write(tmp_path / "a.yaml", options(
+        place, tmp_path / "a", network={"path": str(tmp_path / "bytes")}, prompt={}))
+    assert_one_line(refused("--config", config), "prompt.template: chat")
+    (other / "tokenizer.json").unlink()
+    config = write(tmp_path / "b.yaml", options(place, tmp_path / "b", network={"path": str(other)}))
+    assert_one_line(refused("--config", config), "tokenizer.json", "no such file")
+    (other / "model.safetensors").unlink()
+    assert_one_line(refused("--config", config), str(other), "no model.safetensors")
+    config = write(tmp_path / "c.yaml", options(
+        place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
+    assert_one_line(refused("--config", config), "expected the directory of a network, found nothing")
+    assert not (tmp_path / "c").exists()
+    # Questions of which all are known.
+    rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing"} for i in range(50)]
+    (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = write(tmp_path / "d.yaml", options(place, tmp_path / "d", questions={
+        "sources": [str(tmp_path / "none.jsonl")], "items": 50}))
+    told, _, last = refused("--config", config).rstrip().rpartition("\n")
+    assert_one_line(last + "\n", "expected two known and two unknown questions")
+    assert not list((tmp_path / "d" / "stages").glob("fit-*")) and "questions: " in told

@@ -1,0 +1,111 @@
+"""Learning a sidecar: what it learns, from what, and by which steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from eval.metrics import auroc
+from tests.restated.comparison import assert_same_weights
+from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
+from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.training.sidecar import Examples, SidecarOptions, fit_scalers, learn, logits_of
+
+SMALL = SidecarOptions(d_hidden=8, epochs=15, batch_size=50)
+
+
+def examples(n: int, seed: int, *, shift: float = 0.0) -> Examples:
+    """Known where a feature rises with depth: no single layer and nothing of the whole tells."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((n, 5, 3)).astype(np.float32)
+    known = rng.integers(0, 2, n)
+    features[:, :, 1] += (2 * known - 1)[:, None] * np.linspace(-1.5, 1.5, 5) + shift
+    return Examples(features, rng.standard_normal((n, 4)).astype(np.float32) * 3 + 7, known)
+
+
+def test_it_learns_what_only_the_layers_together_tell() -> None:
+    train, validate, test = (examples(n, seed) for seed, n in enumerate((400, 100, 300)))
+    found = learn(train, validate, auroc, SMALL, names=("a", "b", "c"), names_whole=tuple("defg"), seed=3)
+    scores = logits_of(found.sidecar, test.features, test.whole)
+    assert auroc(test.known, scores) > 0.93
+    assert found.best == int(np.argmax(found.scores)) + 1 and len(found.scores) <= SMALL.epochs
+    # It is the best epoch's, not the last one's.
+    again = logits_of(found.sidecar, validate.features, validate.whole)
+    assert auroc(validate.known, again) == pytest.approx(max(found.scores), abs=1e-12)
+    assert found.sidecar.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=8,
+                                                 features=("a", "b", "c"), globals=tuple("defg"))
+
+
+def test_the_seed_is_all_that_is_drawn_from() -> None:
+    train, validate = examples(120, 0), examples(60, 1)
+    options = SidecarOptions(d_hidden=4, epochs=2, batch_size=50)
+    a, b, c = (to_arrays(learn(train, validate, auroc, options, seed=seed).sidecar) for seed in (1, 1, 2))
+    assert_same_weights(a, b)
+    assert np.abs(a["out.kernel"] - c["out.kernel"]).max() > 0.01
+
+
+def test_the_scalers_are_those_of_the_training_questions() -> None:
+    train = examples(80, 0, shift=5.0)
+    train.whole[:, 2] = 4.0  # which tells nothing, and must not divide by nothing
+    sidecar = Sidecar(SidecarConfig(n_features=3, n_globals=4, d_hidden=4), rngs=nnx.Rngs(0))
+    fit_scalers(sidecar, train)
+    flat = train.features.reshape(-1, 3).astype(float)
+    np.testing.assert_allclose(sidecar.feature_scaler.mean[...], flat.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(sidecar.feature_scaler.scale[...], flat.std(0) + 1e-6, rtol=1e-6)
+    np.testing.assert_allclose(sidecar.global_scaler.mean[...], train.whole.mean(0), rtol=1e-6)
+    assert sidecar.global_scaler.scale[...][2] == 1.0
+
+
+def test_patience_ends_it() -> None:
+    train, validate = examples(60, 0), examples(40, 1)
+    falling = iter(range(100, 0, -1))
+    found = learn(train, validate, lambda known, logits: next(falling),
+                  SidecarOptions(d_hidden=4, epochs=50, patience=3, batch_size=60))
+    assert (found.best, len(found.scores)) == (1, 4)
+
+
+def test_one_step_is_that_of_torch() -> None:
+    """Adam with the decay in the gradient, pos_weight, the mean over questions: three epochs of one batch."""
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    train, validate = examples(40, 0), examples(40, 1)
+    known = np.array([1] * 10 + [0] * 30)  # classes out of balance
+    train = train._replace(known=known)
+    options = SidecarOptions(d_hidden=4, epochs=3, dropout=0.0, batch_size=40, weight_decay=0.1,
+                             learning_rate=0.01, balance="weights")
+    start = learn(train, validate, lambda known, logits: 0.0, SidecarOptions(
+        d_hidden=4, epochs=1, dropout=0.0, batch_size=40, learning_rate=1e-30, weight_decay=0.0)).sidecar
+    w = {name: torch.tensor(np.asarray(array), dtype=torch.float32)
+         for name, array in to_arrays(start).items()}
+    trained = {name: array.requires_grad_() for name, array in w.items()
+               if name.rsplit(".", 1)[-1] in ("kernel", "bias")}
+    x = (torch.tensor(train.features) - w["feature_scaler.mean"]) / w["feature_scaler.scale"]
+    g = (torch.tensor(train.whole) - w["global_scaler.mean"]) / w["global_scaler.scale"]
+    optimizer = torch.optim.Adam(trained.values(), lr=0.01, weight_decay=0.1)
+    loss = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
+    for _ in range(3):
+        h, states = torch.zeros(40, 4), []
+        for at in range(5):
+            driven = x[:, at] @ w["gru.input.kernel"] + w["gru.input.bias"]
+            recurrent = h @ w["gru.state.kernel"] + w["gru.state.bias"]
+            r, z = torch.sigmoid(driven[:, :8] + recurrent[:, :8]).split(4, dim=1)
+            h = (1 - z) * torch.tanh(driven[:, 8:] + r * recurrent[:, 8:]) + z * h
+            states.append(h)
+        pooled = torch.cat([torch.stack(states).mean(0), h, g], dim=1)
+        logits = torch.relu(pooled @ w["hidden.kernel"] + w["hidden.bias"]) @ w["out.kernel"] + w["out.bias"]
+        optimizer.zero_grad()
+        loss(logits[:, 0], torch.tensor(known, dtype=torch.float32)).backward()
+        optimizer.step()
+    rising = iter(range(3))
+    found = to_arrays(learn(train, validate, lambda known, logits: next(rising), options).sidecar)
+    for name, array in trained.items():
+        np.testing.assert_allclose(found[name], array.detach().numpy(), atol=2e-5, err_msg=name)
+
+
+def test_what_cannot_be_learned_from() -> None:
+    train, validate = examples(40, 0), examples(40, 1)
+    with pytest.raises(ValueError, match="validate: expected known and unknown questions, found one kind"):
+        learn(train, validate._replace(known=np.ones(40, int)), auroc, SMALL)
+    train.features[3, 2, 1] = np.nan
+    with pytest.raises(ValueError, match="train: a feature is not finite"):
+        learn(train, validate, auroc, SMALL)
