@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tilelli_jax.data import facts
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import MAX_FILES, ByteCorpus, open_corpus
 from tilelli_jax.data.shards import split_point
@@ -110,6 +111,15 @@ def test_stories():
     assert text_of(again.train) != text_of(splits.train)
 
 
+def test_facts():
+    splits = open_corpus(DataConfig(source="facts", facts_people=60, facts_seed=3))
+    assert text_of(splits.train) == facts.text(3, 60, "train")
+    assert text_of(splits.valid) == facts.text(3, 60, "valid")
+    assert splits.name == "facts"
+    again = open_corpus(DataConfig(source="facts", facts_people=60))
+    assert again.fingerprint() != splits.fingerprint()
+
+
 def error_of(**settings):
     with pytest.raises(InputError) as error:
         open_corpus(DataConfig(**settings))
@@ -143,7 +153,8 @@ def test_more_files_than_can_be_open_are_refused(tmp_path):
 
 @pytest.mark.parametrize("settings", [
     {"source": ""}, {"valid_fraction": 0.0}, {"valid_fraction": 1.0}, {"stories_bytes": 10},
-    {"stories_seed": -1}, {"shuffle_seed": -1}, {"hf_bytes": 0}, {"prefetch": -1},
+    {"stories_seed": -1}, {"facts_people": 0}, {"facts_people": 90}, {"facts_people": 3660},
+    {"facts_seed": -1}, {"shuffle_seed": -1}, {"hf_bytes": 0}, {"prefetch": -1},
 ])
 def test_bad_settings_are_named(settings):
     (key,) = settings

@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from tilelli_jax.data import stories
+from tilelli_jax.data import facts, stories
 from tilelli_jax.data.__main__ import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
@@ -70,6 +70,11 @@ def test_json_lines(tmp_path):
 def test_stories_are_the_corpus_of_the_default_configuration(tmp_path):
     _, train, valid = prepare(tmp_path, "stories", options=["--max-bytes", "50000"])
     assert train == stories.generate(50_000) and valid == stories.generate(5_000, 0, "valid")
+
+
+def test_facts_are_the_corpus_of_the_default_configuration(tmp_path):
+    _, train, valid = prepare(tmp_path, "facts")
+    assert train == facts.text() and valid == facts.text(split="valid")
 
 
 def test_at_most_so_many_bytes_are_taken(tmp_path):

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "piece, so that it may be larger than memory."))
     parser.add_argument("--source", required=True, nargs="+", metavar="SRC", help=(
         "text files, .jsonl files, globs of them, hf:NAME[#SUBSET][@REVISION][:COLUMN] (Hugging Face), "
-        "or stories (the built-in corpus)"))
+        "stories or facts (both built in)"))
     parser.add_argument("--out", required=True, metavar="DIR",
                         help="the directory that gets the shards")
     parser.add_argument("--valid-fraction", type=float, default=defaults["valid_fraction"],

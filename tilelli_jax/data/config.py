@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tilelli_jax.config import Section, setting
+from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
 
 
@@ -14,16 +15,21 @@ class DataConfig(Section):
 
     source: str = setting(
         "stories",
-        "stories (the built-in corpus); a directory with train.bin and valid.bin; a .txt file or a "
+        "stories or facts (both built in); a directory with train.bin and valid.bin; a .txt file or a "
         "glob of them; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face data set")
     valid_fraction: float = setting(
         0.1, "share of each text file, at its end, that is kept for validation; likewise of an hf "
-        "source without a validation split; for stories, validation bytes per training byte",
+        "source without a validation split; for stories, validation bytes per training byte; not used "
+        "for facts",
         above=0, below=1)
     stories_bytes: int = setting(
-        4_000_000, "size of the built-in corpus's training part, in bytes; it is made in memory", least=1000,
+        4_000_000, "size of the stories' training part, in bytes; it is made in memory", least=1000,
         most=10**9)
-    stories_seed: int = setting(0, "seed of the built-in corpus", least=0, most=2**32 - 1)
+    stories_seed: int = setting(0, "seed of the stories", least=0, most=2**32 - 1)
+    facts_people: int = setting(
+        facts.PEOPLE, f"people in the world of facts, a multiple of {facts.NAMES}", least=facts.NAMES,
+        most=facts.NAMES**2)
+    facts_seed: int = setting(0, "seed of the world of facts and of its texts", least=0, most=2**32 - 1)
     hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", least=1,
                             most=2**62)
     cache_dir: str = setting("data", "where the shards made from hf sources are kept")
@@ -33,4 +39,7 @@ class DataConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.source:
-            raise InputError("source: expected a file, a directory, 'stories' or hf:NAME")
+            raise InputError("source: expected a file, a directory, 'stories', 'facts' or hf:NAME")
+        if self.facts_people % facts.NAMES:
+            raise InputError(f"facts_people: expected a multiple of {facts.NAMES}, "
+                             f"found {self.facts_people}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tilelli_jax import files
-from tilelli_jax.data import stories
+from tilelli_jax.data import facts, stories
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import find_files, open_sources
 from tilelli_jax.data.shards import split_point, write_shards
@@ -98,6 +98,8 @@ def open_corpus(config: DataConfig) -> Splits:
     source = config.source
     if source == "stories":
         train, valid = _stories(config)
+    elif source == "facts":
+        train, valid = _facts(config)
     elif source.startswith("hf:"):
         train, valid = _shards(_cached(config))
     elif os.path.isdir(source):
@@ -117,10 +119,17 @@ def open_corpus(config: DataConfig) -> Splits:
 
 def _stories(config: DataConfig) -> tuple[ByteCorpus, ByteCorpus]:
     size, seed = config.stories_bytes, config.stories_seed
-    texts = (stories.generate(size, seed, "train"),
-             stories.generate(int(size * config.valid_fraction), seed, "valid"))
-    train, valid = (ByteCorpus([np.frombuffer(text, np.uint8)]) for text in texts)
-    return train, valid
+    return (_in_memory(stories.generate(size, seed, "train")),
+            _in_memory(stories.generate(int(size * config.valid_fraction), seed, "valid")))
+
+
+def _facts(config: DataConfig) -> tuple[ByteCorpus, ByteCorpus]:
+    seed, people = config.facts_seed, config.facts_people
+    return _in_memory(facts.text(seed, people, "train")), _in_memory(facts.text(seed, people, "valid"))
+
+
+def _in_memory(text: bytes) -> ByteCorpus:
+    return ByteCorpus([np.frombuffer(text, np.uint8)])
 
 
 def _texts(pattern: str, valid_fraction: float) -> tuple[ByteCorpus, ByteCorpus]:

@@ -1,4 +1,4 @@
-"""Where text comes from, as streams of bytes: files, JSON lines, data sets, stories."""
+"""Where text comes from, as streams of bytes: files, JSON lines, data sets, stories, facts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tilelli_jax.data import stories
+from tilelli_jax.data import facts, stories
 from tilelli_jax.errors import InputError
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\n\n",
                  stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
-    """The sources that `name` stands for: 'stories', an hf source (see HUGGING_FACE), a file or a glob.
+    """The sources of `name`: 'stories', 'facts', an hf source (see HUGGING_FACE), a file or a glob.
 
     Args:
         column: the field that holds the text, in .jsonl files and Hugging Face data sets; None
@@ -45,6 +45,9 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\
         train, valid = stories_bytes
         yield Source(name, first_bytes(stories.stream(0, "train"), train),
                      first_bytes(stories.stream(0, "valid"), valid), train + valid)
+    elif name == "facts":
+        told, retold = facts.text(0, split="train"), facts.text(0, split="valid")
+        yield Source(name, [told], [retold], len(told) + len(retold))
     elif name.startswith("hf:"):
         yield _hugging_face(name, column, separator)
     else:

@@ -1,4 +1,4 @@
-"""The built-in corpus: simple children's stories, made up by a deterministic generator.
+"""A built-in corpus: simple children's stories, made up by a deterministic generator.
 
 What a story is about, its premise, is a plot, a hero, a place and a topic. A hash of the premise
 says whether it belongs to training or to validation (one in ten), so a validation story never
