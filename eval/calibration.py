@@ -7,12 +7,14 @@ scores of the probe that has seen all training rows. Scores are log odds.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
@@ -22,40 +24,166 @@ from eval.folds import Folds
 from eval.metrics import Floats, auroc, brier, expected_calibration_error, log_loss
 from eval.probes import Block
 
-Calibrator = Callable[[Floats], Floats]  # log odds → probabilities
 LOG_T = (-7.0, 7.0)  # where a temperature is looked for, as a logarithm
 
 
-def platt(scores: ArrayLike, labels: ArrayLike) -> Calibrator:
+# --- What is learned: called with log odds of any shape, gives probabilities of that shape ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Platt:
+    """P = σ(slope · score + level). Raises ValueError for a slope below 0: it would turn the order."""
+
+    kind: ClassVar[str] = "platt"
+    slope: float
+    level: float
+
+    def __post_init__(self) -> None:
+        _finite(slope=self.slope, level=self.level)
+        if self.slope < 0:
+            raise ValueError(f"slope: expected at least 0, found {self.slope}")
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        found = np.asarray(scores, float)
+        # Without a slope the score has no say, not even an infinite one.
+        return expit(self.slope * found + self.level if self.slope else np.full(found.shape, self.level))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A tree for JSON; `calibrator_from_dict` reads it."""
+        return {"kind": self.kind, "slope": self.slope, "level": self.level}
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+    """P = σ(score / temperature). Raises ValueError for a temperature that is not above zero."""
+
+    kind: ClassVar[str] = "temperature"
+    temperature: float
+
+    def __post_init__(self) -> None:
+        _finite(temperature=self.temperature)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: expected above 0, found {self.temperature}")
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        return expit(np.asarray(scores, float) / self.temperature)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A tree for JSON; `calibrator_from_dict` reads it."""
+        return {"kind": self.kind, "temperature": self.temperature}
+
+
+@dataclasses.dataclass(frozen=True)
+class Isotonic:
+    """P by straight lines between knots, constant beyond them.
+
+    Raises ValueError where there is no knot, the scores of the knots do not rise, or their probabilities
+    fall or leave [0, 1].
+
+    Attributes:
+        x: scores of the knots, rising.
+        y: their probabilities.
+    """
+
+    kind: ClassVar[str] = "isotonic"
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.x or len(self.x) != len(self.y):
+            raise ValueError(f"x, y: expected as many of both, at least one, found {len(self.x)} and "
+                             f"{len(self.y)}")
+        if not np.isfinite([self.x, self.y]).all():
+            raise ValueError("x, y: expected finite numbers")
+        if (np.diff(self.x) <= 0).any():
+            raise ValueError("x: expected scores that rise")
+        if (np.diff(self.y) < 0).any() or self.y[0] < 0 or self.y[-1] > 1:
+            raise ValueError("y: expected probabilities in [0, 1] that do not fall")
+
+    def __call__(self, scores: ArrayLike) -> Floats:
+        return np.asarray(np.interp(np.asarray(scores, float), self.x, self.y))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A tree for JSON; `calibrator_from_dict` reads it."""
+        return {"kind": self.kind, "x": list(self.x), "y": list(self.y)}
+
+
+Calibrator: TypeAlias = Platt | Temperature | Isotonic
+
+
+def calibrator_from_dict(tree: Any) -> Calibrator:
+    """What `to_dict` of a calibrator wrote. Raises ValueError naming the key and what was expected."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"calibrator: expected a mapping, found {type(tree).__name__}")
+    found = {key: value for key, value in tree.items() if key != "kind"}
+    wanted = {"platt": {"slope", "level"}, "temperature": {"temperature"}, "isotonic": {"x", "y"}}
+    kind = tree.get("kind")
+    if not isinstance(kind, str) or kind not in wanted:
+        raise ValueError(f"kind: expected one of {', '.join(wanted)}, found {kind!r}")
+    if found.keys() != wanted[kind]:
+        raise ValueError(f"{kind}: expected {', '.join(sorted(wanted[kind]))}, found "
+                         f"{', '.join(sorted(map(str, found))) or 'nothing'}")
+    if kind == "platt":
+        return Platt(_number(found, "slope"), _number(found, "level"))
+    if kind == "temperature":
+        return Temperature(_number(found, "temperature"))
+    return Isotonic(_numbers(found, "x"), _numbers(found, "y"))
+
+
+def _number(tree: Mapping[str, Any], key: str) -> float:
+    value = tree[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key}: expected a number, found {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{key}: expected a number that a float can hold") from None
+
+
+def _numbers(tree: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    values = tree[key]
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{key}: expected a list of numbers, found {type(values).__name__}")
+    return tuple(_number({f"{key}[{i}]": value}, f"{key}[{i}]") for i, value in enumerate(values))
+
+
+def _finite(**values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, found {value}")
+
+
+# --- Learning them ---------------------------------------------------------------------------
+
+
+def platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     """P = σ(a · score + b), by maximum likelihood, with a ≥ 0 (Platt 1999).
 
     A slope below zero would turn the order of the items around because the training folds happened to
     disagree with the score. What is left then is a = 0: the share of 1s for everyone.
     """
     scores, labels = np.asarray(scores, float)[:, None], np.asarray(labels)
-    middle, spread = scores.mean(), scores.std() or 1.0
+    middle, spread = float(scores.mean()), float(scores.std()) or 1.0
     fitted = LogisticRegression(C=np.inf).fit((scores - middle) / spread, labels)
     slope, level = float(fitted.coef_[0, 0]) / spread, float(fitted.intercept_[0])
-    if slope < 0:
-        share = float(labels.mean())
-        return lambda new: np.full(np.shape(new), share)
-    return lambda new: expit(slope * (np.asarray(new, float) - middle) + level)
+    if slope <= 0:
+        return Platt(0.0, float(logit(labels.mean())))
+    return Platt(slope, level - slope * middle)
 
 
-def temperature(scores: ArrayLike, labels: ArrayLike) -> Calibrator:
+def temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:
     """P = σ(score / T), T > 0 by maximum likelihood (Guo et al. 2017)."""
     scores, sign = np.asarray(scores, float), np.where(np.asarray(labels).astype(bool), 1.0, -1.0)
     found = minimize_scalar(lambda t: np.logaddexp(0, -sign * scores * np.exp(-t)).mean(), bounds=LOG_T,
                             method="bounded", options={"xatol": 1e-6})
-    scale = float(np.exp(-found.x))
-    return lambda new: expit(np.asarray(new, float) * scale)
+    return Temperature(float(np.exp(found.x)))
 
 
-def isotonic(scores: ArrayLike, labels: ArrayLike) -> Calibrator:
+def isotonic(scores: ArrayLike, labels: ArrayLike) -> Isotonic:
     """The rising steps nearest to the labels (Zadrozny & Elkan 2002); constant beyond what was seen."""
     fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(np.asarray(scores, float),
                                                                            np.asarray(labels, float))
-    return lambda new: fitted.predict(np.asarray(new, float))
+    return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
 
 CALIBRATORS: Mapping[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {

@@ -121,6 +121,11 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
 # ---------------------------------------------------------------------------------------------
 
 
+def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    """Labels and scores as arrays `[items]`. Raises ValueError for labels but 0 and 1, and for NaN."""
+    return _binary(labels), _scores(scores, labels)
+
+
 def _binary(labels: ArrayLike) -> NDArray[np.bool_]:
     found = np.asarray(labels)
     if found.ndim != 1 or not len(found):

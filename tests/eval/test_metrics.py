@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as their_log_loss
 
-from eval import metrics
+from eval import metrics, selective
+from tests.references import STORED, needs
+
+CASES = STORED / "recall_cases" / "metric_cases.npz"
 
 # Few levels: equal scores are the rule.
 ITEMS = st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=40).filter(
@@ -112,3 +115,21 @@ def test_what_is_no_score(labels: list, scores: list, message: str) -> None:
 def test_what_is_no_probability() -> None:
     with pytest.raises(ValueError, match=r"probabilities: expected values in \[0, 1\]"):
         metrics.brier([0, 1], [0.5, 1.5])
+
+
+@needs(CASES)
+def test_recalls_numbers() -> None:
+    """Areas, calibration error, reliability and risk of its evaluation, on four sets."""
+    with np.load(CASES, allow_pickle=False) as cases:
+        for k in "0123":
+            labels, chances = cases[f"{k}/y"], cases[f"{k}/p"]
+            told = metrics.reliability(labels, chances)
+            ours = {"auroc": metrics.auroc(labels, chances), "auprc": metrics.auprc(labels, chances),
+                    "ece": metrics.expected_calibration_error(labels, chances),
+                    "rel_x": told.foretold, "rel_y": told.happened}
+            for name, found in ours.items():
+                np.testing.assert_allclose(found, cases[f"{k}/{name}"], rtol=0, atol=1e-12)
+            sure = np.abs(chances - 0.5)
+            if len(np.unique(sure)) == len(sure):  # equals: theirs as they stand, ours in any order
+                risks = selective.Order((chances >= 0.5) != labels, -sure).risks()
+                np.testing.assert_allclose(risks, cases[f"{k}/risk"], rtol=0, atol=1e-12)
