@@ -43,8 +43,10 @@ def check(section: NetworkConfig) -> None:
     if section.train:
         config_lib.read_yaml(section.train)
     elif not Path(section.path).is_dir():
-        raise InputError(f"{section.path}: expected the directory of a network, found "
-                         + ("a file" if Path(section.path).exists() else "nothing"))
+        raise InputError(f"{section.path}: expected the directory of a network, found " + (
+            "a file" if Path(section.path).exists() else
+            "nothing; one of Hugging Face's hub is fetched first: `hf download NAME --local-dir DIR`, after "
+            "`hf auth login` and agreeing to its terms there where it is gated"))
     if section.tokenizer and not Path(section.tokenizer).exists():
         raise InputError(f"{section.tokenizer}: expected a tokenizer, found nothing")
 

@@ -105,7 +105,8 @@ class FitConfig(Section):
     strengths: tuple[float, ...] = setting((1e-3, 1e-2, 0.1, 1.0), "C of the logistic probes to choose from")
     familiarity: float = setting(0.6, "depth of the layer whose values tell how familiar a prompt is",
                                  least=0, below=1)
-    calibrate: Literal["platt", "isotonic"] = setting("platt", "how scores become probabilities")
+    calibrate: Literal["platt", "isotonic", "temperature"] = setting(
+        "platt", "how scores become probabilities; a temperature alone, as published, undoes no shift")
     jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
     cross: bool = setting(True, "also learn from one data set alone, to be asked about the others")
 

@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.calibration import Calibrator, isotonic, platt
+from eval.calibration import Calibrator, isotonic, platt, temperature
 from eval.familiarity import Familiarity
 from eval.metrics import Floats, auroc
 from eval.recall import controls
@@ -36,7 +36,8 @@ from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 from tilelli_jax.training.sidecar import Examples, learn, logits_of
 
 SIDECAR = "sidecar"
-LEARN: Mapping[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {"platt": platt, "isotonic": isotonic}
+LEARN: Mapping[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {
+    "platt": platt, "isotonic": isotonic, "temperature": temperature}
 Rows = NDArray[np.intp]
 
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.inputs.networks import contents
+from eval.inputs import networks
+from eval.inputs.networks import NetworkConfig
 from eval.recall import verdicts
 from eval.recall.config import PromptConfig
 from eval.recall.prompting import Prompter
@@ -88,6 +89,7 @@ def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path
     Raises:
         InputError: one of them cannot be read, or the sidecar is none for this network.
     """
+    networks.check(NetworkConfig(path=str(model), tokenizer=str(tokenizer)))
     found = store.load(sidecar)
     if not isinstance(found, Sidecar):
         raise InputError(f"{sidecar}: expected a sidecar, found family {found.config.family}")
@@ -99,7 +101,7 @@ def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path
         if layers != judge.network["n_layers"]:
             raise InputError(f"{sidecar}: was learned on a network of {judge.network['n_layers']} layers, "
                              f"and {model} has {layers}; --any-network uses it all the same")
-        if judge.network["contents"] != contents(Path(model), str(tokenizer)):
+        if judge.network["contents"] != networks.contents(Path(model), str(tokenizer)):
             raise InputError(f"{sidecar}: was learned on '{judge.network['name']}', whose weights are not "
                              f"those of {model}; --any-network uses it all the same")
     reader = Reader(language.model, batch_size=batch_size, most_bytes=most_bytes, rounded=judge.rounded,

@@ -14,6 +14,7 @@ from tilelli_jax.language import Language
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import most_time
 
+STAND_IN = "\ue000"  # for private use: in no template
 THOUGHT = re.compile(r"<\|channel>thought\n?.*?(?:<channel\|>|$)|<think>.*?(?:</think>|$)", re.DOTALL)
 MARKS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_turn|im_end|eot_id|endoftext|s)"
                    r"\|?>")
@@ -33,6 +34,8 @@ class Prompter:
         self.language, self.config = language, config
         self.most = most_time(language.model)
         self.vocab_size = language.model.config.vocab_size
+        # Looked for by itself, a short question could be found in what stands before it.
+        self._start = self.text(STAND_IN).find(STAND_IN)
 
     def text(self, question: str, *, thinking: bool = False) -> str:
         """What the network reads."""
@@ -53,11 +56,12 @@ class Prompter:
         """
         if not question.strip():
             raise InputError(f"{where} is empty")
-        text = self.text(question)
-        start = text.find(question.strip())  # -1 where a template changes it
+        text, plain, start = self.text(question), question.strip(), self._start
+        if start < 0 or text[start:start + len(plain)] != plain:
+            start = text.find(plain)  # -1 where the template changes it: the end of the prompt stands for it
         ids, spans = self.language.tokenizer.place(text)
         inside = [i for i, (first, last) in enumerate(spans)
-                  if first < start + len(question.strip()) and last > start >= 0]
+                  if first < start + len(plain) and last > start >= 0]
         if self.most is not None and len(ids) > self.most:
             raise InputError(f"{where} has {len(ids)} symbols with its prompt, and the network reads "
                              f"{self.most}")

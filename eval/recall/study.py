@@ -104,8 +104,8 @@ class Study:
             model = self.language.model
             reader = Reader(model, batch_size=options.batch_size, most_bytes=options.most_bytes,
                             rounded=options.rounded, mesh=self.mesh)
-            noise = Robustness(model, sigma=options.sigma, k=options.readings,
-                               batch_size=options.batch_size) if options.noise else None
+            noise = Robustness(model, sigma=options.sigma, k=options.readings, batch_size=options.batch_size,
+                               mesh=self.mesh) if options.noise else None
             fill(path, range(len(self.prompts)), options.shard_items,
                  lambda chosen: self._read(reader, noise, chosen))
         if not self.stages.is_made("signals", made_of):
@@ -146,6 +146,8 @@ class Study:
         from each data set; the sidecars; and in result.json what was learned and chosen."""
         made_of = self._recipe("fit", questions=self.build.name, options=_plain(self.config.fit, "jobs"),
                                verdict=_plain(self.config.verdict))
+        if not self.stages.is_made("fit", made_of):
+            assert self.table  # which may have too few of a kind
         return self.stages.make("fit", made_of, self._fit)
 
     @functools.cached_property

@@ -76,7 +76,8 @@ def test_learned_scales_are_one_for_each_tensor_and_rotations_none() -> None:
     assert n_parameters(small) == n_parameters(dataclasses.replace(small, quantizer="none"))
 
 
-RUNS = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("difficulty-")]
+RUNS = [path for path in sorted(CONFIGS.glob("*.yaml"))
+        if not path.stem.startswith(("difficulty-", "recall-"))]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)

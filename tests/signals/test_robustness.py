@@ -10,6 +10,7 @@ import pytest
 from tests.restated.random_weights import random_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.robustness import Robustness
 
 CONFIG = GPTNeoXConfig(vocab_size=40, d_model=16, n_layers=4, n_heads=2, d_hidden=32)
@@ -53,3 +54,12 @@ def test_more_noise_moves_more_and_none_nothing() -> None:
 def test_refusals(how: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Robustness(random_network(CONFIG, 0)[0], **how)
+
+
+def test_eight_devices_find_what_one_finds() -> None:
+    model = random_network(CONFIG, 0)[0]
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [7, 8, 9]]
+    shared = Robustness(model, sigma=0.3, batch_size=3, mesh=make_mesh(MeshConfig()))
+    assert shared.batch_size == 8 == len(jax.devices())
+    alone = Robustness(model, sigma=0.3, batch_size=1)
+    np.testing.assert_allclose(shared(prompts), alone(prompts), rtol=1e-3, atol=1e-6)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.nn.tap import Tap
+from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import band
 from tilelli_jax.signals.lens import CHUNK, look_from
 from tilelli_jax.signals.prompts import check_lengths
@@ -30,16 +31,18 @@ class Robustness:
         k: readings with noise.
         layer: before which the noise is added; by default the band's first.
         seed: of the noise. A prompt's goes with its number, not with its batch.
+        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
     """
 
     def __init__(self, model: Any, *, sigma: float = 0.1, k: int = 4, layer: int | None = None, seed: int = 0,
-                 batch_size: int = 16, chunk: int = CHUNK) -> None:
+                 batch_size: int = 16, chunk: int = CHUNK, mesh: Mesh | None = None) -> None:
         if sigma < 0 or k < 1:
             raise ValueError(f"sigma and k: expected sigma ≥ 0 and k ≥ 1, found {sigma} and {k}")
         at = band(model.config.n_layers)[0] if layer is None else layer
         if not 0 <= at < model.config.n_layers:
             raise ValueError(f"layer: expected 0 to {model.config.n_layers - 1}, found {at}")
-        self.batch_size, self.key, self.most = batch_size, jax.random.key(seed), most_time(model)
+        self.batch_size, self.mesh = whole_batch(batch_size, mesh), mesh
+        self.key, self.most = jax.random.key(seed), most_time(model)
         graph, self._params = nnx.split(model)
 
         def read(params: Any, ids: jax.Array, last: jax.Array, keys: jax.Array) -> jax.Array:
@@ -61,7 +64,7 @@ class Robustness:
             _, divergence = look_from(model.unembedding(), jnp.concatenate([again, rows[batch:]]),
                                       (jnp.arange(2 * k * batch) + k * batch) % (2 * k * batch), chunk=chunk)
             return jnp.mean(divergence[:k * batch].reshape(k, batch), axis=0)
-        self._read = jax.jit(read)
+        self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
 
     def __call__(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int] | None = None) -> np.ndarray:
         """Token ids of each prompt → mean divergence, f32 `[prompts]`, nats.
@@ -85,5 +88,8 @@ class Robustness:
                 ids[row, :len(prompts[i])] = prompts[i]
             keys = jax.vmap(lambda n: jax.random.fold_in(self.key, n))(jnp.asarray(known[rows], jnp.uint32))
             last = np.array([len(prompts[i]) - 1 for i in rows], np.int32)
-            found[chosen] = np.asarray(self._read(self._params, ids, last, keys))[:len(chosen)]
+            given: tuple[Any, ...] = ids, last
+            if self.mesh is not None:
+                given = tuple(place_rows(array, self.mesh, len(rows)) for array in given)
+            found[chosen] = np.asarray(self._read(self._params, *given, keys))[:len(chosen)]
         return found

@@ -146,6 +146,7 @@ def test_the_question_is_found_in_its_prompt(bytes_read: Language, text: str) ->
     prompter = Prompter(bytes_read, PromptConfig(template="é {question} A: ", instruction=" ok"))
     prompt = prompter(f" {text} ")
     whole = bytes(prompt.ids)
+    assert prompt.start == 3, "not where else it may stand"
     assert whole.decode() == f"é {text.strip()} ok A: "
     assert whole[prompt.start:prompt.stop].decode() == text.strip()
 

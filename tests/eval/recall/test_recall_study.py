@@ -34,6 +34,7 @@ from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.prompts import Reader
 from tilelli_jax.signals.robustness import Robustness
 
+ROOT = Path(__file__).parents[3]
 WORDS = [f"w{i}" for i in range(60)]
 PROMPT = {"template": "ask {question} ?", "instruction": ""}
 N = 240
@@ -292,3 +293,10 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
     told, _, last = refused("--config", config).rstrip().rpartition("\n")
     assert_one_line(last + "\n", "expected two known and two unknown questions")
     assert not list((tmp_path / "d" / "stages").glob("fit-*")) and "questions: " in told
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("recall-*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies(path: Path) -> None:
+    config = config_lib.load(RecallConfig, path)
+    assert f"configs/{path.name}" in path.read_text()
+    assert not config.network.train or (ROOT / config.network.train).is_file()

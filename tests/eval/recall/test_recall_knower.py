@@ -1,0 +1,122 @@
+"""From a question to P(knows) on a chat network, against PyTorch and from one device to eight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from convert.__main__ import main as convert
+from eval.calibration import Platt
+from eval.recall import verdicts
+from eval.recall.config import PromptConfig
+from eval.recall.knower import open_knower
+from eval.recall.verdicts import Judge
+from tests.references import STORED, needs
+from tests.refusals import assert_one_line
+from tilelli_jax import store
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+
+GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
+LRD = STORED / "checkpoints" / "lrd.pt"
+QUESTIONS = ["Who wrote Emma?", "What is the capital of Peru, and of which river is it the mouth?", "Why?"]
+
+pytestmark = [needs(GEMMA), needs(LRD)]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published sidecar as a directory of ours."""
+    pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
+    path = tmp_path_factory.mktemp("sidecar") / "lrd"
+    assert convert([str(LRD), str(path)]) == 0
+    return path
+
+
+def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
+    """P(knows) by PyTorch's own GRU, from lrd.pt's tensors as they are."""
+    import _codecs
+
+    import torch
+    from numpy.dtypes import Float32DType, Float64DType, StrDType
+    from torch.serialization import safe_globals
+    kinds = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, np._core.multiarray.scalar, Float32DType,
+             Float64DType, StrDType]
+    with safe_globals([*kinds, _codecs.encode]):
+        stored = torch.load(LRD, map_location="cpu", weights_only=True)
+    state, scale = stored["state_dict"], stored["fscaler"]
+    gru = torch.nn.GRU(12, 96, batch_first=True)
+    gru.load_state_dict({name.removeprefix("gru."): value for name, value in state.items()
+                         if name.startswith("gru.")})
+    x = torch.tensor((by_layer[None] - scale["mean"]) / scale["std"], dtype=torch.float32)
+    g = torch.tensor((overall[None] - stored["gscaler"]["mean"]) / stored["gscaler"]["scale"],
+                     dtype=torch.float32)
+    with torch.no_grad():
+        states, last = gru(x)
+        u = torch.cat([states.mean(1), last[0], g], dim=1)
+        hidden = torch.relu(u @ state["head.0.weight"].T + state["head.0.bias"])
+        logit = hidden @ state["head.3.weight"].T + state["head.3.bias"]
+    return float(torch.sigmoid(logit / stored["T"]))
+
+
+def test_the_published_sidecar_on_a_chat_network(published: Path) -> None:
+    """Question → prompt → one pass → 12 × layers and 10 features → P(knows)."""
+    knower = open_knower(GEMMA, published)
+    found = knower.ask(QUESTIONS)
+    for question, told in zip(QUESTIONS, found, strict=True):
+        features = told.read.crystallisation
+        assert features.by_layer.shape == (12, 12) and told.question == question
+        assert told.p == pytest.approx(restated(features.by_layer, features.overall), abs=1e-5)
+        assert told.verdict is None, "lrd.pt has no thresholds of its own"
+        assert 4 <= told.strongest_layer <= 9
+    alone = knower.ask(QUESTIONS[1:2])[0]
+    assert alone.p == pytest.approx(found[1].p, abs=1e-5), "batched or one by one"
+
+
+def test_eight_devices_say_what_one_says(published: Path) -> None:
+    knower = open_knower(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
+    alone = open_knower(GEMMA, published)
+    assert len(jax.devices()) == 8
+    np.testing.assert_allclose([told.p for told in knower.ask(QUESTIONS)],
+                               [told.p for told in alone.ask(QUESTIONS)], atol=1e-5)
+
+
+def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
+    judge = Judge(Platt(2.0, -0.5), 0.7, 0.2, {"precision": 0.9}, {}, PromptConfig("{question}", " Short."))
+    sidecar = store.load(published)
+    store.save(sidecar, tmp_path / "s")
+    verdicts.write(tmp_path / "s", judge)
+    assert verdicts.read(tmp_path / "s") == judge
+    knower = open_knower(GEMMA, tmp_path / "s")
+    assert knower.prompter.text("Who?") == "Who? Short."
+    told = knower.ask(QUESTIONS)[0]
+    plain = open_knower(GEMMA, published, prompt=judge.prompt).ask(QUESTIONS)[0]
+    logit = np.log(plain.p / (1 - plain.p))
+    assert told.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
+    assert told.verdict == ("likely knows" if plain.p >= 0.7 else
+                            "likely beyond its knowledge" if plain.p < 0.2 else "uncertain")
+    assert judge.thresholds == pytest.approx(
+        (expit(2 * np.log(0.7 / 0.3) - 0.5), expit(2 * np.log(0.25) - 0.5)))
+
+
+def test_refusals(published: Path, tmp_path: Path) -> None:
+    def refused(call: object, *parts: str) -> None:
+        with pytest.raises(InputError) as caught:
+            call()  # type: ignore[operator]
+        assert_one_line(f"error: {caught.value}\n", *parts)
+    wrong = Judge(network={"name": "other", "contents": "x", "n_layers": 42})
+    store.save(store.build(SidecarConfig(features=BY_LAYER, globals=OVERALL)), tmp_path / "s")
+    verdicts.write(tmp_path / "s", wrong)
+    refused(lambda: open_knower(GEMMA, tmp_path / "s"), "was learned on a network of 42 layers, and",
+            "has 12; --any-network")
+    assert open_knower(GEMMA, tmp_path / "s", any_network=True).ask(["Why?"])[0].verdict is None
+    knower = open_knower(GEMMA, published)
+    refused(lambda: knower.ask(["Why?", " "]), "question 2 is empty")
+    refused(lambda: knower.ask([" "]), "the question is empty")
