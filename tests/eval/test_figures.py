@@ -32,7 +32,8 @@ def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
         "risk_coverage": figures.risk_coverage({"P1": curve, "P2": curve},
                                                Order(errors, errors).risks(GRID), 0.5),
         "pareto": figures.pareto({"P1": frontier(errors, 0 * errors, scores, costs)},
-                                 oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs)}
+                                 oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs),
+        "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 
 
 def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

@@ -197,3 +197,26 @@ def test_false_positives_with_groups() -> None:
         small["mean"] += stats.bootstrap_p(shared[0], replicates=400, groups=groups) < 0.05
         small["single items"] += stats.bootstrap_p(shared[0], replicates=400) < 0.05
     assert small["auroc"] <= 20 and small["mean"] <= 20 and small["single items"] > 40, small
+
+
+def test_several_runs_are_told_by_their_mean(scored: tuple) -> None:
+    """The same items are drawn for all runs: means of the runs' own replicates."""
+    labels, (a, b) = scored[0], scored[1].values()
+    drawn = stats.PairedBootstrap(labels, {"both": np.stack([a, b]), "a": a, "b": b}, replicates=300, seed=5)
+    assert drawn.points["both"] == pytest.approx((auroc(labels, a) + auroc(labels, b)) / 2, abs=1e-12)
+    np.testing.assert_allclose(drawn.replicates["both"], (drawn.replicates["a"] + drawn.replicates["b"]) / 2)
+    twice = stats.PairedBootstrap(labels, {"both": np.stack([a, a])}, replicates=300, seed=5)
+    np.testing.assert_allclose(twice.replicates["both"], drawn.replicates["a"])
+
+
+def test_any_statistic() -> None:
+    """Of the AUROC, the paired bootstrap's; of a mean, that of means; groups whole; NaN left out."""
+    rng = np.random.default_rng(0)
+    labels, scores, groups = rng.integers(0, 2, 60), rng.random(60), np.arange(60) // 4
+    found = stats.bootstrap_of(auroc, labels, scores, replicates=200, seed=3, groups=groups)
+    wanted = stats.PairedBootstrap(labels, {"x": scores}, replicates=200, seed=3, groups=groups).interval("x")
+    assert found == pytest.approx(wanted, abs=1e-12)
+    mean = stats.bootstrap_of(lambda _, scores: float(scores.mean()), labels, scores, replicates=200, seed=3)
+    assert mean == pytest.approx(stats.bootstrap_mean(scores, replicates=200, seed=3), abs=1e-12)
+    few = stats.bootstrap_of(auroc, [0, 0, 1], [0.1, 0.2, 0.3], replicates=100)
+    assert few.point == 1.0 and np.isfinite([few.low, few.high]).all()
