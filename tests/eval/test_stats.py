@@ -201,7 +201,7 @@ def test_false_positives_with_groups() -> None:
 
 def test_several_runs_are_told_by_their_mean(scored: tuple) -> None:
     """The same items are drawn for all runs: means of the runs' own replicates."""
-    labels, (a, b) = scored[0], scored[1].values()
+    labels, a, b = scored[0], scored[1]["good"], scored[1]["coarse"]
     drawn = stats.PairedBootstrap(labels, {"both": np.stack([a, b]), "a": a, "b": b}, replicates=300, seed=5)
     assert drawn.points["both"] == pytest.approx((auroc(labels, a) + auroc(labels, b)) / 2, abs=1e-12)
     np.testing.assert_allclose(drawn.replicates["both"], (drawn.replicates["a"] + drawn.replicates["b"]) / 2)
