@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval import tables
 from tilelli_jax.files import as_json, lock, write_atomically
 
+FORMAT = 1  # to be raised where a stage's result for the same key would be another one
 RECIPE = "made_of.json"
+RESULT = "result.json"  # of a stage that finds numbers
 
 
 class BusyError(Exception):
@@ -73,6 +76,26 @@ class Stages:
             if handle is not None:
                 os.close(handle)
         return path
+
+
+def recipe(stage: str, **parts: Any) -> dict[str, Any]:
+    """What a stage is made of."""
+    return {"stage": stage, "format": FORMAT, **parts}
+
+
+def without(tree: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A section of a configuration less the keys that no result depends on."""
+    return {name: value for name, value in tree.items() if name not in names}
+
+
+def write_result(path: Path, tree: Any) -> None:
+    """What a stage has found: JSON, numbers that are not finite as null."""
+    write_atomically(path / RESULT, tables.as_json(tree))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote into a stage's directory."""
+    return json.loads((path / RESULT).read_text(encoding="utf-8"))
 
 
 def key(made_of: Mapping[str, Any]) -> str:

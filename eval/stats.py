@@ -26,6 +26,12 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, float | None]) -> Interval:
+        """Of JSON as `tables.as_json` writes it, where null stands for NaN."""
+        return cls(*(math.nan if tree[key] is None else tree[key]  # type: ignore[arg-type]
+                     for key in ("point", "low", "high")))
+
     @property
     def excludes_zero(self) -> bool:
         """Whether all of the interval lies on one side of zero."""

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from eval import cascade, figures, metrics, selective
+from eval import cascade, conclusions, figures, metrics, selective
+from eval.conclusions import FEW
 from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.measures import rung_names
-from eval.difficulty.study import RESULTS, Study, read_results, result
+from eval.difficulty.study import RESULTS, Study, read_results
 from eval.report import Report
+from eval.stages import read_result
 from eval.stats import Interval
 from eval.tables import as_json, read_columns
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.files import write_atomically
 
-FEW = 20  # groups: with fewer, intervals are too narrow and p too small
 LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
           "and with inner values beside them.")
 
@@ -40,7 +41,7 @@ def collect(study: Study) -> dict[str, Any]:
         for name in ("probe", "selective", "calibrate", "cascade", "causal"):
             path = getattr(layer, name)
             if path is not None:
-                told[name], told["stages"][name] = result(path), path.name
+                told[name], told["stages"][name] = read_result(path), path.name
         found["layers"][str(number)] = told
     return found
 
@@ -141,16 +142,13 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
     area = rungs[best]
     assert area is not None
     few = probe["groups"] < FEW
-    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {_told(area)}: "
-            + ("not told apart from chance." if few or area.low <= 0.5 <= area.high else
-               "better than chance." if area.low > 0.5 else "worse than chance.")]
-    controls = [f"`{name}` {_told(found)}" for name in ("C1_length", "C2_cheap_surprise")
+    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {conclusions.told(area)}: "
+            f"{conclusions.against_chance(area, probe['groups'])}."]
+    controls = [f"`{name}` {conclusions.told(found)}" for name in ("C1_length", "C2_cheap_surprise")
                 if (found := rungs.get(name)) is not None]
     if controls:
         said.append(f"What needs no inner values comes to: {', '.join(controls)}.")
-    if few:
-        said.append(f"The held-out items are {probe['groups']} groups; intervals of fewer than {FEW} are too "
-                    "narrow and p too small: nothing here is sure.")
+    said += conclusions.too_few(probe["groups"])
     names = {("P3_cheap_sae", "P2_cheap_raw"): "Latents in place of raw values",
              ("P2_cheap_raw", "P1_cheap"): "Raw values beside cheap features",
              ("P4_raw_only", "C1_length"): "Raw values in place of the answer's length",
@@ -162,9 +160,9 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
         if name is None or change is None or p is None:
             continue
         gain = "a gain" if change.point > 0 else "a loss"
-        verdict = "no difference that is sure" if few or p >= 0.05 else gain
-        said.append(f"{name}: {change.point:+.3f} [{change.low:+.3f}, {change.high:+.3f}], corrected "
-                    f"p {_p(p)}: {verdict}.")
+        verdict = gain if conclusions.is_sure(p, probe["groups"]) else "no difference that is sure"
+        said.append(f"{name}: {conclusions.told(change, sign=True)}, corrected p {conclusions.told_p(p)}: "
+                    f"{verdict}.")
     if causal := told.get("causal"):
         for where, effects in causal["positions"].items():
             chosen = effects["chosen"].values()
@@ -174,12 +172,13 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
                 break
             said.append(f"Patched at {where}: leaving out {sure} of {len(chosen)} chosen latents changes the "
                         f"loss for sure; {beyond} of them change it more than all of their controls do.")
-    gained = _certain(told["selective"]["rungs"][best]["fraction_of_oracle"])
-    said.append(f"Answering what `{best}` takes for easy has {_told(gained)} of what an oracle gains.")
+    gained = Interval.from_tree(told["selective"]["rungs"][best]["fraction_of_oracle"])
+    said.append(f"Answering what `{best}` takes for easy has {conclusions.told(gained)} of what an oracle "
+                "gains.")
     if "cascade" in told:
-        handed = _certain(told["cascade"]["rungs"][best]["0.25"])
-        said.append(f"Handing a quarter of the items on by `{best}` errs {_told(handed)} against a coin of "
-                    "the same cost: " + ("not told apart." if few or not handed.excludes_zero else
+        handed = Interval.from_tree(told["cascade"]["rungs"][best]["0.25"])
+        said.append(f"Handing a quarter of the items on by `{best}` errs {conclusions.told(handed)} against "
+                    "a coin of the same cost: " + ("not told apart." if few or not handed.excludes_zero else
                                 "better." if handed.high < 0 else "worse."))
     for fault in told.get("sae", {}).get("faults", []):
         said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
@@ -233,7 +232,8 @@ def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapp
     report.heading("Answering only what seems easy", 3)
     curves = {name: selective.RiskCoverage(
         np.asarray(told["coverages"]), np.asarray(rung["risks"]), np.asarray(rung["low"]),
-        np.asarray(rung["high"]), _certain(rung["aurc"]), _certain(rung["fraction_of_oracle"]))
+        np.asarray(rung["high"]), Interval.from_tree(rung["aurc"]),
+        Interval.from_tree(rung["fraction_of_oracle"]))
         for name, rung in told["rungs"].items()}
     what = _error(scores, unit)
     shown = {name: curve for name, curve in curves.items() if name.startswith("P")}
@@ -298,13 +298,13 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
         if not effects["chosen"]:
             report.paragraph("The probe on latents uses none of them.")
             continue
-        bars = {f"latent {name}": _certain(e["change"]) for name, e in effects["chosen"].items()}
-        bars |= {f"control {name}": _certain(e["change"])
+        bars = {f"latent {name}": Interval.from_tree(e["change"]) for name, e in effects["chosen"].items()}
+        bars |= {f"control {name}": Interval.from_tree(e["change"])
                  for name, e in list(effects["controls"].items())[:5]}
         report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
                       f"Patched: {where}. Intervals of one latent each, not corrected; the first five "
                       f"controls. The reconstruction alone: "
-                      f"{_told(_certain(effects['reconstruction']), 4)}.")
+                      f"{conclusions.told(Interval.from_tree(effects['reconstruction']), 4)}.")
         report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
                        "corrected p": e["p_holm"], "items changed": e["items_changed"],
                        "controls as large": f"{e['as_large']} of {e['controls']}"}
@@ -317,24 +317,12 @@ def _error(scores: Mapping[str, np.ndarray], unit: str) -> str:
 
 
 def _interval(tree: Mapping[str, Any] | None) -> Interval | None:
-    return None if tree is None else _certain(tree)
-
-
-def _certain(tree: Mapping[str, Any]) -> Interval:
-    return Interval(*(float("nan") if tree[key] is None else tree[key] for key in ("point", "low", "high")))
-
-
-def _told(interval: Interval, digits: int = 3) -> str:
-    return f"{interval.point:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return None if tree is None else Interval.from_tree(tree)
 
 
 def summary(rows: Sequence[Mapping[str, Any]], config: StudyConfig) -> list[list[str]]:
     """The closing table of the terminal."""
     head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
     own = rows[:len(config.extract.layers)]
-    return [head, *([str(row["layer"]),
-                     *("–" if row[name] is None else _told(row[name]) for name in head[1:])] for row in own)]
+    return [head, *([str(row["layer"]), *("–" if row[name] is None else conclusions.told(row[name])
+                                          for name in head[1:])] for row in own)]

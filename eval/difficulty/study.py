@@ -30,17 +30,14 @@ from eval.folds import Folds
 from eval.inputs import networks
 from eval.inputs.networks import NetworkConfig
 from eval.probes import Block, ProbeOptions
-from eval.stages import Stages, key
-from eval.tables import as_json, read_columns, write_columns
+from eval.stages import Stages, key, read_result, recipe, without, write_result
+from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
 from tilelli_jax.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
 
-FORMAT = 1  # to be raised where a stage's result for the same key would be another one
-RESULT = "result.json"  # of a stage
 RESULTS = "results.json"  # of a study
 
 
@@ -105,8 +102,8 @@ class Study:
 
     @functools.cached_property
     def items(self) -> Path:
-        made_of = recipe("items", extract=self.extract.name, split=_plain(self.config.split),
-                         labels=_plain(self.config.labels), seed=self.config.seed)
+        made_of = recipe("items", extract=self.extract.name, split=config_lib.to_dict(self.config.split),
+                         labels=config_lib.to_dict(self.config.labels), seed=self.config.seed)
         return self.stages.make("items", made_of, lambda path: make_items(
             path, self.subject, Extraction(self.extract), self.config))
 
@@ -159,7 +156,8 @@ class Study:
         """What every answer of a network depends on."""
         options = self.config.extract
         return {"network": _of(self.config.network, self.network_path), "data": self.subject.fingerprint,
-                "subject": _plain(self.config.data, "source"), "compute": self.config.compute.dtype,
+                "subject": without(config_lib.to_dict(self.config.data), "source"),
+                "compute": self.config.compute.dtype,
                 "place": options.place, "skip": options.skip, "dtype": options.dtype,
                 "seed": self.config.seed}
 
@@ -232,13 +230,14 @@ class Layer:
     def probe(self) -> Path:
         study = self.study
         made_of = recipe("probe", items=study.items.name, features=self.features.name,
-                         options=_plain(self.config.probe, "jobs"), seed=self.config.seed)
+                         options=without(config_lib.to_dict(self.config.probe), "jobs"),
+                         seed=self.config.seed)
 
         def work(path: Path) -> None:
             tree, scores = measures.probe(study.table, self._blocks, study.folds, self._options, self._drawn,
                                           lambda rung: self._tell("probe", rung))
             write_columns(path / "scores.parquet", scores)
-            _write(path, tree)
+            write_result(path, tree)
         return self._make("probe", made_of, work)
 
     @functools.cached_property
@@ -249,7 +248,7 @@ class Layer:
     @functools.cached_property
     def selective(self) -> Path:
         made_of = recipe("selective", probe=self.probe.name)
-        return self._make("selective", made_of, lambda path: _write(
+        return self._make("selective", made_of, lambda path: write_result(
             path, measures.abstain(self.scores, self._drawn)))
 
     @functools.cached_property
@@ -257,11 +256,11 @@ class Layer:
         study = self.study
 
         def work(path: Path) -> None:
-            strengths = {name: rung["C"] for name, rung in result(self.probe)["rungs"].items()}
+            strengths = {name: rung["C"] for name, rung in read_result(self.probe)["rungs"].items()}
             tree, table = measures.calibrate(study.table, self._blocks, study.folds, self._options, strengths,
                                              lambda rung: self._tell("calibrate", rung))
             write_columns(path / "probabilities.parquet", table)
-            _write(path, tree)
+            write_result(path, tree)
         return self._make("calibrate", recipe("calibrate", probe=self.probe.name), work)
 
     @functools.cached_property
@@ -269,8 +268,8 @@ class Layer:
         dear = self.study.dear
         if dear is None:
             return None
-        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, costs=_plain(self.config.cascade),
-                         seed=self.config.seed)
+        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, seed=self.config.seed,
+                         costs=config_lib.to_dict(self.config.cascade))
 
         def work(path: Path) -> None:
             asked = Extraction(dear)
@@ -279,7 +278,7 @@ class Layer:
             tree, table = measures.hand_on(self.scores, self.study.dear_errors(asked), self.config.cascade,
                                            self._drawn)
             write_columns(path / "errors.parquet", table)
-            _write(path, tree)
+            write_result(path, tree)
         return self._make("cascade", made_of, work)
 
     @functools.cached_property
@@ -287,7 +286,7 @@ class Layer:
         if self.judged is None:
             return None
         made_of = recipe("causal", features=self.features.name, items=self.study.items.name,
-                         options=_plain(self.config.causal), seed=self.config.seed,
+                         options=config_lib.to_dict(self.config.causal), seed=self.config.seed,
                          replicates=self.config.probe.replicates)
         return self._make("causal", made_of, self._causal)
 
@@ -324,7 +323,7 @@ class Layer:
                 write_columns(file, {"item": items, **dict(zip(names, found.T, strict=True))})
             columns = read_columns(file)
             losses[where] = np.stack([columns[name] for name in names], axis=1)
-        _write(path, {"items": len(items), "unit": study.subject.unit, "positions": measures.effects(
+        write_result(path, {"items": len(items), "unit": study.subject.unit, "positions": measures.effects(
             losses, chosen, matched, table.groups[items], self._drawn)})
 
     @functools.cached_property
@@ -352,11 +351,6 @@ class Layer:
         self.study.tell(f"{stage}-{self.layer}: {what}")
 
 
-def recipe(stage: str, **parts: Any) -> dict[str, Any]:
-    """What a stage is made of."""
-    return {"stage": stage, "format": FORMAT, **parts}
-
-
 def read_results(path: Path) -> dict[str, Any]:
     """What another study has found: its results.json."""
     try:
@@ -364,19 +358,6 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"also: {path / RESULTS}: cannot be read: {reason}; run that study first") from None
-
-
-def result(path: Path) -> dict[str, Any]:
-    """What a stage found."""
-    return json.loads((path / RESULT).read_text(encoding="utf-8"))
-
-
-def _write(path: Path, tree: Any) -> None:
-    write_atomically(path / RESULT, as_json(tree))
-
-
-def _plain(section: Any, *without: str) -> dict[str, Any]:
-    return {name: value for name, value in config_lib.to_dict(section).items() if name not in without}
 
 
 def _of(section: NetworkConfig, path: Path) -> str:

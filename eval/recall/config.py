@@ -8,11 +8,13 @@ from typing import Literal
 from eval.inputs.networks import NetworkConfig
 from eval.matching import Rule
 from tilelli_jax.config import Section, setting
+from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig
 from tilelli_jax.training.sidecar import SidecarOptions
 
+LEAST = 40  # questions of a study
 ANSWER_ENDS = ("<turn|>", "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")
 
 
@@ -23,8 +25,11 @@ class QuestionsConfig(Section):
     sources: tuple[str, ...] = setting(
         ("popqa", "triviaqa"), "each of them popqa or triviaqa (from Hugging Face's hub), facts (the "
         "built-in world), or a file of questions: JSON lines, JSON, CSV or parquet")
-    items: int = setting(3000, "of all sources together, as many of each", least=40)
+    items: int = setting(3000, "of all sources together, as many of each", least=LEAST)
     seed: int = setting(17, "of the choice and the order of questions", least=0, most=2**32 - 1)
+    facts_people: int = setting(facts.PEOPLE, "of facts: as in the data that the network has learned from",
+                                least=facts.NAMES, most=facts.NAMES**2)
+    facts_seed: int = setting(0, "likewise", least=0, most=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +66,7 @@ class SignalsConfig(Section):
     noise: bool = setting(True, "read each prompt with noise in the middle of the depth, too (robustness)")
     sigma: float = setting(0.1, "size of that noise beside the stream's", above=0)
     readings: int = setting(4, "with noise", least=1)
+    seed: int = setting(0, "of that noise", least=0, most=2**32 - 1)
     shard_items: int = setting(256, "questions in a file; after each of them one may stop and go on later",
                                least=1)
 
@@ -82,7 +88,7 @@ class PartsConfig(Section):
 
     by: Literal["group", "published"] = setting(
         "group", "whole groups: equal questions, equal ids, one entity; or published: single questions, and "
-        "no part of its own for calibration")
+        "no part of its own for calibration; the shares below are then of single questions, calibrate none")
     validate: float = setting(0.1, "share that the epoch, the layer and the strength are chosen by", above=0,
                               below=1)
     calibrate: float = setting(0.15, "share for probabilities and thresholds", above=0, below=1)
@@ -143,6 +149,7 @@ class RecallConfig(Section):
     fit: FitConfig = setting(FitConfig(), "the estimators")
     verdict: VerdictConfig = setting(VerdictConfig(), "thresholds")
     replicates: int = setting(2000, "of the bootstrap", least=400)
+    seed: int = setting(42, "of the bootstrap", least=0, most=2**32 - 1)
     compute: ComputeConfig = setting(ComputeConfig(), "how the network is run")
     mesh: MeshConfig = setting(MeshConfig(), "the devices")
 
@@ -150,3 +157,6 @@ class RecallConfig(Section):
         super().__post_init__()
         if self.network is None:
             raise InputError("network: expected a section with path or train")
+        if self.verdict.guarantee and self.parts.by == "published":
+            raise InputError("verdict.guarantee: expected false with parts.by published, which has no "
+                             "questions that nothing was fitted to")

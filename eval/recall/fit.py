@@ -14,60 +14,56 @@ scores into probabilities is fitted on calibrate.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.calibration import Calibrator, isotonic, platt, temperature
+from eval.calibration import CALIBRATORS, Calibrator
 from eval.familiarity import Familiarity
 from eval.metrics import Floats, auroc
 from eval.recall import controls
 from eval.recall.config import FitConfig
+from eval.recall.scores import Methods, Scores
 from eval.recall.table import Table
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 from tilelli_jax.training.sidecar import Examples, learn, logits_of
 
 SIDECAR = "sidecar"
-LEARN: Mapping[str, Callable[[ArrayLike, ArrayLike], Calibrator]] = {
-    "platt": platt, "isotonic": isotonic, "temperature": temperature}
 Rows = NDArray[np.intp]
 
 
-class Scored(NamedTuple):
-    """One method: scores f64 `[runs, questions]`, NaN where it says nothing; and what is to be told of it."""
+class Method(NamedTuple):
+    """Scores f64 `[runs, questions]`, NaN where it says nothing; and what is to be told of how they came."""
 
     scores: Floats
     about: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """All methods by name, the sidecars, and the calibrator of each run of each method."""
+class FittedMethods(NamedTuple):
+    """What every method says, what is to be told of it, the sidecars, and the calibrator of each of them."""
 
-    methods: Mapping[str, Scored]
+    methods: Methods
+    about: dict[str, dict[str, Any]]
     sidecars: list[Sidecar]
-    calibrators: Mapping[str, list[Calibrator]]
-
-    def probabilities(self, name: str) -> Floats:
-        """P(knows), `[runs, questions]`; NaN where the method says nothing."""
-        scores = self.methods[name].scores
-        return np.stack([np.where(np.isnan(run), np.nan, learned(np.nan_to_num(run)))
-                         for run, learned in zip(scores, self.calibrators[name], strict=True)])
+    calibrators: list[Calibrator]
 
 
 def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
-        tell: Callable[[str], None] = lambda line: None) -> Fitted:
-    """Every method, learned from the questions of one data set, or of all."""
+        tell: Callable[[str], None] = lambda line: None) -> FittedMethods:
+    """Every method, learned from the questions of one data set, or of all.
+
+    A method that says nothing of the questions to calibrate on, or of one kind of them only, is left out.
+    """
     train, validate, calibrate = (table.rows(part, dataset) for part in ("train", "validate", "calibrate"))
-    sidecars, methods = [], {}
+    sidecars: list[Sidecar] = []
+    methods: dict[str, Method] = {}
     runs = []
     for seed in options.seeds:
         tell(f"{SIDECAR}, seed {seed}")
@@ -75,7 +71,7 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
                         names=BY_LAYER, names_whole=OVERALL, seed=seed)
         sidecars.append(learned.sidecar)
         runs.append({"seed": seed, "epoch": learned.best, "validation": learned.scores[learned.best - 1]})
-    methods[SIDECAR] = Scored(np.stack([logits_of(sidecar, table.by_layer, table.overall)
+    methods[SIDECAR] = Method(np.stack([logits_of(sidecar, table.by_layer, table.overall)
                                         for sidecar in sidecars]), {"runs": runs})
     if table.final is not None:
         tell("layer probe")
@@ -83,19 +79,25 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
     for name, features in (("globals", table.overall), ("entropies", table.entropies)):
         tell(name)
         probe, about = _chosen(features.reshape(len(features), -1), table.known, train, validate, options)
-        methods[name] = Scored(probe[None], about)
-    methods["negative entropy"] = Scored(-table.overall[None, :, 0].astype(float), {})
+        methods[name] = Method(probe[None], about)
+    methods["negative entropy"] = Method(-table.overall[None, :, 0].astype(float), {})
     if table.final is not None:
         methods["familiarity"] = _familiarity(table.final, table.known, train, options)
     if table.robustness is not None:
-        methods["robustness"] = Scored(-table.robustness[None].astype(float), {})
+        methods["robustness"] = Method(-table.robustness[None].astype(float), {})
     tell("controls")
     for name, scores in controls.controls(table.text.tolist(), table.known, table.dataset, train,
                                           table.popularity).items():
-        methods[name] = Scored(np.asarray(scores, float)[None], {"control": True})
-    calibrators = {name: [_calibrated(run, table.known, calibrate, options) for run in scored.scores]
-                   for name, scored in methods.items() if _says(scored, table, calibrate)}
-    return Fitted({name: methods[name] for name in calibrators}, sidecars, calibrators)
+        methods[name] = Method(np.asarray(scores, float)[None], {"control": True})
+    found: Methods = {}
+    calibrators: dict[str, list[Calibrator]] = {}
+    for name, method in methods.items():
+        if _says(method, table, calibrate):
+            calibrators[name] = [_calibrated(run, table.known, calibrate, options) for run in method.scores]
+            found[name] = Scores(method.scores, np.stack([
+                np.where(np.isnan(run), np.nan, calibrator(np.nan_to_num(run)))
+                for run, calibrator in zip(method.scores, calibrators[name], strict=True)]))
+    return FittedMethods(found, {name: methods[name].about for name in found}, sidecars, calibrators[SIDECAR])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -107,10 +109,10 @@ def _examples(table: Table, rows: Rows) -> Examples:
 
 def _calibrated(scores: Floats, known: NDArray, rows: Rows, options: FitConfig) -> Calibrator:
     heard = rows[~np.isnan(scores[rows])]
-    return LEARN[options.calibrate](scores[heard], known[heard])
+    return CALIBRATORS[options.calibrate](scores[heard], known[heard])
 
 
-def _says(scored: Scored, table: Table, rows: Rows) -> bool:
+def _says(scored: Method, table: Table, rows: Rows) -> bool:
     """Whether it says something of known and of unknown questions there."""
     heard = rows[~np.isnan(scored.scores[0, rows])]
     return len(np.unique(table.known[heard])) == 2
@@ -134,17 +136,17 @@ def _chosen(features: np.ndarray, known: np.ndarray, train: Rows, validate: Rows
 
 
 def _layer_probe(final: np.ndarray, known: np.ndarray, train: Rows, validate: Rows,
-                 options: FitConfig) -> Scored:
+                 options: FitConfig) -> Method:
     """The layer whose probe is the best on validate; of equals, the first."""
     found = Parallel(n_jobs=options.jobs)(delayed(_chosen)(final[:, layer], known, train, validate, options)
                                 for layer in range(final.shape[1]))
     areas = [about["validation"] for _, about in found]
     best = int(np.argmax(areas))
-    return Scored(found[best][0][None], {"layer": best, **found[best][1], "by_layer": areas})
+    return Method(found[best][0][None], {"layer": best, **found[best][1], "by_layer": areas})
 
 
-def _familiarity(final: np.ndarray, known: np.ndarray, train: Rows, options: FitConfig) -> Scored:
+def _familiarity(final: np.ndarray, known: np.ndarray, train: Rows, options: FitConfig) -> Method:
     layer = int(options.familiarity * final.shape[1])
     values = final[:, layer].astype(float)
     found = Familiarity.fit(values[train], known[train])
-    return Scored(-found.distance(values)[None], {"layer": layer, "shrinkage": found.shrinkage})
+    return Method(-found.distance(values)[None], {"layer": layer, "shrinkage": found.shrinkage})

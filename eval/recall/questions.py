@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.inputs.rows import Row, hugging_face, read_rows
-from eval.recall.config import QuestionsConfig
+from eval.recall.config import LEAST, QuestionsConfig
 from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
 
@@ -20,7 +20,6 @@ HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
 BUILT_IN = "facts"
 COLUMNS = ("question, answers (a list, or texts between |), and if there are any id, dataset, group, "
            "popularity")
-LEAST = 40
 
 
 class Question(NamedTuple):
@@ -44,23 +43,24 @@ def read(config: QuestionsConfig) -> list[Question]:
     share = config.items // n
     found: list[Question] = []
     for i, source in enumerate(config.sources):
-        found += _of_source(source, share if i < n - 1 else config.items - share * (n - 1), config.seed)
+        found += _of_source(source, share if i < n - 1 else config.items - share * (n - 1), config)
     if len(found) < LEAST:
         raise InputError(f"questions.sources: {', '.join(config.sources)}: expected {LEAST} questions at "
                          f"least, found {len(found)}")
     return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
 
 
-def _of_source(source: str, most: int, seed: int) -> list[Question]:
+def _of_source(source: str, most: int, config: QuestionsConfig) -> list[Question]:
     if source == BUILT_IN:
+        world = facts.facts(config.facts_seed, config.facts_people)
         every = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
-                          float(fact.times)) for i, fact in enumerate(facts.facts())]
-        return _some(every, most, seed)
+                          float(fact.times)) for i, fact in enumerate(world)]
+        return _some(every, most, config.seed)
     if source in HUB:
         name, part = HUB[source]
-        return of_rows(hugging_face(name, most, part=part, seed=seed), source, source)
+        return of_rows(hugging_face(name, most, part=part, seed=config.seed), source, source)
     path = Path(source)
-    return _some(of_rows(read_rows(path, 10**9), source, path.stem), most, seed)
+    return _some(of_rows(read_rows(path, 10**9), source, path.stem), most, config.seed)
 
 
 def _some(every: Sequence[Question], most: int, seed: int) -> list[Question]:

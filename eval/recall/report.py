@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval import figures, metrics, selective
-from eval.recall.evaluate import FEW, WORDS
+from eval.conclusions import against_chance, is_sure, told, told_p, too_few
+from eval.recall import verdicts as verdict_file
+from eval.recall.evaluate import WORDS
 from eval.recall.fit import SIDECAR
 from eval.recall.study import Study
 from eval.report import Report
+from eval.stages import read_result
 from eval.stats import Interval
 from eval.tables import as_json
 from eval.tables import write as write_tables
@@ -28,10 +30,12 @@ Tree = Mapping[str, Any]
 
 def collect(study: Study) -> dict[str, Any]:
     """Every stage's result, made if need be: what results.json holds."""
-    fitted = study.result(study.fitted)
-    return {"config": config_lib.to_dict(study.config), "stages": {
-        name: getattr(study, name).name for name in ("signals", "answers", "build", "fitted", "evaluation")},
-        "fit": fitted, **study.result(study.evaluation)}
+    made = {name: getattr(study, name) for name in ("signals", "answers", "build", "fitted", "verdict",
+                                                    "evaluation")}
+    judge = verdict_file.read(made["verdict"])
+    return {"config": config_lib.to_dict(study.config), "fit": read_result(made["fitted"]),
+            "stages": {name: path.name for name, path in made.items()}, "verdict": judge.to_dict(),
+            "thresholds": judge.thresholds._asdict(), **read_result(made["evaluation"])}
 
 
 def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,30 +75,26 @@ def rows(found: Tree) -> list[dict[str, Any]]:
 
 def verdicts(found: Tree) -> list[str]:
     """What the numbers say, and no more than that."""
-    sidecar, few = found["methods"][SIDECAR], found["groups"] < FEW
-    area, runs = _certain(sidecar["auroc"]), sidecar["runs"]
+    sidecar, groups = found["methods"][SIDECAR], found["groups"]
+    area, runs = Interval.from_tree(sidecar["auroc"]), sidecar["runs"]
     seeds = (f"mean of {len(runs)} seeds, {min(runs):.3f} to {max(runs):.3f}" if len(runs) > 1 else
              "one seed")
-    texts = [f"The sidecar tells known from unknown held-out questions with AUROC {_told(area)} ({seeds}): "
-             + ("not told apart from chance." if few or area.low <= 0.5 <= area.high else
-                "better than chance." if area.low > 0.5 else "worse than chance.")]
-    if few:
-        texts.append(f"The held-out questions are {found['groups']} groups; intervals of fewer than {FEW} "
-                     "are too narrow and p too small: nothing here is sure.")
+    texts = [f"The sidecar tells known from unknown held-out questions with AUROC {told(area)} ({seeds}): "
+             f"{against_chance(area, groups)}.", *too_few(groups, "questions")]
     for one in found["comparisons"]:
         if one["against"] in ("negative entropy", "words", "layer probe", "globals"):
-            change = _certain(one["difference"])
-            sure = not few and one["p_holm"] < 0.05
-            texts.append(f"Against {_of(one['against'])}: {change.point:+.3f} [{change.low:+.3f}, "
-                         f"{change.high:+.3f}], corrected p {_p(one['p_holm'])}: " + (
-                             "no difference that is sure." if not sure else
+            change = Interval.from_tree(one["difference"])
+            texts.append(f"Against {_of(one['against'])}: {told(change, sign=True)}, corrected p "
+                         f"{told_p(one['p_holm'])}: " + (
+                             "no difference that is sure." if not is_sure(one["p_holm"], groups) else
                              "the sidecar is better." if change.point > 0 else "the sidecar is worse."))
-    texts.append(f"Its probabilities err by {_told(_certain(sidecar['ece']))} (ECE, 10 bins).")
+    texts.append(f"Its probabilities err by {told(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins).")
     for name, there in found["cross"].items():
-        told = there["methods"].get(SIDECAR)
-        if told:
-            texts.append(f"Learned from one data set alone, {name}: AUROC {_told(_certain(told['auroc']))} "
-                         f"on {there['questions']} questions, ECE {told['ece']:.3f}.")
+        if SIDECAR in there["methods"]:
+            of = there["methods"][SIDECAR]
+            texts.append(f"Learned from one data set alone, {name}: AUROC "
+                         f"{told(Interval.from_tree(of['auroc']))} on {there['questions']} questions, ECE "
+                         f"{of['ece']:.3f}.")
     return texts
 
 
@@ -106,13 +106,19 @@ def _opening(report: Report, study: Study, found: Tree) -> None:
     report.paragraph(
         f"{found['questions']} questions, of which the network answers {found['known_all']:.1%} rightly and "
         f"{found['refused']:.1%} not at all. Learned from {parts['train']}, chosen by {parts['validate']}, "
-        f"calibrated on {parts['calibrate']}; {found['test']} in {found['groups']} groups held out "
+        f"calibrated on {_calibrated(found)}; {found['test']} in {found['groups']} groups held out "
         f"({found['known']:.1%} known). Nothing is generated to foretell: one pass of the prompt. Intervals "
         "are of 95 % and resample whole groups; a method of several seeds is told by their mean.")
     report.points(verdicts(found))
     report.table([{"data set": name, "questions": about["questions"], "known": about["known"],
                    "refused": about["refused"], "known of those answered": about["known_of_answered"]}
                   for name, about in found["datasets"].items()])
+
+
+def _calibrated(found: Tree) -> str:
+    part = found["fit"]["calibrated_on"]
+    return (f"{found['parts'][part]} questions of their own" if part == "calibrate" else
+            f"the {found['parts'][part]} questions that choices looked at")
 
 
 def _methods(report: Report, found: Tree) -> None:
@@ -137,20 +143,22 @@ def _calibration(report: Report, found: Tree) -> None:
                                         np.asarray(c["counts"]))
               for name in SHOWN if (c := found["reliability"].get(name))}
     report.figure("reliability", figures.reliability(curves), "What happened over what was foretold, on the "
-                  f"held-out questions; probabilities by {found['config']['fit']['calibrate']} on questions "
-                  "of their own. Of the sidecar, the run that was kept.")
+                  f"held-out questions; probabilities by {found['config']['fit']['calibrate']} on "
+                  f"{_calibrated(found)}. Of the sidecar, the run that was kept.")
 
 
 def _verdicts(report: Report, found: Tree) -> None:
     report.heading("Verdicts")
-    aim, judge = found["config"]["verdict"], found["fit"]["verdict"]
+    aim, at = found["config"]["verdict"], found["thresholds"]
     promised = (f"is promised for new questions of the same kind with {aim['confidence']:.0%} confidence"
                 if aim["guarantee"] else "was reached on the questions to calibrate on: no promise")
-    sides = [name for name in ("green", "red") if judge[name] is None]
-    report.paragraph(f"The kept sidecar (seed {found['fit']['sidecar']}) says one of three words. A "
-                     f"precision of {aim['precision']:.0%} {promised}." + (
-                         f" No threshold on the side of {' and '.join(sides)} does that: the word is never "
-                         "said." if sides else ""))
+    fitted, silent = found["fit"], [name for name in ("green", "red") if at[name] is None]
+    report.paragraph(f"The kept sidecar (seed {fitted['seeds'][fitted['run']]}) says one of three words: "
+                     + ", ".join(f"{word} P(knows) {at[name]:.3f}" for name, word in (
+                         ("green", "the first from"), ("red", "the last below")) if at[name] is not None)
+                     + f". A precision of {aim['precision']:.0%} {promised}." + (
+                         f" No threshold on the side of {' and '.join(silent)} does that: the word is never "
+                         "said." if silent else ""))
     report.table([{"word": word, "questions": found["verdicts"][word]["questions"],
                    "share": found["verdicts"][word]["share"], "known": found["verdicts"][word]["known"],
                    "precision": _interval(found["verdicts"][word]["precision"])} for word in WORDS])
@@ -158,17 +166,18 @@ def _verdicts(report: Report, found: Tree) -> None:
 
 def _selective(report: Report, found: Tree) -> None:
     report.heading("Answering only what it seems to know")
-    told = found["risk"]
+    risk = found["risk"]
     curves = {name: selective.RiskCoverage(
-        np.asarray(told["coverages"]), np.asarray(one["risks"]), np.asarray(one["low"]),
-        np.asarray(one["high"]), _certain(one["aurc"]), _certain(one["fraction_of_oracle"]))
-        for name in SHOWN if (one := told["methods"].get(name))}
+        np.asarray(risk["coverages"]), np.asarray(one["risks"]), np.asarray(one["low"]),
+        np.asarray(one["high"]), Interval.from_tree(one["aurc"]),
+        Interval.from_tree(one["fraction_of_oracle"]))
+        for name in SHOWN if (one := risk["methods"].get(name))}
     report.figure("risk-coverage", figures.risk_coverage(
-        curves, told["oracle"], told["mean_error"], unit="share of wrong answers"),
+        curves, risk["oracle"], risk["mean_error"], unit="share of wrong answers"),
         "Share of wrong answers among the questions answered, those first that a method takes for known.")
     report.table([{"method": name, "AURC": _interval(one["aurc"]),
                    "of the oracle's gain": _interval(one["fraction_of_oracle"])}
-                  for name, one in told["methods"].items()])
+                  for name, one in risk["methods"].items()])
 
 
 def _elsewhere(report: Report, found: Tree) -> None:
@@ -209,7 +218,7 @@ def _depth(report: Report, found: Tree, strengths: Sequence[float]) -> None:
 
 def _area_row(name: str, one: Tree) -> dict[str, Any]:
     return {"where": name, "questions": one["questions"], "known": one["known"],
-            **{method: _interval(told["auroc"]) for method, told in one["methods"].items()
+            **{method: _interval(of["auroc"]) for method, of in one["methods"].items()
                if method in (*SHOWN, "length", "popularity")},
             "ECE, sidecar": one["methods"].get(SIDECAR, {}).get("ece")}
 
@@ -220,29 +229,12 @@ def _of(method: str) -> str:
 
 
 def _interval(tree: Tree | None) -> Interval | None:
-    return None if tree is None else _certain(tree)
-
-
-def _certain(tree: Tree) -> Interval:
-    return Interval(*(float("nan") if tree[key] is None else tree[key] for key in ("point", "low", "high")))
-
-
-def _told(interval: Interval) -> str:
-    return f"{interval.point:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return None if tree is None else Interval.from_tree(tree)
 
 
 def summary(found: Tree) -> list[list[str]]:
     """The closing table of the terminal."""
     return [["method", "AUROC", "ECE", "sidecar − it", "p"], *([
-        row["method"], _told(row["AUROC"]), f"{row['ECE'].point:.3f}",
-        "–" if row["sidecar − it"] is None else _told(row["sidecar − it"]),
-        "–" if row["p"] is None else _p(row["p"])] for row in rows(found))]
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """What a study has left in its directory."""
-    return json.loads((path / RESULTS).read_text(encoding="utf-8"))
+        row["method"], told(row["AUROC"]), f"{row['ECE'].point:.3f}",
+        "–" if row["sidecar − it"] is None else told(row["sidecar − it"]),
+        "–" if row["p"] is None else told_p(row["p"])] for row in rows(found))]

@@ -1,6 +1,6 @@
 """The stages of a study of recall: each reads what stands on disk, and leaves its result there.
 
-    signals, answers → questions → fit → evaluate
+    signals, answers → questions → fit → verdict → evaluate
 What each is made of is its key (eval/stages.py).
 """
 
@@ -15,27 +15,28 @@ from typing import Any
 
 import numpy as np
 
+from eval.calibration import calibrator_from_dict
 from eval.inputs import networks
 from eval.inputs.shards import Shards, fill
-from eval.matching import is_match, is_refusal
-from eval.recall import evaluate, fit, questions, splits, table, verdicts
+from eval.recall import evaluate, fit, questions, scores, table, verdicts
+from eval.recall.answering import answer, said
 from eval.recall.config import RecallConfig
-from eval.recall.prompting import Prompter, answer, said
+from eval.recall.labelling import labelled
+from eval.recall.prompting import Prompter
+from eval.recall.scores import Methods, Scope
 from eval.recall.table import QUESTIONS, Table
-from eval.stages import Stages
-from eval.tables import as_json, read_columns, write_columns
+from eval.recall.verdicts import Judge
+from eval.stages import Stages, read_result, recipe, without, write_result
+from eval.tables import write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
 from tilelli_jax.language import Language, open_language
 from tilelli_jax.sharding import make_mesh
 from tilelli_jax.signals.prompts import Prompt, Reader
 from tilelli_jax.signals.robustness import Robustness
+from tilelli_jax.training.experiment import ExperimentConfig
 
-FORMAT = 1  # to be raised where a stage's result for the same key would be another one
-RESULT = "result.json"
-SCORES = "scores.parquet"
 SIDECAR = "sidecar"  # of a stage: the directory of the run that is best on validate
 
 
@@ -60,7 +61,9 @@ class Study:
                 or the output directory cannot be written.
         """
         networks.check(self.config.network)
-        assert self.questions
+        self.questions  # noqa: B018 (refused here if they are bad)
+        if self.config.network.train and "facts" in self.config.questions.sources:
+            self._check_world()
         try:
             self.stages.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -97,26 +100,26 @@ class Study:
         """Shards: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_symbol`,
         `symbols` (how many a prompt has), and as configured `final` and `robustness`; see `table.Table`."""
         options = self.config.signals
-        made_of = self._recipe("signals", **self._asked, options=_plain(
-            options, "batch_size", "most_bytes", "shard_items"))
+        made_of = recipe("signals", **self._asked, options=without(
+            config_lib.to_dict(options), "batch_size", "most_bytes", "shard_items"))
 
         def work(path: Path) -> None:
             model = self.language.model
             reader = Reader(model, batch_size=options.batch_size, most_bytes=options.most_bytes,
                             rounded=options.rounded, mesh=self.mesh)
-            noise = Robustness(model, sigma=options.sigma, k=options.readings, batch_size=options.batch_size,
-                               mesh=self.mesh) if options.noise else None
+            noise = Robustness(model, sigma=options.sigma, k=options.readings, seed=options.seed,
+                               batch_size=options.batch_size, mesh=self.mesh) if options.noise else None
             fill(path, range(len(self.prompts)), options.shard_items,
                  lambda chosen: self._read(reader, noise, chosen))
         if not self.stages.is_made("signals", made_of):
-            assert self.prompts  # what cannot be asked is refused before anything is
+            self.prompts  # noqa: B018 (what cannot be asked is refused before anything is)
         return self.stages.make("signals", made_of, work)
 
     @functools.cached_property
     def answers(self) -> Path:
         """Shards: `symbols`, those of all answers, and `lengths`, how many each has."""
         options = self.config.answers
-        made_of = self._recipe("answers", **self._asked, max_new=options.max_new, ends=options.ends)
+        made_of = recipe("answers", **self._asked, max_new=options.max_new, ends=options.ends)
 
         def some(chosen: Sequence[int]) -> dict[str, np.ndarray]:
             found = answer(self.language, [self.prompts[i] for i in chosen], options)
@@ -130,44 +133,60 @@ class Study:
     @functools.cached_property
     def build(self) -> Path:
         """`questions.parquet`: what was asked, said and known, and to which part each question belongs."""
-        made_of = self._recipe("questions", signals=self.signals.name, answers=self.answers.name,
-                               match=self.config.answers.match, parts=_plain(self.config.parts))
+        made_of = recipe("questions", signals=self.signals.name, answers=self.answers.name,
+                               match=self.config.answers.match, parts=config_lib.to_dict(self.config.parts))
         return self.stages.make("questions", made_of, self._label)
 
     @functools.cached_property
     def table(self) -> Table:
-        found = table.read(self.signals, self.build)
-        table.check_parts(found)
-        return found
+        return table.read(self.signals, self.build)
 
     @functools.cached_property
     def fitted(self) -> Path:
-        """`scores.parquet`: scores and probabilities of every method on all questions, learned from all and
-        from each data set; the sidecars; and in result.json what was learned and chosen."""
-        made_of = self._recipe("fit", questions=self.build.name, options=_plain(self.config.fit, "jobs"),
-                               verdict=_plain(self.config.verdict))
-        if not self.stages.is_made("fit", made_of):
-            assert self.table  # which may have too few of a kind
+        """`scores.parquet`: what every method says of all questions, learned from all and from each data set;
+        the sidecars; and in result.json what was learned and chosen."""
+        made_of = recipe("fit", questions=self.build.name,
+                         options=without(config_lib.to_dict(self.config.fit), "jobs"))
+        for scope in (None, *(self.table.datasets if self.config.fit.cross else ())):
+            table.check_parts(self.table, scope)  # before anything is learned
         return self.stages.make("fit", made_of, self._fit)
 
     @functools.cached_property
-    def evaluation(self) -> Path:
-        made_of = self._recipe("evaluate", fit=self.fitted.name, replicates=self.config.replicates)
-        return self.stages.make("evaluate", made_of, lambda path: _write(path, evaluate.evaluate(
-            self.table, read_columns(self.fitted / SCORES), self.result(self.fitted),
-            self.config.replicates)))
+    def verdict(self) -> Path:
+        """`verdict.json`: calibration and thresholds of the sidecar that is kept."""
+        made_of = recipe("verdict", fit=self.fitted.name, options=config_lib.to_dict(self.config.verdict))
+        return self.stages.make("verdict", made_of, self._judge)
 
-    def result(self, path: Path) -> dict[str, Any]:
-        """What a stage found."""
-        return json.loads((path / RESULT).read_text(encoding="utf-8"))
+    @functools.cached_property
+    def evaluation(self) -> Path:
+        made_of = recipe("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
+                         seed=self.config.seed)
+        return self.stages.make("evaluate", made_of, self._evaluate)
+
+    def keep_sidecar(self) -> Path:
+        """`out/sidecar`: the sidecar that is best on validate, with all that `--predict` needs."""
+        made, path = read_result(self.fitted), self.out / SIDECAR
+        store.save(store.load(self.fitted / f"{SIDECAR}-{made['seeds'][made['run']]}"), path)
+        verdicts.write(path, verdicts.read(self.verdict))
+        return path
 
     # ---------------------------------------------------------------------------------------------
+
+    def _check_world(self) -> None:
+        """Raises InputError where the network is to learn of another world than it is asked about."""
+        learned = config_lib.load(ExperimentConfig, self.config.network.train).data
+        for name in ("facts_people", "facts_seed"):
+            asked, told = getattr(self.config.questions, name), getattr(learned, name)
+            if learned.source == "facts" and asked != told:
+                raise InputError(f"questions.{name}: expected {told}, as data.{name} of "
+                                 f"{self.config.network.train}, found {asked}")
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any]:
         """What everything that a network says depends on."""
         asked = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        return {"network": self.network_contents, "questions": asked, "prompt": _plain(self.config.prompt),
+        return {"network": self.network_contents, "questions": asked,
+                "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
     def _read(self, reader: Reader, noise: Robustness | None,
@@ -192,92 +211,48 @@ class Study:
         return arrays
 
     def _label(self, path: Path) -> None:
-        config, asked = self.config, self.questions
-        answers, signals = Shards(self.answers), Shards(self.signals)
-        lengths, tokenizer = answers.joined("lengths"), self.language.tokenizer
-        each = np.split(answers.joined("symbols"), np.cumsum(lengths)[:-1])
+        answers, signals, tokenizer = Shards(self.answers), Shards(self.signals), self.language.tokenizer
+        each = np.split(answers.joined("symbols"), np.cumsum(answers.joined("lengths"))[:-1])
         spoken = [said(tokenizer.decode(ids.tolist())) for ids in each]
-        known = np.array([is_match(one, question.answers, config.answers.match)
-                          for one, question in zip(spoken, asked, strict=True)], np.int64)
-        datasets = [question.dataset for question in asked]
-        group = splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
-        part = self._parts(group, datasets, known)
+        columns = labelled(self.questions, spoken, self.config.answers.match, self.config.parts)
         write_columns(path / QUESTIONS, {
-            "id": [q.id for q in asked], "dataset": datasets, "question": [q.text for q in asked],
-            "group": group, "popularity": [q.popularity for q in asked], "answer": spoken,
-            "refused": [is_refusal(one) for one in spoken], "known": known, "part": part,
-            "symbols": signals.joined("symbols"), "strongest_write_layer": signals.joined("strongest_layer"),
+            **columns, "symbols": signals.joined("symbols"),
+            "strongest_write_layer": signals.joined("strongest_layer"),
             "strongest_write": [tokenizer.decode([symbol])
                                 for symbol in signals.joined("strongest_symbol").tolist()]})
 
-    def _parts(self, group: np.ndarray, datasets: Sequence[str], known: np.ndarray) -> np.ndarray:
-        """The part of each question."""
-        options = self.config.parts
-        if options.by == "published":
-            found = splits.published(datasets, known, seed=options.seed)["main"]
-            found = {"train": found["train"], "validate": found["val"], "test": found["test"]}
-        else:
-            shares = {"train": 1 - options.validate - options.calibrate - options.test,
-                      "validate": options.validate, "calibrate": options.calibrate, "test": options.test}
-            strata = [f"{name}|{one}" for name, one in zip(datasets, known, strict=True)]
-            try:
-                found = splits.grouped(group, strata, shares, options.seed)
-            except ValueError as error:
-                raise InputError(f"parts.{error}") from None
-        part = np.empty(len(known), "<U9")
-        for name, rows in found.items():
-            part[rows] = name
-        return part
-
     def _fit(self, path: Path) -> None:
         options, found = self.config.fit, self.table
-        columns: dict[str, np.ndarray] = {}
-        told: dict[str, Any] = {"methods": {}, "scopes": [], "seeds": list(options.seeds)}
         # Of several data sets, each is learned from alone as well.
         scopes = [None, *(found.datasets if options.cross and len(found.datasets) > 1 else [])]
+        methods: dict[Scope, Methods] = {}
         for scope in scopes:
-            if scope is not None:
-                table.check_parts(found, scope)
             of = "" if scope is None else f"from {scope} alone: "
             fitted = fit.fit(found, options, scope, tell=functools.partial(self._tell, f"fit: {of}"))
-            for name in fitted.methods:
-                for run, (scores, chances) in enumerate(zip(
-                        fitted.methods[name].scores, fitted.probabilities(name), strict=True)):
-                    columns |= {evaluate.column(scope, name, run, "score"): scores,
-                                evaluate.column(scope, name, run, "p"): chances}
+            methods[scope] = fitted.methods
             if scope is None:
-                told["methods"] = {name: one.about for name, one in fitted.methods.items()}
-                runs = fitted.methods[fit.SIDECAR].about["runs"]
+                runs = fitted.about[fit.SIDECAR]["runs"]
                 best = int(np.argmax([run["validation"] for run in runs]))
                 for seed, sidecar in zip(options.seeds, fitted.sidecars, strict=True):
                     store.save(sidecar, path / f"{SIDECAR}-{seed}")
-                told["sidecar"] = options.seeds[best]
-                told["verdict"] = verdicts.learn(found, fitted, best, self.config, {
-                    "name": self.network_name, "contents": self.network_contents,
-                    "n_layers": found.by_layer.shape[1]}).to_dict()
-            else:
-                told["scopes"].append(scope)
-        write_columns(path / SCORES, columns)
-        _write(path, told)
+                write_result(path, {
+                    "methods": fitted.about, "seeds": list(options.seeds), "run": best,
+                    "calibrator": fitted.calibrators[best].to_dict(), "calibrated_on": found.calibrated_on})
+        scores.write(path, methods)
 
-    def keep_sidecar(self) -> Path:
-        """`out/sidecar`: the sidecar that is best on validate, with all that `--predict` needs."""
-        made = self.result(self.fitted)
-        path = self.out / SIDECAR
-        store.save(store.load(self.fitted / f"{SIDECAR}-{made['sidecar']}"), path)
-        verdicts.write(path, verdicts.from_dict(made["verdict"]))
-        return path
+    def _judge(self, path: Path) -> None:
+        made, config, rows = read_result(self.fitted), self.config, self.table.rows("calibrate")
+        found = scores.read(self.fitted)[None][fit.SIDECAR].scores[made["run"], rows]
+        at = verdicts.thresholds(self.table.known[rows], found, self.table.group[rows], config.verdict)
+        verdicts.write(path, Judge(
+            calibrator_from_dict(made["calibrator"]), at.green, at.red, config_lib.to_dict(config.verdict),
+            {"name": self.network_name, "contents": self.network_contents,
+             "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded))
+
+    def _evaluate(self, path: Path) -> None:
+        made, config = read_result(self.fitted), self.config
+        write_result(path, evaluate.evaluate(self.table, scores.read(self.fitted), made["run"],
+                                             verdicts.read(self.verdict), config.replicates, config.seed))
 
     def _tell(self, stage: str, what: str) -> None:
         self.tell(stage + what)
-
-    def _recipe(self, stage: str, **parts: Any) -> dict[str, Any]:
-        return {"stage": stage, "format": FORMAT, **parts}
-
-
-def _write(path: Path, tree: Any) -> None:
-    write_atomically(path / RESULT, as_json(tree))
-
-
-def _plain(section: Any, *without: str) -> dict[str, Any]:
-    return {name: value for name, value in config_lib.to_dict(section).items() if name not in without}

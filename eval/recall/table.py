@@ -47,10 +47,14 @@ class Table:
     def datasets(self) -> list[str]:
         return sorted(set(self.dataset.tolist()))
 
+    @property
+    def calibrated_on(self) -> str:
+        """The part that probabilities and thresholds come from."""
+        return "calibrate" if (self.part == "calibrate").any() else "validate"
+
     def rows(self, part: str, dataset: str | None = None) -> NDArray[np.intp]:
-        """Of a part, in one data set or all. Where none is there to calibrate on, validate stands in."""
-        chosen = part if part != "calibrate" or (self.part == part).any() else "validate"
-        mask = self.part == chosen
+        """Of a part, in one data set or all. Where there is no calibrate, validate stands in."""
+        mask = self.part == (self.calibrated_on if part == "calibrate" else part)
         return np.flatnonzero(mask if dataset is None else mask & (self.dataset == dataset))
 
 

@@ -13,9 +13,7 @@ from scipy.special import expit, logit
 
 from eval.calibration import Calibrator, Temperature, calibrator_from_dict
 from eval.metrics import Floats
-from eval.recall.config import PromptConfig, RecallConfig
-from eval.recall.fit import SIDECAR, Fitted
-from eval.recall.table import Table
+from eval.recall.config import PromptConfig, VerdictConfig
 from eval.tables import as_json
 from eval.thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
 from tilelli_jax import config as config_lib
@@ -31,8 +29,9 @@ class Judge:
 
     Attributes:
         calibrator: of its log odds.
-        green, red: thresholds of its own chance σ(log odds), which no calibrator moves: from green on it
-            likely knows, below red it likely does not. None: that is said of nothing.
+        green, red: thresholds of its own, uncalibrated chance σ(log odds): from green on it likely knows,
+            below red it likely does not; None: that is said of nothing. A guarantee needs a score that was
+            not fitted to the questions it is given on, and the calibrator was.
         aim: how the thresholds were chosen: `precision`, `guarantee`, `confidence`.
         network: what it was learned on: `name`, `contents` (a fingerprint), `n_layers`.
         prompt, rounded: how that was asked and read.
@@ -69,21 +68,16 @@ class Judge:
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded}
 
 
-def learn(table: Table, fitted: Fitted, run: int, config: RecallConfig,
-          network: Mapping[str, Any]) -> Judge:
-    """Thresholds of one run of the sidecar, on the questions to calibrate on.
+def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
+    """Of the uncalibrated chance σ(score), on the questions to calibrate on: `[questions]` each.
 
     With a guarantee one question of each group is heard: those that belong together are no new draws.
     """
-    rows, options = table.rows("calibrate"), config.verdict
-    chance = expit(fitted.methods[SIDECAR].scores[run])
-    if options.guarantee:
-        rows = rows[np.unique(table.group[rows], return_index=True)[1]]
-        found = guaranteed_thresholds(table.known[rows], chance[rows], options.precision, options.confidence)
-    else:
-        found = precision_thresholds(table.known[rows], chance[rows], options.precision)
-    return Judge(fitted.calibrators[SIDECAR][run], found.green, found.red, config_lib.to_dict(options),
-                 network, config.prompt, config.signals.rounded)
+    chance = expit(scores)
+    if not options.guarantee:
+        return precision_thresholds(known, chance, options.precision)
+    first = np.unique(group, return_index=True)[1]
+    return guaranteed_thresholds(known[first], chance[first], options.precision, options.confidence)
 
 
 def write(path: Path, judge: Judge) -> None:

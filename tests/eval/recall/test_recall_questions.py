@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.recall import questions
+from eval.recall.answering import answer, answer_ends, said
 from eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig
-from eval.recall.prompting import Prompter, answer, answer_ends, said
+from eval.recall.prompting import Prompter
 from eval.recall.questions import Question
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line

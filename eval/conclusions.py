@@ -1,0 +1,38 @@
+"""Sentences for numbers: what an interval and a p allow to be said, and no more than that."""
+
+from __future__ import annotations
+
+from eval.stats import Interval
+
+FEW = 20  # groups: with fewer, intervals are too narrow and p too small
+SURE = 0.05  # corrected p below which a difference is called one
+
+
+def told(interval: Interval, digits: int = 3, sign: bool = False) -> str:
+    """`0.590 [0.551, 0.627]`; with `sign`, `+0.013 [-0.002, +0.029]`."""
+    form = f"{'+' if sign else ''}.{digits}f"
+    return f"{interval.point:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def told_p(p: float) -> str:
+    """`0.023`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def against_chance(area: Interval, groups: int) -> str:
+    """Of an AUROC over so many groups."""
+    if groups < FEW or area.low <= 0.5 <= area.high:
+        return "not told apart from chance"
+    return "better than chance" if area.low > 0.5 else "worse than chance"
+
+
+def is_sure(p: float, groups: int) -> bool:
+    """Whether a difference of corrected p over so many groups may be called one."""
+    return groups >= FEW and p < SURE
+
+
+def too_few(groups: int, what: str = "items") -> list[str]:
+    """A warning where there are, otherwise nothing."""
+    return [] if groups >= FEW else [
+        f"The held-out {what} are {groups} groups; intervals of fewer than {FEW} are too narrow and p too "
+        "small: nothing here is sure."]

@@ -1,0 +1,42 @@
+"""What a network answers, and the text of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval.recall.config import AnswersConfig
+from tilelli_jax.decoding import generate_ids
+from tilelli_jax.language import Language
+from tilelli_jax.signals.prompts import Prompt
+from tilelli_jax.signals.scoring import most_time
+
+THOUGHT = re.compile(r"<\|channel>thought\n?.*?(?:<channel\|>|$)|<think>.*?(?:</think>|$)", re.DOTALL)
+MARKS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_turn|im_end|eot_id|endoftext|s)"
+                   r"\|?>")
+
+
+def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
+    """The symbols that end an answer."""
+    known = [language.tokenizer.symbol(text) for text in config.ends] if not language.model.reads_bytes else [
+        language.tokenizer.symbol("\n")]
+    own = getattr(language.model.config, "end_ids", ())
+    return tuple(dict.fromkeys([*own, *(symbol for symbol in known if symbol is not None)]))
+
+
+def answer(language: Language, prompts: Sequence[Prompt], config: AnswersConfig) -> list[np.ndarray]:
+    """The likeliest answer's symbols to each prompt (greedy), without the one that ended it: int32 `[n]`."""
+    room = most_time(language.model)
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    new = config.max_new if room is None else max(1, min(config.max_new, room - longest + 1))
+    made = generate_ids(language.model, [prompt.ids for prompt in prompts], max_new=new, temperature=0.0,
+                        end_ids=answer_ends(language, config), batch_size=config.batch_size)
+    return [one.ids for one in made]
+
+
+def said(text: str) -> str:
+    """The first line of an answer that is not empty, without thoughts and the marks of turns."""
+    plain = MARKS.sub("", THOUGHT.sub("", text))
+    return next((line.strip() for line in plain.splitlines() if line.strip()), "")

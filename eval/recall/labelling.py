@@ -1,0 +1,51 @@
+"""What came of the questions, and which of them are learned from: `questions.parquet`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.matching import Rule, is_match, is_refusal
+from eval.recall import splits
+from eval.recall.config import PartsConfig
+from eval.recall.questions import Question
+from tilelli_jax.errors import InputError
+
+Columns = dict[str, Any]
+
+
+def labelled(asked: Sequence[Question], spoken: Sequence[str], match: Rule, options: PartsConfig) -> Columns:
+    """Columns `[questions]`: what was asked and said, whether that was right or declined, group and part.
+
+    Raises:
+        InputError: a part is left empty.
+    """
+    known = np.array([is_match(one, question.answers, match)
+                      for one, question in zip(spoken, asked, strict=True)], np.int64)
+    datasets = [question.dataset for question in asked]
+    group = splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
+    return {"id": [q.id for q in asked], "dataset": datasets, "question": [q.text for q in asked],
+            "group": group, "popularity": [q.popularity for q in asked], "answer": spoken,
+            "refused": [is_refusal(one) for one in spoken], "known": known,
+            "part": parts(group, datasets, known, options)}
+
+
+def parts(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options: PartsConfig) -> np.ndarray:
+    """The part of each question, `[questions]`. Raises InputError where one is left empty."""
+    if options.by == "published":
+        published = splits.published(datasets, known, options.seed, options.validate, options.test)["main"]
+        found = {"train": published["train"], "validate": published["val"], "test": published["test"]}
+    else:
+        shares = {"train": 1 - options.validate - options.calibrate - options.test,
+                  "validate": options.validate, "calibrate": options.calibrate, "test": options.test}
+        strata = [f"{name}|{one}" for name, one in zip(datasets, known, strict=True)]
+        try:
+            found = splits.grouped(group, strata, shares, options.seed)
+        except ValueError as error:
+            raise InputError(f"parts.{error}") from None
+    part = np.empty(len(known), "<U9")
+    for name, rows in found.items():
+        part[rows] = name
+    return part
