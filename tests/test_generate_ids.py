@@ -112,9 +112,11 @@ def test_a_stream_of_ids_is_what_is_generated_at_once(name: str) -> None:
     """In chunks of any size, drawn or not, with what ends it at any place in a chunk, or not at all."""
     model = random_network(CASES[name], 0)[0]
     for how in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 50, "seed": 3}):
-        whole = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=(), **how)[0].ids.tolist()
+        made, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=(), **how)
+        whole = made.ids.tolist()
         assert max(whole) > 255
-        for ends, chunk in ((), 1), ((), 6), ((), 50), (whole[:1], 4), (whole[11:13], 4), (whole[-1:], 7):
+        for ends, chunk in (((), 1), ((), 6), ((), 50), (whole[:1], 4), (whole[11:13], 4),
+                            (whole[-1:], 7)):
             expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=ends, **how)
             pieces = list(decoding.stream_ids(model, PROMPTS[0], max_new=20, end_ids=ends, chunk=chunk,
                                               **how))

@@ -116,7 +116,8 @@ def stream_ids(model: CausalLM, prompt: Sequence[int] | np.ndarray, *, max_new: 
     ids, ends = _ids("prompt", model, [prompt]), _ends(model, end_ids)
     sampling = Sampling(temperature, top_k, top_p, max_new, seed)
     _warn(model, ids, max_new)
-    return _to_the_end(ends, _chunks(freeze(model), ids, range(1), sampling, chunk, model.config.vocab_size))
+    chunks = _chunks(freeze(model), ids, range(1), sampling, chunk, model.config.vocab_size)
+    return _to_the_end(ends, chunks)
 
 
 class Chunk(NamedTuple):
@@ -159,7 +160,7 @@ def _texts(name: str, given: str | bytes | Sequence[str | bytes]) -> list[bytes]
 
 
 def _ids(name: str, model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
-    """Prompts as arrays of ids that the network knows; `name` is what they are called where they are not."""
+    """Prompts as arrays of ids that the network knows; `name` is what a refusal calls them."""
     if not isinstance(model, CausalLM):
         raise InputError(f"model: expected a causal network, found {type(model).__name__}")
     ids = [np.asarray(prompt) for prompt in prompts]

@@ -129,9 +129,10 @@ def _with_sidecar(argv: Sequence[str]) -> int:
 
 
 def _app(options: argparse.Namespace) -> int:
-    for name in ("question", "questions", "out"):
-        if getattr(options, name):
-            raise InputError(f"--app: asks nothing itself; expected no {'--' * (name != 'question')}{name}")
+    for name, given in (("question", options.question), ("--questions", options.questions),
+                        ("--out", options.out)):
+        if given:
+            raise InputError(f"--app: asks nothing itself; expected no {name}")
     if options.max_new < 1:
         raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
     try:

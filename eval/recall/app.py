@@ -1,7 +1,7 @@
 """The page of one network and its sidecar: python -m eval.recall --app (extra: app).
 
-It is served from this machine and asks no other: no fonts, scripts or statistics come from or go anywhere.
-Whoever can reach it can ask the network; by default that is this machine alone.
+It is served from this machine and asks no other: no fonts or scripts come from elsewhere, and no
+statistics go there. Whoever can reach it can ask the network; by default that is this machine alone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it asks a server of its own which version is the newest
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would ask elsewhere for its newest version
 
 import fastapi
 import gradio as gr
@@ -49,20 +49,26 @@ THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
 STYLE = """
 .said { font-size: 1.1rem; min-height: 1.6rem } .refused { color: #B33A00; font-size: 1.1rem }
 .answers pre, .answers code { white-space: pre-wrap !important; word-break: break-word }
-.figures img { max-width: 100%; background: white; margin: .5rem 0 1.5rem }
+.figures .two { display: grid; gap: 1rem 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)) }
+.figures figure { margin: 0 } .figures img { width: 100%; background: white }
+.figures figcaption { text-align: center }
 .told table { font-variant-numeric: tabular-nums } .told td, .told th { white-space: nowrap }
 """
 
 
 class Desk:
-    """One network, which is asked one thing at a time: clicks that come together wait for each other."""
+    """One network, which is asked one thing at a time: clicks that come together wait for each other.
+
+    Long things are done in pieces, and whoever has come meanwhile is heard between two of them.
+    """
 
     def __init__(self, knower: Knower, most_new: int = thoughts.MOST_NEW) -> None:
         self.knower, self.most_new = knower, most_new
-        self._lock = threading.Lock()
+        self._one = ThreadPoolExecutor(1, "network")  # first come, first served: a lock would not be so
 
     def ask(self, questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Told]:
-        """As `Knower.ask`, a batch at a time, between which others are heard.
+        """As `Knower.ask`.
 
         Args:
             done: called with how many have been read.
@@ -70,20 +76,15 @@ class Desk:
         found: list[Told] = []
         size = self.knower.reader.batch_size
         for start in range(0, len(questions), size):
-            with self._lock:
-                found += self.knower.ask(questions[start:start + size])
+            found += self._one.submit(self.knower.ask, questions[start:start + size]).result()
             done(len(found))
         return found
 
     def speak(self, question: str, thought: str = "") -> Iterator[thoughts.Spoken]:
-        """As `thoughts.speak`; others are heard between two pieces, too."""
-        with self._lock:
-            pieces = thoughts.speak(self.knower, question, thought, most=self.most_new)
-        while True:
-            with self._lock:
-                spoken = next(pieces, None)
-            if spoken is None:
-                return
+        """As `thoughts.speak`."""
+        one = self._one.submit
+        pieces = one(thoughts.speak, self.knower, question, thought, most=self.most_new).result()
+        while (spoken := one(next, pieces, None).result()) is not None:
             yield spoken
 
 
@@ -95,14 +96,16 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path | None, files: Pat
         study: the directory of a study that is shown; or a text that says why there is none.
         files: a directory for what can be downloaded.
     """
-    # The queue lets one of those through that share its name.
-    alone: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "network"}
+    # Of those that share a name one goes on to the desk, and the others wait in the page's queue.
+    probes, speech, batches = [dict[str, Any](concurrency_limit=1, concurrency_id=name)
+                               for name in ("probes", "speech", "batches")]
     with gr.Blocks(title="Does it know?", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("## Does it know, before it answers?")
         with gr.Tab("Probe"):
             with gr.Row(equal_height=True):
                 question = gr.Textbox(label="Question", lines=1, scale=4, elem_id="question")
-                probe = gr.Button("Probe (no answer generated)", variant="primary", scale=1, elem_id="probe")
+                probe = gr.Button("Probe (no answer generated)", variant="primary", scale=1,
+                                  elem_id="probe")
             said = gr.HTML(elem_id="said")
             with gr.Row():
                 with gr.Column(scale=3, min_width=260):
@@ -116,10 +119,11 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path | None, files: Pat
                                    column_widths=["15%", "15%", "70%"], row_count=len(DEPTHS))
             probed = [said, gauge, crystallisation, writes, forming]
             gr.Markdown("### Does it, then?")
-            golds = gr.Textbox(label="Right answers, with | between them; what is said is held against them",
+            golds = gr.Textbox(label="Right answers, with | between them: what is said is compared",
                                lines=1, elem_id="golds")
             with gr.Row():
-                low = gr.Slider(0, 1, thoughts.LOW, step=0.01, label="low: below it, it is told not to guess")
+                low = gr.Slider(0, 1, thoughts.LOW, step=0.01,
+                                label="low: below it, it is told not to guess")
                 high = gr.Slider(0, 1, thoughts.HIGH, step=0.01,
                                  label="high: from it on, it is told to answer directly")
             with gr.Row():
@@ -130,12 +134,15 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path | None, files: Pat
                     seeded = gr.Button("Generate: thought seed", elem_id="generate-seeded")
                     led = gr.Markdown(elem_classes="answers", elem_id="seeded", latex_delimiters=[])
             for event, name in ((probe.click, "probe"), (question.submit, "submit")):
-                event(lambda text: _probed(desk, text), question, probed, api_name=name, **alone)
-            plain.click(lambda text, right: (yield from _generated(desk, text, right)), [question, golds],
-                        spoken, api_name="baseline", **alone)
-            seeded.click(lambda text, right, low, high: (
-                yield from _generated(desk, text, right, (low, high))), [question, golds, low, high], led,
-                api_name="seeded", **alone)
+                event(lambda text: _probed(desk, text), question, probed, api_name=name, **probes)
+
+            def baseline(text: str, right: str) -> Iterator[str]:
+                yield from _generated(desk, text, right)
+
+            def led_by(text: str, right: str, low: float, high: float) -> Iterator[str]:
+                yield from _generated(desk, text, right, (low, high))
+            plain.click(baseline, [question, golds], spoken, api_name="baseline", **speech)
+            seeded.click(led_by, [question, golds, low, high], led, api_name="seeded", **speech)
         with gr.Tab("Batch"):
             gr.Markdown("A file of questions: JSON lines, a JSON list, CSV or parquet, with a column "
                         "`question`. Nothing is generated.")
@@ -148,9 +155,9 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path | None, files: Pat
             told = gr.HTML(elem_id="told")
             table = gr.Dataframe(interactive=False, wrap=True, elem_id="scores")
 
-            def batch(path: str | None, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
+            def batch(path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
                 return _batched(desk, path, files, lambda n, of: progress((n, of), unit="questions"))
-            ask_all.click(batch, given, [told, table, made], api_name="batch", **alone)
+            ask_all.click(batch, given, [told, table, made], api_name="batch", **batches)
         with gr.Tab("Evaluation", elem_id="evaluation"):
             _evaluation(study)
         with gr.Tab("Info") as info:
@@ -163,9 +170,10 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path | None, files: Pat
 
 MEANING = """
 **What P(knows) means.** A question counts as known where this very network, asked in this very way,
-answered it rightly: its likeliest answer had a right one in it. P(knows) is how often that is to be expected,
-read from one pass of the question alone. It is no claim that an answer is true, none of another network or
-another way of asking, and none of questions unlike those that the sidecar was learned and calibrated on.
+answered it rightly: its likeliest answer had a right one in it. P(knows) is how often that is to be
+expected, read from one pass of the question alone. It is no claim that an answer is true, none of
+another network or another way of asking, and none of questions unlike those that the sidecar was learned
+and calibrated on.
 """
 
 
@@ -204,11 +212,12 @@ def find_study(study: str, sidecar: str) -> str | Path:
     path = Path(study) if study else Path(sidecar).resolve().parent
     if not (path / report.RESULTS).is_file():
         if study:
-            raise InputError(f"--study: {path / report.RESULTS}: no such file: expected a study's directory")
-        return ("There is no study beside this sidecar. `python -m eval.recall --config FILE` makes one, and "
-                "its sidecar; `--study DIR` shows one that lies elsewhere.")
+            raise InputError(f"--study: {path / report.RESULTS}: no such file: expected that of a study")
+        return ("There is no study beside this sidecar. `python -m eval.recall --config FILE` makes "
+                "one, and its sidecar; `--study DIR` shows one that lies elsewhere.")
     try:
-        tables(report.read_results(path))
+        found = report.read_results(path)
+        tables(found), report.verdicts(found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         said = (f"{path / report.RESULTS}: expected what a study of recall has found: "
                 f"{type(error).__name__}: {error}")
@@ -241,6 +250,7 @@ def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, stud
                                       theme=THEME, css=STYLE, footer_links=[], ssr_mode=False,
                                       show_error=False, pwa=False, enable_monitoring=False)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        door.listen()  # who follows the address at once waits a little, and is not turned away
         print(f"{url} (Ctrl-C ends it)", flush=True)
         # However it is ended, what it has made goes.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -257,16 +267,16 @@ def facts(knower: Knower, model: str, sidecar: str) -> list[Row]:
     """What there is to tell of a network and its sidecar."""
     config, judge = knower.language.model.config, knower.judge
     low, high = band(config.n_layers)
-    device = jax.devices()[0]
     prompt = knower.prompter.config
     rows = {
-        "network": model, "family": config.family, "device": f"{jax.device_count()} × {device.device_kind}",
+        "network": f"`{model}`", "family": config.family,
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "type": knower.language.model.compute.dtype, "layers": config.n_layers, "width": config.d_model,
         "vocabulary": config.vocab_size, "soft cap of the logits": getattr(config, "softcap", 0) or None,
         "middle of the depth": f"layers {low} to {high}, counted from 0",
-        "asked as": f"a chat, with {prompt.instruction!r}" if prompt.template == "chat" else repr(
-            prompt.template.replace("{question}", "{question}" + prompt.instruction)),
-        "sidecar": sidecar, "learned on": judge.network.get("name"),
+        "asked as": f"a chat, with `{prompt.instruction!r}`" if prompt.template == "chat" else (
+            f"`{prompt.template.replace('{question}', '{question}' + prompt.instruction)!r}`"),
+        "sidecar": f"`{sidecar}`", "learned on": judge.network.get("name"),
         "probabilities": judge.calibrator.to_dict()["kind"], "thresholds": _thresholds(knower)}
     return [{"what": name, "is": value} for name, value in rows.items()]
 
@@ -343,14 +353,15 @@ def _batched(desk: Desk, path: str | None, files: Path,
     stem = f"{Path(path).stem}-scores"
     room = Path(tempfile.mkdtemp(dir=files))
     lines, cells = room / f"{stem}.jsonl", room / f"{stem}.csv"
-    write_atomically(lines, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode())
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(found[0]))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    write_atomically(lines, text.encode())
+    sheet = io.StringIO(newline="")
+    writer = csv.DictWriter(sheet, list(found[0]))
     writer.writeheader()
     writer.writerows(found)
-    write_atomically(cells, text.getvalue().encode())
-    words = [row["verdict"] for row in found]
-    counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words) if word is not None)
+    write_atomically(cells, sheet.getvalue().encode())
+    words = [row["verdict"] for row in found if row["verdict"] is not None]
+    counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     more = f"; the first {ROWS} are shown" if len(found) > ROWS else ""
     shown = [{"P(knows)": f"{row['p']:.3f}", "verdict": row["verdict"] or "–",
               "strongest write": f"layer {row['strongest_write_layer']}: {row['strongest_write']!r}",
@@ -372,10 +383,12 @@ def _evaluation(study: str | Path | None) -> None:
         texts += [f"#### {title}", markdown(rows)]
     gr.Markdown("\n\n".join(texts), elem_classes="told", latex_delimiters=[])
     # In the page itself: files of a study need not be served to whoever asks for one.
-    pictures = [f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,'
+    pictures = [f'<figure><img alt="{html.escape(path.stem)}" src="data:image/png;base64,'
                 f'{base64.b64encode(path.read_bytes()).decode()}">'
+                f"<figcaption>{html.escape(path.stem)}</figcaption></figure>"
                 for path in sorted((study / "figures").glob("*.png"))]
-    gr.HTML("".join(pictures) or "This study has no figures.", elem_classes="figures")
+    gr.HTML(f'<div class="two">{"".join(pictures)}</div>' if pictures else "This study has no figures.",
+            elem_classes="figures")
 
 
 def _thresholds(knower: Knower) -> str:
@@ -386,7 +399,8 @@ def _thresholds(knower: Knower) -> str:
         ("likely knows from", green), ("likely beyond its knowledge below", red)))
     if "precision" not in aim:
         return told
-    promise = (f"promised for new questions of the same kind with {aim.get('confidence', 0):.0%} confidence"
+    promise = ("promised for new questions of the same kind with "
+               f"{aim.get('confidence', 0):.0%} confidence"
                if aim.get("guarantee") else "reached on the questions to calibrate on, and not promised")
     return f"{told} (a precision of {aim['precision']:.0%}, {promise})"
 

@@ -1,10 +1,11 @@
-"""What was read of one question, as Plotly figures: how likely it is known, and how that shows in the depth.
+"""What was read of one question, as Plotly figures: P(knows), and how that shows in the depth.
 
 Layers are counted from 0; entropies are in nats. The middle of the depth is shaded.
 """
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import plotly.graph_objects as go
@@ -34,13 +35,15 @@ def gauge(p: float, thresholds: Thresholds) -> go.Figure:
 
 def crystallisation(told: Told) -> go.Figure:
     """Entropy and margin of the next symbol at the prompt's last position, layer by layer."""
-    figure = _two_axes(told, ("a_entropy_final", "entropy, nats"), ("a_margin_final", "margin of the best"))
+    figure = _two_axes(told, ("a_entropy_final", "entropy, nats"),
+                       ("a_margin_final", "margin of the best"))
     return _dressed(figure, "Crystallisation: does an answer take shape?")
 
 
 def writes(told: Told) -> go.Figure:
     """How definite, and how large, the feed-forward writes are at the question's positions."""
-    figure = _two_axes(told, ("b_cmax_peak", "peak, nats"), ("b_cmax_rel_norm", "size beside the stream"))
+    figure = _two_axes(told, ("b_cmax_peak", "peak, nats"),
+                       ("b_cmax_rel_norm", "size beside the stream"))
     layer = told.strongest_layer
     figure.add_vline(x=layer, line={"dash": "dot", "color": COLOURS[0], "width": 1.5})
     figure.add_trace(go.Scatter(
@@ -74,7 +77,8 @@ def _two_axes(told: Told, left: tuple[str, str], right: tuple[str, str]) -> go.F
             (left, False, COLOURS[1], "solid", "circle"), (right, True, COLOURS[2], "dash", "square")):
         figure.add_trace(go.Scatter(
             x=list(range(n_layers)), y=_feature(told, name), name=title, mode="lines+markers",
-            line={"color": colour, "dash": dash}, marker={"symbol": mark, "size": 6}), secondary_y=second)
+            line={"color": colour, "dash": dash}, marker={"symbol": mark, "size": 6}),
+            secondary_y=second)
         figure.update_yaxes(title={"text": title, "font": {"color": colour}}, secondary_y=second,
                             showgrid=not second, rangemode="tozero")
     low, high = band(n_layers)
@@ -88,10 +92,10 @@ def _two_axes(told: Told, left: tuple[str, str], right: tuple[str, str]) -> go.F
 
 def _dressed(figure: go.Figure, title: str, margin: dict[str, int] | None = None) -> go.Figure:
     return figure.update_layout(
-        title={"text": title, "x": 0.5, "font": {"size": 14}}, height=HEIGHT, font=FONT, showlegend=False,
-        template="plotly_white", margin=margin or {"l": 55, "r": 55, "t": 40, "b": 45})
+        title={"text": title, "x": 0.5, "font": {"size": 14}}, height=HEIGHT, font=FONT,
+        showlegend=False, template="plotly_white", margin=margin or {"l": 55, "r": 55, "t": 40, "b": 45})
 
 
 def _escaped(text: str) -> str:
     """Quoted, and nothing in it is markup or a place to fill in for Plotly."""
-    return repr(text).translate({ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;", ord("%"): "&#37;"})
+    return html.escape(repr(text), quote=False).replace("%", "&#37;")

@@ -117,7 +117,8 @@ def question_of(row: Mapping[str, object], where: str) -> str:
     """That of a row of a file. Raises InputError where it has none."""
     found = row.get("question")
     if not isinstance(found, str) or not found.strip():
-        raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}")
+        raise InputError(f"{where}: question: expected text, found "
+                         f"{row.get('question', 'nothing')!r:.40}")
     return found
 
 

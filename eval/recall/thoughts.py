@@ -1,9 +1,9 @@
 """Telling a network, in its own thoughts, how likely it is to know; and what it says after them.
 
-A thought seed is a sentence in the first person with P(knows) in whole percent, and what is to be done about
-it. Where it is put depends on how the network is asked:
+A thought seed is a sentence in the first person with P(knows) in whole percent, and what is to be done
+about it. Where it is put depends on how the network is asked:
 
-    a chat whose network thinks     thinking is on, the thought is opened, and the seed begins it, unclosed
+    a chat whose network thinks     thinking is on, a thought is opened, and the seed begins it, unclosed
     any other chat                  at the beginning of the network's own turn
     a template (`Q: …` and so on)   a line of its own before the prompt
 Without a seed a network is asked in the same way: thinking is on where there is such a thing.
@@ -39,8 +39,8 @@ CHANNELS = (Channel("<|channel>", "thought\n", "<channel|>"), Channel("<think>",
 
 
 class Asked(NamedTuple):
-    """`text` is what the network reads; `channel` None where it does not think, and `begun` where it already
-    does; `first_line`: whether its answer is a line, and what comes after is no longer it."""
+    """`text` is what the network reads; `channel` None where it does not think, and `begun` where it
+    already does; `first_line`: whether its answer is a line, and what comes after is no longer it."""
 
     text: str
     channel: Channel | None
@@ -49,8 +49,8 @@ class Asked(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """`answer` is None as long as a thought has not ended. `done`: whether the network has ended it itself;
-    None while it is still speaking."""
+    """`answer` is None as long as a thought has not ended. `done`: whether the network has ended it
+    itself; None while it is still speaking."""
 
     thought: str
     answer: str | None
@@ -64,7 +64,8 @@ def seed(p: float, low: float = LOW, high: float = HIGH) -> str:
         InputError: low is above high, or one of them no chance.
     """
     if not 0 <= low <= high <= 1:
-        raise InputError(f"low and high: expected chances, low not above high, found {low:g} and {high:g}")
+        raise InputError("low and high: expected chances, low not above high, found "
+                         f"{low:g} and {high:g}")
     if not 0 <= p <= 1:
         raise ValueError(f"p: expected a chance, found {p}")
     # Short, as a network that reads bytes may have room for little more than its question.
@@ -128,11 +129,12 @@ def speak(knower: Knower, question: str, thought: str = "", *, most: int = MOST_
     language = knower.language
     ids, reads = language.encode(how.text), language.model.config.max_seq_len
     if reads - len(ids) < 1:
-        raise InputError(f"the question has {len(ids)} symbols with its prompt"
-                         f"{' and the thought' * bool(thought)}, and the network reads {reads}: there is no "
-                         "room for an answer")
-    pieces = decoding.stream_ids(language.model, ids, max_new=min(most, reads - len(ids)), temperature=0.0,
-                                 end_ids=answer_ends(language, AnswersConfig()), chunk=chunk)
+        beside = "its prompt and the thought" if thought else "its prompt"
+        raise InputError(f"the question has {len(ids)} symbols with {beside}, and the network reads "
+                         f"{reads}: there is no room for an answer")
+    ends = answer_ends(language, AnswersConfig())
+    pieces = decoding.stream_ids(language.model, ids, max_new=min(most, reads - len(ids)),
+                                 temperature=0.0, end_ids=ends, chunk=chunk)
     return _spoken(knower, how, pieces)
 
 
@@ -144,7 +146,8 @@ def _spoken(knower: Knower, how: Asked, pieces: Iterator[decoding.ContinuedIds])
         if ended or (how.first_line and "\n" in made.lstrip()):
             ended = True
             break
-        yield Spoken(*split(made.rstrip("\N{REPLACEMENT CHARACTER}"), how), None)  # maybe half a character
+        whole = made.rstrip("\N{REPLACEMENT CHARACTER}")  # which may be half a character
+        yield Spoken(*split(whole, how), None)
     yield Spoken(*split(decode(ids.tolist()), how), ended)
 
 
