@@ -249,9 +249,8 @@ def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, stud
             app = gr.mount_gradio_app(fastapi.FastAPI(), page, "/", server_name=host, server_port=port,
                                       theme=THEME, css=STYLE, footer_links=[], ssr_mode=False,
                                       show_error=False, pwa=False, enable_monitoring=False)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        door.listen()  # who follows the address at once waits a little, and is not turned away
-        print(f"{url} (Ctrl-C ends it)", flush=True)
+        server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        server.says = f"{url} (Ctrl-C ends it)"
         # However it is ended, what it has made goes.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -261,6 +260,16 @@ def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, stud
         finally:
             signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Says where it is when it can be asked, and not before."""
+
+    says = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.says, flush=True)
 
 
 def facts(knower: Knower, model: str, sidecar: str) -> list[Row]:
