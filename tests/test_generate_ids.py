@@ -14,6 +14,7 @@ import tilelli_jax
 from tests.references import STORED, needs
 from tests.restated.compiling import QUICK, decoding_compiled, quick_jit
 from tests.restated.random_weights import random_network
+from tilelli_jax import decoding
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
@@ -103,6 +104,44 @@ def test_text_is_not_taken_for_token_ids() -> None:
     for config in (NEOX, GEMMA):
         with pytest.raises(InputError, match=f"a {config.family} reads token ids, not bytes: "):
             tilelli_jax.generate(random_network(config, 0)[0], "Once upon a time")
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:decoding to ")
+def test_a_stream_of_ids_is_what_is_generated_at_once(name: str) -> None:
+    """In chunks of any size, drawn or not, with what ends it at any place in a chunk, or not at all."""
+    model = random_network(CASES[name], 0)[0]
+    for how in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 50, "seed": 3}):
+        made, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=(), **how)
+        whole = made.ids.tolist()
+        assert max(whole) > 255
+        for ends, chunk in (((), 1), ((), 6), ((), 50), (whole[:1], 4), (whole[11:13], 4),
+                            (whole[-1:], 7)):
+            expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=ends, **how)
+            pieces = list(decoding.stream_ids(model, PROMPTS[0], max_new=20, end_ids=ends, chunk=chunk,
+                                              **how))
+            assert [i for piece in pieces for i in piece.ids.tolist()] == expected.ids.tolist()
+            assert [piece.ended for piece in pieces] == [False] * (len(pieces) - 1) + [bool(ends)]
+            assert max(len(piece.ids) for piece in pieces) <= chunk and pieces[0].ids.dtype == np.int32
+    model.config = dataclasses.replace(model.config, **(
+        {"end_ids": (whole[3],)} if hasattr(model.config, "end_ids") else {}))
+    by_default = [piece.ids for piece in decoding.stream_ids(model, PROMPTS[0], max_new=20, **how)]
+    expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, **how)
+    assert np.concatenate(by_default).tolist() == expected.ids.tolist()
+
+
+def test_a_stream_of_ids_refuses_at_once() -> None:
+    """When it is asked for, not when its first piece is."""
+    model = random_network(NEOX, 0)[0]
+    for arguments, says in (({"prompt": []}, "prompt: expected token ids, at least one"),
+                            ({"prompt": [300]}, "prompt: expected ids from 0 to 299, found 300"),
+                            ({"chunk": 0}, "chunk: expected at least 1, found 0"),
+                            ({"temperature": -1.0}, "temperature: expected a number"),
+                            ({"model": "model"}, "expected a causal network, found str")):
+        with pytest.raises(InputError, match=says):
+            decoding.stream_ids(**{"model": model, "prompt": [1], "max_new": 3} | arguments)
+    with pytest.warns(UserWarning, match="decoding to 69 symbols: past the trained length of 64"):
+        decoding.stream_ids(model, PROMPTS[0], max_new=60)
 
 
 def test_other_bad_arguments() -> None:

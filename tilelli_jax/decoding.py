@@ -91,18 +91,9 @@ def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray],
     Raises:
         InputError: an argument is out of range, or an id is none of the vocabulary.
     """
-    if not isinstance(model, CausalLM):
-        raise InputError(f"model: expected a causal network, found {type(model).__name__}")
     _check_batch_size(batch_size)
+    ids, ends = _ids("prompts", model, prompts), _ends(model, end_ids)
     vocab_size, sampling = model.config.vocab_size, Sampling(temperature, top_k, top_p, max_new, seed)
-    ids = [np.asarray(prompt) for prompt in prompts]
-    for i, row in enumerate(ids):
-        if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
-            raise InputError(f"prompts: {i}: expected token ids, at least one, found {row!r:.60}")
-        if row.min() < 0 or row.max() >= vocab_size:
-            raise InputError(f"prompts: {i}: expected ids from 0 to {vocab_size - 1}, found "
-                             f"{row.min() if row.min() < 0 else row.max()}")
-    ends = getattr(model.config, "end_ids", ()) if end_ids is None else end_ids
     _warn(model, ids, max_new)
     found: list[ContinuedIds | None] = [None] * len(ids)
     for rows, chunks in _batches(freeze(model), ids, sampling, batch_size, vocab_size,
@@ -110,6 +101,23 @@ def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray],
         for i, made in zip(rows, _until_end(ends, chunks, len(rows)), strict=True):
             found[i] = made
     return [made for made in found if made is not None]
+
+
+def stream_ids(model: CausalLM, prompt: Sequence[int] | np.ndarray, *, max_new: int,
+               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+               end_ids: Sequence[int] | None = None, chunk: int = 1) -> Iterator[ContinuedIds]:
+    """The new ids of one prompt as they come, at most `chunk` at a time; see `generate_ids`.
+
+    Together they are what `generate_ids` gives, whatever the size of the chunks. Only the last may have
+    `ended`; it may be empty.
+    """
+    if chunk < 1:
+        raise InputError(f"chunk: expected at least 1, found {chunk}")
+    ids, ends = _ids("prompt", model, [prompt]), _ends(model, end_ids)
+    sampling = Sampling(temperature, top_k, top_p, max_new, seed)
+    _warn(model, ids, max_new)
+    chunks = _chunks(freeze(model), ids, range(1), sampling, chunk, model.config.vocab_size)
+    return _to_the_end(ends, chunks)
 
 
 class Chunk(NamedTuple):
@@ -149,6 +157,25 @@ def _texts(name: str, given: str | bytes | Sequence[str | bytes]) -> list[bytes]
         return [text.encode() if isinstance(text, str) else text for text in texts]
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: not text: {error}") from None
+
+
+def _ids(name: str, model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray]) -> list[np.ndarray]:
+    """Prompts as arrays of ids that the network knows; `name` is what a refusal calls them."""
+    if not isinstance(model, CausalLM):
+        raise InputError(f"model: expected a causal network, found {type(model).__name__}")
+    ids = [np.asarray(prompt) for prompt in prompts]
+    for i, row in enumerate(ids):
+        where = f"{name}: {i}" if name == "prompts" else name
+        if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
+            raise InputError(f"{where}: expected token ids, at least one, found {row!r:.60}")
+        if row.min() < 0 or row.max() >= model.config.vocab_size:
+            raise InputError(f"{where}: expected ids from 0 to {model.config.vocab_size - 1}, found "
+                             f"{row.min() if row.min() < 0 else row.max()}")
+    return ids
+
+
+def _ends(model: CausalLM, given: Sequence[int] | None) -> Sequence[int]:
+    return getattr(model.config, "end_ids", ()) if given is None else given
 
 
 def _batches(model: CausalLM, ids: Sequence[np.ndarray], sampling: Sampling, batch_size: int, symbols: int,
@@ -225,6 +252,15 @@ def _until_end(ends: Sequence[int], chunks: Iterator[Chunk], n_rows: int) -> lis
         if all(made.ended for made in found):
             break
     return found
+
+
+def _to_the_end(ends: Sequence[int], chunks: Iterator[Chunk]) -> Iterator[ContinuedIds]:
+    """One row's ids, piece by piece, up to the first of `ends`."""
+    for chunk in chunks:
+        made, = _until_end(ends, iter([chunk]), 1)
+        yield made
+        if made.ended:
+            return
 
 
 def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], sampling: Sampling,

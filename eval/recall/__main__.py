@@ -2,7 +2,7 @@
 
     python -m eval.recall --config FILE [--stage build|fit|evaluate|all] [key=value …]
     python -m eval.recall --predict --model DIR --sidecar DIR QUESTION … [--questions FILE]
-    python -m eval.recall --app --model DIR --sidecar DIR
+    python -m eval.recall --app --model DIR --sidecar DIR [--study DIR] [--port N]
 
 A stage makes what it needs of those before it, and takes what is there: the same command again goes on
 where it stopped. `all` ends with a report.
@@ -23,7 +23,7 @@ from eval.inputs.networks import TrainingStopped
 from eval.inputs.rows import read_rows
 from eval.recall import report
 from eval.recall.config import RecallConfig
-from eval.recall.knower import Knower, Told, open_knower
+from eval.recall.knower import Knower, as_row, open_knower, question_of
 from eval.recall.study import Study
 from eval.stages import BusyError, tell_on_stderr
 from tilelli_jax import config as config_lib
@@ -92,18 +92,12 @@ def predict(knower: Knower, questions: Sequence[str], out: Path | None, as_lines
              told.question] for told in found)], right=(0,)))
 
 
-def as_row(told: Told) -> dict[str, object]:
-    """What a file of predictions says of one question."""
-    return {"question": told.question, "p": told.p, "verdict": told.verdict,
-            "strongest_write_layer": told.strongest_layer, "strongest_write": told.strongest_write}
-
-
 def _with_sidecar(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog=PROG, description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--predict", action="store_true", help="P(knows) of questions")
-    what.add_argument("--app", action="store_true", help="in a browser (extra: app)")
+    what.add_argument("--app", action="store_true", help="a page for the browser (extra: app)")
     parser.add_argument("--model", required=True, metavar="DIR", help="the network")
     parser.add_argument("--sidecar", required=True, metavar="DIR", help="a study's, or a converted one")
     parser.add_argument("--tokenizer", default="", metavar="DIR", help="if not the network's own")
@@ -112,29 +106,48 @@ def _with_sidecar(argv: Sequence[str]) -> int:
     parser.add_argument("--questions", type=Path, metavar="FILE",
                         help="rows with a question; prints JSON lines")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines go there")
+    parser.add_argument("--study", default="", metavar="DIR",
+                        help="whose results the page shows [that of the sidecar]")
+    parser.add_argument("--host", default="127.0.0.1", help="where the page is heard [%(default)s]")
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any [%(default)s]")
+    parser.add_argument("--max-new", type=int, default=1024, metavar="N",
+                        help="symbols of an answer with its thoughts, at most [%(default)s]")
     parser.add_argument("question", nargs="*", help="to be asked")
     options = parser.parse_intermixed_args(argv)
+    if options.app:
+        return _app(options)
     given = list(options.question)
     if options.questions:
         given += [question_of(row, f"{options.questions}, row {i}")
                   for i, row in enumerate(read_rows(options.questions, 10**9), 1)]
-    if options.predict and not given:
+    if not given:
         raise InputError("--predict: expected a question, or --questions FILE")
     knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
                          any_network=options.any_network)
-    if options.predict:
-        predict(knower, given, options.out, options.questions is not None)
-        return 0
-    from eval.recall.app import serve
-    return serve(knower, options.model, options.sidecar)
+    predict(knower, given, options.out, options.questions is not None)
+    return 0
 
 
-def question_of(row: dict[str, object], where: str) -> str:
-    """Raises InputError where a row has none."""
-    found = row.get("question")
-    if not isinstance(found, str) or not found.strip():
-        raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}")
-    return found
+def _app(options: argparse.Namespace) -> int:
+    for name, given in (("question", options.question), ("--questions", options.questions),
+                        ("--out", options.out)):
+        if given:
+            raise InputError(f"--app: asks nothing itself; expected no {name}")
+    if options.max_new < 1:
+        raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
+    try:
+        from eval.recall import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "plotly", "plotly.graph_objects", "plotly.subplots"):
+            raise
+        raise InputError(f"--app: {error.name} is not there: pip install -e '.[app]'") from None
+    # A network can be large: whatever can be refused is, before it is read.
+    study = app.find_study(options.study, options.sidecar)
+    with app.open_door(options.host, options.port) as door:
+        knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
+                             any_network=options.any_network)
+        return app.serve(knower, door, model=options.model, sidecar=options.sidecar, study=study,
+                         most_new=options.max_new)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

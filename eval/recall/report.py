@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,35 @@ def rows(found: Tree) -> list[dict[str, Any]]:
         "p": against.get(name, {}).get("p_holm")} for name in order]
 
 
+def of_datasets(found: Tree) -> list[dict[str, Any]]:
+    """How much of each data set is known."""
+    return [{"data set": name, "questions": about["questions"], "known": about["known"],
+             "refused": about["refused"], "known of those answered": about["known_of_answered"]}
+            for name, about in found["datasets"].items()]
+
+
+def of_words(found: Tree) -> list[dict[str, Any]]:
+    """How often the kept sidecar says each word, and how often rightly."""
+    return [{"word": word, "questions": found["verdicts"][word]["questions"],
+             "share": found["verdicts"][word]["share"], "known": found["verdicts"][word]["known"],
+             "precision": _interval(found["verdicts"][word]["precision"])} for word in WORDS]
+
+
+def elsewhere(found: Tree) -> list[dict[str, Any]]:
+    """Within one data set, and from one to another; nothing where there is but one."""
+    return [*(_area_row(f"within {name}", one) for name, one in found["within"].items()),
+            *(_area_row(name, one) for name, one in found["cross"].items())]
+
+
+def by_popularity(found: Tree) -> list[dict[str, Any]]:
+    """From the rarest to the most popular; nothing where that is not known."""
+    return [{"data set": name, "popularity": f"{one['from']:g} to {one['to']:g}",
+             "questions": one["questions"], "known": one["known"],
+             **{method: _interval(one.get("methods", {}).get(method, {}).get("auroc"))
+                for method in SHOWN if method in found["methods"]}}
+            for name, some in found["slices"].items() for one in some]
+
+
 def verdicts(found: Tree) -> list[str]:
     """What the numbers say, and no more than that."""
     sidecar, groups = found["methods"][SIDECAR], found["groups"]
@@ -110,9 +140,7 @@ def _opening(report: Report, study: Study, found: Tree) -> None:
         f"({found['known']:.1%} known). Nothing is generated to foretell: one pass of the prompt. Intervals "
         "are of 95 % and resample whole groups; a method of several seeds is told by their mean.")
     report.points(verdicts(found))
-    report.table([{"data set": name, "questions": about["questions"], "known": about["known"],
-                   "refused": about["refused"], "known of those answered": about["known_of_answered"]}
-                  for name, about in found["datasets"].items()])
+    report.table(of_datasets(found))
 
 
 def _calibrated(found: Tree) -> str:
@@ -159,9 +187,7 @@ def _verdicts(report: Report, found: Tree) -> None:
                      + f". A precision of {aim['precision']:.0%} {promised}." + (
                          f" No threshold on the side of {' and '.join(silent)} does that: the word is never "
                          "said." if silent else ""))
-    report.table([{"word": word, "questions": found["verdicts"][word]["questions"],
-                   "share": found["verdicts"][word]["share"], "known": found["verdicts"][word]["known"],
-                   "precision": _interval(found["verdicts"][word]["precision"])} for word in WORDS])
+    report.table(of_words(found))
 
 
 def _selective(report: Report, found: Tree) -> None:
@@ -186,21 +212,15 @@ def _elsewhere(report: Report, found: Tree) -> None:
         report.paragraph("Within: learned from all, held-out questions of one data set, so that telling the "
                          "data sets apart is no help. From one to another: learned, chosen and calibrated on "
                          "one alone, held against all of the other.")
-        report.table([_area_row(f"within {name}", one) for name, one in found["within"].items()] + [
-            _area_row(name, one) for name, one in found["cross"].items()])
+        report.table(elsewhere(found))
     if found["not_refused"]:
         report.heading("Without refusals")
         report.paragraph("An answer that asks for more, or declines, is not right; to foretell it is easier "
                          "than to foretell an error. The held-out questions that were answered:")
         report.table([_area_row("answered", found["not_refused"])])
-    slices = {name: some for name, some in found["slices"].items() if some}
-    if slices:
+    if any(found["slices"].values()):
         report.heading("From the rarest to the most popular")
-        report.table([{"data set": name, "popularity": f"{one['from']:g} to {one['to']:g}",
-                       "questions": one["questions"], "known": one["known"],
-                       **{method: _interval(one.get("methods", {}).get(method, {}).get("auroc"))
-                          for method in SHOWN if method in found["methods"]}}
-                      for name, some in slices.items() for one in some])
+        report.table(by_popularity(found))
 
 
 def _depth(report: Report, found: Tree, strengths: Sequence[float]) -> None:
@@ -238,3 +258,8 @@ def summary(found: Tree) -> list[list[str]]:
         row["method"], told(row["AUROC"]), f"{row['ECE'].point:.3f}",
         "–" if row["sidecar − it"] is None else told(row["sidecar − it"]),
         "–" if row["p"] is None else told_p(row["p"])] for row in rows(found))]
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a study has left in its directory."""
+    return json.loads((path / RESULTS).read_text(encoding="utf-8"))
