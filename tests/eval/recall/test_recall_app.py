@@ -60,6 +60,7 @@ AIM = {"precision": 0.85, "guarantee": False, "confidence": 0.9}
 ASKED = ["Where does Mira Holt live?", "Who has written all of this?", "What colour is the deep sea?",
          "How many are there, of what?"]  # of lengths for which one program is compiled
 MOST_NEW = 24
+PATIENCE = 120_000  # ms that a browser waits for anything: a busy machine compiles for many seconds
 BATCHED = 1e-4  # of P, together or one by one; measured: 1e-6
 
 
@@ -627,7 +628,8 @@ def test_in_a_browser(served: Served, place: Place, knower: Knower, told: list[T
     with api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE)
+        api.expect.set_options(timeout=PATIENCE)  # which has a time of its own
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: elsewhere.append(request.url)
