@@ -41,4 +41,4 @@ class Familiarity:
     def distance(self, values: ArrayLike) -> Floats:
         """values `[questions, d]` → `[questions]`: the larger, the less familiar."""
         away = np.asarray(values, float) - self.mean
-        return np.sqrt(np.maximum(np.einsum("nd,de,ne->n", away, self.precision, away), 0))
+        return np.sqrt(np.maximum(((away @ self.precision) * away).sum(axis=1), 0))

@@ -21,6 +21,8 @@ NUMBERS = {word: str(n) for n, word in enumerate((
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"))}
 NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor")
+LETTERS = str.maketrans({"&": " and ", "ł": "l", "ø": "o", "đ": "d", "æ": "ae", "œ": "oe", "ð": "d",
+                         "þ": "th"})
 NEAR = 3  # words before a right answer in which a negation is about it
 REFUSALS = (
     r"i (?:do not|don t|dont) (?:have|know|possess|recall)", r"i (?:am|m) (?:not sure|unsure|unable|sorry)",
@@ -31,6 +33,14 @@ REFUSALS = (
     r"(?:it is|it s|this is) (?:unknown|not known|unclear|impossible to (?:say|tell|know|determine))",
     r"(?:unknown|unclear|not known)$",
     r"(?:no|not enough|insufficient) (?:information|context)")
+# Anywhere in the first sentence; articles are left out, as they are of all that is compared.
+WANTING = (
+    r"(?:is|was|are|were|has|have) not (?:been )?"
+    r"(?:specified|provided|mentioned|given|stated|identified|available)",
+    r"(?:please|could you|can you|you need to|you would need to) (?:please )?"
+    r"(?:provide|specify|clarify|give|tell)",
+    r"as ai\b", r"without (?:more|additional|further|any) (?:context|information|details)")
+_WANTING = re.compile(rf"\b(?:{'|'.join(WANTING)})\b")
 _REFUSAL = re.compile(rf"(?:{'|'.join(REFUSALS)})\b")
 _PUBLISHED = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
@@ -43,9 +53,11 @@ def is_match(said: str, golds: Sequence[str], rule: Rule = "strict") -> bool:
 def is_refusal(said: str) -> bool:
     """Whether an answer declines to answer, or asks for more: neither right nor wrong.
 
-    Looked for at the beginning of what was said, where such answers have it (English).
+    Looked for at the beginning of what was said, some turns in all of the first sentence (English).
     """
-    return _REFUSAL.match(re.sub(r"^(?:sorry|unfortunately|well)\s+", "", " ".join(words(said)))) is not None
+    plain = re.sub(r"^(?:sorry|unfortunately|well)\s+", "", " ".join(words(said)))
+    first = " ".join(words(re.split(r"(?<=[.!?])\s", said.strip(), maxsplit=1)[0]))
+    return _REFUSAL.match(plain) is not None or _WANTING.search(first) is not None
 
 
 # --- The strict rule -------------------------------------------------------------------------
@@ -56,7 +68,7 @@ def words(text: str) -> list[str]:
 
     Articles are left out where anything else is left.
     """
-    text = unicodedata.normalize("NFKD", text.casefold())
+    text = unicodedata.normalize("NFKD", text.casefold().translate(LETTERS))
     text = "".join(letter for letter in text if not unicodedata.combining(letter))
     text = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found.group().replace(".", ""), text)  # u.s.a.
     text = re.sub(r"(?<=\d),(?=\d{3}\b)|(?<=\d) (?=\d{3}\b)", "", text)  # 1,000
@@ -69,16 +81,18 @@ def words(text: str) -> list[str]:
 
 def matches(said: str, golds: Sequence[str]) -> bool:
     """A right answer's words in order, not denied, not one of several offered; a refusal is no match."""
+    spoken = words(said)
+    if any(spoken and spoken == words(gold) for gold in golds):
+        return True  # however it sounds: "Unknown", "I Don't Know How She Does It"
     if is_refusal(said):
         return False
-    spoken = words(said)
     offered = "or" in spoken
     for gold in golds:
         wanted = words(gold)
         at = _position(wanted, spoken)
         if at is None or (offered and "or" not in wanted):
             continue
-        before = " ".join(spoken[max(0, at - NEAR):at])
+        before = " ".join(spoken[max(0, at - NEAR):at]).replace("not until", "")
         if not any(f" {word} " in f" {before} " for word in NEGATIONS):
             return True
     return False

@@ -118,6 +118,13 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     return float(np.sum(found.counts * np.abs(found.foretold - found.happened)) / found.counts.sum())
 
 
+def calibrated_error(probabilities: ArrayLike, bins: int = 10, draws: int = 200, seed: int = 0) -> float:
+    """The mean expected calibration error of these probabilities if they were true: chance's own share."""
+    chances = np.asarray(probabilities, float)
+    drawn = np.random.default_rng(seed).random((draws, len(chances))) < chances
+    return float(np.mean([expected_calibration_error(labels, chances, bins) for labels in drawn]))
+
+
 # ---------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
+from scipy.stats import beta
 
 from eval.metrics import Floats, auroc, auroc_relabelled, auroc_weighted, midranks
 
@@ -133,11 +134,16 @@ def bootstrap_mean(values: ArrayLike, *, replicates: int = 2000, seed: int = 42,
 
 def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLike, scores: ArrayLike, *,
                  replicates: int = 1000, seed: int = 42, level: float = 0.95,
-                 groups: ArrayLike | None = None) -> Interval:
-    """Any statistic of labels and scores with its percentile interval; scores as in `PairedBootstrap`.
+                 groups: ArrayLike | None = None, centred: bool = False) -> Interval:
+    """Any statistic of labels `[items]` and scores with its percentile interval.
 
-    What is not defined for a replicate (NaN) is left out. An expected calibration error rises with every
-    resampling: its interval is not centred on the point, and lies rather too high.
+    What is not defined for a replicate (NaN) is left out.
+
+    Args:
+        scores: as in `PairedBootstrap`.
+        centred: shift the ends by what the replicates' mean lies above the point, not below 0. For an
+            error of calibration, which rises with every resampling: without it the point may lie below its
+            interval.
     """
     labels, runs = np.asarray(labels), np.atleast_2d(np.asarray(scores, float))
 
@@ -146,7 +152,18 @@ def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLik
     every = np.arange(len(labels))
     found = np.array([mean(np.repeat(every, row)) for counts in
                       resampled_counts(len(labels), replicates, seed, groups) for row in counts])
-    return Interval(mean(every), *percentiles(found[~np.isnan(found)], level))
+    point, found = mean(every), found[~np.isnan(found)]
+    low, high = percentiles(found, level)
+    shift = float(found.mean()) - point if centred and len(found) else 0.0
+    return Interval(point, max(0.0, low - shift) if centred else low, high - shift)
+
+
+def exact_share(right: int, n: int, level: float = 0.95) -> Interval:
+    """A share of independent items with Clopper & Pearson's interval (1934), which is never too narrow."""
+    half = (1 - level) / 2
+    low = 0.0 if right == 0 else float(beta.ppf(half, right, n - right + 1))
+    high = 1.0 if right == n else float(beta.ppf(1 - half, right + 1, n - right))
+    return Interval(right / n, low, high)
 
 
 class PermutationTest(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import FAMILIES
+from tilelli_jax.models.arrays import ParamType
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.sharding import Mesh
@@ -29,9 +30,14 @@ class Placed(NamedTuple):
 class Tokenizer(Protocol):
     """Text to symbols, without any that mark the beginning or the end unless the text has them, and back."""
 
+    @property
+    def special(self) -> tuple[str, ...]:
+        """How the symbols that steer the network are written."""
+
     def encode(self, text: str) -> list[int]: ...
 
-    def place(self, text: str) -> Placed: ...
+    def place(self, text: str, special: bool = False) -> Placed:
+        """Args: special: with the symbols that mark the beginning or the end, which stand nowhere: (0, 0)."""
 
     def decode(self, ids: list[int]) -> str:
         """Special symbols are written out; what is no text becomes a replacement character."""
@@ -46,7 +52,11 @@ class Bytes:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def place(self, text: str) -> Placed:
+    @property
+    def special(self) -> tuple[str, ...]:
+        return ()
+
+    def place(self, text: str, special: bool = False) -> Placed:
         spans = [(i, i + 1) for i, letter in enumerate(text) for _ in letter.encode()]
         return Placed(self.encode(text), spans)
 
@@ -84,8 +94,13 @@ class Tokens:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def place(self, text: str) -> Placed:
-        found = self._tokenizer.encode(text, add_special_tokens=False)
+    @property
+    def special(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values()
+                     if token.special)
+
+    def place(self, text: str, special: bool = False) -> Placed:
+        found = self._tokenizer.encode(text, add_special_tokens=special)
         return Placed(found.ids, found.offsets)
 
     def decode(self, ids: list[int]) -> str:
@@ -146,21 +161,24 @@ class Language:
 def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: Mesh | None = None) -> Any:
     """The network of a model directory, or of a Hugging Face directory of a family that is known here.
 
+    Run in bfloat16 its weights are kept in the type that they are stored in, otherwise in float32.
+
     Raises:
         InputError: it is neither, or cannot be read.
     """
     path = Path(path)
     tree = read_json(path / store.CONFIG) if (path / store.CONFIG).is_file() else {}
     kind = tree.get("model_type")
+    kept: ParamType = "stored" if compute is not None and compute.dtype == "bfloat16" else "float32"
     if "family" in tree or kind is None:
-        return store.load(path, compute, mesh=mesh)
+        return store.load(path, compute, param_dtype=kept, mesh=mesh)
     known = {name: network for _, network in FAMILIES.values()
              if isinstance(network, type) and issubclass(network, Pretrained)
              for name in network.hugging_face.model_types}
     if not isinstance(kind, str) or kind not in known:
         raise InputError(f"{path / store.CONFIG}: model_type: expected one of {', '.join(known)}, "
                          f"found {kind!r}")
-    return known[kind].from_pretrained(path, compute, mesh=mesh)
+    return known[kind].from_pretrained(path, compute, param_dtype=kept, mesh=mesh)
 
 
 def open_language(path: str | Path, tokenizer: str | Path = "", compute: ComputeConfig | None = None,

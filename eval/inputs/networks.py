@@ -11,7 +11,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import TOKENIZER
+from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
 from tilelli_jax.training.run import RunDirectory
 
 
@@ -88,10 +88,12 @@ def contents(path: Path, tokenizer: str = "") -> str:
         InputError: one of its files cannot be read.
     """
     try:
-        files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors")]
+        files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".jinja")]
         if tokenizer:
             other = Path(tokenizer)
-            files += [other / TOKENIZER if other.is_dir() else other]
+            beside = other if other.is_dir() else other.parent
+            files += [other / TOKENIZER if other.is_dir() else other, *(
+                beside / name for name in (TOKENIZER_CONFIG, *CHAT_TEMPLATES) if (beside / name).is_file())]
         return fingerprint(files)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None

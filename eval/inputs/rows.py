@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def hugging_face(source: str, most: int, *, part: str = "validation", seed: int | None = None) -> list[Row]:
-    """Rows of one part of `hf:NAME` or `hf:NAME/CONFIGURATION` with three or more parts to its name.
+    """Rows of one part of a data set, `hf:NAME[#SUBSET][@REVISION]`.
 
     Args:
         most: so many of them.
@@ -29,13 +29,15 @@ def hugging_face(source: str, most: int, *, part: str = "validation", seed: int 
         import datasets
     except ImportError:
         raise InputError(f"{source}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
-    owner, _, rest = source.removeprefix("hf:").partition("/")
-    name, _, configuration = rest.partition("/")
-    given = (f"{owner}/{name}" if name else owner, *([configuration] if configuration else []))
+    whole, _, revision = source.removeprefix("hf:").partition("@")
+    name, _, subset = whole.partition("#")
+    given = (name, *([subset] if subset else []))
+    how: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         if seed is None:
-            return list(itertools.islice(datasets.load_dataset(*given, split=part, streaming=True), most))
-        rows = datasets.load_dataset(*given, split=part).shuffle(seed=seed)
+            return list(itertools.islice(
+                datasets.load_dataset(*given, split=part, streaming=True, **how), most))
+        rows = datasets.load_dataset(*given, split=part, **how).shuffle(seed=seed)
         return list(rows.select(range(min(most, len(rows)))))
     except Exception as error:  # whatever the hub, the network or the set's files come up with
         raise InputError(f"{source}: cannot be read: {error}; a local file will do as well") from None
@@ -61,7 +63,7 @@ def read_rows(path: Path, most: int = 5000) -> list[Row]:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not rows:
         raise InputError(f"{path}: expected rows, as a JSON list, JSON lines, CSV or parquet, found none")
-    for i, row in enumerate(rows):
+    for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
     return rows[:most]

@@ -28,12 +28,16 @@ def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
 
 def answer(language: Language, prompts: Sequence[Prompt], config: AnswersConfig) -> list[np.ndarray]:
     """The likeliest answer's symbols to each prompt (greedy), without the one that ended it: int32 `[n]`."""
-    room = most_time(language.model)
-    longest = max((len(prompt.ids) for prompt in prompts), default=0)
-    new = config.max_new if room is None else max(1, min(config.max_new, room - longest + 1))
-    made = generate_ids(language.model, [prompt.ids for prompt in prompts], max_new=new, temperature=0.0,
-                        end_ids=answer_ends(language, config), batch_size=config.batch_size)
-    return [one.ids for one in made]
+    most, ends = most_time(language.model), answer_ends(language, config)
+    room = [config.max_new if most is None else max(1, min(config.max_new, most - len(prompt.ids) + 1))
+            for prompt in prompts]
+    found: dict[int, np.ndarray] = {}
+    for new in sorted(set(room)):  # a long prompt shortens no other's answer
+        rows = [i for i, own in enumerate(room) if own == new]
+        made = generate_ids(language.model, [prompts[i].ids for i in rows], max_new=new, temperature=0.0,
+                            end_ids=ends, batch_size=config.batch_size)
+        found |= {i: one.ids for i, one in zip(rows, made, strict=True)}
+    return [found[i] for i in range(len(prompts))]
 
 
 def said(text: str) -> str:

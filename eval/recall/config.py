@@ -63,7 +63,8 @@ class SignalsConfig(Section):
     final: bool = setting(True, "keep the stream at the last position, one vector a layer, for the probes "
                           "and for familiarity")
     dtype: Literal["float16", "float32"] = setting("float16", "its type on disk")
-    noise: bool = setting(True, "read each prompt with noise in the middle of the depth, too (robustness)")
+    noise: bool = setting(False, "read each prompt with noise in the middle of the depth, too (robustness): "
+                          "as many passes more as readings")
     sigma: float = setting(0.1, "size of that noise beside the stream's", above=0)
     readings: int = setting(4, "with noise", least=1)
     seed: int = setting(0, "of that noise", least=0, most=2**32 - 1)

@@ -13,18 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import selective
-from eval.metrics import Floats, auprc, auroc, brier, expected_calibration_error, reliability
+from eval.metrics import (
+    Floats,
+    auprc,
+    auroc,
+    brier,
+    calibrated_error,
+    expected_calibration_error,
+    reliability,
+)
 from eval.recall.fit import SIDECAR
 from eval.recall.scores import Methods, Scope, heard
 from eval.recall.table import PARTS, Table
 from eval.recall.verdicts import Judge
-from eval.stats import PairedBootstrap, bootstrap_mean, bootstrap_of, holm
+from eval.stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exact_share, holm
 from eval.thresholds import Verdict
+from tilelli_jax.errors import InputError
 
 Tree = dict[str, Any]
 Rows = NDArray[np.intp]
 SLICES = 4  # of popularity
-LEAST = 8  # questions of a slice
+LEAST = 10  # questions of either kind
 WORDS: tuple[Verdict, ...] = get_args(Verdict)
 
 
@@ -38,6 +47,10 @@ def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, judge: Judg
         judge: what makes words of its scores.
     """
     methods, test = found[None], table.rows("test")
+    if not tells(table, test):
+        kinds = np.bincount(table.known[test], minlength=2)
+        raise InputError(f"parts.test: expected {LEAST} known and {LEAST} unknown questions at least, found "
+                         f"{kinds[1]} and {kinds[0]}: ask more questions, or others")
     known, group = table.known[test], table.group[test]
     kept = {name: (scores[run if name == SIDECAR else 0, test], chances[run if name == SIDECAR else 0, test])
             for name, (scores, chances) in methods.items() if name in heard(methods, test)}
@@ -48,12 +61,13 @@ def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, judge: Judg
         "refused": float(table.refused.mean()),
         "datasets": {name: _about(table, np.flatnonzero(table.dataset == name)) for name in table.datasets},
         "parts": {part: int((table.part == part).sum()) for part in PARTS},
-        **_compared(table, methods, test, replicates, seed),
-        "within": {name: _areas(table, methods, rows, replicates, seed) for name in table.datasets
-                   if _tells(table, rows := table.rows("test", name)) and len(table.datasets) > 1},
+        **{key: value for key, value in compared(table, methods, test, replicates, seed).items()
+           if key in ("methods", "comparisons")},
+        "within": {name: compared(table, methods, table.rows("test", name), replicates, seed)
+                   for name in table.datasets if len(table.datasets) > 1},
         "cross": crossed(table, found, replicates, seed),
-        "not_refused": _areas(table, methods, answered, replicates, seed)
-        if len(answered) < len(test) and _tells(table, answered) else None,
+        "not_refused": compared(table, methods, answered, replicates, seed)
+        if len(answered) < len(test) else None,
         "slices": {name: slices(table, methods, test[table.dataset[test] == name], replicates, seed)
                    for name in table.datasets},
         "verdicts": verdicts(known, group, [judge.word(score) for score in kept[SIDECAR][0]], replicates,
@@ -71,59 +85,63 @@ def _about(table: Table, rows: Rows) -> Tree:
             if (~table.refused[rows]).any() else None}
 
 
-def _tells(table: Table, rows: Rows) -> bool:
-    return np.bincount(table.known[rows], minlength=2).min() >= 2
+def tells(table: Table, rows: Rows) -> bool:
+    """Whether there are enough of either kind for an interval that means something."""
+    return int(np.bincount(table.known[rows], minlength=2).min()) >= LEAST
 
 
-def _compared(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
-    """Every method on the same questions, and the sidecar against each; p corrected for all of them."""
-    known, group, names = table.known[rows], table.group[rows], heard(methods, rows)
-    drawn = PairedBootstrap(known, {name: methods[name].scores[:, rows] for name in names},
-                            replicates=replicates, seed=seed, groups=group)
-    found = {}
-    for name in names:
-        scores, chances = methods[name].scores[:, rows], methods[name].probabilities[:, rows]
-        found[name] = {"auroc": drawn.interval(name), "runs": [auroc(known, run) for run in scores]}
-        for measure, statistic, values in (("auprc", auprc, scores), ("brier", brier, chances),
-                                           ("ece", expected_calibration_error, chances)):
-            found[name][measure] = bootstrap_of(statistic, known, values, replicates=replicates, seed=seed,
-                                                groups=group)
-    rivals = [name for name in names if name != SIDECAR]
-    p = [drawn.p(SIDECAR, name) for name in rivals]
-    return {"methods": found, "comparisons": [
-        {"against": name, "difference": drawn.difference(SIDECAR, name), "p": raw, "p_holm": corrected}
-        for name, raw, corrected in zip(rivals, p, holm(p).tolist(), strict=True)]}
+def compared(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
+    """Every method on the same questions, and the sidecar against each; p corrected for all of them.
 
-
-def _areas(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
-    """AUROC and calibration of every method on some rows."""
-    known, group, names = table.known[rows], table.group[rows], heard(methods, rows)
-    drawn = PairedBootstrap(known, {name: methods[name].scores[:, rows] for name in names},
-                            replicates=replicates, seed=seed, groups=group)
-    return {"questions": len(rows), "known": float(known.mean()), "groups": len(np.unique(group)),
-            "methods": {name: {"auroc": drawn.interval(name), "ece": float(np.mean(
-                [expected_calibration_error(known, run) for run in methods[name].probabilities[:, rows]]))}
-                for name in names}}
+    What a method says nothing of is left out for it, and it is held against the sidecar on the rest; where
+    the rest are too few of a kind, it is not told of.
+    """
+    told: Tree = {"questions": len(rows), "known": float(table.known[rows].mean()) if len(rows) else None,
+                  "groups": len(np.unique(table.group[rows])), "methods": {}, "comparisons": []}
+    if not tells(table, rows):
+        return told
+    raw = []
+    heard = {name: rows[~np.isnan(found.scores[0, rows])] for name, found in methods.items()}
+    for chosen in {tuple(own.tolist()): own for own in heard.values() if tells(table, own)}.values():
+        known, group = table.known[chosen], table.group[chosen]
+        names = [name for name, own in heard.items() if np.array_equal(own, chosen)]
+        drawn = PairedBootstrap(known, {name: methods[name].scores[:, chosen] for name in {SIDECAR, *names}},
+                                replicates=replicates, seed=seed, groups=group)
+        for name in names:
+            scores, chances = methods[name].scores[:, chosen], methods[name].probabilities[:, chosen]
+            of: Tree = {"questions": len(chosen), "auroc": drawn.interval(name),
+                        "runs": [auroc(known, run) for run in scores],
+                        "ece_of_calibrated": float(np.mean([calibrated_error(run) for run in chances]))}
+            for measure, statistic, values in (("auprc", auprc, scores), ("brier", brier, chances),
+                                               ("ece", expected_calibration_error, chances)):
+                of[measure] = bootstrap_of(statistic, known, values, replicates=replicates, seed=seed,
+                                           groups=group, centred=measure == "ece")
+            told["methods"][name] = of
+            if name != SIDECAR:
+                told["comparisons"].append({"against": name, "questions": len(chosen),
+                                            "difference": drawn.difference(SIDECAR, name)})
+                raw.append(drawn.p(SIDECAR, name))
+    for one, p, corrected in zip(told["comparisons"], raw, holm(raw).tolist(), strict=True):
+        one |= {"p": p, "p_holm": corrected}
+    return told
 
 
 def crossed(table: Table, found: Mapping[Scope, Methods], replicates: int, seed: int) -> Tree:
     """Learned from one data set alone, held against all questions of another that share no group with it."""
     told = {}
     for scope, methods in found.items():
-        if scope is None:
-            continue
         seen = np.isin(table.group, table.group[table.dataset == scope])
-        for other in table.datasets:
-            rows = np.flatnonzero((table.dataset == other) & ~seen)
-            if other != scope and _tells(table, rows):
-                told[f"{scope} → {other}"] = _areas(table, methods, rows, replicates, seed)
+        for other in table.datasets if scope is not None else ():
+            if other != scope:
+                rows = np.flatnonzero((table.dataset == other) & ~seen)
+                told[f"{scope} → {other}"] = compared(table, methods, rows, replicates, seed)
     return told
 
 
 def slices(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> list[Tree]:
     """From the rarest to the most popular: by the quartiles of popularity, equal ones together."""
     rows = rows[~np.isnan(table.popularity[rows])]
-    if len(rows) < LEAST:
+    if not len(rows):
         return []
     popularity = table.popularity[rows]
     edges = np.unique(np.quantile(popularity, np.linspace(0, 1, SLICES + 1)[1:-1]))
@@ -134,8 +152,11 @@ def slices(table: Table, methods: Methods, rows: Rows, replicates: int, seed: in
         told: Tree = {"from": float(table.popularity[chosen].min()),
                       "to": float(table.popularity[chosen].max()), "questions": len(chosen),
                       "known": float(table.known[chosen].mean())}
-        if len(chosen) >= LEAST and _tells(table, chosen):
-            told["methods"] = _areas(table, methods, chosen, replicates, seed)["methods"]
+        if tells(table, chosen):
+            known, group, names = table.known[chosen], table.group[chosen], heard(methods, chosen)
+            drawn = PairedBootstrap(known, {name: methods[name].scores[:, chosen] for name in names},
+                                    replicates=replicates, seed=seed, groups=group)
+            told["methods"] = {name: {"auroc": drawn.interval(name)} for name in names}
         found.append(told)
     return found
 
@@ -150,9 +171,16 @@ def verdicts(known: NDArray, group: NDArray, said: list[Verdict | None], replica
         right = known[chosen] if word == WORDS[0] else 1 - known[chosen]
         found[word] = {"questions": int(chosen.sum()), "share": float(chosen.mean()),
                        "known": float(known[chosen].mean()) if chosen.any() else None,
-                       "precision": None if word == WORDS[1] or not chosen.any() else bootstrap_mean(
-                           right, replicates=replicates, seed=seed, groups=group[chosen])}
+                       "precision": None if word == WORDS[1] or not chosen.any() else _precision(
+                           right, group[chosen], replicates, seed)}
     return found
+
+
+def _precision(right: NDArray, group: NDArray, replicates: int, seed: int) -> Interval:
+    """The wider of two intervals: resampled groups, which know nothing where all are right, and exact."""
+    drawn = bootstrap_mean(right, replicates=replicates, seed=seed, groups=group)
+    exact = exact_share(int(right.sum()), len(right))
+    return Interval(drawn.point, min(drawn.low, exact.low), max(drawn.high, exact.high))
 
 
 def _risks(errors: Floats, group: NDArray, scores: Mapping[str, Floats], replicates: int, seed: int) -> Tree:

@@ -80,10 +80,12 @@ def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path
                 prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
                 mesh: Mesh | None = None, batch_size: int = 16, most_bytes: int = 2**31,
                 any_network: bool = False) -> Knower:
-    """Args:
+    """Opens a network and a sidecar that was learned on it.
+
+    Args:
         model: directory of the network, ours or of Hugging Face.
         sidecar: directory that a study has left, or a converted lrd.pt.
-        prompt: in place of the way that the sidecar's study asked.
+        prompt, compute: in place of how the sidecar's study asked, and ran the network.
         any_network: use a sidecar on another network than its own.
 
     Raises:
@@ -95,7 +97,7 @@ def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path
         raise InputError(f"{sidecar}: expected a sidecar, found family {found.config.family}")
     check_features(found, sidecar)
     judge = verdicts.read(Path(sidecar))
-    language = open_language(model, tokenizer, compute, mesh)
+    language = open_language(model, tokenizer, compute or ComputeConfig(dtype=judge.dtype), mesh)
     if judge.network and not any_network:
         layers = language.model.config.n_layers
         if layers != judge.network["n_layers"]:

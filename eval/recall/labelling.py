@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,9 @@ def labelled(asked: Sequence[Question], spoken: Sequence[str], match: Rule, opti
     group = splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
     return {"id": [q.id for q in asked], "dataset": datasets, "question": [q.text for q in asked],
             "group": group, "popularity": [q.popularity for q in asked], "answer": spoken,
-            "refused": [is_refusal(one) for one in spoken], "known": known,
+            "answers": [json.dumps(q.answers, ensure_ascii=False) for q in asked],
+            "entity": [q.entity for q in asked], "known": known,
+            "refused": [is_refusal(one) and not right for one, right in zip(spoken, known, strict=True)],
             "part": parts(group, datasets, known, options)}
 
 

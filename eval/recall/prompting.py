@@ -47,10 +47,13 @@ class Prompter:
         """
         if not question.strip():
             raise InputError(f"{where} is empty")
+        for steering in self.language.tokenizer.special:
+            if steering in question:
+                raise InputError(f"{where} holds {steering}, which steers the network")
         text, plain, start = self.text(question), question.strip(), self._start
         if start < 0 or text[start:start + len(plain)] != plain:
             start = text.find(plain)  # -1 where the template changes it: the end of the prompt stands for it
-        ids, spans = self.language.tokenizer.place(text)
+        ids, spans = self.language.tokenizer.place(text, special=self.config.template != "chat")
         inside = [i for i, (first, last) in enumerate(spans)
                   if first < start + len(plain) and last > start >= 0]
         if self.most is not None and len(ids) > self.most:

@@ -16,7 +16,7 @@ from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
 
 HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
-       "triviaqa": ("hf:mandarjoshi/trivia_qa/rc.nocontext", "validation")}
+       "triviaqa": ("hf:mandarjoshi/trivia_qa#rc.nocontext", "validation")}
 BUILT_IN = "facts"
 COLUMNS = ("question, answers (a list, or texts between |), and if there are any id, dataset, group, "
            "popularity")
@@ -39,7 +39,11 @@ def read(config: QuestionsConfig) -> list[Question]:
     Raises:
         InputError: a source cannot be read, or there are too few.
     """
-    n = len(config.sources)
+    n, stems = len(config.sources), [Path(source).stem for source in config.sources]
+    for source, stem in zip(config.sources, stems, strict=True):
+        if stems.count(stem) > 1:
+            raise InputError(f"questions.sources: {source}: expected files of different names, which are "
+                             "those of their data sets")
     share = config.items // n
     found: list[Question] = []
     for i, source in enumerate(config.sources):
@@ -93,12 +97,17 @@ def _question(row: Row, where: str, dataset: str, number: str) -> Question:
                 *(answer.get("normalized_aliases") or [])]
         return Question(f"triviaqa-{row.get('question_id', number)}", "triviaqa", text,
                         _texts([one for one in said if one], where))
-    return Question(str(row.get("id", number)), str(row.get("dataset") or dataset), text,
-                    _texts(_list(row.get("answers"), where), where), _entity(row.get("group")),
-                    _number(row.get("popularity"), where))
+    # A row's number says which of its file it is, not which of its data set: two files may share one.
+    own = str(row.get("dataset") or dataset)
+    name = f"{dataset}, row {number}" if row.get("id") in (None, "") else f"{own}-{row['id']}"
+    entity = _entity(row.get("group"))
+    return Question(name, own, text, _texts(_list(row.get("answers"), where), where),
+                    None if entity is None else f"{own}: {entity}", _number(row.get("popularity"), where))
 
 
 def _list(given: Any, where: str) -> list[Any]:
+    if isinstance(given, int | float):
+        given = [given]
     if isinstance(given, str):
         try:
             found = json.loads(given) if given.lstrip().startswith("[") else given.split("|")
@@ -113,7 +122,7 @@ def _list(given: Any, where: str) -> list[Any]:
 
 def _texts(given: Sequence[Any], where: str) -> tuple[str, ...]:
     for one in given:
-        if not isinstance(one, str | int | float):
+        if isinstance(one, bool) or not isinstance(one, str | int | float) or one != one:
             raise InputError(f"{where}: answers: expected texts, found {one!r:.40}")
     found = tuple(dict.fromkeys(str(one).strip() for one in given if str(one).strip()))
     if not found:
@@ -126,7 +135,7 @@ def _entity(given: Any) -> str | None:
 
 
 def _number(given: Any, where: str) -> float:
-    if given is None or given == "":
+    if given is None or given == "" or given != given:
         return math.nan
     try:
         found = float(given)

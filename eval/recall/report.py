@@ -68,8 +68,10 @@ def rows(found: Tree) -> list[dict[str, Any]]:
     against = {one["against"]: one for one in found["comparisons"]}
     order = sorted(found["methods"], key=lambda name: -found["methods"][name]["auroc"]["point"])
     return [{
-        "method": name, **{head: _interval(found["methods"][name][key]) for head, key in (
-            ("AUROC", "auroc"), ("AUPRC", "auprc"), ("ECE", "ece"), ("Brier", "brier"))},
+        "method": name, "questions": found["methods"][name]["questions"],
+        **{head: _interval(found["methods"][name][key]) for head, key in (
+            ("AUROC", "auroc"), ("AUPRC", "auprc"), ("Brier", "brier"), ("ECE", "ece"))},
+        "ECE by chance": found["methods"][name]["ece_of_calibrated"],
         "sidecar − it": _interval(against.get(name, {}).get("difference")),
         "p": against.get(name, {}).get("p_holm")} for name in order]
 
@@ -92,6 +94,14 @@ def elsewhere(found: Tree) -> list[dict[str, Any]]:
     """Within one data set, and from one to another; nothing where there is but one."""
     return [*(_area_row(f"within {name}", one) for name, one in found["within"].items()),
             *(_area_row(name, one) for name, one in found["cross"].items())]
+
+
+def differences(found: Tree) -> list[dict[str, Any]]:
+    """The sidecar against the others there; p corrected within a row's where."""
+    return [{"where": name, "sidecar −": one["against"], "questions": one["questions"],
+             "AUROC": _interval(one["difference"]), "p": one["p_holm"]}
+            for name, there in (*((f"within {name}", one) for name, one in found["within"].items()),
+                                *found["cross"].items()) for one in there["comparisons"]]
 
 
 def by_popularity(found: Tree) -> list[dict[str, Any]]:
@@ -118,13 +128,20 @@ def verdicts(found: Tree) -> list[str]:
                          f"{told_p(one['p_holm'])}: " + (
                              "no difference that is sure." if not is_sure(one["p_holm"], groups) else
                              "the sidecar is better." if change.point > 0 else "the sidecar is worse."))
-    texts.append(f"Its probabilities err by {told(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins).")
+    texts.append(f"Its probabilities err by {told(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins); "
+                 f"chance alone would make {sidecar['ece_of_calibrated']:.3f} of true ones.")
     for name, there in found["cross"].items():
-        if SIDECAR in there["methods"]:
-            of = there["methods"][SIDECAR]
-            texts.append(f"Learned from one data set alone, {name}: AUROC "
-                         f"{told(Interval.from_tree(of['auroc']))} on {there['questions']} questions, ECE "
-                         f"{of['ece']:.3f}.")
+        if SIDECAR not in there["methods"]:
+            texts.append(f"Learned from one data set alone, {name}: {there['questions']} questions that "
+                         "share no group with it, too few of a kind to tell.")
+            continue
+        of = there["methods"][SIDECAR]
+        area = Interval.from_tree(of["auroc"])
+        texts.append(f"Learned from one data set alone, {name}: AUROC {told(area)} on {there['questions']} "
+                     f"questions in {there['groups']} groups, ECE {of['ece']['point']:.3f}: "
+                     f"{against_chance(area, there['groups'])}.")
+    for name, why in found["fit"].get("left_out", {}).items():
+        texts.append(f"Nothing was learned from {name} alone: {why}.")
     return texts
 
 
@@ -213,6 +230,7 @@ def _elsewhere(report: Report, found: Tree) -> None:
                          "data sets apart is no help. From one to another: learned, chosen and calibrated on "
                          "one alone, held against all of the other.")
         report.table(elsewhere(found))
+        report.table(differences(found))
     if found["not_refused"]:
         report.heading("Without refusals")
         report.paragraph("An answer that asks for more, or declines, is not right; to foretell it is easier "
@@ -240,7 +258,7 @@ def _area_row(name: str, one: Tree) -> dict[str, Any]:
     return {"where": name, "questions": one["questions"], "known": one["known"],
             **{method: _interval(of["auroc"]) for method, of in one["methods"].items()
                if method in (*SHOWN, "length", "popularity")},
-            "ECE, sidecar": one["methods"].get(SIDECAR, {}).get("ece")}
+            "ECE, sidecar": _interval(one["methods"].get(SIDECAR, {}).get("ece"))}
 
 
 def _of(method: str) -> str:

@@ -71,7 +71,11 @@ class Study:
 
     @functools.cached_property
     def questions(self) -> list[questions.Question]:
-        return questions.read(self.config.questions)
+        found = questions.read(self.config.questions)
+        if len(found) < self.config.questions.items:
+            self.tell(f"questions: {len(found)}, which are all that there are; "
+                      f"{self.config.questions.items} were asked for")
+        return found
 
     @functools.cached_property
     def network_path(self) -> Path:
@@ -147,8 +151,7 @@ class Study:
         the sidecars; and in result.json what was learned and chosen."""
         made_of = recipe("fit", questions=self.build.name,
                          options=without(config_lib.to_dict(self.config.fit), "jobs"))
-        for scope in (None, *(self.table.datasets if self.config.fit.cross else ())):
-            table.check_parts(self.table, scope)  # before anything is learned
+        table.check_parts(self.table)  # before anything is learned
         return self.stages.make("fit", made_of, self._fit)
 
     @functools.cached_property
@@ -224,7 +227,15 @@ class Study:
     def _fit(self, path: Path) -> None:
         options, found = self.config.fit, self.table
         # Of several data sets, each is learned from alone as well.
-        scopes = [None, *(found.datasets if options.cross and len(found.datasets) > 1 else [])]
+        scopes: list[Scope] = [None]
+        left_out = {}
+        for name in found.datasets if options.cross and len(found.datasets) > 1 else ():
+            try:
+                table.check_parts(found, name)
+                scopes.append(name)
+            except InputError as error:
+                left_out[name] = str(error)
+                self.tell(f"fit: nothing is learned from {name} alone: {error}")
         methods: dict[Scope, Methods] = {}
         for scope in scopes:
             of = "" if scope is None else f"from {scope} alone: "
@@ -237,7 +248,8 @@ class Study:
                     store.save(sidecar, path / f"{SIDECAR}-{seed}")
                 write_result(path, {
                     "methods": fitted.about, "seeds": list(options.seeds), "run": best,
-                    "calibrator": fitted.calibrators[best].to_dict(), "calibrated_on": found.calibrated_on})
+                    "calibrator": fitted.calibrators[best].to_dict(), "calibrated_on": found.calibrated_on,
+                    "left_out": left_out})
         scores.write(path, methods)
 
     def _judge(self, path: Path) -> None:
@@ -247,7 +259,8 @@ class Study:
         verdicts.write(path, Judge(
             calibrator_from_dict(made["calibrator"]), at.green, at.red, config_lib.to_dict(config.verdict),
             {"name": self.network_name, "contents": self.network_contents,
-             "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded))
+             "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded,
+            config.compute.dtype))
 
     def _evaluate(self, path: Path) -> None:
         made, config = read_result(self.fitted), self.config

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import expit, logit
@@ -19,6 +19,7 @@ from eval.thresholds import Thresholds, Verdict, guaranteed_thresholds, precisio
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
+from tilelli_jax.models.decoder import ComputeConfig
 
 FILE = "verdict.json"
 
@@ -34,7 +35,7 @@ class Judge:
             not fitted to the questions it is given on, and the calibrator was.
         aim: how the thresholds were chosen: `precision`, `guarantee`, `confidence`.
         network: what it was learned on: `name`, `contents` (a fingerprint), `n_layers`.
-        prompt, rounded: how that was asked and read.
+        prompt, rounded, dtype: how that was asked, read and run.
     """
 
     calibrator: Calibrator = Temperature(1.0)
@@ -44,6 +45,7 @@ class Judge:
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompt: PromptConfig = PromptConfig()
     rounded: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def probabilities(self, scores: Floats) -> Floats:
         """Log odds → P(knows)."""
@@ -65,7 +67,8 @@ class Judge:
         """A tree for JSON."""
         return {"calibrator": self.calibrator.to_dict(), "green": self.green, "red": self.red,
                 "aim": dict(self.aim), "network": dict(self.network),
-                "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded}
+                "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
+                "dtype": self.dtype}
 
 
 def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
@@ -108,4 +111,4 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> Judge:
             raise ValueError(f"{name}: expected a chance or null, found {tree[name]!r}")
     return Judge(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], dict(tree["aim"]),
                  dict(tree["network"]), config_lib.from_dict(PromptConfig, tree["prompt"], source),
-                 bool(tree["rounded"]))
+                 bool(tree["rounded"]), ComputeConfig(dtype=tree["dtype"]).dtype)

@@ -34,6 +34,10 @@ def test_recalls_cases() -> None:
     ("1,000", "1000", True, False), ("1 000 people", "1,000", True, True), ("seven", "7", True, False),
     ("7", "Seven", True, False), ("3.5", "3.5", True, True), ("4 2", "42", False, False),
     ("London or Paris", "Paris", False, True), ("true or false", "True or False", True, True),
+    ("Tom & Jerry", "Tom and Jerry", True, False), ("Lodz", "Łódź", True, False),
+    ("Unknown", "Unknown", True, True),
+    ("I Don't Know How She Does It", "I Don't Know How She Does It", True, True),
+    ("It was not until 1969", "1969", True, True),
     ("No. 10 Downing Street", "10 Downing Street", True, True), ("No, it is Paris", "Paris", True, True),
     ("not Paris", "Paris", False, True), ("It isn't Paris.", "Paris", False, True),
     ("Not surprisingly for a lover of art, Paris", "Paris", True, True),
@@ -66,3 +70,31 @@ def test_any_text_at_all(said: str, golds: list[str]) -> None:
     for rule in ("strict", "recall"):
         assert is_match(said, golds, rule) in (True, False)  # type: ignore[arg-type]
         assert not is_match(said, [], rule)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("said", [
+    "The author of *1985* is not specified without more context.", "The title is not provided.",
+    "Please provide the title of the book.", "Could you please provide more details?",
+    "As an AI, I have no access to that.", "Sorry, I don't know.", "It has not been identified."])
+def test_refusals_of_many_kinds(said: str) -> None:
+    assert is_refusal(said) and not is_match(said, ["Paris"])
+
+
+@pytest.mark.parametrize("said", [
+    "Paris", "He was given the prize in 1969.", "Not specified elsewhere: Paris",
+    "Paris. Please tell me if that helps.", "John Please"])
+def test_answers_that_are_no_refusals(said: str) -> None:
+    assert not is_refusal(said)
+
+
+PUBLISHED = STORED / "data" / "recall_dataset.parquet"
+
+
+@needs(PUBLISHED)
+def test_refusals_among_the_published_answers() -> None:
+    """About a quarter of all (most of them PopQA's), of which hardly any is right."""
+    import pyarrow.parquet
+    rows = pyarrow.parquet.read_table(PUBLISHED).to_pylist()
+    refused = [row for row in rows if is_refusal(row["prediction"])]
+    assert 0.22 < len(refused) / len(rows) < 0.25
+    assert sum(row["label"] for row in refused) / len(refused) < 0.01

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from bench.resampling import looped_bootstrap, looped_permutation
 from eval import stats
-from eval.metrics import auroc
+from eval.metrics import auroc, expected_calibration_error
 
 
 @pytest.fixture
@@ -220,3 +220,26 @@ def test_any_statistic() -> None:
     assert mean == pytest.approx(stats.bootstrap_mean(scores, replicates=200, seed=3), abs=1e-12)
     few = stats.bootstrap_of(auroc, [0, 0, 1], [0.1, 0.2, 0.3], replicates=100)
     assert few.point == 1.0 and np.isfinite([few.low, few.high]).all()
+
+
+def test_the_error_of_calibration_lies_in_its_interval() -> None:
+    """Where the probabilities are true: uncentred intervals may lie above the point, centred ones do not."""
+    above = {False: 0, True: 0}
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        chances = rng.random(200)
+        labels = (rng.random(200) < chances).astype(int)
+        for centred in above:
+            found = stats.bootstrap_of(expected_calibration_error, labels, chances, replicates=150,
+                                       centred=centred)
+            above[centred] += found.low > found.point
+            assert 0 <= found.low <= found.high
+    assert above[True] == 0 < above[False]
+
+
+@given(st.integers(1, 60), st.data())
+def test_shares_exactly(n: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, n))
+    found = stats.exact_share(right, n)
+    wanted = scipy.stats.binomtest(right, n).proportion_ci(0.95, "exact")
+    assert found == pytest.approx((right / n, wanted.low, wanted.high), abs=1e-9)

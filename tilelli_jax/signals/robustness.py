@@ -57,8 +57,10 @@ class Robustness:
                     return value + (sigma * size * drawn).astype(value.dtype)
                 tap = Tap(record=("resid_post",), positions=last[:, None], edit={"resid_pre": noisy})
                 return model.tapped(ids, tap)[1]["resid_post"][-1, :, 0]
-            rows = jnp.concatenate([stream(None), *(
-                stream(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys)) for i in range(k))])
+            # One reading after the other: the memory is that of one.
+            noised = jax.lax.map(lambda i: stream(jax.vmap(jax.random.fold_in, (0, None))(keys, i)),
+                                 jnp.arange(k))
+            rows = jnp.concatenate([stream(None), noised.reshape(-1, noised.shape[-1])])
             batch = len(ids)
             again = jnp.concatenate([rows[:batch]] * k)  # each as it is, against the reading with noise
             _, divergence = look_from(model.unembedding(), jnp.concatenate([again, rows[batch:]]),

@@ -84,7 +84,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     return {
         "out": str(out), "network": {"path": str(place / "network")}, "prompt": PROMPT,
         "questions": {"sources": [str(place / "questions.jsonl")], "items": N},
-        "signals": {"shard_items": 100, "readings": 1}, "answers": {"max_new": 3},
+        "signals": {"shard_items": 100, "readings": 1, "noise": True}, "answers": {"max_new": 3},
         "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
                 "strengths": [0.1], "jobs": 1}, "replicates": 400, "parts": {"test": 0.3}} | changed
 
@@ -135,6 +135,7 @@ def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
     test = about["part"].astype(str) == "test"
     known = about["known"][test]
     for name, told in found["methods"].items():
+        assert told["questions"] == test.sum()
         runs = scores[None][name].scores[:, test]
         areas = [roc_auc_score(known, run) for run in runs]
         np.testing.assert_allclose(told["runs"], areas, atol=1e-12)
