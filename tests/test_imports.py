@@ -174,6 +174,25 @@ def test_what_eval_may_do() -> None:
             assert not {name for name in named if name.startswith(LIBRARY)} - {f"{LIBRARY}.files"}, path
 
 
+STUDIES = {path.parent.name for path in EVAL if path.name == "__main__.py"} - {"published"}
+
+
+def test_studies_stand_apart() -> None:
+    """None stands on another, what they share on none, and nothing on the mode of compatibility."""
+    assert {"difficulty", "recall"} <= STUDIES
+    for path in EVAL:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        named |= {f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                  for alias in node.names}
+        room = path.relative_to(ROOT / "eval").parts[0]
+        others = STUDIES - {room}
+        assert not [name for name in named if name.split(".")[:1] == ["eval"]
+                    and set(name.split(".")[1:2]) & others], path
+        if "published" not in path.parts:
+            assert not [name for name in named if name.startswith("eval.difficulty.published")], path
+
+
 def test_pure_statistics_load_no_jax() -> None:
     names = [f"eval.{path.stem}" for path in EVAL if path.parent.name == "eval" and path.stem != "__init__"]
     assert len(names) > 5

@@ -1,1 +1,1 @@
-"""What studies ask and whom: rows of data sets, and networks."""
+"""What studies share: rows of data sets, networks to ask, shards of what was found."""
