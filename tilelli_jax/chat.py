@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tilelli_jax import decoding, store
+from tilelli_jax.data.turns import MODEL, STOP, USER, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling, add_options, from_options
 
-USER, MODEL = "USER: ", "TILELLI:"
-STOP = "\n" + USER.rstrip()
 CHUNK = 8  # bytes decoded between two looks at the terminal: few enough to read along
 
 
@@ -105,7 +104,7 @@ def _talk(model: Decoder, sampling: Sampling) -> int:
             case word, _, _ if word.startswith("/"):
                 print("(commands: /reset, /temp T, /quit)")
             case _:
-                history += f"{USER}{said}\n{MODEL}"
+                history += asked(said)
                 if len(history.encode()) > most and not cropped:
                     cropped = True
                     print("(the beginning of this conversation is forgotten from here on)")

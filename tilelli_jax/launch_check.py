@@ -122,6 +122,8 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
     """
     if isinstance(config.model, SAEConfig):
         raise InputError(f"{name}: model.family: expected a network for text, found sae")
+    if config.chat is not None:
+        raise InputError(f"{name}: chat: expected a run that learns from text")
     mesh = make_mesh(config.mesh, devices)
     try:
         config.train.check_shared(batch_devices(mesh))

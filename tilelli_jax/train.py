@@ -21,12 +21,15 @@ import numpy as np
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError, command
+from tilelli_jax.models.abstain import blank_head, with_head
 from tilelli_jax.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
+from tilelli_jax.training.chat import chat_task, of_start
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops
+from tilelli_jax.training.groups import cut
 from tilelli_jax.training.log import MetricsLog, Progress, read_metrics, require_extras
 from tilelli_jax.training.loop import Sitting, Trainer
 from tilelli_jax.training.run import RunDirectory, provenance
@@ -79,15 +82,12 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
 
     # What is asked for, checked before anything is written.
     require_extras(config.log)
+    config = of_start(config, run)
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
-    task = (sae_task if config.model.family == "sae" else text_task)(config, mesh)
-    start_from = (store.load(config.train.init_from, config.compute)
-                  if config.train.init_from and not run.has_checkpoints() else None)
-    if start_from is not None and start_from.config != config.model:
-        key, (theirs, ours) = next(iter(config_lib.differences(start_from.config, config.model).items()))
-        raise InputError(f"train.init_from: {config.train.init_from} has {key} {theirs}, "
-                         f"and model.{key} is {ours}")
+    task = (chat_task if config.chat is not None else
+            sae_task if config.model.family == "sae" else text_task)(config, mesh)
+    start_from = _start(config) if config.train.init_from and not run.has_checkpoints() else None
     training = task.training(start_from)
     check_memory(training.outline)
     if run.open(config, force_resume=resume, write=first):
@@ -118,8 +118,8 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         else:
             state = make()
         del training, make, start_from  # they hold a second copy of the weights
-        tell(f"{name}: {config.model.family}, {parameter_count(state.params):,} parameters; {task.source}: "
-             f"{task.size}; {jax.device_count()} × {jax.devices()[0].device_kind}"
+        tell(f"{name}: {config.model.family}, {_parameters(task, state.params)}; {task.source}: {task.size}; "
+             f"{jax.device_count()} × {jax.devices()[0].device_kind}"
              + (f"; going on from step {sitting.step}" if sitting.step else ""), flush=True)
 
         # What the loop turns.
@@ -157,13 +157,15 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
             sitting: Sitting, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Writes model/, loss.png and, last, summary.json: it is what says that a run is complete."""
     store.save(model, run.model)
-    n_parameters = parameter_count(take_apart(model)[1])
+    params = take_apart(model)[1]
+    n_parameters = parameter_count(params)
     summary = {
         "final_valid_loss": sitting.valid_loss, "best_valid_loss": sitting.best_loss,
         **task.measure.columns(sitting.valid_loss, "final_valid_"),
         **task.measure.columns(sitting.best_loss, "best_valid_"),
         "best_step": sitting.best_step, "steps": sitting.step, "exported_step": exported,
-        "parameters": n_parameters, "tokens": sitting.step * task.tokens,
+        "parameters": n_parameters, "trained_parameters": parameter_count(cut(params, task.trained)),
+        "tokens": sitting.step * task.tokens,
         "seconds": round(sitting.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
         "mesh": dict(mesh.shape), **provenance(config.seed)}
     baselines = report.baselines(summary, config.report)
@@ -195,6 +197,28 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distributed", action="store_true",
                         help="one of several processes (see launch/README.md)")
     return parser.parse_intermixed_args(argv)
+
+
+def _start(config: ExperimentConfig) -> Any:
+    """The model that the run begins from; one without the abstain head that is asked for gets a blank one.
+
+    Raises:
+        InputError: it cannot be read, or is another network than the configuration's.
+    """
+    model = store.load(config.train.init_from, config.compute)
+    if getattr(config.model, "abstain_head", False) and getattr(model, "abstain", None) is None:
+        model = with_head(model, blank_head(model.config.d_model))
+    if model.config != config.model:
+        key, (theirs, ours) = next(iter(config_lib.differences(model.config, config.model).items()))
+        raise InputError(f"train.init_from: {config.train.init_from} has {key} {theirs}, "
+                         f"and model.{key} is {ours}")
+    return model
+
+
+def _parameters(task: Task, params: Any) -> str:
+    """How many there are, and how many of them are trained."""
+    whole, trained = parameter_count(params), parameter_count(cut(params, task.trained))
+    return f"{whole:,} parameters" + (f", of which {trained:,} are trained" if trained < whole else "")
 
 
 def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainState,

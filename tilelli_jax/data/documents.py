@@ -53,7 +53,7 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\
     else:
         for path in find_files(name):
             if path.suffix == ".jsonl":
-                yield Source(name, _joined(_text_of(_json_lines(path), column), separator))
+                yield Source(name, _joined(_text_of(json_lines(path), column), separator))
             else:
                 yield Source(name, _chunks(path), size=path.stat().st_size)
 
@@ -84,6 +84,25 @@ def first_bytes(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
     while limit > 0 and (chunk := next(stream, None)) is not None:
         yield chunk[:limit]
         limit -= len(chunk)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """What each line of a file holds that is not blank, with the words that name the line in an error.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not JSON.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                if line.strip():
+                    try:
+                        yield where, json.loads(line)
+                    except ValueError as error:
+                        raise InputError(f"{where}: not JSON: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -124,20 +143,6 @@ def _only_text(row: Mapping[str, Any], where: str) -> str:
     if len(names) != 1:
         raise InputError(f"{where}: which column holds the text? There are {', '.join(row)}")
     return names[0]
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}, line {number}"
-                if line.strip():
-                    try:
-                        yield where, json.loads(line)
-                    except ValueError as error:
-                        raise InputError(f"{where}: not JSON: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:

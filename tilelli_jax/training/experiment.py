@@ -6,12 +6,14 @@ import dataclasses
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.activations import ActivationsConfig
+from tilelli_jax.data.chat_pairs import ChatConfig
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig, RoutedConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig
+from tilelli_jax.training.chat_loss import FinetuneConfig
 from tilelli_jax.training.log import LogConfig
 from tilelli_jax.training.loop import TrainConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
@@ -30,6 +32,10 @@ class ExperimentConfig(Section):
     data: DataConfig = setting(DataConfig(), "the text")
     activations: ActivationsConfig | None = setting(None, "what an autoencoder learns from, in place of text")
     sae: ObjectiveConfig = setting(ObjectiveConfig(), "what an autoencoder is to reach")
+    chat: ChatConfig | None = setting(
+        None, "pairs of a prompt and its response to learn from, in place of text; where there is no section "
+        "model, the network is that of train.init_from")
+    finetune: FinetuneConfig = setting(FinetuneConfig(), "what learning from pairs trains, and is to reach")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimiser")
     train: TrainConfig = setting(TrainConfig(), "the training loop")
     mesh: MeshConfig = setting(MeshConfig(), "the device mesh")
@@ -48,7 +54,16 @@ class ExperimentConfig(Section):
             for key in ("prompts", "trigram"):
                 if getattr(self.report, key):
                     raise InputError(f"report.{key}: expected nothing for an autoencoder: it makes no text")
+            if self.chat is not None:
+                raise InputError("chat: expected none for an autoencoder")
             return
+        if self.chat is None and self.finetune != FinetuneConfig():
+            raise InputError("finetune: expected a section chat with the pairs to learn from")
+        if self.chat is not None:
+            if self.report.trigram:
+                raise InputError("report.trigram: expected false with chat: its baseline is of text")
+            if self.train.init_from and model == RoutedConfig():
+                return  # the network is yet to be known
         if model.positions == "learned" and self.train.seq_len > model.max_seq_len:
             raise InputError(f"train.seq_len: expected at most model.max_seq_len {model.max_seq_len}, "
                              f"found {self.train.seq_len}")

@@ -31,7 +31,8 @@ class TrainConfig(Section):
     accumulate: int = setting(
         1, "parts that an update's batch is computed in, one after the other; each has a load-balance "
         "loss of its own, of which the mean is taken", least=1)
-    load_balance: float = setting(0.01, "weight of the load-balance loss (routed networks)", least=0)
+    load_balance: float = setting(
+        0.01, "weight of the load-balance loss (routed networks that learn from text)", least=0)
     init_from: str = setting("", "model directory to start from; empty: random weights")
     log_every: int = setting(10, "updates between rows of metrics.jsonl", least=1)
     eval_every: int = setting(500, "updates between validations; there is always one at the end", least=1)

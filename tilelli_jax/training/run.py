@@ -26,12 +26,12 @@ from tilelli_jax.training.experiment import ExperimentConfig
 
 # Keys that may change between the sittings of one run: they change where and how, not what.
 FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "compute.host_tables",
-             "log.", "report.", "data.prefetch", "data.cache_dir", "train.log_every", "train.keep",
-             "train.export", "train.checkpoint_every")
+             "log.", "report.", "data.prefetch", "data.cache_dir", "chat.prefetch", "train.log_every",
+             "train.keep", "train.export", "train.checkpoint_every")
 # Of these, keys that a complete run is ended anew with: its model, figure and summary, not its training.
 ENDING_KEYS = ("report.", "train.export")
 # Keys that make the checkpoints what they are: no run can go on with other ones.
-FIXED_KEYS = ("model.", "optimizer.name")
+FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.tether")
 # What a summary has to hold for the end of a run to be told from it.
 TOLD = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
 

@@ -18,6 +18,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import replicated, tree_shardings
 from tilelli_jax.store import build
+from tilelli_jax.training.groups import Trained, cut, everything, put
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
@@ -39,13 +40,17 @@ class Rule(NamedTuple):
     """What an update does besides following a gradient; by default nothing.
 
     Attributes:
-        memory: arrays that are carried from update to update, as they are before the first.
+        trained: which parameters it changes. The others have no gradient and no moments, are not decayed,
+            and keep every bit.
+        memory: arrays that are carried from update to update, as they are before the first; or what
+            makes them of the parameters that the run starts from.
         given: a state → arrays that the loss finds in its batch, besides the data.
-        shape: (parameters, gradients) → gradients that the optimiser is to follow.
+        shape: (trained parameters, gradients) → gradients that the optimiser is to follow.
         settle: (parameters, memory, metrics) → the same after an update: parameters brought back to
             where they may be, what has been seen remembered, and the metrics that are to be told.
     """
 
+    trained: Trained = everything
     memory: Any = ()
     given: Callable[[TrainState], Batch] = lambda state: {}
     shape: Callable[[Any, Any], Any] = lambda params, grads: grads
@@ -93,14 +98,14 @@ def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfi
         model: start from these weights instead of random ones.
     """
     transformation = make_optimizer(optimizer, steps)
-    network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, rule.memory)
+    network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, rule)
     update = make_train_step(network, transformation, loss, make_schedule(optimizer, steps),
                              jax.tree.map(lambda leaf: leaf.sharding, outline), mesh, rule)
     return Training(network, outline, make_state, update)
 
 
 def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTransformation,
-               seed: int, mesh: Mesh, model: Any = None, memory: Any = (),
+               seed: int, mesh: Mesh, model: Any = None, rule: Rule = PLAIN,
                ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
     """The state before the first update: its network, its outline, and what makes it.
 
@@ -127,8 +132,9 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
 
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key_data(key),
-                          jax.tree.map(jnp.asarray, memory))
+        memory = rule.memory(params) if callable(rule.memory) else rule.memory
+        return TrainState(jnp.int32(0), params, optimizer.init(cut(params, rule.trained)),
+                          jax.random.key_data(key), jax.tree.map(jnp.asarray, memory))
 
     shapes = jax.eval_shape(init, start, key)
     shardings = tree_shardings(shapes, mesh)
@@ -151,20 +157,22 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
     Metrics: those of the loss, `learning_rate`, `grad_norm`, `update_norm`, `finite`.
     """
     def over_parts(params: Any, batch: Batch, key: jax.Array, given: Batch) -> tuple[Metrics, Any]:
-        def value_and_grad(params: Any, batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
-            def objective(params: Any) -> tuple[jax.Array, Metrics]:
-                return loss(network.merge(params), batch | given, key)
-            (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        trained = cut(params, rule.trained)
+
+        def value_and_grad(batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+            def objective(trained: Any) -> tuple[jax.Array, Metrics]:
+                return loss(network.merge(put(params, trained)), batch | given, key)
+            (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
             return metrics | {"objective": total}, grads
 
         parts = jax.tree.leaves(batch)[0].shape[0]
         if parts == 1:
-            return value_and_grad(params, jax.tree.map(lambda a: a[0], batch), key)
+            return value_and_grad(jax.tree.map(lambda a: a[0], batch), key)
 
         def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, value_and_grad(params, *part)), None
+            return jax.tree.map(jnp.add, total, value_and_grad(*part)), None
         keys = jax.random.split(key, parts)
-        first = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda a: a[0], batch), key)
+        first = jax.eval_shape(value_and_grad, jax.tree.map(lambda a: a[0], batch), key)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
         total, _ = jax.lax.scan(add, zero, (batch, keys))
         return jax.tree.map(lambda leaf: leaf / parts, total)
@@ -172,11 +180,12 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
     def step(state: TrainState, batch: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         metrics, grads = over_parts(state.params, batch, key, rule.given(state))
-        grads = rule.shape(state.params, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        trained = cut(state.params, rule.trained)
+        grads = rule.shape(trained, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         finite = jnp.isfinite(metrics["objective"] + grad_norm + update_norm)
-        params = optax.apply_updates(state.params, updates)
+        params = put(state.params, optax.apply_updates(trained, updates))
         params, memory, metrics = rule.settle(params, state.memory, metrics)
         new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory)
         applies = finite & (state.step == index)

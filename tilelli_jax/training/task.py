@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tilelli_jax.training.groups import Trained, everything
 from tilelli_jax.training.step import Metrics, Network, Training, TrainState
 
 
@@ -56,6 +57,7 @@ class Task:
         flops_per_token: of an update, or 0 where that is not known.
         measure: the unit of the loss.
         summarize: a model, once it is trained → what the summary says besides.
+        trained: of which parameters updates change the numbers, by dotted name.
     """
 
     source: str
@@ -74,3 +76,4 @@ class Task:
     flops_per_token: float
     measure: Measure
     summarize: Callable[[Any], dict[str, Any]]
+    trained: Trained = everything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,17 +48,6 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
             return diagnose(network, state.params, whole, jax.random.wrap_key_data(state.key), loss, mesh)
         return look
 
-    def zero_fraction(network: Network) -> Any:
-        """What share of the quantised weights is zero, if any are quantised."""
-        def measure(params: Any) -> Metrics:
-            codes = [weight.codes() for weight in weights(network.merge(params)).values()
-                     if weight.quantizer.levels]
-            if not codes:
-                return {}
-            zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
-            return {"zero_fraction": zeros / sum(code.size for code in codes)}
-        return jax.jit(measure, out_shardings=replicated(mesh))
-
     def summarize(model: Any) -> dict[str, Any]:
         del model
         trigram = fit_trigram(splits.train).nats_per_byte(splits.valid, train.eval_bytes or None) \
@@ -72,10 +62,24 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
             config.model, config.compute, config.optimizer, steps=train.steps, loss=loss, seed=config.seed,
             mesh=mesh, model=model),
         evaluate=lambda network: make_evaluate(network, held_out, mesh, batch_size=train.eval_batch_size),
-        diagnose=diagnoser, extra=zero_fraction,
+        diagnose=diagnoser, extra=zero_fraction(mesh),
         logged=("load_balance", "router_use", "router_entropy", "zero_fraction"),
         tokens=train.batch_size * train.seq_len,
         flops_per_token=train_flops_per_token(config.model, train.seq_len), measure=NATS, summarize=summarize)
+
+
+def zero_fraction(mesh: Mesh) -> Callable[[Network], Callable[[Any], Metrics]]:
+    """What share of the quantised weights is zero, if any are quantised."""
+    def of(network: Network) -> Callable[[Any], Metrics]:
+        def measure(params: Any) -> Metrics:
+            codes = [weight.codes() for weight in weights(network.merge(params)).values()
+                     if weight.quantizer.levels]
+            if not codes:
+                return {}
+            zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
+            return {"zero_fraction": zeros / sum(code.size for code in codes)}
+        return jax.jit(measure, out_shardings=replicated(mesh))
+    return of
 
 
 def whence(batch: TrainingBatch) -> str:

@@ -1,0 +1,192 @@
+"""Pairs as turns in rows of bytes: where what is learned, what shares a row, and what is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tilelli_jax import chat
+from tilelli_jax.data.chat_pairs import (
+    ChatBatch,
+    ChatConfig,
+    ChatRows,
+    Pair,
+    lay,
+    open_pairs,
+    read_pairs,
+    training_rows,
+    validation_rows,
+)
+from tilelli_jax.data.turns import answered, asked
+from tilelli_jax.errors import InputError
+
+WEIGHTS = ("response", "prompt", "last", "inside")
+
+
+def pairs_of(n: int, seed: int = 0) -> list[Pair]:
+    rng = np.random.default_rng(seed)
+    def word() -> str:
+        return "".join(rng.choice(list("abcdé"), rng.integers(1, 9)))
+    return [Pair(f"{i} {word()}", word(), bool(rng.random() < 0.6), f"line {i}") for i in range(n)]
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_turn_is_what_chat_says_and_ends_where_chat_stops() -> None:
+    assert asked("hi") == "USER: hi\nTILELLI:"
+    whole = asked("hi") + answered("Hello.")
+    assert whole.partition(chat.STOP)[0] == "USER: hi\nTILELLI: Hello." and whole.endswith("\nUSER:")
+
+
+def test_one_pair_in_a_row() -> None:
+    source = lay([Pair("hé", "ok", False, "line 1")], 40, pack=False)
+    row = source.gather(np.array([0]))
+    text = "USER: hé\nTILELLI: ok\nUSER:".encode()
+    assert bytes(row.bytes[0]) == text.ljust(41, b"\0")
+    given = len("USER: hé\nTILELLI:".encode())
+    predicted = bytes(row.bytes[0, 1:][row.response[0] == 1])
+    assert predicted == b" ok\nUSER:" and set(row.response[0]) == {0, 1}
+    assert bytes(row.bytes[0, :-1][row.prompt[0] > 0]) == text[:given]
+    np.testing.assert_allclose(row.prompt[0].sum(), 1, rtol=1e-6)
+    assert np.flatnonzero(row.last[0]).tolist() == [given - 1] and text[given - 1:given] == b":"
+    assert row.inside[0].sum() == len(text) - 1 and row.unanswerable[0].sum() == given
+    # And none at all.
+    empty = source.gather(np.array([-1]))
+    assert not any(array.any() for array in empty[:-1])
+
+
+def test_packed_rows() -> None:
+    """Every pair once and whole, the end of one turn the beginning of the next, little left over."""
+    pairs = pairs_of(200)
+    source = lay(pairs, 100, pack=True, seed=3)
+    assert sorted(pair for row in source.rows for pair in row) == list(range(200))
+    found = source.gather(np.arange(len(source)))
+    for i, row in enumerate(source.rows):
+        text = "".join(asked(pairs[pair].prompt) + f" {pairs[pair].response}\n" for pair in row) + "USER:"
+        assert bytes(found.bytes[i]).rstrip(b"\0").decode() == text
+        predicted = bytes(found.bytes[i, 1:][found.response[i] == 1]).decode()
+        assert predicted == "".join(answered(pairs[pair].response) for pair in row)
+        assert found.last[i].sum() == len(row) == pytest.approx(found.prompt[i].sum())
+        assert found.inside[i].sum() == len(text.encode()) - 1
+        there = found.unanswerable[i][found.last[i] == 1]
+        assert there.tolist() == [not pairs[pair].answerable for pair in row]
+    assert found.inside.mean() > 0.9  # one in each: a third
+    alone = lay(pairs, 100, pack=False)
+    assert alone.rows == [[i] for i in range(200)]
+    counts = [(array == 1).sum(1) for array in (found.response, found.last, found.inside)]
+    np.testing.assert_array_equal(source.counts, np.stack(counts, 1))
+    assert lay(pairs, 100, pack=True, seed=3).rows == source.rows != lay(pairs, 100, pack=True).rows
+
+
+def batches(source: ChatRows, n: int, **options: Any) -> list[ChatBatch]:
+    iterator = iter(training_rows(source, seed=1, **options))
+    return [next(iterator) for _ in range(n)]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_batches(pack: bool) -> None:
+    """Shares of the global batch, for any number of processes; each row once in an epoch."""
+    source = lay(pairs_of(60), 90, pack=pack)
+    n = len(source)
+    whole = batches(source, n, batch_size=8)
+    for batch in whole:
+        for name in WEIGHTS:
+            assert getattr(batch, name).sum() == pytest.approx(1, rel=1e-5)
+    seen = np.concatenate([batch.rows for batch in whole])
+    for epoch in range(8):
+        assert sorted(seen[epoch * n:(epoch + 1) * n]) == list(range(n))
+    assert seen[:n].tolist() != seen[n:2 * n].tolist()
+    parts = [batches(source, 5, batch_size=8, rows=rows) for rows in ([0, 1, 2, 5], [3, 4, 6, 7])]
+    for batch, first, second in zip(whole, *parts, strict=False):
+        for ours, one, other in zip(batch, first, second, strict=True):
+            np.testing.assert_array_equal(ours[[0, 1, 2, 5]], one)
+            np.testing.assert_array_equal(ours[[3, 4, 6, 7]], other)
+
+
+def test_a_position_is_one_integer() -> None:
+    source = lay(pairs_of(30), 60, pack=False)
+    iterator = iter(training_rows(source, batch_size=4, seed=1))
+    for _ in range(5):
+        next(iterator)
+    state = iterator.get_state()
+    assert len(json.dumps(state)) < 100 and 5 in state.values()
+    expected = next(iterator)
+    other = iter(training_rows(source, batch_size=4, seed=1))
+    other.set_state(state)
+    for ours, theirs in zip(next(other), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_validation_rows() -> None:
+    source = lay(pairs_of(10), 60, pack=False)
+    found = list(validation_rows(source, batch_size=4))
+    assert np.concatenate([batch.rows for batch in found]).tolist() == [*range(10), -1, -1]
+    assert sum(batch.last.sum() for batch in found) == 10
+    some = list(validation_rows(source, batch_size=4, most=3, rows=[1, 3]))
+    assert [batch.rows.tolist() for batch in some] == [[1, -1]]
+
+
+def test_held_out_prompts(tmp_path: Path) -> None:
+    """A prompt is on one side only, and its text alone says on which."""
+    rows = [{"prompt": f"q{i % 40}", "response": f"a{i}", "answerable": i % 2 == 0, "group": 7}
+            for i in range(60)]
+    splits = open_pairs(ChatConfig(source=str(written(tmp_path / "a.jsonl", rows)), valid_fraction=0.25))
+    held_out = {pair.prompt for pair in splits.valid}
+    assert len(held_out) == 10 and not held_out & {pair.prompt for pair in splits.train}
+    assert len(splits.train) + len(splits.valid) == 60
+    turned = open_pairs(ChatConfig(source=str(written(tmp_path / "b.jsonl", rows[::-1])),
+                                   valid_fraction=0.25))
+    assert {pair.prompt for pair in turned.valid} == held_out
+    assert turned.fingerprint() != splits.fingerprint()
+    again = open_pairs(ChatConfig(source=str(written(tmp_path / "c.jsonl", rows)), valid_fraction=0.25))
+    assert again.fingerprint() == splits.fingerprint()
+    other = open_pairs(ChatConfig(source=str(tmp_path / "a.jsonl"), valid=str(tmp_path / "b.jsonl")))
+    assert len(other.train) == len(other.valid) == 60 and other.valid[0].where.endswith("b.jsonl, line 1")
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "chat.jsonl", [{"prompt": " hi\n", "response": "a\nb", "answerable": False}])
+    path.write_text("\n" + path.read_text() + "\n")
+    assert read_pairs(path) == [Pair("hi", "a\nb", False, f"{path}, line 2")]
+
+
+GOOD = {"prompt": "a", "response": "b"}
+
+
+@pytest.mark.parametrize(("rows", "parts"), [
+    ([GOOD, 3], ["line 2", "expected prompt and response"]),
+    ([GOOD, {"prompt": "a"}], ["line 2: response: expected text, found none"]),
+    ([{"prompt": 3, "response": "b"}], ["line 1: prompt: expected text, found 3"]),
+    ([{"prompt": "a", "response": " "}], ["line 1: response: expected text"]),
+    ([GOOD | {"answerable": 1}], ["line 1: answerable: expected true or false, found 1"]),
+    ([GOOD | {"response": "x\nUSER: y"}], ["line 1: response", "begins USER:"]),
+    ([GOOD | {"prompt": "TILELLI: y"}], ["line 1: prompt", "begins TILELLI:"]),
+    ([GOOD | {"prompt": "\ud800"}], ["line 1: prompt", "UTF-8"]),
+    ([], ["at least one pair"]), ([GOOD, GOOD], ["chat.valid", "one prompt only"])])
+def test_refusals(rows: list[Any], parts: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        open_pairs(ChatConfig(source=str(written(tmp_path / "chat.jsonl", rows))))
+    assert str(error.value).count("\n") == 0
+    for part in ("chat.jsonl", *parts):
+        assert part in str(error.value)
+
+
+def test_other_refusals(tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n{"prompt": \xff}\n')
+    for source, part in (("", "chat.source"), (str(tmp_path / "no.jsonl"), "no.jsonl: cannot be read"),
+                         (str(tmp_path / "chat.jsonl"), "line 2: not JSON")):
+        with pytest.raises(InputError, match=part):
+            open_pairs(ChatConfig(source=source))
+    pairs = [Pair("a", "b", True, "x.jsonl, line 7"), Pair("a", "b" * 9, True, "x.jsonl, line 8")]
+    fits = len("USER: a\nTILELLI: b\nUSER:") - 1
+    for pack in (False, True):
+        assert len(lay(pairs[:1], fits, pack=pack)) == 1
+        with pytest.raises(InputError, match=rf"line 8: takes a train\.seq_len of {fits + 8}, found {fits};"):
+            lay(pairs, fits, pack=pack)

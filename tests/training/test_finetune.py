@@ -1,0 +1,175 @@
+"""Runs that fine-tune a model on pairs: where they start, what they leave alone, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+import tilelli_jax
+from tests.refusals import assert_one_line
+from tilelli_jax.models import RoutedConfig, VanillaConfig
+from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.store import build
+from tilelli_jax.train import main
+from tilelli_jax.training import loop
+from tilelli_jax.training.log import read_metrics
+
+ROUTED = RoutedConfig(d_model=16, n_layers=2, max_seq_len=64, dense_expand=2, quantizer="ternary",
+                      pathways=("local", "dense"))
+VANILLA = VanillaConfig(d_model=16, n_layers=1, max_seq_len=64, n_heads=2, dense_expand=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models to start from, and pairs of two kinds that a letter tells apart."""
+    path = tmp_path_factory.mktemp("finetune")
+    tilelli_jax.save(build(ROUTED, 0), path / "routed")
+    tilelli_jax.save(build(VANILLA, 0), path / "vanilla")
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for _ in range(120):
+        name = "".join(rng.choice(list("abcdefgh"), 4))
+        if rng.random() < 0.6:
+            rows.append({"prompt": f"Where is {name}?", "response": f"In {name[::-1]}."})
+        else:
+            rows.append({"prompt": f"Who is {name.upper()}?", "response": "I do not know.",
+                         "answerable": False})
+    (path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def configured(folder: Path, run: Path, **finetune: Any) -> list[str]:
+    tree = {"chat": {"source": str(folder / "chat.jsonl")}, "finetune": finetune,
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+            "train": {"init_from": str(folder / "routed"), "steps": 8, "batch_size": 8, "seq_len": 64,
+                      "log_every": 1, "eval_every": 4, "eval_batch_size": 8, "checkpoint_every": 4,
+                      "export": "last"}}
+    run.parent.mkdir(parents=True, exist_ok=True)
+    config = run.parent / f"{run.name}.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    return ["--config", str(config), f"run_dir={run}"]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def only_head(folder: Path) -> Path:
+    """A finished run that trained nothing but the abstain head."""
+    run = folder / "only-head"
+    assert main(configured(folder, run, train=["abstain"], cross_entropy=0, abstain=1)) == 0
+    return run
+
+
+def test_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain fine-tuning: nats per byte of responses, from the model's own network."""
+    args = configured(folder, tmp_path / "run")
+    assert main([*args, "train.steps=30", "train.eval_every=30", "chat.pack=true"]) == 0
+    out = capsys.readouterr().out
+    assert "pairs (" in out and "nats/byte" in out and "of which" not in out and "to learn from in" in out
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["valid_loss"] < rows[0]["loss"] - 1 and "bits_per_byte" in rows[0]
+    assert {"nats", "metacognition", "router_entropy", "zero_fraction"} <= rows[0].keys()
+    assert not {"abstain", "tether"} & rows[0].keys()
+    summary = summary_of(tmp_path / "run")
+    assert summary["trained_parameters"] == summary["parameters"] and summary["trained"] == ["everything"]
+    assert summary["held_out"]["cross_entropy"] == pytest.approx(summary["final_valid_loss"], rel=1e-5)
+    assert tilelli_jax.load(tmp_path / "run" / "model").config == ROUTED
+
+
+def test_only_the_head(folder: Path, only_head: Path) -> None:
+    """A network without one gets it; nothing else changes, and so nothing that is generated."""
+    before, after = (tilelli_jax.load(path) for path in (folder / "routed", only_head / "model"))
+    ours, theirs = to_arrays(after), to_arrays(before)
+    assert ours.keys() - theirs.keys() == {"abstain.kernel", "abstain.bias"}
+    for name, array in theirs.items():
+        assert ours[name].tobytes() == array.tobytes(), name
+    said = [[made.data for made in tilelli_jax.generate(model, ["USER: hi\nTILELLI:", "Once"], max_new=40,
+                                                        temperature=1.0, seed=3)]
+            for model in (before, after)]
+    assert said[0] == said[1]
+    summary = summary_of(only_head)
+    assert summary["trained_parameters"] == 17 and summary["parameters"] == sum(a.size for a in ours.values())
+    rows = read_metrics(only_head / "metrics.jsonl")
+    assert rows[0]["abstain"] == pytest.approx(np.log(2), rel=1e-6)  # a head of zeros
+    assert rows[-1]["valid_loss"] < rows[0]["abstain"]
+    held_out = summary["held_out"]
+    assert held_out["abstain"] == pytest.approx(summary["final_valid_loss"], rel=1e-5)
+    assert held_out["abstain_p_unknown"] > held_out["abstain_p_known"]
+    assert held_out["pairs"] == 12 and 0 < held_out["entropy_known"] < 1
+
+
+def test_the_head_goes_on_from_a_model_that_has_one(folder: Path, only_head: Path, tmp_path: Path) -> None:
+    """And a frozen one may guide a router."""
+    args = configured(folder, tmp_path / "run", train=["router"], cross_entropy=0, abstain=1)
+    assert main([*args, f"train.init_from={only_head / 'model'}", "train.steps=4"]) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[0]["abstain"] < 0.999 * np.log(2)
+    ours, theirs = (to_arrays(tilelli_jax.load(path / "model")) for path in (tmp_path / "run", only_head))
+    assert {name for name in ours if ours[name].tobytes() != theirs[name].tobytes()} == {
+        f"blocks.{i}.router.kernel" for i in range(2)}
+
+
+def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """To the bit, the tether's memory too, and without the model that it began from."""
+    goal = {"train": ["router", "abstain"], "abstain": 1, "metacognition": 2, "tether": 0.5}
+    shutil.copytree(folder / "routed", tmp_path / "start")
+    start = f"train.init_from={tmp_path / 'start'}"
+    whole = [*configured(folder, tmp_path / "whole", **goal), start]
+    assert main(whole) == 0
+    assert "parameters, of which 81 are trained;" in capsys.readouterr().out  # 2 · 16 · 2 + 16 + 1
+    parts = [*configured(folder, tmp_path / "parts", **goal), start]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "should_stop", lambda step: step == 3)
+        assert main(parts) == 0
+    shutil.rmtree(tmp_path / "start")
+    jax.clear_caches()
+    assert main(parts) == 0
+    assert "going on from step 3" in capsys.readouterr().out
+    assert ((tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+            == (tmp_path / "parts" / "model" / "model.safetensors").read_bytes())
+    told = [[{key: value for key, value in row.items() if "second" not in key}
+             for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("whole", "parts")]
+    assert told[0] == told[1] and told[0][-1]["tether"] > 0 == round(told[0][0]["tether"], 6)
+    assert main(parts) == 0  # complete
+    assert "is complete" in capsys.readouterr().out
+    assert main([*parts, "finetune.train=[router]", "--resume"]) == 2
+    assert_one_line(capsys.readouterr().err, "finetune.train was")
+    # What was saved of the configuration is all of it.
+    saved = yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())
+    assert saved["model"]["abstain_head"] is True and saved["model"]["d_model"] == 16
+
+
+@pytest.mark.parametrize(("change", "parts"), [
+    (["finetune.train=[routr]"], ["finetune.train[0]", "'routr'", "did you mean 'router'?"]),
+    (["finetune.train=[state]"], ["finetune.train", "no parameters of 'state'", "router"]),
+    (["finetune.train=[]"], ["finetune.train", "at least one"]),
+    (["finetune.train=[abstain]"], ["finetune.abstain", "above 0"]),
+    (["finetune.cross_entropy=0"], ["cross_entropy, abstain, metacognition"]),
+    (["finetune.train=[router]", "finetune.abstain=1"], ["finetune.abstain", "has no abstain head"]),
+    (["train.init_from={dir}/vanilla", "finetune.metacognition=1"], ["finetune.metacognition", "no router"]),
+    (["train.init_from={dir}/vanilla", "finetune.train=[router]"], ["parameters of 'router'", "attention"]),
+    (["train.init_from=", "finetune.train=[router]"], ["finetune.train: expected everything"]),
+    (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
+    (["model.d_model=32"], ["has d_model 16, and model.d_model is 32"]),
+    (["chat.source={dir}/nowhere.jsonl"], ["nowhere.jsonl: cannot be read"]),
+    (["chat.source="], ["chat.source: expected a .jsonl file"]),
+    (["chat=null", "finetune.train=[router]"], ["finetune: expected a section chat"]),
+    (["train.seq_len=30"], ["chat.jsonl, line", "takes a train.seq_len of"]),
+    (["train.seq_len=65"], ["train.seq_len: expected at most model.max_seq_len 64"]),
+    (["report.trigram=true"], ["report.trigram"])])
+def test_refusals(change: list[str], parts: list[str], folder: Path, tmp_path: Path,
+                  capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [one.replace("{dir}", str(folder)) for one in change]
+    assert main([*configured(folder, tmp_path / "run"), *changes]) == 2
+    assert_one_line(capsys.readouterr().err, *parts)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,193 @@
+"""Learning to answer, and to say when it cannot: a run's task on pairs of a prompt and its response."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tilelli_jax import config as config_lib
+from tilelli_jax import store
+from tilelli_jax.data.chat_pairs import (
+    ChatBatch,
+    ChatRows,
+    Pair,
+    lay,
+    open_pairs,
+    training_rows,
+    validation_rows,
+)
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.models import RoutedConfig, VanillaConfig
+from tilelli_jax.sharding import Mesh, local_rows, place_rows, replicated
+from tilelli_jax.training.chat_loss import chat_loss, terms_of, tethered
+from tilelli_jax.training.diagnose import diagnose
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.flops import train_flops_per_token
+from tilelli_jax.training.groups import check_groups, everything
+from tilelli_jax.training.run import RunDirectory
+from tilelli_jax.training.step import Network, Training, TrainState, make_training, take_apart
+from tilelli_jax.training.task import NATS, Measure, Task
+from tilelli_jax.training.text import zero_fraction
+
+WEIGHTED = Measure("weighted loss")
+WEIGHTS = ("response", "prompt", "last", "inside")  # of a batch's arrays, shares of the whole of it
+
+
+def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
+    """Raises InputError where pairs cannot be read or are too long, or a loss asks what the network lacks."""
+    assert not isinstance(config.model, SAEConfig) and config.chat is not None
+    train, section, goal = config.train, config.chat, config.finetune
+    _check_network(config)
+    splits = open_pairs(section)
+    learned = lay(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed)
+    held_out = lay(splits.valid, train.seq_len, pack=False)
+    loss, rule = chat_loss(goal), tethered(goal)
+    part = train.batch_size // train.accumulate
+    rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
+
+    def place(batch: ChatBatch) -> dict[str, jax.Array]:
+        # An update takes the mean over parts of what are sums over shares of the whole batch.
+        arrays = {name: array * np.float32(train.accumulate) if name in WEIGHTS else array
+                  for name, array in batch._asdict().items() if name != "rows"}
+        return {name: place_rows(array.reshape(train.accumulate, -1, array.shape[-1]), mesh, part, axis=1)
+                for name, array in arrays.items()}
+
+    def training(model: Any) -> Training:
+        made = make_training(config.model, config.compute, config.optimizer, steps=train.steps, loss=loss,
+                             seed=config.seed, mesh=mesh, model=model, rule=rule)
+        check_groups(goal.train, made.outline.params, "finetune.train")
+        return made
+
+    def diagnoser(network: Network) -> Callable[[TrainState, ChatBatch], list[str]]:
+        def look(state: TrainState, batch: ChatBatch) -> list[str]:
+            whole = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
+            return diagnose(network, state.params, whole | rule.given(state),
+                            jax.random.wrap_key_data(state.key), loss, mesh)
+        return look
+
+    most = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
+
+    def evaluate(network: Network) -> Callable[[Any], float]:
+        measure = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most, mesh=mesh)
+        return lambda params: float(goal.weighted(measure(params)))
+
+    def summarize(model: Any) -> dict[str, Any]:
+        network, params = take_apart(model)
+        found = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most)(params)
+        return {"trained": list(goal.train), "held_out": {"pairs": min(len(held_out), most or len(held_out)),
+                                                          **found}}
+
+    only_nats = goal.cross_entropy == 1 and not (goal.abstain or goal.metacognition)
+    return Task(
+        source=section.source, key="chat.source",
+        size=f"{_size(splits.train)} to learn from in {len(learned):,} rows, "
+             f"{_size(splits.valid)} to validate on",
+        fingerprint=splits.fingerprint(),
+        batches=training_rows(learned, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
+                              prefetch=section.prefetch),
+        place=place, whence=functools.partial(_whence, learned), training=training, evaluate=evaluate,
+        diagnose=diagnoser, extra=zero_fraction(mesh),
+        logged=("nats", "abstain", "metacognition", "tether", "router_entropy", "zero_fraction"),
+        tokens=train.batch_size * train.seq_len,  # padding and all: what an update computes
+        flops_per_token=(train_flops_per_token(config.model, train.seq_len)
+                         if rule.trained is everything and not goal.tether else 0.0),
+        measure=NATS if only_nats and not goal.tether else WEIGHTED, summarize=summarize,
+        trained=rule.trained)
+
+
+def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: int | None = None,
+                   mesh: Mesh | None = None) -> Callable[[Any], dict[str, float]]:
+    """`measure(params)` → means over held-out pairs, each read alone if `rows` are not packed.
+
+    `cross_entropy` in nats per byte of the responses; as far as the network has a head or a router,
+    `abstain` and `metacognition`, and of prompts with an answer and of those without `abstain_p_known`,
+    `abstain_p_unknown`, `entropy_known`, `entropy_unknown`, where there are such.
+
+    Args:
+        most: look at so many rows only.
+        mesh: devices to share each batch; without one, it is this process's first device that works.
+    """
+    chosen = None if mesh is None else local_rows(mesh, batch_size)
+    batches = validation_rows(rows, batch_size=batch_size, rows=chosen, most=most)
+
+    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
+    def totals(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        found, _ = terms_of(network.merge(params), batch)
+        found.pop("router_entropy", None)
+        return found | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
+
+    def measure(params: Any) -> dict[str, float]:
+        sums = []
+        for batch in batches:
+            arrays = {name: array for name, array in batch._asdict().items() if name != "rows"}
+            sums.append(totals(params, arrays if mesh is None else {
+                name: place_rows(array, mesh, batch_size) for name, array in arrays.items()}))
+        found = {name: math.fsum(float(one[name]) for one in jax.device_get(sums)) for name in sums[0]}
+        counts = {name: found.pop(name) for name in ("bytes", "pairs", "known", "unknown")}
+        of = {"cross_entropy": "bytes"} | {name: name.rpartition("_")[2] for name in found
+                                           if name.endswith("known")}
+        return {name: value / count for name, value in found.items()
+                if (count := counts[of.get(name, "pairs")])}
+    return measure
+
+
+def of_start(config: ExperimentConfig, run: RunDirectory) -> ExperimentConfig:
+    """The configuration with the network that is fine-tuned, where it says none itself.
+
+    That is the network of `train.init_from`, or of a run that began from there and may have outlived it;
+    with an abstain head if that is trained.
+
+    Raises:
+        InputError: there is no such network, or none that can be trained here.
+    """
+    if config.chat is None or not config.train.init_from or config.model != RoutedConfig():
+        return config
+    if run.config.is_file():
+        model = config_lib.load(ExperimentConfig, run.config).model
+    else:
+        model = store.load_config(config.train.init_from)
+    if not isinstance(model, RoutedConfig | VanillaConfig):
+        raise InputError(f"train.init_from: {config.train.init_from} is of family {model.family}; expected "
+                         "routed or vanilla")
+    if config.finetune.adds_head:
+        model = dataclasses.replace(model, abstain_head=True)
+    return dataclasses.replace(config, model=model)
+
+
+def _check_network(config: ExperimentConfig) -> None:
+    model, goal = config.model, config.finetune
+    assert not isinstance(model, SAEConfig)
+    if not config.train.init_from and goal.train != ("everything",):
+        raise InputError(f"finetune.train: expected everything where train.init_from names no model, found "
+                         f"{', '.join(goal.train)}")
+    if goal.abstain and not model.abstain_head:
+        raise InputError(
+            "model.abstain_head: expected true, as finetune.abstain trains the head, found false"
+            if goal.adds_head else
+            f"finetune.abstain: expected 0, or the group abstain in finetune.train, as "
+            f"{config.train.init_from} has no abstain head, found {goal.abstain:g}")
+    for key in ("metacognition", "tether"):
+        if getattr(goal, key) and not isinstance(model, RoutedConfig):
+            raise InputError(f"finetune.{key}: expected 0 for family {model.family}, which has no router, "
+                             f"found {getattr(goal, key):g}")
+    if config.train.seq_len > model.max_seq_len and model.positions == "learned":
+        raise InputError(f"train.seq_len: expected at most model.max_seq_len {model.max_seq_len}, "
+                         f"found {config.train.seq_len}")
+
+
+def _size(pairs: Sequence[Pair]) -> str:
+    unanswerable = sum(not pair.answerable for pair in pairs)
+    return f"{len(pairs):,} pairs" + (f" ({unanswerable:,} without an answer)" if unanswerable else "")
+
+
+def _whence(source: ChatRows, batch: ChatBatch) -> str:
+    """Where a batch's pairs stand, in words."""
+    lines = source.lines(batch.rows)
+    return f"of {'; '.join(lines[:4])}{'; …' if len(lines) > 4 else ''}"
