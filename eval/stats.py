@@ -77,8 +77,9 @@ class PairedBootstrap:
             then the mean over its runs.
         level: the share of replicates between the ends.
         groups: see `resampled_counts`.
-        draw_runs: whether runs are resampled as well, the same of every method that has more than one: the
-            interval is then for other runs, too. Of n runs it is too short, by a factor near √(1 − 1/n).
+        draw_runs: whether runs are resampled as well, the same of every method that has more than one:
+            the interval is then for other runs, too. What n runs add to it is too little, by a factor near
+            √(1 − 1/n).
     """
 
     def __init__(self, labels: ArrayLike, scores: Mapping[str, ArrayLike], *, replicates: int = 2000,

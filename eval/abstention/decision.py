@@ -216,14 +216,15 @@ def caution(signals: int, regimes: int, level: float = LEVEL) -> str:
     """What the rule leaves out of account, in words."""
     tests, chance = signals * regimes, (1 - level) / 2
     return (
-        f"The rule makes {tests} comparisons ({signals} signals, {regimes} regimes) and corrects for none. "
-        "Where a signal is as good as the best baseline and no better, its interval lies above 0 with a "
-        f"chance of up to {chance:.1%}: {tests * chance:.2g} of these {tests} on average, and one at least "
-        f"with {1 - (1 - chance) ** tests:.0%}, were they independent. They are not. All regimes are held "
-        "against the same prompts in domain, and all signals come from the same networks: what is won by "
-        f"luck is won several times over, so {ENOUGH} regimes are no {ENOUGH}-fold proof. That the best "
-        f"baseline is chosen by the same prompts, and the margin of {MARGIN:g}, work against a signal. The "
-        f"corrected verdict holds the chance that any regime is falsely won at about {1 - level:.0%}.")
+        f"The rule makes {tests} comparisons ({signals} signals, {regimes} regimes) and corrects for "
+        "none. Where a signal is as good as the best baseline and no better, its interval lies above 0 "
+        f"with a chance of about {chance:.1%}: {tests * chance:.2g} of these {tests} on average, and one "
+        f"at least with {1 - (1 - chance) ** tests:.0%}, were they independent. They are not. All regimes "
+        "are held against the same prompts in domain, and all signals come from the same networks: what "
+        f"is won by luck is won several times over, so {ENOUGH} regimes are no {ENOUGH}-fold proof. That "
+        f"the best baseline is chosen by the same prompts, and the margin of {MARGIN:g}, work against a "
+        "signal. The corrected verdict holds the chance that any regime is falsely won at about "
+        f"{1 - level:.0%}.")
 
 
 def _ahead(difference: Interval) -> bool:
@@ -255,9 +256,9 @@ def calibrate(scores: ArrayLike, target_fpr: float, level: float = LEVEL) -> Thr
 
     The ⌈(n + 1)(1 − target)⌉-th of n scores in order: with calibration prompts and others drawn alike,
     the chance that one of the others lies above it is at most the target (conformal prediction, Vovk et
-    al. 2005), on average over calibrations. For one calibration the rate is Beta distributed; `foreseen` has
-    that range. With fewer than 1/target − 1 prompts nothing can be promised but never to abstain. Both
-    intervals are exact where no scores are equal, and lie rather too high where some are.
+    al. 2005), on average over calibrations. For one calibration the rate is Beta distributed; `foreseen`
+    has that range. With fewer than 1/target − 1 prompts nothing can be promised but never to abstain.
+    Both intervals are exact where no scores are equal, and lie rather too high where some are.
 
     Args:
         scores: `[prompts]` of one network, pointing up, of prompts that can be answered and that nothing
@@ -284,8 +285,8 @@ def abstained(scored: Table, signal: str, thresholds: ArrayLike,
               level: float = LEVEL) -> dict[str, Interval]:
     """Regime → share of its prompts that are declined: scores above the threshold.
 
-    That of in_domain is the false-positive rate. The intervals are Wilson's (1927), for prompts alone: as
-    if all networks agreed on each of them, which is too wide where they do not.
+    That of in_domain is the false-positive rate. The intervals are Wilson's (1927), for prompts alone:
+    as if all networks agreed on each of them, which is too wide where they do not.
 
     Args:
         thresholds: one, or one for each seed, pointing up as the scores do.

@@ -58,9 +58,9 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     few = [row for row in rows() if row["regime"] not in ("gibberish", "long_input")]
-    with pytest.raises(InputError, match="mine.jsonl: .* found none of long_input, gibberish$"):
+    with pytest.raises(InputError, match=r"mine.jsonl: .* found none of long_input, gibberish$"):
         prompts.read(write(path, few))
-    with pytest.raises(InputError, match="mine.jsonl, line 14: the only prompt of gibberish, expected 2"):
+    with pytest.raises(InputError, match=r"mine.jsonl, line 14: the only prompt of gibberish, expected 2"):
         prompts.read(write(path, ["", *rows()[:-1]]))
     with pytest.raises(InputError, match="found none of in_domain"):
         prompts.read(write(path, []))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -14,7 +13,8 @@ from tilelli_jax.data import village
 
 
 @pytest.mark.parametrize(("answer", "refuses"), [
-    ("I don't know.", True), ("i do not know that", True), ("Well, I DON’T  KNOW", True), ("I'm not sure", True),
+    ("I don't know.", True), ("i do not know that", True), ("Well, I DON’T  KNOW", True),
+    ("I'm not sure", True),
     ("No idea!", True), ("I can't help you", True), ("I cannot answer", True), ("I can't tell.", True),
     ("It is unknown to me", True), ("That is unclear", True), ("We don't have that", True), ("idk lol", True),
     ("", True), (" \n ", True), ("The Unknown Soldier", True),
@@ -64,8 +64,7 @@ def test_what_is_cut_off_stays_valid(text: str, length: int) -> None:
 def test_distinct() -> None:
     assert distinct(["a b a b", "a b"], 1) == 2 / 6 and distinct(["a b a b", "a b"], 2) == 2 / 4
     assert distinct(["a b", "b c"], 2) == 1 and math.isnan(distinct(["a", ""], 2))
-    runs = Counter(tuple("to be or not to be".split()[i:i + 2]) for i in range(5))
-    assert distinct(["to be or not to be"], 2) == len(runs) / 5
+    assert distinct(["to be or not to be"], 2) == 4 / 5
 
 
 def test_health() -> None:
