@@ -155,25 +155,17 @@ def test_a_baseline_that_knows_as_much_takes_every_win() -> None:
 
 
 def test_a_sure_difference_below_the_margin_does_not_win() -> None:
-    """A baseline that ties what the signal tells apart is worse in every replicate, or as good."""
-    n = 50
+    """A baseline ties some of 400 unknown with all the known, of which the signal mixes up none."""
+    n = 400
     regimes = np.repeat(["in_domain", "gibberish"], n)
-
-    def scored(lost: int) -> Table:
-        # The signal orders all pairs rightly; the baseline ties `lost` of the n unknown with all the known.
-        known, unknown = np.zeros(n), np.ones(n)
-        worse = unknown.copy()
-        worse[:lost] = 0.0
-        return Table(regimes, {"s": np.concatenate([known, unknown])[None],
-                               "b": np.concatenate([known, worse])[None]})
-    for lost, wins in ((1, False), (6, True)):
-        (duel,) = judge(scored(lost), baselines=["b"]).duels
-        assert duel.difference.point == pytest.approx(lost / n / 2)
-        assert (duel.difference.point >= 0.02) == wins and duel.wins == wins
-    (two,) = judge(scored(2), baselines=["b"]).duels
-    assert two.difference.point == pytest.approx(0.02) and two.difference.low == 0 and not two.wins
-    assert decision._ahead(two.difference._replace(point=0.82 - 0.8))
-    assert not decision._ahead(two.difference._replace(point=0.0199))
+    knows = np.repeat([0.0, 1.0], n)
+    for tied, wins in ((15, False), (16, True), (20, True)):
+        ties = knows.copy()
+        ties[n:n + tied] = 0.0
+        (duel,) = judge(Table(regimes, {"s": knows[None], "b": ties[None]}), baselines=["b"]).duels
+        assert duel.difference.point == pytest.approx(tied / n / 2) and duel.difference.low > 0
+        assert duel.p_corrected < 0.05 and duel.wins == duel.wins_corrected == wins
+    assert decision._ahead(duel.difference._replace(point=0.82 - 0.8)) and 0.82 - 0.8 < 0.02
 
 
 def test_a_large_difference_that_is_not_sure_does_not_win() -> None:
