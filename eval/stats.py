@@ -84,18 +84,29 @@ class PairedBootstrap:
             then the mean over its runs.
         level: the share of replicates between the ends.
         groups: see `resampled_counts`.
+        draw_runs: whether runs are resampled as well, the same of every method that has more than one:
+            the interval is then for other runs, too. What n runs add to it is too little, by a factor near
+            √(1 − 1/n).
     """
 
     def __init__(self, labels: ArrayLike, scores: Mapping[str, ArrayLike], *, replicates: int = 2000,
-                 seed: int = 42, level: float = 0.95, groups: ArrayLike | None = None):
+                 seed: int = 42, level: float = 0.95, groups: ArrayLike | None = None,
+                 draw_runs: bool = False):
         self.level = level
         runs = {name: np.atleast_2d(np.asarray(score, float)) for name, score in scores.items()}
+        several = {len(found) for found in runs.values()} - {1}
+        if draw_runs and len(several) > 1:
+            raise ValueError(f"scores: expected as many runs of each, found {sorted(several)}")
+        of_runs, n = np.random.default_rng([seed, 1]), max(several, default=1)
         self.points = {name: float(np.mean([auroc(labels, run) for run in found]))
                        for name, found in runs.items()}
         drawn: dict[str, list[Floats]] = {name: [] for name in scores}
         for counts in resampled_counts(len(np.asarray(labels)), replicates, seed, groups):
+            shares = of_runs.multinomial(n, np.full(n, 1 / n), len(counts)) / n
             for name, found in runs.items():
-                drawn[name].append(np.mean([auroc_weighted(labels, run, counts) for run in found], axis=0))
+                areas = np.stack([auroc_weighted(labels, run, counts) for run in found], axis=1)
+                drawn[name].append((areas * shares).sum(axis=1) if draw_runs and len(found) > 1 else
+                                   areas.mean(axis=1))
         whole = {name: np.concatenate(parts) for name, parts in drawn.items()}
         self.replicates = {name: values[~np.isnan(values)] for name, values in whole.items()}
 

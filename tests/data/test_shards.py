@@ -11,7 +11,7 @@ import tracemalloc
 
 import pytest
 
-from tilelli_jax.data import facts, stories
+from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.__main__ import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
@@ -75,6 +75,12 @@ def test_stories_are_the_corpus_of_the_default_configuration(tmp_path):
 def test_facts_are_the_corpus_of_the_default_configuration(tmp_path):
     _, train, valid = prepare(tmp_path, "facts")
     assert train == facts.text() and valid == facts.text(split="valid")
+
+
+def test_the_village_is_the_corpus_of_the_default_configuration(tmp_path):
+    _, train, valid = prepare(tmp_path, "village")
+    world = village.world()
+    assert train == village.text(world) and valid == village.text(world, split="valid")
 
 
 def test_at_most_so_many_bytes_are_taken(tmp_path):

@@ -48,6 +48,25 @@ def test_replicates_of_one_class_are_left_out() -> None:
     np.testing.assert_allclose(found.replicates["a"], expected, atol=1e-12)
 
 
+def test_runs_are_drawn_with_the_items() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.repeat([0, 1], 25)
+    scores = {"a": rng.standard_normal((3, 50)) + np.outer([0, 1, 2], labels), "b": rng.standard_normal(50),
+              "c": rng.standard_normal((3, 50))}
+    found = stats.PairedBootstrap(labels, scores, replicates=80, draw_runs=True)
+    still = stats.PairedBootstrap(labels, scores, replicates=80)
+    assert found.points == still.points
+    np.testing.assert_array_equal(found.replicates["b"], still.replicates["b"])
+    (counts,) = stats.resampled_counts(50, 80, 42)
+    shares = np.random.default_rng([42, 1]).multinomial(3, [1 / 3] * 3, 80)
+    for name in "ac":  # the same runs of both
+        expected = [np.average([auroc(np.repeat(labels, row), np.repeat(run, row)) for run in scores[name]],
+                               weights=share) for row, share in zip(counts, shares, strict=True)]
+        np.testing.assert_allclose(found.replicates[name], expected, atol=1e-12)
+    with pytest.raises(ValueError, match=r"as many runs of each, found \[2, 3\]"):
+        stats.PairedBootstrap(labels, {**scores, "d": scores["c"][:2]}, draw_runs=True)
+
+
 def test_groups_are_drawn_whole() -> None:
     groups = np.array(["b", "a", "b", "c", "a", "b"])
     for counts in stats.resampled_counts(6, 50, 0, groups):

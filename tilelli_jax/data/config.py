@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.data import facts
+from tilelli_jax.data import facts, village
 from tilelli_jax.errors import InputError
 
 
@@ -15,12 +15,12 @@ class DataConfig(Section):
 
     source: str = setting(
         "stories",
-        "stories or facts (both built in); a directory with train.bin and valid.bin; a .txt file or a "
-        "glob of them; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face data set")
+        "stories, facts or village (built in); a directory with train.bin and valid.bin; a .txt file or "
+        "a glob of them; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face data set")
     valid_fraction: float = setting(
         0.1, "share of each text file, at its end, that is kept for validation; likewise of an hf "
         "source without a validation split; for stories, validation bytes per training byte; not used "
-        "for facts",
+        "for facts and village",
         above=0, below=1)
     stories_bytes: int = setting(
         4_000_000, "size of the stories' training part, in bytes; it is made in memory", least=1000,
@@ -30,6 +30,12 @@ class DataConfig(Section):
         facts.PEOPLE, f"people in the world of facts, a multiple of {facts.NAMES}", least=facts.NAMES,
         most=facts.NAMES**2)
     facts_seed: int = setting(0, "seed of the world of facts and of its texts", least=0, most=2**32 - 1)
+    village_people: int = setting(
+        village.DEFAULT, f"people in the village, a multiple of {village.RING}", least=village.RING,
+        most=village.MOST)
+    village_passes: int = setting(village.PASSES, "how often its text tells all of it", least=1,
+                                  most=10_000)
+    village_seed: int = setting(0, "seed of the village and of its texts", least=0, most=2**32 - 1)
     hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", least=1,
                             most=2**62)
     cache_dir: str = setting("data", "where the shards made from hf sources are kept")
@@ -39,7 +45,11 @@ class DataConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.source:
-            raise InputError("source: expected a file, a directory, 'stories', 'facts' or hf:NAME")
+            raise InputError("source: expected a file, a directory, 'stories', 'facts', 'village' or "
+                             "hf:NAME")
         if self.facts_people % facts.NAMES:
             raise InputError(f"facts_people: expected a multiple of {facts.NAMES}, "
                              f"found {self.facts_people}")
+        if self.village_people % village.RING:
+            raise InputError(f"village_people: expected a multiple of {village.RING}, "
+                             f"found {self.village_people}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tilelli_jax import files
-from tilelli_jax.data import facts, stories
+from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import find_files, open_sources
 from tilelli_jax.data.shards import split_point, write_shards
@@ -100,6 +100,8 @@ def open_corpus(config: DataConfig) -> Splits:
         train, valid = _stories(config)
     elif source == "facts":
         train, valid = _facts(config)
+    elif source == "village":
+        train, valid = _village(config)
     elif source.startswith("hf:"):
         train, valid = _shards(_cached(config))
     elif os.path.isdir(source):
@@ -126,6 +128,12 @@ def _stories(config: DataConfig) -> tuple[ByteCorpus, ByteCorpus]:
 def _facts(config: DataConfig) -> tuple[ByteCorpus, ByteCorpus]:
     seed, people = config.facts_seed, config.facts_people
     return _in_memory(facts.text(seed, people, "train")), _in_memory(facts.text(seed, people, "valid"))
+
+
+def _village(config: DataConfig) -> tuple[ByteCorpus, ByteCorpus]:
+    world = village.world(config.village_seed, config.village_people)
+    return (_in_memory(village.text(world, config.village_passes, "train")),
+            _in_memory(village.text(world, split="valid")))
 
 
 def _in_memory(text: bytes) -> ByteCorpus:

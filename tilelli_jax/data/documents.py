@@ -1,4 +1,4 @@
-"""Where text comes from, as streams of bytes: files, JSON lines, data sets, stories, facts."""
+"""Where text comes from, as streams of bytes: files, JSON lines, data sets, what is built in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tilelli_jax.data import facts, stories
+from tilelli_jax.data import facts, stories, village
 from tilelli_jax.errors import InputError
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -29,9 +29,10 @@ class Source(NamedTuple):
 
 def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\n\n",
                  stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
-    """The sources of `name`: 'stories', 'facts', an hf source (see HUGGING_FACE), a file or a glob.
+    """The sources of `name`: 'stories', 'facts', 'village', an hf source, a file or a glob.
 
     Args:
+        name: of hf sources as HUGGING_FACE has it.
         column: the field that holds the text, in .jsonl files and Hugging Face data sets; None
             takes 'text', or the only field that holds a string.
         separator: what is put between two records of such a source.
@@ -47,6 +48,10 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\
                      first_bytes(stories.stream(0, "valid"), valid), train + valid)
     elif name == "facts":
         told, retold = facts.text(0, split="train"), facts.text(0, split="valid")
+        yield Source(name, [told], [retold], len(told) + len(retold))
+    elif name == "village":
+        world = village.world()
+        told, retold = village.text(world), village.text(world, split="valid")
         yield Source(name, [told], [retold], len(told) + len(retold))
     elif name.startswith("hf:"):
         yield _hugging_face(name, column, separator)

@@ -1,0 +1,77 @@
+"""Reading prompts: those of the repository, a user's own, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.abstention import prompts
+from tilelli_jax.data import village
+from tilelli_jax.errors import InputError
+
+
+def rows() -> list[dict]:
+    return [{"prompt": f"{regime} {i}", "regime": regime} for regime in village.REGIMES for i in range(2)]
+
+
+def write(path: Path, lines: list) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_those_of_the_repository_are_the_generators() -> None:
+    assert prompts.read() == village.prompts(village.world())
+
+
+def test_a_users_own(tmp_path: Path) -> None:
+    mine = [*rows()[::-1], "", {"prompt": "née?", "regime": "in_domain", "answer": "oui", "id": 7}]
+    found = prompts.read(write(tmp_path / "mine.jsonl", mine))
+    assert [one.regime for one in found] == sorted((one.regime for one in found), key=village.REGIMES.index)
+    assert village.Prompt("née?", "in_domain", "oui") in found and len(found) == 15
+    (tmp_path / "parts").mkdir()
+    for regime in village.REGIMES:
+        write(tmp_path / "parts" / f"{regime}.jsonl", [row for row in rows() if row["regime"] == regime])
+    write(tmp_path / "parts" / "more.jsonl", [mine[-1]])
+    assert sorted(prompts.read(tmp_path / "parts")) == sorted(found)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("{", "mine.jsonl, line 3: not JSON"),
+    ([1], r"mine.jsonl, line 3: expected an object with prompt and regime, found \[1\]"),
+    ({"regime": "in_domain"}, "mine.jsonl, line 3: prompt: expected text, found 'nothing'"),
+    ({"prompt": " ", "regime": "in_domain"}, "line 3: prompt: expected text, found ' '"),
+    ({"prompt": "x"}, "line 3: regime: expected one of in_domain, .*, found 'nothing'"),
+    ({"prompt": "x", "regime": "in-domain"}, "line 3: regime: .* found 'in-domain'"),
+    ({"prompt": "x", "regime": ["in_domain"]}, "line 3: regime: .* found"),
+    ({"prompt": "x", "regime": "in_domain", "answer": 3}, "line 3: answer: expected text or none, found 3"),
+    ({"prompt": "in_domain 1", "regime": "gibberish"}, "line 3: prompt: the same as in .*mine.jsonl, line 2"),
+])
+def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None:
+    lines = rows()
+    with pytest.raises(InputError, match=message) as error:
+        prompts.read(write(tmp_path / "mine.jsonl", [*lines[:2], line, *lines[2:]]))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    few = [row for row in rows() if row["regime"] not in ("gibberish", "long_input")]
+    with pytest.raises(InputError, match=r"mine.jsonl: .* found none of long_input, gibberish$"):
+        prompts.read(write(path, few))
+    with pytest.raises(InputError, match=r"mine.jsonl, line 14: the only prompt of gibberish, expected 2"):
+        prompts.read(write(path, ["", *rows()[:-1]]))
+    with pytest.raises(InputError, match="found none of in_domain"):
+        prompts.read(write(path, []))
+    with pytest.raises(InputError, match=r"none.jsonl: cannot be read"):
+        prompts.read(tmp_path / "none.jsonl")
+    path.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"mine.jsonl: cannot be read"):
+        prompts.read(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: expected .jsonl files of prompts, found none"):
+        prompts.read(tmp_path / "empty")
+    write(tmp_path / "empty" / "gibberish.jsonl", rows())
+    with pytest.raises(InputError, match=r"gibberish.jsonl, line 1: regime: expected gibberish, as the file"):
+        prompts.read(tmp_path / "empty")

@@ -1,0 +1,82 @@
+"""Detectors on cases made by hand, and on what the village's own answers say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.abstention.detectors import distinct, health, is_affirmation, is_loop, is_refusal, is_utf8
+from tilelli_jax.data import village
+
+
+@pytest.mark.parametrize(("answer", "refuses"), [
+    ("I don't know.", True), ("i do not know that", True), ("Well, I DON’T  KNOW", True),
+    ("I'm not sure", True),
+    ("No idea!", True), ("I can't help you", True), ("I cannot answer", True), ("I can't tell.", True),
+    ("It is unknown to me", True), ("That is unclear", True), ("We don't have that", True), ("idk lol", True),
+    ("", True), (" \n ", True), ("The Unknown Soldier", True),
+    ("Aldo lives in Elkford.", False), ("You don't know me", False), ("I know", False), ("kidknees", False),
+    ("I can't eat", False), ("nuclear", False), ("They have it", False), ("I don't.", False)])
+def test_refusals(answer: str, refuses: bool) -> None:
+    assert is_refusal(answer) == refuses
+
+
+@pytest.mark.parametrize(("answer", "affirms"), [
+    ("Yes.", True), ("yes, it is", True), ("Sure thing", True), ("Indeed", True), ("Correct: so it is", True),
+    ("\"Yes\"", True), (" YES", True), ("Well, that's true", True), ("oh\nthat’s true", True),
+    ("That is true.", True),
+    ("Yesterday", False), ("Surely not", False), ("Correction: no", False), ("No, yes", False), ("", False),
+    ("That's not true", False), ("It is sure", False)])
+def test_affirmations(answer: str, affirms: bool) -> None:
+    assert is_affirmation(answer) == affirms
+
+
+@pytest.mark.parametrize(("answer", "loops"), [
+    ("abcabcabcabcabc", True), ("abcabcabcabcab", False), ("a" * 15, True), ("a" * 14, False),
+    (" " * 30, False), ("aaaaaaa" + "bcdefgh", False), ("aaaaaaa" + "bcdefghi", True),
+    ("abcdabcdabcdabcd", False), ("the cat the dog the hen the cow the pig", True),
+    ("Aldo Alder lives in Elkford and likes plum soup.", False)])
+def test_loops(answer: str, loops: bool) -> None:
+    assert is_loop(answer) == loops
+
+
+@given(st.text("abc ", max_size=40))
+def test_loops_by_counting(answer: str) -> None:
+    text = answer.strip()
+    most = max((sum(text[j:j + 3] == text[i:i + 3] for j in range(len(text) - 2))
+                for i in range(len(text) - 2)), default=0)
+    assert is_loop(answer) == (len(text) >= 15 and most >= 5)
+
+
+def test_utf8() -> None:
+    assert all(map(is_utf8, (b"", b"abc", "née 日本 🙂".encode(), "née".encode()[:2], "🙂".encode()[:3])))
+    assert not any(map(is_utf8, (b"\xff", b"a\x80", "é".encode()[:1] + b"a", b"\xc0\x80", b"\xed\xa0\x80")))
+
+
+@given(st.text(max_size=20), st.integers(0, 60))
+def test_what_is_cut_off_stays_valid(text: str, length: int) -> None:
+    assert is_utf8(text.encode()[:length])
+
+
+def test_distinct() -> None:
+    assert distinct(["a b a b", "a b"], 1) == 2 / 6 and distinct(["a b a b", "a b"], 2) == 2 / 4
+    assert distinct(["a b", "b c"], 2) == 1 and math.isnan(distinct(["a", ""], 2))
+    assert distinct(["to be or not to be"], 2) == 4 / 5
+
+
+def test_health() -> None:
+    found = health([b"abc abc abc abc abc abc", b"\xff", b" ", b"fine words"])
+    assert found[:3] == (0.75, 0.25, 0.25)
+    assert found.distinct_1 == 4 / 9 and found.distinct_2 == 2 / 6
+    assert all(map(math.isnan, health([])))
+
+
+def test_the_villages_answers_are_what_they_are_meant_to_be() -> None:
+    assert all(map(is_refusal, village.ABSTENTIONS)) and not any(map(is_affirmation, village.ABSTENTIONS))
+    for pair in village.chat(village.world(), 2000, unanswerable=0):
+        assert not is_refusal(pair.response) and not is_loop(pair.response)
+        confirms = pair.prompt.startswith("Is it true") or pair.prompt.endswith(", right?")
+        assert is_affirmation(pair.response) == confirms
