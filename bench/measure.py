@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import statistics
 import subprocess
@@ -118,7 +119,10 @@ def torch_wait() -> None:
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """MiB resident at the peak of a fresh process that runs `module` and ends with `print_peak`."""
+    """MiB resident at the peak of a fresh process that runs `module` and ends with `print_peak`.
+
+    Or by which it grows, where it ends with `print_growth`.
+    """
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=True,
                           stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
@@ -136,8 +140,23 @@ def print_peak() -> None:
             peak += torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         print(peak / 2**20)
         return
+    print(_resident("VmHWM"))
+
+
+def print_growth(run: Contender) -> None:
+    """MiB by which this process grows at the peak of a run; the first one, which compiles, is not it."""
+    run()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system: else it would not be counted
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak begins anew
+    before = _resident("VmRSS")
+    run()
+    print(_resident("VmHWM") - before)
+
+
+def _resident(field: str) -> float:
     with open("/proc/self/status") as file:
-        print(next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM")))
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
 
 
 def machine() -> str:

@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import compile_time, decode, extraction, ladder, measure, pretrained, resampling, sae, train_step
+from bench import (
+    compile_time,
+    decode,
+    extraction,
+    ladder,
+    measure,
+    pretrained,
+    recall,
+    resampling,
+    sae,
+    train_step,
+)
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -129,3 +140,25 @@ def test_extraction_is_of_the_same_numbers() -> None:
     for name in found._fields:
         with pytest.raises(AssertionError):
             extraction.check(found, found._replace(**{name: getattr(found, name) + np.float16(0.02)}))
+
+
+@needs_torch
+def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "peak_memory", lambda *_: 1.0)  # starts a process of its own
+    monkeypatch.setattr(recall, "BATCH", 2)
+    with measure.told(tmp_path / "table.txt") as tell:
+        recall.compare(recall.QUICK, 1, tell)
+        recall.on_gpu(recall.QUICK, (1, 2), 1, tell)
+    lines = written(tmp_path / "table.txt")
+    assert [line.partition("  ")[0] for line in lines[3:6]] == [
+        "the published method", "ours, one prompt", "ours, 2 prompts at once"]
+    assert [line.partition("  ")[0] for line in lines[-2:]] == ["1 at once", "2 at once"]
+
+
+@needs_torch
+def test_recall_is_of_the_same_numbers() -> None:
+    found = recall.Features(np.ones((1, 2, 12)), np.ones((1, 10)), np.ones((1, 2)), np.ones(1))
+    recall.check(found, found)
+    for name in found._fields:
+        with pytest.raises(AssertionError):
+            recall.check(found, found._replace(**{name: getattr(found, name) + 0.01}))

@@ -69,12 +69,11 @@ def _pass(unembedding: Unembedding, rows: jax.Array, before: jax.Array | None, c
     def add(sums: _Sums, start: jax.Array | int, size: int) -> _Sums:
         z = unembedding.logits(normed, start, size, rounded=rounded)
         most = jnp.max(z, axis=1)
-        at = jnp.arange(size, dtype=jnp.int32)
-        # Plain maxima and sums: an argmax is no reduction that XLA vectorises.
-        is_best = z == most[:, None]
-        best = jnp.min(jnp.where(is_best, at, size), axis=1)
-        second = jnp.where(jnp.sum(is_best, axis=1) > 1, most,
-                           jnp.max(jnp.where(is_best, -jnp.inf, z), axis=1))
+        # Plain maxima and minima of float32 (whole to 2²⁴): an argmax is no reduction that XLA vectorises,
+        # and on a CPU those of integers are slower ones.
+        at = jnp.arange(size, dtype=jnp.float32)
+        best = jnp.min(jnp.where(z == most[:, None], at, size), axis=1)
+        second = jnp.max(jnp.where(at == best[:, None], -jnp.inf, z), axis=1)  # of equals, the most again
         top = jnp.maximum(sums.most, most)
         e = jnp.exp(z - top[:, None])
         keep = jnp.where(sums.total > 0, jnp.exp(sums.most - top), 0.0)
@@ -84,7 +83,7 @@ def _pass(unembedding: Unembedding, rows: jax.Array, before: jax.Array | None, c
         return _Sums(
             top, sums.total * keep + jnp.sum(e, axis=1), sums.weighted * keep + jnp.sum(e * z, axis=1),
             crossed,
-            jnp.where(most > sums.most, best + start, sums.best),
+            jnp.where(most > sums.most, best.astype(jnp.int32) + start, sums.best),
             jnp.maximum(jnp.minimum(sums.most, most), jnp.where(most >= sums.most, second, sums.next)))
 
     sums = _Sums(low, zero, zero, zero, jnp.zeros(n, jnp.int32), low)
