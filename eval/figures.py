@@ -134,8 +134,8 @@ def effects(found: Mapping[str, Interval], title: str = "", unit: str = "nats") 
 
 
 def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None = None, title: str = "",
-             unit: str = "nats") -> Figure:
-    """A number of each layer, one line for each name.
+             unit: str = "nats", line: float | None = None) -> Figure:
+    """A number of each layer, one line for each name, and a level to hold them against.
 
     Args:
         band: the first and the last of the layers that are shaded.
@@ -147,6 +147,8 @@ def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None 
         shape = look(n)
         axes.plot(range(len(values)), values, color=shape.colour, linestyle=shape.dash, marker=shape.mark,
                   markersize=4, label=name)
+    if line is not None:
+        axes.axhline(line, color="0.6", linestyle=":", linewidth=1)
     axes.set(xlabel="layer", ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     return _finished(figure, axes, title)

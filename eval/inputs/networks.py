@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +28,9 @@ class NetworkConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.path) == bool(self.train):
-            raise InputError("path: expected the directory of a network, or train, how to make one; "
-                             "one of them")
+            raise InputError("path: expected a network's directory, or train, how to make one; found " + (
+                f"path '{self.path}' and train '{self.train}' (an empty train= takes that away)"
+                if self.path else "neither"))
 
 
 class TrainingStopped(Exception):
@@ -57,8 +60,11 @@ def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
     Raises:
         TrainingStopped: it has not come to its end.
     """
-    status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
     directory = RunDirectory(run)
+    if directory.summary.is_file():
+        return directory.model
+    with contextlib.redirect_stdout(sys.stderr):  # the study's own output is its results
+        status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
     if status or not directory.summary.is_file():
         raise TrainingStopped(status)
     return directory.model

@@ -53,6 +53,7 @@ STYLE = """
   grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)) }
 .figures figure { margin: 0 } .figures img { width: 100%; background: white }
 .figures figcaption { text-align: center }
+.told { overflow-x: auto }
 .told table { font-variant-numeric: tabular-nums } .told td, .told th { white-space: nowrap }
 """
 
@@ -435,8 +436,9 @@ def _forming(knower: Knower, told: Told) -> list[list[str]]:
     """The likeliest next symbol in the lens, at four depths."""
     best = told.read.crystallisation.best
     layers = [max(0, int(depth * len(best)) - 1) for depth in DEPTHS]
+    shown = {layer: depth for depth, layer in zip(DEPTHS, layers, strict=True)}  # of few layers, each once
     return [[f"{depth:.0%}", str(layer), repr(knower.language.tokenizer.decode([int(best[layer])]))]
-            for depth, layer in zip(DEPTHS, layers, strict=True)]
+            for layer, depth in shown.items()]
 
 
 def _spoken(spoken: thoughts.Spoken, golds: Sequence[str]) -> str:

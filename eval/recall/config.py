@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from eval.inputs.networks import NetworkConfig
@@ -34,7 +35,9 @@ class QuestionsConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sources or len(set(self.sources)) != len(self.sources):
-            raise InputError("sources: expected different ones, one at least")
+            raise InputError(f"sources: expected different ones, one at least, found {list(self.sources)}")
+        if self.facts_people % facts.NAMES:
+            raise InputError(f"facts_people: expected a multiple of {facts.NAMES}, found {self.facts_people}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +122,13 @@ class FitConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise InputError("seeds: expected different whole numbers from 0, one at least")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise InputError("strengths: expected numbers above 0, one at least")
+        if (not self.seeds or len(set(self.seeds)) != len(self.seeds)
+                or not all(0 <= seed < 2**32 for seed in self.seeds)):
+            raise InputError("seeds: expected different whole numbers from 0 to 2³² − 1, one at least, found "
+                             f"{list(self.seeds)}")
+        if not self.strengths or not all(0 < strength < math.inf for strength in self.strengths):
+            raise InputError("strengths: expected finite numbers above 0, one at least, found "
+                             f"{list(self.strengths)}")
 
 
 @dataclasses.dataclass(frozen=True)

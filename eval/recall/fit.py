@@ -31,6 +31,7 @@ from eval.recall import controls
 from eval.recall.config import FitConfig
 from eval.recall.scores import Methods, Scores
 from eval.recall.table import Table
+from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 from tilelli_jax.training.sidecar import Examples, learn, logits_of
@@ -67,8 +68,11 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
     runs = []
     for seed in options.seeds:
         tell(f"{SIDECAR}, seed {seed}")
-        learned = learn(_examples(table, train), _examples(table, validate), auroc, options.sidecar,
-                        names=BY_LAYER, names_whole=OVERALL, seed=seed)
+        try:
+            learned = learn(_examples(table, train), _examples(table, validate), auroc, options.sidecar,
+                            names=BY_LAYER, names_whole=OVERALL, seed=seed)
+        except ValueError as error:
+            raise InputError(f"fit.sidecar: {error}") from None
         sidecars.append(learned.sidecar)
         runs.append({"seed": seed, "epoch": learned.best, "validation": learned.scores[learned.best - 1]})
     methods[SIDECAR] = Method(np.stack([logits_of(sidecar, table.by_layer, table.overall)

@@ -98,6 +98,9 @@ def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path
     check_features(found, sidecar)
     judge = verdicts.read(Path(sidecar))
     language = open_language(model, tokenizer, compute or ComputeConfig(dtype=judge.dtype), mesh)
+    if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat is None and prompt is None:
+        raise InputError(f"{sidecar}: has no {verdicts.FILE}, so that questions are put as a chat, and the "
+                         f"tokenizer of {model} has no chat_template")
     if judge.network and not any_network:
         layers = language.model.config.n_layers
         if layers != judge.network["n_layers"]:

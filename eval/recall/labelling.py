@@ -26,13 +26,18 @@ def labelled(asked: Sequence[Question], spoken: Sequence[str], match: Rule, opti
     known = np.array([is_match(one, question.answers, match)
                       for one, question in zip(spoken, asked, strict=True)], np.int64)
     datasets = [question.dataset for question in asked]
-    group = splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
+    group = groups(asked)
     return {"id": [q.id for q in asked], "dataset": datasets, "question": [q.text for q in asked],
             "group": group, "popularity": [q.popularity for q in asked], "answer": spoken,
             "answers": [json.dumps(q.answers, ensure_ascii=False) for q in asked],
             "entity": [q.entity for q in asked], "known": known,
             "refused": [is_refusal(one) and not right for one, right in zip(spoken, known, strict=True)],
             "part": parts(group, datasets, known, options)}
+
+
+def groups(asked: Sequence[Question]) -> np.ndarray:
+    """What belongs together, `[questions]`: equal questions, equal ids, one entity."""
+    return splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
 
 
 def parts(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options: PartsConfig) -> np.ndarray:

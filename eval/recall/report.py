@@ -124,10 +124,12 @@ def verdicts(found: Tree) -> list[str]:
     for one in found["comparisons"]:
         if one["against"] in ("negative entropy", "words", "layer probe", "globals"):
             change = Interval.from_tree(one["difference"])
+            below = Interval.from_tree(found["methods"][one["against"]]["auroc"]).high < 0.5
             texts.append(f"Against {_of(one['against'])}: {told(change, sign=True)}, corrected p "
                          f"{told_p(one['p_holm'])}: " + (
                              "no difference that is sure." if not is_sure(one["p_holm"], groups) else
-                             "the sidecar is better." if change.point > 0 else "the sidecar is worse."))
+                             "the sidecar is better." if change.point > 0 else "the sidecar is worse.")
+                         + (" (That one is worse than chance itself.)" if below else ""))
     texts.append(f"Its probabilities err by {told(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins); "
                  f"chance alone would make {sidecar['ece_of_calibrated']:.3f} of true ones.")
     for name, there in found["cross"].items():
@@ -197,13 +199,19 @@ def _verdicts(report: Report, found: Tree) -> None:
     aim, at = found["config"]["verdict"], found["thresholds"]
     promised = (f"is promised for new questions of the same kind with {aim['confidence']:.0%} confidence"
                 if aim["guarantee"] else "was reached on the questions to calibrate on: no promise")
-    fitted, silent = found["fit"], [name for name in ("green", "red") if at[name] is None]
+    fitted, silent = found["fit"], [word for name, word in (("green", WORDS[0]), ("red", WORDS[2]))
+                                    if at[name] is None]
+    if len(silent) == 2:
+        report.paragraph(f"No word is said: with {_calibrated(found)}, one of each group heard, a precision "
+                         f"of {aim['precision']:.0%} cannot be promised with {aim['confidence']:.0%} "
+                         "confidence." if aim["guarantee"] else "No word is said: no threshold reaches a "
+                         f"precision of {aim['precision']:.0%} on {_calibrated(found)}.")
+        return
     report.paragraph(f"The kept sidecar (seed {fitted['seeds'][fitted['run']]}) says one of three words: "
                      + ", ".join(f"{word} P(knows) {at[name]:.3f}" for name, word in (
                          ("green", "the first from"), ("red", "the last below")) if at[name] is not None)
                      + f". A precision of {aim['precision']:.0%} {promised}." + (
-                         f" No threshold on the side of {' and '.join(silent)} does that: the word is never "
-                         "said." if silent else ""))
+                         f" None does that for '{silent[0]}', which is never said." if silent else ""))
     report.table(of_words(found))
 
 
@@ -247,10 +255,10 @@ def _depth(report: Report, found: Tree, strengths: Sequence[float]) -> None:
     low, high = band(len(entropy["known"]))
     report.figure("entropy", figures.by_depth(entropy, (low, high), unit="entropy of the next symbol, nats"),
                   "What the logit lens says at the last position of the prompt, layer by layer: mean entropy "
-                  "over the held-out questions. Shaded: the middle of the depth, where writes are told of.")
+                  f"over the held-out questions. Shaded: layers {low} to {high}, where writes are told of.")
     if probe := found["fit"]["methods"].get("layer probe"):
         report.figure("layer-probe", figures.by_depth({"layer probe": probe["by_layer"]},
-                                                      unit="AUROC on validate"),
+                                                      unit="AUROC on validate", line=0.5),
                       f"Logistic probes of the stream at each layer, the best of C in {list(strengths)}.")
 
 

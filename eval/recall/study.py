@@ -18,10 +18,9 @@ import numpy as np
 from eval.calibration import calibrator_from_dict
 from eval.inputs import networks
 from eval.inputs.shards import Shards, fill
-from eval.recall import evaluate, fit, questions, scores, table, verdicts
+from eval.recall import evaluate, fit, labelling, questions, scores, table, verdicts
 from eval.recall.answering import answer, said
 from eval.recall.config import RecallConfig
-from eval.recall.labelling import labelled
 from eval.recall.prompting import Prompter
 from eval.recall.scores import Methods, Scope
 from eval.recall.table import QUESTIONS, Table
@@ -37,6 +36,7 @@ from tilelli_jax.signals.prompts import Prompt, Reader
 from tilelli_jax.signals.robustness import Robustness
 from tilelli_jax.training.experiment import ExperimentConfig
 
+LEAST_GROUPS = 8
 SIDECAR = "sidecar"  # of a stage: the directory of the run that is best on validate
 
 
@@ -61,7 +61,10 @@ class Study:
                 or the output directory cannot be written.
         """
         networks.check(self.config.network)
-        self.questions  # noqa: B018 (refused here if they are bad)
+        groups = len(set(labelling.groups(self.questions).tolist()))
+        if groups < LEAST_GROUPS and self.config.parts.by == "group":
+            raise InputError(f"questions.sources: expected {LEAST_GROUPS} groups at least (equal questions, "
+                             f"equal ids, one entity), found {groups}")
         if self.config.network.train and "facts" in self.config.questions.sources:
             self._check_world()
         try:
@@ -169,6 +172,7 @@ class Study:
     def keep_sidecar(self) -> Path:
         """`out/sidecar`: the sidecar that is best on validate, with all that `--predict` needs."""
         made, path = read_result(self.fitted), self.out / SIDECAR
+        (path / verdicts.FILE).unlink(missing_ok=True)  # no thresholds beside another's weights
         store.save(store.load(self.fitted / f"{SIDECAR}-{made['seeds'][made['run']]}"), path)
         verdicts.write(path, verdicts.read(self.verdict))
         return path
@@ -217,7 +221,7 @@ class Study:
         answers, signals, tokenizer = Shards(self.answers), Shards(self.signals), self.language.tokenizer
         each = np.split(answers.joined("symbols"), np.cumsum(answers.joined("lengths"))[:-1])
         spoken = [said(tokenizer.decode(ids.tolist())) for ids in each]
-        columns = labelled(self.questions, spoken, self.config.answers.match, self.config.parts)
+        columns = labelling.labelled(self.questions, spoken, self.config.answers.match, self.config.parts)
         write_columns(path / QUESTIONS, {
             **columns, "symbols": signals.joined("symbols"),
             "strongest_write_layer": signals.joined("strongest_layer"),

@@ -100,8 +100,10 @@ def read(path: Path) -> Judge:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         return from_dict(tree, str(file))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: cannot be read: {type(error).__name__}: {error}") from None
+    except KeyError as error:
+        raise InputError(f"{file}: {error.args[0]}: expected it, found nothing") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "") -> Judge:

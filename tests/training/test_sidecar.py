@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -106,6 +108,8 @@ def test_what_cannot_be_learned_from() -> None:
     train, validate = examples(40, 0), examples(40, 1)
     with pytest.raises(ValueError, match="validate: expected known and unknown questions, found one kind"):
         learn(train, validate._replace(known=np.ones(40, int)), auroc, SMALL)
+    with pytest.raises(ValueError, match="seed 0: after epoch 1 its logits are not finite; a smaller"):
+        learn(train, validate, auroc, dataclasses.replace(SMALL, learning_rate=1e30))
     train.features[3, 2, 1] = np.nan
     with pytest.raises(ValueError, match="train: a feature is not finite"):
         learn(train, validate, auroc, SMALL)

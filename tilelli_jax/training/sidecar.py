@@ -63,7 +63,7 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
         names, names_whole: of the features, stored with the sidecar.
 
     Raises:
-        ValueError: a part has one class only, or a feature is not finite.
+        ValueError: a part has one class only, a feature is not finite, or what is learned is not.
     """
     for name, part in (("train", train), ("validate", validate)):
         if len(np.unique(part.known)) < 2:
@@ -91,6 +91,9 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
         order = np.resize(rng.permutation(n), (steps, rows))
         params, state, logits = _epoch(graph, options, buffers, params, state, data, held, order, counted,
                                        jax.random.fold_in(key, number))
+        if not np.isfinite(logits).all():
+            raise ValueError(f"seed {seed}: after epoch {number + 1} its logits are not finite; a smaller "
+                             "learning_rate may help")
         scores.append(score(validate.known, np.asarray(logits, np.float64)))
         if number == int(np.argmax(scores)):
             best = params

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from eval.inputs.networks import NetworkConfig
 from eval.recall import evaluate, labelling, report, scores, verdicts
-from eval.recall.config import PartsConfig, RecallConfig, VerdictConfig
+from eval.recall.config import FitConfig, PartsConfig, QuestionsConfig, RecallConfig, VerdictConfig
 from eval.recall.questions import Question
 from eval.recall.scores import Methods, Scores
 from eval.recall.table import Table
@@ -151,8 +151,9 @@ def test_labels_tell_refusals_apart() -> None:
 def test_sentences_say_no_more_than_numbers(point: float, low: float, high: float, groups: int,
                                             expected: str) -> None:
     interval = {"point": point, "low": low, "high": high}
-    found = {"groups": groups, "methods": {"sidecar": {"auroc": interval, "runs": [point], "ece": interval,
-                                                       "ece_of_calibrated": 0.03}},
+    found = {"groups": groups,
+             "methods": {"sidecar": {"auroc": interval, "runs": [point], "ece": interval,
+                                     "ece_of_calibrated": 0.03}, "negative entropy": {"auroc": interval}},
              "comparisons": [{"against": "negative entropy", "difference": interval, "p_holm": 0.01}],
              "cross": {"a → b": {"questions": 9, "groups": 9, "methods": {}}},
              "fit": {"left_out": {"c": "few"}}}
@@ -161,3 +162,23 @@ def test_sentences_say_no_more_than_numbers(point: float, low: float, high: floa
     assert ("nothing here is sure" in texts) == (groups < 20)
     assert ("the sidecar is better" in texts) == (groups >= 20)
     assert "Nothing was learned from c alone: few." in texts
+    assert ("worse than chance itself" in texts) == (high < 0.5)
+
+
+def test_settings_that_cannot_be() -> None:
+    for bad, message in (({"strengths": (float("nan"),)}, "strengths: expected finite numbers above 0"),
+                         ({"strengths": (float("inf"),)}, r"found \[inf\]"), ({"seeds": ()}, r"found \[\]"),
+                         ({"seeds": (2**32,)}, "seeds: expected different whole numbers from 0 to"),
+                         ({"seeds": (1, 1)}, r"found \[1, 1\]")):
+        with pytest.raises(InputError, match=message):
+            FitConfig(**bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="facts_people: expected a multiple of 60, found 70"):
+        QuestionsConfig(sources=("facts",), facts_people=70)
+    with pytest.raises(InputError, match="found path 'x' and train 'y'"):
+        NetworkConfig(path="x", train="y")
+
+
+def test_a_judge_of_another_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text('{"calibrator": {"kind": "platt", "slope": 1, "level": 0}}')
+    with pytest.raises(InputError, match=r"verdict.json: green: expected it, found nothing"):
+        verdicts.read(tmp_path)

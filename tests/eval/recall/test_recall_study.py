@@ -287,7 +287,14 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
         place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
     assert_one_line(refused("--config", config), "expected the directory of a network, found nothing")
     assert not (tmp_path / "c").exists()
-    # Questions of which all are known.
+    # Questions that are all of one group, and of which all are unknown.
+    rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(50)]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = write(tmp_path / "e.yaml", options(place, tmp_path / "e", questions={
+        "sources": [str(tmp_path / "one.jsonl")], "items": 50}))
+    said = refused("--config", config)
+    assert "questions.sources: expected 8 groups at least" in said and said.rstrip().endswith("found 1")
+    assert not (tmp_path / "e").exists()
     rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing"} for i in range(50)]
     (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "d.yaml", options(place, tmp_path / "d", questions={
