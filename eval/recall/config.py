@@ -155,7 +155,8 @@ class RecallConfig(Section):
     parts: PartsConfig = setting(PartsConfig(), "what is learned from")
     fit: FitConfig = setting(FitConfig(), "the estimators")
     verdict: VerdictConfig = setting(VerdictConfig(), "thresholds")
-    replicates: int = setting(2000, "of the bootstrap", least=400)
+    replicates: int = setting(2000, "of the bootstrap; its least p is 2 / (replicates + 1), before "
+                              "correction", least=100)
     seed: int = setting(42, "of the bootstrap", least=0, most=2**32 - 1)
     compute: ComputeConfig = setting(ComputeConfig(), "how the network is run")
     mesh: MeshConfig = setting(MeshConfig(), "the devices")

@@ -244,7 +244,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"extract": {"layers": [2]}}, "extract.layers: expected 0 to 1, found 2"),
     ({"extract": {"layers": [1], "place": "embed"}}, "extract.place: expected one of"),
     ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
-    ({"network": {}}, "network.path: expected the directory of a network, or train"),
+    ({"network": {}}, "network.path: expected a network's directory, or train"),
     ({"cascade": {"dear": 0.5}}, "cascade.dear: expected more than cheap"),
     ({"causal": {"positions": ["some"]}}, "causal.positions[0]: expected all or boundary, found text 'some'"),
     ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: cannot be read"),

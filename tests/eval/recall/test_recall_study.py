@@ -86,7 +86,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "questions": {"sources": [str(place / "questions.jsonl")], "items": N},
         "signals": {"shard_items": 100, "readings": 1, "noise": True}, "answers": {"max_new": 3},
         "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
-                "strengths": [0.1], "jobs": 1}, "replicates": 400, "parts": {"test": 0.3}} | changed
+                "strengths": [0.1], "jobs": 1}, "replicates": 100, "parts": {"test": 0.3}} | changed
 
 
 def write(path: Path, tree: dict[str, Any]) -> str:
