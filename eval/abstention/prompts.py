@@ -8,12 +8,11 @@ directory holds any number of .jsonl files; one that is called after a regime ho
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.village import REGIMES, Prompt
 from tilelli_jax.errors import InputError
 
@@ -34,7 +33,7 @@ def read(path: str | Path = BUILT_IN) -> list[Prompt]:
         raise InputError(f"{path}: expected .jsonl files of prompts, found none")
     found: dict[str, tuple[Prompt, str]] = {}
     for file in files:
-        for where, row in _rows(file):
+        for where, row in json_lines(file):
             one = _prompt(row, where, file)
             if one.prompt in found:
                 raise InputError(f"{where}: prompt: the same as in {found[one.prompt][1]}")
@@ -50,20 +49,6 @@ def read(path: str | Path = BUILT_IN) -> list[Prompt]:
 
 
 # ---------------------------------------------------------------------------------------------
-
-
-def _rows(file: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        where = f"{file}, line {number}"
-        if line.strip():
-            try:
-                yield where, json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{where}: not JSON: {error}") from None
 
 
 def _prompt(row: Any, where: str, file: Path) -> Prompt:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax.data.documents import json_lines
 from tilelli_jax.errors import InputError
 
 Row = dict[str, Any]
@@ -56,7 +57,8 @@ def read_rows(path: Path, most: int = 5000) -> list[Row]:
         else:
             text = path.read_text(encoding="utf-8-sig")
             rows = (list(_csv(path, text)) if path.suffix == ".csv" else
-                    json.loads(text) if text.lstrip().startswith("[") else list(_lines(path, text)))
+                    json.loads(text) if text.lstrip().startswith("[") else
+                    [row for _, row in json_lines(path)])
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -67,15 +69,6 @@ def read_rows(path: Path, most: int = 5000) -> list[Row]:
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
     return rows[:most]
-
-
-def _lines(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:

@@ -136,13 +136,13 @@ def _app(options: argparse.Namespace) -> int:
     if options.max_new < 1:
         raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
     try:
-        from eval.recall import app
+        from eval.recall import about, app
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "plotly", "plotly.graph_objects", "plotly.subplots"):
             raise
         raise InputError(f"--app: {error.name} is not there: pip install -e '.[app]'") from None
     # A network can be large: whatever can be refused is, before it is read.
-    study = app.find_study(options.study, options.sidecar)
+    study = about.find_study(options.study, options.sidecar)
     with app.open_door(options.host, options.port) as door:
         knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
                              any_network=options.any_network)

@@ -29,7 +29,8 @@ BASE = 500 * 10**6  # of Python, NumPy and JAX; measured: 200 MB, and 370 MB wit
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(),
                        reason="the peak of a process is read from /proc, which this system has not"),
-    pytest.mark.skipif(shutil.disk_usage("/tmp").free < NEEDED, reason="needs 8 GB of free disk")]
+    pytest.mark.skipif(shutil.disk_usage("/tmp").free < NEEDED,
+                       reason="writes networks of gigabytes, and /tmp has not 8 GB of room")]
 
 # VmHWM is of this program alone; ru_maxrss would begin with what the process that started it had.
 CHILD = """

@@ -264,7 +264,7 @@ def test_reading_that_fails_in_the_middle(failure: BaseException, arguments: lis
                                           monkeypatch: pytest.MonkeyPatch,
                                           capsys: pytest.CaptureFixture[str]) -> None:
     if arguments[1].endswith(".pt"):
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     real, asked = tensors._entry, []
 
     def entry(*given: Any) -> Tensor:
@@ -295,7 +295,7 @@ def test_reading_that_fails_in_the_middle(failure: BaseException, arguments: lis
 def test_a_disk_that_is_full(arguments: list[str], there: Path, monkeypatch: pytest.MonkeyPatch,
                              capsys: pytest.CaptureFixture[str]) -> None:
     if arguments[1].endswith(".pt"):
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 
     def put(content: Any, file: BinaryIO) -> None:
         file.write(b"half")

@@ -37,7 +37,7 @@ from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 
 needs_reference = needs(STORED)
 

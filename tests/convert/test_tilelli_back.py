@@ -29,7 +29,7 @@ from tests.convert.torch_files import (
 from tests.refusals import assert_one_line
 from tilelli_jax.models.vanilla import VanillaConfig
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 
 VANILLA = VanillaConfig(vocab_size=11, d_model=8, n_layers=2, max_seq_len=6, n_heads=2, dense_expand=2)
 OWN: dict[str, tuple[Any, dict[str, Any]]] = {

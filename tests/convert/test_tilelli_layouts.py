@@ -29,7 +29,7 @@ from tests.refusals import assert_one_line
 from tests.restated.comparison import assert_same_weights
 from tilelli_jax.store import from_arrays
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 
 REST = {"step": 29000, "val_loss": 1.0545352958142757, "git": None, "done": True, "name": "é",
         "args": {"lr": 3e-4, "betas": [0.9, 0.95]}}

@@ -33,7 +33,7 @@ from tests.convert.torch_files import (
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 NO_FILE = "no PyTorch file, or cut off"
 
 

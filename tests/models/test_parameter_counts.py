@@ -45,7 +45,7 @@ def test_shipped_configuration_has_its_published_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_restatement_has_the_same_size(name: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from convert import torch_networks
 
     with torch.device("meta"):

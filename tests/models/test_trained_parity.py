@@ -26,7 +26,7 @@ pytestmark = [needs(CHECKPOINT), needs(TEXT)]
 @pytest.fixture(scope="module")
 def atome(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The checkpoint, converted as its users convert it."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from convert.__main__ import main as convert
     out = tmp_path_factory.mktemp("atome") / "atome"
     assert convert([str(CHECKPOINT), str(out)]) == 0

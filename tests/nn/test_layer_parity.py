@@ -81,7 +81,7 @@ def series() -> np.ndarray:
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_layer_is_that_of_pytorch(case: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from convert import torch_networks
 
     layer, arrays = with_weights(LAYERS[case][0])
@@ -111,7 +111,7 @@ def test_layer_is_that_of_pytorch(case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["none", "ternary", "ternary_row", "power3_row", "lsq"])
 def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from convert import torch_networks
 
     entries, ids = 7, np.array([[3, 0, 3, 6]], np.int32)

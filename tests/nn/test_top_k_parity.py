@@ -54,7 +54,7 @@ def test_top_k_attention_is_the_loop(time: int, top_k: int, whole: bool) -> None
 @pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])
 @pytest.mark.parametrize(("time", "top_k"), [(SHORT, 4), (LONG, 16)])
 def test_gradients_are_those_of_pytorch(time: int, top_k: int, whole: bool) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from convert import torch_networks
 
     layer, x = layer_and_inputs(time, top_k, whole)

@@ -50,7 +50,7 @@ def test_a_head_on_another_model(onto: str, folder: Path, tmp_path: Path) -> Non
 
 
 def test_there_and_back_through_torch(folder: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     made, file = tmp_path / "made", tmp_path / "made.pt"
     assert main(["--head", str(folder / "with"), "--onto", str(folder / "plain"), str(made)]) == 0
     assert convert([str(made), str(file), "--to", "torch"]) == 0

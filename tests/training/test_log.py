@@ -69,7 +69,8 @@ def test_a_missing_extra_is_named(monkeypatch, config, message):
 
 def events(folder):
     """(step, tag, value) of every scalar in TensorBoard event files, and the steps they purge from."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2",
+                                    reason="tensorboardX (extra: tensorboard) is not installed")
     scalars, restarts = [], []
     for path in sorted(folder.iterdir(), key=lambda path: int(path.suffix[1:])):  # by first step
         data = path.read_bytes()
@@ -84,7 +85,7 @@ def events(folder):
 
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboardX", reason="tensorboardX (extra: tensorboard) is not installed")
     config = LogConfig(tensorboard=True)
     require_extras(config)
     log = open_log(tmp_path / "metrics.jsonl", config=config)

@@ -188,7 +188,7 @@ def test_adamw_is_optax_adamw():
 
 
 def test_adamw_is_torch_adamw():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     params = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in TOY["layer"].items()}
     theirs = torch.optim.AdamW(
         [{"params": [params["kernel"]], "weight_decay": 0.1},

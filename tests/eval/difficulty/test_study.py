@@ -21,6 +21,7 @@ from eval.difficulty.extract import Extraction
 from eval.probes import LADDER
 from eval.selective import aurc
 from eval.tables import read_columns
+from tests.eval.running import stage, write
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
@@ -63,22 +64,12 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def write(path: Path, tree: dict[str, Any]) -> str:
-    path.write_text(yaml.safe_dump(tree))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def done(place: Path) -> Path:
     """The whole study, run once."""
     out = place / "out"
     assert main(["--config", write(place / "tiny.yaml", options(place, out))]) == 0
     return out
-
-
-def stage(out: Path, name: str) -> Path:
-    found, = (out / "stages").glob(f"{name}-*")
-    return found
 
 
 def test_a_study_has_its_report(done: Path) -> None:

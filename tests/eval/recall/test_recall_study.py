@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from eval.calibration import calibrator_from_dict
@@ -24,6 +23,7 @@ from eval.recall.prompting import Prompter
 from eval.recall.scores import read
 from eval.recall.study import Study
 from eval.tables import read_columns
+from tests.eval.running import stage, write
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
@@ -89,22 +89,12 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
                 "strengths": [0.1], "jobs": 1}, "replicates": 100, "parts": {"test": 0.3}} | changed
 
 
-def write(path: Path, tree: dict[str, Any]) -> str:
-    path.write_text(yaml.safe_dump(tree))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def done(place: Path) -> Path:
     """The whole study, run once."""
     out = place / "out"
     assert main(["--config", write(place / "tiny.yaml", options(place, out))]) == 0
     return out
-
-
-def stage(out: Path, name: str) -> Path:
-    found, = (out / "stages").glob(f"{name}-*")
-    return found
 
 
 def test_a_study_has_its_report(done: Path) -> None:

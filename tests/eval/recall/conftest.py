@@ -1,0 +1,56 @@
+"""What the tests of the page share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eval.calibration import Platt
+from eval.inputs.networks import contents
+from eval.recall import verdicts
+from eval.recall.knower import Knower, Told, open_knower
+from eval.recall.verdicts import Judge
+from tests.eval.recall.small import (
+    AIM,
+    ASKED,
+    PROMPT,
+    VANILLA,
+    Place,
+    a_study,
+    sidecar_of_chance,
+)
+from tests.restated.random_weights import random_network
+from tilelli_jax import store
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A network with random weights that says letters only; thresholds between what it is asked."""
+    path = tmp_path_factory.mktemp("app")
+    arrays = random_network(VANILLA, 0)[1]
+    silent = [byte for byte in range(256) if not chr(byte).isascii() or not chr(byte).isalpha()]
+    arrays["unembed.kernel"][:, silent] = 0
+    store.save(store.from_arrays(VANILLA, arrays), path / "model")
+    sidecar = sidecar_of_chance(path / "sidecar")
+    verdicts.write(sidecar, Judge(prompt=PROMPT))
+    p = np.sort([told.p for told in open_knower(path / "model", sidecar).ask(ASKED)])
+    assert (np.diff(p) > 1e-4).all(), "questions that are told apart"
+    # Spread over (0, 1), the first below red and the last above green.
+    scores = np.log(p / (1 - p))
+    slope = float(4 / (scores[-1] - scores[0]))
+    verdicts.write(sidecar, Judge(
+        Platt(slope, -slope * float(scores.mean())), float(p[-2:].mean()), float(p[:2].mean()), AIM,
+        {"name": "tiny", "contents": contents(path / "model"), "n_layers": 5}, PROMPT))
+    a_study(path)
+    return Place(path / "model", sidecar, path)
+
+
+@pytest.fixture(scope="module")
+def knower(place: Place) -> Knower:
+    return open_knower(place.model, place.sidecar)
+
+
+@pytest.fixture(scope="module")
+def told(knower: Knower) -> list[Told]:
+    """Of ASKED, one by one."""
+    return [knower.ask([question])[0] for question in ASKED]

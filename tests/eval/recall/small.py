@@ -1,0 +1,80 @@
+"""A small network with a sidecar and the results of a study, for the tests of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.inputs.networks import NetworkConfig
+from eval.recall import evaluate, report, verdicts
+from eval.recall.config import PromptConfig, RecallConfig
+from eval.recall.scores import Methods, Scores
+from eval.recall.table import Table
+from eval.recall.verdicts import Judge
+from eval.stages import write_result
+from tests.references import STORED
+from tilelli_jax import store
+from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+
+GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
+PROMPT = PromptConfig(template="Q: {question}\nA: ", instruction="")
+VANILLA = VanillaConfig(d_model=32, n_layers=5, max_seq_len=192, n_heads=2, dense_expand=2)
+AIM = {"precision": 0.85, "guarantee": False, "confidence": 0.9}
+ASKED = ["Where does Mira Holt live?", "Who has written all of this?", "What colour is the deep sea?",
+         "How many are there, of what?"]  # of lengths for which one program is compiled
+MOST_NEW = 24
+BATCHED = 1e-4  # of P, together or one by one; measured: 1e-6
+
+
+def sidecar_of_chance(path: Path) -> Path:
+    config = SidecarConfig(d_hidden=8, features=BY_LAYER, globals=OVERALL)
+    rng = np.random.default_rng(0)
+    arrays = {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
+        0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        for name, leaf in outline(store.FAMILIES["lrd"][1], config).items()}
+    store.save(store.from_arrays(config, arrays), path)
+    return path
+
+
+class Place(NamedTuple):
+    """Where a network, its sidecar and the results of a study lie."""
+
+    model: Path
+    sidecar: Path
+    study: Path
+
+
+def a_study(out: Path) -> dict[str, Any]:
+    """results.json and the rest of a report, by the study's own functions, of made-up scores."""
+    rng = np.random.default_rng(0)
+    n = 240
+    known = rng.integers(0, 2, n)
+    part = np.array(["train", "validate", "calibrate", "test"])[np.arange(n) % 4]
+    table = Table(rng.random((n, 5, 12), np.float32), rng.random((n, 10), np.float32),
+                  rng.random((n, 5, 3), np.float32), None, None, known, rng.random(n) < 0.1, part,
+                  np.arange(n), np.array([f"question {i}" for i in range(n)]),
+                  np.array(["north", "south"])[rng.integers(0, 2, n)], rng.random(n) * 1000)
+    said: dict[str | None, Methods] = {None: {}, "north": {}, "south": {}}
+    for methods in said.values():
+        for method, signal in (("sidecar", 2.0), ("negative entropy", 1.0), ("words", 0.1)):
+            score = signal * known + rng.standard_normal((1, n))
+            methods[method] = Scores(score, 1 / (1 + np.exp(-score)))
+    judge, made = Judge(green=0.9, red=0.3, aim=AIM), out / "made"
+    for stage in ("signals", "answers", "questions", "fit", "verdict", "evaluation"):
+        (made / stage).mkdir(parents=True)
+    write_result(made / "fit", {"methods": {"sidecar": {}, "negative entropy": {}, "words": {}}, "seeds": [0],
+                                "run": 0, "calibrated_on": "calibrate"})
+    verdicts.write(made / "verdict", judge)
+    write_result(made / "evaluation", evaluate.evaluate(table, said, 0, judge, 400))
+    stand_in: Any = SimpleNamespace(
+        config=RecallConfig(network=NetworkConfig(path="tiny")), out=out,
+        **{name: made / stage for name, stage in (
+            ("signals", "signals"), ("answers", "answers"), ("build", "questions"), ("fitted", "fit"),
+            ("verdict", "verdict"), ("evaluation", "evaluation"))})
+    return report.write(stand_in, "a study of nothing", {"command": "python -m eval.recall"})
