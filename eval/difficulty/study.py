@@ -28,7 +28,6 @@ from eval.difficulty.questions import Questions
 from eval.difficulty.subject import Subject
 from eval.folds import Folds
 from eval.inputs import networks
-from eval.inputs.networks import NetworkConfig
 from eval.probes import Block, ProbeOptions
 from eval.stages import Stages, key, read_result, recipe, without, write_result
 from eval.tables import read_columns, write_columns
@@ -52,6 +51,7 @@ class Study:
         self.config, self.out, self.tell = config, out, tell
         self.stages = Stages(out / "stages", tell)
         self.mesh = make_mesh(config.mesh)
+        self.studied = networks.Studied(config.network, out)
         self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
 
     def check(self) -> None:
@@ -82,16 +82,8 @@ class Study:
         return kind(self.config, self.mesh)
 
     @functools.cached_property
-    def network_path(self) -> Path:
-        return networks.directory_of(self.config.network, self.out, "network")
-
-    @property
-    def network_name(self) -> str:
-        return networks.name_of(self.network_path)
-
-    @functools.cached_property
     def network(self) -> Any:
-        return self.subject.open(self.config.network, str(self.network_path))
+        return self.subject.open(self.config.network, str(self.studied.path))
 
     @functools.cached_property
     def extract(self) -> Path:
@@ -129,11 +121,11 @@ class Study:
         if section is None:
             return None
         items = self.table.test.tolist()
-        path = networks.directory_of(section, self.out, "dear")
-        made_of = recipe("dear", **self._asked | {"network": _of(section, path)}, items=key({"items": items}))
+        dear = networks.Studied(section, self.out, "dear")
+        made_of = recipe("dear", **self._asked | {"network": dear.contents}, items=key({"items": items}))
 
         def work(made: Path) -> None:
-            network = self.subject.open(section, str(path))
+            network = self.subject.open(section, str(dear.path))
             extract(made, self.subject, network, items, (), self.config.extract.shard_items)
         return self.stages.make("dear", made_of, work)
 
@@ -155,7 +147,7 @@ class Study:
     def _asked(self) -> dict[str, Any]:
         """What every answer of a network depends on."""
         options = self.config.extract
-        return {"network": _of(self.config.network, self.network_path), "data": self.subject.fingerprint,
+        return {"network": self.studied.contents, "data": self.subject.fingerprint,
                 "subject": without(config_lib.to_dict(self.config.data), "source"),
                 "compute": self.config.compute.dtype,
                 "place": options.place, "skip": options.skip, "dtype": options.dtype,
@@ -186,7 +178,7 @@ class Layer:
         made_of = recipe("sae", **study._asked, layer=self.layer, items=key({"items": items}),
                          source=config_lib.read_yaml(options.train))
         return self._make("sae", made_of, lambda made: autoencoder.learn(
-            made, self.config, study.subject, study.network, items, self.layer, study.network_name))
+            made, self.config, study.subject, study.network, items, self.layer, study.studied.name))
 
     @functools.cached_property
     def judged_path(self) -> Path | None:
@@ -215,7 +207,7 @@ class Layer:
 
     def faults(self, judged: Judged) -> list[str]:
         """Why no conclusion should rest on the autoencoder."""
-        return judged.faults(self.config.sae, self.study.network_name)
+        return judged.faults(self.config.sae, self.study.studied.name)
 
     @functools.cached_property
     def features(self) -> Path:
@@ -358,7 +350,3 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"also: {path / RESULTS}: cannot be read: {reason}; run that study first") from None
-
-
-def _of(section: NetworkConfig, path: Path) -> str:
-    return networks.contents(path, section.tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,21 +71,39 @@ def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
     return directory.model
 
 
-def directory_of(section: NetworkConfig, out: Path, name: str) -> Path:
-    """The directory of a network, after it has been trained if that is what its section says.
+class Studied:
+    """The network of a section, in a study's directory.
 
-    What is trained stands in `out/networks/`, in a run directory named by its configuration: it resumes and
-    tells of itself as any other run does.
+    Args:
+        out: of the study.
+        role: what it is called where it is trained.
     """
-    if section.path:
-        return Path(section.path)
-    return trained(section.train, out / "networks" / f"{name}-{key(config_lib.read_yaml(section.train))}")
 
+    def __init__(self, section: NetworkConfig, out: Path, role: str = "network") -> None:
+        self.section, self._out, self._role = section, out, role
 
-def name_of(path: Path) -> str:
-    """That of a network's directory; of a model/ in a run, the run's."""
-    path = path.resolve()
-    return path.parent.name if path.name == "model" else path.name
+    @functools.cached_property
+    def path(self) -> Path:
+        """Its directory, after it has been trained if that is what the section says.
+
+        What is trained stands in `out/networks/`, in a run directory named by its configuration: it resumes
+        and tells of itself as any other run does.
+        """
+        if self.section.path:
+            return Path(self.section.path)
+        made_by = key(config_lib.read_yaml(self.section.train))
+        return trained(self.section.train, self._out / "networks" / f"{self._role}-{made_by}")
+
+    @property
+    def name(self) -> str:
+        """That of its directory; of a model/ in a run, the run's."""
+        path = self.path.resolve()
+        return path.parent.name if path.name == "model" else path.name
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """See `contents`."""
+        return contents(self.path, self.section.tokenizer)
 
 
 def contents(path: Path, tokenizer: str = "") -> str:

@@ -70,7 +70,7 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
     sidecar = study.keep_sidecar()
     print(f"\n{table(report.summary(found))}\n")
     print("\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))
-    print(f"\nsidecar: {sidecar}, of the network {study.network_path}"
+    print(f"\nsidecar: {sidecar}, of the network {study.studied.path}"
           f"\nreport: {study.out / 'report.html'} (and report.md)")
     return 0
 

@@ -52,6 +52,7 @@ class Study:
         self.config, self.out, self.tell = config, out, tell
         self.stages = Stages(out / "stages", tell)
         self.mesh = make_mesh(config.mesh)
+        self.studied = networks.Studied(config.network, out)
 
     def check(self) -> None:
         """What can be known before anything is asked.
@@ -81,21 +82,9 @@ class Study:
         return found
 
     @functools.cached_property
-    def network_path(self) -> Path:
-        return networks.directory_of(self.config.network, self.out, "network")
-
-    @property
-    def network_name(self) -> str:
-        return networks.name_of(self.network_path)
-
-    @functools.cached_property
-    def network_contents(self) -> str:
-        return networks.contents(self.network_path, self.config.network.tokenizer)
-
-    @functools.cached_property
     def language(self) -> Language:
         section = self.config.network
-        return open_language(self.network_path, section.tokenizer, self.config.compute, self.mesh)
+        return open_language(self.studied.path, section.tokenizer, self.config.compute, self.mesh)
 
     @functools.cached_property
     def prompts(self) -> list[Prompt]:
@@ -192,7 +181,7 @@ class Study:
     def _asked(self) -> dict[str, Any]:
         """What everything that a network says depends on."""
         asked = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        return {"network": self.network_contents, "questions": asked,
+        return {"network": self.studied.contents, "questions": asked,
                 "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
@@ -262,7 +251,7 @@ class Study:
         at = verdicts.thresholds(self.table.known[rows], found, self.table.group[rows], config.verdict)
         verdicts.write(path, Judge(
             calibrator_from_dict(made["calibrator"]), at.green, at.red, config_lib.to_dict(config.verdict),
-            {"name": self.network_name, "contents": self.network_contents,
+            {"name": self.studied.name, "contents": self.studied.contents,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded,
             config.compute.dtype))
 
