@@ -133,6 +133,25 @@ def effects(found: Mapping[str, Interval], title: str = "", unit: str = "nats") 
     return _finished(figure, axes, title, legend=False)
 
 
+def tradeoff(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str,
+             mark: float | None = None, title: str = "") -> Figure:
+    """What is gained over what it costs: for each name its runs as marks, `(xs, ys)`, on scales of 0 to 1.
+
+    Args:
+        mark: an x to hold them against.
+    """
+    figure, axes = _figure()
+    for n, (name, (xs, ys)) in enumerate(found.items()):
+        shape = look(n)
+        axes.plot(xs, ys, linestyle="", marker=shape.mark, color=shape.colour, markersize=6, alpha=0.8,
+                  label=name)
+    axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
+    if mark is not None:
+        axes.axvline(mark, color="0.6", linestyle=":", linewidth=1)
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.03, 1.03))
+    return _finished(figure, axes, title)
+
+
 def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None = None, title: str = "",
              unit: str = "nats", line: float | None = None) -> Figure:
     """A number of each layer, one line for each name, and a level to hold them against.

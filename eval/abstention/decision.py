@@ -28,8 +28,11 @@ IN_DOMAIN = "in_domain"
 POINTS: dict[str, int] = {
     "max_softmax_last": -1, "max_softmax_mean": -1, "abstain_p": 1, "router_conf": -1,
     "router_entropy": 1,
-    # Nothing is published of this one; we expect a network in doubt to differ more from block to block.
-    "router_entropy_var": 1}
+    # Nothing is published of these. We expect a network in doubt to differ more from block to block and
+    # from position to position, and to settle later on what it says.
+    "router_entropy_var": 1, "lens_entropy": 1, "lens_settling": 1, "lens_margin": -1,
+    "raw_probe": 1, "sae_probe": 1}  # these are fitted to point up
+BLOCK = "router_entropy_b"  # and a block's number: as router_entropy
 
 # The rule.
 BASELINES = ("max_softmax_last", "max_softmax_mean", "abstain_p")
@@ -108,6 +111,11 @@ def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
     if IN_DOMAIN not in regimes:
         raise ValueError(f"regimes: expected {IN_DOMAIN} among them, found none")
     return Table(np.asarray(regimes), found)
+
+
+def direction(signal: str) -> int:
+    """1 or −1 as POINTS says, also of a single block; 0 for what is no signal."""
+    return POINTS["router_entropy"] if signal.startswith(BLOCK) else POINTS.get(signal, 0)
 
 
 def versus(scored: Table, unknown: Collection[str], known: Collection[str] = (IN_DOMAIN,), *,

@@ -62,6 +62,41 @@ def test_one_pair_in_a_row() -> None:
     assert not any(array.any() for array in empty[:-1])
 
 
+def test_what_is_judged_and_what_is_imitated() -> None:
+    """The whole of a pair up to the end of its answer; of pairs without an answer nothing is learned."""
+    pairs = [Pair("who", "I.", True, "line 1"), Pair("what", "hm", False, "line 2")]
+    source = lay(pairs, 40, pack=False, imitate="answerable", judge="pair")
+    found = source.gather(np.array([0, 1]))
+    for row, text in enumerate(("USER: who\nTILELLI: I.", "USER: what\nTILELLI: hm")):
+        assert bytes(found.bytes[row, :-1][found.prompt[row] > 0]).decode() == text
+        assert np.flatnonzero(found.last[row]).tolist() == [len(text) - 1]
+        assert found.prompt[row].sum() == pytest.approx(1)
+        assert found.unanswerable[row].sum() == (len(text) if row else 0)
+    assert bytes(found.bytes[0, 1:][found.response[0] == 1]) == b" I.\nUSER:" and not found.response[1].any()
+    assert source.counts.tolist() == [[9, 1, 26], [0, 1, 27]]
+    packed = lay(pairs, 60, pack=True, imitate="answerable", judge="pair")
+    assert packed.counts[:, 0].sum() == 9 and packed.gather(np.array([0])).response.sum() == 9
+
+
+def test_bare_text_is_in_no_turn(tmp_path: Path) -> None:
+    path = written(tmp_path / "bare.jsonl", [{"text": " In Gorham "}, {"text": "xq", "answerable": False}])
+    pairs = read_pairs(path)
+    source = lay(pairs, 9, pack=False)
+    found = source.gather(np.array([0, 1]))
+    assert bytes(found.bytes[0]) == b"In Gorham\0" and bytes(found.bytes[1, :2]) == b"xq"
+    assert found.prompt[0].tolist() == [np.float32(1 / 9)] * 9 and found.last.sum(1).tolist() == [1, 1]
+    assert not found.response.any() and found.unanswerable.sum(1).tolist() == [0, 2]
+    batch = next(iter(training_rows(source, batch_size=2, seed=0)))
+    assert not batch.response.any() and batch.last.sum() == pytest.approx(1)
+    with pytest.raises(InputError, match=r"line 1: takes a train.seq_len of 9, found 8"):
+        lay(pairs, 8, pack=False)
+    with pytest.raises(InputError, match=r"^chat.pack: expected false, as .*line 1 is bare text"):
+        lay(pairs, 9, pack=True)
+    both = written(tmp_path / "both.jsonl", [{"text": "a", "prompt": "b"}])
+    with pytest.raises(InputError, match=r"line 1: text: expected alone, found prompt beside it"):
+        read_pairs(both)
+
+
 def test_packed_rows() -> None:
     """Every pair once and whole, the end of one turn the beginning of the next, little left over."""
     pairs = pairs_of(200)

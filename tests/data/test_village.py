@@ -55,7 +55,7 @@ TERMS = {use: set(names.TERMS.strangers(0, use)) for use in ("train", "evaluatio
     (lambda: village.text(village.world(7, 48), split="valid"),
      "e69e62700927f371786693abca158166b12b1f24b094eccec2dfbbc23405a0dc"),
     (lambda: repr([tuple(pair) for pair in CHAT[:2000]]).encode(),
-     "d7aea5d6b4ba50299a1fda951661e7f685812d1a7f0873c1a51911b12cb6c097"),
+     "f3ab821fc2ba926d71b7964cc7756bfa906cbb2f163abb27640ecf0fbaf977ea"),
     (lambda: repr([tuple(one) for one in village.calibration(WORLD, 100, 3)]).encode(),
      "8e62c55eed2ea12f50c5cae7e71f0e0f1255b98dbbc1dddbc5716638cc763072"),
 ])
@@ -158,8 +158,8 @@ def test_answers_are_true_and_the_rest_is_declined():
     assert abs(sum(answered.values()) / len(CHAT) - 0.5) < 0.02
     assert not mentioned(" ? ".join(asked), STRANGERS["train"] | STRANGERS["evaluation"])
     assert declined.keys() == set(village.ABSTENTIONS) and len(answered) > 10
-    mismatched = len(CHAT) - sum(answered.values()) - sum(declined.values())
-    assert abs(mismatched / len(CHAT) - 0.5 / len(village.KINDS)) < 0.02
+    amiss = len(CHAT) - sum(answered.values()) - sum(declined.values())
+    assert abs(amiss / len(CHAT) - 2 * 0.5 / len(village.KINDS)) < 0.02  # mismatched and garbled
 
 
 def test_forms_do_not_tell_who_is_a_stranger():
@@ -190,6 +190,31 @@ def test_kinds_and_shares():
             ({"pairs": -1}, "pairs"), ({"kinds": []}, "kinds")):
         with pytest.raises(InputError, match=message):
             village.chat(WORLD, **{"pairs": 3, **settings})
+
+
+def test_what_is_amiss_is_the_answer_alone():
+    truths = {wording for entity in WORLD.entities for wording in wordings(entity)}
+    for kind, of_village in (("mismatched", True), ("garbled", False)):
+        for prompt, response, answerable in village.chat(WORLD, 100, unanswerable=1, kinds=[kind]):
+            stated = response.removeprefix("Yes, ")
+            assert not answerable and mentioned(prompt, BY_NAME)
+            assert any(stated.lower() == f"{truth}.".lower() for truth in truths) == of_village
+
+
+def test_bare_text_is_of_the_village_or_gibberish_and_as_long():
+    lines = village.bare(WORLD, 2000)
+    told = village.text(WORLD, 1).decode()
+    sizes = {True: [], False: []}
+    for piece, known in lines:
+        assert piece and piece == piece.strip() and (piece in told) == known
+        sizes[known].append(len(piece))
+    assert abs(len(sizes[True]) / 2000 - 0.5) < 0.03
+    means = [sum(found) / len(found) for found in sizes.values()]
+    assert abs(means[0] - means[1]) < 2
+    assert village.bare(WORLD, 5) == lines[:5] != village.bare(WORLD, 5, 1)
+    for settings in ({"lines": -1}, {"lines": 1, "unanswerable": 2}):
+        with pytest.raises(InputError, match=r"^(lines|unanswerable): expected"):
+            village.bare(WORLD, **settings)
 
 
 # --- Evaluation ------------------------------------------------------------------------------

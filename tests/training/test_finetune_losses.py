@@ -119,7 +119,7 @@ def test_packed_rows_are_read_as_one_conversation(model: Any) -> None:
         logits, _, r = look(text)
         log_p, at = logits - np.log(np.exp(logits).sum(-1, keepdims=True)), 0
         for pair in row:
-            whole, given = source.turns[pair]
+            whole, given, _ = source.turns[pair]
             nats += [-log_p[t - 1, text[t]] for t in range(at + given, at + len(whole))]
             h = (-(r * np.log(r)).sum(-1) / np.log(2))[:, at:at + given].mean()
             entropies.append(h if PAIRS[pair].answerable else 1 - h)

@@ -4,6 +4,9 @@ A row holds one pair (`pack: false`), or several after one another, the beginnin
 end of the one before (`pack: true`). Networks here have nothing that would make them forget within
 a row: in a packed one a pair is read as a later turn of the conversation before it. No pair is ever cut.
 
+A line may hold bare text in place of a pair: it stands outside of any turn, nothing of it is a response, and
+all of it is judged.
+
 Which pairs are in a row is settled once; an epoch reads each row once, in random order. As with
 windows, every process knows the whole batch and fills its own rows: a position is one integer, and the
 batch there is the same for any number of processes.
@@ -18,7 +21,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import grain
 import numpy as np
@@ -37,7 +40,8 @@ class ChatConfig(Section):
     """Pairs of a prompt and its response, to fine-tune on."""
 
     source: str = setting(
-        "", "a .jsonl file: prompt, response, and answerable where that is false, on each line")
+        "", "a .jsonl file: prompt, response, and answerable where that is false, on each line; or text "
+        "alone, which is in no turn")
     valid: str = setting("", "such a file to validate on; empty: a part of the source")
     valid_fraction: float = setting(
         0.1, "share of the source's different prompts that is kept for validation; their text decides "
@@ -45,13 +49,18 @@ class ChatConfig(Section):
     pack: bool = setting(
         False, "several pairs in a training row, each read as a later turn of those before it; "
         "otherwise one, padded. Validation always has one")
+    imitate: Literal["all", "answerable"] = setting(
+        "all", "whose responses are learned; those of the others are read, no more")
+    judge: Literal["prompt", "pair"] = setting(
+        "prompt", "over what the routers' entropy is judged, and at whose end the abstain head is: the "
+        "prompt, or prompt and response")
     shuffle_seed: int = setting(
         0, "seed of the order of training rows, and of which pairs share one", least=0, most=2**32 - 1)
     prefetch: int = setting(2, "batches read ahead of the step in progress", least=0, most=1000)
 
 
 class Pair(NamedTuple):
-    """`where` names its line in an error."""
+    """`where` names its line in an error. Bare text is a prompt without any response."""
 
     prompt: str
     response: str
@@ -65,11 +74,11 @@ class ChatBatch(NamedTuple):
 
     Attributes:
         bytes: uint8 `[rows, seq_len + 1]`, zeros in the padding.
-        response: f32, 1 where a byte of a response is predicted.
-        prompt: f32, over the positions of a prompt; they add up to 1 for each.
-        last: f32, 1 at the last position of a prompt.
+        response: f32, 1 where a byte of a response is predicted that is to be learned.
+        prompt: f32, over the positions of a prompt, or of what else is judged; they add up to 1 for each.
+        last: f32, 1 at the last of these positions.
         inside: f32, 1 at all positions but the padding.
-        unanswerable: bool, true over the prompts that have no answer.
+        unanswerable: bool, true over these positions of pairs that have no answer.
         rows: int64 `[rows]`: which row of all; −1 for none.
     """
 
@@ -121,8 +130,12 @@ def read_pairs(path: Path) -> list[Pair]:
     pairs = []
     for where, row in json_lines(path):
         if not isinstance(row, dict):
-            raise InputError(f"{where}: expected prompt and response, found {row!r:.40}")
-        prompt, response = _text(row, "prompt", where), _text(row, "response", where)
+            raise InputError(f"{where}: expected prompt and response, or text, found {row!r:.40}")
+        bare = "text" in row
+        if bare and (more := [key for key in ("prompt", "response") if key in row]):
+            raise InputError(f"{where}: text: expected alone, found {more[0]} beside it")
+        prompt = _text(row, "text" if bare else "prompt", where)
+        response = "" if bare else _text(row, "response", where)
         answerable = row.get("answerable", True)
         if not isinstance(answerable, bool):
             raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
@@ -150,17 +163,27 @@ def _text(row: dict[str, object], key: str, where: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
+class Turn(NamedTuple):
+    """The bytes of a pair; how many of them, from the first, the model is given, and how many are judged."""
+
+    text: bytes
+    given: int
+    judged: int
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatRows:
     """Pairs laid into rows of `seq_len + 1` bytes.
 
     Attributes:
-        turns: the bytes of each pair, and how many of them the model is given.
+        turns: of each pair its bytes, how many of them the model is given, and how many are judged.
+        imitated: bool `[pairs]`, whether its response is learned.
         rows: the pairs of each row, in order.
     """
 
     pairs: Sequence[Pair]
-    turns: list[tuple[bytes, int]]
+    turns: list[Turn]
+    imitated: Sequence[bool]
     rows: list[list[int]]
     seq_len: int
 
@@ -169,9 +192,9 @@ class ChatRows:
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """Of each row: predicted bytes, pairs, and positions that are not padding, `[rows, 3]`."""
-        responses = np.array([len(text) - given for text, given in self.turns])
-        lengths = np.array([len(text) - SHARED for text, _ in self.turns])
+        """Of each row: bytes that are learned, pairs, and positions that are not padding, `[rows, 3]`."""
+        responses = np.array([len(turn.text) - turn.given for turn in self.turns]) * np.array(self.imitated)
+        lengths = np.array([len(turn.text) - SHARED for turn in self.turns])
         return np.array([[responses[row].sum(), len(row), lengths[row].sum() + SHARED - 1]
                          for row in self.rows])
 
@@ -184,14 +207,14 @@ class ChatRows:
         for i, row in enumerate(rows):
             at = 0
             for pair in self.rows[row] if row >= 0 else ():
-                text, given = self.turns[pair]
-                stop, answer = at + len(text), at + given
+                text, given, judged = self.turns[pair]
+                stop, end = at + len(text), at + judged
                 found.bytes[i, at:stop] = np.frombuffer(text, np.uint8)
-                response[i, answer - 1:stop - 1] = 1
-                prompt[i, at:answer] = 1 / given
-                last[i, answer - 1] = 1
+                response[i, at + given - 1:stop - 1] = self.imitated[pair]
+                prompt[i, at:end] = 1 / judged
+                last[i, end - 1] = 1
                 inside[i, at:stop - 1] = 1
-                found.unanswerable[i, at:answer] = not self.pairs[pair].answerable
+                found.unanswerable[i, at:end] = not self.pairs[pair].answerable
                 at = stop - SHARED
         return found
 
@@ -200,26 +223,34 @@ class ChatRows:
         return [self.pairs[pair].where for row in rows if row >= 0 for pair in self.rows[row]]
 
 
-def lay(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0) -> ChatRows:
+def lay(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
+        imitate: Literal["all", "answerable"] = "all",
+        judge: Literal["prompt", "pair"] = "prompt") -> ChatRows:
     """Puts pairs into rows: one in each, or, packed, each into the fullest row that has room for it.
 
     Args:
         seed: of the order in which pairs are packed.
+        imitate, judge: see `ChatConfig`.
 
     Raises:
-        InputError: a pair is longer than a row.
+        InputError: a pair is longer than a row, or bare text is to be packed.
     """
     turns = []
     for pair in pairs:
-        given, rest = asked(pair.prompt).encode(), answered(pair.response).encode()
-        needed = len(given) + len(rest) - 1
+        bare = not pair.response
+        given = (pair.prompt if bare else asked(pair.prompt)).encode()
+        rest = b"" if bare else answered(pair.response).encode()
+        needed = max(len(given), len(given) + len(rest) - 1)
         if needed > seq_len:
             raise InputError(f"{pair.where}: takes a train.seq_len of {needed}, found {seq_len}; pairs are "
                              "not cut: leave it out, or train on longer rows")
-        turns.append((given + rest, len(given)))
+        if bare and pack:
+            raise InputError(f"chat.pack: expected false, as {pair.where} is bare text, found true")
+        turns.append(Turn(given + rest, len(given), len(given) if bare or judge == "prompt" else
+                          len(given) + len(rest) - len(STOP)))
     rows = ([[i] for i in range(len(pairs))] if not pack else
-            _packed([len(text) for text, _ in turns], seq_len + 1, np.random.default_rng(seed)))
-    return ChatRows(pairs, turns, rows, seq_len)
+            _packed([len(turn.text) for turn in turns], seq_len + 1, np.random.default_rng(seed)))
+    return ChatRows(pairs, turns, [pair.answerable or imitate == "all" for pair in pairs], rows, seq_len)
 
 
 def _packed(lengths: list[int], size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -256,7 +287,7 @@ def training_rows(source: ChatRows, *, batch_size: int, seed: int, rows: Rows | 
         responses, pairs, inside = source.counts[found].sum(axis=0)
         part = source.gather(found[chosen])
         return part._replace(
-            response=part.response / np.float32(responses), prompt=part.prompt / np.float32(pairs),
+            response=part.response / np.float32(max(responses, 1)), prompt=part.prompt / np.float32(pairs),
             last=part.last / np.float32(pairs), inside=part.inside / np.float32(inside))
     order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
     return From(read_ahead(order.batch(batch_size).map(batch), prefetch), 0)

@@ -34,6 +34,13 @@ def entropy(weights: jax.Array) -> jax.Array:
     return -jnp.sum(weights * log_weights, -1) / math.log(max(n_paths, 2))
 
 
+def divergence(before: jax.Array, weights: jax.Array) -> jax.Array:
+    """KL(before ‖ weights) in nats, f32: `[..., n_paths]` twice → `[...]`."""
+    tiny = jnp.finfo(jnp.float32).tiny
+    apart = jnp.log(jnp.maximum(before, tiny)) - jnp.log(jnp.maximum(weights, tiny))
+    return jnp.sum(before * apart, -1)
+
+
 def load_balance_loss(weights: jax.Array) -> jax.Array:
     """n·Σ_i p̄_i² − 1 with p̄ the mean weight over batch and time, averaged over blocks.
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.tap import Recorded, Tap
 from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import Crystallisation, Inner, crystallisation
 from tilelli_jax.signals.lens import CHUNK
@@ -37,7 +37,7 @@ class Read(NamedTuple):
     """
 
     crystallisation: Crystallisation
-    final: np.ndarray
+    final: Any
 
 
 class Reader:
@@ -51,27 +51,41 @@ class Reader:
         chunk: symbols of the vocabulary at a time.
         rounded: the lens in bfloat16, step by step, as the published features were made.
         mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
+        aids: further networks that `look` is given.
     """
 
     def __init__(self, model: Any, *, batch_size: int = 16, most_bytes: int = 2**31, chunk: int = CHUNK,
-                 rounded: bool = False, mesh: Mesh | None = None) -> None:
+                 rounded: bool = False, mesh: Mesh | None = None, aids: Sequence[Any] = ()) -> None:
         self.batch_size, self.most_bytes, self.chunk, self.mesh = batch_size, most_bytes, chunk, mesh
-        self.config = model.config
-        places = places_of(model)
+        self.config, self.rounded = model.config, rounded
+        self.places = places_of(model)
         self.most = most_time(model)
-        self._graph, self._params = nnx.split(model)
-        graph = self._graph
+        parts = [nnx.split(network) for network in (model, *aids)]
+        graphs, self._params = [graph for graph, _ in parts], [params for _, params in parts]
 
-        def read(params: Any, ids: jax.Array, positions: jax.Array,
-                 question: jax.Array) -> tuple[Crystallisation, jax.Array]:
-            model = nnx.merge(graph, params)
-            tap = Tap(record=tuple(place for place in places if place), positions=positions)
-            seen = model.tapped(ids, tap)[1]  # the logits are not asked for, and not computed
-            stream, write, beside, attention = places
-            inner = Inner(seen[stream], seen[write], seen[beside], seen[attention] if attention else None)
-            found = crystallisation(model.unembedding(), inner, question, chunk=chunk, rounded=rounded)
-            return found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32)
+        def read(params: Any, ids: jax.Array, positions: jax.Array, question: jax.Array) -> Any:
+            networks = [nnx.merge(graph, one) for graph, one in zip(graphs, params, strict=True)]
+            return self.look(ids, positions, question, *networks)
         self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
+
+    def look(self, ids: jax.Array, positions: jax.Array, question: jax.Array, model: Any) -> Any:
+        """What is read of a batch, traced: any tree of arrays whose first axis is the batch's.
+
+        Args:
+            ids: int32 `[batch, time]`, zeros after each prompt.
+            positions: int32 `[batch, n]`: the question's, filled up with any, and last the prompt's last.
+            question: bool `[batch, n]`: which of them are the question's.
+        """
+        tap = Tap(record=tuple(place for place in self.places if place), positions=positions)
+        seen = model.tapped(ids, tap)[1]  # the logits are not asked for, and not computed
+        return self.crystallised(model, seen, question)
+
+    def crystallised(self, model: Any, seen: Recorded, question: jax.Array) -> Read:
+        """Of what a tap recorded at the positions."""
+        stream, write, beside, attention = self.places
+        inner = Inner(seen[stream], seen[write], seen[beside], seen[attention] if attention else None)
+        found = crystallisation(model.unembedding(), inner, question, chunk=self.chunk, rounded=self.rounded)
+        return Read(found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32))
 
     def bytes_of(self, positions: int) -> int:
         """Scratch memory for one prompt with so many positions that are looked at."""
@@ -79,8 +93,9 @@ class Reader:
         rows = layers * (positions + 6)
         return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
 
-    def __call__(self, prompts: Sequence[Prompt], what: str = "reading") -> Iterator[tuple[int, Read]]:
-        """Each prompt's signals, in no order of theirs: (index, result). Shows progress in a terminal.
+    def __call__(self, prompts: Sequence[Prompt], what: str = "reading") -> Iterator[tuple[int, Any]]:
+        """Each prompt's signals, in no order of theirs: (index, what `look` gives). Shows progress in a
+        terminal.
 
         Raises:
             ValueError: a prompt is empty, longer than the network reads, or its question not inside it.
@@ -108,7 +123,7 @@ class Reader:
         devices = whole_batch(1, self.mesh)
         return max(1, rows // devices) * devices
 
-    def _batch(self, prompts: Sequence[Prompt]) -> list[Read]:
+    def _batch(self, prompts: Sequence[Prompt]) -> list[Any]:
         # One of few sizes, each of which is compiled: powers of two, or the whole.
         rows = whole_batch(min(self.batch_size, 1 << (len(prompts) - 1).bit_length()), self.mesh)
         time = padded_time(max(len(prompt.ids) for prompt in prompts), self.most)
@@ -122,9 +137,8 @@ class Reader:
             positions[row, -1] = len(prompt.ids) - 1
         given = (ids, positions, question)
         placed = given if self.mesh is None else tuple(place_rows(array, self.mesh, rows) for array in given)
-        found, final = jax.device_get(self._read(self._params, *placed))
-        return [Read(Crystallisation(*(part[row] for part in found)), final[row])
-                for row in range(len(prompts))]
+        found = jax.device_get(self._read(self._params, *placed))
+        return [jax.tree.map(lambda array, row=row: array[row], found) for row in range(len(prompts))]
 
 
 def places_of(model: Any) -> tuple[str, str, str, str]:

@@ -46,8 +46,12 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     train, section, goal = config.train, config.chat, config.finetune
     _check_network(config)
     splits = open_pairs(section)
-    learned = lay(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed)
-    held_out = lay(splits.valid, train.seq_len, pack=False)
+    learned = lay(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
+                  imitate=section.imitate, judge=section.judge)
+    held_out = lay(splits.valid, train.seq_len, pack=False, imitate=section.imitate, judge=section.judge)
+    if goal.cross_entropy and not learned.counts[:, 0].any():
+        raise InputError(f"finetune.cross_entropy: expected 0, as {section.source} has no response that is "
+                         f"to be learned, found {goal.cross_entropy:g}")
     loss, rule = chat_loss(goal), tethered(goal)
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])

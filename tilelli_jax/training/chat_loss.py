@@ -23,7 +23,7 @@ import optax
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.nn.router import entropy
+from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.training.groups import Group, cut, put, trained_of
 from tilelli_jax.training.losses import Batch, Loss
@@ -136,7 +136,4 @@ def _drift(model: Decoder, batch: Batch, routing: jax.Array) -> jax.Array:
     start_params: Any = batch["start"]
     start = network.merge(put(params, start_params))
     before = start.tapped(batch["bytes"][:, :-1].astype(jnp.int32), Tap(record=("router",)))[1]["router"]
-    before = jax.lax.stop_gradient(before)
-    tiny = jnp.finfo(jnp.float32).tiny
-    apart = jnp.log(jnp.maximum(before, tiny)) - jnp.log(jnp.maximum(routing, tiny))
-    return jnp.sum(batch["inside"] * jnp.sum(before * apart, -1).mean(0))
+    return jnp.sum(batch["inside"] * divergence(jax.lax.stop_gradient(before), routing).mean(0))

@@ -6,11 +6,11 @@
     prompts(village)                         # an evaluation in seven regimes
 """
 
-from tilelli_jax.data.village.chat import ABSTENTIONS, KINDS, SEMANTIC, Pair, chat
+from tilelli_jax.data.village.chat import ABSTENTIONS, KINDS, SEMANTIC, Pair, bare, chat
 from tilelli_jax.data.village.regimes import ANSWERABLE, EACH, REGIMES, Prompt, calibration, prompts
 from tilelli_jax.data.village.texts import PASSES, documents, text
 from tilelli_jax.data.village.world import DEFAULT, MOST, RING, World, world
 
 __all__ = ["ABSTENTIONS", "ANSWERABLE", "DEFAULT", "EACH", "KINDS", "MOST", "PASSES", "REGIMES", "RING",
-           "SEMANTIC", "Pair", "Prompt", "World", "calibration", "chat", "documents", "prompts", "text",
-           "world"]
+           "SEMANTIC", "Pair", "Prompt", "World", "bare", "calibration", "chat", "documents", "prompts",
+           "text", "world"]

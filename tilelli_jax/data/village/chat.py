@@ -20,13 +20,14 @@ from tilelli_jax.data.village.questions import (
     purpose_of,
     strangers,
 )
+from tilelli_jax.data.village.texts import documents
 from tilelli_jax.data.village.world import World, stream
 from tilelli_jax.errors import InputError
 
 ABSTENTIONS = ("I don't know.", "I don't know that.", "Sorry, I don't know.",
                "I have no idea, I don't know it.")
 SEMANTIC = ("stranger", "term", "niche", "untold")
-KINDS = (*SEMANTIC, "gibberish", "mismatched")
+KINDS = (*SEMANTIC, "gibberish", "mismatched", "garbled")
 
 
 class Pair(NamedTuple):
@@ -46,7 +47,8 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
         kinds: of those, equally likely. "stranger" asks about somebody or something that no text
             tells of, "term" has made-up jargon, "niche" a real topic far off, "untold" a familiar name
             and what is told of nobody; "gibberish" is no question. All these are declined. "mismatched"
-            is a question that could be answered, with the answer to another: only that is amiss.
+            is a question that could be answered, with the answer to another, and "garbled" one with
+            gibberish for an answer: only that is amiss.
 
     Raises:
         InputError: no such kind, none where one is needed, a share outside [0, 1], a negative number.
@@ -79,6 +81,8 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
                 prompt = about_untold(rng, world.people, "train")
             case "gibberish":
                 prompt = gibberish(rng)
+            case "garbled":
+                return Pair(answered().prompt, gibberish(rng), False)
             case _:
                 asked = answered()
                 while (answer := answered().response) == asked.response:
@@ -94,3 +98,29 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
             pass
         found.append(pair)
     return found
+
+
+def bare(world: World, lines: int, seed: int = 0, unanswerable: float = 0.5) -> list[tuple[str, bool]]:
+    """Text outside of any turn, and whether it is of the village: pieces of what is told there, or gibberish.
+
+    Both are as long as gibberish is.
+
+    Args:
+        unanswerable: chance of gibberish.
+
+    Raises:
+        InputError: a share outside [0, 1], or a negative number.
+    """
+    if not 0 <= unanswerable <= 1:
+        raise InputError(f"unanswerable: expected a share from 0 to 1, found {unanswerable}")
+    if lines < 0:
+        raise InputError(f"lines: expected at least 0, found {lines}")
+    rng = stream(9, world.seed, seed)
+    told = list(documents(world, passes=1))
+
+    def piece() -> str:
+        text, length = pick(rng, told), len(gibberish(rng))
+        start = int(rng.random() * max(1, len(text) - length))
+        return text[start:start + length].strip()
+    return [(gibberish(rng), False) if rng.random() < unanswerable else (piece(), True)
+            for _ in range(lines)]

@@ -23,6 +23,11 @@ def of_chat(pairs: Iterable[Pair]) -> bytes:
     return _lines(pair._asdict() for pair in pairs)
 
 
+def of_bare(lines: Iterable[tuple[str, bool]]) -> bytes:
+    """Text outside of any turn."""
+    return _lines({"text": text, "answerable": known} for text, known in lines)
+
+
 def of_calibration(questions: Iterable[Question]) -> bytes:
     """Likewise, all of them answerable."""
     return of_chat(Pair(asked.prompt, asked.response, True) for asked in questions)

@@ -1,0 +1,85 @@
+"""Who can say that it does not know? Variants of one network, what they signal, and what it costs them.
+
+    python -m eval.abstention --config FILE [--variants v4,v9] [--seeds 0,1] [--stage data|train|measure|all]
+                              [key=value …]
+
+A stage makes what it needs of those before it, and takes what is there: the same command again goes on
+where it stopped. `all` ends with a report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.abstention import report
+from eval.abstention.config import AbstentionConfig
+from eval.abstention.statements import answer_v9
+from eval.abstention.study import Study
+from eval.inputs.networks import TrainingStopped
+from eval.stages import BusyError, tell_on_stderr
+from tilelli_jax import config as config_lib
+from tilelli_jax.errors import InputError, command
+from tilelli_jax.tables import table
+from tilelli_jax.training.run import provenance
+
+STAGES = ("data", "train", "measure", "all")
+PROG = "python -m eval.abstention"
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    options = _options(argv)
+    given = {"variants": options.variants, "seeds": options.seeds}
+    chosen = [f"{name}=[{value}]" for name, value in given.items() if value is not None]
+    config = config_lib.load(AbstentionConfig, options.config, [*options.overrides, *chosen])
+    name = config.name or Path(options.config).stem
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study.check()
+    try:
+        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]))
+    except TrainingStopped as stopped:
+        return stopped.status
+    except BusyError as error:
+        raise InputError(str(error)) from None
+
+
+def run(study: Study, stage: str, name: str, said: str) -> int:
+    """One stage, or all of them and the report."""
+    if stage == "data":
+        print(f"data: {study.data}")
+        return 0
+    if stage != "all":
+        for seed in study.config.seeds:
+            for variant in study.variants:
+                path = (study.network if stage == "train" else study.measured)(variant, seed)
+                print(f"{variant}, seed {seed}: {path}")
+        return 0
+    made = provenance(study.config.seeds[0])
+    found = report.write(study, name, {
+        "command": said, "seeds": ", ".join(map(str, study.config.seeds)), "commit": made["git_commit"],
+        "device": made["device"], "machine": f"{platform.machine()}, {made['cpus']} cores",
+        "versions": made["versions"]})
+    print(f"\n{table(report.summary(found), right=(1, 2, 3, 4, 5))}\n")
+    print("\n".join(text.replace("**", "") for text in answer_v9(found)))
+    print(f"\nreport: {study.out / 'report.html'} (and report.md)")
+    return 0
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = config_lib.command_line(PROG, __doc__, AbstentionConfig, "training.variant.set=[train.steps=50]")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
+    parser.add_argument("--variants", metavar="V,…", help="variants=[V,…]")
+    parser.add_argument("--seeds", metavar="N,…", help="seeds=[N,…]")
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What a study of abstention is: every key of configs/abstention*.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from eval.abstention.variants import VARIANTS
+from tilelli_jax.config import Section, setting
+from tilelli_jax.data import village
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.decoder import ComputeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeConfig(Section):
+    """How networks are trained: a training configuration, and what is different here."""
+
+    train: str = setting("", "its file")
+    set: tuple[str, ...] = setting((), "keys of it with other values, as on a command line: train.steps=50")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Section):
+    """The three kinds of runs; everything else of them, the study sets itself."""
+
+    base: RecipeConfig = setting(RecipeConfig("configs/abstention-base.yaml"), "the network that reads")
+    chat: RecipeConfig = setting(RecipeConfig("configs/abstention-chat.yaml"), "v4, which learns to chat")
+    variant: RecipeConfig = setting(RecipeConfig("configs/abstention-variant.yaml"), "all that begin from v4")
+    sae: RecipeConfig = setting(RecipeConfig("configs/abstention-sae.yaml"), "the autoencoder of v4")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig(Section):
+    """What is learned from, made of the village."""
+
+    pairs: int = setting(20_000, "of a prompt and its response, for each kind of data", least=20)
+    unanswerable: float = setting(0.5, "share of them", above=0, below=1)
+    seed: int = setting(0, "of what is asked", least=0, most=2**32 - 1)
+    calibration: int = setting(200, "questions to put the threshold by, in no other use", least=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswersConfig(Section):
+    """What is generated after each prompt, greedily."""
+
+    max_new: int = setting(48, "bytes", least=1)
+    batch_size: int = setting(64, "at once", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedConfig(Section):
+    """Heads and probes that are fitted to what v4 says, and change nothing of it."""
+
+    prompts: int = setting(4000, "of the pairs that are learned from", least=40)
+    rank: int = setting(8, "directions of the low-rank head", least=1)
+    latents: int = setting(8, "latents of the autoencoder for each dimension", least=1)
+    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstentionConfig(Section):
+    """One study."""
+
+    name: str = setting("", "what the report calls it; by default that of the file")
+    out: str = setting("", "directory; by default runs/ and the name of the file")
+    variants: tuple[str, ...] = setting(tuple(VARIANTS), f"some of {', '.join(VARIANTS)}; those that they "
+                                        "begin from are made as well")
+    seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "each is a base of its own and all that begins from it")
+    given: tuple[str, ...] = setting((), "networks that are there and need no training: base=DIR, v4=DIR …; "
+                                     "the same for every seed")
+    training: TrainingConfig = setting(TrainingConfig(), "how the others are trained")
+    pairs: PairsConfig = setting(PairsConfig(), "what they learn from")
+    prompts: str = setting("", "a directory or file of evaluation prompts; empty: the built-in ones")
+    batch_size: int = setting(32, "prompts read at once", least=1)
+    answers: AnswersConfig = setting(AnswersConfig(), "what they answer")
+    fitted: FittedConfig = setting(FittedConfig(), "heads and probes on a network that stays as it is")
+    target_fpr: float = setting(0.05, "share of answerable prompts that may be declined", above=0, below=1)
+    replicates: int = setting(1000, "of the bootstrap", least=100)
+    seed: int = setting(42, "of the bootstrap", least=0, most=2**32 - 1)
+    compute: ComputeConfig = setting(ComputeConfig(), "how the networks are run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = ", ".join(VARIANTS)
+        if wrong := [name for name in self.variants if name not in VARIANTS]:
+            raise InputError(f"variants: expected some of {known}, found {wrong[0]}")
+        if not self.variants or len(set(self.variants)) != len(self.variants):
+            raise InputError(f"variants: expected different ones, one at least, of {known}")
+        if (not self.seeds or len(set(self.seeds)) != len(self.seeds)
+                or not all(0 <= seed < 2**32 for seed in self.seeds)):
+            raise InputError("seeds: expected different whole numbers from 0 to 2³² − 1, one at least, found "
+                             f"{list(self.seeds)}")
+        for entry in self.given:
+            name, equals, path = entry.partition("=")
+            if not equals or not path or name not in ("base", *VARIANTS):
+                raise InputError(f"given: expected base=DIR or a variant's name with =DIR, found {entry!r}")
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Of `given`, name → directory."""
+        return dict(entry.split("=", 1) for entry in self.given)
+
+
+VILLAGE_PEOPLE, VILLAGE_SEED = village.DEFAULT, 0  # of which the built-in prompts tell

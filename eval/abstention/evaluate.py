@@ -1,0 +1,159 @@
+"""What signals and answers of all variants and seeds come to: a tree of JSON. Nothing here asks a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.abstention.config import AbstentionConfig
+from eval.abstention.decision import (
+    BASELINES,
+    BLOCK,
+    IN_DOMAIN,
+    Table,
+    abstained,
+    by_regime,
+    calibrate,
+    cross_regime,
+    direction,
+    judge,
+    needed,
+    table,
+    versus,
+)
+from eval.abstention.variants import CHAT
+from eval.metrics import auroc
+from eval.stats import bootstrap_mean, holm
+
+Tree = dict[str, Any]
+HEAD = "abstain_p"
+# Which variants' heads are held against each other: what the study asks.
+DUELS = (("v9", "v8b"), ("v9", "v7"), ("v9", "splice"), ("splice", "v7"), ("v8b", "v7"), ("tether", "v8b"),
+         ("v9", "tether"), ("pooled", "v9"), ("low-rank", "v9"))
+SHOWN = 3  # prompts of a regime whose answers are shown
+
+
+class Measured(NamedTuple):
+    """A variant of one seed: columns `[prompts]` of evaluation and calibration, and result.json."""
+
+    prompts: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+
+def evaluate(regimes: Sequence[str], found: Mapping[str, Sequence[Measured]],
+             config: AbstentionConfig) -> Tree:
+    """All that the report tells.
+
+    Args:
+        regimes: `[prompts]`.
+        found: variant → what was measured, a seed after the other.
+    """
+    return {"seeds": list(config.seeds), "prompts": {name: list(regimes).count(name) for name in
+                                                     dict.fromkeys(regimes)},
+            "variants": {name: _variant(name, regimes, runs, found.get(CHAT), config)
+                         for name, runs in found.items()},
+            "between": _between(regimes, found, config)}
+
+
+def scores_of(runs: Sequence[Measured], regimes: Sequence[str]) -> Table:
+    """Every signal of a variant, `[seeds, prompts]`, pointing up."""
+    names = [name for name in runs[0].prompts if direction(name)]
+    return table({name: np.stack([run.prompts[name] for run in runs]) for name in names}, regimes,
+                 {name: direction(name) for name in names})
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _variant(name: str, regimes: Sequence[str], runs: Sequence[Measured],
+             start: Sequence[Measured] | None, config: AbstentionConfig) -> Tree:
+    scored = scores_of(runs, regimes)
+    replicates, seed = config.replicates, config.seed
+    cross = cross_regime(scored, replicates=replicates, seed=seed)
+    wanted = needed(scored, replicates=replicates, seed=seed)
+    each = by_regime(scored, replicates=replicates, seed=seed)
+    unknown = np.asarray(regimes) != IN_DOMAIN
+    signals = {signal: {
+        "cross": cross[signal], "needed": wanted[signal],
+        "runs": [auroc(unknown, row) for row in scored.scores[signal]],
+        "regimes": {regime: areas[signal] for regime, areas in each.items()}} for signal in scored.scores}
+    said = [run.about for run in runs]
+    same = None if start is None or name == CHAT else [
+        list(run.prompts["answer"]) == list(one.prompts["answer"])
+        for run, one in zip(runs, start, strict=True)]
+    return {
+        "signals": signals, "rule": _rule(scored, config), "abstention": _abstention(scored, runs, config),
+        "right": {regime: bootstrap_mean(_right(runs, regimes, regime).mean(axis=0), replicates=replicates,
+                                         seed=seed)
+                  for regime in dict.fromkeys(regimes) if said[0]["regimes"][regime]["right"] is not None},
+        "right_runs": _right(runs, regimes, IN_DOMAIN).mean(axis=1),
+        "regimes": {regime: {key: _mean(one["regimes"][regime][key] for one in said)
+                             for key in ("refused", "affirmed")} for regime in dict.fromkeys(regimes)},
+        "health": {key: _mean(one["health"][key] for one in said) for key in said[0]["health"]},
+        "chat_loss": [one["chat_loss"] for one in said], "same_answers": same,
+        "drift": ([float(np.mean(run.prompts["drift"])) for run in runs]
+                  if "drift" in runs[0].prompts else None),
+        "cost": said[0]["cost"] and {key: _mean(one["cost"][key] for one in said)
+                                     for key in said[0]["cost"]},
+        "examples": _examples(runs[0], regimes)}
+
+
+def _rule(scored: Table, config: AbstentionConfig) -> Tree | None:
+    """The pre-registered rule, of all signals but single blocks, and router_conf: it ranks as the entropy."""
+    baselines = [name for name in BASELINES if name in scored.scores]
+    judged = [name for name in scored.scores
+              if name not in (*baselines, "router_conf") and not name.startswith(BLOCK)]
+    if not judged or not baselines:
+        return None
+    found = judge(scored, judged, baselines, replicates=config.replicates, seed=config.seed)
+    return {"baselines": baselines, "verdicts": [one._asdict() for one in found.verdicts],
+            "duels": [one._asdict() for one in found.duels], "caution": found.caution}
+
+
+def _abstention(scored: Table, runs: Sequence[Measured], config: AbstentionConfig) -> Tree | None:
+    """How often the head abstains: at the thresholds calibrated for each seed, and above ½."""
+    if HEAD not in scored.scores:
+        return None
+    at = [calibrate(run.calibration[HEAD], config.target_fpr) for run in runs]
+    return {"target_fpr": config.target_fpr, "thresholds": [one.value for one in at],
+            "calibrated": abstained(scored, HEAD, [one.value for one in at]),
+            "half": abstained(scored, HEAD, 0.5)}
+
+
+def _between(regimes: Sequence[str], found: Mapping[str, Sequence[Measured]],
+             config: AbstentionConfig) -> list[Tree]:
+    """The heads of two variants, by their cross-regime AUROC on the same prompts and seeds."""
+    heads = {name: np.stack([run.prompts[HEAD] for run in runs]) for name, runs in found.items()
+             if HEAD in runs[0].prompts}
+    pairs = [(a, b) for a, b in DUELS if a in heads and b in heads]
+    if not pairs:
+        return []
+    scored = Table(np.asarray(regimes), heads)
+    drawn = versus(scored, scored.others, replicates=max(config.replicates, 2000), seed=config.seed)
+    raw = [drawn.p(a, b) for a, b in pairs]
+    return [{"a": a, "b": b, "difference": drawn.difference(a, b), "p": p, "p_holm": float(corrected)}
+            for (a, b), p, corrected in zip(pairs, raw, holm(raw), strict=True)]
+
+
+def _right(runs: Sequence[Measured], regimes: Sequence[str], regime: str) -> np.ndarray:
+    """Whether prompts of a regime are answered rightly, `[seeds, prompts]`."""
+    here = np.asarray(regimes) == regime
+    return np.stack([np.asarray(run.prompts["right"], float)[here] for run in runs])
+
+
+def _mean(values: Any) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
+
+
+def _examples(run: Measured, regimes: Sequence[str]) -> list[Tree]:
+    """The first prompts of every regime, and what the first seed answers."""
+    found = []
+    for regime in dict.fromkeys(regimes):
+        for i in [i for i, one in enumerate(regimes) if one == regime][:SHOWN]:
+            found.append({"regime": regime, "prompt": str(run.prompts["prompt"][i]),
+                          "answer": bytes(run.prompts["answer"][i]).decode(errors="replace").strip()})
+    return found

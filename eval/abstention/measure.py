@@ -1,0 +1,94 @@
+"""What a network shows of every prompt, and what it answers: columns of one row for each prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.abstention.config import AnswersConfig
+from eval.abstention.detectors import health, is_affirmation, is_refusal
+from tilelli_jax import decoding
+from tilelli_jax.data.chat_pairs import Pair, lay
+from tilelli_jax.data.turns import MODEL, STOP, USER, asked
+from tilelli_jax.data.village import Prompt
+from tilelli_jax.errors import InputError
+from tilelli_jax.signals.crystallisation import OVERALL
+from tilelli_jax.signals.prompts import Prompt as Read
+from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader
+from tilelli_jax.training.chat import held_out_terms
+from tilelli_jax.training.step import take_apart
+
+Columns = dict[str, np.ndarray]
+# What the logit lens says of the last position, of Recall's features.
+LENS = {"lens_entropy": "a_band_mean_entropy", "lens_settling": "a_settling_layer_norm",
+        "lens_margin": "a_max_margin"}
+HELD_OUT = 500  # pairs, at most, of which the chat loss is measured
+
+
+def turn(prompt: str) -> Read:
+    """A prompt as the user's turn, and the beginning of the model's; the question is what the user says."""
+    ids = asked(prompt).encode()
+    return Read(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
+
+
+def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
+    """Raises InputError where a prompt with its answer is longer than the window of such a network."""
+    for prompt in prompts:
+        if (needed := len(turn(prompt).ids) + max_new) > config.max_seq_len and config.positions == "learned":
+            raise InputError(f"prompts: {prompt!r:.60} takes {needed} bytes with its answer, and the network "
+                             f"reads {config.max_seq_len}; shorten it, or answers.max_new")
+
+
+def signals(found: Uncertainty) -> Columns:
+    """Every signal that the network has, `[prompts]` each, under the names of `decision.POINTS`."""
+    columns = {name: getattr(found, name) for name in (
+        "max_softmax_last", "max_softmax_mean", "router_conf", "router_entropy", "router_entropy_var",
+        "abstain_p", "drift")}
+    if found.router_entropy_block is not None:
+        columns |= {f"router_entropy_b{i}": values for i, values in enumerate(found.router_entropy_block.T)}
+    overall = found.read.crystallisation.overall
+    columns |= {name: overall[:, OVERALL.index(feature)] for name, feature in LENS.items()}
+    return {name: np.asarray(values, np.float64) for name, values in columns.items() if values is not None}
+
+
+def read(reader: UncertaintyReader, prompts: Sequence[str], what: str) -> Columns:
+    """`signals` of prompts."""
+    return signals(reader.read([turn(prompt) for prompt in prompts], what))
+
+
+def answers(model: Any, prompts: Sequence[str], options: AnswersConfig) -> list[bytes]:
+    """What is generated greedily after each prompt, to the end of the model's turn."""
+    found = decoding.generate(model, [asked(prompt) for prompt in prompts], max_new=options.max_new,
+                              temperature=0, stop=STOP, batch_size=options.batch_size)
+    return [made.data for made in found]
+
+
+def is_right(answer: bytes, expected: str | None) -> bool:
+    """Whether what a right answer has in it occurs; never where nobody can know one."""
+    return expected is not None and expected.casefold() in answer.decode(errors="replace").casefold()
+
+
+def spoken(prompts: Sequence[Prompt], said: Sequence[bytes]) -> dict[str, Any]:
+    """Health of all answers, and of every regime what share is right, refused, affirmed.
+
+    JSON. `right` is None where a regime has no right answers.
+    """
+    regimes = {}
+    for regime in dict.fromkeys(one.regime for one in prompts):
+        here = [(one, answer) for one, answer in zip(prompts, said, strict=True) if one.regime == regime]
+        texts = [answer.decode(errors="replace") for _, answer in here]
+        right = [is_right(answer, one.answer) for one, answer in here if one.answer is not None]
+        regimes[regime] = {"right": float(np.mean(right)) if right else None,
+                           "refused": float(np.mean([is_refusal(text) for text in texts])),
+                           "affirmed": float(np.mean([is_affirmation(text) for text in texts]))}
+    return {"health": health(said)._asdict(), "regimes": regimes}
+
+
+def chat_loss(model: Any, pairs: Sequence[Pair], seq_len: int, batch_size: int) -> float:
+    """Mean cross-entropy of held-out responses, nats per byte."""
+    rows = lay(pairs[:HELD_OUT], seq_len, pack=False)
+    network, params = take_apart(model)
+    return held_out_terms(network, rows, batch_size=batch_size)(params).get("cross_entropy", math.nan)

@@ -1,0 +1,273 @@
+"""What a study of abstention has found, in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval import figures
+from eval.abstention.decision import BLOCK, IN_DOMAIN
+from eval.abstention.evaluate import HEAD
+from eval.abstention.statements import (
+    COHERENT,
+    GARBLED,
+    Statement,
+    answer_v9,
+    called,
+    coherence,
+    head,
+    statements,
+)
+from eval.abstention.study import Study
+from eval.abstention.variants import CHAT, VARIANTS
+from eval.conclusions import told_p
+from eval.report import Report
+from eval.stages import read_result
+from eval.stats import Interval
+from eval.tables import as_json
+from eval.tables import write as write_tables
+from tilelli_jax import config as config_lib
+from tilelli_jax.data.village import ANSWERABLE
+from tilelli_jax.files import write_atomically
+
+RESULTS = "results.json"
+Tree = Mapping[str, Any]
+Rows = list[dict[str, Any]]
+
+
+def collect(study: Study) -> dict[str, Any]:
+    """Every stage's result, made if need be: what results.json holds."""
+    made = study.evaluation
+    fitted = {seed: read_result(study.fitted(seed)) for seed in study.config.seeds} if (
+        study.has_fitted) else {}
+    return {"config": config_lib.to_dict(study.config), "stage": made.name, "fitted": fitted,
+            **read_result(made)}
+
+
+def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes results.json, report.md, report.html, figures/ and variants.*; returns what was found.
+
+    Args:
+        how: what made it, for the last section.
+    """
+    found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
+    report = Report(f"{name}: who can say that it does not know?")
+    _opening(report, found)
+    _statements(report, found)
+    _signals(report, found)
+    _rule(report, found)
+    _answers(report, found)
+    _cost(report, found)
+    report.heading("How it was made")
+    report.points([f"{key}: `{value}`" for key, value in how.items()])
+    study.out.mkdir(parents=True, exist_ok=True)
+    report.write(study.out)
+    write_atomically(study.out / RESULTS, as_json(found))
+    write_tables(study.out / "variants", rows(found), f"{name}: variants")
+    return found
+
+
+def rows(found: Tree) -> Rows:
+    """A line for each variant: the abstention, and what became of the chat."""
+    lines = []
+    for name, one in found["variants"].items():
+        heard, gate = one["signals"].get(HEAD), one["abstention"]
+        share = coherence(found, name) if CHAT in found["variants"] else None
+        lines.append({
+            "variant": name, "what": VARIANTS[name].what,
+            "AUROC": heard and Interval.from_tree(heard["cross"]),
+            "AUROC, unknown only": heard and Interval.from_tree(heard["needed"]),
+            "gibberish declined": gate and Interval.from_tree(gate["calibrated"]["gibberish"]),
+            "false positives": gate and Interval.from_tree(gate["calibrated"][IN_DOMAIN]),
+            "right in domain": Interval.from_tree(one["right"][IN_DOMAIN]),
+            "chat": "the start" if name == CHAT else
+                    "as v4, to the bit" if one["same_answers"] and all(one["same_answers"]) else
+                    called(share),
+            "router drift": one["drift"] and float(np.mean(one["drift"])),
+            "published": VARIANTS[name].published or None})
+    return lines
+
+
+def of_signals(found: Tree, name: str, what: str = "cross") -> Rows:
+    """The signals of a variant, the best first."""
+    signals = found["variants"][name]["signals"]
+    order = sorted(signals, key=lambda signal: -signals[signal][what]["point"])
+    return [{"signal": signal, "cross-regime": Interval.from_tree(signals[signal]["cross"]),
+             "unknown against answerable": Interval.from_tree(signals[signal]["needed"]),
+             "seeds": " ".join(f"{area:.3f}" for area in signals[signal]["runs"]),
+             **{regime: area["point"] for regime, area in signals[signal]["regimes"].items()}}
+            for signal in order if not signal.startswith(BLOCK)]
+
+
+def of_blocks(found: Tree) -> Rows:
+    """The cross-regime AUROC of each block's router entropy."""
+    return [{"variant": name, **{signal.replace(BLOCK, "block "): one["signals"][signal]["cross"]["point"]
+                                 for signal in one["signals"] if signal.startswith(BLOCK)}}
+            for name, one in found["variants"].items()
+            if any(signal.startswith(BLOCK) for signal in one["signals"])]
+
+
+def of_heads(found: Tree) -> Rows:
+    """Differences of heads, by cross-regime AUROC."""
+    return [{"heads": f"{one['a']} − {one['b']}", "difference": Interval.from_tree(one["difference"]),
+             "p": told_p(one["p"]), "p, Holm": told_p(one["p_holm"])} for one in found["between"]]
+
+
+def of_verdicts(found: Tree) -> Rows:
+    """The rule, of every variant and signal: regimes won as fixed beforehand, and after correction."""
+    return [{"variant": name, "signal": one["signal"], "wins": ", ".join(one["wins"]) or "none",
+             "proven": one["proven"], "wins, corrected": ", ".join(one["wins_corrected"]) or "none",
+             "proven, corrected": one["proven_corrected"]}
+            for name, variant in found["variants"].items() if variant["rule"]
+            for one in variant["rule"]["verdicts"]]
+
+
+def of_abstention(found: Tree) -> Rows:
+    """What share of every regime is declined at the calibrated threshold."""
+    return [{"variant": name, **{regime: share["point"] for regime, share in
+                                 one["abstention"]["calibrated"].items()},
+             "above ½ in domain": one["abstention"]["half"][IN_DOMAIN]["point"],
+             "above ½, gibberish": one["abstention"]["half"]["gibberish"]["point"]}
+            for name, one in found["variants"].items() if one["abstention"]]
+
+
+def of_health(found: Tree) -> Rows:
+    """How sound what is generated is."""
+    return [{"variant": name, "chat loss, nats/byte": float(np.mean(one["chat_loss"])),
+             "valid UTF-8": one["health"]["valid_utf8"], "loops": one["health"]["loops"],
+             "distinct-1": one["health"]["distinct_1"], "distinct-2": one["health"]["distinct_2"],
+             **{f"right, {regime}": share["point"] for regime, share in one["right"].items()},
+             } for name, one in found["variants"].items()]
+
+
+def of_refusals(found: Tree, key: str) -> Rows:
+    """What share of the answers refuses or affirms, by regime."""
+    return [{"variant": name, **{regime: shares[key] for regime, shares in one["regimes"].items()}}
+            for name, one in found["variants"].items()]
+
+
+def of_costs(found: Tree) -> Rows:
+    """What every variant took, the mean over seeds."""
+    return [{"variant": name, "trained parameters": one["cost"]["trained_parameters"],
+             "of": one["cost"]["parameters"], "updates": one["cost"]["steps"],
+             "bytes": one["cost"]["tokens"], "seconds": one["cost"]["seconds"]}
+            for name, one in found["variants"].items() if one["cost"]]
+
+
+def of_statements(found: Tree) -> Rows:
+    """Published, criterion, found, and whether it is reproduced."""
+    return [{"variant": one.variant, "published": one.published, "criterion": one.criterion,
+             "found": one.found, "reproduced": _verdict(one)} for one in statements(found)]
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _verdict(one: Statement) -> str:
+    return "not to be told" if one.reproduced is None else "yes" if one.reproduced else "**no**"
+
+
+def _opening(report: Report, found: Tree) -> None:
+    seeds, asked = found["seeds"], found["prompts"]
+    report.paragraph(
+        f"{len(found['variants'])} variants, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+        f"{sum(asked.values())} prompts in {len(asked)} regimes. Intervals are of 95 % and resample prompts"
+        + (" and seeds." if len(seeds) > 1 else "; **one seed says nothing of others**."))
+    if texts := answer_v9(found):
+        report.heading("v9: the abstain head alone")
+        report.points(texts)
+    report.table(rows(found))
+    report.paragraph(
+        f"AUROC: of the abstain head, in_domain against all other regimes, as published; and of the regimes "
+        f"that nobody can answer against those that can be answered ({', '.join(ANSWERABLE)}), which is what "
+        "abstaining is for. Declined and false positives: at thresholds calibrated on other prompts. Chat: "
+        f"right answers in domain, coherent from {COHERENT:g} of v4's, garbled below {GARBLED:g}. Router "
+        "drift: KL(routing of v4 ‖ its own), nats.")
+    heads = {name: one for name, one in found["variants"].items() if HEAD in one["signals"]}
+    if heads:
+        points = {name: (one["right_runs"], one["signals"][HEAD]["runs"]) for name, one in heads.items()}
+        start = float(np.mean(found["variants"][CHAT]["right_runs"])) if CHAT in found["variants"] else None
+        report.figure("signal-and-chat", figures.tradeoff(
+            points, "right answers in domain", "AUROC of the abstain head, cross-regime", mark=start),
+            "A signal, and what it cost: every mark is a seed; the dotted line is v4 without a head")
+        report.figure("heads", figures.ladder({name: head(found, name) for name in heads}),
+                      "Cross-regime AUROC of the abstain heads")
+    if found["between"]:
+        report.table(of_heads(found))
+
+
+def _statements(report: Report, found: Tree) -> None:
+    report.heading("What was published, and what is found here")
+    report.paragraph("Criteria were fixed before the networks were trained. What is not reproduced at this "
+                     "scale, on this village, may hold at another.")
+    report.table(of_statements(found))
+
+
+def _signals(report: Report, found: Tree) -> None:
+    report.heading("Signals")
+    report.paragraph("AUROC of in_domain against each regime. in_domain, "
+                     + ", ".join(ANSWERABLE[1:]) + " can be answered: a high AUROC there is no merit.")
+    for name in found["variants"]:
+        if VARIANTS[name].kind != "fitted":
+            report.heading(f"{name}: {VARIANTS[name].what}", 3)
+            report.table(of_signals(found, name))
+    if blocks := of_blocks(found):
+        report.heading("Router entropy, block by block", 3)
+        report.table(blocks)
+    if found["fitted"]:
+        one = next(iter(found["fitted"].values()))
+        report.paragraph(f"Probes were fitted to {one['prompts']} prompts that v4 learned from: layer "
+                         f"{one['layer']}, chosen by cross-validation; the low-rank head has {one['rank']} "
+                         f"directions with {one['variance_of_rank']:.0%} of the variance; the autoencoder "
+                         f"explains {one['autoencoder'].get('explained_variance', float('nan')):.0%} (of the "
+                         "first seed).")
+
+
+def _rule(report: Report, found: Tree) -> None:
+    verdicts = of_verdicts(found)
+    if not verdicts:
+        return
+    report.heading("The pre-registered rule")
+    proven = [f"{one['signal']} of {one['variant']}" for one in verdicts if one["proven"]]
+    report.paragraph(f"Proven by it: {', '.join(proven) or 'none'}. After correction: "
+                     + (", ".join(f"{one['signal']} of {one['variant']}" for one in verdicts
+                                  if one["proven, corrected"]) or "none") + ".")
+    report.table(verdicts)
+    caution = next(one["rule"]["caution"] for one in found["variants"].values() if one["rule"])
+    report.paragraph(caution)
+
+
+def _answers(report: Report, found: Tree) -> None:
+    report.heading("Abstention")
+    report.table(of_abstention(found))
+    report.heading("What they say")
+    report.table(of_health(found))
+    report.paragraph("Refusals, by regime:")
+    report.table(of_refusals(found, "refused"))
+    report.paragraph("Affirmations, by regime:")
+    report.table(of_refusals(found, "affirmed"))
+    shown = [name for name in found["variants"] if not VARIANTS[name].generates_as_before]
+    examples = {name: found["variants"][name]["examples"] for name in shown}
+    lines = [{"regime": one["regime"], "prompt": one["prompt"],
+              **{name: examples[name][i]["answer"] for name in shown}}
+             for i, one in enumerate(examples[shown[0]])] if shown else []
+    report.heading("Answers of the first seed", 3)
+    report.table(lines)
+
+
+def _cost(report: Report, found: Tree) -> None:
+    if lines := of_costs(found):
+        report.heading("Cost")
+        report.table(lines)
+
+
+def summary(found: Tree) -> Sequence[Sequence[str]]:
+    """The table that the command ends with."""
+    def of(value: Any, digits: int = 3) -> str:
+        return "–" if value is None else f"{value.point if isinstance(value, Interval) else value:.{digits}f}"
+    return [["variant", "AUROC", "unknown only", "gibberish", "false pos.", "right", "chat"], *(
+        [one["variant"], of(one["AUROC"]), of(one["AUROC, unknown only"]), of(one["gibberish declined"], 2),
+         of(one["false positives"], 2), of(one["right in domain"], 2), one["chat"]] for one in rows(found))]
