@@ -117,7 +117,8 @@ def _dense(found: Uncertainty, n_latents: int) -> scipy.sparse.csr_array:
     """The codes as sparse rows, `[prompts, n_latents]`."""
     assert found.codes is not None
     codes: Codes = found.codes
-    rows = np.repeat(np.arange(len(codes.values)), codes.values.shape[1])
+    # Indices of 32 bits: scikit-learn takes no others.
+    rows = np.repeat(np.arange(len(codes.values), dtype=np.int32), codes.values.shape[1])
     return scipy.sparse.csr_array((np.ravel(codes.values), (rows, np.ravel(codes.latents))),
                                   shape=(len(codes.values), n_latents))
 

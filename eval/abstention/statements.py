@@ -152,7 +152,7 @@ def _head_is(name: str, published: float) -> Callable[[Tree], Statement]:
 def _gibberish_declined(name: str, published: float) -> Callable[[Tree], Statement]:
     def make(found: Tree) -> Statement:
         share = Interval.from_tree(found["variants"][name]["abstention"]["half"]["gibberish"])
-        return Statement(name, f"abstains from {published:.0%} of gibberish",
+        return Statement(name, f"abstains from {100 * published:.0f} % of gibberish",
                          "the interval of abstain_p > ½ holds it, or lies above", told(share, 2),
                          share.high >= published)
     return make

@@ -33,6 +33,8 @@ def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
                                                Order(errors, errors).risks(GRID), 0.5),
         "pareto": figures.pareto({"P1": frontier(errors, 0 * errors, scores, costs)},
                                  oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs),
+        "tradeoff": figures.tradeoff({"v7": ([0.1, 0.2], [0.7, 0.8]), "v9": ([0.9, 0.9], [0.8, 0.7])}, "right",
+                                     "AUROC", mark=0.9),
         "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 
 
@@ -46,6 +48,8 @@ def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
     assert b"<svg" in (tmp_path / "ladder.svg").read_bytes()
     ticks = [tick.get_text() for tick in found["ladder"].axes[0].get_yticklabels()]
     assert ticks == ["P1", "P2"] and found["ladder"].axes[0].get_ylim() == (1.6, -0.7)
+    marks = found["tradeoff"].axes[0].lines
+    assert [line.get_xdata().tolist() for line in marks[:2]] == [[0.1, 0.2], [0.9, 0.9]] and len(marks) == 4
     labels = [text.get_text() for text in found["risk_coverage"].axes[0].get_legend().get_texts()]
     assert labels[0] == "at random" and labels[-1] == "oracle" and labels[1].startswith("P1: ")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,36 +42,21 @@ class Read(NamedTuple):
     final: Any
 
 
-class Reader:
-    """Reads prompts with one network, and keeps what was compiled for the next call.
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What is read of a batch, traced: of two that are equal, programs are compiled once.
 
-    Args:
-        batch_size: prompts at once, at most.
-        most_bytes: of scratch memory; a batch is made smaller where it would need more (one prompt at
-            least). What is counted: inner values at the positions that are looked at, and a piece of the
-            logits; the network's own pass is not.
-        chunk: symbols of the vocabulary at a time.
-        rounded: the lens in bfloat16, step by step, as the published features were made.
-        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
-        aids: further networks that `look` is given.
+    Attributes:
+        places: see `places_of`.
+        chunk, rounded: see `Reader`.
     """
 
-    def __init__(self, model: Any, *, batch_size: int = 16, most_bytes: int = 2**31, chunk: int = CHUNK,
-                 rounded: bool = False, mesh: Mesh | None = None, aids: Sequence[Any] = ()) -> None:
-        self.batch_size, self.most_bytes, self.chunk, self.mesh = batch_size, most_bytes, chunk, mesh
-        self.config, self.rounded = model.config, rounded
-        self.places = places_of(model)
-        self.most = most_time(model)
-        parts = [nnx.split(network) for network in (model, *aids)]
-        graphs, self._params = [graph for graph, _ in parts], [params for _, params in parts]
+    places: tuple[str, str, str, str]
+    chunk: int = CHUNK
+    rounded: bool = False
 
-        def read(params: Any, ids: jax.Array, positions: jax.Array, question: jax.Array) -> Any:
-            networks = [nnx.merge(graph, one) for graph, one in zip(graphs, params, strict=True)]
-            return self.look(ids, positions, question, *networks)
-        self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
-
-    def look(self, ids: jax.Array, positions: jax.Array, question: jax.Array, model: Any) -> Any:
-        """What is read of a batch, traced: any tree of arrays whose first axis is the batch's.
+    def __call__(self, ids: jax.Array, positions: jax.Array, question: jax.Array, model: Any) -> Any:
+        """Any tree of arrays whose first axis is the batch's.
 
         Args:
             ids: int32 `[batch, time]`, zeros after each prompt.
@@ -86,6 +73,43 @@ class Reader:
         inner = Inner(seen[stream], seen[write], seen[beside], seen[attention] if attention else None)
         found = crystallisation(model.unembedding(), inner, question, chunk=self.chunk, rounded=self.rounded)
         return Read(found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(look: Look, graphs: tuple[Any, ...], mesh: Mesh | None) -> Callable[..., Any]:
+    """One program for all networks of one structure: a study asks many."""
+    def read(params: Any, ids: jax.Array, positions: jax.Array, question: jax.Array) -> Any:
+        networks = [nnx.merge(graph, one) for graph, one in zip(graphs, params, strict=True)]
+        return look(ids, positions, question, *networks)
+    return jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
+
+
+class Reader:
+    """Reads prompts with one network, and keeps what was compiled for the next call.
+
+    Args:
+        batch_size: prompts at once, at most.
+        most_bytes: of scratch memory; a batch is made smaller where it would need more (one prompt at
+            least). What is counted: inner values at the positions that are looked at, and a piece of the
+            logits; the network's own pass is not.
+        chunk: symbols of the vocabulary at a time.
+        rounded: the lens in bfloat16, step by step, as the published features were made.
+        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
+        look: what is read; by default signals A and B.
+        aids: further networks that it is given.
+        bucket: to a multiple of what lengths of questions are rounded up, and of prompts if it is more than
+            they are anyway. Each size is compiled: of many short prompts a coarse one is the faster.
+    """
+
+    def __init__(self, model: Any, *, batch_size: int = 16, most_bytes: int = 2**31, chunk: int = CHUNK,
+                 rounded: bool = False, mesh: Mesh | None = None, look: Look | None = None,
+                 aids: Sequence[Any] = (), bucket: int = QUESTION_BUCKET) -> None:
+        self.batch_size, self.most_bytes, self.chunk, self.mesh = batch_size, most_bytes, chunk, mesh
+        self.config, self.bucket, self.most = model.config, bucket, most_time(model)
+        parts = [nnx.split(network) for network in (model, *aids)]
+        self._params = [params for _, params in parts]
+        self._read = _compiled(look or Look(places_of(model), chunk, rounded),
+                               tuple(graph for graph, _ in parts), mesh)
 
     def bytes_of(self, positions: int) -> int:
         """Scratch memory for one prompt with so many positions that are looked at."""
@@ -117,7 +141,7 @@ class Reader:
 
     def _rows(self, prompts: Sequence[Prompt], candidates: Sequence[int]) -> int:
         """How many of the next prompts go together."""
-        positions = _up(max(_length(prompts[i]) for i in candidates), QUESTION_BUCKET) + 1
+        positions = _up(max(_length(prompts[i]) for i in candidates), self.bucket) + 1
         fit = max(1, self.most_bytes // self.bytes_of(positions))
         rows = self.batch_size if fit >= self.batch_size else 1 << (fit.bit_length() - 1)
         devices = whole_batch(1, self.mesh)
@@ -126,8 +150,9 @@ class Reader:
     def _batch(self, prompts: Sequence[Prompt]) -> list[Any]:
         # One of few sizes, each of which is compiled: powers of two, or the whole.
         rows = whole_batch(min(self.batch_size, 1 << (len(prompts) - 1).bit_length()), self.mesh)
-        time = padded_time(max(len(prompt.ids) for prompt in prompts), self.most)
-        width = _up(max(map(_length, prompts)), QUESTION_BUCKET)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        time = padded_time(min(_up(longest, self.bucket), self.most or sys.maxsize), self.most)
+        width = _up(max(map(_length, prompts)), self.bucket)
         ids = np.zeros((rows, time), np.int32)
         positions, question = np.zeros((rows, width + 1), np.int32), np.zeros((rows, width + 1), bool)
         for row, prompt in enumerate(prompts):

@@ -5,6 +5,7 @@ Nothing is generated. Which way each number points, `eval.abstention.decision` s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.places import check_place
-from tilelli_jax.signals.prompts import Prompt, Read, Reader
+from tilelli_jax.signals.prompts import Look, Prompt, Read, Reader, places_of
 
 
 class Uncertainty(NamedTuple):
@@ -62,46 +63,25 @@ class Uncertainty(NamedTuple):
         return None if self.abstain_logit is None else 1 / (1 + np.exp(-np.float64(self.abstain_logit)))
 
 
-class UncertaintyReader(Reader):
-    """Reads prompts with one network, and keeps what was compiled for the next call.
+BUCKET = 64  # prompts are many and short here
 
-    Args:
-        sae: an autoencoder whose codes are wanted; its configuration says of what place and layer.
-        before: a routed network from whose routing the drift is measured.
-        batch_size, chunk, mesh: see `Reader`.
 
-    Raises:
-        InputError: the networks are not of the same blocks, or the autoencoder is of no place here.
+@dataclasses.dataclass(frozen=True)
+class UncertaintyLook(Look):
+    """All that the signals need is recorded at every position.
+
+    Attributes:
+        before: whether another network's routing is at hand; `codes`: whether an autoencoder is.
     """
 
-    def __init__(self, model: Any, *, sae: TopKSAE | None = None, before: Any = None, batch_size: int = 16,
-                 chunk: int = CHUNK, mesh: Mesh | None = None) -> None:
-        if before is not None and _routing(before) != _routing(model):
-            raise InputError(f"before: expected a network routed alike, {_routing(model)}, found "
-                             f"{_routing(before)}")
-        if sae is not None:
-            check_place(model, sae.config.place, sae.config.layer)
-        self._has = before is not None, sae is not None
-        super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh,
-                         aids=[aid for aid in (before, sae) if aid is not None])
+    before: bool = False
+    codes: bool = False
 
-    def read(self, prompts: Sequence[Prompt], what: str = "reading") -> Uncertainty:
-        """All prompts in their order: every array has a leading axis `[prompts]`.
-
-        Raises:
-            ValueError: see `Reader.__call__`; or there are none.
-        """
-        if not prompts:
-            raise ValueError("prompts: expected at least one")
-        found = dict(self(prompts, what))
-        return jax.tree.map(lambda *one: np.stack(one), *(found[i] for i in range(len(prompts))))
-
-    def look(self, ids: jax.Array, positions: jax.Array, question: jax.Array, model: Any,
-             *aids: Any) -> Uncertainty:
-        """See `Reader.look`; all that the signals need is recorded at every position."""
+    def __call__(self, ids: jax.Array, positions: jax.Array, question: jax.Array, model: Any,
+                 *aids: Any) -> Uncertainty:
         others = list(aids)
-        before = others.pop(0) if self._has[0] else None
-        sae = others.pop(0) if self._has[1] else None
+        before = others.pop(0) if self.before else None
+        sae = others.pop(0) if self.codes else None
         last = positions[:, -1]
         inside = jnp.arange(ids.shape[1]) <= last[:, None]
         places = {place for place in self.places if place} | {"hidden"}
@@ -115,8 +95,6 @@ class UncertaintyReader(Reader):
         def mean(value: jax.Array) -> jax.Array:
             weights = inside / inside.sum(1, keepdims=True)
             return jnp.einsum("bt,bt...->b...", weights, value.astype(jnp.float32))
-
-        # One row after the other: a prompt's softmax is as wide as the vocabulary.
         largest = jnp.exp(jnp.max(logits, -1) - jax.nn.logsumexp(logits, -1))
         routing = seen.get("router")
         by_block = spread = drift = None
@@ -136,6 +114,41 @@ class UncertaintyReader(Reader):
             drift, at_last(seen["abstain"]) if "abstain" in seen else None,
             self.crystallised(model, inner, question), at_last(seen["hidden"]).astype(jnp.float32),
             mean(seen["hidden"]), codes)
+
+
+class UncertaintyReader(Reader):
+    """Reads prompts with one network, and keeps what was compiled for the next call.
+
+    Args:
+        sae: an autoencoder whose codes are wanted; its configuration says of what place and layer.
+        before: a routed network from whose routing the drift is measured.
+        batch_size, chunk, mesh: see `Reader`.
+
+    Raises:
+        InputError: the networks are not of the same blocks, or the autoencoder is of no place here.
+    """
+
+    def __init__(self, model: Any, *, sae: TopKSAE | None = None, before: Any = None, batch_size: int = 16,
+                 chunk: int = CHUNK, mesh: Mesh | None = None) -> None:
+        if before is not None and _routing(before) != _routing(model):
+            raise InputError(f"before: expected a network routed alike, {_routing(model)}, found "
+                             f"{_routing(before)}")
+        if sae is not None:
+            check_place(model, sae.config.place, sae.config.layer)
+        look = UncertaintyLook(places_of(model), chunk, before=before is not None, codes=sae is not None)
+        super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh, bucket=BUCKET, look=look,
+                         aids=[aid for aid in (before, sae) if aid is not None])
+
+    def read(self, prompts: Sequence[Prompt], what: str = "reading") -> Uncertainty:
+        """All prompts in their order: every array has a leading axis `[prompts]`.
+
+        Raises:
+            ValueError: see `Reader.__call__`; or there are none.
+        """
+        if not prompts:
+            raise ValueError("prompts: expected at least one")
+        found = dict(self(prompts, what))
+        return jax.tree.map(lambda *one: np.stack(one), *(found[i] for i in range(len(prompts))))
 
 
 def _routing(model: Any) -> tuple[int, int] | None:

@@ -121,17 +121,13 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
     chosen = None if mesh is None else local_rows(mesh, batch_size)
     batches = validation_rows(rows, batch_size=batch_size, rows=chosen, most=most)
 
-    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
-    def totals(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        found, _ = terms_of(network.merge(params), batch)
-        found.pop("router_entropy", None)
-        return found | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
+    totals = _totals(network.graph, mesh)
 
     def measure(params: Any) -> dict[str, float]:
         sums = []
         for batch in batches:
             arrays = {name: array for name, array in batch._asdict().items() if name != "rows"}
-            sums.append(totals(params, arrays if mesh is None else {
+            sums.append(totals(network.buffers, params, arrays if mesh is None else {
                 name: place_rows(array, mesh, batch_size) for name, array in arrays.items()}))
         found = {name: math.fsum(float(one[name]) for one in jax.device_get(sums)) for name in sums[0]}
         counts = {name: found.pop(name) for name in ("bytes", "pairs", "known", "unknown")}
@@ -140,6 +136,17 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
         return {name: value / count for name, value in found.items()
                 if (count := counts[of.get(name, "pairs")])}
     return measure
+
+
+@functools.lru_cache(maxsize=16)
+def _totals(graph: Any, mesh: Mesh | None) -> Callable[..., dict[str, jax.Array]]:
+    """The sums over a batch: one program for all networks of one structure."""
+    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
+    def totals(buffers: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        found, _ = terms_of(Network(graph, buffers).merge(params), batch)
+        found.pop("router_entropy", None)
+        return found | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
+    return totals
 
 
 def of_start(config: ExperimentConfig, run: RunDirectory) -> ExperimentConfig:

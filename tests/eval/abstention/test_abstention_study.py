@@ -1,0 +1,286 @@
+"""The study as its users run it, on tiny networks: what each variant changes, interrupted, taken up again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.abstention.__main__ import main
+from eval.abstention.config import AbstentionConfig
+from eval.abstention.evaluate import HEAD
+from eval.abstention.study import CALIBRATION, PROMPTS, Study
+from eval.abstention.variants import VARIANTS, needed
+from eval.tables import read_columns
+from tests.eval.running import write
+from tests.refusals import assert_one_line
+from tests.restated.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax import store
+from tilelli_jax.data import village
+from tilelli_jax.data.village import files
+from tilelli_jax.models import RoutedConfig, VanillaConfig
+from tilelli_jax.models.arrays import to_arrays
+
+ROOT = Path(__file__).parents[3]
+SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}
+SEEDS = (0, 1)
+# What each variant may change, by the names of the parameters.
+CHANGES = {"v4": r".*", "v5": r"blocks\.\d+\.router\..*", "v6": r"blocks\.\d+\.router\..*",
+           "v7": r"blocks\.\d+\.router\..*|abstain\..*", "v8a": r"blocks\.\d+\.router\..*|abstain\..*",
+           "v8b": r"blocks\.\d+\.router\..*|abstain\..*", "tether": r"blocks\.\d+\.router\..*|abstain\..*",
+           "splice": r"abstain\..*", "v9": r"abstain\..*"}
+
+
+def recipe(name: str, **settings: Any) -> dict[str, Any]:
+    short = {"steps": 2, "batch_size": 8, "eval_every": 2, "eval_bytes": 1000,
+             "checkpoint_every": 1} | settings
+    return {"train": str(ROOT / f"configs/abstention-{name}.yaml"),
+            "set": [f"train.{key}={value}" for key, value in short.items()]}
+
+
+def options(out: Path, **changed: Any) -> dict[str, Any]:
+    base = recipe("base", seq_len=128)
+    base["set"] += [f"model.{key}={value}" for key, value in SHAPE.items()]
+    # Without attention, which takes longest to compile.
+    base["set"] += ["model.pathways=[local,dense]", "data.village_passes=1", "data.village_people=48"]
+    sae = recipe("sae", batch_size=32, eval_batch_size=32)
+    sae["set"] += ["model.k=4"]
+    return {"out": str(out), "seeds": list(SEEDS),
+            "training": {"base": base, "chat": recipe("chat"), "variant": recipe("variant"), "sae": sae},
+            "pairs": {"pairs": 120, "calibration": 20}, "prompts": str(out.parent / "prompts.jsonl"),
+            "answers": {"max_new": 4}, "fitted": {"prompts": 40, "rank": 2, "latents": 2, "jobs": 1},
+            "replicates": 100} | changed
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("abstention")
+    made = files.of_regimes(village.prompts(village.world(0, 48), 4))
+    (path / "prompts.jsonl").write_bytes(b"".join(made.values()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """The study as a process of its own, on one device: for eight, it takes longer to compile."""
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-m", "eval.abstention", *arguments], cwd=ROOT, text=True,
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return start
+
+
+@pytest.fixture(scope="module")
+def done(place: Path, run: Callable[..., subprocess.Popen[str]]) -> Path:
+    """All variants of one seed: stopped by Ctrl-C while v4 learns, and taken up again."""
+    out, config = place / "out", write(place / "tiny.yaml", options(place / "out", seeds=[0]))
+    stopped = run("--config", config)
+    while stopped.poll() is None and not list(out.glob("networks/v4-0-*/metrics.jsonl")):
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGINT)
+    stopped.communicate()
+    assert stopped.returncode == 130 and not (out / "report.md").exists()
+    again = run("--config", config)
+    _, told = again.communicate()
+    assert again.returncode == 0, told
+    return out
+
+
+@pytest.fixture(scope="module")
+def several(place: Path, done: Path, run: Callable[..., subprocess.Popen[str]]) -> dict[str, Any]:
+    """Another seed of two variants beside it: results.json of both."""
+    config = write(place / "several.yaml", options(done, variants=["v9", "v8b"]))
+    kept = {path: path.read_bytes() for path in done.iterdir() if path.is_file()}
+    more = run("--config", config, "--seeds", "0,1")
+    _, told = more.communicate()
+    assert more.returncode == 0, told
+    assert "v4-0: as it is in" in told  # what is there is not made again
+    found = json.loads((done / "results.json").read_text())
+    for path, content in kept.items():
+        path.write_bytes(content)
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(place: Path, done: Path) -> Study:
+    return Study(config_lib.load(AbstentionConfig, place / "tiny.yaml"), done)
+
+
+def arrays(study: Study, name: str, seed: int) -> dict[str, np.ndarray]:
+    return to_arrays(store.load(study.network(name, seed)))
+
+
+def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
+    """Parameters that are not the same to the bit; those that are new among them, if they are not zero."""
+    assert before.keys() <= after.keys()
+    return {name for name, array in after.items()
+            if not np.array_equal(array, before.get(name, np.zeros_like(array)))}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_variant_changes_what_it_trains_and_nothing_else(study: Study, name: str) -> None:
+    before, after = (arrays(study, one, 0) for one in (VARIANTS[name].start, name))
+    moved = changed(before, after)
+    assert moved and all(re.fullmatch(CHANGES[name], one) for one in moved), moved
+    for group in CHANGES[name].split("|"):  # every group that it may change, it does
+        assert any(re.fullmatch(group, one) for one in moved)
+    if name == "v4":
+        assert len(moved) == len(after)
+    assert CHANGES.keys() == {name for name, one in VARIANTS.items() if one.kind != "fitted"}
+
+
+def test_generation_stays_as_it_was_where_only_the_head_changes(study: Study) -> None:
+    said = {name: read_columns(study.measured(name, 0) / PROMPTS)["answer"].tolist() for name in VARIANTS}
+    for name, one in VARIANTS.items():
+        if one.generates_as_before:
+            assert said[name] == said["v4"], name
+    ids = np.arange(40, dtype=np.int32)[None] + 60
+    start = store.load(study.network("v4", 0))(ids)
+    for name in ("v9", "splice"):
+        np.testing.assert_array_equal(start, store.load(study.network(name, 0))(ids))
+    assert {name for name, one in VARIANTS.items() if not one.generates_as_before} == {
+        "v4", "v5", "v6", "v7", "v8a", "v8b", "tether"}
+
+
+def test_the_router_moves_without_metacognition(study: Study) -> None:
+    assert VARIANTS["v8b"].metacognition == 0
+    drift = {name: read_columns(study.measured(name, 0) / PROMPTS)["drift"].mean()
+             for name in ("v4", "v8b", "v9", "splice")}
+    noise = max(abs(drift[name]) for name in ("v4", "v9", "splice"))  # measured: 2e-9
+    assert noise < 1e-7 and drift["v8b"] > 1e-6
+
+
+def test_the_report(done: Path) -> None:
+    found = json.loads((done / "results.json").read_text())
+    text = (done / "report.md").read_text()
+    assert found["seeds"] == [0] and set(found["variants"]) == set(VARIANTS)
+    assert "one seed says nothing of others" in text and "stays coherent" in text
+    for name in VARIANTS:
+        assert f"| {name} " in text
+    for name in ("signal-and-chat", "heads"):
+        assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 5000
+    v4, v9, v5 = (found["variants"][name] for name in ("v4", "v9", "v5"))
+    assert HEAD not in v4["signals"] and {"raw_probe", "sae_probe", "lens_entropy", "router_entropy_b1"} <= (
+        v4["signals"].keys())
+    assert v9["same_answers"] == [True] and v4["same_answers"] is None
+    assert v9["cost"]["trained_parameters"] == 17 and v5["cost"]["trained_parameters"] == 2 * 16 * 2
+    assert v9["cost"]["parameters"] == v4["cost"]["parameters"] + 17
+    assert v9["chat_loss"] == v4["chat_loss"] != v5["chat_loss"]
+    assert {(one["a"], one["b"]) for one in found["between"]} >= {("v9", "v8b"), ("pooled", "v9")}
+
+
+def test_its_numbers_are_those_of_its_tables(study: Study, several: dict[str, Any]) -> None:
+    """The mean over seeds, each by counting pairs; thresholds and shares by counting prompts."""
+    found = several["variants"]
+    assert several["seeds"] == [0, 1] and set(found) == {"v4", "v8b", "v9"}
+    of = {(name, seed): read_columns(study.measured(name, seed) / PROMPTS)
+          for name in ("v4", "v8b") for seed in SEEDS}
+    for name in ("v4", "v8b"):
+        for score, points in (("max_softmax_mean", -1), ("router_entropy", 1), ("abstain_p", 1)):
+            if score not in found[name]["signals"]:
+                continue
+            areas = []
+            for seed in SEEDS:
+                known = of[name, seed]["regime"] == "in_domain"
+                a, b = (points * of[name, seed][score][rows] for rows in (~known, known))
+                areas.append(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
+            np.testing.assert_allclose(found[name]["signals"][score]["runs"], areas, atol=1e-12)
+            assert found[name]["signals"][score]["cross"]["point"] == pytest.approx(np.mean(areas))
+            assert areas[0] != areas[1]  # seeds are networks of their own
+    gate, shares = found["v8b"]["abstention"], []
+    for i, seed in enumerate(SEEDS):
+        calibrated = read_columns(study.measured("v8b", seed) / CALIBRATION)["abstain_p"]
+        assert len(calibrated) == 20 and np.mean(calibrated > gate["thresholds"][i]) <= 0.05
+        rows = of["v8b", seed]
+        shares.append(np.mean(rows["abstain_p"][rows["regime"] == "gibberish"] > gate["thresholds"][i]))
+    assert gate["calibrated"]["gibberish"]["point"] == pytest.approx(np.mean(shares))
+    assert len(found["v9"]["chat_loss"]) == 2 and found["v9"]["same_answers"] == [True, True]
+
+
+def test_a_stage_makes_what_it_needs_and_no_more(place: Path, done: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    times = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    config = str(place / "tiny.yaml")
+    assert main(["--config", config, "--variants", "v9", "--stage", "measure"]) == 0
+    told = capsys.readouterr().out
+    assert "v4, seed 0: " in told and "v9, seed 0: " in told and "v5" not in told
+    assert main(["--config", config, "--stage", "data"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()} == times
+
+
+def test_networks_that_are_there(place: Path, study: Study, tmp_path: Path,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """v4 and v9 as model directories, as a converted original would be: nothing is trained."""
+    for name in ("v4", "v9"):
+        shutil.copytree(study.network(name, 0), tmp_path / name)
+    given = [f"v4={tmp_path / 'v4'}", f"v9={tmp_path / 'v9'}"]
+    out = tmp_path / "out"
+    config = write(tmp_path / "given.yaml", options(out, given=given, seeds=[0], variants=["v4", "v9"],
+                                                    prompts=str(place / "prompts.jsonl")))
+    assert main(["--config", config]) == 0
+    assert not (out / "networks").exists() and (out / "report.md").exists()
+    there, here = (json.loads((path / "results.json").read_text())["variants"]["v9"]["signals"][HEAD]["runs"]
+                   for path in (out, place / "out"))
+    assert there[0] == here[0]
+    capsys.readouterr()
+
+
+def test_dependencies() -> None:
+    assert needed(("splice",)) == ("v4", "v7", "splice") and needed(("v9",)) == ("v4", "v9")
+    assert needed(("pooled",)) == ("v4", "pooled") and needed(tuple(VARIANTS)) == tuple(VARIANTS)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
+    ({"variants": []}, "variants: expected different ones"),
+    ({"seeds": [0, 0]}, "seeds: expected different whole numbers"),
+    ({"given": ["v4"]}, "given: expected base=DIR or a variant's name with =DIR, found 'v4'"),
+    ({"given": ["v4=/nowhere"]}, "/nowhere: expected a model directory"),
+    ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+    ({"answers": {"max_new": 100}}, "prompts: "),
+    ({"training": {"base": {"train": "nothing.yaml"}}}, "nothing.yaml: no such file"),
+    ({"training": {"base": {"set": ["model.d_modell=3"]}}}, "d_modell"),
+])
+def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
+                  said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
+    assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
+    assert_one_line(capsys.readouterr().err, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """A router, a head, a regime."""
+    store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
+    store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
+    lines = (place / "prompts.jsonl").read_text().splitlines()
+    (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
+    for changes, said in (
+            ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"]},
+             "variants: v5 trains or judges the router; vanilla has none"),
+            ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"]},
+             "expected a network with an abstain head, found none"),
+            ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
+        tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
+        assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
+        assert_one_line(capsys.readouterr().err, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_configurations() -> None:
+    demo, full = (config_lib.load(AbstentionConfig, ROOT / f"configs/abstention{name}.yaml")
+                  for name in ("-demo", ""))
+    assert len(demo.seeds) == 1 and len(full.seeds) >= 5
+    assert demo.variants == full.variants == tuple(VARIANTS)
