@@ -9,17 +9,19 @@ need not be, and nothing old is lost. A stage that was interrupted finds what it
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval import tables
 from tilelli_jax.files import as_json, lock, write_atomically
 
+T = TypeVar("T")
 FORMAT = 1  # to be raised where a stage's result for the same key would be another one
 RECIPE = "made_of.json"
 RESULT = "result.json"  # of a stage that finds numbers
@@ -110,6 +112,17 @@ def fingerprint(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def once(method: Callable[..., T]) -> Callable[..., T]:
+    """A method of a study whose result is looked up once for given arguments, as a cached property's is."""
+    @functools.wraps(method)
+    def kept(self: Any, *arguments: Any) -> T:
+        found = self.__dict__.setdefault("_once", {})
+        if (what := (method.__name__, *arguments)) not in found:
+            found[what] = method(self, *arguments)
+        return found[what]
+    return kept
 
 
 def tell_on_stderr(line: str) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 
 from eval.abstention.variants import VARIANTS
 from tilelli_jax.config import Section, setting
-from tilelli_jax.data import village
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 
@@ -17,6 +16,11 @@ class RecipeConfig(Section):
 
     train: str = setting("", "its file")
     set: tuple[str, ...] = setting((), "keys of it with other values, as on a command line: train.steps=50")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.train:
+            raise InputError("train: expected the file of a training configuration, found nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +103,3 @@ class AbstentionConfig(Section):
     def networks(self) -> dict[str, str]:
         """Of `given`, name → directory."""
         return dict(entry.split("=", 1) for entry in self.given)
-
-
-VILLAGE_PEOPLE, VILLAGE_SEED = village.DEFAULT, 0  # of which the built-in prompts tell

@@ -19,7 +19,7 @@ from eval.abstention.config import AbstentionConfig, RecipeConfig
 from eval.abstention.measure import Columns
 from eval.abstention.variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, needed
 from eval.inputs.networks import contents, trained
-from eval.stages import Stages, key, read_result, recipe, without, write_result
+from eval.stages import Stages, key, once, read_result, recipe, without, write_result
 from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
@@ -99,6 +99,7 @@ class Study:
 
     # --- Networks ---------------------------------------------------------------------------------
 
+    @once
     def network(self, name: str, seed: int) -> Path:
         """The model directory of `base` or a variant, trained if need be.
 
@@ -121,6 +122,7 @@ class Study:
             {"start": contents(start), "data": self.data.name},
             [f"chat.source={self.data / variant.data}.jsonl", f"train.init_from={start}"])
 
+    @once
     def measured(self, name: str, seed: int) -> Path:
         """What a variant of a seed shows of every prompt, and answers: PROMPTS, CALIBRATION, result.json."""
         variant, config = VARIANTS[name], self.config
@@ -133,6 +135,7 @@ class Study:
         work = self._measure_fitted if variant.kind == "fitted" else self._measure
         return self.stages.make(f"{name}-{seed}", made_of, lambda at: work(at, name, seed))
 
+    @once
     def fitted(self, seed: int) -> Path:
         """What heads and probes on v4 say: PROMPTS, CALIBRATION, result.json, and the autoencoder."""
         options = self.config.fitted

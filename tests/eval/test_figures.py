@@ -33,7 +33,7 @@ def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
                                                Order(errors, errors).risks(GRID), 0.5),
         "pareto": figures.pareto({"P1": frontier(errors, 0 * errors, scores, costs)},
                                  oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs),
-        "tradeoff": figures.tradeoff({"v7": ([0.1, 0.2], [0.7, 0.8]), "v9": ([0.9, 0.9], [0.8, 0.7])}, "right",
+        "tradeoff": figures.tradeoff({"v7": ([0.1, 0.2], [0.7, 0.8]), "v9": ([0.9, 0.9], [0.8, 0.7])}, "x",
                                      "AUROC", mark=0.9),
         "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import stages
-from eval.stages import BusyError, Stages, fingerprint, key
+from eval.stages import BusyError, Stages, fingerprint, key, once
 
 MADE_OF = {"data": "a", "options": {"k": 3, "layers": [1, 2]}}
 
@@ -131,3 +131,18 @@ def test_a_fingerprint_is_of_contents(tmp_path: Path) -> None:
     assert fingerprint([other[0], tmp_path / "c.bin"]) != first
     with pytest.raises(FileNotFoundError):
         fingerprint(other)
+
+
+def test_what_was_looked_up_is_kept() -> None:
+    class Two:
+        def __init__(self) -> None:
+            self.asked: list[tuple[str, int]] = []
+
+        @once
+        def of(self, name: str, seed: int) -> str:
+            """It tells."""
+            self.asked.append((name, seed))
+            return f"{name}-{seed}"
+    one, other = Two(), Two()
+    assert [one.of("a", 0), one.of("a", 0), one.of("a", 1), other.of("a", 0)] == ["a-0", "a-0", "a-1", "a-0"]
+    assert one.asked == [("a", 0), ("a", 1)] and other.asked == [("a", 0)] and Two.of.__doc__ == "It tells."

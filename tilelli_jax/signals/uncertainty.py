@@ -105,7 +105,7 @@ class UncertaintyLook(Look):
             spread = jax.vmap(mean)(jnp.square(centred)).mean(0)
         if before is not None:
             start = before.tapped(ids, Tap(record=("router",)))[1]["router"]
-            drift = mean(divergence(start, routing).mean(0))
+            drift = jnp.maximum(mean(divergence(start, routing).mean(0)), 0)  # rounded, it may be below
         index = positions[None, :, :, None]
         inner = {place: jnp.take_along_axis(seen[place], index, axis=2) for place in self.places if place}
         codes = None if sae is None else sae.encode(at_last(seen[sae.config.place][sae.config.layer]))

@@ -249,7 +249,8 @@ def test_dependencies() -> None:
     ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
     ({"answers": {"max_new": 100}}, "prompts: "),
     ({"training": {"base": {"train": "nothing.yaml"}}}, "nothing.yaml: no such file"),
-    ({"training": {"base": {"set": ["model.d_modell=3"]}}}, "d_modell"),
+    ({"training": {"base": {"set": ["train.steps=3"]}}}, "training.base.train: expected the file of a"),
+    ({"training": {"base": recipe("base") | {"set": ["model.d_modell=3"]}}}, "d_modell"),
 ])
 def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
                   said: str, monkeypatch: pytest.MonkeyPatch) -> None:
