@@ -22,7 +22,7 @@ FULL = 32  # bits of a float32
 # What the study itself sets, for each run.
 SET_HERE = ("run_dir", "seed", "data.source", "data.shuffle_seed", "train.eval_bytes", "train.export")
 # What has to be alike, so that runs of one seed see the same batches and are measured on the same bytes.
-ALIKE = ("data.", "train.", "optimizer.name", "chat", "activations")
+ALIKE = ("data.", "train.", "optimizer.name")
 
 
 class Contender(NamedTuple):
@@ -113,8 +113,8 @@ def check(found: Sequence[Contender], text: str, seed: int, tolerance: float) ->
                                  f"found '{setting}'")
         config = one.experiment(text, seed)
         if isinstance(config.model, SAEConfig) or config.chat is not None or config.train.init_from:
-            raise InputError(f"contenders: {one.name}: {one.config}: expected a network that learns from text "
-                             "from random weights")
+            raise InputError(f"contenders: {one.name}: expected a network that learns from text, from random "
+                             f"weights; {one.config} has none")
         for key, (theirs, its) in config_lib.differences(first, config).items():
             if key.startswith(ALIKE):
                 raise InputError(f"contenders: {one.name}: {key}: expected {theirs}, as {found[0].name} has "

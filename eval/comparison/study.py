@@ -53,7 +53,10 @@ class Study:
         sizes = self.sizes
         for text in self.config.texts:
             experiment = self.contenders[0].experiment(text, self.config.seeds[0])
-            text_task(experiment, make_mesh(experiment.mesh))  # what cannot be learned from is refused
+            try:
+                text_task(experiment, make_mesh(experiment.mesh))
+            except InputError as error:
+                raise error if text in str(error) else InputError(f"texts: {text}: {error}") from None
             self.tell(f"{text}: {len(self.corpora[text].train):,} bytes to learn from, "
                       f"{len(self.corpora[text].valid):,} to validate on")
         for name, size in sizes.items():

@@ -33,6 +33,7 @@ def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
                                                Order(errors, errors).risks(GRID), 0.5),
         "pareto": figures.pareto({"P1": frontier(errors, 0 * errors, scores, costs)},
                                  oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs),
+        "dots": figures.dots({"Lite": [1.0, 1.1, 1.05], "vanilla": [1.2, 1.15, 1.3]}),
         "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 
 
@@ -46,6 +47,7 @@ def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
     assert b"<svg" in (tmp_path / "ladder.svg").read_bytes()
     ticks = [tick.get_text() for tick in found["ladder"].axes[0].get_yticklabels()]
     assert ticks == ["P1", "P2"] and found["ladder"].axes[0].get_ylim() == (1.6, -0.7)
+    assert [tick.get_text() for tick in found["dots"].axes[0].get_xticklabels()] == ["Lite", "vanilla"]
     labels = [text.get_text() for text in found["risk_coverage"].axes[0].get_legend().get_texts()]
     assert labels[0] == "at random" and labels[-1] == "oracle" and labels[1].startswith("P1: ")
 
