@@ -134,7 +134,7 @@ def effects(found: Mapping[str, Interval], title: str = "", unit: str = "nats") 
 
 
 def dots(found: Mapping[str, Sequence[float]], title: str = "", unit: str = "nats") -> Figure:
-    """Every run of each name as a dot, and their mean as a bar; the n-th runs of all are joined by a line."""
+    """Every run of each name as a dot, and their mean as a bar; a line joins the n-th runs of all."""
     figure, axes = _figure(width=1.6 + 1.2 * len(found))
     for run in zip(*found.values(), strict=True):
         axes.plot(range(len(found)), run, color="0.8", linewidth=0.8, zorder=1)

@@ -289,8 +289,8 @@ class MeanDifference(NamedTuple):
 def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> MeanDifference:
     """The mean of runs `a` `[n]` less that of `b` `[m]`, whose spreads may differ (Welch 1947).
 
-    All is NaN but the point where either has fewer than two runs. Of runs without any spread the interval
-    is the point, and p is 1 where the means are equal, otherwise 0.
+    All is NaN but the point where either has fewer than two runs. Of runs without any spread the
+    interval is the point, and p is 1 where the means are equal, otherwise 0.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     seen = float(a.mean() - b.mean())
@@ -341,7 +341,7 @@ ROUNDING = 1e-12  # of the largest value: what is nearer to what was seen is as 
 
 
 def exact_relabelling(a: ArrayLike, b: ArrayLike) -> ExactTest:
-    """Of the difference between the means of runs `a` `[n]` and `b` `[m]`, over all ways to call n of them a.
+    """Of the difference between the means of runs `a` `[n]` and `b` `[m]`, over all ways to name them so.
 
     The null is that the runs of both come from one distribution (Fisher 1935, Pitman 1937).
 
@@ -380,7 +380,8 @@ def exact_sign_flips(differences: ArrayLike) -> ExactTest:
 
 def _few_enough(arrangements: int) -> int:
     if arrangements > MOST_ARRANGEMENTS:
-        raise ValueError(f"runs: expected {MOST_ARRANGEMENTS:,} arrangements at most, found {arrangements:,}")
+        raise ValueError(f"runs: expected {MOST_ARRANGEMENTS:,} arrangements at most, "
+                         f"found {arrangements:,}")
     return arrangements
 
 

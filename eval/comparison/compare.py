@@ -13,7 +13,7 @@ TESTS = ("welch", "unpaired", "paired")
 
 
 def compare(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Of one text: a tree of JSON. p is two-sided; `p_holm` is corrected, test by test, for the comparisons.
+    """Of one text: a tree of JSON. p is two-sided; `p_holm` is corrected, test by test.
 
     Args:
         losses: contender → nats/byte `[seeds]`, in one order of the seeds; the first is the reference.

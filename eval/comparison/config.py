@@ -19,15 +19,16 @@ class TuningConfig(Section):
     """How each contender comes by its learning rate."""
 
     rates: tuple[float, ...] = setting(
-        (), "learning rates that each contender is tried with on each text, the same for all; empty: each "
-        "as its configuration has it")
-    seed: int = setting(100, "of those runs, which is none of the seeds that are compared", least=0,
+        (), "learning rates that each contender is tried with on each text, the same for all; empty: "
+        "each as its configuration has it")
+    seed: int = setting(100, "of those runs: none of the seeds that are compared", least=0,
                         most=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.rates)) != len(self.rates) or not all(0 < rate < math.inf for rate in self.rates):
-            raise InputError(f"rates: expected different finite numbers above 0, found {list(self.rates)}")
+        rates = list(self.rates)
+        if len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates):
+            raise InputError(f"rates: expected different finite numbers above 0, found {rates}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,10 @@ class ComparisonConfig(Section):
     name: str = setting("", "what the report calls it; by default that of the file")
     out: str = setting("", "directory; by default runs/ and the name of the file")
     contenders: tuple[tuple[str, ...], ...] = setting(
-        (), "each a list: its name, its training configuration, and key=value settings that take precedence "
-        "over that file's, as on the command line of python -m tilelli_jax.train")
-    reference: str = setting("", "name of the contender that the others are held against; empty: the first")
-    overrides: tuple[str, ...] = setting((), "key=value settings of all contenders, e.g. train.steps=2000")
+        (), "each a list: its name, its training configuration, and key=value settings that take "
+        "precedence over that file's, as on the command line of python -m tilelli_jax.train")
+    reference: str = setting("", "the contender that the others are held against; empty: the first")
+    overrides: tuple[str, ...] = setting((), "settings of all contenders, e.g. [train.steps=2000]")
     texts: tuple[str, ...] = setting(("stories",), "what they learn from, each as data.source has it")
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3, 4), "each of the weights and of the order of the training windows: of one seed all "
@@ -62,8 +63,8 @@ class ComparisonConfig(Section):
         _check_names("texts", self.texts, 1)
         if (not 2 <= len(self.seeds) <= MOST_SEEDS or len(set(self.seeds)) != len(self.seeds)
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError(f"seeds: expected 2 to {MOST_SEEDS} different whole numbers from 0 to 2³² − 1, "
-                             f"found {list(self.seeds)}")
+            raise InputError(f"seeds: expected 2 to {MOST_SEEDS} different whole numbers from 0 to "
+                             f"2³² − 1, found {list(self.seeds)}")
         if self.tuning.rates and self.tuning.seed in self.seeds:
             raise InputError(f"tuning.seed: expected none of the seeds {list(self.seeds)}, found "
                              f"{self.tuning.seed}")

@@ -1,4 +1,4 @@
-"""Who is compared: training configurations, how large they are, and that they differ in what they may."""
+"""Who is compared: training configurations, their sizes, and that they differ in what they may."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Size(NamedTuple):
         parameters: how many numbers are trained.
         quantised: how many of them are seen through a quantiser.
         bits_per_weight: what one of those says, log₂ of its values; 32 where none is quantised.
-        bits_per_parameter: the mean over all, those that are not quantised at 32; scales are not counted.
+        bits_per_parameter: the mean over all, those not quantised at 32; scales are not counted.
     """
 
     parameters: int
@@ -100,31 +100,31 @@ def check(found: Sequence[Contender], text: str, seed: int, tolerance: float) ->
     """The size of each contender, by name.
 
     Raises:
-        InputError: a configuration is not there or is none of a network that learns from text, sets what the
-            study sets, has another budget or other batches than the reference (the first), or a number
-            of parameters that differs from its by more than `tolerance`.
+        InputError: a configuration is not there, is none of a network that learns from text, sets what
+            the study sets, has another budget or other batches than the reference (the first), or a
+            number of parameters that differs from its by more than `tolerance`.
     """
     sizes: dict[str, Size] = {}
     first = found[0].experiment(text, seed)
     for one in found:
         for setting in one.settings:
             if (key := setting.partition("=")[0]) in SET_HERE:
-                raise InputError(f"contenders: {one.name}: expected no {key}, which the study itself sets, "
-                                 f"found '{setting}'")
+                raise InputError(f"contenders: {one.name}: expected no {key}, which the study itself "
+                                 f"sets, found '{setting}'")
         config = one.experiment(text, seed)
-        if isinstance(config.model, SAEConfig) or config.chat is not None or config.train.init_from:
-            raise InputError(f"contenders: {one.name}: expected a network that learns from text, from random "
-                             f"weights; {one.config} has none")
+        if isinstance(config.model, SAEConfig) or config.chat or config.train.init_from:
+            raise InputError(f"contenders: {one.name}: expected a network that learns from text, from "
+                             f"random weights; {one.config} has none")
         for key, (theirs, its) in config_lib.differences(first, config).items():
             if key.startswith(ALIKE):
-                raise InputError(f"contenders: {one.name}: {key}: expected {theirs}, as {found[0].name} has "
-                                 f"it, found {its}")
+                raise InputError(f"contenders: {one.name}: {key}: expected {theirs}, as {found[0].name} "
+                                 f"has it, found {its}")
         sizes[one.name] = size(config.model)
     of_first = sizes[found[0].name].parameters
     for name, one_size in sizes.items():
         apart = one_size.parameters / of_first - 1
         if abs(apart) > tolerance:
             raise InputError(
-                f"contenders: {name}: expected as many parameters as {found[0].name} ({of_first:,}) within "
-                f"{tolerance:.1%} (tolerance), found {one_size.parameters:,} ({apart:+.1%})")
+                f"contenders: {name}: expected as many parameters as {found[0].name} ({of_first:,}) "
+                f"within {tolerance:.1%} (tolerance), found {one_size.parameters:,} ({apart:+.1%})")
     return sizes

@@ -23,6 +23,7 @@ from tilelli_jax.files import write_atomically
 RESULTS = "results.json"
 Tree = Mapping[str, Any]
 CALLED = {"welch": "Welch", "unpaired": "exact", "paired": "exact, paired"}
+DECIDING = ("welch", "unpaired")  # of five pairs the paired p cannot come below 0.0625
 
 
 def collect(study: Study) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def collect(study: Study) -> dict[str, Any]:
 
 
 def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes results.json, report.md, report.html, figures/ and contenders.*; returns what was found.
+    """Writes results.json, report.md, report.html, figures/, contenders.* and differences.*; returns
+    what was found.
 
     Args:
         how: what made it, for the last section.
@@ -57,65 +59,81 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
     study.out.mkdir(parents=True, exist_ok=True)
     report.write(study.out)
     write_atomically(study.out / RESULTS, as_json(found))
-    write_tables(study.out / "contenders", [{"text": text, **row} for text in found["texts"]
-                                            for row in rows(found, text)], f"{name}: contenders")
+    for table, of_text in (("contenders", rows), ("differences", differences)):
+        write_tables(study.out / table, [{"text": text, **row} for text in found["texts"]
+                                         for row in of_text(found, text)], f"{name}: {table}")
     return found
 
 
 def rows(found: Tree, text: str) -> list[dict[str, Any]]:
-    """The table of one text: a row for each contender, the reference first."""
-    there = found["texts"][text]
-    against = {one["contender"]: one for one in there["comparisons"]}
-    made = []
+    """What each contender is and came to on one text, the reference first."""
+    there, made = found["texts"][text], []
     for name, losses in there["losses"].items():
-        size, runs, one = found["sizes"][name], there["runs"][name], against.get(name)
+        size, runs = found["sizes"][name], there["runs"][name]
         made.append({
             "contender": name, "parameters": f"{size['parameters']:,}",
-            "bits per weight": size["bits_per_weight"], "bits per parameter": size["bits_per_parameter"],
+            "bits per weight": size["bits_per_weight"], "per parameter": size["bits_per_parameter"],
             "nats/byte": f"{losses['mean']:.4f} ± {losses['sd']:.4f}",
             "each seed": ", ".join(f"{loss:.4f}" for loss in losses["each"]),
-            f"less {there['reference']} [95 %]": None if one is None else
-            told(Interval.from_tree(one["difference"]), 4, sign=True),
-            **{f"p, {CALLED[test]}": None if one is None else one["p"][test] for test in TESTS},
-            **{f"Holm, {CALLED[test]}": None if one is None else one["p_holm"][test] for test in TESTS},
             "tokens": f"{runs[0]['tokens']:,}",
-            "seconds": round(statistics.mean(run["seconds"] for run in runs))})
+            "seconds": f"{statistics.mean(run['seconds'] for run in runs):.0f}"})
     return made
+
+
+def differences(found: Tree, text: str) -> list[dict[str, Any]]:
+    """What sets the others apart from the reference on one text; nats/byte, below 0 they are better."""
+    there = found["texts"][text]
+    return [{
+        "contender": one["contender"],
+        f"less {there['reference']}": told(Interval.from_tree(one["difference"]), 4, sign=True),
+        "paired": told(Interval.from_tree(one["paired_difference"]), 4, sign=True),
+        **{f"p, {CALLED[test]}": one["p"][test] for test in TESTS},
+        **{f"Holm, {CALLED[test]}": one["p_holm"][test] for test in TESTS}}
+        for one in there["comparisons"]]
 
 
 def verdicts(found: Tree) -> list[str]:
     """What the numbers say, and no more than that."""
-    return [_verdict(found["texts"][text], one, text) for text in found["texts"]
-            for one in found["texts"][text]["comparisons"]]
+    return [_verdict(there, one, text) for text, there in found["texts"].items()
+            for one in there["comparisons"]]
 
 
 def is_sure(one: Tree) -> bool:
-    """Whether a difference may be called one: by Welch's test and by relabelling, both corrected.
-
-    The paired test is told beside them; with five pairs its p cannot come below 0.0625.
-    """
-    return all(one["p_holm"][test] < SURE for test in ("welch", "unpaired"))
+    """Whether a difference may be called one: by Welch's test and by relabelling, both corrected."""
+    return all(one["p_holm"][test] < SURE for test in DECIDING)
 
 
 def limits(found: Tree) -> str:
     """What none of it says."""
     sizes = [size["parameters"] for size in found["sizes"].values()]
-    runs = next(iter(next(iter(found["texts"].values()))["runs"].values()))
-    return (f"All of this is at {min(sizes):,} to {max(sizes):,} parameters, after {runs[0]['tokens']:,} "
-            f"bytes of learning ({runs[0]['steps']:,} updates), on the texts named: it says nothing of larger "
-            "networks, of other texts, or of longer training, where the order may be another. Intervals and "
-            "p are for other seeds on the same text; another text would differ, too.")
+    run = next(iter(next(iter(found["texts"].values()))["runs"].values()))[0]
+    return (f"All of this is at {min(sizes):,} to {max(sizes):,} parameters, after {run['tokens']:,} "
+            f"bytes of learning ({run['steps']:,} updates), on the texts named: it says nothing of "
+            "larger networks, of other texts, or of longer training, where the order may be another. "
+            "Intervals and p are for other seeds on the same text; another text would differ, too.")
 
 
 def summary(found: Tree, text: str) -> list[list[str]]:
     """The closing table of the terminal, of one text."""
     there = found["texts"][text]
-    return [["contender", "parameters", "bits/weight", "nats/byte", f"less {there['reference']}", "Welch",
-             "exact", "paired"], *([
-                 row["contender"], row["parameters"], f"{row['bits per weight']:.2f}", row["nats/byte"],
-                 row[f"less {there['reference']} [95 %]"] or "–",
-                 *("–" if row[f"Holm, {CALLED[test]}"] is None else told_p(row[f"Holm, {CALLED[test]}"])
-                   for test in TESTS)] for row in rows(found, text))]
+    apart = {row["contender"]: row for row in differences(found, text)}
+    less = f"less {there['reference']}"
+    made = [["contender", "parameters", "bits/weight", "nats/byte", less,
+             *(f"p {CALLED[test]}" for test in TESTS)]]
+    for row in rows(found, text):
+        one = apart.get(row["contender"])
+        made.append([row["contender"], row["parameters"], f"{row['bits per weight']:.2f}",
+                     row["nats/byte"], "–" if one is None else one[less],
+                     *("–" if one is None else told_p(one[f"Holm, {CALLED[test]}"])
+                       for test in TESTS)])
+    return made
+
+
+def at_an_end(found: Tree) -> list[str]:
+    """Contenders, with their text, whose best learning rate may lie outside those that were tried."""
+    rates = found["config"]["tuning"]["rates"]
+    return [f"{name} on {text}" for text, tuned in found["tuning"].items()
+            for name, one in tuned.items() if one["chosen"] in (min(rates), max(rates))]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -125,11 +143,10 @@ def _verdict(there: Tree, one: Tree, text: str) -> str:
     name, reference = one["contender"], there["reference"]
     change = Interval.from_tree(one["difference"])
     below = sum(difference < 0 for difference in one["differences"])
-    pairs = len(one["differences"])
     ps = "; ".join(f"{CALLED[test]} {told_p(one['p_holm'][test])}" for test in TESTS)
     return (f"**{name}** on {text}: {there['losses'][name]['mean']:.4f} nats/byte, {reference} "
-            f"{there['losses'][reference]['mean']:.4f}; difference {told(change, 4, sign=True)}, lower in "
-            f"{below} of {pairs} pairs, corrected p: {ps}. " + (
+            f"{there['losses'][reference]['mean']:.4f}; difference {told(change, 4, sign=True)}, lower "
+            f"in {below} of {len(one['differences'])} pairs; corrected p: {ps}. " + (
                 "No difference that is sure." if not is_sure(one) else
                 f"{name} has learned more." if change.point < 0 else f"{name} has learned less."))
 
@@ -137,16 +154,19 @@ def _verdict(there: Tree, one: Tree, text: str) -> str:
 def _text(report: Report, found: Tree, text: str) -> None:
     there, name = found["texts"][text], file_name(text)
     report.heading(text)
-    report.paragraph(f"{found['bytes'][text]['train']:,} bytes to learn from; the loss is that after the "
-                     f"last update, on all {found['bytes'][text]['valid']:,} bytes of the validation part.")
+    report.paragraph(f"{found['bytes'][text]['train']:,} bytes to learn from; the loss is that after "
+                     f"the last update, on all {found['bytes'][text]['valid']:,} bytes of the "
+                     "validation part.")
     report.table(rows(found, text))
     report.figure(f"losses-{name}", figures.dots(
         {contender: losses["each"] for contender, losses in there["losses"].items()},
         unit="validation loss, nats/byte"), "Every run's last validation loss.")
+    report.table(differences(found, text))
     report.figure(f"differences-{name}", figures.effects(
-        {one["contender"]: Interval.from_tree(one["paired_difference"]) for one in there["comparisons"]},
-        unit="nats/byte"), f"Mean paired difference to {there['reference']}, with Student's interval over "
-        f"the {len(found['config']['seeds'])} pairs; below 0 the contender has the lower loss.")
+        {one["contender"]: Interval.from_tree(one["paired_difference"])
+         for one in there["comparisons"]}, unit="nats/byte"),
+        f"Mean paired difference to {there['reference']}, with Student's interval over the "
+        f"{len(found['config']['seeds'])} pairs; below 0 the contender has the lower loss.")
     report.table([{"seed": seed, **{one["contender"]: f"{one['differences'][i]:+.4f}"
                                     for one in there["comparisons"]}}
                   for i, seed in enumerate(found["config"]["seeds"])])
@@ -158,12 +178,12 @@ def _learning_rates(report: Report, found: Tree) -> None:
         report.paragraph("Each is as its training configuration has it; none was looked for here.")
         return
     tuning = found["config"]["tuning"]
-    report.paragraph(f"Each contender was tried on each text with the same {len(tuning['rates'])} rates by a "
-                     f"run of its own (seed {tuning['seed']}, none of those compared), in full length, and "
-                     "learned with the best: as much looking for each of them. It was chosen by the last "
-                     "loss on the validation part, as all are compared by.")
-    report.table([{"text": text, "contender": name, **{f"at {rate}": loss for rate, loss in
-                                                       one["losses"].items()},
+    report.paragraph(f"Each contender was tried on each text with the same {len(tuning['rates'])} rates, "
+                     f"by a run of full length each (seed {tuning['seed']}, none of those compared), and "
+                     "learned with the best: as much looking for one as for another. It was chosen by "
+                     "the last loss on the validation part, which is also what is compared.")
+    report.table([{"text": text, "contender": name,
+                   **{f"at {rate}": loss for rate, loss in one["losses"].items()},
                    "chosen": f"{one['chosen']:g}"}
                   for text, tuned in found["tuning"].items() for name, one in tuned.items()])
     if at_the_end := at_an_end(found):
@@ -171,30 +191,27 @@ def _learning_rates(report: Report, found: Tree) -> None:
                          f"better one beyond, for {', '.join(at_the_end)}.")
 
 
-def at_an_end(found: Tree) -> list[str]:
-    """Contenders, with their text, whose learning rate may lie outside those that were tried."""
-    rates = found["config"]["tuning"]["rates"]
-    return [f"{name} on {text}" for text, tuned in found["tuning"].items() for name, one in tuned.items()
-            if one["chosen"] in (min(rates), max(rates))]
-
-
 def _method(report: Report, found: Tree) -> None:
     seeds = found["config"]["seeds"]
-    there = next(iter(found["texts"].values()))
-    least, ways = (there["comparisons"][0][key] for key in ("least", "arrangements"))
-    never = f", and so never below {SURE:g}, however large the difference" if least["paired"] >= SURE else ""
+    comparisons = next(iter(found["texts"].values()))["comparisons"]
+    least, ways = comparisons[0]["least"], comparisons[0]["arrangements"]
+    never = f", and so never below {SURE:g}, however large the difference" * (least["paired"] >= SURE)
+    too_few = " With so few runs none can be." * (least["unpaired"] * len(comparisons) >= SURE)
     report.heading("How it is compared")
     report.points([
-        f"{len(seeds)} runs of each contender (seeds {', '.join(map(str, seeds))}). A seed is that of the "
-        "weights and of the order of the text: runs of one seed see the same batches, which makes the pairs.",
-        "The loss is that after the last update, not the lowest on the way: the budget is what is alike, and "
-        "the lowest of many looks at the validation part is too low, the more so the noisier a run is.",
+        f"{len(seeds)} runs of each contender (seeds {', '.join(map(str, seeds))}). A seed is that of "
+        "the weights and of the order of the text: runs of one seed see the same batches, which makes "
+        "the pairs.",
+        "The loss is that after the last update, not the lowest on the way: the budget is what is "
+        "alike, and the lowest of many looks at the validation part is too low, the more so the "
+        "noisier a run is.",
         "Welch: interval and p take the runs for independent draws of two normal distributions.",
         f"exact: all {ways['unpaired']:,} ways to tell which runs are whose; p cannot be below "
-        f"{least['unpaired']:.4f}. exact, paired: all {ways['paired']:,} ways to exchange the two runs of a "
-        f"seed; p cannot be below {least['paired']:.4f}{never}.",
-        f"Holm's correction is for the {len(there['comparisons'])} comparisons of one text, test by test. A "
-        f"difference is called one where Welch's and the exact p are both below {SURE:g} after it.",
-        "bits per weight: log₂ of the values that a quantised weight can have; per parameter: the mean over "
-        "all, those that are not quantised at 32. seconds: mean of a run, whatever else the machine did.",
+        f"{least['unpaired']:.4f}. exact, paired: all {ways['paired']:,} ways to exchange the two runs "
+        f"of a seed; p cannot be below {least['paired']:.4f}{never}.",
+        f"Holm's correction is for the {len(comparisons)} comparisons of one text, test by test. A "
+        "difference is called one where Welch's and the exact p, of all runs, are both below "
+        f"{SURE:g} after it.{too_few}",
+        "bits per weight: log₂ of the values that a quantised weight can have; per parameter: the mean "
+        "over all, those not quantised at 32. seconds: mean of a run, whatever else the machine did.",
     ])

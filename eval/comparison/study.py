@@ -75,12 +75,14 @@ class Study:
     @functools.cached_property
     def corpora(self) -> dict[str, Splits]:
         """By text."""
-        return {text: open_corpus(self.contenders[0].experiment(text, 0).data) for text in self.config.texts}
+        return {text: open_corpus(self.contenders[0].experiment(text, 0).data)
+                for text in self.config.texts}
 
     def directory(self, contender: Contender, text: str, seed: int, rate: float | None) -> Path:
         """Of a run, named by all that its result depends on."""
-        made_of = {"config": without(config_lib.to_dict(contender.experiment(text, seed, rate)), "run_dir",
-                                     "log", "report"), "corpus": self.corpora[text].fingerprint()}
+        experiment = config_lib.to_dict(contender.experiment(text, seed, rate))
+        made_of = {"config": without(experiment, "run_dir", "log", "report"),
+                   "corpus": self.corpora[text].fingerprint()}
         name = "-".join((file_name(contender.name), file_name(text), str(seed), key(made_of)))
         return self.out / "runs" / name
 
@@ -137,7 +139,7 @@ class Study:
     # ---------------------------------------------------------------------------------------------
 
     def _tuned(self, one: Contender, text: str) -> Path:
-        """result.json: the last validation loss at each learning rate, null where it diverged; the best."""
+        """result.json: the last loss at each learning rate, null where it diverged; the best rate."""
         options = self.config.tuning
         made_of = recipe("tune", runs={f"{rate!r}": self.directory(one, text, options.seed, rate).name
                                        for rate in options.rates})
@@ -146,9 +148,11 @@ class Study:
             losses = {rate: self._loss(one, text, rate) for rate in options.rates}
             best = min(losses, key=lambda rate: losses[rate])
             if math.isinf(losses[best]):
-                raise InputError(f"tuning.rates: {one.name} diverges on {text} at each of "
-                                 f"{', '.join(f'{rate:g}' for rate in options.rates)}; expected lower ones")
-            write_result(path, {"contender": one.name, "text": text, "seed": options.seed, "chosen": best,
+                tried = ", ".join(f"{rate:g}" for rate in options.rates)
+                raise InputError(f"tuning.rates: {one.name} diverges on {text} at each of {tried}; "
+                                 "expected lower ones")
+            write_result(path, {"contender": one.name, "text": text, "seed": options.seed,
+                                "chosen": best,
                                 "losses": {f"{rate:g}": loss for rate, loss in losses.items()}})
         return self.stages.make("tune", made_of, work)
 

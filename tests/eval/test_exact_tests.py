@@ -33,7 +33,7 @@ def test_welch_is_scipys(sizes: tuple[int, int]) -> None:
 
 
 def test_welch_by_hand() -> None:
-    """Spreads alike, as many of each: Student's t with 2n − 2 degrees; of two, p is 1 − t / √(t² + 2)."""
+    """Spreads alike, as many of each: Student's t of 2n − 2 degrees; of two, p is 1 − t / √(t² + 2)."""
     found = stats.welch([2.0, 4.0], [0.0, 2.0])
     assert found.difference.point == 2 and found.freedom == pytest.approx(2)
     assert found.p == pytest.approx(1 - math.sqrt(2) / 2)  # t = √2
@@ -97,7 +97,8 @@ def test_the_least_that_p_can_be() -> None:
     assert stats.exact_relabelling(a, b)[:2] == (2 / 252, 2 / 252)
     assert stats.exact_sign_flips(np.subtract(a, b))[:2] == (2 / 32, 2 / 32)
     assert stats.exact_relabelling([0.0], [3.0, 3.0])[:2] == (1 / 3, 1 / 3)
-    assert stats.exact_relabelling([1.0, 1.0], [1.0, 1.0]).p == 1 and stats.exact_sign_flips([0.0]).p == 1
+    assert stats.exact_relabelling([1.0, 1.0], [1.0, 1.0]).p == 1
+    assert stats.exact_sign_flips([0.0]).p == 1
     for test in (lambda: stats.exact_relabelling(range(20), range(20)),
                  lambda: stats.exact_sign_flips(range(30)), lambda: stats.exact_relabelling([], [1.0]),
                  lambda: stats.exact_sign_flips([])):
