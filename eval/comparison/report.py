@@ -195,8 +195,11 @@ def _method(report: Report, found: Tree) -> None:
     seeds = found["config"]["seeds"]
     comparisons = next(iter(found["texts"].values()))["comparisons"]
     least, ways = comparisons[0]["least"], comparisons[0]["arrangements"]
-    never = f", and so never below {SURE:g}, however large the difference" * (least["paired"] >= SURE)
-    too_few = " With so few runs none can be." * (least["unpaired"] * len(comparisons) >= SURE)
+    never = too_few = ""
+    if least["paired"] >= SURE:
+        never = f", and so never below {SURE:g}, however large the difference"
+    if least["unpaired"] * len(comparisons) >= SURE:
+        too_few = " With so few runs none can be."
     report.heading("How it is compared")
     report.points([
         f"{len(seeds)} runs of each contender (seeds {', '.join(map(str, seeds))}). A seed is that of "
@@ -213,5 +216,5 @@ def _method(report: Report, found: Tree) -> None:
         "difference is called one where Welch's and the exact p, of all runs, are both below "
         f"{SURE:g} after it.{too_few}",
         "bits per weight: log₂ of the values that a quantised weight can have; per parameter: the mean "
-        "over all, those not quantised at 32. seconds: mean of a run, whatever else the machine did.",
+        "over all, those not quantised at 32. seconds: of a run, mean, whatever else was running.",
     ])
