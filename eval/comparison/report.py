@@ -208,7 +208,9 @@ def _method(report: Report, found: Tree) -> None:
         "The loss is that after the last update, not the lowest on the way: the budget is what is "
         "alike, and the lowest of many looks at the validation part is too low, the more so the "
         "noisier a run is.",
-        "Welch: interval and p take the runs for independent draws of two normal distributions.",
+        "Welch: interval and p take the runs for independent draws of two normal distributions. That "
+        "runs of one seed share their batches is left to the paired test: what it makes alike in them "
+        "makes Welch's and the exact p too large, not too small.",
         f"exact: all {ways['unpaired']:,} ways to tell which runs are whose; p cannot be below "
         f"{least['unpaired']:.4f}. exact, paired: all {ways['paired']:,} ways to exchange the two runs "
         f"of a seed; p cannot be below {least['paired']:.4f}{never}.",
