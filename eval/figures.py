@@ -152,6 +152,21 @@ def tradeoff(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: st
     return _finished(figure, axes, title)
 
 
+def dots(found: Mapping[str, Sequence[float]], title: str = "", unit: str = "nats") -> Figure:
+    """Every run of each name as a dot, and their mean as a bar; a line joins the n-th runs of all."""
+    figure, axes = _figure(width=1.6 + 1.2 * len(found))
+    for run in zip(*found.values(), strict=True):
+        axes.plot(range(len(found)), run, color="0.8", linewidth=0.8, zorder=1)
+    for n, values in enumerate(found.values()):
+        shape = look(n)
+        axes.scatter([n] * len(values), values, color=shape.colour, marker=shape.mark, s=22, zorder=3)
+        axes.plot([n - 0.25, n + 0.25], [np.mean(values)] * 2, color=shape.colour, linewidth=2, zorder=2)
+    axes.set_xticks(range(len(found)), list(found))
+    axes.set_xlim(-0.5, len(found) - 0.5)
+    axes.set(xlabel="bar: mean; grey: runs of one seed", ylabel=unit)
+    return _finished(figure, axes, title, legend=False)
+
+
 def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None = None, title: str = "",
              unit: str = "nats", line: float | None = None) -> Figure:
     """A number of each layer, one line for each name, and a level to hold them against.

@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals, permutation tests, DeLong's test, corrections.
+"""How sure a number is: bootstrap intervals, permutation tests, DeLong's and Welch's, corrections.
 
 Every function that resamples takes a seed and makes its own generator (PCG64), so that a number can
 be made again. `labels` are 0 or 1 and `scores` `[items]`, as in `metrics`.
@@ -6,6 +6,7 @@ be made again. `labels` are 0 or 1 and `scores` `[items]`, as in `metrics`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -272,6 +273,121 @@ def delong_covariance(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Flo
     if m < 2 or n < 2:
         return v10.mean(axis=1), np.full((len(scores), len(scores)), np.nan)
     return v10.mean(axis=1), np.atleast_2d(np.cov(v10)) / m + np.atleast_2d(np.cov(v01)) / n
+
+
+# --- Tests of a difference between two ways to train, of a few runs each ------------------------
+
+
+class MeanDifference(NamedTuple):
+    """A difference of two means with its interval, the degrees of freedom of t, and the two-sided p."""
+
+    difference: Interval
+    freedom: float
+    p: float
+
+
+def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> MeanDifference:
+    """The mean of runs `a` `[n]` less that of `b` `[m]`, whose spreads may differ (Welch 1947).
+
+    All is NaN but the point where either has fewer than two runs. Of runs without any spread the
+    interval is the point, and p is 1 where the means are equal, otherwise 0.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    seen = float(a.mean() - b.mean())
+    if min(len(a), len(b)) < 2:
+        return _student(seen, math.nan, math.nan, level)
+    of_a, of_b = (float(runs.var(ddof=1)) / len(runs) for runs in (a, b))
+    whole = of_a + of_b
+    if whole == 0:
+        return _student(seen, 0.0, math.inf, level)
+    # By shares of the whole, whose squares are numbers even where those of the variances are not.
+    freedom = 1 / ((of_a / whole) ** 2 / (len(a) - 1) + (of_b / whole) ** 2 / (len(b) - 1))
+    return _student(seen, math.sqrt(whole), freedom, level)
+
+
+def paired_t(differences: ArrayLike, level: float = 0.95) -> MeanDifference:
+    """The mean of differences `[pairs]`, by Student's t; see `welch` for those without spread."""
+    differences = np.asarray(differences, float)
+    n, seen = len(differences), float(np.mean(differences))
+    if n < 2:
+        return _student(seen, math.nan, math.nan, level)
+    return _student(seen, float(differences.std(ddof=1)) / math.sqrt(n), n - 1, level)
+
+
+def _student(seen: float, error: float, freedom: float, level: float) -> MeanDifference:
+    if error == 0:
+        return MeanDifference(Interval(seen, seen, seen), freedom, 1.0 if seen == 0 else 0.0)
+    reach = error * float(special.stdtrit(freedom, (1 + level) / 2))
+    p = float(2 * special.stdtr(freedom, -abs(seen) / error))
+    return MeanDifference(Interval(seen, seen - reach, seen + reach), freedom, p)
+
+
+class ExactTest(NamedTuple):
+    """A permutation test that looks at every arrangement.
+
+    Attributes:
+        p: two-sided: the share of arrangements, what was seen among them, whose difference is as large.
+        least: the smallest that p can be with so many runs, whatever they come to.
+        arrangements: how many there are.
+    """
+
+    p: float
+    least: float
+    arrangements: int
+
+
+MOST_ARRANGEMENTS = 2**20
+ROUNDING = 1e-12  # of the largest value: what is nearer to what was seen is as large
+
+
+def exact_relabelling(a: ArrayLike, b: ArrayLike) -> ExactTest:
+    """Of the difference between the means of runs `a` `[n]` and `b` `[m]`, over all ways to name them so.
+
+    The null is that the runs of both come from one distribution (Fisher 1935, Pitman 1937).
+
+    Raises:
+        ValueError: either has no run, or there are more than MOST_ARRANGEMENTS.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    n, whole = len(a), np.concatenate([a, b])
+    if not n or not len(b):
+        raise ValueError(f"runs: expected one of each at least, found {n} and {len(b)}")
+    count = _few_enough(math.comb(len(whole), n))
+    # Of n + m numbers with mean 0, the difference of means is a multiple of the sum of the first n.
+    centred = whole - whole.mean()
+    chosen = np.fromiter(itertools.chain.from_iterable(itertools.combinations(range(len(whole)), n)),
+                         np.intp, count * n).reshape(count, n)
+    return ExactTest(_as_large(centred[chosen].sum(axis=1), centred[:n].sum(), whole),
+                     (2 if n == len(b) else 1) / count, count)
+
+
+def exact_sign_flips(differences: ArrayLike) -> ExactTest:
+    """Of the mean of paired differences `[pairs]`, over all ways to exchange the two of each pair.
+
+    The null is that a pair's two runs could as well be the other's (Fisher 1935).
+
+    Raises:
+        ValueError: there are none, or more than MOST_ARRANGEMENTS ways.
+    """
+    differences = np.asarray(differences, float)
+    n = len(differences)
+    if not n:
+        raise ValueError("differences: expected one at least, found none")
+    count = _few_enough(2**n)
+    signs = 1.0 - 2.0 * (np.arange(count)[:, None] >> np.arange(n) & 1)
+    return ExactTest(_as_large(signs @ differences, differences.sum(), differences), 2 / count, count)
+
+
+def _few_enough(arrangements: int) -> int:
+    if arrangements > MOST_ARRANGEMENTS:
+        raise ValueError(f"runs: expected {MOST_ARRANGEMENTS:,} arrangements at most, "
+                         f"found {arrangements:,}")
+    return arrangements
+
+
+def _as_large(null: Floats, seen: float, values: Floats) -> float:
+    near = ROUNDING * float(np.abs(values).max())
+    return float(np.mean(np.abs(null) >= abs(seen) - near))
 
 
 # --- Several tests at once -------------------------------------------------------------------

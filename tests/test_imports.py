@@ -179,7 +179,7 @@ STUDIES = {path.parent.name for path in EVAL if path.name == "__main__.py"} - {"
 
 def test_studies_stand_apart() -> None:
     """None stands on another, what they share on none, and nothing on the mode of compatibility."""
-    assert {"difficulty", "recall"} <= STUDIES
+    assert {"comparison", "difficulty", "recall"} <= STUDIES
     for path in EVAL:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

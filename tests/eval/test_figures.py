@@ -35,6 +35,7 @@ def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
                                  oracle_frontier(errors, 0 * errors, costs), (0.5, 0.0), costs),
         "tradeoff": figures.tradeoff({"v7": ([0.1, 0.2], [0.7, 0.8]), "v9": ([0.9, 0.9], [0.8, 0.7])}, "x",
                                      "AUROC", mark=0.9),
+        "dots": figures.dots({"Lite": [1.0, 1.1, 1.05], "vanilla": [1.2, 1.15, 1.3]}),
         "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 
 
@@ -50,6 +51,7 @@ def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
     assert ticks == ["P1", "P2"] and found["ladder"].axes[0].get_ylim() == (1.6, -0.7)
     marks = found["tradeoff"].axes[0].lines
     assert [line.get_xdata().tolist() for line in marks[:2]] == [[0.1, 0.2], [0.9, 0.9]] and len(marks) == 4
+    assert [tick.get_text() for tick in found["dots"].axes[0].get_xticklabels()] == ["Lite", "vanilla"]
     labels = [text.get_text() for text in found["risk_coverage"].axes[0].get_legend().get_texts()]
     assert labels[0] == "at random" and labels[-1] == "oracle" and labels[1].startswith("P1: ")
 

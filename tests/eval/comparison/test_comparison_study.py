@@ -1,0 +1,256 @@
+"""The comparison as its users run it: tiny networks, two texts, interrupted, taken up again, refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from eval.comparison import __main__ as command
+from eval.comparison import contenders, report
+from eval.comparison.__main__ import main
+from eval.comparison.config import ComparisonConfig, TuningConfig, file_name
+from eval.comparison.study import Study
+from eval.inputs.networks import TrainingStopped
+from eval.stages import read_result
+from tests.eval.running import stage, write
+from tests.refusals import assert_one_line
+from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_command
+from tilelli_jax.data import stories
+from tilelli_jax.errors import InputError
+from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.training import loop
+from tilelli_jax.training.text import text_task
+
+ROOT = Path(__file__).parents[3]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two texts and a training configuration."""
+    path = tmp_path_factory.mktemp("comparison")
+    for name, seed in (("one", 0), ("two", 1)):
+        (path / f"{name}.txt").write_bytes(stories.generate(6000, seed))
+    write(path / "routed.yaml", {
+        "model": {"family": "routed", "d_model": 16, "n_layers": 1, "max_seq_len": 16,
+                  "pathways": ["local", "dense"], "dense_expand": 2},
+        "data": {"source": str(path / "one.txt")},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2},
+        "train": {"steps": STEPS, "batch_size": 8, "seq_len": 16, "log_every": 8, "eval_every": 8,
+                  "eval_batch_size": 8, "eval_bytes": 100, "checkpoint_every": 8}})
+    return path
+
+
+def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
+    routed = str(place / "routed.yaml")
+    return {
+        "out": str(out), "reference": "full", "seeds": [0, 1],
+        "contenders": [["ternary", routed, "model.quantizer=ternary"], ["full", routed]],
+        "texts": [str(place / "one.txt"), str(place / "two.txt")]} | changed
+
+
+def losses(out: Path, name: str, text: str) -> list[float]:
+    """Those of the runs' own summaries, by seed."""
+    found = [json.loads(next((out / "runs").glob(f"{name}-{text}-{seed}-*/summary.json")).read_text())
+             for seed in (0, 1)]
+    return [one["final_valid_loss"] for one in found]
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Path:
+    """The whole comparison, with Ctrl-C in its second run, after six of eight updates."""
+    out, asked, plain = place / "out", [], loop.should_stop
+
+    def interrupting(step: int) -> bool:
+        asked.append(step)
+        if len(asked) == STEPS + 6:
+            signal.raise_signal(signal.SIGINT)
+        return plain(step)
+    config = write(place / "small.yaml", options(place, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "should_stop", interrupting)
+        # On one device: the eight of the tests take twice the time.
+        patch.setattr(train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        assert main(["--config", config]) == 130
+        assert len(list((out / "runs").glob("*/summary.json"))) == 1
+        assert not (out / "results.json").exists()
+        assert main(["--config", config]) == 0
+    assert asked[STEPS:STEPS + 8] == [*range(1, 9)] and len(asked) == 8 * STEPS, "none is made twice"
+    return out
+
+
+def test_its_numbers_are_those_of_its_runs(place: Path, done: Path) -> None:
+    found = json.loads((done / "results.json").read_text())
+    assert list(found["texts"]) == [str(place / "one.txt"), str(place / "two.txt")]
+    for text, there in found["texts"].items():
+        each = {name: losses(done, name, Path(text).stem) for name in ("full", "ternary")}
+        assert list(there["losses"]) == ["full", "ternary"], "the reference first"
+        assert {name: one["each"] for name, one in there["losses"].items()} == each
+        comparison, = there["comparisons"]
+        welch = scipy.stats.ttest_ind(each["ternary"], each["full"], equal_var=False)
+        assert comparison["p"]["welch"] == pytest.approx(welch.pvalue)
+        assert comparison["difference"]["low"] == pytest.approx(welch.confidence_interval().low)
+        assert comparison["differences"] == np.subtract(each["ternary"], each["full"]).tolist()
+        assert comparison["least"] == {"unpaired": 2 / 6, "paired": 2 / 4}
+        assert comparison["p"]["paired"] in (0.5, 1.0) and comparison["p_holm"] == comparison["p"]
+        # After all updates, on the whole validation part, though the configuration asks for 100 bytes.
+        for runs in there["runs"].values():
+            assert {(run["steps"], run["tokens"]) for run in runs} == {(STEPS, 128 * STEPS)}
+    assert found["sizes"]["full"]["parameters"] == found["sizes"]["ternary"]["parameters"]
+    assert found["sizes"]["full"]["bits_per_weight"] == 32
+    assert found["sizes"]["ternary"]["bits_per_weight"] == pytest.approx(math.log2(3))
+    configs = [config_lib.read_yaml(path) for path in (done / "runs").glob("*/config.yaml")]
+    assert len(configs) == 8 and {config["train"]["eval_bytes"] for config in configs} == {0}
+    assert all(config["seed"] == config["data"]["shuffle_seed"] for config in configs)
+
+
+def test_it_has_its_report(done: Path) -> None:
+    text, page = (done / "report.md").read_text(), (done / "report.html").read_text()
+    for name in ("losses-one", "losses-two", "differences-one", "differences-two"):
+        assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 3000
+    assert page.count("data:image/png;base64,") == 4
+    assert (done / "differences.parquet").is_file()
+    for said in ("No difference that is sure", "With so few runs none can be", "it says nothing of",
+                 "p cannot be below 0.5000", "after the last update", "none was looked for here"):
+        assert said in text
+    assert {row["contender"] for row in json.loads((done / "contenders.json").read_text())} == {
+        "full", "ternary"}
+
+
+def test_the_same_again_trains_nothing(place: Path, done: Path,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (done / "runs").rglob("*") if path.is_file()}
+    before = times()
+    assert main(["--config", str(place / "small.yaml")]) == 0
+    told = capsys.readouterr()
+    assert "evaluate: as it is" in told.err and "updates" not in told.err
+    assert "contender" in told.out and "ternary on" in told.out and "report.html" in told.out
+    assert main(["--config", str(place / "small.yaml"), "--stage", "evaluate"]) == 0
+    assert str(stage(done, "evaluate")) in capsys.readouterr().out
+    # One of the texts alone is compared anew, of the runs that are there.
+    one = ["--config", str(place / "small.yaml"), f"texts=[{place / 'two.txt'}]"]
+    assert main([*one, "--stage", "train"]) == 0
+    assert "4 runs" in capsys.readouterr().out
+    assert before == times()
+
+
+def test_pairs_see_the_same_batches(place: Path) -> None:
+    config = config_lib.from_dict(ComparisonConfig, options(place, place / "none"))
+    study = Study(config, place / "none")
+    seen = {}
+    for one in study.contenders:
+        for seed in (0, 1):
+            task = text_task(one.experiment(str(place / "one.txt"), seed), make_mesh(MeshConfig()))
+            batches = iter(task.batches)
+            seen[one.name, seed] = np.stack([next(batches).bytes for _ in range(STEPS)])
+    for seed in (0, 1):
+        np.testing.assert_array_equal(seen["full", seed], seen["ternary", seed])
+    assert (seen["full", 0] != seen["full", 1]).any()
+
+
+def test_learning_rates_are_chosen_alike(place: Path, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """By runs of a seed apart; one that diverges is none to choose, and where all do that is said."""
+    tree = options(place, tmp_path, texts=[str(place / "one.txt")])
+    config = dataclasses.replace(config_lib.from_dict(ComparisonConfig, tree),
+                                 tuning=TuningConfig(rates=(0.1, 0.01, 1.0)))
+    study, asked = Study(config, tmp_path), []
+
+    def run(self: Study, one: contenders.Contender, text: str, seed: int, rate: float) -> dict[str, Any]:
+        asked.append((one.name, seed, rate))
+        if rate == 1.0:
+            raise TrainingStopped(train_command.DIVERGED)
+        return {"final_valid_loss": {"full": rate, "ternary": -rate}[one.name], "run": f"{asked[-1]}"}
+    monkeypatch.setattr(Study, "run", run)
+    chosen = {name: read_result(path) for name, path in study.rates[str(place / "one.txt")].items()}
+    assert [one["chosen"] for one in chosen.values()] == [0.01, 0.1]
+    assert chosen["full"]["losses"] == {"0.1": 0.1, "0.01": 0.01, "1": None}
+    assert {seed for _, seed, _ in asked} == {100} and len(asked) == 6
+    runs, = study.runs.values()
+    assert asked[6:] == [(name, seed, {"full": 0.01, "ternary": 0.1}[name]) for seed in (0, 1)
+                         for name in ("full", "ternary")] and len(runs["full"]) == 2
+    found = {"config": config_lib.to_dict(config), "tuning": {"one": chosen}}
+    assert report.at_an_end(found) == ["full on one"]
+    hot = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(1.0,))), tmp_path / "hot")
+    with pytest.raises(InputError, match=r"tuning.rates: full diverges on .* at each of 1;"):
+        hot.runs  # noqa: B018
+    # Stopped by hand it stays to be made.
+    monkeypatch.setattr(Study, "run", lambda *_: (_ for _ in ()).throw(TrainingStopped(130)))
+    stopped = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(0.5,))), tmp_path / "stopped")
+    with pytest.raises(TrainingStopped):
+        stopped.runs  # noqa: B018
+    assert not list((tmp_path / "stopped").rglob("made_of.json"))
+
+
+def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                         capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is trained: one line, exit 2, nothing written."""
+    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("trains"))
+    routed = str(place / "routed.yaml")
+
+    def refused(*parts: str, **changed: Any) -> None:
+        config = write(tmp_path / "study.yaml", options(place, tmp_path / "out", **changed))
+        assert main(["--config", config]) == 2
+        assert_one_line(capsys.readouterr().err, *parts)
+        assert not (tmp_path / "out").exists()
+
+    def against(*settings: str, path: str = routed) -> dict[str, Any]:
+        return {"contenders": [["full", routed], ["other", path, *settings]]}
+    refused("other: expected as many parameters as full", "within 1.0%", **against("model.d_model=24"))
+    refused("other: train.steps: expected 8, as full has it, found 9", **against("train.steps=9"))
+    refused("other: data.valid_fraction: expected 0.1", **against("data.valid_fraction=0.2"))
+    refused("other: optimizer.name: expected adamw", **against("optimizer.name=muon"))
+    refused("other: expected no seed, which the study itself sets", **against("seed=3"))
+    refused("other: overrides: unknown key 'model.quantiser'", "model.quantizer",
+            **against("model.quantiser=ternary"))
+    refused("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
+    refused("none.txt", texts=[str(place / "none.txt")])
+    refused("texts: expected 1 of different names", texts=["a/one.txt", "b/one.txt"])
+    refused("contenders: expected 2 of different names at least, found []", contenders=[])
+    refused("contenders: expected lists of a name", contenders=[["full"], ["other", routed]])
+    refused("contenders[0]: expected a list of text, found text 'full'", contenders=["full", "other"])
+    refused("reference: expected one of ternary, full, found 'vanilla'", reference="vanilla")
+    refused("seeds: expected 2 to 10 different whole numbers", "found [1]", seeds=[1])
+    refused("tuning.rates: expected different finite numbers above 0", tuning={"rates": [0.0]})
+    refused("tuning.seed: expected none of the seeds [0, 1], found 1",
+            tuning={"rates": [0.1], "seed": 1})
+    (tmp_path / "short.txt").write_text("too short")
+    refused("texts:", "short.txt: the training part has 8 bytes", texts=[str(tmp_path / "short.txt")])
+    assert main(["--config", str(tmp_path / "missing.yaml")]) == 2
+    assert_one_line(capsys.readouterr().err, "missing.yaml: no such file")
+
+
+def test_names_of_files() -> None:
+    given = ("stories", "books/my text.txt", "books/*.txt", "hf:a/b@c", "***")
+    assert [file_name(text) for text in given] == ["stories", "my-text", "books", "b-c", "text"]
+
+
+SHIPPED = sorted((ROOT / "configs").glob("lite-vs-*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its contenders may be compared: sizes within the tolerance, one text, one budget."""
+    monkeypatch.chdir(ROOT)
+    config = config_lib.load(ComparisonConfig, path)
+    found = contenders.contenders(config)
+    sizes = contenders.check(found, config.texts[0], config.seeds[0], config.tolerance)
+    assert f"configs/{path.name}" in path.read_text() and found[0].name == "vanilla"
+    bits = [round(sizes[name].bits_per_weight, 2) for name in ("lite", "ternary", "power3")]
+    assert bits == [32, 1.58, 2.81]
+    experiment = found[0].experiment(config.texts[0], 0)
+    assert f"{sizes['vanilla'].parameters:,}" in (ROOT / found[0].config).read_text()
+    runs = len(found) * (len(config.seeds) + len(config.tuning.rates))
+    tokens = experiment.train.steps * experiment.train.batch_size * experiment.train.seq_len
+    assert f"{runs} runs of {tokens:,} tokens" in path.read_text()
