@@ -71,9 +71,7 @@ class Study:
 
     @functools.cached_property
     def world(self) -> village.World:
-        """The village that the base has read of; the default one where that is not known."""
-        if BASE in self.config.networks or CHAT in self.config.networks:
-            return village.world()
+        """The village that the base reads of; of a base that is there, that of training.base all the same."""
         told = self._experiment(self.config.training.base).data
         return (village.world(told.village_seed, told.village_people) if told.source == "village" else
                 village.world())
