@@ -18,6 +18,7 @@ from eval.abstention.decision import POINTS
 from eval.claims import check
 from eval.claims.__main__ import PUBLISHED, TOLERANCE, main
 from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
+from eval.claims.found import Answer, Found
 from eval.stats import Interval
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
@@ -128,7 +129,7 @@ def test_every_signal_of_the_study_can_be_claimed() -> None:
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """prompts.jsonl, `tiny`, `other` with other weights, `reciter`, and claims.yaml: how they are asked."""
+    """prompts.jsonl, `tiny`, `other` with other weights, `reciter`; claims.yaml: how they are asked."""
     path = tmp_path_factory.mktemp("claims")
     sizes = {"ood_topic": [SHORT, SHORT, LONG, SHORT], "neo_false_inability": [LONG, SHORT, LONG, LONG]}
     rows = [{"prompt": f"{regime[:6]} {i}".ljust(size, "?"), "regime": regime} for regime in REGIMES
@@ -211,7 +212,8 @@ def test_refusals_are_counted_and_what_a_transformer_lacks_is_told(
     out = tmp_path / "out.json"
     tree: dict[str, Any] = {
         "held_out": {"at_least": 3, "template_at_least": 3}, "false_inability": {"refused": 1},
-        "architecture": {"family": "routed", "pathways": ["local"]}, "cross_regime": {"router_entropy": 0.5}}
+        "architecture": {"family": "routed", "pathways": ["local"]},
+        "cross_regime": {"router_entropy": 0.5}}
     expect = claims(tmp_path / "claims.yaml", tree, ("i don't know", "SORRY,  I don’t"))
     assert main(arguments(where, "reciter", expect, "--out", str(out))) == 1
     lines = lines_of(out)
@@ -229,29 +231,22 @@ def test_refusals_are_counted_and_what_a_transformer_lacks_is_told(
     assert answers["held_out"][0]["answer"] == "Sorry, I don't know."
     assert set(answers["held_out"][2]["answer"]) == {"x"}
 
-    # Other templates and other counts; and what is found then is a file that holds.
-    tree = {"held_out": {"at_least": 4, "template_at_least": 1}, "false_inability": {"refused": 3}}
+    # Prompts of one's own, another template, and what is found then as a file that holds.
+    mine, found = tmp_path / "mine.jsonl", tmp_path / "found.yaml"
+    mine.write_text("\n".join(json.dumps({"prompt": f"mine {i}".ljust(size, "?"), "regime": "ood_topic"})
+                              for i, size in enumerate((SHORT, LONG, SHORT, SHORT, SHORT))))
+    tree = {"held_out": {"file": str(mine), "at_least": 4}, "false_inability": {"refused": 3}}
     expect = claims(tmp_path / "claims.yaml", tree, ("I don't know",))
-    assert main(arguments(where, "reciter", expect, "--out", str(out))) == 1
-    assert "does not hold: held-out abstention, false inability\n" in capsys.readouterr().out
-    found = tmp_path / "found.yaml"
-    assert main(arguments(where, "reciter", expect, "--write-expected", str(found))) == 0
+    assert main(arguments(where, "reciter", expect, "--write-expected", str(found), "--out", str(out))) == 0
+    held_out = json.loads(out.read_text())["answers"]["held_out"]
+    assert [one["prompt"][:6] for one in held_out] == ["mine 0", "mine 1", "mine 2", "mine 3"]
     written = config_lib.load(ClaimsConfig, found)
     assert written.held_out.at_least == 3 and written.held_out.template_at_least == 0
     assert written.false_inability.refused == 1 and written.architecture.pathways == ()
-    assert written.cross_regime.router_entropy is None
-
-
-def test_prompts_of_ones_own_are_asked(where: Path, tmp_path: Path,
-                                       capsys: pytest.CaptureFixture[str]) -> None:
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text("\n".join(json.dumps({"prompt": f"mine {i}".ljust(SHORT, "?"), "regime": "ood_topic"})
-                              for i in range(3)))
-    out = tmp_path / "out.json"
-    expect = claims(tmp_path / "claims.yaml", {"held_out": {"file": str(mine), "prompts": 2, "at_least": 2}})
-    assert main(arguments(where, "reciter", expect, "--out", str(out))) == 0
-    held_out = json.loads(out.read_text())["answers"]["held_out"]
-    assert [one["prompt"] for one in held_out] == ["mine 0????", "mine 1????"]
+    assert written.cross_regime.router_entropy is None and written.held_out.file == str(mine)
+    failing = check.check(Found(written.architecture, {}, [Answer("", "", True, False)] * 4, [
+        Answer("", "", refused, False) for refused in (True, True, True, False)]), written, 0.05)
+    assert check.failing(failing) == [check.AREAS, check.FALSE_INABILITY]
 
 
 # --- What is refused -------------------------------------------------------------------------
@@ -259,20 +254,20 @@ def test_prompts_of_ones_own_are_asked(where: Path, tmp_path: Path,
 
 @pytest.mark.parametrize(("tree", "message"), [
     ({"architecture": {"blocks": 8}}, "unknown key 'architecture.blocks'"),
-    ({"architecture": {"parameters": 0}}, "architecture.parameters: expected a whole number ≥ 1, found 0"),
-    ({"architecture": {"n_layers": "eight"}}, "architecture.n_layers: expected a whole number or nothing"),
+    ({"architecture": {"parameters": 0}}, "architecture.parameters: expected a whole number ≥ 1"),
+    ({"architecture": {"n_layers": "eight"}}, "architecture.n_layers: expected a whole number or"),
     ({"cross_regime": {"router_confidence": 0.5}}, "did you mean 'cross_regime.router_conf'?"),
     ({"cross_regime": {"router_conf": 1.5}}, "cross_regime.router_conf: expected an AUROC from 0 to 1"),
-    ({"cross_regime": {"router_conf": [0.6, 0.5]}}, "the lowest and the highest in a list, found [0.6, 0.5]"),
+    ({"cross_regime": {"router_conf": [0.6, 0.5]}}, "lowest and the highest in a list, found [0.6, 0.5]"),
     ({"cross_regime": {"router_conf": [0.5]}}, "cross_regime.router_conf: expected an AUROC"),
-    ({"cross_regime": {"router_entropy_b": [0.5, 2]}}, "cross_regime.router_entropy_b1: expected an AUROC"),
+    ({"cross_regime": {"router_entropy_b": [0.5, 2]}}, "cross_regime.router_entropy_b1: expected an"),
     ({"cross_regime": {"router_conf": ".nan"}}, "cross_regime.router_conf: expected a number or a list"),
-    ({"held_out": {"at_least": 5}}, "held_out.at_least: expected 4 at most, as many as are asked, found 5"),
+    ({"held_out": {"at_least": 5}}, "held_out.at_least: expected 4 at most, as many as are asked"),
     ({"held_out": {"template_at_least": 1}}, "held_out.template_at_least: expected templates beside it"),
     ({"held_out": {"templates": [" "]}}, "held_out.templates: expected texts that are not empty"),
     ({"held_out": {"prompts": 5}}, "expected 5 prompts of ood_topic, as held_out.prompts says, found 4"),
     ({"held_out": {"file": "none.jsonl"}}, "none.jsonl: cannot be read"),
-    ({"false_inability": {"refused": -1}}, "false_inability.refused: expected a whole number ≥ 0, found -1"),
+    ({"false_inability": {"refused": -1}}, "false_inability.refused: expected a whole number ≥ 0"),
     ({"answers": {"max_new": 60}}, "takes 115 bytes with its answer, and the network reads 96"),
     ({"answers": {"max_new": 0}}, "answers.max_new: expected a whole number ≥ 1"),
     ({"of": 3}, "of: expected text, found a whole number 3")])
@@ -285,7 +280,8 @@ def test_a_wrong_expectation_is_named(where: Path, tmp_path: Path, capsys: pytes
     assert not out.exists()
 
 
-def test_wrong_arguments_are_named(where: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_named(where: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
     few = tmp_path / "few.jsonl"
     few.write_text("\n".join(json.dumps({"prompt": f"{regime} {i}", "regime": regime})
                              for regime in REGIMES[:-1] for i in range(4)))
@@ -299,14 +295,14 @@ def test_wrong_arguments_are_named(where: Path, tmp_path: Path, capsys: pytest.C
     for given, message in (
             (arguments(where, "tiny", tmp_path / "none.yaml"), "none.yaml: no such file"),
             (arguments(where, "tiny", tmp_path / "broken.yaml"), "broken.yaml: not YAML"),
-            (arguments(where, "none"), "none: expected a model directory (config.json and model.safetens"),
+            (arguments(where, "none"), "none: expected a model directory (config.json and"),
             (arguments(tmp_path, "sae", how),
              "sae: expected a network that reads bytes, routed or vanilla, found family sae"),
             (arguments(tmp_path, "small", how),
-             "small: expected a network that reads bytes, routed or vanilla, found family routed of 100"),
+             "small: expected a network that reads bytes, routed or vanilla, found family routed of"),
             (arguments(where, "tiny", how, "--prompts", str(few)),
              "few.jsonl: expected prompts of 7 regimes, found none of gibberish"),
-            (arguments(where, "tiny", one), "neo.jsonl: expected prompts of 1 regime, found none of ood_"),
+            (arguments(where, "tiny", one), "neo.jsonl: expected prompts of 1 regime, found none of"),
             (arguments(where, "tiny", how, "--tolerance", "1"),
              "--tolerance: expected a share from 0 to below 1, found 1.0"),
             (arguments(where, "tiny", how, "--tolerance", "nan"), "--tolerance: expected a share"),
