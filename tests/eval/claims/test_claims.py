@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -180,13 +181,13 @@ def test_a_network_keeps_what_was_found_of_it_and_another_does_not(
     lines = lines_of(out)
     assert lines[check.ARCHITECTURE, "parameters"]["found"] == f"{size:,}"
     # The AUROC of one signal, from probabilities that are computed here.
-    model = store.load(where / "tiny")
+    model, rows = store.load(where / "tiny"), [*map(json.loads, (where / "prompts.jsonl").open())]
+    texts = [asked(row["prompt"]).encode() for row in rows]
+    ids = np.stack([np.frombuffer(text.ljust(64, b"\0"), np.uint8) for text in texts]).astype(np.int32)
+    shares = np.asarray(jax.jit(lambda ids: jax.nn.softmax(model(ids)))(ids))
     known, unknown = [], []
-    for row in map(json.loads, (where / "prompts.jsonl").read_text().splitlines()):
-        ids = np.frombuffer(asked(row["prompt"]).encode(), np.uint8).astype(np.int32)
-        logits = np.asarray(model(ids[None])[0])
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        sure = (shares.max(-1) / shares.sum(-1)).mean()
+    for row, text, share in zip(rows, texts, shares, strict=True):
+        sure = share[:len(text)].max(-1).mean()
         (known if row["regime"] == "in_domain" else unknown).append(sure)
     area = np.mean([(a > b) + (a == b) / 2 for a in known for b in unknown])
     assert np.isclose(lines[check.AREAS, "max_softmax_mean"]["interval"]["point"], area)
@@ -237,7 +238,8 @@ def test_refusals_are_counted_and_what_a_transformer_lacks_is_told(
                               for i, size in enumerate((SHORT, LONG, SHORT, SHORT, SHORT))))
     tree = {"held_out": {"file": str(mine), "at_least": 4}, "false_inability": {"refused": 3}}
     expect = claims(tmp_path / "claims.yaml", tree, ("I don't know",))
-    assert main(arguments(where, "reciter", expect, "--write-expected", str(found), "--out", str(out))) == 0
+    to = ("--write-expected", str(found), "--out", str(out))
+    assert main(arguments(where, "reciter", expect, *to)) == 0
     held_out = json.loads(out.read_text())["answers"]["held_out"]
     assert [one["prompt"][:6] for one in held_out] == ["mine 0", "mine 1", "mine 2", "mine 3"]
     written = config_lib.load(ClaimsConfig, found)
