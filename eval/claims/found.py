@@ -23,7 +23,7 @@ from tilelli_jax.signals.uncertainty import UncertaintyReader
 from tilelli_jax.training.step import parameter_count, take_apart
 
 HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # the regimes whose prompts are answered
-BATCH = 32  # prompts read at once
+BATCH = 64  # prompts read at once: each batch of other lengths is compiled anew
 
 
 class Asked(NamedTuple):
