@@ -24,12 +24,12 @@ _AFFIRMATION = re.compile(r"\W*(?:yes|sure|indeed|correct)\b|.*\bthat(?:'s| is) 
 
 def is_refusal(answer: str) -> bool:
     """Whether one of the phrases of not knowing occurs anywhere, or nothing is said at all."""
-    return not answer.strip() or _REFUSAL.search(_plain(answer)) is not None
+    return not answer.strip() or _REFUSAL.search(plain(answer)) is not None
 
 
 def is_affirmation(answer: str) -> bool:
     """Whether it begins with yes, sure, indeed or correct, as words; or has "that's true" in it."""
-    return _AFFIRMATION.match(_plain(answer)) is not None
+    return _AFFIRMATION.match(plain(answer)) is not None
 
 
 def is_loop(answer: str) -> bool:
@@ -83,6 +83,6 @@ def health(answers: Sequence[bytes]) -> Health:
 # ---------------------------------------------------------------------------------------------
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Lower case, straight quotes, single spaces."""
     return " ".join(text.casefold().replace("’", "'").split())

@@ -9,6 +9,7 @@ directory holds any number of .jsonl files; one that is called after a regime ho
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ BUILT_IN = Path(__file__).with_suffix("")
 LEAST = 2  # prompts of a regime: of one alone nothing can be resampled
 
 
-def read(path: str | Path = BUILT_IN) -> list[Prompt]:
+def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[Prompt]:
     """The prompts of a directory or file, regime by regime.
+
+    Args:
+        regimes: those that it must have prompts of; all of the others are read as well.
 
     Raises:
         InputError: no such file, a line that is no prompt, one that was there before, a regime with
@@ -39,9 +43,9 @@ def read(path: str | Path = BUILT_IN) -> list[Prompt]:
                 raise InputError(f"{where}: prompt: the same as in {found[one.prompt][1]}")
             found[one.prompt] = one, where
     counts = Counter(one.regime for one, _ in found.values())
-    if missing := [regime for regime in REGIMES if not counts[regime]]:
-        raise InputError(f"{path}: expected prompts of {len(REGIMES)} regimes, found none of "
-                         f"{', '.join(missing)}")
+    if missing := [regime for regime in regimes if not counts[regime]]:
+        raise InputError(f"{path}: expected prompts of {len(regimes)} regime{'s' * (len(regimes) > 1)}, "
+                         f"found none of {', '.join(missing)}")
     for one, where in found.values():
         if counts[one.regime] < LEAST:
             raise InputError(f"{where}: the only prompt of {one.regime}, expected {LEAST} at least")
