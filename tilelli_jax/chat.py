@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     add_options(parser, temperature=0.8)
     parser.add_argument("--abstain", action="store_true",
-                        help=f"what is beyond the threshold of DIR/{gate.FILE} is declined, in its words")
+                        help=f"decline what is beyond the threshold of DIR/{gate.FILE}, in its words")
     options = parser.parse_args(argv)
     sampling = from_options(options)
     model = store.load(options.model)

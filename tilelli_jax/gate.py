@@ -1,7 +1,7 @@
 """A threshold beyond which a network declines to answer, and what it says then: MODEL/abstain.json.
 
-`python -m eval.abstention --calibrate` chooses it; `chat` and `generate` keep to it with --abstain. It is of
-use to the very network that it was chosen for: with other weights the same signal has other values.
+`python -m eval.abstention --calibrate` chooses it; `chat` and `generate` keep to it with --abstain. It is
+of use to the very network that it was chosen for: with other weights a signal has other values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Gate(Section):
     """
 
     signal: str = setting(REQUIRED, "a name of `signals.uncertainty.by_name`")
-    direction: Literal[1, -1] = setting(REQUIRED, "1 where the signal rises with what is not known, or -1")
+    direction: Literal[1, -1] = setting(REQUIRED, "1 where the signal rises with not knowing, or -1")
     threshold: float | Literal["never"] = setting(
         REQUIRED, "of the signal as it is measured: what lies beyond, in the direction, is declined")
     template: str = setting(REQUIRED, "what is said then")
@@ -59,7 +59,8 @@ class Gate(Section):
         """What is declined: "where abstain_p is above 0.731", or "nothing"."""
         if isinstance(self.threshold, str):
             return "nothing"
-        return f"where {self.signal} is {'above' if self.direction == 1 else 'below'} {self.threshold:.4g}"
+        side = "above" if self.direction == 1 else "below"
+        return f"where {self.signal} is {side} {self.threshold:.4g}"
 
     @property
     def answer(self) -> str:
@@ -96,7 +97,7 @@ def measured(reader: UncertaintyReader, prompts: Sequence[str | bytes], signal: 
 
 
 def check_template(template: str) -> None:
-    """Raises InputError where a template is no line of text: as a turn, it would not end where it ends."""
+    """Raises InputError where a template is no line of text: a turn would not end where it ends."""
     try:
         template.encode()
         fits = bool(template.strip()) and template.splitlines() == [template]
@@ -141,7 +142,8 @@ def read(path: str | Path, model: Any) -> Gate:
         InputError: there is none, it is none that `write` has written, or it was made for other weights.
     """
     path = Path(path)
-    file, makes = path / FILE, f"`python -m eval.abstention --calibrate --model {path} --on FILE` makes one"
+    file = path / FILE
+    makes = f"`python -m eval.abstention --calibrate --model {path} --on FILE` makes one"
     if not file.exists():
         raise InputError(f"{path}: has no {FILE}, the threshold that --abstain keeps to; {makes}")
     tree = read_json(file)
@@ -149,8 +151,9 @@ def read(path: str | Path, model: Any) -> Gate:
         raise InputError(f"{file}: {missing[0]}: expected it, found nothing")
     gate = config_lib.from_dict(Gate, tree, str(file))
     if gate.network != of_network(path):
-        raise InputError(f"{file}: network: expected one made for the weights of {path}, found one made for "
-                         f"others; {makes}")
+        raise InputError(f"{file}: network: expected one made for the weights of {path}, found one made "
+                         f"for others; {makes}")
     if gate.signal not in (known := names(model)):
-        raise InputError(f"{file}: signal: expected one of {', '.join(known)}, found {gate.signal!r:.60}")
+        raise InputError(f"{file}: signal: expected one of {', '.join(known)}, found "
+                         f"{gate.signal!r:.60}")
     return gate

@@ -85,7 +85,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--turn", action="store_true",
                         help="each prompt is the user's turn, as in chat; ends with the model's")
     parser.add_argument("--abstain", action="store_true",
-                        help=f"what is beyond the threshold of DIR/{gate.FILE} is declined, in its words")
+                        help=f"decline what is beyond the threshold of DIR/{gate.FILE}, in its words")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL there instead of printing")
     options = parser.parse_args(argv)
     if "" in options.stop:

@@ -60,15 +60,16 @@ def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr
         prompts: with the words that name them, see `Prompts`.
 
     Raises:
-        InputError: the share is none, or the network has no such signal, does not read bytes, or reads none
-            as long as a prompt.
+        InputError: the share is none, or the network has no such signal, does not read bytes, or reads
+            none as long as a prompt.
     """
     if not 0 < target_fpr < 1:
         raise InputError(f"--fpr: expected a share above 0 and below 1, found {target_fpr}")
     gate.check_template(template)
     model = store.load(path)
     if not getattr(model, "reads_bytes", False):
-        raise InputError(f"{path}: expected a network that reads bytes, found family {model.config.family}")
+        raise InputError(f"{path}: expected a network that reads bytes, found family "
+                         f"{model.config.family}")
     if signal not in (known := names(model)):
         lacks = "; this network has no abstain head" if signal == HEAD else ""
         raise InputError(f"--signal: expected one that {path} has, of {', '.join(known)}, found "

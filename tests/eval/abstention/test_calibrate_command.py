@@ -1,4 +1,4 @@
-"""python -m eval.abstention --calibrate: the threshold it keeps, what that promises, and what it refuses."""
+"""python -m eval.abstention --calibrate: the threshold it keeps, what it promises, what it refuses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(model: Path, on: Path, *more: object) -> int:
     return main(["--calibrate", "--model", str(model), "--on", str(on), *map(str, more)])
 
 
-@pytest.mark.parametrize("signal", ["abstain_p", "max_softmax_mean"])
+@pytest.mark.parametrize("signal", ["abstain_p", "lens_margin"])
 def test_the_target_is_held_on_the_prompts(signal: str, model: Any, path: Path, asked_for: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, asked_for, "--signal", signal, "--fpr", 0.1, "--template", "Wer weiß?") == 0
