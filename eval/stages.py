@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,15 +103,6 @@ def read_result(path: Path) -> dict[str, Any]:
 def key(made_of: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits for a tree of JSON."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Of the contents of files, in the order of their names; where they are does not count."""
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def once(method: Callable[..., T]) -> Callable[..., T]:

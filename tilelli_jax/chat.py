@@ -10,6 +10,7 @@ import argparse
 import codecs
 import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 import warnings
@@ -17,9 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tilelli_jax import decoding, store
+from tilelli_jax import decoding, gate, store
 from tilelli_jax.data.turns import MODEL, STOP, USER, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.gate import Gate
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling, add_options, from_options
 
@@ -32,13 +34,18 @@ def main(argv: Sequence[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     add_options(parser, temperature=0.8)
+    parser.add_argument("--abstain", action="store_true",
+                        help=f"decline what is beyond the threshold of DIR/{gate.FILE}, in its words")
     options = parser.parse_args(argv)
     sampling = from_options(options)
     model = store.load(options.model)
+    abstain = gate.read(options.model, model) if options.abstain else None
     print(f"{options.model}: {model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
+    if abstain is not None:
+        print(f"It declines {abstain.rule}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said by _talk, once
-        return _talk(model, sampling)
+        return _talk(model, sampling, abstain)
 
 
 def reply(model: Decoder, history: str, sampling: Sampling) -> Iterator[str]:
@@ -72,7 +79,8 @@ def crop(history: str, size: int) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _talk(model: Decoder, sampling: Sampling) -> int:
+def _talk(model: Decoder, sampling: Sampling, abstain: Gate | None) -> int:
+    speak = functools.partial(reply, model) if abstain is None else _gated(model, abstain)
     # Room to answer inside the window: what is past it was never trained on, and where positions
     # are learned, every byte of it costs a reading of the whole window.
     trained = model.config.max_seq_len
@@ -111,12 +119,24 @@ def _talk(model: Decoder, sampling: Sampling) -> int:
                 history = crop(history, most)
                 turn += 1
                 seed = (sampling.seed + turn) % 2**32
-                history += _answer(reply(model, history, dataclasses.replace(sampling, seed=seed)))
+                history += _answer(speak(history, dataclasses.replace(sampling, seed=seed)))
                 if len(history.encode()) - 1 > trained and not passed:
                     passed = True
                     print(f"(past {trained} bytes, for which it was trained"
                           + (f", each sees the last {trained} only)" if model.config.positions == "learned"
                              else ")"))
+
+
+def _gated(model: Decoder, abstain: Gate) -> Callable[[str, Sampling], Iterator[str]]:
+    """As `reply`, but for what is declined."""
+    reader = gate.reader_of(model, abstain.signal)  # one for all turns
+
+    def speak(history: str, sampling: Sampling) -> Iterator[str]:
+        if any(abstain.declines(reader, [history])):
+            yield abstain.answer
+        else:
+            yield from reply(model, history, sampling)
+    return speak
 
 
 def _answer(pieces: Iterator[str]) -> str:

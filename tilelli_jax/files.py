@@ -1,11 +1,12 @@
-"""Writing files so that a reader sees the old one or the new one, never a part."""
+"""Writing files so that a reader sees the old one or the new one, never a part; and telling them apart."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,3 +88,12 @@ def write_json(path: Path, tree: Any) -> None:
 def as_json(tree: Any) -> bytes:
     """Indented JSON, UTF-8."""
     return json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Of the contents of files, in the order of their names; where they are does not count."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]

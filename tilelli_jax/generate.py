@@ -15,9 +15,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import decoding, sampling, store
+from tilelli_jax import decoding, gate, sampling, store
+from tilelli_jax.data.turns import STOP, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import write_atomically
+from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.sampling import Sampling
 
 
 @command
@@ -28,23 +31,44 @@ def main(argv: Sequence[str]) -> int:
     if options.out:
         _check_writable(options.out)
     model = store.load(options.model)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", UserWarning)
-        found = decoding.generate(model, prompts, stop=options.stop, **dataclasses.asdict(how))
-    for warning in said:
-        print(f"note: {warning.message}", file=sys.stderr)
+    given = [_asked(prompt) for prompt in prompts] if options.turn else prompts
+    abstain = gate.read(options.model, model) if options.abstain else None
+    declined = ([False] * len(given) if abstain is None else
+                abstain.declines(gate.reader_of(model, abstain.signal), given))
+    # A prompt draws by its number, so the others go on as they would without those that are declined.
+    found = ([] if all(declined) else
+             _continued(model, given, [*options.stop, *([STOP] if options.turn else [])], how))
+    if abstain:
+        instead = decoding.Continuation(abstain.answer.encode(), stopped=True, slid=False)
+        found = [instead if no else found[i] for i, no in enumerate(declined)]
     if options.out or options.prompts_file or len(prompts) > 1:
-        lines = "".join(json.dumps({"prompt": _text(prompt), "text": made.text, "stopped": made.stopped},
-                                   ensure_ascii=False) + "\n"
-                        for prompt, made in zip(prompts, found, strict=True))
+        lines = "".join(json.dumps({"prompt": _text(prompt), "text": made.text, "stopped": made.stopped,
+                                    **({"abstained": no} if abstain else {})}, ensure_ascii=False) + "\n"
+                        for prompt, made, no in zip(prompts, found, declined, strict=True))
         if options.out:
             with _writing(options.out):
                 write_atomically(options.out, lines.encode())
         else:
             sys.stdout.write(lines)
     else:
-        print(_text(prompts[0] + found[0].data))
+        print(_text(given[0] + found[0].data))
     return 0
+
+
+def _continued(model: Decoder, prompts: list[bytes], stop: list[str],
+               how: Sampling) -> list[decoding.Continuation]:
+    """All of them; what there is to be warned of goes to stderr."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        found = decoding.generate(model, prompts, stop=stop, **dataclasses.asdict(how))
+    for warning in said:
+        print(f"note: {warning.message}", file=sys.stderr)
+    return found
+
+
+def _asked(prompt: bytes) -> bytes:
+    """A prompt as the user's turn, whatever bytes it has."""
+    return asked(prompt.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -58,6 +82,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     sampling.add_options(parser, temperature=0.8)
     parser.add_argument("--stop", action="append", default=[], metavar="STR",
                         help="end at this string (may be given again)")
+    parser.add_argument("--turn", action="store_true",
+                        help="each prompt is the user's turn, as in chat; ends with the model's")
+    parser.add_argument("--abstain", action="store_true",
+                        help=f"decline what is beyond the threshold of DIR/{gate.FILE}, in its words")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL there instead of printing")
     options = parser.parse_args(argv)
     if "" in options.stop:

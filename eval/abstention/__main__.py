@@ -2,9 +2,14 @@
 
     python -m eval.abstention --config FILE [--variants v4,v9] [--seeds 0,1] [--stage data|train|measure|all]
                               [key=value …]
+    python -m eval.abstention --calibrate --model DIR --on FILE [--signal abstain_p] [--fpr 0.05]
+                              [--template TEXT]
 
 A stage makes what it needs of those before it, and takes what is there: the same command again goes on
 where it stopped. `all` ends with a report.
+
+--calibrate chooses from where on a network is to decline, by prompts that it can answer, and writes
+DIR/abstain.json, for `chat --abstain` and `generate --abstain`.
 """
 
 from __future__ import annotations
@@ -17,14 +22,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.abstention import report
+from eval.abstention import gate, report
 from eval.abstention.config import AbstentionConfig
 from eval.abstention.statements import answer_v9
 from eval.abstention.study import Study
 from eval.inputs.networks import TrainingStopped
 from eval.stages import BusyError, tell_on_stderr
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.gate import FILE, TEMPLATE
+from tilelli_jax.signals.uncertainty import HEAD
 from tilelli_jax.tables import table
 from tilelli_jax.training.run import provenance
 
@@ -36,6 +43,8 @@ PROG = "python -m eval.abstention"
 def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if "--calibrate" in argv:
+        return _calibrate(argv)
     options = _options(argv)
     given = {"variants": options.variants, "seeds": options.seeds}
     chosen = [f"{name}=[{value}]" for name, value in given.items() if value is not None]
@@ -70,6 +79,28 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
     print(f"\n{table(report.summary(found), right=(1, 2, 3, 4, 5))}\n")
     print("\n".join(text.replace("**", "") for text in answer_v9(found)))
     print(f"\nreport: {study.out / 'report.html'} (and report.md)")
+    return 0
+
+
+def _calibrate(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(prog=PROG, description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibrate", action="store_true", help="choose a threshold and keep it")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the network")
+    parser.add_argument("--on", type=Path, required=True, metavar="FILE",
+                        help="JSON lines with a prompt; nothing was learned from them")
+    parser.add_argument("--signal", default=HEAD, help="what is held against the threshold [%(default)s]")
+    parser.add_argument("--fpr", type=float, default=0.05, metavar="X",
+                        help="share of prompts that can be answered which may be declined [%(default)s]")
+    parser.add_argument("--template", default=TEMPLATE, metavar="TEXT",
+                        help="what the network says then [%(default)s]")
+    options = parser.parse_args(argv)
+    prompts = gate.read_prompts(options.on)
+    if prompts.left_out:
+        print(f"note: {prompts.left_out} without an answer left out: the rate is of those that have one",
+              file=sys.stderr)
+    made = gate.make(options.model, prompts.texts, options.signal, options.fpr, options.template)
+    print(f"{gate.told(made)}\n{options.model / FILE}")
     return 0
 
 

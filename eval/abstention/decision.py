@@ -23,6 +23,7 @@ from scipy.stats import beta, binom
 from eval.metrics import Floats
 from eval.stats import Interval, PairedBootstrap, holm
 from tilelli_jax.data.village import ANSWERABLE
+from tilelli_jax.signals.uncertainty import BLOCK
 
 IN_DOMAIN = "in_domain"
 POINTS: dict[str, int] = {
@@ -32,7 +33,6 @@ POINTS: dict[str, int] = {
     # from position to position, and to settle later on what it says.
     "router_entropy_var": 1, "lens_entropy": 1, "lens_settling": 1, "lens_margin": -1,
     "raw_probe": 1, "sae_probe": 1}  # these are fitted to point up
-BLOCK = "router_entropy_b"  # and a block's number: as router_entropy
 
 # The rule.
 BASELINES = ("max_softmax_last", "max_softmax_mean", "abstain_p")

@@ -10,7 +10,6 @@ import numpy as np
 from eval.abstention.config import AbstentionConfig
 from eval.abstention.decision import (
     BASELINES,
-    BLOCK,
     IN_DOMAIN,
     Table,
     abstained,
@@ -26,9 +25,9 @@ from eval.abstention.decision import (
 from eval.abstention.variants import CHAT
 from eval.metrics import auroc
 from eval.stats import bootstrap_mean, holm
+from tilelli_jax.signals.uncertainty import BLOCK, HEAD
 
 Tree = dict[str, Any]
-HEAD = "abstain_p"
 # Which variants' heads are held against each other: what the study asks.
 DUELS = (("v9", "v8b"), ("v9", "v7"), ("v9", "splice"), ("splice", "v7"), ("v8b", "v7"), ("tether", "v8b"),
          ("v9", "tether"), ("pooled", "v9"), ("low-rank", "v9"))

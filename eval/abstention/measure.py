@@ -15,16 +15,12 @@ from tilelli_jax.data.chat_pairs import Pair, lay
 from tilelli_jax.data.turns import MODEL, STOP, USER, asked
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
-from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.prompts import Prompt as Read
-from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader
+from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
 from tilelli_jax.training.chat import held_out_terms
 from tilelli_jax.training.step import take_apart
 
 Columns = dict[str, np.ndarray]
-# What the logit lens says of the last position, of Recall's features.
-LENS = {"lens_entropy": "a_band_mean_entropy", "lens_settling": "a_settling_layer_norm",
-        "lens_margin": "a_max_margin"}
 HELD_OUT = 500  # pairs, at most, of which the chat loss is measured
 
 
@@ -42,21 +38,9 @@ def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
                              f"reads {config.max_seq_len}; shorten it, or answers.max_new")
 
 
-def signals(found: Uncertainty) -> Columns:
-    """Every signal that the network has, `[prompts]` each, under the names of `decision.POINTS`."""
-    columns = {name: getattr(found, name) for name in (
-        "max_softmax_last", "max_softmax_mean", "router_conf", "router_entropy", "router_entropy_var",
-        "abstain_p", "drift")}
-    if found.router_entropy_block is not None:
-        columns |= {f"router_entropy_b{i}": values for i, values in enumerate(found.router_entropy_block.T)}
-    overall = found.read.crystallisation.overall
-    columns |= {name: overall[:, OVERALL.index(feature)] for name, feature in LENS.items()}
-    return {name: np.asarray(values, np.float64) for name, values in columns.items() if values is not None}
-
-
 def read(reader: UncertaintyReader, prompts: Sequence[str], what: str) -> Columns:
-    """`signals` of prompts."""
-    return signals(reader.read([turn(prompt) for prompt in prompts], what))
+    """Every signal of prompts in turns, `[prompts]` each, under the names of `decision.POINTS`."""
+    return by_name(reader.read([turn(prompt) for prompt in prompts], what))
 
 
 def answers(model: Any, prompts: Sequence[str], options: AnswersConfig) -> list[bytes]:

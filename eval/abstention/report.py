@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from eval import figures
-from eval.abstention.decision import BLOCK, IN_DOMAIN
-from eval.abstention.evaluate import HEAD
+from eval.abstention.decision import IN_DOMAIN
 from eval.abstention.statements import (
     COHERENT,
     GARBLED,
@@ -32,6 +31,7 @@ from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.files import write_atomically
+from tilelli_jax.signals.uncertainty import BLOCK, HEAD
 
 RESULTS = "results.json"
 Tree = Mapping[str, Any]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.abstention.decision import IN_DOMAIN
-from eval.abstention.evaluate import HEAD
 from eval.abstention.variants import CHAT
 from eval.conclusions import told
 from eval.stats import Interval
+from tilelli_jax.signals.uncertainty import HEAD
 
 Tree = Mapping[str, Any]
 CHANCE = 0.6  # a cross-regime AUROC up to here is called near chance: published are 0.51 to 0.55

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from eval.abstention import measure, prompts
 from eval.abstention.config import AnswersConfig
-from eval.abstention.decision import BLOCK, cross_regime
+from eval.abstention.decision import cross_regime
 from eval.abstention.detectors import is_refusal, plain
 from eval.abstention.evaluate import Measured, scores_of
 from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
@@ -19,7 +19,7 @@ from tilelli_jax.decoding import BYTES
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.signals.uncertainty import UncertaintyReader
+from tilelli_jax.signals.uncertainty import BLOCK, UncertaintyReader
 from tilelli_jax.training.step import parameter_count, take_apart
 
 HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # the regimes whose prompts are answered

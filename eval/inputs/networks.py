@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.stages import fingerprint, key
+from eval.stages import key
 from tilelli_jax import config as config_lib
+from tilelli_jax import gate
 from tilelli_jax import train as train_command
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.files import fingerprint
 from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
 from tilelli_jax.training.run import RunDirectory
 
@@ -109,11 +111,14 @@ class Studied:
 def contents(path: Path, tokenizer: str = "") -> str:
     """A fingerprint of a model directory's configuration and weights, and of a tokenizer elsewhere.
 
+    A threshold that was chosen for the network makes no other network of it.
+
     Raises:
         InputError: one of its files cannot be read.
     """
     try:
-        files = [file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".jinja")]
+        files = [file for file in path.iterdir()
+                 if file.suffix in (".json", ".safetensors", ".jinja") and file.name != gate.FILE]
         if tokenizer:
             other = Path(tokenizer)
             beside = other if other.is_dir() else other.parent

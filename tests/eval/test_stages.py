@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import stages
-from eval.stages import BusyError, Stages, fingerprint, key, once
+from eval.stages import BusyError, Stages, key, once
+from tilelli_jax.files import fingerprint
 
 MADE_OF = {"data": "a", "options": {"k": 3, "layers": [1, 2]}}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from eval.abstention.decision import direction
 from tests.restated.random_weights import random_network
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
@@ -19,7 +20,7 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.prompts import Prompt, Reader
-from tilelli_jax.signals.uncertainty import UncertaintyReader
+from tilelli_jax.signals.uncertainty import LENS, UncertaintyReader, by_name, names
 
 SHAPE = {"d_model": 16, "n_layers": 3, "max_seq_len": 96, "n_heads": 2}
 ROUTED = RoutedConfig(**SHAPE, d_head=8, top_k=4, dense_expand=2, abstain_head=True)
@@ -74,6 +75,19 @@ def test_signals_are_those_of_each_prompt_alone() -> None:
                      found.read, plain[i])
 
 
+def test_signals_have_names_and_need_no_question() -> None:
+    model = made(ROUTED, 1)
+    both = [*prompts(), *(prompt._replace(start=0, stop=0) for prompt in prompts())]
+    found = by_name(UncertaintyReader(model).read(both))
+    assert names(model) == tuple(found) and all(map(direction, found))
+    lean = by_name(UncertaintyReader(model, lens=False).read(both))
+    assert lean.keys() == found.keys() - LENS.keys()
+    for name, values in found.items():
+        assert values.dtype == np.float64 and values.shape == (6,)
+        np.testing.assert_allclose(values[3:], values[:3], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(lean.get(name, values), values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_codes_are_those_of_the_last_position() -> None:
     model = made(ROUTED, 1)
     sae = store.build(SAEConfig(d_model=16, n_latents=32, k=4, place="resid_post", layer=1))
@@ -94,6 +108,7 @@ def test_what_a_network_lacks_is_none() -> None:
                  "abstain_logit", "abstain_p", "codes"):
         assert getattr(found, name) is None, name
     assert np.isfinite(found.max_softmax_mean).all() and (found.max_softmax_mean > 1 / 256).all()
+    assert names(vanilla) == tuple(by_name(found)) == ("max_softmax_last", "max_softmax_mean", *LENS)
     with pytest.raises(InputError, match=r"^before: expected a network routed alike, None, found \(3, 3\)"):
         UncertaintyReader(vanilla, before=made(ROUTED))
     with pytest.raises(ValueError, match="at least one"):

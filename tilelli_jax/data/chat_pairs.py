@@ -134,8 +134,8 @@ def read_pairs(path: Path) -> list[Pair]:
         bare = "text" in row
         if bare and (more := [key for key in ("prompt", "response") if key in row]):
             raise InputError(f"{where}: text: expected alone, found {more[0]} beside it")
-        prompt = _text(row, "text" if bare else "prompt", where)
-        response = "" if bare else _text(row, "response", where)
+        prompt = text_of(row, "text" if bare else "prompt", where)
+        response = "" if bare else text_of(row, "response", where)
         answerable = row.get("answerable", True)
         if not isinstance(answerable, bool):
             raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
@@ -145,7 +145,15 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def _text(row: dict[str, object], key: str, where: str) -> str:
+def text_of(row: dict[str, object], key: str, where: str) -> str:
+    """What a turn is to say, without the space around it.
+
+    Args:
+        where: names the row in an error.
+
+    Raises:
+        InputError: the row has no such text, or it would end the turn.
+    """
     text = row.get(key)
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: {key}: expected text, found "

@@ -119,7 +119,7 @@ class Reader:
 
     def __call__(self, prompts: Sequence[Prompt], what: str = "reading") -> Iterator[tuple[int, Any]]:
         """Each prompt's signals, in no order of theirs: (index, what `look` gives). Shows progress in a
-        terminal.
+        terminal, where there is more than one batch.
 
         Raises:
             ValueError: a prompt is empty, longer than the network reads, or its question not inside it.
@@ -130,8 +130,8 @@ class Reader:
                 raise ValueError(f"prompt {i}: expected the question inside its {len(prompt.ids)} ids, found "
                                  f"[{prompt.start}, {prompt.stop})")
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), -_length(prompts[i]), i))
-        with tqdm(total=len(prompts), desc=what, unit="prompt", disable=not sys.stderr.isatty(),
-                  leave=False) as bar:
+        with tqdm(total=len(prompts), desc=what, unit="prompt", leave=False,
+                  disable=len(prompts) <= self.batch_size or not sys.stderr.isatty()) as bar:
             start = 0
             while start < len(order):
                 chosen = order[start:start + self._rows(prompts, order[start:start + self.batch_size])]

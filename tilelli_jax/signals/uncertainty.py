@@ -1,6 +1,7 @@
 """How unsure a network is of a prompt: softmax, router, abstain head and logit lens, in one pass.
 
-Nothing is generated. Which way each number points, `eval.abstention.decision` says.
+Nothing is generated. What each signal is called, `by_name` says; which way it points,
+`eval.abstention.decision`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ from tilelli_jax.estimators.sae import Codes, TopKSAE
 from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.places import check_place
-from tilelli_jax.signals.prompts import Look, Prompt, Read, Reader, places_of
+from tilelli_jax.signals.prompts import Look, Prompt, Reader, places_of
+
+ROUTER = ("router_conf", "router_entropy", "router_entropy_var")
+HEAD = "abstain_p"
+OF_PROMPT = ("max_softmax_last", "max_softmax_mean", *ROUTER, HEAD, "drift")  # as `Uncertainty` has them
+BLOCK = "router_entropy_b"  # and a block's number
+BUCKET = 64  # prompts are many and short here
+# What the logit lens says of the last position, of Recall's features.
+LENS = {"lens_entropy": "a_band_mean_entropy", "lens_settling": "a_settling_layer_norm",
+        "lens_margin": "a_max_margin"}
 
 
 class Uncertainty(NamedTuple):
-    """Of one prompt, all f32; None where the network has no such part.
+    """Of one prompt, all f32; None where the network has no such part, or it was not asked for.
 
     Attributes:
         max_softmax_last: largest probability of the next symbol, after the prompt.
@@ -34,7 +45,7 @@ class Uncertainty(NamedTuple):
         router_entropy_block: `[blocks]`, its mean over positions.
         drift: KL(another network's routing ‖ this one's) in nats, mean over blocks and positions.
         abstain_logit: of the abstain head at the last position.
-        read: logit lens and stream (`signals.prompts`).
+        read: logit lens and stream (`signals.prompts.Read`).
         hidden: `[d_model]`, the stream after the final norm, at the last position.
         pooled: `[d_model]`, its mean over the prompt's positions.
         codes: of an autoencoder at the last position.
@@ -47,7 +58,7 @@ class Uncertainty(NamedTuple):
     router_entropy_block: Any
     drift: Any
     abstain_logit: Any
-    read: Read
+    read: Any
     hidden: Any
     pooled: Any
     codes: Codes | None
@@ -63,7 +74,26 @@ class Uncertainty(NamedTuple):
         return None if self.abstain_logit is None else 1 / (1 + np.exp(-np.float64(self.abstain_logit)))
 
 
-BUCKET = 64  # prompts are many and short here
+def by_name(found: Uncertainty) -> dict[str, np.ndarray]:
+    """Every signal that was read, f64 `[prompts]` each, of what `UncertaintyReader.read` gave.
+
+    None of them depends on where in a prompt the question stands.
+    """
+    columns = {name: getattr(found, name) for name in OF_PROMPT}
+    if found.router_entropy_block is not None:
+        columns |= {f"{BLOCK}{i}": values for i, values in enumerate(found.router_entropy_block.T)}
+    if found.read is not None:
+        overall = found.read.crystallisation.overall
+        columns |= {name: overall[:, OVERALL.index(feature)] for name, feature in LENS.items()}
+    return {name: np.asarray(values, np.float64) for name, values in columns.items() if values is not None}
+
+
+def names(model: Any) -> tuple[str, ...]:
+    """What `by_name` gives of a network that is read alone, without another one to drift from."""
+    routed = "router" in model.places
+    lacks = {"drift", *(() if routed else ROUTER), *(() if "abstain" in model.places else (HEAD,))}
+    blocks = [f"{BLOCK}{i}" for i in range(model.config.n_layers)] if routed else []
+    return (*(name for name in OF_PROMPT if name not in lacks), *blocks, *LENS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +101,13 @@ class UncertaintyLook(Look):
     """All that the signals need is recorded at every position.
 
     Attributes:
-        before: whether another network's routing is at hand; `codes`: whether an autoencoder is.
+        before: whether another network's routing is at hand; `codes`: whether an autoencoder is; `lens`:
+            whether `read` is wanted.
     """
 
     before: bool = False
     codes: bool = False
+    lens: bool = True
 
     def __call__(self, ids: jax.Array, positions: jax.Array, question: jax.Array, model: Any,
                  *aids: Any) -> Uncertainty:
@@ -84,7 +116,8 @@ class UncertaintyLook(Look):
         sae = others.pop(0) if self.codes else None
         last = positions[:, -1]
         inside = jnp.arange(ids.shape[1]) <= last[:, None]
-        places = {place for place in self.places if place} | {"hidden"}
+        of_lens = [place for place in self.places if place] if self.lens else []
+        places = {*of_lens, "hidden"}
         places |= {place for place in ("router", "abstain") if place in model.places}
         places |= {sae.config.place} if sae is not None else set()
         logits, seen = model.tapped(ids, Tap(record=tuple(sorted(places))))
@@ -107,13 +140,13 @@ class UncertaintyLook(Look):
             start = before.tapped(ids, Tap(record=("router",)))[1]["router"]
             drift = jnp.maximum(mean(divergence(start, routing).mean(0)), 0)  # rounded, it may be below
         index = positions[None, :, :, None]
-        inner = {place: jnp.take_along_axis(seen[place], index, axis=2) for place in self.places if place}
+        inner = {place: jnp.take_along_axis(seen[place], index, axis=2) for place in of_lens}
         codes = None if sae is None else sae.encode(at_last(seen[sae.config.place][sae.config.layer]))
         return Uncertainty(
             at_last(largest), mean(largest), None if by_block is None else by_block.mean(1), spread, by_block,
             drift, at_last(seen["abstain"]) if "abstain" in seen else None,
-            self.crystallised(model, inner, question), at_last(seen["hidden"]).astype(jnp.float32),
-            mean(seen["hidden"]), codes)
+            self.crystallised(model, inner, question) if self.lens else None,
+            at_last(seen["hidden"]).astype(jnp.float32), mean(seen["hidden"]), codes)
 
 
 class UncertaintyReader(Reader):
@@ -122,6 +155,7 @@ class UncertaintyReader(Reader):
     Args:
         sae: an autoencoder whose codes are wanted; its configuration says of what place and layer.
         before: a routed network from whose routing the drift is measured.
+        lens: whether `read` is wanted, which takes longer to compile than all the rest.
         batch_size, chunk, mesh: see `Reader`.
 
     Raises:
@@ -129,13 +163,14 @@ class UncertaintyReader(Reader):
     """
 
     def __init__(self, model: Any, *, sae: TopKSAE | None = None, before: Any = None, batch_size: int = 16,
-                 chunk: int = CHUNK, mesh: Mesh | None = None) -> None:
+                 chunk: int = CHUNK, mesh: Mesh | None = None, lens: bool = True) -> None:
         if before is not None and _routing(before) != _routing(model):
             raise InputError(f"before: expected a network routed alike, {_routing(model)}, found "
                              f"{_routing(before)}")
         if sae is not None:
             check_place(model, sae.config.place, sae.config.layer)
-        look = UncertaintyLook(places_of(model), chunk, before=before is not None, codes=sae is not None)
+        look = UncertaintyLook(places_of(model), chunk, before=before is not None, codes=sae is not None,
+                               lens=lens)
         super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh, bucket=BUCKET, look=look,
                          aids=[aid for aid in (before, sae) if aid is not None])
 

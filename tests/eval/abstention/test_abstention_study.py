@@ -18,7 +18,6 @@ import pytest
 
 from eval.abstention.__main__ import main
 from eval.abstention.config import AbstentionConfig
-from eval.abstention.evaluate import HEAD
 from eval.abstention.study import CALIBRATION, PROMPTS, Study
 from eval.abstention.variants import VARIANTS, needed
 from eval.tables import read_columns
@@ -31,6 +30,7 @@ from tilelli_jax.data import village
 from tilelli_jax.data.village import files
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.signals.uncertainty import HEAD
 
 ROOT = Path(__file__).parents[3]
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}

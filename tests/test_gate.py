@@ -1,0 +1,291 @@
+"""What a gate declines, through generate and chat, at what cost; and what abstain.json may not hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+import tilelli_jax
+from tests.refusals import assert_one_line
+from tests.restated.random_weights import random_network
+from tilelli_jax import chat, decoding, gate
+from tilelli_jax.data.turns import asked
+from tilelli_jax.errors import InputError
+from tilelli_jax.gate import NEVER, TEMPLATE, Gate
+from tilelli_jax.generate import main as generate
+from tilelli_jax.models import RoutedConfig
+from tilelli_jax.signals.prompts import Reader
+from tilelli_jax.signals.uncertainty import UncertaintyReader
+
+CONFIG = RoutedConfig(d_model=16, n_layers=2, max_seq_len=72, n_heads=2, d_head=8, top_k=4, dense_expand=2,
+                      abstain_head=True, positions="learned")
+PROMPTS = ("who?", "Where is it?", "how", "Zürich?", "is it so, or not so?", "x")
+DECLINED = f" {TEMPLATE}"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_network(CONFIG, 3)[0]
+
+
+@pytest.fixture(scope="module")
+def reader(model: Any) -> UncertaintyReader:
+    return gate.reader_of(model, "abstain_p")
+
+
+@pytest.fixture
+def path(model: Any, tmp_path: Path) -> Path:
+    tilelli_jax.save(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def made(threshold: Any, network: str = "", signal: str = "abstain_p", direction: Any = 1) -> Gate:
+    return Gate(signal, direction, threshold, TEMPLATE, 0.1, 20, 0.05, (0.09, 0.02, 0.2), network)
+
+
+def between(values: np.ndarray, below: int = 3) -> float:
+    """A threshold that so many of the values lie below, and none at."""
+    ranked = np.sort(values)
+    assert ranked[below] - ranked[below - 1] > 1e-4, "too near for rounding"
+    return float(ranked[below - 1:below + 1].mean())
+
+
+def shut(path: Path, reader: UncertaintyReader, prompts: list[str], below: int = 3) -> list[bool]:
+    """Writes a gate that declines all prompts but so many of them; which it is to decline."""
+    values = gate.measured(reader, prompts, "abstain_p")
+    threshold = between(values, below)
+    gate.write(path, made(threshold, gate.of_network(path)))
+    return (values > threshold).tolist()
+
+
+# --- What is declined ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signal", ["abstain_p", "max_softmax_last", "router_entropy_b1"])
+def test_what_lies_beyond_is_declined_in_both_directions(signal: str, reader: UncertaintyReader) -> None:
+    values = gate.measured(reader, PROMPTS, signal)
+    threshold = between(values)
+    up, down = (made(threshold, signal=signal, direction=way).declines(reader, PROMPTS)
+                for way in (1, -1))
+    assert up == (values > threshold).tolist() and down == (values < threshold).tolist()
+    assert sum(up) == sum(down) == 3
+    for way in (1, -1):
+        never = made(NEVER, signal=signal, direction=way)
+        assert never.declines(reader, PROMPTS) == [False] * 6 and never.rule == "nothing"
+    assert made(1.0).declines(reader, []) == []
+
+
+def test_what_lies_at_the_threshold_is_answered(reader: UncertaintyReader) -> None:
+    value = float(gate.measured(reader, PROMPTS, "abstain_p")[2])
+    assert not any(made(value, direction=way).declines(reader, PROMPTS)[2] for way in (1, -1))
+
+
+def test_of_a_long_prompt_the_end_is_read(reader: UncertaintyReader) -> None:
+    long = "a beginning that is not read " * 4 + "z" * 72
+    one, same, other = gate.measured(reader, [long, b"z" * 72, "z" * 71 + "y"], "abstain_p")
+    assert one == same != other
+
+
+# --- The commands ----------------------------------------------------------------------------
+
+
+def lines(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
+    assert generate([str(argument) for argument in arguments]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("turn", [True, False])
+def test_generate_declines_just_those(turn: bool, path: Path, reader: UncertaintyReader,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    given = [asked(prompt) for prompt in PROMPTS] if turn else list(PROMPTS)
+    turned = ["--turn"] if turn else []
+    arguments = ["--model", path, "--max-new", 5, *turned,
+                 *(part for prompt in PROMPTS for part in ("--prompt", prompt))]
+    plain = lines(capsys, *arguments)
+    assert all(row.keys() == {"prompt", "text", "stopped"} for row in plain)
+    declined = shut(path, reader, given)
+    assert lines(capsys, *arguments) == plain, "not asked for"
+    assert lines(capsys, *arguments, "--abstain") == [
+        {"prompt": prompt, "text": DECLINED, "stopped": True, "abstained": True} if no else
+        {**row, "abstained": False} for prompt, no, row in zip(PROMPTS, declined, plain, strict=True)]
+    # One alone is printed as it always is.
+    i = declined.index(True)
+    assert generate(["--model", str(path), "--prompt", PROMPTS[i], "--abstain", *turned]) == 0
+    assert capsys.readouterr().out == f"{given[i]}{DECLINED}\n"
+
+
+def test_a_turn_ends_where_the_next_begins(path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+
+    def recorded(_: object, prompts: list[bytes], **options: Any) -> list[decoding.Continuation]:
+        seen.append((prompts, options["stop"]))
+        return [decoding.Continuation(b" yes", True, False)]
+
+    monkeypatch.setattr(decoding, "generate", recorded)
+    assert generate(["--model", str(path), "--prompt", "\udcff?", "--turn", "--stop", "b"]) == 0
+    assert seen == [([b"USER: \xff?\nTILELLI:"], ["b", "\nUSER:"])]
+    assert capsys.readouterr().out == "USER: \ufffd?\nTILELLI: yes\n"
+
+
+def test_chat_declines_in_turn_and_goes_on(model: Any, path: Path, reader: UncertaintyReader,
+                                           monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """The template is a turn as any other: the next one is judged with it in the history."""
+    histories, looked = [], []
+
+    def recorded(_: object, history: str, sampling: object) -> Any:
+        histories.append(history)
+        yield " yes"
+
+    plain = Gate.declines
+
+    def spying(self: Gate, reader: UncertaintyReader, prompts: list[str]) -> list[bool]:
+        looked.append((reader, *prompts))
+        return plain(self, reader, prompts)
+
+    monkeypatch.setattr(chat, "reply", recorded)
+    monkeypatch.setattr(Gate, "declines", spying)
+    firsts = [asked(prompt) for prompt in PROMPTS]
+    declined = shut(path, reader, firsts)
+    first = PROMPTS[declined.index(True)]
+    said = [first, "and?", "/reset", PROMPTS[declined.index(False)], "y" * 48]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(said)))
+    assert chat.main(["--model", str(path), "--abstain", "--max-new", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "\nIt declines where abstain_p is above 0." in out
+    assert looked[0][1] == asked(first) and looked[1][1] == f"{asked(first)}{DECLINED}\n{asked('and?')}"
+    assert looked[2][1] == asked(said[3]) and looked[3][1] == asked(said[4]), "cropped, as for the model"
+    assert len({id(reader) for reader, _ in looked}) == 1, "one reader for all turns"
+    values = gate.measured(reader, [history for _, history in looked], "abstain_p")
+    threshold = gate.read(path, model).threshold
+    assert histories == [history for (_, history), value in zip(looked, values, strict=True)
+                         if value <= threshold]
+    assert values[0] > threshold >= values[2]
+    assert out.count(f"TILELLI:{DECLINED}\n") == 4 - len(histories)
+
+
+def test_it_costs_one_pass_and_compiles_once(model: Any, path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    passes, compiled = [], []
+    batch = Reader._batch
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None)
+
+    def counted(self: Reader, prompts: Any) -> Any:
+        passes.append(len(prompts))
+        return batch(self, prompts)
+
+    monkeypatch.setattr(Reader, "_batch", counted)
+    gate.write(path, made(0.5, gate.of_network(path)))
+    own = gate.reader_of(model, "abstain_p")
+    for prompts in (["who?"], ["Where is it?"], [asked("why")]):
+        made(0.5).declines(own, prompts)
+        if len(passes) == 1:
+            compiled.clear()
+    assert passes == [1, 1, 1] and compiled == []
+    passes.clear()
+    arguments = ["--model", path, "--max-new", 5, *(part for one in PROMPTS for part in ("--prompt", one))]
+    lines(capsys, *arguments)
+    assert passes == []
+    lines(capsys, *arguments, "--abstain")
+    assert passes == [6]
+
+
+def test_what_is_declined_is_not_continued(path: Path, reader: UncertaintyReader,
+                                           monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(decoding, "generate", lambda *_, **__: pytest.fail("not to be asked"))
+    gate.write(path, made(-1.0, gate.of_network(path)))
+    assert generate(["--model", str(path), "--prompt", "who?", "--abstain"]) == 0
+    assert capsys.readouterr().out == f"who?{DECLINED}\n"
+
+
+# --- abstain.json ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [made(0.25), made(NEVER), made(-3.0, signal="lens_margin", direction=-1)])
+def test_a_gate_comes_back_as_it_was(one: Gate, path: Path, model: Any) -> None:
+    one = dataclasses.replace(one, network=gate.of_network(path), template="Das weiß ich nicht. 🙂")
+    gate.write(path, one)
+    assert gate.read(path, model) == one
+    assert (json.loads((path / gate.FILE).read_text())["threshold"] == "never") == (one.threshold == NEVER)
+
+
+def test_a_gate_is_of_one_network(path: Path, model: Any, tmp_path: Path) -> None:
+    gate.write(path, made(0.5, gate.of_network(path)))
+    tilelli_jax.save(model, path)
+    assert gate.read(path, model).threshold == 0.5, "the same weights, written again"
+    copy = tmp_path / "copy"
+    tilelli_jax.save(model, copy)
+    (copy / gate.FILE).write_bytes((path / gate.FILE).read_bytes())
+    assert gate.read(copy, model).threshold == 0.5, "the same weights elsewhere"
+    other = random_network(CONFIG, 4)[0]
+    tilelli_jax.save(other, path)
+    with pytest.raises(InputError, match="expected one made for the weights of"):
+        gate.read(path, other)
+    with pytest.raises(InputError, match="cannot be read"):
+        gate.of_network(tmp_path)
+
+
+BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda tree: tree.pop("threshold"), "threshold: expected it, found nothing"),
+    (lambda tree: tree.update(threshold=math.inf), "threshold: expected a number, found inf"),
+    (lambda tree: tree.update(threshold=math.nan), "threshold: expected a number, found nan"),
+    (lambda tree: tree.update(threshold="often"), "threshold: expected a number or never, found text"),
+    (lambda tree: tree.update(threshold=None), "threshold: expected a number or never, found nothing"),
+    (lambda tree: tree.update(signal="abstain"), "signal: expected one of max_softmax_last, "),
+    (lambda tree: tree.update(signal="router_entropy_b2"), "found 'router_entropy_b2'"),
+    (lambda tree: tree.update(direction=0), "direction: expected 1 or -1, found a whole number 0"),
+    (lambda tree: tree.update(template=" "), "template: expected one line of text, found ' '"),
+    (lambda tree: tree.update(template="No.\nUSER: hi"), "template: expected one line of text"),
+    (lambda tree: tree.update(template="\ud800"), "template: expected one line of text"),
+    (lambda tree: tree.update(target_fpr=2), "target_fpr: expected a number > 0 and < 1, found 2.0"),
+    (lambda tree: tree.update(treshold=1), "unknown key 'treshold' (did you mean 'threshold'?)"),
+    (lambda tree: tree.update(network="0123"), "network: expected one made for the weights of"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), BAD)
+def test_a_bad_file_is_one_line_and_exit_2(change: Callable[[dict[str, Any]], Any], says: str, path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    gate.write(path, made(0.5, gate.of_network(path)))
+    tree = json.loads((path / gate.FILE).read_text())
+    change(tree)
+    (path / gate.FILE).write_text(json.dumps(tree))
+    assert generate(["--model", str(path), "--prompt", "x", "--abstain"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_one_line(err, str(path / gate.FILE), says)
+
+
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_no_file_tells_how_to_make_one(command: str, path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    main, more = (chat.main, []) if command == "chat" else (generate, ["--prompt", "x"])
+    assert main(["--model", str(path), "--abstain", *more]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_one_line(err, f"{path}: has no abstain.json",
+                    f"`python -m eval.abstention --calibrate --model {path} --on FILE` makes one")
+    for content in ("{", "[]"):
+        (path / gate.FILE).write_text(content)
+        assert main(["--model", str(path), "--abstain", *more]) == 2
+        assert_one_line(capsys.readouterr().err, str(path / gate.FILE))
+
+
+def test_a_gate_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"abstain\.json: cannot be written: No such file"):
+        gate.write(tmp_path / "none", made(0.5))
