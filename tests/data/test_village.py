@@ -57,7 +57,7 @@ TERMS = {use: set(names.TERMS.strangers(0, use)) for use in ("train", "evaluatio
     (lambda: repr([tuple(pair) for pair in CHAT[:2000]]).encode(),
      "f3ab821fc2ba926d71b7964cc7756bfa906cbb2f163abb27640ecf0fbaf977ea"),
     (lambda: repr([tuple(one) for one in village.calibration(WORLD, 100, 3)]).encode(),
-     "8e62c55eed2ea12f50c5cae7e71f0e0f1255b98dbbc1dddbc5716638cc763072"),
+     "c64bc3724d39935722fe86ac2d6af944ee28e924732657cd754b4f63d32c8c03"),
 ])
 def test_the_bytes_are_fixed(made, digest):
     assert hashlib.sha256(made()).hexdigest() == digest
@@ -291,11 +291,10 @@ def test_answers_in_evaluations_are_true():
         if one.answer is None or one.regime == "ood_style":
             continue
         about = [BY_NAME[name] for name in mentioned(one.prompt, BY_NAME)]
-        if one.answer == "Yes":
+        assert any(one.answer in entity.facts.values() for entity in about)
+        if "Is it true" in one.prompt or one.prompt.endswith(", right?"):
             assert any(wording.lower() in one.prompt.lower() for entity in about
-                       for wording in wordings(entity))
-        else:
-            assert any(one.answer in entity.facts.values() for entity in about)
+                       for wording in wordings(entity)) and one.answer.lower() in one.prompt.lower()
 
 
 def test_what_misleads_is_false_and_formed_as_in_domain():

@@ -34,7 +34,10 @@ MARKS = "#$%&*+-/<=>@^_|~0123456789"
 
 
 class Question(NamedTuple):
-    """A prompt, the whole sentence that answers it, and what occurs in every right answer."""
+    """A prompt, the whole sentence that answers it, and what occurs in every such sentence.
+
+    Of a confirmation that is the value as well: anything begins with yes.
+    """
 
     prompt: str
     response: str
@@ -62,7 +65,7 @@ def ask(rng: Random, entity: Entity, form: Form | None = None, *, false: bool = 
         believed = _mistaken(rng, entity, asked) if false else entity
         told = statement(rng, believed, asked)
         prompt = f"Is it true that {told}?" if rng.random() < 0.5 else f"{sentence(told)[:-1]}, right?"
-        return Question(prompt, f"Yes, {told}.", "Yes")
+        return Question(prompt, f"Yes, {told}.", believed.facts[asked])
     name = entity.name
     if form == "plain" and false:
         entity = made_up(rng, _TAKEN_FOR[entity.kind], name)
