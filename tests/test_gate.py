@@ -91,6 +91,14 @@ def test_what_lies_at_the_threshold_is_answered(reader: UncertaintyReader) -> No
     assert not any(made(value, direction=way).declines(reader, PROMPTS)[2] for way in (1, -1))
 
 
+def test_the_lens_is_read_where_it_is_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(gate, "UncertaintyReader", lambda _, lens: seen.append(lens))
+    for signal in ("lens_margin", "abstain_p"):
+        gate.reader_of(None, signal)
+    assert seen == [True, False]
+
+
 def test_of_a_long_prompt_the_end_is_read(reader: UncertaintyReader) -> None:
     long = "a beginning that is not read " * 4 + "z" * 72
     one, same, other = gate.measured(reader, [long, b"z" * 72, "z" * 71 + "y"], "abstain_p")
