@@ -110,12 +110,12 @@ def _gibberish_alone(found: Tree) -> Statement:
 
 
 def _router_wins_nothing(found: Tree) -> Statement:
-    verdicts = {one["signal"]: one["wins"] for one in found["variants"][CHAT]["rule"]["verdicts"]}
-    wins = {name: verdicts.get(name, ()) for name in ("router_entropy", "router_entropy_var")}
-    most = max(wins, key=lambda name: len(wins[name]))
+    wins = {one["signal"]: one["wins"] for one in found["variants"][CHAT]["rule"]["verdicts"]
+            if one["signal"] in ("router_entropy", "router_entropy_var")}
+    most = max(wins, key=lambda name: len(wins[name]), default="")
     return Statement(CHAT, "the router's signals win no regime against the baselines", "none by the rule",
-                     f"{most} wins {len(wins[most])}: {', '.join(wins[most]) or 'none'}",
-                     not any(wins.values()))
+                     f"{most} wins {len(wins[most])}: {', '.join(wins[most]) or 'none'}" if wins else
+                     "it has no router", not any(wins.values()) if wins else None)
 
 
 def _chat(name: str, published: str, garbled: bool) -> Callable[[Tree], Statement]:

@@ -88,6 +88,8 @@ def test_only_what_was_measured_is_told(published: dict[str, Any]) -> None:
         del some["variants"][name]
     assert {one.variant for one in statements(some)} == {"v4"} and answer_v9(some) == []
     some["variants"]["v5"] = variant(0.0)
+    some["variants"]["v4"]["rule"]["verdicts"] = []  # a transformer
+    assert of(some, "v4", "win no regime").reproduced is None
     some["variants"]["v4"]["right_runs"] = [0.0]
     assert coherence(some, "v5") is None and of(some, "v5", "destroyed").reproduced is None
     assert [called(share) for share in (None, 0.79, 0.8, 0.5, 0.49)] == [
