@@ -141,6 +141,34 @@ def bootstrap_mean(values: ArrayLike, *, replicates: int = 2000, seed: int = 42,
     return Interval(float(values.mean()), *percentiles(np.concatenate(means), level))
 
 
+def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] = lambda means: means[0], *,
+                      replicates: int = 2000, seed: int = 42, level: float = 0.95) -> Interval:
+    """A statistic of means over runs and items, both of which are resampled; of one run, items alone.
+
+    Runs and items are drawn independently, the same of all kinds (the pigeonhole bootstrap, Owen 2007): the
+    interval is for other runs and other items, rather too wide than too narrow. What is not defined for a
+    replicate (NaN) is left out.
+
+    Args:
+        values: `[runs, items]`, or `[kinds, runs, items]` of several things that were measured of the same.
+        statistic: means `[kinds]`, or `[kinds, replicates]` of many at once → one number for each.
+    """
+    cube = np.asarray(values, float)
+    cube = cube[None] if cube.ndim == 2 else cube
+    _, runs, items = cube.shape
+    if not runs or not items:
+        return Interval(math.nan, math.nan, math.nan)
+    of_runs, found = np.random.default_rng([seed, 1]), []
+    for counts in resampled_counts(items, replicates, seed):
+        shares = (of_runs.multinomial(runs, np.full(runs, 1 / runs), len(counts)) / runs if runs > 1 else
+                  np.ones((len(counts), 1)))
+        found.append(np.einsum("kri,bi,br->kb", cube, counts / items, shares, optimize=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = np.atleast_1d(statistic(np.concatenate(found, axis=1)))
+        point = float(statistic(cube.mean(axis=(1, 2))))
+    return Interval(point, *percentiles(drawn[np.isfinite(drawn)], level))
+
+
 # --- Tests of a difference between two AUROCs ------------------------------------------------
 
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.abstention import gate, report
@@ -31,7 +32,7 @@ from eval.stages import BusyError, tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.gate import FILE, TEMPLATE
-from tilelli_jax.signals.uncertainty import HEAD
+from tilelli_jax.signals.called import HEAD
 from tilelli_jax.tables import table
 from tilelli_jax.training.run import provenance
 
@@ -53,15 +54,19 @@ def main(argv: Sequence[str]) -> int:
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
     try:
-        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]))
+        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]), _part(given))
     except TrainingStopped as stopped:
         return stopped.status
     except BusyError as error:
         raise InputError(str(error)) from None
 
 
-def run(study: Study, stage: str, name: str, said: str) -> int:
-    """One stage, or all of them and the report."""
+def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
+    """One stage, or all of them and the report.
+
+    Args:
+        part: of the study: its report has a directory of its own, and leaves that of the whole as it is.
+    """
     if stage == "data":
         print(f"data: {study.data}")
         return 0
@@ -72,14 +77,22 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
                 print(f"{variant}, seed {seed}: {path}")
         return 0
     made = provenance(study.config.seeds[0])
-    found = report.write(study, name, {
+    out = study.out / part
+    found = report.write(study, out, name, {
         "command": said, "seeds": ", ".join(map(str, study.config.seeds)), "commit": made["git_commit"],
         "device": made["device"], "machine": f"{platform.machine()}, {made['cpus']} cores",
         "versions": made["versions"]})
     print(f"\n{table(report.summary(found), right=(1, 2, 3, 4, 5))}\n")
     print("\n".join(text.replace("**", "") for text in answer_v9(found)))
-    print(f"\nreport: {study.out / 'report.html'} (and report.md)")
+    print(f"\nreport: {out / 'report.html'} (and report.md)")
     return 0
+
+
+def _part(given: Mapping[str, str | None]) -> str:
+    """What is called after the variants and seeds that were chosen: `parts/v4+v9-seeds-0+1`."""
+    chosen = [("seeds-" if name == "seeds" else "") + re.sub(r"[^\w.-]+", "+", value.strip())
+              for name, value in given.items() if value]
+    return f"parts/{'-'.join(chosen)}" if chosen else ""
 
 
 def _calibrate(argv: Sequence[str]) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from eval.abstention.variants import VARIANTS
+from eval.abstention.variants import BASE, CHAT, VARIANTS
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
+
+DATA_FILES = ("chat", "semantic", "answers", "bare", "held_out", "calibration")
+GIVEN = (BASE, *(name for name, one in VARIANTS.items() if one.kind != "fitted"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +42,27 @@ class PairsConfig(Section):
 
     pairs: int = setting(20_000, "of a prompt and its response, for each kind of data", least=20)
     unanswerable: float = setting(0.5, "share of them", above=0, below=1)
-    seed: int = setting(0, "of what is asked", least=0, most=2**32 - 1)
+    seed: int = setting(0, "of what is asked", least=0, most=2**31 - 1)
     calibration: int = setting(200, "questions to put the threshold by, in no other use", least=20)
+    held_out: int = setting(4000, "pairs that no network learns from: for the loss of the chat, and for "
+                            "heads and probes on v4", least=40)
+    files: tuple[str, ...] = setting((), "in place of the village's: some of chat=FILE, semantic=FILE, "
+                                     "answers=FILE, bare=FILE, held_out=FILE, calibration=FILE, each as "
+                                     "chat.source takes them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [entry.partition("=")[0] for entry in self.files]
+        for entry, name in zip(self.files, names, strict=True):
+            if name not in DATA_FILES or not entry.partition("=")[2]:
+                raise InputError(f"files: expected {', '.join(DATA_FILES)} with =FILE, found {entry!r}")
+        if len(set(names)) != len(names):
+            raise InputError(f"files: expected each once, found {', '.join(names)}")
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Of `files`, name → path."""
+        return dict(entry.split("=", 1) for entry in self.files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +77,7 @@ class AnswersConfig(Section):
 class FittedConfig(Section):
     """Heads and probes that are fitted to what v4 says, and change nothing of it."""
 
-    prompts: int = setting(4000, "of the pairs that are learned from", least=40)
+    prompts: int = setting(4000, "of those that no network learns from, at most", least=40)
     rank: int = setting(8, "directions of the low-rank head", least=1)
     latents: int = setting(8, "latents of the autoencoder for each dimension", least=1)
     jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
@@ -96,8 +118,13 @@ class AbstentionConfig(Section):
                              f"{list(self.seeds)}")
         for entry in self.given:
             name, equals, path = entry.partition("=")
-            if not equals or not path or name not in ("base", *VARIANTS):
-                raise InputError(f"given: expected base=DIR or a variant's name with =DIR, found {entry!r}")
+            if not equals or not path or name not in GIVEN:
+                raise InputError(f"given: expected some of {', '.join(GIVEN)} with =DIR, found {entry!r}")
+        if len(self.networks) != len(self.given):
+            raise InputError(f"given: expected each network once, found {list(self.given)}")
+        if CHAT in self.networks and len(self.seeds) > 1:
+            raise InputError(f"seeds: expected one where v4 is given, as it is one network, found "
+                             f"{list(self.seeds)}")
 
     @property
     def networks(self) -> dict[str, str]:

@@ -21,9 +21,9 @@ from scipy import special
 from scipy.stats import beta, binom
 
 from eval.metrics import Floats
-from eval.stats import Interval, PairedBootstrap, holm
+from eval.stats import Interval, PairedBootstrap, bootstrap_two_way, holm
 from tilelli_jax.data.village import ANSWERABLE
-from tilelli_jax.signals.uncertainty import BLOCK
+from tilelli_jax.signals.called import BLOCK
 
 IN_DOMAIN = "in_domain"
 POINTS: dict[str, int] = {
@@ -293,17 +293,21 @@ def abstained(scored: Table, signal: str, thresholds: ArrayLike,
               level: float = LEVEL) -> dict[str, Interval]:
     """Regime → share of its prompts that are declined: scores above the threshold.
 
-    That of in_domain is the false-positive rate. The intervals are Wilson's (1927), for prompts alone:
-    as if all networks agreed on each of them, which is too wide where they do not.
+    That of in_domain is the false-positive rate. The intervals resample prompts and seeds; of one seed, and
+    where all or none are declined, they are Wilson's (1927), for prompts alone.
 
     Args:
         thresholds: one, or one for each seed, pointing up as the scores do.
     """
     lines = np.broadcast_to(np.asarray(thresholds, float), len(scored.scores[signal]))
-    declined = (scored.scores[signal] > lines[:, None]).mean(axis=0)
-    return {regime: wilson(float(declined[scored.regimes == regime].mean()),
-                           int((scored.regimes == regime).sum()), level)
-            for regime in (IN_DOMAIN, *scored.others)}
+    declined = scored.scores[signal] > lines[:, None]
+
+    def share(here: NDArray[np.bool_]) -> Interval:
+        found = declined[:, here]
+        if len(found) == 1 or found.mean() in (0, 1):
+            return wilson(float(found.mean()), int(here.sum()), level)
+        return bootstrap_two_way(found, replicates=REPLICATES, level=level)
+    return {regime: share(scored.regimes == regime) for regime in (IN_DOMAIN, *scored.others)}
 
 
 def wilson(share: float, n: int, level: float = LEVEL) -> Interval:
@@ -311,4 +315,6 @@ def wilson(share: float, n: int, level: float = LEVEL) -> Interval:
     z = float(special.ndtri((1 + level) / 2))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
+    # At the ends the formula gives them, but for rounding.
+    return Interval(share, 0.0 if share == 0 else max(0.0, middle - reach),
+                    1.0 if share == 1 else min(1.0, middle + reach))

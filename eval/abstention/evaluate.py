@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from eval.abstention.decision import (
 )
 from eval.abstention.variants import CHAT
 from eval.metrics import auroc
-from eval.stats import bootstrap_mean, holm
-from tilelli_jax.signals.uncertainty import BLOCK, HEAD
+from eval.stats import Interval, bootstrap_two_way, holm
+from tilelli_jax.data.village import Prompt
+from tilelli_jax.signals.called import BLOCK, HEAD
 
 Tree = dict[str, Any]
 # Which variants' heads are held against each other: what the study asks.
@@ -42,17 +44,16 @@ class Measured(NamedTuple):
     about: Mapping[str, Any]
 
 
-def evaluate(regimes: Sequence[str], found: Mapping[str, Sequence[Measured]],
+def evaluate(prompts: Sequence[Prompt], found: Mapping[str, Sequence[Measured]],
              config: AbstentionConfig) -> Tree:
     """All that the report tells.
 
     Args:
-        regimes: `[prompts]`.
         found: variant → what was measured, a seed after the other.
     """
-    return {"seeds": list(config.seeds), "prompts": {name: list(regimes).count(name) for name in
-                                                     dict.fromkeys(regimes)},
-            "variants": {name: _variant(name, regimes, runs, found.get(CHAT), config)
+    regimes = [one.regime for one in prompts]
+    return {"seeds": list(config.seeds), "prompts": dict(Counter(regimes)),
+            "variants": {name: _variant(name, prompts, runs, found.get(CHAT), config)
                          for name, runs in found.items()},
             "between": _between(regimes, found, config)}
 
@@ -64,16 +65,20 @@ def scores_of(runs: Sequence[Measured], regimes: Sequence[str]) -> Table:
                  {name: direction(name) for name in names})
 
 
+def is_telling(prompt: Prompt) -> bool:
+    """Whether a right answer shows that something is known: it does not stand in the prompt."""
+    return prompt.answer is not None and prompt.answer.casefold() not in prompt.prompt.casefold()
+
+
 # ---------------------------------------------------------------------------------------------
 
 
-def _variant(name: str, regimes: Sequence[str], runs: Sequence[Measured],
+def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
              start: Sequence[Measured] | None, config: AbstentionConfig) -> Tree:
+    regimes = [one.regime for one in prompts]
     scored = scores_of(runs, regimes)
-    replicates, seed = config.replicates, config.seed
-    cross = cross_regime(scored, replicates=replicates, seed=seed)
-    wanted = needed(scored, replicates=replicates, seed=seed)
-    each = by_regime(scored, replicates=replicates, seed=seed)
+    how: dict[str, int] = {"replicates": config.replicates, "seed": config.seed}
+    cross, wanted, each = _areas(scored, how)
     unknown = np.asarray(regimes) != IN_DOMAIN
     signals = {signal: {
         "cross": cross[signal], "needed": wanted[signal],
@@ -83,21 +88,31 @@ def _variant(name: str, regimes: Sequence[str], runs: Sequence[Measured],
     same = None if start is None or name == CHAT else [
         list(run.prompts["answer"]) == list(one.prompts["answer"])
         for run, one in zip(runs, start, strict=True)]
+    right = {regime: _right(runs, prompts, regime, telling=False) for regime in dict.fromkeys(regimes)}
+    known = _right(runs, prompts, IN_DOMAIN, telling=True)
     return {
         "signals": signals, "rule": _rule(scored, config), "abstention": _abstention(scored, runs, config),
-        "right": {regime: bootstrap_mean(_right(runs, regimes, regime).mean(axis=0), replicates=replicates,
-                                         seed=seed)
-                  for regime in dict.fromkeys(regimes) if said[0]["regimes"][regime]["right"] is not None},
-        "right_runs": _right(runs, regimes, IN_DOMAIN).mean(axis=1),
+        "right": {regime: bootstrap_two_way(found, **how) for regime, found in right.items() if found.size},
+        "known": bootstrap_two_way(known, **how) if known.size else None,
+        "known_runs": known.mean(axis=1) if known.size else None,
+        "known_of_start": _ratio(known, start, prompts, how),
         "regimes": {regime: {key: _mean(one["regimes"][regime][key] for one in said)
-                             for key in ("refused", "affirmed")} for regime in dict.fromkeys(regimes)},
+                             for key in said[0]["regimes"][regime]} for regime in dict.fromkeys(regimes)},
         "health": {key: _mean(one["health"][key] for one in said) for key in said[0]["health"]},
         "chat_loss": [one["chat_loss"] for one in said], "same_answers": same,
         "drift": ([float(np.mean(run.prompts["drift"])) for run in runs]
                   if "drift" in runs[0].prompts else None),
+        "router_conf": {regime: float(np.mean([run.prompts["router_conf"][np.asarray(regimes) == regime]
+                                               for run in runs])) for regime in dict.fromkeys(regimes)}
+        if "router_conf" in runs[0].prompts else None,
         "cost": said[0]["cost"] and {key: _mean(one["cost"][key] for one in said)
                                      for key in said[0]["cost"]},
         "examples": _examples(runs[0], regimes)}
+
+
+def _areas(scored: Table, how: Mapping[str, int]) -> tuple[dict[str, Interval], dict[str, Interval],
+                                                           dict[str, dict[str, Interval]]]:
+    return cross_regime(scored, **how), needed(scored, **how), by_regime(scored, **how)
 
 
 def _rule(scored: Table, config: AbstentionConfig) -> Tree | None:
@@ -137,10 +152,24 @@ def _between(regimes: Sequence[str], found: Mapping[str, Sequence[Measured]],
             for (a, b), p, corrected in zip(pairs, raw, holm(raw), strict=True)]
 
 
-def _right(runs: Sequence[Measured], regimes: Sequence[str], regime: str) -> np.ndarray:
-    """Whether prompts of a regime are answered rightly, `[seeds, prompts]`."""
-    here = np.asarray(regimes) == regime
+def _right(runs: Sequence[Measured], prompts: Sequence[Prompt], regime: str, telling: bool) -> np.ndarray:
+    """Whether prompts of a regime that have an answer are answered rightly, f64 `[seeds, such prompts]`.
+
+    Args:
+        telling: of those only whose answer does not stand in them.
+    """
+    here = np.array([one.regime == regime and (is_telling(one) if telling else one.answer is not None)
+                     for one in prompts])
     return np.stack([np.asarray(run.prompts["right"], float)[here] for run in runs])
+
+
+def _ratio(known: np.ndarray, start: Sequence[Measured] | None, prompts: Sequence[Prompt],
+           how: Mapping[str, int]) -> Interval | None:
+    """What is answered rightly, as a share of what v4 answers so: paired by prompts and seeds."""
+    if start is None or not known.size:
+        return None
+    before = _right(start, prompts, IN_DOMAIN, telling=True)
+    return bootstrap_two_way(np.stack([known, before]), lambda means: means[0] / means[1], **how)
 
 
 def _mean(values: Any) -> float | None:

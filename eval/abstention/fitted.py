@@ -52,7 +52,7 @@ def fit(path: Path, model: Any, learned: Sequence[tuple[str, bool]], asked: Sequ
 
     Args:
         path: a directory for the autoencoder's rows and run.
-        learned: prompts, and whether each can be answered.
+        learned: different prompts, and whether each can be answered; v4 has learned from none of them.
         asked: lists of prompts.
 
     Raises:
@@ -87,6 +87,7 @@ def fit(path: Path, model: Any, learned: Sequence[tuple[str, bool]], asked: Sequ
     return Found(scores, {
         "prompts": len(learned), "layer": layer, "layers": areas, "rank": rank,
         "variance_of_rank": float(low_rank[1].explained_variance_ratio_.sum()),
+        "trained_parameters": {"pooled": here.pooled.shape[1] + 1, "low_rank": rank + 1},
         "raw_probe": _about(probes[layer]), "sae_probe": _about(of_codes),
         "autoencoder": RunDirectory(path / "run").read_summary()})
 

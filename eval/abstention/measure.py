@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from eval.abstention.config import AnswersConfig
-from eval.abstention.detectors import health, is_affirmation, is_refusal
+from eval.abstention.detectors import health, is_affirmation, is_loop, is_refusal, is_utf8
 from tilelli_jax import decoding
 from tilelli_jax.data.chat_pairs import Pair, lay
-from tilelli_jax.data.turns import MODEL, STOP, USER, asked
+from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
 from tilelli_jax.signals.prompts import Prompt as Read
@@ -56,7 +56,7 @@ def is_right(answer: bytes, expected: str | None) -> bool:
 
 
 def spoken(prompts: Sequence[Prompt], said: Sequence[bytes]) -> dict[str, Any]:
-    """Health of all answers, and of every regime what share is right, refused, affirmed.
+    """Health of all answers, and of every regime what share is right, refused, affirmed, a loop, UTF-8.
 
     JSON. `right` is None where a regime has no right answers.
     """
@@ -67,12 +67,16 @@ def spoken(prompts: Sequence[Prompt], said: Sequence[bytes]) -> dict[str, Any]:
         right = [is_right(answer, one.answer) for one, answer in here if one.answer is not None]
         regimes[regime] = {"right": float(np.mean(right)) if right else None,
                            "refused": float(np.mean([is_refusal(text) for text in texts])),
-                           "affirmed": float(np.mean([is_affirmation(text) for text in texts]))}
+                           "affirmed": float(np.mean([is_affirmation(text) for text in texts])),
+                           "loops": float(np.mean([is_loop(text) for text in texts])),
+                           "valid_utf8": float(np.mean([is_utf8(answer) for _, answer in here]))}
     return {"health": health(said)._asdict(), "regimes": regimes}
 
 
-def chat_loss(model: Any, pairs: Sequence[Pair], seq_len: int, batch_size: int) -> float:
+def chat_loss(model: Any, pairs: Sequence[Pair], batch_size: int) -> float:
     """Mean cross-entropy of held-out responses, nats per byte."""
-    rows = lay(pairs[:HELD_OUT], seq_len, pack=False)
+    chosen = pairs[:HELD_OUT]
+    longest = max(len((asked(pair.prompt) + answered(pair.response)).encode()) for pair in chosen)
+    rows = lay(chosen, longest, pack=False)
     network, params = take_apart(model)
     return held_out_terms(network, rows, batch_size=batch_size)(params).get("cross_entropy", math.nan)

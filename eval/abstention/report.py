@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from eval.abstention.decision import IN_DOMAIN
 from eval.abstention.statements import (
     COHERENT,
     GARBLED,
+    KNOWS,
     Statement,
     answer_v9,
     called,
-    coherence,
     head,
     statements,
 )
@@ -31,7 +32,7 @@ from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.files import write_atomically
-from tilelli_jax.signals.uncertainty import BLOCK, HEAD
+from tilelli_jax.signals.called import BLOCK, HEAD
 
 RESULTS = "results.json"
 Tree = Mapping[str, Any]
@@ -44,13 +45,15 @@ def collect(study: Study) -> dict[str, Any]:
     fitted = {seed: read_result(study.fitted(seed)) for seed in study.config.seeds} if (
         study.has_fitted) else {}
     return {"config": config_lib.to_dict(study.config), "stage": made.name, "fitted": fitted,
+            "of_the_village": study.of_the_village,
             **read_result(made)}
 
 
-def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
+def write(study: Study, out: Path, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json, report.md, report.html, figures/ and variants.*; returns what was found.
 
     Args:
+        out: where.
         how: what made it, for the last section.
     """
     found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
@@ -63,10 +66,10 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
     _cost(report, found)
     report.heading("How it was made")
     report.points([f"{key}: `{value}`" for key, value in how.items()])
-    study.out.mkdir(parents=True, exist_ok=True)
-    report.write(study.out)
-    write_atomically(study.out / RESULTS, as_json(found))
-    write_tables(study.out / "variants", rows(found), f"{name}: variants")
+    out.mkdir(parents=True, exist_ok=True)
+    report.write(out)
+    write_atomically(out / RESULTS, as_json(found))
+    write_tables(out / "variants", rows(found), f"{name}: variants")
     return found
 
 
@@ -75,17 +78,17 @@ def rows(found: Tree) -> Rows:
     lines = []
     for name, one in found["variants"].items():
         heard, gate = one["signals"].get(HEAD), one["abstention"]
-        share = coherence(found, name) if CHAT in found["variants"] else None
         lines.append({
             "variant": name, "what": VARIANTS[name].what,
             "AUROC": heard and Interval.from_tree(heard["cross"]),
             "AUROC, unknown only": heard and Interval.from_tree(heard["needed"]),
             "gibberish declined": gate and Interval.from_tree(gate["calibrated"]["gibberish"]),
             "false positives": gate and Interval.from_tree(gate["calibrated"][IN_DOMAIN]),
-            "right in domain": Interval.from_tree(one["right"][IN_DOMAIN]),
+            "known in domain": one["known"] and Interval.from_tree(one["known"]),
+            "of v4's": one["known_of_start"] and Interval.from_tree(one["known_of_start"]),
             "chat": "the start" if name == CHAT else
                     "as v4, to the bit" if one["same_answers"] and all(one["same_answers"]) else
-                    called(share),
+                    called(found, name),
             "router drift": one["drift"] and float(np.mean(one["drift"])),
             "published": VARIANTS[name].published or None})
     return lines
@@ -121,7 +124,8 @@ def of_verdicts(found: Tree) -> Rows:
     return [{"variant": name, "signal": one["signal"], "wins": ", ".join(one["wins"]) or "none",
              "proven": one["proven"], "wins, corrected": ", ".join(one["wins_corrected"]) or "none",
              "proven, corrected": one["proven_corrected"]}
-            for name, variant in found["variants"].items() if variant["rule"]
+            for name, variant in found["variants"].items()
+            if variant["rule"] and VARIANTS[name].kind != "fitted"  # whose signals are v4's
             for one in variant["rule"]["verdicts"]]
 
 
@@ -138,6 +142,7 @@ def of_health(found: Tree) -> Rows:
     """How sound what is generated is."""
     return [{"variant": name, "chat loss, nats/byte": float(np.mean(one["chat_loss"])),
              "valid UTF-8": one["health"]["valid_utf8"], "loops": one["health"]["loops"],
+             "loops in domain": one["regimes"][IN_DOMAIN]["loops"],
              "distinct-1": one["health"]["distinct_1"], "distinct-2": one["health"]["distinct_2"],
              **{f"right, {regime}": share["point"] for regime, share in one["right"].items()},
              } for name, one in found["variants"].items()]
@@ -183,16 +188,25 @@ def _opening(report: Report, found: Tree) -> None:
     report.paragraph(
         f"AUROC: of the abstain head, in_domain against all other regimes, as published; and of the regimes "
         f"that nobody can answer against those that can be answered ({', '.join(ANSWERABLE)}), which is what "
-        "abstaining is for. Declined and false positives: at thresholds calibrated on other prompts. Chat: "
-        f"right answers in domain, coherent from {COHERENT:g} of v4's, garbled below {GARBLED:g}. Router "
-        "drift: KL(routing of v4 ‖ its own), nats.")
+        "abstaining is for. Declined and false positives: at thresholds calibrated on other prompts. Known: "
+        "questions in domain answered rightly, of those whose answer does not stand in the question. Chat: "
+        f"coherent if that is surely at least {COHERENT:g} of v4's, garbled if surely below {GARBLED:g}; "
+        f"not to be told where v4 knows less than {KNOWS:g} itself. Router drift: KL(routing of v4 ‖ its "
+        "own), nats.")
+    if found["of_the_village"]:
+        report.paragraph(f"**Of the village, which a given network may know nothing of:** "
+                         f"{', '.join(found['of_the_village'])}. What is learned from and calibrated on such "
+                         "data says little of other networks and prompts (`pairs.files`).")
     heads = {name: one for name, one in found["variants"].items() if HEAD in one["signals"]}
     if heads:
-        points = {name: (one["right_runs"], one["signals"][HEAD]["runs"]) for name, one in heads.items()}
-        start = float(np.mean(found["variants"][CHAT]["right_runs"])) if CHAT in found["variants"] else None
-        report.figure("signal-and-chat", figures.tradeoff(
-            points, "right answers in domain", "AUROC of the abstain head, cross-regime", mark=start),
-            "A signal, and what it cost: every mark is a seed; the dotted line is v4 without a head")
+        points = {name: (one["known_runs"], one["signals"][HEAD]["runs"]) for name, one in heads.items()
+                  if one["known_runs"]}
+        start = found["variants"].get(CHAT, {}).get("known_runs")
+        if points:
+            report.figure("signal-and-chat", figures.tradeoff(
+                points, "known in domain", "AUROC of the abstain head, cross-regime",
+                mark=float(np.mean(start)) if start else None),
+                "A signal, and what it cost: every mark is a seed; the dotted line is v4")
         report.figure("heads", figures.ladder({name: head(found, name) for name in heads}),
                       "Cross-regime AUROC of the abstain heads")
     if found["between"]:
@@ -202,7 +216,8 @@ def _opening(report: Report, found: Tree) -> None:
 def _statements(report: Report, found: Tree) -> None:
     report.heading("What was published, and what is found here")
     report.paragraph("Criteria were fixed before the networks were trained. What is not reproduced at this "
-                     "scale, on this village, may hold at another.")
+                     "scale, on this village, may hold at another; what is not to be told has an interval on "
+                     "both sides of its criterion.")
     report.table(of_statements(found))
 
 
@@ -219,11 +234,11 @@ def _signals(report: Report, found: Tree) -> None:
         report.table(blocks)
     if found["fitted"]:
         one = next(iter(found["fitted"].values()))
-        report.paragraph(f"Probes were fitted to {one['prompts']} prompts that v4 learned from: layer "
-                         f"{one['layer']}, chosen by cross-validation; the low-rank head has {one['rank']} "
-                         f"directions with {one['variance_of_rank']:.0%} of the variance; the autoencoder "
-                         f"explains {one['autoencoder'].get('explained_variance', float('nan')):.0%} (of the "
-                         "first seed).")
+        report.paragraph(f"Heads and probes on v4 were fitted to {one['prompts']} prompts that no network "
+                         f"learned from: layer {one['layer']}, chosen by cross-validation; the low-rank head "
+                         f"has {one['rank']} directions with {one['variance_of_rank']:.0%} of the variance; "
+                         f"the autoencoder explains {one['autoencoder'].get('explained_variance', np.nan):.0%}"
+                         " (of the first seed).")
 
 
 def _rule(report: Report, found: Tree) -> None:
@@ -232,9 +247,15 @@ def _rule(report: Report, found: Tree) -> None:
         return
     report.heading("The pre-registered rule")
     proven = [f"{one['signal']} of {one['variant']}" for one in verdicts if one["proven"]]
+    judged = {name: one["rule"] for name, one in found["variants"].items() if one["rule"]}
     report.paragraph(f"Proven by it: {', '.join(proven) or 'none'}. After correction: "
                      + (", ".join(f"{one['signal']} of {one['variant']}" for one in verdicts
-                                  if one["proven, corrected"]) or "none") + ".")
+                                  if one["proven, corrected"]) or "none")
+                     + f". That corrects within a variant; {len(judged)} variants with "
+                     f"{sum(len(rule['duels']) for rule in judged.values())} comparisons stand here, and "
+                     "those that write as v4 does share its softmax and router. Baselines: "
+                     + "; ".join(f"{name}: {', '.join(rule['baselines'])}" for name, rule in judged.items())
+                     + ".")
     report.table(verdicts)
     caution = next(one["rule"]["caution"] for one in found["variants"].values() if one["rule"])
     report.paragraph(caution)
@@ -268,6 +289,6 @@ def summary(found: Tree) -> Sequence[Sequence[str]]:
     """The table that the command ends with."""
     def of(value: Any, digits: int = 3) -> str:
         return "–" if value is None else f"{value.point if isinstance(value, Interval) else value:.{digits}f}"
-    return [["variant", "AUROC", "unknown only", "gibberish", "false pos.", "right", "chat"], *(
+    return [["variant", "AUROC", "unknown only", "gibberish", "false pos.", "known", "chat"], *(
         [one["variant"], of(one["AUROC"]), of(one["AUROC, unknown only"]), of(one["gibberish declined"], 2),
-         of(one["false positives"], 2), of(one["right in domain"], 2), one["chat"]] for one in rows(found))]
+         of(one["false positives"], 2), of(one["known in domain"], 2), one["chat"]] for one in rows(found))]

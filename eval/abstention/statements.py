@@ -1,7 +1,8 @@
 """What was published of the variants, held against what was found here: sentence by sentence.
 
-Each statement has a criterion of its own, in numbers, fixed here. It is about this scale: small networks in
-a made-up village say nothing of larger ones elsewhere.
+Each statement has a criterion of its own, in numbers, fixed here, and three outcomes: its interval lies where
+it should, lies elsewhere, or is too wide to tell. It is about this scale: small networks in a made-up village
+say nothing of larger ones elsewhere.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from eval.abstention.decision import IN_DOMAIN
 from eval.abstention.variants import CHAT
 from eval.conclusions import told
 from eval.stats import Interval
-from tilelli_jax.signals.uncertainty import HEAD
+from tilelli_jax.signals.called import HEAD, ROUTER
 
 Tree = Mapping[str, Any]
-CHANCE = 0.6  # a cross-regime AUROC up to here is called near chance: published are 0.51 to 0.55
-COHERENT = 0.8  # of v4's share of right answers, from which a network is called coherent
+CHANCE = 0.6  # an AUROC from 1 − it to it is called near chance: published are 0.51 to 0.55
+COHERENT = 0.8  # of what v4 knows, from which a network is called coherent
 GARBLED = 0.5  # below which garbled
+KNOWS = 0.5  # share of telling questions in domain that v4 has to answer, for that to mean anything
+LOOPS = 0.1  # share of its answers that may be loops
 HIGH = 0.7  # an AUROC from here is called high
+AREA, SHARE = 0.05, 0.1  # what a published AUROC or share may be above what is found
 
 
 class Statement(NamedTuple):
@@ -40,27 +44,28 @@ def statements(found: Tree) -> list[Statement]:
     return [make(found) for needs, make in _STATEMENTS if all(name in variants for name in needs)]
 
 
-def coherence(found: Tree, name: str) -> float | None:
-    """Right answers in domain as a share of v4's; None where v4 has none."""
-    right, before = (float(np.mean(found["variants"][one]["right_runs"])) for one in (name, CHAT))
-    return right / before if before else None
-
-
-def called(share: float | None) -> str:
-    """Coherent, impaired or garbled."""
-    if share is None:
+def called(found: Tree, name: str) -> str:
+    """Coherent, impaired, garbled or not to be told: by what it knows of what v4 knows, and its loops."""
+    start, one = found["variants"].get(CHAT), found["variants"][name]
+    if start is None or not _knows(start):
         return "not to be told"
-    return "coherent" if share >= COHERENT else "garbled" if share < GARBLED else "impaired"
+    ratio = Interval.from_tree(one["known_of_start"])
+    if ratio.high < GARBLED or one["regimes"][IN_DOMAIN]["loops"] > 0.5:
+        return "garbled"
+    if ratio.low >= COHERENT and one["regimes"][IN_DOMAIN]["loops"] <= LOOPS:
+        return "coherent"
+    return "impaired" if ratio.high < COHERENT and ratio.low >= GARBLED else "not to be told"
 
 
-def head(found: Tree, name: str) -> Interval:
-    """The cross-regime AUROC of a variant's abstention."""
-    return Interval.from_tree(found["variants"][name]["signals"][HEAD]["cross"])
+def head(found: Tree, name: str, what: str = "cross") -> Interval:
+    """The AUROC of a variant's abstention: cross-regime, or `needed`."""
+    return Interval.from_tree(found["variants"][name]["signals"][HEAD][what])
 
 
-def between(found: Tree, a: str, b: str) -> Tree:
+def between(found: Tree, a: str, b: str) -> Interval:
     """The difference of two heads."""
-    return next(one for one in found["between"] if (one["a"], one["b"]) == (a, b))
+    return next(Interval.from_tree(one["difference"]) for one in found["between"]
+                if (one["a"], one["b"]) == (a, b))
 
 
 def answer_v9(found: Tree) -> list[str]:
@@ -68,45 +73,76 @@ def answer_v9(found: Tree) -> list[str]:
     variants = found["variants"]
     if "v9" not in variants:
         return []
-    area, same = head(found, "v9"), variants["v9"]["same_answers"]
-    texts = [f"Trained alone, everything else frozen, the abstain head tells prompts in domain from all "
-             f"others with AUROC {told(area)}, and what nobody can know from what can be answered with "
-             f"{told(Interval.from_tree(variants['v9']['signals'][HEAD]['needed']))}: "
-             + ("**it stays high**." if area.low > HIGH else
-                "**it is above chance, and not high**." if area.low > 0.5 else
-                "**it is not told apart from chance**.")]
+    area, same = head(found, "v9", "needed"), variants["v9"]["same_answers"]
+    verdict = {True: "**it stays high**", None: f"whether that is high (from {HIGH:g}) **is not to be told**",
+               False: "**it is above chance, and not high**" if area.low > 0.5 else
+                      "**it is not told apart from chance**"}[at_least(area, HIGH)]
+    texts = ["Trained alone, everything else frozen, the abstain head tells what nobody can answer from what "
+             f"can be answered with AUROC {told(area)}: {verdict}. The published number, in domain against "
+             f"all other regimes, is {told(head(found, 'v9'))}; as three of six others can be answered, a "
+             "head that knew all would have about 0.75 there."]
     if "v8b" in variants:
-        one = between(found, "v9", "v8b")
-        change = Interval.from_tree(one["difference"])
-        texts.append(f"Against v8b, which trains the router as well ({told(head(found, 'v8b'))}): "
-                     f"{told(change, sign=True)}, "
+        change = between(found, "v9", "v8b")
+        texts.append(f"Against v8b, which trains the router as well (cross-regime "
+                     f"{told(head(found, 'v8b'))}): {told(change, sign=True)}, "
                      + ("no difference that can be told." if not change.excludes_zero else
                         "less: part of the signal was in the router." if change.high < 0 else
                         "more: training the router did harm."))
-    texts.append("Generation **stays coherent**: every answer is that of v4, to the bit, in "
-                 f"{sum(same)} of {len(same)} seeds." if same and all(same) else
-                 "Generation has changed, which it must not: this is a defect.")
+    if not same or not all(same):
+        return [*texts, "Generation has changed, which it must not: this is a defect."]
+    texts.append(f"Every answer is that of v4, to the bit, in {sum(same)} of {len(same)} seeds: "
+                 + ("generation **stays coherent**." if _chats(variants[CHAT]) else
+                    "generation stays what it was, which with this v4 **is not to be called coherent**."))
     return texts
+
+
+def at_least(found: Interval, line: float) -> bool | None:
+    """Whether an interval lies there; None where it holds the line."""
+    return True if found.low >= line else False if found.high < line else None
+
+
+def at_most(found: Interval, line: float) -> bool | None:
+    """Likewise."""
+    return True if found.high <= line else False if found.low > line else None
+
+
+def all_of(*outcomes: bool | None) -> bool | None:
+    """False if one is, None if one is not to be told."""
+    return False if False in outcomes else None if None in outcomes else True
 
 
 # ---------------------------------------------------------------------------------------------
 
 
+def _knows(start: Tree) -> bool:
+    return start["known"] is not None and start["known"]["point"] >= KNOWS
+
+
+def _chats(start: Tree) -> bool | None:
+    """Whether v4 chats coherently, which is published of it."""
+    if start["known"] is None:
+        return None
+    return all_of(at_least(Interval.from_tree(start["known"]), KNOWS),
+                  start["regimes"][IN_DOMAIN]["loops"] <= LOOPS)
+
+
 def _near_chance(found: Tree) -> Statement:
-    areas = {name: one["cross"]["point"] for name, one in found["variants"][CHAT]["signals"].items()
-             if name in ("max_softmax_last", "max_softmax_mean", "router_entropy", "router_entropy_var")}
-    most = max(areas, key=lambda name: abs(areas[name] - 0.5))
+    areas = {name: Interval.from_tree(one["cross"])
+             for name, one in found["variants"][CHAT]["signals"].items()
+             if name in ("max_softmax_last", "max_softmax_mean", *ROUTER, HEAD)}
+    most = max(areas, key=lambda name: abs(areas[name].point - 0.5))
     return Statement(CHAT, "cross-regime AUROC of every signal is 0.51 to 0.55, near chance",
-                     f"softmax and router signals all within {1 - CHANCE:g} and {CHANCE:g}",
-                     f"farthest from ½: {most}, {areas[most]:.3f}",
-                     all(1 - CHANCE <= area <= CHANCE for area in areas.values()))
+                     f"intervals of softmax, router and head within {1 - CHANCE:g} and {CHANCE:g}",
+                     f"farthest from ½: {most}, {told(areas[most])}",
+                     all_of(*(all_of(at_least(area, 1 - CHANCE), at_most(area, CHANCE))
+                              for area in areas.values())))
 
 
 def _gibberish_alone(found: Tree) -> Statement:
     area = Interval.from_tree(
         found["variants"][CHAT]["signals"]["max_softmax_mean"]["regimes"]["gibberish"])
-    return Statement(CHAT, "max_softmax_mean tells gibberish, AUROC ≈ 0.93", "at least 0.85", told(area),
-                     area.point >= 0.85)
+    return Statement(CHAT, "max_softmax_mean tells gibberish, AUROC ≈ 0.93", f"at least {0.93 - AREA:g}",
+                     told(area), at_least(area, 0.93 - AREA))
 
 
 def _router_wins_nothing(found: Tree) -> Statement:
@@ -118,34 +154,48 @@ def _router_wins_nothing(found: Tree) -> Statement:
                      "it has no router", not any(wins.values()) if wins else None)
 
 
+def _v4_chats(found: Tree) -> Statement:
+    start = found["variants"][CHAT]
+    return Statement(CHAT, "the chat is coherent", f"at least {KNOWS:g} of telling questions in domain "
+                     f"answered rightly, at most {LOOPS:g} loops",
+                     f"{told(Interval.from_tree(start['known']), 2)}, loops "
+                     f"{start['regimes'][IN_DOMAIN]['loops']:.2f}" if start["known"] else
+                     "the prompts have no such answers", _chats(start))
+
+
 def _chat(name: str, published: str, garbled: bool) -> Callable[[Tree], Statement]:
+    criterion = (f"knows {'less than' if garbled else 'at least'} {GARBLED if garbled else COHERENT:g} of "
+                 "what v4 knows in domain")
+
     def make(found: Tree) -> Statement:
-        share = coherence(found, name)
-        return Statement(
-            name, published, f"right answers in domain {'below ' if garbled else 'at least '}"
-            f"{GARBLED if garbled else COHERENT:g} of v4's",
-            "v4 answers nothing rightly" if share is None else f"{share:.2f} of v4's: {called(share)}",
-            None if share is None else share < GARBLED if garbled else share >= COHERENT)
+        if not _knows(found["variants"][CHAT]):
+            return Statement(name, published, criterion, "v4 knows too little for that", None)
+        ratio = Interval.from_tree(found["variants"][name]["known_of_start"])
+        return Statement(name, published, criterion, f"{told(ratio, 2)}: {called(found, name)}",
+                         at_most(ratio, GARBLED) if garbled else at_least(ratio, COHERENT))
     return make
 
 
 def _form_not_meaning(found: Tree) -> Statement:
-    areas = {name: one["point"] for name, one in
+    areas = {name: Interval.from_tree(one) for name, one in
              found["variants"]["v6"]["signals"]["router_entropy"]["regimes"].items()}
-    return Statement("v6", "router_conf tells gibberish (0.37 against 0.62), but neither misleading (0.61) "
-                     "nor unknown topics (0.60)", f"AUROC of router_conf on gibberish at least {HIGH:g}, on "
-                     f"factual_misleading and ood_topic at most {CHANCE:g}",
-                     ", ".join(f"{name} {areas[name]:.3f}" for name in
-                               ("gibberish", "factual_misleading", "ood_topic")),
-                     areas["gibberish"] >= HIGH
-                     and max(areas["factual_misleading"], areas["ood_topic"]) <= CHANCE)
+    means = found["variants"]["v6"]["router_conf"]
+    names = ("gibberish", "factual_misleading", "ood_topic")
+    return Statement(
+        "v6", "router_conf tells gibberish (0.37 against 0.62), but neither misleading (0.61) nor unknown "
+        "topics (0.60)", f"AUROC of gibberish at least {HIGH:g}, of factual_misleading and ood_topic at most "
+        f"{CHANCE:g}",
+        ", ".join(f"{name} {told(areas[name], 2)}" for name in names) + "; means "
+        + ", ".join(f"{name} {means[name]:.2f}" for name in (IN_DOMAIN, *names)),
+        all_of(at_least(areas["gibberish"], HIGH), at_most(areas["factual_misleading"], CHANCE),
+               at_most(areas["ood_topic"], CHANCE)))
 
 
 def _head_is(name: str, published: float) -> Callable[[Tree], Statement]:
     def make(found: Tree) -> Statement:
         area = head(found, name)
         return Statement(name, f"cross-regime AUROC of abstain_p is {published:.2f}",
-                         "the interval holds it, or lies above", told(area), area.high >= published)
+                         f"at least {published - AREA:.2f}", told(area), at_least(area, published - AREA))
     return make
 
 
@@ -153,16 +203,17 @@ def _gibberish_declined(name: str, published: float) -> Callable[[Tree], Stateme
     def make(found: Tree) -> Statement:
         share = Interval.from_tree(found["variants"][name]["abstention"]["half"]["gibberish"])
         return Statement(name, f"abstains from {100 * published:.0f} % of gibberish",
-                         "the interval of abstain_p > ½ holds it, or lies above", told(share, 2),
-                         share.high >= published)
+                         f"abstain_p > ½ of at least {published - SHARE:.2f}", told(share, 2),
+                         at_least(share, published - SHARE))
     return make
 
 
 def _less_is_more(found: Tree) -> Statement:
-    areas = [head(found, name).point for name in ("v7", "v8a", "v8b")]
+    areas, change = [head(found, name).point for name in ("v7", "v8a", "v8b")], between(found, "v8b", "v7")
     return Statement("v8b", "the less metacognition is weighted (20, 5, 0), the better the head (0.76, 0.80, "
-                     "0.85)", "v7 < v8a < v8b", " ".join(f"{area:.3f}" for area in areas),
-                     areas[0] < areas[1] < areas[2])
+                     "0.85)", "v8b − v7 above 0", " ".join(f"{area:.3f}" for area in areas)
+                     + f"; {told(change, sign=True)}",
+                     change.low > 0 if change.excludes_zero else None)
 
 
 def _router_moves(found: Tree) -> Statement:
@@ -172,19 +223,28 @@ def _router_moves(found: Tree) -> Statement:
 
 
 def _splice(found: Tree) -> Statement:
-    area = head(found, "splice")
-    return Statement("splice", "the head of v7 on v4: AUROC 0.54, back to chance", f"at most {CHANCE:g}",
-                     told(area), area.point <= CHANCE)
+    area, change = head(found, "splice"), between(found, "splice", "v7")
+    return Statement("splice", "the head of v7 on v4: AUROC 0.54, back to chance",
+                     f"at most {CHANCE:g}, and below v7's", f"{told(area)}; {told(change, sign=True)}",
+                     all_of(at_most(area, CHANCE), change.high < 0 if change.excludes_zero else None))
 
 
 def _splice_false(found: Tree) -> Statement:
     share = Interval.from_tree(found["variants"]["splice"]["abstention"]["half"][IN_DOMAIN])
-    return Statement("splice", "27 % false positives", "the interval of abstain_p > ½ in domain holds it, "
-                     "or lies above", told(share, 2), share.high >= 0.27)
+    low, high = 0.27 - SHARE, 0.27 + SHARE
+    return Statement("splice", "27 % false positives", f"abstain_p > ½ in domain of {low:.2f} to {high:.2f}",
+                     told(share, 2), all_of(at_least(share, low), at_most(share, high)))
+
+
+def _splice_preserves(found: Tree) -> Statement:
+    same = found["variants"]["splice"]["same_answers"]
+    return Statement("splice", "generation is preserved", "every answer that of v4, to the bit",
+                     f"in {sum(same)} of {len(same)} seeds", all(same))
 
 
 _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Tree], Statement]], ...] = (
     ((CHAT,), _near_chance), ((CHAT,), _gibberish_alone), ((CHAT,), _router_wins_nothing),
+    ((CHAT,), _v4_chats),
     (("v5",), _chat("v5", "the chat is destroyed", garbled=True)),
     (("v6",), _chat("v6", "the chat survives", garbled=False)), (("v6",), _form_not_meaning),
     (("v7",), _head_is("v7", 0.76)), (("v7",), _gibberish_declined("v7", 0.93)),
@@ -193,4 +253,4 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Tree], Statement]], ...] = (
     (("v8b",), _head_is("v8b", 0.85)), (("v8b",), _gibberish_declined("v8b", 1.0)),
     (("v8b",), _chat("v8b", "the chat is garbled", garbled=True)),
     (("v7", "v8a", "v8b"), _less_is_more), (("v8b",), _router_moves), (("splice",), _splice),
-    (("splice",), _splice_false))
+    (("splice",), _splice_false), (("splice",), _splice_preserves))

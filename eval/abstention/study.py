@@ -10,12 +10,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.abstention import evaluate, fitted, measure, prompts
-from eval.abstention.config import AbstentionConfig, RecipeConfig
+import jax
+
+from eval.abstention import data, evaluate, fitted, measure, prompts
+from eval.abstention.config import DATA_FILES, AbstentionConfig, RecipeConfig
 from eval.abstention.measure import Columns
 from eval.abstention.variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, needed
 from eval.inputs.networks import contents, trained
@@ -24,11 +29,10 @@ from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.data import village
-from tilelli_jax.data.chat_pairs import ChatConfig, open_pairs, read_pairs
-from tilelli_jax.data.turns import answered, asked
-from tilelli_jax.data.village import files as village_files
+from tilelli_jax.data.chat_pairs import read_pairs
+from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
+from tilelli_jax.files import fingerprint
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.uncertainty import UncertaintyReader
@@ -36,6 +40,7 @@ from tilelli_jax.splice import splice
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import RunDirectory
 
+FEW = 30  # prompts of a regime, of which the study was meant to have so many
 PROMPTS, CALIBRATION = "prompts.parquet", "calibration.parquet"  # of a measured network: a row for each
 
 
@@ -60,12 +65,29 @@ class Study:
                 the output directory cannot be written.
         """
         self._check_networks()
+        data.check(self.config.pairs, self._longest)
+        self._warn()
         measure.check_lengths([one.prompt for one in self.prompts], self._start_config(),
                               self.config.answers.max_new)
         try:
             self.stages.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+
+    def _warn(self) -> None:
+        """What is allowed, and hardly meant."""
+        few = {regime: n for regime, n in Counter(one.regime for one in self.prompts).items() if n < FEW}
+        if few:
+            self.tell(f"note: prompts: fewer than {FEW} of {', '.join(few)}: intervals will be wide")
+        if lacking := self.of_the_village:
+            self.tell(f"note: pairs.files: {', '.join(lacking)}: of the village, which the given network may "
+                      "know nothing of")
+
+    @property
+    def of_the_village(self) -> list[str]:
+        """Data that are made of the village although networks or prompts are somebody's own."""
+        own = self.config.prompts or {BASE, CHAT} & self.config.networks.keys()
+        return [name for name in DATA_FILES if name not in self.config.pairs.given] if own else []
 
     # --- What is learned from, and what is asked --------------------------------------------------
 
@@ -87,13 +109,21 @@ class Study:
 
     @functools.cached_property
     def data(self) -> Path:
-        """JSON lines for each kind of `variants.Data`, none too long to train on, and calibration.jsonl."""
-        options = config_lib.to_dict(self.config.pairs)
-        sizes = [self._experiment(part).train.seq_len
-                 for part in (self.config.training.chat, self.config.training.variant)]
-        made_of = recipe("data", village=[self.world.seed, len(self.world.people)], longest=min(sizes),
-                         options=options)
-        return self.stages.make("data", made_of, functools.partial(self._write_data, longest=min(sizes)))
+        """JSON lines: a file for each of `config.DATA_FILES`; see `data.write`."""
+        pairs = self.config.pairs
+        made_of = recipe("data", village=[self.world.seed, len(self.world.people)], longest=self._longest,
+                         options=without(config_lib.to_dict(pairs), "files"), given=data.given(pairs))
+        return self.stages.make("data", made_of, lambda path: data.write(
+            path, pairs, self.world, self._longest, self.tell))
+
+    @property
+    def _longest(self) -> int:
+        """What both kinds of runs have room for."""
+        training = self.config.training
+        return min(self._experiment(part).train.seq_len for part in (training.chat, training.variant))
+
+    def _file(self, name: str) -> Path:
+        return self.data / f"{name}.jsonl"
 
     # --- Networks ---------------------------------------------------------------------------------
 
@@ -107,18 +137,21 @@ class Study:
         if name in self.config.networks:
             return Path(self.config.networks[name])
         if name == BASE:
-            return self._trained(name, seed, self.config.training.base, [f"data.shuffle_seed={seed}"])
+            part = self.config.training.base
+            corpus = open_corpus(self._experiment(part).data).fingerprint()
+            return self._trained(name, seed, part, [f"data.shuffle_seed={seed}"], {"corpus": corpus})
         variant = VARIANTS[name]
         if variant.kind == "fitted":
             return self.network(variant.start, seed)
         if variant.kind == "spliced":
             return self._spliced(name, seed)
         part = self.config.training.chat if name == CHAT else self.config.training.variant
-        start = self.network(variant.start, seed)
+        start, source = self.network(variant.start, seed), self._file(variant.data)
+        held_out = [self._file("held_out")] if variant.data == "chat" else []
         return self._trained(
             name, seed, part, [f"chat.shuffle_seed={seed}", *_as_overrides(variant)],
-            {"start": contents(start), "data": self.data.name},
-            [f"chat.source={self.data / variant.data}.jsonl", f"train.init_from={start}"])
+            {"start": contents(start), "data": fingerprint([source, *held_out])},
+            [f"chat.source={source}", f"train.init_from={start}", *(f"chat.valid={one}" for one in held_out)])
 
     @once
     def measured(self, name: str, seed: int) -> Path:
@@ -127,8 +160,8 @@ class Study:
         path, start = self.network(name, seed), self.network(CHAT, seed)
         made_of = recipe(
             "measured", name=name, network=contents(path), start=contents(start), prompts=self._asked,
-            data=self.data.name, answers=without(config_lib.to_dict(config.answers), "batch_size"),
-            compute=config.compute.dtype,
+            data=fingerprint([self._file("calibration"), self._file("held_out")]),
+            answers=config_lib.to_dict(config.answers), held_out=measure.HELD_OUT, run_by=self._run_by,
             fitted=self.fitted(seed).name if variant.kind == "fitted" else None)
         work = self._measure_fitted if variant.kind == "fitted" else self._measure
         return self.stages.make(f"{name}-{seed}", made_of, lambda at: work(at, name, seed))
@@ -138,23 +171,26 @@ class Study:
         """What heads and probes on v4 say: PROMPTS, CALIBRATION, result.json, and the autoencoder."""
         options = self.config.fitted
         made_of = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._asked,
-                         data=self.data.name, options=without(config_lib.to_dict(options), "jobs"),
+                         data=fingerprint([self._file("calibration"), self._file("held_out")]),
+                         options=without(config_lib.to_dict(options), "jobs"), run_by=self._run_by,
                          sae=self._recipe(self.config.training.sae), seed=seed)
 
         def work(path: Path) -> None:
-            learned = [(pair.prompt, pair.answerable) for pair in read_pairs(self.data / "semantic.jsonl")]
-            found = fitted.fit(path, self._load(self.network(CHAT, seed)), learned[:options.prompts],
+            begun = time.monotonic()
+            learned = {pair.prompt: pair.answerable for pair in read_pairs(self._file("held_out"))}
+            found = fitted.fit(path, self._load(self.network(CHAT, seed)),
+                               list(learned.items())[:options.prompts],
                                [[one.prompt for one in self.prompts], self.calibration], options,
                                self.config.training.sae, seed, self.config.batch_size)
             for file, scores in zip((PROMPTS, CALIBRATION), found.scores, strict=True):
                 write_columns(path / file, scores)
-            write_result(path, found.about)
+            write_result(path, {**found.about, "seconds": time.monotonic() - begun})
         return self.stages.make(f"fitted-{seed}", made_of, work)
 
     @functools.cached_property
     def calibration(self) -> list[str]:
         """Answerable prompts that nothing is learned from."""
-        return [pair.prompt for pair in read_pairs(self.data / "calibration.jsonl")]
+        return [pair.prompt for pair in read_pairs(self._file("calibration")) if pair.answerable]
 
     @functools.cached_property
     def evaluation(self) -> Path:
@@ -165,12 +201,13 @@ class Study:
         made_of = recipe("evaluate", measured={name: [path.name for path in some.values()]
                                                for name, some in made.items()},
                          fitted=[path.name for path in of_fitted.values()], target_fpr=config.target_fpr,
+                         prompts=self._asked,
                          replicates=config.replicates, seed=config.seed)
 
         def work(path: Path) -> None:
             found = {name: [self._read(at, of_fitted.get(seed) if name == CHAT else None)
                             for seed, at in some.items()] for name, some in made.items()}
-            write_result(path, evaluate.evaluate([one.regime for one in self.prompts], found, config))
+            write_result(path, evaluate.evaluate(self.prompts, found, config))
         return self.stages.make("evaluate", made_of, work)
 
     # ---------------------------------------------------------------------------------------------
@@ -179,6 +216,11 @@ class Study:
     def has_fitted(self) -> bool:
         """Whether heads and probes are fitted."""
         return any(VARIANTS[name].kind == "fitted" for name in self.variants)
+
+    @property
+    def _run_by(self) -> list[str]:
+        """What rounding depends on."""
+        return [self.config.compute.dtype, jax.default_backend(), str(self.config.batch_size)]
 
     @functools.cached_property
     def _asked(self) -> str:
@@ -198,21 +240,24 @@ class Study:
         return self._experiment(self.config.training.base).model
 
     def _check_networks(self) -> None:
-        given = self.config.networks
-        for part in (self.config.training.base, self.config.training.chat, self.config.training.variant):
+        training, given = self.config.training, self.config.networks
+        for part in (training.base, training.chat, training.variant, training.sae):
             self._experiment(part)
-        config_lib.load(ExperimentConfig, self.config.training.sae.train)
         start = self._start_config()
-        if not isinstance(start, RoutedConfig | VanillaConfig):
-            raise InputError(f"given: expected networks that read bytes, routed or vanilla, found family "
-                             f"{start.family}")
-        for name, path in given.items():
-            found = store.load_config(path)
-            if name in VARIANTS and VARIANTS[name].abstain and not getattr(found, "abstain_head", False):
-                raise InputError(f"given: {name}={path}: expected a network with an abstain head, found none")
-        routed = isinstance(start, RoutedConfig)
+        found = {name: store.load_config(path) for name, path in given.items()}
+        for name, config in {"training.base": start, **found}.items():
+            if not isinstance(config, RoutedConfig | VanillaConfig):
+                raise InputError(f"given: {name}: expected a network that reads bytes, routed or vanilla, "
+                                 f"found family {config.family}")
+        for name, config in found.items():
+            if name in VARIANTS and VARIANTS[name].has_head and not config.abstain_head:
+                raise InputError(f"given: {name}={given[name]}: expected a network with an abstain head, "
+                                 "found none")
+            if (there := _shape(config)) != _shape(start):
+                raise InputError(f"given: {name}={given[name]}: expected family, d_model and n_layers as of "
+                                 f"the others, {_shape(start)}, found {there}")
         for name in self.variants:
-            if VARIANTS[name].needs_router and not routed and name not in given:
+            if VARIANTS[name].needs_router and not isinstance(start, RoutedConfig):
                 raise InputError(f"variants: {name} trains or judges the router; {start.family} has none")
 
     def _trained(self, name: str, seed: int, part: RecipeConfig, changes: Sequence[str],
@@ -224,7 +269,8 @@ class Study:
             read: fingerprints of what the run reads, and `paths`, the keys that say where that is.
         """
         changes = [*part.set, f"seed={seed}", *changes]
-        made_by = key({"recipe": config_lib.read_yaml(part.train), "changes": changes, "read": read or {}})
+        whole = config_lib.to_dict(config_lib.load(ExperimentConfig, part.train, changes))
+        made_by = key({"experiment": whole, "read": read or {}})
         run = self.out / "networks" / f"{name}-{seed}-{made_by}"
         if not RunDirectory(run).summary.is_file():
             self.tell(f"{name}, seed {seed}: {run}")
@@ -233,32 +279,14 @@ class Study:
     def _spliced(self, name: str, seed: int) -> Path:
         head, onto = self.network(SPLICED_FROM, seed), self.network(CHAT, seed)
         made_of = recipe("splice", head=contents(head), onto=contents(onto))
-        path = self.stages.make(f"{name}-network-{seed}", made_of,
-                                lambda at: splice(head, onto, at / "model"))
-        return path / "model"
+
+        def work(path: Path) -> None:
+            shutil.rmtree(path / "model", ignore_errors=True)  # of an interruption
+            splice(head, onto, path / "model")
+        return self.stages.make(f"{name}-network-{seed}", made_of, work) / "model"
 
     def _load(self, path: Path) -> Decoder:
         return store.load(path, self.config.compute)
-
-    def _write_data(self, path: Path, longest: int) -> None:
-        options, world = self.config.pairs, self.world
-
-        def fits(prompt: str, response: str) -> bool:
-            return len((asked(prompt) + answered(response)).encode()) - 1 <= longest
-
-        def chat(seed: int, kinds: Sequence[str]) -> bytes:
-            drawn = village.chat(world, 2 * options.pairs, seed, options.unanswerable, kinds)
-            found = [pair for pair in drawn if fits(pair.prompt, pair.response)]
-            return village_files.of_chat(found[:options.pairs])
-        for name, content in (
-                ("chat", chat(2 * options.seed, village.SEMANTIC)),
-                ("semantic", chat(2 * options.seed + 1, village.SEMANTIC)),
-                ("answers", chat(2 * options.seed, ("garbled", "mismatched"))),
-                ("bare", village_files.of_bare(village.bare(world, options.pairs, options.seed,
-                                                            options.unanswerable))),
-                ("calibration", village_files.of_calibration(
-                    village.calibration(world, options.calibration, options.seed)))):
-            write_atomically(path / f"{name}.jsonl", content)
 
     def _measure(self, path: Path, name: str, seed: int) -> None:
         config, model = self.config, self._load(self.network(name, seed))
@@ -267,8 +295,7 @@ class Study:
         reader = UncertaintyReader(model, before=start if routed else None, batch_size=config.batch_size)
         asked_for = [one.prompt for one in self.prompts]
         said = measure.answers(model, asked_for, config.answers)
-        held_out = open_pairs(ChatConfig(source=f"{self.data / 'chat'}.jsonl")).valid
-        seq_len = self._experiment(config.training.chat).train.seq_len
+        held_out = read_pairs(self._file("held_out"))
         run = RunDirectory(self.network(name, seed).parent)
         write_columns(path / CALIBRATION, measure.read(reader, self.calibration, "calibration"))
         write_columns(path / PROMPTS, {
@@ -278,7 +305,7 @@ class Study:
             **measure.read(reader, asked_for, f"{name}-{seed}")})
         write_result(path, {
             **measure.spoken(self.prompts, said),
-            "chat_loss": measure.chat_loss(model, held_out, seq_len, config.batch_size),
+            "chat_loss": measure.chat_loss(model, held_out, config.batch_size),
             "cost": _cost(run)})
 
     def _measure_fitted(self, path: Path, name: str, seed: int) -> None:
@@ -287,8 +314,10 @@ class Study:
         for file in (PROMPTS, CALIBRATION):
             columns: dict[str, Any] = read_columns(start / file)
             write_columns(path / file, columns | {"abstain_p": read_columns(heads / file)[column]})
-        found = read_result(start)
-        write_result(path, found | {"cost": None})
+        found, fit = read_result(start), read_result(heads)
+        write_result(path, found | {"cost": {
+            "steps": None, "tokens": None, "seconds": fit["seconds"], "parameters": None,
+            "trained_parameters": fit["trained_parameters"][column]}})
 
     def _read(self, path: Path, heads: Path | None) -> evaluate.Measured:
         """A measured network; of v4, what the probes say beside its own signals."""
@@ -298,6 +327,10 @@ class Study:
                 found |= {name: values for name, values in read_columns(heads / file).items()
                           if name.endswith("probe")}
         return evaluate.Measured(columns[0], columns[1], read_result(path))
+
+
+def _shape(config: RoutedConfig | VanillaConfig) -> tuple[str, int, int]:
+    return config.family, config.d_model, config.n_layers
 
 
 def _as_overrides(variant: Variant) -> list[str]:

@@ -19,7 +19,8 @@ from tilelli_jax.decoding import BYTES
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.signals.uncertainty import BLOCK, UncertaintyReader
+from tilelli_jax.signals.called import BLOCK
+from tilelli_jax.signals.uncertainty import UncertaintyReader
 from tilelli_jax.training.step import parameter_count, take_apart
 
 HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # the regimes whose prompts are answered

@@ -262,3 +262,41 @@ def test_shares_exactly(n: int, data: st.DataObject) -> None:
     found = stats.exact_share(right, n)
     wanted = scipy.stats.binomtest(right, n).proportion_ci(0.95, "exact")
     assert found == pytest.approx((right / n, wanted.low, wanted.high), abs=1e-9)
+
+
+# --- Runs and items --------------------------------------------------------------------------
+
+
+def test_two_ways_are_drawn_apart() -> None:
+    """Against every replicate by hand; of one run it is the bootstrap of items."""
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 12))
+    found = stats.bootstrap_two_way(values, replicates=300, seed=5)
+    runs, means = np.random.default_rng([5, 1]), []
+    counts = np.concatenate(list(stats.resampled_counts(12, 300, 5)))
+    shares = runs.multinomial(3, np.full(3, 1 / 3), len(counts)) / 3
+    for items, share in zip(counts, shares, strict=True):
+        means.append(sum(share[r] * values[r, i] * items[i] / 12 for r in range(3) for i in range(12)))
+    assert found == pytest.approx((values.mean(), *np.percentile(means, [2.5, 97.5])))
+    assert stats.bootstrap_two_way(values[:1], replicates=300, seed=5) == pytest.approx(
+        stats.bootstrap_mean(values[0], replicates=300, seed=5))
+
+
+def test_two_ways_see_the_spread_of_runs_and_of_items() -> None:
+    rng = np.random.default_rng(1)
+    runs, items = rng.normal(size=(6, 1)), rng.normal(size=(1, 50))
+    for values, spread in ((runs + np.zeros((6, 50)), runs.std() / math.sqrt(6)),
+                           (items + np.zeros((6, 50)), items.std() / math.sqrt(50))):
+        found = stats.bootstrap_two_way(values, replicates=4000)
+        assert (found.high - found.low) / 3.92 == pytest.approx(spread, rel=0.1)
+    assert stats.bootstrap_two_way(np.ones((3, 4))) == (1, 1, 1)
+    assert math.isnan(stats.bootstrap_two_way(np.zeros((2, 0))).point)
+
+
+def test_a_ratio_is_of_the_same_runs_and_items() -> None:
+    rng = np.random.default_rng(2)
+    before = rng.random((4, 30)) + 0.1
+    half = stats.bootstrap_two_way(np.stack([before / 2, before]), lambda means: means[0] / means[1])
+    assert half == pytest.approx((0.5, 0.5, 0.5))
+    nothing = stats.bootstrap_two_way(np.stack([before, 0 * before]), lambda means: means[0] / means[1])
+    assert math.isinf(nothing.point) and math.isnan(nothing.low)

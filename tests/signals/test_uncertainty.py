@@ -19,8 +19,9 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.signals.called import LENS
 from tilelli_jax.signals.prompts import Prompt, Reader
-from tilelli_jax.signals.uncertainty import LENS, UncertaintyReader, by_name, names
+from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
 
 SHAPE = {"d_model": 16, "n_layers": 3, "max_seq_len": 96, "n_heads": 2}
 ROUTED = RoutedConfig(**SHAPE, d_head=8, top_k=4, dense_expand=2, abstain_head=True)

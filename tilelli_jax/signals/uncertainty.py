@@ -1,7 +1,6 @@
 """How unsure a network is of a prompt: softmax, router, abstain head and logit lens, in one pass.
 
-Nothing is generated. What each signal is called, `by_name` says; which way it points,
-`eval.abstention.decision`.
+Nothing is generated. What each signal is called stands in `signals.called`.
 """
 
 from __future__ import annotations
@@ -19,19 +18,13 @@ from tilelli_jax.estimators.sae import Codes, TopKSAE
 from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
+from tilelli_jax.signals.called import BLOCK, HEAD, LENS, OF_PROMPT, ROUTER
 from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.prompts import Look, Prompt, Reader, places_of
 
-ROUTER = ("router_conf", "router_entropy", "router_entropy_var")
-HEAD = "abstain_p"
-OF_PROMPT = ("max_softmax_last", "max_softmax_mean", *ROUTER, HEAD, "drift")  # as `Uncertainty` has them
-BLOCK = "router_entropy_b"  # and a block's number
 BUCKET = 64  # prompts are many and short here
-# What the logit lens says of the last position, of Recall's features.
-LENS = {"lens_entropy": "a_band_mean_entropy", "lens_settling": "a_settling_layer_norm",
-        "lens_margin": "a_max_margin"}
 
 
 class Uncertainty(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from eval.abstention.__main__ import main
-from eval.abstention.config import AbstentionConfig
+from eval.abstention.config import DATA_FILES, AbstentionConfig
 from eval.abstention.study import CALIBRATION, PROMPTS, Study
 from eval.abstention.variants import VARIANTS, needed
 from eval.tables import read_columns
@@ -30,7 +30,7 @@ from tilelli_jax.data import village
 from tilelli_jax.data.village import files
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
-from tilelli_jax.signals.uncertainty import HEAD
+from tilelli_jax.signals.called import HEAD
 
 ROOT = Path(__file__).parents[3]
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}
@@ -58,7 +58,8 @@ def options(out: Path, **changed: Any) -> dict[str, Any]:
     sae["set"] += ["model.k=4"]
     return {"out": str(out), "seeds": list(SEEDS),
             "training": {"base": base, "chat": recipe("chat"), "variant": recipe("variant"), "sae": sae},
-            "pairs": {"pairs": 120, "calibration": 20}, "prompts": str(out.parent / "prompts.jsonl"),
+            "pairs": {"pairs": 120, "calibration": 20, "held_out": 60},
+            "prompts": str(out.parent / "prompts.jsonl"),
             "answers": {"max_new": 4}, "fitted": {"prompts": 40, "rank": 2, "latents": 2, "jobs": 1},
             "replicates": 100} | changed
 
@@ -105,17 +106,14 @@ def done(place: Path, run: Callable[..., subprocess.Popen[str]]) -> Path:
 
 @pytest.fixture(scope="module")
 def several(place: Path, done: Path, run: Callable[..., subprocess.Popen[str]]) -> dict[str, Any]:
-    """Another seed of two variants beside it: results.json of both."""
-    config = write(place / "several.yaml", options(done, variants=["v9", "v8b"]))
-    kept = {path: path.read_bytes() for path in done.iterdir() if path.is_file()}
-    more = run("--config", config, "--seeds", "0,1")
+    """Another seed of two variants beside it: results.json of both, in a directory of its own."""
+    kept = {path: path.stat().st_mtime_ns for path in done.iterdir() if path.is_file()}
+    more = run("--config", str(place / "tiny.yaml"), "--variants", "v9, v8b", "--seeds", "0,1")
     _, told = more.communicate()
     assert more.returncode == 0, told
     assert "v4-0: as it is in" in told  # what is there is not made again
-    found = json.loads((done / "results.json").read_text())
-    for path, content in kept.items():
-        path.write_bytes(content)
-    return found
+    assert {path: path.stat().st_mtime_ns for path in done.iterdir() if path.is_file()} == kept
+    return json.loads((done / "parts" / "v9+v8b-seeds-0+1" / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +240,62 @@ def test_networks_that_are_there(place: Path, study: Study, tmp_path: Path,
     capsys.readouterr()
 
 
+def test_prompts_without_answers_and_a_network_without_a_router(place: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """As the original's own prompts are: nothing can be told of what is known."""
+    rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text().splitlines()]
+    (tmp_path / "bare.jsonl").write_text("\n".join(json.dumps(
+        {key: row[key] for key in ("prompt", "regime")}) for row in rows))
+    store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
+    out = tmp_path / "out"
+    config = write(tmp_path / "bare.yaml", options(
+        out, given=[f"v4={tmp_path / 'vanilla'}"], seeds=[0], variants=["v4"],
+        prompts=str(tmp_path / "bare.jsonl")))
+    assert main(["--config", config]) == 0
+    told, text = capsys.readouterr().err, (out / "report.md").read_text()
+    assert "note: prompts: fewer than 30" in told and "note: pairs.files: chat, semantic" in told
+    found = json.loads((out / "results.json").read_text())["variants"]["v4"]
+    assert found["known"] is None and found["drift"] is None and "router_entropy" not in found["signals"]
+    assert "the prompts have no such answers" in text and "it has no router" in text
+    assert "Of the village" in text
+
+
+def test_a_splice_that_was_interrupted_is_made_anew(study: Study) -> None:
+    path = study.network("splice", 0)
+    (path.parent / "made_of.json").unlink()
+    (path / "config.json").write_text("{")
+    again = Study(study.config, study.out)
+    assert again.network("splice", 0) == path and store.load(path).config.abstain_head
+
+
+def test_nothing_held_out_is_learned_from(study: Study) -> None:
+    asked = {name: [json.loads(line).get("prompt") for line in (study.data / f"{name}.jsonl").open()]
+             for name in DATA_FILES}
+    learned = {prompt for name in ("chat", "semantic", "answers") for prompt in asked[name]}
+    for name in ("held_out", "calibration"):
+        assert len(set(asked[name])) == len(asked[name]) and not learned & set(asked[name])
+    assert not set(asked["held_out"]) & set(asked["calibration"])
+    assert not {one.prompt for one in study.prompts} & (learned | set(asked["held_out"]))
+
+
+def test_files_of_ones_own(study: Study, place: Path, tmp_path: Path,
+                           capsys: pytest.CaptureFixture[str]) -> None:
+    """They take the place of the village's, and what is in them is in the key."""
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"prompt": f"q{i}", "response": "a", "answerable": i % 2 == 0}) + "\n"
+                           for i in range(50)))
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
+    tree["pairs"]["files"] = [f"semantic={own}"]
+    assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 0
+    made = Path(capsys.readouterr().out.split()[-1])
+    assert (made / "semantic.jsonl").read_bytes() == own.read_bytes()
+    assert (made / "chat.jsonl").read_bytes() == (study.data / "chat.jsonl").read_bytes()
+    assert made.name != study.data.name
+    own.write_text(own.read_text() + json.dumps({"prompt": "q" * 200, "response": "a"}) + "\n")
+    assert main(["--config", str(tmp_path / "own.yaml"), "--stage", "data"]) == 2
+    assert_one_line(capsys.readouterr().err, "line 51: takes a train.seq_len of")
+
+
 def test_dependencies() -> None:
     assert needed(("splice",)) == ("v4", "v7", "splice") and needed(("v9",)) == ("v4", "v9")
     assert needed(("pooled",)) == ("v4", "pooled") and needed(tuple(VARIANTS)) == tuple(VARIANTS)
@@ -251,8 +305,13 @@ def test_dependencies() -> None:
     ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
     ({"variants": []}, "variants: expected different ones"),
     ({"seeds": [0, 0]}, "seeds: expected different whole numbers"),
-    ({"given": ["v4"]}, "given: expected base=DIR or a variant's name with =DIR, found 'v4'"),
-    ({"given": ["v4=/nowhere"]}, "/nowhere: expected a model directory"),
+    ({"given": ["v4"]}, "given: expected some of base, v4"),
+    ({"given": ["pooled=x"], "seeds": [0]}, "with =DIR, found 'pooled=x'"),
+    ({"given": ["v4=x", "v4=y"], "seeds": [0]}, "given: expected each network once"),
+    ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one where v4 is given"),
+    ({"pairs": {"files": ["chats=x"]}}, "pairs.files: expected chat, semantic"),
+    ({"pairs": {"files": ["chat=/nowhere.jsonl"]}}, "/nowhere.jsonl"),
+    ({"given": ["v4=/nowhere"], "seeds": [0]}, "/nowhere: expected a model directory"),
     ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
     ({"answers": {"max_new": 100}}, "prompts: "),
     ({"training": {"base": {"train": "nothing.yaml"}}}, "nothing.yaml: no such file"),
@@ -273,13 +332,17 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
     """A router, a head, a regime."""
     store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
     store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
+    store.save(random_network(VanillaConfig(**SHAPE, abstain_head=True), 0)[0], tmp_path / "headed")
     lines = (place / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
     for changes, said in (
-            ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"]},
+            ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"], "seeds": [0]},
              "variants: v5 trains or judges the router; vanilla has none"),
             ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"]},
              "expected a network with an abstain head, found none"),
+            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'headed'}"], "seeds": [0]},
+             "v9={}: expected family, d_model and n_layers as of the others, ('routed', 16, 2), found "
+             "('vanilla', 16, 2)".format(tmp_path / "headed")),
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tilelli_jax.data.stories import pick
 from tilelli_jax.data.village.names import OF_KIND
 from tilelli_jax.data.village.questions import (
+    Purpose,
     about_niche,
     about_stranger,
     about_term,
@@ -39,7 +40,7 @@ class Pair(NamedTuple):
 
 
 def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
-         kinds: Sequence[str] = SEMANTIC) -> list[Pair]:
+         kinds: Sequence[str] = SEMANTIC, purpose: Purpose = "train") -> list[Pair]:
     """Pairs to learn from, drawn one by one: the same may come again.
 
     Args:
@@ -49,6 +50,7 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
             and what is told of nobody; "gibberish" is no question. All these are declined. "mismatched"
             is a question that could be answered, with the answer to another, and "garbled" one with
             gibberish for an answer: only that is amiss.
+        purpose: which prompts are drawn: those of "calibration" are in no training, of any seed.
 
     Raises:
         InputError: no such kind, none where one is needed, a share outside [0, 1], a negative number.
@@ -94,7 +96,7 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
     while len(found) < pairs:
         # Which of the two is settled first, so that what is turned away does not change the shares.
         draw = unanswered if rng.random() < unanswerable else answered
-        while purpose_of((pair := draw()).prompt) != "train":
+        while purpose_of((pair := draw()).prompt) != purpose:
             pass
         found.append(pair)
     return found
