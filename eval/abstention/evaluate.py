@@ -77,8 +77,10 @@ def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
              start: Sequence[Measured] | None, config: AbstentionConfig) -> Tree:
     regimes = [one.regime for one in prompts]
     scored = scores_of(runs, regimes)
-    how: dict[str, int] = {"replicates": config.replicates, "seed": config.seed}
-    cross, wanted, each = _areas(scored, how)
+    replicates, seed = config.replicates, config.seed
+    cross = cross_regime(scored, replicates=replicates, seed=seed)
+    wanted = needed(scored, replicates=replicates, seed=seed)
+    each = by_regime(scored, replicates=replicates, seed=seed)
     unknown = np.asarray(regimes) != IN_DOMAIN
     signals = {signal: {
         "cross": cross[signal], "needed": wanted[signal],
@@ -92,10 +94,11 @@ def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
     known = _right(runs, prompts, IN_DOMAIN, telling=True)
     return {
         "signals": signals, "rule": _rule(scored, config), "abstention": _abstention(scored, runs, config),
-        "right": {regime: bootstrap_two_way(found, **how) for regime, found in right.items() if found.size},
-        "known": bootstrap_two_way(known, **how) if known.size else None,
+        "right": {regime: bootstrap_two_way(found, replicates=replicates, seed=seed)
+                  for regime, found in right.items() if found.size},
+        "known": bootstrap_two_way(known, replicates=replicates, seed=seed) if known.size else None,
         "known_runs": known.mean(axis=1) if known.size else None,
-        "known_of_start": _ratio(known, start, prompts, how),
+        "known_of_start": _ratio(known, start, prompts, config),
         "regimes": {regime: {key: _mean(one["regimes"][regime][key] for one in said)
                              for key in said[0]["regimes"][regime]} for regime in dict.fromkeys(regimes)},
         "health": {key: _mean(one["health"][key] for one in said) for key in said[0]["health"]},
@@ -108,11 +111,6 @@ def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
         "cost": said[0]["cost"] and {key: _mean(one["cost"][key] for one in said)
                                      for key in said[0]["cost"]},
         "examples": _examples(runs[0], regimes)}
-
-
-def _areas(scored: Table, how: Mapping[str, int]) -> tuple[dict[str, Interval], dict[str, Interval],
-                                                           dict[str, dict[str, Interval]]]:
-    return cross_regime(scored, **how), needed(scored, **how), by_regime(scored, **how)
 
 
 def _rule(scored: Table, config: AbstentionConfig) -> Tree | None:
@@ -164,12 +162,13 @@ def _right(runs: Sequence[Measured], prompts: Sequence[Prompt], regime: str, tel
 
 
 def _ratio(known: np.ndarray, start: Sequence[Measured] | None, prompts: Sequence[Prompt],
-           how: Mapping[str, int]) -> Interval | None:
+           config: AbstentionConfig) -> Interval | None:
     """What is answered rightly, as a share of what v4 answers so: paired by prompts and seeds."""
     if start is None or not known.size:
         return None
     before = _right(start, prompts, IN_DOMAIN, telling=True)
-    return bootstrap_two_way(np.stack([known, before]), lambda means: means[0] / means[1], **how)
+    return bootstrap_two_way(np.stack([known, before]), lambda means: means[0] / means[1],
+                             replicates=config.replicates, seed=config.seed)
 
 
 def _mean(values: Any) -> float | None:

@@ -237,8 +237,8 @@ def _signals(report: Report, found: Tree) -> None:
         report.paragraph(f"Heads and probes on v4 were fitted to {one['prompts']} prompts that no network "
                          f"learned from: layer {one['layer']}, chosen by cross-validation; the low-rank head "
                          f"has {one['rank']} directions with {one['variance_of_rank']:.0%} of the variance; "
-                         f"the autoencoder explains {one['autoencoder'].get('explained_variance', np.nan):.0%}"
-                         " (of the first seed).")
+                         "the autoencoder explains "
+                         f"{one['autoencoder'].get('explained_variance', np.nan):.0%} (of the first seed).")
 
 
 def _rule(report: Report, found: Tree) -> None:

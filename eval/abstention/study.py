@@ -66,13 +66,13 @@ class Study:
         """
         self._check_networks()
         data.check(self.config.pairs, self._longest)
-        self._warn()
         measure.check_lengths([one.prompt for one in self.prompts], self._start_config(),
                               self.config.answers.max_new)
         try:
             self.stages.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        self._warn()
 
     def _warn(self) -> None:
         """What is allowed, and hardly meant."""
