@@ -32,6 +32,8 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.signals.called import HEAD
 
+pytestmark = pytest.mark.study
+
 ROOT = Path(__file__).parents[3]
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}
 SEEDS = (0, 1)

@@ -32,6 +32,8 @@ pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from eval.recall import app
 
+pytestmark = pytest.mark.study
+
 PATIENCE = 120_000  # ms that a browser waits for anything: a busy machine compiles for many seconds
 
 
