@@ -75,18 +75,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(environment: dict[str, str],
-        tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
-    """The study as a process of its own, on one device: for eight, it takes longer to compile.
-
-    What one of them has compiled, the next one finds.
-    """
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
+def run(environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """The study as a process of its own, on one device: for eight, it takes longer to compile."""
     def start(*arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-m", "eval.abstention", *arguments], cwd=ROOT, text=True,
-                                env=environment | cache, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return start
 
 
