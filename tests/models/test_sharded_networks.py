@@ -40,7 +40,7 @@ CASES = {
     "t5": (T5, FlaxT5ForConditionalGeneration)}
 MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4),
           MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=4)]
-NOISE = 5e-6  # of the largest logit; measured: 5e-7, sums over more devices are in another order
+NOISE = 2e-5  # of the largest logit; measured: 5e-7 on one kind of CPU, 6e-6 on another: other orders of sums
 
 
 def inputs(name: str) -> list[jax.Array]:
