@@ -169,9 +169,6 @@ def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] =
     return Interval(point, *percentiles(drawn[np.isfinite(drawn)], level))
 
 
-# --- Tests of a difference between two AUROCs ------------------------------------------------
-
-
 def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLike, scores: ArrayLike, *,
                  replicates: int = 1000, seed: int = 42, level: float = 0.95,
                  groups: ArrayLike | None = None, centred: bool = False) -> Interval:
@@ -204,6 +201,9 @@ def exact_share(right: int, n: int, level: float = 0.95) -> Interval:
     low = 0.0 if right == 0 else float(beta.ppf(half, right, n - right + 1))
     high = 1.0 if right == n else float(beta.ppf(1 - half, right + 1, n - right))
     return Interval(right / n, low, high)
+
+
+# --- Tests of a difference between two AUROCs ------------------------------------------------
 
 
 class PermutationTest(NamedTuple):

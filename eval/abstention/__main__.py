@@ -15,8 +15,6 @@ DIR/abstain.json, for `chat --abstain` and `generate --abstain`.
 from __future__ import annotations
 
 import argparse
-import logging
-import platform
 import re
 import shlex
 import sys
@@ -27,14 +25,13 @@ from eval.abstention import gate, report
 from eval.abstention.config import AbstentionConfig
 from eval.abstention.statements import answer_v9
 from eval.abstention.study import Study
-from eval.inputs.networks import TrainingStopped
-from eval.stages import BusyError, tell_on_stderr
+from eval.inputs.commands import carry_out, how_made, quiet_logs
+from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.errors import ArgumentParser, command
 from tilelli_jax.gate import FILE, TEMPLATE
 from tilelli_jax.signals.called import HEAD
 from tilelli_jax.tables import table
-from tilelli_jax.training.run import provenance
 
 STAGES = ("data", "train", "measure", "all")
 PROG = "python -m eval.abstention"
@@ -42,8 +39,7 @@ PROG = "python -m eval.abstention"
 
 @command
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet_logs()
     if "--calibrate" in argv:
         return _calibrate(argv)
     options = _options(argv)
@@ -53,12 +49,8 @@ def main(argv: Sequence[str]) -> int:
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
-    try:
-        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]), _part(given))
-    except TrainingStopped as stopped:
-        return stopped.status
-    except BusyError as error:
-        raise InputError(str(error)) from None
+    said = shlex.join([*PROG.split(), *argv])
+    return carry_out(lambda: run(study, options.stage, name, said, _part(given)))
 
 
 def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
@@ -76,12 +68,8 @@ def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
                 path = (study.network if stage == "train" else study.measured)(variant, seed)
                 print(f"{variant}, seed {seed}: {path}")
         return 0
-    made = provenance(study.config.seeds[0])
     out = study.out / part
-    found = report.write(study, out, name, {
-        "command": said, "seeds": ", ".join(map(str, study.config.seeds)), "commit": made["git_commit"],
-        "device": made["device"], "machine": f"{platform.machine()}, {made['cpus']} cores",
-        "versions": made["versions"]})
+    found = report.write(study, out, name, how_made(said, study.config.seeds))
     print(f"\n{table(report.summary(found), right=(1, 2, 3, 4, 5))}\n")
     print("\n".join(text.replace("**", "") for text in answer_v9(found)))
     print(f"\nreport: {out / 'report.html'} (and report.md)")

@@ -9,8 +9,6 @@ are taken as they are: the same command again goes on where it stopped. `all` en
 from __future__ import annotations
 
 import argparse
-import logging
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,12 +17,11 @@ from pathlib import Path
 from eval.comparison import report
 from eval.comparison.config import ComparisonConfig
 from eval.comparison.study import Study
-from eval.inputs.networks import TrainingStopped
-from eval.stages import BusyError, tell_on_stderr
+from eval.inputs.commands import carry_out, how_made, quiet_logs
+from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.errors import command
 from tilelli_jax.tables import table
-from tilelli_jax.training.run import provenance
 
 STAGES = ("train", "evaluate", "all")
 PROG = "python -m eval.comparison"
@@ -32,19 +29,14 @@ PROG = "python -m eval.comparison"
 
 @command
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet_logs()
     options = _options(argv)
     config = config_lib.load(ComparisonConfig, options.config, options.overrides)
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
-    try:
-        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]))
-    except TrainingStopped as stopped:
-        return stopped.status
-    except BusyError as error:
-        raise InputError(str(error)) from None
+    said = shlex.join([*PROG.split(), *argv])
+    return carry_out(lambda: run(study, options.stage, name, said))
 
 
 def run(study: Study, stage: str, name: str, said: str) -> int:
@@ -56,11 +48,7 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
     if stage == "evaluate":
         print(f"evaluate: {study.evaluation}")
         return 0
-    made = provenance(study.config.seeds[0])
-    found = report.write(study, name, {
-        "command": said, "seeds": ", ".join(map(str, study.config.seeds)), "commit": made["git_commit"],
-        "device": made["device"], "machine": f"{platform.machine()}, {made['cpus']} cores",
-        "versions": made["versions"]})
+    found = report.write(study, name, how_made(said, study.config.seeds))
     for text in found["texts"]:
         print(f"\n{text} (p corrected by Holm)\n{table(report.summary(found, text))}")
     print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))

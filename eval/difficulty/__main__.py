@@ -7,8 +7,6 @@ where it stopped. `all` ends with a report.
 from __future__ import annotations
 
 import argparse
-import logging
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,20 +16,18 @@ from eval.difficulty import report
 from eval.difficulty.config import StudyConfig
 from eval.difficulty.questions import with_source
 from eval.difficulty.study import Study
-from eval.inputs.networks import TrainingStopped
-from eval.stages import BusyError, tell_on_stderr
+from eval.inputs.commands import carry_out, how_made, quiet_logs
+from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.tables import table
-from tilelli_jax.training.run import provenance
 
 STAGES = ("extract", "sae", "probe", "selective", "calibrate", "cascade", "causal", "synthesize", "all")
 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet_logs()
     options = _options(argv)
     config = config_lib.load(StudyConfig, options.config, options.overrides)
     if options.data:
@@ -39,21 +35,14 @@ def main(argv: Sequence[str]) -> int:
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
-    try:
-        return run(study, options.stage, name, shlex.join(["python", "-m", "eval.difficulty", *argv]))
-    except TrainingStopped as stopped:
-        return stopped.status
-    except BusyError as error:
-        raise InputError(str(error)) from None
+    said = shlex.join(["python", "-m", "eval.difficulty", *argv])
+    return carry_out(lambda: run(study, options.stage, name, said))
 
 
 def run(study: Study, stage: str, name: str, said: str) -> int:
     """One stage, or all of them and the report."""
     if stage in ("synthesize", "all"):
-        made = provenance(study.config.seed)
-        rows = report.write(study, name, {
-            "command": said, "seed": made["seed"], "commit": made["git_commit"], "device": made["device"],
-            "machine": f"{platform.machine()}, {made['cpus']} cores", "versions": made["versions"]})
+        rows = report.write(study, name, how_made(said, [study.config.seed]))
         print(f"\n{table(report.summary(rows, study.config), right=(0,))}\n")
         for layer, told in report.collect(study)["layers"].items():
             print("\n".join(f"layer {layer}: {text.replace('`', '').replace('**', '')}"

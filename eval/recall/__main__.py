@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.inputs.networks import TrainingStopped
+from eval.inputs.commands import carry_out, how_made, quiet_logs
 from eval.inputs.rows import read_rows
 from eval.recall import report
 from eval.recall.config import RecallConfig
 from eval.recall.knower import Knower, as_row, open_knower, question_of
 from eval.recall.study import Study
-from eval.stages import BusyError, tell_on_stderr
+from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import write_atomically
 from tilelli_jax.tables import table
-from tilelli_jax.training.run import provenance
 
 STAGES = ("build", "fit", "evaluate", "all")
 PROG = "python -m eval.recall"
@@ -38,8 +35,7 @@ PROG = "python -m eval.recall"
 
 @command
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet_logs()
     if "--predict" in argv or "--app" in argv:
         return _with_sidecar(argv)
     options = _options(argv)
@@ -47,12 +43,8 @@ def main(argv: Sequence[str]) -> int:
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
-    try:
-        return run(study, options.stage, name, shlex.join([*PROG.split(), *argv]))
-    except TrainingStopped as stopped:
-        return stopped.status
-    except BusyError as error:
-        raise InputError(str(error)) from None
+    said = shlex.join([*PROG.split(), *argv])
+    return carry_out(lambda: run(study, options.stage, name, said))
 
 
 def run(study: Study, stage: str, name: str, said: str) -> int:
@@ -62,11 +54,7 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
                 "evaluate": lambda: study.evaluation}[stage]()
         print(f"{stage}: {path}")
         return 0
-    made = provenance(study.config.fit.seeds[0])
-    found = report.write(study, name, {
-        "command": said, "seeds": ", ".join(map(str, study.config.fit.seeds)), "commit": made["git_commit"],
-        "device": made["device"], "machine": f"{platform.machine()}, {made['cpus']} cores",
-        "versions": made["versions"]})
+    found = report.write(study, name, how_made(said, study.config.fit.seeds))
     sidecar = study.keep_sidecar()
     print(f"\n{table(report.summary(found))}\n")
     print("\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))
