@@ -146,8 +146,8 @@ def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] =
     """A statistic of means over runs and items, both of which are resampled; of one run, items alone.
 
     Runs and items are drawn independently, the same of all kinds (the pigeonhole bootstrap, Owen 2007): the
-    interval is for other runs and other items, rather too wide than too narrow. What is not defined for a
-    replicate (NaN) is left out.
+    interval is for other runs and other items, rather too wide than too narrow. A statistic that is not
+    defined for a replicate (NaN: 0/0) is left out there; an end that would be infinite is NaN.
 
     Args:
         values: `[runs, items]`, or `[kinds, runs, items]` of several things that were measured of the same.
@@ -166,7 +166,8 @@ def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] =
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = np.atleast_1d(statistic(np.concatenate(found, axis=1)))
         point = float(statistic(cube.mean(axis=(1, 2))))
-    return Interval(point, *percentiles(drawn[np.isfinite(drawn)], level))
+        ends = percentiles(drawn[~np.isnan(drawn)], level)
+    return Interval(point, *(end if math.isfinite(end) else math.nan for end in ends))
 
 
 def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLike, scores: ArrayLike, *,

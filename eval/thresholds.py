@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
 from eval.metrics import Floats, checked
-from eval.stats import holm
+from eval.stats import Interval, holm
 
 Verdict = Literal["likely knows", "uncertain", "likely beyond its knowledge"]
 GRID = tuple(k / 20 for k in range(1, 20))  # for probabilities
@@ -126,3 +126,50 @@ def _kept(said: NDArray[np.integer], right: NDArray[np.integer], target: float,
 def _share(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name}: expected a number between 0 and 1, found {value}")
+
+
+# --- Declining ---------------------------------------------------------------------------------
+
+
+class ConformalThreshold(NamedTuple):
+    """From where on to abstain: where a score lies above `value`; infinity abstains never."""
+
+    value: float
+    interval: Interval  # of the quantile of all prompts that `value` estimates; ends may be infinite
+    measured: float  # false-positive rate on the calibration prompts
+    foreseen: Interval  # that of other prompts of their kind: its mean over calibrations, and its range
+
+
+def conformal_threshold(scores: ArrayLike, target_fpr: float, level: float = 0.95) -> ConformalThreshold:
+    """The threshold at which so many of the prompts that can be answered are declined, or fewer.
+
+    The ⌈(n + 1)(1 − target)⌉-th of n scores in order: with calibration prompts and others drawn alike,
+    the chance that one of the others lies above it is at most the target (conformal prediction, Vovk et
+    al. 2005), on average over calibrations. For one calibration the rate is Beta distributed; `foreseen`
+    has that range. With fewer than 1/target − 1 prompts nothing can be promised but never to abstain.
+    Both intervals are exact where no scores are equal, and lie rather too high where some are.
+
+    Args:
+        scores: `[prompts]` of one network, pointing up, of prompts that can be answered and that nothing
+            was fitted to or evaluated on.
+    """
+    found = np.sort(np.asarray(scores, float))
+    if found.ndim != 1 or not len(found) or np.isnan(found).any():
+        raise ValueError(f"scores: expected numbers [prompts], found shape {found.shape}")
+    if not 0 < target_fpr < 1:
+        raise ValueError(f"target_fpr: expected a share between 0 and 1, found {target_fpr}")
+    n, tail = len(found), (1 - level) / 2
+    ends = np.concatenate([[-math.inf], found, [math.inf]])
+    rank = min(n + 1, math.ceil((n + 1) * (1 - target_fpr) - 1e-9))
+    low, high = (int(binom.ppf(share, n, 1 - target_fpr)) for share in (tail, 1 - tail))
+    value = float(ends[rank])
+    rate = beta(n + 1 - rank, rank) if rank <= n else None
+    foreseen = (Interval((n + 1 - rank) / (n + 1), *map(float, rate.ppf([tail, 1 - tail]))) if rate else
+                Interval(0.0, 0.0, 0.0))
+    return ConformalThreshold(value, Interval(value, float(ends[low]), float(ends[high + 1])),
+                     float((found > value).mean()), foreseen)
+
+
+def conformal_least(target_fpr: float) -> int:
+    """Scores below which `conformal_threshold` can promise nothing but never to abstain."""
+    return max(1, math.ceil(1 / target_fpr - 1 - 1e-9))

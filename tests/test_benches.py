@@ -51,7 +51,8 @@ def written(path: Path) -> list[str]:
 
 
 @needs_torch
-def test_train_step(tmp_path: Path) -> None:
+def test_train_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda forward: forward)  # takes a C++ compiler, and minutes
     with measure.told(tmp_path / "table.txt") as tell:
         train_step.compare(["Lite ternary"], 1, tell)
     lines = written(tmp_path / "table.txt")

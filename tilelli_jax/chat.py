@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     abstain = gate.read(options.model, model) if options.abstain else None
     print(f"{options.model}: {model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
     if abstain is not None:
-        print(f"It declines {abstain.rule}.")
+        print(f"It declines {abstain.rule}. That was chosen by first turns: of later ones nothing is "
+              "promised.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # said by _talk, once
         return _talk(model, sampling, abstain)

@@ -141,6 +141,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def settings(config: Any) -> dict[str, Any]:
+    """Dotted key → value, in field order."""
+    return dict(_flatten(to_dict(config)))
+
+
 def dump(config: Any) -> str:
     """The YAML text that `load` reads back into an equal object."""
     return yaml_text.dump(to_dict(config))
@@ -156,7 +161,7 @@ def describe(cls: type) -> str:
 
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """The dotted keys on which two configurations differ, with both values."""
-    left, right = dict(_flatten(to_dict(a))), dict(_flatten(to_dict(b)))
+    left, right = settings(a), settings(b)
     keys = list(left) + [key for key in right if key not in left]
     return {key: (left.get(key), right.get(key)) for key in keys
             if left.get(key) != right.get(key)}

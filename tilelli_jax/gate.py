@@ -74,11 +74,17 @@ class Gate(Section):
         Args:
             reader: see `reader_of`; it makes one pass of the network, batch by batch.
             prompts: all that the network is given before it answers.
+
+        Raises:
+            InputError: the signal of one is no number, of which nothing can be said.
         """
         if not prompts:
             return []
         line = self.direction * math.inf if isinstance(self.threshold, str) else self.threshold
         values = self.direction * measured(reader, prompts, self.signal)
+        if np.isnan(values).any():
+            raise InputError(f"{self.signal}: expected a number, found NaN for the prompt "
+                             f"{prompts[int(np.isnan(values).argmax())]!r:.60}: the network is broken there")
         return (values > self.direction * line).tolist()
 
 

@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
     model = store.load(options.model)
     given = [_asked(prompt) for prompt in prompts] if options.turn else prompts
     abstain = gate.read(options.model, model) if options.abstain else None
+    if abstain and not options.turn:
+        print("note: the threshold of --abstain was chosen by prompts in turns, as --turn makes them; of "
+              "others it promises nothing", file=sys.stderr)
     declined = ([False] * len(given) if abstain is None else
                 abstain.declines(gate.reader_of(model, abstain.signal), given))
     # A prompt draws by its number, so the others go on as they would without those that are declined.

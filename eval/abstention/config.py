@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from eval.abstention.variants import BASE, CHAT, VARIANTS
+from eval.abstention.variants import BASE, VARIANTS
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
@@ -45,7 +45,7 @@ class PairsConfig(Section):
     seed: int = setting(0, "of what is asked", least=0, most=2**31 - 1)
     calibration: int = setting(200, "questions to put the threshold by, in no other use", least=20)
     held_out: int = setting(4000, "pairs that no network learns from: for the loss of the chat, and for "
-                            "heads and probes on v4", least=40)
+                            "probes on v4", least=40)
     files: tuple[str, ...] = setting((), "in place of the village's: some of chat=FILE, semantic=FILE, "
                                      "answers=FILE, bare=FILE, held_out=FILE, calibration=FILE, each as "
                                      "chat.source takes them")
@@ -77,7 +77,8 @@ class AnswersConfig(Section):
 class FittedConfig(Section):
     """Heads and probes that are fitted to what v4 says, and change nothing of it."""
 
-    prompts: int = setting(4000, "of those that no network learns from, at most", least=40)
+    prompts: int = setting(4000, "at most: for heads, of what v8b and v9 learn from; for probes, of what no "
+                           "network does", least=40)
     rank: int = setting(8, "directions of the low-rank head", least=1)
     latents: int = setting(8, "latents of the autoencoder for each dimension", least=1)
     jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
@@ -93,7 +94,7 @@ class AbstentionConfig(Section):
                                         "begin from are made as well")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "each is a base of its own and all that begins from it")
     given: tuple[str, ...] = setting((), "networks that are there and need no training: base=DIR, v4=DIR …; "
-                                     "the same for every seed")
+                                     "of one seed")
     training: TrainingConfig = setting(TrainingConfig(), "how the others are trained")
     pairs: PairsConfig = setting(PairsConfig(), "what they learn from")
     prompts: str = setting("", "a directory or file of evaluation prompts; empty: the built-in ones")
@@ -122,9 +123,9 @@ class AbstentionConfig(Section):
                 raise InputError(f"given: expected some of {', '.join(GIVEN)} with =DIR, found {entry!r}")
         if len(self.networks) != len(self.given):
             raise InputError(f"given: expected each network once, found {list(self.given)}")
-        if CHAT in self.networks and len(self.seeds) > 1:
-            raise InputError(f"seeds: expected one where v4 is given, as it is one network, found "
-                             f"{list(self.seeds)}")
+        if self.networks and len(self.seeds) > 1:
+            raise InputError(f"seeds: expected one where {next(iter(self.networks))} is given, as it is one "
+                             f"network, found {list(self.seeds)}")
 
     @property
     def networks(self) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from eval.abstention.config import PairsConfig
+from eval.thresholds import conformal_least
 from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import Pair, read_pairs
 from tilelli_jax.data.turns import answered, asked
@@ -14,14 +16,40 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint, write_atomically
 
 MOST_LEFT_OUT = 0.2  # of the pairs, for being too long
+LEARNED = ("chat", "semantic", "answers", "bare")  # what networks learn from
+FITTED = ("semantic", "held_out")  # what heads and probes are fitted to
+LEAST = 20  # of these, prompts of either kind
 
 
-def check(options: PairsConfig, longest: int) -> None:
-    """Raises InputError where a file that is given cannot be read, or has a pair too long to train on."""
+def check(options: PairsConfig, longest: int, most: int | None, target_fpr: float) -> None:
+    """Of the files that are given, all that can be known before anything is made.
+
+    Args:
+        longest: bytes of a pair to train on.
+        most: bytes of a prompt in its turn that the network reads; None: any.
+
+    Raises:
+        InputError: one cannot be read, has a pair or a prompt that is too long, or too few to calibrate with,
+            or to fit heads and probes to.
+    """
     for name, path in options.given.items():
-        for pair in read_pairs(Path(path)):
-            if name != "calibration" and (size := _size(pair)) > longest:
+        pairs = read_pairs(Path(path))
+        known, unknown = ({pair.prompt for pair in pairs if pair.answerable == it} for it in (True, False))
+        if name == "calibration":
+            for pair in pairs:
+                if most is not None and (size := len(asked(pair.prompt).encode())) > most:
+                    raise InputError(f"{pair.where}: prompt: takes {size} bytes as a turn, and the network "
+                                     f"reads {most}")
+            if len(known) < (least := conformal_least(target_fpr)):
+                raise InputError(f"{path}: expected {least} prompts with an answer at least, to hold "
+                                 f"target_fpr {target_fpr:g}, found {len(known)}")
+            continue
+        for pair in pairs:
+            if (size := _size(pair)) > longest:
                 raise InputError(f"{pair.where}: takes a train.seq_len of {size}, found {longest}")
+        if name in FITTED and min(len(known), len(unknown)) < LEAST:
+            raise InputError(f"{path}: expected {LEAST} prompts with an answer and {LEAST} without at least, "
+                             f"to fit heads and probes to, found {len(known)} and {len(unknown)}")
 
 
 def given(options: PairsConfig) -> dict[str, str]:
@@ -39,7 +67,8 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         longest: bytes of a pair, at most; longer ones are left out, and told of.
 
     Raises:
-        InputError: more than MOST_LEFT_OUT of the pairs are too long.
+        InputError: more than MOST_LEFT_OUT of the pairs are too long, or a file that is given has a prompt
+            in it that it must not have.
     """
     calibration = village.calibration(world, options.calibration, options.seed)
     spoken_for = {one.prompt for one in calibration}
@@ -67,9 +96,27 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         "held_out": lambda: chat("held_out", options.held_out, 2 * options.seed, village.SEMANTIC,
                                  held_out=True),
         "calibration": lambda: files.of_calibration(calibration)}
-    for name, content in made.items():
-        own = options.given.get(name)
-        write_atomically(path / f"{name}.jsonl", Path(own).read_bytes() if own else content())
+    contents = {name: Path(options.given[name]).read_bytes() if name in options.given else content()
+                for name, content in made.items()}
+    _check_apart(contents, options.given)
+    for name, content in contents.items():
+        write_atomically(path / f"{name}.jsonl", content)
+
+
+def prompts_of(content: bytes) -> set[str]:
+    """What the lines of a file ask, or say."""
+    rows = (json.loads(line) for line in content.splitlines() if line.strip())
+    return {(row["text"] if "text" in row else row["prompt"]).strip() for row in rows}
+
+
+def _check_apart(contents: Mapping[str, bytes], given: Mapping[str, str]) -> None:
+    found = {name: prompts_of(content) for name, content in contents.items()}
+    for name, others in (("calibration", [*LEARNED, "held_out"]), ("held_out", LEARNED)):
+        for other in others:
+            if shared := found[name] & found[other]:
+                called = [given.get(one, f"the village's {one}") for one in (name, other)]
+                raise InputError(f"pairs.files: {called[0]}: expected no prompt that is in {called[1]}, "
+                                 f"found {min(shared)!r:.60}")
 
 
 def _size(pair: Pair) -> int:

@@ -1,4 +1,4 @@
-"""Which signal tells what a network does not know, by a rule fixed beforehand; and thresholds.
+"""Which signal tells what a network does not know, by a rule fixed beforehand; and how much is declined.
 
 Every score points one way here: up, where something is not known. POINTS says which signals do so by
 themselves (1) and which rise with what is known and are negated (−1). An AUROC is the chance that a
@@ -17,11 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
-from scipy.stats import beta, binom
 
 from eval.metrics import Floats
-from eval.stats import Interval, PairedBootstrap, bootstrap_two_way, holm
+from eval.stats import Interval, PairedBootstrap, bootstrap_two_way, exact_share, holm
 from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.called import BLOCK
 
@@ -247,54 +245,15 @@ def _reason(wins: Collection[str], regimes: int) -> str:
     return f"wins {len(wins)} of {regimes} regimes, but none of {', '.join(TELLING)}"
 
 
-# --- Thresholds ------------------------------------------------------------------------------
+# --- What is declined ------------------------------------------------------------------------
 
 
-class Threshold(NamedTuple):
-    """From where on to abstain: where a score lies above `value`; infinity abstains never."""
-
-    value: float
-    interval: Interval  # of the quantile of all prompts that `value` estimates; ends may be infinite
-    measured: float  # false-positive rate on the calibration prompts
-    foreseen: Interval  # that of other prompts of their kind: its mean over calibrations, and its range
-
-
-def calibrate(scores: ArrayLike, target_fpr: float, level: float = LEVEL) -> Threshold:
-    """The threshold at which so many of the prompts that can be answered are declined, or fewer.
-
-    The ⌈(n + 1)(1 − target)⌉-th of n scores in order: with calibration prompts and others drawn alike,
-    the chance that one of the others lies above it is at most the target (conformal prediction, Vovk et
-    al. 2005), on average over calibrations. For one calibration the rate is Beta distributed; `foreseen`
-    has that range. With fewer than 1/target − 1 prompts nothing can be promised but never to abstain.
-    Both intervals are exact where no scores are equal, and lie rather too high where some are.
-
-    Args:
-        scores: `[prompts]` of one network, pointing up, of prompts that can be answered and that nothing
-            was fitted to or evaluated on.
-    """
-    found = np.sort(np.asarray(scores, float))
-    if found.ndim != 1 or not len(found) or np.isnan(found).any():
-        raise ValueError(f"scores: expected numbers [prompts], found shape {found.shape}")
-    if not 0 < target_fpr < 1:
-        raise ValueError(f"target_fpr: expected a share between 0 and 1, found {target_fpr}")
-    n, tail = len(found), (1 - level) / 2
-    ends = np.concatenate([[-math.inf], found, [math.inf]])
-    rank = min(n + 1, math.ceil((n + 1) * (1 - target_fpr) - 1e-9))
-    low, high = (int(binom.ppf(share, n, 1 - target_fpr)) for share in (tail, 1 - tail))
-    value = float(ends[rank])
-    rate = beta(n + 1 - rank, rank) if rank <= n else None
-    foreseen = (Interval((n + 1 - rank) / (n + 1), *map(float, rate.ppf([tail, 1 - tail]))) if rate else
-                Interval(0.0, 0.0, 0.0))
-    return Threshold(value, Interval(value, float(ends[low]), float(ends[high + 1])),
-                     float((found > value).mean()), foreseen)
-
-
-def abstained(scored: Table, signal: str, thresholds: ArrayLike,
-              level: float = LEVEL) -> dict[str, Interval]:
+def abstained(scored: Table, signal: str, thresholds: ArrayLike, *, replicates: int = REPLICATES,
+              seed: int = 42, level: float = LEVEL) -> dict[str, Interval]:
     """Regime → share of its prompts that are declined: scores above the threshold.
 
     That of in_domain is the false-positive rate. The intervals resample prompts and seeds; of one seed, and
-    where all or none are declined, they are Wilson's (1927), for prompts alone.
+    where all or none are declined, they are those of `exact_share`, for prompts alone.
 
     Args:
         thresholds: one, or one for each seed, pointing up as the scores do.
@@ -305,16 +264,6 @@ def abstained(scored: Table, signal: str, thresholds: ArrayLike,
     def share(here: NDArray[np.bool_]) -> Interval:
         found = declined[:, here]
         if len(found) == 1 or found.mean() in (0, 1):
-            return wilson(float(found.mean()), int(here.sum()), level)
-        return bootstrap_two_way(found, replicates=REPLICATES, level=level)
+            return exact_share(round(float(found.mean()) * found.shape[1]), found.shape[1], level)
+        return bootstrap_two_way(found, replicates=replicates, seed=seed, level=level)
     return {regime: share(scored.regimes == regime) for regime in (IN_DOMAIN, *scored.others)}
-
-
-def wilson(share: float, n: int, level: float = LEVEL) -> Interval:
-    """A share of n with Wilson's score interval, which says something at 0 and 1, too."""
-    z = float(special.ndtri((1 + level) / 2))
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the formula gives them, but for rounding.
-    return Interval(share, 0.0 if share == 0 else max(0.0, middle - reach),
-                    1.0 if share == 1 else min(1.0, middle + reach))

@@ -15,7 +15,6 @@ from eval.abstention.decision import (
     Table,
     abstained,
     by_regime,
-    calibrate,
     cross_regime,
     direction,
     judge,
@@ -26,13 +25,14 @@ from eval.abstention.decision import (
 from eval.abstention.variants import CHAT
 from eval.metrics import auroc
 from eval.stats import Interval, bootstrap_two_way, holm
+from eval.thresholds import conformal_threshold
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.signals.called import BLOCK, HEAD
 
 Tree = dict[str, Any]
 # Which variants' heads are held against each other: what the study asks.
-DUELS = (("v9", "v8b"), ("v9", "v7"), ("v9", "splice"), ("splice", "v7"), ("v8b", "v7"), ("tether", "v8b"),
-         ("v9", "tether"), ("pooled", "v9"), ("low-rank", "v9"))
+PAIRWISE = (("v9", "v8b"), ("v9", "v7"), ("v9", "splice"), ("splice", "v7"), ("v8a", "v7"), ("v8b", "v8a"),
+            ("tether", "v8b"), ("v9", "tether"), ("pooled", "v9"), ("low-rank", "v9"))
 SHOWN = 3  # prompts of a regime whose answers are shown
 
 
@@ -129,10 +129,11 @@ def _abstention(scored: Table, runs: Sequence[Measured], config: AbstentionConfi
     """How often the head abstains: at the thresholds calibrated for each seed, and above ½."""
     if HEAD not in scored.scores:
         return None
-    at = [calibrate(run.calibration[HEAD], config.target_fpr) for run in runs]
+    at = [conformal_threshold(run.calibration[HEAD], config.target_fpr) for run in runs]
     return {"target_fpr": config.target_fpr, "thresholds": [one.value for one in at],
-            "calibrated": abstained(scored, HEAD, [one.value for one in at]),
-            "half": abstained(scored, HEAD, 0.5)}
+            "calibrated": abstained(scored, HEAD, [one.value for one in at], replicates=config.replicates,
+                                    seed=config.seed),
+            "half": abstained(scored, HEAD, 0.5, replicates=config.replicates, seed=config.seed)}
 
 
 def _between(regimes: Sequence[str], found: Mapping[str, Sequence[Measured]],
@@ -140,7 +141,7 @@ def _between(regimes: Sequence[str], found: Mapping[str, Sequence[Measured]],
     """The heads of two variants, by their cross-regime AUROC on the same prompts and seeds."""
     heads = {name: np.stack([run.prompts[HEAD] for run in runs]) for name, runs in found.items()
              if HEAD in runs[0].prompts}
-    pairs = [(a, b) for a, b in DUELS if a in heads and b in heads]
+    pairs = [(a, b) for a, b in PAIRWISE if a in heads and b in heads]
     if not pairs:
         return []
     scored = Table(np.asarray(regimes), heads)

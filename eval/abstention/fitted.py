@@ -5,11 +5,15 @@
     raw_probe   the study of difficulty's probe on the stream at the last position, of the layer that
                 cross-validation chooses
     sae_probe   the same on the codes of a TopK autoencoder of that layer
+
+The heads are fitted to what v8b and v9 learn from, and differ from these in method alone; the probes, which
+are signals of v4, to prompts that v4 has not learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +21,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from eval.abstention.config import FittedConfig, RecipeConfig
@@ -40,34 +44,46 @@ STRENGTHS = (1e-3, 1e-2, 0.1, 1.0)
 
 
 class Found(NamedTuple):
-    """What the heads say of each list of prompts, score → `[prompts]`, and how they came about (JSON)."""
+    """What heads and probes say of each list of prompts, score → `[prompts]`, and how they came about (JSON).
+
+    `about["heads"]` has for each head the parameters fitted, and the seconds taken, reading included.
+    """
 
     scores: list[dict[str, Floats]]
     about: dict[str, Any]
 
 
-def fit(path: Path, model: Any, learned: Sequence[tuple[str, bool]], asked: Sequence[Sequence[str]],
-        options: FittedConfig, sae: RecipeConfig, seed: int, batch_size: int) -> Found:
+def fit(path: Path, model: Any, taught: Mapping[str, bool], held_out: Mapping[str, bool],
+        asked: Sequence[Sequence[str]], options: FittedConfig, sae: RecipeConfig, seed: int,
+        batch_size: int) -> Found:
     """Fits all of them to prompts, and asks them of others.
 
     Args:
         path: a directory for the autoencoder's rows and run.
-        learned: different prompts, and whether each can be answered; v4 has learned from none of them.
+        taught: prompt → whether it can be answered, for the heads.
+        held_out: likewise, for the probes; v4 has learned from none of them.
         asked: lists of prompts.
 
     Raises:
         TrainingStopped: see `networks.trained`.
     """
-    turns = [turn(prompt) for prompt, _ in learned]
-    unknown = np.array([not known for _, known in learned], int)
-    others = [[turn(prompt) for prompt in prompts] for prompts in asked]
     reader = UncertaintyReader(model, batch_size=batch_size)
-    here, there = reader.read(turns, "features"), [reader.read(some, "features") for some in others]
+    others = [[turn(prompt) for prompt in prompts] for prompts in asked]
+    there = [reader.read(some, "features") for some in others]
 
-    pooled = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(here.pooled, unknown)
-    rank = min(options.rank, here.hidden.shape[1])
-    low_rank = make_pipeline(StandardScaler(), PCA(rank, random_state=seed),
-                             LogisticRegression(max_iter=2000)).fit(here.hidden, unknown)
+    begun = time.monotonic()
+    unknown, turns = _labels(taught), [turn(prompt) for prompt in taught]
+    lesson = reader.read(turns, "heads")
+    read_in = time.monotonic() - begun
+    pooled, pooled_in = _timed(make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+                               lesson.pooled, unknown)
+    rank = min(options.rank, lesson.hidden.shape[1])
+    low_rank, low_rank_in = _timed(
+        make_pipeline(StandardScaler(), PCA(rank, random_state=seed), LogisticRegression(max_iter=2000)),
+        lesson.hidden, unknown)
+
+    unknown, turns = _labels(held_out), [turn(prompt) for prompt in held_out]
+    here = reader.read(turns, "probes")
     folds = stratified(unknown, number_of_folds(unknown), seed=seed)
     how = ProbeOptions(strengths=STRENGTHS, seed=seed, jobs=options.jobs)
     probes = [fit_probe(here.read.final[:, layer], unknown, folds, how)
@@ -85,11 +101,27 @@ def fit(path: Path, model: Any, learned: Sequence[tuple[str, bool]], asked: Sequ
                "sae_probe": of_codes.probabilities(code)}
               for found, code in zip(there, codes[1:], strict=True)]
     return Found(scores, {
-        "prompts": len(learned), "layer": layer, "layers": areas, "rank": rank,
+        "prompts": {"heads": len(taught), "probes": len(held_out)},
+        "layer": layer, "layers": areas, "rank": rank,
         "variance_of_rank": float(low_rank[1].explained_variance_ratio_.sum()),
-        "trained_parameters": {"pooled": here.pooled.shape[1] + 1, "low_rank": rank + 1},
+        "heads": {"pooled": {"trained_parameters": lesson.pooled.shape[1] + 1,
+                             "seconds": read_in + pooled_in},
+                  # The directions are fitted as well.
+                  "low_rank": {"trained_parameters": low_rank[1].components_.size + rank + 1,
+                               "seconds": read_in + low_rank_in}},
         "raw_probe": _about(probes[layer]), "sae_probe": _about(of_codes),
         "autoencoder": RunDirectory(path / "run").read_summary()})
+
+
+def _labels(prompts: Mapping[str, bool]) -> np.ndarray:
+    """1 where a prompt cannot be answered."""
+    return np.array([not known for known in prompts.values()], int)
+
+
+def _timed(pipeline: Pipeline, features: np.ndarray, labels: np.ndarray) -> tuple[Pipeline, float]:
+    """It fitted, and how many seconds that took."""
+    begun = time.monotonic()
+    return pipeline.fit(features, labels), time.monotonic() - begun
 
 
 def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, options: FittedConfig,

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.abstention.decision import calibrate, direction
+from eval.abstention.decision import direction
+from eval.thresholds import conformal_least, conformal_threshold
 from tilelli_jax import gate, store
-from tilelli_jax.data.chat_pairs import text_of
 from tilelli_jax.data.documents import json_lines
-from tilelli_jax.data.turns import asked
+from tilelli_jax.data.turns import asked, text_of
 from tilelli_jax.errors import InputError
 from tilelli_jax.gate import NEVER, Gate
 from tilelli_jax.signals.called import HEAD
@@ -84,7 +84,7 @@ def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr
                                     signal)
     if not np.isfinite(scores).all():
         raise InputError(f"{path}: {signal}: expected numbers, found some that are not finite")
-    found = calibrate(scores, target_fpr)
+    found = conformal_threshold(scores, target_fpr)
     made = Gate(
         signal, 1 if points == 1 else -1, NEVER if math.isinf(found.value) else points * found.value,
         template, target_fpr, len(prompts), found.measured, tuple(found.foreseen), gate.of_network(path))
@@ -100,7 +100,6 @@ def told(made: Gate) -> str:
                     [made.rule, f"{declined} of {made.prompts}: {made.measured_fpr:.1%}",
                      f"{mean:.1%} [{low:.1%}, {high:.1%}]"]])]
     if made.threshold == NEVER:
-        least = math.ceil(1 / made.target_fpr - 1 - 1e-9)
         lines.append(f"Never: {made.prompts} prompts are too few to hold {made.target_fpr:.4g}; "
-                     f"it takes {least} at least.")
+                     f"it takes {conformal_least(made.target_fpr)} at least.")
     return "\n".join(lines)

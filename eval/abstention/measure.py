@@ -10,17 +10,20 @@ import numpy as np
 
 from eval.abstention.config import AnswersConfig
 from eval.abstention.detectors import health, is_affirmation, is_loop, is_refusal, is_utf8
+from eval.matching import is_match
 from tilelli_jax import decoding
 from tilelli_jax.data.chat_pairs import Pair, lay
 from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
+from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.signals.prompts import Prompt as Read
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
 from tilelli_jax.training.chat import held_out_terms
 from tilelli_jax.training.step import take_apart
 
 Columns = dict[str, np.ndarray]
+BYTES = 256
 HELD_OUT = 500  # pairs, at most, of which the chat loss is measured
 
 
@@ -28,6 +31,14 @@ def turn(prompt: str) -> Read:
     """A prompt as the user's turn, and the beginning of the model's; the question is what the user says."""
     ids = asked(prompt).encode()
     return Read(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
+
+
+def check_bytes(config: Any, what: str) -> None:
+    """Raises InputError where such a network does not read bytes. `what` names it."""
+    symbols = getattr(config, "vocab_size", None)
+    if not isinstance(config, RoutedConfig | VanillaConfig) or config.vocab_size < BYTES:
+        raise InputError(f"{what}: expected a network that reads bytes, routed or vanilla, found family "
+                         f"{config.family}" + (f" of {symbols} symbols" if symbols else ""))
 
 
 def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
@@ -51,8 +62,8 @@ def answers(model: Any, prompts: Sequence[str], options: AnswersConfig) -> list[
 
 
 def is_right(answer: bytes, expected: str | None) -> bool:
-    """Whether what a right answer has in it occurs; never where nobody can know one."""
-    return expected is not None and expected.casefold() in answer.decode(errors="replace").casefold()
+    """Whether its words are said, and not denied or declined (eval/matching.py); never where nobody knows."""
+    return expected is not None and is_match(answer.decode(errors="replace"), [expected])
 
 
 def spoken(prompts: Sequence[Prompt], said: Sequence[bytes]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def of_costs(found: Tree) -> Rows:
     """What every variant took, the mean over seeds."""
     return [{"variant": name, "trained parameters": one["cost"]["trained_parameters"],
              "of": one["cost"]["parameters"], "updates": one["cost"]["steps"],
-             "bytes": one["cost"]["tokens"], "seconds": one["cost"]["seconds"]}
+             "positions": one["cost"]["tokens"], "seconds": one["cost"]["seconds"]}
             for name, one in found["variants"].items() if one["cost"]]
 
 
@@ -216,8 +216,8 @@ def _opening(report: Report, found: Tree) -> None:
 def _statements(report: Report, found: Tree) -> None:
     report.heading("What was published, and what is found here")
     report.paragraph("Criteria were fixed before the networks were trained. What is not reproduced at this "
-                     "scale, on this village, may hold at another; what is not to be told has an interval on "
-                     "both sides of its criterion.")
+                     "scale, on these prompts, may hold at another. Not to be told: the interval has its "
+                     "criterion inside, or v4 lacks what the sentence is about.")
     report.table(of_statements(found))
 
 
@@ -234,11 +234,12 @@ def _signals(report: Report, found: Tree) -> None:
         report.table(blocks)
     if found["fitted"]:
         one = next(iter(found["fitted"].values()))
-        report.paragraph(f"Heads and probes on v4 were fitted to {one['prompts']} prompts that no network "
-                         f"learned from: layer {one['layer']}, chosen by cross-validation; the low-rank head "
-                         f"has {one['rank']} directions with {one['variance_of_rank']:.0%} of the variance; "
-                         "the autoencoder explains "
-                         f"{one['autoencoder'].get('explained_variance', np.nan):.0%} (of the first seed).")
+        report.paragraph(f"The heads of pooled and low-rank were fitted to {one['prompts']['heads']} prompts "
+                         "of those that v8b and v9 learn from, the probes of v4 to "
+                         f"{one['prompts']['probes']} that no network learned from, of layer {one['layer']}, "
+                         f"chosen by cross-validation. The {one['rank']} directions of low-rank have "
+                         f"{one['variance_of_rank']:.0%} of the variance, and the autoencoder explains "
+                         f"{one['autoencoder'].get('explained_variance', np.nan):.0%} (first seed).")
 
 
 def _rule(report: Report, found: Tree) -> None:

@@ -16,6 +16,7 @@ from eval.abstention.decision import IN_DOMAIN
 from eval.abstention.variants import CHAT
 from eval.conclusions import told
 from eval.stats import Interval
+from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.called import HEAD, ROUTER
 
 Tree = Mapping[str, Any]
@@ -68,6 +69,16 @@ def between(found: Tree, a: str, b: str) -> Interval:
                 if (one["a"], one["b"]) == (a, b))
 
 
+def ceiling(found: Tree) -> float:
+    """The cross-regime AUROC of a head that tells all that nobody can answer from all that can be.
+
+    A prompt of an answerable regime scores as those in domain do, and wins every other time.
+    """
+    others = {regime: n for regime, n in found["prompts"].items() if regime != IN_DOMAIN}
+    unknown = sum(n for regime, n in others.items() if regime not in ANSWERABLE)
+    return 0.5 + 0.5 * unknown / sum(others.values())
+
+
 def answer_v9(found: Tree) -> list[str]:
     """Does the AUROC stay high, and does generation stay coherent?"""
     variants = found["variants"]
@@ -79,8 +90,8 @@ def answer_v9(found: Tree) -> list[str]:
                       "**it is not told apart from chance**"}[at_least(area, HIGH)]
     texts = ["Trained alone, everything else frozen, the abstain head tells what nobody can answer from what "
              f"can be answered with AUROC {told(area)}: {verdict}. The published number, in domain against "
-             f"all other regimes, is {told(head(found, 'v9'))}; as three of six others can be answered, a "
-             "head that knew all would have about 0.75 there."]
+             f"all other regimes, is {told(head(found, 'v9'))}; as some of these can be answered, a head "
+             f"that knew all would have about {ceiling(found):.2f} there."]
     if "v8b" in variants:
         change = between(found, "v9", "v8b")
         texts.append(f"Against v8b, which trains the router as well (cross-regime "
@@ -209,11 +220,13 @@ def _gibberish_declined(name: str, published: float) -> Callable[[Tree], Stateme
 
 
 def _less_is_more(found: Tree) -> Statement:
-    areas, change = [head(found, name).point for name in ("v7", "v8a", "v8b")], between(found, "v8b", "v7")
+    areas = [head(found, name).point for name in ("v7", "v8a", "v8b")]
+    steps = [between(found, "v8a", "v7"), between(found, "v8b", "v8a")]
     return Statement("v8b", "the less metacognition is weighted (20, 5, 0), the better the head (0.76, 0.80, "
-                     "0.85)", "v8b − v7 above 0", " ".join(f"{area:.3f}" for area in areas)
-                     + f"; {told(change, sign=True)}",
-                     change.low > 0 if change.excludes_zero else None)
+                     "0.85)", "v8a − v7 and v8b − v8a above 0",
+                     " ".join(f"{area:.3f}" for area in areas) + "; "
+                     + ", ".join(told(step, sign=True) for step in steps),
+                     all_of(*(step.low > 0 if step.excludes_zero else None for step in steps)))
 
 
 def _router_moves(found: Tree) -> Statement:

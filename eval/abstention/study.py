@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,14 +22,13 @@ from eval.abstention import data, evaluate, fitted, measure, prompts
 from eval.abstention.config import DATA_FILES, AbstentionConfig, RecipeConfig
 from eval.abstention.measure import Columns
 from eval.abstention.variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, needed
-from eval.inputs.networks import contents, trained
-from eval.stages import Stages, key, once, read_result, recipe, without, write_result
+from eval.inputs.networks import contents, run_path, trained
+from eval.stages import Stages, once, read_result, recipe, without, write_result
 from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import read_pairs
-from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint
 from tilelli_jax.models import RoutedConfig, VanillaConfig
@@ -65,9 +63,10 @@ class Study:
                 the output directory cannot be written.
         """
         self._check_networks()
-        data.check(self.config.pairs, self._longest)
-        measure.check_lengths([one.prompt for one in self.prompts], self._start_config(),
-                              self.config.answers.max_new)
+        start = self._start_config()
+        data.check(self.config.pairs, self._longest,
+                   start.max_seq_len if start.positions == "learned" else None, self.config.target_fpr)
+        measure.check_lengths([one.prompt for one in self.prompts], start, self.config.answers.max_new)
         try:
             self.stages.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -138,8 +137,7 @@ class Study:
             return Path(self.config.networks[name])
         if name == BASE:
             part = self.config.training.base
-            corpus = open_corpus(self._experiment(part).data).fingerprint()
-            return self._trained(name, seed, part, [f"data.shuffle_seed={seed}"], {"corpus": corpus})
+            return self._trained(name, seed, part, [f"data.shuffle_seed={seed}"])
         variant = VARIANTS[name]
         if variant.kind == "fitted":
             return self.network(variant.start, seed)
@@ -148,10 +146,9 @@ class Study:
         part = self.config.training.chat if name == CHAT else self.config.training.variant
         start, source = self.network(variant.start, seed), self._file(variant.data)
         held_out = [self._file("held_out")] if variant.data == "chat" else []
-        return self._trained(
-            name, seed, part, [f"chat.shuffle_seed={seed}", *_as_overrides(variant)],
-            {"start": contents(start), "data": fingerprint([source, *held_out])},
-            [f"chat.source={source}", f"train.init_from={start}", *(f"chat.valid={one}" for one in held_out)])
+        return self._trained(name, seed, part, [
+            f"chat.shuffle_seed={seed}", *_as_overrides(variant), f"chat.source={source}",
+            f"train.init_from={start}", *(f"chat.valid={one}" for one in held_out)])
 
     @once
     def measured(self, name: str, seed: int) -> Path:
@@ -171,26 +168,30 @@ class Study:
         """What heads and probes on v4 say: PROMPTS, CALIBRATION, result.json, and the autoencoder."""
         options = self.config.fitted
         made_of = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._asked,
-                         data=fingerprint([self._file("calibration"), self._file("held_out")]),
+                         data=fingerprint([self._file(name) for name in ("calibration", "held_out",
+                                                                         "semantic")]),
                          options=without(config_lib.to_dict(options), "jobs"), run_by=self._run_by,
                          sae=self._recipe(self.config.training.sae), seed=seed)
 
         def work(path: Path) -> None:
-            begun = time.monotonic()
-            learned = {pair.prompt: pair.answerable for pair in read_pairs(self._file("held_out"))}
-            found = fitted.fit(path, self._load(self.network(CHAT, seed)),
-                               list(learned.items())[:options.prompts],
+            found = fitted.fit(path, self._load(self.network(CHAT, seed)), self._labelled("semantic"),
+                               self._labelled("held_out"),
                                [[one.prompt for one in self.prompts], self.calibration], options,
                                self.config.training.sae, seed, self.config.batch_size)
             for file, scores in zip((PROMPTS, CALIBRATION), found.scores, strict=True):
                 write_columns(path / file, scores)
-            write_result(path, {**found.about, "seconds": time.monotonic() - begun})
+            write_result(path, found.about)
         return self.stages.make(f"fitted-{seed}", made_of, work)
 
     @functools.cached_property
     def calibration(self) -> list[str]:
         """Answerable prompts that nothing is learned from."""
         return [pair.prompt for pair in read_pairs(self._file("calibration")) if pair.answerable]
+
+    def _labelled(self, name: str) -> dict[str, bool]:
+        """Prompt → whether it can be answered, each once, as many as heads and probes are fitted to."""
+        found = {pair.prompt: pair.answerable for pair in read_pairs(self._file(name))}
+        return dict(list(found.items())[:self.config.fitted.prompts])
 
     @functools.cached_property
     def evaluation(self) -> Path:
@@ -246,35 +247,30 @@ class Study:
         start = self._start_config()
         found = {name: store.load_config(path) for name, path in given.items()}
         for name, config in {"training.base": start, **found}.items():
-            if not isinstance(config, RoutedConfig | VanillaConfig):
-                raise InputError(f"given: {name}: expected a network that reads bytes, routed or vanilla, "
-                                 f"found family {config.family}")
+            measure.check_bytes(config, f"given: {name}" if name in found else name)
         for name, config in found.items():
             if name in VARIANTS and VARIANTS[name].has_head and not config.abstain_head:
                 raise InputError(f"given: {name}={given[name]}: expected a network with an abstain head, "
                                  "found none")
             if (there := _shape(config)) != _shape(start):
-                raise InputError(f"given: {name}={given[name]}: expected family, d_model and n_layers as of "
-                                 f"the others, {_shape(start)}, found {there}")
+                raise InputError(f"given: {name}={given[name]}: expected family, d_model, n_layers and "
+                                 f"pathways as of the others, {_shape(start)}, found {there}")
         for name in self.variants:
             if VARIANTS[name].needs_router and not isinstance(start, RoutedConfig):
                 raise InputError(f"variants: {name} trains or judges the router; {start.family} has none")
 
-    def _trained(self, name: str, seed: int, part: RecipeConfig, changes: Sequence[str],
-                 read: dict[str, str] | None = None, paths: Sequence[str] = ()) -> Path:
-        """A run's model directory; the run's is named by all that it depends on.
+    def _trained(self, name: str, seed: int, part: RecipeConfig, changes: Sequence[str]) -> Path:
+        """A run's model directory.
 
         Args:
             changes: keys that the study sets.
-            read: fingerprints of what the run reads, and `paths`, the keys that say where that is.
         """
         changes = [*part.set, f"seed={seed}", *changes]
-        whole = config_lib.to_dict(config_lib.load(ExperimentConfig, part.train, changes))
-        made_by = key({"experiment": whole, "read": read or {}})
-        run = self.out / "networks" / f"{name}-{seed}-{made_by}"
+        experiment = config_lib.load(ExperimentConfig, part.train, changes)
+        run = run_path(self.out / "networks", f"{name}-{seed}", experiment)
         if not RunDirectory(run).summary.is_file():
             self.tell(f"{name}, seed {seed}: {run}")
-        return trained(part.train, run, [*changes, *paths])
+        return trained(part.train, run, changes)
 
     def _spliced(self, name: str, seed: int) -> Path:
         head, onto = self.network(SPLICED_FROM, seed), self.network(CHAT, seed)
@@ -314,10 +310,8 @@ class Study:
         for file in (PROMPTS, CALIBRATION):
             columns: dict[str, Any] = read_columns(start / file)
             write_columns(path / file, columns | {"abstain_p": read_columns(heads / file)[column]})
-        found, fit = read_result(start), read_result(heads)
-        write_result(path, found | {"cost": {
-            "steps": None, "tokens": None, "seconds": fit["seconds"], "parameters": None,
-            "trained_parameters": fit["trained_parameters"][column]}})
+        cost = {"steps": None, "tokens": None, "parameters": None, **read_result(heads)["heads"][column]}
+        write_result(path, read_result(start) | {"cost": cost})
 
     def _read(self, path: Path, heads: Path | None) -> evaluate.Measured:
         """A measured network; of v4, what the probes say beside its own signals."""
@@ -329,8 +323,10 @@ class Study:
         return evaluate.Measured(columns[0], columns[1], read_result(path))
 
 
-def _shape(config: RoutedConfig | VanillaConfig) -> tuple[str, int, int]:
-    return config.family, config.d_model, config.n_layers
+def _shape(config: RoutedConfig | VanillaConfig) -> tuple[str | int, ...]:
+    """What networks have to have in common, to be held against each other."""
+    ways = (*config.pathways, config.n_banks) if isinstance(config, RoutedConfig) else ()
+    return config.family, config.d_model, config.n_layers, *ways
 
 
 def _as_overrides(variant: Variant) -> list[str]:

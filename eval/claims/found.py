@@ -15,9 +15,7 @@ from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConf
 from eval.stats import Interval
 from tilelli_jax import store
 from tilelli_jax.data.village import Prompt
-from tilelli_jax.decoding import BYTES
 from tilelli_jax.errors import InputError
-from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.called import BLOCK
 from tilelli_jax.signals.uncertainty import UncertaintyReader
@@ -81,10 +79,7 @@ def check(path: str | Path, asked: Asked, answers: AnswersConfig) -> None:
             short a window for the prompts.
     """
     config = store.load_config(path)
-    if not isinstance(config, RoutedConfig | VanillaConfig) or config.vocab_size < BYTES:
-        symbols = getattr(config, "vocab_size", None)
-        raise InputError(f"{path}: expected a network that reads bytes, routed or vanilla, found family "
-                         f"{config.family}" + (f" of {symbols} symbols" if symbols else ""))
+    measure.check_bytes(config, str(path))
     every = [one.prompt for one in asked.read]
     measure.check_lengths([*every, *asked.held_out, *asked.false_inability], config, answers.max_new)
 

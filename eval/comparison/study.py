@@ -16,9 +16,8 @@ from eval.comparison import contenders as contender_lib
 from eval.comparison.compare import compare
 from eval.comparison.config import ComparisonConfig, file_name
 from eval.comparison.contenders import Contender, Size
-from eval.inputs.networks import TrainingStopped, trained
-from eval.stages import Stages, key, read_result, recipe, without, write_result
-from tilelli_jax import config as config_lib
+from eval.inputs.networks import TrainingStopped, run_path, trained
+from eval.stages import Stages, read_result, recipe, write_result
 from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.sharding import make_mesh
@@ -80,11 +79,9 @@ class Study:
 
     def directory(self, contender: Contender, text: str, seed: int, rate: float | None) -> Path:
         """Of a run, named by all that its result depends on."""
-        experiment = config_lib.to_dict(contender.experiment(text, seed, rate))
-        made_of = {"config": without(experiment, "run_dir", "log", "report"),
-                   "corpus": self.corpora[text].fingerprint()}
-        name = "-".join((file_name(contender.name), file_name(text), str(seed), key(made_of)))
-        return self.out / "runs" / name
+        role = "-".join((file_name(contender.name), file_name(text), str(seed)))
+        return run_path(self.out / "runs", role, contender.experiment(text, seed, rate),
+                        {"corpus": self.corpora[text].fingerprint()})
 
     def run(self, contender: Contender, text: str, seed: int, rate: float | None) -> dict[str, Any]:
         """What a run has come to: its summary, after it has been made if need be.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.stages import key
@@ -14,10 +15,16 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import gate
 from tilelli_jax import train as train_command
 from tilelli_jax.config import Section, setting
+from tilelli_jax.data.chat_pairs import open_pairs
+from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint
 from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
-from tilelli_jax.training.run import RunDirectory
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.run import FREE_KEYS, RunDirectory
+
+WHERE = ("chat.source", "chat.valid", "train.init_from")  # paths of what is read
+EXPORTED = "train.export"  # free for a run, which is ended anew with it; of its network it decides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +76,36 @@ def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
     with contextlib.redirect_stdout(sys.stderr):  # the study's own output is its results
         status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
     if status or not directory.summary.is_file():
-        raise TrainingStopped(status)
+        # A run that SIGTERM ends has saved itself and ends well; the study that it was part of has not.
+        raise TrainingStopped(status or 128 + signal.SIGTERM)
     return directory.model
+
+
+def run_path(parent: Path, role: str, experiment: ExperimentConfig,
+             reads: Mapping[str, str] | None = None) -> Path:
+    """`parent/ROLE-KEY`: the run directory of a network that a study trains.
+
+    The key is of all that the network depends on: of the contents of what it reads, not of where that
+    stands, and of no setting that a run may change between two sittings.
+
+    Args:
+        reads: fingerprints of what it reads; None looks them up.
+
+    Raises:
+        InputError: what it reads cannot be read.
+    """
+    made_of = {name: value for name, value in config_lib.settings(experiment).items()
+               if name not in WHERE and (name == EXPORTED or not name.startswith(FREE_KEYS))}
+    return parent / f"{role}-{key({'settings': made_of, 'reads': reads or _reads(experiment)})}"
+
+
+def _reads(experiment: ExperimentConfig) -> dict[str, str]:
+    found = {}
+    if experiment.train.init_from:
+        found["start"] = contents(Path(experiment.train.init_from))
+    if experiment.chat is not None:
+        return found | {"pairs": open_pairs(experiment.chat).fingerprint()}
+    return found | {"corpus": open_corpus(experiment.data).fingerprint()}
 
 
 class Studied:
@@ -88,13 +123,13 @@ class Studied:
     def path(self) -> Path:
         """Its directory, after it has been trained if that is what the section says.
 
-        What is trained stands in `out/networks/`, in a run directory named by its configuration: it resumes
-        and tells of itself as any other run does.
+        What is trained stands in `out/networks/` (`run_path`): it resumes and tells of itself as any other
+        run does.
         """
         if self.section.path:
             return Path(self.section.path)
-        made_by = key(config_lib.read_yaml(self.section.train))
-        return trained(self.section.train, self._out / "networks" / f"{self._role}-{made_by}")
+        experiment = config_lib.load(ExperimentConfig, self.section.train)
+        return trained(self.section.train, run_path(self._out / "networks", self._role, experiment))
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +30,8 @@ BASE = 500 * 10**6  # of Python, NumPy and JAX; measured: 200 MB, and 370 MB wit
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/status").exists(),
                        reason="the peak of a process is read from /proc, which this system has not"),
-    pytest.mark.skipif(shutil.disk_usage("/tmp").free < NEEDED,
-                       reason="writes networks of gigabytes, and /tmp has not 8 GB of room")]
+    pytest.mark.skipif(shutil.disk_usage(tempfile.gettempdir()).free < NEEDED,
+                       reason="writes networks of gigabytes, and there are not 8 GB of room")]
 
 # VmHWM is of this program alone; ru_maxrss would begin with what the process that started it had.
 CHILD = """

@@ -300,3 +300,10 @@ def test_a_ratio_is_of_the_same_runs_and_items() -> None:
     assert half == pytest.approx((0.5, 0.5, 0.5))
     nothing = stats.bootstrap_two_way(np.stack([before, 0 * before]), lambda means: means[0] / means[1])
     assert math.isinf(nothing.point) and math.isnan(nothing.low)
+
+
+def test_a_ratio_without_an_upper_end() -> None:
+    """A third of the replicates draw none of what is divided by: to drop them would close the interval."""
+    kinds = np.array([[[1.0, 1, 1, 0]], [[1.0, 0, 0, 0]]])
+    found = stats.bootstrap_two_way(kinds, lambda means: means[0] / means[1])
+    assert found.point == 3 and found.low == 1 and math.isnan(found.high)

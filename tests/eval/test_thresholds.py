@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from math import comb
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.thresholds import GRID, Thresholds, guaranteed_thresholds, precision_thresholds, verdict
+from eval.thresholds import (
+    GRID,
+    Thresholds,
+    conformal_least,
+    conformal_threshold,
+    guaranteed_thresholds,
+    precision_thresholds,
+    verdict,
+)
 from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
@@ -178,3 +188,43 @@ def test_what_is_refused() -> None:
         guaranteed_thresholds([0, 2], scores, 0.8, 0.9)
     with pytest.raises(ValueError, match="scores"):
         precision_thresholds(labels, [0.1, float("nan")], 0.8)
+
+
+# --- Declining -------------------------------------------------------------------------------
+
+
+def test_a_conformal_threshold_by_hand() -> None:
+    found = conformal_threshold([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0], 0.2)
+    assert found.value == 8.0 and found.measured == 1 / 9  # the ⌈10 · 0.8⌉-th
+    assert found.foreseen.point == 0.2
+    assert found.foreseen[1:] == pytest.approx(scipy.stats.beta(2, 8).ppf([0.025, 0.975]))
+    few, equal = conformal_threshold([1.0, 2.0], 0.2), conformal_threshold(np.ones(50), 0.1)
+    assert few.value == math.inf and few.foreseen == (0, 0, 0)
+    assert equal.value == 1.0 and equal.measured == 0
+    for scores, target in (([], 0.1), ([math.nan], 0.1), ([[1.0]], 0.1), ([1.0], 0.0), ([1.0], 1.0)):
+        with pytest.raises(ValueError, match="expected"):
+            conformal_threshold(scores, target)
+
+
+@pytest.mark.parametrize(("n", "target"), [(60, 0.05), (200, 0.1), (37, 0.27)])
+def test_a_conformal_threshold_keeps_its_promises(n: int, target: float) -> None:
+    """1000 calibrations: the true rates' mean is at most the target, and their range as foreseen."""
+    rng = np.random.default_rng(n)
+    truth = scipy.stats.norm.isf(target)
+    rates, covered = [], 0
+    for _ in range(1000):
+        found = conformal_threshold(rng.standard_normal(n), target)
+        rates.append(scipy.stats.norm.sf(found.value))
+        covered += found.interval.low <= truth <= found.interval.high
+    error = np.std(rates) / math.sqrt(1000)
+    assert found.foreseen.point - 4 * error < np.mean(rates) < target + 4 * error
+    inside = np.mean([found.foreseen.low <= rate <= found.foreseen.high for rate in rates])
+    assert abs(inside - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
+    assert covered / 1000 > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 1000)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.1, 0.3, 0.5, 0.9])
+def test_how_many_scores_a_conformal_threshold_takes(target: float) -> None:
+    least = conformal_least(target)
+    assert math.isfinite(conformal_threshold(np.arange(least), target).value)
+    assert least == 1 or math.isinf(conformal_threshold(np.arange(least - 1), target).value)

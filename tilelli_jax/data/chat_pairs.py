@@ -29,7 +29,7 @@ import numpy as np
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.reading import ALL, ENDLESS, From, Rows, read_ahead, shuffled
-from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
+from tilelli_jax.data.turns import STOP, answered, asked, text_of
 from tilelli_jax.errors import InputError
 
 SHARED = len(STOP) - 1  # bytes that end a turn and begin the next
@@ -143,29 +143,6 @@ def read_pairs(path: Path) -> list[Pair]:
     if not pairs:
         raise InputError(f"{path}: expected at least one pair, found none")
     return pairs
-
-
-def text_of(row: dict[str, object], key: str, where: str) -> str:
-    """What a turn is to say, without the space around it.
-
-    Args:
-        where: names the row in an error.
-
-    Raises:
-        InputError: the row has no such text, or it would end the turn.
-    """
-    text = row.get(key)
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: {key}: expected text, found "
-                         + (f"{text!r:.40}" if key in row else "none"))
-    for turn in (USER.rstrip(), MODEL):
-        if any(line.startswith(turn) for line in text.strip().split("\n")):
-            raise InputError(f"{where}: {key}: has a line that begins {turn}, as a turn does")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: {key}: expected text that UTF-8 can hold") from None
-    return text.strip()
 
 
 # ---------------------------------------------------------------------------------------------

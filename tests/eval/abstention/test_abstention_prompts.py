@@ -40,7 +40,7 @@ def test_a_users_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("line", "message"), [
     ("{", "mine.jsonl, line 3: not JSON"),
     ([1], r"mine.jsonl, line 3: expected an object with prompt and regime, found \[1\]"),
-    ({"regime": "in_domain"}, "mine.jsonl, line 3: prompt: expected text, found 'nothing'"),
+    ({"regime": "in_domain"}, "mine.jsonl, line 3: prompt: expected text, found none"),
     ({"prompt": " ", "regime": "in_domain"}, "line 3: prompt: expected text, found ' '"),
     ({"prompt": "x"}, "line 3: regime: expected one of in_domain, .*, found 'nothing'"),
     ({"prompt": "x", "regime": "in-domain"}, "line 3: regime: .* found 'in-domain'"),

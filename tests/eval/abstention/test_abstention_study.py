@@ -164,7 +164,8 @@ def test_the_report(done: Path) -> None:
     found = json.loads((done / "results.json").read_text())
     text = (done / "report.md").read_text()
     assert found["seeds"] == [0] and set(found["variants"]) == set(VARIANTS)
-    assert "one seed says nothing of others" in text and "stays coherent" in text
+    assert "one seed says nothing of others" in text
+    assert "this v4 **is not to be called coherent**" in text, "two updates teach no chat"
     for name in VARIANTS:
         assert f"| {name} " in text
     for name in ("signal-and-chat", "heads"):
@@ -291,6 +292,42 @@ def test_files_of_ones_own(study: Study, place: Path, tmp_path: Path,
     assert_one_line(capsys.readouterr().err, "line 51: takes a train.seq_len of")
 
 
+@pytest.mark.parametrize(("name", "rows", "said"), [
+    ("calibration", [("q", True)] * 30, "expected 19 prompts with an answer at least, to hold target_fpr"),
+    ("calibration", [(f"q{i}", i < 18) for i in range(40)], "expected 19 prompts with an answer at least"),
+    ("calibration", [(f"q{i}" * (1 + 149 * (i == 7)), True) for i in range(30)],
+     "line 8: prompt: takes 315 bytes as a turn"),
+    ("held_out", [(f"q{i}", True) for i in range(50)], "expected 20 prompts with an answer and 20"),
+    ("semantic", [(f"q{i}", i < 45) for i in range(50)], "expected 20 prompts with an answer and 20")])
+def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+                                 rows: list[tuple[str, bool]], said: str) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"prompt": prompt, "response": "a", "answerable": known}) + "\n"
+                           for prompt, known in rows))
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
+    tree["pairs"]["files"] = [f"{name}={own}"]
+    assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
+    assert_one_line(capsys.readouterr().err, said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "other"), [
+    ("calibration", "semantic"), ("held_out", "chat"), ("calibration", "held_out")])
+def test_what_is_held_out_is_nowhere_else(study: Study, place: Path, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str], name: str, other: str) -> None:
+    """A prompt of the village's own in a file of one's own; and two files of one's own."""
+    shared = next(json.loads(line)["prompt"] for line in (study.data / f"{other}.jsonl").open())
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"prompt": prompt, "response": "a", "answerable": i % 2 == 0}) + "\n"
+                           for i, prompt in enumerate([*(f"q{i}" for i in range(60)), shared])))
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
+    for given in ([f"{name}={own}"], [f"{name}={own}", f"{other}={own}"]):
+        tree["pairs"]["files"] = given
+        assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
+        *_, last = capsys.readouterr().err.splitlines(keepends=True)  # after what is told of
+        assert_one_line(last, f"pairs.files: {own}: expected no prompt that is in ")
+
+
 def test_dependencies() -> None:
     assert needed(("splice",)) == ("v4", "v7", "splice") and needed(("v9",)) == ("v4", "v9")
     assert needed(("pooled",)) == ("v4", "pooled") and needed(tuple(VARIANTS)) == tuple(VARIANTS)
@@ -304,6 +341,7 @@ def test_dependencies() -> None:
     ({"given": ["pooled=x"], "seeds": [0]}, "with =DIR, found 'pooled=x'"),
     ({"given": ["v4=x", "v4=y"], "seeds": [0]}, "given: expected each network once"),
     ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one where v4 is given"),
+    ({"given": ["v7=x"], "seeds": [0, 1]}, "seeds: expected one where v7 is given"),
     ({"pairs": {"files": ["chats=x"]}}, "pairs.files: expected chat, semantic"),
     ({"pairs": {"files": ["chat=/nowhere.jsonl"]}}, "/nowhere.jsonl"),
     ({"given": ["v4=/nowhere"], "seeds": [0]}, "/nowhere: expected a model directory"),
@@ -328,16 +366,24 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
     store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
     store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
     store.save(random_network(VanillaConfig(**SHAPE, abstain_head=True), 0)[0], tmp_path / "headed")
+    wide = RoutedConfig(**SHAPE, pathways=("local", "dense"), abstain_head=True)
+    symbols = RoutedConfig(**SHAPE, pathways=("local",), vocab_size=100)
+    store.save(random_network(wide, 0)[0], tmp_path / "wide")
+    store.save(random_network(symbols, 0)[0], tmp_path / "symbols")
     lines = (place / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
     for changes, said in (
             ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"], "seeds": [0]},
              "variants: v5 trains or judges the router; vanilla has none"),
-            ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"]},
-             "expected a network with an abstain head, found none"),
+            ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"],
+              "seeds": [0]}, "expected a network with an abstain head, found none"),
             ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'headed'}"], "seeds": [0]},
-             "v9={}: expected family, d_model and n_layers as of the others, ('routed', 16, 2), found "
-             "('vanilla', 16, 2)".format(tmp_path / "headed")),
+             "v9={}: expected family, d_model, n_layers and pathways as of the others, ('routed', 16, 2, "
+             "'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
+            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
+             "found ('routed', 16, 2, 'local', 'dense', 1)"),
+            ({"given": [f"base={tmp_path / 'symbols'}"], "seeds": [0]},
+             "given: base: expected a network that reads bytes, routed or vanilla, found family"),
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2

@@ -10,22 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
-from statsmodels.stats.proportion import proportion_confint
 
 from eval.abstention import decision
 from eval.abstention.decision import (
     BASELINES,
     Table,
     abstained,
-    calibrate,
     is_proven,
     judge,
     table,
-    wilson,
 )
 from eval.metrics import auroc
-from eval.stats import PairedBootstrap, holm
+from eval.stats import PairedBootstrap, bootstrap_two_way, exact_share, holm
 from tilelli_jax.data.village import ANSWERABLE, REGIMES
 
 EACH = 40
@@ -257,38 +253,6 @@ def test_signals_that_know_nothing_rarely_win() -> None:
     assert together > 2 * rate, "all regimes share the prompts in domain"
 
 
-# --- Thresholds ------------------------------------------------------------------------------
-
-
-def test_calibration_by_hand() -> None:
-    found = calibrate([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0], 0.2)
-    assert found.value == 8.0 and found.measured == 1 / 9  # the ⌈10 · 0.8⌉-th
-    assert found.foreseen.point == 0.2
-    assert found.foreseen[1:] == pytest.approx(scipy.stats.beta(2, 8).ppf([0.025, 0.975]))
-    assert calibrate([1.0, 2.0], 0.2).value == math.inf and calibrate([1.0, 2.0], 0.2).foreseen == (0, 0, 0)
-    assert calibrate(np.ones(50), 0.1)[0] == 1.0 and calibrate(np.ones(50), 0.1).measured == 0
-    for scores, target in (([], 0.1), ([math.nan], 0.1), ([[1.0]], 0.1), ([1.0], 0.0), ([1.0], 1.0)):
-        with pytest.raises(ValueError, match="expected"):
-            calibrate(scores, target)
-
-
-@pytest.mark.parametrize(("n", "target"), [(60, 0.05), (200, 0.1), (37, 0.27)])
-def test_calibration_keeps_its_promises(n: int, target: float) -> None:
-    """1000 calibrations: the true rates' mean is at most the target, and their range as foreseen."""
-    rng = np.random.default_rng(n)
-    truth = scipy.stats.norm.isf(target)
-    rates, covered = [], 0
-    for _ in range(1000):
-        found = calibrate(rng.standard_normal(n), target)
-        rates.append(scipy.stats.norm.sf(found.value))
-        covered += found.interval.low <= truth <= found.interval.high
-    error = np.std(rates) / math.sqrt(1000)
-    assert found.foreseen.point - 4 * error < np.mean(rates) < target + 4 * error
-    inside = np.mean([found.foreseen.low <= rate <= found.foreseen.high for rate in rates])
-    assert abs(inside - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
-    assert covered / 1000 > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 1000)
-
-
 def test_shares_that_abstain() -> None:
     scored = Table(np.array(["in_domain"] * 4 + ["gibberish"] * 2),
                    {"abstain_p": np.array([[0.1, 0.6, 0.5, 0.2, 0.9, 0.8],
@@ -298,10 +262,17 @@ def test_shares_that_abstain() -> None:
     assert list(found) == ["in_domain", "gibberish"]
     own = abstained(scored, "abstain_p", [0.5, 0.15])
     assert (own["in_domain"].point, own["gibberish"].point) == (3 / 8, 1.0)
-    assert own["gibberish"].high == 1 and 0.2 < own["gibberish"].low < 0.5
-    for share, n in ((0.0, 30), (0.3, 30), (1.0, 48)):
-        expected = proportion_confint(share * n, n, method="wilson")
-        assert wilson(share, n)[1:] == pytest.approx(expected, abs=1e-12)
+    assert own["gibberish"].high == 1 and own["gibberish"].low == pytest.approx(0.025 ** 0.5)
+    one = abstained(Table(scored.regimes, {"abstain_p": scored.scores["abstain_p"][:1]}), "abstain_p", 0.5)
+    assert one["in_domain"] == exact_share(1, 4)
+
+
+def test_shares_are_drawn_as_it_is_said() -> None:
+    rng = np.random.default_rng(0)
+    scored = Table(np.array(["in_domain"] * 40), {"abstain_p": rng.random((3, 40))})
+    found = abstained(scored, "abstain_p", 0.5, replicates=300, seed=7)["in_domain"]
+    assert found == bootstrap_two_way(scored.scores["abstain_p"] > 0.5, replicates=300, seed=7)
+    assert found != abstained(scored, "abstain_p", 0.5, replicates=300, seed=8)["in_domain"]
 
 
 def test_it_is_pure() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from eval.abstention.statements import Statement, answer_v9, called, statements
+from eval.abstention.statements import Statement, answer_v9, called, ceiling, statements
+from eval.metrics import auroc
 
 REGIMES = ("ood_topic", "ood_style", "factual_misleading", "long_input", "neo_false_inability", "gibberish")
 
@@ -45,7 +46,8 @@ def published() -> dict[str, Any]:
     variants["splice"]["abstention"]["half"] = {"in_domain": area(0.27), "gibberish": area(0.5)}
     return {"variants": variants, "between": [
         {"a": a, "b": b, "difference": area(difference)} for a, b, difference in
-        (("v9", "v8b", -0.01), ("v8b", "v7", 0.09), ("splice", "v7", -0.22))]}
+        (("v9", "v8b", -0.01), ("v8a", "v7", 0.04), ("v8b", "v8a", 0.05), ("splice", "v7", -0.22))],
+        "prompts": dict.fromkeys(("in_domain", *REGIMES), 48)}
 
 
 def of(found: dict[str, Any], variant: str, part: str) -> Statement:
@@ -121,10 +123,11 @@ def test_what_is_decided_otherwise(published: dict[str, Any]) -> None:
     assert of(published, "v8b", "router moves").reproduced is False
     change(published, "splice.same_answers", [True, False])
     assert of(published, "splice", "preserved").reproduced is False
-    for difference, outcome in ((-0.1, False), (0.0, None)):
-        published["between"][1]["difference"] = area(difference)
-        assert of(published, "v8b", "less metacognition").reproduced is outcome
-    published["between"][2]["difference"] = area(0.0)  # v7 is near chance itself
+    for step in (1, 2):  # either of them
+        for difference, outcome in ((-0.1, False), (0.0, None), (0.05, True)):
+            published["between"][step]["difference"] = area(difference)
+            assert of(published, "v8b", "less metacognition").reproduced is outcome
+    published["between"][3]["difference"] = area(0.0)  # v7 is near chance itself
     assert of(published, "splice", "0.54").reproduced is None
     change(published, "v4.signals.abstain_p", {"cross": area(0.9)})  # v4 has a head
     assert of(published, "v4", "near chance").reproduced is False
@@ -138,11 +141,11 @@ def test_only_what_was_measured_is_told(published: dict[str, Any]) -> None:
 
 
 def test_a_v4_that_knows_little_is_no_measure(published: dict[str, Any]) -> None:
-    for known in (area(0.2), None):
+    for known, chats in ((area(0.2), False), (None, None)):
         change(published, "v4.known", known)
         assert of(published, "v5", "destroyed").reproduced is None and called(published, "v6") == (
             "not to be told")
-        assert of(published, "v4", "coherent").reproduced in (False, None)
+        assert of(published, "v4", "coherent").reproduced is chats
         assert "is not to be called coherent" in " ".join(answer_v9(published))
 
 
@@ -155,8 +158,17 @@ def test_what_a_chat_is_called(published: dict[str, Any]) -> None:
         assert called(published, "v6") == word
 
 
+def test_the_area_that_can_be_reached_at_most() -> None:
+    """Against scores that are 1 of what nobody can answer, and 0 of all else."""
+    prompts = {"in_domain": 5, "ood_style": 2, "long_input": 7, "gibberish": 4, "ood_topic": 1}
+    unknown = [regime in ("gibberish", "ood_topic") for regime, n in prompts.items() for _ in range(n)]
+    cross = [regime != "in_domain" for regime, n in prompts.items() for _ in range(n)]
+    assert ceiling({"prompts": prompts}) == pytest.approx(auroc(cross, unknown))
+
+
 def test_the_answer_for_v9(published: dict[str, Any]) -> None:
     texts = " ".join(answer_v9(published))
+    assert "that knew all would have about 0.75 there" in texts
     assert "it stays high" in texts and "no difference that can be told" in texts
     assert "to the bit, in 2 of 2 seeds: generation **stays coherent**" in texts
     for needed, said in ((area(0.65), "above chance, and not high"), (area(0.7), "is not to be told"),
