@@ -9,13 +9,15 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from eval.tables import Row, markdown, shown
-from tilelli_jax.files import write_together
+from eval.stages import RESULTS
+from eval.tables import Row, as_json, markdown, shown
+from tilelli_jax.files import write_atomically, write_together
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -70,6 +72,19 @@ class Report:
         self._add(f"![{caption}](figures/{name}.png)",
                   f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
                   f"<figcaption>{_inline(caption)}</figcaption></figure>")
+
+    def finish(self, directory: Path, found: Any, how: Mapping[str, Any]) -> None:
+        """Says last how it was made, and writes it with what it was made of.
+
+        Args:
+            directory: is made if need be.
+            found: a tree, for RESULTS.
+            how: see `inputs.commands.how_made`.
+        """
+        self.heading("How it was made")
+        self.points([f"{key}: `{value}`" for key, value in how.items()])
+        self.write(directory)
+        write_atomically(directory / RESULTS, as_json(found))
 
     def write(self, directory: Path) -> None:
         """report.md, report.html and figures/*.png, all or none."""

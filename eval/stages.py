@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval import tables
+from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, lock, write_atomically
 
 T = TypeVar("T")
 FORMAT = 1  # to be raised where a stage's result for the same key would be another one
 RECIPE = "made_of.json"
 RESULT = "result.json"  # of a stage that finds numbers
+RESULTS = "results.json"  # of a whole study, beside its report
 
 
 class BusyError(Exception):
@@ -41,6 +43,13 @@ class Stages:
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         self.root, self.tell = root, tell
+
+    def open(self) -> None:
+        """Makes the root, before anything is at stake. Raises InputError where it cannot be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out: {self.root.parent}: cannot be written: {error.strerror}") from None
 
     def directory(self, name: str, made_of: Mapping[str, Any]) -> Path:
         """Where a stage that is made of this has its files, whether it is made or not."""

@@ -197,6 +197,8 @@ def test_it_costs_one_pass_and_compiles_once(
             compiled.append(event)
     jax.monitoring.register_event_duration_secs_listener(heard)
     request.addfinalizer(lambda: jax.monitoring.unregister_event_duration_listener(heard))
+    jax.jit(lambda x: x + 1)(1.0)
+    assert compiled, "compiling is called otherwise"
 
     def counted(self: Reader, prompts: Any) -> Any:
         passes.append(len(prompts))
@@ -208,7 +210,6 @@ def test_it_costs_one_pass_and_compiles_once(
     for prompts in (["who?"], ["Where is it?"], [asked("why")]):
         made(0.5).declines(own, prompts)
         if len(passes) == 1:
-            assert compiled, "what is counted here is not what compiling is called"
             compiled.clear()
     assert passes == [1, 1, 1] and compiled == []
     passes.clear()

@@ -19,7 +19,7 @@ from tilelli_jax import store
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint, write_json
-from tilelli_jax.signals.called import LENS
+from tilelli_jax.signals.names import LENS
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
 from tilelli_jax.tensors import read_json

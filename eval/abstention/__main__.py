@@ -30,7 +30,7 @@ from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, command
 from tilelli_jax.gate import FILE, TEMPLATE
-from tilelli_jax.signals.called import HEAD
+from tilelli_jax.signals.names import HEAD
 from tilelli_jax.tables import table
 
 STAGES = ("data", "train", "measure", "all")

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from eval.metrics import Floats
 from eval.stats import Interval, PairedBootstrap, bootstrap_two_way, exact_share, holm
 from tilelli_jax.data.village import ANSWERABLE
-from tilelli_jax.signals.called import BLOCK
+from tilelli_jax.signals.names import BLOCK
 
 IN_DOMAIN = "in_domain"
 POINTS: dict[str, int] = {
@@ -138,14 +138,14 @@ def by_regime(scored: Table, *, replicates: int = REPLICATES,
 def cross_regime(scored: Table, *, replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
     """Signal → AUROC of in_domain against all the rest: the published number.
 
-    Of the rest, three can be answered (ANSWERABLE). To score them high is no merit; see `needed`.
+    Of the rest, three can be answered (ANSWERABLE). To score them high is no merit; see `unanswerable`.
     """
     drawn = versus(scored, scored.others, replicates=replicates, seed=seed)
     return {name: drawn.interval(name) for name in scored.scores}
 
 
-def needed(scored: Table, *, answerable: Collection[str] = ANSWERABLE, replicates: int = REPLICATES,
-           seed: int = 42) -> dict[str, Interval]:
+def unanswerable(scored: Table, *, answerable: Collection[str] = ANSWERABLE,
+                 replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
     """Signal → AUROC of the regimes that can be answered against those that cannot.
 
     That is what an abstention is for. It is no part of the published rule.

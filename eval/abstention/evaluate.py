@@ -18,8 +18,8 @@ from eval.abstention.decision import (
     cross_regime,
     direction,
     judge,
-    needed,
     table,
+    unanswerable,
     versus,
 )
 from eval.abstention.variants import CHAT
@@ -27,7 +27,7 @@ from eval.metrics import auroc
 from eval.stats import Interval, bootstrap_two_way, holm
 from eval.thresholds import conformal_threshold
 from tilelli_jax.data.village import Prompt
-from tilelli_jax.signals.called import BLOCK, HEAD
+from tilelli_jax.signals.names import BLOCK, HEAD
 
 Tree = dict[str, Any]
 # Which variants' heads are held against each other: what the study asks.
@@ -79,11 +79,11 @@ def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
     scored = scores_of(runs, regimes)
     replicates, seed = config.replicates, config.seed
     cross = cross_regime(scored, replicates=replicates, seed=seed)
-    wanted = needed(scored, replicates=replicates, seed=seed)
+    wanted = unanswerable(scored, replicates=replicates, seed=seed)
     each = by_regime(scored, replicates=replicates, seed=seed)
     unknown = np.asarray(regimes) != IN_DOMAIN
     signals = {signal: {
-        "cross": cross[signal], "needed": wanted[signal],
+        "cross": cross[signal], "unanswerable": wanted[signal],
         "runs": [auroc(unknown, row) for row in scored.scores[signal]],
         "regimes": {regime: areas[signal] for regime, areas in each.items()}} for signal in scored.scores}
     said = [run.about for run in runs]

@@ -19,7 +19,7 @@ from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.turns import asked, text_of
 from tilelli_jax.errors import InputError
 from tilelli_jax.gate import NEVER, Gate
-from tilelli_jax.signals.called import HEAD
+from tilelli_jax.signals.names import HEAD
 from tilelli_jax.signals.scoring import most_time
 from tilelli_jax.signals.uncertainty import names
 from tilelli_jax.tables import table

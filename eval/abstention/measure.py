@@ -17,7 +17,7 @@ from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.signals.prompts import Prompt as Read
+from tilelli_jax.signals.prompts import Prompt as TokenPrompt
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
 from tilelli_jax.training.chat import held_out_terms
 from tilelli_jax.training.step import take_apart
@@ -27,10 +27,10 @@ BYTES = 256
 HELD_OUT = 500  # pairs, at most, of which the chat loss is measured
 
 
-def turn(prompt: str) -> Read:
+def turn(prompt: str) -> TokenPrompt:
     """A prompt as the user's turn, and the beginning of the model's; the question is what the user says."""
     ids = asked(prompt).encode()
-    return Read(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
+    return TokenPrompt(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
 
 
 def check_bytes(config: Any, what: str) -> None:

@@ -31,10 +31,8 @@ from eval.tables import as_json
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.village import ANSWERABLE
-from tilelli_jax.files import write_atomically
-from tilelli_jax.signals.called import BLOCK, HEAD
+from tilelli_jax.signals.names import BLOCK, HEAD
 
-RESULTS = "results.json"
 Tree = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 
@@ -64,11 +62,7 @@ def write(study: Study, out: Path, name: str, how: Mapping[str, Any]) -> dict[st
     _rule(report, found)
     _answers(report, found)
     _cost(report, found)
-    report.heading("How it was made")
-    report.points([f"{key}: `{value}`" for key, value in how.items()])
-    out.mkdir(parents=True, exist_ok=True)
-    report.write(out)
-    write_atomically(out / RESULTS, as_json(found))
+    report.finish(out, found, how)
     write_tables(out / "variants", rows(found), f"{name}: variants")
     return found
 
@@ -81,7 +75,7 @@ def rows(found: Tree) -> Rows:
         lines.append({
             "variant": name, "what": VARIANTS[name].what,
             "AUROC": heard and Interval.from_tree(heard["cross"]),
-            "AUROC, unknown only": heard and Interval.from_tree(heard["needed"]),
+            "AUROC, unknown only": heard and Interval.from_tree(heard["unanswerable"]),
             "gibberish declined": gate and Interval.from_tree(gate["calibrated"]["gibberish"]),
             "false positives": gate and Interval.from_tree(gate["calibrated"][IN_DOMAIN]),
             "known in domain": one["known"] and Interval.from_tree(one["known"]),
@@ -99,7 +93,7 @@ def of_signals(found: Tree, name: str, what: str = "cross") -> Rows:
     signals = found["variants"][name]["signals"]
     order = sorted(signals, key=lambda signal: -signals[signal][what]["point"])
     return [{"signal": signal, "cross-regime": Interval.from_tree(signals[signal]["cross"]),
-             "unknown against answerable": Interval.from_tree(signals[signal]["needed"]),
+             "unknown against answerable": Interval.from_tree(signals[signal]["unanswerable"]),
              "seeds": " ".join(f"{area:.3f}" for area in signals[signal]["runs"]),
              **{regime: area["point"] for regime, area in signals[signal]["regimes"].items()}}
             for signal in order if not signal.startswith(BLOCK)]
@@ -156,9 +150,11 @@ def of_refusals(found: Tree, key: str) -> Rows:
 
 def of_costs(found: Tree) -> Rows:
     """What every variant took, the mean over seeds."""
-    return [{"variant": name, "trained parameters": one["cost"]["trained_parameters"],
-             "of": one["cost"]["parameters"], "updates": one["cost"]["steps"],
-             "positions": one["cost"]["tokens"], "seconds": one["cost"]["seconds"]}
+    def whole(mean: float | None) -> int | None:
+        return None if mean is None else round(mean)
+    return [{"variant": name, "trained parameters": whole(one["cost"]["trained_parameters"]),
+             "of": whole(one["cost"]["parameters"]), "updates": whole(one["cost"]["steps"]),
+             "positions": whole(one["cost"]["tokens"]), "seconds": one["cost"]["seconds"]}
             for name, one in found["variants"].items() if one["cost"]]
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from eval.abstention.decision import IN_DOMAIN
 from eval.abstention.variants import CHAT
-from eval.conclusions import told
+from eval.conclusions import SURE, told, told_p
 from eval.stats import Interval
 from tilelli_jax.data.village import ANSWERABLE
-from tilelli_jax.signals.called import HEAD, ROUTER
+from tilelli_jax.signals.names import HEAD, ROUTER
 
 Tree = Mapping[str, Any]
 CHANCE = 0.6  # an AUROC from 1 − it to it is called near chance: published are 0.51 to 0.55
@@ -59,14 +59,13 @@ def called(found: Tree, name: str) -> str:
 
 
 def head(found: Tree, name: str, what: str = "cross") -> Interval:
-    """The AUROC of a variant's abstention: cross-regime, or `needed`."""
+    """The AUROC of a variant's abstention: cross-regime, or `unanswerable`."""
     return Interval.from_tree(found["variants"][name]["signals"][HEAD][what])
 
 
 def between(found: Tree, a: str, b: str) -> Interval:
     """The difference of two heads."""
-    return next(Interval.from_tree(one["difference"]) for one in found["between"]
-                if (one["a"], one["b"]) == (a, b))
+    return Interval.from_tree(_pair(found, a, b)["difference"])
 
 
 def ceiling(found: Tree) -> float:
@@ -84,7 +83,7 @@ def answer_v9(found: Tree) -> list[str]:
     variants = found["variants"]
     if "v9" not in variants:
         return []
-    area, same = head(found, "v9", "needed"), variants["v9"]["same_answers"]
+    area, same = head(found, "v9", "unanswerable"), variants["v9"]["same_answers"]
     verdict = {True: "**it stays high**", None: f"whether that is high (from {HIGH:g}) **is not to be told**",
                False: "**it is above chance, and not high**" if area.low > 0.5 else
                       "**it is not told apart from chance**"}[at_least(area, HIGH)]
@@ -93,12 +92,13 @@ def answer_v9(found: Tree) -> list[str]:
              f"all other regimes, is {told(head(found, 'v9'))}; as some of these can be answered, a head "
              f"that knew all would have about {ceiling(found):.2f} there."]
     if "v8b" in variants:
-        change = between(found, "v9", "v8b")
+        change, p = between(found, "v9", "v8b"), _pair(found, "v9", "v8b")["p_holm"]
         texts.append(f"Against v8b, which trains the router as well (cross-regime "
-                     f"{told(head(found, 'v8b'))}): {told(change, sign=True)}, "
-                     + ("no difference that can be told." if not change.excludes_zero else
-                        "less: part of the signal was in the router." if change.high < 0 else
-                        "more: training the router did harm."))
+                     f"{told(head(found, 'v8b'))}): {told(change, sign=True)}, p {told_p(p)} after Holm's "
+                     "correction: "
+                     + ("no difference that can be told." if not change.excludes_zero or p >= SURE else
+                        "less, part of the signal was in the router." if change.high < 0 else
+                        "more, training the router did harm."))
     if not same or not all(same):
         return [*texts, "Generation has changed, which it must not: this is a defect."]
     texts.append(f"Every answer is that of v4, to the bit, in {sum(same)} of {len(same)} seeds: "
@@ -123,6 +123,10 @@ def all_of(*outcomes: bool | None) -> bool | None:
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _pair(found: Tree, a: str, b: str) -> Tree:
+    return next(one for one in found["between"] if (one["a"], one["b"]) == (a, b))
 
 
 def _knows(start: Tree) -> bool:

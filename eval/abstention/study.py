@@ -21,7 +21,7 @@ import jax
 from eval.abstention import data, evaluate, fitted, measure, prompts
 from eval.abstention.config import DATA_FILES, AbstentionConfig, RecipeConfig
 from eval.abstention.measure import Columns
-from eval.abstention.variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, needed
+from eval.abstention.variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, dependencies
 from eval.inputs.networks import contents, run_path, trained
 from eval.stages import Stages, once, read_result, recipe, without, write_result
 from eval.tables import read_columns, write_columns
@@ -53,7 +53,7 @@ class Study:
                  tell: Callable[[str], None] = lambda line: None) -> None:
         self.config, self.out, self.tell = config, out, tell
         self.stages = Stages(out / "stages", tell)
-        self.variants = needed(config.variants)
+        self.variants = dependencies(config.variants)
 
     def check(self) -> None:
         """What can be known before anything is trained.
@@ -67,10 +67,7 @@ class Study:
         data.check(self.config.pairs, self._longest,
                    start.max_seq_len if start.positions == "learned" else None, self.config.target_fpr)
         measure.check_lengths([one.prompt for one in self.prompts], start, self.config.answers.max_new)
-        try:
-            self.stages.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        self.stages.open()
         self._warn()
 
     def _warn(self) -> None:

@@ -82,7 +82,7 @@ VARIANTS: dict[str, Variant] = {
 SPLICED_FROM = "v7"
 
 
-def needed(names: tuple[str, ...]) -> tuple[str, ...]:
+def dependencies(names: tuple[str, ...]) -> tuple[str, ...]:
     """The variants named and those that they begin from, in the order of VARIANTS."""
     wanted = set(names)
     if "splice" in wanted:

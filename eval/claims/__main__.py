@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.abstention import prompts
-from eval.claims import found as asking
+from eval.claims import measurements
 from eval.claims.check import AREAS, Line, check, failing
 from eval.claims.config import ClaimsConfig
-from eval.claims.found import Answer, Found
+from eval.claims.measurements import Answer, Found
 from eval.tables import as_json
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
@@ -39,14 +39,14 @@ def main(argv: Sequence[str]) -> int:
     claims = config_lib.load(ClaimsConfig, options.expect)
     for option, path in (("--out", options.out), ("--write-expected", options.write_expected)):
         _check_writable(option, path)
-    asked = asking.choose(options.prompts or prompts.BUILT_IN, claims)
-    asking.check(options.model, asked, claims.answers)
-    found = asking.find(options.model, asked, claims)
+    asked = measurements.choose(options.prompts or prompts.BUILT_IN, claims)
+    measurements.check(options.model, asked, claims.answers)
+    found = measurements.find(options.model, asked, claims)
     source = f"{options.expect}" + (f": {claims.of}" if claims.of else "")
     contents = {}
     if options.write_expected:
         asked_what = options.prompts or "the built-in prompts"
-        claims = asking.as_claims(found, claims, f"{options.model}, asked {asked_what}")
+        claims = measurements.as_claims(found, claims, f"{options.model}, asked {asked_what}")
         source = f"what was found of it, now in {options.write_expected}"
         contents[options.write_expected] = config_lib.dump(claims).encode()
     lines = check(found, claims, options.tolerance)

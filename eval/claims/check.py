@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from eval.claims.found import Found
+from eval.claims.measurements import Found
 from eval.stats import Interval, exact_share
 
 ARCHITECTURE, AREAS = "architecture", "cross-regime AUROC"

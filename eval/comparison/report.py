@@ -18,9 +18,7 @@ from eval.stats import Interval
 from eval.tables import as_json
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
-from tilelli_jax.files import write_atomically
 
-RESULTS = "results.json"
 Tree = Mapping[str, Any]
 CALLED = {"welch": "Welch", "unpaired": "exact", "paired": "exact, paired"}
 DECIDING = ("welch", "unpaired")  # of five pairs the paired p cannot come below 0.0625
@@ -54,11 +52,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
         _text(report, found, text)
     _learning_rates(report, found)
     _method(report, found)
-    report.heading("How it was made")
-    report.points([f"{key}: `{value}`" for key, value in how.items()])
-    study.out.mkdir(parents=True, exist_ok=True)
-    report.write(study.out)
-    write_atomically(study.out / RESULTS, as_json(found))
+    report.finish(study.out, found, how)
     for table, of_text in (("contenders", rows), ("differences", differences)):
         write_tables(study.out / table, [{"text": text, **row} for text in found["texts"]
                                          for row in of_text(found, text)], f"{name}: {table}")

@@ -60,10 +60,7 @@ class Study:
                       f"{len(self.corpora[text].valid):,} to validate on")
         for name, size in sizes.items():
             self.tell(f"{name}: {size.parameters:,} parameters")
-        try:
-            self.stages.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        self.stages.open()
 
     @functools.cached_property
     def sizes(self) -> dict[str, Size]:

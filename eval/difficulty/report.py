@@ -13,14 +13,13 @@ from eval import cascade, conclusions, figures, metrics, selective
 from eval.conclusions import FEW
 from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.measures import rung_names
-from eval.difficulty.study import RESULTS, Study, read_results
+from eval.difficulty.study import Study, read_results
 from eval.report import Report
 from eval.stages import read_result
 from eval.stats import Interval
 from eval.tables import as_json, read_columns
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
-from tilelli_jax.files import write_atomically
 
 LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
           "and with inner values beside them.")
@@ -69,11 +68,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
                      "quarter of the items handed on by that rung, its error less that of a coin of the same "
                      "cost.")
     report.table(rows)
-    report.heading("How it was made")
-    report.points([f"{key}: `{value}`" for key, value in how.items()])
-    study.out.mkdir(parents=True, exist_ok=True)
-    report.write(study.out)
-    write_atomically(study.out / RESULTS, as_json(found))
+    report.finish(study.out, found, how)
     write_tables(study.out / "synthesis", rows, "All studies")
     return rows
 

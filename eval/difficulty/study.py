@@ -29,15 +29,13 @@ from eval.difficulty.subject import Subject
 from eval.folds import Folds
 from eval.inputs import networks
 from eval.probes import Block, ProbeOptions
-from eval.stages import Stages, key, read_result, recipe, without, write_result
+from eval.stages import RESULTS, Stages, key, read_result, recipe, without, write_result
 from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
-
-RESULTS = "results.json"  # of a study
 
 
 class Study:
@@ -71,10 +69,7 @@ class Study:
             config_lib.read_yaml(config.sae.train)
         for number in config.extract.layers if config.sae.path else ():
             autoencoder.read_config(Path(config.sae.path.format(layer=number)), config.extract.place, number)
-        try:
-            self.stages.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        self.stages.open()
 
     @functools.cached_property
     def subject(self) -> Subject:

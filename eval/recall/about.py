@@ -12,6 +12,7 @@ import jax
 
 from eval.recall import report
 from eval.recall.knower import Knower
+from eval.stages import RESULTS
 from eval.tables import Row, markdown
 from tilelli_jax.errors import InputError
 from tilelli_jax.signals.crystallisation import band
@@ -64,16 +65,16 @@ def find_study(study: str, sidecar: str) -> str | Path:
         InputError: it was given, and has no results of a study of recall.
     """
     path = Path(study) if study else Path(sidecar).resolve().parent
-    if not (path / report.RESULTS).is_file():
+    if not (path / RESULTS).is_file():
         if study:
-            raise InputError(f"--study: {path / report.RESULTS}: no such file: expected that of a study")
+            raise InputError(f"--study: {path / RESULTS}: no such file: expected that of a study")
         return ("There is no study beside this sidecar. `python -m eval.recall --config FILE` makes "
                 "one, and its sidecar; `--study DIR` shows one that lies elsewhere.")
     try:
         found = report.read_results(path)
         tables(found), report.verdicts(found)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        said = (f"{path / report.RESULTS}: expected what a study of recall has found: "
+        said = (f"{path / RESULTS}: expected what a study of recall has found: "
                 f"{type(error).__name__}: {error}")
         if study:
             raise InputError(f"--study: {said}") from None

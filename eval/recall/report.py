@@ -16,15 +16,13 @@ from eval.recall.evaluate import WORDS
 from eval.recall.fit import SIDECAR
 from eval.recall.study import Study
 from eval.report import Report
-from eval.stages import read_result
+from eval.stages import RESULTS, read_result
 from eval.stats import Interval
 from eval.tables import as_json
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
-from tilelli_jax.files import write_atomically
 from tilelli_jax.signals.crystallisation import band
 
-RESULTS = "results.json"
 SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures
 Tree = Mapping[str, Any]
 
@@ -54,11 +52,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
     _selective(report, found)
     _elsewhere(report, found)
     _depth(report, found, study.config.fit.strengths)
-    report.heading("How it was made")
-    report.points([f"{key}: `{value}`" for key, value in how.items()])
-    study.out.mkdir(parents=True, exist_ok=True)
-    report.write(study.out)
-    write_atomically(study.out / RESULTS, as_json(found))
+    report.finish(study.out, found, how)
     write_tables(study.out / "methods", rows(found), f"{name}: methods")
     return found
 

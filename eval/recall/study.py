@@ -68,10 +68,7 @@ class Study:
                              f"equal ids, one entity), found {groups}")
         if self.config.network.train and "facts" in self.config.questions.sources:
             self._check_world()
-        try:
-            self.stages.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"out: {self.out}: cannot be written: {error.strerror}") from None
+        self.stages.open()
 
     @functools.cached_property
     def questions(self) -> list[questions.Question]:

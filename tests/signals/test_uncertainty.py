@@ -19,7 +19,7 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.called import LENS
+from tilelli_jax.signals.names import LENS
 from tilelli_jax.signals.prompts import Prompt, Reader
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
 

@@ -1,6 +1,6 @@
 """How unsure a network is of a prompt: softmax, router, abstain head and logit lens, in one pass.
 
-Nothing is generated. What each signal is called stands in `signals.called`.
+Nothing is generated. What each signal is called stands in `signals.names`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tilelli_jax.estimators.sae import Codes, TopKSAE
 from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
-from tilelli_jax.signals.called import BLOCK, HEAD, LENS, OF_PROMPT, ROUTER
 from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.lens import CHUNK
+from tilelli_jax.signals.names import BLOCK, HEAD, LENS, OF_PROMPT, ROUTER
 from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.prompts import Look, Prompt, Reader, places_of
 

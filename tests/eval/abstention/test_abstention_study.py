@@ -19,7 +19,7 @@ import pytest
 from eval.abstention.__main__ import main
 from eval.abstention.config import DATA_FILES, AbstentionConfig
 from eval.abstention.study import CALIBRATION, PROMPTS, Study
-from eval.abstention.variants import VARIANTS, needed
+from eval.abstention.variants import VARIANTS, dependencies
 from eval.tables import read_columns
 from tests.eval.running import write
 from tests.refusals import assert_one_line
@@ -30,7 +30,7 @@ from tilelli_jax.data import village
 from tilelli_jax.data.village import files
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
-from tilelli_jax.signals.called import HEAD
+from tilelli_jax.signals.names import HEAD
 
 pytestmark = pytest.mark.study
 
@@ -329,8 +329,8 @@ def test_what_is_held_out_is_nowhere_else(study: Study, place: Path, tmp_path: P
 
 
 def test_dependencies() -> None:
-    assert needed(("splice",)) == ("v4", "v7", "splice") and needed(("v9",)) == ("v4", "v9")
-    assert needed(("pooled",)) == ("v4", "pooled") and needed(tuple(VARIANTS)) == tuple(VARIANTS)
+    assert dependencies(("splice",)) == ("v4", "v7", "splice") and dependencies(("v9",)) == ("v4", "v9")
+    assert dependencies(("pooled",)) == ("v4", "pooled") and dependencies(tuple(VARIANTS)) == tuple(VARIANTS)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -14,8 +14,9 @@ import pytest
 
 import tilelli_jax
 from eval.abstention.__main__ import main
-from eval.abstention.decision import calibrate, direction
+from eval.abstention.decision import direction
 from eval.inputs.networks import contents
+from eval.thresholds import conformal_threshold
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import gate
@@ -62,7 +63,7 @@ def test_the_target_is_held_on_the_prompts(signal: str, model: Any, path: Path, 
     out, err = capsys.readouterr()
     found, reader = gate.read(path, model), gate.reader_of(model, signal)
     prompts, way = [asked(text) for text in QUESTIONS], direction(signal)
-    expected = calibrate(way * gate.measured(reader, prompts, signal), 0.1)
+    expected = conformal_threshold(way * gate.measured(reader, prompts, signal), 0.1)
     assert (found.signal, found.direction, found.template) == (signal, way, "Wer weiß?")
     assert (found.target_fpr, found.prompts, found.measured_fpr) == (0.1, 40, expected.measured)
     np.testing.assert_allclose(found.threshold, way * expected.value, rtol=1e-6)

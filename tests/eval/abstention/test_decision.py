@@ -80,7 +80,7 @@ def test_areas_by_counting_pairs() -> None:
     assert decision.cross_regime(scored, replicates=50)["router_entropy"].point == pytest.approx(
         counted(others, ("in_domain",)))
     declined = tuple(regime for regime in others if regime not in ANSWERABLE)
-    assert decision.needed(scored, replicates=50)["router_entropy"].point == pytest.approx(
+    assert decision.unanswerable(scored, replicates=50)["router_entropy"].point == pytest.approx(
         counted(declined, ANSWERABLE))
 
 

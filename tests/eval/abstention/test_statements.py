@@ -20,10 +20,10 @@ def area(point: float, half: float = 0.02) -> dict[str, float]:
 def variant(known: float = 0.9, head: float | None = None, ratio: float | None = None,
             **changed: Any) -> dict[str, Any]:
     names = ("max_softmax_last", "max_softmax_mean", "router_conf", "router_entropy", "router_entropy_var")
-    signals = {name: {"cross": area(0.53), "needed": area(0.6),
+    signals = {name: {"cross": area(0.53), "unanswerable": area(0.6),
                       "regimes": {one: area(0.55) for one in REGIMES}} for name in names}
     if head is not None:
-        signals["abstain_p"] = {"cross": area(head), "needed": area(head + 0.05), "regimes": {}}
+        signals["abstain_p"] = {"cross": area(head), "unanswerable": area(head + 0.05), "regimes": {}}
     shares = {"in_domain": area(0.02), "gibberish": area(1.0, 0.05)}
     return {"signals": signals, "known": area(known), "known_of_start": area(ratio or known / 0.9, 0.05),
             "known_runs": [known, known], "drift": [0.2, 0.3], "same_answers": [False, False],
@@ -45,7 +45,7 @@ def published() -> dict[str, Any]:
     variants["v6"]["signals"]["router_entropy"]["regimes"]["gibberish"] = area(0.9)
     variants["splice"]["abstention"]["half"] = {"in_domain": area(0.27), "gibberish": area(0.5)}
     return {"variants": variants, "between": [
-        {"a": a, "b": b, "difference": area(difference)} for a, b, difference in
+        {"a": a, "b": b, "difference": area(difference), "p_holm": 0.01} for a, b, difference in
         (("v9", "v8b", -0.01), ("v8a", "v7", 0.04), ("v8b", "v8a", 0.05), ("splice", "v7", -0.22))],
         "prompts": dict.fromkeys(("in_domain", *REGIMES), 48)}
 
@@ -173,9 +173,11 @@ def test_the_answer_for_v9(published: dict[str, Any]) -> None:
     assert "to the bit, in 2 of 2 seeds: generation **stays coherent**" in texts
     for needed, said in ((area(0.65), "above chance, and not high"), (area(0.7), "is not to be told"),
                          (area(0.51), "not told apart from chance")):
-        change(published, "v9.signals.abstain_p.needed", needed)
+        change(published, "v9.signals.abstain_p.unanswerable", needed)
         assert said in " ".join(answer_v9(published))
     published["between"][0]["difference"] = area(-0.2)
     assert "part of the signal was in the router" in " ".join(answer_v9(published))
+    published["between"][0]["p_holm"] = 0.36
+    assert "p 0.360 after Holm's correction: no difference that can be told" in " ".join(answer_v9(published))
     change(published, "v9.same_answers", [True, False])
     assert "defect" in " ".join(answer_v9(published))

@@ -19,7 +19,7 @@ from eval.abstention.decision import POINTS
 from eval.claims import check
 from eval.claims.__main__ import PUBLISHED, TOLERANCE, main
 from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from eval.claims.found import Answer, Found
+from eval.claims.measurements import Answer, Found
 from eval.stats import Interval
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network

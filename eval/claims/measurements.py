@@ -17,7 +17,7 @@ from tilelli_jax import store
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.signals.called import BLOCK
+from tilelli_jax.signals.names import BLOCK
 from tilelli_jax.signals.uncertainty import UncertaintyReader
 from tilelli_jax.training.step import parameter_count, take_apart
 
