@@ -243,8 +243,9 @@ class Study:
             self._experiment(part)
         start = self._start_config()
         found = {name: store.load_config(path) for name, path in given.items()}
-        for name, config in {"training.base": start, **found}.items():
-            measure.check_bytes(config, f"given: {name}" if name in found else name)
+        for name, config in found.items():
+            measure.check_bytes(config, f"given: {name}={given[name]}")
+        measure.check_bytes(start, "training.base")
         for name, config in found.items():
             if name in VARIANTS and VARIANTS[name].has_head and not config.abstain_head:
                 raise InputError(f"given: {name}={given[name]}: expected a network with an abstain head, "

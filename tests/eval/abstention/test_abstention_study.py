@@ -383,7 +383,7 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
             ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
              "found ('routed', 16, 2, 'local', 'dense', 1)"),
             ({"given": [f"base={tmp_path / 'symbols'}"], "seeds": [0]},
-             "given: base: expected a network that reads bytes, routed or vanilla, found family"),
+             f"given: base={tmp_path / 'symbols'}: expected a network that reads bytes, routed or vanilla"),
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
