@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from eval.stats import Interval
 from tilelli_jax.files import write_atomically, write_together
 
 Row = Mapping[str, Any]
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
@@ -87,7 +90,8 @@ def shown(value: Any) -> str:
                 return f"{number:.3g}"
             return f"{number:.{3 if abs(number) < 10 else 1}f}"
         case _:
-            return str(value).replace("|", "\\|").replace("\n", " ")
+            # What is no text, as bytes that a network makes, would make a file of another kind of a table.
+            return CONTROL.sub(" ", str(value).replace("|", "\\|"))
 
 
 def _flat(row: Row) -> Any:

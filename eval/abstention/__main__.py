@@ -15,10 +15,9 @@ DIR/abstain.json, for `chat --abstain` and `generate --abstain`.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.abstention import gate, report
@@ -26,7 +25,7 @@ from eval.abstention.config import AbstentionConfig
 from eval.abstention.statements import answer_v9
 from eval.abstention.study import Study
 from eval.inputs.commands import carry_out, how_made, quiet_logs
-from eval.stages import tell_on_stderr
+from eval.stages import key, tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, command
 from tilelli_jax.gate import FILE, TEMPLATE
@@ -50,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
     said = shlex.join([*PROG.split(), *argv])
-    return carry_out(lambda: run(study, options.stage, name, said, _part(given)))
+    whole = config_lib.load(AbstentionConfig, options.config)
+    return carry_out(lambda: run(study, options.stage, name, said, _part(whole, config)))
 
 
 def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
@@ -76,11 +76,18 @@ def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
     return 0
 
 
-def _part(given: Mapping[str, str | None]) -> str:
-    """What is called after the variants and seeds that were chosen: `parts/v4+v9-seeds-0+1`."""
-    chosen = [("seeds-" if name == "seeds" else "") + re.sub(r"[^\w.-]+", "+", value.strip())
-              for name, value in given.items() if value]
-    return f"parts/{'-'.join(chosen)}" if chosen else ""
+def _part(whole: AbstentionConfig, config: AbstentionConfig) -> str:
+    """Where the report of what is not the whole of a configuration file belongs; "" for the whole.
+
+    It is called after the variants and seeds that were chosen, and a key of what else is another:
+    `parts/v4+v9-seeds-0+1-3f09c2`.
+    """
+    changed = config_lib.differences(whole, config)
+    chosen = ["+".join(config.variants)] if changed.pop("variants", None) else []
+    chosen += ["seeds-" + "+".join(map(str, config.seeds))] if changed.pop("seeds", None) else []
+    others = {name: new for name, (_, new) in changed.items() if name not in ("out", "name")}
+    return "/".join(["parts", "-".join([*chosen, *([key(others)[:6]] if others else [])])]) if (
+        chosen or others) else ""
 
 
 def _calibrate(argv: Sequence[str]) -> int:
@@ -97,6 +104,9 @@ def _calibrate(argv: Sequence[str]) -> int:
                         help="what the network says then [%(default)s]")
     options = parser.parse_args(argv)
     prompts = gate.read_prompts(options.on)
+    if again := len(prompts.texts) - len({text for text, _ in prompts.texts}):
+        print(f"note: {again} of {len(prompts.texts)} prompts have been there before: what is foreseen is of "
+              "prompts drawn as these were", file=sys.stderr)
     if prompts.left_out:
         print(f"note: {prompts.left_out} without an answer left out: the rate is of those that have one",
               file=sys.stderr)

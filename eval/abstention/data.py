@@ -34,6 +34,9 @@ def check(options: PairsConfig, longest: int, most: int | None, target_fpr: floa
     """
     for name, path in options.given.items():
         pairs = read_pairs(Path(path))
+        if name != "bare" and (bare := [pair for pair in pairs if not pair.response]):
+            raise InputError(f"{bare[0].where}: expected prompt and response, as {name} has them, found text "
+                             "alone")
         known, unknown = ({pair.prompt for pair in pairs if pair.answerable == it} for it in (True, False))
         if name == "calibration":
             for pair in pairs:
@@ -83,8 +86,9 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         if held_out:  # each prompt once
             fitting = [one for one in {one.prompt: one for one in fitting}.values()
                        if one.prompt not in spoken_for]
-        tell(f"data: {name}: {min(len(fitting), pairs)} pairs; {lost:.1%} of those drawn are longer than "
-             f"{longest} bytes, and left out")
+        few = "" if len(fitting) >= pairs else f" of {pairs} asked for, as no others are different"
+        tell(f"data: {name}: {min(len(fitting), pairs)} pairs{few}; {lost:.1%} of those drawn are longer "
+             f"than {longest} bytes, and left out")
         return files.of_chat(fitting[:pairs])
     bare = [(text, known) for text, known in village.bare(
         world, options.pairs, options.seed, options.unanswerable) if len(text.encode()) <= longest]

@@ -190,7 +190,8 @@ def _opening(report: Report, found: Tree) -> None:
         f"not to be told where v4 knows less than {KNOWS:g} itself. Router drift: KL(routing of v4 ‖ its "
         "own), nats.")
     if found["of_the_village"]:
-        report.paragraph(f"**Of the village, which a given network may know nothing of:** "
+        report.paragraph("**Of the village, of which a given network may know nothing, and prompts of one's "
+                         "own may not be:** "
                          f"{', '.join(found['of_the_village'])}. What is learned from and calibrated on such "
                          "data says little of other networks and prompts (`pairs.files`).")
     heads = {name: one for name, one in found["variants"].items() if HEAD in one["signals"]}

@@ -7,6 +7,7 @@ What each is made of is its key (eval/stages.py). Networks that are trained are 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -76,8 +77,8 @@ class Study:
         if few:
             self.tell(f"note: prompts: fewer than {FEW} of {', '.join(few)}: intervals will be wide")
         if lacking := self.of_the_village:
-            self.tell(f"note: pairs.files: {', '.join(lacking)}: of the village, which the given network may "
-                      "know nothing of")
+            self.tell(f"note: pairs.files: {', '.join(lacking)}: of the village, of which a network that is "
+                      "given may know nothing, and prompts of one's own may not be")
 
     @property
     def of_the_village(self) -> list[str]:
@@ -225,7 +226,13 @@ class Study:
         return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
     def _experiment(self, part: RecipeConfig) -> ExperimentConfig:
-        return config_lib.load(ExperimentConfig, part.train, part.set)
+        try:
+            return config_lib.load(ExperimentConfig, part.train, part.set)
+        except InputError as error:
+            training = self.config.training
+            name = next(field.name for field in dataclasses.fields(training)
+                        if getattr(training, field.name) is part)
+            raise InputError(f"training.{name}: {error}") from None
 
     def _recipe(self, part: RecipeConfig) -> dict[str, Any]:
         return config_lib.parse_overrides(part.set, config_lib.read_yaml(part.train))

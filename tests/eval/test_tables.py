@@ -44,3 +44,9 @@ def test_cells(value: object, text: str) -> None:
 def test_json_knows_no_nan() -> None:
     assert json.loads(tables.as_json({"a": [math.inf, np.float64(1.5)], 3: np.arange(2)})) == {
         "a": [None, 1.5], "3": [0, 1]}
+
+
+def test_a_table_is_text_whatever_is_in_it() -> None:
+    """What an untrained network writes: bytes that would make the report a binary file."""
+    text = tables.markdown([{"answer": "a\x00b\rc\x1b[0m|\x85é\n"}])
+    assert "a b c [0m\\| é" in text and all(letter.isprintable() for letter in text.replace("\n", ""))

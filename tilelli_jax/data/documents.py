@@ -104,7 +104,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 if line.strip():
                     try:
                         yield where, json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise InputError(f"{where}: not JSON: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.abstention.__main__ import main
+from eval.abstention.__main__ import _part, main
 from eval.abstention.config import DATA_FILES, AbstentionConfig
 from eval.abstention.study import CALIBRATION, PROMPTS, Study
 from eval.abstention.variants import VARIANTS, dependencies
@@ -297,13 +297,15 @@ def test_files_of_ones_own(study: Study, place: Path, tmp_path: Path,
     ("calibration", [(f"q{i}", i < 18) for i in range(40)], "expected 19 prompts with an answer at least"),
     ("calibration", [(f"q{i}" * (1 + 149 * (i == 7)), True) for i in range(30)],
      "line 8: prompt: takes 315 bytes as a turn"),
+    ("held_out", [("", True)] * 3, "own.jsonl, line 1: expected prompt and response, as held_out has them"),
     ("held_out", [(f"q{i}", True) for i in range(50)], "expected 20 prompts with an answer and 20"),
     ("semantic", [(f"q{i}", i < 45) for i in range(50)], "expected 20 prompts with an answer and 20")])
 def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
                                  rows: list[tuple[str, bool]], said: str) -> None:
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps({"prompt": prompt, "response": "a", "answerable": known}) + "\n"
-                           for prompt, known in rows))
+    own.write_text("".join(json.dumps(
+        {"prompt": prompt, "response": "a", "answerable": known} if prompt else {"text": "bare"}) + "\n"
+        for prompt, known in rows))
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
     tree["pairs"]["files"] = [f"{name}={own}"]
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
@@ -326,6 +328,21 @@ def test_what_is_held_out_is_nowhere_else(study: Study, place: Path, tmp_path: P
         assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
         *_, last = capsys.readouterr().err.splitlines(keepends=True)  # after what is told of
         assert_one_line(last, f"pairs.files: {own}: expected no prompt that is in ")
+
+
+def test_where_the_report_of_a_part_belongs(place: Path) -> None:
+    """What is not the file's whole study does not take the place of its report."""
+    file = write(place / "whole.yaml", options(place / "out"))
+    whole = config_lib.load(AbstentionConfig, file)
+
+    def part(*overrides: str) -> str:
+        return _part(whole, config_lib.load(AbstentionConfig, file, overrides))
+    assert part() == part("out=elsewhere") == part("name=else") == part("seeds=[0,1]") == ""
+    assert part("variants=[v4,v9]") == "parts/v4+v9" and part("seeds=[0]") == "parts/seeds-0"
+    given = part("given=[v4=a]", "seeds=[0]")
+    assert re.fullmatch(r"parts/seeds-0-[0-9a-f]{6}", given)
+    assert len({given, part("given=[v4=b]", "seeds=[0]"), part("prompts=mine.jsonl"),
+                part("prompts=mine.jsonl", "seeds=[0]"), part("seeds=[0]")}) == 5
 
 
 def test_dependencies() -> None:
