@@ -235,7 +235,7 @@ def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainSt
 
 def _gathered(params: Any, mesh: jax.sharding.Mesh) -> Any:
     """The parameters from all devices and processes, on this one's first device."""
-    whole = jax.jit(lambda params: params, out_shardings=replicated(mesh))(params)
+    whole = distributed.together(jax.jit(lambda params: params, out_shardings=replicated(mesh)))(params)
     return jax.tree.map(lambda a: jnp.asarray(np.asarray(a.addressable_data(0))), whole)
 
 

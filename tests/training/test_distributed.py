@@ -32,6 +32,15 @@ def main():
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
     numbers = jax.make_array_from_callback((devices,), split, lambda i: jnp.arange(devices)[i])
     total, stopped = jax.jit(jnp.sum, out_shardings=whole), None
+
+    def compiled_late(x):
+        if process == 1:
+            time.sleep(1)
+            (folder / "compiled").touch()
+        return x + 1
+    waits = distributed.together(jax.jit(compiled_late))
+    waited = int(waits(jnp.zeros(3))[0]) == 1 and (folder / "compiled").exists()
+    again = waits(jnp.ones(3)).tolist() == [2.0] * 3 and waits(jnp.ones(4)).shape == (4,)
     with distributed.catch_sigterm():
         for step in range(3000):
             value = int(total(numbers))
@@ -43,7 +52,8 @@ def main():
                 break
             time.sleep(0.01)
         (folder / f"{process}.json").write_text(json.dumps(
-            dict(total=value, devices=devices, local=jax.local_device_count(), stopped=stopped)))
+            dict(total=value, devices=devices, local=jax.local_device_count(), stopped=stopped,
+                 waited=waited, again=again)))
         return distributed.stop_status()
 
 distributed.exit_with(main)
@@ -81,6 +91,8 @@ def test_two_processes_compute_together_and_a_signal_to_one_stops_both_at_one_st
     assert first["total"] == sum(range(8))
     assert (first["devices"], first["local"]) == (8, 4)
     assert first["stopped"] is not None
+    # The other compiled for a second longer, and communicated nothing.
+    assert first["waited"] and first["again"]
 
 
 def test_a_failure_of_one_ends_both_at_once(tmp_path):

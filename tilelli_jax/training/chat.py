@@ -28,6 +28,7 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.sharding import Mesh, local_rows, place_rows, replicated
 from tilelli_jax.training.chat_loss import chat_loss, terms_of, tethered
 from tilelli_jax.training.diagnose import diagnose
+from tilelli_jax.training.distributed import together
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
 from tilelli_jax.training.groups import check_groups, everything
@@ -141,6 +142,7 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
 @functools.lru_cache(maxsize=16)
 def _totals(graph: Any, mesh: Mesh | None) -> Callable[..., dict[str, jax.Array]]:
     """The sums over a batch: one program for all networks of one structure."""
+    @together
     @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def totals(buffers: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         found, _ = terms_of(Network(graph, buffers).merge(params), batch)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import path_name, replicated
+from tilelli_jax.training.distributed import together
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.step import Network
 
@@ -29,6 +30,7 @@ def diagnose(network: Network, params: Any, batch: Batch, key: jax.Array, loss: 
     Args:
         batch: as for the loss, `bytes [batch, time + 1]`.
     """
+    @together
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def look(params: Any, batch: Batch) -> tuple[Any, ...]:
         model = network.merge(params)

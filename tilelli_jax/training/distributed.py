@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from tilelli_jax.errors import InputError
@@ -19,6 +21,7 @@ from tilelli_jax.errors import InputError
 COORDINATOR = "TILELLI_COORDINATOR"
 NUM_PROCESSES = "TILELLI_NUM_PROCESSES"
 PROCESS_ID = "TILELLI_PROCESS_ID"
+PATIENCE_MS = 3_600_000  # how long one process may take to compile after another has
 
 
 def initialize() -> None:
@@ -67,6 +70,28 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     sys.exit(status)
 
 
+def together(function: Any) -> Callable[..., Any]:
+    """`function` (of `jax.jit`), which no process begins to run before all of them have compiled it.
+
+    Programs that communicate wait for each other where they first do, and not for long: gloo gives up
+    after 30 seconds, which is soon spent where one process finds the program compiled and another, on a
+    busy machine, does not. All processes must call it in the same order. With a single process it is
+    `function` itself.
+    """
+    if jax.process_count() == 1:
+        return function
+    compiled: dict[Any, Callable[..., Any]] = {}
+
+    def call(*args: Any) -> Any:
+        key = jax.tree.structure(args), *((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args))
+        if key not in compiled:
+            compiled[key] = function.lower(*args).compile()
+            ocp.multihost.get_barrier_sync_fn()(
+                key=f"tilelli: program {next(_programs)}", timeout_ms=PATIENCE_MS)
+        return compiled[key](*args)
+    return call
+
+
 @contextlib.contextmanager
 def catch_sigterm() -> Iterator[None]:
     """Within it SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
@@ -110,6 +135,7 @@ def should_stop(step: int) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 _received: int | None = None  # the signal
+_programs = itertools.count(1)  # barriers' names must be unique
 
 
 def _note(signum: int, frame: types.FrameType | None) -> None:

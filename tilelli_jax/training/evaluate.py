@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from tilelli_jax.data.windows import ValidationBatch
 from tilelli_jax.sharding import place_rows, replicated
+from tilelli_jax.training.distributed import together
 from tilelli_jax.training.losses import next_byte_nats
 from tilelli_jax.training.step import Network
 
@@ -26,6 +27,7 @@ def make_evaluate(network: Network, batches: Iterable[ValidationBatch], mesh: Me
         batches: the rows that this process reads, from the beginning at every iteration.
         batch_size: rows of a batch over all processes.
     """
+    @together
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def total(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return next_byte_nats(network.merge(params), batch)

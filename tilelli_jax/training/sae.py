@@ -15,6 +15,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.sharding import Mesh, local_rows, path_name, place_rows, replicated
 from tilelli_jax.store import build
+from tilelli_jax.training.distributed import together
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.sae_loss import geometric_median, make_objective
 from tilelli_jax.training.step import Network, Training, TrainState, make_training
@@ -99,6 +100,7 @@ def _evaluator(network: Network, *, held_out: Activations, mesh: Mesh, batch_siz
     rows = held_out.part(0, min(len(held_out), most or len(held_out)))
     total = _total_variance(rows)
 
+    @together
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def squares(params: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)

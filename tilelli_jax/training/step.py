@@ -18,6 +18,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import replicated, tree_shardings
 from tilelli_jax.store import build
+from tilelli_jax.training.distributed import together
 from tilelli_jax.training.groups import Trained, cut, everything, put
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -141,7 +142,7 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
     outline = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes, shardings)
-    return network, outline, lambda: jax.jit(init, out_shardings=shardings)(start, key)
+    return network, outline, lambda: together(jax.jit(init, out_shardings=shardings))(start, key)
 
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
@@ -193,7 +194,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
         return new, metrics | {"learning_rate": jnp.asarray(schedule(state.step)),
                                "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return together(jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))))
 
 
 def check_memory(outline: TrainState) -> None:

@@ -16,6 +16,7 @@ from tilelli_jax.models import weights
 from tilelli_jax.models.trigram import fit_trigram
 from tilelli_jax.sharding import Mesh, local_rows, place_rows, replicated
 from tilelli_jax.training.diagnose import diagnose
+from tilelli_jax.training.distributed import together
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
@@ -78,7 +79,7 @@ def zero_fraction(mesh: Mesh) -> Callable[[Network], Callable[[Any], Metrics]]:
                 return {}
             zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
             return {"zero_fraction": zeros / sum(code.size for code in codes)}
-        return jax.jit(measure, out_shardings=replicated(mesh))
+        return together(jax.jit(measure, out_shardings=replicated(mesh)))
     return of
 
 
