@@ -92,7 +92,7 @@ def fit(path: Path, model: Any, taught: Mapping[str, bool], held_out: Mapping[st
     layer = int(np.argmax(areas))
 
     coder = _autoencoder(path, model, turns, layer, options, sae, seed, batch_size)
-    encoder = UncertaintyReader(model, sae=coder, batch_size=batch_size)
+    encoder = UncertaintyReader(model, sae=coder, batch_size=batch_size, lens=False)
     codes = [_dense(encoder.read(some, "codes"), coder.config.n_latents) for some in (turns, *others)]
     of_codes = fit_probe(codes[0], unknown, folds, how)
     scores = [{"pooled": pooled.predict_proba(found.pooled)[:, 1],
