@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Before JAX starts. Code generation is where tests of tiny networks spend their time: level 0
-# takes a third of it, and leaves all that XLA itself does (partitioning, fusion) as it is.
-FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+# takes a third of it, and leaves all that XLA itself does (partitioning, fusion) as it is. The older way
+# to emit fused loops takes half of the rest, as long as there is one.
+FLAGS: dict[str, Any] = {"--xla_force_host_platform_device_count": 8}
 _given = os.environ.get("XLA_FLAGS", "")
+if "optimization_level" not in _given:
+    FLAGS["--xla_backend_optimization_level"] = 0
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 os.environ["XLA_FLAGS"] = " ".join(
     [_given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in _given)]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -279,7 +279,7 @@ def _probe() -> tuple[tuple[Device, ...], str | None]:
                                 timeout=PROBE_SECONDS, errors="replace",
                                 env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     except subprocess.TimeoutExpired:
-        return (), f"no answer for {PROBE_SECONDS} seconds"
+        return (), f"no answer for {PROBE_SECONDS} seconds (or is the machine too busy?)"
     if result.returncode:
         said = result.stderr.strip().splitlines()
         return (), said[-1] if said else f"exit status {result.returncode}"

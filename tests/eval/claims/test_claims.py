@@ -312,7 +312,7 @@ def test_wrong_arguments_are_named(where: Path, tmp_path: Path,
             (arguments(where, "tiny", how, "--out", str(tmp_path)), "is a directory, expected a file"),
             (arguments(where, "tiny", how, "--write-expected", str(tmp_path / "no" / "a.yaml")),
              "a.yaml cannot be written: No such file or directory"),
-            (arguments(where, "tiny", how, "--out", "a", "--write-expected", "a"),
+            (arguments(where, "tiny", how, "--out", "a", "--write-expected", "b/../a"),
              "--out: a: expected another file than --write-expected"),
             (["--expect", "a"], "the following arguments are required: --model")):
         assert main(given) == 2, given
