@@ -14,11 +14,13 @@ import argparse
 import contextlib
 import ctypes
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,12 +79,18 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
 
     Returns with processes still running where they outstay `grace` or a second signal comes.
     """
+    # A thread for each: of two that end at nearly the same time, the first is what matters.
+    ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    for process, child in enumerate(children):
+        threading.Thread(target=lambda process=process, child=child: ended.put((process, child.wait())),
+                         daemon=True).start()
     running = dict(enumerate(children))
     failure: tuple[int, int] | None = None
     passed_on, deadline = False, float("inf")
     while running and time.monotonic() < deadline:
-        for process in [p for p, child in running.items() if child.poll() is not None]:
-            status = running.pop(process).returncode
+        with contextlib.suppress(queue.Empty):
+            process, status = ended.get(timeout=POLL_SECONDS)
+            del running[process]
             if status and failure is None:
                 failure = process, status if status > 0 else 128 - status
                 deadline = time.monotonic() + grace
@@ -94,7 +102,6 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
             passed_on = True
             for child in running.values():
                 child.send_signal(received[0])
-        time.sleep(POLL_SECONDS)
     return failure or (0, 0)
 
 
@@ -125,7 +132,7 @@ def _start(command: Sequence[str], environment: dict[str, str],
 def _die_with_parent() -> None:
     """Has Linux kill this child should its parent be killed before it can clean up.
 
-    Runs between fork and exec, which is safe as there are no threads here.
+    Runs between fork and exec, which is safe as there are no threads yet.
     """
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -188,3 +188,32 @@ def test_command_line(monkeypatch):
     assert asked == [([sys.executable, "-m", "tilelli_jax.train", "--distributed", *given], 3, 4, 10.0)]
     with pytest.raises(SystemExit):
         local.main(["--processes", "0", "--", "--config", "c.yaml"])
+
+
+@needs_proc
+def test_of_two_that_end_one_just_after_the_other_the_first_is_told(tmp_path):
+    """What kills one, another may die of within milliseconds."""
+    program = """
+mark = Path(sys.argv[1], "pid")
+if i == 1:
+    mark.with_suffix(".new").write_text(str(os.getpid()))
+    mark.with_suffix(".new").rename(mark)
+    os.kill(os.getpid(), signal.SIGKILL)
+while not mark.exists():
+    time.sleep(0.001)
+state = Path("/proc", mark.read_text(), "stat")
+def dead():
+    try:
+        return state.read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:  # reaped
+        return True
+while not dead():
+    time.sleep(0.001)
+time.sleep(0.003)
+sys.exit(1)
+"""
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        status, _, err = finish(start(program, str(folder)))
+        assert status == 128 + signal.SIGKILL and "process 1 failed first" in err

@@ -249,7 +249,8 @@ def test_a_bound_of_k_is_topk() -> None:
     bound = dataclasses.replace(config, activation="batch_topk", most_active=4)
     found, _ = trained(bound, ObjectiveConfig(), list(rows.reshape(6, 64, 16)))
     assert found.pop("threshold") > 0
-    chex.assert_trees_all_equal(found, expected)
+    # Two programs, whose products may be rounded differently.
+    chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_the_threshold_is_a_moving_average() -> None:
