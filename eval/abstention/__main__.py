@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     study.check()
     said = shlex.join([*PROG.split(), *argv])
     whole = config_lib.load(AbstentionConfig, options.config)
-    return carry_out(lambda: run(study, options.stage, name, said, _part(whole, config)))
+    return carry_out(lambda: run(study, options.stage, name, said, part_of(whole, config)))
 
 
 def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
@@ -76,7 +76,7 @@ def run(study: Study, stage: str, name: str, said: str, part: str = "") -> int:
     return 0
 
 
-def _part(whole: AbstentionConfig, config: AbstentionConfig) -> str:
+def part_of(whole: AbstentionConfig, config: AbstentionConfig) -> str:
     """Where the report of what is not the whole of a configuration file belongs; "" for the whole.
 
     It is called after the variants and seeds that were chosen, and a key of what else is another:
@@ -86,8 +86,8 @@ def _part(whole: AbstentionConfig, config: AbstentionConfig) -> str:
     chosen = ["+".join(config.variants)] if changed.pop("variants", None) else []
     chosen += ["seeds-" + "+".join(map(str, config.seeds))] if changed.pop("seeds", None) else []
     others = {name: new for name, (_, new) in changed.items() if name not in ("out", "name")}
-    return "/".join(["parts", "-".join([*chosen, *([key(others)[:6]] if others else [])])]) if (
-        chosen or others) else ""
+    chosen += [key(others)[:6]] if others else []
+    return f"parts/{'-'.join(chosen)}" if chosen else ""
 
 
 def _calibrate(argv: Sequence[str]) -> int:

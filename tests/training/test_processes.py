@@ -14,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import tilelli_jax
+from tilelli_jax.models import RoutedConfig
 from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.store import build
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
 from tilelli_jax.training.log import read_metrics
@@ -189,3 +192,26 @@ def test_sigterm_to_one_stops_and_saves_both(by_one, command, launch, tmp_path):
     # From the first step on, it was the run of one process.
     expected = losses(by_one / "complete")
     assert {step: losses(run_dir)[step] for step in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_fine_tune_as_one(launch, tmp_path):
+    """Held-out pairs are measured once more at the end, by the first process alone."""
+    tilelli_jax.save(build(RoutedConfig(d_model=16, n_layers=1, max_seq_len=48, n_heads=2, d_head=8, top_k=4,
+                                        dense_expand=2), 0), tmp_path / "start")
+    pairs = [{"prompt": f"Who is {i}?", "response": "Nobody.", "answerable": i % 2 == 0} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = tmp_path / "chat.yaml"
+    config.write_text(yaml.safe_dump({
+        "chat": {"source": str(tmp_path / "pairs.jsonl")}, "finetune": {"abstain": 1.0},
+        "optimizer": {"eps": 1e-3, "schedule": "constant"},
+        "train": {"init_from": str(tmp_path / "start"), "steps": 4, "batch_size": 8, "seq_len": 48,
+                  "log_every": 1, "eval_every": 2, "eval_batch_size": 8, "checkpoint_every": 2}}))
+    args = ["--config", str(config)]
+    process = launch([*args, f"run_dir={tmp_path / 'two'}"])
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (0, "") and "8 × cpu" in out
+    assert main([*args, f"run_dir={tmp_path / 'one'}"]) == 0
+    assert_same_end(tmp_path / "two", tmp_path / "one")
+    two, one = (json.loads((tmp_path / name / "summary.json").read_text())["held_out"]
+                for name in ("two", "one"))
+    assert two == pytest.approx(one, rel=1e-4) and one["pairs"] > 0

@@ -142,13 +142,13 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
 @functools.lru_cache(maxsize=16)
 def _totals(graph: Any, mesh: Mesh | None) -> Callable[..., dict[str, jax.Array]]:
     """The sums over a batch: one program for all networks of one structure."""
-    @together
-    @functools.partial(jax.jit, out_shardings=None if mesh is None else replicated(mesh))
     def totals(buffers: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         found, _ = terms_of(Network(graph, buffers).merge(params), batch)
         found.pop("router_entropy", None)
         return found | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
-    return totals
+    if mesh is None:  # of this process alone
+        return jax.jit(totals)
+    return together(jax.jit(totals, out_shardings=replicated(mesh)))
 
 
 def of_start(config: ExperimentConfig, run: RunDirectory) -> ExperimentConfig:

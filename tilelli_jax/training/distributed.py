@@ -75,8 +75,12 @@ def together(function: Any) -> Callable[..., Any]:
 
     Programs that communicate wait for each other where they first do, and not for long: gloo gives up
     after 30 seconds, which is soon spent where one process finds the program compiled and another, on a
-    busy machine, does not. All processes must call it in the same order. With a single process it is
-    `function` itself.
+    busy machine, does not. For what all processes call, in the same order, and with positional arrays
+    alone; whatever one of them calls by itself would wait for the others in vain. With a single process
+    it is `function` itself.
+
+    Raises (when called):
+        jax.errors.JaxRuntimeError: another process did not come within an hour, or has ended.
     """
     if jax.process_count() == 1:
         return function

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.abstention.__main__ import _part, main
+from eval.abstention.__main__ import main, part_of
 from eval.abstention.config import DATA_FILES, AbstentionConfig
 from eval.abstention.study import CALIBRATION, PROMPTS, Study
 from eval.abstention.variants import VARIANTS, dependencies
@@ -336,7 +336,7 @@ def test_where_the_report_of_a_part_belongs(place: Path) -> None:
     whole = config_lib.load(AbstentionConfig, file)
 
     def part(*overrides: str) -> str:
-        return _part(whole, config_lib.load(AbstentionConfig, file, overrides))
+        return part_of(whole, config_lib.load(AbstentionConfig, file, overrides))
     assert part() == part("out=elsewhere") == part("name=else") == part("seeds=[0,1]") == ""
     assert part("variants=[v4,v9]") == "parts/v4+v9" and part("seeds=[0]") == "parts/seeds-0"
     given = part("given=[v4=a]", "seeds=[0]")
