@@ -1,24 +1,50 @@
-# make demo    trains a small network for about three minutes and shows what it has learned
-# make test    everything that CI runs of the tests
-# make check   style and types
+# make demo      trains a small network for about three minutes and shows what it has learned
+# make test      the tests to run before every commit
+# make test-all  every test, and the numbers once more as other CPUs round them
+# make test-core the numeric tests alone, with CORE_FLAGS=--xla_cpu_max_isa=AVX2 as another CPU rounds
+# make coverage  lines and branches that `make test` covers, in processes that tests start, too
+# make check     style and types
 
 PYTHON ?= python3
 VENV ?= .venv
 # torch is what the parity tests compare with. Without it (TEST_EXTRAS=test) they are skipped.
 TEST_EXTRAS ?= test,torch
 PYTEST ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 # XLA's CPU client maps its scratch memory anew at every call; huge pages make that cheap.
 RUN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 
-.PHONY: demo test check clean
+# Whole files go to one worker: what a file makes once, for all its tests, is made once.
+PYTEST_COMMAND := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS := $(BIN)/python -m $(PYTEST_COMMAND)
+# What computes numbers on one device. CORE_FLAGS are XLA's: another kind of CPU, other optimisation.
+CORE := tests/nn tests/models tests/estimators tests/signals
+CORE_TESTS := not exhaustive and not eight_devices
+CORE_FLAGS :=
+
+.PHONY: demo test test-all test-core coverage check clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m tilelli_jax.train --config configs/demo.yaml
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+	$(TESTS) $(PYTEST)
+
+test-all: $(VENV)/.installed-test
+	$(TESTS) -m "" $(PYTEST)
+	$(MAKE) test-core CORE_FLAGS=--xla_cpu_max_isa=AVX2
+	$(MAKE) test-core CORE_FLAGS=--xla_cpu_max_isa=SSE4_2
+	$(MAKE) test-core CORE_FLAGS=--xla_backend_optimization_level=3
+
+test-core: $(VENV)/.installed-test
+	XLA_FLAGS="$(CORE_FLAGS)" $(TESTS) -m "$(CORE_TESTS)" $(CORE)
+
+coverage: $(VENV)/.installed-dev $(VENV)/.installed-test
+	$(BIN)/coverage erase
+	PWD="$(CURDIR)" $(BIN)/coverage run -m $(PYTEST_COMMAND) $(PYTEST); status=$$?; \
+	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

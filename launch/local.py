@@ -27,6 +27,7 @@ from pathlib import Path
 
 TRAIN = (sys.executable, "-m", "tilelli_jax.train", "--distributed")
 POLL_SECONDS = 0.05
+CAUSE_SECONDS = 1.0  # after a failure, how long to look for another process that was killed
 TAIL_LINES = 20
 
 
@@ -47,7 +48,7 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = 10.
 
     Returns:
         0 when all succeeded; otherwise the exit status of the one that failed first (128 + the
-        signal's number where a signal ended it), as what the others die of is but its echo.
+        signal's number where a signal ended it): the others fail because of it.
     """
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, _: received.append(number))
@@ -79,30 +80,46 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
 
     Returns with processes still running where they outstay `grace` or a second signal comes.
     """
-    # A thread for each: of two that end at nearly the same time, the first is what matters.
+    # A thread for each: of two that fail on their own at nearly the same time, the first is what matters.
     ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     for process, child in enumerate(children):
         threading.Thread(target=lambda process=process, child=child: ended.put((process, child.wait())),
                          daemon=True).start()
     running = dict(enumerate(children))
     failure: tuple[int, int] | None = None
-    passed_on, deadline = False, float("inf")
+    passed_on, ending = False, False
+    cause_until = deadline = float("inf")
     while running and time.monotonic() < deadline:
         with contextlib.suppress(queue.Empty):
             process, status = ended.get(timeout=POLL_SECONDS)
             del running[process]
-            if status and failure is None:
-                failure = process, status if status > 0 else 128 - status
-                deadline = time.monotonic() + grace
-                for child in running.values():
-                    child.terminate()
+            if failure is None and status:
+                failure, cause_until = (process, status), time.monotonic() + CAUSE_SECONDS
+            elif failure and not ending and _killed(status, received) and not _killed(failure[1], received):
+                failure = process, status  # the other failed because it lost this one
+        if failure and not ending and (_killed(failure[1], received) or time.monotonic() >= cause_until):
+            ending, deadline = True, time.monotonic() + grace
+            for child in running.values():
+                child.terminate()
         if len(received) > 1:
-            return failure or (0, 128 + received[-1])
+            failure = failure or (0, -received[-1])
+            break
         if received and not passed_on:
             passed_on = True
             for child in running.values():
                 child.send_signal(received[0])
-    return failure or (0, 0)
+    process, status = failure or (0, 0)
+    return process, status if status >= 0 else 128 - status
+
+
+def _killed(status: int, received: Sequence[int]) -> bool:
+    """Whether a process was ended by a signal that neither this launcher nor the process itself sent.
+
+    Where one process was killed and another has failed, the second failed because of the first, even if
+    it was seen to end before: on a busy machine, the order in which ends are noticed is up to chance. A
+    process aborts itself (SIGABRT) when it finds that another has ended.
+    """
+    return status < 0 and -status not in (signal.SIGABRT, *received)
 
 
 def _environment(coordinator: str, processes: int, process: int, devices: int) -> dict[str, str]:

@@ -1,40 +1,18 @@
-"""What all tests share: eight CPU devices, a store of compiled programs, and the smallest run there is."""
+"""What all tests share: devices, compiled programs, their order, reports of failures, the smallest run."""
 
 from __future__ import annotations
 
-import atexit
-import importlib.metadata
 import os
-import shutil
 import signal
 import sys
-import tempfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-# Before JAX starts. Code generation is where tests of tiny networks spend their time: level 0
-# takes a third of it, and leaves all that XLA itself does (partitioning, fusion) as it is. The older way
-# to emit fused loops takes half of the rest, as long as there is one.
-FLAGS: dict[str, Any] = {"--xla_force_host_platform_device_count": 8}
-_given = os.environ.get("XLA_FLAGS", "")
-if "optimization_level" not in _given:
-    FLAGS["--xla_backend_optimization_level"] = 0
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
-os.environ["XLA_FLAGS"] = " ".join(
-    [_given, *(f"{flag}={value}" for flag, value in FLAGS.items() if flag not in _given)]).strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from tests import compiled
 
-# No program is compiled twice in a session, neither by another worker nor by a process that a test
-# starts: they inherit what is set here. JAX writes into its cache without a lock; who finds an entry
-# that is not complete yet, or whose writer was killed, is to compile for himself, and not to talk of it.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [
-    os.environ.get("PYTHONWARNINGS"), "ignore:Error reading persistent compilation cache:UserWarning"]))
+# Before JAX starts.
+compiled.set_environment()
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,14 +20,72 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 import yaml  # noqa: E402
+from jax.extend.backend import clear_backends  # noqa: E402
 
 from tilelli_jax.data import stories  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+# Whole files go to one worker (--dist loadfile), these first: what takes longest must not start last.
+LONGEST = ("eval/abstention/test_abstention_study.py", "test_decoding.py", "training/test_interrupted.py",
+           "training/test_processes.py", "models/test_gemma4.py", "training/test_sharded_step.py",
+           "test_train_command.py", "models/test_sharded_networks.py", "eval/recall/test_recall_study.py",
+           "training/test_step.py", "test_shipped_decoding.py", "eval/difficulty/test_study.py")
+REASON_LINES = 5  # of each failure, at the end of what pytest prints
+
+_devices = 1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="K/N", help="run the tests of one of N groups of files")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # once, not in every worker
+        compiled.prune()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first; within a file, tests on eight devices last, so that devices change once."""
+    if part := config.getoption("--part"):
+        k, n = map(int, part.split("/"))
+        others = [item for item in items if zlib.crc32(item.path.name.encode()) % n != k - 1]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+    rank = {ROOT / "tests" / name: i for i, name in enumerate(LONGEST)}
+    first = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), first[item.path],
+                                 item.get_closest_marker("eight_devices") is not None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """One device, or eight for a test that is marked so; arrays made before a change are of no use after."""
+    global _devices
+    wanted = 8 if item.get_closest_marker("eight_devices") else 1
+    if wanted != _devices:
+        jax.clear_caches()
+        clear_backends()
+        jax.config.update("jax_num_cpu_devices", wanted)
+        _devices = wanted
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Why the first tests failed, as the last that is printed."""
+    result = yield
+    failed = [*terminalreporter.stats.get("failed", []), *terminalreporter.stats.get("error", [])]
+    for report in failed[:3]:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        text = crash.message if crash else str(report.longrepr)
+        lines = [line for line in text.splitlines() if line.strip()]
+        terminalreporter.write_line(f"{report.nodeid} failed ({report.when}):", red=True)
+        for line in lines[:REASON_LINES]:
+            terminalreporter.write_line(f"  {line[:200]}")
+    return result
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten():
+def forgotten() -> Iterator[None]:
     """What the tests of a file have compiled goes with them: it would add up to gigabytes."""
     yield
     jax.clear_caches()
@@ -86,9 +122,8 @@ def tiny_file(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def environment():
-    """The environment of a process of its own with one device."""
-    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
-                         "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    """The environment of a process of its own, which has one device."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="session")

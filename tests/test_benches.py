@@ -22,7 +22,10 @@ from bench import (
 )
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
-from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+
+# What PyTorch says of itself while it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
                                  reason="PyTorch (extra: torch) is not installed")
@@ -31,8 +34,8 @@ needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> ModelConfig:
-        return RoutedConfig(d_model=16, n_layers=2, max_seq_len=32, n_heads=2, d_head=4, top_k=3,
-                            dense_expand=2, quantizer="ternary" if "ternary" in name else "none")
+        return VanillaConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, dense_expand=2,
+                             quantizer="ternary" if "ternary" in name else "none")
 
     monkeypatch.setattr(train_step, "BATCH", 8)
     monkeypatch.setattr(train_step, "TIME", 16)
@@ -42,6 +45,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "peak_memory", lambda *_: 1.0)  # starts a process of its own
     for name, value in (("PROMPT", 4), ("FEW", 2), ("MANY", 6), ("AGAIN", 1)):
         monkeypatch.setattr(decode, name, value)
+    monkeypatch.setattr(compile_time, "CASES", {  # fewer of the unrolled blocks: each is compiled by itself
+        ("scanned", 8): True, ("scanned", 32): True, ("unrolled", 2): False})
     monkeypatch.setattr(decode, "copy_limit", lambda: 1e9)
     monkeypatch.setattr(train_step, "matmul_limit", lambda: 1e9)
 
@@ -50,6 +55,7 @@ def written(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
+@pytest.mark.exhaustive
 @needs_torch
 def test_train_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.compile", lambda forward: forward)  # takes a C++ compiler, and minutes
@@ -61,6 +67,7 @@ def test_train_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1].startswith("Lite, a ternary step / an fp32 step: ")
 
 
+@pytest.mark.exhaustive
 @needs_torch
 def test_decode(tmp_path: Path) -> None:
     with measure.told(tmp_path / "table.txt") as tell:
@@ -69,12 +76,14 @@ def test_decode(tmp_path: Path) -> None:
     assert head.startswith("network") and row.startswith("Lite")
 
 
+@pytest.mark.exhaustive
 def test_compile_time(tmp_path: Path) -> None:
     with measure.told(tmp_path / "table.txt") as tell:
         compile_time.compare(1, tell)
     assert written(tmp_path / "table.txt")[-1].startswith("32 blocks / 8 blocks, scanned: ")
 
 
+@pytest.mark.exhaustive
 @needs_torch
 def test_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("BATCH", 2), ("TIME", 8), ("PROMPT", 4), ("FEW", 2), ("MANY", 5), ("COPIES", 1)):
@@ -143,6 +152,7 @@ def test_extraction_is_of_the_same_numbers() -> None:
             extraction.check(found, found._replace(**{name: getattr(found, name) + np.float16(0.02)}))
 
 
+@pytest.mark.exhaustive
 @needs_torch
 def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "peak_memory", lambda *_: 1.0)  # starts a process of its own

@@ -85,10 +85,15 @@ def test_what_the_length_cuts_off_is_left_out(cut: int) -> None:
     assert found.rstrip("\0") == (" ok" if cut < 4 else " ok🙂")
 
 
-def test_a_stream_compiles_no_more_for_another_length() -> None:
+def test_a_stream_compiles_no_more_for_another_length(request: pytest.FixtureRequest) -> None:
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None)
+
+    def listen(event: str, _: float, **__: object) -> None:
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    request.addfinalizer(lambda: jax.monitoring.unregister_event_duration_listener(listen))
     model = reciter(FIRST.encode(), size=112)  # a size that no other test has compiled
     list(reply(model, FIRST, GREEDY))
     assert compiled

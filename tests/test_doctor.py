@@ -170,7 +170,7 @@ def test_this_installation_is_usable(capsys):
     assert printed["facts"]["versions"]["jax"] == here.versions["jax"]
 
 
-@pytest.mark.parametrize("module", ["jax", "flax"])
+@pytest.mark.parametrize("module", ["jax", pytest.param("flax", marks=pytest.mark.exhaustive)])
 def test_it_reports_what_cannot_be_imported(tmp_path, module):
     """A library that raises at import is diagnosed, not met with a traceback."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('made to fail')\n")

@@ -24,7 +24,6 @@ from tilelli_jax.training.loop import TrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = RoutedConfig(d_model=16, n_layers=2, max_seq_len=16, pathways=("local", "dense"))
 CONFIG = ExperimentConfig(model=MODEL, train=TrainConfig(batch_size=4, seq_len=16, steps=10))
-CPU = jax.devices("cpu")[:1]
 
 SMALL = """
 model: {family: routed, d_model: 64, n_layers: 2, max_seq_len: 32, n_heads: 2, d_head: 16, top_k: 4,
@@ -42,9 +41,13 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
                           env=environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XLA_FLAGS": ""})
 
 
+def check_on_one_cpu(config: ExperimentConfig) -> Report:
+    return check(config, "small", "one CPU", jax.devices("cpu")[:1])
+
+
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return check(CONFIG, "small", "one CPU", CPU)
+    return check_on_one_cpu(CONFIG)
 
 
 def test_arguments_are_the_state_and_the_batch(report):
@@ -64,15 +67,15 @@ def test_arguments_are_the_state_and_the_batch(report):
 
 
 def test_parts_of_a_batch_are_compiled_as_parts(report):
-    parts = check(dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, accumulate=4)),
-                  "small", "one CPU", CPU)
+    train = dataclasses.replace(CONFIG.train, accumulate=4)
+    parts = check_on_one_cpu(dataclasses.replace(CONFIG, train=train))
     assert parts.arguments == report.arguments
     assert parts.step_flops == report.step_flops
 
 
 def test_a_mesh_that_does_not_fit():
     with pytest.raises(InputError, match="mesh: data × fsdp × tensor"):
-        check(dataclasses.replace(CONFIG, mesh=MeshConfig(data=3)), "small", "one CPU", CPU)
+        check_on_one_cpu(dataclasses.replace(CONFIG, mesh=MeshConfig(data=3)))
 
 
 REPORT = Report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 
 import jax
 import numpy as np
@@ -10,19 +10,13 @@ import pytest
 import scipy.stats
 
 import tilelli_jax
-from tests.restated.compiling import QUICK, decoding_compiled
 from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter
+from tests.restated.uncached import forward_of, logits_before
 from tilelli_jax import sampling
 from tilelli_jax.models.routed import RoutedConfig
 
-LITE = RoutedConfig(d_model=16, n_layers=2, max_seq_len=48, n_heads=2, d_head=4, top_k=3, dense_expand=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly() -> Iterator[None]:
-    with decoding_compiled(QUICK):
-        yield
+LITE = RoutedConfig(d_model=16, n_layers=1, max_seq_len=8, n_heads=2, d_head=4, top_k=3, dense_expand=2)
 
 
 def expected_probabilities(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -52,9 +46,8 @@ TIED = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -30.0], np.float32)
 ])
 def test_drawn_symbols_have_their_probabilities(
         logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> None:
-    n = 20_000
-    keys = jax.random.split(jax.random.key(1), n)
-    drawn = np.asarray(many(keys, logits, temperature, top_k, top_p))
+    n = 20_000 if len(logits) < 10 else 5_000
+    drawn = np.asarray(many(n, logits, temperature, top_k, top_p))
     counts = np.bincount(drawn, minlength=len(logits))
     p = expected_probabilities(logits, temperature, top_k, top_p)
     assert np.all(counts[p == 0] == 0)
@@ -65,8 +58,9 @@ def test_drawn_symbols_have_their_probabilities(
         assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-3
 
 
-@jax.jit
-def many(keys: jax.Array, logits: jax.Array, *how: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def many(n: int, logits: jax.Array, *how: jax.Array) -> jax.Array:
+    keys = jax.random.split(jax.random.key(1), n)
     return jax.lax.map(lambda key: sampling.sample(key, logits, *how), keys, batch_size=100)
 
 
@@ -77,25 +71,23 @@ def test_a_share_of_one_leaves_out_nothing() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-40, 2e-38, 1e-30, 1e-3])
 def test_cold_drawing_takes_the_likeliest(temperature: float) -> None:
-    keys = jax.random.split(jax.random.key(1), 200)
-    assert set(np.asarray(many(keys, 10 * NORMAL, temperature, 0, 1.0)).tolist()) == {int(NORMAL.argmax())}
+    assert set(np.asarray(many(200, 10 * NORMAL, temperature, 0, 1.0)).tolist()) == {int(NORMAL.argmax())}
     # Of equals, the first when greedy and any when drawn.
-    drawn = set(np.asarray(many(keys, np.zeros(4, np.float32), temperature, 0, 1.0)).tolist())
+    drawn = set(np.asarray(many(200, np.zeros(4, np.float32), temperature, 0, 1.0)).tolist())
     assert drawn == {0} if temperature < 1e-38 else drawn == {0, 1, 2, 3}
 
 
 def test_infinite_temperature_is_uniform() -> None:
-    keys = jax.random.split(jax.random.key(1), 20_000)
-    counts = np.bincount(np.asarray(many(keys, NORMAL, float("inf"), 0, 1.0)), minlength=256)
+    counts = np.bincount(np.asarray(many(20_000, NORMAL, float("inf"), 0, 1.0)), minlength=256)
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_first_bytes_of_many_rows_follow_the_networks_softmax() -> None:
     model = random_network(LITE, seed=0)[0]
-    logits = model(np.frombuffer(b"abc", np.uint8).astype(np.int32)[None])[0, -1]
+    logits = logits_before(forward_of(model), [b"abc"], [b"d"], None)[0, 0]
     n = 1024
     found = tilelli_jax.generate(model, ["abc"] * n, max_new=1, temperature=1.5, batch_size=n)
-    p = expected_probabilities(np.asarray(logits), 1.5, 0, 1.0)
+    p = expected_probabilities(logits, 1.5, 0, 1.0)
     group = np.empty(256, int)
     group[np.argsort(p)] = np.arange(256) // 16  # equally likely bytes together: none too rare
     counts = np.bincount(group[[made.data[0] for made in found]], minlength=16)

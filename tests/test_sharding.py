@@ -26,12 +26,19 @@ from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tilelli_jax.training.step import init_state
 
 P = PartitionSpec
+eight_devices = pytest.mark.eight_devices
 
 
+def test_there_is_one_device_where_nothing_else_is_said():
+    assert len(jax.devices()) == 1
+
+
+@eight_devices
 def test_there_are_eight_devices():
     assert len(jax.devices()) == 8
 
 
+@eight_devices
 @pytest.mark.parametrize(("config", "shape"), [
     (MeshConfig(), (8, 1, 1)), (MeshConfig(fsdp=2), (4, 2, 1)), (MeshConfig(1, -1, 2), (1, 4, 2)),
     (MeshConfig(2, 2, 2), (2, 2, 2)), (MeshConfig(8, 1, -1), (8, 1, 1))])
@@ -60,7 +67,12 @@ def specs(tree):
             if any(leaf.sharding.spec)}
 
 
-MESH = make_mesh(MeshConfig(2, 2, 2))
+@pytest.fixture(scope="module")
+def mesh():
+    """2 × 2 × 2."""
+    return make_mesh(MeshConfig(2, 2, 2))
+
+
 KERNELS = {"embed.kernel": ("tensor", "fsdp"), "unembed.kernel": ("fsdp", "tensor"),
            "positions.table": (None, "fsdp")}
 ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
@@ -70,6 +82,7 @@ ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
           "blocks.dense.down.kernel": (None, "tensor", "fsdp")}
 
 
+@eight_devices
 @pytest.mark.parametrize(("model", "expected"), [
     (RoutedConfig(d_model=16, n_layers=2, max_seq_len=8, n_heads=2, d_head=4, dense_expand=2, n_banks=2,
                   pathways=("local", "wide", "state", "sparse", "dense"), quantizer="lsq",
@@ -85,9 +98,9 @@ ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
     (VanillaConfig(vocab_size=257, d_model=15, n_layers=2, max_seq_len=8, n_heads=1, dense_expand=1), {}),
 ], ids=["routed", "vanilla", "odd"])
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
-def test_every_matrix_is_shared_and_so_are_its_moments(model, expected, rule):
+def test_every_matrix_is_shared_and_so_are_its_moments(mesh, model, expected, rule):
     optimizer = make_optimizer(OptimizerConfig(name=rule), 10)
-    _, outline, _ = init_state(model, ComputeConfig(), optimizer, 0, MESH)
+    _, outline, _ = init_state(model, ComputeConfig(), optimizer, 0, mesh)
     assert specs(outline.params) == expected
     moments = [(parameter, axes) for path, axes in specs(outline.opt_state).items()
                for parameter in expected if path.endswith(f".{parameter}")]
@@ -98,15 +111,17 @@ def test_every_matrix_is_shared_and_so_are_its_moments(model, expected, rule):
     assert len(moments) == 2 * len(expected) - len(matrices)
 
 
-def test_what_a_rule_says_and_to_whom():
-    assert spec("unembed.kernel", (16, 256), MESH) == P("fsdp", "tensor")
-    assert spec("blocks.dense.up.kernel", (3, 15, 64), MESH) == P(None, None, "tensor")
-    assert spec("blocks.router.kernel", (3, 16, 4), MESH) == P()
-    assert spec("1.mu.blocks.down.kernel", (3, 16, 16), MESH) == P(None, "tensor", "fsdp")
-    assert spec("blocks.startup.kernel", (16, 16), MESH) == P()
-    assert spec("count", (), MESH) == P()
+@eight_devices
+def test_what_a_rule_says_and_to_whom(mesh):
+    assert spec("unembed.kernel", (16, 256), mesh) == P("fsdp", "tensor")
+    assert spec("blocks.dense.up.kernel", (3, 15, 64), mesh) == P(None, None, "tensor")
+    assert spec("blocks.router.kernel", (3, 16, 4), mesh) == P()
+    assert spec("1.mu.blocks.down.kernel", (3, 16, 16), mesh) == P(None, "tensor", "fsdp")
+    assert spec("blocks.startup.kernel", (16, 16), mesh) == P()
+    assert spec("count", (), mesh) == P()
 
 
+@eight_devices
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rows_reach_their_devices(sizes, axis):
@@ -122,6 +137,7 @@ def test_rows_reach_their_devices(sizes, axis):
         assert np.array_equal(shard.data, whole[shard.index])
 
 
+@eight_devices
 def test_rows_of_one_process_among_several(monkeypatch):
     # As if this process had the second half of the devices: its rows are those that they hold.
     mesh = make_mesh(MeshConfig(4, 2, 1))
@@ -133,9 +149,10 @@ def test_rows_of_one_process_among_several(monkeypatch):
     assert np.array_equal(local_rows(mesh, 16), np.arange(8, 16))
 
 
-def test_split_batch():
+@eight_devices
+def test_split_batch(mesh):
     x = jnp.zeros((16, 3))
     assert split_batch(x) is x  # no mesh
-    with jax.set_mesh(MESH):
+    with jax.set_mesh(mesh):
         assert split_batch(jnp.zeros((6, 3))).sharding.is_fully_replicated  # 6 rows on 4 devices
         assert jax.jit(split_batch)(x).sharding.spec[0] == ("data", "fsdp")

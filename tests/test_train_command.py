@@ -1,4 +1,4 @@
-"""The train command inside this process, on eight devices: a whole run, stops, accidents.
+"""The train command inside this process: a whole run, stops, accidents.
 
 What it refuses is in test_train_refusals.py; runs of processes of their own, killed and
 interrupted, are in training/test_interrupted.py.
@@ -48,6 +48,19 @@ def damage(run_dir, step):
 
 
 @pytest.fixture(scope="module")
+def tiny(tiny):
+    """With two pathways instead of three: every run traces its step anew."""
+    return tiny | {"model": tiny["model"] | {"pathways": ["local", "dense"]}}
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return path
+
+
+@pytest.fixture(scope="module")
 def finished(tiny_file, tmp_path_factory):
     """A complete run: its directory and what it printed."""
     run_dir = tmp_path_factory.mktemp("finished") / "demo"
@@ -82,7 +95,7 @@ def test_metrics(finished):
         assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2))
         assert row["tokens"] == row["step"] * 8 * 16
         use = np.array(row["router_use"])
-        assert use.shape == (2, 3) and np.allclose(use.sum(-1), 1, atol=1e-5)
+        assert use.shape == (2, 2) and np.allclose(use.sum(-1), 1, atol=1e-5)
         assert len(row["router_entropy"]) == 2 and all(0 < value <= 1 for value in row["router_entropy"])
         assert 0.2 < row["zero_fraction"] < 0.5  # a normal kernel: |w| < mean|w| / 2 for 31 %
         assert row["grad_norm"] > 0
@@ -134,7 +147,7 @@ def test_the_newest_and_the_best_checkpoint_stay(finished):
 
 def test_what_is_printed(finished):
     run_dir, printed = finished
-    assert printed.startswith("demo: routed, ") and "8 × cpu" in printed
+    assert printed.startswith("demo: routed, ") and "1 × cpu" in printed
     for part in ("step 4: validation ", "this run, best (step ", "a rival, of old", "byte trigrams",
                  f"figure: {run_dir}/loss.png", "[1] Once|", "[2] The |"):
         assert part in printed
@@ -165,7 +178,23 @@ def test_a_complete_run_with_another_report_and_export(finished, tiny_file, tmp_
     assert again.partition("validation loss")[2] == out.partition("validation loss")[2]
 
 
-def test_another_text_is_noticed(taken_up, text_file, tiny_file, tmp_path, capsys):
+def test_another_text_is_noticed(taken_up, text_file, tmp_path, capsys):
+    run_dir, args = taken_up
+    text = tmp_path / "text.txt"
+    changed = bytearray(text_file.read_bytes())
+    changed[1000] ^= 1
+    text.write_bytes(changed)
+    before = sorted(run_dir.rglob("*"))
+    (run_dir / "config.yaml").write_text(
+        (run_dir / "config.yaml").read_text().replace(str(text_file), str(text)))
+    assert main([*args, f"data.source={text}"]) == 2
+    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from",
+                    "--resume")
+    assert sorted(run_dir.rglob("*")) == before
+
+
+@pytest.mark.exhaustive
+def test_another_text_may_be_gone_on_with(taken_up, text_file, tiny_file, tmp_path, capsys):
     run_dir, _ = taken_up
     text = tmp_path / "text.txt"
     text.write_bytes(text_file.read_bytes())
@@ -188,6 +217,7 @@ def test_another_text_is_noticed(taken_up, text_file, tiny_file, tmp_path, capsy
     assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from")
 
 
+@pytest.mark.exhaustive
 def test_the_saved_configuration_reproduces_the_run(finished, tmp_path):
     run_dir, _ = finished
     again = tmp_path / "again"
@@ -244,6 +274,7 @@ def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tm
     assert "8: damaged checkpoint" in caplog.text and "gets the last weights" in caplog.text
 
 
+@pytest.mark.exhaustive
 def test_a_request_to_stop_at_the_very_end_comes_too_late(taken_up, finished, monkeypatch):
     run_dir, args = taken_up
     save = train_module.store.save
@@ -302,19 +333,20 @@ def test_stopping_saves(half_way):
     assert list(losses(half_way)) == list(range(1, 8))
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [
+    (1, 1, 1), pytest.param((2, 2, 2), marks=[pytest.mark.eight_devices, pytest.mark.exhaustive])], ids=str)
 def test_going_on(finished, taken_up, capsys, mesh):
     run_dir, args = taken_up
     sizes = [f"mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)]
     assert main([*args, *sizes]) == 0
     assert "going on from step 7" in capsys.readouterr().out
     expected = losses(finished[0])
-    if mesh == (8, 1, 1):
+    if mesh == (1, 1, 1):
         assert losses(run_dir) == expected  # to the last bit
         assert (run_dir / "model/model.safetensors").read_bytes() == (
             finished[0] / "model/model.safetensors").read_bytes()
-    else:
-        assert losses(run_dir) == pytest.approx(expected, rel=1e-5)
+    else:  # sums over eight devices are rounded otherwise, and five updates of Adam make more of it
+        assert losses(run_dir) == pytest.approx(expected, rel=1e-4)
     assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 12 * 8 * 16
 
 
@@ -346,7 +378,8 @@ def test_other_settings_are_refused(taken_up, capsys):
     assert (run_dir / "config.yaml").read_text() == before
 
 
-def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys):
+@pytest.mark.parametrize("mended", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys, mended):
     run_dir, args = taken_up
     assert main([*args, "--resume", "optimizer.learning_rate=1e38"]) == 3
     error = capsys.readouterr().err
@@ -356,8 +389,9 @@ def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys):
         assert part in error
     assert checkpoints(run_dir) == ["4", "6", "7"] and list(losses(run_dir)) == list(range(1, 8))
     assert not (run_dir / "summary.json").exists()
-    assert main([*args, "--resume"]) == 0
-    assert losses(run_dir) == losses(finished[0])
+    if mended:
+        assert main([*args, "--resume"]) == 0
+        assert losses(run_dir) == losses(finished[0])
 
 
 def test_poisoned_weights(finished, tiny_file, tmp_path, capsys):

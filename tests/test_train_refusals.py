@@ -50,6 +50,10 @@ BAD = {
 }
 
 
+SHARED = ("impossible mesh", "batch that cannot be shared", "part that cannot be shared",
+          "validation batch that cannot be shared")  # among eight devices
+
+
 @pytest.fixture(scope="module")
 def model(tiny_file, tmp_path_factory):
     """The directory of an untrained model."""
@@ -67,7 +71,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", [
+    pytest.param(case, marks=pytest.mark.eight_devices) if case in SHARED else case for case in BAD])
 def test_bad_input(case, model, tiny_file, place, capsys):
     overrides, parts = BAD[case]
     overrides = [override.format(dir=place, model=model) for override in overrides]

@@ -232,7 +232,8 @@ def test_regimes_are_whole_and_their_prompts_differ():
         village.prompts(WORLD, 5000)
 
 
-@pytest.mark.parametrize(("seed", "people"), [(0, 96), (1, 96), (0, village.MOST)])
+@pytest.mark.parametrize(("seed", "people"), [
+    (1, 96), *(pytest.param(0, people, marks=pytest.mark.exhaustive) for people in (96, village.MOST))])
 def test_no_prompt_of_the_evaluation_is_in_training(seed, people):
     """Not of this village, nor of another, nor of a larger one; and calibration has neither."""
     world = village.world(seed, people)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+
+def draws(few: int, many: int) -> pytest.MarkDecorator:
+    """The argument `n` of a test of what chance does: few repetitions, and many in the exhaustive tests."""
+    return pytest.mark.parametrize("n", [few, pytest.param(many, marks=pytest.mark.exhaustive)])
 
 
 def write(path: Path, tree: dict[str, Any]) -> str:

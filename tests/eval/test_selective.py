@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import selective
+from tests.eval.running import draws
 
 ITEMS = st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2)), min_size=1, max_size=6)
 
@@ -61,17 +62,18 @@ def test_the_oracle_and_its_opposite() -> None:
     assert selective.aurc(errors, errors) == pytest.approx(np.mean(np.maximum(0, k - 60) / k))
 
 
-def test_intervals_cover_the_risk() -> None:
-    """P(error) = score, uniform: the risk at coverage c is c / 2, the area 1/4; 95 % of 200 intervals."""
+@draws(40, 200)
+def test_intervals_cover_the_risk(n: int) -> None:
+    """P(error) = score, uniform: the risk at coverage c is c / 2, the area 1/4; 95 % of the intervals."""
     rng, hits = np.random.default_rng(0), np.zeros(3)
-    for _ in range(200):
+    for _ in range(n):
         scores = rng.random(300)
         errors = rng.random(300) < scores
         found = selective.risk_coverage(errors, scores, coverages=(0.3, 0.8), replicates=200)
         truth = np.array([0.15, 0.4])
         hits[:2] += (found.low <= truth) & (truth <= found.high)
         hits[2] += found.aurc.low <= 0.25 <= found.aurc.high
-    assert (np.abs(hits / 200 - 0.95) < 3.5 * math.sqrt(0.95 * 0.05 / 200)).all(), hits
+    assert (np.abs(hits / n - 0.95) < 3.5 * math.sqrt(0.95 * 0.05 / n)).all(), hits
 
 
 def test_what_is_no_order() -> None:

@@ -22,6 +22,7 @@ from eval.thresholds import (
     precision_thresholds,
     verdict,
 )
+from tests.eval.running import draws
 from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
@@ -109,17 +110,18 @@ def rising(scores: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-12 * (scores - 0.5)))
 
 
+@draws(100, 400)
 @pytest.mark.parametrize("chance", [just_short, rising])
-def test_promises_are_kept_which_the_rule_of_ranks_does_not_keep(chance: Chance) -> None:
+def test_promises_are_kept_which_the_rule_of_ranks_does_not_keep(chance: Chance, n: int) -> None:
     """Over many calibration sets: too much is promised by no more of them than the confidence allows."""
     rng = np.random.default_rng(0)
-    target, confidence, sets, n = 0.85, 0.9, 400, 450
-    allowed = sets * (1 - confidence)
+    target, confidence = 0.85, 0.9
+    allowed = n * (1 - confidence)
     slack = 3 * np.sqrt(allowed * confidence)
     promised, ranked, uncorrected, made = 0, 0, 0, 0
-    for _ in range(sets):
-        scores = rng.random(n)
-        labels = (rng.random(n) < chance(scores)).astype(int)
+    for _ in range(n):
+        scores = rng.random(450)
+        labels = (rng.random(450) < chance(scores)).astype(int)
         found = guaranteed_thresholds(labels, scores, target, confidence)
         promised += any(too_low(chance, found, target))
         made += None not in found
@@ -131,7 +133,7 @@ def test_promises_are_kept_which_the_rule_of_ranks_does_not_keep(chance: Chance)
     if chance is just_short:
         assert allowed + slack < uncorrected, "thresholds of which each is tested alone promise too much"
     else:
-        assert made > 0.95 * sets, "what may be promised is found"
+        assert made > 0.95 * n, "what may be promised is found"
 
 
 def test_one_threshold_errs_as_often_as_it_may() -> None:
@@ -206,21 +208,22 @@ def test_a_conformal_threshold_by_hand() -> None:
             conformal_threshold(scores, target)
 
 
-@pytest.mark.parametrize(("n", "target"), [(60, 0.05), (200, 0.1), (37, 0.27)])
-def test_a_conformal_threshold_keeps_its_promises(n: int, target: float) -> None:
-    """1000 calibrations: the true rates' mean is at most the target, and their range as foreseen."""
-    rng = np.random.default_rng(n)
+@draws(300, 1000)
+@pytest.mark.parametrize(("items", "target"), [(60, 0.05), (200, 0.1), (37, 0.27)])
+def test_a_conformal_threshold_keeps_its_promises(items: int, target: float, n: int) -> None:
+    """Of many calibrations the true rates' mean is at most the target, and their range as foreseen."""
+    rng = np.random.default_rng(items)
     truth = scipy.stats.norm.isf(target)
     rates, covered = [], 0
-    for _ in range(1000):
-        found = conformal_threshold(rng.standard_normal(n), target)
+    for _ in range(n):
+        found = conformal_threshold(rng.standard_normal(items), target)
         rates.append(scipy.stats.norm.sf(found.value))
         covered += found.interval.low <= truth <= found.interval.high
-    error = np.std(rates) / math.sqrt(1000)
+    error = np.std(rates) / math.sqrt(n)
     assert found.foreseen.point - 4 * error < np.mean(rates) < target + 4 * error
     inside = np.mean([found.foreseen.low <= rate <= found.foreseen.high for rate in rates])
-    assert abs(inside - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
-    assert covered / 1000 > 0.95 - 4 * math.sqrt(0.95 * 0.05 / 1000)
+    assert abs(inside - 0.95) < 4 * math.sqrt(0.95 * 0.05 / n)
+    assert covered / n > 0.95 - 4 * math.sqrt(0.95 * 0.05 / n)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1, 0.3, 0.5, 0.9])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -145,11 +146,19 @@ signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
 
 @needs_proc
 def test_the_second_signal_kills(tmp_path):
-    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAIT
+    program = """
+def go_on(*_):
+    Path(sys.argv[1], f"{i}.asked").touch()
+    time.sleep(600)
+signal.signal(signal.SIGTERM, go_on)
+""" + WAIT
     launcher = start(program, str(tmp_path))
     children = pids(tmp_path, 2)
     launcher.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.asked"))) < 2:  # two signals at once would be one
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     assert launcher.poll() is None
     assert all(map(alive, children))
     launcher.send_signal(signal.SIGTERM)
@@ -217,3 +226,49 @@ sys.exit(1)
         folder.mkdir()
         status, _, err = finish(start(program, str(folder)))
         assert status == 128 + signal.SIGKILL and "process 1 failed first" in err
+
+
+class Child:
+    """A process that has ended with `status`, and is seen to once `before` has been seen to."""
+
+    def __init__(self, status, before=None):
+        self.status, self.before, self.seen = status, before, threading.Event()
+        self.signals = []
+
+    def wait(self):
+        if self.before:
+            assert self.before.seen.wait(60)
+            time.sleep(0.1)  # the other thread has passed on what it has seen
+        self.seen.set()
+        return self.status
+
+    def send_signal(self, number):
+        self.signals.append(number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("first", "second", "received", "expected"), [
+    (1, -signal.SIGKILL, [], (1, 137)),  # failed because the other was killed, and was seen before
+    (1, -signal.SIGSEGV, [], (1, 139)),
+    (-signal.SIGABRT, -signal.SIGKILL, [], (1, 137)),
+    (-signal.SIGKILL, -signal.SIGSEGV, [], (0, 137)),
+    (3, -signal.SIGABRT, [], (0, 3)),  # aborted itself because the other failed
+    (3, -signal.SIGTERM, [signal.SIGTERM], (0, 3)),  # by the signal that was passed on
+    (3, 4, [], (0, 3)), (0, 4, [], (1, 4)), (0, -signal.SIGTERM, [], (1, 143)), (0, 0, [], (0, 0))])
+def test_a_killed_process_is_the_cause_however_late_it_is_seen(monkeypatch, first, second, received,
+                                                               expected):
+    monkeypatch.setattr(local, "CAUSE_SECONDS", 60.0)  # ends when both have
+    one = Child(first)
+    two = Child(second, before=one)
+    assert local._wait([one, two], received, 60.0) == expected
+
+
+def test_the_cause_of_a_failure_is_not_looked_for_for_long(monkeypatch):
+    """The others are ended, and what they then die of is not the cause."""
+    monkeypatch.setattr(local, "CAUSE_SECONDS", 0.01)
+    asked = Child(0)
+    late = Child(-signal.SIGKILL, before=asked)
+    late.terminate = asked.seen.set
+    assert local._wait([Child(5), late], [], 60.0) == (0, 5)

@@ -87,7 +87,14 @@ def ours(case: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.nda
                                         if not name.endswith("rotation")}
 
 
-@pytest.mark.parametrize("case", CASES)
+# All that the others have is in one of these, too.
+QUICK = ("atome", "banks", "second norm", "ternary row", "hadamard 12", "lsq", "power3 row",
+         "vanilla ternary")
+cases = pytest.mark.parametrize("case", [
+    pytest.param(case, marks=() if case in QUICK else pytest.mark.exhaustive) for case in CASES])
+
+
+@cases
 def test_logits_are_those_of_loops_in_float64(case: str) -> None:
     arrays, logits, _ = ours(case)
     expected = brute.forward(config_lib.to_dict(CASES[case]), arrays, inputs()[0])
@@ -95,7 +102,7 @@ def test_logits_are_those_of_loops_in_float64(case: str) -> None:
 
 
 @needs_torch
-@pytest.mark.parametrize("case", CASES)
+@cases
 def test_logits_and_gradients_are_those_of_pytorch(case: str) -> None:
     arrays, logits, gradients = ours(case)
     theirs, their_gradients = of_pytorch(config_lib.to_dict(CASES[case]), arrays, "exact")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.compiling import quick_jit
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, MeanScaleUniformBins, crps
 from tilelli_jax.models.t5 import (
     FlaxT5ForConditionalGeneration,
@@ -39,7 +40,7 @@ needs_reference = needs(REFERENCE)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
-NOISE = 1e-5  # of the largest number; measured: 5e-7 on the reference, 2.5e-6 on random weights
+NOISE = 3e-5  # of the largest number; measured: 5e-7 on the reference, 2.5e-6 on random weights
 
 TINY = T5Config(vocab_size=50, d_model=12, n_layers=2, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20)
 VARIANTS = {
@@ -51,12 +52,19 @@ VARIANTS = {
 
 
 def random_model(config: T5Config) -> FlaxT5ForConditionalGeneration:
+    graph, state = made(config)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state))
+
+
+@functools.cache
+def made(config: T5Config) -> tuple[Any, Any]:
+    """Its structure, and its random weights as arrays of numpy."""
     rng = np.random.default_rng(0)
-    empty = FlaxT5ForConditionalGeneration(config, rngs=nnx.Rngs(0))
-    arrays = {name: (1 + 0.3 * rng.standard_normal(array.shape) if name.endswith("scale") else
-                     0.4 * rng.standard_normal(array.shape)).astype(np.float32)
-              for name, array in to_arrays(empty).items()}  # type: ignore[arg-type]
-    return from_arrays(config, arrays)
+    arrays = {name: (1 + 0.3 * rng.standard_normal(leaf.shape) if name.endswith("scale") else
+                     0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
+              for name, leaf in outline(FlaxT5ForConditionalGeneration, config).items()}
+    graph, state = nnx.split(from_arrays(config, arrays))
+    return graph, jax.tree.map(np.asarray, state)
 
 
 def tapped(model: FlaxT5ForConditionalGeneration, *inputs: Any) -> tuple[Any, dict[str, Any]]:
@@ -74,7 +82,7 @@ def test_the_stored_reference() -> None:
                         ("encoder.mlp_write", "enc_ff"), ("decoder.mlp_write", "dec_ff")):
         assert distance(jnp.swapaxes(seen[place], 0, 1), stored[name]) < NOISE, place
     real = stored["attention_mask"]
-    assert distance(model.encode(inputs[0], inputs[2])[real], stored["embed"][real]) < NOISE
+    assert distance(quick_jit(model.encode)(inputs[0], inputs[2])[real], stored["embed"][real]) < NOISE
     made = continue_ids(model, jnp.asarray(inputs[0]), jnp.asarray(inputs[2]), n=12, temperature=0.0)
     np.testing.assert_array_equal(made, stored["greedy_tokens"][:, 1:])
 
@@ -106,21 +114,24 @@ def test_first_draws_of_the_reference_have_its_probabilities() -> None:
     context = np.load(REFERENCE / "model_ref.npz")["context"]
     expected = np.load(REFERENCE / "first_step_probs.npz")["probs"]
     tokens = chronos.tokenizer.encode(context)
-    logits = chronos.network(tokens.ids, jnp.zeros((3, 1), jnp.int32), tokens.mask)[:, 0]
-    logits = logits.at[:, 1].set(-jnp.inf)  # the end is never drawn
-    logits = np.asarray(logits, np.float64)
+    logits = np.array(quick_jit(chronos.network)(tokens.ids, np.zeros((3, 1), np.int32), tokens.mask)[:, 0])
+    logits[:, 1] = -np.inf  # the end is never drawn
+    logits = np.float64(logits)
     likely = np.where(logits >= np.sort(logits)[:, -50:-49], np.exp(logits), 0)
-    np.testing.assert_allclose(likely / likely.sum(1, keepdims=True), expected, atol=1e-6)
+    np.testing.assert_allclose(likely / likely.sum(1, keepdims=True), expected, rtol=0,
+                               atol=NOISE * np.abs(logits[:, 2:]).max() * expected.max())
     # And drawn they come as often as that.
-    keys = jax.random.split(jax.random.key(0), 5000)
-    draws = jax.vmap(lambda key: sample(key, logits[0], 1.0, 50, 1.0))(keys)
+    keys = jax.random.split(jax.random.key(0), 1500)
+    first = jnp.asarray(logits[0], jnp.float32)
+    draws = quick_jit(jax.vmap(lambda key: sample(key, first, 1.0, 50, 1.0)))(keys)
     counts, p = np.bincount(draws, minlength=4096), np.asarray(expected[0], np.float64)
     assert counts[p == 0].sum() == 0
-    assert scipy.stats.chisquare(counts[p > 0], p[p > 0] / p.sum() * 5000).pvalue > 1e-3
+    assert scipy.stats.chisquare(counts[p > 0], p[p > 0] / p.sum() * 1500).pvalue > 1e-3
 
 
 @needs_transformers
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [
+    pytest.param("as Chronos", marks=pytest.mark.exhaustive), "a deeper decoder", "untied", "few buckets"])
 def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
     import torch
     import transformers
@@ -144,7 +155,9 @@ def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) 
     assert_same_weights(again, model)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [
+    "a deeper decoder", "few buckets",
+    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("as Chronos", "untied"))])
 def test_cached_decoding_is_the_forward_pass(name: str) -> None:
     model, rng = random_model(VARIANTS[name]), np.random.default_rng(1)
     ids = jnp.asarray(rng.integers(0, 50, (3, 9)))
@@ -157,15 +170,16 @@ def test_cached_decoding_is_the_forward_pass(name: str) -> None:
         logits[:, 1] = -np.inf
         text = np.concatenate([text, logits.argmax(1)[:, None].astype(np.int32)], 1)
     np.testing.assert_array_equal(made, text[:, 1:])
-    drawn = [np.asarray(continue_ids(model, ids, mask, n=5, seed=seed)) for seed in (3, 3, 4)]
-    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
 def test_copies_draw_as_rows_of_their_own() -> None:
     model, rng = random_model(TINY), np.random.default_rng(1)
     ids = jnp.asarray(rng.integers(0, 50, (3, 9)))
     mask = jnp.arange(9) >= jnp.array([0, 2, 8])[:, None]
-    expected = continue_ids(model, jnp.repeat(ids, 4, axis=0), jnp.repeat(mask, 4, axis=0), n=7, seed=3)
+    expected, same, others = (
+        continue_ids(model, jnp.repeat(ids, 4, axis=0), jnp.repeat(mask, 4, axis=0), n=7, seed=seed)
+        for seed in (3, 3, 4))
+    assert np.array_equal(expected, same) and not np.array_equal(expected, others)
     found = continue_ids(model, ids, mask, n=7, seed=3, copies=4)
     np.testing.assert_array_equal(found, expected)
     assert len(np.unique(found[:4], axis=0)) > 1
@@ -187,15 +201,14 @@ def test_an_edit_in_the_encoder_acts_while_decoding() -> None:
             here = (jnp.arange(value.shape[1]) < beside)[..., None]
             return jnp.where(here, value[:, ::-1] * aid.encoder.norm.scale[...], value)
         return Tap(edit={"encoder.resid_post": edit})
-    made = np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aid=other,
-                                   beside=beside))
+    made, plain = (np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aid=other,
+                                           beside=positions)) for positions in (beside, 0 * beside))
     text = np.zeros((3, 1), np.int32)
     forward = quick_jit(lambda text: model.tapped(ids, text, None, tap_of(other, beside))[0])
     for step in range(12):
         logits = np.array(forward(jnp.pad(jnp.asarray(text), ((0, 0), (0, 12 - step)))))[:, step]
         text = np.concatenate([text, logits.argmax(1)[:, None].astype(np.int32)], 1)
     np.testing.assert_array_equal(made, text[:, 1:])
-    plain = np.asarray(continue_ids(model, ids, n=12, temperature=0.0))
     assert np.array_equal(plain[0], made[0]) and (plain[1:] != made[1:]).any(axis=1).all()
 
 
@@ -205,12 +218,12 @@ def test_the_encoder_alone() -> None:
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 9)))
     tap = Tap(record=("embed", "encoder.resid_mid", "encoder.resid_post"), layers=(0, 2),
               edit={"encoder.mlp_write": lambda value, layer: value * (layer == 2)})
-    stream, seen = model.encode_tapped(ids, None, tap)
-    _, expected = model.tapped(ids, ids, None, tap)
+    stream, seen = quick_jit(lambda ids: model.encode_tapped(ids, None, tap))(ids)
+    _, expected = quick_jit(lambda ids: model.tapped(ids, ids, None, tap))(ids)
     assert seen["encoder.resid_post"].shape == (2, 3, 9, 12) and seen.keys() == expected.keys()
     for place, value in seen.items():
-        np.testing.assert_array_equal(value, expected[place])
-    np.testing.assert_allclose(stream, model.encoder.norm(seen["encoder.resid_post"][1]), atol=1e-6)
+        assert distance(value, expected[place]) < NOISE
+    assert distance(stream, model.encoder.norm(seen["encoder.resid_post"][1])) < NOISE
     for bad, says in ((Tap(record=("decoder.resid_post",)), "tap: no place 'decoder.resid_post' here"),
                       (Tap(record=("encoder.resid_post",), layers=(3,)), "layers: expected 0 to 2, found 3")):
         with pytest.raises(ValueError, match=says):
@@ -221,9 +234,9 @@ def test_the_encoder_alone() -> None:
 
 @pytest.mark.parametrize(("how", "says"), [
     ({"copies": 0}, "copies: expected at least 1, found 0"),
-    ({"copies": 2, "rows": jnp.arange(3)}, r"rows: expected \[4\], found \[3\]"),
-    ({"beside": jnp.zeros(2, jnp.int32)}, r"beside: expected \[2, n\], found \[2\]"),
-    ({"beside": jnp.zeros((4, 1), jnp.int32), "copies": 2}, r"beside: expected \[2, n\], found \[4, 1\]")])
+    ({"copies": 2, "rows": np.arange(3)}, r"rows: expected \[4\], found \[3\]"),
+    ({"beside": np.zeros(2, np.int32)}, r"beside: expected \[2, n\], found \[2\]"),
+    ({"beside": np.zeros((4, 1), np.int32), "copies": 2}, r"beside: expected \[2, n\], found \[4, 1\]")])
 def test_what_does_not_fit_the_rows(how: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         continue_ids(random_model(TINY), jnp.zeros((2, 3), jnp.int32), n=2, **how)
@@ -309,7 +322,8 @@ def test_places_that_are_none() -> None:
     model = random_model(VARIANTS["a deeper decoder"])
     with pytest.raises(ValueError, match="tap: no place 'resid_post' here; expected some of "):
         model.tapped(ids, ids, None, tap)
-    model.tapped(ids, ids, None, Tap(record=("decoder.resid_post",), layers=(2,)))
+    last = Tap(record=("decoder.resid_post",), layers=(2,))
+    jax.eval_shape(lambda ids: model.tapped(ids, ids, None, last), ids)
     with pytest.raises(ValueError, match="tap: layers: expected 0 to 0, found 2"):
         model.tapped(ids, ids, None, Tap(record=("encoder.resid_post",), layers=(2,)))
 

@@ -54,7 +54,7 @@ def test_trained_atome_has_its_loss_and_pytorchs_logits(atome: Any) -> None:
     arrays = to_arrays(atome)
     assert sum(array.size for array in arrays.values()) == 944_640
     text = np.frombuffer(TEXT.read_bytes(), np.uint8).astype(np.int32)
-    windows = text[: 3600 * 257].reshape(-1, 257)[::225]
+    windows = text[: 3600 * 257].reshape(-1, 257)[::450]
     ids, following = windows[:, :-1], windows[:, 1:]
 
     def run(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -75,15 +75,16 @@ def test_trained_atome_has_its_loss_and_pytorchs_logits(atome: Any) -> None:
     # Where two keys score almost the same, rounding decides which is the fourth: a few tokens
     # differ by that, and hardly the loss.
     assert (np.abs(found - expected).max(-1) > 1e-3).mean() < 0.01
-    assert abs(loss(found) - loss(expected)) < 1e-5
+    assert abs(loss(found) - loss(expected)) < 1e-4
 
     quantised = loss(run(atome.config, arrays))
     assert abs(quantised - loss(found)) < 1e-3
     # 1.0545 nats on validation windows that are not published; without any one of the quantised
-    # parts it is 1.38 or more. Sixteen windows of this text scatter by 0.03.
+    # parts it is 1.38 or more. Eight windows of this text scatter by 0.04.
     assert abs(quantised - checkpoint["val_loss"]) < 0.12
 
 
+@pytest.mark.exhaustive  # its logits are PyTorch's, and decoding is tested where it is made
 def test_trained_atome_writes_as_its_restatement_does(atome: Any) -> None:
     """The same greedy bytes after several beginnings, and they are a story's."""
     import torch

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +21,7 @@ from tilelli_jax.nn.quantize import quantizer
 
 BATCH, WIDTH, HEADS, D_HEAD = 2, 8, 2, 4
 SHORT, LONG = 19, 150  # a text of one piece, and one longer than what is computed at once
-NOISE = 1e-5  # f32 is at 2e-6 of the largest magnitude; another key moves it by more than 1e-2
+NOISE = 2e-5  # f32 is at 2e-6 of the largest magnitude; another key moves it by more than 1e-2
 
 
 def layer_and_inputs(time: int, top_k: int, whole: bool) -> tuple[TopKAttention, np.ndarray]:
@@ -42,13 +46,29 @@ def loops(layer: TopKAttention, x: np.ndarray) -> np.ndarray:
                      for row in x.astype(np.float64)])
 
 
+def run(layer: TopKAttention, x: np.ndarray) -> np.ndarray:
+    graph, params = nnx.split(layer)
+    return np.asarray(program(graph)(params, x))
+
+
+@functools.lru_cache(maxsize=16)
+def program(graph: nnx.GraphDef) -> Callable[..., jax.Array]:
+    return quick_jit(lambda params, x: nnx.merge(graph, params)(x))
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])
 @pytest.mark.parametrize(("time", "top_k"), [
-    (SHORT, 1), (SHORT, 5), (SHORT, SHORT - 1), (SHORT, SHORT), (SHORT, 3 * SHORT),
-    (LONG, 1), (LONG, 16), (LONG, LONG - 1)])
+    (SHORT, 1), (SHORT, 5), (SHORT, 3 * SHORT), (LONG, 16),
+    *(pytest.param(*sizes, marks=pytest.mark.exhaustive)
+      for sizes in ((SHORT, SHORT - 1), (SHORT, SHORT), (LONG, 1), (LONG, LONG - 1)))])
 def test_top_k_attention_is_the_loop(time: int, top_k: int, whole: bool) -> None:
     layer, x = layer_and_inputs(time, top_k, whole)
-    assert distance(quick_jit(layer.__call__)(x), loops(layer, x)) < NOISE
+    assert distance(run(layer, x), loops(layer, x)) < NOISE
+
+
+@functools.lru_cache(maxsize=4)
+def slopes(graph: nnx.GraphDef) -> Callable[..., Any]:
+    return quick_jit(jax.grad(lambda params, x, probe: jnp.sum(nnx.merge(graph, params)(x) * probe), (0, 1)))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])
@@ -60,8 +80,7 @@ def test_gradients_are_those_of_pytorch(time: int, top_k: int, whole: bool) -> N
     layer, x = layer_and_inputs(time, top_k, whole)
     graph, params = nnx.split(layer)
     probe = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
-    gradients, of_x = jax.jit(jax.grad(
-        lambda params, x: jnp.sum(nnx.merge(graph, params)(x) * probe), (0, 1)))(params, x)
+    gradients, of_x = slopes(graph)(params, x, probe)
 
     theirs = torch_networks.TopKAttention(WIDTH, HEADS, D_HEAD, top_k, "mean", "none", "exact")
     torch_networks.load_arrays(theirs, {name: np.asarray(v) for name, v in named(params).items()})
@@ -98,4 +117,4 @@ def test_equal_keys_keep_the_earliest(time: int) -> None:
     layer.key.kernel[...] = jnp.zeros_like(layer.key.kernel[...])
     values = np.mean(np.einsum("bti,hio->hbto", x, layer.value.kernel[...]), axis=0)
     expected = np.stack([values[:, : min(t + 1, top_k)].mean(1) for t in range(time)], axis=1)
-    assert distance(quick_jit(layer.__call__)(x), expected) < NOISE
+    assert distance(run(layer, x), expected) < NOISE

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import outline
@@ -13,13 +17,22 @@ from tilelli_jax.store import from_arrays
 
 
 def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """The network with random weights, and these by name.
+    """The network with random weights, and these by name; both are the caller's own.
 
-    Only the shapes of its own initial weights are worked out: computing them costs seconds.
+    Only the shapes of its own initial weights are worked out, and once for each configuration: that takes
+    longer than most of what is done with the network.
     """
+    graph, state, arrays = _made(config, seed)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, state)), {name: a.copy() for name, a in arrays.items()}
+
+
+@functools.lru_cache(maxsize=32)
+def _made(config: Any, seed: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """The network as its structure and arrays of numpy, which are no device's."""
     found = outline(FAMILIES[config.family][1], config)
     arrays = random_weights({name: leaf.shape for name, leaf in found.items()}, seed)
-    return from_arrays(config, arrays), arrays
+    graph, state = nnx.split(from_arrays(config, arrays))
+    return graph, jax.tree.map(np.array, state), arrays
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

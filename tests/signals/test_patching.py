@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.references import STORED, needs
+from tests.restated.compiling import quick_jit
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
@@ -18,6 +22,7 @@ from tilelli_jax.store import build, from_arrays
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "w_W_enc", "encoder.bias": "w_b_enc",
          "decoder.kernel": "w_W_dec", "bias": "w_b_dec"}
+compiled = nnx.jit(reconstructed)
 
 
 @needs(GOLDEN)
@@ -30,16 +35,22 @@ def test_the_stored_hook(name: str, start: int | None, stop: int | None) -> None
         changed = np.flatnonzero((golden[f"rec_{name}"] != before).any(axis=(0, 2)))
         start, stop = int(changed[0]), int(changed[-1]) + 1
         assert len(changed) == stop - start
-    k = next(k for k in range(1, 97) if _fits(golden, k))
+    k = stored_k()
     sae = from_arrays(SAEConfig(d_model=24, n_latents=96, k=k),
                       {ours: golden[n] for ours, n in NAMES.items()})
     inside = np.arange(7)[(np.arange(7) >= start) & (np.arange(7) < stop)]
     outside = np.setdiff1d(np.arange(7), inside)
     for latent, stored in ((NOTHING, "rec"), (int(golden["feat"]), "abl")):
-        found = reconstructed(sae, jnp.asarray(before),
-                              Patch(*(jnp.full(2, n) for n in (start, stop, latent))))
+        found = compiled(sae, before, Patch(*(np.full(2, n) for n in (start, stop, latent))))
         np.testing.assert_allclose(found, golden[f"{stored}_{name}"], atol=1e-5)
         np.testing.assert_array_equal(found[:, outside], before[:, outside])
+
+
+@functools.cache
+def stored_k() -> int:
+    """How many latents are active in the stored autoencoder."""
+    golden = np.load(GOLDEN / "patch_hook.npz")
+    return next(k for k in range(1, 97) if _fits(golden, k))
 
 
 def _fits(golden: dict, k: int) -> bool:
@@ -82,16 +93,25 @@ def test_a_patch_in_a_network() -> None:
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)
     sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 31, (1, 9)))
-    natural, seen = model.tapped(ids, Tap(record=("resid_post",), layers=(1,)))
+
+    @quick_jit
+    def tapped(ids: jax.Array, patch: Patch | None = None, made: jax.Array | None = None) -> Any:
+        tap = Tap(record=("resid_post",), layers=(1,))
+        if patch is not None:
+            tap = patching(sae, "resid_post", 1, patch)
+        elif made is not None:
+            tap = Tap(edit={"resid_post": lambda v, at: made if at == 1 else v})
+        return model.tapped(ids, tap)
+    natural, seen = tapped(ids)
     codes = sae.encode(seen["resid_post"][0])
     latent = int(codes.latents[0, 4, 0])
     patch = Patch(jnp.array([0, 2, 2]), jnp.array([0, 6, 6]), jnp.array([NOTHING, NOTHING, latent]))
     three = jnp.repeat(ids, 3, axis=0)
-    found, _ = model.tapped(three, patching(sae, "resid_post", 1, patch))
+    found, _ = tapped(three, patch)
     np.testing.assert_allclose(found[0], natural[0], atol=1e-5)
     for row in (1, 2):
-        made = reconstructed(sae, seen["resid_post"][0], Patch(*(part[row:row + 1] for part in patch)))
-        expected, _ = model.tapped(ids, Tap(edit={"resid_post": lambda v, at, m=made: m if at == 1 else v}))
+        made = compiled(sae, seen["resid_post"][0], Patch(*(part[row:row + 1] for part in patch)))
+        expected, _ = tapped(ids, None, made)
         np.testing.assert_allclose(found[row], expected[0], atol=1e-5)
     gone = (np.asarray(codes.latents) == latent) & (np.asarray(codes.values) > 0)
     touched = np.flatnonzero(gone[0, 2:6].any(axis=1)) + 2

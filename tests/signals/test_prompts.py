@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from tests.references import STORED, needs
-from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
+from tests.restated.compiling import quick_jit
+from tests.restated.random_weights import random_network
+from tests.tolerance import noise
+from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -21,11 +26,12 @@ from tilelli_jax.store import build
 
 GEMMA = STORED / "gemma4_tiny" / "e4b"
 CONFIGS: dict[str, Any] = {
-    "gpt_neox": GPTNeoXConfig(vocab_size=97, d_model=16, n_layers=4, n_heads=2, d_hidden=32),
+    "gpt_neox": GPTNeoXConfig(vocab_size=97, d_model=16, n_layers=3, n_heads=2, d_hidden=32),
     "vanilla": VanillaConfig(d_model=16, n_layers=3, max_seq_len=64, n_heads=2),
-    "routed": RoutedConfig(d_model=16, n_layers=3, max_seq_len=64, n_heads=2, d_head=8, top_k=4,
+    "routed": RoutedConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2, d_head=8, top_k=4,
                            quantizer="ternary")}
-NETWORKS = [*CONFIGS, pytest.param("gemma4", marks=needs(GEMMA))]
+NETWORKS = ["gpt_neox", "routed", pytest.param("vanilla", marks=pytest.mark.exhaustive),
+            pytest.param("gemma4", marks=[needs(GEMMA), pytest.mark.exhaustive])]
 
 
 def network(name: str) -> Any:
@@ -34,7 +40,7 @@ def network(name: str) -> Any:
 
 def some_prompts(model: Any) -> list[Prompt]:
     rng = np.random.default_rng(0)
-    lengths = [12, 5, 40, 40, 12, 12, 5]  # few different ones: each is compiled for in the test below
+    lengths = [12, 12, 40, 40, 12, 12, 12]  # few different ones: each is compiled for in the test below
     spans = [(2, 9), (0, 5), (10, 31), (4, 4), (0, 12), (5, 12), (1, 1)]
     return [Prompt(rng.integers(0, min(90, model.config.vocab_size), n).tolist(), *span)
             for n, span in zip(lengths, spans, strict=True)]
@@ -50,50 +56,74 @@ def assert_same(found: dict[int, Read], expected: dict[int, Read], atol: float =
         np.testing.assert_allclose(read.final, expected[i].final, atol=atol * size)
 
 
+@functools.cache
+def alone(name: str) -> dict[int, Read]:
+    """Each prompt alone, without the reader: its own pass without padding, at all of its positions."""
+    model = network(name)
+    places = places_of(model)
+
+    @quick_jit
+    def read(ids: jax.Array, question: jax.Array) -> tuple[Any, jax.Array]:
+        _, seen = model.tapped(ids, Tap(record=tuple(place for place in places if place)))
+        inner = Inner(*(seen[place] if place else None for place in places))
+        return crystallisation(model.unembedding(), inner, question), inner.stream[:, 0, -1]
+    found = {}
+    for i, prompt in enumerate(some_prompts(model)):
+        at = np.arange(len(prompt.ids))[None]
+        question = (prompt.start <= at) & (at < prompt.stop)
+        signals, stream = jax.device_get(read(np.array([prompt.ids]), question))
+        found[i] = Read(type(signals)(*(part[0] for part in signals)), stream)
+    return found
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_batches_and_pieces_change_nothing(name: str) -> None:
-    """Against each prompt alone, without the reader: its own pass, all inner values, its own positions."""
     model = network(name)
-    prompts = some_prompts(model)
-    places = places_of(model)
-    alone: dict[int, Read] = {}
-    for i, prompt in enumerate(prompts):
-        _, seen = model.tapped(np.array([prompt.ids]), Tap(record=tuple(place for place in places if place)))
-        at = np.array([*range(prompt.start, prompt.stop), len(prompt.ids) - 1])
-        inner = Inner(*(seen[place][:, :, at] if place else None for place in places))
-        question = np.arange(len(at))[None] < len(at) - 1
-        found = crystallisation(model.unembedding(), inner, question)
-        alone[i] = Read(type(found)(*(np.asarray(part)[0] for part in found)),
-                        np.asarray(inner.stream[:, 0, -1]))
-    assert_same(dict(Reader(model, batch_size=4, chunk=32)(prompts)), alone)
-    mesh = make_mesh(MeshConfig(data=4, tensor=2))
-    assert_same(dict(Reader(model, batch_size=8, chunk=33, mesh=mesh)(prompts)), alone)
+    batch_size = 4 if name == "gpt_neox" else 7  # in two batches, or in one
+    assert_same(dict(Reader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("name", ["gpt_neox", *(pytest.param(name, marks=pytest.mark.exhaustive)
+                                                for name in ("routed", "vanilla")), NETWORKS[-1]])
+def test_eight_devices_change_nothing(name: str) -> None:
+    model, mesh = network(name), make_mesh(MeshConfig(data=4, tensor=2))
+    assert_same(dict(Reader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model))), alone(name))
+
+
+SMALL_GEMMA = Gemma4Config(vocab_size=61, d_model=12, layers=("sliding", "full"), max_seq_len=64, n_heads=2,
+                           n_kv_heads=1, d_head=4, n_kv_heads_full=1, d_head_full=8, window=5,
+                           n_shared_layers=0, d_hidden=20, d_per_layer=4, vocab_per_layer=61)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "gemma4"])
 def test_the_unembedding_is_that_of_the_network(name: str) -> None:
-    model = network(name)
-    ids = np.array([some_prompts(model)[0].ids])
-    logits, seen = model.tapped(ids, Tap(record=("resid_post",)))
-    unembedding = model.unembedding()
-    normed = unembedding.norm(seen["resid_post"][-1, 0])
-    np.testing.assert_allclose(unembedding.logits(normed, 0, unembedding.vocab_size), logits[0], atol=2e-5)
-    np.testing.assert_allclose(unembedding.logits(normed, 3, 20), logits[0, :, 3:23], atol=2e-5)
+    model = random_network(SMALL_GEMMA if name == "gemma4" else CONFIGS[name], 0)[0]
+    ids = np.array([some_prompts(model)[0].ids]) % model.config.vocab_size
+
+    @quick_jit
+    def read(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits, seen = model.tapped(ids, Tap(record=("resid_post",)))
+        unembedding = model.unembedding()
+        normed = unembedding.norm(seen["resid_post"][-1, 0])
+        whole = unembedding.logits(normed, 0, unembedding.vocab_size)
+        return logits[0], whole, unembedding.logits(normed, 3, 20)
+    logits, whole, piece = read(ids)
+    np.testing.assert_allclose(whole, logits, atol=noise(logits))
+    np.testing.assert_allclose(piece, logits[:, 3:23], atol=noise(logits))
 
 
 def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("vanilla")
     prompts = some_prompts(model)
-    expected = dict(Reader(model, batch_size=7)(prompts))
     sizes: list[int] = []
-    batch = Reader._batch
 
-    def watched(self: Reader, prompts: Sequence[Prompt]) -> list[Read]:
+    def batch(self: Reader, prompts: Sequence[Prompt]) -> list[Prompt]:  # gives back what it was given
         sizes.append(len(prompts))
-        return batch(self, prompts)
-    monkeypatch.setattr(Reader, "_batch", watched)
+        return list(prompts)
+    monkeypatch.setattr(Reader, "_batch", batch)
     reader = Reader(model, batch_size=7, most_bytes=2 * Reader(model).bytes_of(25))
-    assert_same(dict(reader(prompts)), expected)
+    assert dict(reader(prompts)) == dict(enumerate(prompts))
     assert sizes[0] == 2 and max(sizes) <= 4 and sum(sizes) == 7, sizes
     sizes.clear()
     list(Reader(model, batch_size=7, most_bytes=3 * Reader(model).bytes_of(25))(prompts))

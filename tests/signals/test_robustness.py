@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
@@ -20,25 +21,29 @@ def test_by_hand() -> None:
     """Noise drawn from the same keys, added by a tap of our own; whole distributions."""
     model = random_network(CONFIG, 0)[0]
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]]
-    found = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=2)(prompts)
-    for number, prompt in enumerate(prompts):
-        ids, key = jnp.array([prompt]), jax.random.fold_in(jax.random.key(4), number)
+    robustness = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=2)
+    found = robustness(prompts)
+
+    @quick_jit
+    def divergence(ids: jax.Array, noise: jax.Array) -> jax.Array:
+        def noisy(value: jax.Array, at: int | None) -> jax.Array:
+            rms = jnp.sqrt((value**2).mean(-1, keepdims=True))
+            return value + 0.5 * rms * noise[None] if at == 1 else value  # the band of four begins there
         before = jax.nn.log_softmax(model(ids)[0, -1])
+        after = jax.nn.log_softmax(model.tapped(ids, Tap(edit={"resid_pre": noisy}))[0][0, -1])
+        return (jnp.exp(before) * (before - after)).sum()
+    for number, prompt in enumerate(prompts):
+        key = jax.random.fold_in(jax.random.key(4), number)
         divergences = []
         for i in range(3):
             noise = np.asarray(jax.random.normal(jax.random.fold_in(key, i), (7, 16)))[:len(prompt)]
-
-            def noisy(value: jax.Array, at: int | None, noise: np.ndarray = noise) -> jax.Array:
-                rms = jnp.sqrt((value**2).mean(-1, keepdims=True))
-                return value + 0.5 * rms * noise[None] if at == 1 else value  # the band of four begins there
-            after = jax.nn.log_softmax(model.tapped(ids, Tap(edit={"resid_pre": noisy}))[0][0, -1])
-            divergences.append(float((jnp.exp(before) * (before - after)).sum()))
+            divergences.append(float(divergence(np.array([prompt]), noise)))
         assert found[number] == pytest.approx(np.mean(divergences), rel=1e-3, abs=1e-6)
     assert (found > 1e-3).all()
-    alone = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=1)(prompts[1:], numbers=[1])
-    np.testing.assert_allclose(alone, found[1:], rtol=1e-3, err_msg="padding changes no prompt's noise")
+    np.testing.assert_allclose(robustness(prompts[1:], numbers=[1]), found[1:], rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_more_noise_moves_more_and_none_nothing() -> None:
     model = random_network(CONFIG, 0)[0]
     prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
@@ -56,6 +61,7 @@ def test_refusals(how: dict, message: str) -> None:
         Robustness(random_network(CONFIG, 0)[0], **how)
 
 
+@pytest.mark.eight_devices
 def test_eight_devices_find_what_one_finds() -> None:
     model = random_network(CONFIG, 0)[0]
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [7, 8, 9]]

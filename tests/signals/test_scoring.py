@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from tests.restated.compiling import quick_jit
+from tests.tolerance import noise
 from tilelli_jax.models import decoder
 from tilelli_jax.models.decoder import CHUNK
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.sharding import Mesh, MeshConfig, make_mesh
 from tilelli_jax.signals.scoring import Scorer, Text, recording, score
 from tilelli_jax.store import build
 
@@ -24,30 +27,51 @@ NETWORKS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=3, n_heads=2, d_hidden=32, max_seq_len=128),
     "routed": RoutedConfig(d_model=16, n_layers=3, max_seq_len=128, n_heads=2, d_head=8, top_k=4,
                            dense_expand=2)}
+LENGTHS = (2, 33, 33, 65, 65)  # of texts that are scored alone, which each length compiles anew
 
 
-def texts(n: int = 5) -> list[Text]:
+def texts(lengths: Sequence[int] = (2, 33, 32, 65, 100)) -> list[Text]:
     rng = np.random.default_rng(0)
-    lengths = [2, 33, 32, 65, 100][:n]
     return [Text(rng.integers(0, 61, length).tolist(), [0, length - 1]) for length in lengths]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("devices", "chunk"), [(None, CHUNK), (8, CHUNK), (8, 7000)])
-def test_batches_are_single_texts(name: str, devices: int | None, chunk: int,
-                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "CHUNK", chunk)  # the small one: logits a few positions at a time
-    model, given = build(NETWORKS[name], 0), texts()
-    mesh = None if devices is None else make_mesh(MeshConfig(data=4, tensor=2))
+@functools.cache
+def alone(name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The logits of each text, and what is recorded of it in layers 0 and 2."""
+    model = build(NETWORKS[name], 0)
+    read = quick_jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))
+    found = []
+    for text in texts(LENGTHS):
+        logits, seen = jax.device_get(read(np.array([text.ids])))
+        found.append((logits[0], seen["resid_post"][[0, 2], 0][:, list(text.beside)]))
+    return found
+
+
+def assert_single_texts(name: str, mesh: Mesh | None) -> None:
+    model, given = build(NETWORKS[name], 0), texts(LENGTHS)
     found = dict(score(model, given, recording(("resid_post",), (0, 2)), batch_size=4, mesh=mesh))
     assert sorted(found) == list(range(len(given)))
-    for i, text in enumerate(given):
-        ids = jnp.asarray([text.ids])
-        logits, seen = quick_jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))(ids)
-        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits[0, :-1]), ids[0, 1:, None], axis=1)[:, 0]
-        np.testing.assert_allclose(found[i].nats, nats, atol=2e-5)
-        expected = np.asarray(seen["resid_post"])[[0, 2], 0][:, list(text.beside)]
-        np.testing.assert_allclose(found[i].seen["resid_post"], expected, atol=2e-5)
+    for i, (logits, seen) in enumerate(alone(name)):
+        ids = np.array(given[i].ids[1:])
+        nats = -np.take_along_axis(log_softmax(logits[:-1], axis=1), ids[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(found[i].nats, nats, atol=noise(logits))
+        np.testing.assert_allclose(found[i].seen["resid_post"], seen, atol=noise(seen, steps=3))
+
+
+@pytest.mark.parametrize(("name", "chunk"), [
+    ("gpt_neox", 7000), ("routed", CHUNK), pytest.param("gpt_neox", CHUNK, marks=pytest.mark.exhaustive)])
+def test_batches_are_single_texts(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "CHUNK", chunk)  # the small one: logits a few positions at a time
+    assert_single_texts(name, None)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize(("name", "chunk"), [
+    ("gpt_neox", 7000), *(pytest.param(*given, marks=pytest.mark.exhaustive) for given in (
+        ("gpt_neox", CHUNK), ("routed", CHUNK), ("routed", 7000)))])
+def test_eight_devices_share_a_batch(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "CHUNK", chunk)
+    assert_single_texts(name, make_mesh(MeshConfig(data=4, tensor=2)))
 
 
 def test_compilations_go_with_lengths_not_with_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,22 +85,21 @@ def test_compilations_go_with_lengths_not_with_texts(monkeypatch: pytest.MonkeyP
 
 
 def test_a_scorer_compiles_once_for_all_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, given = build(NETWORKS["gpt_neox"], 0), texts()
-    expected = dict(score(model, given, recording(("resid_post",), (1,)), batch_size=2))
+    model, given = build(NETWORKS["gpt_neox"], 0), texts(LENGTHS)
     traced: list[tuple[int, ...]] = []
     tapped = type(model).tapped
     monkeypatch.setattr(type(model), "tapped",
                         lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
-    scorer = Scorer(model, recording(("resid_post",), (1,)), batch_size=2)
-    for _ in range(2):
-        found = dict(scorer(given))
-        assert sorted(found) == list(range(len(given)))
-        for i, (nats, seen) in found.items():
-            np.testing.assert_array_equal(nats, expected[i].nats)
-            np.testing.assert_array_equal(seen["resid_post"], expected[i].seen["resid_post"])
+    scorer = Scorer(model, recording(("resid_post",), (2,)), batch_size=2)
+    first, second = dict(scorer(given)), dict(scorer(given))
+    assert sorted(first) == sorted(second) == list(range(len(given)))
+    for i, (_, seen) in enumerate(alone("gpt_neox")):
+        np.testing.assert_array_equal(first[i].nats, second[i].nats)
+        np.testing.assert_array_equal(first[i].seen["resid_post"], second[i].seen["resid_post"])
+        np.testing.assert_allclose(first[i].seen["resid_post"], seen[1:], atol=noise(seen, steps=3))
     assert len(traced) == len(set(traced)) == 3
     (_, (nats, seen)), = scorer(given[1:2])  # fewer texts than a batch has, of a length that has been
-    np.testing.assert_allclose(nats, expected[1].nats, atol=2e-5)
+    np.testing.assert_allclose(nats, first[1].nats, atol=2e-5)
     assert len(traced) == 3 and seen["resid_post"].shape == (1, 2, 16)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,9 @@ def test_inner_values_are_those_of_transformers(tmp_path: Path) -> None:
 
 
 @needs_transformers
-@pytest.mark.parametrize(("positions", "without"), [(EVERY, None), (EVERY, 0), (1, None), (1, 0)])
+@pytest.mark.parametrize(("positions", "without"), [
+    (EVERY, None), (1, 0), *(pytest.param(*given, marks=pytest.mark.exhaustive)
+                             for given in ((EVERY, 0), (1, None)))])
 def test_a_patched_encoder_is_that_of_a_hook(sae: TopKSAE, positions: int, without: int | None,
                                              tmp_path: Path) -> None:
     random_network(CONFIG, 0)[0].save_pretrained(tmp_path)
@@ -136,10 +138,12 @@ def test_a_patched_encoder_is_that_of_a_hook(sae: TopKSAE, positions: int, witho
     assert distance(found, natural) < NOISE
 
 
-def test_numbers_go_with_the_series_not_with_the_batch(chronos: Chronos) -> None:
+@pytest.mark.parametrize("batch_sizes", [(2, 5), pytest.param((1, 8), marks=pytest.mark.exhaustive)])
+def test_numbers_go_with_the_series_not_with_the_batch(chronos: Chronos, batch_sizes: Sequence[int]) -> None:
+    """The same drawn tokens, and so the same numbers to the bit: few draws are near another's probability."""
     series = walks()
     whole = chronos.predict(series, 9, seed=4)
-    for batch_size in (2, 5, 8):
+    for batch_size in batch_sizes:
         parts = list(forecasts(chronos, series, 9, seed=4, batch_size=batch_size))
         assert np.concatenate([indices for indices, _ in parts]).tolist() == [0, 1, 2, 3, 4]
         np.testing.assert_array_equal(np.concatenate([drawn for _, drawn in parts]), whole)
@@ -148,11 +152,14 @@ def test_numbers_go_with_the_series_not_with_the_batch(chronos: Chronos) -> None
     np.testing.assert_array_equal(rest, whole[left])
     (_, other), = forecasts(chronos, series[left], 9, seed=4, batch_size=2)
     assert (other != whole[left]).any()
-    (_, more), = forecasts(chronos, series, 3, samples=7, batch_size=5)
+
+
+def test_as_many_samples_as_are_asked_for(chronos: Chronos) -> None:
+    (_, more), = forecasts(chronos, walks(), 3, samples=7, batch_size=5)
     assert more.shape == (5, 7, 3) and more.dtype == np.float32
 
 
-@pytest.mark.parametrize("positions", ["all", "boundary"])
+@pytest.mark.parametrize("positions", [pytest.param("all", marks=pytest.mark.exhaustive), "boundary"])
 def test_what_leaving_out_a_latent_does(chronos: Chronos, sae: TopKSAE, positions: Any) -> None:
     """Past prediction_length, with another context length: the end symbol moves, and is patched there."""
     series, futures = walks(time=12), np.random.default_rng(8).standard_normal((5, 9))
@@ -195,6 +202,7 @@ def test_latents_compile_nothing_anew(chronos: Chronos, sae: TopKSAE,
     assert traced == [(3, 21)]  # each window once, however many samples
 
 
+@pytest.mark.eight_devices
 def test_devices_share_the_windows(chronos: Chronos, sae: TopKSAE) -> None:
     mesh, series, futures = make_mesh(MeshConfig(data=4, tensor=2)), walks(), np.ones((5, 4))
     alone = dict(encoded(chronos, series, layers=(0, 2)))
@@ -244,6 +252,7 @@ def test_what_cannot_be_done(chronos: Chronos, sae: TopKSAE) -> None:
     assert list(encoded(chronos, series[:0], layers=(0,))) == []
 
 
+@pytest.mark.exhaustive
 @needs_reference
 def test_the_stored_network_is_patched() -> None:
     """Of the small stored Chronos: more blocks in the encoder than in the decoder, 4096 symbols."""

@@ -15,13 +15,13 @@ from eval.abstention.decision import direction
 from tests.restated.random_weights import random_network
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.names import LENS
 from tilelli_jax.signals.prompts import Prompt, Reader
-from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
+from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader, by_name, names
 
 SHAPE = {"d_model": 16, "n_layers": 3, "max_seq_len": 96, "n_heads": 2}
 ROUTED = RoutedConfig(**SHAPE, d_head=8, top_k=4, dense_expand=2, abstain_head=True)
@@ -39,14 +39,17 @@ def prompts() -> list[Prompt]:
 def by_hand(model: Any, before: Any, text: str) -> dict[str, Any]:
     """One prompt without padding, in float64 from the logits and the routing on."""
     ids = jnp.asarray([list(text.encode())])
-    tap = Tap(record=("router", "abstain", "hidden"))
-    logits, seen = nnx.jit(lambda model: model.tapped(ids, tap))(model)
+
+    @nnx.jit
+    def read(model: Any, before: Any) -> Any:
+        start = before.tapped(ids, Tap(record=("router",)))[1]["router"]
+        return *model.tapped(ids, Tap(record=("router", "abstain", "hidden"))), start[:, 0]
+    logits, seen, start = read(model, before)
     logits = np.asarray(logits[0], np.float64)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     largest = (p / p.sum(-1, keepdims=True)).max(-1)
     r = np.asarray(seen["router"][:, 0], np.float64)
     each = -(r * np.log(r)).sum(-1) / np.log(r.shape[-1])
-    start = nnx.jit(lambda model: model.tapped(ids, Tap(record=("router",)))[1]["router"][:, 0])(before)
     start = np.asarray(start, np.float64)
     hidden = np.asarray(seen["hidden"][0], np.float64)
     return {"max_softmax_last": largest[-1], "max_softmax_mean": largest.mean(),
@@ -56,10 +59,19 @@ def by_hand(model: Any, before: Any, text: str) -> dict[str, Any]:
             "pooled": hidden.mean(0), "abstain_logit": float(seen["abstain"][0, -1])}
 
 
-def test_signals_are_those_of_each_prompt_alone() -> None:
+def autoencoder() -> TopKSAE:
+    return store.build(SAEConfig(d_model=16, n_latents=32, k=4, place="resid_post", layer=1))
+
+
+@pytest.fixture(scope="module")
+def found() -> Uncertainty:
+    """All there is to read, in one batch."""
+    reader = UncertaintyReader(made(ROUTED, 1), before=made(ROUTED, 2), sae=autoencoder(), batch_size=3)
+    return reader.read(prompts())
+
+
+def test_signals_are_those_of_each_prompt_alone(found: Uncertainty) -> None:
     model, before = made(ROUTED, 1), made(ROUTED, 2)
-    reader = UncertaintyReader(model, before=before, batch_size=2)
-    found = reader.read(prompts())
     for i, text in enumerate(TEXTS):
         for name, expected in by_hand(model, before, text).items():
             np.testing.assert_allclose(getattr(found, name)[i], expected, rtol=1e-4, atol=2e-5, err_msg=name)
@@ -70,7 +82,7 @@ def test_signals_are_those_of_each_prompt_alone() -> None:
     np.testing.assert_allclose(found.abstain_p, 1 / (1 + np.exp(-found.abstain_logit.astype(float))))
     assert found.drift.min() > 0 and np.ptp(found.abstain_p) > 0.01
     # The lens is the other reader's.
-    plain = dict(Reader(model, batch_size=2)(prompts()))
+    plain = dict(Reader(model, batch_size=4)(prompts()))
     for i in range(len(TEXTS)):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=2e-5),
                      found.read, plain[i])
@@ -89,10 +101,8 @@ def test_signals_have_names_and_need_no_question() -> None:
         np.testing.assert_allclose(lean.get(name, values), values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_codes_are_those_of_the_last_position() -> None:
-    model = made(ROUTED, 1)
-    sae = store.build(SAEConfig(d_model=16, n_latents=32, k=4, place="resid_post", layer=1))
-    found = UncertaintyReader(model, sae=sae).read(prompts())
+def test_codes_are_those_of_the_last_position(found: Uncertainty) -> None:
+    model, sae = made(ROUTED, 1), autoencoder()
     expected = sae.encode(jnp.asarray(found.read.final[:, 1]))
     assert found.codes is not None
     np.testing.assert_allclose(found.codes.values, expected.values, rtol=1e-4, atol=1e-5)
@@ -116,15 +126,25 @@ def test_what_a_network_lacks_is_none() -> None:
         UncertaintyReader(vanilla).read([])
 
 
-def test_nothing_drifts_from_itself() -> None:
+@pytest.mark.exhaustive
+def test_the_one_without_the_other(found: Uncertainty) -> None:
     model = made(ROUTED, 1)
-    np.testing.assert_allclose(UncertaintyReader(model, before=model).read(prompts()).drift, 0, atol=1e-6)
+    codes = UncertaintyReader(model, sae=autoencoder(), lens=False).read(prompts()).codes
+    assert codes is not None and found.codes is not None
+    np.testing.assert_allclose(codes.values, found.codes.values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(codes.latents, found.codes.latents)
+    drift = UncertaintyReader(model, before=made(ROUTED, 2), lens=False).read(prompts()).drift
+    np.testing.assert_allclose(drift, found.drift, rtol=1e-4, atol=2e-5)
+    none = UncertaintyReader(model, before=model, lens=False).read(prompts()).drift
+    np.testing.assert_allclose(none, 0, atol=1e-6)  # nothing drifts from itself
 
 
-def test_eight_devices_read_the_same() -> None:
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("lens", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_eight_devices_read_the_same(lens: bool) -> None:
     model = made(ROUTED, 1)
-    one = UncertaintyReader(model).read(prompts())
+    one = UncertaintyReader(model, lens=lens).read(prompts())
     mesh = make_mesh(MeshConfig(data=8))
     with jax.set_mesh(mesh):
-        many = UncertaintyReader(model, mesh=mesh).read(prompts())
+        many = UncertaintyReader(model, mesh=mesh, lens=lens).read(prompts())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), one, many)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from tilelli_jax.errors import InputError
@@ -72,7 +73,8 @@ def start(folder: Path, how: str) -> subprocess.Popen[str]:
                             env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""})
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [
+    pytest.param(signal.SIGTERM, 0, marks=pytest.mark.exhaustive), (signal.SIGINT, 130)])
 def test_two_processes_compute_together_and_a_signal_to_one_stops_both_at_one_step(tmp_path, number, status):
     launcher = start(tmp_path, "runs")
     pid = tmp_path / "1.pid"
@@ -144,6 +146,24 @@ def test_wrong_environment(monkeypatch, environment, message):
     assert "\n" not in str(raised.value)
 
 
+def test_nothing_is_detected(monkeypatch):
+    """The message names all that would have been detected."""
+    asked = []
+
+    def detect(*arguments, **more):
+        asked.append((arguments, more))
+        raise ValueError("coordinator_address should be defined.")
+    for name in (distributed.COORDINATOR, distributed.NUM_PROCESSES, distributed.PROCESS_ID):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", detect)
+    with pytest.raises(InputError) as raised:
+        distributed.initialize()
+    assert asked == [((), {})]
+    for name in (distributed.COORDINATOR, "launch/local.py", "srun", "TPU", "GKE", "mpirun"):
+        assert name in str(raised.value)
+
+
+@pytest.mark.exhaustive
 def test_nothing_to_detect():
     """Outside any cluster; the message names all that would have been one."""
     clean = {key: value for key, value in os.environ.items()
@@ -158,6 +178,7 @@ def test_nothing_to_detect():
         assert name in result.stderr
 
 
+@pytest.mark.exhaustive
 def test_slurm_is_detected():
     """Two tasks, as srun describes them to JAX."""
     job = 1 + os.getpid() % 4000  # JAX derives the port from it

@@ -256,7 +256,9 @@ def test_parts_are_one_batch(model: Any) -> None:
         assert found[name] == pytest.approx(expected[name], rel=2e-5), name
 
 
-def test_eight_devices_are_one(model: Any) -> None:
+@pytest.mark.eight_devices
+def test_eight_devices_are_one() -> None:
+    model = random_network(ROUTED, seed=3)[0]
     goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"))
     batch = batch_of(lay(PAIRS, TIME, pack=False))
     alone, shared = Run(model, goal), Run(model, goal, (2, 2, 2))

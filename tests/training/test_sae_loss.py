@@ -48,15 +48,21 @@ def by_name(tree: Any) -> dict[str, Any]:
             "W_dec": tree["decoder"]["kernel"], "b_dec": tree["bias"]}
 
 
+@nnx.jit
+def coded(model: TopKSAE, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    codes = model.encode(x)
+    return model.dense(codes), model.decode(codes)
+
+
 @needs(GOLDEN)
 @pytest.mark.parametrize("case", ["nodead", "dead"])
 def test_the_stored_step(case: str) -> None:
     """One step of the published study's own code: codes, reconstruction, losses and gradients."""
     golden = np.load(GOLDEN / "sae_step.npz")
     model = stored({name: golden[f"p0_{name}"] for name in NAMES.values()}, 24, 96, k=6)
-    codes = model.encode(jnp.asarray(golden["x"]))
-    chex.assert_trees_all_close(model.dense(codes), golden[f"{case}_acts"], atol=1e-5)
-    chex.assert_trees_all_close(model.decode(codes), golden[f"{case}_recon"], atol=1e-5)
+    dense, decoded = coded(model, golden["x"])
+    chex.assert_trees_all_close(dense, golden[f"{case}_acts"], atol=1e-5)
+    chex.assert_trees_all_close(decoded, golden[f"{case}_recon"], atol=1e-5)
     dead = golden["dead"] if case == "dead" else np.zeros(96, bool)
     total, metrics, grads = losses(model, golden["x"], dead)
     for found, name in ((metrics["mse"], "mse"), (metrics["auxiliary"], "aux"), (total, "loss")):
@@ -81,8 +87,8 @@ def losses(model: TopKSAE, x: np.ndarray, dead: np.ndarray) -> tuple[Any, Any, A
     loss, _ = make_objective(model.config, objective, batch_size=len(x), steps=100)
     batch = {"activations": jnp.asarray(x), "dead": jnp.asarray(dead), "k": jnp.int32(model.config.k)}
     network, params = take_apart(model)
-    (total, metrics), grads = jax.value_and_grad(
-        lambda params: loss(network.merge(params), batch, jax.random.key(0)), has_aux=True)(params)
+    (total, metrics), grads = jax.jit(jax.value_and_grad(
+        lambda params: loss(network.merge(params), batch, jax.random.key(0)), has_aux=True))(params)
     return total, metrics, grads
 
 
@@ -164,9 +170,7 @@ def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndar
             compute: ComputeConfig | None = None) -> tuple[Any, list[dict[str, Any]]]:
     """Parameters after one update for each batch, and the metrics of each."""
     where = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
-    loss, rule = make_objective(config, objective, batch_size=len(batches[0]), steps=len(batches))
-    training = make_training(config, compute or ComputeConfig(), FAST, steps=len(batches), loss=loss, seed=0,
-                             mesh=where, model=model, rule=rule)
+    training = training_of(config, objective, batches, where, model, compute)
     with jax.set_mesh(where):
         state, seen = training.make_state(), []
         for step, batch in enumerate(batches):
@@ -176,19 +180,45 @@ def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndar
     return jax.device_get(state.params), seen
 
 
+def training_of(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], mesh: Any,
+                model: TopKSAE | None, compute: ComputeConfig | None) -> Any:
+    loss, rule = make_objective(config, objective, batch_size=len(batches[0]), steps=len(batches))
+    return make_training(config, compute or ComputeConfig(), FAST, steps=len(batches), loss=loss, seed=0,
+                         mesh=mesh, model=model, rule=rule)
+
+
+def trained_at_length(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *,
+                      model: TopKSAE | None = None,
+                      compute: ComputeConfig | None = None) -> tuple[Any, dict[str, np.ndarray]]:
+    """The same for many batches, in one program on one device; metrics are arrays over the updates."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    training = training_of(config, objective, batches, mesh, model, compute)
+
+    @jax.jit
+    def run(state: TrainState, rows: jax.Array) -> Any:
+        def update(state: TrainState, given: tuple[jax.Array, jax.Array]) -> Any:
+            return training.update(state, {"activations": given[0][None]}, given[1])
+        return jax.lax.scan(update, state, (rows, jnp.arange(len(batches))))
+    with jax.set_mesh(mesh):
+        state, seen = run(training.make_state(), np.stack(batches))
+    return jax.device_get(state.params), jax.device_get(seen)
+
+
 @pytest.mark.parametrize(("activation", "prefixes"), [
-    ("topk", ()), ("batch_topk", ()), ("topk", (24, 48)), ("batch_topk", (48,))])
+    ("topk", (24, 48)), pytest.param("topk", (), marks=pytest.mark.exhaustive),
+    pytest.param("batch_topk", (), marks=pytest.mark.exhaustive),
+    pytest.param("batch_topk", (48,), marks=pytest.mark.exhaustive)])
 def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...]) -> None:
     """Mean largest cosine ≥ 0.9 on at least 90 % of the atoms."""
     rows, dictionary = mixtures(40_000, d=32, atoms=48, active=3)
-    batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1500)]
+    batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1200)]
     config = SAEConfig(d_model=32, n_latents=96, k=3, activation=activation)
-    params, seen = trained(config, ObjectiveConfig(dead_after=5000, prefixes=prefixes), batches)
+    params, seen = trained_at_length(config, ObjectiveConfig(dead_after=5000, prefixes=prefixes), batches)
     decoder = params["decoder"]["kernel"]
     np.testing.assert_allclose(np.linalg.norm(decoder, axis=1), 1, atol=1e-5)
     best = (dictionary @ decoder.T).max(axis=1)
     assert (best >= 0.9).mean() >= 0.9
-    assert seen[-1]["fvu"] < 0.1 < seen[0]["fvu"] and seen[-1]["l0"] <= 3
+    assert seen["fvu"][-1] < 0.1 < seen["fvu"][0] and seen["l0"][-1] <= 3
     # As it is used afterwards, with a threshold instead of a batch: about as many, as good.
     model = take_apart(TopKSAE(config, rngs=nnx.Rngs(0)))[0].merge(params)
     found = describe(model, Activations(Path(), (rows[:4000],), {}, "", 0, 4000))
@@ -274,20 +304,27 @@ def test_the_threshold_is_a_moving_average() -> None:
     chex.assert_trees_all_equal(mean, alone)
 
 
+ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=5000)
+
+
+@pytest.mark.exhaustive
 def test_bfloat16_learns_as_well() -> None:
-    """Operands are rounded; parameters, the optimiser's state and every sum are float32."""
     rows, _ = mixtures(20_000, d=32, atoms=48, active=3)
     batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1000)]
-    config, objective = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=5000)
+    config, objective = ROUNDED
     left = {}
     for dtype in ("float32", "bfloat16"):
         compute = ComputeConfig(dtype=dtype)  # type: ignore[arg-type]
-        params, seen = trained(config, objective, batches, compute=compute)
-        left[dtype] = np.mean([row["fvu"] for row in seen[-50:]])
+        params, seen = trained_at_length(config, objective, batches, compute=compute)
+        left[dtype] = np.mean(seen["fvu"][-50:])
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
     assert left["bfloat16"] != left["float32"] < 0.1
     assert left["bfloat16"] == pytest.approx(left["float32"], rel=0.05)  # measured, three runs: −2 to +1.5 %
 
+
+def test_bfloat16_rounds_operands_alone() -> None:
+    """Parameters, the optimiser's state and every sum are float32."""
+    config, objective = ROUNDED
     loss, rule = make_objective(config, objective, batch_size=256, steps=9)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     training = make_training(config, ComputeConfig(dtype="bfloat16"), FAST, steps=9, loss=loss, seed=0,
@@ -312,9 +349,12 @@ def operations(program: Any, names: tuple[str, ...]) -> Iterator[Any]:
                 yield from operations(inner, names)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("mesh", "parts", "activation"), [
-    (MeshConfig(data=8), 1, "topk"), (MeshConfig(data=2, fsdp=2, tensor=2), 1, "topk"),
-    (MeshConfig(data=1, fsdp=4, tensor=2), 2, "topk"), (MeshConfig(data=8), 1, "batch_topk"),
+    pytest.param(MeshConfig(data=8), 1, "topk", marks=pytest.mark.exhaustive),
+    pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), 1, "topk", marks=pytest.mark.exhaustive),
+    (MeshConfig(data=1, fsdp=4, tensor=2), 2, "topk"),
+    pytest.param(MeshConfig(data=8), 1, "batch_topk", marks=pytest.mark.exhaustive),
     (MeshConfig(data=2, fsdp=2, tensor=2), 1, "batch_topk")])
 def test_meshes_change_nothing(mesh: MeshConfig, parts: int, activation: Any) -> None:
     rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
@@ -337,8 +377,8 @@ def test_dead_latents_come_back() -> None:
     for weight in (0.0, 1 / 32):
         model = TopKSAE(config, rngs=nnx.Rngs(0))
         model.encoder.bias[...] = jnp.where(jnp.arange(64) < 32, -1.0, 0.0)
-        _, seen = trained(config, ObjectiveConfig(aux_weight=weight, dead_after=512), batches, model=model)
-        dead[weight] = [float(row["dead"]) for row in seen]
+        objective = ObjectiveConfig(aux_weight=weight, dead_after=512)
+        dead[weight] = trained_at_length(config, objective, batches, model=model)[1]["dead"]
     assert dead[0.0][10] == dead[1 / 32][10] > 0.4
     assert dead[1 / 32][-1] < 0.6 * dead[0.0][-1]  # measured: 0.16 against 0.34
 
@@ -373,6 +413,7 @@ def test_the_geometric_median() -> None:
     assert np.abs(outlier.mean(axis=0) - expected).min() > 1e4
 
 
+@pytest.mark.eight_devices
 def test_latents_lie_over_the_tensor_axis() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = SAEConfig(d_model=16, n_latents=32, k=4)

@@ -22,6 +22,7 @@ from eval.abstention.decision import (
 )
 from eval.metrics import auroc
 from eval.stats import PairedBootstrap, bootstrap_two_way, exact_share, holm
+from tests.eval.running import draws
 from tilelli_jax.data.village import ANSWERABLE, REGIMES
 
 EACH = 40
@@ -181,7 +182,7 @@ def test_being_reliably_worse_is_no_win() -> None:
 def test_duels_by_a_loop() -> None:
     scored = against(made({"ood_topic": 0.4, "gibberish": 0.9}),
                      max_softmax_last=made({"gibberish": 0.3}))
-    found = judge(scored, replicates=300).duels
+    found = judge(scored, replicates=100).duels
     raw = []
     for duel in found:
         chosen = np.isin(WHICH, ("in_domain", duel.regime))
@@ -191,7 +192,7 @@ def test_duels_by_a_loop() -> None:
             areas[name] = np.array([auroc(labels[pick], score[0, chosen][pick]) for pick in picks])
         points = {name: auroc(labels, score[0, chosen]) for name, score in scored.scores.items()}
         best = max(BASELINES, key=lambda name: points[name])
-        gaps = (areas["router_entropy"] - areas[best])[:300]
+        gaps = (areas["router_entropy"] - areas[best])[:100]
         low, high = np.percentile(gaps, [2.5, 97.5])
         assert duel.baseline == best
         np.testing.assert_allclose(duel.difference, (points["router_entropy"] - points[best], low, high))
@@ -226,17 +227,17 @@ def test_correction_can_be_passed_however_many_signals_there_are() -> None:
     assert "42 comparisons (7 signals, 6 regimes)" in found.caution and "65%" in found.caution
 
 
-def test_signals_that_know_nothing_rarely_win() -> None:
-    """150 tables. Against one baseline as ignorant: at most 2.5 % of regimes, within 3 standard errors.
+@draws(50, 150)
+def test_signals_that_know_nothing_rarely_win(n: int) -> None:
+    """Against one baseline as ignorant: at most 2.5 % of regimes, within 3 standard errors.
 
     Against the best of three: far fewer. And wins come together: a second regime is won much more often
     where one is than at large, which is what the corrected verdict allows for.
     """
-    sets, n = 150, 24
-    regimes = np.repeat(REGIMES[:4], n)
+    regimes = np.repeat(REGIMES[:4], 24)
     rng = np.random.default_rng(11)
     alone, best, any_corrected, proven = [], [], [], []
-    for _ in range(sets):
+    for _ in range(n):
         scores = {name: rng.standard_normal((1, len(regimes))) for name in ("router_entropy", *BASELINES)}
         one = judge(Table(regimes, scores), ["router_entropy"], BASELINES[:1], replicates=200)
         alone.append([duel.wins for duel in one.duels])
@@ -245,12 +246,12 @@ def test_signals_that_know_nothing_rarely_win() -> None:
         best.append([duel.wins for duel in three.duels])
         proven.append(three.verdicts[0].proven)
     rate, won = np.mean(alone), np.array(alone)
-    assert rate < 0.025 + 3 * math.sqrt(0.025 * 0.975 / (3 * sets) * 2) and rate > 0.005
+    assert rate < 0.025 + 3 * math.sqrt(0.025 * 0.975 / (3 * n) * 2) and rate > 0.005
     assert np.mean(best) < 0.01 and np.mean(best) < rate and not any(proven)
-    assert np.mean(any_corrected) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
+    assert np.mean(any_corrected) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)
     pairs = [(row[i], row[j]) for row in won for i, j in itertools.permutations(range(3), 2)]
     together = np.mean([second for first, second in pairs if first])
-    assert together > 2 * rate, "all regimes share the prompts in domain"
+    assert n < 150 or together > 2 * rate, "all regimes share the prompts in domain"
 
 
 def test_shares_that_abstain() -> None:

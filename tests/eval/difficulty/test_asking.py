@@ -30,15 +30,17 @@ needs_reference = needs(TINY)
 CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
 
 
-@pytest.fixture(scope="module")
-def asked() -> tuple[list[texts.Question], Answers]:
+@pytest.fixture(scope="module", params=[20, pytest.param(1, marks=pytest.mark.exhaustive)])
+def asked(request: pytest.FixtureRequest) -> tuple[slice, list[texts.Question], Answers]:
+    """Some questions, those questions, and what the network makes of them."""
+    some = slice(None, None, request.param)
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     tokenizer = tokenizers.Tokenizer.from_file(str(STORED / "data" / "neox_20B_tokenizer.json"))
-    questions = texts.squad(read_rows(TINY / "squad.json"), "squad.json")
+    questions = texts.squad(read_rows(TINY / "squad.json"), "squad.json")[some]
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
     asker = Asker(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
                   most_tokens=SquadConfig().most_tokens, place="resid_post", layers=(1, 3))
-    return questions, asker.ask(questions)
+    return some, questions, asker.ask(questions)
 
 
 def stored(name: str) -> dict[str, np.ndarray]:
@@ -48,16 +50,16 @@ def stored(name: str) -> dict[str, np.ndarray]:
 
 
 @needs_reference
-def test_surprise_and_activations(asked: tuple[list[texts.Question], Answers]) -> None:
+def test_surprise_and_activations(asked: tuple[slice, list[texts.Question], Answers]) -> None:
     import safetensors.numpy
-    questions, found = asked
-    expected = stored("act")
+    some, questions, found = asked
+    expected = {name: values[some] for name, values in stored("act").items()}
     assert [question.prompt for question in questions] == expected["prompt"].tolist()
     np.testing.assert_allclose(np.exp(found.ending_nats[:, 0]), expected["perplexity"], rtol=2e-5)
     np.testing.assert_allclose(np.exp(found.prompt_nats), expected["prompt_perplexity"], rtol=2e-5)
     for layer, name in ((1, "act"), (3, "act_late")):
         arrays = safetensors.numpy.load_file(TINY / name / "squad_activations.safetensors")
-        theirs = arrays["encoder_embeddings"]
+        theirs = arrays["encoder_embeddings"][some]
         ours = np.stack(found.activations[layer])  # one position of each
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         np.testing.assert_allclose(ours.astype(float), theirs.astype(float),
@@ -66,17 +68,16 @@ def test_surprise_and_activations(asked: tuple[list[texts.Question], Answers]) -
 
 
 @needs_reference
-def test_labels_and_splits(asked: tuple[list[texts.Question], Answers]) -> None:
-    questions, found = asked
-    expected = stored("act")
+def test_labels_and_splits() -> None:
+    questions, expected = texts.squad(read_rows(TINY / "squad.json"), "squad.json"), stored("act")
+    perplexity = expected["perplexity"]
     split = labels.purged(labels.split_in_order(300), [question.prompt for question in questions],
-                          found.prompt_nats)
+                          np.log(expected["prompt_perplexity"]))
     assert split.tolist() == expected["split"].tolist()
-    perplexity = np.exp(found.ending_nats[:, 0])
     learned = perplexity[split == "train"]
     norm = (perplexity - learned.mean()) / (learned.std(ddof=1) + 1e-8)
     np.testing.assert_allclose(norm, expected["perplexity_norm"], atol=1e-4)
-    hard = labels.hard_by_quantile(found.ending_nats[:, 0], split == "train")  # a rising map changes nothing
+    hard = labels.hard_by_quantile(np.log(perplexity), split == "train")  # a rising map changes nothing
     assert hard.tolist() == expected["difficulty"].tolist()
 
 

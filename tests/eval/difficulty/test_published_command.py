@@ -218,7 +218,7 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:adfuller:FutureWarning")
-@pytest.mark.parametrize("reference", ["all", "train"])
+@pytest.mark.parametrize("reference", [pytest.param("all", marks=pytest.mark.exhaustive), "train"])
 def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "tsfm", label_threshold_split=reference, hard_quantile=0.6)
     (tmp_path / "theirs").mkdir()
@@ -248,6 +248,16 @@ def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert causal["per_feature_ablation_delta"]["2"]["point"] == pytest.approx(
         (losses["ablate_2"] - losses["sae_recon"]).mean())
     assert "causal, last: reconstruction" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:adfuller:FutureWarning")
+@pytest.mark.parametrize("reference", ["all", "train"])
+def test_whose_quantile_is_hard(reference: str, tmp_path: Path) -> None:
+    path, columns = make(tmp_path, "tsfm", label_threshold_split=reference, hard_quantile=0.6)
+    found = read_kit(load_config(path), tmp_path, str(path))
+    crps = columns["crps_norm"]
+    quantile = np.quantile(crps if reference == "all" else crps[TRAIN], 0.6)
+    np.testing.assert_array_equal(found.hard, crps >= quantile)
 
 
 def test_the_rungs_whose_files_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

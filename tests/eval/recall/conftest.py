@@ -23,7 +23,7 @@ from tests.restated.random_weights import random_network
 from tilelli_jax import store
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A network with random weights that says letters only; thresholds between what it is asked."""
     path = tmp_path_factory.mktemp("app")
@@ -33,7 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     store.save(store.from_arrays(VANILLA, arrays), path / "model")
     sidecar = sidecar_of_chance(path / "sidecar")
     verdicts.write(sidecar, Judge(prompt=PROMPT))
-    p = np.sort([told.p for told in open_knower(path / "model", sidecar).ask(ASKED)])
+    knower = open_knower(path / "model", sidecar)
+    p = np.sort([knower.ask([question])[0].p for question in ASKED])
     assert (np.diff(p) > 1e-4).all(), "questions that are told apart"
     # Spread over (0, 1), the first below red and the last above green.
     scores = np.log(p / (1 - p))
@@ -50,7 +51,8 @@ def knower(place: Place) -> Knower:
     return open_knower(place.model, place.sidecar)
 
 
-@pytest.fixture(scope="module")
-def told(knower: Knower) -> list[Told]:
+@pytest.fixture(scope="session")
+def told(place: Place) -> list[Told]:
     """Of ASKED, one by one."""
+    knower = open_knower(place.model, place.sidecar)
     return [knower.ask([question])[0] for question in ASKED]

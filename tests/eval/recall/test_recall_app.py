@@ -116,7 +116,8 @@ def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.T
         process.wait()
 
 
-def test_two_requests_at_once(served: Served, told: list[Told], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_requests_at_once(served: Served, told: list[Told], monkeypatch: pytest.MonkeyPatch,
+                              tmp_path: Path) -> None:
     """Over HTTP, as a browser asks: each gets what belongs to its question."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     import gradio_client
@@ -128,12 +129,21 @@ def test_two_requests_at_once(served: Served, told: list[Told], monkeypatch: pyt
         assert float(re.findall(r"<b>(\d\.\d+)</b>", text)[0]) == pytest.approx(one.p, abs=0.001)
         assert f"<b>{one.verdict}</b>" in text
     assert "Cut off" in stream.result(timeout=120)
+    led = client.predict(ASKED[0], "", 0.4, 0.7, api_name="/seeded")
+    assert thoughts.seed(told[0].p) in led and "Cut off" in led
+    given = tmp_path / "mine.jsonl"
+    given.write_text("".join(json.dumps({"question": question}) + "\n" for question in ASKED))
+    text, _, files = client.predict(gradio_client.handle_file(given), api_name="/batch")
+    assert "4 questions" in text and [Path(file).suffix for file in files] == [".csv", ".jsonl"]
+    lines = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
+    assert [line["p"] for line in lines] == pytest.approx([one.p for one in told], abs=BATCHED)
 
 
 def chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(chromium() is None,
                     reason="opens the page in Chromium or Chrome, and there is none on this machine")
 def test_in_a_browser(served: Served, place: Place, knower: Knower, told: list[Told],

@@ -13,10 +13,12 @@ from convert.__main__ import main as convert
 from eval.calibration import Platt
 from eval.recall import verdicts
 from eval.recall.config import PromptConfig
-from eval.recall.knower import open_knower
+from eval.recall.knower import Knower, open_knower
 from eval.recall.verdicts import Judge
+from tests.eval.recall.small import VANILLA
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line
+from tests.restated.random_weights import random_network
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import SidecarConfig
@@ -38,6 +40,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sidecar") / "lrd"
     assert convert([str(LRD), str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def knower(published: Path) -> Knower:
+    return open_knower(GEMMA, published)
 
 
 def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
@@ -66,9 +73,8 @@ def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
     return float(torch.sigmoid(logit / stored["T"]))
 
 
-def test_the_published_sidecar_on_a_chat_network(published: Path) -> None:
+def test_the_published_sidecar_on_a_chat_network(knower: Knower) -> None:
     """Question → prompt → one pass → 12 × layers and 10 features → P(knows)."""
-    knower = open_knower(GEMMA, published)
     found = knower.ask(QUESTIONS)
     for question, told in zip(QUESTIONS, found, strict=True):
         features = told.read.crystallisation
@@ -76,10 +82,19 @@ def test_the_published_sidecar_on_a_chat_network(published: Path) -> None:
         assert told.p == pytest.approx(restated(features.by_layer, features.overall), abs=1e-5)
         assert told.verdict is None, "lrd.pt has no thresholds of its own"
         assert 4 <= told.strongest_layer <= 9
+    # In another place of the batch, beside others, and as long as the longest there.
+    others = knower.ask([QUESTIONS[1], "Who are you?", "Where?"])
+    assert others[0].p == pytest.approx(found[1].p, abs=1e-5)
+
+
+@pytest.mark.exhaustive
+def test_one_question_alone(knower: Knower) -> None:
     alone = knower.ask(QUESTIONS[1:2])[0]
-    assert alone.p == pytest.approx(found[1].p, abs=1e-5), "batched or one by one"
+    assert alone.p == pytest.approx(knower.ask(QUESTIONS)[1].p, abs=1e-5), "batched or one by one"
 
 
+@pytest.mark.exhaustive
+@pytest.mark.eight_devices
 def test_eight_devices_say_what_one_says(published: Path) -> None:
     knower = open_knower(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
     alone = open_knower(GEMMA, published)
@@ -94,10 +109,12 @@ def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
     store.save(sidecar, tmp_path / "s")
     verdicts.write(tmp_path / "s", judge)
     assert verdicts.read(tmp_path / "s") == judge
-    knower = open_knower(GEMMA, tmp_path / "s")
+    network = tmp_path / "network"
+    store.save(random_network(VANILLA, 0)[0], network)
+    knower = open_knower(network, tmp_path / "s")
     assert knower.prompter.text("Who?") == "Who? Short."
     told = knower.ask(QUESTIONS)[0]
-    plain = open_knower(GEMMA, published, prompt=judge.prompt).ask(QUESTIONS)[0]
+    plain = open_knower(network, published, prompt=judge.prompt).ask(QUESTIONS)[0]
     logit = np.log(plain.p / (1 - plain.p))
     assert told.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
     assert told.verdict == ("likely knows" if plain.p >= 0.7 else
@@ -106,7 +123,7 @@ def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
         (expit(2 * np.log(0.7 / 0.3) - 0.5), expit(2 * np.log(0.25) - 0.5)))
 
 
-def test_refusals(published: Path, tmp_path: Path) -> None:
+def test_refusals(knower: Knower, tmp_path: Path) -> None:
     def refused(call: object, *parts: str) -> None:
         with pytest.raises(InputError) as caught:
             call()  # type: ignore[operator]
@@ -116,7 +133,6 @@ def test_refusals(published: Path, tmp_path: Path) -> None:
     verdicts.write(tmp_path / "s", wrong)
     refused(lambda: open_knower(GEMMA, tmp_path / "s"), "was learned on a network of 42 layers, and",
             "has 12; --any-network")
-    assert open_knower(GEMMA, tmp_path / "s", any_network=True).ask(["Why?"])[0].verdict is None
-    knower = open_knower(GEMMA, published)
+    assert open_knower(GEMMA, tmp_path / "s", any_network=True).judge == wrong
     refused(lambda: knower.ask(["Why?", " "]), "question 2 is empty")
     refused(lambda: knower.ask([" "]), "the question is empty")

@@ -285,9 +285,14 @@ def test_the_tables_are_those_of_the_study(place: Place) -> None:
 
 # A network that chats and thinks.
 
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Knower:
+    return open_knower(GEMMA, sidecar_of_chance(tmp_path_factory.mktemp("thinker") / "sidecar"))
+
+
 @needs(GEMMA)
-def test_a_network_that_thinks(tmp_path: Path) -> None:
-    knower = open_knower(GEMMA, sidecar_of_chance(tmp_path / "sidecar"))
+def test_how_a_network_is_asked_that_thinks(thinker: Knower) -> None:
+    knower = thinker
     question = "Who wrote it?"
     turn = "<|turn>user\nWho wrote it? Answer concisely with just the answer.<turn|>\n<|turn>model\n"
     thinking = f"<bos><|turn>system\n<|think|>\n<turn|>\n{turn}"
@@ -295,8 +300,17 @@ def test_a_network_that_thinks(tmp_path: Path) -> None:
     assert thoughts.asked(knower, question) == (thinking, thoughts.CHANNELS[0], False, False)
     led = thoughts.asked(knower, question, "a seed")
     assert led == (f"{thinking}<|channel>thought\na seed", thoughts.CHANNELS[0], True, False)
+    told = {row["what"]: row["is"] for row in about.facts(knower, "m", "s")}
+    assert told["soft cap of the logits"] == 30 and told["asked as"].startswith("a chat, with `' Answer")
+    ends = answer_ends(knower.language, AnswersConfig())
+    assert {knower.language.tokenizer.symbol("<turn|>"), 1} <= set(ends)
+
+
+@pytest.mark.exhaustive
+@needs(GEMMA)
+def test_a_network_that_thinks(thinker: Knower) -> None:
+    knower, question = thinker, "Who wrote it?"
     language, ends = knower.language, answer_ends(knower.language, AnswersConfig())
-    assert {language.tokenizer.symbol("<turn|>"), 1} <= set(ends)
     for thought in ("", "a seed"):
         how = thoughts.asked(knower, question, thought)
         made, = generate_ids(language.model, [language.encode(how.text)], max_new=30, temperature=0,
@@ -309,5 +323,3 @@ def test_a_network_that_thinks(tmp_path: Path) -> None:
     assert "no thresholds" in text and [row[1] for row in forming] == ["2", "5", "8", "11"]
     *_, led_text = clicks.generated(desk, question, "Rome", (0.4, 0.7))
     assert thoughts.seed(gauge.data[0].value) in led_text and "unfinished" in led_text
-    told = {row["what"]: row["is"] for row in about.facts(knower, "m", "s")}
-    assert told["soft cap of the logits"] == 30 and told["asked as"].startswith("a chat, with `' Answer")

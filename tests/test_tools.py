@@ -1,0 +1,66 @@
+"""The list of mutations fits the tree, and the command tells one that is caught from one that is not."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.refusals import assert_one_line
+from tilelli_jax.errors import InputError
+from tools import mutations
+from tools.mutations import Mutation
+
+
+def test_the_list_fits_the_tree() -> None:
+    found = mutations.read(mutations.LIST)
+    assert len(found) == 40
+    mutations.check(found, mutations.ROOT)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "main"
+    root.mkdir()
+    (root / ".gitignore").write_text("ignored.py\n")
+    (root / "ignored.py").write_text("")
+    (root / "total.py").write_text("def total(a, b):\n    return a + b\n")
+    (root / "test_total.py").write_text("from total import total\ndef test():\n    assert total(2, 0) == 2\n")
+    (tmp_path / "shared").mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    return root
+
+
+def made(old: str, new: str) -> Mutation:
+    return Mutation("total.py", old, new, "a fault", ("test_total.py",))
+
+
+def test_outcomes(tree: Path, tmp_path: Path) -> None:
+    copy = mutations.copy_tree(tree, tmp_path / "copy")
+    assert sorted(path.name for path in copy.iterdir()) == [".gitignore", "test_total.py", "total.py"]
+    assert (copy.parent / "shared").resolve() == tmp_path / "shared"
+    caught = mutations.tried(copy, made("a + b", "a * b"), full=False)
+    assert caught.caught and str(caught) == "caught by test_total.py::test"
+    survived = mutations.tried(copy, made("a + b", "a - b"), full=False)
+    assert not survived.caught and str(survived) == "survived"
+    broken = mutations.tried(copy, made("return", "return return"), full=False)
+    assert not broken.caught and "pytest ended with 2" in str(broken)
+    for name in ("total.py", "test_total.py"):
+        assert (copy / name).read_bytes() == (tree / name).read_bytes()
+
+
+@pytest.mark.parametrize(("mutation", "message"), [
+    (made("a", "b"), "once, found it"), (made("a + b", "a + b"), "expected new to differ"),
+    (Mutation("none.py", "a", "b", "a fault", ("test_total.py",)), "none.py: no such file")])
+def test_what_does_not_fit(mutation: Mutation, message: str, tree: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        mutations.check([mutation], tree)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--only", "41"], "--only: expected numbers from 1 to 40, found 41"), (["--only", "x"], "found 'x'"),
+    (["--jobs", "0"], "found '0'")])
+def test_refusals(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutations.main(options) == 2
+    assert_one_line(capsys.readouterr().err, message)
