@@ -236,7 +236,8 @@ def largest_difference(out: str) -> float:
     return float(said[1]) / float(said[2])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "parent"))
+                                  for name in KINDS])
 def test_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, tree, settings = KINDS[name]
     torch.save(tree(), tmp_path / "source.pt")
@@ -248,7 +249,8 @@ def test_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @needs_reference
-@pytest.mark.parametrize("case", ["e4b", "short", "one", "wild"])
+@pytest.mark.parametrize("case", ["short", "wild", *(pytest.param(case, marks=pytest.mark.exhaustive)
+                                                     for case in ("e4b", "one"))])
 def test_recalls_sidecar(case: str, sidecar: Path) -> None:
     stored = np.load(STORED / "recall_cases" / "sidecar_cases.npz")
     model = tilelli_jax.load(sidecar)

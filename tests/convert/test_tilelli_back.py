@@ -65,7 +65,13 @@ OWN: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+# One by one what "all at once" and the tests of vanilla below have together.
+EXHAUSTIVE = ("tied", "a norm of the mix", "biases", "abstain head", "quantised", "parent's banks",
+              "vanilla, without positions", "vanilla, quantised")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in EXHAUSTIVE))
+                                  for name in OWN])
 def test_a_directory_of_our_own(name: str, tmp_path: Path) -> None:
     base, changes = OWN[name]
     config = dataclasses.replace(base, **changes)
@@ -138,9 +144,10 @@ def test_what_training_left_in_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert load_pt(tmp_path / "back.pt")["step"] == 5
 
 
-@pytest.mark.parametrize("dtype", NUMPY)
-@pytest.mark.parametrize("changes", [{}, {"abstain_head": True, "tie_embeddings": True},
-                                     {"positions": "none"}])
+@pytest.mark.parametrize(("changes", "dtype"), [
+    pytest.param(changes, dtype, marks=[pytest.mark.exhaustive] * (bool(changes) and dtype != "float32"))
+    for changes in ({}, {"abstain_head": True, "tie_embeddings": True}, {"positions": "none"})
+    for dtype in NUMPY])
 def test_vanilla_and_back(changes: dict[str, Any], dtype: str, tmp_path: Path) -> None:
     """Their names for it, and the rows of qkv as they lie."""
     config = dataclasses.replace(VANILLA, **changes)

@@ -38,7 +38,7 @@ needs_reference = needs(STORED)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
-# Of the largest number. Measured: 3.9e-5 on the references, 6.5e-5 on random networks (SSE4.2, AVX2, and XLA's
+# Of the largest number. Measured: 3.9e-5 on the references, 6.5e-5 on random networks (SSE4.2, AVX2, and at
 # full optimisation): their streams grow fifty-fold through norms of small writes, and noise with them.
 NOISE = 5e-4
 

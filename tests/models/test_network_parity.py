@@ -23,9 +23,9 @@ from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
-# f32 against float64 is at 7e-7 of the largest logit, gradients against PyTorch's at 4e-6 (two
-# layers, all these cases); one key or one trit chosen otherwise moves them by more than 1e-3.
-LOGITS, GRADIENTS = 1e-5, 3e-5
+# f32 against float64 is at 7e-7 of the largest logit, gradients against PyTorch's at 6e-6 (two layers, all
+# these cases, SSE4.2 and AVX2, too); one key or one trit chosen otherwise moves them by more than 1e-3.
+LOGITS, GRADIENTS = 1e-5, 1e-4
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
                                  reason="PyTorch (extra: torch) is not installed")

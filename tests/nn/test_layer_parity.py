@@ -36,6 +36,8 @@ LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
                lambda theirs: theirs.Linear(WIDTH, 5, bias=True)),
     "linear ternary": (lambda rngs: Linear(WIDTH, 5, TERNARY, rngs=rngs),
                        lambda theirs: theirs.Linear(WIDTH, 5, "ternary")),
+    "linear hadamard": (lambda rngs: Linear(WIDTH, 5, quantizer("hadamard"), rngs=rngs),
+                        lambda theirs: theirs.Linear(WIDTH, 5, "hadamard")),
     "headwise": (lambda rngs: HeadwiseLinear(3, WIDTH, 5, TERNARY, rngs=rngs),
                  lambda theirs: theirs.Linear(WIDTH, 5, "ternary", heads=(3,))),
     "local": (lambda rngs: CausalConv(WIDTH, 5, PLAIN, rngs=rngs, bias=True),

@@ -124,8 +124,7 @@ def test_the_published_features(name: str) -> None:
     tolerance = 0.13 if rounded else noise(np.asarray(normed) @ case["W_U"].T, case["feats_f32"])
     np.testing.assert_allclose(found.by_layer[0], case["feats_f32"], atol=tolerance)
     np.testing.assert_allclose(found.overall[0], case["globals"], atol=tolerance)
-    assert np.abs(found.by_layer[0] - case["feats_f32"]).mean() < 0.02
-    print("TOL", name, tolerance, np.abs(found.by_layer[0] - case["feats_f32"]).mean())
+    assert np.abs(found.by_layer[0] - case["feats_f32"]).mean() < 0.005  # measured: 0.0012
     if not rounded:
         half = np.asarray(found.by_layer[0]).astype(np.float16)
         assert (half == case["feats_f16"]).mean() > 0.95  # but where noise crosses the middle of two

@@ -88,15 +88,15 @@ def losses(run_dir):
 
 
 def assert_same_end(run_dir, other):
-    assert losses(run_dir) == pytest.approx(losses(other), rel=1e-5)
+    assert losses(run_dir) == pytest.approx(losses(other), rel=4e-5)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run_dir, other))
     for key in ("best_valid_loss", "final_valid_loss"):
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+        assert ours[key] == pytest.approx(theirs[key], rel=4e-5)
     for key in ("best_step", "steps", "tokens", "parameters", "exported_step"):
         assert ours[key] == theirs[key]
     ours, theirs = (to_arrays(tilelli_jax.load(path / "model")) for path in (run_dir, other))
     for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=1e-5, atol=1e-5 * np.abs(array).max())
+        np.testing.assert_allclose(ours[name], array, rtol=4e-5, atol=4e-5 * np.abs(array).max())
 
 
 def test_two_take_over_from_one_and_one_from_two(by_one, command, launch, tmp_path, capsys, caplog):

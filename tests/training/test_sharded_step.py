@@ -34,6 +34,8 @@ MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2
 # rounding would become updates of full size. No clipping, which would hide a wrong scale.
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, eps=1e-3, clip_norm=0.0)
 
+NOISE = 4e-5  # of the largest number of an array; measured: up to 2e-6
+
 
 class Run:
     """Some updates on a mesh, starting from the parameters that the seed gives on one device."""
@@ -63,12 +65,12 @@ def alone(name):
 
 
 def assert_same_run(run, reference):
-    np.testing.assert_allclose(run.losses, reference.losses, rtol=1e-5)
-    np.testing.assert_allclose(run.grad_norms, reference.grad_norms, rtol=1e-5)
+    np.testing.assert_allclose(run.losses, reference.losses, rtol=NOISE)
+    np.testing.assert_allclose(run.grad_norms, reference.grad_norms, rtol=NOISE)
     for ours, theirs in zip(jax.tree.leaves(run.state.params),
                             jax.tree.leaves(reference.state.params), strict=True):
         # Of a parameter that came close to 0 the rounding errors are those of its neighbours.
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=NOISE, atol=NOISE * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize(("name", "mesh"), [
@@ -114,8 +116,8 @@ def test_bfloat16_and_remat_on_a_mesh():
     alone = Run("routed", (1, 1, 1), compute=compute)
     run = Run("routed", (2, 2, 2), alone.start, compute=compute)
     # Sums of other partial sums, rounded to 8 bits.
-    np.testing.assert_allclose(run.losses, alone.losses, rtol=3e-4)  # measured: 7e-5
-    np.testing.assert_allclose(run.grad_norms, alone.grad_norms, rtol=3e-3)  # 6e-4
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-3)  # measured: up to 1.3e-4
+    np.testing.assert_allclose(run.grad_norms, alone.grad_norms, rtol=1e-2)  # 1.3e-3
 
 
 def test_the_seed_gives_the_same_parameters_on_any_mesh():

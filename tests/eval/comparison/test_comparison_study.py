@@ -20,7 +20,7 @@ from eval.comparison.config import ComparisonConfig, TuningConfig, file_name
 from eval.comparison.study import Study
 from eval.inputs.networks import TrainingStopped
 from eval.stages import read_result
-from tests.eval.running import stage, write
+from tests.eval.running import write
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
@@ -95,7 +95,8 @@ def done(place: Path, names: tuple[str, ...]) -> Path:
         assert len(list((out / "runs").glob("*/summary.json"))) == made + 1
         assert not (out / "results.json").exists()
         assert main(["--config", config]) == 0
-    assert asked[STEPS:STEPS + 8] == [*range(1, 9)] and len(asked) == (4 * len(names) - made) * STEPS, "none is made twice"
+    assert asked[STEPS:2 * STEPS] == [*range(1, STEPS + 1)]
+    assert len(asked) == (4 * len(names) - made) * STEPS, "none is made twice"
     return out
 
 
@@ -147,7 +148,8 @@ def test_the_same_again_trains_nothing(place: Path, done: Path, names: tuple[str
     assert "evaluate: as it is" in told.err and "updates" not in told.err
     assert "contender" in told.out and "ternary on" in told.out and "report.html" in told.out
     assert main(["--config", str(place / "small.yaml"), "--stage", "evaluate"]) == 0
-    assert str(stage(done, "evaluate")) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert any(str(path) in shown for path in (done / "stages").glob("evaluate-*"))
     # One of the texts alone is compared anew, of the runs that are there.
     one = ["--config", str(place / "small.yaml"), f"texts=[{place / f'{names[-1]}.txt'}]"]
     assert main([*one, "--stage", "train"]) == 0

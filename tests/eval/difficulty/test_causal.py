@@ -54,8 +54,8 @@ def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
 
 
 @needs_reference
-@pytest.mark.parametrize("every", [30, pytest.param(6, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("positions", ["all", "boundary"])
+@pytest.mark.parametrize(("positions", "every"), [
+    ("all", 30), *(pytest.param(positions, 6, marks=pytest.mark.exhaustive) for positions in ("all", "boundary"))])
 def test_the_losses_of_every_item(positions: str, every: int, world: dict[str, Any]) -> None:
     import pyarrow.parquet
     stored = pyarrow.parquet.read_table(
