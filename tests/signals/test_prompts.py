@@ -30,6 +30,9 @@ CONFIGS: dict[str, Any] = {
     "vanilla": VanillaConfig(d_model=16, n_layers=3, max_seq_len=64, n_heads=2),
     "routed": RoutedConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2, d_head=8, top_k=4,
                            quantizer="ternary")}
+# Of the largest number. That of the stored Gemma doubles every second layer, whatever the program: measured
+# 2e-5 after its twelve, and 1e-6 of the others.
+NOISE = {"gpt_neox": 1e-5, "vanilla": 1e-5, "routed": 1e-5, "gemma4": 1e-4}
 NETWORKS = ["gpt_neox", "routed", pytest.param("vanilla", marks=pytest.mark.exhaustive),
             pytest.param("gemma4", marks=[needs(GEMMA), pytest.mark.exhaustive])]
 
@@ -46,14 +49,14 @@ def some_prompts(model: Any) -> list[Prompt]:
             for n, span in zip(lengths, spans, strict=True)]
 
 
-def assert_same(found: dict[int, Read], expected: dict[int, Read], atol: float = 5e-5) -> None:
+def assert_same(found: dict[int, Read], expected: dict[int, Read], name: str) -> None:
     assert sorted(found) == sorted(expected)
     for i, read in found.items():
-        for name, a, b in zip(read.crystallisation._fields, read.crystallisation, expected[i].crystallisation,
-                              strict=True):
-            np.testing.assert_allclose(a, b, atol=atol, err_msg=f"{i} {name}")
-        size = max(1, np.abs(read.final).max())
-        np.testing.assert_allclose(read.final, expected[i].final, atol=atol * size)
+        pairs = {field: (getattr(read.crystallisation, field), getattr(expected[i].crystallisation, field))
+                 for field in read.crystallisation._fields} | {"final": (read.final, expected[i].final)}
+        for field, (a, b) in pairs.items():
+            np.testing.assert_allclose(a, b, rtol=0, atol=NOISE[name] * max(1, np.abs(b).max()),
+                                       err_msg=f"{i} {field}")
 
 
 @functools.cache
@@ -80,7 +83,7 @@ def alone(name: str) -> dict[int, Read]:
 def test_batches_and_pieces_change_nothing(name: str) -> None:
     model = network(name)
     batch_size = 4 if name == "gpt_neox" else 7  # in two batches, or in one
-    assert_same(dict(Reader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name))
+    assert_same(dict(Reader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name), name)
 
 
 @pytest.mark.eight_devices
@@ -88,7 +91,8 @@ def test_batches_and_pieces_change_nothing(name: str) -> None:
                                                 for name in ("routed", "vanilla")), NETWORKS[-1]])
 def test_eight_devices_change_nothing(name: str) -> None:
     model, mesh = network(name), make_mesh(MeshConfig(data=4, tensor=2))
-    assert_same(dict(Reader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model))), alone(name))
+    found = dict(Reader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model)))
+    assert_same(found, alone(name), name)
 
 
 SMALL_GEMMA = Gemma4Config(vocab_size=61, d_model=12, layers=("sliding", "full"), max_seq_len=64, n_heads=2,

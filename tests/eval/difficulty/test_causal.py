@@ -55,7 +55,8 @@ def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
 
 @needs_reference
 @pytest.mark.parametrize(("positions", "every"), [
-    ("all", 30), *(pytest.param(positions, 6, marks=pytest.mark.exhaustive) for positions in ("all", "boundary"))])
+    ("all", 30), pytest.param("all", 6, marks=pytest.mark.exhaustive),
+    pytest.param("boundary", 6, marks=pytest.mark.exhaustive)])
 def test_the_losses_of_every_item(positions: str, every: int, world: dict[str, Any]) -> None:
     import pyarrow.parquet
     stored = pyarrow.parquet.read_table(
