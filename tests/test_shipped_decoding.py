@@ -60,7 +60,7 @@ exhaustive = pytest.mark.exhaustive
 
 
 @pytest.mark.parametrize(("name", "n_layers", "batches"), [
-    ("vanilla-fp32", 1, [PROMPTS[:1]]),
+    pytest.param("vanilla-fp32", 1, [PROMPTS[:1]], marks=exhaustive),
     *(pytest.param(name, 2, [PROMPTS, PROMPTS[1:]], marks=exhaustive) for name in SHIPPED)])
 def test_cached_decoding_gives_the_likeliest_bytes_of_the_forward_pass(
         name: str, n_layers: int, batches: list[list[bytes]]) -> None:

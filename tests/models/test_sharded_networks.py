@@ -87,8 +87,9 @@ def written(model: Any, name: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", [
-    "routed, tied", "gemma4 with experts", "t5",
-    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpt_neox", "gemma4"))])
+    "routed, tied",
+    *(pytest.param(name, marks=pytest.mark.exhaustive)
+      for name in ("gpt_neox", "gemma4", "gemma4 with experts", "t5"))])
 def test_parameters_in_bfloat16(name: str, tmp_path: Path) -> None:
     """Rounded once, when they are read; computed with in float32 they differ by that rounding alone."""
     config, _ = CASES[name]
@@ -134,7 +135,7 @@ def test_logits_are_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path)
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize(("name", "mesh_config"), pairs(("routed, tied", 2), ("gemma4", 1), ("t5", 0)))
+@pytest.mark.parametrize(("name", "mesh_config"), pairs(("routed, tied", 2)))
 def test_decoding_is_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path) -> None:
     store.save(random_network(CASES[name][0], 0)[0], tmp_path)
     mesh = make_mesh(mesh_config)

@@ -42,6 +42,16 @@ def test_values_are_those_of_the_loops(kind: Any) -> None:
                                atol=noise(kernel()) if kind == "hadamard" else 0)
 
 
+@pytest.mark.parametrize("kind", ["ternary", "power3"])
+def test_values_on_a_boundary(kind: Any) -> None:
+    """The mean magnitude is 1 exactly, and so are the boundaries: 0.5, and 2 and 6 for powers of three."""
+    weights = np.zeros(32, np.float32)
+    weights[:9] = 0.5, -0.5, 2, -2, 6, -6, 9, 3, 3
+    levels = [0, 0, 1, -1, 1, -1, 1, 1, 1] if kind == "ternary" else [0, 0, 1, -1, 3, -3, 9, 3, 3]
+    found = quantizer(kind)(jnp.asarray(weights[:, None]))
+    np.testing.assert_array_equal(found[:, 0], np.r_[levels, np.zeros(23)])
+
+
 @pytest.mark.parametrize("kind", EVERY)
 def test_gradient_goes_straight_through(kind: Any) -> None:
     """Identity to the kernel, outside the clipping range as well, and none through the scale."""

@@ -202,6 +202,7 @@ def test_latents_compile_nothing_anew(chronos: Chronos, sae: TopKSAE,
     assert traced == [(3, 21)]  # each window once, however many samples
 
 
+@pytest.mark.exhaustive
 @pytest.mark.eight_devices
 def test_devices_share_the_windows(chronos: Chronos, sae: TopKSAE) -> None:
     mesh, series, futures = make_mesh(MeshConfig(data=4, tensor=2)), walks(), np.ones((5, 4))

@@ -199,6 +199,7 @@ def test_what_a_killed_process_left_does_not_count(two_checkpoints, tmp_path, op
     assert folders(checkpoints) == ["1", "2", "3"]
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("before", "after"), [((1, 1, 1), (1, 4, 2)), ((2, 2, 2), (1, 8, 1)),
                                                ((1, 8, 1), (1, 1, 1))])
 def test_another_mesh(open_at, before, after):

@@ -97,6 +97,7 @@ def test_two_processes_compute_together_and_a_signal_to_one_stops_both_at_one_st
     assert first["waited"] and first["again"]
 
 
+@pytest.mark.exhaustive
 def test_a_failure_of_one_ends_both_at_once(tmp_path):
     """JAX's own way out would wait five minutes for a process that waits in a collective."""
     launcher = start(tmp_path, "fails")

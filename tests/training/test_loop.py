@@ -100,6 +100,7 @@ def path(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
+@pytest.mark.eight_devices
 def test_what_happens_when(path):
     setup = Setup(path)
     state, sitting = setup.run()

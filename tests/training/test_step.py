@@ -78,7 +78,8 @@ def test_accumulated_parts_are_one_batch(two_updates):
     assert_close(training.state.params, state.params)
 
 
-@pytest.mark.parametrize("compute", [ComputeConfig(remat=True), ComputeConfig(scan_layers=False)],
+@pytest.mark.parametrize("compute", [
+    pytest.param(ComputeConfig(remat=True), marks=pytest.mark.exhaustive), ComputeConfig(scan_layers=False)],
                          ids=["remat", "unrolled"])
 def test_how_layers_are_run_changes_nothing(two_updates, compute):
     metrics, state = two_updates

@@ -110,11 +110,11 @@ def random_rotation(key: jax.Array, n: int) -> jax.Array:
 
 
 def _codes(ratio: jax.Array, levels: str | None) -> jax.Array:
-    """w/α to its level: half to even for the trits, boundaries 0.5, 2 and 6 for powers of three."""
+    """w/α to its level: half to even for trits; boundaries 0.5, 2, 6, rounded down, for powers of three."""
     if levels == "ternary":
         return jnp.clip(jnp.round(ratio), -1.0, 1.0)
     size = jnp.abs(ratio)
-    level = jnp.where(size >= 6.0, 9.0, jnp.where(size >= 2.0, 3.0, jnp.where(size > 0.5, 1.0, 0.0)))
+    level = jnp.where(size > 6.0, 9.0, jnp.where(size > 2.0, 3.0, jnp.where(size > 0.5, 1.0, 0.0)))
     return jnp.sign(ratio) * level
 
 

@@ -148,6 +148,7 @@ def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.M
     assert before == times(done / "stages")
 
 
+@pytest.mark.exhaustive
 def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a directory that has been moved."""
