@@ -6,6 +6,7 @@ one by one, as everybody has them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
@@ -45,8 +46,7 @@ def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 def outline(build: Callable[..., nnx.Module], config: Any,
             compute: ComputeConfig | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and types of all arrays of a network, of which none is made."""
-    abstract = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
-    return _outline(abstract)
+    return _outline(_abstract(build, config, compute))
 
 
 def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Tensor],
@@ -66,7 +66,7 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     """
     if param_dtype not in get_args(ParamType):
         raise InputError(f"param_dtype: expected {' or '.join(get_args(ParamType))}, found {param_dtype!r}")
-    abstract = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
+    abstract = _abstract(build, config, compute)
     graph, state = nnx.split(abstract)
     check_fit({name: leaf.shape for name, leaf in _outline(abstract).items()},
               {name: tensor.shape for name, tensor in tensors.items()}, source)
@@ -95,6 +95,15 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
         tensor = tensors[f"{name}.kernel"]
         table.rows = HostRows(tensor.mapped() if tensor.mapped else tensor.read())
     return model
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
+    """The network with shapes in the place of arrays; nobody changes it.
+
+    Flax takes seconds to work it out for the largest, and studies open many networks of one configuration.
+    """
+    return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
 
 
 def _outline(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:

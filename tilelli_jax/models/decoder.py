@@ -314,10 +314,14 @@ class Decoder(CausalLM):
 
 def _stack(block: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """n_layers blocks, each with its own random key, as one module of stacked parameters."""
-    keys = jax.random.split(rngs.params(), n_layers)
-    params = jax.vmap(lambda key: nnx.state(block(nnx.Rngs(key))))(keys)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: block(nnx.Rngs(0))))
-    return nnx.merge(graph, params)
+    graphs: list[nnx.GraphDef] = []
+
+    def one(key: jax.Array) -> nnx.State:
+        graph, params = nnx.split(block(nnx.Rngs(key)))
+        graphs.append(graph)  # static: traced once for all layers
+        return params
+    params = jax.vmap(one)(jax.random.split(rngs.params(), n_layers))
+    return nnx.merge(graphs[0], params)
 
 
 def _unstack(params: nnx.State, n_layers: int) -> list[nnx.State]:
