@@ -177,7 +177,7 @@ def test_greedy_ids_of_the_references(path: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None,
                     reason="transformers is there (extra: test); PyTorch (extra: torch) is not")
-@pytest.mark.parametrize("name", ["gpt_neox", "gemma4"])
+@pytest.mark.parametrize("name", ["gpt_neox", pytest.param("gemma4", marks=pytest.mark.exhaustive)])
 def test_transformers_generates_the_same(name: str, tmp_path: Path) -> None:
     """A batch of different lengths, which transformers wants padded on the left; greedy."""
     import torch

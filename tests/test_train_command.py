@@ -162,6 +162,7 @@ def test_the_same_command_on_a_complete_run(finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
 
+@pytest.mark.exhaustive
 def test_a_complete_run_with_another_report_and_export(finished, tiny_file, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
@@ -178,6 +179,7 @@ def test_a_complete_run_with_another_report_and_export(finished, tiny_file, tmp_
     assert again.partition("validation loss")[2] == out.partition("validation loss")[2]
 
 
+@pytest.mark.exhaustive
 def test_another_text_is_noticed(taken_up, text_file, tmp_path, capsys):
     run_dir, args = taken_up
     text = tmp_path / "text.txt"
@@ -236,6 +238,7 @@ def test_starting_from_a_model(finished, tiny_file, tmp_path):
     assert losses(tmp_path / "next")[1] < losses(run_dir)[1] - 0.3
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_began_from_a_model_goes_on_without_it(taken_up, finished, tmp_path):
     run_dir, args = taken_up
     start = f"train.init_from={tmp_path / 'gone'}"
@@ -413,6 +416,7 @@ def test_poisoned_weights(finished, tiny_file, tmp_path, capsys):
     assert_one_line(capsys.readouterr().err, "blocks.1.dense.up.kernel: holds numbers that are not finite")
 
 
+@pytest.mark.exhaustive
 def test_the_default_run_directory(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tiny))

@@ -81,6 +81,7 @@ def bound(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> float:
     return most
 
 
+@pytest.mark.exhaustive
 def test_a_hugging_face_directory(large: Path, environment: dict[str, str]) -> None:
     small = GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
     config = GPTNeoXConfig(vocab_size=50, d_model=2048, n_layers=4, n_heads=32, d_hidden=4096)

@@ -46,6 +46,7 @@ def test_an_epoch_reads_each_stratum_once(size, seq_len, seed):
         assert np.array_equal(batch.bytes, corpus.gather(batch.starts, seq_len + 1))
 
 
+@pytest.mark.exhaustive
 def test_so_does_an_epoch_of_many_windows():
     """From 2 ** 16 windows on, the order is Grain's own shuffle."""
     n = (1 << 16) + 100

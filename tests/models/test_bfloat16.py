@@ -53,7 +53,8 @@ NETWORKS: dict[str, Any] = {  # theirs, ours, and how many arrays of ids go in
     "t5": (t5, FlaxT5ForConditionalGeneration, 2)}
 
 
-@pytest.mark.parametrize("family", NETWORKS)
+@pytest.mark.parametrize("family", [
+    pytest.param(name, marks=[pytest.mark.exhaustive] * (name != "gpt_neox")) for name in NETWORKS])
 def test_errors_are_of_the_size_of_the_originals(family: str, tmp_path: Path) -> None:
     import torch
     make, ours, n_inputs = NETWORKS[family]

@@ -48,6 +48,7 @@ def restated(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> Any:
     return theirs.eval()
 
 
+@pytest.mark.exhaustive
 def test_trained_atome_has_its_loss_and_pytorchs_logits(atome: Any) -> None:
     import torch
     checkpoint = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)

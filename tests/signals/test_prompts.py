@@ -33,7 +33,7 @@ CONFIGS: dict[str, Any] = {
 # Of the largest number. That of the stored Gemma doubles every second layer, whatever the program: measured
 # 2e-5 after its twelve, and 1e-6 of the others.
 NOISE = {"gpt_neox": 1e-5, "vanilla": 1e-5, "routed": 1e-5, "gemma4": 1e-4}
-NETWORKS = ["gpt_neox", "routed", pytest.param("vanilla", marks=pytest.mark.exhaustive),
+NETWORKS = ["routed", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpt_neox", "vanilla")),
             pytest.param("gemma4", marks=[needs(GEMMA), pytest.mark.exhaustive])]
 
 
@@ -86,6 +86,7 @@ def test_batches_and_pieces_change_nothing(name: str) -> None:
     assert_same(dict(Reader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name), name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("name", ["gpt_neox", *(pytest.param(name, marks=pytest.mark.exhaustive)
                                                 for name in ("routed", "vanilla")), NETWORKS[-1]])

@@ -61,6 +61,7 @@ def test_refusals(how: dict, message: str) -> None:
         Robustness(random_network(CONFIG, 0)[0], **how)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.eight_devices
 def test_eight_devices_find_what_one_finds() -> None:
     model = random_network(CONFIG, 0)[0]

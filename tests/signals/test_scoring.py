@@ -59,7 +59,8 @@ def assert_single_texts(name: str, mesh: Mesh | None) -> None:
 
 
 @pytest.mark.parametrize(("name", "chunk"), [
-    ("gpt_neox", 7000), ("routed", CHUNK), pytest.param("gpt_neox", CHUNK, marks=pytest.mark.exhaustive)])
+    ("gpt_neox", 7000),
+    *(pytest.param(name, CHUNK, marks=pytest.mark.exhaustive) for name in ("gpt_neox", "routed"))])
 def test_batches_are_single_texts(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", chunk)  # the small one: logits a few positions at a time
     assert_single_texts(name, None)

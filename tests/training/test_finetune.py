@@ -107,6 +107,7 @@ def test_only_the_head(folder: Path, only_head: Path) -> None:
     assert held_out["pairs"] == 12 and 0 < held_out["entropy_known"] < 1
 
 
+@pytest.mark.exhaustive
 def test_the_head_goes_on_from_a_model_that_has_one(folder: Path, only_head: Path, tmp_path: Path) -> None:
     """And a frozen one may guide a router."""
     args = configured(folder, tmp_path / "run", train=["router"], cross_entropy=0, abstain=1)
@@ -118,6 +119,7 @@ def test_the_head_goes_on_from_a_model_that_has_one(folder: Path, only_head: Pat
         f"blocks.{i}.router.kernel" for i in range(2)}
 
 
+@pytest.mark.exhaustive
 def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     """To the bit, the tether's memory too, and without the model that it began from."""

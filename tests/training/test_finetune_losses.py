@@ -256,6 +256,7 @@ def test_parts_are_one_batch(model: Any) -> None:
         assert found[name] == pytest.approx(expected[name], rel=2e-5), name
 
 
+@pytest.mark.exhaustive
 @pytest.mark.eight_devices
 def test_eight_devices_are_one() -> None:
     model = random_network(ROUTED, seed=3)[0]

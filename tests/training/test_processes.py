@@ -66,16 +66,19 @@ def go_back(run_dir, step):
     shutil.rmtree(run_dir / "model")
 
 
+def launched(args):
+    """The command of two processes of four devices each."""
+    return [sys.executable, str(LAUNCHER), "--processes", "2", "--devices", "4", "--grace", "1", "--", *args]
+
+
 @pytest.fixture
 def launch(environment):
     """Starts two processes; ends what is left of them."""
     started = []
 
     def launch(args, more={}):  # noqa: B006
-        started.append(subprocess.Popen(
-            [sys.executable, str(LAUNCHER), "--processes", "2", "--devices", "4", "--grace", "1", "--",
-             *args],
-            env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(subprocess.Popen(launched(args), env=environment | more, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True))
         return started[-1]
     yield launch
     for process in started:
@@ -99,18 +102,30 @@ def assert_same_end(run_dir, other):
         np.testing.assert_allclose(ours[name], array, rtol=4e-5, atol=4e-5 * np.abs(array).max())
 
 
-def test_two_take_over_from_one_and_one_from_two(by_one, command, launch, tmp_path, capsys, caplog):
-    run_dir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def by_two(by_one, command, environment, tmp_path_factory):
+    """The directory of a run that two processes took over from one, and what they printed."""
+    run_dir = tmp_path_factory.mktemp("by two") / "run"
     shutil.copytree(by_one, run_dir)
-    go_back(run_dir, 9)  # both must come to the same conclusion
-    process = launch(command(run_dir))
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
+    go_back(run_dir, 9)  # both must reach the same conclusion
+    done = subprocess.run(launched(command(run_dir)), env=environment, capture_output=True, text=True,
+                          timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return run_dir, done.stdout, done.stderr
+
+
+def test_two_take_over_from_one(by_one, by_two):
+    run_dir, out, err = by_two
     assert "9: damaged checkpoint" in err and "passed over" in err and err.count("\n") == 1
     assert "going on from step 8" in out and "8 × cpu" in out and out.count("this run, best") == 1
     assert_same_end(run_dir, by_one)
 
-    # Back to the checkpoint that the two have saved at step 9, on another mesh.
+
+@pytest.mark.exhaustive
+def test_one_takes_over_from_two(by_one, by_two, command, tmp_path, capsys, caplog):
+    """From the checkpoint that the two have saved at step 9, on another mesh."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(by_two[0], run_dir)
     go_back(run_dir, 12)
     assert main(command(run_dir, mesh=MIXED)) == 0
     assert "12: damaged checkpoint" in caplog.text

@@ -68,6 +68,7 @@ def test_interrupted_is_uninterrupted(activations: Path, tmp_path: Path) -> None
     assert weights[0] == weights[1]
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_a_whole_batch_and_nested(activations: Path, tmp_path: Path) -> None:
     """Interrupted or not, to the bit, its threshold as well; and held-out rows go by that."""
     config = configured(activations, tmp_path)

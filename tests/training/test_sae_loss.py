@@ -204,6 +204,7 @@ def trained_at_length(config: SAEConfig, objective: ObjectiveConfig, batches: li
     return jax.device_get(state.params), jax.device_get(seen)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("activation", "prefixes"), [
     ("topk", (24, 48)), pytest.param("topk", (), marks=pytest.mark.exhaustive),
     pytest.param("batch_topk", (), marks=pytest.mark.exhaustive),
@@ -369,6 +370,7 @@ def test_meshes_change_nothing(mesh: MeshConfig, parts: int, activation: Any) ->
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3) and row["dead"] == other["dead"]
 
 
+@pytest.mark.exhaustive
 def test_dead_latents_come_back() -> None:
     """Latents that look away from all data learn by foretelling the residual, and only so."""
     rows, _ = mixtures(128 * 250, d=16, atoms=24, active=4)

@@ -39,6 +39,7 @@ def test_it_learns_what_only_the_layers_together_tell() -> None:
                                                  features=("a", "b", "c"), globals=tuple("defg"))
 
 
+@pytest.mark.exhaustive
 def test_the_seed_is_all_that_is_drawn_from() -> None:
     train, validate = examples(120, 0), examples(60, 1)
     options = SidecarOptions(d_hidden=4, epochs=2, batch_size=50)

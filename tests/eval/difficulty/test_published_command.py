@@ -217,6 +217,7 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "45 items to learn from, 22 test items" in told and "P5_sae_only" in told
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:adfuller:FutureWarning")
 @pytest.mark.parametrize("reference", [pytest.param("all", marks=pytest.mark.exhaustive), "train"])
 def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

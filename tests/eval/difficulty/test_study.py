@@ -191,6 +191,7 @@ def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.exhaustive
 def test_an_autoencoder_that_knows_too_little(place: Path, done: Path,
                                               capsys: pytest.CaptureFixture[str]) -> None:
     """Refused by name, or forced and said so."""
@@ -272,6 +273,7 @@ def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) ->
     assert test.any() and not set(table["group"][test]) & set(table["group"][table["split"] == "train"])
 
 
+@pytest.mark.exhaustive
 def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
     """HellaSwag's rows: hard is where another ending surprises less; both domains on both sides."""
     rng = np.random.default_rng(0)
