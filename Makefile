@@ -24,6 +24,9 @@ CORE := tests/nn tests/models tests/estimators tests/signals
 CORE_TESTS := not exhaustive and not eight_devices
 CORE_FLAGS :=
 
+# Every process that a test starts would compile the library's modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all test-core coverage check clean
 
 demo: $(VENV)/.installed
