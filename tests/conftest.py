@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 
 from tests import compiled
 
@@ -70,9 +72,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Why the first tests failed, as the last that is printed."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    """Seconds by directory beside --durations; why the first tests failed, as the last that is printed."""
     result = yield
+    if config.getoption("durations") is not None:
+        seconds: Counter[str] = Counter()
+        for report in chain.from_iterable(terminalreporter.stats.values()):
+            if isinstance(report, pytest.TestReport):
+                seconds[str(PurePath(report.location[0]).parent)] += report.duration
+        terminalreporter.section("seconds by directory")
+        for directory, total in seconds.most_common():
+            terminalreporter.write_line(f"{total:7.1f}  {directory}")
     failed = [*terminalreporter.stats.get("failed", []), *terminalreporter.stats.get("error", [])]
     for report in failed[:3]:
         crash = getattr(report.longrepr, "reprcrash", None)

@@ -87,7 +87,7 @@ def candidates() -> Callable[..., jax.Array]:
 
 
 # Of the cases, in the first tier, those which together have every kind of layer and of cache.
-FIRST = ("lite", "all in one", "vanilla")
+FIRST = ("all in one", "vanilla")
 
 
 @pytest.mark.filterwarnings("ignore:decoding to")

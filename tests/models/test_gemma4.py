@@ -262,6 +262,7 @@ def n_parameters(config: Gemma4Config) -> int:
 
 
 @needs_reference
+@pytest.mark.exhaustive
 def test_the_shapes_of_e4b() -> None:
     """Every tensor of the published network by name and shape, and none of them made."""
     stored = json.loads((STORED / "gemma4_tiny/e4b_real_text_keys.json").read_text())

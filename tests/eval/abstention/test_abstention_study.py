@@ -194,6 +194,7 @@ def test_the_report(place: Path, done: Path, names: tuple[str, ...]) -> None:
     assert {(one["a"], one["b"]) for one in found["between"]} >= {("v9", "v8b"), ("pooled", "v9")}
 
 
+@pytest.mark.exhaustive
 def test_its_numbers_are_those_of_its_tables(study: Study, several: dict[str, Any]) -> None:
     """The mean over seeds, each by counting pairs; thresholds and shares by counting prompts."""
     found = several["variants"]

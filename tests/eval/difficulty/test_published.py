@@ -86,6 +86,7 @@ def scores() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return table["difficulty"], {name: table[column] for name, column in RUNGS.items()}
 
 
+@pytest.mark.exhaustive
 def test_p1_to_the_last_digit(squad: tuple[Kit, dict[str, Any]]) -> None:
     """The rung whose inputs are all there: prompts → features → probe → interval, and the other stages."""
     _, made = squad
@@ -97,6 +98,7 @@ def test_p1_to_the_last_digit(squad: tuple[Kit, dict[str, Any]]) -> None:
     assert_same(made["recalibration_results.json"], {"P1_cheap": expected["P1_cheap"]})
 
 
+@pytest.mark.exhaustive
 def test_the_scaled_probe_of_p1(squad: tuple[Kit, dict[str, Any]]) -> None:
     """Recalibration of the probe as it was fitted: AUROC 0.590 and ECE 0.326 in place of 0.563 and 0.366."""
     found, made = squad

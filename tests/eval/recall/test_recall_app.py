@@ -28,11 +28,14 @@ from tests.eval.recall.small import (
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
-pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
-pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
-from eval.recall import app
-
 pytestmark = pytest.mark.study
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gradio() -> None:
+    """Imported by the process that runs these tests: collecting them shall not take its seconds."""
+    pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
+    pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 
 PATIENCE = 120_000  # ms that a browser waits for anything: a busy machine compiles for many seconds
 
@@ -67,6 +70,7 @@ def test_bad_options_are_one_line(options: list[str], says: str, place: Place,
 
 
 def test_a_port_that_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    from eval.recall import app
     with app.open_door("127.0.0.1", 0) as door:
         door.listen()
         taken = door.getsockname()[1]
@@ -76,6 +80,7 @@ def test_a_port_that_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) 
 
 def test_without_its_extra_the_page_says_what_is_missing(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import eval.recall.app  # noqa: F401
     for name in ("app", "page"):  # which import it
         monkeypatch.delitem(sys.modules, f"eval.recall.{name}")
         monkeypatch.delattr(eval.recall, name)
