@@ -284,6 +284,7 @@ EXPERTS = Gemma4Config(d_model=2816, layers=(*("sliding",) * 5, "full") * 5, n_h
                        n_experts=128, experts_per_token=8, d_expert=704, d_per_layer=0, max_seq_len=262144)
 
 
+@pytest.mark.exhaustive
 def test_published_sizes() -> None:
     """E4B's count is known; of the others their names tell it, 26B-A4B's of what a token goes through.
 

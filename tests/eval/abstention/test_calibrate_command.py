@@ -56,7 +56,8 @@ def run(model: Path, on: Path, *more: object) -> int:
     return main(["--calibrate", "--model", str(model), "--on", str(on), *map(str, more)])
 
 
-@pytest.mark.parametrize("signal", ["abstain_p", "max_softmax_mean"])
+@pytest.mark.parametrize("signal", [
+    "abstain_p", pytest.param("max_softmax_mean", marks=pytest.mark.exhaustive)])
 def test_the_target_is_held_on_the_prompts(signal: str, model: Any, path: Path, asked_for: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, asked_for, "--signal", signal, "--fpr", 0.1, "--template", "Wer weiß?") == 0

@@ -191,6 +191,7 @@ def check_cascade(root: Path, column: str, costs: tuple[float, float], cheap: np
     assert point["mean_error"] == pytest.approx(np.where(handed, strong, cheap).mean())
 
 
+@pytest.mark.exhaustive
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "llm")
     assert run(tmp_path) == 0

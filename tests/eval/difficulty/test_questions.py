@@ -262,7 +262,8 @@ def test_dealt(sizes: list[tuple[int, str]], train: float, seed: int, random: An
     assert all(sides) and not sides[0] & sides[1] and sides[0] | sides[1] == set(groups)
 
 
-@pytest.mark.parametrize("train", [0.3, 0.7, 0.9])
+@pytest.mark.parametrize("train", [
+    pytest.param(0.3, marks=pytest.mark.exhaustive), 0.7, pytest.param(0.9, marks=pytest.mark.exhaustive)])
 def test_shares_and_domains(train: float) -> None:
     """200 groups of 1 to 5 items; two items in three are of one domain."""
     rng = np.random.default_rng(0)
