@@ -20,7 +20,8 @@ RUN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 PYTEST_COMMAND := pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TESTS := $(BIN)/python -m $(PYTEST_COMMAND)
 # What computes numbers on one device. CORE_FLAGS are XLA's: another kind of CPU, other optimisation.
-CORE := tests/nn tests/models tests/estimators tests/signals
+CORE := tests/nn tests/models tests/estimators tests/signals \
+  tests/training/test_step.py tests/training/test_losses.py tests/training/test_optimizers.py
 CORE_TESTS := not exhaustive and not eight_devices
 CORE_FLAGS :=
 
@@ -42,7 +43,7 @@ test-all: $(VENV)/.installed-test
 	$(MAKE) test-core CORE_FLAGS=--xla_backend_optimization_level=3
 
 test-core: $(VENV)/.installed-test
-	XLA_FLAGS="$(CORE_FLAGS)" $(TESTS) -m "$(CORE_TESTS)" $(CORE)
+	XLA_FLAGS="$(CORE_FLAGS)" $(TESTS) -m "$(CORE_TESTS)" $(CORE) $(PYTEST)
 
 coverage: $(VENV)/.installed-dev $(VENV)/.installed-test
 	$(BIN)/coverage erase

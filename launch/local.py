@@ -47,8 +47,8 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = 10.
     """Runs `command` in `processes` processes of `devices` CPU devices each, and waits for them.
 
     Returns:
-        0 when all succeeded; otherwise the exit status of the one that failed first (128 + the
-        signal's number where a signal ended it): the others fail because of it.
+        0 when all succeeded; otherwise the exit status of the one that failed first, or of one that was
+        killed up to CAUSE_SECONDS later (128 + the signal's number): the others fail because of it.
     """
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, _: received.append(number))

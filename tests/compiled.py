@@ -25,13 +25,18 @@ QUICK: dict[str, Any] = {
 }
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK["--xla_cpu_use_fusion_emitters"] = "false"
+# Of a process that is killed: what it was writing into the store would stay broken.
+READ_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
 def set_environment() -> None:
     """Of this process and of all that tests start; before JAX is imported."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "optimization_level" not in flags:
-        flags = " ".join([flags, *(f"{flag}={value}" for flag, value in QUICK.items() if flag not in flags)])
+        # An instruction set that was asked for is to be used as it comes, with vectors of its own length.
+        quick = {flag: value for flag, value in QUICK.items()
+                 if flag not in flags and not ("vector_width" in flag and "max_isa" in flags)}
+        flags = " ".join([flags, *(f"{flag}={value}" for flag, value in quick.items())])
     os.environ["XLA_FLAGS"] = flags.strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root() / fingerprint(flags)))

@@ -49,14 +49,22 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long files first; within a file, tests on eight devices last, so that devices change once."""
     if part := config.getoption("--part"):
-        k, n = map(int, part.split("/"))
+        k, n = _part(part)
         others = [item for item in items if zlib.crc32(item.path.name.encode()) % n != k - 1]
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in set(others)]
+        left_out = set(others)
+        items[:] = [item for item in items if item not in left_out]
     rank = {ROOT / "tests" / name: i for i, name in enumerate(LONGEST)}
     first = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
     items.sort(key=lambda item: (rank.get(item.path, len(rank)), first[item.path],
                                  item.get_closest_marker("eight_devices") is not None))
+
+
+def _part(text: str) -> tuple[int, int]:
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise pytest.UsageError(f"--part: expected K/N with K from 1 to N, found {text}")
+    return int(k), int(n)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,7 +80,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config
+                            ) -> Iterator[None]:
     """Seconds by directory beside --durations; why the first tests failed, as the last that is printed."""
     result = yield
     if config.getoption("durations") is not None:

@@ -17,4 +17,4 @@ def needs(path: Path) -> pytest.MarkDecorator:
     """Skips a test where a reference is not there."""
     name = path.relative_to(STORED.parents[1])
     return pytest.mark.skipif(not path.exists(), reason=(
-        f"compares with {name}, which is of other projects: put it beside this checkout to run the test"))
+        f"compares with results of the original projects, which are not part of this one: no {name}"))

@@ -35,7 +35,7 @@ PROMPTS = [np.arange(1, 10), np.array([299]), np.arange(50, 53)]
 
 # How far logits with caches and without may lie apart: rounding, in up to four layers, of sums below 30.
 NOISE = noise(30, steps=4)
-FIRST = ("gpt_neox", "vanilla, past its window")  # gemma4's caches are compared with those of transformers
+FIRST = ("gpt_neox", "vanilla, past its window")  # gemma4's caches: tests/models/test_gemma4.py
 
 
 @functools.cache

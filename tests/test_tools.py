@@ -1,4 +1,4 @@
-"""The list of mutations fits the tree, and the command tells one that is caught from one that is not."""
+"""The list of mutations fits the tree, and one that is caught is distinguished from one that is not."""
 
 from __future__ import annotations
 

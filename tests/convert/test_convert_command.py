@@ -33,7 +33,7 @@ from tilelli_jax.tensors import INDEX, TENSORS
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
-    reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
+    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 
 GPT_NEOX = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
 GEMMA4 = Gemma4Config(

@@ -28,7 +28,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)
 MARGIN = 60 * 10**6  # bytes beside a small network's conversion and the largest tensor; measured: 26 MB
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(),
-                                reason="the peak of a process is read from /proc, which this system has not")
+                                reason="the peak of a process is read from Linux's /proc")
 
 # VmHWM is of this program alone; ru_maxrss would begin with what the process that started it had. A small
 # network is converted first: what Python, NumPy, JAX and maybe PyTorch hold is no part of the difference.

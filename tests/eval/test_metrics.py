@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as their_log_loss
@@ -25,7 +25,6 @@ def taken_apart(items: list[tuple[bool, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([int(label) for label, _ in items]), np.array([score / 5 for _, score in items])
 
 
-@settings(max_examples=40)
 @given(ITEMS)
 def test_areas_are_scikit_learns(items: list[tuple[bool, int]]) -> None:
     labels, scores = taken_apart(items)
@@ -46,7 +45,6 @@ def test_auroc_counts_pairs(items: list[tuple[bool, int]]) -> None:
     assert metrics.auroc(labels, np.exp(3 * scores)) == metrics.auroc(labels, scores)
 
 
-@settings(max_examples=40)
 @given(ITEMS, st.integers(0, 2**32 - 1))
 def test_weights_are_repeated_items(items: list[tuple[bool, int]], seed: int) -> None:
     labels, scores = taken_apart(items)
@@ -60,7 +58,6 @@ def test_weights_are_repeated_items(items: list[tuple[bool, int]], seed: int) ->
             assert math.isclose(area, roc_auc_score(again, np.repeat(scores, row)), abs_tol=1e-12)
 
 
-@settings(max_examples=40)
 @given(ITEMS, st.integers(0, 2**32 - 1))
 def test_relabelled(items: list[tuple[bool, int]], seed: int) -> None:
     labels, scores = taken_apart(items)

@@ -18,7 +18,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
-    reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
+    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 
 VOCABULARY = 61
 

@@ -32,7 +32,7 @@ REFERENCE = STORED / "pythia_tiny" / "parallel"
 needs_reference = needs(REFERENCE)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
-    reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
+    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 NOISE = 2e-5  # of the largest logit or state; measured: 7e-7, here and on the reference
 
 TINY = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)

@@ -134,7 +134,6 @@ def test_logits_are_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path)
                 == [leaf.sharding for leaf in jax.tree.leaves(nnx.state(laid))])
 
 
-@pytest.mark.exhaustive
 @pytest.mark.eight_devices
 @pytest.mark.parametrize(("name", "mesh_config"), pairs(("routed, tied", 2)))
 def test_decoding_is_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ REFERENCE = STORED / "chronos_tiny"
 needs_reference = needs(REFERENCE)
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
-    reason="transformers is there (extra: test); PyTorch, which it runs on (extra: torch), is not")
+    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 NOISE = 3e-5  # of the largest number; measured: 5e-7 on the reference, 2.5e-6 on random weights
 
 TINY = T5Config(vocab_size=50, d_model=12, n_layers=2, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20)

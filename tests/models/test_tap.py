@@ -140,14 +140,14 @@ def test_every_place_can_be_edited(name: str) -> None:
 
 def test_what_is_edited_is_what_the_function_makes() -> None:
     """At every layer by its number, at places outside the blocks without one."""
-    model, told = network("vanilla"), []
+    model, calls = network("vanilla"), []
 
     def edit(place: str) -> Any:
-        return lambda value, layer: (told.append((place, layer)), value)[1]
+        return lambda value, layer: (calls.append((place, layer)), value)[1]
     tap = Tap(edit={place: edit(place) for place in model.places})
     jax.eval_shape(lambda ids: model.tapped(ids, tap), IDS)
     inside = ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")
-    assert told == [("embed", None), *((place, i) for i in range(LAYERS) for place in inside),
+    assert calls == [("embed", None), *((place, i) for i in range(LAYERS) for place in inside),
                     ("hidden", None), ("logits", None)]
 
 

@@ -1,4 +1,4 @@
-"""The plain forward pass in the place of decoding with caches: what each new symbol was chosen from."""
+"""The plain forward pass in the place of decoding with caches: what each new token was chosen from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def forward_of(model: Any, **options: Any) -> Forward:
 
 def logits_before(forward: Forward, prompts: Sequence[Any], made: Sequence[Any], window: int | None,
                   rows: int | None = None) -> np.ndarray:
-    """The logits from which each of the new symbols was chosen: `[prompts, n, vocab]`.
+    """The logits from which each of the new tokens was chosen: `[prompts, n, vocab]`.
 
-    For each of them the text before it is read anew: all of it, or its last `window` symbols. All texts are
-    filled up to one length, to compile once; what follows a symbol has no part in its logits.
+    For each of them the text before it is read anew: all of it, or its last `window` tokens. All texts are
+    filled up to one length, to compile once; what follows a token has no part in its logits.
 
     Args:
-        prompts, made: symbols, of each prompt n new ones.
+        prompts, made: tokens, of each prompt n new ones.
         rows: how many texts go through the network at once; by default all.
     """
     texts = []

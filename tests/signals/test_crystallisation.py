@@ -53,7 +53,7 @@ def test_some_chunks_are_the_whole(vocab: int, chunk: int, cap: float | None, la
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(vocab=st.integers(2, 40), chunk=st.integers(1, 50), cap=st.sampled_from([None, 3.0, 30.0]),
        seed=st.integers(0, 99), large=st.booleans())
 def test_any_chunks_are_the_whole(vocab: int, chunk: int, cap: float | None, seed: int, large: bool) -> None:

@@ -75,7 +75,7 @@ def start(folder: Path, how: str) -> subprocess.Popen[str]:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("number", "status"), [
-    pytest.param(signal.SIGTERM, 0, marks=pytest.mark.exhaustive), (signal.SIGINT, 130)])
+    (signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_two_processes_compute_together_and_a_signal_to_one_stops_both_at_one_step(tmp_path, number, status):
     launcher = start(tmp_path, "runs")
     pid = tmp_path / "1.pid"

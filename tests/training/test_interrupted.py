@@ -11,14 +11,13 @@ import time
 import numpy as np
 import pytest
 
+from tests.compiled import READ_ONLY
 from tilelli_jax.train import main
 from tilelli_jax.training.log import read_metrics
 
 STEPS = 60
 OVERRIDES = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.eval_every=20"]
 PATIENCE = 300  # seconds; a start takes a few, on an idle machine
-# A process that is killed while it writes a program into the store leaves half of it there for good.
-READ_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import tilelli_jax
+from tests.compiled import READ_ONLY
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.store import build
@@ -33,8 +34,6 @@ MESH = ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
 OVERRIDES = ["model.quantizer=none", "optimizer.schedule=constant", "optimizer.eps=1e-3",
              "optimizer.clip_norm=0", "train.keep=4"]
 MIXED = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
-# A process that is killed while it writes a program into the store leaves half of it there for good.
-READ_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 pytestmark = pytest.mark.eight_devices
 

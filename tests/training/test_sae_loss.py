@@ -206,9 +206,7 @@ def trained_at_length(config: SAEConfig, objective: ObjectiveConfig, batches: li
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("activation", "prefixes"), [
-    ("topk", (24, 48)), pytest.param("topk", (), marks=pytest.mark.exhaustive),
-    pytest.param("batch_topk", (), marks=pytest.mark.exhaustive),
-    pytest.param("batch_topk", (48,), marks=pytest.mark.exhaustive)])
+    ("topk", (24, 48)), ("topk", ()), ("batch_topk", ()), ("batch_topk", (48,))])
 def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...]) -> None:
     """Mean largest cosine ≥ 0.9 on at least 90 % of the atoms."""
     rows, dictionary = mixtures(40_000, d=32, atoms=48, active=3)

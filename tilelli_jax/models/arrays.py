@@ -97,13 +97,23 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     return model
 
 
-@functools.lru_cache(maxsize=64)
 def _abstract(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
     """The network with shapes in the place of arrays; nobody changes it.
 
     Flax takes seconds to work it out for the largest, and studies open many networks of one configuration.
     """
+    try:
+        hash(config)
+    except TypeError:  # lists where tuples are usual: it works, too, but is not remembered
+        return _worked_out(build, config, compute)
+    return _remembered(build, config, compute)
+
+
+def _worked_out(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
     return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
+
+
+_remembered = functools.lru_cache(maxsize=64)(_worked_out)
 
 
 def _outline(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:

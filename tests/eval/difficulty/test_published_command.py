@@ -191,7 +191,6 @@ def check_cascade(root: Path, column: str, costs: tuple[float, float], cheap: np
     assert point["mean_error"] == pytest.approx(np.where(handed, strong, cheap).mean())
 
 
-@pytest.mark.exhaustive
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "llm")
     assert run(tmp_path) == 0
@@ -220,7 +219,7 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:adfuller:FutureWarning")
-@pytest.mark.parametrize("reference", [pytest.param("all", marks=pytest.mark.exhaustive), "train"])
+@pytest.mark.parametrize("reference", ["all", "train"])
 def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "tsfm", label_threshold_split=reference, hard_quantile=0.6)
     (tmp_path / "theirs").mkdir()

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import pytest
 
-import eval.recall
 from eval.recall import about, report, thoughts
 from eval.recall.__main__ import main
 from eval.recall.knower import Knower, Told
@@ -80,7 +79,7 @@ def test_a_port_that_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) 
 
 def test_without_its_extra_the_page_says_what_is_missing(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import eval.recall.app  # noqa: F401
+    import eval.recall.app
     for name in ("app", "page"):  # which import it
         monkeypatch.delitem(sys.modules, f"eval.recall.{name}")
         monkeypatch.delattr(eval.recall, name)
