@@ -2,7 +2,9 @@
 
 How a sum is rounded depends on its order, and the order depends on the CPU's vectors, the compiler and the
 number of threads. So a tolerance is taken from the size of what is summed, never from the result, which
-cancellation can make small, nor from what one CPU happened to give.
+cancellation can make small, nor from what one CPU happened to give. What a whole network computes is compared
+in units of its largest number (`restated.comparison.distance`), which is as large as what its layers sum up:
+`noise(1, steps=…)` of it, with a step or two for each layer.
 """
 
 from __future__ import annotations

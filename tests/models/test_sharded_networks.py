@@ -17,6 +17,7 @@ from flax import nnx
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
+from tests.tolerance import noise
 from tilelli_jax import store
 from tilelli_jax.decoding import generate_ids
 from tilelli_jax.models.decoder import ComputeConfig
@@ -46,7 +47,7 @@ CASES = {
 MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4),
           MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=4)]
 # Of the largest logit. Measured: 6e-6 at most, on several kinds of CPU: other orders of sums.
-NOISE = 5e-5
+NOISE = noise(1, steps=13)
 
 
 def pairs(*quick: tuple[str, int]) -> list[Any]:

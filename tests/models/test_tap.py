@@ -44,7 +44,7 @@ IDS = np.random.default_rng(0).integers(0, 19, (2, TIME))
 
 
 ALL = {**CONFIGS, **{name: config for name, config in OTHERS.items() if name != "t5"}}
-NOISE = 3e-5  # of the largest number of a place; measured: 2e-6
+NOISE = noise(1, steps=8)  # of the largest number of a place; measured: 2e-6
 
 
 def network(name: str, **compute: Any) -> CausalLM:

@@ -15,13 +15,14 @@ from flax import nnx
 from tests.restated import brute
 from tests.restated.comparison import distance, farthest
 from tests.restated.compiling import quick_jit
+from tests.tolerance import noise
 from tilelli_jax.models.arrays import named
 from tilelli_jax.nn.attention import TopKAttention
 from tilelli_jax.nn.quantize import quantizer
 
 BATCH, WIDTH, HEADS, D_HEAD = 2, 8, 2, 4
 SHORT, LONG = 19, 150  # a text of one piece, and one longer than what is computed at once
-NOISE = 2e-5  # f32 is at 2e-6 of the largest magnitude; another key moves it by more than 1e-2
+NOISE = noise(1, steps=5)  # f32 is at 2e-6 of the largest magnitude; another key moves it by more than 1e-2
 
 
 def layer_and_inputs(time: int, top_k: int, whole: bool) -> tuple[TopKAttention, np.ndarray]:

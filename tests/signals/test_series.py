@@ -15,6 +15,7 @@ from flax import nnx
 from tests.references import STORED, needs
 from tests.restated.comparison import distance
 from tests.restated.random_weights import random_network
+from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.arrays import to_arrays
@@ -30,7 +31,7 @@ needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
     reason="PyTorch (extra: torch) or transformers (extra: test) is not installed")
 needs_reference = needs(TINY_CHRONOS)
-NOISE = 1e-5  # of the largest number
+NOISE = noise(1, steps=3)  # of the largest number
 CONFIG = T5Config(vocab_size=50, d_model=12, n_layers=3, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20,
                   chronos=ChronosConfig(n_tokens=50, context_length=20, prediction_length=6, num_samples=5,
                                         top_k=10))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.tolerance import noise
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
@@ -34,7 +35,7 @@ MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2
 # rounding would become updates of full size. No clipping, which would hide a wrong scale.
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, eps=1e-3, clip_norm=0.0)
 
-NOISE = 4e-5  # of the largest number of an array; measured: up to 2e-6
+NOISE = noise(1, steps=10)  # of the largest number of an array; measured: up to 2e-6
 
 
 class Run:
