@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
@@ -56,6 +58,44 @@ def test_outcomes(tree: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit(mutation: Mutation, message: str, tree: Path) -> None:
     with pytest.raises(InputError, match=message):
         mutations.check([mutation], tree)
+
+
+@pytest.fixture
+def listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two faults of the small tree, of which its test sees the first."""
+    path = tree / "mutations.yaml"
+    path.write_text(yaml.safe_dump([dataclasses.asdict(made("a + b", new)) | {"tests": ["test_total.py"]}
+                                    for new in ("a * b", "a - b")]))
+    monkeypatch.setattr(mutations, "ROOT", tree)
+    monkeypatch.setattr(mutations, "LIST", path)
+    return path
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("options", "status", "end"), [
+    (["--at-least", "1"], 0, "1 of 2 caught"), (["--at-least", "2"], 1, "1 of 2 caught"),
+    ([], 1, "1 of 2 caught"), (["--only", "1"], 0, "1 of 1 caught"),
+    (["--only", "2", "--jobs", "2"], 1, "0 of 1 caught"), (["--full", "--at-least", "1"], 0, "1 of 2 caught")])
+def test_exit_status(options: list[str], status: int, end: str, listed: Path,
+                     capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutations.main(options) == status
+    assert capsys.readouterr().out.splitlines()[-1] == end
+
+
+def test_a_test_that_fails_anyway(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (listed.parent / "total.py").write_text("def total(a, b):\n    return a + b + 1\n")
+    assert mutations.main([]) == 2
+    assert_one_line(capsys.readouterr().err, "tests: expected all to pass without any fault, found pytest ended "
+                                             "with 1: test_total.py::test")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "expected a list of mutations"), ("[", "cannot be read"), ("[1]", "entry 1: expected the keys"),
+    ("[{file: a, old: b, new: c, kind: d, tests: a.py}]", "entry 1: tests: expected a list of files")])
+def test_what_is_no_list(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        mutations.read(tmp_path / "list.yaml")
 
 
 @pytest.mark.parametrize(("options", "message"), [

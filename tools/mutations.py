@@ -107,10 +107,14 @@ def read(path: Path) -> list[Mutation]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: expected a list of mutations")
     keys = {field.name for field in dataclasses.fields(Mutation)}
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or entry.keys() != keys or not entry["tests"]:
+        if not isinstance(entry, dict) or entry.keys() != keys:
             raise InputError(f"{path}: entry {number}: expected the keys {', '.join(sorted(keys))}")
+        if not isinstance(entry["tests"], list) or not entry["tests"]:
+            raise InputError(f"{path}: entry {number}: tests: expected a list of files")
     return [Mutation(**entry | {"tests": tuple(entry["tests"])}) for entry in entries]
 
 
