@@ -75,7 +75,8 @@ def listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("options", "status", "end"), [
     (["--at-least", "1"], 0, "1 of 2 caught"), (["--at-least", "2"], 1, "1 of 2 caught"),
     ([], 1, "1 of 2 caught"), (["--only", "1"], 0, "1 of 1 caught"),
-    (["--only", "2", "--jobs", "2"], 1, "0 of 1 caught"), (["--full", "--at-least", "1"], 0, "1 of 2 caught")])
+    (["--only", "2", "--jobs", "2"], 1, "0 of 1 caught"),
+    (["--full", "--at-least", "1"], 0, "1 of 2 caught")])
 def test_exit_status(options: list[str], status: int, end: str, listed: Path,
                      capsys: pytest.CaptureFixture[str]) -> None:
     assert mutations.main(options) == status
@@ -85,8 +86,8 @@ def test_exit_status(options: list[str], status: int, end: str, listed: Path,
 def test_a_test_that_fails_anyway(listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (listed.parent / "total.py").write_text("def total(a, b):\n    return a + b + 1\n")
     assert mutations.main([]) == 2
-    assert_one_line(capsys.readouterr().err, "tests: expected all to pass without any fault, found pytest ended "
-                                             "with 1: test_total.py::test")
+    assert_one_line(capsys.readouterr().err, "tests: expected all to pass without any fault, found pytest "
+                                             "ended with 1: test_total.py::test")
 
 
 @pytest.mark.parametrize(("text", "message"), [
