@@ -53,6 +53,7 @@ coverage: $(VENV)/.installed-dev $(VENV)/.installed-test
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/* launch/*.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info

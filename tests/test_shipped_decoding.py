@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import tilelli_jax
-from tests.restated.compiling import decoding_compiled
 from tests.restated.random_weights import random_network
 from tests.restated.uncached import forward_of, logits_before
 from tests.tolerance import noise
 from tilelli_jax import config as config_lib
+from tilelli_jax import decoding
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.store import from_arrays
@@ -26,7 +26,7 @@ from tilelli_jax.training.experiment import ExperimentConfig
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = ("tilelli-lite-fp32", "tilelli-lite-ternary", "tilelli-fp32", "tilelli-ternary", "vanilla-fp32",
            "atome-944k")
-# In place of the quick and bad code that all other tests are compiled to (see conftest.py).
+# In place of the quick and bad code that all other tests are compiled to (tests/compiled.py).
 AS_SHIPPED: dict[str, Any] = {"xla_backend_optimization_level": 3}
 if jax.__version_info__ < (0, 11):  # later ones have no other way
     AS_SHIPPED["xla_cpu_use_fusion_emitters"] = True
@@ -35,7 +35,15 @@ PROMPTS = [b"Once upon a time, there was a ", b"q"]
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_as_shipped() -> Iterator[None]:
-    with decoding_compiled(AS_SHIPPED):
+    """The jitted parts of `decoding` are compiled as users have them."""
+    parts: dict[str, dict[str, Any]] = {
+        "_prefill": {"static_argnames": ("graph", "size")},
+        "_decode": {"static_argnames": ("graph", "width", "symbols"), "donate_argnames": ("caches",)},
+        "_slide": {"static_argnames": ("graph", "width", "symbols")}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, settings in parts.items():
+            plain = getattr(decoding, name).__wrapped__
+            patch.setattr(decoding, name, jax.jit(plain, compiler_options=AS_SHIPPED, **settings))
         yield
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.routed import RoutedConfig
@@ -37,7 +36,7 @@ def test_a_changed_byte_changes_nothing_before_it(case: str) -> None:
     base = np.random.default_rng(0).integers(0, TIME, TIME)
     rows = np.tile(base, (TIME + 1, 1))  # the last row stays as it is
     rows[np.arange(TIME), np.arange(TIME)] += TIME
-    run = quick_jit(model.__call__)  # for each row the very same operations
+    run = jax.jit(model.__call__)  # for each row the very same operations
     logits = np.concatenate([run(row[None].astype(np.int32)) for row in rows])
     for t in range(TIME):
         changed = np.any(logits[t] != logits[-1], axis=-1)
@@ -53,7 +52,7 @@ def test_no_gradient_flows_from_a_logit_to_later_bytes(case: str) -> None:
     graph, params, *rest = nnx.split(model, nnx.Param, ...)
     ids = jnp.arange(TIME)[None]
 
-    @quick_jit
+    @jax.jit
     def influence(params: nnx.State) -> jax.Array:
         """[time of the logit, row of the table]: the norm of the one's gradient by the other."""
         jacobian = jax.jacrev(lambda params: nnx.merge(graph, params, *rest)(ids)[0, :, 0])(params)

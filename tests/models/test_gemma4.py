@@ -21,7 +21,6 @@ from flax import nnx
 
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
@@ -74,7 +73,7 @@ def left_out(names: Iterable[str], *exhaustive: str) -> list[Any]:
 
 def tapping(model: FlaxGemma4ForCausalLM) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
     """ids → logits, and what all places hold."""
-    run = quick_jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
+    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
 
     def numbers(ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         logits, seen = run(jnp.asarray(ids))
@@ -132,7 +131,7 @@ def test_padded_batches_of_the_reference(name: str) -> None:
         assert distance(right[row, :length], stored["logits_right"][row, :length]) < NOISE
         for place, theirs in (("resid_post", "hidden_right"), ("mlp_write", "mlp_right")):
             assert distance(seen[place][:, row, :length], stored[theirs][row, :, :length]) < NOISE
-    masked = quick_jit(model)
+    masked = jax.jit(model)
     for ids, mask, expected in ((f"input_ids_{side}", f"mask_{side}", f"logits_{side}")
                                 for side in ("left", "right")):
         counts = stored[mask] > 0
@@ -164,8 +163,8 @@ def test_greedy_tokens_of_the_reference(name: str) -> None:
     stored, model = np.load(TINY_REFERENCES[name] / "ref_generate.npz"), reference(name)[0]
     prompt, out = stored["prompt"], stored["out"]
     n = prompt.shape[1]
-    step = quick_jit(model.step)
-    prefill = quick_jit(lambda ids, lengths: model.prefill(ids, lengths, out.shape[1]))
+    step = jax.jit(model.step)
+    prefill = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, out.shape[1]))
     logits, caches = prefill(jnp.asarray(prompt), jnp.array([n]))
     found = [int(jnp.argmax(logits))]
     for at in range(n, out.shape[1] - 1):
@@ -208,9 +207,9 @@ def test_cached_logits_are_those_of_the_forward_pass(name: str) -> None:
     """Rows of different lengths, past the window of the sliding layers."""
     model, run = variant(name)
     expected, lengths = run(IDS)[0], np.array([3, 9, 1])
-    prefill = quick_jit(lambda ids, lengths: model.prefill(ids, lengths, 16))
+    prefill = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, 16))
     logits, caches = prefill(jnp.asarray(IDS[:, :9]), jnp.asarray(lengths))
-    step, rows = quick_jit(model.step), np.arange(3)
+    step, rows = jax.jit(model.step), np.arange(3)
     for made in range(5):
         assert distance(logits, expected[rows, lengths + made - 1]) < NOISE
         logits, caches = step(jnp.asarray(IDS[rows, lengths + made]), caches, jnp.asarray(lengths + made))
@@ -230,7 +229,7 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, layers=("full",), n_shared_layers=0)
     model, arrays = random_network(config, 0)
     ids = jnp.asarray(IDS[:2, :9])
-    expected = quick_jit(model)(ids)
+    expected = jax.jit(model)(ids)
     save(model, tmp_path / "ours")
     model.save_pretrained(tmp_path / "theirs")
     compute = ComputeConfig(host_tables=True)
@@ -238,7 +237,7 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
                   FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "theirs", compute)):
         assert isinstance(found.embed_per_layer.rows.array, np.memmap)
         assert not any("embed_per_layer" in str(path) for path, _ in nnx.to_flat_state(nnx.state(found)))
-        assert distance(quick_jit(found)(ids), expected) < NOISE
+        assert distance(jax.jit(found)(ids), expected) < NOISE
         rows = arrays["embed_per_layer.kernel"][IDS[:2, :9]]
         np.testing.assert_array_equal(found.embed_per_layer(ids), rows)
         assert to_arrays(found).keys() == arrays.keys()
@@ -248,7 +247,7 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
     def decoded(lengths: jax.Array) -> jax.Array:
         _, caches = found.prefill(ids, lengths, 12)
         return found.step(jnp.zeros(2, jnp.int32), caches, lengths)[0]
-    assert jnp.isfinite(quick_jit(decoded)(jnp.array([9, 4]))).all()
+    assert jnp.isfinite(jax.jit(decoded)(jnp.array([9, 4]))).all()
     with pytest.raises(ValueError, match="has no random weights"):
         FlaxGemma4ForCausalLM(config, rngs=nnx.Rngs(0), compute=compute)(ids)
 
@@ -393,7 +392,7 @@ def test_edits_reach_the_layer_that_they_name() -> None:
 
     tap = Tap(record=("resid_pre", "resid_post"), layers=(3,),
               edit=dict.fromkeys(("attn_out", "mlp_write", "ple_write"), silent))
-    _, seen = quick_jit(lambda ids: model.tapped(ids, tap))(jnp.arange(8)[None])
+    _, seen = jax.jit(lambda ids: model.tapped(ids, tap))(jnp.arange(8)[None])
     scalar = model.blocks[3].scalar[...]
     np.testing.assert_allclose(seen["resid_post"][0], seen["resid_pre"][0] * scalar, rtol=1e-5)
     assert seen["resid_pre"].shape == (1, 1, 8, 24)

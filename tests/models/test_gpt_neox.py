@@ -19,7 +19,6 @@ from flax import nnx
 
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
-from tests.restated.compiling import quick_jit
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.arrays import outline
@@ -47,7 +46,7 @@ VARIANTS: dict[str, GPTNeoXConfig] = {
 
 
 def tapped(model: FlaxGPTNeoXForCausalLM, ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    run = quick_jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
+    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
     logits, seen = run(jnp.asarray(ids))
     return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
 
@@ -61,7 +60,7 @@ def test_the_stored_reference() -> None:
     for place, name in (("resid_post", "layer_out"), ("mlp_write", "mlp_out"), ("attn_out", "attn_out")):
         assert distance(np.swapaxes(seen[place], 0, 1), stored[name]) < NOISE, place
     assert distance(seen["embed"], stored["hf_hidden_states"][:, 0]) == 0
-    right = quick_jit(model)(stored["input_ids_right"])
+    right = jax.jit(model)(stored["input_ids_right"])
     for ours, theirs, length in zip(right, stored["logits_right"], stored["lens"], strict=True):
         assert distance(ours[:length], theirs[:length]) < NOISE
 
@@ -73,8 +72,8 @@ def test_greedy_tokens_of_the_reference() -> None:
     model = FlaxGPTNeoXForCausalLM.from_pretrained(REFERENCE)
     prompt, out = stored["gen_prompt"], stored["gen_out"]
     n = prompt.shape[1]
-    prefill = quick_jit(lambda ids, lengths: model.prefill(ids, lengths, out.shape[1]))
-    step = quick_jit(model.step)
+    prefill = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, out.shape[1]))
+    step = jax.jit(model.step)
     logits, caches = prefill(jnp.asarray(prompt), jnp.array([n]))
     found = [int(jnp.argmax(logits))]
     for at in range(n, out.shape[1] - 1):
@@ -133,7 +132,7 @@ def test_a_round_trip_in_bfloat16(tmp_path: Path) -> None:
 def test_bfloat16_is_near_float32() -> None:
     arrays = random_weights(TINY)
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 61, (4, 32)))
-    exact, rough = (np.asarray(quick_jit(from_arrays(TINY, arrays, compute))(ids))
+    exact, rough = (np.asarray(jax.jit(from_arrays(TINY, arrays, compute))(ids))
                     for compute in (ComputeConfig(), ComputeConfig(dtype="bfloat16")))
     assert 0 < np.abs(rough - exact).mean() / exact.std() < 0.02  # measured: 0.006
 
@@ -144,8 +143,8 @@ def test_cached_logits_are_those_of_the_forward_pass(name: str) -> None:
     config = VARIANTS[name]
     model = from_arrays(config, random_weights(config))
     ids = jnp.asarray(np.random.default_rng(1).integers(0, config.vocab_size, (3, 14)))
-    expected, lengths = np.asarray(quick_jit(model)(ids)), np.array([3, 9, 1])
-    prefill, step = quick_jit(lambda ids, lengths: model.prefill(ids, lengths, 16)), quick_jit(model.step)
+    expected, lengths = np.asarray(jax.jit(model)(ids)), np.array([3, 9, 1])
+    prefill, step = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, 16)), jax.jit(model.step)
     logits, caches = prefill(ids[:, :9], jnp.asarray(lengths))
     for made in range(5):
         rows = np.arange(3)

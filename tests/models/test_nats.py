@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.models import decoder
@@ -53,7 +52,7 @@ def restated(logits: np.ndarray) -> np.ndarray:
 def whole(name: str) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
     """By tap: all logits, and what is recorded."""
     model, _ = random_network(NETWORKS[name], 0)
-    return jax.tree.map(np.asarray, quick_jit(
+    return jax.tree.map(np.asarray, jax.jit(
         lambda ids: {tap: model.tapped(ids, TAPS[tap]) for tap in TAPS})(jnp.asarray(IDS)))
 
 
@@ -67,7 +66,7 @@ def test_nats_are_those_of_all_logits(name: str, at_once: int, monkeypatch: pyte
     model, _ = random_network(NETWORKS[name], 0)
     taps = TAPS if at_once == 4 else {"off": OFF}
     monkeypatch.setattr(decoder, "CHUNK", at_once * ROWS * 19)
-    found = quick_jit(lambda ids: {tap: model.nats(ids, taps[tap]) for tap in taps})(jnp.asarray(IDS))
+    found = jax.jit(lambda ids: {tap: model.nats(ids, taps[tap]) for tap in taps})(jnp.asarray(IDS))
     for tap, (nats, seen) in found.items():
         logits, expected = whole(name)[tap]
         assert nats.shape == (ROWS, TIME - 1) and nats.dtype == jnp.float32
@@ -81,7 +80,7 @@ def test_nats_are_those_of_all_logits(name: str, at_once: int, monkeypatch: pyte
 def test_of_the_shortest_texts(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 1)
     model, _ = random_network(NETWORKS["gpt_neox"], 0)
-    nats, _ = quick_jit(model.nats)(jnp.asarray(IDS[:, :time]))
+    nats, _ = jax.jit(model.nats)(jnp.asarray(IDS[:, :time]))
     logits, _ = whole("gpt_neox")["off"]
     np.testing.assert_allclose(nats, restated(logits)[:, :time - 1], rtol=0, atol=tolerance(logits))
 

@@ -15,7 +15,6 @@ import pytest
 from flax import nnx
 
 from tests.restated.comparison import assert_same_weights, distance
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax import store
@@ -65,7 +64,7 @@ def inputs(name: str) -> list[np.ndarray]:
 def forward(model: nnx.Module) -> Callable[..., jax.Array]:
     """Of parameters and inputs: one program for all that have the same shapes and places."""
     graph, _ = nnx.split(model)
-    return quick_jit(lambda params, *ids: nnx.merge(graph, params)(*ids))
+    return jax.jit(lambda params, *ids: nnx.merge(graph, params)(*ids))
 
 
 @functools.cache
@@ -155,7 +154,7 @@ def test_a_table_on_the_host_beside_a_mesh(tmp_path: Path) -> None:
     ids = inputs("gemma4")[0]
     expected = np.asarray(forward(model)(nnx.state(model), ids))
     with jax.set_mesh(mesh):
-        found = quick_jit(laid.__call__)(jax.device_put(ids, jax.NamedSharding(mesh, batch_spec(2))))
+        found = jax.jit(laid.__call__)(jax.device_put(ids, jax.NamedSharding(mesh, batch_spec(2))))
         rows = laid.embed_per_layer(ids)
     assert distance(np.asarray(found), expected) < NOISE
     np.testing.assert_array_equal(rows, model.embed_per_layer.kernel[...][ids])

@@ -21,7 +21,6 @@ from hypothesis.extra import numpy as hnp
 
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
-from tests.restated.compiling import quick_jit
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.arrays import outline
@@ -69,7 +68,7 @@ def made(config: T5Config) -> tuple[Any, Any]:
 
 
 def tapped(model: FlaxT5ForConditionalGeneration, *inputs: Any) -> tuple[Any, dict[str, Any]]:
-    return quick_jit(lambda *a: model.tapped(*a, Tap(record=model.places)))(*inputs)
+    return jax.jit(lambda *a: model.tapped(*a, Tap(record=model.places)))(*inputs)
 
 
 @needs_reference
@@ -83,7 +82,7 @@ def test_the_stored_reference() -> None:
                         ("encoder.mlp_write", "enc_ff"), ("decoder.mlp_write", "dec_ff")):
         assert distance(jnp.swapaxes(seen[place], 0, 1), stored[name]) < NOISE, place
     real = stored["attention_mask"]
-    assert distance(quick_jit(model.encode)(inputs[0], inputs[2])[real], stored["embed"][real]) < NOISE
+    assert distance(jax.jit(model.encode)(inputs[0], inputs[2])[real], stored["embed"][real]) < NOISE
     made = continue_ids(model, jnp.asarray(inputs[0]), jnp.asarray(inputs[2]), n=12, temperature=0.0)
     np.testing.assert_array_equal(made, stored["greedy_tokens"][:, 1:])
 
@@ -115,7 +114,7 @@ def test_first_draws_of_the_reference_have_its_probabilities() -> None:
     context = np.load(REFERENCE / "model_ref.npz")["context"]
     expected = np.load(REFERENCE / "first_step_probs.npz")["probs"]
     tokens = chronos.tokenizer.encode(context)
-    logits = np.array(quick_jit(chronos.network)(tokens.ids, np.zeros((3, 1), np.int32), tokens.mask)[:, 0])
+    logits = np.array(jax.jit(chronos.network)(tokens.ids, np.zeros((3, 1), np.int32), tokens.mask)[:, 0])
     logits[:, 1] = -np.inf  # the end is never drawn
     logits = np.float64(logits)
     likely = np.where(logits >= np.sort(logits)[:, -50:-49], np.exp(logits), 0)
@@ -124,7 +123,7 @@ def test_first_draws_of_the_reference_have_its_probabilities() -> None:
     # And drawn they come as often as that.
     keys = jax.random.split(jax.random.key(0), 1500)
     first = jnp.asarray(logits[0], jnp.float32)
-    draws = quick_jit(jax.vmap(lambda key: sample(key, first, 1.0, 50, 1.0)))(keys)
+    draws = jax.jit(jax.vmap(lambda key: sample(key, first, 1.0, 50, 1.0)))(keys)
     counts, p = np.bincount(draws, minlength=4096), np.asarray(expected[0], np.float64)
     assert counts[p == 0].sum() == 0
     assert scipy.stats.chisquare(counts[p > 0], p[p > 0] / p.sum() * 1500).pvalue > 1e-3
@@ -165,7 +164,7 @@ def test_cached_decoding_is_the_forward_pass(name: str) -> None:
     mask = jnp.arange(9) >= jnp.array([0, 2, 8])[:, None]
     made = np.asarray(continue_ids(model, ids, mask, n=12, temperature=0.0, banned=(1,)))
     text = np.zeros((3, 1), np.int32)
-    forward = quick_jit(lambda text: model(ids, text, mask))
+    forward = jax.jit(lambda text: model(ids, text, mask))
     for step in range(12):
         logits = np.array(forward(jnp.pad(jnp.asarray(text), ((0, 0), (0, 12 - step)))))[:, step]
         logits[:, 1] = -np.inf
@@ -205,7 +204,7 @@ def test_an_edit_in_the_encoder_acts_while_decoding() -> None:
     made, plain = (np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aid=other,
                                            beside=positions)) for positions in (beside, 0 * beside))
     text = np.zeros((3, 1), np.int32)
-    forward = quick_jit(lambda text: model.tapped(ids, text, None, tap_of(other, beside))[0])
+    forward = jax.jit(lambda text: model.tapped(ids, text, None, tap_of(other, beside))[0])
     for step in range(12):
         logits = np.array(forward(jnp.pad(jnp.asarray(text), ((0, 0), (0, 12 - step)))))[:, step]
         text = np.concatenate([text, logits.argmax(1)[:, None].astype(np.int32)], 1)
@@ -219,8 +218,8 @@ def test_the_encoder_alone() -> None:
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 9)))
     tap = Tap(record=("embed", "encoder.resid_mid", "encoder.resid_post"), layers=(0, 2),
               edit={"encoder.mlp_write": lambda value, layer: value * (layer == 2)})
-    stream, seen = quick_jit(lambda ids: model.encode_tapped(ids, None, tap))(ids)
-    _, expected = quick_jit(lambda ids: model.tapped(ids, ids, None, tap))(ids)
+    stream, seen = jax.jit(lambda ids: model.encode_tapped(ids, None, tap))(ids)
+    _, expected = jax.jit(lambda ids: model.tapped(ids, ids, None, tap))(ids)
     assert seen["encoder.resid_post"].shape == (2, 3, 9, 12) and seen.keys() == expected.keys()
     for place, value in seen.items():
         assert distance(value, expected[place]) < NOISE

@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 
 from tests.restated.comparison import distance
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.models import ModelConfig
@@ -53,7 +52,7 @@ def network(name: str, **compute: Any) -> CausalLM:
 
 
 def tapped(model: CausalLM, tap: Tap, ids: np.ndarray = IDS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    logits, seen = quick_jit(lambda ids: model.tapped(ids, tap))(ids)
+    logits, seen = jax.jit(lambda ids: model.tapped(ids, tap))(ids)
     return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
 
 
@@ -105,7 +104,7 @@ def test_a_patched_stream_gives_the_other_texts_logits(name: str) -> None:
     """From resid_post of one layer on, nothing is left of the text that the stream is taken from."""
     model, other = network(name), (IDS + 1) % 19
 
-    @quick_jit
+    @jax.jit
     def patched(ids: jax.Array, stream: jax.Array, layer: jax.Array) -> Any:
         return model.tapped(ids, Tap(record=("resid_post",), edit={
             "resid_post": lambda value, i: jnp.where(i == layer, stream, value)}))
@@ -125,7 +124,7 @@ def test_every_place_can_be_edited(name: str) -> None:
     """Edited to what they were they change nothing; otherwise each of them changes something."""
     model = network(name)
 
-    @quick_jit
+    @jax.jit
     def edited(ids: jax.Array, which: jax.Array) -> jax.Array:
         def edit(i: int) -> Any:
             # Adding the same to all of a stream is nothing to the LayerNorm after it; doubling the last
@@ -199,7 +198,7 @@ def test_gradients_flow_through_an_edit() -> None:
     """The slope of the logits' weighted sum: float noise of the sum over the step is the tolerance."""
     model, probe = network("vanilla"), np.random.default_rng(1).standard_normal((2, TIME, 19))
 
-    @quick_jit
+    @jax.jit
     @jax.value_and_grad
     def loss(vector: jax.Array) -> jax.Array:
         tap = Tap(edit={"mlp_write": lambda value, layer: value + vector if layer == 1 else value})

@@ -12,7 +12,6 @@ import pytest
 
 import tilelli_jax
 from tests.references import STORED, needs
-from tests.restated.compiling import quick_jit
 from tilelli_jax import config as config_lib
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
@@ -59,7 +58,7 @@ def test_trained_atome_has_its_loss_and_pytorchs_logits(atome: Any) -> None:
     ids, following = windows[:, :-1], windows[:, 1:]
 
     def run(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        return np.asarray(quick_jit(from_arrays(config, arrays).__call__)(jnp.asarray(ids)))
+        return np.asarray(jax.jit(from_arrays(config, arrays).__call__)(jnp.asarray(ids)))
 
     def loss(logits: np.ndarray) -> float:
         log_p = jax.nn.log_softmax(jnp.asarray(logits))
@@ -76,7 +75,7 @@ def test_trained_atome_has_its_loss_and_pytorchs_logits(atome: Any) -> None:
     # Where two keys score almost the same, rounding decides which is the fourth: a few tokens
     # differ by that, and hardly the loss.
     assert (np.abs(found - expected).max(-1) > 1e-3).mean() < 0.01
-    assert abs(loss(found) - loss(expected)) < 1e-4
+    assert abs(loss(found) - loss(expected)) < 1e-5  # measured: 1e-7 (AVX2, SSE4.2)
 
     quantised = loss(run(atome.config, arrays))
     assert abs(quantised - loss(found)) < 1e-3

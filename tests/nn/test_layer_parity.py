@@ -13,7 +13,6 @@ from flax import nnx
 
 from tests.restated import brute
 from tests.restated.comparison import distance, farthest
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_weights
 from tests.tolerance import noise
 from tilelli_jax.models.arrays import named
@@ -97,7 +96,7 @@ def test_layer_is_that_of_pytorch(case: str) -> None:
     probe = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
     (y * torch.from_numpy(probe)).sum().backward()
 
-    @quick_jit
+    @jax.jit
     def run(params: nnx.State, x: jax.Array) -> tuple[tuple[nnx.State, jax.Array], jax.Array]:
         def loss(params: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             y = nnx.merge(graph, params)(x).reshape(probe.shape)  # ours has an axis for heads
@@ -132,7 +131,7 @@ def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
         y = table.attend(jnp.tanh(table(ids)))
         return jnp.sum(y * probe), y
 
-    gradients, result = quick_jit(jax.grad(loss, has_aux=True))(params)
+    gradients, result = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert distance(result, y.detach().numpy()) < NOISE
     found = {name: np.asarray(value) for name, value in named(gradients).items()}
     largest, name = farthest(found, torch_networks.named_gradients(theirs))
@@ -200,7 +199,7 @@ def test_state_space_is_its_recurrence_and_its_convolution() -> None:
     decay, drive = jnp.tanh(layer.a_raw[...]), layer.b[...] * x
     # One of these runs on CPU, the other elsewhere: both are held to the loop, here on one device.
     for form in (stepwise, associative):
-        forwards, backwards = quick_jit(lambda decay, drive, form=form: (
+        forwards, backwards = jax.jit(lambda decay, drive, form=form: (
             form(decay, drive), form(decay, drive[:, ::-1], reverse=True)[:, ::-1]))(decay, drive)
         assert distance(forwards * layer.c[...], loop) < NOISE
         assert distance(backwards * layer.c[...], loop) < NOISE  # what gradients run through
@@ -219,7 +218,7 @@ def test_gradients_of_the_recurrence(time: int) -> None:
             states.append(decay * states[-1] + drive[:, t])
         return jnp.stack(states, axis=1)
 
-    ours, expected = quick_jit(lambda *given: tuple(
+    ours, expected = jax.jit(lambda *given: tuple(
         jax.vjp(of, decay, drive)[1](*given) for of in (linear_recurrence, loop)))(direction)
     for found, value in zip(ours, expected, strict=True):
         assert found.dtype == value.dtype and distance(found, np.asarray(value)) < NOISE

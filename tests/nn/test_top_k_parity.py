@@ -14,7 +14,6 @@ from flax import nnx
 
 from tests.restated import brute
 from tests.restated.comparison import distance, farthest
-from tests.restated.compiling import quick_jit
 from tests.tolerance import noise
 from tilelli_jax.models.arrays import named
 from tilelli_jax.nn.attention import TopKAttention
@@ -54,7 +53,7 @@ def run(layer: TopKAttention, x: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def program(graph: nnx.GraphDef) -> Callable[..., jax.Array]:
-    return quick_jit(lambda params, x: nnx.merge(graph, params)(x))
+    return jax.jit(lambda params, x: nnx.merge(graph, params)(x))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])
@@ -69,7 +68,7 @@ def test_top_k_attention_is_the_loop(time: int, top_k: int, whole: bool) -> None
 
 @functools.lru_cache(maxsize=4)
 def slopes(graph: nnx.GraphDef) -> Callable[..., Any]:
-    return quick_jit(jax.grad(lambda params, x, probe: jnp.sum(nnx.merge(graph, params)(x) * probe), (0, 1)))
+    return jax.jit(jax.grad(lambda params, x, probe: jnp.sum(nnx.merge(graph, params)(x) * probe), (0, 1)))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["reals", "ties"])

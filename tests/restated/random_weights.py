@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -23,7 +22,8 @@ def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
     longer than most of what is done with the network.
     """
     graph, state, arrays = _made(config, seed)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, state)), {name: a.copy() for name, a in arrays.items()}
+    own = jax.tree.map(lambda array: jax.device_put(array, may_alias=False), state)
+    return nnx.merge(graph, own), {name: a.copy() for name, a in arrays.items()}
 
 
 @functools.lru_cache(maxsize=32)

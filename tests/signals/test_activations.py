@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
 import tilelli_jax
-from tests.restated.compiling import quick_jit
 from tilelli_jax.data.activations import open_activations, write_activations
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -42,7 +42,7 @@ def test_rows_of_each_text(model: Any) -> None:
     assert sorted(len(rows) for rows in found) == [1, 4, 32]  # that of one token left out
     by_length = {len(ids) - 1: ids for ids in given}
     for rows, ids in ((rows, by_length[len(rows)]) for rows in found):
-        _, seen = quick_jit(lambda ids: model.tapped(ids, Tap(record=("mlp_write",))))(jnp.asarray([ids]))
+        _, seen = jax.jit(lambda ids: model.tapped(ids, Tap(record=("mlp_write",))))(jnp.asarray([ids]))
         np.testing.assert_allclose(rows, seen["mlp_write"][1, 0, 1:], atol=2e-5)
 
 
@@ -83,7 +83,7 @@ def test_from_a_network_to_its_autoencoder_and_back(model: Any, tmp_path: Path) 
     learned, held_out = tilelli_jax.load(tmp_path / "run" / "model"), texts([64] * 68)[60:]
     before = spliced(model, build(learned.config, 0), held_out, place="resid_post", layer=1, skip=0)
     after = spliced(model, learned, held_out, place="resid_post", layer=1, skip=0)
-    logits = np.asarray(quick_jit(model)(jnp.asarray(held_out)), np.float64)[:, :-1]
+    logits = np.asarray(jax.jit(model)(jnp.asarray(held_out)), np.float64)[:, :-1]
     right = np.take_along_axis(logits, np.asarray(held_out)[:, 1:, None], axis=2)[..., 0]
     nats = (np.log(np.exp(logits).sum(axis=-1)) - right).mean()
     assert after.natural == before.natural == pytest.approx(nats, abs=1e-5)

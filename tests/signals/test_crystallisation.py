@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from tests.references import STORED, needs
-from tests.restated.compiling import quick_jit
 from tests.tolerance import noise
 from tilelli_jax.nn.norm import rms_normalized
 from tilelli_jax.nn.unembed import Unembedding
@@ -68,7 +67,7 @@ def assert_the_whole(vocab: int, chunk: int, cap: float | None, seed: int, large
     cap = None if large else cap  # capped, large ones would all be equal
     before = np.array([0, 0, 1, 4, 2])
 
-    @quick_jit
+    @jax.jit
     def read(rows: jax.Array, table: jax.Array) -> Any:
         unembedding = Unembedding(rms_normalized, table, cap=cap)
         by_column = Unembedding(rms_normalized, table.T, by_column=True, cap=cap)
@@ -95,7 +94,7 @@ def test_equals_within_and_across_pieces() -> None:
     table[[2, 5]] = 1
     for chunk in (1, 4, 7):
         unembedding = Unembedding(lambda x: x, jnp.asarray(table))
-        told = quick_jit(functools.partial(look, unembedding, chunk=chunk))(jnp.ones((1, 2)))
+        told = jax.jit(functools.partial(look, unembedding, chunk=chunk))(jnp.ones((1, 2)))
         assert (told.best[0], told.margin[0]) == (2, 0.0)
 
 
@@ -116,7 +115,7 @@ def test_the_published_features(name: str) -> None:
     inner = Inner(*(jnp.asarray(case[key][:, None, at])
                     for key in ("hidden_states", "mlp_writes", "resid_before")))
     rounded = str(case["dtype"]) == "torch.bfloat16"
-    found = quick_jit(functools.partial(crystallisation, unembedding, chunk=16, rounded=rounded))(
+    found = jax.jit(functools.partial(crystallisation, unembedding, chunk=16, rounded=rounded))(
         inner, np.array([[True] * len(question) + [False]]))
     # One step of bfloat16 is 1/16 in these logits: some of them round to the other side, and a margin is a
     # difference of two.
@@ -181,7 +180,7 @@ def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> N
     for row, question in enumerate(questions):
         mask[row, question] = True
     unembedding = Unembedding(rms_normalized, jnp.asarray(table), cap=cap)
-    found = quick_jit(functools.partial(crystallisation, unembedding, chunk=10))(
+    found = jax.jit(functools.partial(crystallisation, unembedding, chunk=10))(
         Inner(**inner, attention=inner["write"][:, :, ::-1]), mask)
     assert found.by_layer.shape == (4, 6, len(BY_LAYER)) and found.overall.shape == (4, len(OVERALL))
     for row, question in enumerate(questions):
@@ -199,6 +198,6 @@ def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> N
 def test_what_is_not_a_number_is_told_as_0() -> None:
     inner = Inner(*(jnp.full((3, 1, 2, 4), jnp.nan) for _ in range(3)))
     unembedding = Unembedding(rms_normalized, jnp.ones((5, 4)))
-    found: Crystallisation = quick_jit(functools.partial(crystallisation, unembedding))(
+    found: Crystallisation = jax.jit(functools.partial(crystallisation, unembedding))(
         inner, np.array([[True, False]]))
     assert np.isfinite(found.by_layer).all() and np.isfinite(found.overall).all()

@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 from tests.references import STORED, needs
-from tests.restated.compiling import quick_jit
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
@@ -94,7 +93,7 @@ def test_a_patch_in_a_network() -> None:
     sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 31, (1, 9)))
 
-    @quick_jit
+    @jax.jit
     def tapped(ids: jax.Array, patch: Patch | None = None, made: jax.Array | None = None) -> Any:
         tap = Tap(record=("resid_post",), layers=(1,))
         if patch is not None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.references import STORED, needs
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
@@ -66,7 +65,7 @@ def alone(name: str) -> dict[int, Read]:
     model = network(name)
     places = places_of(model)
 
-    @quick_jit
+    @jax.jit
     def read(ids: jax.Array, question: jax.Array) -> tuple[Any, jax.Array]:
         _, seen = model.tapped(ids, Tap(record=tuple(place for place in places if place)))
         inner = Inner(*(seen[place] if place else None for place in places))
@@ -106,7 +105,7 @@ def test_the_unembedding_is_that_of_the_network(name: str) -> None:
     model = random_network(SMALL_GEMMA if name == "gemma4" else CONFIGS[name], 0)[0]
     ids = np.array([some_prompts(model)[0].ids]) % model.config.vocab_size
 
-    @quick_jit
+    @jax.jit
     def read(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         logits, seen = model.tapped(ids, Tap(record=("resid_post",)))
         unembedding = model.unembedding()

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
@@ -24,7 +23,7 @@ def test_by_hand() -> None:
     robustness = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=2)
     found = robustness(prompts)
 
-    @quick_jit
+    @jax.jit
     def divergence(ids: jax.Array, noise: jax.Array) -> jax.Array:
         def noisy(value: jax.Array, at: int | None) -> jax.Array:
             rms = jnp.sqrt((value**2).mean(-1, keepdims=True))

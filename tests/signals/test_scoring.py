@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from tests.restated.compiling import quick_jit
 from tests.tolerance import noise
 from tilelli_jax.models import decoder
 from tilelli_jax.models.decoder import CHUNK
@@ -39,7 +38,7 @@ def texts(lengths: Sequence[int] = (2, 33, 32, 65, 100)) -> list[Text]:
 def alone(name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """The logits of each text, and what is recorded of it in layers 0 and 2."""
     model = build(NETWORKS[name], 0)
-    read = quick_jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))
+    read = jax.jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))
     found = []
     for text in texts(LENGTHS):
         logits, seen = jax.device_get(read(np.array([text.ids])))

@@ -18,6 +18,7 @@ import yaml
 
 import tilelli_jax
 from tests.compiled import READ_ONLY
+from tests.tolerance import noise
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.store import build
@@ -33,6 +34,7 @@ MESH = ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
 # that does not know the length of the run.
 OVERRIDES = ["model.quantizer=none", "optimizer.schedule=constant", "optimizer.eps=1e-3",
              "optimizer.clip_norm=0", "train.keep=4"]
+SAME = noise(1, steps=12)  # how far what 12 updates make may lie apart, of the largest number
 MIXED = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 
 pytestmark = pytest.mark.eight_devices
@@ -90,15 +92,15 @@ def losses(run_dir):
 
 
 def assert_same_end(run_dir, other):
-    assert losses(run_dir) == pytest.approx(losses(other), rel=4e-5)
+    assert losses(run_dir) == pytest.approx(losses(other), rel=SAME)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run_dir, other))
     for key in ("best_valid_loss", "final_valid_loss"):
-        assert ours[key] == pytest.approx(theirs[key], rel=4e-5)
+        assert ours[key] == pytest.approx(theirs[key], rel=SAME)
     for key in ("best_step", "steps", "tokens", "parameters", "exported_step"):
         assert ours[key] == theirs[key]
     ours, theirs = (to_arrays(tilelli_jax.load(path / "model")) for path in (run_dir, other))
     for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=4e-5, atol=4e-5 * np.abs(array).max())
+        np.testing.assert_allclose(ours[name], array, rtol=SAME, atol=SAME * np.abs(array).max())
 
 
 @pytest.fixture(scope="module")
@@ -238,4 +240,4 @@ def test_two_fine_tune_as_one(launch, tmp_path):
     assert_same_end(tmp_path / "two", tmp_path / "one")
     two, one = (json.loads((tmp_path / name / "summary.json").read_text())["held_out"]
                 for name in ("two", "one"))
-    assert two == pytest.approx(one, rel=1e-4) and one["pairs"] > 0
+    assert two == pytest.approx(one, rel=SAME) and one["pairs"] > 0

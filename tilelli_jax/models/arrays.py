@@ -87,7 +87,7 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
         kind = value.dtype if param_dtype == "stored" else jnp.dtype(param_dtype)
         value = value.astype(kind, order="C", copy=False)
         if mesh is None:
-            return jnp.asarray(value)
+            return jax.device_put(value, may_alias=False)  # jnp.asarray compiles for each new shape
         return jax.device_put(value, NamedSharding(mesh, spec(name, value.shape, mesh)))
 
     model = nnx.merge(graph, jax.tree_util.tree_map_with_path(filled, state))

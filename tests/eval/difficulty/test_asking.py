@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from eval.difficulty.asking import Answers, Asker
 from eval.difficulty.config import SquadConfig
 from eval.inputs.rows import read_rows
 from tests.references import STORED, needs
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
@@ -102,7 +102,7 @@ def changed(layer: int | None, symbol: str, value: float) -> Any:
 @pytest.fixture(scope="module")
 def alone(model: Any) -> Callable[[list[int]], tuple[np.ndarray, np.ndarray]]:
     """Of one text by itself: nats of each token after the first, and streams `[layers, time, d_model]`."""
-    run = quick_jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))
+    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",))))
 
     @functools.cache
     def of(ids: bytes) -> tuple[np.ndarray, np.ndarray]:

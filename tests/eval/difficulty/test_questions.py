@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,7 +31,6 @@ from eval.difficulty.questions import Questions, dealt, with_source
 from eval.inputs.networks import NetworkConfig
 from eval.tables import read_columns
 from tests.refusals import assert_one_line
-from tests.restated.compiling import quick_jit
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.language import Language
@@ -53,7 +53,7 @@ def language() -> Language:
 @pytest.fixture(scope="module")
 def alone(language: Language) -> Callable[[list[int]], np.ndarray]:
     """The streams of one text by itself, `[layers, time, d_model]`."""
-    run = quick_jit(lambda ids: language.model.tapped(ids, Tap(record=("resid_post",)))[1]["resid_post"])
+    run = jax.jit(lambda ids: language.model.tapped(ids, Tap(record=("resid_post",)))[1]["resid_post"])
     return lambda ids: np.asarray(run(jnp.asarray([ids])))[:, 0]
 
 
