@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tilelli_jax.collectives import Collectives, read_collectives
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # A loop of 4 passes, in which a gather is spread over two fusions; TPU's way to write reduce-scatter;
 # a started permutation; a conditional; and a channel number that several collectives share.
@@ -65,26 +63,6 @@ ENTRY %main (p: f32[64]) -> f32[8] {
 }
 """
 
-PROGRAM = """
-import json
-import jax, jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from tilelli_jax.collectives import read_collectives
-
-mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-
-def loss(weights, x):
-    def layer(x, w):
-        return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("x"))), None
-    return jax.lax.scan(layer, x, weights)[0].sum()
-
-weights = jax.ShapeDtypeStruct((5, 64, 32 * 2), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
-x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P("x")))
-compiled = jax.jit(loss).lower(weights, x).compile()
-print(json.dumps({c.kind: [c.count, c.bytes] for c in read_collectives(compiled.as_text())}))
-"""
-
-
 def test_every_form():
     found = {total.kind: total for total in read_collectives(HLO)}
     assert found == {
@@ -104,11 +82,17 @@ def test_a_program_without_any():
     assert read_collectives("ENTRY %main (p: f32[4]) -> f32[4] {\n  ROOT %n = f32[4] negate(%p)\n}\n") == []
 
 
+@pytest.mark.eight_devices
 def test_a_scan_over_layers_stored_in_parts_gathers_each_layer_once():
-    """On eight devices: five layers of 64 × 64 f32 are gathered in turn, and the sum is reduced."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120,
-                            env=os.environ | flags | {"PYTHONPATH": str(ROOT)})
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1]) == {
-        "all-gather": [5, 5 * 64 * 64 * 4], "all-reduce": [1, 4]}
+    """Five layers of 64 × 64 f32 are gathered in turn, and the sum is reduced."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+    def loss(weights, x):
+        def layer(x, w):
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("x"))), None
+        return jax.lax.scan(layer, x, weights)[0].sum()
+    weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
+    x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P("x")))
+    compiled = jax.jit(loss).lower(weights, x).compile()
+    assert {total.kind: (total.count, total.bytes) for total in read_collectives(compiled.as_text())} == {
+        "all-gather": (5, 5 * 64 * 64 * 4), "all-reduce": (1, 4)}

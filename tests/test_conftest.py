@@ -74,4 +74,6 @@ def test_reasons_come_last_and_seconds_by_directory(tmp_path: Path) -> None:
     assert done.returncode == 1 and not done.stderr
     lines = done.stdout.splitlines()
     assert any(line.endswith("  low") and 0.2 <= float(line.split()[0]) < 5 for line in lines), done.stdout
-    assert "they differ" in "\n".join(lines[-20:])
+    start = lines.index("low/test_it.py::test_it failed (call):")
+    assert start > lines.index("FAILED low/test_it.py::test_it - AssertionError: they differ")
+    assert "they differ" in lines[start + 1] and start > len(lines) - 20

@@ -18,10 +18,10 @@ from tilelli_jax.training.log import read_metrics
 STEPS = 60
 OVERRIDES = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.eval_every=20"]
 PATIENCE = 300  # seconds; a start takes a few, on an idle machine
-ANEW = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
-class Sitting:
+class Training:
     """`python -m tilelli_jax.train` in a process of its own."""
 
     def __init__(self, command, environment, run_dir):
@@ -48,9 +48,9 @@ class Sitting:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_file, tmp_path_factory):
+def reference(tiny_file, tmp_path_factory):
     """The directory of a run that nothing interrupted. It leaves its programs in the store."""
-    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
     assert main(["--config", str(tiny_file), f"run_dir={run_dir}", *OVERRIDES]) == 0
     return run_dir
 
@@ -58,39 +58,39 @@ def alone(tiny_file, tmp_path_factory):
 @pytest.mark.parametrize(("numbers", "last_environment"), [
     ((signal.SIGKILL,), {}),
     pytest.param((signal.SIGKILL, signal.SIGINT), {}, marks=pytest.mark.exhaustive),
-    pytest.param((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), ANEW, marks=pytest.mark.exhaustive)],
+    pytest.param((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), NO_CACHE, marks=pytest.mark.exhaustive)],
     ids=["killed", "killed and interrupted", "killed and terminated"])
-def test_a_run_however_interrupted_equals_the_run_left_alone(alone, train_command, environment, tmp_path,
-                                                             numbers, last_environment):
+def test_an_interrupted_run_equals_the_uninterrupted_one(reference, train_command, environment, tmp_path,
+                                                         numbers, last_environment):
     # The saved configuration reproduces the run, too.
-    torn = tmp_path / "torn"
-    again = [*train_command, "--config", str(alone / "config.yaml"), f"run_dir={torn}"]
+    resumed = tmp_path / "resumed"
+    again = [*train_command, "--config", str(reference / "config.yaml"), f"run_dir={resumed}"]
     seed = time.time_ns()
     rng = random.Random(seed)
     print(f"moments drawn with seed {seed}")
     last = 10  # when it starts to save step 10, step 5 is saved
     for number in numbers:
-        sitting = Sitting(again, environment | READ_ONLY, torn)
+        process = Training(again, environment | READ_ONLY, resumed)
         last += rng.randint(1, 8)
-        if not sitting.at_row(last):
-            pytest.fail(f"ended by itself: {sitting.end()}")
+        if not process.at_row(last):
+            pytest.fail(f"ended by itself: {process.end()}")
         time.sleep(rng.uniform(0.0, 0.02))  # the moment within the step is up to chance
-        status, out, err = sitting.end(number)
-        last = len(read_metrics(torn / "metrics.jsonl"))
+        status, out, err = process.end(number)
+        last = len(read_metrics(resumed / "metrics.jsonl"))
         if number == signal.SIGKILL:
             assert status == -signal.SIGKILL
             continue
         # Saved just there, and nothing said but that.
         assert status == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
         assert f"stopped and saved at step {last} of {STEPS}; the same command goes on" in out
-        assert (torn / "checkpoints" / str(last)).is_dir() and not (torn / "summary.json").exists()
+        assert (resumed / "checkpoints" / str(last)).is_dir() and not (resumed / "summary.json").exists()
         assert err.strip() == ("" if number == signal.SIGTERM else
                                "saving and stopping; once more Ctrl-C stops at once")
-    status, out, err = Sitting(again, environment | READ_ONLY | last_environment, torn).end()
+    status, out, err = Training(again, environment | READ_ONLY | last_environment, resumed).end()
     assert (status, err) == (0, "") and "going on from step " in out
     assert number == signal.SIGKILL or f"going on from step {last}" in out
 
-    assert_same_run(torn, alone)
+    assert_same_run(resumed, reference)
 
 
 @pytest.mark.exhaustive
@@ -98,14 +98,14 @@ def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp
     """While starting, training, saving and ending. Compiled as users have it."""
     environment = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8",
                                  "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    alone, torn = tmp_path / "alone", tmp_path / "torn"
+    reference, resumed = tmp_path / "reference", tmp_path / "resumed"
     command = [*train_command, "--config", str(tiny_file), *OVERRIDES, "mesh.data=1", "mesh.fsdp=4",
                "mesh.tensor=2"]
-    sitting, marks = Sitting([*command, f"run_dir={alone}"], environment, alone), [time.monotonic()]
+    process, marks = Training([*command, f"run_dir={reference}"], environment, reference), [time.monotonic()]
     for row in (1, STEPS):
-        assert sitting.at_row(row), sitting.end()
+        assert process.at_row(row), process.end()
         marks.append(time.monotonic())
-    status, out, err = sitting.end()
+    status, out, err = process.end()
     assert (status, err) == (0, "") and "8 × cpu" in out
     starting, training, ending = np.diff([*marks, time.monotonic()])
     seed = time.time_ns()
@@ -114,29 +114,29 @@ def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp
     last = 0
     # After how many more rows, and by the clock from then on.
     for more, span in ((0, starting / 2), (1, 0.3 * training), (STEPS, ending)):
-        sitting = Sitting([*command, f"run_dir={torn}"], environment | READ_ONLY, torn)
+        process = Training([*command, f"run_dir={resumed}"], environment | READ_ONLY, resumed)
         if more:
-            sitting.at_row(min(last + more, STEPS))
+            process.at_row(min(last + more, STEPS))
         time.sleep(rng.uniform(0, span))
-        sitting.end(signal.SIGKILL)
-        if (torn / "metrics.jsonl").exists():
-            last = len(read_metrics(torn / "metrics.jsonl"))
-    status, _, err = Sitting([*command, f"run_dir={torn}"], environment | READ_ONLY, torn).end()
+        process.end(signal.SIGKILL)
+        if (resumed / "metrics.jsonl").exists():
+            last = len(read_metrics(resumed / "metrics.jsonl"))
+    status, _, err = Training([*command, f"run_dir={resumed}"], environment | READ_ONLY, resumed).end()
     assert (status, err) == (0, "")
-    assert_same_run(torn, alone)
+    assert_same_run(resumed, reference)
 
 
-def assert_same_run(torn, alone):
+def assert_same_run(resumed, reference):
     def kept(run_dir):
         """What does not depend on the clock."""
         return [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_second")}
                 for row in read_metrics(run_dir / "metrics.jsonl")]
-    assert [row["step"] for row in kept(torn)] == list(range(1, STEPS + 1))
-    for ours, theirs in zip(kept(torn), kept(alone), strict=True):
+    assert [row["step"] for row in kept(resumed)] == list(range(1, STEPS + 1))
+    for ours, theirs in zip(kept(resumed), kept(reference), strict=True):
         assert ours == theirs  # to the last bit
     for name in ("model.safetensors", "config.json"):
-        assert (torn / "model" / name).read_bytes() == (alone / "model" / name).read_bytes()
-    ours, theirs = (json.loads((run_dir / "summary.json").read_text()) for run_dir in (torn, alone))
+        assert (resumed / "model" / name).read_bytes() == (reference / "model" / name).read_bytes()
+    ours, theirs = (json.loads((run_dir / "summary.json").read_text()) for run_dir in (resumed, reference))
     elsewhen = {"seconds": 0, "git_commit": ""}  # a commit may fall between the two
     assert ours | elsewhen == theirs | elsewhen
 

@@ -31,8 +31,6 @@ from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.signals.names import HEAD
 from tilelli_jax.training import loop
 
-pytestmark = pytest.mark.study
-
 ROOT = Path(__file__).parents[3]
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}
 SEEDS = (0, 1)

@@ -30,8 +30,6 @@ from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.training import loop
 from tilelli_jax.training.text import text_task
 
-pytestmark = pytest.mark.study
-
 ROOT = Path(__file__).parents[3]
 STEPS = 8
 

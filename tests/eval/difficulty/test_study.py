@@ -31,8 +31,6 @@ from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
 
-pytestmark = pytest.mark.study
-
 ROOT = Path(__file__).parents[3]
 TINY_SAE = {"model": {"family": "sae", "d_model": 16, "n_latents": 48, "k": 6},
             "activations": {"source": "activations"},

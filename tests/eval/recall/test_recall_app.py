@@ -27,8 +27,6 @@ from tests.eval.recall.small import (
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
-pytestmark = pytest.mark.study
-
 
 @pytest.fixture(scope="module", autouse=True)
 def gradio() -> None:

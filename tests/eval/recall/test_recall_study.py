@@ -36,8 +36,6 @@ from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.prompts import Reader
 from tilelli_jax.signals.robustness import Robustness
 
-pytestmark = pytest.mark.study
-
 ROOT = Path(__file__).parents[3]
 WORDS = [f"w{i}" for i in range(60)]
 PROMPT = {"template": "ask {question} ?", "instruction": ""}
