@@ -13,7 +13,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 2 << 30  # of all that is kept, for all versions of JAX and all flags
+MAX_BYTES = 2 << 30  # of all that is kept, for all versions of JAX and all flags
 
 # Code generation is where tests of tiny networks spend their time: level 0 takes a third of it, and leaves
 # all that XLA itself does (partitioning, fusion) as it is. The older way to emit fused loops takes half of
@@ -25,12 +25,12 @@ QUICK: dict[str, Any] = {
 }
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK["--xla_cpu_use_fusion_emitters"] = "false"
-# Of a process that is killed: what it was writing into the store would stay broken.
+# For processes that a test kills: they read the cache and never write it. A half-written program would stay.
 READ_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
 def set_environment() -> None:
-    """Of this process and of all that tests start; before JAX is imported."""
+    """Sets the XLA flags and the cache of this process and its children. Call it before importing JAX."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "optimization_level" not in flags:
         # An instruction set that was asked for is to be used as it comes, with vectors of its own length.
@@ -66,8 +66,8 @@ def fingerprint(flags: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def prune(most_bytes: int = MOST_BYTES) -> None:
-    """Deletes what was not read for longest, until no more than `most_bytes` are kept."""
+def prune(max_bytes: int = MAX_BYTES) -> None:
+    """Deletes the oldest programs (by access or modification), until no more than `max_bytes` are kept."""
     found = []
     for path in root().glob("*/*"):
         try:
@@ -78,5 +78,5 @@ def prune(most_bytes: int = MOST_BYTES) -> None:
     kept = 0
     for _, size, path in sorted(found, reverse=True):
         kept += size
-        if kept > most_bytes:
+        if kept > max_bytes:
             path.unlink(missing_ok=True)

@@ -45,7 +45,7 @@ def test_outcomes(tree: Path, tmp_path: Path) -> None:
     caught = mutations.tried(copy, made("a + b", "a * b"), full=False)
     assert caught.caught and str(caught) == "caught by test_total.py::test"
     survived = mutations.tried(copy, made("a + b", "a - b"), full=False)
-    assert not survived.caught and str(survived) == "survived"
+    assert not survived.caught and str(survived) == "survived the tests that were run"
     broken = mutations.tried(copy, made("return", "return return"), full=False)
     assert not broken.caught and "pytest ended with 2" in str(broken)
     for name in ("total.py", "test_total.py"):
@@ -73,10 +73,10 @@ def listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("options", "status", "end"), [
-    (["--at-least", "1"], 0, "1 of 2 caught"), (["--at-least", "2"], 1, "1 of 2 caught"),
+    (["--min-caught", "1"], 0, "1 of 2 caught"), (["--min-caught", "2"], 1, "1 of 2 caught"),
     ([], 1, "1 of 2 caught"), (["--only", "1"], 0, "1 of 1 caught"),
     (["--only", "2", "--jobs", "2"], 1, "0 of 1 caught"),
-    (["--full", "--at-least", "1"], 0, "1 of 2 caught")])
+    (["--full", "--min-caught", "1"], 0, "1 of 2 caught")])
 def test_exit_status(options: list[str], status: int, end: str, listed: Path,
                      capsys: pytest.CaptureFixture[str]) -> None:
     assert mutations.main(options) == status

@@ -87,6 +87,7 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "banks, heads fused": (LITE, BANKS, {"bank": "{path}.{bank}", "head": ""}),
     "parent's banks": (PARENT, {"n_banks": 3, "conv_bias": True}, {"bank": "{path}.{bank}", "head": ""}),
     "more than ten of everything": (LITE, LONG, {}),
+    "more than ten banks": (LITE, {"n_banks": 11, "n_layers": 1}, {"bank": "{path}.{bank}"}),
     "a feed-forward of numbers": (LITE, {}, {"up": "0", "down": "2"}),
     "a feed-forward of numbers, in a module": (LITE, {}, {"dense": "dense.net", "up": "0", "down": "2"}),
     "a feed-forward of w1 and w2": (LITE, {}, {"dense": "ffn", "up": "w1", "down": "w2"}),

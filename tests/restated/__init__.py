@@ -1,4 +1,4 @@
-"""The networks written a second time, from their formulas alone: in PyTorch and in plain numpy.
+"""Independent reference implementations in NumPy, and helpers of tests: random weights, distances.
 
-`brute` and the `torch_*` files import nothing of the library: what agrees does so for that reason.
+`brute` imports nothing of the library. The references in PyTorch are in convert/torch_networks.py.
 """
