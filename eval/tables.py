@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,30 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 def as_json(tree: Any) -> bytes:
     """JSON without NaN, which JSON does not know: what is not a finite number is null."""
     return json.dumps(_plain(tree), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """CSV for a spreadsheet: UTF-8 with a byte-order mark, and no text that it would run as a formula.
+
+    A text that begins with = + - @, a tab or a line break, after spaces too, gets an apostrophe in front
+    (OWASP, CSV injection). Numbers stay as they are.
+    """
+    import csv
+    sheet = io.StringIO(newline="")
+    writer = csv.DictWriter(sheet, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+    return b"\xef\xbb\xbf" + sheet.getvalue().encode("utf-8", "replace")
+
+
+def _harmless(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    first = unicodedata.normalize("NFKC", value.lstrip(" \u00a0\ufeff")[:1])  # full-width signs, too
+    return f"'{value}" if first and first[0] in RUN_BY_SPREADSHEETS else value
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -97,6 +97,8 @@ def _with_sidecar(argv: Sequence[str]) -> int:
     parser.add_argument("--study", default="", metavar="DIR",
                         help="whose results the page shows [that of the sidecar]")
     parser.add_argument("--host", default="127.0.0.1", help="where the page is heard [%(default)s]")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                        help="a name for the page besides its address and localhost, as a proxy's")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any [%(default)s]")
     parser.add_argument("--max-new", type=int, default=1024, metavar="N",
                         help="symbols of an answer with its thoughts, at most [%(default)s]")
@@ -135,7 +137,7 @@ def _app(options: argparse.Namespace) -> int:
         knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
                              any_network=options.any_network)
         return app.serve(knower, door, model=options.model, sidecar=options.sidecar, study=study,
-                         most_new=options.max_new)
+                         most_new=options.max_new, allowed=options.allow_host)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

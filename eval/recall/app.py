@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -48,12 +49,13 @@ def open_door(host: str, port: int) -> socket.socket:
 
 
 def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, study: str | Path,
-          most_new: int = thoughts.MOST_NEW) -> int:
+          most_new: int = thoughts.MOST_NEW, allowed: Sequence[str] = ()) -> int:
     """Until it is interrupted.
 
     Args:
         model, sidecar: where they are, to be told of.
         study: of `find_study`.
+        allowed: names under which the page may be asked for, besides its address and localhost.
     """
     host, port = door.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
@@ -66,7 +68,7 @@ def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, stud
         page = build(desk, facts(knower, model, sidecar), study, files)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the page's own libraries think of each other
-            app = mounted(page, host, port)
+            app = mounted(page, host, port, allowed)
         server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         server.says = f"{url} (Ctrl-C ends it)"
         # However it is ended, what it has made goes.

@@ -5,9 +5,7 @@ Nothing that is asked ends in a traceback: what is refused is said where the ans
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ from eval.matching import is_match, is_refusal
 from eval.recall import charts, thoughts
 from eval.recall.desk import Desk
 from eval.recall.knower import Knower, Told, as_row, question_of
+from eval.tables import as_csv
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 
@@ -78,11 +77,7 @@ def batched(desk: Desk, path: str | None, files: Path,
     lines, cells = room / f"{stem}.jsonl", room / f"{stem}.csv"
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
     write_atomically(lines, text.encode())
-    sheet = io.StringIO(newline="")
-    writer = csv.DictWriter(sheet, list(found[0]))
-    writer.writeheader()
-    writer.writerows(found)
-    write_atomically(cells, sheet.getvalue().encode())
+    write_atomically(cells, as_csv(found))
     words = [row["verdict"] for row in found if row["verdict"] is not None]
     counted = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     more = f"; the first {ROWS} are shown" if len(found) > ROWS else ""

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from eval.checks import Floats
 from eval.folds import Indices
-from eval.metrics import Floats
 from eval.recall.splits import Texts
 
 # With these the words have the AUROCs on the published split that are told of them: 0.770 in all, 0.743

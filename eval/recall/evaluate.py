@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import selective
+from eval.checks import Floats
 from eval.metrics import (
-    Floats,
     auprc,
     auroc,
     brier,

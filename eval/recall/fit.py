@@ -25,8 +25,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from eval.calibration import CALIBRATORS, Calibrator
+from eval.checks import Floats
 from eval.familiarity import Familiarity
-from eval.metrics import Floats, auroc
+from eval.metrics import auroc
 from eval.recall import controls
 from eval.recall.config import FitConfig
 from eval.recall.scores import Methods, Scores

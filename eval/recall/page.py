@@ -19,7 +19,9 @@ from eval.recall import thoughts
 from eval.recall.about import MEANING, conclusions, memory_told, pictures
 from eval.recall.clicks import DEPTHS, batched, generated, probed
 from eval.recall.desk import Desk
+from eval.recall.uploads import Page
 from eval.tables import Row, markdown
+from tilelli_jax.hosts import TrustedHosts
 
 FORMING = ["depth", "layer", "it would say"]
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
@@ -47,7 +49,7 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
     # Of those that share a name one goes on to the desk, and the others wait in the page's queue.
     probes, speech, batches = [dict[str, Any](concurrency_limit=1, concurrency_id=name)
                                for name in ("probes", "speech", "batches")]
-    with gr.Blocks(title="Does it know?", analytics_enabled=False, fill_width=True) as page:
+    with Page(title="Does it know?", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("## Does it know, before it answers?")
         with gr.Tab("Probe"):
             with gr.Row(equal_height=True):
@@ -120,8 +122,13 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
     return page.queue()
 
 
-def mounted(page: gr.Blocks, host: str, port: int) -> fastapi.FastAPI:
-    """The page as a server's application."""
-    return gr.mount_gradio_app(fastapi.FastAPI(), page, "/", server_name=host, server_port=port, theme=THEME,
-                               css=STYLE, footer_links=[], ssr_mode=False, show_error=False, pwa=False,
-                               enable_monitoring=False)
+def mounted(page: gr.Blocks, host: str, port: int, allowed: Sequence[str] = ()) -> TrustedHosts:
+    """The page as a server's application.
+
+    Args:
+        allowed: names under which it may be asked for, besides its address and localhost.
+    """
+    app = gr.mount_gradio_app(fastapi.FastAPI(), page, "/", server_name=host, server_port=port, theme=THEME,
+                              css=STYLE, footer_links=[], ssr_mode=False, show_error=False, pwa=False,
+                              enable_monitoring=False)
+    return TrustedHosts(app, allowed)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.metrics import Floats
+from eval.checks import Floats
 from eval.tables import read_columns, write_columns
 
 FILE = "scores.parquet"

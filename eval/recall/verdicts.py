@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from eval.calibration import Calibrator, Temperature, calibrator_from_dict
-from eval.metrics import Floats
+from eval.checks import Floats
 from eval.recall.config import PromptConfig, VerdictConfig
 from eval.tables import as_json
 from eval.thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict

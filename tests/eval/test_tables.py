@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -50,3 +52,16 @@ def test_a_table_is_text_whatever_is_in_it() -> None:
     """What an untrained network writes: bytes that would make the report a binary file."""
     text = tables.markdown([{"answer": "a\x00b\rc\x1b[0m|\x85é\n"}])
     assert "a b c [0m\\| é" in text and all(letter.isprintable() for letter in text.replace("\n", ""))
+
+
+def test_a_spreadsheet_runs_nothing() -> None:
+    """Texts that it would take for formulas are marked; all else is read back as it was."""
+    formulas = ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "\u00a0=1", "\ufeff=1",
+                "＝1", "＋1", "－1", "＠a"]
+    harmless = ["a=1", "'=1", "1-2", "", "Who?", "ä", "\ud800"]
+    rows = [{"text": text, "p": -0.5} for text in [*formulas, *harmless]] + [{"text": None, "p": 1}]
+    content = tables.as_csv(rows)
+    assert content.startswith(b"\xef\xbb\xbf")
+    found = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    assert [row["text"] for row in found] == [f"'{text}" for text in formulas] + harmless[:-1] + ["?", ""]
+    assert {row["p"] for row in found} == {"-0.5", "1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -9,9 +10,11 @@ import select
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -93,6 +96,7 @@ class Served(NamedTuple):
 
     process: subprocess.Popen[str]
     url: str
+    room: Path  # of its temporary files
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,7 @@ def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.T
     room = tmp_path_factory.mktemp("room")
     process = subprocess.Popen(
         [sys.executable, "-m", "eval.recall", "--app", "--model", str(place.model), "--sidecar",
-         str(place.sidecar), "--port", "0", "--max-new", str(MOST_NEW)],
+         str(place.sidecar), "--port", "0", "--max-new", str(MOST_NEW), "--allow-host", "proxy.example"],
         env=environment | {"TMPDIR": str(room), "NO_PROXY": "127.0.0.1"}, stdout=subprocess.PIPE,
         text=True)
     try:
@@ -109,7 +113,7 @@ def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.T
         assert select.select([process.stdout], [], [], 300)[0], "it does not say where it is"
         first = process.stdout.readline()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n", first)
-        yield Served(process, first.split()[0])
+        yield Served(process, first.split()[0], room)
         process.terminate()
         assert process.wait(60) == 0
         assert not any(path.is_file() for path in room.rglob("*")), "what it made went with it"
@@ -139,6 +143,50 @@ def test_two_requests_at_once(served: Served, told: list[Told], monkeypatch: pyt
     assert "4 questions" in text and [Path(file).suffix for file in files] == [".csv", ".jsonl"]
     lines = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
     assert [line["p"] for line in lines] == pytest.approx([one.p for one in told], abs=BATCHED)
+
+
+ENDPOINTS = {"probe": 1, "submit": 1, "baseline": 2, "seeded": 4, "batch": 1}  # and how much each takes
+
+
+def over_http(url: str, data: Any = None, **headers: str) -> str:
+    """What is answered, with its status before it."""
+    request = urllib.request.Request(url, data and json.dumps(data).encode(),
+                                     {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            return f"{answer.status} {answer.read().decode()}"
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode()}"
+
+
+def test_no_endpoint_reads_a_file_that_was_not_uploaded(served: Served, tmp_path: Path) -> None:
+    """Gradio would copy it to where it can be downloaded, whatever the component."""
+    described = json.loads(over_http(f"{served.url}gradio_api/info").partition(" ")[2])
+    assert {name.strip("/") for name in described["named_endpoints"]} == ENDPOINTS.keys()
+    secret, page = tmp_path / "secret.jsonl", f"{served.url}gradio_api/"
+    secret.write_text('{"question": "the launch code is 4711"}\n')
+    (tmp_path / "link.jsonl").symlink_to(secret)
+    for name, arguments in ENDPOINTS.items():
+        for at, path in itertools.product(range(arguments), (secret, tmp_path / "link.jsonl", page + "info")):
+            data: list[Any] = ["a"] * arguments
+            data[at] = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+            begun = json.loads(over_http(f"{page}call/{name}", {"data": data}).removeprefix("200 "))
+            said = over_http(f"{page}call/{name}/{begun['event_id']}")
+            assert "event: error" in said and "4711" not in said and "event: complete" not in said, said
+    made = [path.read_bytes() for path in served.room.rglob("*") if path.is_file()]
+    assert not any(b"4711" in content for content in made)
+    assert over_http(f"{page}file={secret}").startswith("403 ")
+
+
+def test_no_other_site_reaches_the_page(served: Served) -> None:
+    """Under a name that was made to point here."""
+    for host in ("rebound.example", "rebound.example:7860"):
+        for url in (served.url, f"{served.url}gradio_api/info"):
+            said = over_http(url, Host=host, Origin=f"http://{host}")
+            assert said.startswith("421 Host: expected the server's address")
+    port = served.url.rstrip("/").rpartition(":")[2]
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", "proxy.example"):
+        assert over_http(f"{served.url}gradio_api/info", Host=host).startswith("200 ")
 
 
 def chromium() -> str | None:

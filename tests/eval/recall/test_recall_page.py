@@ -169,7 +169,7 @@ def test_a_batch(knower: Knower, told: list[Told], tmp_path: Path) -> None:
     assert "4 questions: " in text and all(word in text for word in evaluate.WORDS)
     assert [float(row[0]) for row in table["data"]] == pytest.approx([one.p for one in told], abs=0.001)
     lines = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
-    cells = list(csv.DictReader(io.StringIO(Path(files[0]).read_text(), newline="")))
+    cells = list(csv.DictReader(io.StringIO(Path(files[0]).read_text("utf-8-sig"), newline="")))
     assert [Path(file).name for file in files] == ["mine-scores.csv", "mine-scores.jsonl"]
     for one, line, row in zip(told, lines, cells, strict=True):
         assert line["question"] == row["question"] == one.question and line["verdict"] == one.verdict

@@ -1,0 +1,55 @@
+"""Which files a client of the page may name: those uploaded to this process, and no others (extra: app)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from tilelli_jax.errors import InputError
+
+
+class Page(gr.Blocks):
+    """A page whose every endpoint refuses files that were not uploaded to it.
+
+    Gradio copies each file that the data of a request name, whatever the component, to where it can be
+    downloaded. Its own check is off in a page that is mounted, and lets links and addresses pass.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
+        """What gradio calls with the data of every request, before it looks at the files in them."""
+        try:
+            check(inputs, Path(os.environ["GRADIO_TEMP_DIR"]))
+        except InputError as error:
+            raise gr.Error(str(error)) from None
+        return await super().preprocess_data(block_fn, inputs, *rest, **more)
+
+
+def check(data: Any, uploads: Path) -> None:
+    """Raises InputError where `data`, a tree of JSON, names a file that is not a regular one in `uploads`.
+
+    A file is a mapping with a `path`. What lies in `uploads` is meant by its resolved path: links are not
+    followed out of it.
+    """
+    left = [data]
+    while left:  # not by recursion: a client says how deep the tree is
+        one = left.pop()
+        if isinstance(one, dict):
+            if "path" in one and not _uploaded(one["path"], uploads):
+                raise InputError("file: expected one that was uploaded to this page, found another")
+            left.extend(one.values())
+        elif isinstance(one, list | tuple):
+            left.extend(one)
+
+
+def _uploaded(path: Any, uploads: Path) -> bool:
+    if not isinstance(path, str):
+        return path is None
+    try:
+        found, room = Path(path), uploads.resolve(strict=True)
+        real = found.resolve(strict=True)
+    except (OSError, ValueError, RuntimeError):  # no such file, a name that is none, links in a circle
+        return False
+    return real.is_relative_to(room) and real.is_file() and not found.is_symlink()
