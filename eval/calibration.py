@@ -20,8 +20,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
+from eval import checks
+from eval.checks import Floats
 from eval.folds import Folds
-from eval.metrics import Floats, auroc, brier, expected_calibration_error, log_loss
+from eval.metrics import auroc, brier, expected_calibration_error, log_loss
 from eval.probes import Block
 
 LOG_T = (-7.0, 7.0)  # where a temperature is looked for, as a logarithm
@@ -157,23 +159,25 @@ def _finite(**values: float) -> None:
 
 
 def platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
-    """P = σ(a · score + b), by maximum likelihood, with a ≥ 0 (Platt 1999).
+    """P = σ(a · score + b), a ≥ 0, by maximum likelihood (Platt 1999), of finite scores and both classes.
 
     A slope below zero would turn the order of the items around because the training folds happened to
     disagree with the score. What is left then is a = 0: the share of 1s for everyone.
     """
-    scores, labels = np.asarray(scores, float)[:, None], np.asarray(labels)
+    known = checks.labels(labels, both=True)
+    scores = checks.finite(scores, len(known), "scores")[:, None]
     middle, spread = float(scores.mean()), float(scores.std()) or 1.0
-    fitted = LogisticRegression(C=np.inf).fit((scores - middle) / spread, labels)
+    fitted = LogisticRegression(C=np.inf).fit((scores - middle) / spread, known)
     slope, level = float(fitted.coef_[0, 0]) / spread, float(fitted.intercept_[0])
     if slope <= 0:
-        return Platt(0.0, float(logit(labels.mean())))
+        return Platt(0.0, float(logit(known.mean())))
     return Platt(slope, level - slope * middle)
 
 
 def temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:
-    """P = σ(score / T), T > 0 by maximum likelihood (Guo et al. 2017)."""
-    scores, sign = np.asarray(scores, float), np.where(np.asarray(labels).astype(bool), 1.0, -1.0)
+    """P = σ(score / T), T > 0 by maximum likelihood (Guo et al. 2017), of finite scores and both classes."""
+    known = checks.labels(labels, both=True)
+    scores, sign = checks.finite(scores, len(known), "scores"), np.where(known, 1.0, -1.0)
     found = minimize_scalar(lambda t: np.logaddexp(0, -sign * scores * np.exp(-t)).mean(), bounds=LOG_T,
                             method="bounded", options={"xatol": 1e-6})
     return Temperature(float(np.exp(found.x)))
@@ -181,8 +185,9 @@ def temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:
 
 def isotonic(scores: ArrayLike, labels: ArrayLike) -> Isotonic:
     """The rising steps nearest to the labels (Zadrozny & Elkan 2002); constant beyond what was seen."""
-    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(np.asarray(scores, float),
-                                                                           np.asarray(labels, float))
+    known = checks.labels(labels)
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
+        checks.finite(scores, len(known), "scores"), known.astype(float))
     return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
 

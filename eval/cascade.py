@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.metrics import Floats
+from eval import checks
+from eval.checks import Floats
 from eval.stats import Interval, bootstrap_mean
 
 SLACK = 1e-9  # a point must lie below the line by more than rounding
@@ -65,13 +66,15 @@ class Frontier:
 def frontier(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Costs,
              thresholds: Sequence[float] | None = None) -> Frontier:
     """The cascade at each threshold; by default at every score there is, and above all of them."""
-    cheap, dear, scores = (np.asarray(values, float) for values in (cheap, dear, scores))
-    if not cheap.shape == dear.shape == scores.shape or cheap.ndim != 1 or not len(cheap):
-        raise ValueError(f"cheap, dear and scores: expected [items] of one length, found {cheap.shape}, "
-                         f"{dear.shape} and {scores.shape}")
-    at = np.r_[np.unique(scores), np.inf] if thresholds is None else np.asarray(thresholds, float)
+    cheap, dear = _errors(cheap, dear)
+    scores = checks.scores(scores, len(cheap))
     order = np.argsort(scores, kind="stable")
-    first = np.searchsorted(scores[order], at, side="left")  # items from there on are handed on
+    if thresholds is None:  # above all of them even where one is infinite
+        at = np.r_[np.unique(scores), np.inf]
+        first = np.r_[checks.starts_of_ties(scores[order]), len(scores)]  # items from there on are handed on
+    else:
+        at = checks.scores(thresholds, name="thresholds")
+        first = np.searchsorted(scores[order], at, side="left")
     kept = np.r_[0, np.cumsum(cheap[order])][first]
     handed = np.r_[np.cumsum(dear[order][::-1])[::-1], 0][first]
     share = 1 - first / len(cheap)
@@ -80,9 +83,10 @@ def frontier(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Costs,
 
 def oracle_frontier(cheap: ArrayLike, dear: ArrayLike, costs: Costs) -> Frontier:
     """Handing on those first where the dear model gains most; thresholds are numbers of items handed on."""
-    gain = np.sort(np.asarray(cheap, float) - np.asarray(dear, float))[::-1]
+    cheap, dear = _errors(cheap, dear)
+    gain = np.sort(cheap - dear)[::-1]
     share = np.arange(len(gain) + 1) / len(gain)
-    errors = np.mean(np.asarray(cheap, float)) - np.r_[0, np.cumsum(gain)] / len(gain)
+    errors = cheap.mean() - np.r_[0, np.cumsum(gain)] / len(gain)
     return Frontier(np.arange(len(gain) + 1.0), share, costs.of(share), errors)
 
 
@@ -97,9 +101,20 @@ def against_coin(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Co
     Args:
         groups: `[items]`, what is resampled together.
     """
-    cheap, dear, scores = (np.asarray(values, float) for values in (cheap, dear, scores))
+    cheap, dear = _errors(cheap, dear)
+    scores = checks.scores(scores, len(cheap))
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected above 0, at most 1, found {share}")
     level = np.sort(scores)[::-1][max(0, math.ceil(share * len(scores)) - 1)]
     above, edge = scores > level, scores == level
     handed = above + edge * (share * len(scores) - above.sum()) / edge.sum()
     coin = min(1.0, float((costs.of(share) - costs.cheap) / (costs.dear - costs.cheap)))
     return bootstrap_mean((handed - coin) * (dear - cheap), replicates=replicates, seed=seed, groups=groups)
+
+
+def _errors(cheap: ArrayLike, dear: ArrayLike) -> tuple[Floats, Floats]:
+    of_cheap, of_dear = checks.finite(cheap, name="cheap"), checks.finite(dear, name="dear")
+    if of_cheap.shape != of_dear.shape or not len(of_cheap):
+        raise ValueError(f"cheap and dear: expected [items] of one length, found {of_cheap.shape} and "
+                         f"{of_dear.shape}")
+    return of_cheap, of_dear

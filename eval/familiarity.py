@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.covariance import LedoitWolf
 
-from eval.metrics import Floats
+from eval import checks
+from eval.checks import Floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Familiarity:
         Raises:
             ValueError: fewer than two are known, or a value is not finite.
         """
-        values, chosen = np.asarray(values, float), np.asarray(known).astype(bool)
+        values, chosen = np.asarray(values, float), checks.labels(known, name="known")
+        if values.ndim != 2 or len(values) != len(chosen):
+            raise ValueError(f"values: expected shape ({len(chosen)}, d), found {values.shape}")
         if chosen.sum() < 2:
             raise ValueError(f"known: expected two questions at least, found {int(chosen.sum())}")
         if not np.isfinite(values).all():

@@ -1,7 +1,8 @@
 """How well a score tells two classes apart, and how far a probability can be believed.
 
 Throughout, `labels` are 0 or 1, `scores` rise with the chance of a 1, and `probabilities` lie in
-[0, 1]; all are `[items]`. Ties count half.
+[0, 1]; all are `[items]`. Ties count half, those of infinite scores too. Input of another kind raises
+ValueError (`checks`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
+from eval import checks
+from eval.checks import Floats
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -19,11 +21,11 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
     NaN where only one class is present: there is nothing to tell apart.
     """
-    positive, scores = _binary(labels), _scores(scores, labels)
+    positive, scores = checked(labels, scores)
     return float(_rank_auroc(positive.astype(float)[None], midranks(scores))[0])
 
 
-def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.integer]) -> Floats:
+def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> Floats:
     """The AUROC under each row of whole-numbered weights, as a resampled set's counts are.
 
     Args:
@@ -33,10 +35,10 @@ def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int
         `[replicates]`, f64; NaN where a replicate holds one class only. Sums of whole numbers and of
         halves below 2⁵³: exact but for the last division.
     """
-    positive, scores = _binary(labels), _scores(scores, labels)
+    positive, scores = checked(labels, scores)
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # of each group of equal scores
-    drawn = weights[:, order].astype(np.float64)
+    starts = checks.starts_of_ties(scores[order])
+    drawn = np.atleast_2d(checks.weights(weights, len(scores)))[:, order]
     above = np.add.reduceat(drawn * positive[order], starts, axis=1)
     below = np.add.reduceat(drawn * ~positive[order], starts, axis=1)
     won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
@@ -44,9 +46,10 @@ def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int
     return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
-def auroc_relabelled(labels: NDArray[np.integer | np.bool_], scores: ArrayLike) -> Floats:
+def auroc_relabelled(labels: ArrayLike, scores: ArrayLike) -> Floats:
     """The AUROC of one set of scores under each row of labels, `[relabellings, items]` → `[relabellings]`."""
-    return _rank_auroc(np.asarray(labels, float), midranks(np.asarray(scores, float)))
+    ranks = midranks(scores)
+    return _rank_auroc(checks.label_rows(labels, len(ranks)).astype(float), ranks)
 
 
 def _rank_auroc(positive: Floats, ranks: Floats) -> Floats:
@@ -58,7 +61,7 @@ def _rank_auroc(positive: Floats, ranks: Floats) -> Floats:
 
 def midranks(scores: ArrayLike) -> Floats:
     """Ranks from 1, equal scores sharing the mean of theirs: `[items]` → `[items]`."""
-    _, which, counts = np.unique(np.asarray(scores, float), return_inverse=True, return_counts=True)
+    _, which, counts = np.unique(checks.scores(scores), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[which]
 
@@ -68,24 +71,24 @@ def auprc(labels: ArrayLike, scores: ArrayLike) -> float:
 
     NaN without a 1.
     """
-    positive, scores = _binary(labels), _scores(scores, labels)
+    positive, scores = checked(labels, scores)
     if not positive.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
+    ends = np.r_[checks.starts_of_ties(scores[order])[1:], len(scores)] - 1
     found = np.cumsum(positive[order])[ends]
     return float(np.sum(np.diff(found, prepend=0) * found / (ends + 1)) / positive.sum())
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean squared distance of the probability from what happened."""
-    positive, chances = _binary(labels), _probabilities(probabilities, labels)
+    positive, chances = _probable(labels, probabilities)
     return float(np.mean((chances - positive) ** 2))
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike, floor: float = 1e-15) -> float:
     """Mean −log of the probability given to what happened, in nats; none is taken to be below `floor`."""
-    positive, chances = _binary(labels), _probabilities(probabilities, labels)
+    positive, chances = _probable(labels, probabilities)
     return float(-np.mean(np.log(np.maximum(np.where(positive, chances, 1 - chances), floor))))
 
 
@@ -102,8 +105,8 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
 
     An edge belongs to the bin above it, 1 to the last.
     """
-    positive, chances = _binary(labels), _probabilities(probabilities, labels)
-    edges = np.linspace(0, 1, bins + 1)
+    positive, chances = _probable(labels, probabilities)
+    edges = np.arange(bins + 1) / bins  # each the float nearest to it, as a stated 0.3 is; linspace's are not
     which = np.clip(np.digitize(chances, edges) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
     held = counts > 0
@@ -120,7 +123,7 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
 
 def calibrated_error(probabilities: ArrayLike, bins: int = 10, draws: int = 200, seed: int = 0) -> float:
     """The mean expected calibration error of these probabilities if they were true: chance's own share."""
-    chances = np.asarray(probabilities, float)
+    chances = checks.probabilities(probabilities)
     drawn = np.random.default_rng(seed).random((draws, len(chances))) < chances
     return float(np.mean([expected_calibration_error(labels, chances, bins) for labels in drawn]))
 
@@ -130,29 +133,10 @@ def calibrated_error(probabilities: ArrayLike, bins: int = 10, draws: int = 200,
 
 def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
     """Labels and scores as arrays `[items]`. Raises ValueError for labels but 0 and 1, and for NaN."""
-    return _binary(labels), _scores(scores, labels)
+    positive = checks.labels(labels)
+    return positive, checks.scores(scores, len(positive))
 
 
-def _binary(labels: ArrayLike) -> NDArray[np.bool_]:
-    found = np.asarray(labels)
-    if found.ndim != 1 or not len(found):
-        raise ValueError(f"labels: expected [items] with at least one, found shape {found.shape}")
-    if not np.isin(found, (0, 1)).all():
-        raise ValueError("labels: expected 0 or 1 for every item")
-    return found.astype(bool)
-
-
-def _scores(scores: ArrayLike, labels: ArrayLike) -> Floats:
-    found = np.asarray(scores, float)
-    if found.shape != np.shape(labels):
-        raise ValueError(f"scores: expected shape {np.shape(labels)} as labels, found {found.shape}")
-    if np.isnan(found).any():
-        raise ValueError(f"scores: item {int(np.flatnonzero(np.isnan(found))[0])} is not a number")
-    return found
-
-
-def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> Floats:
-    found = _scores(probabilities, labels)
-    if found.min() < 0 or found.max() > 1:
-        raise ValueError("probabilities: expected values in [0, 1]")
-    return found
+def _probable(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    positive = checks.labels(labels)
+    return positive, checks.probabilities(probabilities, len(positive))

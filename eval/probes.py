@@ -23,8 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from eval.checks import Floats
 from eval.folds import Folds
-from eval.metrics import Floats, auroc
+from eval.metrics import auroc
 from eval.stats import DeLong, Interval, PairedBootstrap, delong, holm
 
 Block: TypeAlias = NDArray[np.floating] | scipy.sparse.csr_array

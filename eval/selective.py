@@ -1,7 +1,7 @@
 """Answering only where the score is low: risk against coverage, and the area below (AURC).
 
 Items are answered in order of rising `scores` (the chance of an error); `errors` are what answering
-costs, 0 or 1 or any number. Both are `[items]`. Where scores are equal nothing tells which item is
+costs, 0 or 1 or any finite number. Both are `[items]`. Where scores are equal nothing tells which item is
 answered first; the expected risk over all orders of equals is meant then, so that a constant score
 has the risk of answering at random at every coverage (El-Yaniv & Wiener 2010; Geifman & El-Yaniv 2019).
 """
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval.metrics import Floats
+from eval import checks
+from eval.checks import Floats
 from eval.stats import Interval, percentiles, resampled_counts
 
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages of tables and figures
@@ -25,15 +26,12 @@ class Order:
     """Items in order of their scores, in groups of equals: made once, read with many weights."""
 
     def __init__(self, errors: ArrayLike, scores: ArrayLike):
-        self.errors, scores = np.asarray(errors, float), np.asarray(scores, float)
-        if self.errors.ndim != 1 or self.errors.shape != scores.shape or not len(scores):
+        self.errors, scores = checks.finite(errors, name="errors"), checks.scores(scores)
+        if self.errors.shape != scores.shape or not len(scores):
             raise ValueError(f"errors and scores: expected [items] of one length, found {self.errors.shape} "
                              f"and {scores.shape}")
-        for name, values in (("errors", self.errors), ("scores", scores)):
-            if np.isnan(values).any():
-                raise ValueError(f"{name}: item {int(np.flatnonzero(np.isnan(values))[0])} is not a number")
         self._order = np.argsort(scores, kind="stable")
-        self._starts = np.flatnonzero(np.r_[True, np.diff(scores[self._order]) != 0])
+        self._starts = checks.starts_of_ties(scores[self._order])
 
     def risks(self, coverages: ArrayLike | None = None, weights: ArrayLike | None = None) -> Floats:
         """The expected mean error of the items answered, at some coverages; of all of k/n by default.
@@ -43,11 +41,14 @@ class Order:
         Args:
             weights: `[items]`, how often each item counts.
         """
-        weights = np.ones(len(self.errors)) if weights is None else np.asarray(weights, float)
+        n = len(self.errors)
+        weights = np.ones(n) if weights is None else checks.weights(weights, n)
         counts = np.add.reduceat(weights[self._order], self._starts)
         sums = np.add.reduceat((weights * self.errors)[self._order], self._starts)
         answered, total = np.r_[0, np.cumsum(counts)], np.r_[0, np.cumsum(sums)]
         n = answered[-1]
+        if not n:
+            raise ValueError("weights: expected one item at least that counts, found none")
         at = np.arange(1, n + 1) if coverages is None else np.asarray(coverages, float) * n
         return np.interp(at, answered, total) / at
 
@@ -62,9 +63,9 @@ def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
 
     NaN where all errors are equal.
     """
-    if not np.ptp(np.asarray(errors, float)):
-        return math.nan
-    return _fraction(aurc(errors, scores), float(np.mean(np.asarray(errors, float))), aurc(errors, errors))
+    cost = checks.finite(errors, name="errors")
+    area = aurc(cost, scores)
+    return _fraction(area, float(cost.mean()), aurc(cost, cost)) if np.ptp(cost) else math.nan
 
 
 def _fraction(area: float, random: float, oracle: float) -> float:

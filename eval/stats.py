@@ -1,7 +1,8 @@
 """How sure a number is: bootstrap intervals, permutation tests, DeLong's and Welch's, corrections.
 
 Every function that resamples takes a seed and makes its own generator (PCG64), so that a number can
-be made again. `labels` are 0 or 1 and `scores` `[items]`, as in `metrics`.
+be made again. `labels` are 0 or 1 and `scores` `[items]`, as in `metrics`. Input that is not what a function
+takes raises ValueError (`checks`): no number is made of NaN, nor of infinities that would have to be added.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from scipy.stats import beta
 
-from eval.metrics import Floats, auroc, auroc_relabelled, auroc_weighted, midranks
+from eval import checks
+from eval.checks import Floats
+from eval.metrics import auroc, auroc_relabelled, auroc_weighted, midranks
 
 BLOCK = 2**22  # numbers of one array at a time
 
@@ -42,6 +45,7 @@ class Interval(NamedTuple):
 
 def percentiles(replicates: Floats, level: float = 0.95) -> tuple[float, float]:
     """The ends between which `level` of the replicates lie, as many below as above; NaN if there are none."""
+    checks.share(level, "level")
     if not len(replicates):
         return math.nan, math.nan
     low, high = np.percentile(replicates, [50 * (1 - level), 50 * (1 + level)])
@@ -63,10 +67,10 @@ def resampled_counts(items: int, replicates: int, seed: int,
     """
     rng = np.random.default_rng(seed)
     members: NDArray[np.intp] = np.arange(items)
+    if not items:
+        raise ValueError("items: expected one at least to resample, found none")
     if groups is not None:
-        if np.shape(groups) != (items,):
-            raise ValueError(f"groups: expected shape ({items},), found {np.shape(groups)}")
-        members = np.unique(np.asarray(groups), return_inverse=True)[1]
+        members = checks.groups(groups, items)
     n = int(members.max()) + 1
     rows = max(1, BLOCK // items)
     for start in range(0, replicates, rows):
@@ -94,7 +98,8 @@ class PairedBootstrap:
                  seed: int = 42, level: float = 0.95, groups: ArrayLike | None = None,
                  draw_runs: bool = False):
         self.level = level
-        runs = {name: np.atleast_2d(np.asarray(score, float)) for name, score in scores.items()}
+        labels = checks.labels(labels)
+        runs = {name: _runs(score, len(labels), name) for name, score in scores.items()}
         several = {len(found) for found in runs.values()} - {1}
         if draw_runs and len(several) > 1:
             raise ValueError(f"scores: expected as many runs of each, found {sorted(several)}")
@@ -102,7 +107,7 @@ class PairedBootstrap:
         self.points = {name: float(np.mean([auroc(labels, run) for run in found]))
                        for name, found in runs.items()}
         drawn: dict[str, list[Floats]] = {name: [] for name in scores}
-        for counts in resampled_counts(len(np.asarray(labels)), replicates, seed, groups):
+        for counts in resampled_counts(len(labels), replicates, seed, groups):
             shares = of_runs.multinomial(n, np.full(n, 1 / n), len(counts)) / n
             for name, found in runs.items():
                 areas = np.stack([auroc_weighted(labels, run, counts) for run in found], axis=1)
@@ -130,10 +135,18 @@ class PairedBootstrap:
         return min(1.0, 2 * (rarer + 1) / (len(found) + 1))
 
 
+def _runs(scores: ArrayLike, items: int, name: str) -> Floats:
+    """Scores `[items]` or `[runs, items]` as the latter, of one run at least."""
+    found = np.atleast_2d(np.asarray(scores))
+    if found.ndim != 2 or not len(found):
+        raise ValueError(f"{name}: expected [items] or [runs, items], found shape {found.shape}")
+    return np.stack([checks.scores(run, items, name) for run in found])
+
+
 def bootstrap_mean(values: ArrayLike, *, replicates: int = 2000, seed: int = 42, level: float = 0.95,
                    groups: ArrayLike | None = None) -> Interval:
     """The mean of `[items]` values, with its percentile interval; NaN where there are none."""
-    values = np.asarray(values, float)
+    values = checks.finite(values)
     if not len(values):
         return Interval(math.nan, math.nan, math.nan)
     means = [counts @ values / counts.sum(axis=1)
@@ -155,6 +168,9 @@ def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] =
     """
     cube = np.asarray(values, float)
     cube = cube[None] if cube.ndim == 2 else cube
+    if cube.ndim != 3:
+        raise ValueError(f"values: expected [runs, items] or [kinds, runs, items], found shape {cube.shape}")
+    checks.finite(cube.ravel())
     _, runs, items = cube.shape
     if not runs or not items:
         return Interval(math.nan, math.nan, math.nan)
@@ -183,7 +199,8 @@ def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLik
             error of calibration, which rises with every resampling: without it the point may lie below its
             interval.
     """
-    labels, runs = np.asarray(labels), np.atleast_2d(np.asarray(scores, float))
+    labels = checks.labels(labels).astype(int)
+    runs = _runs(scores, len(labels), "scores")
 
     def mean(chosen: NDArray[np.intp]) -> float:
         return float(np.mean([statistic(labels[chosen], run[chosen]) for run in runs]))
@@ -198,7 +215,9 @@ def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLik
 
 def exact_share(right: int, n: int, level: float = 0.95) -> Interval:
     """A share of independent items with Clopper & Pearson's interval (1934), which is never too narrow."""
-    half = (1 - level) / 2
+    if n < 1 or not 0 <= right <= n:
+        raise ValueError(f"right, n: expected 0 ≤ right ≤ n and n of 1 at least, found {right} of {n}")
+    half = (1 - checks.share(level, "level")) / 2
     low = 0.0 if right == 0 else float(beta.ppf(half, right, n - right + 1))
     high = 1.0 if right == n else float(beta.ppf(1 - half, right + 1, n - right))
     return Interval(right / n, low, high)
@@ -231,7 +250,8 @@ def permute_labels(labels: ArrayLike, a: ArrayLike, b: ArrayLike, *, permutation
         count_observed: whether what was seen counts as one of the permutations, so that p is never 0
             (Phipson & Smyth 2010).
     """
-    labels = np.asarray(labels)
+    labels = checks.labels(labels, both=True)
+    a, b = (checks.scores(score, len(labels), name) for name, score in (("a", a), ("b", b)))
     rng = np.random.default_rng(seed)
     rows = max(1, BLOCK // len(labels))
     null = []
@@ -244,8 +264,6 @@ def permute_labels(labels: ArrayLike, a: ArrayLike, b: ArrayLike, *, permutation
 def _tested(labels: NDArray, a: ArrayLike, b: ArrayLike, null: Floats,
             count_observed: bool) -> PermutationTest:
     area_a, area_b = auroc(labels, a), auroc(labels, b)
-    if math.isnan(area_a):
-        raise ValueError("labels: expected both classes for a permutation test, found one")
     seen = area_a - area_b
     extra = int(count_observed)
     def share(beyond: NDArray[np.bool_]) -> float:
@@ -267,18 +285,20 @@ def delong(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = 0.95) -
     """The paired test of equal AUROCs (DeLong et al. 1988; by midranks, Sun & Xu 2014).
 
     The difference is taken to be normal, as it is for large sets. p is 1 where the scores order every
-    pair alike, and NaN where a class has fewer than two items.
+    pair alike. Where no variance can be estimated, p and the ends of the interval are NaN: a class has fewer
+    than two items, or the estimate is 0 though the scores differ, as of scores that separate the classes
+    perfectly.
     """
-    areas, covariance = delong_covariance(labels, np.stack([np.asarray(a, float), np.asarray(b, float)]))
+    labels = checks.labels(labels, both=True)
+    a, b = (checks.scores(score, len(labels), name) for name, score in (("a", a), ("b", b)))
+    areas, covariance = delong_covariance(labels, np.stack([a, b]))
     seen = float(areas[0] - areas[1])
+    alike = np.array_equal(midranks(a), midranks(b))
     spread = float(np.sqrt(np.maximum(0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])))
-    reach = spread * float(special.ndtri((1 + level) / 2))
-    if math.isnan(spread):
-        p = math.nan
-    elif spread == 0:
-        p = 1.0 if seen == 0 else 0.0
-    else:
-        p = float(2 * special.ndtr(-abs(seen) / spread))
+    if spread == 0 and not alike:
+        spread = math.nan
+    reach = spread * float(special.ndtri((1 + checks.share(level, "level")) / 2))
+    p = 1.0 if spread == 0 else float(2 * special.ndtr(-abs(seen) / spread))
     return DeLong(float(areas[0]), float(areas[1]), Interval(seen, seen - reach, seen + reach), p)
 
 
@@ -288,11 +308,9 @@ def delong_covariance(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Flo
     Args:
         scores: `[scores, items]`.
     """
-    positive = np.asarray(labels).astype(bool)
-    scores = np.asarray(scores, float)
+    positive = checks.labels(labels, both=True)
+    scores = _runs(scores, len(positive), "scores")
     m, n = int(positive.sum()), int((~positive).sum())
-    if not m or not n:
-        raise ValueError("labels: expected both classes, found one")
     won_by_positive, won_by_negative = [], []
     for score in scores:
         ranks = midranks(score)
@@ -318,17 +336,17 @@ class MeanDifference(NamedTuple):
 def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> MeanDifference:
     """The mean of runs `a` `[n]` less that of `b` `[m]`, whose spreads may differ (Welch 1947).
 
-    All is NaN but the point where either has fewer than two runs. Of runs without any spread the
-    interval is the point, and p is 1 where the means are equal, otherwise 0.
+    All is NaN but the point where either has fewer than two runs, or where no run differs from the others of
+    its kind, from which no spread can be estimated; p is 1 where all are equal.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
+    a, b = _some_runs(a, b)
     seen = float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2:
         return _student(seen, math.nan, math.nan, level)
     of_a, of_b = (float(runs.var(ddof=1)) / len(runs) for runs in (a, b))
     whole = of_a + of_b
     if whole == 0:
-        return _student(seen, 0.0, math.inf, level)
+        return _student(seen, 0.0, math.nan, level)
     # By shares of the whole, whose squares are numbers even where those of the variances are not.
     freedom = 1 / ((of_a / whole) ** 2 / (len(a) - 1) + (of_b / whole) ** 2 / (len(b) - 1))
     return _student(seen, math.sqrt(whole), freedom, level)
@@ -336,7 +354,9 @@ def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> MeanDifference:
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> MeanDifference:
     """The mean of differences `[pairs]`, by Student's t; see `welch` for those without spread."""
-    differences = np.asarray(differences, float)
+    differences = checks.finite(differences, name="differences")
+    if not len(differences):
+        raise ValueError("differences: expected one at least, found none")
     n, seen = len(differences), float(np.mean(differences))
     if n < 2:
         return _student(seen, math.nan, math.nan, level)
@@ -344,11 +364,19 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> MeanDifference:
 
 
 def _student(seen: float, error: float, freedom: float, level: float) -> MeanDifference:
+    checks.share(level, "level")
     if error == 0:
-        return MeanDifference(Interval(seen, seen, seen), freedom, 1.0 if seen == 0 else 0.0)
+        return MeanDifference(Interval(seen, math.nan, math.nan), freedom, 1.0 if seen == 0 else math.nan)
     reach = error * float(special.stdtrit(freedom, (1 + level) / 2))
     p = float(2 * special.stdtr(freedom, -abs(seen) / error))
     return MeanDifference(Interval(seen, seen - reach, seen + reach), freedom, p)
+
+
+def _some_runs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    a, b = checks.finite(a, name="a"), checks.finite(b, name="b")
+    if not len(a) or not len(b):
+        raise ValueError(f"runs: expected one of each at least, found {len(a)} and {len(b)}")
+    return a, b
 
 
 class ExactTest(NamedTuple):
@@ -375,12 +403,10 @@ def exact_relabelling(a: ArrayLike, b: ArrayLike) -> ExactTest:
     The null is that the runs of both come from one distribution (Fisher 1935, Pitman 1937).
 
     Raises:
-        ValueError: either has no run, or there are more than MOST_ARRANGEMENTS.
+        ValueError: either has no run, one is not finite, or there are more than MOST_ARRANGEMENTS.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
+    a, b = _some_runs(a, b)
     n, whole = len(a), np.concatenate([a, b])
-    if not n or not len(b):
-        raise ValueError(f"runs: expected one of each at least, found {n} and {len(b)}")
     count = _few_enough(math.comb(len(whole), n))
     # Of n + m numbers with mean 0, the difference of means is a multiple of the sum of the first n.
     centred = whole - whole.mean()
@@ -396,9 +422,9 @@ def exact_sign_flips(differences: ArrayLike) -> ExactTest:
     The null is that a pair's two runs could as well be the other's (Fisher 1935).
 
     Raises:
-        ValueError: there are none, or more than MOST_ARRANGEMENTS ways.
+        ValueError: there are none, one is not finite, or there are more than MOST_ARRANGEMENTS ways.
     """
-    differences = np.asarray(differences, float)
+    differences = checks.finite(differences, name="differences")
     n = len(differences)
     if not n:
         raise ValueError("differences: expected one at least, found none")
@@ -428,6 +454,8 @@ def holm(p: ArrayLike) -> Floats:
     A NaN is a test that could not be made: it stays NaN and is not counted.
     """
     raw = np.asarray(p, float)
+    if raw.ndim != 1 or ((raw < 0) | (raw > 1)).any():
+        raise ValueError("p: expected [tests] of numbers in [0, 1], or NaN of a test that could not be made")
     made = np.flatnonzero(~np.isnan(raw))
     order = made[np.argsort(raw[made], kind="stable")]
     corrected = np.full(raw.shape, np.nan)
@@ -440,13 +468,18 @@ def bootstrap_p(values: ArrayLike, *, replicates: int = 10_000, seed: int = 42,
                 groups: ArrayLike | None = None) -> float:
     """Two-sided p of "the mean is zero": the share of resampled, centred means as far out (Efron 1993, 16.4).
 
-    The values seen count as one replicate. NaN where there are fewer than two values or groups; of a few,
-    whose mean can hardly be resampled, it is too small.
+    The values seen count as one replicate. NaN where there are fewer than two values or groups, or no spread
+    that could be resampled though the mean is not zero; of a few values, whose mean can hardly be resampled,
+    it is too small.
     """
-    values = np.asarray(values, float)
-    if len(values if groups is None else np.unique(np.asarray(groups))) < 2:
+    values = checks.finite(values)
+    if groups is not None:
+        groups = checks.groups(groups, len(values))
+    if len(values if groups is None else np.unique(groups)) < 2:
         return math.nan
     seen, centred = abs(float(values.mean())), values - values.mean()
+    if seen and not np.ptp(values):
+        return math.nan
     beyond, drawn = 1, 1
     for counts in resampled_counts(len(values), replicates, seed, groups):
         means = counts @ centred / counts.sum(axis=1)

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, binom
 
-from eval.metrics import Floats, checked
+from eval import checks
+from eval.checks import Floats
+from eval.metrics import checked
 from eval.stats import Interval, holm
 
 Verdict = Literal["likely knows", "uncertain", "likely beyond its knowledge"]
@@ -55,7 +57,7 @@ def precision_thresholds(labels: ArrayLike, probabilities: ArrayLike, target: fl
     below the target even here. Green may lie below red.
     """
     known, scores = checked(labels, probabilities)
-    _share("target", target)
+    checks.share(target, "target")
 
     def furthest(order: NDArray[np.intp], right: NDArray[np.bool_]) -> float | None:
         shares = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
@@ -88,11 +90,11 @@ def guaranteed_thresholds(labels: ArrayLike, scores: ArrayLike, target: float, c
         ValueError: target or confidence outside (0, 1); a grid that is empty or holds no numbers.
     """
     known, found = checked(labels, scores)
-    _share("target", target)
-    _share("confidence", confidence)
-    lines = np.unique(np.asarray(grid, float))
-    if not lines.size or np.isnan(lines).any():
-        raise ValueError("grid: expected at least one threshold, and numbers only")
+    checks.share(target, "target")
+    checks.share(confidence, "confidence")
+    lines = np.unique(checks.scores(grid, name="grid"))
+    if not lines.size:
+        raise ValueError("grid: expected at least one threshold, found none")
     above = found >= lines[:, None]
     # The scores of these very items may not be the grid. The test at a threshold takes the items beyond
     # it for independent draws from a set that was named before. A threshold that is put where an item
@@ -123,11 +125,6 @@ def _kept(said: NDArray[np.integer], right: NDArray[np.integer], target: float,
     return holm(p) <= error
 
 
-def _share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}: expected a number between 0 and 1, found {value}")
-
-
 # --- Declining ---------------------------------------------------------------------------------
 
 
@@ -153,11 +150,11 @@ def conformal_threshold(scores: ArrayLike, target_fpr: float, level: float = 0.9
         scores: `[prompts]` of one network, pointing up, of prompts that can be answered and that nothing
             was fitted to or evaluated on.
     """
-    found = np.sort(np.asarray(scores, float))
-    if found.ndim != 1 or not len(found) or np.isnan(found).any():
-        raise ValueError(f"scores: expected numbers [prompts], found shape {found.shape}")
-    if not 0 < target_fpr < 1:
-        raise ValueError(f"target_fpr: expected a share between 0 and 1, found {target_fpr}")
+    found = np.sort(checks.scores(scores))
+    if not len(found):
+        raise ValueError("scores: expected those of one prompt at least, found none")
+    checks.share(target_fpr, "target_fpr")
+    checks.share(level, "level")
     n, tail = len(found), (1 - level) / 2
     ends = np.concatenate([[-math.inf], found, [math.inf]])
     rank = min(n + 1, math.ceil((n + 1) * (1 - target_fpr) - 1e-9))

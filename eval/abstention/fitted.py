@@ -26,9 +26,9 @@ from sklearn.preprocessing import StandardScaler
 
 from eval.abstention.config import FittedConfig, RecipeConfig
 from eval.abstention.measure import turn
+from eval.checks import Floats
 from eval.folds import number_of_folds, stratified
 from eval.inputs.networks import trained
-from eval.metrics import Floats
 from eval.probes import Fitted, ProbeOptions, fit_probe
 from tilelli_jax import store
 from tilelli_jax.data.activations import write_activations

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from eval.checks import Floats
 from eval.difficulty.texts import Question
-from eval.metrics import Floats
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh

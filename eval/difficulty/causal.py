@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from eval.metrics import Floats
+from eval.checks import Floats
 from eval.probes import Block, ProbeOptions, make_probe
 from eval.stats import Interval, bootstrap_mean, bootstrap_p, holm
 

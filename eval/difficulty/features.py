@@ -17,8 +17,8 @@ import numpy as np
 import scipy.sparse
 from flax import nnx
 
+from eval.checks import Floats
 from eval.difficulty.extract import Extraction
-from eval.metrics import Floats
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.tensors import in_memory, read_file, write_file
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.checks import Floats
 from eval.difficulty import cheap, series
 from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.subject import Block, Measured, Numbers, Positions
 from eval.folds import Folds, forward, number_of_folds, usable
 from eval.inputs.networks import NetworkConfig
-from eval.metrics import Floats
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.language import open_network

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.checks import Floats
 from eval.difficulty import labels
 from eval.difficulty.config import StudyConfig
 from eval.difficulty.extract import Extraction
 from eval.difficulty.subject import Block, Subject
-from eval.metrics import Floats
 from eval.probes import constant_columns
 from eval.tables import read_columns, write_columns
 from tilelli_jax.errors import InputError

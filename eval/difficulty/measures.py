@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval import calibration, cascade, probes, selective
+from eval.checks import Floats
 from eval.difficulty import causal, ladder
 from eval.difficulty.config import CascadeConfig
 from eval.difficulty.items import Items
 from eval.folds import Folds
-from eval.metrics import Floats, auprc, auroc
+from eval.metrics import auprc, auroc
 from eval.probes import ProbeOptions
 from eval.stats import holm
 

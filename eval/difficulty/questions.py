@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from eval.checks import Floats
 from eval.difficulty import cheap, labels, texts
 from eval.difficulty.asking import Asker
 from eval.difficulty.config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
@@ -22,7 +23,6 @@ from eval.difficulty.texts import Question
 from eval.folds import Folds, number_of_folds, stratified, usable
 from eval.inputs.networks import NetworkConfig
 from eval.inputs.rows import hugging_face, read_rows
-from eval.metrics import Floats
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.language import Language, open_language

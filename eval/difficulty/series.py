@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
-from eval.metrics import Floats
+from eval.checks import Floats
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.chronos import crps
 

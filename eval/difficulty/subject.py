@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.checks import Floats
 from eval.folds import Folds
 from eval.inputs.networks import NetworkConfig
-from eval.metrics import Floats
 from tilelli_jax.estimators.sae import TopKSAE
 
 Positions = Literal["all", "boundary"]

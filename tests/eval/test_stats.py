@@ -146,6 +146,12 @@ def test_delong_of_equals() -> None:
     labels, score = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.2, 0.3])
     assert stats.delong(labels, score, np.exp(score)).p == 1.0
     assert math.isnan(stats.delong([0, 0, 1], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]).p)
+    # A variance estimated as 0 is none: four items cannot make certain.
+    perfect, worse = np.array([0.1, 0.9, 0.2, 0.8]), np.array([0.9, 0.1, 0.8, 0.2])
+    for a, b, seen in ((perfect, worse, 1.0), (perfect, perfect[[2, 3, 0, 1]], 0.0)):
+        found = stats.delong(labels, a, b)
+        assert found.difference.point == seen
+        assert all(map(math.isnan, (found.p, found.difference.low, found.difference.high)))
     with pytest.raises(ValueError, match="both classes"):
         stats.delong([1, 1], [0.1, 0.2], [0.1, 0.2])
 

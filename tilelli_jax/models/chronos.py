@@ -147,10 +147,12 @@ def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """
     x, y = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     near = np.abs(x - y[..., None, :]).mean(-2)
-    # Sorted, the sum over all pairs is one over the samples: x_(i) is added 2i − n + 1 times.
+    # Sorted, the sum over all pairs is one over the gaps between neighbours; the k-th lies in k(n − k) pairs.
+    # Of equal samples it is 0, not what rounding leaves of it; no score is below 0.
     n = x.shape[-2]
-    weights = (2 * np.arange(n) - n + 1) / n**2
-    return near - (np.sort(x, axis=-2) * weights[:, None]).sum(-2)
+    k = np.arange(1, n)
+    spread = (np.diff(np.sort(x, axis=-2), axis=-2) * (k * (n - k) / n**2)[:, None]).sum(-2)
+    return np.maximum(near - spread, 0)
 
 
 def _linspace(low: float, high: float, n: int) -> np.ndarray:

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.checks import Floats
 from eval.difficulty import cheap
 from eval.difficulty.labels import hard_by_quantile
 from eval.difficulty.published import protocol
 from eval.difficulty.published.config import KitConfig
 from eval.difficulty.published.pooling import pooled
 from eval.difficulty.series import read_series
-from eval.metrics import Floats
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE

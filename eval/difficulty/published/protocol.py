@@ -17,9 +17,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from eval.cascade import Costs, frontier
+from eval.checks import Floats
 from eval.difficulty.cheap import SMALL, prompt_statistics
 from eval.folds import shuffled
-from eval.metrics import Floats, auroc, brier, expected_calibration_error
+from eval.metrics import auroc, brier, expected_calibration_error
 from eval.probes import Climbed, ProbeOptions, make_probe
 from eval.stats import Interval, PermutationTest, bootstrap_mean, percentiles, permute_labels
 
