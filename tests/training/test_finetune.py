@@ -175,3 +175,18 @@ def test_refusals(change: list[str], parts: list[str], folder: Path, tmp_path: P
     assert main([*configured(folder, tmp_path / "run"), *changes]) == 2
     assert_one_line(capsys.readouterr().err, *parts)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["source", "valid"])
+def test_pairs_of_which_none_counts(part: str, folder: Path, tmp_path: Path,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean over no byte would be a loss of 0.0, the best of all."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("source", "valid")}
+    for name, path in files.items():
+        path.write_text("".join(json.dumps({"prompt": f"{name[0]}{i}", "response": "b",
+                                            "answerable": name != part}) + "\n" for i in range(8)))
+    assert main([*configured(folder, tmp_path / "run"), f"chat.source={files['source']}",
+                 f"chat.valid={files['valid']}", "chat.imitate=answerable"]) == 2
+    assert_one_line(capsys.readouterr().err, "cross_entropy: expected 0", f"{part}.jsonl has no response",
+                    "learn from" if part == "source" else "validate on")
+    assert not (tmp_path / "run").exists()

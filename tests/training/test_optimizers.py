@@ -32,10 +32,10 @@ def test_warm_up(kind):
 
 
 def test_cosine():
-    rate = rates(110, warmup_steps=10, final_fraction=0.2)
+    rate = rates(111, warmup_steps=10, final_fraction=0.2)
     assert rate[60] == pytest.approx(PEAK * 0.6)  # half way
-    assert rate[110] == pytest.approx(PEAK * 0.2)
-    assert (np.diff(rate[10:]) < 0).all()
+    assert rate[110] == pytest.approx(PEAK * 0.2)  # the last of 111 updates
+    assert (np.diff(rate[10:111]) < 0).all()
 
 
 def test_constant():
@@ -44,8 +44,23 @@ def test_constant():
 
 def test_warm_up_stable_decay():
     rate = rates(100, schedule="wsd", warmup_steps=10, decay_fraction=0.3, final_fraction=0.0)
-    np.testing.assert_allclose(rate[10:71], PEAK, rtol=1e-6)
-    np.testing.assert_allclose(rate[70:], PEAK * np.arange(30, -1, -1) / 30, atol=4e-9)
+    np.testing.assert_allclose(rate[10:70], PEAK, rtol=1e-6)
+    np.testing.assert_allclose(rate[69:100], PEAK * np.arange(30, -1, -1) / 30, atol=4e-9)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+@pytest.mark.parametrize("steps", [5, 10, 100, 1000])
+def test_the_last_update_has_the_last_rate(kind, steps, warmup_steps):
+    for decay_fraction in (0.0, 0.2, 1.0):
+        rate = rates(steps, schedule=kind, warmup_steps=warmup_steps, final_fraction=0.1,
+                     decay_fraction=decay_fraction)
+        assert rate[steps - 1] == pytest.approx(0.1 * PEAK) and rate.max() == pytest.approx(PEAK)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_a_run_of_one_update(kind):
+    assert rates(1, schedule=kind, warmup_steps=0)[0] == pytest.approx(PEAK)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "constant", "wsd"])

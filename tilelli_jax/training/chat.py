@@ -50,9 +50,13 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     learned = lay(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
                   imitate=section.imitate, judge=section.judge)
     held_out = lay(splits.valid, train.seq_len, pack=False, imitate=section.imitate, judge=section.judge)
-    if goal.cross_entropy and not learned.counts[:, 0].any():
-        raise InputError(f"finetune.cross_entropy: expected 0, as {section.source} has no response that is "
-                         f"to be learned, found {goal.cross_entropy:g}")
+    most = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
+    if goal.cross_entropy:
+        for counts, file, use in ((learned.counts, section.source, "learn from"),
+                                  (held_out.counts[:most], section.valid or section.source, "validate on")):
+            if not counts[:, 0].any():
+                raise InputError(f"finetune.cross_entropy: expected 0, as {file} has no response that counts "
+                                 f"among the pairs to {use}, found {goal.cross_entropy:g}")
     loss, rule = chat_loss(goal), tethered(goal)
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
@@ -76,8 +80,6 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
             return diagnose(network, state.params, whole | rule.given(state),
                             jax.random.wrap_key_data(state.key), loss, mesh)
         return look
-
-    most = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
 
     def evaluate(network: Network) -> Callable[[Any], float]:
         measure = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most, mesh=mesh)

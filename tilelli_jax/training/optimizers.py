@@ -44,12 +44,15 @@ class OptimizerConfig(Section):
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by update count (0 is the first update); `steps` is the length of the run."""
+    """Learning rate by update count (0 is the first update); `steps` is the length of the run.
+
+    The last update, `steps - 1`, has the last rate, unless the warm-up leaves no second update to fall in.
+    """
     peak, last = config.learning_rate, config.learning_rate * config.final_fraction
     # By default the first update already moves: a rate of exactly 0 would waste it.
     warm = min(config.warmup_steps, steps)
     warmup = optax.linear_schedule(0.0 if config.idle_start else peak / (warm + 1), peak, max(warm, 1))
-    rest = max(steps - warm, 1)
+    rest = max(steps - warm - 1, 1)  # updates in which the rate falls, the one at its height not among them
     match config.schedule:
         case "constant":
             main = optax.constant_schedule(peak)
