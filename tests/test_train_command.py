@@ -428,3 +428,23 @@ def test_the_default_run_directory(tiny, tmp_path, monkeypatch):
     assert main(["--config", "runs/small/config.yaml"]) == 0
     assert "2" in checkpoints(tmp_path / "runs" / "small")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"]
+
+
+def test_tokens_and_windows_under_another_batch_size(tiny_file, tmp_path, capsys):
+    """Each update counts as it was set; the settings that no update ran with are not recorded."""
+    run_dir = tmp_path / "run"
+    args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.steps=4", "train.checkpoint_every=2"]
+    assert main(args) == 0
+    kept = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for settings in (["train.steps=2"], ["train.batch_size=16"], ["train.steps=3", "seed=4"]):
+        assert main([*args, *settings, "--resume"]) == 2
+        assert_one_line(capsys.readouterr().err, "train.steps: ", "has made 4 updates; expected more of them")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == kept
+    assert main([*args, "train.steps=6", "train.batch_size=16", "--resume"]) == 0
+    found = [row["tokens"] for row in read_metrics(run_dir / "metrics.jsonl")]
+    assert found == [128, 256, 384, 512, 768, 1024]
+    assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 1024
+    assert (run_dir / "config.yaml").read_text().splitlines()[-1] == (
+        "# from step 4: train.steps: 6 (before: 4), train.batch_size: 16 (before: 8)")
+    notes = [path.read_text() for path in (run_dir / "checkpoints" / "6").rglob("*.json")]
+    assert any('"examples": 64, "size": 16' in " ".join(text.split()) for text in notes), notes

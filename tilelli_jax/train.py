@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -113,10 +114,11 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
             if notes.pop("corpus") != task.fingerprint and not resume:
                 raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; "
                                  "choose another run_dir, or --resume to go on with this")
-            iterator.set_state(notes.pop("data"))
-            sitting = Sitting(**notes)
+            iterator.set_state(_position(notes.pop("data"), iterator.get_state()["size"], run))
+            sitting = Sitting(**{"tokens": notes["step"] * task.tokens} | notes)
         else:
             state = make()
+        run.check_updates(sitting.step, config.train.steps)
         del training, make, start_from  # they hold a second copy of the weights
         tell(f"{name}: {config.model.family}, {_parameters(task, state.params)}; {task.source}: {task.size}; "
              f"{jax.device_count()} × {jax.devices()[0].device_kind}"
@@ -133,6 +135,7 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
             peak_flops=peak_flops(jax.devices()[0]),
             checkpoints=checkpoints,
             notes={"corpus": task.fingerprint},
+            record=functools.partial(run.record, from_step=sitting.step) if first else lambda: None,
             log=MetricsLog(run.metrics, config.log, from_step=sitting.step, name=name,
                            settings=config_lib.to_dict(config)) if first else None,
             progress=Progress(config.train.steps, sitting.step, task.measure.told, show=first))
@@ -165,7 +168,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
         **task.measure.columns(sitting.best_loss, "best_valid_"),
         "best_step": sitting.best_step, "steps": sitting.step, "exported_step": exported,
         "parameters": n_parameters, "trained_parameters": parameter_count(cut(params, task.trained)),
-        "tokens": sitting.step * task.tokens,
+        "tokens": sitting.tokens,
         "seconds": round(sitting.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
         "mesh": dict(mesh.shape), **provenance(config.seed)}
     baselines = report.baselines(summary, config.report)
@@ -219,6 +222,14 @@ def _parameters(task: Task, params: Any) -> str:
     """How many there are, and how many of them are trained."""
     whole, trained = parameter_count(params), parameter_count(cut(params, task.trained))
     return f"{whole:,} parameters" + (f", of which {trained:,} are trained" if trained < whole else "")
+
+
+def _position(state: dict[str, int], size: int, run: RunDirectory) -> dict[str, int]:
+    """Where in the data a checkpoint was saved; older ones count batches of the settings in config.yaml."""
+    if "next_index" not in state:
+        return state
+    batch_size = config_lib.load(ExperimentConfig, run.config).train.batch_size
+    return {"examples": state["next_index"] * batch_size, "size": size}
 
 
 def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainState,

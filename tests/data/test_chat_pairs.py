@@ -151,7 +151,7 @@ def test_a_position_is_one_integer() -> None:
     for _ in range(5):
         next(iterator)
     state = iterator.get_state()
-    assert len(json.dumps(state)) < 100 and 5 in state.values()
+    assert state == {"examples": 20, "size": 1}
     expected = next(iterator)
     other = iter(training_rows(source, batch_size=4, seed=1))
     other.set_state(state)

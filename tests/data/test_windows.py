@@ -83,18 +83,19 @@ def test_every_start_is_reached_and_jitter_is_even():
 def test_rows_of_the_processes_make_up_the_global_batch(position, prefetch, batch_size):
     corpus = corpus_of(300)
     options = {"seq_len": 7, "seed": 5, "prefetch": prefetch}
-    whole = take(training_batches(corpus, batch_size=batch_size, start=position, **options), 2)
+    whole = take(training_batches(corpus, batch_size=batch_size, start=position * batch_size, **options), 2)
     for n in (1, 2, 4):
         shares = [list(range(batch_size))[i::n] for i in range(n)]
         if n <= batch_size:
             shares[0], shares[-1] = shares[-1], shares[0]  # any rows, in any order
         parts = [take(training_batches(corpus, batch_size=batch_size, rows=np.array(rows, int),
-                                       start=position, **options), 2) for rows in shares]
+                                       start=position * batch_size, **options), 2)
+                 for rows in shares]
         for at, batch in enumerate(whole):
             for rows, part in zip(shares, parts, strict=True):
                 assert equal(part[at], (batch.bytes[rows], batch.starts[rows]))
     half = take(training_batches(corpus, batch_size=batch_size, rows=slice(0, batch_size // 2),
-                                 start=position, **options), 1)[0]
+                                 start=position * batch_size, **options), 1)[0]
     assert equal(half, (whole[0].bytes[:batch_size // 2], whole[0].starts[:batch_size // 2]))
 
 
@@ -118,13 +119,38 @@ def test_resuming_continues_bit_for_bit(position, ahead, prefetch, start):
         next(other)
     other.set_state(state)
     assert all(equal(a, b) for a, b in zip(expected, [next(other) for _ in range(3)], strict=True))
-    # The state counts global batches from the beginning of all, whatever `start` was.
-    begun = take(batches(start=start + position), 3)
+    # The state counts windows from the beginning of all, whatever `start` was.
+    begun = take(batches(start=start + 4 * position), 3)
     assert all(equal(a, b) for a, b in zip(expected, begun, strict=True))
     # And it may be set where a process reads other rows.
     half = iter(batches(rows=slice(2, 4)))
     half.set_state(state)
     assert equal(next(half), (expected[0].bytes[2:], expected[0].starts[2:]))
+
+
+@few
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=4))
+def test_another_batch_size_goes_on_with_the_next_window(sizes):
+    """Nothing is left out and nothing read twice, however the windows fall into batches."""
+    corpus, state, found = corpus_of(150), None, []
+    for size, n in sizes:
+        iterator = iter(training_batches(corpus, batch_size=size, seq_len=6, seed=1, prefetch=0))
+        if state:
+            iterator.set_state(state)
+        found += [start for _ in range(n) for start in next(iterator).starts]
+        state = iterator.get_state()
+    one = iter(training_batches(corpus, batch_size=1, seq_len=6, seed=1, prefetch=0))
+    assert found == [next(one).starts[0] for _ in found]
+
+
+def test_another_length_goes_on_after_as_many_bytes():
+    corpus = corpus_of(150)
+    state = {"examples": 5, "size": 6}  # 30 bytes, which are 3.75 windows of 8
+    iterator = iter(training_batches(corpus, batch_size=2, seq_len=8, seed=1))
+    iterator.set_state(state)
+    assert iterator.get_state() == {"examples": 4, "size": 8}
+    begun = iter(training_batches(corpus, batch_size=2, seq_len=8, seed=1, start=4))
+    assert equal(next(iterator), next(begun))
 
 
 def test_the_state_stays_small_and_far_positions_are_quick():

@@ -59,7 +59,7 @@ class Setup:
     """A trainer whose loss at update i is 10 − i, and whose validation losses are given."""
 
     def __init__(self, path, valid=lambda step: 10.0 - step, bad=None, **settings):
-        self.saved, self.dispatched, self.path = Saved(), [], path
+        self.saved, self.dispatched, self.recorded, self.path = Saved(), [], [], path
         self.valid, self.bad = valid, bad
         self.config = TrainConfig(**{"steps": 10, "batch_size": 2, "seq_len": 2, "log_every": 2,
                                      "eval_every": 5, "checkpoint_every": 4} | settings)
@@ -75,6 +75,9 @@ class Setup:
     def evaluate(self, params):
         return self.valid(self.dispatched[-1] + 1)
 
+    def record(self):
+        self.recorded.append(len(self.saved.notes))
+
     def run(self, sitting=None):
         sitting = sitting or Sitting()
         task = SimpleNamespace(
@@ -84,7 +87,8 @@ class Setup:
             config=self.config, task=task, update=self.update,
             evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
             extra=lambda params: {"zero_fraction": np.float32(0.25), "not_logged": 1.0}, peak_flops=100.0,
-            checkpoints=self.saved, notes={"corpus": "c"}, progress=Progress(10, 0, NATS.told, show=False),
+            checkpoints=self.saved, notes={"corpus": "c"}, record=self.record,
+            progress=Progress(10, 0, NATS.told, show=False),
             log=MetricsLog(self.path, LogConfig(), from_step=sitting.step, name="", settings={}))
         try:
             return trainer.run(State(sitting.step, 0.0), Batches(sitting.step), sitting)
@@ -105,9 +109,10 @@ def test_what_happens_when(path):
     setup = Setup(path)
     state, sitting = setup.run()
     assert state.step == 10 and setup.dispatched == list(range(10))
-    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0)
+    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0, 40)
     assert sitting.seconds > 0
     assert setup.saved.steps() == [4, 5, 8, 10]  # every fourth, the best so far, the last
+    assert setup.recorded == [0, 1, 2, 3], "before each"
     rows = setup.rows()
     assert list(rows) == [1, 2, 4, 5, 6, 8, 10]  # the first, every second, all validated
     assert all(row["loss"] == 11 - step and row["zero_fraction"] == 0.25 for step, row in rows.items())
@@ -141,7 +146,7 @@ def test_a_request_to_stop_saves_at_once(path, monkeypatch, at):
     rest = Setup(path)
     _, sitting = rest.run(Sitting(**notes))
     assert rest.dispatched == list(range(at, 10))
-    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0)
+    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0, 40)
     assert sitting.seconds >= notes["seconds"]
     assert [row["loss"] for row in setup.rows().values()] == [10, 9, 7, 6, 5, 3, 1]
 

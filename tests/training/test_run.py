@@ -126,10 +126,31 @@ def test_other_changes_must_be_asked_for(run, change, key, old, new):
     with pytest.raises(InputError, match=message):
         take_up(run, changed(**change))
     assert config_lib.load(ExperimentConfig, run.config) == CONFIG
+    # Until an update has run with them, they are in no record, and the run before is complete.
     assert not take_up(run, changed(**change), force_resume=True)
+    assert config_lib.load(ExperimentConfig, run.config) == CONFIG and take_up(RunDirectory(run.path))
+    with pytest.raises(InputError, match=r"train.steps: .* has made 2000 updates; expected more of them"):
+        run.check_updates(2000, 2000)
+    run.check_updates(2000, 2001)
+    run.record(2000)
     assert config_lib.load(ExperimentConfig, run.config) == changed(**change)
+    assert run.config.read_text().endswith(f"\n# from step 2000: {key}: {new} (before: {old})\n")
     # The end of the run before the change is not that of the run after it.
     assert not take_up(run, changed(**change))
+    run.check_updates(9, 9)  # nothing is changed now
+
+
+def test_each_change_stays_in_the_record(run):
+    """Beneath the settings: which held from which step on."""
+    for step, settings in ((3, {"seed": 1}), (5, {"seed": 2, "train__batch_size": 64})):
+        assert not take_up(run, changed(**settings), force_resume=True)
+        run.record(step)
+        run.record(step + 1)  # once
+    assert not take_up(run, changed(**settings, train__keep=3))  # no change of what is learned
+    assert config_lib.load(ExperimentConfig, run.config) == changed(**settings, train__keep=3)
+    assert run.config.read_text().splitlines()[-2:] == [
+        "# from step 3: seed: 1 (before: 0)",
+        "# from step 5: seed: 2 (before: 1), train.batch_size: 64 (before: 32)"]
 
 
 def test_all_changes_are_hinted_at(run):

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.data.reading import ALL, ENDLESS, From, Rows, read_ahead, shuffled
+from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, shuffled
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_json
 from tilelli_jax.tensors import FLOATS, in_memory, is_finite, read_file, read_json, write_file
@@ -178,5 +178,4 @@ def training_rows(source: Activations, *, batch_size: int, seed: int, rows: Rows
     """
     chosen = ALL if rows is None else rows
     order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
-    batches = order.batch(batch_size).map(lambda found: source.gather(found[chosen]))
-    return From(read_ahead(batches, prefetch), 0)
+    return Batches(order, batch_size, lambda found: source.gather(found[chosen]), prefetch=prefetch)

@@ -28,7 +28,7 @@ import numpy as np
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.documents import json_lines
-from tilelli_jax.data.reading import ALL, ENDLESS, From, Rows, read_ahead, shuffled
+from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, read_ahead, shuffled
 from tilelli_jax.data.turns import STOP, answered, asked, text_of
 from tilelli_jax.errors import InputError
 
@@ -275,7 +275,9 @@ def training_rows(source: ChatRows, *, batch_size: int, seed: int, rows: Rows | 
             response=part.response / np.float32(max(responses, 1)), prompt=part.prompt / np.float32(pairs),
             last=part.last / np.float32(pairs), inside=part.inside / np.float32(inside))
     order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
-    return From(read_ahead(order.batch(batch_size).map(batch), prefetch), 0)
+    # Rows of several pairs are others where they have another length; rows of one are not.
+    return Batches(order, batch_size, batch, prefetch=prefetch,
+                   size=source.seq_len if len(source) < len(source.turns) else 1)
 
 
 def validation_rows(source: ChatRows, *, batch_size: int, rows: Rows | None = None,

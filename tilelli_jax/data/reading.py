@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -31,14 +32,50 @@ def read_ahead(batches: grain.MapDataset, prefetch: int) -> grain.IterDataset:
         num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch))
 
 
-class From(grain.IterDataset):
-    """An IterDataset whose iterators begin at a position; their states count from zero."""
+class Batches(grain.IterDataset):
+    """Batches of examples one after the other; an iterator's state is how many examples it has given.
 
-    def __init__(self, parent: grain.IterDataset, start: int) -> None:
-        super().__init__(parent)
-        self._start = start
+    So another batch size, or number of processes, goes on with the first example that was not given yet.
+    """
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, make: Callable[[np.ndarray], Any], *,
+                 prefetch: int, size: int = 1, start: int = 0) -> None:
+        """Args:
+            examples: what a batch is made of, endless.
+            make: stacked examples of a global batch → the batch, of the rows that this process reads.
+            size: of an example, in bytes or rows. Where it has changed, what was read is counted by it.
+            start: how many examples were given before an iterator begins.
+        """
+        super().__init__()
+        self.examples, self.batch_size, self.make = examples, batch_size, make
+        self.prefetch, self.size, self.start = prefetch, size, start
 
     def __iter__(self) -> grain.DatasetIterator:
-        iterator = iter(self._parent)
-        grain.experimental.set_next_index(iterator, self._start)
-        return iterator
+        return _BatchIterator(self)
+
+
+class _BatchIterator(grain.DatasetIterator):
+    def __init__(self, batches: Batches) -> None:
+        super().__init__()
+        self._of, self._given = batches, batches.start
+        self._ahead: Any = None  # the iterator that reads; made where it is first asked
+
+    def __next__(self) -> Any:
+        of = self._of
+        if self._ahead is None:
+            self._ahead = iter(read_ahead(
+                of.examples[self._given:].batch(of.batch_size).map(of.make), of.prefetch))
+        found = next(self._ahead)
+        self._given += of.batch_size
+        return found
+
+    def get_state(self) -> dict[str, int]:
+        """How many examples were given, and of which size."""
+        return {"examples": self._given, "size": self._of.size}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on from there. Raises KeyError for what is no such state."""
+        examples, size = state["examples"], state["size"]
+        # Examples of another size are others: what is to come begins after as many bytes.
+        self._given = examples if size == self._of.size else -(-examples * size // self._of.size)
+        self._ahead = None

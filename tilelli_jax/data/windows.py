@@ -2,7 +2,7 @@
 
 Training and validation go through the global batch: every process computes the (few, cheap)
 starts of the whole batch, picks its rows, and reads the bytes of those alone. So the batch at a
-position is the same for any number of processes, and a position is one integer.
+position is the same for any number of processes, and a position is how many windows were read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from tilelli_jax.data.corpus import ByteCorpus
-from tilelli_jax.data.reading import ALL, ENDLESS, From, Rows, read_ahead, shuffled
+from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, read_ahead, shuffled
 from tilelli_jax.errors import InputError
 
 
@@ -43,11 +43,12 @@ def training_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int, seed:
     Args:
         batch_size: rows of the global batch.
         rows: those that this process reads; all of them by default.
-        start: position, in global batches, at which an iterator begins.
+        start: windows that were read before an iterator begins.
         prefetch: batches read ahead by a thread; 0 reads when asked.
 
-    The state of an iterator (`get_state`, `set_state`) is a small dict of its position in global
-    batches: it may be set on another number of processes.
+    The state of an iterator (`get_state`, `set_state`) is a small dict of how many windows it has read: it
+    may be set on another number of processes, or with another batch size. With another `seq_len` the windows
+    are others; it then goes on after as many bytes.
 
     Raises:
         InputError: the corpus is shorter than one window.
@@ -69,8 +70,8 @@ def training_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int, seed:
 
     # A finite length, since Grain overflows on batches of 1 of an infinite one.
     windows = shuffled(n_windows, seed).repeat(-(-ENDLESS // n_windows))
-    batches = windows.random_map(jittered).batch(batch_size).map(batch)
-    return From(read_ahead(batches, prefetch), start)
+    return Batches(windows.random_map(jittered), batch_size, batch, prefetch=prefetch, size=seq_len,
+                   start=start)
 
 
 def validation_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int,

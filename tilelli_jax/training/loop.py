@@ -68,6 +68,7 @@ class Sitting(NamedTuple):
     best_loss: float = math.inf
     best_step: int = 0
     valid_loss: float = math.inf
+    tokens: int = 0  # that the updates have learned from, as each was set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Trainer:
     peak_flops: float | None
     checkpoints: Checkpoints
     notes: dict[str, Any]  # what every checkpoint is to say besides the sitting
+    record: Callable[[], None]  # called before each checkpoint is saved: updates have run with these settings
     log: MetricsLog | None  # None in all processes but the first
     progress: Progress
 
@@ -96,7 +98,7 @@ class Trainer:
             Diverged: an update's numbers, or the validation loss, were not finite.
         """
         config, clock = self.config, _Clock(sitting.seconds)
-        pending: tuple[int, Metrics, Any] | None = None
+        pending: _Pending | None = None
         for step in range(sitting.step + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = self.update(state, self.task.place(batch), np.int32(step - 1))
@@ -104,8 +106,8 @@ class Trainer:
                 metrics = metrics | self.extra(state.params)
             if pending:  # read the last update's numbers while this one is computed
                 self._settle(pending, state, sitting, clock)
-            pending = step, metrics, batch
-            sitting = sitting._replace(step=step)
+            sitting = sitting._replace(step=step, tokens=sitting.tokens + self.task.tokens)
+            pending = _Pending(step, sitting.tokens, metrics, batch)
 
             last, stop = step == config.steps, should_stop(step)
             due = self._validated(step)
@@ -119,6 +121,7 @@ class Trainer:
                 with clock.paused():
                     if stop or last or step % config.checkpoint_every == 0 or sitting.best_step == step:
                         sitting = sitting._replace(seconds=clock.total())
+                        self.record()
                         self.checkpoints.save(
                             state, {**sitting._asdict(), **self.notes, "data": batches.get_state()})
             if stop:
@@ -143,10 +146,10 @@ class Trainer:
             sitting = sitting._replace(best_loss=valid_loss, best_step=sitting.step)
         return sitting
 
-    def _check(self, pending: tuple[int, Metrics, Any], state: TrainState) -> Metrics:
+    def _check(self, pending: _Pending, state: TrainState) -> Metrics:
         """The update's numbers, on the host, once they are known to be finite."""
-        step, metrics, batch = pending
-        metrics = jax.device_get(metrics)
+        step, batch = pending.step, pending.batch
+        metrics = jax.device_get(pending.metrics)
         if not metrics["finite"]:
             reasons = "\n".join(f"  - {sentence}" for sentence in self.diagnose(state, batch))
             raise Diverged(
@@ -162,10 +165,10 @@ class Trainer:
         steps = self.checkpoints.steps()
         return f"  - last good checkpoint: {f'step {steps[-1]}' if steps else 'none yet'}"
 
-    def _settle(self, pending: tuple[int, Metrics, Any], state: TrainState, sitting: Sitting,
+    def _settle(self, pending: _Pending, state: TrainState, sitting: Sitting,
                 clock: _Clock, metrics: Metrics | None = None) -> None:
         """Waits for an update's numbers, and logs them where they are due."""
-        step = pending[0]
+        step = pending.step
         metrics = metrics or self._check(pending, state)
         tokens = self.task.tokens
         loss = float(metrics["loss"])
@@ -176,7 +179,7 @@ class Trainer:
         row: dict[str, Any] = {
             "step": step, "loss": loss, **self.task.measure.columns(loss),
             "lr": float(metrics["learning_rate"]), "grad_norm": float(metrics["grad_norm"]),
-            "tokens": step * tokens, "seconds": round(clock.total(), 3), "tokens_per_second": speed}
+            "tokens": pending.tokens, "seconds": round(clock.total(), 3), "tokens_per_second": speed}
         if speed and self.peak_flops and self.task.flops_per_token:
             row["mfu"] = speed * self.task.flops_per_token / (self.peak_flops * jax.device_count())
         row |= {key: metrics[key] for key in self.task.logged if key in metrics}
@@ -184,6 +187,15 @@ class Trainer:
             row |= {"valid_loss": sitting.valid_loss,
                     **self.task.measure.columns(sitting.valid_loss, "valid_")}
         self.log.write(row)
+
+
+class _Pending(NamedTuple):
+    """An update whose numbers have not been looked at yet; `tokens` of all until then."""
+
+    step: int
+    tokens: int
+    metrics: Metrics
+    batch: Any
 
 
 class _Clock:

@@ -1,6 +1,6 @@
 """The run directory: what a run writes, and whether one that stands there can go on.
 
-    runs/<name>/config.yaml     every key, resolved
+    runs/<name>/config.yaml     every key, resolved; in comments beneath, what was changed from which step on
                 metrics.jsonl   a JSON object per logged step
                 checkpoints/    what resuming needs
                 model/          config.json and model.safetensors
@@ -32,6 +32,7 @@ FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "comput
 ENDING_KEYS = ("report.", "train.export")
 # Keys that make the checkpoints what they are: no run can go on with other ones.
 FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.tether")
+FROM_STEP = "from step"  # how a comment begins that says what was changed
 # What a summary has to hold for the end of a run to be told from it.
 TOLD = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
 
@@ -48,6 +49,7 @@ class RunDirectory:
         self.summary = path / "summary.json"
         self.figure = path / "loss.png"
         self._lock: int | None = None
+        self._unrecorded: tuple[ExperimentConfig, dict[str, tuple[Any, Any]]] | None = None
 
     def lock(self) -> None:
         """Keeps other processes out until `close`, where there is a directory and the system can.
@@ -91,17 +93,49 @@ class RunDirectory:
                 raise InputError(f"run_dir: {self.checkpoints} is a file; expected a directory")
             before = config_lib.load(ExperimentConfig, self.config)
             differences = config_lib.differences(before, config)
-            changed = self._changes(differences, force_resume) or any(
-                key.startswith(ENDING_KEYS) for key in differences)
-            if not changed and self._is_complete():
+            changed = self._changes(differences, force_resume)
+            ending = any(key.startswith(ENDING_KEYS) for key in differences)
+            if not (changed or ending) and self._is_complete():
                 return True
-            if write:
-                if changed:  # first, lest the old end be taken for that of the changed run
+            if changed:
+                self._unrecorded = config, differences
+            elif write:
+                if ending:  # first, lest the old end be taken for the new one
                     self.summary.unlink(missing_ok=True)
-                write_atomically(self.config, config_lib.dump(config).encode())
+                self._write(config)
             return False
         except OSError as error:
             raise InputError(f"run_dir: {self.path} cannot be written: {error.strerror or error}") from None
+
+    def check_updates(self, done: int, steps: int) -> None:
+        """Raises InputError where settings were changed, and no update is left to run with them."""
+        if self._unrecorded is not None and steps <= done:
+            raise InputError(f"train.steps: {self.path} has made {done} updates; expected more of them, "
+                             f"to be made with the new settings, found {steps}")
+
+    def record(self, from_step: int) -> None:
+        """Writes down changed settings, which updates have now run with, and from which step on.
+
+        config.yaml then has the new ones, and beneath them, in a comment, what was changed when. The summary
+        of the run before goes first, lest it be taken for that of the changed run.
+        """
+        if self._unrecorded is None:
+            return
+        config, differences = self._unrecorded
+        changes = ", ".join(f"{key}: {new} (before: {old})" for key, (old, new) in differences.items()
+                            if not key.startswith(FREE_KEYS))
+        try:
+            self.summary.unlink(missing_ok=True)
+            self._write(config, f"# {FROM_STEP} {from_step}: {' '.join(changes.split())}\n")
+        except OSError as error:
+            raise InputError(f"run_dir: {self.config} cannot be written: {error.strerror or error}") from None
+        self._unrecorded = None
+
+    def _write(self, config: ExperimentConfig, line: str = "") -> None:
+        """config.yaml, with the comments on changes that it has, and one more."""
+        history = [one for one in self.config.read_text(encoding="utf-8").splitlines(keepends=True)
+                   if one.startswith(f"# {FROM_STEP} ")] if self.config.exists() else []
+        write_atomically(self.config, (config_lib.dump(config) + "".join(history) + line).encode())
 
     def _is_complete(self) -> bool:
         """Whether model and summary are there; a damaged summary will be written anew."""
@@ -121,7 +155,7 @@ class RunDirectory:
             raise InputError(f"run_dir: {self.path} holds other files and no config.yaml; "
                              f"choose an empty or new directory")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, config_lib.dump(config).encode())
+        self._write(config)
 
     def _changes(self, differences: dict[str, tuple[Any, Any]], force_resume: bool) -> bool:
         """Whether keys that matter have changed since the run's last sitting."""
