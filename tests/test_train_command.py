@@ -446,5 +446,5 @@ def test_tokens_and_windows_under_another_batch_size(tiny_file, tmp_path, capsys
     assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 1024
     assert (run_dir / "config.yaml").read_text().splitlines()[-1] == (
         "# from step 4: train.steps: 6 (before: 4), train.batch_size: 16 (before: 8)")
-    notes = [path.read_text() for path in (run_dir / "checkpoints" / "6").rglob("*.json")]
-    assert any('"examples": 64, "size": 16' in " ".join(text.split()) for text in notes), notes
+    notes = json.loads((run_dir / "checkpoints" / "6" / "notes" / "metadata").read_text())
+    assert notes["data"] == {"examples": 4 * 8 + 2 * 16, "size": 16}
