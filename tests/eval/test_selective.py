@@ -79,5 +79,5 @@ def test_intervals_cover_the_risk(n: int) -> None:
 def test_what_is_no_order() -> None:
     with pytest.raises(ValueError, match="one length"):
         selective.aurc([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="scores: expected numbers, found 1 of 2 .the first is item 1. NaN"):
+    with pytest.raises(ValueError, match=r"scores: expected numbers, found 1 of 2 .the first is item 1. NaN"):
         selective.aurc([1.0, 2.0], [1.0, math.nan])
