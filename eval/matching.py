@@ -23,6 +23,19 @@ NUMBERS = {word: str(n) for n, word in enumerate((
 NEGATIONS = ("not", "isn t", "wasn t", "never", "neither", "nor")
 LETTERS = str.maketrans({"&": " and ", "ł": "l", "ø": "o", "đ": "d", "æ": "ae", "œ": "oe", "ð": "d",
                          "þ": "th"})
+# Written with no spaces between words: kana, Han, Thai, Lao, Burmese, Khmer.
+UNSPACED = re.compile("[\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e01-\u0e7f\u0e81-\u0eff"
+                      "\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff]")
+KANA_MARKS = "\u3099\u309a"
+# Signs that stay with their word: while all others become spaces, letters for private use stand for them.
+STANDS_FOR = dict(zip("-+#$€£¥₹.%", map(chr, range(0xE000, 0xE00A)), strict=True))
+KEPT = {".", ",", *STANDS_FOR.values()}
+SIGNED = tuple((re.compile(pattern), sign) for pattern, sign in (
+    (r"(?<![\w)\]])[-‐-―−](?=[$€£¥₹]?\.?\d)", "-"),  # −5, but not 3-5
+    (r"(?<=\b[a-f])[-−](?!\w)", "-"), *((rf"{re.escape(sign)}(?=\.?\d)", sign) for sign in "$€£¥₹"),
+    (r"(?<=[\w+])\+(?=\+|(?!\w))", "+"), (r"(?<=\w)#(?!\w)", "#"), (r"(?<![\w.])\.(?=[a-z]{2})", "."),
+    (r"(?<=\d)(?: ?%| per ?cent\b| pct\b)", "%")))
+SIGNS_BACK = str.maketrans({letter: sign for sign, letter in STANDS_FOR.items()})
 NEAR = 3  # words before a right answer in which a negation is about it
 REFUSALS = (
     r"i (?:do not|don t|dont) (?:have|know|possess|recall)", r"i (?:am|m) (?:not sure|unsure|unable|sorry)",
@@ -66,16 +79,24 @@ def is_refusal(said: str) -> bool:
 def words(text: str) -> list[str]:
     """Words as they are compared: case and accents folded, initials and thousands closed up, digits.
 
-    Articles are left out where anything else is left.
+    Signs that make another word of one stay with it (−5, $5, C++, C#, B-, .NET); a text of signs alone is one
+    word. Letters of scripts without spaces are words each. Articles are left out where anything else is left.
     """
+    bare = "".join(text.split())
+    if bare and all(unicodedata.category(letter)[0] in "PSC" for letter in bare):
+        return [bare]
     text = unicodedata.normalize("NFKD", text.casefold().translate(LETTERS))
-    text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    # Not of kana, whose marks make other letters.
+    text = "".join(letter for letter in text if letter in KANA_MARKS or not unicodedata.combining(letter))
+    text = UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFC", text))
+    for pattern, sign in SIGNED:
+        text = pattern.sub(STANDS_FOR[sign], text)
     text = re.sub(r"\b(?:[^\W\d_]\.){2,}", lambda found: found.group().replace(".", ""), text)  # u.s.a.
     text = re.sub(r"(?<=\d),(?=\d{3}\b)|(?<=\d) (?=\d{3}\b)", "", text)  # 1,000
-    text = "".join(" " if unicodedata.category(letter)[0] in "PSZC" and letter not in ".," else letter
+    text = "".join(" " if unicodedata.category(letter)[0] in "PSZC" and letter not in KEPT else letter
                    for letter in text)
     text = re.sub(r"(?<!\d)[.,]|[.,](?!\d)", " ", text)  # but for those inside numbers
-    found = [NUMBERS.get(word, word) for word in text.split()]
+    found = [NUMBERS.get(word, word) for word in text.translate(SIGNS_BACK).split()]
     return [word for word in found if word not in ARTICLES] or found
 
 

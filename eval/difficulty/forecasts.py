@@ -64,6 +64,10 @@ class Forecasts:
         if network.config.chronos is None:
             raise InputError(f"{path}: expected a Chronos, found a T5 whose configuration says nothing of "
                              "series")
+        most = network.config.chronos.context_length
+        if self.data.context > most:
+            raise InputError(f"data.context: {path} reads {most} values at most; expected no more, found "
+                             f"{self.data.context}")
         return Chronos(network)
 
     def measure(self, network: Chronos, items: Sequence[int], layers: Sequence[int]) -> Measured:

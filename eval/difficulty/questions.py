@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +59,10 @@ class Questions:
             "domain": [question.domain for question in self.questions]}
         self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
         self._asker: tuple[Language, tuple[int, ...], Asker] | None = None
+        found = len(np.unique(self.groups[self._parts == "train"]))
+        if found < 2:  # known before anything is extracted
+            raise InputError("split.by: expected at least two groups to learn from, for folds that keep them "
+                             f"whole, found {found} (of a text: data.separator)")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -79,12 +85,16 @@ class Questions:
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         options = self.config.split
-        if options.by == "order":
-            split = labels.split_in_order(len(self), options.train)
-        else:
-            split = dealt(self.groups, np.array(self.about["domain"]), options.train, self.config.seed)
-        return labels.purged(split, self.about["prompt"], numbers["prompt_nats"],
+        return labels.purged(self._parts, self.about["prompt"], numbers["prompt_nats"],
                              least_nats=options.known_nats, most_alike=options.alike)
+
+    @functools.cached_property
+    def _parts(self) -> NDArray[np.str_]:
+        """train or test for each item, before any is purged."""
+        options = self.config.split
+        if options.by == "order":
+            return labels.split_in_order(len(self), options.train)
+        return dealt(self.groups, np.array(self.about["domain"]), options.train, self.config.seed)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
         found = cheap.prompt_statistics(self.about["prompt"], split == "train", self.groups.tolist())
@@ -93,10 +103,11 @@ class Questions:
                 "length": Block(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
-        if np.bincount(labels, minlength=2).min() < 2:  # no two folds
+        groups = self.groups[train]
+        k = min(number_of_folds(labels, most), len(np.unique(groups)))  # groups are kept whole
+        if k < 2 or np.bincount(labels, minlength=2).min() < 2:  # no two folds
             return []
-        return usable(stratified(labels, number_of_folds(labels, most), seed=self.config.seed,
-                                 groups=self.groups[train]), labels)
+        return usable(stratified(labels, k, seed=self.config.seed, groups=groups), labels)
 
     def rows(self, network: Language, items: Sequence[int], layer: int,
              positions: Positions = "all") -> Iterator[np.ndarray]:
@@ -180,8 +191,9 @@ def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
 
 
 def _text(path: Path) -> str:
+    """With line ends as Unix has them and without a byte-order mark: a text from Windows is the same text."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return re.sub(r"\r\n?", "\n", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"data.source: {path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from eval.inputs.rows import columns_of
 from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
 
@@ -25,15 +26,23 @@ class Question(NamedTuple):
 
 
 def squad(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
-    """SQuAD's rows; the first answer is the gold one.
+    """SQuAD's rows; the first answer is the gold one. Those that have none, as in SQuAD 2, are left out.
 
     Raises:
-        InputError: a row has not the columns of SQUAD, or no answer.
+        InputError: a row has not the columns of SQUAD, or none has an answer.
     """
     def one(row: dict[str, Any]) -> Question:
         prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
         return Question(prompt, (" " + row["answers"]["text"][0].strip(),), 0, row["title"], row["context"])
-    return _each(rows, one, source, SQUAD, ("context", "question", "title"))
+    found = _each(rows, lambda row: one(row) if _answered(row) else None, source, SQUAD,
+                  ("context", "question", "title"))
+    if not found:
+        raise InputError(f"{source}: expected a question with an answer at least, found none")
+    return found
+
+
+def _answered(row: dict[str, Any]) -> bool:
+    return bool(row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"])
 
 
 def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
@@ -53,20 +62,21 @@ def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
     return _each(rows, one, source, HELLASWAG, ("ctx_a", "ctx_b", "activity_label"))
 
 
-def _each(rows: Sequence[dict[str, Any]], one: Callable[[dict[str, Any]], Question], source: str,
+def _each(rows: Sequence[dict[str, Any]], one: Callable[[dict[str, Any]], Question | None], source: str,
           columns: str, texts: Sequence[str]) -> list[Question]:
     found = []
     for i, row in enumerate(rows):
         where = f"{source}: row {i}"
         for name in texts:
             if not isinstance(row.get(name), str):
-                raise InputError(f"{where}: {name}: expected text, found "
-                                 f"{row.get(name, 'nothing')!r:.40}; the columns are {columns}")
+                raise InputError(f"{where}: {name}: expected text, found {row.get(name, 'nothing')!r:.40}; "
+                                 f"{columns_of(row)}, expected are {columns}")
         try:
-            found.append(one(row))
+            if (made := one(row)) is not None:
+                found.append(made)
         except KeyError as error:
-            raise InputError(f"{where}: expected the columns {columns}; there is no "
-                             f"{error.args[0]}") from None
+            raise InputError(f"{where}: there is no {error.args[0]}; {columns_of(row)}, expected are "
+                             f"{columns}") from None
         except (IndexError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{where}: expected the columns {columns}: {error}") from None
     return found

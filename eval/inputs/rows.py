@@ -6,14 +6,24 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax.data.documents import json_lines
 from tilelli_jax.errors import InputError
 
 Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+FORMATS = ("JSON lines, JSON (a list, or SQuAD's or TriviaQA's own files), CSV with a head (.csv, .tsv) or "
+           "parquet")
+OTHERS = {".xlsx": "a spreadsheet", ".xls": "a spreadsheet", ".ods": "a spreadsheet", ".gz": "compressed",
+          ".zip": "compressed", ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed",
+          ".feather": "a feather file", ".arrow": "an arrow file", ".pkl": "a pickle", ".pickle": "a pickle",
+          ".yaml": "YAML", ".yml": "YAML", ".db": "a database", ".sqlite": "a database"}
+MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # of the byte order
+LONGEST_CELL = 1 << 30  # csv's own limit is 131,072 characters
 
 
 def hugging_face(source: str, most: int, *, part: str = "validation", seed: int | None = None) -> list[Row]:
@@ -45,40 +55,138 @@ def hugging_face(source: str, most: int, *, part: str = "validation", seed: int 
 
 
 def read_rows(path: Path, most: int = 5000) -> list[Row]:
-    """Rows of a JSON list, of JSON lines, of CSV with a head, or of a parquet file.
+    """Rows of a file of one of FORMATS, whatever the case of its ending.
+
+    Text is UTF-8, UTF-16 with a byte-order mark, or else, with a note, Windows-1252. Cells of a CSV file are
+    separated by commas, by semicolons or by tabs, as its head is.
 
     Raises:
         InputError: it cannot be read, or holds no rows.
     """
+    ending = path.suffix.lower()
+    if ending in OTHERS:
+        raise InputError(f"{path}: is {OTHERS[ending]}; expected {FORMATS}")
     try:
-        if path.suffix == ".parquet":
+        if not path.is_file() and path.exists():
+            raise InputError(f"{path}: expected a regular file")
+        if ending == ".parquet":
             import pyarrow.parquet
             rows = pyarrow.parquet.read_table(path).slice(0, most).to_pylist()
+        elif ending in (".csv", ".tsv"):
+            rows = list(itertools.islice(_cells(path, _text(path), "\t" if ending == ".tsv" else ""), most))
         else:
-            text = path.read_text(encoding="utf-8-sig")
-            rows = (list(_csv(path, text)) if path.suffix == ".csv" else
-                    json.loads(text) if text.lstrip().startswith("[") else
-                    [row for _, row in json_lines(path)])
-    except (OSError, ValueError) as error:
+            rows = _of_json(path, _text(path))
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: cannot be read: {error}") from None
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not rows:
-        raise InputError(f"{path}: expected rows, as a JSON list, JSON lines, CSV or parquet, found none")
+        raise InputError(f"{path}: expected rows, as {FORMATS}, found none")
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
     return rows[:most]
 
 
-def _csv(path: Path, text: str) -> Iterator[Row]:
-    """Empty cells are left out, as JSON leaves out keys."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def columns_of(row: Mapping[str, Any]) -> str:
+    """The names of its columns, for an error that says which is missing."""
+    return f"the columns here are {', '.join(map(str, row)) or 'none'}"
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    for mark, encoding in MARKS:
+        if content.startswith(mark):
+            return content.decode(encoding)
     try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if b"\0" in content[:4096]:
+            raise InputError(f"{path}: is no text; expected {FORMATS}") from None
+        try:
+            text = content.decode("cp1252")
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not UTF-8 at byte {error.start}, nor Windows-1252") from None
+        log.warning("%s: not UTF-8 at byte %d; read as Windows-1252", path, error.start)
+        return text
+
+
+def _of_json(path: Path, text: str) -> list[Any]:
+    start = text.lstrip()[:1]
+    if not start:
+        return []
+    if start == "[":
+        return json.loads(text)
+    if start != "{":
+        raise InputError(f"{path}: expected {FORMATS}, found text that begins with {text.lstrip()[:20]!r}")
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        return list(_lines(path, text))
+    for key, flatten in (("data", _squad), ("Data", _triviaqa)):
+        if isinstance(whole.get(key), list):
+            return list(flatten(path, whole[key]))
+    return [whole]
+
+
+def _lines(path: Path, text: str) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):  # not at other ends of lines, which texts may hold
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
+
+
+def _squad(path: Path, articles: list[Any]) -> Iterator[Row]:
+    """SQuAD's own files: articles with paragraphs with questions, as rows of its published data set."""
+    if not all(isinstance(article, dict) and "paragraphs" in article for article in articles):
+        yield from articles  # rows under a key
+        return
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    answers = asked.get("answers") or []
+                    yield {"id": asked.get("id"), "title": article.get("title", ""),
+                           "context": paragraph["context"], "question": asked["question"],
+                           "answers": {"text": [answer["text"] for answer in answers]}}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected SQuAD's articles, paragraphs and qas: {error!r}") from None
+
+
+def _triviaqa(path: Path, asked: list[Any]) -> Iterator[Row]:
+    """TriviaQA's own files, as rows of its published data set."""
+    try:
+        for one in asked:
+            answer = one.get("Answer") or {}
+            yield {"question": one["Question"], "question_id": one.get("QuestionId"), "answer": {
+                "value": answer.get("Value"), "aliases": answer.get("Aliases") or [],
+                "normalized_aliases": answer.get("NormalizedAliases") or []}}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: expected TriviaQA's Question and Answer: {error!r}") from None
+
+
+def _cells(path: Path, text: str, separator: str) -> Iterator[Row]:
+    """Empty cells are left out, as JSON leaves out keys."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        if not separator:
+            head = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
+            separator = max(",;\t", key="".join(head).count) if len(head) == 1 else ","
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise InputError(f"{path}: expected columns of different names, found {', '.join(names)}")
         for row in reader:
             if None in row or None in row.values():
-                raise InputError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} "
-                                 "cells, as in the head")
+                raise InputError(f"{path}, line {reader.line_num}: expected {len(names)} cells, as in the "
+                                 "head")
             yield {name: cell for name, cell in row.items() if cell}
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)

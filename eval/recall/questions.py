@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import itertools
 import json
 import math
+import re
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.inputs.rows import Row, hugging_face, read_rows
+from eval.inputs.rows import Row, columns_of, hugging_face, read_rows
 from eval.recall.config import LEAST, QuestionsConfig
 from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
@@ -86,7 +91,7 @@ def _question(row: Row, where: str, dataset: str, number: str) -> Question:
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}; "
-                         f"the columns are {COLUMNS}")
+                         f"{columns_of(row)}, expected are {COLUMNS}")
     if "possible_answers" in row:
         return Question(f"popqa-{row.get('id', number)}", "popqa", text, _texts(
             [*_list(row["possible_answers"], where), *([row["obj"]] if row.get("obj") else [])], where),
@@ -109,29 +114,54 @@ def _list(given: Any, where: str) -> list[Any]:
     if isinstance(given, int | float):
         given = [given]
     if isinstance(given, str):
-        try:
-            found = json.loads(given) if given.lstrip().startswith("[") else given.split("|")
-        except ValueError:
-            found = given.split("|")
-        given = found
+        given = _written_list(given, where) if given.strip().startswith("[") else given.split("|")
     if not isinstance(given, list):
         raise InputError(f"{where}: answers: expected a list of texts, or texts between |, found "
                          f"{'nothing' if given is None else repr(given):.40}; the columns are {COLUMNS}")
     return given
 
 
+def _written_list(text: str, where: str) -> list[Any]:
+    """A list as JSON has it, or as Python prints it, which is what pandas writes into a CSV file."""
+    for read in (json.loads, _literal):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+            continue
+        if isinstance(found, list):
+            return found
+    if not text.strip().endswith("]"):  # "[sic] a title"
+        return text.split("|")
+    raise InputError(f"{where}: answers: expected a list as JSON or Python writes it, or texts between |, "
+                     f"found {text!r:.60}")
+
+
+def _literal(text: str) -> Any:
+    """Raises SyntaxError for texts side by side, as numpy prints them: Python would take them for one."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)
+             if token.type not in (tokenize.NL, tokenize.NEWLINE)]
+    if any(a == b == tokenize.STRING for a, b in itertools.pairwise(kinds)):
+        raise SyntaxError("texts without a comma between them")
+    return ast.literal_eval(text.strip())
+
+
 def _texts(given: Sequence[Any], where: str) -> tuple[str, ...]:
     for one in given:
         if isinstance(one, bool) or not isinstance(one, str | int | float) or one != one:
             raise InputError(f"{where}: answers: expected texts, found {one!r:.40}")
-    found = tuple(dict.fromkeys(str(one).strip() for one in given if str(one).strip()))
+    # A number beside a missing one is read as 1912.0.
+    plain = [str(int(one)) if isinstance(one, float) and one.is_integer() else
+             re.sub(r"^(\d+)\.0$", r"\1", str(one).strip()) for one in given]
+    found = tuple(dict.fromkeys(one for one in plain if one))
     if not found:
         raise InputError(f"{where}: answers: expected one at least, found none")
     return found
 
 
 def _entity(given: Any) -> str | None:
-    return None if given is None or given == "" else str(given)
+    if given is None or given == "" or given != given:  # NaN: a missing one among numbers
+        return None
+    return str(int(given)) if isinstance(given, float) and given.is_integer() else str(given)
 
 
 def _number(given: Any, where: str) -> float:

@@ -43,7 +43,20 @@ def test_recalls_cases() -> None:
     ("Not surprisingly for a lover of art, Paris", "Paris", True, True),
     ("I don't know. Maybe Paris", "Paris", False, True), ("The The", "The The", True, False),
     ("", "x", False, False),
-    ("x", "", False, False), ("日本", "日本", True, True)])
+    ("x", "", False, False), ("日本", "日本", True, True),
+    # Signs make another answer of it.
+    ("-5", "5", False, True), ("5", "-5", False, True), ("−5", "-5", True, False),
+    ("-5 degrees", "–5", True, False), ("from 3-5", "5", True, True), ("1914-1918", "1918", True, True),
+    ("$5", "5", False, True), ("it costs $5", "$5", True, True), ("€5", "$5", False, False),
+    ("5%", "5", False, True), ("5 percent", "5%", True, True), ("C", "C++", False, True),
+    ("C++", "C", False, True), ("it is C++.", "C++", True, True), ("C#", "C++", False, True),
+    ("C#", "C", False, True), ("A+", "A", False, False), ("Disney+", "Disney", False, True),
+    (".NET", "net", False, True), ("the .NET framework", ".NET", True, True),
+    ("The end. Paris", "Paris", True, True), ("@", "@", True, False), ("@", "#", False, False),
+    # And scripts without spaces have words.
+    ("答案是北京。", "北京", True, False), ("上海", "北京", False, False),
+    ("がくせい", "かくせい", False, False),
+    ("คำตอบคือกรุงเทพ", "กรุงเทพ", True, False)])
 def test_both_rules(said: str, gold: str, strict: bool, recall: bool) -> None:
     assert (is_match(said, [gold]), is_match(said, [gold], "recall")) == (strict, recall)
 

@@ -211,3 +211,10 @@ def test_what_cannot_be_studied(directory: Path, subject: Forecasts, chronos: Ch
     with pytest.raises(InputError) as caught:
         subject.open(NetworkConfig(path=str(tmp_path)), str(tmp_path))
     assert_one_line(f"error: {caught.value}\n", str(tmp_path), "expected a Chronos, found family vanilla")
+
+
+def test_a_context_longer_than_the_network_reads(directory: Path) -> None:
+    """It would forecast from the newest 20 values, and a study say that it had more."""
+    long = Forecasts(study(directory, context=21))
+    with pytest.raises(InputError, match="data.context: .* reads 20 values at most; .* found 21"):
+        long.open(long.config.network, str(directory))

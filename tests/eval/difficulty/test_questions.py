@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -203,6 +204,32 @@ def test_folds_keep_groups(tmp_path: Path) -> None:
         assert not set(subject.groups[train[fit]]) & set(subject.groups[train[held]])
     assert subject.folds(np.array([0, 1]), train[:2], 5) == []  # which leave no two of them
     assert subject.folds(np.array([0, 0, 0, 1]), train[:4], 5) == []
+
+
+def test_few_groups_make_few_folds_or_none(tmp_path: Path) -> None:
+    """Known before anything is extracted, where it can be."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two", "three", "four")))
+    data = TextConfig(source=str(text), prompt=16, ending=4)
+    subject = Questions(study(data))
+    train = np.flatnonzero(subject.split({"prompt_nats": np.full(len(subject), 3.0)}) == "train")
+    n_groups = len(set(subject.groups[train]))
+    assert 2 <= n_groups <= 3
+    assert len(subject.folds(np.arange(len(train)) % 2, train, 5)) == n_groups
+    text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two")))
+    with pytest.raises(InputError, match="^split.by: expected at least two groups to learn .*, found 1 "):
+        Questions(study(data))
+
+
+def test_a_text_from_windows_is_the_same_text(tmp_path: Path) -> None:
+    data = story(tmp_path)
+    path = Path(data.source)
+    ours = Questions(study(data))
+    for end, mark in (("\r\n", b"\xef\xbb\xbf"), ("\r", b""), ("\n", b"\xef\xbb\xbf")):
+        other = tmp_path / "other.txt"
+        other.write_bytes(mark + path.read_text().replace("\n", end).encode())
+        found = Questions(study(dataclasses.replace(data, source=str(other))))
+        assert found.questions == ours.questions and found.groups.tolist() == ours.groups.tolist()
 
 
 def test_sources(tmp_path: Path) -> None:

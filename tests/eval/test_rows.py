@@ -1,0 +1,129 @@
+"""Rows of files as people have them: their formats, encodings and separators, and what is said of others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from eval.difficulty import texts
+from eval.inputs.rows import read_rows
+from eval.recall.questions import of_rows
+from tilelli_jax.errors import InputError
+
+ROWS = [{"question": "Who wrote Émile?", "answers": "Rousseau"},
+        {"question": "Where?", "answers": "Köln; here"}]
+
+
+def cells(separator: str, end: str = "\n") -> str:
+    def quoted(text: str) -> str:
+        return f'"{text}"' if separator in text else text
+    return end.join(separator.join(map(quoted, row)) for row in ([*ROWS[0]], *(row.values() for row in ROWS)))
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.csv", cells(",").encode()), ("a.CSV", cells(",", "\r\n").encode("utf-8-sig")),
+    ("a.csv", cells(";").encode()), ("a.csv", cells("\t").encode()), ("a.tsv", cells("\t").encode()),
+    ("a.TSV", cells("\t").encode("utf-16")), ("a.csv", cells(",").encode("utf-16")),
+    ("a.csv", b"\xfe\xff" + cells(",").encode("utf-16-be")),
+    ("a.json", json.dumps(ROWS).encode("utf-16")), ("a.JSON", json.dumps(ROWS, indent=1).encode("utf-8-sig")),
+    ("a.jsonl", "\r\n".join(map(json.dumps, ROWS)).encode()),
+    ("a", "\n\n".join(map(json.dumps, ROWS)).encode()),
+    ("a.txt", json.dumps({"data": ROWS}).encode())])
+def test_formats(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_rows(tmp_path / name) == ROWS
+    assert read_rows(tmp_path / name, 1) == ROWS[:1]
+
+
+def test_parquet_of_any_case(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.PARQUET")
+    assert read_rows(tmp_path / "a.PARQUET") == ROWS
+
+
+def test_windows_1252_is_read_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_bytes(cells(",").encode("cp1252"))
+    with caplog.at_level(logging.WARNING):
+        assert read_rows(tmp_path / "a.csv") == ROWS
+    assert "not UTF-8 at byte 27; read as Windows-1252" in caplog.text
+
+
+def test_a_cell_of_any_length(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f"question,answers\nq,{'x' * 200_000}\n")
+    assert len(read_rows(tmp_path / "a.csv")[0]["answers"]) == 200_000
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("a.xlsx", b"PK", "is a spreadsheet; expected JSON lines"), ("a.csv.gz", b"\x1f\x8b", "is compressed"),
+    ("a.csv", b"question\0\xff", "is no text"), ("a.txt", b"Who?", "found text that begins with 'Who?'"),
+    ("a.csv", b"q\n\x81", "not UTF-8 at byte 2, nor Windows-1252"),
+    ("a.csv", b"q,q\n1,2\n", "columns of different names"),
+    ("a.parquet", b"PAR1", "cannot be read"), ("a.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
+    ("a.json", b"[" * 100_000, "cannot be read"), ("a.jsonl", b'{"a":' * 100_000, "")])
+def test_what_is_not_read(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_rows(tmp_path / name)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(str(tmp_path / name))
+
+
+def asked(*rows: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [question.answers for question in of_rows([{"question": "q", **row} for row in rows], "f", "f")]
+
+
+def test_lists_as_programs_write_them() -> None:
+    written = ["['Jane Austen', 'Austen']", '["Jane Austen", "Austen"]', "Jane Austen|Austen",
+               "[\n'Jane Austen',\n'Austen']", ["Jane Austen", "Austen"]]
+    assert asked(*({"answers": one} for one in written)) == [("Jane Austen", "Austen")] * len(written)
+    assert asked({"answers": "[sic] a title"}, {"answers": "['it\\'s']"}) == [("[sic] a title",), ("it's",)]
+    # As numpy prints them, Python would take two texts for one; and what is none is no answer.
+    for one in ("['Jane Austen' 'Austen']", "['a', b]", "[" * 5000 + "]" * 5000, "[__import__('os')]"):
+        with pytest.raises(InputError, match="answers: expected"):
+            asked({"answers": one})
+
+
+def test_numbers_beside_missing_ones() -> None:
+    """What was 1912 is 1912.0 where another is missing; a missing group is none, and NA one."""
+    assert asked({"answers": 1912.0}, {"answers": "1912.0"}, {"answers": [2.5, 3.0]}) == [
+        ("1912",), ("1912",), ("2.5", "3")]
+    rows = [{"question": "q", "answers": "a", "group": group} for group in (float("nan"), None, "NA", 7.0)]
+    assert [question.entity for question in of_rows(rows, "f", "f")] == [None, None, "f: NA", "f: 7"]
+
+
+def test_a_missing_column_is_reported_with_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"f, row 1: question: .* the columns here are Query, label"):
+        of_rows([{"Query": "q", "label": 1}], "f", "f")
+    with pytest.raises(InputError, match=r"f: row 0: context: .* the columns here are question, expected"):
+        texts.squad([{"question": "q"}], "f")
+
+
+SQUAD = {"version": "v2.0", "data": [{"title": "T", "paragraphs": [{"context": "C", "qas": [
+    {"question": "Q?", "id": "1", "answers": [{"text": "A", "answer_start": 0}], "is_impossible": False},
+    {"question": "R?", "id": "2", "answers": [], "is_impossible": True}]}]}]}
+TRIVIA = {"Data": [{"Question": "Q?", "QuestionId": "1", "Answer": {"Value": "A", "Aliases": ["B"]}}]}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_official_files(indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "squad.json").write_text(json.dumps(SQUAD, indent=indent))
+    found, = texts.squad(read_rows(tmp_path / "squad.json"), "squad")  # the one that can be answered
+    assert found.prompt == "Context: C\nQuestion: Q?\nAnswer:" and found.endings == (" A",)
+    assert (found.topic, found.group) == ("T", "C")
+    (tmp_path / "trivia.json").write_text(json.dumps(TRIVIA, indent=indent))
+    asked_for, = of_rows(read_rows(tmp_path / "trivia.json"), "trivia", "trivia")
+    assert (asked_for.id, asked_for.text, asked_for.answers) == ("triviaqa-1", "Q?", ("A", "B"))
+
+
+def test_questions_of_which_none_can_be_answered() -> None:
+    row = {"title": "T", "context": "C", "question": "Q?", "answers": {"text": [], "answer_start": []}}
+    with pytest.raises(InputError, match="f: expected a question with an answer at least, found none"):
+        texts.squad([row], "f")
