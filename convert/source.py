@@ -160,7 +160,7 @@ def _directory(path: Path) -> dict[str, Tensor]:
     if (path / TENSORS).is_file() or (path / INDEX).is_file():
         return read_directory(path)
     index = path / f"{TORCH_TENSORS}.index.json"
-    if index.is_file():
+    if index.is_file() and not (path / TORCH_TENSORS).is_file():  # the single file first, as of safetensors
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise InputError(f"{index}: expected file names under 'weight_map'")

@@ -125,3 +125,16 @@ def test_a_file_that_is_changed_after_it_was_opened(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"")
     with pytest.raises(InputError, match="w: the file ends before it"):
         found["w"].read()
+
+
+def test_numbers_that_another_type_cannot_hold(tmp_path: Path) -> None:
+    """Refused when they are read or written, by name and value; what is infinite already stays so."""
+    float16 = np.dtype(np.float16)
+    wide = in_memory(np.array([1.0, 70000.0, -1e9, np.inf], np.float32)).astype(float16)
+    with pytest.raises(InputError, match=r"^expected numbers .* found 70000 \(and 1 more\)$"):
+        wide.read()
+    with pytest.raises(InputError, match="^b: expected numbers that float16 can hold, found 70000"):
+        write_directory(tmp_path / "out", {"a": in_memory(np.ones(3)), "b": wide}, {}, writer="me")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    fine = in_memory(np.array([65504.0, np.inf, np.nan, 1e-9], np.float32)).astype(float16)
+    np.testing.assert_array_equal(fine.read(), np.array([65504, np.inf, np.nan, 0], np.float16))

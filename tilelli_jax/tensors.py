@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, write_together
 
+log = logging.getLogger(__name__)
+GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
 TENSORS = "model.safetensors"
 INDEX = TENSORS + ".index.json"
 SHARD_BYTES = 5 * 10**9  # larger directories are written in several files
@@ -56,18 +59,32 @@ class Tensor:
         """The whole of it; may be a view that is not contiguous."""
         parts = list(self.parts())
         whole = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
-        return whole.astype(self.dtype, copy=False)
+        return _converted(whole, self.dtype)
 
     def astype(self, dtype: np.dtype) -> Tensor:
-        """The same numbers in another type; written, they are converted block by block."""
+        """The same numbers in another type; read or written, they are converted block by block.
+
+        Finite numbers that are none in that type raise an InputError then.
+        """
         return dataclasses.replace(self, dtype=np.dtype(dtype), mapped=None)
 
     def write(self, file: BinaryIO) -> None:
         """The numbers in row-major order, without a second copy of the whole."""
         for part in self.parts():
             for block in blocks(part):
-                file.write(np.ascontiguousarray(block.astype(self.dtype, copy=False)).reshape(-1)
+                file.write(np.ascontiguousarray(_converted(block, self.dtype)).reshape(-1)
                            .view(np.uint8).data)
+
+
+def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.dtype == dtype or not (np.issubdtype(array.dtype, np.floating) or array.dtype == DTYPES["BF16"]):
+        return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype)
+    if not is_finite(found) and (lost := ~np.isfinite(found) & np.isfinite(array)).any():
+        raise InputError(f"expected numbers that {dtype} can hold, found {float(array[lost].flat[0]):g} (and "
+                         f"{int(lost.sum()) - 1} more)")
+    return found
 
 
 def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str,
@@ -122,7 +139,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+            if first == GIT_LFS[:8] and first + file.read(len(GIT_LFS) - 8) == GIT_LFS:
+                raise InputError(f"{path}: is a git-lfs pointer, not the file; `git lfs pull` fetches that")
+            length = int.from_bytes(first, "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER):
                 raise InputError(f"{path}: cannot be read: no safetensors file, or cut off")
             header = json.loads(file.read(length).decode("utf-8"))
@@ -143,15 +163,20 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_directory(path: Path) -> dict[str, Tensor]:
-    """The tensors of a directory, from model.safetensors or from the files that its index names.
+    """The tensors of a directory, from model.safetensors or else from the files that its index names.
+
+    Where both are there, the single file is read, as transformers does, and a note says so.
 
     Raises:
         InputError: a file is missing or cannot be read, or holds other tensors than the index says.
     """
-    if not (path / INDEX).is_file():
-        if not (path / TENSORS).is_file():
-            raise InputError(f"{path}: {TENSORS} is missing")
+    if (path / TENSORS).is_file():
+        if (path / INDEX).is_file():
+            log.warning("%s: has both %s and %s; the first is read, as transformers does", path, TENSORS,
+                        INDEX)
         return read_file(path / TENSORS)
+    if not (path / INDEX).is_file():
+        raise InputError(f"{path}: {TENSORS} is missing")
     index = read_json(path / INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise InputError(f"{path / INDEX}: expected file names under 'weight_map'")
@@ -233,8 +258,11 @@ def _writer(tensors: Mapping[str, Tensor], writer: str) -> Callable[[BinaryIO], 
 
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            tensor.write(file)
+        for name, tensor in tensors.items():
+            try:
+                tensor.write(file)
+            except InputError as error:  # a number that does not fit
+                raise InputError(f"{name}: {error}") from None
 
     return write
 

@@ -29,10 +29,19 @@ SPARSIFY: Names = {"encoder.kernel": turned("encoder.weight"), "encoder.bias": T
 
 # What a configuration may say, as far as it changes the numbers; absent is as good.
 UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "architecture": ("topk",), "activation": ("topk",), "activation_fn": ("topk",), "transcode": (False,),
+    "architecture": ("topk",), "activation": ("topk",), "activation_fn": ("topk",),
+    "activation_fn_str": ("topk",), "signed": (False,), "transcode": (False,),
     "skip_connection": (False,), "apply_b_dec_to_input": (True,), "normalize_activations": ("none", None),
     "rescale_acts_by_decoder_norm": (False,), "reshape_activations": ("none", None),
-    "normalize_io": (False,), "multi_topk": (False, True), "finetuning_scaling_factor": (False,)}
+    "normalize_io": (False,), "multi_topk": (False, True), "finetuning_scaling_factor": (False,),
+    "noise_scale": (0, None), "hook_head_index": (None,), "seqpos_slice": (None, [None], [])}
+# And what changes none, or is checked below.
+HARMLESS = {
+    "k", "activation_fn_kwargs", "d_in", "d_sae", "num_latents", "expansion_factor", "normalize_decoder",
+    "dtype", "device", "metadata", "model_name", "model_class_name", "hook_name", "hook_layer", "hook_point",
+    "hook_point_layer", "prepend_bos", "dataset_path", "dataset_trust_remote_code", "context_size",
+    "model_from_pretrained_kwargs", "sae_lens_version", "sae_lens_training_version", "neuronpedia_id", "name",
+    "sae_id", "release"}
 
 
 def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
@@ -46,13 +55,35 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     else:
         names = NAMES
         d_model, n_latents = shape_of(source, source.tensors, "W_enc", 2)
+    if source.is_directory and (unknown := sorted(source.tree.keys() - UNDERSTOOD.keys() - HARMLESS)):
+        raise InputError(f"{source.path}: {unknown[0]}: not known here, and might change the numbers; if it "
+                         "does not, take it out of cfg.json")
     said: dict[str, Any] = {"family": "sae", "d_model": d_model, "n_latents": n_latents, **_about(source)}
-    if "k" in source.tree:
-        said["k"] = source.tree["k"]
-    elif "k" not in settings:  # the file does not hold it; its name sometimes does
+    for keys, size in ((("d_in",), d_model), (("d_sae", "num_latents"), n_latents)):
+        for key in keys:
+            if source.tree.get(key, size) != size:
+                raise InputError(f"{source.path}: {key}: expected {size}, as the tensors have it, found "
+                                 f"{source.tree[key]!r}")
+    found = _k(source)
+    if found is None and "k" not in settings:  # the file does not hold it; its name sometimes does
         raise cannot_be_told(source, "k")
+    if found is not None:
+        said["k"] = found
+        if settings.get("k", found) != found:
+            raise InputError(f"--set k: expected {found}, as {source.path} says, found {settings['k']!r}")
     config = configured(SAEConfig, said, settings, str(source.path))
     return make_plan("sae", TopKSAE, config, names, source, {})
+
+
+def _k(source: Source) -> Any:
+    """How many latents are active, where the configuration says it, in one of two places; None elsewhere."""
+    nested = source.tree.get("activation_fn_kwargs") or {}
+    if not isinstance(nested, dict) or nested.keys() - {"k"}:
+        raise InputError(f"{source.path}: activation_fn_kwargs: expected k alone, found {nested!r:.60}")
+    found = [tree["k"] for tree in (source.tree, nested) if "k" in tree]
+    if len(found) == 2 and found[0] != found[1]:
+        raise InputError(f"{source.path}: k is {found[0]!r}, and activation_fn_kwargs.k {found[1]!r}")
+    return found[0] if found else None
 
 
 def _about(source: Source) -> dict[str, Any]:

@@ -122,6 +122,13 @@ def test_the_check(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ({"architecture": "jumprelu"}, ["architecture", "'topk'"]),
     ({"normalize_activations": "layer_norm"}, ["normalize_activations"]),
     ({"apply_b_dec_to_input": False}, ["apply_b_dec_to_input: expected True"]),
+    ({"activation_fn_str": "relu"}, ["activation_fn_str: expected 'topk', found 'relu'"]),
+    ({"signed": True}, ["signed: expected False, found True"]),
+    ({"d_in": D + 1}, [f"d_in: expected {D}, as the tensors have it, found {D + 1}"]),
+    ({"d_sae": 5}, [f"d_sae: expected {N}"]), ({"num_latents": 5}, [f"num_latents: expected {N}"]),
+    ({"activation_fn_kwargs": {"k": K + 1}}, [f"k is {K}, and activation_fn_kwargs.k {K + 1}"]),
+    ({"activation_fn_kwargs": {"k": K, "postact_fn": "relu"}}, ["activation_fn_kwargs: expected k alone"]),
+    ({"jump": 0.5}, ["jump: not known here", "take it out of cfg.json"]),
     ({"k": 40}, ["k: expected at most"])])
 def test_other_kinds_are_refused(change: dict[str, Any], parts: list[str], source: Path, tmp_path: Path,
                                  capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +136,17 @@ def test_other_kinds_are_refused(change: dict[str, Any], parts: list[str], sourc
     assert run(source, tmp_path / "out") == 2
     assert_one_line(capsys.readouterr().err, str(source), *parts)
     assert not (tmp_path / "out").exists()
+
+
+def test_k_where_older_files_have_it(source: Path, tmp_path: Path,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """And another on the command line contradicts it."""
+    tree = {key: value for key, value in CONFIGS[source.name].items() if key != "k"}
+    (source / "cfg.json").write_text(json.dumps({**tree, "activation_fn_kwargs": {"k": K}}))
+    assert run(source, tmp_path / "out", "--set", f"k={K + 1}") == 2
+    assert_one_line(capsys.readouterr().err, f"--set k: expected {K}, as {source} says, found {K + 1}")
+    assert run(source, tmp_path / "out", "--set", f"k={K}") == 0
+    assert tilelli_jax.load(tmp_path / "out").config.k == K
 
 
 def test_what_is_missing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

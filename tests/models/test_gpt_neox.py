@@ -183,6 +183,11 @@ def retensored(path: Path, change: Any) -> None:
     safetensors.numpy.save_file(arrays, path / "model.safetensors")
 
 
+def indexed(path: Path, index: str) -> None:
+    (path / "model.safetensors").unlink()
+    (path / INDEX).write_text(index)
+
+
 @pytest.mark.parametrize(("spoil", "says"), [
     (lambda path: (path / "config.json").unlink(), "no Hugging Face directory: it has no config.json"),
     (lambda path: (path / "config.json").write_text("["), "config.json: cannot be read"),
@@ -198,15 +203,45 @@ def retensored(path: Path, change: Any) -> None:
      "missing: embed_out.weight"),
     (lambda path: retensored(path, lambda arrays: arrays.update(extra=np.zeros(2))), "not known: extra"),
     (lambda path: rewritten(path, intermediate_size=41), "of another shape: "),
-    (lambda path: (path / INDEX).write_text('{"weight_map": {"a": "no.safetensors"}}'),
-     "no.safetensors is missing"),
-    (lambda path: (path / INDEX).write_text("{}"), "expected file names under 'weight_map'"),
+    (lambda path: indexed(path, '{"weight_map": {"a": "no.safetensors"}}'), "no.safetensors is missing"),
+    (lambda path: indexed(path, "{}"), "expected file names under 'weight_map'"),
+    (lambda path: (path / "model.safetensors").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "is a git-lfs pointer"),
+    (lambda path: rewritten(path, rope_scaling={"type": "linear", "factor": 2.0}),
+     "rope_scaling.rope_type: expected default, found linear"),
+    (lambda path: rewritten(path, rope_scaling={"rope_type": "dynamic", "factor": 1.0}),
+     "rope_scaling.rope_type: expected default, found dynamic"),
+    (lambda path: (path / "generation_config.json").write_text("["),
+     "generation_config.json: cannot be read"),
 ])
 def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
     spoil(saved)
     with pytest.raises(InputError) as raised:
         FlaxGPTNeoXForCausalLM.from_pretrained(saved)
     assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"type": "linear", "factor": 1.0}, {}, None])
+def test_scaling_of_positions_that_scales_nothing(saved: Path, scaling: Any) -> None:
+    expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved).config
+    rewritten(saved, rope_scaling=scaling)
+    assert FlaxGPTNeoXForCausalLM.from_pretrained(saved).config == expected
+
+
+def test_all_that_ends_a_text(saved: Path) -> None:
+    """By generation_config.json, where it says so, as in transformers."""
+    for ends, expected in (([0, 5, 7], (0, 5, 7)), (3, (3,)), (None, (0,))):
+        rewritten(saved, eos_token_id=0)
+        (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert FlaxGPTNeoXForCausalLM.from_pretrained(saved).config.end_ids == expected
+
+
+def test_a_single_file_beside_an_index(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file is read, as in transformers, and a note names both."""
+    expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
+    (saved / INDEX).write_text('{"weight_map": {"a": "no.safetensors"}}')
+    assert_same_weights(FlaxGPTNeoXForCausalLM.from_pretrained(saved), expected)
+    assert f"has both model.safetensors and {INDEX}" in caplog.text
 
 
 def test_masks_and_batches_that_are_none(saved: Path) -> None:
@@ -229,6 +264,8 @@ def test_several_files_and_old_names(saved: Path, tmp_path: Path) -> None:
     expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
     arrays = safetensors.numpy.load_file(saved / "model.safetensors")
     arrays["lm_head.weight"] = arrays.pop("embed_out.weight")
+    for name in list(arrays)[::3]:  # as DDP and torch.compile call them
+        arrays[f"module._orig_mod.{name}"] = arrays.pop(name)
     arrays["gpt_neox.layers.0.attention.bias"] = np.ones((1, 1, 4, 4), bool)
     arrays["gpt_neox.layers.1.attention.rotary_emb.inv_freq"] = np.ones(3, np.float32)
     shards = {f"part{i}.safetensors": dict(list(arrays.items())[i::2]) for i in range(2)}

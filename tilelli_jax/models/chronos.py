@@ -45,8 +45,8 @@ class MeanScaleUniformBins:
         there = ~np.isnan(values)
         count = there.sum(1)
         total = np.where(there, np.abs(values), 0).sum(1, dtype=np.float32)
-        scale = np.where((count > 0) & (total > 0), total / np.maximum(count, 1).astype(np.float32), 1)
-        scale = scale.astype(np.float32)
+        scale = (total / np.maximum(count, 1).astype(np.float32)).astype(np.float32)
+        scale = np.where(scale > 0, scale, np.float32(1))  # of none, of zeros, or of numbers next to zero
         bins = np.searchsorted(self.boundaries, values / scale[:, None], side="right")
         ids = np.clip(bins + self.config.n_special_tokens, 0, self.config.n_tokens - 1)
         ids = np.where(there, ids, PAD)

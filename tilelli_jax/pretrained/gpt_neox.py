@@ -34,8 +34,11 @@ TIED = {r"^embed_out\.weight$": "the same table as embed_in"}
 def _config_of(tree: Tree) -> Tree:
     """config.json, of transformers before version 5 or since."""
     rope: Tree = tree.get("rope_parameters") or {}
-    if (kind := rope.get("rope_type", "default")) != "default" or tree.get("rope_scaling"):
-        raise InputError(f"rope_parameters.rope_type: expected default, found {kind}")
+    for key in ("rope_parameters", "rope_scaling"):  # the second before version 5
+        said = tree.get(key) or {}
+        kind = said.get("rope_type", said.get("type", "default"))
+        if kind != "default" and not (kind == "linear" and said.get("factor") == 1):  # which scales nothing
+            raise InputError(f"{key}.rope_type: expected default, found {kind}")
     if tree.get("hidden_act", "gelu") != "gelu":
         raise InputError(f"hidden_act: expected gelu, found {tree['hidden_act']}")
     return {

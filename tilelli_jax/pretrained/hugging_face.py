@@ -17,6 +17,8 @@ from tilelli_jax.pretrained.mapping import Names, Shape
 from tilelli_jax.tensors import CODES, Tensor, read_json, write_directory
 
 CONFIG = "config.json"
+WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
+GENERATION = "generation_config.json"
 Tree = dict[str, Any]
 
 
@@ -43,21 +45,27 @@ class Family:
     ignored: Callable[[Any], Mapping[str, str]]
 
     def present_name(self, name: str) -> str:
-        """What a tensor of another version is called now."""
+        """What a tensor of another version, or of a wrapped network (DDP, torch.compile), is called now."""
+        name = WRAPPED.sub("", name)
         for pattern, now in self.renamed.items():
             name = re.sub(pattern, now, name)
         return name
 
 
 def read_config(path: Path) -> Tree:
-    """config.json of a directory.
+    """config.json of a directory, with what ends a text from generation_config.json, as in transformers.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, or one of the two cannot be read.
     """
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: no Hugging Face directory: it has no {CONFIG}")
-    return read_json(path / CONFIG)
+    tree = read_json(path / CONFIG)
+    if (path / GENERATION).is_file():
+        ends = read_json(path / GENERATION).get("eos_token_id")
+        if ends is not None:
+            tree["eos_token_id"] = ends
+    return tree
 
 
 def settings(family: Family, tree: Tree, source: str) -> Tree:
