@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from eval import tables
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, lock, write_atomically
+from tilelli_jax.tensors import read_json
 
 T = TypeVar("T")
 FORMAT = 1  # to be raised where a stage's result for the same key would be another one
@@ -105,8 +106,8 @@ def write_result(path: Path, tree: Any) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `write_result` wrote into a stage's directory."""
-    return json.loads((path / RESULT).read_text(encoding="utf-8"))
+    """What `write_result` wrote into a stage's directory. Raises InputError where it is no longer that."""
+    return read_json(path / RESULT)
 
 
 def key(made_of: Mapping[str, Any]) -> str:

@@ -262,3 +262,12 @@ def test_a_run_directory_is_not_its_model(tmp_path: Path) -> None:
         load(tmp_path)
     assert str(error.value) == (f"{tmp_path}: no model directory: it has no config.json; "
                                 f"did you mean '{tmp_path}/model'?")
+
+
+def test_more_layers_than_tensors(tmp_path: Path) -> None:
+    """Refused before so many are built, which would take minutes and gigabytes."""
+    store.save(random_network(VanillaConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1), 0)[0], tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(tree | {"n_layers": 2**31 - 1}))
+    with pytest.raises(InputError, match=r"n_layers: expected at most \d+, the number of its tensors"):
+        store.load(tmp_path)

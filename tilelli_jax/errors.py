@@ -6,9 +6,13 @@ import argparse
 import errno
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
+
+AGAIN = 0.01  # seconds until an interrupt that was lost is raised once more
 
 
 class InputError(ValueError):
@@ -31,6 +35,8 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         _settle_streams()
+        before = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_lost, before)
         try:
             status = main(sys.argv[1:] if argv is None else argv) or 0
             sys.stdout.flush()
@@ -50,8 +56,21 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
             _drop_output()
             return 2
+        finally:
+            sys.unraisablehook = before
 
     return run
+
+
+def _lost(before: Callable[[Any], object], what: Any) -> None:
+    """Ctrl-C that came where Python can raise nothing is raised once more, a moment later.
+
+    In a callback of garbage collection, for instance, or in a finaliser. The work would go on to its end.
+    """
+    if issubclass(what.exc_type, KeyboardInterrupt):
+        threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        before(what)
 
 
 def _drop_output() -> None:

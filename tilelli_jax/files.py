@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tilelli_jax.errors import InputError
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -48,6 +54,16 @@ def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) 
         for beside, _ in written:
             beside.unlink(missing_ok=True)
         raise
+
+
+def unfinished(directory: Path, names: Iterable[str]) -> list[Path] | None:
+    """What a process that was killed in `write_together` left of files of these names.
+
+    None where the directory holds anything else: it is somebody's.
+    """
+    own = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}")
+    found = list(directory.iterdir())
+    return found if all(own.fullmatch(path.name) and path.is_file() for path in found) else None
 
 
 def _put(content: bytes | Callable[[BinaryIO], None], file: BinaryIO) -> None:
@@ -88,6 +104,25 @@ def write_json(path: Path, tree: Any) -> None:
 def as_json(tree: Any) -> bytes:
     """Indented JSON, UTF-8."""
     return json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def check_text(tree: Any, where: str) -> None:
+    """Raises InputError where a text of a tree of JSON has half a character in it, a lone surrogate.
+
+    JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes it.
+    """
+    left = [tree]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            if not one.isascii() and SURROGATE.search(one):
+                raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
+                                 f"{one!r:.40}")
+        elif isinstance(one, dict):
+            left.extend(one)
+            left.extend(one.values())
+        elif isinstance(one, list | tuple):
+            left.extend(one)
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

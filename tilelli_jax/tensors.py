@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, write_together
+from tilelli_jax.files import as_json, check_text, write_together
 
 log = logging.getLogger(__name__)
 GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
@@ -206,6 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected an object")
+    check_text(tree, str(path))
     return tree
 
 

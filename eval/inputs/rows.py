@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.files import check_text
 
 Row = dict[str, Any]
 
@@ -85,6 +86,7 @@ def read_rows(path: Path, most: int = 5000) -> list[Row]:
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
+        check_text(row, f"{path}: row {i}")
     return rows[:most]
 
 

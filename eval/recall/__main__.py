@@ -26,7 +26,7 @@ from eval.recall.study import Study
 from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import write_atomically
+from tilelli_jax.files import check_text, write_atomically
 from tilelli_jax.tables import table
 
 STAGES = ("build", "fit", "evaluate", "all")
@@ -107,6 +107,7 @@ def _with_sidecar(argv: Sequence[str]) -> int:
     if options.app:
         return _app(options)
     given = list(options.question)
+    check_text(given, "question")
     if options.questions:
         given += [question_of(row, f"{options.questions}, row {i}")
                   for i, row in enumerate(read_rows(options.questions, 10**9), 1)]

@@ -19,7 +19,7 @@ from eval.recall.desk import Desk
 from eval.recall.knower import Knower, Told, as_row, question_of
 from eval.tables import as_csv
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
+from tilelli_jax.files import check_text, write_atomically
 
 LONGEST = 10_000  # letters of a question: no end to it would be an end to the memory
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
@@ -96,6 +96,7 @@ def _short(question: str | None, where: str = "the question") -> str:
     text = (question or "").strip()
     if len(text) > LONGEST:
         raise InputError(f"{where} has {len(text)} letters; expected {LONGEST} at most")
+    check_text(text, where)
     return text
 
 

@@ -158,6 +158,13 @@ def test_bad_rows_are_named(tmp_path, capsys, line, message):
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
+def test_what_a_killed_run_left_is_no_other_file(tmp_path):
+    (tmp_path / "a.txt").write_text("some text " * 100)
+    (tmp_path / "out" / ".partial-ab12").mkdir(parents=True)
+    assert main(["--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "meta.json").is_file()
+
+
 def test_bad_arguments_are_one_line(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "empty.txt").touch()
@@ -169,6 +176,7 @@ def test_bad_arguments_are_one_line(tmp_path, capsys):
         ([tmp_path / "rows.jsonl"], [], "which column"),
         ([tmp_path / "a.txt"], ["--valid-fraction", "1.5"], "valid_fraction"),
         ([tmp_path / "a.txt"], ["--max-bytes", "0"], "--max-bytes"),
+        ([tmp_path / "a.txt"], ["--separator", "\udc80"], "--separator: expected UTF-8, found"),
         ([tmp_path / "a.txt"], ["--out", ""], "--out, --source: expected a name, found an empty one"),
         ([tmp_path / "a.txt"], ["--out", str(tmp_path)], "holds other files and no shards"),
         ([tmp_path / "a.txt"], ["--out", str(tmp_path / "a.txt" / "out")], "cannot be written"),

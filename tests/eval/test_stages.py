@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from eval import stages
 from eval.stages import BusyError, Stages, key, once
+from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint
 
 MADE_OF = {"data": "a", "options": {"k": 3, "layers": [1, 2]}}
@@ -147,3 +148,11 @@ def test_what_was_looked_up_is_kept() -> None:
     one, other = Two(), Two()
     assert [one.of("a", 0), one.of("a", 0), one.of("a", 1), other.of("a", 0)] == ["a-0", "a-0", "a-1", "a-0"]
     assert one.asked == [("a", 0), ("a", 1)] and other.asked == [("a", 0)] and Two.of.__doc__ == "It tells."
+
+
+@pytest.mark.parametrize("content", ["NaN", "[]", "{", "", '{"a": "\\ud800"}'])
+def test_a_result_that_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / stages.RESULT).write_text(content)
+    with pytest.raises(InputError, match=rf"^{tmp_path / stages.RESULT}: ") as refused:
+        stages.read_result(tmp_path)
+    assert "\n" not in str(refused.value)

@@ -16,7 +16,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.loop import TrainConfig
 from tilelli_jax.training.report import ReportConfig
-from tilelli_jax.training.run import RunDirectory, provenance
+from tilelli_jax.training.run import TOLD, RunDirectory, provenance
 
 CONFIG = ExperimentConfig()
 
@@ -70,7 +70,22 @@ def test_a_run_is_taken_up_until_it_is_complete(run):
     assert not take_up(run)
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff"])
+def test_killed_while_it_was_made(tmp_path):
+    """What is left of its config.yaml is no other file; what somebody put beside it is."""
+    for name in (".config.yaml.ab12_xyz", ".config.yaml.00000000"):
+        (tmp_path / name).write_text("model:")
+    assert not take_up(RunDirectory(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    (tmp_path / "config.yaml").unlink()
+    for name in (".config.yaml", ".config.yaml.ab", ".other.ab12_xyz", "config.yaml.ab12_xyz"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(InputError, match="holds other files"):
+            take_up(RunDirectory(tmp_path))
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff",
+                                     json.dumps(dict.fromkeys(TOLD, [])).encode()])
 def test_a_damaged_summary_says_nothing(run, content):
     run.summary.write_bytes(content)
     assert not take_up(run)

@@ -19,7 +19,7 @@ from typing import Any
 from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import open_sources
-from tilelli_jax.data.shards import FILES, write_shards
+from tilelli_jax.data.shards import FILES, PARTIAL, write_shards
 from tilelli_jax.data.village import files as village_files
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
@@ -45,13 +45,17 @@ def main(argv: Sequence[str]) -> None:
         return
     if not arguments.force and any((out / name).exists() for name in FILES):
         raise InputError(f"{out}: holds shards already; --force replaces them")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in FILES):
+    if out.is_dir() and not any((out / name).exists() for name in FILES) and any(
+            not path.name.startswith(PARTIAL) for path in out.iterdir()):  # which a killed process left
         raise InputError(f"{out}: holds other files and no shards; choose an empty or new directory")
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
         raise InputError(f"--max-bytes: expected at least 1, found {arguments.max_bytes}")
     config = DataConfig(valid_fraction=arguments.valid_fraction)
     size = arguments.max_bytes or config.stories_bytes
-    separator = arguments.separator.replace("\\n", "\n").replace("\\t", "\t").encode()
+    try:
+        separator = arguments.separator.replace("\\n", "\n").replace("\\t", "\t").encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+        raise InputError(f"--separator: expected UTF-8, found {arguments.separator!r}") from None
     sources = [source for name in arguments.source for source in open_sources(
         name, column=arguments.column, separator=separator,
         stories_bytes=(size, int(size * config.valid_fraction)))]

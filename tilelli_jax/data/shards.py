@@ -23,6 +23,7 @@ from tilelli_jax.data.documents import CHUNK, Source, first_bytes
 from tilelli_jax.errors import InputError
 
 FILES = ("train.bin", "valid.bin", "meta.json")
+PARTIAL = ".partial-"  # how directories begin that hold what is not whole yet
 
 
 def write_shards(out: str | Path, sources: Sequence[Source], *, valid_fraction: float,
@@ -43,7 +44,7 @@ def write_shards(out: str | Path, sources: Sequence[Source], *, valid_fraction: 
     out = Path(out).absolute()
     beside = next(path for path in (out, *out.parents) if path.exists())
     try:
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".partial-") as made:
+        with tempfile.TemporaryDirectory(dir=beside, prefix=PARTIAL) as made:
             meta = _write(Path(made), sources, valid_fraction, separator, max_bytes)
             out.mkdir(parents=True, exist_ok=True)
             (out / "meta.json").unlink(missing_ok=True)

@@ -66,6 +66,10 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     """
     if param_dtype not in get_args(ParamType):
         raise InputError(f"param_dtype: expected {' or '.join(get_args(ParamType))}, found {param_dtype!r}")
+    for key in ("n_layers", "n_decoder_layers"):  # each has tensors of its own: no need to build so many
+        if getattr(config, key, 0) > len(tensors):
+            raise InputError(f"{source}: {key}: expected at most {len(tensors)}, the number of its tensors, "
+                             f"found {getattr(config, key)}")
     abstract = _abstract(build, config, compute)
     graph, state = nnx.split(abstract)
     check_fit({name: leaf.shape for name, leaf in _outline(abstract).items()},

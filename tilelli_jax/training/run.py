@@ -141,7 +141,7 @@ class RunDirectory:
         """Whether model and summary are there; a damaged summary will be written anew."""
         try:
             return (all((self.model / name).is_file() for name in ("config.json", "model.safetensors"))
-                    and self.read_summary().keys() >= TOLD)
+                    and all(isinstance(value, int | float) for value in map(self.read_summary().get, TOLD)))
         except (OSError, ValueError, AttributeError):
             return False
 
@@ -151,10 +151,13 @@ class RunDirectory:
     def _make(self, config: ExperimentConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run_dir: {self.path} is a file; expected a directory")
-        if self.path.exists() and any(self.path.iterdir()):
+        left = files.unfinished(self.path, [self.config.name]) if self.path.exists() else []
+        if left is None:
             raise InputError(f"run_dir: {self.path} holds other files and no config.yaml; "
                              f"choose an empty or new directory")
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in left:  # of a process that was killed at its start
+            path.unlink(missing_ok=True)
         self._write(config)
 
     def _changes(self, differences: dict[str, tuple[Any, Any]], force_resume: bool) -> bool:
