@@ -13,8 +13,9 @@ import numpy as np
 from convert import checkpoint
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import read_json
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
-from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file, read_json
+from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file
 
 TORCH_TENSORS = "pytorch_model.bin"
 # Directories of autoencoders: cfg.json, and this file.

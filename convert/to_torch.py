@@ -19,10 +19,11 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, write_together
+from tilelli_jax.json_text import read_json
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
-from tilelli_jax.tensors import Tensor, check_fit, read_json
+from tilelli_jax.tensors import Tensor, check_fit
 
 SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # how a model directory was made, for the way back

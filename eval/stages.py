@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from eval import tables
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, lock, write_atomically
-from tilelli_jax.tensors import read_json
+from tilelli_jax.json_text import read_json
 
 T = TypeVar("T")
 FORMAT = 1  # to be raised where a stage's result for the same key would be another one

@@ -271,3 +271,11 @@ def test_more_layers_than_tensors(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tree | {"n_layers": 2**31 - 1}))
     with pytest.raises(InputError, match=r"n_layers: expected at most \d+, the number of its tensors"):
         store.load(tmp_path)
+
+
+def test_a_configuration_with_lists_where_tuples_are_usual() -> None:
+    """It cannot be hashed, so what was worked out of it is not remembered; it works all the same."""
+    config = RoutedConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1, d_head=4, top_k=2, dense_expand=1)
+    listed = dataclasses.replace(config, pathways=list(config.pathways))  # type: ignore[arg-type]
+    arrays = random_network(config, 0)[1]
+    assert to_arrays(from_arrays(listed, arrays)).keys() == arrays.keys()

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 import tilelli_jax
+from tests.compiled import READ_ONLY
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_module
@@ -448,3 +450,18 @@ def test_tokens_and_windows_under_another_batch_size(tiny_file, tmp_path, capsys
         "# from step 4: train.steps: 6 (before: 4), train.batch_size: 16 (before: 8)")
     notes = json.loads((run_dir / "checkpoints" / "6" / "notes" / "metadata").read_text())
     assert notes["data"] == {"examples": 4 * 8 + 2 * 16, "size": 16}
+
+
+@pytest.mark.exhaustive
+def test_a_disk_that_is_full(tiny_file, train_command, environment, tmp_path):
+    """One line that names the file and the cause; the checkpoint before is kept, and the run goes on."""
+    run_dir = tmp_path / "run"
+    args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.checkpoint_every=4"]
+    assert main([*args, "train.steps=4"]) == 0
+    limited = ["sh", "-c", 'ulimit -f 8 && exec "$@"', "sh", *train_command, *args, "train.steps=8", "--resume"]
+    done = subprocess.run(limited, env=environment | READ_ONLY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert_one_line(done.stderr, f"{run_dir}/checkpoints: a checkpoint cannot be written: ", "File too large")
+    assert "4" in checkpoints(run_dir) and "8" not in checkpoints(run_dir)
+    assert main([*args, "train.steps=8", "--resume"]) == 0
+    assert checkpoints(run_dir)[-1] == "8"

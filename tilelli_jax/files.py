@@ -11,15 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tilelli_jax.errors import InputError
-
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -104,25 +99,6 @@ def write_json(path: Path, tree: Any) -> None:
 def as_json(tree: Any) -> bytes:
     """Indented JSON, UTF-8."""
     return json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def check_text(tree: Any, where: str) -> None:
-    """Raises InputError where a text of a tree of JSON has half a character in it, a lone surrogate.
-
-    JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes it.
-    """
-    left = [tree]
-    while left:
-        one = left.pop()
-        if isinstance(one, str):
-            if not one.isascii() and SURROGATE.search(one):
-                raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
-                                 f"{one!r:.40}")
-        elif isinstance(one, dict):
-            left.extend(one)
-            left.extend(one.values())
-        elif isinstance(one, list | tuple):
-            left.extend(one)
 
 
 def fingerprint(paths: Iterable[Path]) -> str:

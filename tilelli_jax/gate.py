@@ -19,10 +19,10 @@ from tilelli_jax import store
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint, write_json
+from tilelli_jax.json_text import read_json
 from tilelli_jax.signals.names import LENS
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
-from tilelli_jax.tensors import read_json
 
 FILE = "abstain.json"
 TEMPLATE = "I don't know."

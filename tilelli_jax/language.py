@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import read_json
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import ParamType
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.sharding import Mesh
-from tilelli_jax.tensors import read_json
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

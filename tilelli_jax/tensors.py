@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, check_text, write_together
+from tilelli_jax.files import as_json, write_together
+from tilelli_jax.json_text import read_json
 
 log = logging.getLogger(__name__)
 GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
@@ -192,22 +193,6 @@ def read_directory(path: Path) -> dict[str, Tensor]:
                              f"they differ by {', '.join(other)}")
         found |= part
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file.
-
-    Raises:
-        InputError: the file cannot be read, or is no JSON object.
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected an object")
-    check_text(tree, str(path))
-    return tree
 
 
 def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[str, bytes], *,

@@ -46,7 +46,8 @@ DIVERGED = 3  # exit status: training anew from the last checkpoint would come t
 @command
 def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # Orbax's threads, whose errors are raised here as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     options = _options(argv)
     if options.distributed:
         distributed.initialize()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import check_text
+from tilelli_jax.json_text import check_text
 
 Row = dict[str, Any]
 

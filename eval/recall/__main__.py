@@ -26,7 +26,8 @@ from eval.recall.study import Study
 from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import check_text, write_atomically
+from tilelli_jax.files import write_atomically
+from tilelli_jax.json_text import check_text
 from tilelli_jax.tables import table
 
 STAGES = ("build", "fit", "evaluate", "all")

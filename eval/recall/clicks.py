@@ -19,7 +19,8 @@ from eval.recall.desk import Desk
 from eval.recall.knower import Knower, Told, as_row, question_of
 from eval.tables import as_csv
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import check_text, write_atomically
+from tilelli_jax.files import write_atomically
+from tilelli_jax.json_text import check_text
 
 LONGEST = 10_000  # letters of a question: no end to it would be an end to the memory
 DEPTHS = (0.25, 0.5, 0.75, 1.0)

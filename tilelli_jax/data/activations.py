@@ -22,7 +22,8 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, shuffled
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_json
-from tilelli_jax.tensors import FLOATS, in_memory, is_finite, read_file, read_json, write_file
+from tilelli_jax.json_text import read_json
+from tilelli_jax.tensors import FLOATS, in_memory, is_finite, read_file, write_file
 
 INDEX = "activations.json"
 TENSOR = "activations"

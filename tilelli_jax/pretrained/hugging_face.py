@@ -12,9 +12,10 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json
+from tilelli_jax.json_text import read_json
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Shape
-from tilelli_jax.tensors import CODES, Tensor, read_json, write_directory
+from tilelli_jax.tensors import CODES, Tensor, write_directory
 
 CONFIG = "config.json"
 WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
+import re
 import shutil
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,16 +50,22 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.path, options=ocp.CheckpointManagerOptions(
             create=True, cleanup_tmp_directories=True, preservation_policy=self._policy,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)))
+        self._failed = False
+        _drop_echoes()
 
     def save(self, state: TrainState, notes: dict[str, Any]) -> None:
         """Starts saving; returns as soon as the arrays are copied.
 
         Args:
             notes: anything that JSON can hold, with `step`, and `best_step`, the one to keep.
+
+        Raises:
+            InputError: this one, or the one before it, cannot be written. Those that are whole stay.
         """
         self._policy.best_step = notes["best_step"]
-        self._manager.save(notes["step"], force=True, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)), notes=ocp.args.JsonSave(notes)))
+        with self._writing():
+            self._manager.save(notes["step"], force=True, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_tree(state)), notes=ocp.args.JsonSave(notes)))
 
     def latest(self, outline: TrainState) -> Restored | None:
         """The newest checkpoint that can be read, or None where there is none.
@@ -103,12 +112,29 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Until what was started is on disk."""
-        self._manager.wait_until_finished()
+        """Until what was started is on disk. Raises InputError where it cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory."""
-        self._manager.close()
+        """Waits, and lets go of the directory. Raises as `wait` does, if nothing has been raised before."""
+        reported = self._failed
+        try:
+            with self._writing():
+                self._manager.close()
+        except InputError:
+            if not reported:
+                raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Orbax and TensorStore raise many kinds, from threads: one line in their place."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path}: a checkpoint cannot be written: {_cause(reason)}") from error
 
     def _seal(self) -> None:
         """Lists a checkpoint's files; called in one process, just before the renaming.
@@ -140,6 +166,25 @@ class Checkpoints:
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _drop_echoes() -> None:
+    """Of a write that failed, TensorStore's threads print that nobody waits for them any more."""
+    before = sys.unraisablehook
+    if getattr(before, "drops_echoes", False):
+        return
+
+    def hook(what: Any) -> None:
+        if what.exc_type is not RuntimeError or str(what.exc_value) != "Event loop is closed":
+            before(what)
+    hook.drops_echoes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
+
+
+def _cause(reason: str) -> str:
+    """The file and what the system says, of TensorStore's long sentences."""
+    found = re.search(r'local file "([^"]+)".*: ([A-Z][^:]*?) \[os_error_code', reason)
+    return f"{found[1]}: {found[2]}" if found else reason[:300]
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -92,6 +92,14 @@ def test_only_prompts_with_an_answer_count(path: Path, model: Any, tmp_path: Pat
                                        "one\n")
 
 
+def test_prompts_that_are_there_twice_are_noted(path: Path, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": text} for text in (*QUESTIONS, *QUESTIONS[:3])]
+    assert run(path, lines(tmp_path / "twice.jsonl", rows)) == 0
+    assert capsys.readouterr().err == ("note: 3 of 43 prompts have been there before: what is foreseen is of "
+                                       "prompts drawn as these were\n")
+
+
 def test_too_few_prompts_decline_never_and_it_is_said(path: Path, model: Any, tmp_path: Path,
                                                       capsys: pytest.CaptureFixture[str]) -> None:
     few = [{"prompt": text} for text in QUESTIONS[:9]]

@@ -216,5 +216,5 @@ def test_what_cannot_be_studied(directory: Path, subject: Forecasts, chronos: Ch
 def test_a_context_longer_than_the_network_reads(directory: Path) -> None:
     """It would forecast from the newest 20 values, and a study say that it had more."""
     long = Forecasts(study(directory, context=21))
-    with pytest.raises(InputError, match="data.context: .* reads 20 values at most; .* found 21"):
+    with pytest.raises(InputError, match=r"data.context: .* reads 20 values at most; .* found 21"):
         long.open(long.config.network, str(directory))

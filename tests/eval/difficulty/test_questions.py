@@ -217,7 +217,7 @@ def test_few_groups_make_few_folds_or_none(tmp_path: Path) -> None:
     assert 2 <= n_groups <= 3
     assert len(subject.folds(np.arange(len(train)) % 2, train, 5)) == n_groups
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two")))
-    with pytest.raises(InputError, match="^split.by: expected at least two groups to learn .*, found 1 "):
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups to learn .*, found 1 "):
         Questions(study(data))
 
 

@@ -243,7 +243,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: cannot be read"),
     ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
     ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
-    ({"data": {"family": "text", "source": "stories", "items": 20, "prompt": 60, "ending": 6}},
+    ({"data": {"family": "text", "source": "stories", "items": 60, "prompt": 60, "ending": 6}},
      "item 0: prompt and ending have 66 tokens, and the network reads 64; data.most_tokens"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
     ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
