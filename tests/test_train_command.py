@@ -458,7 +458,8 @@ def test_a_disk_that_is_full(tiny_file, train_command, environment, tmp_path):
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.checkpoint_every=4"]
     assert main([*args, "train.steps=4"]) == 0
-    limited = ["sh", "-c", 'ulimit -f 8 && exec "$@"', "sh", *train_command, *args, "train.steps=8", "--resume"]
+    limited = ["sh", "-c", 'ulimit -f 8 && exec "$@"', "sh",
+               *train_command, *args, "train.steps=8", "--resume"]
     done = subprocess.run(limited, env=environment | READ_ONLY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert_one_line(done.stderr, f"{run_dir}/checkpoints: a checkpoint cannot be written: ", "File too large")
