@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from eval.stats import Interval
 
 FEW = 20  # groups: with fewer, intervals are too narrow and p too small
@@ -14,8 +16,10 @@ def told(interval: Interval, digits: int = 3, sign: bool = False) -> str:
     return f"{interval.point:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def told_p(p: float) -> str:
-    """`0.023`, or `< 0.001`."""
+def told_p(p: float | None) -> str:
+    """`0.023`, or `< 0.001`; a dash for a test that could not be made (NaN, in JSON null)."""
+    if p is None or math.isnan(p):
+        return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -26,9 +30,9 @@ def against_chance(area: Interval, groups: int) -> str:
     return "better than chance" if area.low > 0.5 else "worse than chance"
 
 
-def is_sure(p: float, groups: int) -> bool:
-    """Whether a difference of corrected p over so many groups may be called one."""
-    return groups >= FEW and p < SURE
+def is_sure(p: float | None, groups: int = FEW) -> bool:
+    """Whether a difference of corrected p over so many groups may be called one; not without a p."""
+    return groups >= FEW and p is not None and p < SURE
 
 
 def too_few(groups: int, what: str = "items") -> list[str]:

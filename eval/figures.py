@@ -62,15 +62,15 @@ def ladder(intervals: Mapping[str, Interval], title: str = "") -> Figure:
 
 
 def reliability(found: Mapping[str, Reliability], title: str = "") -> Figure:
-    """What happened over what was foretold; a mark's size tells its share of the items."""
+    """Accuracy over confidence; the size of a mark is its share of the items."""
     figure, axes = _figure(width=4.6, height=4.6)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
     for n, (name, bins) in enumerate(found.items()):
         shape = look(n)
-        axes.plot(bins.foretold, bins.happened, color=shape.colour, linestyle=shape.dash, label=name)
-        axes.scatter(bins.foretold, bins.happened, color=shape.colour, marker=shape.mark,
+        axes.plot(bins.confidence, bins.accuracy, color=shape.colour, linestyle=shape.dash, label=name)
+        axes.scatter(bins.confidence, bins.accuracy, color=shape.colour, marker=shape.mark,
                      s=15 + 120 * bins.counts / bins.counts.sum())
-    axes.set(xlabel="probability foretold", ylabel="share that happened", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="mean predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
     axes.set_aspect("equal")
     return _finished(figure, axes, title)
 

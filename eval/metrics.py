@@ -93,10 +93,10 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike, floor: float = 1e-15) 
 
 
 class Reliability(NamedTuple):
-    """What was foretold and what happened, in the occupied bins: each `[bins]`."""
+    """Mean predicted probability and observed frequency in the occupied bins: each `[bins]`."""
 
-    foretold: Floats
-    happened: Floats
+    confidence: Floats
+    accuracy: Floats
     counts: NDArray[np.int64]
 
 
@@ -116,9 +116,9 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
 
 
 def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
-    """Σ (share of items in a bin) × |foretold − happened|, over bins of equal width (Naeini et al. 2015)."""
+    """Σ (share of items in a bin) × |confidence − accuracy|, bins of equal width (Naeini et al. 2015)."""
     found = reliability(labels, probabilities, bins)
-    return float(np.sum(found.counts * np.abs(found.foretold - found.happened)) / found.counts.sum())
+    return float(np.sum(found.counts * np.abs(found.confidence - found.accuracy)) / found.counts.sum())
 
 
 def calibrated_error(probabilities: ArrayLike, bins: int = 10, draws: int = 200, seed: int = 0) -> float:

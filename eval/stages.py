@@ -24,7 +24,7 @@ from tilelli_jax.files import as_json, lock, write_atomically
 from tilelli_jax.json_text import read_json
 
 T = TypeVar("T")
-FORMAT = 1  # to be raised where a stage's result for the same key would be another one
+FORMAT = 2  # to be raised where a stage's result for the same key would be another one
 RECIPE = "made_of.json"
 RESULT = "result.json"  # of a stage that finds numbers
 RESULTS = "results.json"  # of a whole study, beside its report

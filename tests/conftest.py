@@ -30,8 +30,9 @@ ROOT = Path(__file__).parents[1]
 # Whole files go to one worker (--dist loadfile), these first: what takes longest must not start last.
 LONGEST = ("eval/abstention/test_abstention_study.py", "test_decoding.py", "training/test_interrupted.py",
            "training/test_processes.py", "models/test_gemma4.py", "training/test_sharded_step.py",
-           "test_train_command.py", "models/test_sharded_networks.py", "eval/recall/test_recall_study.py",
-           "training/test_step.py", "test_shipped_decoding.py", "eval/difficulty/test_study.py")
+           "train/test_train_command.py", "models/test_sharded_networks.py",
+           "eval/recall/test_recall_study.py", "training/test_step.py", "test_shipped_decoding.py",
+           "eval/difficulty/test_study.py")
 REASON_LINES = 5  # of each failure, at the end of what pytest prints
 
 _devices = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from bench import (
     sae,
     train_step,
 )
+from tests.extras import needs_torch
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -27,8 +27,6 @@ from tilelli_jax.models.vanilla import VanillaConfig
 # What PyTorch says of itself while it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
-                                 reason="PyTorch (extra: torch) is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import tilelli_jax
+from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.restated.random_weights import random_network
 from tests.restated.uncached import forward_of, logits_before
@@ -175,8 +175,7 @@ def test_greedy_ids_of_the_references(path: str) -> None:
     assert made[0].ids.tolist() == out[0, n:].tolist()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None,
-                    reason="transformers is there (extra: test); PyTorch (extra: torch) is not")
+@needs_transformers
 @pytest.mark.parametrize("name", ["gpt_neox", pytest.param("gemma4", marks=pytest.mark.exhaustive)])
 def test_transformers_generates_the_same(name: str, tmp_path: Path) -> None:
     """A batch of different lengths, which transformers wants padded on the left; greedy."""

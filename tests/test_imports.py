@@ -170,7 +170,7 @@ def test_what_eval_may_do() -> None:
         named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         roots = {name.partition(".")[0] for name in named}
         assert not roots & {"torch", "convert", "bench", "tests", "launch", "pickle"}, path
-        if path.parent.name == "eval":
+        if path.parent.name in ("eval", "stats"):
             assert not roots & {"jax", "flax"}, path
             assert not {name for name in named if name.startswith(LIBRARY)} - {
                 f"{LIBRARY}.files", f"{LIBRARY}.errors", f"{LIBRARY}.json_text"}, path

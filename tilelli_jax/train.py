@@ -225,7 +225,7 @@ def _parameters(task: Task, params: Any) -> str:
     return f"{whole:,} parameters" + (f", of which {trained:,} are trained" if trained < whole else "")
 
 
-def _position(state: dict[str, int], size: int, run: RunDirectory) -> dict[str, int]:
+def _position(state: dict[str, Any], size: float, run: RunDirectory) -> dict[str, Any]:
     """Where in the data a checkpoint was saved; older ones count batches of the settings in config.yaml."""
     if "next_index" not in state:
         return state

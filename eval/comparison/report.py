@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from eval import figures
+from eval import conclusions, figures
 from eval.comparison.compare import TESTS
 from eval.comparison.config import file_name
 from eval.comparison.study import Study
@@ -94,7 +94,7 @@ def verdicts(found: Tree) -> list[str]:
 
 def is_sure(one: Tree) -> bool:
     """Whether a difference may be called one: by Welch's test and by relabelling, both corrected."""
-    return all(one["p_holm"][test] < SURE for test in DECIDING)
+    return all(conclusions.is_sure(one["p_holm"][test]) for test in DECIDING)
 
 
 def limits(found: Tree) -> str:

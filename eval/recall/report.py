@@ -180,11 +180,12 @@ LEGEND = ("sidecar: a GRU over the layers on what the logit lens and the writes 
 
 def _calibration(report: Report, found: Tree) -> None:
     report.heading("Can the probability be believed?")
-    curves = {name: metrics.Reliability(np.asarray(c["foretold"]), np.asarray(c["happened"]),
+    curves = {name: metrics.Reliability(np.asarray(c["confidence"]), np.asarray(c["accuracy"]),
                                         np.asarray(c["counts"]))
               for name in SHOWN if (c := found["reliability"].get(name))}
-    report.figure("reliability", figures.reliability(curves), "What happened over what was foretold, on the "
-                  f"held-out questions; probabilities by {found['config']['fit']['calibrate']} on "
+    report.figure("reliability", figures.reliability(curves), "Observed frequency over mean predicted "
+                  "probability, on the held-out questions; probabilities by "
+                  f"{found['config']['fit']['calibrate']} on "
                   f"{_calibrated(found)}. Of the sidecar, the run that was kept.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ import safetensors.numpy
 
 import tilelli_jax
 from convert.__main__ import main
+from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights
 from tests.restated.random_weights import random_weights
@@ -30,10 +30,6 @@ from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.store import from_arrays
 from tilelli_jax.tensors import INDEX, TENSORS
-
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 
 GPT_NEOX = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
 GEMMA4 = Gemma4Config(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.convert.torch_files import state_of
+from tests.extras import needs_torch
 from tilelli_jax.config import to_dict
 from tilelli_jax.files import as_json
 from tilelli_jax.models.arrays import outline
@@ -105,8 +105,6 @@ TALL: dict[str, Any] = {"vocab_size": 256, "positions": "none", "tie_embeddings"
 SAID = {"n_heads": 1, "top_k": 3, "quantize": False}
 SIZES = {"small": RoutedConfig(**TALL, d_model=16, n_layers=2),
          "tall": RoutedConfig(**TALL, d_model=2048, n_layers=24)}
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
-                                 reason="PyTorch (extra: torch), which reads .pt files, is not installed")
 
 
 def shapes_of(size: str) -> dict[str, tuple[int, ...]]:

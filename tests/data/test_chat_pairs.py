@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_batches(pack: bool) -> None:
             np.testing.assert_array_equal(ours[[3, 4, 6, 7]], other)
 
 
-def test_a_position_is_one_integer() -> None:
+def test_a_position_is_how_many_rows_were_given() -> None:
     source = lay(pairs_of(30), 60, pack=False)
     iterator = iter(training_rows(source, batch_size=4, seed=1))
     for _ in range(5):
@@ -157,6 +158,18 @@ def test_a_position_is_one_integer() -> None:
     other.set_state(state)
     for ours, theirs in zip(next(other), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_rows_of_another_length_go_on_after_as_many_pairs() -> None:
+    short, long = (lay(pairs_of(60), length, pack=True) for length in (90, 180))
+    assert len(short) > len(long)
+    iterator = iter(training_rows(short, batch_size=4, seed=1, prefetch=0))
+    for _ in range(3):
+        next(iterator)
+    read = 12 * 60 / len(short)  # pairs, on average
+    other = iter(training_rows(long, batch_size=4, seed=1, prefetch=0))
+    other.set_state(json.loads(json.dumps(iterator.get_state())))
+    assert other.get_state() == {"examples": math.ceil(read * len(long) / 60), "size": 60 / len(long)}
 
 
 def test_validation_rows() -> None:

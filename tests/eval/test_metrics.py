@@ -84,8 +84,8 @@ def test_bins_and_their_edges() -> None:
     """0.1 is an edge and belongs to the bin above it; 1 belongs to the last."""
     probabilities = [0.05, 0.1, 0.19, 1.0, 0.95]
     found = metrics.reliability([0, 1, 0, 1, 0], probabilities)
-    np.testing.assert_allclose(found.foretold, [0.05, 0.145, 0.975])
-    np.testing.assert_allclose(found.happened, [0, 0.5, 0.5])
+    np.testing.assert_allclose(found.confidence, [0.05, 0.145, 0.975])
+    np.testing.assert_allclose(found.accuracy, [0, 0.5, 0.5])
     assert found.counts.tolist() == [1, 2, 2]
     expected = (0.05 * 1 + abs(0.145 - 0.5) * 2 + abs(0.975 - 0.5) * 2) / 5
     assert metrics.expected_calibration_error([0, 1, 0, 1, 0], probabilities) == pytest.approx(expected)
@@ -96,7 +96,7 @@ def test_an_edge_belongs_to_the_bin_above() -> None:
     for bins in (2, 5, 10, 15, 20):
         stated = [k / bins for k in range(bins)]
         found = metrics.reliability([1] * bins, stated, bins)
-        assert found.counts.tolist() == [1] * bins and found.foretold.tolist() == stated
+        assert found.counts.tolist() == [1] * bins and found.confidence.tolist() == stated
     stated = [float(f"0.{k}") for k in range(10)]
     assert metrics.reliability([0] * 11, [*stated, 1.0]).counts.tolist() == [1] * 9 + [2]
     found = metrics.expected_calibration_error([1] * 10 + [0] * 10, [0.5] * 10 + [0.6] * 10)
@@ -141,7 +141,7 @@ def test_recalls_numbers() -> None:
             told = metrics.reliability(labels, chances)
             ours = {"auroc": metrics.auroc(labels, chances), "auprc": metrics.auprc(labels, chances),
                     "ece": metrics.expected_calibration_error(labels, chances),
-                    "rel_x": told.foretold, "rel_y": told.happened}
+                    "rel_x": told.confidence, "rel_y": told.accuracy}
             for name, found in ours.items():
                 np.testing.assert_allclose(found, cases[f"{k}/{name}"], rtol=0, atol=1e-12)
             sure = np.abs(chances - 0.5)

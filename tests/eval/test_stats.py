@@ -28,8 +28,8 @@ def scored() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def test_the_bootstrap_is_the_loop(scored: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores = scored
     expected = looped_bootstrap(labels, scores, 100, 42)
-    for block in (stats.BLOCK, 1, 500):  # however few are held in memory at once
-        monkeypatch.setattr(stats, "BLOCK", block)
+    for block in (stats.resampling.BLOCK, 1, 500):  # however few are held in memory at once
+        monkeypatch.setattr(stats.resampling, "BLOCK", block)
         found = stats.PairedBootstrap(labels, scores, replicates=100)
         for name, values in expected.items():
             np.testing.assert_allclose(found.replicates[name], values, atol=1e-12)
@@ -112,8 +112,8 @@ def test_permutations_are_the_loop(scored: tuple, monkeypatch: pytest.MonkeyPatc
     labels, scores = scored
     expected = looped_permutation(labels, scores["good"], scores["coarse"], 150, 42)
     seen = auroc(labels, scores["good"]) - auroc(labels, scores["coarse"])
-    for block in (stats.BLOCK, 1000):
-        monkeypatch.setattr(stats, "BLOCK", block)
+    for block in (stats.significance.BLOCK, 1000):
+        monkeypatch.setattr(stats.significance, "BLOCK", block)
         found = stats.permute_labels(labels, scores["good"], scores["coarse"], permutations=150)
         np.testing.assert_allclose(found.null, expected, atol=1e-12)
     beyond = int((expected <= seen).sum() if seen < 0 else (expected >= seen).sum())

@@ -5,7 +5,6 @@ The same errors are not asked for: sums are rounded in other orders.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.extras import needs_transformers
 from tilelli_jax.models import FlaxGemma4ForCausalLM, FlaxGPTNeoXForCausalLM, FlaxT5ForConditionalGeneration
 from tilelli_jax.models.decoder import ComputeConfig
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
+pytestmark = needs_transformers
 
 VOCABULARY = 61
 

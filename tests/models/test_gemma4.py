@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 import shutil
@@ -19,6 +18,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.random_weights import random_network
@@ -35,9 +35,6 @@ from tilelli_jax.store import from_arrays, load, save
 TINY_REFERENCES = {"e4b": STORED / "gemma4_tiny" / "e4b", "e2b": STORED / "gemma4_tiny" / "e2b"}
 WITH_TOKENIZER = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
 needs_reference = needs(STORED)
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 # Of the largest number. Measured: 3.9e-5 on the references, 6.5e-5 on random networks (SSE4.2, AVX2, and at
 # full optimisation): their streams grow fifty-fold through norms of small writes, and noise with them.
 NOISE = noise(50, steps=3)

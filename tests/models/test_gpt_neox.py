@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
@@ -30,9 +30,6 @@ from tilelli_jax.tensors import INDEX
 
 REFERENCE = STORED / "pythia_tiny" / "parallel"
 needs_reference = needs(REFERENCE)
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 NOISE = noise(1, steps=5)  # of the largest logit or state; measured: 7e-7, here and on the reference
 
 TINY = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.extras import needs_torch
 from tests.restated import brute
 from tests.restated.comparison import distance, farthest
 from tests.restated.random_weights import random_network
@@ -28,8 +28,6 @@ from tilelli_jax.models.vanilla import VanillaConfig
 # chosen otherwise moves them by more than 1e-3.
 LOGITS, GRADIENTS = noise(1, steps=3), noise(1, steps=8)
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None,
-                                 reason="PyTorch (extra: torch) is not installed")
 VOCAB, TIME = 17, 13
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "n_layers": 2, "max_seq_len": 16}
 ROUTED = RoutedConfig(**SIZES, d_model=16, n_heads=3, d_head=6, top_k=4, dense_expand=2,

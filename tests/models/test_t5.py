@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
@@ -37,9 +37,6 @@ from tilelli_jax.store import from_arrays
 
 REFERENCE = STORED / "chronos_tiny"
 needs_reference = needs(REFERENCE)
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch (extra: torch), on which transformers runs, is not installed")
 NOISE = noise(1, steps=8)  # of the largest number; measured: 5e-7 on the reference, 2.5e-6 on random weights
 
 TINY = T5Config(vocab_size=50, d_model=12, n_layers=2, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20)
@@ -338,3 +335,16 @@ def test_ids_that_are_none(ids: Any, says: str) -> None:
             model(*arguments)
     with pytest.raises(ValueError, match=says):
         continue_ids(model, jnp.asarray(ids), n=2)
+
+
+def test_what_ends_a_sequence(tmp_path: Path) -> None:
+    """One id, alone or as the only one of a list; of several none is chosen in silence."""
+    random_model(TINY).save_pretrained(tmp_path)
+    for ends, says in ((1, ""), ([1], ""), ([1, 2], r"eos_token_id: expected one id, found \[1, 2\]"),
+                       ([], r"eos_token_id: expected one id, found \[\]")):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        if says:
+            with pytest.raises(InputError, match=says):
+                FlaxT5ForConditionalGeneration.from_pretrained(tmp_path)
+        else:
+            assert FlaxT5ForConditionalGeneration.from_pretrained(tmp_path).config.end_id == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.restated.comparison import distance
 from tests.restated.random_weights import random_network
@@ -27,9 +27,6 @@ from tilelli_jax.signals.series import EVERY, PLACE, encoded, forecasts, patched
 
 TINY_CHRONOS = (STORED / "difficulty" / "tiny_world"
                 / "tiny_chronos")
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
-    reason="PyTorch (extra: torch) or transformers (extra: test) is not installed")
 needs_reference = needs(TINY_CHRONOS)
 NOISE = noise(1, steps=3)  # of the largest number
 CONFIG = T5Config(vocab_size=50, d_model=12, n_layers=3, n_decoder_layers=2, n_heads=3, d_head=5, d_hidden=20,

@@ -22,6 +22,7 @@ ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, n_heads=1, d_head
 VANILLA = VanillaConfig(d_model=8, n_layers=1, max_seq_len=TIME, n_heads=1, dense_expand=1)
 ROWS = np.random.default_rng(1).integers(0, 256, (4, TIME + 1)).astype(np.uint8)
 
+
 @pytest.fixture  # arrays are of no use after the devices have changed
 def vanilla():
     return build(VANILLA, 0)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -16,7 +15,9 @@ import pytest
 import scipy.optimize
 from flax import nnx
 
+from tests.extras import needs_torch
 from tests.references import STORED, needs
+from tests.restated.autoencoder import by_name, dense_loss, restated_training
 from tests.restated.mixtures import mixtures
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.activations import Activations
@@ -41,11 +42,6 @@ ADAM = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=10,
 def stored(arrays: dict[str, Any], d: int, n: int, k: int) -> TopKSAE:
     return from_arrays(SAEConfig(d_model=d, n_latents=n, k=k, unit_norm="columns"),
                        {ours: np.asarray(arrays[theirs]) for ours, theirs in NAMES.items()})
-
-
-def by_name(tree: Any) -> dict[str, Any]:
-    return {"W_enc": tree["encoder"]["kernel"], "b_enc": tree["encoder"]["bias"],
-            "W_dec": tree["decoder"]["kernel"], "b_dec": tree["bias"]}
 
 
 @nnx.jit
@@ -92,44 +88,7 @@ def losses(model: TopKSAE, x: np.ndarray, dead: np.ndarray) -> tuple[Any, Any, A
     return total, metrics, grads
 
 
-class Restated(NamedTuple):
-    """The published training loop in PyTorch: parameters, and the loss of each step."""
-
-    params: dict[str, np.ndarray]
-    losses: list[float]
-
-
-def restated_training(start: dict[str, np.ndarray], batches: list[np.ndarray], k: int, aux_k: int,
-                      dead_after: int) -> Restated:
-    import torch
-    p = {name: torch.tensor(array).requires_grad_() for name, array in start.items()}
-    rule = torch.optim.Adam(p.values(), lr=3e-3)
-    silent, found = torch.zeros(p["b_enc"].shape[0]), []
-    for step, batch in enumerate(batches):
-        for group in rule.param_groups:
-            group["lr"] = 3e-3 * min(1.0, step / 10)
-        x, dead = torch.from_numpy(batch), silent > dead_after
-        before = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
-        values, which = before.topk(k, dim=-1)
-        codes = torch.zeros_like(before).scatter(-1, which, values.relu())
-        made = codes @ p["W_dec"] + p["b_dec"]
-        loss = ((made - x)**2).mean()
-        if dead.any():
-            values, which = before[:, dead].topk(min(aux_k, int(dead.sum())), dim=-1)
-            others = torch.zeros_like(before[:, dead]).scatter(-1, which, values.relu()) @ p["W_dec"][dead]
-            loss = loss + ((others - (x - made.detach()))**2).mean()
-        rule.zero_grad()
-        loss.backward()
-        rule.step()
-        with torch.no_grad():
-            p["W_dec"] /= p["W_dec"].norm(dim=0, keepdim=True).clamp_min(1e-12)
-        silent = torch.where((codes > 0).any(dim=0), 0.0, silent + 1)
-        found.append(loss.item())
-    return Restated({name: array.detach().numpy() for name, array in p.items()}, found)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None,
-                    reason="PyTorch (extra: torch) is not installed")
+@needs_torch
 def test_the_published_training_curve() -> None:
     """Sixty steps from the same weights on the same batches, with latents that die on the way."""
     rng = np.random.default_rng(0)
@@ -163,6 +122,7 @@ def test_the_published_training_curve() -> None:
 # --- By default ---------------------------------------------------------------------------------
 
 FAST = OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.999, weight_decay=0)
+ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=5000)
 
 
 def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *, devices: int = 1,
@@ -224,25 +184,6 @@ def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...])
     assert found["explained_variance"] > 0.9 and 2.5 < found["l0"] < 3.5
 
 
-# --- Of a whole batch, and nested ------------------------------------------------------------------
-
-
-def dense_loss(params: Any, x: np.ndarray, config: SAEConfig, prefixes: tuple[int, ...]) -> jax.Array:
-    """Dense codes, chosen by sorting; the mean over the prefixes of the fraction of variance unexplained."""
-    w = by_name(params)
-    codes = jnp.maximum((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
-    kept = np.asarray(jax.lax.stop_gradient(codes))
-    if config.activation == "batch_topk":
-        order = np.argsort(-kept.ravel())[:len(x) * config.k]
-        chosen = np.isin(np.arange(kept.size), order).reshape(kept.shape)
-    else:
-        chosen = kept >= -np.sort(-kept, axis=1)[:, config.k - 1:config.k]
-    codes = jnp.where(chosen, codes, 0)
-    left = [((codes[:, :n] @ w["W_dec"][:n] + w["b_dec"] - x)**2).mean()
-            for n in (*prefixes, config.n_latents)]
-    return sum(left) / len(left) / ((x - x.mean(axis=0))**2).mean()
-
-
 @pytest.mark.parametrize(("activation", "most_active", "prefixes"), [
     ("topk", 0, (5, 20)), ("batch_topk", 0, ()), ("batch_topk", 48, ()), ("batch_topk", 48, (5, 20))])
 def test_the_loss_is_that_of_dense_codes(activation: Any, most_active: int,
@@ -301,9 +242,6 @@ def test_the_threshold_is_a_moving_average() -> None:
         assert float(row["threshold"]) == pytest.approx(expected, rel=1e-5)
     assert mean.pop("threshold") == told[-1]["threshold"] and alone.pop("threshold") == seen[-1]["threshold"]
     chex.assert_trees_all_close(mean, alone, rtol=1e-5, atol=1e-5)  # two programs: rounding may differ
-
-
-ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=5000)
 
 
 @pytest.mark.exhaustive

@@ -275,9 +275,8 @@ def training_rows(source: ChatRows, *, batch_size: int, seed: int, rows: Rows | 
             response=part.response / np.float32(max(responses, 1)), prompt=part.prompt / np.float32(pairs),
             last=part.last / np.float32(pairs), inside=part.inside / np.float32(inside))
     order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
-    # Rows of several pairs are others where they have another length; rows of one are not.
-    return Batches(order, batch_size, batch, prefetch=prefetch,
-                   size=source.seq_len if len(source) < len(source.turns) else 1)
+    # Packed into rows of another length, other pairs stand together: what was read is counted in pairs.
+    return Batches(order, batch_size, batch, prefetch=prefetch, size=len(source.turns) / len(source))
 
 
 def validation_rows(source: ChatRows, *, batch_size: int, rows: Rows | None = None,

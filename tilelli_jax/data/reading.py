@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,16 +37,16 @@ class Batches(grain.IterDataset):
     """Batches of examples one after the other; an iterator's state is how many examples it has given.
 
     So another batch size, or number of processes, goes on with the first example that was not given yet.
+
+    Args:
+        examples: what a batch is made of, endless.
+        make: stacked examples of a global batch → the batch, of the rows that this process reads.
+        size: of an example, in bytes, pairs or rows. Where it has changed, what was read is counted by it.
+        start: how many examples were given before an iterator begins.
     """
 
     def __init__(self, examples: grain.MapDataset, batch_size: int, make: Callable[[np.ndarray], Any], *,
-                 prefetch: int, size: int = 1, start: int = 0) -> None:
-        """Args:
-            examples: what a batch is made of, endless.
-            make: stacked examples of a global batch → the batch, of the rows that this process reads.
-            size: of an example, in bytes or rows. Where it has changed, what was read is counted by it.
-            start: how many examples were given before an iterator begins.
-        """
+                 prefetch: int, size: float = 1, start: int = 0) -> None:
         super().__init__()
         self.examples, self.batch_size, self.make = examples, batch_size, make
         self.prefetch, self.size, self.start = prefetch, size, start
@@ -69,13 +70,13 @@ class _BatchIterator(grain.DatasetIterator):
         self._given += of.batch_size
         return found
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, Any]:
         """How many examples were given, and of which size."""
         return {"examples": self._given, "size": self._of.size}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from there. Raises KeyError for what is no such state."""
         examples, size = state["examples"], state["size"]
-        # Examples of another size are others: what is to come begins after as many bytes.
-        self._given = examples if size == self._of.size else -(-examples * size // self._of.size)
+        # Examples of another size are others: what is to come begins after as many bytes or pairs.
+        self._given = examples if size == self._of.size else math.ceil(examples * size / self._of.size)
         self._ahead = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree
+from tilelli_jax.pretrained.hugging_face import Family, Tree, several_ids
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 
 TOKENIZER = "MeanScaleUniformBins"
@@ -49,8 +49,15 @@ def _config_of(tree: Tree) -> Tree:
         "n_buckets": tree["relative_attention_num_buckets"],
         "max_distance": tree.get("relative_attention_max_distance", 128),
         "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)), "tie_embeddings": tied,
-        "start_id": tree.get("decoder_start_token_id") or 0, "end_id": tree.get("eos_token_id", 1),
+        "start_id": tree.get("decoder_start_token_id") or 0, "end_id": _end(tree.get("eos_token_id", 1)),
         "chronos": None if chronos is None else _chronos_of(chronos)}
+
+
+def _end(ids: Any) -> int:
+    found = several_ids(ids)
+    if len(found) != 1:
+        raise InputError(f"eos_token_id: expected one id, found {ids!r}")
+    return found[0]
 
 
 _CHRONOS: dict[str, type] = {

@@ -14,28 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.abstention.__main__ import main, part_of
+from eval.abstention.__main__ import main
 from eval.abstention.config import DATA_FILES, AbstentionConfig
 from eval.abstention.study import CALIBRATION, PROMPTS, Study
-from eval.abstention.variants import VARIANTS, dependencies
+from eval.abstention.variants import VARIANTS
 from eval.tables import read_columns
+from tests.eval.abstention.small import SEEDS, SHAPE, STEPS, N, options
 from tests.eval.running import write
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
-from tilelli_jax.data import village
-from tilelli_jax.data.village import files
-from tilelli_jax.models import RoutedConfig, VanillaConfig
+from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.signals.names import HEAD
 from tilelli_jax.training import loop
 
-ROOT = Path(__file__).parents[3]
-SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}
-SEEDS = (0, 1)
-STEPS = 2
-N = 40  # prompts to fit and to calibrate on, and about as many to ask: one shape, for which all is compiled
 # What each variant may change, by the names of the parameters.
 CHANGES = {"v4": r".*", "v5": r"blocks\.\d+\.router\..*", "v6": r"blocks\.\d+\.router\..*",
            "v7": r"blocks\.\d+\.router\..*|abstain\..*", "v8a": r"blocks\.\d+\.router\..*|abstain\..*",
@@ -44,42 +38,6 @@ CHANGES = {"v4": r".*", "v5": r"blocks\.\d+\.router\..*", "v6": r"blocks\.\d+\.r
 # One of each kind; that of the others is left to the exhaustive tests.
 FEW = ("v4", "v7", "v8b", "splice", "v9", "pooled", "low-rank")
 OTHERS = tuple(name for name in VARIANTS if name not in FEW)
-
-
-def recipe(name: str, **settings: Any) -> dict[str, Any]:
-    short = {"steps": STEPS, "batch_size": 8, "eval_every": 2, "eval_bytes": 1000,
-             "checkpoint_every": 1} | settings
-    return {"train": str(ROOT / f"configs/abstention-{name}.yaml"),
-            # Muon takes longer to compile.
-            "set": ["optimizer.name=adamw", *(f"train.{key}={value}" for key, value in short.items())]}
-
-
-def options(out: Path, **changed: Any) -> dict[str, Any]:
-    base = recipe("base", seq_len=128)
-    base["set"] += [f"model.{key}={value}" for key, value in SHAPE.items()]
-    # Without attention, which takes longest to compile.
-    base["set"] += ["model.pathways=[local,dense]", "data.village_passes=1", "data.village_people=48"]
-    sae = recipe("sae", batch_size=32, eval_batch_size=32)
-    sae["set"] += ["model.k=4"]
-    return {"out": str(out), "seeds": list(SEEDS),
-            "training": {"base": base, "chat": recipe("chat"), "variant": recipe("variant"), "sae": sae},
-            "pairs": {"pairs": 120, "calibration": N, "held_out": 60},
-            "prompts": str(out.parent / "prompts.jsonl"), "batch_size": N,
-            "answers": {"max_new": 4}, "fitted": {"prompts": N, "rank": 2, "latents": 2, "jobs": 1},
-            "replicates": 100} | changed
-
-
-def write_prompts(path: Path) -> None:
-    """Five of every regime, long ones cut: as long as those to calibrate on are with their padding."""
-    made = [one._replace(prompt=one.prompt[-100:]) for one in village.prompts(village.world(0, 48), 5)]
-    path.write_bytes(b"".join(files.of_regimes(made).values()))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("abstention")
-    write_prompts(path / "prompts.jsonl")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -305,27 +263,6 @@ def test_files_of_ones_own(study: Study, place: Path, tmp_path: Path,
     assert_one_line(capsys.readouterr().err, "line 51: takes a train.seq_len of")
 
 
-@pytest.mark.parametrize(("name", "rows", "said"), [
-    ("calibration", [("q", True)] * 30, "expected 19 prompts with an answer at least, to hold target_fpr"),
-    ("calibration", [(f"q{i}", i < 18) for i in range(40)], "expected 19 prompts with an answer at least"),
-    ("calibration", [(f"q{i}" * (1 + 149 * (i == 7)), True) for i in range(30)],
-     "line 8: prompt: takes 315 bytes as a turn"),
-    ("held_out", [("", True)] * 3, "own.jsonl, line 1: expected prompt and response, as held_out has them"),
-    ("held_out", [(f"q{i}", True) for i in range(50)], "expected 20 prompts with an answer and 20"),
-    ("semantic", [(f"q{i}", i < 45) for i in range(50)], "expected 20 prompts with an answer and 20")])
-def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
-                                 rows: list[tuple[str, bool]], said: str) -> None:
-    own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps(
-        {"prompt": prompt, "response": "a", "answerable": known} if prompt else {"text": "bare"}) + "\n"
-        for prompt, known in rows))
-    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
-    tree["pairs"]["files"] = [f"{name}={own}"]
-    assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
-    assert_one_line(capsys.readouterr().err, said)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(("name", "other"), [
     ("calibration", "semantic"), ("held_out", "chat"), ("calibration", "held_out")])
 def test_what_is_held_out_is_nowhere_else(study: Study, place: Path, tmp_path: Path,
@@ -341,88 +278,3 @@ def test_what_is_held_out_is_nowhere_else(study: Study, place: Path, tmp_path: P
         assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
         *_, last = capsys.readouterr().err.splitlines(keepends=True)  # after what is told of
         assert_one_line(last, f"pairs.files: {own}: expected no prompt that is in ")
-
-
-def test_where_the_report_of_a_part_belongs(place: Path) -> None:
-    """What is not the file's whole study does not take the place of its report."""
-    file = write(place / "whole.yaml", options(place / "out"))
-    whole = config_lib.load(AbstentionConfig, file)
-
-    def part(*overrides: str) -> str:
-        return part_of(whole, config_lib.load(AbstentionConfig, file, overrides))
-    assert part() == part("out=elsewhere") == part("name=else") == part("seeds=[0,1]") == ""
-    assert part("variants=[v4,v9]") == "parts/v4+v9" and part("seeds=[0]") == "parts/seeds-0"
-    given = part("given=[v4=a]", "seeds=[0]")
-    assert re.fullmatch(r"parts/seeds-0-[0-9a-f]{6}", given)
-    assert len({given, part("given=[v4=b]", "seeds=[0]"), part("prompts=mine.jsonl"),
-                part("prompts=mine.jsonl", "seeds=[0]"), part("seeds=[0]")}) == 5
-
-
-def test_dependencies() -> None:
-    assert dependencies(("splice",)) == ("v4", "v7", "splice") and dependencies(("v9",)) == ("v4", "v9")
-    assert dependencies(("pooled",)) == ("v4", "pooled") and dependencies(tuple(VARIANTS)) == tuple(VARIANTS)
-
-
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
-    ({"variants": []}, "variants: expected different ones"),
-    ({"seeds": [0, 0]}, "seeds: expected different whole numbers"),
-    ({"given": ["v4"]}, "given: expected some of base, v4"),
-    ({"given": ["pooled=x"], "seeds": [0]}, "with =DIR, found 'pooled=x'"),
-    ({"given": ["v4=x", "v4=y"], "seeds": [0]}, "given: expected each network once"),
-    ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one where v4 is given"),
-    ({"given": ["v7=x"], "seeds": [0, 1]}, "seeds: expected one where v7 is given"),
-    ({"pairs": {"files": ["chats=x"]}}, "pairs.files: expected chat, semantic"),
-    ({"pairs": {"files": ["chat=/nowhere.jsonl"]}}, "/nowhere.jsonl"),
-    ({"given": ["v4=/nowhere"], "seeds": [0]}, "/nowhere: expected a model directory"),
-    ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
-    ({"answers": {"max_new": 200}}, "prompts: "),
-    ({"training": {"base": {"train": "nothing.yaml"}}}, "nothing.yaml: no such file"),
-    ({"training": {"base": {"set": ["train.steps=3"]}}}, "training.base.train: expected the file of a"),
-    ({"training": {"base": recipe("base") | {"set": ["model.d_modell=3"]}}}, "d_modell"),
-])
-def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
-                  said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
-    assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
-    assert_one_line(capsys.readouterr().err, said)
-    assert not (tmp_path / "out").exists()
-
-
-def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
-                                          capsys: pytest.CaptureFixture[str]) -> None:
-    """A router, a head, a regime."""
-    store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
-    store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
-    store.save(random_network(VanillaConfig(**SHAPE, abstain_head=True), 0)[0], tmp_path / "headed")
-    wide = RoutedConfig(**SHAPE, pathways=("local", "dense"), abstain_head=True)
-    symbols = RoutedConfig(**SHAPE, pathways=("local",), vocab_size=100)
-    store.save(random_network(wide, 0)[0], tmp_path / "wide")
-    store.save(random_network(symbols, 0)[0], tmp_path / "symbols")
-    lines = (place / "prompts.jsonl").read_text().splitlines()
-    (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
-    for changes, said in (
-            ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"], "seeds": [0]},
-             "variants: v5 trains or judges the router; vanilla has none"),
-            ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"],
-              "seeds": [0]}, "expected a network with an abstain head, found none"),
-            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'headed'}"], "seeds": [0]},
-             "v9={}: expected family, d_model, n_layers and pathways as of the others, ('routed', 16, 2, "
-             "'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
-            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
-             "found ('routed', 16, 2, 'local', 'dense', 1)"),
-            ({"given": [f"base={tmp_path / 'symbols'}"], "seeds": [0]},
-             f"given: base={tmp_path / 'symbols'}: expected a network that reads bytes, routed or vanilla"),
-            ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
-        tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
-        assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
-        assert_one_line(capsys.readouterr().err, said)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_shipped_configurations() -> None:
-    demo, full = (config_lib.load(AbstentionConfig, ROOT / f"configs/abstention{name}.yaml")
-                  for name in ("-demo", ""))
-    assert len(demo.seeds) == 1 and len(full.seeds) >= 5
-    assert demo.variants == full.variants == tuple(VARIANTS)

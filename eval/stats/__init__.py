@@ -1,0 +1,53 @@
+"""How sure a number is (`resampling`: intervals), and whether a difference is one (`significance`: tests)."""
+
+from eval.stats.resampling import (
+    Interval,
+    PairedBootstrap,
+    bootstrap_mean,
+    bootstrap_of,
+    bootstrap_two_way,
+    exact_share,
+    percentiles,
+    resampled_counts,
+)
+from eval.stats.significance import (
+    MOST_ARRANGEMENTS,
+    DeLong,
+    ExactTest,
+    MeanDifference,
+    PermutationTest,
+    bootstrap_p,
+    delong,
+    delong_covariance,
+    exact_relabelling,
+    exact_sign_flips,
+    holm,
+    paired_t,
+    permute_labels,
+    welch,
+)
+
+__all__ = [
+    "MOST_ARRANGEMENTS",
+    "DeLong",
+    "ExactTest",
+    "Interval",
+    "MeanDifference",
+    "PairedBootstrap",
+    "PermutationTest",
+    "bootstrap_mean",
+    "bootstrap_of",
+    "bootstrap_p",
+    "bootstrap_two_way",
+    "delong",
+    "delong_covariance",
+    "exact_relabelling",
+    "exact_share",
+    "exact_sign_flips",
+    "holm",
+    "paired_t",
+    "percentiles",
+    "permute_labels",
+    "resampled_counts",
+    "welch",
+]

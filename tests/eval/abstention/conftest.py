@@ -1,0 +1,16 @@
+"""What the tests of the study share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.eval.abstention.small import write_prompts
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("abstention")
+    write_prompts(path / "prompts.jsonl")
+    return path

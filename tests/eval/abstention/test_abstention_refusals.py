@@ -1,0 +1,127 @@
+"""What the study does not take: files, networks and settings; and what it ships with."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.abstention.__main__ import main, part_of
+from eval.abstention.config import AbstentionConfig
+from eval.abstention.variants import VARIANTS, dependencies
+from tests.eval.abstention.small import ROOT, SHAPE, options, recipe
+from tests.eval.running import write
+from tests.refusals import assert_one_line
+from tests.restated.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax import store
+from tilelli_jax.models import RoutedConfig, VanillaConfig
+
+
+@pytest.mark.parametrize(("name", "rows", "said"), [
+    ("calibration", [("q", True)] * 30, "expected 19 prompts with an answer at least, to hold target_fpr"),
+    ("calibration", [(f"q{i}", i < 18) for i in range(40)], "expected 19 prompts with an answer at least"),
+    ("calibration", [(f"q{i}" * (1 + 149 * (i == 7)), True) for i in range(30)],
+     "line 8: prompt: takes 315 bytes as a turn"),
+    ("held_out", [("", True)] * 3, "own.jsonl, line 1: expected prompt and response, as held_out has them"),
+    ("held_out", [(f"q{i}", True) for i in range(50)], "expected 20 prompts with an answer and 20"),
+    ("semantic", [(f"q{i}", i < 45) for i in range(50)], "expected 20 prompts with an answer and 20")])
+def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+                                 rows: list[tuple[str, bool]], said: str) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(
+        {"prompt": prompt, "response": "a", "answerable": known} if prompt else {"text": "bare"}) + "\n"
+        for prompt, known in rows))
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
+    tree["pairs"]["files"] = [f"{name}={own}"]
+    assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
+    assert_one_line(capsys.readouterr().err, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_the_report_of_a_part_belongs(place: Path) -> None:
+    """What is not the file's whole study does not take the place of its report."""
+    file = write(place / "whole.yaml", options(place / "out"))
+    whole = config_lib.load(AbstentionConfig, file)
+
+    def part(*overrides: str) -> str:
+        return part_of(whole, config_lib.load(AbstentionConfig, file, overrides))
+    assert part() == part("out=elsewhere") == part("name=else") == part("seeds=[0,1]") == ""
+    assert part("variants=[v4,v9]") == "parts/v4+v9" and part("seeds=[0]") == "parts/seeds-0"
+    given = part("given=[v4=a]", "seeds=[0]")
+    assert re.fullmatch(r"parts/seeds-0-[0-9a-f]{6}", given)
+    assert len({given, part("given=[v4=b]", "seeds=[0]"), part("prompts=mine.jsonl"),
+                part("prompts=mine.jsonl", "seeds=[0]"), part("seeds=[0]")}) == 5
+
+
+def test_dependencies() -> None:
+    assert dependencies(("splice",)) == ("v4", "v7", "splice") and dependencies(("v9",)) == ("v4", "v9")
+    assert dependencies(("pooled",)) == ("v4", "pooled") and dependencies(tuple(VARIANTS)) == tuple(VARIANTS)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
+    ({"variants": []}, "variants: expected different ones"),
+    ({"seeds": [0, 0]}, "seeds: expected different whole numbers"),
+    ({"given": ["v4"]}, "given: expected some of base, v4"),
+    ({"given": ["pooled=x"], "seeds": [0]}, "with =DIR, found 'pooled=x'"),
+    ({"given": ["v4=x", "v4=y"], "seeds": [0]}, "given: expected each network once"),
+    ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one where v4 is given"),
+    ({"given": ["v7=x"], "seeds": [0, 1]}, "seeds: expected one where v7 is given"),
+    ({"pairs": {"files": ["chats=x"]}}, "pairs.files: expected chat, semantic"),
+    ({"pairs": {"files": ["chat=/nowhere.jsonl"]}}, "/nowhere.jsonl"),
+    ({"given": ["v4=/nowhere"], "seeds": [0]}, "/nowhere: expected a model directory"),
+    ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
+    ({"answers": {"max_new": 200}}, "prompts: "),
+    ({"training": {"base": {"train": "nothing.yaml"}}}, "nothing.yaml: no such file"),
+    ({"training": {"base": {"set": ["train.steps=3"]}}}, "training.base.train: expected the file of a"),
+    ({"training": {"base": recipe("base") | {"set": ["model.d_modell=3"]}}}, "d_modell"),
+])
+def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
+                  said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
+    assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
+    assert_one_line(capsys.readouterr().err, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """A router, a head, a regime."""
+    store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
+    store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
+    store.save(random_network(VanillaConfig(**SHAPE, abstain_head=True), 0)[0], tmp_path / "headed")
+    wide = RoutedConfig(**SHAPE, pathways=("local", "dense"), abstain_head=True)
+    symbols = RoutedConfig(**SHAPE, pathways=("local",), vocab_size=100)
+    store.save(random_network(wide, 0)[0], tmp_path / "wide")
+    store.save(random_network(symbols, 0)[0], tmp_path / "symbols")
+    lines = (place / "prompts.jsonl").read_text().splitlines()
+    (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
+    for changes, said in (
+            ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"], "seeds": [0]},
+             "variants: v5 trains or judges the router; vanilla has none"),
+            ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"],
+              "seeds": [0]}, "expected a network with an abstain head, found none"),
+            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'headed'}"], "seeds": [0]},
+             "v9={}: expected family, d_model, n_layers and pathways as of the others, ('routed', 16, 2, "
+             "'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
+            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
+             "found ('routed', 16, 2, 'local', 'dense', 1)"),
+            ({"given": [f"base={tmp_path / 'symbols'}"], "seeds": [0]},
+             f"given: base={tmp_path / 'symbols'}: expected a network that reads bytes, routed or vanilla"),
+            ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
+        tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
+        assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
+        assert_one_line(capsys.readouterr().err, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_configurations() -> None:
+    demo, full = (config_lib.load(AbstentionConfig, ROOT / f"configs/abstention{name}.yaml")
+                  for name in ("-demo", ""))
+    assert len(demo.seeds) == 1 and len(full.seeds) >= 5
+    assert demo.variants == full.variants == tuple(VARIANTS)

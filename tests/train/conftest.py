@@ -1,0 +1,56 @@
+"""Runs that several files look at: one complete, one stopped half-way."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+
+import pytest
+import yaml
+
+from tilelli_jax.train import main
+from tilelli_jax.training import loop
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny):
+    """With two pathways instead of three: every run traces its step anew."""
+    return tiny | {"model": tiny["model"] | {"pathways": ["local", "dense"]}}
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_file, tmp_path_factory):
+    """A complete run: its directory and what it printed."""
+    run_dir = tmp_path_factory.mktemp("finished") / "demo"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = main(["--config", str(tiny_file), f"run_dir={run_dir}", "report.trigram=true",
+                       "report.reference=0.5", "report.reference_name=a rival, of old",
+                       'report.prompts=["Once", "The "]', "report.sample_bytes=5"])
+    assert status == 0
+    return run_dir, out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def half_way(tiny_file, tmp_path_factory):
+    """The directory of a run that was asked to stop after step 7."""
+    run_dir = tmp_path_factory.mktemp("half way") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "should_stop", lambda step: step == 7)
+        assert main(["--config", str(tiny_file), f"run_dir={run_dir}"]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def taken_up(half_way, tiny_file, tmp_path):
+    """A copy of that directory, and the command that goes on with it."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(half_way, run_dir)
+    return run_dir, ["--config", str(tiny_file), f"run_dir={run_dir}"]
