@@ -1,1 +1,5 @@
 """Checkpoints in and out: PyTorch files and Hugging Face directories ⇄ model directories."""
+
+from tilelli_jax import interrupts
+
+interrupts.own_from_start(__name__)

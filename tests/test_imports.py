@@ -16,13 +16,15 @@ LIBRARY = "tilelli_jax"
 
 # What a room, or a single module, may import of the library besides itself. Single modules without
 # a rule are commands and what belongs to them: they may import everything, and nothing here them.
-BELOW = {"config", "errors", "files", "json_text", "tables", "yaml_text", "sharding"}
+BELOW = {"config", "errors", "files", "interrupts", "json_text", "tables", "yaml_text", "sharding"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "files": set(),
-    "json_text": {"errors"},
+    "interrupts": set(),
+    "progress": {"interrupts"},
+    "errors": {"interrupts"},
+    "files": {"errors"},
+    "json_text": {"errors", "files"},
     "tables": set(),
-    "yaml_text": set(),
+    "yaml_text": {"errors", "files", "json_text"},
     "config": {"errors", "yaml_text"},
     "sharding": {"config", "errors"},
     "nn": set(),
@@ -33,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimators": {"models", "nn", *BELOW},
     "store": {"models", "estimators", "tensors", *BELOW},
     "language": {"store", "models", "tensors", *BELOW},
-    "signals": {"estimators", "models", "nn", *BELOW},
+    "signals": {"progress", "estimators", "models", "nn", *BELOW},
     "sampling": {"config", "errors"},
     "decoding": {"sampling", "models", "nn", *BELOW},
     "training": {"store", "decoding", "sampling", "models", "estimators", "nn", "data", *BELOW},
@@ -167,13 +169,14 @@ def test_what_eval_may_do() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
                  for alias in node.names}
-        named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        named |= {f"{LIBRARY}.{alias.name}" if node.module == LIBRARY else node.module or ""
+                  for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
         roots = {name.partition(".")[0] for name in named}
         assert not roots & {"torch", "convert", "bench", "tests", "launch", "pickle"}, path
         if path.parent.name in ("eval", "stats"):
             assert not roots & {"jax", "flax"}, path
             assert not {name for name in named if name.startswith(LIBRARY)} - {
-                f"{LIBRARY}.files", f"{LIBRARY}.errors", f"{LIBRARY}.json_text"}, path
+                f"{LIBRARY}.{name}" for name in ("files", "errors", "interrupts", "json_text")}, path
 
 
 STUDIES = {path.parent.name for path in EVAL if path.name == "__main__.py"} - {"published"}

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tilelli_jax import interrupts
+
 if TYPE_CHECKING:
     from tilelli_jax.decoding import generate, generate_ids
     from tilelli_jax.errors import InputError
@@ -21,6 +23,9 @@ __all__ = ["InputError", "build", "generate", "generate_ids", "load", "save"]
 # Imported when first used: `doctor` has to run where jax does not, and `data` does not need it.
 _HOMES = {"InputError": "errors", "build": "store", "generate": "decoding", "generate_ids": "decoding",
           "load": "store", "save": "store"}
+
+
+interrupts.own_from_start(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import contextlib
 import dataclasses
 import functools
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tilelli_jax import decoding, gate, store
+from tilelli_jax import decoding, gate, interrupts, store
 from tilelli_jax.data.turns import MODEL, STOP, USER, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.gate import Gate
@@ -98,6 +96,7 @@ def _talk(model: Decoder, sampling: Sampling, abstain: Gate | None) -> int:
             print()
             return 0
         except KeyboardInterrupt:
+            interrupts.forget_interrupt()
             print("\n(/quit or Ctrl-D leaves)")
             continue
         match said.partition(" "):
@@ -143,32 +142,18 @@ def _gated(model: Decoder, abstain: Gate) -> Callable[[str, Sampling], Iterator[
 def _answer(pieces: Iterator[str]) -> str:
     """Prints the model's turn as it comes, and returns it as a line of the history."""
     answer = ""
-    with _interruptible() as asked_to_stop:
+    with interrupts.noted():
         print(MODEL, end="", flush=True)
         for piece in pieces:
-            if asked_to_stop():
+            if interrupts.received():
                 print(" (stopped)", end="")
                 break
             answer += piece
             print(piece, end="", flush=True)
     print()
+    interrupts.forget_interrupt()
+    interrupts.check()
     return answer.rstrip("\n") + "\n"
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Notes Ctrl-C instead of raising it in the midst of compiling or decoding."""
-    asked = False
-
-    def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _with_temperature(sampling: Sampling, text: str) -> Sampling:

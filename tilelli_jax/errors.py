@@ -6,13 +6,13 @@ import argparse
 import errno
 import functools
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-AGAIN = 0.01  # seconds until an interrupt that was lost is raised once more
+from tilelli_jax import interrupts
+
+INTERRUPTED = 130  # exit status: 128 + SIGINT
 
 
 class InputError(ValueError):
@@ -35,42 +35,41 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         _settle_streams()
-        before = sys.unraisablehook
-        sys.unraisablehook = functools.partial(_lost, before)
-        try:
-            status = main(sys.argv[1:] if argv is None else argv) or 0
-            sys.stdout.flush()
-            return status
-        except InputError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
-            _drop_output()
-            return 141
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-            _drop_output()
-            return 2
-        finally:
-            sys.unraisablehook = before
+        with interrupts.owned():
+            try:
+                return _carried_out(main, sys.argv[1:] if argv is None else argv)
+            except InputError as error:
+                print("error: " + " ".join(str(error).split()), file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                return INTERRUPTED
+            except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
+                _drop_output()
+                return 141
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+                _drop_output()
+                return 2
 
     return run
 
 
-def _lost(before: Callable[[Any], object], what: Any) -> None:
-    """Ctrl-C that came where Python can raise nothing is raised once more, a moment later.
-
-    In a callback of garbage collection, for instance, or in a finaliser. The work would go on to its end.
-    """
-    if issubclass(what.exc_type, KeyboardInterrupt):
-        threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
-        before(what)
+def _carried_out(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """The exit status; or the interrupt that something has caught, or has made another error of."""
+    try:
+        status = main(argv) or 0
+        sys.stdout.flush()
+    except InputError:
+        raise
+    except Exception as error:
+        if interrupts.is_cause_of(error):
+            interrupts.check_raised()
+        raise
+    interrupts.check_raised()
+    return status
 
 
 def _drop_output() -> None:

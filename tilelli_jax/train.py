@@ -58,8 +58,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if jax.process_index() == 0:
             run.lock()
-        with distributed.catch_sigterm():
-            return train(config, run, resume=options.resume)
+        return train(config, run, resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
@@ -78,7 +77,7 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
 
     Returns the exit status: 0 when the run is complete, or was asked to stop and has saved.
     """
-    name = run.path.resolve().name
+    name = run.name
     first = jax.process_index() == 0
     tell = print if first else (lambda *_, **__: None)
 
@@ -143,7 +142,8 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         until_the_end.callback(trainer.progress.close)
         if trainer.log:
             until_the_end.callback(trainer.log.close)
-        state, sitting = trainer.run(state, iterator, sitting)
+        with distributed.signals_noted():
+            state, sitting = trainer.run(state, iterator, sitting)
         if sitting.step < config.train.steps:
             tell(f"stopped and saved at step {sitting.step} of {config.train.steps}; "
                  f"the same command goes on from there", flush=True)
@@ -174,7 +174,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
         "mesh": dict(mesh.shape), **provenance(config.seed)}
     baselines = report.baselines(summary, config.report)
     report.plot_losses(read_metrics(run.metrics), run.figure,
-                       f"{run.path.resolve().name}: {n_parameters:,} parameters on {task.source}", baselines,
+                       f"{run.name}: {n_parameters:,} parameters on {task.source}", baselines,
                        task.measure)
     run.write_summary(summary)
     return summary

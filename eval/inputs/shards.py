@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
 from tilelli_jax.tensors import Tensor, in_memory, read_file, write_file
 
@@ -29,6 +30,7 @@ def fill(path: Path, items: Sequence[int], shard_items: int,
     number = done = 0
     while done < len(items):
         file = path / f"shard-{number:05}.safetensors"
+        interrupts.check()
         if not file.is_file():
             chosen = items[done:done + shard_items]
             arrays = {"item": np.asarray(chosen, np.int64), **work(chosen)}

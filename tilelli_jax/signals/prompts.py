@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
+from tilelli_jax import progress
 from tilelli_jax.nn.tap import Recorded, Tap
 from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import Crystallisation, Inner, crystallisation
@@ -118,8 +118,8 @@ class Reader:
         return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
 
     def __call__(self, prompts: Sequence[Prompt], what: str = "reading") -> Iterator[tuple[int, Any]]:
-        """Each prompt's signals, in no order of theirs: (index, what `look` gives). Shows progress in a
-        terminal, where there is more than one batch.
+        """Each prompt's signals, in no order of theirs: (index, what `look` gives). Shows progress
+        where there is more than one batch.
 
         Raises:
             ValueError: a prompt is empty, longer than the network reads, or its question not inside it.
@@ -130,14 +130,13 @@ class Reader:
                 raise ValueError(f"prompt {i}: expected the question inside its {len(prompt.ids)} ids, found "
                                  f"[{prompt.start}, {prompt.stop})")
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), -_length(prompts[i]), i))
-        with tqdm(total=len(prompts), desc=what, unit="prompt", leave=False,
-                  disable=len(prompts) <= self.batch_size or not sys.stderr.isatty()) as bar:
+        with progress.shown(len(prompts), what, "prompt", quiet=len(prompts) <= self.batch_size) as advance:
             start = 0
             while start < len(order):
                 chosen = order[start:start + self._rows(prompts, order[start:start + self.batch_size])]
                 yield from zip(chosen, self._batch([prompts[i] for i in chosen]), strict=True)
                 start += len(chosen)
-                bar.update(len(chosen))
+                advance(len(chosen))
 
     def _rows(self, prompts: Sequence[Prompt], candidates: Sequence[int]) -> int:
         """How many of the next prompts go together."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
+from tilelli_jax import progress
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf
 from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 
@@ -79,7 +78,7 @@ class Scorer:
         """Each text's surprise and what the tap sees of it, in no order of theirs: (index, result).
 
         Texts of like length go through the network together, padded on the right, which a causal network
-        does not see. Shows progress in a terminal.
+        does not see. Shows progress.
 
         Args:
             seed: read the texts in random order, sorted by length only within runs of RUN batches; None:
@@ -90,8 +89,7 @@ class Scorer:
         if empty := [i for i, text in enumerate(texts) if not len(text.ids)]:
             raise ValueError(f"ids: expected at least one in every text, found none in text {empty[0]}")
         order, rows, mesh = _order(texts, RUN * self.rows, seed), self.rows, self.mesh
-        with tqdm(total=len(texts), desc=what, unit="text", disable=not sys.stderr.isatty(),
-                  leave=False) as bar:
+        with progress.shown(len(texts), what, "text") as advance:
             for start in range(0, len(order), rows):
                 chosen = order[start:start + rows]
                 given = _padded([texts[i] for i in chosen], rows, self.most)
@@ -100,7 +98,7 @@ class Scorer:
                 for row, i in enumerate(chosen):
                     yield i, Scored(nats[row, :len(texts[i].ids) - 1],
                                     {place: value[:, row] for place, value in seen.items()})
-                bar.update(len(chosen))
+                advance(len(chosen))
 
 
 def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,

@@ -7,15 +7,14 @@ of any size, after an interruption, and under each patch (common random numbers)
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
+from tilelli_jax import progress
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
@@ -33,7 +32,7 @@ def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers:
     """Each series' inner values in the encoder, in order: (index, f32 `[layers, time + 1, d_model]`).
 
     The last position is the end symbol's; of the series' time, at most context_length is left. The
-    decoder is not run. Shows progress in a terminal.
+    decoder is not run. Shows progress.
 
     Args:
         series: f32 `[windows, time]`, NaN where a value is missing.
@@ -70,7 +69,7 @@ def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: in
     """Drawn continuations, in batches and in order: (indices `[batch]`, f32 `[batch, samples, horizon]`).
 
     The random numbers do not depend on the batches; that a symbol hangs on the last bit of its
-    probability, which may, is rare. Shows progress in a terminal.
+    probability, which may, is rare. Shows progress.
 
     Args:
         series: f32 `[windows, time]`, NaN where a value is missing.
@@ -100,7 +99,7 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
 
     One window has the same random numbers in all of them, and the same place in its batch: a latent that
     is never active there changes exactly nothing. Past prediction_length, where the network reads its own
-    median again, that reading is patched, too. Shows progress in a terminal.
+    median again, that reading is patched, too. Shows progress.
 
     Args:
         series: f32 `[windows, time]`, NaN where a value is missing.
@@ -179,8 +178,8 @@ def _numbers(numbers: Sequence[int] | None, windows: int) -> np.ndarray:
 
 def _batches(windows: int, rows: int, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices, and the same filled up to `rows` with the last one, so that no batch is smaller."""
-    with tqdm(total=windows, desc=what, unit="window", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with progress.shown(windows, what, "window") as advance:
         for start in range(0, windows, rows):
             found = np.arange(start, min(start + rows, windows))
             yield found, np.pad(found, (0, rows - len(found)), mode="edge")
-            bar.update(len(found))
+            advance(len(found))

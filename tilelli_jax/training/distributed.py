@@ -8,15 +8,15 @@ import os
 import signal
 import sys
 import traceback
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from tilelli_jax.errors import InputError
+from tilelli_jax import interrupts
+from tilelli_jax.errors import INTERRUPTED, InputError
 
 COORDINATOR = "TILELLI_COORDINATOR"
 NUM_PROCESSES = "TILELLI_NUM_PROCESSES"
@@ -96,32 +96,21 @@ def together(function: Any) -> Callable[..., Any]:
     return call
 
 
-@contextlib.contextmanager
-def catch_sigterm() -> Iterator[None]:
+def signals_noted() -> contextlib.AbstractContextManager[None]:
     """Within it SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
 
-    A second SIGINT (Ctrl-C) interrupts at once. To be entered in the main thread. After
-    `initialize` JAX's preemption service listens for SIGTERM, which a handler set here would take
-    away from it; a SIGINT is then passed on to it as one.
+    To be entered in the main thread. After `initialize` JAX's preemption service listens for SIGTERM, in
+    all processes; a SIGINT is passed on to it as one.
     """
-    global _received
-    _received = None
-    caught = (signal.SIGINT,) if jax.distributed.is_initialized() else (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, _note) for number in caught}
-    try:
-        yield
-    finally:
-        _received = None  # what was asked of this run is not asked of the next
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def pass_on(number: int) -> None:
+        if number == signal.SIGINT and jax.distributed.is_initialized():
+            signal.raise_signal(signal.SIGTERM)
+    return interrupts.noted("saving and stopping", pass_on)
 
 
 def stop_status() -> int:
-    """The exit status after `should_stop` was obeyed: 130 for this process's SIGINT, otherwise 0.
-
-    To be asked within `catch_sigterm`.
-    """
-    return 128 + signal.SIGINT if _received == signal.SIGINT else 0
+    """The exit status after `should_stop` was obeyed: 130 for this process's SIGINT, otherwise 0."""
+    return INTERRUPTED if interrupts.received() == signal.SIGINT else 0
 
 
 def should_stop(step: int) -> bool:
@@ -133,23 +122,12 @@ def should_stop(step: int) -> bool:
     """
     if jax.distributed.is_initialized():
         return multihost_utils.reached_preemption_sync_point(step)
-    return _received is not None
+    return interrupts.received() is not None
 
 
 # ---------------------------------------------------------------------------------------------
 
-_received: int | None = None  # the signal
 _programs = itertools.count(1)  # barriers' names must be unique
-
-
-def _note(signum: int, frame: types.FrameType | None) -> None:
-    global _received
-    _received = signum
-    if signum == signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nsaving and stopping; once more Ctrl-C stops at once\n")  # print may be in use
-        if jax.distributed.is_initialized():
-            signal.raise_signal(signal.SIGTERM)
 
 
 def _from_environment() -> tuple[str, int, int]:

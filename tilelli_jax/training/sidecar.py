@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tilelli_jax import interrupts
 from tilelli_jax.config import Section, setting
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 
@@ -88,6 +89,7 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
     counted = (np.arange(steps * rows) < n).astype(np.float32).reshape(steps, rows)
     state, best, scores = _optimizer(options).init(params), params, []
     for number in range(options.epochs):
+        interrupts.check()
         order = np.resize(rng.permutation(n), (steps, rows))
         params, state, logits = _epoch(graph, options, buffers, params, state, data, held, order, counted,
                                        jax.random.fold_in(key, number))

@@ -1,0 +1,237 @@
+"""SIGINT (Ctrl-C) and SIGTERM: how a command is asked to stop, and how it ends.
+
+The first signal raises KeyboardInterrupt in the main thread, or for SIGTERM SystemExit(143); within `noted`
+it raises nothing, and the work itself looks at `received`. Python drops what is raised in a callback of
+garbage collection or in a finaliser, and libraries catch some: it is then raised once more, at the latest by
+`check`, which loops and stages call. A second signal ends the process, at the latest after GRACE seconds,
+also where Python cannot run a handler because XLA compiles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+GRACE = 1.0  # seconds between a second signal and the end of the process
+PATIENCE = 1.0  # seconds after which somebody who waits for the end is told why
+AGAIN = 0.01  # seconds until what Python dropped is raised once more
+TAKEN = 0.05  # seconds in which Python runs a handler, where it can run one at all
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def owned() -> Iterator[None]:
+    """Within it both signals are handled here. In another thread than the main one it does nothing.
+
+    A signal that is ignored, as of what a shell starts in the background, stays ignored.
+    """
+    global _owner
+    if (_owner and not _owner.starting) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from_start, owner = _owner is not None, _owner or _Owner()
+    _owner, owner.starting = owner, False
+    try:
+        yield
+    finally:
+        owner.starting = from_start
+        owner.forget()
+        if not from_start:
+            _owner = None
+            owner.close()
+
+
+def own_from_start(package: str) -> None:
+    """To be called by a package as it is imported: its commands own the signals from then on.
+
+    That is, where `python -m PACKAGE…` is what runs. Until `owned`, a signal ends the process at once, as
+    nothing has begun.
+    """
+    global _owner
+    flags = sys.orig_argv
+    module = flags[flags.index("-m") + 1] if "-m" in flags[:-1] else ""
+    if sys.argv[:1] == ["-m"] and module.partition(".")[0] == package and _owner is None:
+        _owner = _Owner()
+
+
+@contextlib.contextmanager
+def noted(says: str = "", call: Callable[[int], object] = lambda number: None) -> Iterator[None]:
+    """Within it the first signal raises nothing: the work looks at `received`, and ends by itself.
+
+    Args:
+        says: what somebody who presses Ctrl-C is told.
+        call: called with the signal's number.
+    """
+    with owned():
+        if _owner is None:  # not in the main thread
+            yield
+            return
+
+        def note(number: int) -> None:
+            if says and number == signal.SIGINT:
+                _tell(f"\n{says}; once more Ctrl-C stops at once\n")
+            call(number)
+
+        before, _owner.note = _owner.note, note
+        try:
+            yield
+        finally:
+            _owner.note = before
+
+
+def received() -> int | None:
+    """The signal that has asked the running command to stop."""
+    return _owner.received if _owner else None
+
+
+def check() -> None:
+    """Raises what a signal asks for, if one has come. For loops and stages, between two pieces of work."""
+    if _owner and _owner.received is not None:
+        _raise(_owner.received)
+
+
+def forget_interrupt() -> None:
+    """Ctrl-C asked for something less than the command's end, and that is done."""
+    if _owner and _owner.received == signal.SIGINT:
+        _owner.forget()
+
+
+def check_raised() -> None:
+    """Raises what a signal has raised in vain: something caught it, and the work went on to its end."""
+    if _owner and _owner.raised is not None:
+        _raise(_owner.raised)
+
+
+def is_cause_of(error: BaseException | None) -> bool:
+    """Whether an error is what a library has made of KeyboardInterrupt: it is its cause, or in its text."""
+    if _owner is None or _owner.raised is None or error is None:
+        return False
+    return (isinstance(error, KeyboardInterrupt | SystemExit) or KeyboardInterrupt.__name__ in str(error)
+            or is_cause_of(error.__cause__ or error.__context__))
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+class _Owner:
+    """Handlers, and a thread that sees signals while the main thread cannot run them."""
+
+    def __init__(self) -> None:
+        self.starting = True  # nothing has begun yet, or all is over
+        self.note: Callable[[int], object] | None = None
+        self.timers: list[threading.Timer] = []
+        self.forget()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self.ends = ours, theirs
+        self.before: dict[int, Any] = {number: signal.signal(number, self.handle) for number in SIGNALS
+                                       if signal.getsignal(number) is not signal.SIG_IGN}
+        # With it the system's own handler, which runs always, writes the signal's number there.
+        self.woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self.unraisable = sys.unraisablehook
+        sys.unraisablehook = self.dropped
+        self.thread = threading.Thread(target=self.watch, args=(ours,), name="signals", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        sys.unraisablehook = self.unraisable
+        signal.set_wakeup_fd(self.woken)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.ends[1].close()  # ends the thread
+        self.thread.join()
+        self.ends[0].close()
+
+    def forget(self) -> None:
+        self.received: int | None = None
+        self.raised: int | None = None
+        self.calls = 0  # of the handler
+        self.waiting = 0  # signals that no handler has been run for
+        self.cancel()
+
+    def cancel(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+        self.timers = []
+
+    def handle(self, number: int, frame: types.FrameType | None) -> None:
+        """In the main thread, between two steps of Python."""
+        with contextlib.suppress(BlockingIOError):
+            self.ends[0].recv(64)  # the thread need not see to it
+        self.waiting, self.calls = 0, self.calls + 1
+        self.received = self.received or number
+        if self.starting:
+            _end(number)
+        if self.calls > 1:
+            self.later(GRACE, _end, number)
+        elif self.note:
+            self.note(number)
+            return
+        self.raised = number
+        _raise(number)
+
+    def dropped(self, what: Any) -> None:
+        """In place of sys.unraisablehook."""
+        if self.raised is None or not issubclass(what.exc_type, KeyboardInterrupt | SystemExit):
+            self.unraisable(what)
+            return
+        self.calls -= 1
+        self.later(AGAIN, os.kill, os.getpid(), self.raised)
+
+    def watch(self, ours: socket.socket) -> None:
+        while True:
+            select.select([ours], [], [])
+            try:
+                if not ours.recv(1, socket.MSG_PEEK):
+                    return
+                time.sleep(TAKEN)
+                numbers = ours.recv(64)
+            except BlockingIOError:
+                continue
+            for number in numbers:
+                if number in SIGNALS:
+                    self.waiting += 1
+                    if self.calls + self.waiting > 1:
+                        self.later(GRACE, _end, number)
+                    else:
+                        self.later(PATIENCE, self.explain, number)
+
+    def explain(self, number: int) -> None:
+        if self.waiting and number == signal.SIGINT:
+            _tell("\nstopping when what is being computed is done; once more Ctrl-C stops at once\n")
+
+    def later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
+        timer = threading.Timer(seconds, call, arguments)
+        timer.daemon = True
+        self.timers.append(timer)
+        timer.start()
+
+
+_owner: _Owner | None = None
+
+
+def _raise(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+def _end(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        _tell("interrupted\n")
+    os._exit(128 + number)
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())  # print may be in use
