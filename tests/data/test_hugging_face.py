@@ -66,6 +66,15 @@ def test_without_a_validation_split_the_end_is_kept(rows_of, tmp_path):
     assert len(open_corpus(config(tmp_path, valid_fraction=0.25)).valid) == 15
 
 
+def test_shards_that_are_not_whole_are_made_again(rows_of, tmp_path):
+    rows_of(train={"text": ["a" * 30]})
+    made = text_of(open_corpus(config(tmp_path)).train)
+    (directory,) = (tmp_path / "cache").iterdir()
+    (directory / "meta.json").unlink()  # as of a process that was killed between its renames
+    (directory / "train.bin").write_text("torn")
+    assert text_of(open_corpus(config(tmp_path)).train) == made
+
+
 def test_no_more_is_read_than_wanted(datasets, monkeypatch, tmp_path):
     def endless():
         for _ in range(1000):

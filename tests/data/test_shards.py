@@ -34,7 +34,7 @@ def test_text_files_give_what_opening_them_gives(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("aé" * 50)
     (tmp_path / "b.txt").write_text("b" * 100)
     glob = str(tmp_path / "*.txt")
-    status, train, valid = prepare(tmp_path, glob, options=["--separator", ""])
+    status, train, valid = prepare(tmp_path, glob)
     assert status == 0
     splits = open_corpus(DataConfig(source=glob))
     assert train == splits.train.read(0, len(splits.train)).tobytes()
@@ -48,12 +48,14 @@ def test_text_files_give_what_opening_them_gives(tmp_path, capsys):
     assert meta["train"]["sha256"][:16] in shown.out and shown.err == ""
 
 
-def test_separators_stand_between_files_in_both_parts(tmp_path):
-    for name in "abc":
-        (tmp_path / f"{name}.txt").write_text(name * 4 if name != "b" else "")
-    _, train, valid = prepare(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.txt",
-                              options=["--separator", r"\n--\t", "--valid-fraction", "0.5"])
-    assert (train, valid) == (b"aa\n--\tcc", b"aa\n--\tcc")
+@pytest.mark.parametrize("separator", [r"\n--\t", "\r\n--\t", r"\r\n--\t"])
+def test_separators_stand_between_files_in_both_parts(tmp_path, separator):
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text({"b": "", "d": "d"}.get(name, name * 4))
+    _, train, valid = prepare(tmp_path, *(tmp_path / f"{name}.txt" for name in "abcdc"),
+                              options=["--separator", separator, "--valid-fraction", "0.5"])
+    assert train == b"aa\n--\tcc\n--\tcc"  # nothing of d is in it, and so no separator either
+    assert valid == b"aa\n--\tcc\n--\td\n--\tcc"
 
 
 def test_json_lines(tmp_path):
@@ -138,7 +140,7 @@ def test_a_terminated_run_leaves_nothing(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "tilelli_jax.data", "--source", "stories",
                                 "--out", str(out), "--max-bytes", "100000000000"])
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".partial-*/train.bin")) and time.monotonic() < deadline:
+    while not list(out.glob(".train.bin.*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
@@ -158,11 +160,14 @@ def test_bad_rows_are_named(tmp_path, capsys, line, message):
     assert os.listdir(tmp_path) == ["rows.jsonl"]
 
 
-def test_what_a_killed_run_left_is_no_other_file(tmp_path):
+def test_what_a_killed_run_left_is_removed(tmp_path):
     (tmp_path / "a.txt").write_text("some text " * 100)
-    (tmp_path / "out" / ".partial-ab12").mkdir(parents=True)
-    assert main(["--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "meta.json").is_file()
+    out = tmp_path / "out"
+    for name in (".partial-ab12", ".partial-cd34"):  # as earlier versions left it
+        (out / name).mkdir(parents=True)
+    for name in (".partial-cd34/train.bin", ".valid.bin.0123abcd"):
+        (out / name).write_text("half of it")
+    assert prepare(tmp_path, tmp_path / "a.txt")[0] == 0  # which looks at all there is
 
 
 def test_bad_arguments_are_one_line(tmp_path, capsys):

@@ -83,6 +83,16 @@ def test_bad_input(case, model, tiny_file, place, capsys):
     assert out == "" and sorted(place.rglob("*")) == before
 
 
+def test_shards_that_are_not_whole(tiny_file, place, capsys):
+    (place / "shards").mkdir()
+    for name in ("train.bin", "valid.bin"):  # no meta.json, which is written last
+        (place / "shards" / name).write_bytes(b"a" * 100)
+    assert main(["--config", str(tiny_file), "data.source=shards", "run_dir=run"]) == 2
+    assert_one_line(capsys.readouterr().err, "shards: expected train.bin, valid.bin and meta.json, ",
+                    "there is no meta.json", "python -m tilelli_jax.data --source … --out shards --force")
+    assert not (place / "run").exists()
+
+
 @pytest.mark.parametrize(("text", "parts"), [
     (None, ["tiny.yml: no such file", "'tiny.yaml'"]),
     ("train: [", ["not YAML", "line 1"]), ("- 1", ["expected keys with values, found a list"]),

@@ -1,25 +1,28 @@
 """Prepares shards: `python -m tilelli_jax.data --source SRC … --out DIR`.
 
-DIR gets train.bin, valid.bin and meta.json; `data.source=DIR` then trains on it. Of the village there is
-more than text: `village-chat` and `village-calibration` are written to a file of JSON lines,
-`village-prompts` to a directory with one such file for each regime.
+DIR gets train.bin, valid.bin and meta.json; `data.source=DIR` then trains on it. Sources are joined in
+order, the files of a glob in the order of their names: the end of each goes to valid.bin and the rest to
+train.bin, with the separator between two. `data.source='*.txt'` joins files in the same way: with the same
+valid_fraction and the default separator it trains on the same bytes.
+
+Of the village there is more than text: `village-chat` and `village-calibration` are written to a file of JSON
+lines, `village-prompts` to a directory with one such file for each regime.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import signal
-import sys
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import open_sources
-from tilelli_jax.data.shards import FILES, PARTIAL, write_shards
+from tilelli_jax.data.shards import write_shards
+from tilelli_jax.data.together import made_together
 from tilelli_jax.data.village import files as village_files
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
@@ -35,6 +38,7 @@ MADE = VILLAGE["seed"]
 
 @command
 def main(argv: Sequence[str]) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = _parser().parse_args(argv)
     if not str(arguments.out).strip() or not all(arguments.source):
         raise InputError("--out, --source: expected a name, found an empty one")
@@ -43,26 +47,27 @@ def main(argv: Sequence[str]) -> None:
     if arguments.source[0] in MADE:
         _write_village(arguments.source[0], out, arguments)
         return
-    if not arguments.force and any((out / name).exists() for name in FILES):
-        raise InputError(f"{out}: holds shards already; --force replaces them")
-    if out.is_dir() and not any((out / name).exists() for name in FILES) and any(
-            not path.name.startswith(PARTIAL) for path in out.iterdir()):  # which a killed process left
-        raise InputError(f"{out}: holds other files and no shards; choose an empty or new directory")
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
         raise InputError(f"--max-bytes: expected at least 1, found {arguments.max_bytes}")
     config = DataConfig(valid_fraction=arguments.valid_fraction)
     size = arguments.max_bytes or config.stories_bytes
-    try:
-        separator = arguments.separator.replace("\\n", "\n").replace("\\t", "\t").encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-        raise InputError(f"--separator: expected UTF-8, found {arguments.separator!r}") from None
+    separator = _separator(arguments.separator)
     sources = [source for name in arguments.source for source in open_sources(
         name, column=arguments.column, separator=separator,
         stories_bytes=(size, int(size * config.valid_fraction)))]
-    with _tidy_on_sigterm():
-        meta = write_shards(out, sources, valid_fraction=config.valid_fraction,
-                            separator=separator, max_bytes=arguments.max_bytes)
+    meta = write_shards(out, sources, valid_fraction=config.valid_fraction, separator=separator,
+                        max_bytes=arguments.max_bytes, force=arguments.force)
     print(_table(out, meta))
+
+
+def _separator(text: str) -> bytes:
+    """As texts are read: with `\\n` for `\\r\\n`."""
+    for escape, meant in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t"), ("\r\n", "\n")):
+        text = text.replace(escape, meant)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+        raise InputError(f"--separator: expected UTF-8, found {text!r}") from None
 
 
 def _check_village(arguments: argparse.Namespace) -> None:
@@ -84,29 +89,24 @@ def _write_village(source: str, out: Path, arguments: argparse.Namespace) -> Non
     seed = arguments.seed or 0
     if source == "village-prompts":
         each = village.EACH if arguments.each is None else arguments.each
-        made = village_files.of_regimes(village.prompts(world, each, seed))
-        contents = {out / name: content for name, content in made.items()}
-    elif source == "village-calibration":
-        pairs = 200 if arguments.pairs is None else arguments.pairs
-        contents = {out: village_files.of_calibration(village.calibration(world, pairs, seed))}
+        contents = {out / name: content for name, content in
+                    village_files.of_regimes(village.prompts(world, each, seed)).items()}
+        with made_together(out, [path.name for path in contents], force=arguments.force) as beside:
+            for path, content in contents.items():
+                beside[path.name].write_bytes(content)
     else:
-        pairs = 20_000 if arguments.pairs is None else arguments.pairs
-        share = 0.5 if arguments.unanswerable is None else arguments.unanswerable
-        contents = {out: village_files.of_chat(village.chat(
-            world, pairs, seed, share, tuple(arguments.kinds or village.SEMANTIC)))}
-    village_files.write(contents, arguments.force)
+        pairs, share = arguments.pairs, arguments.unanswerable
+        if source == "village-calibration":
+            content = village_files.of_calibration(
+                village.calibration(world, 200 if pairs is None else pairs, seed))
+        else:
+            content = village_files.of_chat(village.chat(
+                world, 20_000 if pairs is None else pairs, seed, 0.5 if share is None else share,
+                tuple(arguments.kinds or village.SEMANTIC)))
+        contents = {out: content}
+        village_files.write(contents, arguments.force)
     print(table([("", "lines", "bytes"), *((str(path), f"{content.count(10):,}", f"{len(content):,}")
                                            for path, content in contents.items())], right=(1, 2)))
-
-
-@contextlib.contextmanager
-def _tidy_on_sigterm() -> Iterator[None]:
-    """Lets SIGTERM unwind the stack, as Ctrl-C does, so that temporary files are removed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _table(out: Path, meta: dict[str, Any]) -> str:
@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-bytes", type=int, metavar="N", help="take at most so many bytes (a "
                         "validation part that a source has itself comes on top) [everything]")
     parser.add_argument("--separator", default="\\n\\n", metavar="STR", help="put between two "
-                        r"files or records; \n and \t are understood [%(default)s]")
+                        r"files or records, in both shards; \n, \r and \t are understood, \r\n is \n, as in "
+                        "texts [%(default)s]")
     parser.add_argument("--force", action="store_true", help="replace the shards in DIR, or the files")
     made = parser.add_argument_group("what is made of the village")
     made.add_argument("--pairs", type=int, metavar="N",

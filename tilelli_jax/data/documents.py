@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tilelli_jax import files
 from tilelli_jax.data import facts, stories, village
+from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
 
-CHUNK = 1 << 20  # bytes read at a time
+SEPARATOR = b"\n\n"  # what is put between two documents: files, or records of one source
 HUGGING_FACE = "hf:NAME[#SUBSET][@REVISION][:COLUMN]"  # e.g. hf:HuggingFaceFW/fineweb-edu#sample-10BT
 
 
@@ -27,9 +29,12 @@ class Source(NamedTuple):
     size: int | None = None  # bytes in all, where that is known beforehand
 
 
-def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\n\n",
+def open_sources(name: str, *, column: str | None = None, separator: bytes = SEPARATOR,
                  stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
     """The sources of `name`: 'stories', 'facts', 'village', an hf source, a file or a glob.
+
+    Each file of a glob is a source, in the order of their names. Text is as `text_files` reads it; in
+    records, too, `\\r\\n` is read as `\\n`.
 
     Args:
         name: of hf sources as HUGGING_FACE has it.
@@ -57,10 +62,10 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = b"\
         yield _hugging_face(name, column, separator)
     else:
         for path in find_files(name):
-            if path.suffix == ".jsonl":
+            if is_json_lines(path):
                 yield Source(name, _joined(_text_of(json_lines(path), column), separator))
             else:
-                yield Source(name, _chunks(path), size=path.stat().st_size)
+                yield Source(name, text_chunks(path), size=path.stat().st_size)
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -83,6 +88,11 @@ def find_files(pattern: str) -> list[Path]:
     return found
 
 
+def is_json_lines(path: Path) -> bool:
+    """Whether a file is read as one record on each line, and not as text: by its name."""
+    return path.suffix.lower() == ".jsonl"
+
+
 def first_bytes(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
     """The first `limit` bytes of a stream; no more of it is read than they need."""
     stream = iter(chunks)
@@ -95,36 +105,44 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """What each line of a file holds that is not blank, with the words that name the line in an error.
 
     Raises:
-        InputError: the file cannot be read, or a line is not JSON.
+        InputError: the file cannot be read, or a line is not UTF-8 or not JSON.
     """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}, line {number}"
-                if line.strip():
-                    try:
-                        yield where, json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise InputError(f"{where}: not JSON: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(_lines(path, text_chunks(path, note=False)), 1):
+        where = f"{path}, line {number}"
+        if line.strip():
+            try:
+                yield where, json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where}: not JSON: expected UTF-8, found byte {line[error.start]:#04x} at "
+                                 f"position {error.start}") from None
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where}: not JSON: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+def _lines(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their line feeds. In time that is linear in a line that many chunks share."""
+    pieces: list[bytes] = []
+    held = 0
+    for chunk in chunks:
+        end, *lines = chunk.split(b"\n")
+        pieces.append(end)
+        held = len(lines[-1]) if lines else held + len(end)
+        if held > files.MOST_BYTES:
+            raise InputError(f"{path}: expected lines of at most {files.MOST_BYTES:,} bytes, found more")
+        if lines:
+            yield b"".join(pieces)
+            yield from lines[:-1]
+            pieces = lines[-1:]
+    yield b"".join(pieces)
 
 
 def _joined(texts: Iterable[str], separator: bytes) -> Iterator[bytes]:
     between = b""
     for text in texts:
+        text = text.replace("\r\n", "\n")
         yield between + text.encode("utf-8", errors="replace")  # lone surrogates: "?"
         between = separator
 

@@ -19,7 +19,7 @@ def answered(response: str) -> str:
 
 
 def text_of(row: dict[str, object], key: str, where: str) -> str:
-    """What a turn is to say, without the space around it.
+    """What a turn is to say, without the space around it, its lines ended by `\\n`.
 
     Args:
         where: names the row in an error.
@@ -38,4 +38,4 @@ def text_of(row: dict[str, object], key: str, where: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: {key}: expected text that UTF-8 can hold") from None
-    return text.strip()
+    return text.strip().replace("\r\n", "\n")

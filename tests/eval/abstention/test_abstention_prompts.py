@@ -68,7 +68,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.jsonl: cannot be read"):
         prompts.read(tmp_path / "none.jsonl")
     path.write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"mine.jsonl, line 1: not JSON: .utf-8. codec"):
+    with pytest.raises(InputError, match=r"mine.jsonl, line 1: not JSON: expected UTF-8"):
         prompts.read(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: expected .jsonl files of prompts, found none"):

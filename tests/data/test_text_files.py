@@ -1,0 +1,167 @@
+"""Text files of any system as one text: encodings, byte-order marks, ends of lines, and what is noted."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tilelli_jax.data import text_files
+from tilelli_jax.data.chat_pairs import read_pairs
+from tilelli_jax.data.documents import json_lines, open_sources
+from tilelli_jax.data.text_files import map_text, text_chunks, with_line_feeds
+from tilelli_jax.errors import InputError
+
+TEXT = "Él dijo:\n\n“Nada.”\n\n\rA lone return, 𝄞 and ﬀ.\n"
+
+
+@pytest.fixture(params=[4, 5, 7, 1 << 20])
+def chunk(request, monkeypatch):
+    """Chunks that tear characters and ends of lines."""
+    monkeypatch.setattr(text_files, "CHUNK", request.param)
+
+
+def written(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def both(path):
+    """What is learned from, read as a stream and mapped: the same."""
+    streamed, mapped = b"".join(text_chunks(path)), map_text(path)
+    assert mapped.dtype == np.uint8 and mapped.tobytes() == streamed
+    return streamed
+
+
+ENCODED = {
+    "utf-8": (b"", "utf-8"), "with a mark": (codecs.BOM_UTF8, "utf-8"),
+    "utf-16": (codecs.BOM_UTF16_LE, "utf-16-le"), "utf-16, big": (codecs.BOM_UTF16_BE, "utf-16-be"),
+    "utf-32": (codecs.BOM_UTF32_LE, "utf-32-le"), "utf-32, big": (codecs.BOM_UTF32_BE, "utf-32-be")}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("encoded", ENCODED)
+def test_the_same_text_is_the_same_bytes(tmp_path, caplog, chunk, encoded, end):
+    mark, encoding = ENCODED[encoded]
+    path = written(tmp_path / "a.txt", mark + TEXT.replace("\n", end).encode(encoding))
+    assert both(path) == TEXT.encode()
+    noted = [record.getMessage() for record in caplog.records]
+    assert noted == ([f"{path}: {encoded[:6].upper()}, read as UTF-8"] if "utf-8" not in encoding else [])
+    assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_utf_16_of_the_very_size_of_its_utf_8(tmp_path):
+    path = written(tmp_path / "a.txt", "世界人a".encode("utf-16"))
+    assert both(path) == "世界人a".encode() and path.stat().st_size == 10 == len(both(path))
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b""]), max_size=9))
+def test_ends_of_lines_torn_between_chunks(chunks):
+    assert b"".join(with_line_feeds(chunks)) == b"".join(chunks).replace(b"\r\n", b"\n")
+
+
+@pytest.mark.parametrize(("content", "position"), [
+    ("caf\u00e9 cr\u00e8me".encode("latin-1"), 3), ("caf\u00e9".encode("latin-1"), 3),  # the last byte of all
+    (codecs.BOM_UTF8 + "aé\n".encode() + b"\x93quoted\x94\n", 7), ("é".encode() * 9 + b"\xc3", 18),
+    ("a\r\né".encode("cp1252"), 3)])
+def test_other_bytes_are_kept_and_noted_once(tmp_path, caplog, chunk, content, position):
+    path = written(tmp_path / "a.txt", content)
+    assert both(path) == content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    (source,) = open_sources(str(path))
+    assert b"".join(source.train) == both(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: not UTF-8 at byte {position}; such bytes are kept as they are"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (codecs.BOM_UTF16_LE + "abc".encode("utf-16-le") + b"x", "expected UTF-16.* at byte 8"),
+    (codecs.BOM_UTF16_LE + "abcdef".encode("utf-16-le") + b"\x00\xd8a\x00", "expected UTF-16.* at byte 14"),
+    (codecs.BOM_UTF32_BE + b"\x00\x11\x00\x00", "expected UTF-32.* at byte 4")])
+def test_a_mark_that_lies_is_refused(tmp_path, chunk, content, message):
+    path = written(tmp_path / "a.txt", content)
+    for read in (map_text, lambda path: list(text_chunks(path))):
+        with pytest.raises(InputError, match=message) as error:
+            read(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF32_LE])
+def test_nothing_but_a_mark_is_nothing(tmp_path, content):
+    assert both(written(tmp_path / "a.txt", content)) == b""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+@pytest.mark.parametrize("read", [map_text, text_chunks, json_lines])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: cannot be read: expected a regular file, found a pipe"):
+        list(read(tmp_path / "pipe"))
+
+
+def test_a_text_as_it_is_to_be_read_is_mapped_and_others_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for mark in (b"", codecs.BOM_UTF8):
+        path = written(tmp_path / "a.txt", mark + TEXT.encode())
+        mapped = map_text(path)
+        with path.open("r+b") as file:  # the very file
+            file.seek(len(mark))
+            file.write(b"#")
+        assert mapped[:2].tobytes() == b"#" + TEXT.encode()[1:2]
+    changed = map_text(written(tmp_path / "b.txt", b"a\r\nb"))
+    assert list((tmp_path / "temporary").iterdir()) == [] and changed.tobytes() == b"a\nb"
+    (tmp_path / "temporary").rmdir()
+    with pytest.raises(InputError, match=r"b\.txt: its text .* cannot be written to TMPDIR"):
+        map_text(tmp_path / "b.txt")
+
+
+@pytest.mark.parametrize(("mark", "content"), [(b"", b"x\r\n"), (codecs.BOM_UTF16_LE, b"x\0\r\0\n\0")],
+                         ids=["bytes", "utf-16"])
+def test_memory_does_not_grow_with_the_text(tmp_path, mark, content):
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        file.write(mark)
+        file.writelines(content * 100_000 for _ in range(40))
+    tracemalloc.start()
+    try:
+        assert len(map_text(path)) == 8_000_000
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+ROWS = [{"prompt": "Where?\n\nIn “Oslo”", "response": "Yes,\nthere."}, {"prompt": "Who?", "response": "Ada."}]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+@pytest.mark.parametrize("encoded", ENCODED)
+def test_pairs_from_any_system(tmp_path, chunk, encoded, end):
+    mark, encoding = ENCODED[encoded]
+    lines = [json.dumps(row, ensure_ascii=False).replace(r"\n", json.dumps(end)[1:-1]) for row in ROWS]
+    path = written(tmp_path / "a.jsonl", mark + (end.join([lines[0], "", lines[1]]) + end).encode(encoding))
+    assert [pair[:2] for pair in read_pairs(path)] == [tuple(row.values()) for row in ROWS]
+    assert [where for where, _ in json_lines(path)] == [f"{path}, line {number}" for number in (1, 3)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_records_from_any_system(tmp_path, end):
+    for name in ("a.jsonl", "A.JSONL"):  # as Windows may call it
+        path = written(tmp_path / name, (end.join(json.dumps({"text": f"one{end}{end}{n}"}) for n in "ab")
+                                         ).encode("utf-8-sig"))
+        (source,) = open_sources(str(path), separator=b"--")
+        assert b"".join(source.train) == b"one\n\na--one\n\nb"
+        path.unlink()
+
+
+def test_a_line_that_is_not_utf_8_is_refused(tmp_path, caplog):
+    path = written(tmp_path / "a.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
+    with pytest.raises(InputError, match=r"line 2: not JSON: expected UTF-8, found byte 0xe9 at position 15"):
+        list(json_lines(path))
+    assert not caplog.records
