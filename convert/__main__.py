@@ -17,15 +17,15 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from convert import check, inspect, source, to_torch
+from convert import assumptions, check, inspect, source, to_torch
 from convert.families import FAMILIES, OTHER_NAMES, family_of
-from convert.output import new_directory, with_progress
+from convert.output import with_progress
 from convert.plan import Plan
 from convert.source import AUTOENCODERS
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import as_json
+from tilelli_jax.files import as_json, new_directory
 from tilelli_jax.tensors import FLOATS, Tensor, write_directory
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -59,7 +59,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                              "directory that SAELens or sparsify reads")
     parser.add_argument("--inspect", action="store_true", help="tell what SOURCE holds; convert nothing")
     parser.add_argument("--check", action="store_true",
-                        help="run both networks on one input and tell their largest difference")
+                        help="run both networks on one input and print their largest difference; of what "
+                             "SOURCE leaves open, take what predicts text best")
     options = parser.parse_args(argv)
     if options.inspect and (options.out or options.to or options.check):
         raise InputError("--inspect: expected SOURCE alone")
@@ -91,8 +92,13 @@ def _forth(options: argparse.Namespace) -> int:
     given, plan, problem = _planned(options)
     if plan is None or problem:
         raise InputError(problem)
+    verdict = ""
     if options.check:
         check.needs(given)
+        try:
+            plan, verdict = assumptions.settle(plan)
+        except Exception as error:  # whatever runs the source may raise anything
+            raise InputError(f"--check: {given.path} could not be run: {error!r:.300}") from None
     arrays = _stored_as(plan.arrays(), options.dtype)
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
               to_torch.RECORD: as_json(to_torch.record(given, plan)),
@@ -103,6 +109,8 @@ def _forth(options: argparse.Namespace) -> int:
     _tell(plan.family, arrays, time.perf_counter() - start, options.out)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
+    if verdict:
+        print(verdict)
     if options.check:
         try:
             print(check.told(check.compare(given, plan, options.out)))

@@ -11,7 +11,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -56,6 +56,22 @@ def told(outputs: Outputs) -> str:
             f"{np.abs(outputs.theirs).max():.3g}; {(apart > 1e-3).mean():.2%} of them differ by over 0.001")
 
 
+def restated(plan: Plan, config: Any, form: Literal["fast", "exact"]) -> Any:
+    """One of Tilelli's networks in PyTorch, with this configuration and the source's tensors as they are."""
+    import torch
+
+    from convert import torch_networks
+    network = torch_networks.build(config_lib.to_dict(config), form).eval()
+    filled = torch_networks.named_tensors(network)
+    for link in plan.links:
+        if link.ours not in filled:  # the abstain head, which has no part in the logits
+            continue
+        tensor = filled[link.ours][1]
+        parts = [torch.from_numpy(np.array(plan.found[name].read(), np.float32)) for name in link.theirs]
+        tensor.data.copy_((torch.stack(parts) if link.by_head else parts[0]).reshape(tensor.shape))
+    return network
+
+
 def _ids(rng: np.random.Generator, plan: Plan) -> np.ndarray:
     time = min(TIME, getattr(plan.config, "max_seq_len", TIME))
     return rng.integers(0, plan.config.vocab_size, (ROWS, time))
@@ -84,21 +100,12 @@ def _seq2seq(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -
 
 def _routed(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
-
-    from convert import torch_networks
     ids = _ids(rng, plan)
     # As stored, before quantisation: a weight half way between two levels goes either way with the
     # last bit of a mean, and a network of few levels makes much of it.
     plain = dataclasses.replace(plan.config, quantizer="none")
     model = store.from_arrays(plain, to_arrays(model))
-    theirs = torch_networks.build(config_lib.to_dict(plain), "exact").eval()
-    filled = torch_networks.named_tensors(theirs)
-    for link in plan.links:
-        if link.ours not in filled:  # the abstain head, which has no part in the logits
-            continue
-        tensor = filled[link.ours][1]
-        parts = [torch.from_numpy(np.array(plan.found[name].read(), np.float32)) for name in link.theirs]
-        tensor.data.copy_((torch.stack(parts) if link.by_head else parts[0]).reshape(tensor.shape))
+    theirs = restated(plan, plain, "exact")
     with torch.no_grad():
         logits = theirs(torch.from_numpy(ids)).numpy()
     return Outputs(np.asarray(model(ids)), logits, "its restatement in PyTorch, of weights not quantised"

@@ -98,12 +98,13 @@ def writer(path: Path, tree: Tree) -> Callable[[BinaryIO], None]:
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("archive/data.pkl", outline.getvalue())
-            archive.writestr("archive/byteorder", "little")
+            # Dated as zip files begin, so that the same tensors make the same file.
+            archive.writestr(zipfile.ZipInfo("archive/data.pkl"), outline.getvalue())
+            archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
             for i, tensor in enumerate(tensors):
-                with archive.open(f"archive/data/{i}", "w", force_zip64=True) as record:
+                with archive.open(zipfile.ZipInfo(f"archive/data/{i}"), "w", force_zip64=True) as record:
                     tensor.write(record)  # type: ignore[arg-type]
-            archive.writestr("archive/version", "3\n")
+            archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
 
     return write
 

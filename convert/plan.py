@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,35 @@ from tilelli_jax.models.arrays import outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
 from tilelli_jax.tensors import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumption:
+    """A setting that a source leaves open; `--check` compares its values on text.
+
+    Attributes:
+        key: of the network's configuration.
+        value: what is assumed.
+        others: what it may be instead, at least one value.
+        why: what the source does not say, and what is assumed.
+    """
+
+    key: str
+    value: Any
+    others: Sequence[Any]
+    why: str
+
+    @property
+    def note(self) -> str:
+        """One line, with the way to choose otherwise."""
+        other = "the other" if len(self.others) == 1 else "others"
+        return (f"{self.key}: {self.why} (--set {shlex.quote(as_override(self.key, self.others[-1]))} for "
+                f"{other}; --check compares them on text)")
+
+
+def as_override(key: str, value: Any) -> str:
+    """A setting as `--set` reads it."""
+    return f"{key}={value if isinstance(value, str) else '[' + ','.join(value) + ']'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +56,8 @@ class Plan:
         called: what the file calls those that were renamed.
         doubled: tensors that the file has twice: name → the name of the same.
         ignored: patterns of tensors that are not needed, with the reason.
-        notes: what was assumed.
+        assumptions: what the source leaves open.
+        remarks: what else is to be said of it.
     """
 
     family: str
@@ -35,9 +66,15 @@ class Plan:
     names: Names
     found: Mapping[str, Tensor]
     ignored: Mapping[str, str]
-    notes: Sequence[str] = ()
+    assumptions: Sequence[Assumption] = ()
+    remarks: Sequence[str] = ()
     called: Mapping[str, str] = dataclasses.field(default_factory=dict)
     doubled: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What its user is to know, a line each."""
+        return [*(assumption.note for assumption in self.assumptions), *self.remarks]
 
     def check(self, source: str) -> None:
         """Raises InputError, which lists them, where tensors are missing, left over or of another shape."""
@@ -67,7 +104,7 @@ class Family:
 
 
 def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names, source: Source,
-              ignored: Mapping[str, str], notes: Sequence[str] = (),
+              ignored: Mapping[str, str], assumptions: Sequence[Assumption] = (),
               doubled: Mapping[str, str] | None = None) -> Plan:
     """The plan for a network whose arrays a map of names tells.
 
@@ -75,12 +112,11 @@ def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names,
         InputError: the map knows nothing of an array that the configuration asks for.
     """
     links = mapping.link(names, shapes(build, config), str(source.path))
-    notes = [*notes, *(f"{key}: its tensors are no part of a network and stay behind"
-                       for key in source.left_behind)]
+    remarks = [f"{key}: its tensors are no part of a network and stay behind" for key in source.left_behind]
     same = {name: f"the same numbers as {other}: tied" for name, other in (doubled or {}).items()}
     return Plan(family, config, links, names, source.tensors,
-                {**ignored, **{f"^{re.escape(name)}$": reason for name, reason in same.items()}}, notes,
-                source.called, doubled or {})
+                {**ignored, **{f"^{re.escape(name)}$": reason for name, reason in same.items()}}, assumptions,
+                remarks, source.called, doubled or {})
 
 
 def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:

@@ -144,14 +144,8 @@ def read_map(path: Path) -> dict[str, str | None]:
     Raises:
         InputError: it cannot be read, or is no such mapping.
     """
-    try:
-        tree = yaml_text.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    if not isinstance(tree, dict) or not all(
-            isinstance(key, str) and isinstance(value, str | None) for key, value in tree.items()):
+    tree = yaml_text.read(path)
+    if not all(isinstance(key, str) and isinstance(value, str | None) for key, value in tree.items()):
         raise InputError(f"{path}: expected lines of 'their name: known name' (no name for tensors to "
                          "ignore)")
     return tree

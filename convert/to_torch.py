@@ -12,13 +12,12 @@ import numpy as np
 from convert import checkpoint
 from convert.families import lrd, sae, tilelli, vanilla
 from convert.families.stated import PARTS
-from convert.output import new_directory
 from convert.plan import Plan, shapes
 from convert.source import COMPANIONS, Source
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, write_together
+from tilelli_jax.files import as_json, new_directory, write_together
 from tilelli_jax.json_text import read_json
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping

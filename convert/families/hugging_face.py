@@ -22,10 +22,10 @@ def _family(network: type[Pretrained]) -> Family:
 
     def plan(source: Source, settings: Mapping[str, Any]) -> Plan:
         where = f"{source.path / hugging_face.CONFIG}"
-        said = hugging_face.settings(theirs, source.tree, where)
+        source = source.with_names(theirs.present_name)
+        said = hugging_face.settings(theirs, source.tree, source.tensors, where)
         config = configured(network.config_class, said, settings, where)
-        return make_plan(theirs.family, network, config, theirs.names,
-                         source.with_names(theirs.present_name), theirs.ignored(config))
+        return make_plan(theirs.family, network, config, theirs.names, source, theirs.ignored(config))
 
     return Family(theirs.family, recognises, plan)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from convert.plan import Assumption
 from convert.source import Source
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.quantize import QuantizerName
+from tilelli_jax.pretrained.hugging_face import is_same
 from tilelli_jax.tensors import Tensor
 
 PARTS = "quantized_parts"  # of a configuration of ours in a .pt file
@@ -24,10 +27,7 @@ def stripped(source: Source) -> Source:
 
 def tied_twice(found: Mapping[str, Tensor], table: str, unembed: str) -> dict[str, str]:
     """The unembedding, where it is there and is the embedding table over again, as shared parameters are."""
-    if table in found and unembed in found and found[table].shape == found[unembed].shape and (
-            found[table].read().tobytes() == found[unembed].read().tobytes()):
-        return {unembed: table}
-    return {}
+    return {unembed: table} if is_same(found, table, unembed) else {}
 
 
 def shape_of(source: Source, found: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
@@ -61,6 +61,28 @@ def quantizer_of(source: Source) -> dict[str, Any]:
         raise InputError(f"{source.path}: config: quantize: expected true, false or one of "
                          f"{', '.join(known)}, found {said!r}")
     return {"quantizer": name}
+
+
+def quantized_parts(config: Any, said: Mapping[str, Any]) -> list[Assumption]:
+    """Which weights a quantiser takes, where nothing says it: feed-forward and attention, and what else?
+
+    Args:
+        config: of our network, with what is assumed.
+        said: what the source and the user say.
+    """
+    if config.quantizer == "none" or "quantize" in said:
+        return []
+    hint = typing.get_type_hints(type(config))["quantize"]
+    parts = typing.get_args(typing.get_args(hint)[0])
+    there = {"conv": {"local", "wide"} & set(getattr(config, "pathways", ())),
+             "router": len(getattr(config, "pathways", ())) * getattr(config, "n_banks", 1) > 1,
+             "embed": True, "unembed": not config.tie_embeddings}
+    open_ = [part for part in parts if there.get(part)]
+    others = [tuple(part for part in parts if (part in config.quantize) != (part in flipped))
+              for n in range(len(open_)) for flipped in itertools.combinations(open_, n + 1)]
+    return [Assumption("quantize", config.quantize, sorted(others, key=len),
+                       f"nothing says which weights are quantised ({config.quantizer}); "
+                       f"{', '.join(config.quantize)} are assumed")]
 
 
 def cannot_be_told(source: Source, key: str) -> InputError:

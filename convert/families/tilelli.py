@@ -16,11 +16,12 @@ from convert.families.stated import (
     cannot_be_told,
     is_ours,
     our_settings,
+    quantized_parts,
     quantizer_of,
     stripped,
     tied_twice,
 )
-from convert.plan import Family, Plan, configured, make_plan
+from convert.plan import Assumption, Family, Plan, configured, make_plan
 from convert.source import Source
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
@@ -309,12 +310,12 @@ def _plan(source: Source, settings: Mapping[str, Any], family: str, defaults: Ma
     for key in ("top_k", "quantizer"):
         if key not in said and key not in settings and (key != "top_k" or "sparse" in said["pathways"]):
             raise cannot_be_told(source, key)
-    notes = []
-    if said.get("n_heads", 1) > 1 and "head_reduction" not in {**said, **settings}:
-        notes.append("head_reduction: nothing says whether heads are averaged or summed; mean is taken "
-                     "(--set head_reduction=sum for the other)")
     config = configured(RoutedConfig, said, settings, str(source.path))
-    return make_plan(family, RoutedLM, config, layout.names, source, {}, notes, layout.doubled)
+    assumptions = quantized_parts(config, {**said, **settings})
+    if "sparse" in config.pathways and config.n_heads > 1 and "head_reduction" not in {**said, **settings}:
+        assumptions.append(Assumption("head_reduction", "mean", ("sum",), "nothing says whether heads are "
+                                      "averaged or summed; mean is assumed"))
+    return make_plan(family, RoutedLM, config, layout.names, source, {}, assumptions, layout.doubled)
 
 
 def _is_routed(source: Source) -> bool:

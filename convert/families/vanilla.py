@@ -9,6 +9,7 @@ from convert.families.stated import (
     cannot_be_told,
     is_ours,
     our_settings,
+    quantized_parts,
     quantizer_of,
     shape_of,
     stripped,
@@ -60,7 +61,8 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
     elif "n_heads" not in settings:
         raise cannot_be_told(source, "n_heads")
     config = configured(VanillaConfig, said, settings, str(source.path))
-    return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, doubled=doubled)
+    assumptions = quantized_parts(config, {**said, **settings})
+    return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, assumptions, doubled)
 
 
 VANILLA = Family("vanilla", _recognises, _plan)

@@ -45,7 +45,9 @@ NETWORKS: dict[str, Any] = {
     "gemma4, experts": dataclasses.replace(GEMMA4, d_per_layer=0, n_shared_layers=0, key_is_value=True,
                                            n_kv_heads_full=1, n_experts=6, experts_per_token=2, d_expert=8),
     "t5": T5,
-    "t5, untied": dataclasses.replace(T5, tie_embeddings=False),
+    "t5, untied": dataclasses.replace(T5, tie_embeddings=False, scale_decoder_outputs=False),
+    "t5, untied and scaled": dataclasses.replace(T5, tie_embeddings=False),
+    "t5, tied and not scaled": dataclasses.replace(T5, scale_decoder_outputs=False),
     "chronos": dataclasses.replace(T5, chronos=ChronosConfig(n_tokens=50, context_length=20,
                                                              prediction_length=6, low_limit=-2.0)),
 }
@@ -107,7 +109,7 @@ def listing(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("source", "name", "dtype"), [
     pytest.param((name, dtype), name, dtype, id=f"{name}-{dtype}", marks=[pytest.mark.exhaustive] * (
-        dtype == "bfloat16" and name != "t5"))  # that of others: see test_another_type
+        (dtype == "bfloat16" and name != "t5") or name == "t5, untied"))  # of others: see test_another_type
     for name in NETWORKS for dtype in ("float32", "bfloat16")], indirect=["source"])
 def test_there_and_back(source: Path, name: str, dtype: str, tmp_path: Path) -> None:
     """The same network to the last bit, and its directory again, configuration and all."""

@@ -103,7 +103,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], list[str], list[str]]] = {
     "an empty directory": (lambda p: (p / "empty").mkdir(), ["{there}/empty", OUT],
                            ["{there}/empty: ", "it has no config.json"]),
     "a config.json that is none": (lambda p: say(p / "hf/config.json", "{"), [HF, OUT],
-                                   ["{there}/hf/config.json: cannot be read"]),
+                                   ["{there}/hf/config.json: not JSON"]),
     "a config.json that is a list": (lambda p: say(p / "hf/config.json", "[]"), [HF, OUT],
                                      ["{there}/hf/config.json: expected an object"]),
     "a model type that is not known": (lambda p: config(p / "hf", model_type="llama"), [HF, OUT],
@@ -190,7 +190,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
 }
 MAPS: dict[str, tuple[str, list[str]]] = {
     "no YAML": ("a: [", ["{map}: not YAML"]),
-    "a list": ("- a", ["{map}: expected lines of"]),
+    "a list": ("- a", ["{map}: expected keys with values, found a list"]),
     "a number for a name": ("embed_out.weight: 3", ["{map}: expected lines of"]),
     "names that nothing has": ("'gpt_neox.layers.{i}.w': x.{i}\nembed_out.weight: embed_out.weight",
                                ["--map: no tensor is called 'gpt_neox.layers.{{i}}.w'"]),

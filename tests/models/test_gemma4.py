@@ -266,7 +266,7 @@ def test_the_shapes_of_e4b() -> None:
     stored = json.loads((STORED / "gemma4_tiny/e4b_real_text_keys.json").read_text())
     tree = json.loads((STORED / "gemma4_tiny/e4b_real_text_config.json").read_text())
     config = Gemma4Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in
-                             hugging_face.settings(GEMMA4, tree, "config.json").items()})
+                             hugging_face.settings(GEMMA4, tree, {}, "config.json").items()})
     assert config == Gemma4Config()
     links = mapping.link(GEMMA4.names, sizes(config))
     shapes = {name: list(link.their_shape) for link in links for name in link.theirs}
@@ -329,7 +329,7 @@ def test_the_text_decoder_of_the_multimodal_network(saved: Path, tmp_path: Path)
     arrays["model.vision_tower.patch.weight"] = np.ones((2, 3), np.float32)
     arrays["model.language_model.layers.3.self_attn.k_proj.weight"] = np.ones((24, 24), np.float32)
     arrays["model.language_model.layers.2.self_attn.k_norm.weight"] = np.ones(6, np.float32)
-    arrays["lm_head.weight"] = np.ones((61, 24), np.float32)
+    arrays["lm_head.weight"] = arrays["model.language_model.embed_tokens.weight"].copy()
     other = tmp_path / "other"
     other.mkdir()
     safetensors.numpy.save_file(arrays, other / "model.safetensors")

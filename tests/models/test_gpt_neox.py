@@ -25,6 +25,8 @@ from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
+from tilelli_jax.pretrained import hugging_face
+from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
 from tilelli_jax.store import from_arrays
 from tilelli_jax.tensors import INDEX
 
@@ -187,7 +189,7 @@ def indexed(path: Path, index: str) -> None:
 
 @pytest.mark.parametrize(("spoil", "says"), [
     (lambda path: (path / "config.json").unlink(), "no Hugging Face directory: it has no config.json"),
-    (lambda path: (path / "config.json").write_text("["), "config.json: cannot be read"),
+    (lambda path: (path / "config.json").write_text("["), "config.json: not JSON"),
     (lambda path: rewritten(path, model_type="llama"), "model_type: expected gpt_neox, found 'llama'"),
     (lambda path: rewritten(path, hidden_act="relu"), "config.json: hidden_act: expected gelu, found relu"),
     (lambda path: rewritten(path, rope_parameters={"rope_type": "yarn"}),
@@ -209,13 +211,30 @@ def indexed(path: Path, index: str) -> None:
     (lambda path: rewritten(path, rope_scaling={"rope_type": "dynamic", "factor": 1.0}),
      "rope_scaling.rope_type: expected default, found dynamic"),
     (lambda path: (path / "generation_config.json").write_text("["),
-     "generation_config.json: cannot be read"),
+     "generation_config.json: not JSON"),
 ])
 def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
     spoil(saved)
     with pytest.raises(InputError) as raised:
         FlaxGPTNeoXForCausalLM.from_pretrained(saved)
     assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+@needs_transformers
+@pytest.mark.parametrize("scaling", [{}, {"rope_type": "default"}, {"type": "linear", "factor": 1.0},
+                                     {"rope_type": "default", "rope_theta": 900.0}])
+@pytest.mark.parametrize("parameters", [{}, {"rope_type": "default", "rope_theta": 500.0},
+                                        {"rope_type": "default", "partial_rotary_factor": 0.5}])
+@pytest.mark.parametrize("older", [{}, {"rotary_pct": 0.75, "rotary_emb_base": 5000}])
+def test_three_places_of_the_rotation(older: Any, parameters: Any, scaling: Any, tmp_path: Path) -> None:
+    import transformers
+    tree = {**GPT_NEOX.tree_of(TINY), "rope_parameters": parameters, "rope_scaling": scaling, **older}
+    tree = {key: value for key, value in tree.items() if value != {} and (older or "rotary" not in key)}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+    ours = hugging_face.settings(GPT_NEOX, tree, {}, "config.json")
+    assert (ours["rotary_theta"], ours["rotary_fraction"]) == (
+        theirs["rope_theta"], theirs["partial_rotary_factor"])
 
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"type": "linear", "factor": 1.0}, {}, None])

@@ -43,7 +43,9 @@ TINY = T5Config(vocab_size=50, d_model=12, n_layers=2, n_decoder_layers=2, n_hea
 VARIANTS = {
     "as Chronos": TINY,
     "a deeper decoder": dataclasses.replace(TINY, n_decoder_layers=3, n_layers=1),
-    "untied": dataclasses.replace(TINY, tie_embeddings=False),
+    "untied": dataclasses.replace(TINY, tie_embeddings=False, scale_decoder_outputs=False),
+    "untied and scaled": dataclasses.replace(TINY, tie_embeddings=False),
+    "tied and not scaled": dataclasses.replace(TINY, scale_decoder_outputs=False),
     "few buckets": dataclasses.replace(TINY, n_buckets=8, max_distance=10, norm_eps=1e-3),
 }
 
@@ -128,7 +130,8 @@ def test_first_draws_of_the_reference_have_its_probabilities() -> None:
 
 @needs_transformers
 @pytest.mark.parametrize("name", [
-    pytest.param("as Chronos", marks=pytest.mark.exhaustive), "a deeper decoder", "untied", "few buckets"])
+    pytest.param("as Chronos", marks=pytest.mark.exhaustive), "a deeper decoder", "untied", "few buckets",
+    "untied and scaled", "tied and not scaled"])
 def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
     import torch
     import transformers

@@ -40,11 +40,13 @@ class Pretrained(nnx.Module):
         """
         path = Path(path)
         family, source = cls.hugging_face, f"{path / hugging_face.CONFIG}"
-        tree = hugging_face.settings(family, hugging_face.read_config(path), source)
+        tree = hugging_face.read_config(path)
+        found = hugging_face.present(family, read_directory(path), str(path))
+        tree = hugging_face.settings(family, tree, found, source)
         config: Any = config_lib.from_dict(cls.config_class, tree, source)
         wanted = outline(cls, config, compute)
         arrays = hugging_face.read(family, config, {name: leaf.shape for name, leaf in wanted.items()},
-                                   read_directory(path), str(path))
+                                   found, str(path))
         return from_tensors(cls, config, arrays, compute, source=str(path), param_dtype=param_dtype,
                             mesh=mesh)
 

@@ -57,10 +57,17 @@ class T5Config(Section):
     n_buckets: int = setting(32, "buckets of relative positions", least=4)
     max_distance: int = setting(128, "distance from which on they share the last bucket", least=1)
     norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", least=0)
-    tie_embeddings: bool = setting(True, "unembed with the embedding table, scaled by 1/√d_model")
+    tie_embeddings: bool = setting(True, "unembed with the embedding table")
+    scale_decoder_outputs: bool | None = setting(
+        None, "scale what is unembedded by 1/√d_model; by default where the embeddings are tied")
     start_id: int = setting(0, "what the decoder starts from", least=0)
     end_id: int = setting(1, "what ends a sequence", least=0)
     chronos: ChronosConfig | None = setting(None, "how series become symbols, where it is a Chronos")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale_decoder_outputs is None:
+            object.__setattr__(self, "scale_decoder_outputs", self.tie_embeddings)
 
 
 def bucket_of(distance: jax.Array, *, bidirectional: bool, n_buckets: int, max_distance: int) -> jax.Array:
@@ -298,9 +305,9 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.decoder.norm(split_batch(x))
-        if self.unembed is not None:
-            return self.unembed(x)
-        return self.embed.attend(x * self.config.d_model**-0.5)
+        if self.config.scale_decoder_outputs:
+            x = x * self.config.d_model**-0.5
+        return self.embed.attend(x) if self.unembed is None else self.unembed(x)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "aid_graph", "tap_of", "n", "greedy"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree, one_or_several, several_ids
+from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, one_or_several, several_ids
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.tensors import Tensor
 
 _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 _OURS, _THEIRS = "blocks.{i}.", "model.layers.{i}."
@@ -53,9 +55,11 @@ def _ignored(config: Any) -> dict[str, str]:
     return ignored
 
 
-def _config_of(tree: Tree) -> Tree:
+def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     if "text_config" in tree:  # the multimodal network
-        ends = tree.get("eos_token_id")
+        ends, key = tree.get("eos_token_id"), "tie_word_embeddings"
+        if (whole := tree.get(key, True)) != (text := tree["text_config"].get(key, True)):
+            raise InputError(f"text_config.{key}: expected the {whole} of {key}, found {text}")
         tree = {**tree["text_config"], **({} if ends is None else {"eos_token_id": ends})}
     for key, expected in (("hidden_activation", "gelu_pytorch_tanh"), ("attention_bias", False)):
         if tree.get(key, expected) != expected:
@@ -73,7 +77,9 @@ def _config_of(tree: Tree) -> Tree:
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["hidden_size"], "layers": layers,
         "max_seq_len": tree["max_position_embeddings"],
-        "tie_embeddings": tree.get("tie_word_embeddings", True), "n_heads": tree["num_attention_heads"],
+        "tie_embeddings": is_tied(tensors, "model.embed_tokens.weight", "lm_head.weight",
+                                  tree.get("tie_word_embeddings", True)),
+        "n_heads": tree["num_attention_heads"],
         **_heads(tree, layers), "window": tree["sliding_window"],
         "n_shared_layers": tree.get("num_kv_shared_layers") or 0,
         "key_is_value": tree.get("attention_k_eq_v", False),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree, one_or_several, several_ids
+from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, one_or_several, several_ids
 from tilelli_jax.pretrained.mapping import Theirs, turned
+from tilelli_jax.tensors import Tensor
 
 _OURS, _THEIRS = "blocks.{i}.", "gpt_neox.layers.{i}."
 NAMES = {
@@ -31,9 +33,10 @@ IGNORED = {r"attention\.(masked_)?bias$": "the causal mask of old versions",
 TIED = {r"^embed_out\.weight$": "the same table as embed_in"}
 
 
-def _config_of(tree: Tree) -> Tree:
+def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     """config.json, of transformers before version 5 or since."""
-    rope: Tree = tree.get("rope_parameters") or {}
+    # Where both are stated, transformers reads nothing of the other one.
+    rope: Tree = tree.get("rope_scaling") or tree.get("rope_parameters") or {}
     for key in ("rope_parameters", "rope_scaling"):  # the second before version 5
         said = tree.get(key) or {}
         kind = said.get("rope_type", said.get("type", "default"))
@@ -44,8 +47,9 @@ def _config_of(tree: Tree) -> Tree:
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["hidden_size"],
         "n_layers": tree["num_hidden_layers"], "max_seq_len": tree["max_position_embeddings"],
-        "tie_embeddings": tree.get("tie_word_embeddings", False), "n_heads": tree["num_attention_heads"],
-        "d_hidden": tree["intermediate_size"],
+        "tie_embeddings": is_tied(tensors, NAMES["embed.kernel"].name, NAMES["unembed.kernel"].name,
+                                  tree.get("tie_word_embeddings", False)),
+        "n_heads": tree["num_attention_heads"], "d_hidden": tree["intermediate_size"],
         "rotary_fraction": float(rope.get("partial_rotary_factor") or tree.get("rotary_pct") or 0.25),
         "rotary_theta": float(rope.get("rope_theta") or tree.get("rotary_emb_base") or 10000),
         "parallel_residual": tree.get("use_parallel_residual", True),

@@ -15,7 +15,7 @@ from tilelli_jax.files import as_json
 from tilelli_jax.json_text import read_json
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Shape
-from tilelli_jax.tensors import CODES, Tensor, write_directory
+from tilelli_jax.tensors import CODES, Tensor, blocks, write_directory
 
 CONFIG = "config.json"
 WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -30,7 +30,7 @@ class Family:
     Attributes:
         family: what our configuration says under that key.
         model_types: what their config.json may say under `model_type`; the first is what we write.
-        config_of: their configuration → the settings of ours; may raise InputError and KeyError.
+        config_of: their configuration and tensors → the settings of ours; may raise InputError and KeyError.
         tree_of: our configuration → theirs.
         names: our names → theirs.
         renamed: patterns in names of other versions → what stands there now.
@@ -39,7 +39,7 @@ class Family:
 
     family: str
     model_types: tuple[str, ...]
-    config_of: Callable[[Tree], Tree]
+    config_of: Callable[[Tree, Mapping[str, Tensor]], Tree]
     tree_of: Callable[[Any], Tree]
     names: Names
     renamed: Mapping[str, str]
@@ -69,8 +69,45 @@ def read_config(path: Path) -> Tree:
     return tree
 
 
-def settings(family: Family, tree: Tree, source: str) -> Tree:
+def present(family: Family, found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors under the names that they have now.
+
+    Raises:
+        InputError: two come to have one name.
+    """
+    names = {name: family.present_name(name) for name in found}
+    if twice := {new for new in names.values() if list(names.values()).count(new) > 1}:
+        raise InputError(f"{source}: two tensors come to be called '{min(twice)}'")
+    return {names[name]: tensor for name, tensor in found.items()}
+
+
+def is_same(found: Mapping[str, Tensor], table: str, other: str) -> bool:
+    """Whether both are there, with the same numbers to the last bit."""
+    if table not in found or other not in found:
+        return False
+    one, two = found[table], found[other]
+    if (one.shape, one.dtype) != (two.shape, two.dtype):
+        return False
+    arrays = [tensor.mapped() if tensor.mapped else tensor.read() for tensor in (one, two)]
+    return all(a.tobytes() == b.tobytes() for a, b in zip(*map(blocks, arrays), strict=True))
+
+
+def is_tied(found: Mapping[str, Tensor], table: str, other: str, flag: Any = True) -> bool:
+    """Whether transformers ties the other one to the table: where the flag says so and it does not differ.
+
+    Raises:
+        InputError: the flag, `tie_word_embeddings`, is neither true nor false.
+    """
+    if not isinstance(flag, bool):
+        raise InputError(f"tie_word_embeddings: expected true or false, found {flag!r}")
+    return flag and (other not in found or is_same(found, table, other))
+
+
+def settings(family: Family, tree: Tree, found: Mapping[str, Tensor], source: str) -> Tree:
     """The settings of our configuration.
+
+    Args:
+        found: the tensors, as `present` names them.
 
     Raises:
         InputError: it is of another family, lacks a key, or asks for what we do not have.
@@ -79,7 +116,7 @@ def settings(family: Family, tree: Tree, source: str) -> Tree:
         raise InputError(f"{source}: model_type: expected {' or '.join(family.model_types)}, "
                          f"found {tree.get('model_type')!r}")
     try:
-        return {"family": family.family, **family.config_of(tree)}
+        return {"family": family.family, **family.config_of(tree, found)}
     except KeyError as error:
         raise InputError(f"{source}: expected the key {error}") from None
     except InputError as error:
@@ -94,15 +131,11 @@ def read(family: Family, config: Any, wanted: Mapping[str, Shape], found: Mappin
 
     Args:
         wanted: names and shapes of all arrays of the network.
-        found: the tensors of the checkpoint.
+        found: the tensors of the checkpoint, as `present` names them.
 
     Raises:
         InputError: the tensors are not those of the configuration.
     """
-    names = {name: family.present_name(name) for name in found}
-    if twice := {new for new in names.values() if list(names.values()).count(new) > 1}:
-        raise InputError(f"{source}: two tensors come to be called '{min(twice)}'")
-    found = {names[name]: tensor for name, tensor in found.items()}
     links = mapping.link(family.names, wanted, source)
     mapping.check(links, {name: tensor.shape for name, tensor in found.items()}, family.ignored(config),
                   source)

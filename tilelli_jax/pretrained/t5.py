@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree, several_ids
+from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.tensors import Tensor
 
 TOKENIZER = "MeanScaleUniformBins"
+TABLE, UNEMBED = "shared.weight", "lm_head.weight"
 
 
 def _names() -> Names:
-    names = {"embed.kernel": Theirs("shared.weight"), "unembed.kernel": turned("lm_head.weight")}
+    names = {"embed.kernel": Theirs(TABLE), "unembed.kernel": turned(UNEMBED)}
     for part, mlp in (("encoder", 1), ("decoder", 2)):
         bias = f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         names |= {f"{part}.norm.scale": Theirs(f"{part}.final_layer_norm.weight"),
@@ -34,13 +37,23 @@ def _names() -> Names:
 IGNORED = {r"^(encoder|decoder)\.embed_tokens\.weight$": "the same table as shared.weight",
            r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias": "never used"}
 TIED = {r"^lm_head\.weight$": "the same table as shared.weight"}
+TIE, SCALE = "tie_word_embeddings", "scale_decoder_outputs"
+# transformers derives the others from the first, but reads them where they are stated.
+_FEED_FORWARD = {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False}
+_ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
+            "head_dim": "d_kv"}
 
 
-def _config_of(tree: Tree) -> Tree:
-    if (kind := tree.get("feed_forward_proj", "relu")) != "relu":
-        raise InputError(f"feed_forward_proj: expected relu, found {kind}")
-    # Newer versions say "tied" of every T5, and by the other key whether it is.
-    tied = tree.get("scale_decoder_outputs", tree.get("tie_word_embeddings", True))
+def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
+    for key, expected in _FEED_FORWARD.items():
+        if tree.get(key, expected) != expected:
+            raise InputError(f"{key}: expected {expected}, found {tree[key]}")
+    for alias, key in _ALIASES.items():
+        if tree.get(alias, tree[key]) != tree[key]:
+            raise InputError(f"{alias}: expected the {tree[key]} of {key}, found {tree[alias]}")
+    for part in ("encoder", "decoder"):
+        if not is_tied(tensors, TABLE, f"{part}.embed_tokens.weight"):
+            raise InputError(f"{part}.embed_tokens.weight: expected the same numbers as {TABLE}")
     chronos = tree.get("chronos_config")
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["d_model"], "n_layers": tree["num_layers"],
@@ -48,9 +61,19 @@ def _config_of(tree: Tree) -> Tree:
         "n_heads": tree["num_heads"], "d_head": tree["d_kv"], "d_hidden": tree["d_ff"],
         "n_buckets": tree["relative_attention_num_buckets"],
         "max_distance": tree.get("relative_attention_max_distance", 128),
-        "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)), "tie_embeddings": tied,
+        "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)),
+        # Whatever the first flag says of the second: since its version 5, transformers ties all that it can.
+        "tie_embeddings": is_tied(tensors, TABLE, UNEMBED), "scale_decoder_outputs": _scaled(tree),
         "start_id": tree.get("decoder_start_token_id") or 0, "end_id": _end(tree.get("eos_token_id", 1)),
         "chronos": None if chronos is None else _chronos_of(chronos)}
+
+
+def _scaled(tree: Tree) -> bool:
+    """By its own key; in older files the other one stands for it too, as in transformers."""
+    for key in (TIE, SCALE):
+        if not isinstance(tree.get(key), bool | None):
+            raise InputError(f"{key}: expected true or false, found {tree[key]!r}")
+    return bool(tree[SCALE]) if SCALE in tree else tree.get(TIE) is not False
 
 
 def _end(ids: Any) -> int:
@@ -89,7 +112,7 @@ def _tree_of(config: Any) -> Tree:
         "num_decoder_layers": config.n_decoder_layers, "num_heads": config.n_heads, "d_kv": config.d_head,
         "d_ff": config.d_hidden, "relative_attention_num_buckets": config.n_buckets,
         "relative_attention_max_distance": config.max_distance, "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings, "scale_decoder_outputs": config.tie_embeddings,
+        TIE: config.tie_embeddings, SCALE: config.scale_decoder_outputs,
         "decoder_start_token_id": config.start_id, "eos_token_id": config.end_id, "pad_token_id": 0,
         **(chronos or {})}
 
