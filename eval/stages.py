@@ -1,6 +1,6 @@
 """Results of a study's stages on disk, each in a directory that is named by what it was made of.
 
-    ROOT/extract-3f09c2a41b7d/made_of.json     written last: the stage is whole
+    ROOT/extract-3f09c2a41b7d/made_of.json     written last: the stage is whole; lists its files
 
 What was made of the same things is taken as it is; with anything else in its place (other weights,
 other data, another option) the key is another one, and so is the directory. Nothing is made anew that
@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval import tables
+from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, lock, write_atomically
+from tilelli_jax.files import as_json, damage, lock, seal, write_atomically
 from tilelli_jax.json_text import read_json
 
 T = TypeVar("T")
 FORMAT = 2  # to be raised where a stage's result for the same key would be another one
 RECIPE = "made_of.json"
+CHECKED_BYTES = 64 << 20  # of a larger file the size alone is looked at
 RESULT = "result.json"  # of a stage that finds numbers
 RESULTS = "results.json"  # of a whole study, beside its report
 
@@ -44,6 +46,7 @@ class Stages:
 
     def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         self.root, self.tell = root, tell
+        self._whole: set[Path] = set()  # looked at before
 
     def open(self) -> None:
         """Makes the root, before anything is at stake. Raises InputError where it cannot be written."""
@@ -69,9 +72,12 @@ class Stages:
 
         Raises:
             BusyError: another process is at it.
+            InputError: a file of the finished stage is not what was written.
         """
+        interrupts.check()
         path = self.directory(name, made_of)
         if self.is_made(name, made_of):
+            self._check(path)
             self.tell(f"{name}: as it is in {path}")
             return path
         path.mkdir(parents=True, exist_ok=True)
@@ -83,11 +89,21 @@ class Stages:
             self.tell(f"{name}: {path}")
             if not self.is_made(name, made_of):  # another process may just have ended
                 work(path)
-                write_atomically(path / RECIPE, as_json(dict(made_of)))
+                # Without what a process that was killed has left on its way to a file.
+                files = (file for file in path.rglob("[!.]*") if file.is_file())
+                write_atomically(path / RECIPE, as_json(
+                    {**made_of, "files": seal(path, files, CHECKED_BYTES)}))
         finally:
             if handle is not None:
                 os.close(handle)
         return path
+
+    def _check(self, path: Path) -> None:
+        if path not in self._whole:
+            if damaged := damage(path, read_json(path / RECIPE).get("files", {})):
+                raise InputError(f"{path}: {damaged}; once you have deleted that directory, the same command "
+                                 "makes it anew")
+            self._whole.add(path)
 
 
 def recipe(stage: str, **parts: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from eval.stats import Interval
-from tilelli_jax.files import write_atomically, write_together
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import MOST_BYTES, check_regular, write_atomically, write_together
 
 Row = Mapping[str, Any]
 
@@ -53,10 +54,40 @@ def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """What `write_columns` wrote; texts as an array of objects."""
-    import pyarrow.parquet
-    table = pyarrow.parquet.read_table(path)
+    """What `write_columns` wrote; texts as an array of objects. Raises InputError as `read_parquet`."""
+    table = read_parquet(path)
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | None = None) -> Any:
+    """A pyarrow table of a parquet file.
+
+    Args:
+        columns: these alone.
+        most: so many rows, its first ones.
+
+    Raises:
+        InputError: it is no such file, has no such column, or holds more than MOST_BYTES.
+    """
+    check_regular(path)
+    import pyarrow.parquet
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            there, about = file.schema_arrow.names, file.metadata
+            if missing := [name for name in columns or () if name not in there]:
+                raise InputError(f"{path}: expected the column '{missing[0]}', found "
+                                 f"{', '.join(there) or 'none'}")
+            size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            if size > MOST_BYTES:
+                raise InputError(f"{path}: cannot be read: expected at most {MOST_BYTES:,} bytes when "
+                                 f"unpacked, found {size:,}")
+            table = file.read(columns if columns is None else list(columns))
+            table.validate(full=True)
+    except (OSError, ValueError, NotImplementedError, KeyError, TypeError) as error:  # as pyarrow's are
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    return table if most is None else table.slice(0, most)
 
 
 def as_json(tree: Any) -> bytes:

@@ -19,6 +19,7 @@ compiled.set_environment()
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 import yaml  # noqa: E402
@@ -33,6 +34,8 @@ LONGEST = ("eval/abstention/test_abstention_study.py", "test_decoding.py", "trai
            "train/test_train_command.py", "models/test_sharded_networks.py",
            "eval/recall/test_recall_study.py", "training/test_step.py", "test_shipped_decoding.py",
            "eval/difficulty/test_study.py")
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 REASON_LINES = 5  # of each failure, at the end of what pytest prints
 
 _devices = 1

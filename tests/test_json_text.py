@@ -1,13 +1,14 @@
-"""Texts that no file takes are found wherever they are in a tree."""
+"""JSON is read within limits, and texts that no file takes are found wherever they are in a tree."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import check_text
+from tilelli_jax.json_text import DEEPEST, as_expected, check_text, lines, parse, read_json
 
 
 @pytest.mark.parametrize("tree", ["a", "ä", "\U0001f642", {"ä": [1, None, ("b", {"c": "日本"})]}, None, 1.5])
@@ -21,3 +22,48 @@ def test_half_a_character(tree: Any) -> None:
     with pytest.raises(InputError, match=r"^here: expected text, found half a character") as refused:
         check_text(tree, "here")
     str(refused.value).encode()
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("", "not JSON: Expecting value"), ('{"a": ', "not JSON: "), ("[" * 100_000, "nested too deeply"),
+    ("[" * 1000 + "]" * 1000, "expected at most 100 levels, found more|nested too deeply"),
+    ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "expected at most 100 levels, found more"),
+    ('"\\ud800"', "expected text, found half a character"), ("1" * 5000, "not JSON: ")])
+def test_what_is_not_read(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=f"^here: ({says})"):
+        parse(text, "here")
+
+
+def test_as_deep_as_it_may_be() -> None:
+    assert check_text(parse("[" * DEEPEST + "]" * DEEPEST, "here"), "here") is None
+
+
+def test_lines_are_numbered_and_end_at_line_feeds_alone() -> None:
+    assert list(lines('{"a": "\u2028"}\r\n\n 2 \n', "here")) == [(1, {"a": "\u2028"}), (3, 2)]
+    with pytest.raises(InputError, match=r"^here, line 2: not JSON"):
+        list(lines("1\n{\n", "here"))
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b"[]", "expected an object, found a list"), (b"null", "expected an object, found null"),
+    (b"\xff{}", "cannot be read: not UTF-8 at byte 0"), (b"1.5", "expected an object, found a number"),
+    (b"true", "expected an object, found true or false"), (b'"a"', "expected an object, found text")])
+def test_a_file_that_is_no_object(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_json(tmp_path / "a.json")
+    assert str(refused.value) == f"{tmp_path / 'a.json'}: {says}"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert read_json(tmp_path / "a.json") == {}
+
+
+@pytest.mark.parametrize(("error", "says"), [
+    (KeyError("green"), "a.json: green: expected it, found nothing"),
+    (TypeError("no"), "a.json: cannot be read: no"),
+    (IndexError("no"), "a.json: cannot be read: no"), (InputError("as it is"), "as it is")])
+def test_what_we_have_written_and_somebody_has_changed(error: Exception, says: str) -> None:
+    with pytest.raises(InputError, match=f"^{says}$"), as_expected(Path("a.json")):
+        raise error

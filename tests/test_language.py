@@ -178,4 +178,4 @@ def test_no_directory_of_a_network(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     refused(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "family: expected one of")
     (tmp_path / "config.json").write_text("{")
-    refused(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "cannot be read")
+    refused(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "not JSON")

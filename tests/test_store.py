@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-import signal
+import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tilelli_jax
+from tests.kill_points import kill_at_every_file_operation
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
-from tilelli_jax import files, store
+from tilelli_jax import config as config_lib
+from tilelli_jax import files, store, tensors
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import ModelConfig, freeze
 from tilelli_jax.models.arrays import to_arrays
@@ -34,7 +35,6 @@ from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.store import from_arrays, load, save
 
-ROOT = Path(__file__).parents[1]
 SMALL = VanillaConfig(d_model=8, n_layers=2, max_seq_len=6, n_heads=2, dense_expand=2)
 QUANTIZERS = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
 
@@ -142,15 +142,61 @@ def test_a_failed_write_leaves_the_old_model(
 
 
 def test_killed_while_writing(tmp_path: Path) -> None:
-    """Without a chance to tidy up: the old files are whole."""
-    script = ("import os, pathlib, signal, sys\nfrom tilelli_jax import files\n"
-              "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-              "files.write_together({pathlib.Path(sys.argv[1], name): b'new' for name in 'ab'})")
-    for name in "ab":
-        (tmp_path / name).write_bytes(b"old")
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"old"
+    """Without a chance to tidy up the files are old, or new, or the last of them is not there."""
+    def old() -> None:
+        for name in "abc":
+            (tmp_path / name).write_text("old")
+        (tmp_path / "obsolete").write_text("old")
+
+    def write() -> None:
+        files.write_together({tmp_path / name: b"new" for name in "abc"}, [tmp_path / "obsolete"])
+
+    def look(at: int) -> None:
+        found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name[0] != "."}
+        seen.add("torn" if "c" not in found else "".join(sorted({*found.values()})))
+        if "c" in found:
+            assert found == dict.fromkeys(["a", "b", "c", "obsolete"], "old") or (
+                found == dict.fromkeys("abc", "new"))
+        write()
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
+
+    seen: set[str] = set()
+    assert kill_at_every_file_operation(write, look, prepare=old, below=tmp_path) > 15
+    assert seen == {"old", "new", "torn"}
+
+
+def test_a_model_directory_that_is_replaced_when_the_process_is_killed(tmp_path: Path) -> None:
+    """It is the older one, the newer one, or one that is called none."""
+    other = dataclasses.replace(SMALL, n_layers=1)
+    arrays = {one: random_network(one, 0)[1] for one in (SMALL, other)}
+    path = tmp_path / "model"
+
+    def write(one: VanillaConfig, shard_bytes: int) -> None:
+        tensors.write_directory(
+            path, {name: tensors.in_memory(array) for name, array in arrays[one].items()},
+            {store.CONFIG: files.as_json(config_lib.to_dict(one)), "other.json": b"{}"}, writer="tilelli_jax",
+            shard_bytes=shard_bytes)
+
+    def look(at: int) -> None:
+        try:
+            found = store.load_config(path)
+        except InputError as error:
+            assert str(error) == f"{path}: no model directory: it has no config.json"
+            found = None
+        else:
+            assert equal({name: one.read() for name, one in store.read_tensors(path).items()}, arrays[found])
+        seen.add(found)
+
+    for before, after in ((1 << 30, 4000), (4000, 1 << 30)):
+        seen: set[VanillaConfig | None] = set()
+
+        def anew(size: int = before) -> None:
+            shutil.rmtree(path, ignore_errors=True)  # with what the last one has left
+            write(SMALL, size)
+
+        kill_at_every_file_operation(functools.partial(write, other, after), look, below=tmp_path,
+                                     prepare=anew)
+        assert seen == {SMALL, other, None}
 
 
 def test_links_are_followed_and_pipes_written_to(tmp_path: Path) -> None:
@@ -239,9 +285,9 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("config", "says"), [
-    ("", "cannot be read: "),
-    ("{", "cannot be read: "),
-    ("[]", "family: expected one of routed, vanilla, .*, found None"),
+    ("", "not JSON: "),
+    ("{", "not JSON: "),
+    ("[]", "expected an object, found a list"),
     ("{}", "family: expected one of routed, vanilla, .*, found None"),
     ('{"family": ["routed"]}', r"family: expected one of routed, vanilla, .*, found \['routed'\]"),
     ('{"family": "gpt"}', "family: expected one of routed, vanilla, .*, found 'gpt'"),

@@ -18,6 +18,7 @@ import difflib
 import functools
 import numbers
 import operator
+import os
 import re
 import sys
 import types
@@ -174,21 +175,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         InputError: missing, unreadable, not YAML, or not a mapping.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not os.path.lexists(path):  # of a link to nothing, reading it says what is wrong
         beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
         near = _nearest(path.name, (file.name for file in beside))
-        raise InputError(f"{path}: no such file" + _meant(near and str(path.with_name(near)))) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    try:
-        tree = yaml_text.parse(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected keys with values, found {_kind(tree)}")
-    return tree
+        raise InputError(f"{path}: no such file" + _meant(near and str(path.with_name(near))))
+    return yaml_text.read(path)
 
 
 def command_line(prog: str, doc: str | None, cls: type, example: str) -> ArgumentParser:
@@ -213,7 +204,7 @@ def command_line(prog: str, doc: str | None, cls: type, example: str) -> Argumen
 def _build(cls: Any, tree: Any, prefix: str, source: str) -> Any:
     if not isinstance(tree, Mapping):
         raise InputError(f"{source}{prefix.rstrip('.') or 'the file'}: expected keys with values, "
-                         f"found {_kind(tree)}")
+                         f"found {yaml_text.kind(tree)}")
     hints = _hints(cls)
     values = {key: _convert(hints[key], value, prefix + key, source) for key, value in tree.items()}
     try:
@@ -236,7 +227,7 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
         if found is not _NO:
             return found
     near = _nearest(str(value), typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ())
-    raise InputError(f"{source}{key}: expected {_name(hint)}, found {_kind(value)} {value!r}"
+    raise InputError(f"{source}{key}: expected {_name(hint)}, found {yaml_text.kind(value)} {value!r:.200}"
                      + _meant(near))
 
 
@@ -334,12 +325,6 @@ def _name(hint: Any) -> str:
     return " or ".join(names.get(option) or
                        (_name(option) if option is not hint else str(getattr(hint, "__name__", hint)))
                        for option in _options(hint))
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "keys", list: "a list", str: "text", bool: "true/false", int: "a whole number",
-             float: "a number", type(None): "nothing"}
-    return kinds.get(type(value), type(value).__name__)
 
 
 def _nearest(word: str, known: Iterable[Any]) -> str:

@@ -1,20 +1,110 @@
-"""Writing files so that a reader sees the old one or the new one, never a part; and telling them apart."""
+"""Files: read within limits, and written so that a reader sees the old one or the new one, never a part."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tilelli_jax.errors import InputError
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+MOST_BYTES = 512 << 20  # of a file that is read whole
+OTHERS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
+          (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
+CHUNK = 1 << 22
+
+
+def check_regular(path: Path) -> int:
+    """The size in bytes of what is to be read; a pipe or a device might never end.
+
+    Raises:
+        InputError: there is nothing, or no regular file.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    for is_one, called in OTHERS:
+        if is_one(found.st_mode):
+            raise InputError(f"{path}: cannot be read: expected a regular file, found {called}")
+    return found.st_size
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A whole file.
+
+    Raises:
+        InputError: it is not there, no regular file, larger than `most` bytes, or cannot be read.
+    """
+    if (size := check_regular(path)) > most:
+        raise InputError(f"{path}: cannot be read: expected at most {most:,} bytes, found {size:,}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(content) > most:  # such as /proc has, whose size is told as 0
+        raise InputError(f"{path}: cannot be read: expected at most {most:,} bytes, found more")
+    return content
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """A whole file of UTF-8, without a byte-order mark.
+
+    Raises:
+        InputError: as of `read_bytes`, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
+
+
+def seal(directory: Path, paths: Iterable[Path], most: int | None = None) -> dict[str, list[int]]:
+    """What `damage` compares files of a directory with: path within it → size in bytes, CRC-32.
+
+    Args:
+        most: files of more bytes have their size alone.
+    """
+    return {path.relative_to(directory).as_posix(): _size_and_checksum(path, most) for path in sorted(paths)}
+
+
+def damage(directory: Path, sealed: Any) -> str:
+    """The first of the sealed files that is not what was written, as a sentence; "" where all are."""
+    if not isinstance(sealed, dict):
+        return "the list of its files is none"
+    for name, expected in sealed.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if not isinstance(expected, list) or _size_and_checksum(
+                path, None if len(expected) > 1 else -1) != expected:
+            return f"{name} is not what was written"
+    return ""
+
+
+def _size_and_checksum(path: Path, most: int | None) -> list[int]:
+    size, checksum = path.stat().st_size, 0
+    if most is not None and size > most:
+        return [size]
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return [size, checksum]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -22,15 +112,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     write_together({path: content})
 
 
-def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) -> None:
-    """Writes all the files beside their targets, and renames when all of them are whole.
+def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]],
+                   obsolete: Iterable[Path] = ()) -> None:
+    """Writes all the files beside their targets, and moves them when all of them are whole.
 
     A content is bytes, or a function that writes them to the file that it is given.
 
-    Each is seen old or new. A machine that fails between two renames leaves some of both. What is
-    behind a symbolic link is written; a device or a pipe is written to, not replaced.
+    Each is seen old or new, and a process that is killed leaves none of the last name where it leaves some
+    old and some new: see `move_together`. What is behind a symbolic link is written; a device or a pipe is
+    written to, not replaced. What a process has left that was killed in writing the same files is removed.
     """
     written: list[tuple[Path, Path]] = []
+    held: list[int | None] = []
     try:
         for name, content in contents.items():
             if name.exists() and not name.is_file() and not name.is_dir():
@@ -38,17 +131,106 @@ def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]]) 
                     _put(content, file)
                 continue
             path = Path(os.path.realpath(name))
+            remove_left(path)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             written.append((Path(temporary), path))
             with os.fdopen(handle, "wb") as file:
+                held.append(lock(Path(temporary), wait=False))  # so that nobody takes it for one that is left
                 _put(content, file)
             os.chmod(temporary, 0o644)
-        for beside, path in written:
-            os.replace(beside, path)
+        if written:
+            move_together(written, obsolete)
     except BaseException:
         for beside, _ in written:
             beside.unlink(missing_ok=True)
         raise
+    finally:
+        for lock_of in held:
+            if lock_of is not None:
+                os.close(lock_of)
+
+
+def move_together(moves: Sequence[tuple[Path, Path]], obsolete: Iterable[Path] = ()) -> None:
+    """Renames files to what they replace. The last one tells a reader that all are there.
+
+    Its old file is taken away first, and its new one comes last: a process that is killed in between leaves
+    none of that name.
+
+    Args:
+        obsolete: what is not to be there once the last one is.
+    """
+    aside = None
+    *most, (beside, last) = moves
+    obsolete = [path for path in obsolete if path.exists()]
+    if (most or obsolete) and last.is_file():
+        handle, name = tempfile.mkstemp(dir=last.parent, prefix=f".{last.name}.")
+        os.close(handle)
+        aside = Path(name)
+        os.rename(last, aside)
+    moved = 0
+    try:
+        for source, target in most:
+            os.replace(source, target)
+            moved += 1
+        for path in obsolete:
+            path.unlink()
+        os.replace(beside, last)
+        moved += 1
+    finally:
+        if aside is not None and moved:
+            aside.unlink(missing_ok=True)
+        elif aside is not None:  # all is as it was
+            os.rename(aside, last)
+
+
+def remove_left(path: Path) -> None:
+    """Removes what processes that were killed have left beside a path on their way to it."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    for left in path.parent.iterdir():
+        if not name.fullmatch(left.name) or left.is_symlink():
+            continue
+        try:
+            handle = lock(left, wait=False)
+        except OSError:  # somebody is at work there
+            continue
+        if handle is None:
+            continue
+        try:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `out` when all went well and is gone otherwise.
+
+    Raises:
+        InputError: `out` is there and not empty, or cannot be made.
+    """
+    made: Path | None = None
+    handle: int | None = None
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: is there already; choose another OUT")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(out)
+        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        handle = lock(made, wait=False)
+        yield made
+        os.chmod(made, 0o755)
+        if out.is_dir():
+            out.rmdir()
+        os.replace(made, out)
+    except InputError as error:
+        raise InputError(str(error).replace(str(made), str(out))) from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if made is not None and made.exists():
+            shutil.rmtree(made, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def unfinished(directory: Path, names: Iterable[str]) -> list[Path] | None:
@@ -68,8 +250,8 @@ def _put(content: bytes | Callable[[BinaryIO], None], file: BinaryIO) -> None:
         file.write(content)
 
 
-def lock(directory: Path, *, wait: bool) -> int | None:
-    """Keeps other processes that ask for it out of a directory, until the handle is closed or they end.
+def lock(path: Path, *, wait: bool) -> int | None:
+    """Keeps other processes that ask for it from a directory or file, until the handle is closed or they end.
 
     Returns:
         The handle, for `os.close`; None where the system has no such locks.
@@ -79,7 +261,7 @@ def lock(directory: Path, *, wait: bool) -> int | None:
     """
     if fcntl is None:
         return None
-    handle = os.open(directory, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -102,9 +284,15 @@ def as_json(tree: Any) -> bytes:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Of the contents of files, in the order of their names; where they are does not count."""
+    """Of the contents of files, in the order of their names; where they are does not count.
+
+    Raises:
+        InputError: one is no regular file.
+        OSError: one cannot be read.
+    """
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):
+        check_regular(path)
         with path.open("rb") as file:
             digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]

@@ -15,10 +15,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import decoding, gate, sampling, store
+from tilelli_jax import decoding, gate, json_text, sampling, store
 from tilelli_jax.data.turns import STOP, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import write_atomically
+from tilelli_jax.files import read_bytes, write_atomically
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling
 
@@ -102,10 +102,7 @@ def _prompts(options: argparse.Namespace) -> list[bytes]:
             raise InputError("--prompt: expected at least one character")
         return [os.fsencode(prompt) for prompt in options.prompt]  # whatever bytes were on the command line
     path: Path = options.prompts_file
-    try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    lines = read_bytes(path).removeprefix(codecs.BOM_UTF8).splitlines()
     prompts = [_prompt(line, f"{path}, line {i}", path.suffix == ".jsonl")
                for i, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
@@ -120,13 +117,10 @@ def _prompt(line: bytes, where: str, is_json: bool) -> bytes:
         raise InputError(f"{where}: not UTF-8 at byte {error.start + 1}") from None
     if not is_json:
         return line
-    try:
-        prompt = json.loads(text)["prompt"].encode("utf-8")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        prompt = b""
-    if not prompt:
+    row = json_text.parse(text, where)
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
         raise InputError(f'{where}: expected an object with a text under "prompt"')
-    return prompt
+    return row["prompt"].encode("utf-8")
 
 
 def _text(data: bytes) -> str:

@@ -1,15 +1,19 @@
-"""JSON of files as a library can use it: objects whose texts are whole."""
+"""JSON of files as a library can use it: within limits, and its texts are whole."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax import files
 from tilelli_jax.errors import InputError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+DEEPEST = 100  # levels of lists and objects
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -18,30 +22,89 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or is no JSON object.
     """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    tree = parse(files.read_text(path), str(path))
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected an object")
-    check_text(tree, str(path))
+        raise InputError(f"{path}: expected an object, found {kind(tree)}")
+    return tree
+
+
+def read_lines(path: Path) -> list[Any]:
+    """What each line of a file of JSON lines holds, empty lines left out. Raises InputError as `lines`."""
+    return [tree for _, tree in lines(files.read_text(path), str(path))]
+
+
+def lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
+    """Of each line of a text that is not empty: its number, from 1 on, and what it holds.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    for number, line in enumerate(text.split("\n"), 1):  # not at other ends of lines, which texts may hold
+        if line.strip():
+            yield number, parse(line, f"{where}, line {number}")
+
+
+def parse(text: str, where: str) -> Any:
+    """What a text of JSON holds.
+
+    Args:
+        where: it is from, for errors.
+
+    Raises:
+        InputError: it is no JSON, is nested more than DEEPEST levels deep, or has half a character in it.
+    """
+    try:
+        tree = json.loads(text)
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply") from None
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from None
+    check_text(tree, where)
     return tree
 
 
 def check_text(tree: Any, where: str) -> None:
-    """Raises InputError where a text of a tree of JSON has half a character in it, a lone surrogate.
+    """Raises InputError where a tree of JSON is too deep, or a text of it has half a character in it.
 
-    JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes it.
+    A lone surrogate is such a half: JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes
+    it.
     """
-    left = [tree]
+    left, level = [tree], 0
     while left:
-        one = left.pop()
-        if isinstance(one, str):
-            if not one.isascii() and SURROGATE.search(one):
-                raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
-                                 f"{one!r:.40}")
-        elif isinstance(one, dict):
-            left.extend(one)
-            left.extend(one.values())
-        elif isinstance(one, list | tuple):
-            left.extend(one)
+        if level > DEEPEST:
+            raise InputError(f"{where}: expected at most {DEEPEST} levels, found more")
+        left, level = list(_inside(left, where)), level + 1
+
+
+@contextlib.contextmanager
+def as_expected(path: Path) -> Iterator[None]:
+    """Reading what we have written: a key that is missing and a value of another kind is an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]}: expected it, found nothing") from None
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def kind(tree: Any) -> str:
+    """What JSON calls a value."""
+    for types, name in ((dict, "an object"), (list, "a list"), (str, "text"), (bool, "true or false"),
+                        (int | float, "a number")):
+        if isinstance(tree, types):
+            return name
+    return "null"
+
+
+def _inside(trees: list[Any], where: str) -> Iterator[Any]:
+    for tree in trees:
+        if isinstance(tree, dict):
+            yield from tree
+            yield from tree.values()
+        elif isinstance(tree, list | tuple):
+            yield from tree
+        elif isinstance(tree, str) and not tree.isascii() and SURROGATE.search(tree):
+            raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
+                             f"{tree!r:.40}")

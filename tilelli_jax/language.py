@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tilelli_jax import store
+from tilelli_jax import files, store
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import read_json
 from tilelli_jax.models import FAMILIES
@@ -208,20 +208,19 @@ def read_chat(path: Path) -> Chat | None:
         InputError: a file that may have one cannot be read.
     """
     settings = read_json(path / TOKENIZER_CONFIG) if (path / TOKENIZER_CONFIG).is_file() else {}
-    special = {name: value["content"] if isinstance(value, dict) else value
-               for name, value in settings.items() if name.endswith("_token") and value}
+    tokens = {name: value.get("content") if isinstance(value, dict) else value
+              for name, value in settings.items() if name.endswith("_token")}
+    special = {name: value for name, value in tokens.items() if isinstance(value, str) and value}
     template, source = settings.get("chat_template"), path / TOKENIZER_CONFIG
     for name in CHAT_TEMPLATES:
         if (path / name).is_file():
             source = path / name
-            try:
-                template = (read_json(source).get("chat_template") if source.suffix == ".json" else
-                            source.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise InputError(f"{source}: cannot be read: {error}") from None
+            template = (read_json(source).get("chat_template") if source.suffix == ".json" else
+                        files.read_text(source))
             break
     if isinstance(template, list):  # several, of which one is for chats without tools
-        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+        template = next((t.get("template") for t in template if isinstance(t, dict)
+                         and t.get("name") == "default"), None)
     if template is not None and not isinstance(template, str):
         raise InputError(f"{source}: chat_template: expected text, found {template!r:.40}")
     return None if template is None else Chat(template, special, str(source))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tilelli_jax import store
 from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.files import new_directory
 from tilelli_jax.models.abstain import head_of, with_head
 
 
@@ -37,8 +38,8 @@ def splice(head: Path, onto: Path, out: Path) -> None:
     Raises:
         InputError: `out` is there already, or one of the models cannot give or take a head.
     """
-    if out.exists():
-        raise InputError(f"{out}: is there already; choose another directory")
+    if out.exists():  # before the models are read
+        raise InputError(f"{out}: is there already; choose another OUT")
     try:
         found = head_of(store.load(head))
     except InputError as error:
@@ -47,7 +48,8 @@ def splice(head: Path, onto: Path, out: Path) -> None:
         made = with_head(store.load(onto), found)
     except InputError as error:
         raise _named(onto, error) from None
-    store.save(made, out)
+    with new_directory(out) as path:
+        store.save(made, path)
 
 
 def _named(path: Path, error: InputError) -> InputError:

@@ -6,7 +6,6 @@ models are in several files, with the index that Hugging Face directories have.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import estimators, models
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json
+from tilelli_jax.json_text import read_json
 from tilelli_jax.models.arrays import ParamType, from_tensors, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import Mesh
-from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, write_directory
+from tilelli_jax.tensors import CONFIG, INDEX, TENSORS, Tensor, in_memory, read_directory, write_directory
 
-CONFIG = "config.json"
 FAMILIES = models.FAMILIES | estimators.FAMILIES
 WRITER = "tilelli_jax"
 
@@ -93,16 +92,13 @@ def load_config(path: str | Path) -> Any:
     if not path.is_dir():
         raise InputError(f"{path}: expected a model directory ({CONFIG} and {TENSORS}), found "
                          + ("a file" if path.exists() else "nothing"))
-    try:
-        tree = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (path / CONFIG).exists():
         inside = path / "model"
         raise InputError(f"{path}: no model directory: it has no {CONFIG}"
-                         + (f"; did you mean '{inside}'?" if (inside / CONFIG).exists() else "")) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path / CONFIG}: cannot be read: {error}") from None
-    family = tree.get("family") if isinstance(tree, dict) else None
-    if isinstance(tree, dict) and family is None and "model_type" in tree:
+                         + (f"; did you mean '{inside}'?" if (inside / CONFIG).exists() else ""))
+    tree = read_json(path / CONFIG)
+    family = tree.get("family")
+    if family is None and "model_type" in tree:
         raise InputError(f"{path}: a Hugging Face directory, no model directory of ours: "
                          f"`python -m convert {path} OUT` makes one of it")
     if not isinstance(family, str) or family not in FAMILIES:

@@ -20,13 +20,14 @@ import ml_dtypes
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, write_together
-from tilelli_jax.json_text import read_json
+from tilelli_jax.files import as_json, check_regular, write_together
+from tilelli_jax.json_text import parse, read_json
 
 log = logging.getLogger(__name__)
 GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
 TENSORS = "model.safetensors"
 INDEX = TENSORS + ".index.json"
+CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9  # larger directories are written in several files
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
@@ -138,7 +139,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         InputError: it is missing, cut off, or no such file.
     """
     try:
-        size = path.stat().st_size
+        size = check_regular(path)
         with path.open("rb") as file:
             first = file.read(8)
             if first == GIT_LFS[:8] and first + file.read(len(GIT_LFS) - 8) == GIT_LFS:
@@ -146,12 +147,12 @@ def read_file(path: Path) -> dict[str, Tensor]:
             length = int.from_bytes(first, "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER):
                 raise InputError(f"{path}: cannot be read: no safetensors file, or cut off")
-            header = json.loads(file.read(length).decode("utf-8"))
+            content = file.read(length)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+    try:
+        header = parse(content.decode("utf-8"), str(path))
+    except ValueError:
         raise InputError(f"{path}: cannot be read: no safetensors file: its header is no JSON") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: cannot be read: no safetensors file: its header is no object")
@@ -199,7 +200,8 @@ def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[s
                     writer: str, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes tensors, in several files and an index where they are many, and other files beside.
 
-    Each file is seen old or new, and all are whole before the first is. Tensors are read one at a time.
+    Each file is seen old or new, and all are whole before the first is. A process that is killed leaves the
+    old directory, the new one, or one without config.json. Tensors are read one at a time.
 
     Args:
         others: name → content.
@@ -221,10 +223,12 @@ def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[s
         index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         contents[path / INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": index})
     path.mkdir(parents=True, exist_ok=True)
-    write_together({**contents, **{path / name: content for name, content in others.items()}})
-    for old in (path / INDEX, path / TENSORS, *path.glob("model-?????-of-?????.safetensors")):
-        if old not in contents:  # of a model that was here and had another number of files
-            old.unlink(missing_ok=True)
+    # The configuration last: without it nobody takes the directory for a model's.
+    last = sorted(others, key=lambda name: name == CONFIG)
+    there = (path / INDEX, path / TENSORS, *path.glob("model-?????-of-?????.safetensors"))
+    write_together({**contents, **{path / name: others[name] for name in last}},
+                   # Of a model that was here and had another number of files.
+                   obsolete=[old for old in there if old not in contents])
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], *, writer: str = "tilelli_jax") -> None:
@@ -264,7 +268,7 @@ def _entry(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
         raise InputError(f"{path}: {name}: expected a shape and one of {', '.join(DTYPES)}, "
                          f"found {kind!r:.60}") from None
     count = math.prod(shape) if whole else -1
-    if count * dtype.itemsize != stop - start or base + stop > size:
+    if not whole or count * dtype.itemsize != stop - start or base + stop > size:
         raise InputError(f"{path}: cannot be read: {name} does not lie in the file (cut off?)")
 
     def parts() -> Iterator[np.ndarray]:

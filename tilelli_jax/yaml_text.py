@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tilelli_jax import files
+from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import DEEPEST, check_text
+
+MOST_BYTES = 1 << 20  # of a file: PyYAML reads some 100 kB a second
+MOST_VALUES = 100_000  # an alias repeats values: nine lines can say a thousand million of them
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, or is no mapping.
+    """
+    try:
+        tree = parse(files.read_text(path, MOST_BYTES))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected keys with values, found {kind(tree)}")
+    check_text(tree, str(path))
+    return tree
 
 
 def parse(text: str) -> Any:
@@ -15,18 +41,47 @@ def parse(text: str) -> Any:
         ValueError: it is not YAML: what is wrong and where, in one line.
     """
     try:
-        return yaml.load(text, _Loader)
+        tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(problem + (f" (line {mark.line + 1})" if mark else "")) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # What a tag promises and its value does not keep, as `!!bool maybe`.
+        raise ValueError(f"a value that is not of the kind its tag says: {error}") from None
+    _check_size(tree)
+    return tree
+
+
+def kind(tree: Any) -> str:
+    """What a user calls a value."""
+    return {dict: "keys", list: "a list", str: "text", bool: "true/false", int: "a whole number",
+            float: "a number", type(None): "nothing"}[type(tree)]
 
 
 def dump(tree: Mapping[str, Any]) -> str:
     """The text that `parse` reads back, keys in their order."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _check_size(tree: Any) -> None:
+    """Raises ValueError where it is too large or too deep with its aliases, or has other kinds of values."""
+    left, level, count = [tree], 0, 0
+    while left:
+        count += len(left)
+        if level > DEEPEST or count > MOST_VALUES:
+            raise ValueError(f"expected at most {DEEPEST} levels and {MOST_VALUES:,} values, found more")
+        inside: list[Any] = []
+        for one in left:
+            if isinstance(one, dict | list):
+                inside += [*one, *one.values()] if isinstance(one, dict) else one
+                if len(inside) > MOST_VALUES:
+                    break
+            elif not isinstance(one, str | int | float | None):
+                raise ValueError(f"expected text, numbers, lists and keys with values, found {one!r:.40}")
+        left, level = inside, level + 1
 
 
 class _Loader(yaml.SafeLoader):

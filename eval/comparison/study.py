@@ -20,6 +20,7 @@ from eval.inputs.networks import TrainingStopped, run_path, trained
 from eval.stages import Stages, read_result, recipe, write_result
 from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import as_expected
 from tilelli_jax.sharding import make_mesh
 from tilelli_jax.train import DIVERGED
 from tilelli_jax.training.run import RunDirectory
@@ -91,8 +92,10 @@ class Study:
             self.tell(f"{contender.name} on {text}, seed {seed}"
                       + ("" if rate is None else f", learning rate {rate:g}") + f": {path}")
         trained(contender.config, path, contender.overrides(text, seed, rate))
-        summary = RunDirectory(path).read_summary()
-        return {name: summary[name] for name in TOLD} | {"run": path.name, "rate": rate}
+        run = RunDirectory(path)
+        with as_expected(run.summary):
+            summary = run.read_summary()
+            return {name: summary[name] for name in TOLD} | {"run": path.name, "rate": rate}
 
     @functools.cached_property
     def rates(self) -> dict[str, dict[str, Path]]:

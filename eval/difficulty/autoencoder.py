@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tilelli_jax.data.activations import Activations, open_activations, write_ac
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.files import write_atomically
+from tilelli_jax.json_text import as_expected, read_json
 from tilelli_jax.signals.patching import EVERYTHING, Spliced
 from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.sae import describe
@@ -131,8 +131,9 @@ def _untrained(sae: TopKSAE, rows: Activations) -> TopKSAE:
 
 def read(path: Path) -> Judged:
     """What `judge` wrote."""
-    tree = json.loads((path / JUDGED).read_text(encoding="utf-8"))
-    return Judged(**tree | {"losses": Spliced(*tree["losses"])})
+    with as_expected(path / JUDGED):
+        tree = read_json(path / JUDGED)
+        return Judged(**tree | {"losses": Spliced(*tree["losses"])})
 
 
 def read_config(path: Path, place: str, layer: int) -> SAEConfig:

@@ -27,6 +27,7 @@ from eval.inputs.networks import NetworkConfig
 from eval.inputs.rows import hugging_face, read_rows
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
+from tilelli_jax.files import read_text
 from tilelli_jax.language import Language, open_language
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.activations import rows_of
@@ -193,11 +194,9 @@ def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
 def _text(path: Path) -> str:
     """With line ends as Unix has them and without a byte-order mark: a text from Windows is the same text."""
     try:
-        return re.sub(r"\r\n?", "\n", path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"data.source: {path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise InputError(f"data.source: {path}: cannot be read: {error.strerror}") from None
+        return re.sub(r"\r\n?", "\n", read_text(path))
+    except InputError as error:
+        raise InputError(f"data.source: {error}") from None
 
 
 def with_source(config: StudyConfig, source: str) -> StudyConfig:

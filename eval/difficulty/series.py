@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,29 +11,26 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from eval.checks import Floats
+from eval.inputs.rows import columns_of, read_rows
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.chronos import crps
 
 
 def read_series(path: Path, column: str) -> Floats:
-    """One column of a CSV file with a header, or of a parquet file: `[time]`, f64.
+    """One column of a CSV file with a header, or of another file of rows: `[time]`, f64.
 
     Raises:
         InputError: it cannot be read, has no such column or no rows, or a cell of it is no finite number;
             rows are counted from 0, below the header.
     """
-    try:
-        cells = (_parquet if path.suffix == ".parquet" else _csv)(path, column)
-    except InputError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not cells:
-        raise InputError(f"{path}: expected rows, found none")
+    rows = read_rows(path, most=None)
+    if not any(column in row for row in rows):
+        raise InputError(f"{path}: expected the column '{column}'; {columns_of(rows[0])}")
+    cells = [row.get(column) for row in rows]
     values = np.array([_number(cell) for cell in cells])
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         raise InputError(f"{path}: row {bad[0]}: {column}: expected a finite number, "
-                         f"found {cells[bad[0]]!r}")
+                         f"found {cells[bad[0]]!r:.60}")
     return values
 
 
@@ -114,28 +110,9 @@ def scores(samples: ArrayLike, contexts: ArrayLike, futures: ArrayLike,
 # ---------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, column: str) -> list[Any]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        _check_column(path, column, rows.fieldnames or ())
-        return [row[column] for row in rows]
-
-
-def _parquet(path: Path, column: str) -> list[Any]:
-    import pyarrow.parquet
-    file = pyarrow.parquet.ParquetFile(path)
-    _check_column(path, column, file.schema_arrow.names)
-    return file.read([column])[column].to_pylist()
-
-
-def _check_column(path: Path, column: str, there: Sequence[str]) -> None:
-    if column not in there:
-        raise InputError(f"{path}: expected the column '{column}', found {', '.join(there) or 'none'}")
-
-
 def _number(cell: Any) -> float:
     """NaN where it is none."""
     try:
         return float(cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return np.nan

@@ -8,7 +8,6 @@ contents of networks and data, its options, and the keys of the stages that it r
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import read_json
 from tilelli_jax.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
 
@@ -341,7 +341,6 @@ class Layer:
 def read_results(path: Path) -> dict[str, Any]:
     """What another study has found: its results.json."""
     try:
-        return json.loads((path / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"also: {path / RESULTS}: cannot be read: {reason}; run that study first") from None
+        return read_json(path / RESULTS)
+    except InputError as error:
+        raise InputError(f"also: {error}; run that study first") from None

@@ -18,8 +18,9 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.data.chat_pairs import open_pairs
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import fingerprint
+from tilelli_jax.files import MOST_BYTES, check_regular, fingerprint
 from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
+from tilelli_jax.tensors import read_file
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 
@@ -71,7 +72,7 @@ def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
         TrainingStopped: it has not come to its end.
     """
     directory = RunDirectory(run)
-    if directory.summary.is_file():
+    if directory.is_complete():
         return directory.model
     with contextlib.redirect_stdout(sys.stderr):  # the study's own output is its results
         status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
@@ -159,6 +160,12 @@ def contents(path: Path, tokenizer: str = "") -> str:
             beside = other if other.is_dir() else other.parent
             files += [other / TOKENIZER if other.is_dir() else other, *(
                 beside / name for name in (TOKENIZER_CONFIG, *CHAT_TEMPLATES) if (beside / name).is_file())]
+        for file in files:  # one that says something else than it is might be read for ever
+            if file.suffix == ".safetensors":
+                read_file(file)
+            elif (size := check_regular(file)) > MOST_BYTES:
+                raise InputError(f"{file}: cannot be read: expected at most {MOST_BYTES:,} bytes, found "
+                                 f"{size:,}")
         return fingerprint(files)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None

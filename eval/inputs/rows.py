@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.tables import read_parquet
+from tilelli_jax import json_text
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import check_text
+from tilelli_jax.files import read_bytes
 
 Row = dict[str, Any]
 
@@ -55,11 +56,14 @@ def hugging_face(source: str, most: int, *, part: str = "validation", seed: int 
         raise InputError(f"{source}: cannot be read: {error}; a local file will do as well") from None
 
 
-def read_rows(path: Path, most: int = 5000) -> list[Row]:
+def read_rows(path: Path, most: int | None = 5000) -> list[Row]:
     """Rows of a file of one of FORMATS, whatever the case of its ending.
 
     Text is UTF-8, UTF-16 with a byte-order mark, or else, with a note, Windows-1252. Cells of a CSV file are
     separated by commas, by semicolons or by tabs, as its head is.
+
+    Args:
+        most: so many of them; None for all.
 
     Raises:
         InputError: it cannot be read, or holds no rows.
@@ -68,11 +72,8 @@ def read_rows(path: Path, most: int = 5000) -> list[Row]:
     if ending in OTHERS:
         raise InputError(f"{path}: is {OTHERS[ending]}; expected {FORMATS}")
     try:
-        if not path.is_file() and path.exists():
-            raise InputError(f"{path}: expected a regular file")
         if ending == ".parquet":
-            import pyarrow.parquet
-            rows = pyarrow.parquet.read_table(path).slice(0, most).to_pylist()
+            rows = read_parquet(path, most=most).to_pylist()
         elif ending in (".csv", ".tsv"):
             rows = list(itertools.islice(_cells(path, _text(path), "\t" if ending == ".tsv" else ""), most))
         else:
@@ -86,7 +87,7 @@ def read_rows(path: Path, most: int = 5000) -> list[Row]:
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
-        check_text(row, f"{path}: row {i}")
+        json_text.check_text(row, f"{path}: row {i}")
     return rows[:most]
 
 
@@ -99,7 +100,7 @@ def columns_of(row: Mapping[str, Any]) -> str:
 
 
 def _text(path: Path) -> str:
-    content = path.read_bytes()
+    content = read_bytes(path)
     for mark, encoding in MARKS:
         if content.startswith(mark):
             return content.decode(encoding)
@@ -121,26 +122,17 @@ def _of_json(path: Path, text: str) -> list[Any]:
     if not start:
         return []
     if start == "[":
-        return json.loads(text)
+        return json_text.parse(text, str(path))
     if start != "{":
         raise InputError(f"{path}: expected {FORMATS}, found text that begins with {text.lstrip()[:20]!r}")
     try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        return list(_lines(path, text))
+        whole = json_text.parse(text, str(path))
+    except InputError:
+        return [row for _, row in json_text.lines(text, str(path))]
     for key, flatten in (("data", _squad), ("Data", _triviaqa)):
         if isinstance(whole.get(key), list):
             return list(flatten(path, whole[key]))
     return [whole]
-
-
-def _lines(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.split("\n"), 1):  # not at other ends of lines, which texts may hold
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
 
 
 def _squad(path: Path, articles: list[Any]) -> Iterator[Row]:

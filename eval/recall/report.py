@@ -21,6 +21,7 @@ from eval.stats import Interval
 from eval.tables import as_json
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
+from tilelli_jax.json_text import read_json
 from tilelli_jax.signals.crystallisation import band
 
 SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures
@@ -282,5 +283,5 @@ def summary(found: Tree) -> list[list[str]]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What a study has left in its directory."""
-    return json.loads((path / RESULTS).read_text(encoding="utf-8"))
+    """What a study has left in its directory. Raises InputError where it cannot be read."""
+    return read_json(path / RESULTS)

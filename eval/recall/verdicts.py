@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,8 @@ from eval.recall.config import PromptConfig, VerdictConfig
 from eval.tables import as_json
 from eval.thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
+from tilelli_jax.json_text import as_expected, read_json
 from tilelli_jax.models.decoder import ComputeConfig
 
 FILE = "verdict.json"
@@ -97,13 +96,8 @@ def read(path: Path) -> Judge:
     file = path / FILE
     if not file.is_file():
         return Judge()
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        return from_dict(tree, str(file))
-    except KeyError as error:
-        raise InputError(f"{file}: {error.args[0]}: expected it, found nothing") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
+    with as_expected(file):
+        return from_dict(read_json(file), str(file))
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "") -> Judge:

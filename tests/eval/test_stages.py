@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def test_the_same_is_not_made_twice(tmp_path: Path) -> None:
     path = study.make("sae", MADE_OF, writing(calls))
     assert study.is_made("sae", MADE_OF) and path == study.directory("sae", MADE_OF)
     assert path.parent == study.root and path.name.startswith("sae-")
-    assert json.loads((path / "made_of.json").read_text()) == MADE_OF
+    made_of = MADE_OF | {"files": {"part-1": [1, zlib.crc32(b"x")]}}
+    assert json.loads((path / "made_of.json").read_text()) == made_of
     turned = dict(reversed(MADE_OF.items()))
     assert Stages(study.root, told.append).make("sae", turned, writing(calls)) == path
     assert calls == [[]] and told == [f"sae: {path}", f"sae: as it is in {path}"]
@@ -56,6 +58,23 @@ def test_anything_else_is_another_directory(tmp_path: Path) -> None:
     paths.append(study.make("probe", MADE_OF, writing(calls)))
     assert len(set(paths)) == len(calls) == 6 and calls == [[]] * 6  # none sees another's files
     assert all((path / "made_of.json").is_file() for path in paths)
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("part-1", "y", "part-1 is not what was written"), ("part-1", None, "part-1 is missing"),
+    ("made_of.json", "{", "not JSON")])
+def test_a_stage_that_somebody_has_changed(name: str, content: str | None, says: str, tmp_path: Path) -> None:
+    path = Stages(tmp_path).make("sae", MADE_OF, writing([]))
+    study = Stages(tmp_path)
+    study.make("sae", MADE_OF, writing([]))
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_text(content)
+    study.make("sae", MADE_OF, writing([]))  # this one has looked before
+    with pytest.raises(InputError, match=says) as refused:
+        Stages(tmp_path).make("sae", MADE_OF, writing([]))
+    assert str(path) in str(refused.value)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no")])
@@ -131,7 +150,7 @@ def test_a_fingerprint_is_of_contents(tmp_path: Path) -> None:
     other[0].write_bytes(content)
     other[1].rename(tmp_path / "c.bin")
     assert fingerprint([other[0], tmp_path / "c.bin"]) != first
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=f"{other[1]}: cannot be read: No such file"):
         fingerprint(other)
 
 
@@ -156,3 +175,12 @@ def test_a_result_that_is_none(content: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"^{tmp_path / stages.RESULT}: ") as refused:
         stages.read_result(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_what_a_killed_process_has_left_is_no_part_of_a_stage(tmp_path: Path) -> None:
+    def work(path: Path) -> None:
+        (path / "part").write_text("x")
+        (path / ".made_of.json.abcd1234").write_text("{")
+    path = Stages(tmp_path).make("sae", MADE_OF, work)
+    assert sorted(file.name for file in path.iterdir()) == ["made_of.json", "part"]
+    assert Stages(tmp_path).make("sae", MADE_OF, work) == path

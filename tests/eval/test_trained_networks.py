@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from eval.inputs.networks import TrainingStopped, run_path, trained
+from eval.inputs.networks import TrainingStopped, contents, run_path, trained
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax import train as train_command
+from tilelli_jax.errors import InputError
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.training.experiment import ExperimentConfig
 
@@ -62,6 +64,19 @@ def test_what_is_read_counts_wherever_it_stands(tmp_path: Path) -> None:
     (tmp_path / "there" / "chat.jsonl").write_bytes((tmp_path / "here" / "chat.jsonl").read_bytes())
     store.save(random_network(SMALL, 1)[0], tmp_path / "there" / "model")
     assert of("here") != of("there")
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("model.safetensors", "cannot be read: its header tells of "),
+    ("config.json", "cannot be read: expected at most 536,870,912 bytes, found 1,099,511,627,776")])
+def test_what_would_be_read_for_hours_is_refused(tmp_path: Path, name: str, says: str) -> None:
+    store.save(random_network(SMALL, 0)[0], tmp_path)
+    known = contents(tmp_path)
+    assert contents(tmp_path) == known
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(InputError) as caught:
+        contents(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {says}")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 143), (130, 130), (3, 3)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -91,10 +92,41 @@ def test_a_damaged_summary_says_nothing(run, content):
     assert not take_up(run)
 
 
-def test_checkpoints_that_are_a_file(run):
-    run.checkpoints.write_text("")
-    with pytest.raises(InputError, match="checkpoints is a file; expected a directory"):
+def a_file(path):
+    path.write_text("")
+
+
+def a_pipe(path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no pipes in directories")
+    os.mkfifo(path)
+
+
+def a_circle(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize(("name", "made", "expected"), [
+    ("checkpoints", a_file, "a directory"), ("checkpoints", a_circle, "a directory"),
+    ("checkpoints/3", a_pipe, "a directory"), ("model", a_pipe, "a directory"),
+    ("summary.json", a_pipe, "a regular file"), ("summary.json", Path.mkdir, "a regular file"),
+    ("metrics.jsonl", a_pipe, "a regular file"), ("loss.png", Path.mkdir, "a regular file"),
+    ("model/config.json", a_pipe, "a regular file")])
+def test_what_is_of_another_kind(run, name, made, expected):
+    """What would fail at the end, or wait for ever, is refused before anything is trained."""
+    path = run.path / name
+    path.parent.mkdir(exist_ok=True)
+    made(path)
+    with pytest.raises(InputError) as caught:
         take_up(run)
+    assert str(caught.value) == f"run_dir: {path}: expected {expected}"
+
+
+def test_its_name(run, monkeypatch):
+    monkeypatch.chdir(run.path)
+    assert RunDirectory(Path(".")).name == RunDirectory(Path("")).name == run.name == "run"
+    a_circle(run.path / "round")
+    assert RunDirectory(run.path / "round").name == "round"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is locked there")

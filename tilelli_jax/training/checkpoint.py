@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import re
 import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +18,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_json
+from tilelli_jax.files import damage, seal, write_json
+from tilelli_jax.json_text import read_json
 from tilelli_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 SEAL = "files.json"
-CHUNK = 1 << 22  # bytes
 
 
 class Restored(NamedTuple):
@@ -142,9 +140,8 @@ class Checkpoints:
         Those at its top are left out: Orbax has yet to change them, and needs none of them.
         """
         for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
-            files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
-            write_json(folder / SEAL, {str(path.relative_to(folder)): _size_and_checksum(path)
-                                       for path in files})
+            files = (path for path in folder.glob("*/**/*") if path.is_file())
+            write_json(folder / SEAL, seal(folder, files))
 
     def _damage(self, step: int) -> str:
         """What is wrong with the files of a checkpoint, as the first process sees them, or ""."""
@@ -210,20 +207,6 @@ def _first_damage(folder: Path) -> str:
     if not (folder / SEAL).is_file():
         return "" if folder.is_dir() else "it is not there"  # unlisted: for Orbax to find out
     try:
-        for name, expected in json.loads((folder / SEAL).read_text(encoding="utf-8")).items():
-            if _size_and_checksum(folder / name) != expected:
-                return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
-    except (OSError, ValueError, AttributeError) as error:
+        return damage(folder, read_json(folder / SEAL))
+    except (OSError, InputError) as error:
         return f"{SEAL} cannot be read: {error}"
-    return ""
-
-
-def _size_and_checksum(path: Path) -> list[int]:
-    """Bytes, and their CRC-32."""
-    size = checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
-    return [size, checksum]

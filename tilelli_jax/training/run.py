@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -22,6 +21,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import files
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically, write_json
+from tilelli_jax.json_text import read_json
 from tilelli_jax.training.experiment import ExperimentConfig
 
 # Keys that may change between the sittings of one run: they change where and how, not what.
@@ -50,6 +50,16 @@ class RunDirectory:
         self.figure = path / "loss.png"
         self._lock: int | None = None
         self._unrecorded: tuple[ExperimentConfig, dict[str, tuple[Any, Any]]] | None = None
+
+    @property
+    def name(self) -> str:
+        """That of its directory, also where the path is `.` or a link."""
+        return os.path.basename(os.path.realpath(self.path))
+
+    @property
+    def _exported(self) -> list[Path]:
+        """The files of model/."""
+        return [self.model / name for name in ("config.json", "model.safetensors")]
 
     def lock(self) -> None:
         """Keeps other processes out until `close`, where there is a directory and the system can.
@@ -89,13 +99,12 @@ class RunDirectory:
                 if write:
                     self._make(config)
                 return False
-            if self.checkpoints.exists() and not self.checkpoints.is_dir():
-                raise InputError(f"run_dir: {self.checkpoints} is a file; expected a directory")
+            self._check_kinds()
             before = config_lib.load(ExperimentConfig, self.config)
             differences = config_lib.differences(before, config)
             changed = self._changes(differences, force_resume)
             ending = any(key.startswith(ENDING_KEYS) for key in differences)
-            if not (changed or ending) and self._is_complete():
+            if not (changed or ending) and self.is_complete():
                 return True
             if changed:
                 self._unrecorded = config, differences
@@ -137,16 +146,30 @@ class RunDirectory:
                    if one.startswith(f"# {FROM_STEP} ")] if self.config.exists() else []
         write_atomically(self.config, (config_lib.dump(config) + "".join(history) + line).encode())
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether model and summary are there; a damaged summary will be written anew."""
         try:
-            return (all((self.model / name).is_file() for name in ("config.json", "model.safetensors"))
+            return (all(path.is_file() for path in self._exported)
                     and all(isinstance(value, int | float) for value in map(self.read_summary().get, TOLD)))
         except (OSError, ValueError, AttributeError):
             return False
 
     def has_checkpoints(self) -> bool:
-        return self.checkpoints.is_dir() and any(path.name.isdigit() for path in self.checkpoints.iterdir())
+        return bool(self._saved())
+
+    def _saved(self) -> list[Path]:
+        """The checkpoints, by their names."""
+        return [path for path in self.checkpoints.iterdir()
+                if path.name.isdigit()] if self.checkpoints.is_dir() else []
+
+    def _check_kinds(self) -> None:
+        """Raises InputError where what is in the place of a file or directory of the run is none."""
+        for path in (self.config, self.metrics, self.summary, self.figure, *self._exported):
+            if os.path.lexists(path) and not path.is_file():
+                raise InputError(f"run_dir: {path}: expected a regular file")
+        for path in (self.checkpoints, *self._saved(), self.model):
+            if os.path.lexists(path) and not path.is_dir():
+                raise InputError(f"run_dir: {path}: expected a directory")
 
     def _make(self, config: ExperimentConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -175,8 +198,8 @@ class RunDirectory:
         return bool(changed)
 
     def read_summary(self) -> dict[str, Any]:
-        """summary.json of a complete run."""
-        return json.loads(self.summary.read_text(encoding="utf-8"))
+        """summary.json of a complete run. Raises InputError where it cannot be read."""
+        return read_json(self.summary)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.summary, summary)

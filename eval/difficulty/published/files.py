@@ -27,6 +27,7 @@ from eval.difficulty.published import protocol
 from eval.difficulty.published.config import KitConfig
 from eval.difficulty.published.pooling import pooled
 from eval.difficulty.series import read_series
+from eval.tables import read_parquet
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
@@ -127,7 +128,8 @@ _TSFM = {"window_id": int, "split": str, "start_ts": int, "crps_raw": float, "cr
 
 
 def _llm_columns(path: Path) -> dict[str, type]:
-    surprise = "prompt_perplexity" if "prompt_perplexity" in _names(path) else "perplexity"
+    there = read_parquet(path).column_names
+    surprise = "prompt_perplexity" if "prompt_perplexity" in there else "perplexity"
     return {**_LLM, surprise: float}
 
 
@@ -138,14 +140,7 @@ def read_columns(path: Path, kinds: Mapping[str, type]) -> dict[str, NDArray[Any
         InputError: it cannot be read, has no such column or no rows, or a cell is empty or no such thing;
             rows are counted from 0.
     """
-    import pyarrow.parquet
-    there = _names(path)
-    if missing := [name for name in kinds if name not in there]:
-        raise InputError(f"{path}: expected the column '{missing[0]}', found {', '.join(there) or 'none'}")
-    try:
-        table = pyarrow.parquet.read_table(path, columns=list(kinds))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    table = read_parquet(path, list(kinds))
     if not len(table):
         raise InputError(f"{path}: expected rows, found none")
     return {name: _column(path, name, table[name].to_pylist(), kind) for name, kind in kinds.items()}
@@ -161,14 +156,6 @@ def _column(path: Path, name: str, cells: list[Any], kind: type) -> NDArray[Any]
         return numbers
     _all(np.isfinite(numbers) & (numbers == np.floor(numbers)), path, f"{name}: expected a whole number")
     return np.array([int(cell) for cell in cells], np.int64)
-
-
-def _names(path: Path) -> list[str]:
-    import pyarrow.parquet
-    try:
-        return pyarrow.parquet.read_schema(path).names
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def _all(fits: NDArray[np.bool_], path: Path, expected: str) -> None:
@@ -282,7 +269,7 @@ class _Files:
             return {}
         found = {}
         for path in sorted((self.root / self.config.out_dir).glob(f"{prefix}*.parquet")):
-            names = [name for name in _names(path) if name != "window_id"]
+            names = [name for name in read_parquet(path).column_names if name != "window_id"]
             found[path.stem.removeprefix(prefix)] = read_columns(path, dict.fromkeys(names, float))
             if len(names) < 2 or not names[0].endswith("_natural") or not names[1].endswith("_recon"):
                 raise InputError(f"{path}: expected columns …_natural, …_recon and …_ablate_LATENT, found "

@@ -104,7 +104,7 @@ def test_answers_that_are_wrong_are_hard(tmp_path: Path) -> None:
 AMOUNTS = st.lists(st.floats(-50, 50), min_size=16, max_size=16)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(amounts=AMOUNTS, others=AMOUNTS)
 def test_labels_are_learned_of_training_rows(amounts: list[float], others: list[float],
                                              tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ TSFM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (nothing, "series_csv=https://example.org/s.csv",
      "series_csv: expected a local file, found https://example.org/s.csv; fetch it, and add series_csv=FILE"),
     (nothing, "series_csv=", "series_csv: expected a file, found nothing"),
-    (nothing, "target_col=HULL", "s.csv: expected the column 'HULL', found date, OT"),
+    (nothing, "target_col=HULL", "s.csv: expected the column 'HULL'; the columns here are date, OT"),
     (nothing, "context_length=90",
      "m.parquet: row 69: start_ts: expected the row of the series that a window of 90 values begins at"),
     (with_column("start_ts", at(3, -1)), "", "m.parquet: row 3: start_ts: expected the row of the series"),

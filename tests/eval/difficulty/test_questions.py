@@ -272,7 +272,7 @@ GROUPS = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["", "wikihow", "
                   min_size=2, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GROUPS, st.floats(0.02, 0.98), st.integers(0, 2**32 - 1), st.randoms())
 def test_dealt(sizes: list[tuple[int, str]], train: float, seed: int, random: Any) -> None:
     """Whole groups on one side, both sides with some, the share right but for the largest groups."""

@@ -71,7 +71,8 @@ def write(path: Path, columns: dict[str, list[Any]]) -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize(("column", "cells", "says"), [
-    ("y", [], "expected rows, found none"), ("z", [1.0], "expected the column 'z', found x, y"),
+    ("y", [], "expected rows, as JSON lines"),
+    ("z", [1.0], "expected the column 'z'; the columns here are x, y"),
     ("y", [1.0, None, 2.0], "row 1: y: expected a finite number, found "),
     ("y", [1.0, 2.0, float("nan")], "row 2: y: expected a finite number, found "),
     ("y", [float("inf")], "row 0: y: expected a finite number, found "),
@@ -97,7 +98,7 @@ def test_files_that_are_none(name: str, content: bytes | None, tmp_path: Path) -
 
 def test_a_row_that_is_too_short(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n")
-    with pytest.raises(InputError, match="row 1: y: expected a finite number, found None"):
+    with pytest.raises(InputError, match="line 3: expected 2 cells, as in the head"):
         series.read_series(tmp_path / "a.csv", "y")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.inputs.rows import hugging_face
@@ -164,7 +164,6 @@ def bytes_read() -> Language:
     return Language(random_network(tiny, 0)[0], Bytes())
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1, max_size=8).filter(lambda text: text.strip() and text.isprintable()))
 def test_the_question_is_found_in_its_prompt(bytes_read: Language, text: str) -> None:
     prompter = Prompter(bytes_read, PromptConfig(template="é {question} A: ", instruction=" ok"))

@@ -1,0 +1,126 @@
+"""Files are read whole within limits, and only regular ones: a pipe might never end."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tilelli_jax import yaml_text
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import check_regular, damage, read_bytes, read_text, seal
+
+
+def is_socket(path: Path) -> None:
+    here = Path.cwd()
+    try:
+        os.chdir(path.parent)  # an address has little room
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize(("make", "says"), [
+    (Path.mkdir, "expected a regular file, found a directory"),
+    (os.mkfifo, "expected a regular file, found a pipe"),
+    (is_socket, "expected a regular file, found a socket"),
+    (lambda path: path.symlink_to("/dev/zero"), "expected a regular file, found a device"),
+    (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    (lambda path: None, "No such file or directory")],
+    ids=["directory", "pipe", "socket", "device", "circle", "nothing"])
+def test_only_regular_files_are_read(make: Callable[[Path], object], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    make(path)
+    for read in (check_regular, read_bytes, read_text, yaml_text.read):
+        with pytest.raises(InputError) as refused:
+            read(path)
+        assert str(refused.value) == f"{path}: cannot be read: {says}"
+
+
+def test_a_zero_byte_in_a_name() -> None:
+    with pytest.raises(InputError, match="cannot be read: embedded null byte"):
+        read_bytes(Path("a\0b"))
+
+
+def test_size(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_bytes(path, 5) == b"12345" and check_regular(path) == 5
+    with pytest.raises(InputError, match=r"expected at most 4 bytes, found 5$"):
+        read_bytes(path, 4)
+    os.truncate(path, 1 << 40)  # sparse
+    with pytest.raises(InputError, match=r"expected at most 536,870,912 bytes, found 1,099,511,627,776$"):
+        read_bytes(path)
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="a system without /proc")
+def test_a_file_that_tells_no_size() -> None:
+    assert read_text(Path("/proc/version"))
+    with pytest.raises(InputError, match=r"expected at most 3 bytes, found more$"):
+        read_bytes(Path("/proc/version"), 3)
+
+
+def test_text(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"\xef\xbb\xbf\xc3\xa4\r\n")
+    assert read_text(path) == "ä\r\n"
+    path.write_bytes(b"a\xff")
+    with pytest.raises(InputError, match=r"cannot be read: not UTF-8 at byte 1$"):
+        read_text(path)
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("a: !!bool maybe", "a value that is not of the kind its tag says: 'maybe'"),
+    ("a: !!int x", "a value that is not of the kind its tag says"),
+    ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ("a: !!binary aGVsbG8=", "expected text, numbers, lists and keys with values, found b'hello'"),
+    ("a: !!set {x, y}", "expected text, numbers, lists and keys with values, found {"),
+    ("a: 1\na: 2", "the key 'a' stands twice"), ("[" * 5000, "nested too deeply"),
+    ("a: &a [*a]", "expected at most 100 levels and 100,000 values, found more"),
+    ("\n".join(["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"] + [
+        f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 12)]),
+     "expected at most 100 levels and 100,000 values, found more"),
+    ("a: " + "[" * 150 + "]" * 150, "expected at most 100 levels and 100,000 values, found more"),
+    ("a: [", "expected the node content")])
+def test_yaml_that_is_not_read(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError) as refused:
+        yaml_text.read(tmp_path / "a.yaml")
+    assert str(refused.value).startswith(f"{tmp_path / 'a.yaml'}: not YAML: {says}")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_yaml_that_is_no_mapping_or_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for text, says in (("- 1", "expected keys with values, found a list"), ("", "found nothing"),
+                       ('a: "\\ud800"', "expected text, found half a character")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=says):
+            yaml_text.read(path)
+    path.write_text("a: &x [1, 2]\nb: *x\n")
+    assert yaml_text.read(path) == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_what_is_sealed_is_found_damaged(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    small, large = tmp_path / "in" / "small", tmp_path / "large"
+    small.write_bytes(b"123")
+    large.write_bytes(b"123456")
+    sealed = seal(tmp_path, [small, large], most=5)
+    assert sealed["large"] == [6] and sealed["in/small"][0] == 3 and len(sealed["in/small"]) == 2
+    assert damage(tmp_path, sealed) == damage(tmp_path, {}) == ""
+    (tmp_path / "more").touch()
+    large.write_bytes(b"654321")  # of this one the size alone is looked at
+    assert damage(tmp_path, sealed) == ""
+    large.write_bytes(b"12345")
+    assert damage(tmp_path, sealed) == "large is not what was written"
+    large.write_bytes(b"123456")
+    small.write_bytes(b"124")
+    assert damage(tmp_path, sealed) == "in/small is not what was written"
+    small.unlink()
+    assert damage(tmp_path, sealed) == "in/small is missing"
+    for garbage in ([], None, {"large": None}, {"large": []}, {"large": [6, 1, 2]}, {"large": "6"}):
+        assert damage(tmp_path, garbage)
