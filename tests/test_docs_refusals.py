@@ -1,0 +1,194 @@
+"""The tables of docs/refusals.md are true: each line's message is what that input is answered with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import yaml
+
+from eval import metrics
+from eval.difficulty.series import read_series
+from eval.inputs.rows import read_rows
+from eval.stages import Stages
+from tests.restated.random_weights import random_network
+from tilelli_jax import json_text, store, yaml_text
+from tilelli_jax.config import load
+from tilelli_jax.data.shards import read_shards
+from tilelli_jax.data.text_files import text_chunks
+from tilelli_jax.errors import InputError
+from tilelli_jax.files import lock, new_directory, read_bytes
+from tilelli_jax.language import open_network
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.run import RunDirectory
+
+ROOT = Path(__file__).parents[1]
+ROW = re.compile(r"^\| (?P<input>.+?) \| `(?P<message>.+)` \|$")
+SMALL = VanillaConfig(d_model=8, n_layers=1, max_seq_len=6, n_heads=2, dense_expand=2)
+ROWS = {found["input"].replace("`", ""): found["message"]
+        for line in (ROOT / "docs/refusals.md").read_text().splitlines() if (found := ROW.match(line))}
+Provoke = Callable[[Path], Any]
+
+
+def said(name: str, content: str | bytes, read: Provoke) -> Provoke:
+    """Reads a file of this content."""
+    def provoke(path: Path) -> Any:
+        (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return read(path / name)
+    return provoke
+
+
+def made(make: Provoke, name: str = "prompts.txt") -> Provoke:
+    """Reads what is made there."""
+    def provoke(path: Path) -> Any:
+        make(path / name)
+        return read_bytes(path / name)
+    return provoke
+
+
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+def shards(change: Provoke) -> Provoke:
+    def provoke(path: Path) -> Any:
+        from tilelli_jax.data.__main__ import main
+        (path / "t.txt").write_text("one\n\ntwo\n\n" * 50)
+        assert main(["--source", str(path / "t.txt"), "--out", str(path / "shards")]) == 0
+        change(path / "shards")
+        return read_shards(path / "shards")
+    return provoke
+
+
+def of_run(change: Provoke) -> Provoke:
+    """A run is begun, something is changed, and the run is taken up with another seed."""
+    def provoke(path: Path) -> Any:
+        run, config = RunDirectory(path / "run"), ExperimentConfig(run_dir=str(path / "run"))
+        run.open(config, force_resume=False, write=True)
+        change(path / "run")
+        again = RunDirectory(path / "run")
+        again.lock()
+        return again.open(ExperimentConfig(run_dir=str(path / "run"), seed=1), force_resume=False, write=True)
+    return provoke
+
+
+def somebody_elses(path: Path) -> None:
+    (path / "config.yaml").unlink()
+    (path / "novel.txt").touch()
+
+
+def model(change: Provoke) -> Provoke:
+    def provoke(path: Path) -> Any:
+        store.save(random_network(SMALL, 0)[0], path / "model")
+        change(path / "model")
+        return store.load(path / "model")
+    return provoke
+
+
+def cut(path: Path) -> None:
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[:len(content) // 2])
+
+
+def scaled(path: Path) -> Any:
+    config = GPTNeoXConfig(vocab_size=20, d_model=8, n_layers=1, n_heads=2, d_hidden=16)
+    random_network(config, 0)[0].save_pretrained(path / "hf")
+    tree = json.loads((path / "hf/config.json").read_text())
+    tree["rope_scaling"] = {"type": "linear", "factor": 2.0}
+    (path / "hf/config.json").write_text(json.dumps(tree))
+    return open_network(path / "hf")
+
+
+def evil(path: Path) -> Any:
+    torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
+    from convert.source import open_source
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, ("true",)
+    torch.save({"weight": Evil()}, path / "evil.pt")
+    return open_source(path / "evil.pt")
+
+
+def stage(path: Path) -> Any:
+    def work(one: Path) -> None:
+        (one / "part").write_text("x")
+    found = Stages(path / "stages").make("sae", {"a": 1}, work)
+    (found / "part").write_text("y")
+    return Stages(path / "stages").make("sae", {"a": 1}, work)
+
+
+def out_is_there(path: Path) -> None:
+    (path / "out").write_text("mine")
+    with new_directory(path / "out"):
+        pass
+
+
+BOMB = "\n".join(["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]",
+                  *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 9))])
+PROVOKE: dict[str, Provoke] = {
+    "a file that is missing": made(lambda path: None),
+    "a directory where a file is meant": made(Path.mkdir),
+    "a pipe, a device or a socket": made(os.mkfifo),
+    "a file of more than 512 MiB that is read whole": made(sparse),
+    "JSON that is none": said("config.json", "{", json_text.read_json),
+    "JSON or YAML of more than 100 levels": said("config.json", "[" * 200 + "]" * 200, json_text.read_json),
+    "half a character (a lone surrogate) in a text": said(
+        "config.json", '{"a": "\\ud800"}', json_text.read_json),
+    "JSON that is no object where one is meant": said("config.json", "[]", json_text.read_json),
+    "YAML that is none, or has one key twice": said("run.yaml", "seed: 1\nseed: 2\n", yaml_text.read),
+    "a YAML value that its tag does not fit": said("run.yaml", "seed: !!bool maybe", yaml_text.read),
+    "YAML whose aliases make it huge": said("run.yaml", BOMB, yaml_text.read),
+    "a key that no configuration has": said("run.yaml", yaml.safe_dump({"train": {"step": 1}}),
+                                            lambda path: load(ExperimentConfig, path)),
+    "a text whose byte-order mark is not what follows": said(
+        "text.txt", b"\xff\xfe" + b"\x00\xd8" * 9, lambda path: list(text_chunks(path))),
+    "shards without their meta.json, or of two makings": shards(lambda path: (path / "meta.json").unlink()),
+    "train.bin of another size than meta.json states": shards(
+        lambda path: (path / "train.bin").write_bytes(b"few")),
+    "another configuration in the directory of a run": of_run(lambda path: None),
+    "a directory that is none of a run": of_run(somebody_elses),
+    "a run that another process is at": of_run(lambda path: lock(path, wait=False)),
+    "a directory that is none of a model": model(lambda path: (path / "config.json").unlink()),
+    "weights that are cut off": model(cut),
+    "weights that are not those of the configuration": model(lambda path: safetensors.numpy.save_file(
+        {"other": np.zeros(3, np.float32)}, path / "model.safetensors")),
+    "a git-lfs pointer": model(lambda path: (path / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
+    "a rotary scaling that is not known": scaled,
+    "a .pt file that wants something run": evil,
+    "an output that is there already": out_is_there,
+    "a format that is not read": said("q.xlsx", "PK", read_rows),
+    "a line that is no JSON": said("q.jsonl", '{"a": 1}\n{', read_rows),
+    "no rows": said("q.jsonl", "", read_rows),
+    "a row of too few cells": said("q.csv", "a,b\n1,2\n3\n", read_rows),
+    "a column that is missing": said("q.csv", "x,y\n1,2\n", lambda path: read_series(path, "OT")),
+    "a cell that is no finite number": said(
+        "q.csv", "x,y\n1,2\n1,three\n", lambda path: read_series(path, "y")),
+    "a parquet file that is none": said("q.parquet", "PAR1", read_rows),
+    "a stage's file that was changed": stage,
+    "scores that are no numbers": lambda path: metrics.auroc([0, 1, 1], [0.1, float("nan"), 0.3]),
+    "labels that are none": lambda path: metrics.auroc([0, 2, 1], [0.1, 0.2, 0.3])}
+
+
+def test_every_line_is_provoked() -> None:
+    assert ROWS.keys() == PROVOKE.keys()
+
+
+@pytest.mark.parametrize("given", PROVOKE)
+def test_the_message_is_the_documented_one(given: str, tmp_path: Path) -> None:
+    with pytest.raises((InputError, ValueError)) as refused:
+        PROVOKE[given](tmp_path)
+    message = str(refused.value).replace(f"{tmp_path}/", "")
+    expected = ".*".join(map(re.escape, ROWS[given].split("…")))
+    assert re.fullmatch(expected, message), message
