@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
 
 MOST_NEW = 1 << 20  # symbols of one continuation; buffers are made for all of them beforehand
 
@@ -50,9 +51,14 @@ def from_options(options: argparse.Namespace) -> Sampling:
     """What the options of `add_options` say.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a value is out of range; it names the option.
     """
-    return Sampling(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)})
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
+    try:
+        return Sampling(**given)
+    except InputError as error:
+        name, _, said = str(error).partition(":")
+        raise InputError(f"--{name.replace('_', '-')}:{said}") from None
 
 
 def sample(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_k: jax.Array,
