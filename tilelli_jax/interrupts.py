@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 GRACE = 1.0  # seconds between a second signal and the end of the process
@@ -29,8 +29,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def owned() -> Iterator[None]:
-    """Within it both signals are handled here. In another thread than the main one it does nothing.
+def owned(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """Within it these signals are handled here. In another thread than the main one it does nothing.
 
     A signal that is ignored, as of what a shell starts in the background, stays ignored.
     """
@@ -38,7 +38,7 @@ def owned() -> Iterator[None]:
     if (_owner and not _owner.starting) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    from_start, owner = _owner is not None, _owner or _Owner()
+    from_start, owner = _owner is not None, _owner or _Owner(numbers)
     _owner, owner.starting = owner, False
     try:
         yield
@@ -64,14 +64,16 @@ def own_from_start(package: str) -> None:
 
 
 @contextlib.contextmanager
-def noted(says: str = "", call: Callable[[int], object] = lambda number: None) -> Iterator[None]:
+def noted(says: str = "", call: Callable[[int], object] = lambda number: None,
+          numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """Within it the first signal raises nothing: the work looks at `received`, and ends by itself.
 
     Args:
         says: what somebody who presses Ctrl-C is told.
         call: called with the signal's number.
+        numbers: of `owned`, if that has not begun.
     """
-    with owned():
+    with owned(numbers):
         if _owner is None:  # not in the main thread
             yield
             return
@@ -125,7 +127,7 @@ def is_cause_of(error: BaseException | None) -> bool:
 class _Owner:
     """Handlers, and a thread that sees signals while the main thread cannot run them."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[int] = SIGNALS) -> None:
         self.starting = True  # nothing has begun yet, or all is over
         self.note: Callable[[int], object] | None = None
         self.timers: list[threading.Timer] = []
@@ -134,7 +136,7 @@ class _Owner:
         ours.setblocking(False)
         theirs.setblocking(False)
         self.ends = ours, theirs
-        self.before: dict[int, Any] = {number: signal.signal(number, self.handle) for number in SIGNALS
+        self.before: dict[int, Any] = {number: signal.signal(number, self.handle) for number in numbers
                                        if signal.getsignal(number) is not signal.SIG_IGN}
         # With it the system's own handler, which runs always, writes the signal's number there.
         self.woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would ask elsewhere for its newest version
+# It would keep records of 10,000 requests, and make a table of them after each.
+os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 
 import fastapi
 import gradio as gr
@@ -44,7 +46,7 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
     Args:
         about: what its last tab tells, as rows of a table.
         study: the directory of a study that is shown; or a text that says why there is none.
-        files: a directory for what can be downloaded.
+        files: a directory for what can be downloaded; gradio makes a copy if it is not GRADIO_TEMP_DIR.
     """
     # Of those that share a name one goes on to the desk, and the others wait in the page's queue.
     probes, speech, batches = [dict[str, Any](concurrency_limit=1, concurrency_id=name)
@@ -106,7 +108,9 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
             table = gr.Dataframe(interactive=False, wrap=True, elem_id="scores")
 
             def batch(path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-                return batched(desk, path, files, lambda n, of: progress((n, of), unit="questions"))
+                found = batched(desk, path, files, lambda n, of: progress((n, of), unit="questions"))
+                page.delete_old_files()  # now, as one of them may have been read
+                return found
             ask_all.click(batch, given, [told, table, made], api_name="batch", **batches)
         with gr.Tab("Evaluation", elem_id="evaluation"):
             if isinstance(study, Path):

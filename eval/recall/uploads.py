@@ -8,23 +8,45 @@ from typing import Any
 
 import gradio as gr
 
+from eval.recall.retention import HOURS, SESSIONS, delete_old, forget_sessions
 from tilelli_jax.errors import InputError
 
 
 class Page(gr.Blocks):
-    """A page whose every endpoint refuses files that were not uploaded to it.
+    """A page whose every endpoint refuses files that were not uploaded to it, and that keeps little.
 
     Gradio copies each file that the data of a request name, whatever the component, to where it can be
     downloaded. Its own check is off in a page that is mounted, and lets links and addresses pass.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.state_session_capacity = SESSIONS
+
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
         """What gradio calls with the data of every request, before it looks at the files in them."""
+        forget_sessions(self._queue)
         try:
-            check(inputs, Path(os.environ["GRADIO_TEMP_DIR"]))
+            check(inputs, uploads())
         except InputError as error:
             raise gr.Error(str(error)) from None
         return await super().preprocess_data(block_fn, inputs, *rest, **more)
+
+    def delete_old_files(self) -> None:
+        """Deletes what was uploaded or made more than `retention.HOURS` ago, and gradio's record of it.
+
+        Gradio's own `delete_cache` leaves the directories, and the empty file that it makes of each upload.
+        """
+        delete_old(uploads())
+        for names in self.temp_file_sets:
+            for name in list(names):  # a copy: the server's thread adds to it
+                if not os.path.exists(name):
+                    names.discard(name)
+
+
+def uploads() -> Path:
+    """Where gradio puts what is uploaded."""
+    return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
 def check(data: Any, uploads: Path) -> None:
@@ -38,7 +60,8 @@ def check(data: Any, uploads: Path) -> None:
         one = left.pop()
         if isinstance(one, dict):
             if "path" in one and not _uploaded(one["path"], uploads):
-                raise InputError("file: expected one that was uploaded to this page, found another")
+                raise InputError("file: expected one that was uploaded to this page in the last "
+                                 f"{HOURS} hours, found another")
             left.extend(one.values())
         elif isinstance(one, list | tuple):
             left.extend(one)

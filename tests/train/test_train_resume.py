@@ -118,7 +118,7 @@ def test_a_run_that_began_from_a_model_goes_on_without_it(taken_up, finished, tm
 
 
 @pytest.mark.exhaustive
-def test_a_request_to_stop_at_the_very_end_comes_too_late(taken_up, finished, monkeypatch):
+def test_a_request_to_stop_while_the_model_is_written(taken_up, finished, monkeypatch):
     run_dir, args = taken_up
     save = train_module.store.save
 
@@ -127,6 +127,10 @@ def test_a_request_to_stop_at_the_very_end_comes_too_late(taken_up, finished, mo
         save(*what)
 
     monkeypatch.setattr(train_module.store, "save", save_and_be_told_to_stop)
+    with pytest.raises(SystemExit, match="143"):
+        main(args)
+    assert not (run_dir / "summary.json").exists()
+    monkeypatch.undo()
     assert main(args) == 0
     assert (run_dir / "summary.json").exists() and losses(run_dir) == losses(finished[0])
 

@@ -105,7 +105,8 @@ def signals_noted() -> contextlib.AbstractContextManager[None]:
     def pass_on(number: int) -> None:
         if number == signal.SIGINT and jax.distributed.is_initialized():
             signal.raise_signal(signal.SIGTERM)
-    return interrupts.noted("saving and stopping", pass_on)
+    mine = (signal.SIGINT,) if jax.distributed.is_initialized() else interrupts.SIGNALS
+    return interrupts.noted("saving and stopping", pass_on, mine)
 
 
 def stop_status() -> int:

@@ -1,0 +1,210 @@
+"""What the page keeps of requests that are over: sessions, files, programs; and the bench of its memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+
+from bench import page_memory
+from bench.page_memory import Seen
+from eval.recall import retention
+from eval.recall.knower import Knower, Told
+from tests.eval.recall.small import ASKED, MOST_NEW
+from tilelli_jax import decoding
+
+pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
+pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
+from fastapi.testclient import TestClient
+
+from eval.recall import app, clicks, thoughts, uploads
+from eval.recall.desk import Desk
+from eval.recall.page import build, mounted
+
+SESSIONS = 4  # in place of retention.SESSIONS
+API = "/gradio_api"
+
+
+def stand_in() -> Any:
+    """As much of a desk as a batch and an answer take."""
+    def ask(questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Any]:
+        return [Told(question, 0.5, None, 1, "x", None) for question in questions]  # type: ignore[arg-type]
+
+    def speak(question: str, thought: str = "") -> Iterator[thoughts.Spoken]:
+        yield from (thoughts.Spoken("", question[:n], None) for n in range(1, 4))
+        yield thoughts.Spoken("", question, True)
+    return SimpleNamespace(ask=ask, speak=speak, knower=SimpleNamespace(prompter=lambda *_: None))
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> uploads.Page:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(uploads, "SESSIONS", SESSIONS)
+    found = build(stand_in(), [{"what": "this", "is": "a test"}], "no study", tmp_path)
+    assert isinstance(found, uploads.Page)
+    return found
+
+
+@pytest.fixture
+def client(page: uploads.Page) -> Iterator[TestClient]:
+    with TestClient(mounted(page, "127.0.0.1", 7860), "http://127.0.0.1") as one:
+        yield one
+
+
+def call(client: TestClient, name: str, *data: Any, session: str) -> Any:
+    begun = client.post(f"{API}/call/{name}", json={"data": data, "session_hash": session}).json()
+    said = client.get(f"{API}/call/{name}/{begun['event_id']}").text
+    assert "event: complete" in said, said
+    return json.loads(said.rpartition("data: ")[2])
+
+
+def test_sessions_that_are_over_are_forgotten(page: uploads.Page, client: TestClient) -> None:
+    sessions = [f"session {i}" for i in range(3 * SESSIONS)]
+    for session in sessions:
+        answer, = call(client, "baseline", f"from {session}", "", session=session)
+        assert f"from {session}" in answer
+    holder, queue = page.state_holder, page._queue
+    assert list(holder.session_data) == sessions[-SESSIONS:] and len(holder.time_last_used) == SESSIONS
+    # A session is dropped with the next request.
+    assert list(queue.pending_event_ids_session) == list(queue.pending_messages_per_session) == sessions[-1:]
+    assert len(queue.event_analytics) == 1
+
+
+def test_a_session_that_waits_is_not_forgotten() -> None:
+    queue = SimpleNamespace(pending_event_ids_session={"waits": {"1"}, "over": set(), "gone": {"2"}},
+                            pending_messages_per_session={"waits": "…", "over": "…", "new": "…"})
+    retention.forget_sessions(queue)
+    assert queue.pending_event_ids_session == {"waits": {"1"}}
+    assert list(queue.pending_messages_per_session) == ["waits", "new"]
+
+
+def test_old_files_are_deleted(page: uploads.Page, client: TestClient, tmp_path: Path) -> None:
+    def batch(i: int) -> list[str]:
+        content = json.dumps({"question": f"question {i}"}).encode()
+        path, = client.post(f"{API}/upload", files={"files": ("mine.jsonl", content)}).json()
+        given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        text, _, made = call(client, "batch", given, session="one")
+        assert "1 questions" in text
+        lines = client.get(f"{API}/file={made[1]['path']}").text
+        assert json.loads(lines)["question"] == f"question {i}"
+        return [path, *(file["path"] for file in made)]
+
+    def files() -> set[str]:
+        return {str(path) for path in tmp_path.rglob("*") if path.is_file()}
+
+    first, second = batch(0), batch(1)
+    a_batch = 4  # its questions, two files of scores, and an empty one of gradio's
+    assert files() >= {*first, *second} and len(files()) == 2 * a_batch, "no second copies"
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 3600 * (retention.HOURS + 1),) * 2)
+    third = batch(2)
+    assert files() >= set(third) and len(files()) == a_batch
+    assert len(list(tmp_path.iterdir())) == 3, "directories go with what was in them"
+    assert set().union(*page.temp_file_sets) == set(third)
+
+
+def test_a_file_that_is_not_old_is_kept(tmp_path: Path) -> None:
+    for name, hours in (("new", 0.5), ("old", 1.5), ("new.csv", 0.5), ("old.csv", 1.5)):
+        path = tmp_path / name
+        path.touch() if "." in name else path.mkdir()
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    retention.delete_old(tmp_path, hours=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new.csv"]
+
+
+@pytest.mark.parametrize("click", ["probe", pytest.param("baseline", marks=pytest.mark.exhaustive)])
+def test_new_texts_leave_no_program_array_or_object(click: str, knower: Knower, told: list[Told]) -> None:
+    desk = Desk(knower, MOST_NEW)
+
+    def ask(questions: Sequence[str]) -> None:
+        for question in questions:
+            said = (clicks.probed(desk, question)[0] if click == "probe"
+                    else list(clicks.generated(desk, question, ""))[-1])
+            assert "P(knows)" in said or said.startswith("**Answer**")
+
+    def programs_and_arrays() -> tuple[int, ...]:
+        programs = (knower.reader._read, decoding._prefill, decoding._decode)
+        return (*(program._cache_size() for program in programs), len(jax.live_arrays()))
+
+    def objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+    ask(ASKED[:1] * 3)
+    before, n_before, n = programs_and_arrays(), objects(), 12
+    ask([f"{i} {ASKED[0]}" for i in range(n)])  # of lengths for which one program is compiled
+    assert programs_and_arrays() == before
+    assert objects() - n_before < n, "less than one for each question"
+
+
+ARENAS = """
+import ctypes, os, threading
+from eval.recall import app
+import jax.numpy as jnp
+jnp.ones(3).block_until_ready()
+together = threading.Barrier(8)
+def use():
+    bytearray(10_000), together.wait()
+threads = [threading.Thread(target=use) for _ in range(8)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's arenas are counted")
+def test_all_threads_of_the_page_share_two_arenas(environment: dict[str, str]) -> None:
+    found = subprocess.run([sys.executable, "-c", ARENAS], env=environment, check=True, capture_output=True)
+    assert 1 <= found.stdout.count(b"<heap nr") <= app.ARENAS
+
+
+def test_without_glibc_there_are_no_arenas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    for library in (SimpleNamespace(mallopt=lambda *given: asked.append(given)), SimpleNamespace()):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
+        monkeypatch.setattr(sys, "platform", "linux")
+        app.share_arenas()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    app.share_arenas()
+    assert asked == [(-8, app.ARENAS)]
+
+
+# The bench.
+
+def test_what_the_bench_reports() -> None:
+    asked: list[int] = []
+    found = page_memory.measured(asked.append, lambda n: Seen(n, 400 + n, 300 + n / 2, 0), probes=7, every=2)
+    assert asked == list(range(7)) and [one.probes for one in found] == [0, 2, 4, 6, 7]
+    lines = page_memory.report(found).splitlines()
+    assert lines[2].split() == ["0", "400.0", "300.0", "0"]
+    assert lines[-1] == "from 4 to 7: +0.5000 MiB a probe"
+    texts = page_memory.questions()
+    some = [next(texts) for _ in range(200)]
+    assert len(set(some)) == 200 and len({len(text) for text in some}) > 60
+
+
+@pytest.mark.exhaustive
+def test_the_bench_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model, sidecar = page_memory.random_study(tmp_path / "study")
+    found = page_memory.run(model, sidecar, "seeded", probes=3, every=1, per_session=2)
+    assert [one.probes for one in found] == [0, 1, 2, 3]
+    assert all(one.resident > one.anonymous > 50 for one in found)
+    assert [path.name for path in tmp_path.iterdir()] == ["study"]
+    with pytest.raises(RuntimeError, match="the server did not start"):
+        page_memory.run(tmp_path / "none", sidecar, "probe", 1, 1, 1)
