@@ -165,6 +165,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     assert seen == {"old", "new", "torn"}
 
 
+@pytest.mark.exhaustive
 def test_a_model_directory_that_is_replaced_when_the_process_is_killed(tmp_path: Path) -> None:
     """It is the older one, the newer one, or one that is called none."""
     other = dataclasses.replace(SMALL, n_layers=1)

@@ -9,10 +9,11 @@ from eval.abstention.config import PairsConfig
 from eval.thresholds import conformal_least
 from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import Pair, read_pairs
+from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.data.turns import answered, asked
 from tilelli_jax.data.village import files
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import fingerprint, read_bytes, write_atomically
+from tilelli_jax.files import fingerprint, write_atomically
 from tilelli_jax.json_text import lines
 
 MOST_LEFT_OUT = 0.2  # of the pairs, for being too long
@@ -100,7 +101,7 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         "held_out": lambda: chat("held_out", options.held_out, 2 * options.seed, village.SEMANTIC,
                                  held_out=True),
         "calibration": lambda: files.of_calibration(calibration)}
-    contents = {name: read_bytes(Path(options.given[name])) if name in options.given else content()
+    contents = {name: b"".join(text_chunks(Path(options.given[name]))) if name in options.given else content()
                 for name, content in made.items()}
     _check_apart(contents, options.given)
     for name, content in contents.items():
@@ -109,7 +110,7 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
 
 def prompts_of(content: bytes) -> set[str]:
     """What the lines of a file, which has been read before, ask or say."""
-    rows = [row for _, row in lines(content.decode("utf-8-sig"), "pairs.files")]
+    rows = [row for _, row in lines(content.decode(), "pairs.files")]
     return {(row["text"] if "text" in row else row["prompt"]).strip() for row in rows}
 
 

@@ -39,10 +39,13 @@ class Forecasts:
         data = config.data
         self.config, self.data, self.mesh = config, data, mesh
         values = series.read_series(Path(data.source), data.column)
+        self.span = data.context + data.horizon
+        if len(values) < self.span:
+            raise InputError(f"data.source: {data.source}: expected at least {self.span} values, as data.context "
+                             f"and data.horizon have, found {len(values)}")
         found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
         self.windows = series.Windows(found.starts[:data.items], found.contexts[:data.items],
                                       found.futures[:data.items])
-        self.span = data.context + data.horizon
         # What the windows cover: the split is of them, however few of the series they are.
         self.length = len(values)
         if len(self) < len(found.starts):

@@ -42,6 +42,18 @@ def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_from_windows_is_kept_as_unix_has_it(place: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(json.dumps({"prompt": f"q{i}", "response": "a", "answerable": i % 2 == 0}) + "\n"
+                   for i in range(50))
+    (tmp_path / "own.jsonl").write_text(text, encoding="utf-16", newline="\r\n")
+    tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
+    tree["pairs"]["files"] = [f"calibration={tmp_path / 'own.jsonl'}"]
+    assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 0
+    made = Path(capsys.readouterr().out.split()[-1])
+    assert (made / "calibration.jsonl").read_bytes() == text.encode()
+
+
 def test_where_the_report_of_a_part_belongs(place: Path) -> None:
     """What is not the file's whole study does not take the place of its report."""
     file = write(place / "whole.yaml", options(place / "out"))

@@ -136,6 +136,7 @@ def test_new_texts_leave_no_program_array_or_object(click: str, knower: Knower, 
             assert "P(knows)" in said or said.startswith("**Answer**")
 
     def programs_and_arrays() -> tuple[int, ...]:
+        gc.collect()
         programs = (knower.reader._read, decoding._prefill, decoding._decode)
         return (*(program._cache_size() for program in programs), len(jax.live_arrays()))
 
@@ -145,7 +146,8 @@ def test_new_texts_leave_no_program_array_or_object(click: str, knower: Knower, 
     ask(ASKED[:1] * 3)
     before, n_before, n = programs_and_arrays(), objects(), 12
     ask([f"{i} {ASKED[0]}" for i in range(n)])  # of lengths for which one program is compiled
-    assert programs_and_arrays() == before
+    after = programs_and_arrays()
+    assert after[:-1] == before[:-1] and after[-1] <= before[-1]  # other tests' arrays may go meanwhile
     assert objects() - n_before < n, "less than one for each question"
 
 
