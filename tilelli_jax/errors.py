@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         _settle_streams()
+        _settle_logs()
         with interrupts.owned():
             try:
                 return _carried_out(main, sys.argv[1:] if argv is None else argv)
@@ -55,6 +57,16 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
                 return 2
 
     return run
+
+
+def _settle_logs() -> None:
+    """Warnings are `WARNING: …` on stderr, also where a library that was imported has chosen otherwise."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler())
+    for handler in root.handlers:
+        if type(handler) is logging.StreamHandler:  # none that is somebody's own
+            handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
 
 
 def _carried_out(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -45,7 +45,6 @@ DIVERGED = 3  # exit status: training anew from the last checkpoint would come t
 
 @command
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in ("absl", "asyncio"):  # Orbax's threads, whose errors are raised here as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options = _options(argv)

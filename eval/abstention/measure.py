@@ -50,8 +50,20 @@ def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
 
 
 def read(reader: UncertaintyReader, prompts: Sequence[str], what: str) -> Columns:
-    """Every signal of prompts in turns, `[prompts]` each, under the names of `decision.POINTS`."""
-    return by_name(reader.read([turn(prompt) for prompt in prompts], what))
+    """Every signal of prompts in turns, `[prompts]` each, under the names of `decision.POINTS`.
+
+    Args:
+        what: is read, for the terminal and for errors.
+
+    Raises:
+        InputError: one is no number, as of a network whose weights are too large.
+    """
+    found = by_name(reader.read([turn(prompt) for prompt in prompts], what))
+    for name, values in found.items():
+        if (broken := np.isnan(values)).any():
+            raise InputError(f"{what}: {name}: expected numbers, found NaN for the prompt "
+                             f"{prompts[int(broken.argmax())]!r:.60}: the network is broken there")
+    return found
 
 
 def answers(model: Any, prompts: Sequence[str], options: AnswersConfig) -> list[bytes]:

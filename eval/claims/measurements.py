@@ -88,7 +88,7 @@ def find(path: str | Path, asked: Asked, claims: ClaimsConfig) -> Found:
     """Reads every prompt once, and has those that are to be answered answered greedily.
 
     Raises:
-        InputError: the model cannot be read.
+        InputError: the model cannot be read, or a signal of it is no number.
     """
     model = store.load(path)
     questions = [*asked.held_out, *asked.false_inability]
@@ -96,7 +96,7 @@ def find(path: str | Path, asked: Asked, claims: ClaimsConfig) -> Found:
     made = [_answer(prompt, answer.decode(errors="replace"), claims.held_out.templates)
             for prompt, answer in zip(questions, said, strict=True)]
     reader = UncertaintyReader(model, batch_size=BATCH)
-    columns = measure.read(reader, [one.prompt for one in asked.read], "reading")
+    columns = measure.read(reader, [one.prompt for one in asked.read], str(path))
     scored = scores_of([Measured(columns, {}, {})], [one.regime for one in asked.read])
     return Found(_architecture(model), cross_regime(scored), made[:len(asked.held_out)],
                  made[len(asked.held_out):])

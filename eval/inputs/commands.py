@@ -14,8 +14,7 @@ from tilelli_jax.training.run import provenance
 
 
 def quiet_logs() -> None:
-    """Warnings alone; of what orbax logs, errors alone."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    """Of what Orbax logs, errors alone."""
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 

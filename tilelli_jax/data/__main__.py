@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ MADE = VILLAGE["seed"]
 
 @command
 def main(argv: Sequence[str]) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     arguments = _parser().parse_args(argv)
     if not str(arguments.out).strip() or not all(arguments.source):
         raise InputError("--out, --source: expected a name, found an empty one")
