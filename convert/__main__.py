@@ -25,7 +25,7 @@ from convert.source import AUTOENCODERS
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import as_json, new_directory
+from tilelli_jax.files import as_json, new_directory, read_bytes
 from tilelli_jax.tensors import FLOATS, Tensor, write_directory
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -102,7 +102,7 @@ def _forth(options: argparse.Namespace) -> int:
     arrays = _stored_as(plan.arrays(), options.dtype)
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
               to_torch.RECORD: as_json(to_torch.record(given, plan)),
-              **{path.name: path.read_bytes() for path in given.companions}}
+              **{path.name: read_bytes(path) for path in given.companions}}
     start = time.perf_counter()
     with new_directory(options.out) as path:
         write_directory(path, with_progress(arrays, "converting"), others, writer=store.WRITER)

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.files import check_regular
 from tilelli_jax.tensors import Tensor
 
 _STORAGES = {"bfloat16": "BFloat16", "float16": "Half", "float32": "Float", "float64": "Double",
@@ -35,6 +36,7 @@ def read(path: Path) -> Tree:
         InputError: torch is missing; the file is none, is damaged, or would run code.
     """
     torch = _torch(f"{path}")
+    check_regular(path)
     _check_archive(path)
     allowed = [*_numpy_globals(), ("codecs", "encode")]
     try:

@@ -17,7 +17,7 @@ from convert.source import COMPANIONS, Source
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, new_directory, write_together
+from tilelli_jax.files import as_json, new_directory, read_bytes, write_together
 from tilelli_jax.json_text import read_json
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
@@ -66,7 +66,7 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
     if isinstance(network, type) and issubclass(network, Pretrained):
         if out.suffix in SUFFIXES:
             raise InputError(f"{out}: expected a directory, in which transformers reads a {config.family}")
-        others = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
+        others = {name: read_bytes(source / name) for name in COMPANIONS if (source / name).is_file()}
         with new_directory(out) as path:
             hugging_face.write(network.hugging_face, config, arrays, path, others=others,
                                beside=made.get("config"))

@@ -29,6 +29,7 @@ FORMAT = 2  # to be raised where a stage's result for the same key would be anot
 RECIPE = "made_of.json"
 CHECKED_BYTES = 64 << 20  # of a larger file the size alone is looked at
 RESULT = "result.json"  # of a stage that finds numbers
+ANEW = "once you have deleted that directory, the same command makes it anew"
 RESULTS = "results.json"  # of a whole study, beside its report
 
 
@@ -72,7 +73,8 @@ class Stages:
 
         Raises:
             BusyError: another process is at it.
-            InputError: a file of the finished stage is not what was written.
+            InputError: a file of the finished stage is not what was written, or there is something else in
+                the place of its directory.
         """
         interrupts.check()
         path = self.directory(name, made_of)
@@ -80,7 +82,12 @@ class Stages:
             self._check(path)
             self.tell(f"{name}: as it is in {path}")
             return path
-        path.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path / RECIPE):
+            raise InputError(f"{path / RECIPE}: expected a regular file; {ANEW}")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
         try:
             handle = lock(path, wait=False)
         except BlockingIOError:
@@ -100,9 +107,12 @@ class Stages:
 
     def _check(self, path: Path) -> None:
         if path not in self._whole:
-            if damaged := damage(path, read_json(path / RECIPE).get("files", {})):
-                raise InputError(f"{path}: {damaged}; once you have deleted that directory, the same command "
-                                 "makes it anew")
+            try:
+                sealed = read_json(path / RECIPE).get("files", {})
+            except InputError as error:
+                raise InputError(f"{error}; {ANEW}") from None
+            if damaged := damage(path, sealed):
+                raise InputError(f"{path}: {damaged}; {ANEW}")
             self._whole.add(path)
 
 

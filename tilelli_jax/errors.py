@@ -14,6 +14,7 @@ from typing import NoReturn
 from tilelli_jax import interrupts
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
+LONGEST = 1500  # characters of an error
 
 
 class InputError(ValueError):
@@ -41,7 +42,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             try:
                 return _carried_out(main, sys.argv[1:] if argv is None else argv)
             except InputError as error:
-                print("error: " + " ".join(str(error).split()), file=sys.stderr)
+                print(f"error: {_one_line(str(error))}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
@@ -50,13 +51,21 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
                 _drop_output()
                 return 141
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in (errno.ENOSPC, errno.ENAMETOOLONG):
                     raise
-                print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-                _drop_output()
+                print(f"error: {_one_line(str(error.filename or 'output'))}: {error.strerror}",
+                      file=sys.stderr)
+                if error.errno == errno.ENOSPC:
+                    _drop_output()
                 return 2
 
     return run
+
+
+def _one_line(text: str) -> str:
+    """A text without line breaks; the middle of a long one, as of a key that a file has, is left out."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST // 2]} … {line[-LONGEST // 2:]}"
 
 
 def _settle_logs() -> None:

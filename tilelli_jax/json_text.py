@@ -85,7 +85,7 @@ def as_expected(path: Path) -> Iterator[None]:
         raise
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}: expected it, found nothing") from None
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 

@@ -91,7 +91,8 @@ def _about(source: Source) -> dict[str, Any]:
     metadata: Any = tree.get("metadata") if isinstance(tree.get("metadata"), dict) else tree
     said: dict[str, Any] = {"unit_norm": "none"}
     if "W_dec" in source.tensors and len(source.tensors["W_dec"].shape) == 2:
-        squares = np.square(source.tensors["W_dec"].read(), dtype=np.float32)
+        with np.errstate(over="ignore"):  # whose length is not 1
+            squares = np.square(source.tensors["W_dec"].read(), dtype=np.float32)
         for name, axis in (("columns", 0), ("rows", 1)):
             if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < NEARLY:
                 said["unit_norm"] = name

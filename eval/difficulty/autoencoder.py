@@ -165,5 +165,5 @@ def _steps(model: Path) -> int | None:
     """Of the run that the model directory is in, if it is in one."""
     try:
         return int(RunDirectory(model.parent).read_summary()["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

@@ -41,8 +41,8 @@ class Forecasts:
         values = series.read_series(Path(data.source), data.column)
         self.span = data.context + data.horizon
         if len(values) < self.span:
-            raise InputError(f"data.source: {data.source}: expected at least {self.span} values, as data.context "
-                             f"and data.horizon have, found {len(values)}")
+            raise InputError(f"data.source: {data.source}: expected at least {self.span} values, as "
+                             f"data.context and data.horizon have, found {len(values)}")
         found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
         self.windows = series.Windows(found.starts[:data.items], found.contexts[:data.items],
                                       found.futures[:data.items])

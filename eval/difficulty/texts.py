@@ -77,7 +77,7 @@ def _each(rows: Sequence[dict[str, Any]], one: Callable[[dict[str, Any]], Questi
         except KeyError as error:
             raise InputError(f"{where}: there is no {error.args[0]}; {columns_of(row)}, expected are "
                              f"{columns}") from None
-        except (IndexError, TypeError, ValueError, AttributeError) as error:
+        except (IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{where}: expected the columns {columns}: {error}") from None
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import resource
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def find_study(study: str, sidecar: str) -> str | Path:
     Raises:
         InputError: it was given, and has no results of a study of recall.
     """
-    path = Path(study) if study else Path(sidecar).resolve().parent
+    path = Path(study) if study else Path(os.path.realpath(sidecar)).parent
     if not (path / RESULTS).is_file():
         if study:
             raise InputError(f"--study: {path / RESULTS}: no such file: expected that of a study")
@@ -73,8 +74,9 @@ def find_study(study: str, sidecar: str) -> str | Path:
     try:
         found = report.read_results(path)
         tables(found), report.verdicts(found)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        said = (f"{path / RESULTS}: expected what a study of recall has found: "
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        said = (str(error) if isinstance(error, InputError) else
+                f"{path / RESULTS}: expected what a study of recall has found: "
                 f"{type(error).__name__}: {error}")
         if study:
             raise InputError(f"--study: {said}") from None

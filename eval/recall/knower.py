@@ -60,7 +60,7 @@ class Knower:
     reader: Reader
 
     def ask(self, questions: Sequence[str]) -> list[Told]:
-        """Raises InputError where a question is empty, or longer than the network reads."""
+        """Raises InputError where a question is empty or longer than the network reads, or P is no number."""
         where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
         prompts = [self.prompter(question, where(i)) for i, question in enumerate(questions)]
         found = dict(self.reader(prompts))
@@ -70,6 +70,9 @@ class Knower:
         scores = logits_of(self.sidecar, np.stack([read.crystallisation.by_layer for read in reads]),
                            np.stack([read.crystallisation.overall for read in reads]))
         chances, decode = self.judge.probabilities(scores), self.language.tokenizer.decode
+        if (broken := ~np.isfinite(chances)).any():
+            raise InputError(f"{where(int(broken.argmax()))}: P(knows): expected a number, found NaN: the "
+                             "network or its sidecar is broken there")
         return [Told(question, float(p), self.judge.word(float(score)),
                      int(read.crystallisation.strongest_layer),
                      decode([int(read.crystallisation.strongest_symbol)]), read)

@@ -98,8 +98,8 @@ def _question(row: Row, where: str, dataset: str, number: str) -> Question:
             _entity(row.get("s_uri") or row.get("subj")), _number(row.get("s_pop"), where))
     if isinstance(row.get("answer"), dict):
         answer = row["answer"]
-        said = [answer.get("value"), *(answer.get("aliases") or []),
-                *(answer.get("normalized_aliases") or [])]
+        said = [answer.get("value"), *_list(answer.get("aliases") or [], where),
+                *_list(answer.get("normalized_aliases") or [], where)]
         return Question(f"triviaqa-{row.get('question_id', number)}", "triviaqa", text,
                         _texts([one for one in said if one], where))
     # A row's number says which of its file it is, not which of its data set: two files may share one.
@@ -169,7 +169,7 @@ def _number(given: Any, where: str) -> float:
         return math.nan
     try:
         found = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = -1.0
     if not 0 <= found < math.inf:
         raise InputError(f"{where}: popularity: expected a number from 0, found {given!r:.40}")

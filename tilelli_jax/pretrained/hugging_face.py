@@ -121,7 +121,7 @@ def settings(family: Family, tree: Tree, found: Mapping[str, Tensor], source: st
         raise InputError(f"{source}: expected the key {error}") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{source}: a value makes no sense: {error}") from None
 
 

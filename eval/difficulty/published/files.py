@@ -154,7 +154,7 @@ def _column(path: Path, name: str, cells: list[Any], kind: type) -> NDArray[Any]
     if kind is float:
         _all(np.isfinite(numbers), path, f"{name}: expected a finite number")
         return numbers
-    _all(np.isfinite(numbers) & (numbers == np.floor(numbers)), path, f"{name}: expected a whole number")
+    _all((np.abs(numbers) < 2**63) & (numbers == np.floor(numbers)), path, f"{name}: expected a whole number")
     return np.array([int(cell) for cell in cells], np.int64)
 
 

@@ -208,8 +208,8 @@ def test_what_cannot_be_studied(directory: Path, subject: Forecasts, chronos: Ch
     assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 10 windows, found 4")
     with pytest.raises(InputError) as caught:
         Forecasts(study(directory, horizon=200))
-    assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 216 values, as data.context and "
-                    "data.horizon have, found 150")
+    assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 216 values, as data.context "
+                    "and data.horizon have, found 150")
     config = VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2)
     store.save(random_network(config, 0)[0], tmp_path)
     with pytest.raises(InputError) as caught:

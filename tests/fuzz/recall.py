@@ -1,0 +1,144 @@
+"""Recall: configurations, questions, networks with tokenizers, sidecars, stages, results."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from eval.inputs.networks import contents
+from eval.recall import verdicts
+from eval.recall.__main__ import main as recall
+from eval.recall.answering import answer
+from eval.recall.config import AnswersConfig, PromptConfig
+from eval.recall.prompting import Prompter
+from eval.recall.verdicts import Judge
+from eval.tables import write_columns
+from tests.eval.recall.small import PROMPT, sidecar_of_chance
+from tests.fuzz.networks import save
+from tests.fuzz.running import Target
+from tests.restated.random_weights import random_network
+from tilelli_jax.language import open_language
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.vanilla import VanillaConfig
+
+OUT = "out out/*"
+NOWHERE = "nowhere: no model directory"  # a directory with nothing in it: all else has been read before
+N = 64  # questions
+WORDS = [f"w{i}" for i in range(20)]
+LANGUAGE = GPTNeoXConfig(vocab_size=len(WORDS) + 3, d_model=8, n_layers=4, n_heads=2, d_hidden=8)
+BYTES = VanillaConfig(d_model=8, n_layers=4, max_seq_len=64, n_heads=2, dense_expand=1)
+STUDY = {"out": "out", "network": {"path": "network"}, "questions": {"sources": ["rows.jsonl"], "items": N},
+         "prompt": {"template": "ask {question} ?", "instruction": ""},
+         "signals": {"shard_items": 30, "batch_size": 16, "dtype": "float32"},
+         "answers": {"max_new": 1, "batch_size": 16}, "replicates": 100,
+         "fit": {"seeds": [0], "sidecar": {"epochs": 1, "d_hidden": 4}, "strengths": [0.1], "jobs": 1},
+         "parts": {"test": 0.3, "calibrate": 0.2, "validate": 0.2}}
+
+
+def write_yaml(name: str, tree: dict[str, Any]) -> None:
+    Path(name).write_text(yaml.safe_dump(tree))
+
+
+def write_lines(name: str, rows: list[Any]) -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def finish(main: Callable[[list[str]], int], *argv: str) -> None:
+    """Runs a study, and keeps what it tells to itself."""
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main(list(argv)) == 0, err.getvalue()
+
+
+def _rows(answers: list[str]) -> list[dict[str, Any]]:
+    """Questions, of which every second one has its answer among the right ones."""
+    rng = np.random.default_rng(0)
+    return [{"id": f"q{i}", "question": " ".join(rng.choice(WORDS, 4)), "group": f"e{i // 4}",
+             "answers": [answer if i % 2 else "nothing", "it"], "popularity": float(rng.integers(0, 100))}
+            for i, answer in enumerate(answers)]
+
+
+def _questions() -> None:
+    """The same questions in every format, and a directory that is no network."""
+    rows = _rows(["word"] * N)
+    write_lines("rows.jsonl", rows)
+    Path("rows.json").write_text(json.dumps(rows))
+    for name, separator in (("rows.csv", ","), ("rows.tsv", "\t")):
+        cells = [("id", "question", "answers", "popularity"), *(
+            (row["id"], row["question"], row["answers"][0], row["popularity"]) for row in rows)]
+        Path(name).write_text("".join(separator.join(map(str, line)) + "\n" for line in cells))
+    write_columns(Path("rows.parquet"), {name: [row[name] for row in rows] for name in rows[0]})
+    right = [{"Value": "it", "Aliases": row["answers"], "NormalizedAliases": row["answers"]} for row in rows]
+    Path("trivia.json").write_text(json.dumps({"Data": [
+        {"Question": row["question"], "QuestionId": row["id"], "Answer": one}
+        for row, one in zip(rows, right, strict=True)]}))
+    Path("nowhere").mkdir()
+    write_yaml("recall.yaml", STUDY | {"network": {"path": "nowhere"}})
+
+
+def _network(path: Path) -> None:
+    """With a tokenizer and a template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    random_network(LANGUAGE, 0)[0].save_pretrained(path)
+    words = {word: i for i, word in enumerate(["[UNK]", "ask", "?", *WORDS])}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(path / "tokenizer.json"))
+    template = "{% for m in messages %}ask {{ m['content'] }}{% endfor %}"
+    settings = {"chat_template": template, "bos_token": "[UNK]"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _sidecars() -> None:
+    """Networks with sidecars, and questions."""
+    write_lines("asked.jsonl", [{"question": "w1 w2"}, {"question": "w3"}])
+    _network(Path("network"))
+    save(BYTES, Path("bytes"))
+    for name, prompt in (("network", PromptConfig(template="chat", instruction="")), ("bytes", PROMPT)):
+        verdicts.write(sidecar_of_chance(Path(f"{name}-sidecar")), Judge(
+            green=0.7, red=0.3, aim={"precision": 0.85, "guarantee": False, "confidence": 0.9},
+            network={"name": name, "contents": contents(Path(name)), "n_layers": 4}, prompt=prompt))
+
+
+def _study() -> None:
+    _network(Path("network"))
+    language = open_language("network")
+    prompter = Prompter(language, PromptConfig("ask {question} ?", ""))
+    prompts = [prompter(row["question"]) for row in _rows([""] * N)]
+    found = answer(language, prompts, AnswersConfig(max_new=1, batch_size=16))
+    write_lines("rows.jsonl", _rows([language.tokenizer.decode(ids.tolist()) for ids in found]))
+    write_yaml("recall.yaml", STUDY)
+    finish(recall, "--config", "recall.yaml")
+
+
+def _page(argv: list[str]) -> int:
+    """The page, where another program has its port: that is found out after a study has been read."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return recall([*argv, "--port", str(taken.getsockname()[1])])
+
+
+READ = partial(Target, make=_questions, main=recall, writes=OUT, tells=True, refused=NOWHERE)
+TARGETS = (
+    READ("recall, configuration", argv="--config recall.yaml", spoilt="recall.yaml", inputs=40),
+    *(READ(f"recall, {name}", argv=f"--config recall.yaml questions.sources=[{name}]", spoilt=name, inputs=n)
+      for name, n in (("rows.jsonl", 25), ("rows.json", 15), ("rows.csv", 25), ("rows.tsv", 10),
+                      ("rows.parquet", 30), ("trivia.json", 15))),
+    Target("recall, network", _sidecars, recall,
+           "--predict --any-network --model network --sidecar network-sidecar w1", "network network/*", 60),
+    Target("recall, sidecar", _sidecars, recall, "--predict --model bytes --sidecar bytes-sidecar w1",
+           "bytes-sidecar bytes-sidecar/*", 40),
+    Target("recall, asked", _sidecars, recall,
+           "--predict --model bytes --sidecar bytes-sidecar --questions asked.jsonl --out out.jsonl",
+           "asked.jsonl", 20),
+    Target("recall, stages", _study, recall, "--config recall.yaml --stage evaluate",
+           "out/stages/**/*", 80, OUT, tells=True),
+    Target("recall, page", _study, _page, "--app --model nowhere --sidecar nowhere --study out",
+           "out/results.json", 30, refused="--host, --port: "))
