@@ -10,7 +10,7 @@ from typing import Any
 
 from convert.source import Source
 from tilelli_jax import config as config_lib
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import check_sizes, outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
 from tilelli_jax.tensors import Tensor
@@ -111,6 +111,7 @@ def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names,
     Raises:
         InputError: the map knows nothing of an array that the configuration asks for.
     """
+    check_sizes(config, {name: tensor.shape for name, tensor in source.tensors.items()}, str(source.path))
     links = mapping.link(names, shapes(build, config), str(source.path))
     remarks = [f"{key}: its tensors are no part of a network and stay behind" for key in source.left_behind]
     same = {name: f"the same numbers as {other}: tied" for name, other in (doubled or {}).items()}

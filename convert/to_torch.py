@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, new_directory, read_bytes, write_together
-from tilelli_jax.json_text import read_json
+from tilelli_jax.json_text import as_expected, read_json
+from tilelli_jax.models.arrays import check_sizes
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
@@ -46,11 +48,13 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
         to: "torch", or of autoencoders "saelens" or "sparsify".
 
     Raises:
-        InputError: the arrays are not those of the configuration; `out` is there already, or of the
+        InputError: the arrays are not those of the configuration; `out` already exists, or of the
             wrong kind, or cannot be written.
     """
     network = store.FAMILIES[config.family][1]
-    check_fit(shapes(network, config), {name: array.shape for name, array in arrays.items()}, str(source))
+    found = {name: array.shape for name, array in arrays.items()}
+    check_sizes(config, found, str(source))
+    check_fit(shapes(network, config), found, str(source))
     if config.family == "sae" and config.activation != "topk" and to != "saelens":
         raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, for which only "
                          f"--to saelens has a place")
@@ -72,10 +76,12 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
                                beside=made.get("config"))
         return
     if out.suffix not in SUFFIXES or out.exists():
-        raise InputError(f"{out}: is there already; choose another OUT" if out.exists() else
+        raise InputError(f"{out}: already exists; choose another OUT" if out.exists() else
                          f"{out}: expected a file name that ends in .pt")
     try:
-        content = checkpoint.writer(out, _tree(config, arrays, made, str(source)))
+        with as_expected(source / RECORD) if made else contextlib.nullcontext():
+            tree = _tree(config, arrays, made, str(source))
+        content = checkpoint.writer(out, tree)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_together({out: content})
     except OSError as error:
@@ -88,8 +94,9 @@ def _read_record(path: Path) -> dict[str, Any]:
     kinds = {"state_key": str, "config_key": str, "config": dict, "rest": dict, "names": dict, "called": dict,
              "doubled": dict, "ours": dict}
     fits = all(isinstance(made.get(key), kind) for key, kind in kinds.items()) and all(
-        isinstance(place, list) and len(place) == 2 and place[1] in mapping.LAYOUTS
-        for place in made["names"].values())
+        isinstance(place, list) and len(place) == 2 and all(isinstance(part, str) for part in place)
+        and place[1] in mapping.LAYOUTS for place in made["names"].values()) and all(
+        isinstance(name, str) for key in ("called", "doubled") for name in made[key].values())
     if not fits:
         raise InputError(f"{path}: expected what `python -m convert` wrote there; without that file the "
                          "tensors get our names")

@@ -97,7 +97,8 @@ class Stages:
             if not self.is_made(name, made_of):  # another process may just have ended
                 work(path)
                 # Without what a process that was killed has left on its way to a file.
-                files = (file for file in path.rglob("[!.]*") if file.is_file())
+                files = (file for file in path.rglob("*") if file.is_file() and not any(
+                    part.startswith(".") for part in file.relative_to(path).parts))
                 write_atomically(path / RECIPE, as_json(
                     {**made_of, "files": seal(path, files, CHECKED_BYTES)}))
         finally:

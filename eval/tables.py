@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +68,42 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | N
         most: so many rows, its first ones.
 
     Raises:
-        InputError: it is no such file, has no such column, or holds more than MOST_BYTES.
+        InputError: it is no such file, has no such column, or holds more than MOST_BYTES in these.
     """
+    with _opened(path) as file:
+        there, about = file.schema_arrow.names, file.metadata
+        if missing := [name for name in columns or () if name not in there]:
+            raise InputError(f"{path}: expected the column '{missing[0]}', found "
+                             f"{', '.join(there) or 'none'}")
+        asked = [j for j in range(about.num_columns)
+                 if columns is None or about.schema.column(j).path.partition(".")[0] in columns]
+        size = sum(about.row_group(i).column(j).total_uncompressed_size
+                   for i in range(about.num_row_groups) for j in asked)
+        if size > MOST_BYTES:
+            raise InputError(f"{path}: cannot be read: expected at most {MOST_BYTES:,} bytes when unpacked, "
+                             f"found {size:,}")
+        table = file.read(columns if columns is None else list(columns))
+        table.validate(full=True)
+    return table if most is None else table.slice(0, most)
+
+
+def column_names(path: Path) -> list[str]:
+    """Of a parquet file. Raises InputError where it is none."""
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     check_regular(path)
     import pyarrow.parquet
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            there, about = file.schema_arrow.names, file.metadata
-            if missing := [name for name in columns or () if name not in there]:
-                raise InputError(f"{path}: expected the column '{missing[0]}', found "
-                                 f"{', '.join(there) or 'none'}")
-            size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-            if size > MOST_BYTES:
-                raise InputError(f"{path}: cannot be read: expected at most {MOST_BYTES:,} bytes when "
-                                 f"unpacked, found {size:,}")
-            table = file.read(columns if columns is None else list(columns))
-            table.validate(full=True)
+            yield file
+    except InputError:
+        raise
     except (OSError, ValueError, NotImplementedError, KeyError, TypeError) as error:  # as pyarrow's are
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: cannot be read: {error}") from None
-    return table if most is None else table.slice(0, most)
 
 
 def as_json(tree: Any) -> bytes:

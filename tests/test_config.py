@@ -230,6 +230,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             config_lib.load(Basket, path)
         assert str(error.value).startswith(f"{path}: {says}")
+    (tmp_path / "link.yaml").symlink_to("tileli")
+    with pytest.raises(InputError, match=r"link.yaml: cannot be read: No such file or directory$"):
+        config_lib.load(Basket, tmp_path / "link.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
     (tmp_path / "empty.yaml").write_bytes(b"# nothing\n")
     for name, says in (("bytes", "cannot be read: "), ("empty", "expected keys with values, found nothing")):

@@ -14,7 +14,6 @@ import pytest
 import safetensors.numpy
 import yaml
 
-from eval import metrics
 from eval.difficulty.series import read_series
 from eval.inputs.rows import read_rows
 from eval.stages import Stages
@@ -167,7 +166,7 @@ PROVOKE: dict[str, Provoke] = {
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
     "a rotary scaling that is not known": scaled,
     "a .pt file that wants something run": evil,
-    "an output that is there already": out_is_there,
+    "an output that already exists": out_is_there,
     "a format that is not read": said("q.xlsx", "PK", read_rows),
     "a line that is no JSON": said("q.jsonl", '{"a": 1}\n{', read_rows),
     "no rows": said("q.jsonl", "", read_rows),
@@ -176,9 +175,7 @@ PROVOKE: dict[str, Provoke] = {
     "a cell that is no finite number": said(
         "q.csv", "x,y\n1,2\n1,three\n", lambda path: read_series(path, "y")),
     "a parquet file that is none": said("q.parquet", "PAR1", read_rows),
-    "a stage's file that was changed": stage,
-    "scores that are no numbers": lambda path: metrics.auroc([0, 1, 1], [0.1, float("nan"), 0.3]),
-    "labels that are none": lambda path: metrics.auroc([0, 2, 1], [0.1, 0.2, 0.3])}
+    "a stage's file that was changed": stage}
 
 
 def test_every_line_is_provoked() -> None:
@@ -187,7 +184,7 @@ def test_every_line_is_provoked() -> None:
 
 @pytest.mark.parametrize("given", PROVOKE)
 def test_the_message_is_the_documented_one(given: str, tmp_path: Path) -> None:
-    with pytest.raises((InputError, ValueError)) as refused:
+    with pytest.raises(InputError) as refused:
         PROVOKE[given](tmp_path)
     message = str(refused.value).replace(f"{tmp_path}/", "")
     expected = ".*".join(map(re.escape, ROWS[given].split("…")))

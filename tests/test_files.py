@@ -11,7 +11,16 @@ import pytest
 
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import check_regular, damage, read_bytes, read_text, seal
+from tilelli_jax.files import (
+    check_regular,
+    damage,
+    new_directory,
+    read_bytes,
+    read_text,
+    seal,
+    write_atomically,
+    write_together,
+)
 
 
 def is_socket(path: Path) -> None:
@@ -78,7 +87,8 @@ def test_text(tmp_path: Path) -> None:
     ("a: !!python/object:os.system x", "could not determine a constructor"),
     ("a: !!binary aGVsbG8=", "expected text, numbers, lists and keys with values, found b'hello'"),
     ("a: !!set {x, y}", "expected text, numbers, lists and keys with values, found {"),
-    ("a: 1\na: 2", "the key 'a' stands twice"), ("[" * 5000, "nested too deeply"),
+    ("a: 1\na: 2", "the key 'a' stands twice"),
+    ("[" * 5000, "expected at most 100 levels and 100,000 values, found more"),
     ("a: &a [*a]", "expected at most 100 levels and 100,000 values, found more"),
     ("\n".join(["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"] + [
         f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 12)]),
@@ -122,5 +132,50 @@ def test_what_is_sealed_is_found_damaged(tmp_path: Path) -> None:
     assert damage(tmp_path, sealed) == "in/small is not what was written"
     small.unlink()
     assert damage(tmp_path, sealed) == "in/small is missing"
-    for garbage in ([], None, {"large": None}, {"large": []}, {"large": [6, 1, 2]}, {"large": "6"}):
+    for garbage in ([], None, {"large": None}, {"large": []}, {"large": [6, 1, 2]}, {"large": "6"},
+                    {"x" * 5000: [6]}, {"in": [6]}):
         assert damage(tmp_path, garbage)
+
+
+def test_what_has_another_size_is_not_read_through(tmp_path: Path) -> None:
+    """1 TiB would take some ten minutes."""
+    (tmp_path / "file").write_bytes(b"123")
+    sealed = seal(tmp_path, [tmp_path / "file"])
+    os.truncate(tmp_path / "file", 1 << 40)
+    assert damage(tmp_path, sealed) == "file is not what was written"
+
+
+def test_a_file_of_the_user_is_never_taken_for_a_leftover(tmp_path: Path) -> None:
+    for name in (".notes.20240101", ".notes.original"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".notes.projects").mkdir()
+    write_atomically(tmp_path / "notes", b"new")
+    with new_directory(tmp_path / "made") as made:
+        (made / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".notes.20240101", ".notes.original", ".notes.projects", "made", "notes"]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_an_interrupt_between_two_moves_leaves_old_or_new_or_no_last_file(
+        after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised where a signal is that comes during a rename: as it returns."""
+    replace, count = os.replace, 0
+
+    def interrupted(source: Path, target: Path) -> None:
+        nonlocal count
+        replace(source, target)
+        count += 1
+        if count == after + 1:
+            raise KeyboardInterrupt
+
+    for name in "abc":
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_together({tmp_path / name: b"new" for name in "abc"})
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found in (dict.fromkeys("abc", "old"), dict.fromkeys("abc", "new")) or "c" not in found
+    assert found.keys() <= set("abc")
+    if after == 0:
+        assert found == dict.fromkeys("abc", "old")

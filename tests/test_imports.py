@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interrupts": set(),
     "progress": {"interrupts"},
     "errors": {"interrupts"},
-    "files": {"errors"},
+    "files": {"errors", "interrupts"},
     "json_text": {"errors", "files"},
     "tables": set(),
     "yaml_text": {"errors", "files", "json_text"},

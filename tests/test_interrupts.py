@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -73,14 +74,14 @@ def test_a_second_signal_ends_what_runs_no_handler(number: int, status: int,
     assert process.stdout and process.stdout.readline() == "busy\n"
     time.sleep(0.5)  # it says so just before
     process.send_signal(number)
-    time.sleep(interrupts.PATIENCE + 0.5)
+    time.sleep(max(interrupts.PATIENCE, interrupts.REPEATED) + 0.5)
     assert process.poll() is None
     begun = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - begun < 10
     assert (process.returncode, out) == (status, "")
-    assert err == ("\nstopping when what is being computed is done; once more Ctrl-C stops at once\n"
+    assert err == ("\nstopping after the current computation; press Ctrl-C again to stop immediately\n"
                    "interrupted\n" if number == signal.SIGINT else "")
 
 
@@ -124,7 +125,7 @@ def test_noted_work_goes_on_after_the_first_signal_and_not_after_the_second(
         os.kill(os.getpid(), signal.SIGINT)
         seen.append(0)
     assert seen == [signal.SIGINT] and interrupts.received() is None
-    assert capfd.readouterr().err == "\nsaving; once more Ctrl-C stops at once\n"
+    assert capfd.readouterr().err == "\nsaving; press Ctrl-C again to stop immediately\n"
 
 
 def test_what_was_asked_of_one_command_is_asked_of_the_one_that_called_it() -> None:
@@ -180,3 +181,51 @@ def test_handlers_come_and_go() -> None:
     with interrupts.owned(), interrupts.owned():
         assert [signal.getsignal(number) for number in interrupts.SIGNALS] != before
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
+def test_what_a_library_has_made_of_either_signal_is_known_by_its_text(environment: dict[str, str]) -> None:
+    """As of a callback that XLA calls: another error, without a cause, which quotes what was raised."""
+    rename = ("def rename():\n    try: send({0})\n    except BaseException as error: text = repr(error)\n"
+              "    raise RuntimeError('INTERNAL: CpuCallback error: ' + text)")
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        assert ended(rename.format(int(number)), "rename()", environment)[0] == status
+
+
+def test_a_second_signal_ends_what_is_slow_after_the_command(environment: dict[str, str]) -> None:
+    """As threads that Python waits for at its end."""
+    begin = "interrupts._owner = interrupts._Owner()  # as of `python -m`"
+    slow = ("import threading; threading.Thread(target=time.sleep, args=(20,)).start()\n"
+            "    try: send()\n    finally: send()")
+    begun = time.monotonic()
+    status, out, _ = ended(begin, slow, environment)
+    assert (status, out) == (130, "") and time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_sigterm_that_a_scheduler_repeats_is_one_request(again: bool) -> None:
+    """Work that saves is not stopped by a second one at once, but by one that comes later."""
+    with contextlib.ExitStack() as until, interrupts.noted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.received() == signal.SIGTERM
+        if again:
+            until.enter_context(pytest.raises(SystemExit, match="143"))
+            time.sleep(interrupts.REPEATED + 0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_waits_while_it_is_held() -> None:
+    done = []
+    with interrupts.owned(), pytest.raises(KeyboardInterrupt):
+        with interrupts.held(), interrupts.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("whole")
+        done.append("never")
+    assert done == ["whole"]
+    with interrupts.noted(), interrupts.held():
+        os.kill(os.getpid(), signal.SIGINT)
+    with interrupts.noted():
+        with interrupts.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupts.received() is None
+        assert interrupts.received() == signal.SIGINT

@@ -25,8 +25,9 @@ def test_half_a_character(tree: Any) -> None:
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("", "not JSON: Expecting value"), ('{"a": ', "not JSON: "), ("[" * 100_000, "nested too deeply"),
-    ("[" * 1000 + "]" * 1000, "expected at most 100 levels, found more|nested too deeply"),
+    ("", "not JSON: Expecting value"), ('{"a": ', "not JSON: "),
+    ("[" * 100_000, "expected at most 100 levels, found more"),
+    ("[" * 1000 + "]" * 1000, "expected at most 100 levels, found more"),
     ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "expected at most 100 levels, found more"),
     ('"\\ud800"', "expected text, found half a character"), ("1" * 5000, "not JSON: ")])
 def test_what_is_not_read(text: str, says: str) -> None:
@@ -62,7 +63,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("error", "says"), [
     (KeyError("green"), "a.json: green: expected it, found nothing"),
-    (TypeError("no"), "a.json: cannot be read: no"),
+    (TypeError("no"), "a.json: cannot be read: no"), (OverflowError("no"), "a.json: cannot be read: no"),
     (IndexError("no"), "a.json: cannot be read: no"), (InputError("as it is"), "as it is")])
 def test_what_we_have_written_and_somebody_has_changed(error: Exception, says: str) -> None:
     with pytest.raises(InputError, match=f"^{says}$"), as_expected(Path("a.json")):

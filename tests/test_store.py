@@ -30,12 +30,15 @@ from tilelli_jax import config as config_lib
 from tilelli_jax import files, store, tensors
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import ModelConfig, freeze
-from tilelli_jax.models.arrays import to_arrays
+from tilelli_jax.models.arrays import check_sizes, to_arrays
+from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.routed import RoutedConfig
+from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.store import from_arrays, load, save
 
 SMALL = VanillaConfig(d_model=8, n_layers=2, max_seq_len=6, n_heads=2, dense_expand=2)
+GEMMA4 = Gemma4Config(layers=("full",), n_shared_layers=0)
 QUANTIZERS = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
 
 
@@ -311,13 +314,24 @@ def test_a_run_directory_is_not_its_model(tmp_path: Path) -> None:
                                 f"did you mean '{tmp_path}/model'?")
 
 
-def test_more_layers_than_tensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["n_layers", "n_banks"])
+def test_more_layers_than_tensors(key: str, tmp_path: Path) -> None:
     """Refused before so many are built, which would take minutes and gigabytes."""
-    store.save(random_network(VanillaConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1), 0)[0], tmp_path)
+    save(random_network(RoutedConfig(d_model=8, n_layers=1, pathways=("local",)), 0)[0], tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(tree | {"n_layers": 2**31 - 1}))
-    with pytest.raises(InputError, match=r"n_layers: expected at most \d+, the number of its tensors"):
-        store.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tree | {key: 2**31 - 1}))
+    with pytest.raises(InputError, match=rf"{key}: expected at most \d+, the number of its tensors, found"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "says"), [
+    (dataclasses.replace(GEMMA4, d_head=2**30), "d_head: expected at most 4096, the largest size of"),
+    (dataclasses.replace(GEMMA4, d_head_full=5000), "d_head_full: expected at most 4096, the largest size"),
+    (T5Config(n_layers=1, n_decoder_layers=3), "n_decoder_layers: expected at most 2, the number of its")])
+def test_sizes_that_no_tensor_has(config: Any, says: str) -> None:
+    with pytest.raises(InputError, match=f"^here: {says}"):
+        check_sizes(config, {"a": (3, 4), "b": ()}, "here")
+    check_sizes(config, {str(i): (2**30,) for i in range(100)}, "here")
 
 
 def test_a_configuration_with_lists_where_tuples_are_usual() -> None:

@@ -119,6 +119,14 @@ def test_headers_that_lie(entry: object, says: str, tmp_path: Path) -> None:
     assert str(raised.value).startswith(f"{tmp_path / 'x'}: ") and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("offsets", [[None, 12], [0, [12]], [0, "12"], [0.0, 12.0], [{}, 12], [-12, 0]])
+def test_offsets_that_are_none(offsets: list[object], tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [3], "data_offsets": offsets}}).encode()
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    with pytest.raises(InputError, match=r"a: cannot be read: w does not lie in the file \(cut off\?\)"):
+        read_file(tmp_path / "a")
+
+
 def test_a_file_that_is_changed_after_it_was_opened(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"w": np.ones(100)}, tmp_path / "x")
     found = read_file(tmp_path / "x")

@@ -83,8 +83,6 @@ def _carried_out(main: Callable[[Sequence[str]], int | None], argv: Sequence[str
     try:
         status = main(argv) or 0
         sys.stdout.flush()
-    except InputError:
-        raise
     except Exception as error:
         if interrupts.is_cause_of(error):
             interrupts.check_raised()

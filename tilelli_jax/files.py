@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
 
 try:
@@ -26,6 +28,7 @@ MOST_BYTES = 512 << 20  # of a file that is read whole
 OTHERS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
           (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
 CHUNK = 1 << 22
+SUFFIX = ".tilelli-tmp"  # of files and directories on the way to their names: no user's file ends so
 
 
 def check_regular(path: Path) -> int:
@@ -133,12 +136,12 @@ def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]],
                 continue
             path = Path(os.path.realpath(name))
             remove_left(path)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            written.append((Path(temporary), path))
-            with os.fdopen(handle, "wb") as file:
-                held.append(lock(Path(temporary), wait=False))  # so that nobody takes it for one that is left
+            beside, handle = _make_beside(path, directory=False)
+            written.append((beside, path))
+            held.append(handle)
+            with os.fdopen(os.open(beside, os.O_WRONLY), "wb") as file:
                 _put(content, file)
-            os.chmod(temporary, 0o644)
+            os.chmod(beside, 0o644)
         if written:
             move_together(written, obsolete)
     except BaseException:
@@ -160,44 +163,50 @@ def move_together(moves: Sequence[tuple[Path, Path]], obsolete: Iterable[Path] =
     Args:
         obsolete: what is not to be there once the last one is.
     """
-    aside = None
     *most, (beside, last) = moves
     obsolete = [path for path in obsolete if path.exists()]
-    if (most or obsolete) and last.is_file():
-        handle, name = tempfile.mkstemp(dir=last.parent, prefix=f".{last.name}.")
-        os.close(handle)
-        aside = Path(name)
-        os.rename(last, aside)
-    moved = 0
+    aside = last.with_name(f".{last.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
-        for source, target in most:
-            os.replace(source, target)
-            moved += 1
-        for path in obsolete:
-            path.unlink()
-        os.replace(beside, last)
-        moved += 1
-    finally:
-        if aside is not None and moved:
-            aside.unlink(missing_ok=True)
-        elif aside is not None:  # all is as it was
-            os.rename(aside, last)
+        with interrupts.held():
+            if (most or obsolete) and last.is_file():
+                os.replace(last, aside)
+            for source, target in most:
+                os.replace(source, target)
+            for path in obsolete:
+                path.unlink()
+            os.replace(beside, last)
+    finally:  # by what is there: no count of the renames could be sure
+        if aside.exists():
+            if all(source.exists() for source, _ in moves) and all(path.exists() for path in obsolete):
+                os.replace(aside, last)
+            else:
+                aside.unlink(missing_ok=True)
+
+
+def leftovers(directory: Path, names: Iterable[str]) -> list[Path]:
+    """What processes that were killed have left in a directory on the way to these names."""
+    own = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}")
+    return [path for path in directory.iterdir() if own.fullmatch(path.name) and not path.is_symlink()]
 
 
 def remove_left(path: Path) -> None:
     """Removes what processes that were killed have left beside a path on their way to it."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
-    for left in path.parent.iterdir():
-        if not name.fullmatch(left.name) or left.is_symlink():
-            continue
+    try:
+        found = leftovers(path.parent, [path.name])
+    except PermissionError:  # a directory that may be written to and not listed
+        return
+    for left in found:
         try:
             handle = lock(left, wait=False)
-        except OSError:  # somebody is at work there
+        except OSError:  # somebody is at work there, or it is gone
             continue
         if handle is None:
             continue
         try:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
@@ -213,18 +222,17 @@ def new_directory(out: Path) -> Iterator[Path]:
     handle: int | None = None
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out}: is there already; choose another OUT")
+            raise InputError(f"{out}: already exists; choose another OUT")
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_left(out)
-        made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        handle = lock(made, wait=False)
+        made, handle = _make_beside(out, directory=True)
         yield made
         os.chmod(made, 0o755)
         if out.is_dir():
             out.rmdir()
         os.replace(made, out)
     except InputError as error:
-        raise InputError(str(error).replace(str(made), str(out))) from None
+        raise InputError(str(error).replace(str(made or out), str(out))) from None
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -234,14 +242,23 @@ def new_directory(out: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def unfinished(directory: Path, names: Iterable[str]) -> list[Path] | None:
-    """What a process that was killed in `write_together` left of files of these names.
-
-    None where the directory holds anything else: it is somebody's.
-    """
-    own = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}")
-    found = list(directory.iterdir())
-    return found if all(own.fullmatch(path.name) and path.is_file() for path in found) else None
+def _make_beside(path: Path, *, directory: bool) -> tuple[Path, int | None]:
+    """A new file or directory beside a path, and the handle that keeps `remove_left` of others from it."""
+    while True:
+        if directory:
+            beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX))
+        else:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+            os.close(handle)
+            beside = Path(name)
+        # Until it is locked, another process may take it for a leftover and remove it: then once more.
+        locked = None
+        with contextlib.suppress(FileNotFoundError):
+            locked = lock(beside, wait=True)
+            if locked is None or os.path.samestat(os.fstat(locked), beside.stat()):
+                return beside, locked
+        if locked is not None:
+            os.close(locked)
 
 
 def _put(content: bytes | Callable[[BinaryIO], None], file: BinaryIO) -> None:

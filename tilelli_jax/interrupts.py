@@ -24,8 +24,10 @@ from typing import Any, NoReturn
 GRACE = 1.0  # seconds between a second signal and the end of the process
 PATIENCE = 1.0  # seconds after which somebody who waits for the end is told why
 AGAIN = 0.01  # seconds until what Python dropped is raised once more
+REPEATED = 1.0  # seconds in which SIGTERM is the same request: schedulers send it to a process and its group
 TAKEN = 0.05  # seconds in which Python runs a handler, where it can run one at all
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RAISED = (KeyboardInterrupt, SystemExit)  # of SIGINT, of SIGTERM
 
 
 @contextlib.contextmanager
@@ -44,7 +46,7 @@ def owned(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
         yield
     finally:
         owner.starting = from_start
-        owner.forget()
+        owner.forget(ending=from_start)
         if not from_start:
             _owner = None
             owner.close()
@@ -57,9 +59,9 @@ def own_from_start(package: str) -> None:
     nothing has begun.
     """
     global _owner
-    flags = sys.orig_argv
-    module = flags[flags.index("-m") + 1] if "-m" in flags[:-1] else ""
-    if sys.argv[:1] == ["-m"] and module.partition(".")[0] == package and _owner is None:
+    # `-m MODULE` or `-mMODULE`
+    module = " ".join(sys.orig_argv).partition(" -m")[2].split()[:1]
+    if sys.argv[:1] == ["-m"] and module and module[0].partition(".")[0] == package and _owner is None:
         _owner = _Owner()
 
 
@@ -80,7 +82,7 @@ def noted(says: str = "", call: Callable[[int], object] = lambda number: None,
 
         def note(number: int) -> None:
             if says and number == signal.SIGINT:
-                _tell(f"\n{says}; once more Ctrl-C stops at once\n")
+                _tell(f"\n{says}; press Ctrl-C again to stop immediately\n")
             call(number)
 
         before, _owner.note = _owner.note, note
@@ -88,6 +90,23 @@ def noted(says: str = "", call: Callable[[int], object] = lambda number: None,
             yield
         finally:
             _owner.note = before
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within it, which must be short, no signal does anything; one that came does it at the end."""
+    owner = _owner
+    if owner is None or owner.holding or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner.holding = True
+    try:
+        yield
+    finally:
+        owner.holding = False
+        number, owner.held = owner.held, None
+        if number is not None:
+            owner.handle(number, None)
 
 
 def received() -> int | None:
@@ -98,6 +117,7 @@ def received() -> int | None:
 def check() -> None:
     """Raises what a signal asks for, if one has come. For loops and stages, between two pieces of work."""
     if _owner and _owner.received is not None:
+        _owner.raised = _owner.received
         _raise(_owner.received)
 
 
@@ -114,10 +134,10 @@ def check_raised() -> None:
 
 
 def is_cause_of(error: BaseException | None) -> bool:
-    """Whether an error is what a library has made of KeyboardInterrupt: it is its cause, or in its text."""
+    """Whether an error is what a library has made of what a signal raised: its cause, or in its text."""
     if _owner is None or _owner.raised is None or error is None:
         return False
-    return (isinstance(error, KeyboardInterrupt | SystemExit) or KeyboardInterrupt.__name__ in str(error)
+    return (isinstance(error, RAISED) or any(kind.__name__ in str(error) for kind in RAISED)
             or is_cause_of(error.__cause__ or error.__context__))
 
 
@@ -129,6 +149,8 @@ class _Owner:
 
     def __init__(self, numbers: Sequence[int] = SIGNALS) -> None:
         self.starting = True  # nothing has begun yet, or all is over
+        self.holding = False
+        self.held: int | None = None  # the signal that came meanwhile
         self.note: Callable[[int], object] | None = None
         self.timers: list[threading.Timer] = []
         self.forget()
@@ -154,24 +176,29 @@ class _Owner:
         self.thread.join()
         self.ends[0].close()
 
-    def forget(self) -> None:
+    def forget(self, *, ending: bool = False) -> None:
+        """Nothing has been asked. Where the process is ending, the timer that ends it goes on."""
         self.received: int | None = None
+        self.first = 0.0  # when that was
         self.raised: int | None = None
         self.calls = 0  # of the handler
         self.waiting = 0  # signals that no handler has been run for
-        self.cancel()
-
-    def cancel(self) -> None:
-        for timer in self.timers:
-            timer.cancel()
-        self.timers = []
+        if not ending:
+            for timer in self.timers:
+                timer.cancel()
+            self.timers = []
 
     def handle(self, number: int, frame: types.FrameType | None) -> None:
         """In the main thread, between two steps of Python."""
         with contextlib.suppress(BlockingIOError):
             self.ends[0].recv(64)  # the thread need not see to it
+        if self.holding:
+            self.held = self.held or number
+            return
+        if self.is_repeated(number):
+            return
         self.waiting, self.calls = 0, self.calls + 1
-        self.received = self.received or number
+        self.received, self.first = self.received or number, self.first or time.monotonic()
         if self.starting:
             _end(number)
         if self.calls > 1:
@@ -184,10 +211,10 @@ class _Owner:
 
     def dropped(self, what: Any) -> None:
         """In place of sys.unraisablehook."""
-        if self.raised is None or not issubclass(what.exc_type, KeyboardInterrupt | SystemExit):
+        if self.raised is None or not issubclass(what.exc_type, RAISED):
             self.unraisable(what)
             return
-        self.calls -= 1
+        self.calls, self.first = self.calls - 1, 0.0
         self.later(AGAIN, os.kill, os.getpid(), self.raised)
 
     def watch(self, ours: socket.socket) -> None:
@@ -197,20 +224,25 @@ class _Owner:
                 if not ours.recv(1, socket.MSG_PEEK):
                     return
                 time.sleep(TAKEN)
+                calls = self.calls  # first: a handler that runs after this line counts them itself
                 numbers = ours.recv(64)
             except BlockingIOError:
                 continue
             for number in numbers:
-                if number in SIGNALS:
+                if number in SIGNALS and not self.is_repeated(number):
+                    self.first = self.first or time.monotonic()
                     self.waiting += 1
-                    if self.calls + self.waiting > 1:
+                    if calls + self.waiting > 1:
                         self.later(GRACE, _end, number)
                     else:
                         self.later(PATIENCE, self.explain, number)
 
+    def is_repeated(self, number: int) -> bool:
+        return bool(number == signal.SIGTERM and self.first and time.monotonic() - self.first < REPEATED)
+
     def explain(self, number: int) -> None:
         if self.waiting and number == signal.SIGINT:
-            _tell("\nstopping when what is being computed is done; once more Ctrl-C stops at once\n")
+            _tell("\nstopping after the current computation; press Ctrl-C again to stop immediately\n")
 
     def later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
         timer = threading.Timer(seconds, call, arguments)

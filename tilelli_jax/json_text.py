@@ -28,11 +28,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def read_lines(path: Path) -> list[Any]:
-    """What each line of a file of JSON lines holds, empty lines left out. Raises InputError as `lines`."""
-    return [tree for _, tree in lines(files.read_text(path), str(path))]
-
-
 def lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
     """Of each line of a text that is not empty: its number, from 1 on, and what it holds.
 
@@ -44,11 +39,12 @@ def lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
             yield number, parse(line, f"{where}, line {number}")
 
 
-def parse(text: str, where: str) -> Any:
+def parse(text: str, where: str, *, surrogates: bool = False) -> Any:
     """What a text of JSON holds.
 
     Args:
         where: it is from, for errors.
+        surrogates: lets half characters pass, for those who replace them.
 
     Raises:
         InputError: it is no JSON, is nested more than DEEPEST levels deep, or has half a character in it.
@@ -56,14 +52,14 @@ def parse(text: str, where: str) -> Any:
     try:
         tree = json.loads(text)
     except RecursionError:
-        raise InputError(f"{where}: nested too deeply") from None
+        raise InputError(f"{where}: expected at most {DEEPEST} levels, found more") from None
     except ValueError as error:
         raise InputError(f"{where}: not JSON: {error}") from None
-    check_text(tree, where)
+    check_text(tree, where, surrogates=surrogates)
     return tree
 
 
-def check_text(tree: Any, where: str) -> None:
+def check_text(tree: Any, where: str, *, surrogates: bool = False) -> None:
     """Raises InputError where a tree of JSON is too deep, or a text of it has half a character in it.
 
     A lone surrogate is such a half: JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes
@@ -73,7 +69,7 @@ def check_text(tree: Any, where: str) -> None:
     while left:
         if level > DEEPEST:
             raise InputError(f"{where}: expected at most {DEEPEST} levels, found more")
-        left, level = list(_inside(left, where)), level + 1
+        left, level = list(_inside(left, where, surrogates)), level + 1
 
 
 @contextlib.contextmanager
@@ -98,13 +94,13 @@ def kind(tree: Any) -> str:
     return "null"
 
 
-def _inside(trees: list[Any], where: str) -> Iterator[Any]:
+def _inside(trees: list[Any], where: str, surrogates: bool) -> Iterator[Any]:
     for tree in trees:
         if isinstance(tree, dict):
             yield from tree
             yield from tree.values()
         elif isinstance(tree, list | tuple):
             yield from tree
-        elif isinstance(tree, str) and not tree.isascii() and SURROGATE.search(tree):
+        elif not surrogates and isinstance(tree, str) and not tree.isascii() and SURROGATE.search(tree):
             raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
                              f"{tree!r:.40}")

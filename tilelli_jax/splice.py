@@ -36,10 +36,10 @@ def splice(head: Path, onto: Path, out: Path) -> None:
     """Writes the model of `onto` with the abstain head of `head`.
 
     Raises:
-        InputError: `out` is there already, or one of the models cannot give or take a head.
+        InputError: `out` already exists, or one of the models cannot give or take a head.
     """
     if out.exists():  # before the models are read
-        raise InputError(f"{out}: is there already; choose another OUT")
+        raise InputError(f"{out}: already exists; choose another OUT")
     try:
         found = head_of(store.load(head))
     except InputError as error:

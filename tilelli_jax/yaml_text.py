@@ -14,6 +14,7 @@ from tilelli_jax.json_text import DEEPEST, check_text
 
 MOST_BYTES = 1 << 20  # of a file: PyYAML reads some 100 kB a second
 MOST_VALUES = 100_000  # an alias repeats values: nine lines can say a thousand million of them
+TOO_LARGE = f"expected at most {DEEPEST} levels and {MOST_VALUES:,} values, found more"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def parse(text: str) -> Any:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(problem + (f" (line {mark.line + 1})" if mark else "")) from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(TOO_LARGE) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         # What a tag promises and its value does not keep, as `!!bool maybe`.
         raise ValueError(f"a value that is not of the kind its tag says: {error}") from None
@@ -58,7 +59,7 @@ def parse(text: str) -> Any:
 def kind(tree: Any) -> str:
     """What a user calls a value."""
     return {dict: "keys", list: "a list", str: "text", bool: "true/false", int: "a whole number",
-            float: "a number", type(None): "nothing"}[type(tree)]
+            float: "a number", type(None): "nothing"}.get(type(tree), type(tree).__name__)
 
 
 def dump(tree: Mapping[str, Any]) -> str:
@@ -72,7 +73,7 @@ def _check_size(tree: Any) -> None:
     while left:
         count += len(left)
         if level > DEEPEST or count > MOST_VALUES:
-            raise ValueError(f"expected at most {DEEPEST} levels and {MOST_VALUES:,} values, found more")
+            raise ValueError(TOO_LARGE)
         inside: list[Any] = []
         for one in left:
             if isinstance(one, dict | list):
@@ -85,6 +86,12 @@ def _check_size(tree: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Before PyYAML 6.0.4 a merge (<<) of aliases repeats their keys, ten times ten times.
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_VALUES:
+            raise yaml.MarkedYAMLError(problem=TOO_LARGE, problem_mark=node.start_mark)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         # The standard asks for keys that differ; PyYAML takes the last one without a word.
         seen = set()

@@ -113,7 +113,7 @@ def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor]
     What `most_active` leaves out has no place there.
 
     Raises:
-        InputError: `out` is there already, or cannot be written.
+        InputError: `out` already exists, or cannot be written.
     """
     names = SPARSIFY if layout == "sparsify" else NAMES
     arrays = dict(arrays)

@@ -60,19 +60,21 @@ class Knower:
     reader: Reader
 
     def ask(self, questions: Sequence[str]) -> list[Told]:
-        """Raises InputError where a question is empty or longer than the network reads, or P is no number."""
+        """Raises InputError where a question is empty or longer than is read, or a number of it is none."""
         where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
         prompts = [self.prompter(question, where(i)) for i, question in enumerate(questions)]
         found = dict(self.reader(prompts))
         reads = [found[i] for i in range(len(prompts))]
         if not reads:
             return []
+        for i, read in enumerate(reads):
+            if not np.isfinite(read.final).all():  # the features are 0 then, and any P of them is made up
+                raise InputError(f"{where(i)}: the network's stream is not finite: it is broken there")
         scores = logits_of(self.sidecar, np.stack([read.crystallisation.by_layer for read in reads]),
                            np.stack([read.crystallisation.overall for read in reads]))
         chances, decode = self.judge.probabilities(scores), self.language.tokenizer.decode
-        if (broken := ~np.isfinite(chances)).any():
-            raise InputError(f"{where(int(broken.argmax()))}: P(knows): expected a number, found NaN: the "
-                             "network or its sidecar is broken there")
+        if np.isnan(chances).any():
+            raise InputError("P(knows): expected numbers, found NaN: the sidecar is broken")
         return [Told(question, float(p), self.judge.word(float(score)),
                      int(read.crystallisation.strongest_layer),
                      decode([int(read.crystallisation.strongest_symbol)]), read)

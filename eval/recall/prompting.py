@@ -56,6 +56,9 @@ class Prompter:
         ids, spans = self.language.tokenizer.place(text, special=self.config.template != "chat")
         inside = [i for i, (first, last) in enumerate(spans)
                   if first < start + len(plain) and last > start >= 0]
+        if not ids:
+            raise InputError(f"{where}: expected a prompt with symbols in it, found {text!r:.40}, which "
+                             "prompt.template makes of it")
         if self.most is not None and len(ids) > self.most:
             raise InputError(f"{where} has {len(ids)} symbols with its prompt, and the network reads "
                              f"{self.most}")

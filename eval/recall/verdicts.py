@@ -103,8 +103,14 @@ def read(path: Path) -> Judge:
 def from_dict(tree: Mapping[str, Any], source: str = "") -> Judge:
     """What `to_dict` gave. Raises ValueError, KeyError or InputError where it is not."""
     for name in ("green", "red"):
-        if tree[name] is not None and not 0 <= float(tree[name]) <= 1:
-            raise ValueError(f"{name}: expected a chance or null, found {tree[name]!r}")
-    return Judge(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], dict(tree["aim"]),
-                 dict(tree["network"]), config_lib.from_dict(PromptConfig, tree["prompt"], source),
-                 bool(tree["rounded"]), ComputeConfig(dtype=tree["dtype"]).dtype)
+        found = tree[name]
+        if found is not None and not (isinstance(found, int | float) and 0 <= found <= 1):
+            raise ValueError(f"{name}: expected a chance or null, found {found!r:.40}")
+    aim, network = dict(tree["aim"]), dict(tree["network"])
+    if network and [type(network.get(key)) for key in ("name", "contents", "n_layers")] != [str, str, int]:
+        raise ValueError("network: expected its name, contents and n_layers, or nothing")
+    if not all(isinstance(aim.get(key, 0.5), int | float) for key in ("precision", "confidence")):
+        raise ValueError("aim: expected numbers under precision and confidence")
+    return Judge(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], aim, network,
+                 config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
+                 ComputeConfig(dtype=tree["dtype"]).dtype)

@@ -160,6 +160,14 @@ def test_what_is_missing(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert_one_line(capsys.readouterr().err, str(source), "sae.safetensors or sae_weights.safetensors")
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_squares_are_none(source: Path, tmp_path: Path) -> None:
+    large = {name: np.full_like(array, 3e38) for name, array in stored(source.name).items()}
+    safetensors.numpy.save_file(large, source / FILES[source.name])
+    assert run(source, tmp_path / "out") == 0
+    assert tilelli_jax.load(tmp_path / "out").config.unit_norm == "none"
+
+
 def test_only_autoencoders_go_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tilelli_jax.models.vanilla import VanillaConfig
     model = tilelli_jax.build(VanillaConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ import tilelli_jax
 from convert.__main__ import main
 from tests.extras import needs_transformers
 from tests.references import STORED, needs
+from tests.refusals import assert_one_line
 from tests.restated.comparison import assert_same_weights
 from tests.restated.random_weights import random_weights
 from tilelli_jax import tensors
@@ -243,6 +245,20 @@ def test_inspect_says_why_a_tensor_is_not_needed(source: Path, capsys: pytest.Ca
     assert re.search(r"^gpt_neox\.layers\.0\.attention\.bias +1×1×4×4 +bool +ignored: the causal mask", out,
                      re.MULTILINE)
     assert "cannot be converted" not in out
+
+
+@pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
+def test_a_companion_that_is_far_too_large(source: Path, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(source, tmp_path / "out") == 0
+    capsys.readouterr()
+    for directory, more in ((source, ()), (tmp_path / "out", ("--to", "torch"))):
+        file = directory / "tokenizer.json"
+        file.touch()
+        os.truncate(file, 1 << 40)
+        assert run(directory, tmp_path / "other", *more) == 2
+        assert_one_line(capsys.readouterr().err, f"{file}: cannot be read: expected at most ")
+        assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("source", [("t5", "float32")], indirect=True)

@@ -73,6 +73,15 @@ def test_a_file_that_is_cut_off(length: float, source: Path, capsys: pytest.Capt
     refused(source, capsys, f"{source}: cannot be read: {NO_FILE}")
 
 
+@pytest.mark.parametrize(("make", "found"), [
+    (os.mkfifo, "a pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")])
+def test_what_might_never_end_is_not_read(make: Callable[[Path], None], found: str, source: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    source.unlink()
+    make(source)
+    refused(source, capsys, f"{source}: cannot be read: expected a regular file, found {found}")
+
+
 def test_a_damaged_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bytearray(source.read_bytes())
     numbers = weights(LITE)["blocks.1.dense.down.kernel"].T.tobytes()
@@ -267,12 +276,12 @@ def test_out_is_there_already(source: Path, tmp_path: Path, capsys: pytest.Captu
     tilelli_jax.save(network(LITE), tmp_path / "saved")
     (tmp_path / "back.pt").write_text("mine")
     assert run(tmp_path / "saved", tmp_path / "back.pt", "--to", "torch") == 2
-    assert_one_line(capsys.readouterr().err, f"{tmp_path / 'back.pt'}: is there already; choose another OUT")
+    assert_one_line(capsys.readouterr().err, f"{tmp_path / 'back.pt'}: already exists; choose another OUT")
     assert (tmp_path / "back.pt").read_text() == "mine"
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert run(source, tmp_path / "out") == 2
-    assert_one_line(capsys.readouterr().err, f"{tmp_path / 'out'}: is there already; choose another OUT")
+    assert_one_line(capsys.readouterr().err, f"{tmp_path / 'out'}: already exists; choose another OUT")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
@@ -293,8 +302,13 @@ def test_a_file_that_is_changed_while_it_is_read(source: Path, monkeypatch: pyte
     lambda record: "{", lambda record: "[]", lambda record: json.dumps({"names": 3}),
     lambda record: json.dumps({**record, "names": {"embed.kernel": "x"}}),
     lambda record: json.dumps({**record, "names": {**record["names"], "embed.kernel": ["x", "sideways"]}}),
+    lambda record: json.dumps({**record, "names": {**record["names"], "embed.kernel": [["x"], "as it is"]}}),
+    lambda record: json.dumps({**record, "names": {**record["names"], "embed.kernel": ["x", {"a": 1}]}}),
+    lambda record: json.dumps({**record, "doubled": {"x": "no such tensor"}}),
+    lambda record: json.dumps({**record, "called": {"x": 3}}),
     lambda record: json.dumps({**record, "rest": 3})],
-    ids=["cut off", "a list", "no names", "half a name", "an unknown layout", "no rest"])
+    ids=["cut off", "a list", "no names", "half a name", "an unknown layout", "no text", "no layout",
+         "twice nothing", "called a number", "no rest"])
 def test_a_record_that_is_none(spoil: Callable[[Any], str], source: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:
     """conversion.json, edited by hand or of another version."""

@@ -165,7 +165,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     out = tmp_path / "out"
     for name in (".partial-ab12", ".partial-cd34"):  # as earlier versions left it
         (out / name).mkdir(parents=True)
-    for name in (".partial-cd34/train.bin", ".valid.bin.0123abcd"):
+    for name in (".partial-cd34/train.bin", ".valid.bin.0123abcd.tilelli-tmp"):
         (out / name).write_text("half of it")
     assert prepare(tmp_path, tmp_path / "a.txt")[0] == 0  # which looks at all there is
 

@@ -111,7 +111,7 @@ def test_of_two_processes_one_is_refused(tmp_path, capsys, options):
         yield b"and more"
 
     write_shards(out, [Source("slow", meanwhile())], valid_fraction=0.1, force=bool(options))
-    assert going == [2] and sorted(name[:-8] for name in done[0]) == [".train.bin.", ".valid.bin."]
+    assert going == [2] and sorted(name[:11] for name in done[0]) == [".train.bin.", ".valid.bin."]
     assert_one_line(capsys.readouterr().err, f"{out}: is in use by another process")
     assert parts_of(out) == (b"some text, and mo", b"re")
 
@@ -136,7 +136,8 @@ def test_other_files_beside_the_shards_are_kept(tmp_path, shards):
 
 def test_what_is_no_leftover_is_kept(tmp_path, capsys):
     out = tmp_path / "out"
-    for name in (".partial-notes", ".train.bin.swp", ".other.bin.0123abcd"):
+    for name in (".partial-notes", ".train.bin.swp", ".train.bin.original",
+                 ".other.bin.0123abcd.tilelli-tmp"):
         out.mkdir()
         (out / name).write_text("mine")
         assert main(["--source", "stories", "--out", str(out)]) == 2
@@ -167,8 +168,8 @@ def test_killed_anywhere(tmp_path, shards, before, options, expected):
     command = ["--source", str(text), "--out", str(out), *options]
     out.rename(saved)
     if before == "torn":  # as a process leaves it that is killed between its renames
-        (saved / "meta.json").rename(saved / ".meta.json.0123abcd")
-        (saved / "valid.bin").rename(saved / ".valid.bin.0123abcd")
+        (saved / "meta.json").rename(saved / ".meta.json.0123abcd.tilelli-tmp")
+        (saved / "valid.bin").rename(saved / ".valid.bin.0123abcd.tilelli-tmp")
 
     def prepare():
         shutil.rmtree(out, ignore_errors=True)

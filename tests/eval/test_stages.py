@@ -62,7 +62,7 @@ def test_anything_else_is_another_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("part-1", "y", "part-1 is not what was written"), ("part-1", None, "part-1 is missing"),
-    ("made_of.json", "{", "not JSON")])
+    ("made_of.json", "{", "not JSON: .*; once you have deleted that directory, the same command makes it")])
 def test_a_stage_that_somebody_has_changed(name: str, content: str | None, says: str, tmp_path: Path) -> None:
     path = Stages(tmp_path).make("sae", MADE_OF, writing([]))
     study = Stages(tmp_path)
@@ -75,6 +75,23 @@ def test_a_stage_that_somebody_has_changed(name: str, content: str | None, says:
     with pytest.raises(InputError, match=says) as refused:
         Stages(tmp_path).make("sae", MADE_OF, writing([]))
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "make", "says"), [
+    ("", lambda path: path.write_text(""), "cannot be written: File exists"),
+    ("", lambda path: path.symlink_to("nothing"), "cannot be written: File exists"),
+    ("/made_of.json", os.mkfifo, "expected a regular file; once you have deleted that directory, the same "
+                                 "command makes it anew")])
+def test_what_is_in_the_place_of_a_stage(name: str, make: Callable[[Path], None], says: str,
+                                         tmp_path: Path) -> None:
+    study, calls = Stages(tmp_path), list[list[str]]()
+    path = study.directory("sae", MADE_OF)
+    if name:
+        path.mkdir()
+    make(Path(f"{path}{name}"))
+    with pytest.raises(InputError) as refused:
+        study.make("sae", MADE_OF, writing(calls))
+    assert str(refused.value) == f"{path}{name}: {says}" and not calls
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no")])
@@ -180,7 +197,7 @@ def test_a_result_that_is_none(content: str, tmp_path: Path) -> None:
 def test_what_a_killed_process_has_left_is_no_part_of_a_stage(tmp_path: Path) -> None:
     def work(path: Path) -> None:
         (path / "part").write_text("x")
-        (path / ".made_of.json.abcd1234").write_text("{")
+        (path / ".made_of.json.abcd1234.tilelli-tmp").write_text("{")
     path = Stages(tmp_path).make("sae", MADE_OF, work)
     assert sorted(file.name for file in path.iterdir()) == ["made_of.json", "part"]
     assert Stages(tmp_path).make("sae", MADE_OF, work) == path

@@ -75,7 +75,7 @@ def as_latin_1(content: bytes, rng: Rng) -> bytes:
 
 
 def as_windows_has_it(content: bytes, rng: Rng) -> bytes:
-    return content.replace(b"\n", b"\r\n")
+    return content.replace(b"\n", b"\r\n") if b"\n" in content else content + b"\r\n"
 
 
 def as_a_pointer(content: bytes, rng: Rng) -> bytes:

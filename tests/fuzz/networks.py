@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from convert.__main__ import main as convert
@@ -87,6 +88,7 @@ def _models() -> None:
 
 
 def _pt() -> None:
+    pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     state = state_of(weights(LITE))
     rest = {"config": said_of(LITE), "step": 3, "note": ["x", {"y": 1.5}]}
     save_pt(Path("source.pt"), {**rest, "model": state})
@@ -117,6 +119,7 @@ def _with_index() -> None:
 
 def _as_torch() -> None:
     """The weights in a pickled file."""
+    pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     _hugging_face(GPT_NEOX)
     file = SOURCE / TENSORS
     save_pt(file.with_name("pytorch_model.bin"), dict(safetensors.numpy.load_file(file)))

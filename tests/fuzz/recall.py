@@ -127,7 +127,7 @@ def _page(argv: list[str]) -> int:
 
 READ = partial(Target, make=_questions, main=recall, writes=OUT, tells=True, refused=NOWHERE)
 TARGETS = (
-    READ("recall, configuration", argv="--config recall.yaml", spoilt="recall.yaml", inputs=40),
+    READ("recall, configuration", argv="--config recall.yaml out=out", spoilt="recall.yaml", inputs=40),
     *(READ(f"recall, {name}", argv=f"--config recall.yaml questions.sources=[{name}]", spoilt=name, inputs=n)
       for name, n in (("rows.jsonl", 25), ("rows.json", 15), ("rows.csv", 25), ("rows.tsv", 10),
                       ("rows.parquet", 30), ("trivia.json", 15))),

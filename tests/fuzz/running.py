@@ -123,7 +123,7 @@ def carry_out(target: Target, place: Path) -> Outcome:
         except (Exception, TooLong, SystemExit):
             raised = traceback.format_exc()
     seconds = time.monotonic() - start
-    return Outcome(status, raised, out.getvalue(), err.getvalue(), warned, seconds, _memory("VmHWM"),
+    return Outcome(status, raised, out.getvalue(), err.getvalue(), warned, seconds, memory("VmHWM"),
                    _changed(before, _listing(place)))
 
 
@@ -190,7 +190,7 @@ def _limited() -> Iterator[None]:
     others = signal.setitimer(signal.ITIMER_REAL, SECONDS)
     faulthandler.dump_traceback_later(SECONDS + 30, exit=True, file=sys.__stderr__)
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if used := _memory("VmData"):
+    if used := memory("VmData"):
         resource.setrlimit(resource.RLIMIT_DATA, (used + BYTES, hard))
     try:
         yield
@@ -220,8 +220,8 @@ def _collected(warned: list[str]) -> Iterator[None]:
         one.category, DeprecationWarning | PendingDeprecationWarning | ResourceWarning)]
 
 
-def _memory(name: str) -> int:
-    """Bytes of this process: VmHWM, the most that was resident, or VmData. 0 where the system is no Linux."""
+def memory(name: str) -> int:
+    """Bytes of this process: VmRSS, what is resident; VmHWM, the most that was; VmData. 0 without Linux."""
     with contextlib.suppress(OSError):
         found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 if found else 0

@@ -77,7 +77,8 @@ def _difficulty() -> None:
 READ = partial(Target, make=_items, main=difficulty, writes=OUT, tells=True, refused=NOWHERE)
 MADE = partial(Target, make=_difficulty, main=difficulty, writes=OUT, tells=True)
 DIFFICULTY = (
-    READ("difficulty, configuration", argv="--config text.txt.yaml --stage extract", spoilt="text.txt.yaml",
+    READ("difficulty, configuration", argv="--config text.txt.yaml --stage extract out=out",
+         spoilt="text.txt.yaml",
          inputs=40),
     *(READ(f"difficulty, {name}", argv=f"--config {name}.yaml --stage extract", spoilt=name, inputs=25)
       for name in ITEMS),
@@ -141,10 +142,11 @@ def _abstention() -> None:
 
 def _abstention_data() -> None:
     _abstention()
-    finish(abstention, "--config", "abstention.yaml", "--stage", "data")
+    finish(abstention, "--config", "abstention.yaml", "--stage", "data", "out=out")
 
 
-DATA = partial(Target, main=abstention, argv="--config abstention.yaml --stage data", writes=OUT, tells=True)
+DATA = partial(Target, main=abstention, argv="--config abstention.yaml --stage data out=out", writes=OUT,
+               tells=True)
 ABSTENTION = (
     DATA("abstention, configuration", _abstention, spoilt="*.yaml", inputs=70),
     DATA("abstention, data", _abstention, spoilt="*.jsonl v4/config.json", inputs=60),
@@ -175,7 +177,7 @@ A_RUN = "out/runs/full-*-0-*"
 COMPARISON = (
     # What is read first is refused last: a text that is not there.
     Target("comparison, configuration", _contenders, comparison,
-           "--config comparison.yaml texts=[nowhere.txt]", "*.yaml", 50, OUT, tells=True,
+           "--config comparison.yaml texts=[nowhere.txt] out=out", "*.yaml", 50, OUT, tells=True,
            refused="nowhere.txt: no such file"),
     Target("comparison, runs", _comparison, comparison, "--config comparison.yaml --stage evaluate", " ".join(
         [A_RUN, *(f"{A_RUN}/{name}" for name in ("config.yaml", "summary.json", "metrics.jsonl", "model/*")),

@@ -70,7 +70,7 @@ def test_there_and_back_through_torch(folder: Path, tmp_path: Path) -> None:
     ("nowhere", "plain", "out", ["nowhere: expected a model directory"]),
     ("with", "nowhere", "out", ["nowhere: expected a model directory"]),
     ("with", "neox", "out", ["neox: expected a family that can have an abstain head, found gpt_neox"]),
-    ("with", "plain", "", ["is there already"])])
+    ("with", "plain", "", ["already exists"])])
 def test_refusals(head: str, onto: str, out: str, parts: list[str], folder: Path, tmp_path: Path,
                   capsys: pytest.CaptureFixture[str]) -> None:
     if onto == "neox":

@@ -85,7 +85,7 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(reference, train_comman
         assert f"stopped and saved at step {last} of {STEPS}; the same command goes on" in out
         assert (resumed / "checkpoints" / str(last)).is_dir() and not (resumed / "summary.json").exists()
         assert err.strip() == ("" if number == signal.SIGTERM else
-                               "saving and stopping; once more Ctrl-C stops at once")
+                               "saving and stopping; press Ctrl-C again to stop immediately")
     status, out, err = Training(again, environment | READ_ONLY | last_environment, resumed).end()
     assert (status, err) == (0, "") and "going on from step " in out
     assert number == signal.SIGKILL or f"going on from step {last}" in out

@@ -73,12 +73,13 @@ def test_a_run_is_taken_up_until_it_is_complete(run):
 
 def test_killed_while_it_was_made(tmp_path):
     """What is left of its config.yaml is no other file; what somebody put beside it is."""
-    for name in (".config.yaml.ab12_xyz", ".config.yaml.00000000"):
+    for name in (".config.yaml.ab12_xyz.tilelli-tmp", ".config.yaml.00000000.tilelli-tmp"):
         (tmp_path / name).write_text("model:")
     assert not take_up(RunDirectory(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     (tmp_path / "config.yaml").unlink()
-    for name in (".config.yaml", ".config.yaml.ab", ".other.ab12_xyz", "config.yaml.ab12_xyz"):
+    for name in (".config.yaml", ".config.yaml.original", ".other.ab12_xyz.tilelli-tmp",
+                 "config.yaml.ab12_xyz"):
         (tmp_path / name).write_text("")
         with pytest.raises(InputError, match="holds other files"):
             take_up(RunDirectory(tmp_path))

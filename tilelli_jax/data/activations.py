@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, shuffled
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_json
+from tilelli_jax.files import new_directory, write_json
 from tilelli_jax.json_text import read_json
 from tilelli_jax.tensors import FLOATS, in_memory, is_finite, read_file, write_file
 
@@ -94,13 +92,9 @@ def write_activations(out: Path, parts: Iterable[np.ndarray], about: dict[str, A
         about: what they are; JSON.
 
     Raises:
-        InputError: `out` is there already, there are no rows, or they are not of one kind or not finite.
+        InputError: `out` already exists, there are no rows, or they are not of one kind or not finite.
     """
-    if out.exists():
-        raise InputError(f"{out}: is there already; choose another directory")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with new_directory(out) as made:
         shards: list[dict[str, Any]] = []
         for rows in _regrouped(parts, shard_rows):
             if rows.dtype not in FLOATS or not is_finite(rows):
@@ -113,10 +107,6 @@ def write_activations(out: Path, parts: Iterable[np.ndarray], about: dict[str, A
             raise InputError(f"{out}: activations: expected at least one row, found none")
         write_json(made / INDEX, {"format": FORMAT, "d_model": rows.shape[1], "shards": shards,
                                   "about": about})
-        made.chmod(0o755)
-        made.rename(out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _regrouped(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from tilelli_jax import files
 from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import parse
 
 SEPARATOR = b"\n\n"  # what is put between two documents: files, or records of one source
 HUGGING_FACE = "hf:NAME[#SUBSET][@REVISION][:COLUMN]"  # e.g. hf:HuggingFaceFW/fineweb-edu#sample-10BT
@@ -111,12 +111,11 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         where = f"{path}, line {number}"
         if line.strip():
             try:
-                yield where, json.loads(line.decode())
+                text = line.decode()
             except UnicodeDecodeError as error:
                 raise InputError(f"{where}: not JSON: expected UTF-8, found byte {line[error.start]:#04x} at "
                                  f"position {error.start}") from None
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: not JSON: {error}") from None
+            yield where, parse(text, where, surrogates=True)
 
 
 # ---------------------------------------------------------------------------------------------

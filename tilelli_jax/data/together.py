@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ def made_together(directory: Path, names: Sequence[str], *, force: bool) -> Iter
         with _claimed(directory):
             _settle(directory, names, force)
             token = secrets.token_hex(4)
-            beside = {name: directory / f".{name}.{token}" for name in names}
+            beside = {name: directory / f".{name}.{token}{files.SUFFIX}" for name in names}
             try:
                 yield beside
                 for path in beside.values():
@@ -53,12 +52,10 @@ def made_together(directory: Path, names: Sequence[str], *, force: bool) -> Iter
 
 def left_behind(directory: Path, names: Sequence[str]) -> list[Path]:
     """What a killed process has left in a directory of files of these names."""
-    own = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}")
-    return [path for path in directory.iterdir()
-            if (own.fullmatch(path.name) and path.is_file())
+    return [*files.leftovers(directory, names),
             # As earlier versions left them.
-            or (path.name.startswith(".partial-") and path.is_dir()
-                and {one.name for one in path.iterdir()} <= set(names))]
+            *(path for path in directory.glob(".partial-*") if path.is_dir()
+              and {one.name for one in path.iterdir()} <= set(names))]
 
 
 # ---------------------------------------------------------------------------------------------

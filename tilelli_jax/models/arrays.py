@@ -24,6 +24,7 @@ from tilelli_jax.tensors import FLOATS, Tensor, check_fit, is_finite
 
 ParamType = Literal["float32", "bfloat16", "stored"]
 M = TypeVar("M", bound=nnx.Module)
+USUAL_WIDTH = 4096  # of a head, at most
 
 
 def named(state: nnx.State) -> dict[str, Any]:
@@ -49,6 +50,21 @@ def outline(build: Callable[..., nnx.Module], config: Any,
     return _outline(_abstract(build, config, compute))
 
 
+def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """To be called before a network is built for tensors of these shapes: absurd sizes take all memory.
+
+    Raises:
+        InputError: the configuration asks for more layers or banks than there are tensors, of which each has
+            its own, or for heads that are wider than any tensor.
+    """
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    limits = {**dict.fromkeys(("n_layers", "n_decoder_layers", "n_banks"), (len(shapes), "the number of")),
+              **dict.fromkeys(("d_head", "d_head_full"), (max(widest, USUAL_WIDTH), "the largest size of"))}
+    for key, (most, of) in limits.items():
+        if (found := getattr(config, key, 0)) > most:
+            raise InputError(f"{source}: {key}: expected at most {most}, {of} its tensors, found {found}")
+
+
 def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Tensor],
                  compute: ComputeConfig | None = None, *, source: str = "tensors",
                  param_dtype: ParamType = "float32", mesh: Mesh | None = None, finite: bool = True) -> M:
@@ -66,10 +82,7 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     """
     if param_dtype not in get_args(ParamType):
         raise InputError(f"param_dtype: expected {' or '.join(get_args(ParamType))}, found {param_dtype!r}")
-    for key in ("n_layers", "n_decoder_layers"):  # each has tensors of its own: no need to build so many
-        if getattr(config, key, 0) > len(tensors):
-            raise InputError(f"{source}: {key}: expected at most {len(tensors)}, the number of its tensors, "
-                             f"found {getattr(config, key)}")
+    check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, source)
     abstract = _abstract(build, config, compute)
     graph, state = nnx.split(abstract)
     check_fit({name: leaf.shape for name, leaf in _outline(abstract).items()},

@@ -11,7 +11,7 @@ from flax import nnx
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.arrays import ParamType, from_tensors, outline, to_arrays
+from tilelli_jax.models.arrays import ParamType, check_sizes, from_tensors, outline, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.pretrained import hugging_face
 from tilelli_jax.pretrained.hugging_face import Family
@@ -44,6 +44,7 @@ class Pretrained(nnx.Module):
         found = hugging_face.present(family, read_directory(path), str(path))
         tree = hugging_face.settings(family, tree, found, source)
         config: Any = config_lib.from_dict(cls.config_class, tree, source)
+        check_sizes(config, {name: tensor.shape for name, tensor in found.items()}, source)
         wanted = outline(cls, config, compute)
         arrays = hugging_face.read(family, config, {name: leaf.shape for name, leaf in wanted.items()},
                                    found, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -76,7 +77,7 @@ def present(family: Family, found: Mapping[str, Tensor], source: str) -> dict[st
         InputError: two come to have one name.
     """
     names = {name: family.present_name(name) for name in found}
-    if twice := {new for new in names.values() if list(names.values()).count(new) > 1}:
+    if twice := [name for name, count in collections.Counter(names.values()).items() if count > 1]:
         raise InputError(f"{source}: two tensors come to be called '{min(twice)}'")
     return {names[name]: tensor for name, tensor in found.items()}
 

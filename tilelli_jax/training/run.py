@@ -174,8 +174,8 @@ class RunDirectory:
     def _make(self, config: ExperimentConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run_dir: {self.path} is a file; expected a directory")
-        left = files.unfinished(self.path, [self.config.name]) if self.path.exists() else []
-        if left is None:
+        left = files.leftovers(self.path, [self.config.name]) if self.path.exists() else []
+        if self.path.exists() and set(self.path.iterdir()) != set(left):
             raise InputError(f"run_dir: {self.path} holds other files and no config.yaml; "
                              f"choose an empty or new directory")
         self.path.mkdir(parents=True, exist_ok=True)

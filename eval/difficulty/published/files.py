@@ -27,7 +27,7 @@ from eval.difficulty.published import protocol
 from eval.difficulty.published.config import KitConfig
 from eval.difficulty.published.pooling import pooled
 from eval.difficulty.series import read_series
-from eval.tables import read_parquet
+from eval.tables import column_names, read_parquet
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
@@ -128,7 +128,7 @@ _TSFM = {"window_id": int, "split": str, "start_ts": int, "crps_raw": float, "cr
 
 
 def _llm_columns(path: Path) -> dict[str, type]:
-    there = read_parquet(path).column_names
+    there = column_names(path)
     surprise = "prompt_perplexity" if "prompt_perplexity" in there else "perplexity"
     return {**_LLM, surprise: float}
 
@@ -269,7 +269,7 @@ class _Files:
             return {}
         found = {}
         for path in sorted((self.root / self.config.out_dir).glob(f"{prefix}*.parquet")):
-            names = [name for name in read_parquet(path).column_names if name != "window_id"]
+            names = [name for name in column_names(path) if name != "window_id"]
             found[path.stem.removeprefix(prefix)] = read_columns(path, dict.fromkeys(names, float))
             if len(names) < 2 or not names[0].endswith("_natural") or not names[1].endswith("_recon"):
                 raise InputError(f"{path}: expected columns …_natural, …_recon and …_ablate_LATENT, found "

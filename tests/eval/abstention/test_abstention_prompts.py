@@ -39,7 +39,7 @@ def test_a_users_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("line", "message"), [
     ("{", "mine.jsonl, line 3: not JSON"),
-    ("[" * 100_000, "mine.jsonl, line 3: not JSON"),
+    ("[" * 100_000, "mine.jsonl, line 3: expected at most 100 levels"),
     ([1], r"mine.jsonl, line 3: expected an object with prompt and regime, found \[1\]"),
     ({"regime": "in_domain"}, "mine.jsonl, line 3: prompt: expected text, found none"),
     ({"prompt": " ", "regime": "in_domain"}, "line 3: prompt: expected text, found ' '"),

@@ -291,6 +291,8 @@ def test_wrong_arguments_are_named(where: Path, tmp_path: Path,
     one = claims(tmp_path / "one.yaml", {"held_out": {"file": str(tmp_path / "neo.jsonl")}})
     store.save(store.build(SAEConfig(d_model=4, n_latents=8, k=2)), tmp_path / "sae")
     store.save(random_network(dataclasses.replace(TINY, vocab_size=100), 0)[0], tmp_path / "small")
+    arrays = {name: np.full_like(array, 3e38) for name, array in random_network(TINY, 0)[1].items()}
+    store.save(store.from_arrays(TINY, arrays), tmp_path / "broken")
     (tmp_path / "broken.yaml").write_text("held_out: [")
     (tmp_path / "prompts.jsonl").write_bytes((where / "prompts.jsonl").read_bytes())
     how = where / "claims.yaml"
@@ -302,6 +304,8 @@ def test_wrong_arguments_are_named(where: Path, tmp_path: Path,
              "sae: expected a network that reads bytes, routed or vanilla, found family sae"),
             (arguments(tmp_path, "small", how),
              "small: expected a network that reads bytes, routed or vanilla, found family routed of"),
+            (arguments(tmp_path, "broken", how),
+             "broken: max_softmax_last: expected numbers, found NaN for the prompt 'in_dom 0"),
             (arguments(where, "tiny", how, "--prompts", str(few)),
              "few.jsonl: expected prompts of 7 regimes, found none of gibberish"),
             (arguments(where, "tiny", one), "neo.jsonl: expected prompts of 1 regime, found none of"),

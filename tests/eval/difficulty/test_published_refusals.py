@@ -100,6 +100,8 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (with_column("difficulty", lambda cells: [1, *[0] * 44, *cells[45:]]), "",
      "kit.yaml: expected two hard and two easy items to learn from, found 1 and 44"),
     (with_column("difficulty", at(5, 2)), "", "m.parquet: row 5: difficulty: expected 0 or 1"),
+    (with_column("window_id", lambda cells: [1e19, *map(float, cells[1:])]), "",
+     "m.parquet: row 0: window_id: expected a whole number"),
     (with_column("difficulty", at(5, None)), "", "m.parquet: row 5: difficulty: expected a whole number"),
     (with_column("prompt", at(6, None)), "", "m.parquet: row 6: prompt: expected text"),
     (with_column("seq_len", at(6, 0)), "", "m.parquet: row 6: seq_len: expected at least 1"),

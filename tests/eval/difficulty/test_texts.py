@@ -136,6 +136,14 @@ def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
     assert_one_line(f"error: {caught.value}\n", str(path), *parts)
 
 
+@pytest.mark.parametrize("label", ["4", -1, "x", None, float("inf"), float("nan"), 10**400])
+def test_a_label_of_no_ending(label: Any) -> None:
+    row = {"ctx_a": "a", "ctx_b": "", "endings": ["b"] * 4, "activity_label": "c"}
+    assert texts.hellaswag([row | {"label": "3"}], "here")[0].right == 3
+    with pytest.raises(InputError, match=r"^here: row 1: expected the columns ctx_a, ctx_b, endings"):
+        texts.hellaswag([row | {"label": 0}, row | {"label": label}], "here")
+
+
 def test_a_repeated_prompt_is_left_out() -> None:
     """Also where no word of it occurs twice in what is learned from."""
     split = np.array(["train", "train", "test", "test"])

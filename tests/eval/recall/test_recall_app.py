@@ -47,11 +47,12 @@ def test_which_study_is_shown(place: Place, tmp_path: Path) -> None:
     assert isinstance(lonely, str) and "`python -m eval.recall --config FILE` makes one" in lonely
     with pytest.raises(InputError, match=r"--study: .*results.json: no such file"):
         about.find_study(str(tmp_path), str(place.sidecar))
-    for content in ("{", "[]", '{"layers": {}}', "null"):
+    for content, says in (("{", "not JSON"), ("[]", "expected an object"), ("null", "expected an object"),
+                          ('{"layers": {}}', "expected what a study of recall has found")):
         (tmp_path / "results.json").write_text(content)
-        with pytest.raises(InputError, match=r"results\.json: expected what a study of recall"):
+        with pytest.raises(InputError, match=rf"^--study: .*results\.json: {says}"):
             about.find_study(str(tmp_path), "")
-        assert "expected what a study" in str(about.find_study("", str(tmp_path / "sidecar")))
+        assert f"results.json: {says}" in str(about.find_study("", str(tmp_path / "sidecar")))
 
 
 @pytest.mark.parametrize(("options", "says"), [

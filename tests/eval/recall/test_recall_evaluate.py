@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from eval.recall.config import FitConfig, PartsConfig, QuestionsConfig, RecallCo
 from eval.recall.questions import Question
 from eval.recall.scores import Methods, Scores
 from eval.recall.table import Table
+from eval.recall.verdicts import Judge
+from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
 N = 400
@@ -176,6 +180,24 @@ def test_settings_that_cannot_be() -> None:
         QuestionsConfig(sources=("facts",), facts_people=70)
     with pytest.raises(InputError, match="found path 'x' and train 'y'"):
         NetworkConfig(path="x", train="y")
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"network": {"name": "x", "n_layers": 3}}, "network: expected its name, contents and n_layers, or "),
+    ({"network": {"name": "x", "contents": "y", "n_layers": "3"}}, "network: expected its name, contents "),
+    ({"network": 3}, "cannot be read: "),
+    ({"aim": {"precision": "high"}}, "aim: expected numbers under precision"),
+    ({"green": "0.5"}, "green: expected a chance or null, found '0.5'"),
+    ({"red": 10**400}, "red: expected a chance or null, found 1000"),
+    ({"green": [1]}, "green: expected a chance or null, found [1]")])
+def test_a_judge_that_somebody_has_changed(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    verdicts.write(tmp_path, Judge(network={"name": "x", "contents": "y", "n_layers": 3}))
+    assert verdicts.read(tmp_path).network["n_layers"] == 3
+    tree = json.loads((tmp_path / verdicts.FILE).read_text())
+    (tmp_path / verdicts.FILE).write_text(json.dumps(tree | change))
+    with pytest.raises(InputError) as caught:
+        verdicts.read(tmp_path)
+    assert_one_line(f"error: {caught.value}\n", str(tmp_path / verdicts.FILE), says)
 
 
 def test_a_judge_of_another_file_is_named(tmp_path: Path) -> None:

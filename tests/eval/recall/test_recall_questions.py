@@ -27,7 +27,7 @@ from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import Bytes, Language, open_language
+from tilelli_jax.language import Bytes, Chat, Language, open_language
 from tilelli_jax.models.vanilla import VanillaConfig
 
 GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
@@ -118,6 +118,11 @@ def test_the_built_in_world() -> None:
     ({"question": "?", "answers": [["x"]]}, ("answers: expected texts, found ['x']",)),
     ({"question": "?", "answers": "x", "popularity": "many"}, ("popularity: expected a number from 0",)),
     ({"question": "?", "answers": [True]}, ("answers: expected texts, found True",)),
+    ({"question": "?", "answer": {"value": "x", "aliases": {"a": 1}}}, (
+        "answers: expected a list of texts, or texts between |, found {'a': 1}",)),
+    ({"question": "?", "answer": {"value": "x", "normalized_aliases": [["y"]]}}, (
+        "answers: expected texts, found ['y']",)),
+    ({"question": "?", "answers": "x", "popularity": 10**400}, ("popularity: expected a number from 0",)),
     ({"question": "?", "answers": "x", "popularity": -1}, ("popularity: expected a number from 0",))])
 def test_a_bad_row_is_named(row: dict[str, Any], parts: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
@@ -179,6 +184,9 @@ def test_prompts_that_cannot_be(bytes_read: Language) -> None:
     refused(lambda: prompter("  "), "the question is empty")
     refused(lambda: prompter("a" * 50, "question 7"), "question 7 has 54 symbols with its prompt, and the "
                                                       "network reads 40")
+    nothing = Language(bytes_read.model, bytes_read.tokenizer, Chat("", {}, "here"))
+    refused(lambda: Prompter(nothing, PromptConfig())("Who?"), (
+        "the question: expected a prompt with symbols in it, found '', which prompt.template makes of it"))
     refused(lambda: Prompter(bytes_read, PromptConfig()), "template: chat: the network's tokenizer has no")
     with pytest.raises(InputError, match="template: expected chat, or a text with"):
         PromptConfig(template="Q: ")

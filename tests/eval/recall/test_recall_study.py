@@ -31,6 +31,7 @@ from tilelli_jax import store
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.language import open_language
+from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.prompts import Reader
@@ -264,6 +265,10 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
     (broken / "verdict.json").write_text('{"green": 7}')
     assert_one_line(refused("--predict", "--model", network, "--sidecar", str(broken), "w1"), "verdict.json",
                     "cannot be read")
+    arrays = {name: array * np.float32(1e30) for name, array in to_arrays(store.load(network)).items()}
+    store.save(store.from_arrays(store.load_config(network), arrays), other)
+    said = refused("--predict", "--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
+    assert_one_line(said, "question 1: the network's stream is not finite: it is broken there")
     # Networks that cannot be asked.
     store.save(random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0],
                tmp_path / "bytes")
