@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ def read(path: Path) -> Tree:
     allowed = [*_numpy_globals(), ("codecs", "encode")]
     try:
         from torch._subclasses.fake_tensor import FakeTensorMode
-        with torch.serialization.safe_globals(_resolved(allowed)), FakeTensorMode():
+        with (torch.serialization.safe_globals(_resolved(allowed)), FakeTensorMode(),
+              warnings.catch_warnings()):
+            warnings.simplefilter("ignore")  # of what a damaged file asks for
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, and all of them are the file's
         raise InputError(f"{path}: {_reason(error)}") from None

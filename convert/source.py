@@ -13,7 +13,7 @@ import numpy as np
 from convert import checkpoint
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import read_json
+from tilelli_jax.json_text import check_text, read_json
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file
 
@@ -133,9 +133,11 @@ def open_source(path: Path) -> Source:
     if not tensors:
         raise InputError(f"{path}: holds no tensors where a state dict would be "
                          f"({', '.join(STATE_KEYS)}, or the file itself)")
-    return Source(path, _plain(tree[config_key]) if config_key else {}, {**tensors, **dict(_arrays(rest))},
-                  {}, {key: _plain(value) for key, value in rest.items() if key not in left_behind},
-                  left_behind, state_key, config_key)
+    config = _plain(tree[config_key]) if config_key else {}
+    kept = {key: _plain(value) for key, value in rest.items() if key not in left_behind}
+    check_text([config, kept, *tensors, *left_behind], str(path))
+    return Source(path, config, {**tensors, **dict(_arrays(rest))}, {}, kept, left_behind, state_key,
+                  config_key)
 
 
 def read_map(path: Path) -> dict[str, str | None]:

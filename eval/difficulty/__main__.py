@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
     study.check()
+    report.others(config)
     said = shlex.join(["python", "-m", "eval.difficulty", *argv])
     return carry_out(lambda: run(study, options.stage, name, said))
 

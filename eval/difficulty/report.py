@@ -15,11 +15,12 @@ from eval.difficulty.config import SeriesConfig, StudyConfig
 from eval.difficulty.measures import rung_names
 from eval.difficulty.study import Study, read_results
 from eval.report import Report
-from eval.stages import read_result
+from eval.stages import RESULTS, read_result
 from eval.stats import Interval
 from eval.tables import as_json, read_columns
 from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
+from tilelli_jax.json_text import as_expected
 
 LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
           "and with inner values beside them.")
@@ -53,7 +54,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
     """
     found = json.loads(as_json(collect(study)))  # as it will be read
     found["name"] = name
-    rows = [*lines(found), *(row for path in study.config.also for row in lines(read_results(Path(path))))]
+    rows = [*lines(found), *others(study.config)]
     report = Report(f"{name}: what foretells difficulty?")
     _opening(report, study, found)
     for layer, told in found["layers"].items():
@@ -100,6 +101,32 @@ def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["study"] += " (autoencoder forced)"
         rows.append(row)
     return rows
+
+
+def others(config: StudyConfig) -> list[dict[str, Any]]:
+    """The rows of other studies, which the configuration names.
+
+    Raises:
+        InputError: one has no results, or they are none of a study of difficulty.
+    """
+    rows = []
+    for path in map(Path, config.also):
+        found = read_results(path)
+        with as_expected(path / RESULTS):
+            rows += [_checked(row) for row in lines(found)]
+    return rows
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError or OverflowError where a cell is not of its column's kind: no table takes both."""
+    for name, value in row.items():
+        is_text = name == "study" or name.startswith("causal")
+        for cell in [value.point, value.low, value.high] if isinstance(value, Interval) else [value]:
+            if not isinstance(cell, str | None if is_text else float | int | None):
+                raise ValueError(f"{name}: expected {'text' if is_text else 'a number'}, found {cell!r:.40}")
+            if not is_text:
+                float(cell or 0)
+    return row
 
 
 def preferred(probe: Mapping[str, Any]) -> str:

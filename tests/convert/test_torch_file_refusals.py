@@ -298,6 +298,17 @@ def test_a_file_that_is_changed_while_it_is_read(source: Path, monkeypatch: pyte
     assert len(asked) == 6
 
 
+@pytest.mark.parametrize("change", [
+    {"note": {"\ud800": 1}}, {"note": ["\ud800"]}, {"optimizer\ud800": {"a": np.zeros(2)}},
+    {"config": {"\ud800": 1}}, {"model": {"\ud800": np.zeros(2)}}])
+def test_texts_that_no_file_takes(change: dict[str, Any], source: Path,
+                                  capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tree()
+    save_pt(source, {**whole, **{key: {**whole[key], **value} if key in whole else value
+                                 for key, value in change.items()}})
+    refused(source, capsys, f"{source}: expected text, found half a character (a lone surrogate)")
+
+
 @pytest.mark.parametrize("spoil", [
     lambda record: "{", lambda record: "[]", lambda record: json.dumps({"names": 3}),
     lambda record: json.dumps({**record, "names": {"embed.kernel": "x"}}),

@@ -12,6 +12,7 @@ All is read and checked before anything is fitted.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -271,7 +272,8 @@ class _Files:
         for path in sorted((self.root / self.config.out_dir).glob(f"{prefix}*.parquet")):
             names = [name for name in column_names(path) if name != "window_id"]
             found[path.stem.removeprefix(prefix)] = read_columns(path, dict.fromkeys(names, float))
-            if len(names) < 2 or not names[0].endswith("_natural") or not names[1].endswith("_recon"):
+            patterns = (".*_natural", ".*_recon", *[".*_ablate_[0-9]{1,9}"] * len(names[2:]))
+            if len(names) < 2 or not all(map(re.fullmatch, patterns, names)):
                 raise InputError(f"{path}: expected columns …_natural, …_recon and …_ablate_LATENT, found "
                                  + (", ".join(names) or "none"))
         return found

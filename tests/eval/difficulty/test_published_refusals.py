@@ -71,6 +71,12 @@ def half_a_table_of_losses(root: Path, columns: Tree) -> None:
     write_table(root / "theirs/causal_ablation_all.parquet", {"window_id": [1, 2], "m_natural": [1.0, 2.0]})
 
 
+def losses_of_no_latent(root: Path, columns: Tree) -> None:
+    (root / "theirs").mkdir()
+    write_table(root / "theirs/causal_ablation_all.parquet", {
+        name: [1.0, 2.0] for name in ("m_natural", "m_recon", "m_ablate_3", "m_ablate_x")})
+
+
 def nothing(root: Path, columns: Tree) -> None:
     pass
 
@@ -129,6 +135,7 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
      "ROOT/sae_topk_3 --set k=3` makes a model directory of it; then add sae_ckpt.mid=sae_topk_3"),
     (fewer_dear_rows, "", "dear.parquet: expected a row for every test item, found none of window_id 250"),
     (two_dear_rows, "", "dear.parquet: window_id 250: two rows with different difficulty"),
+    (losses_of_no_latent, "", "causal_ablation_all.parquet: expected columns …_natural, …_recon and …"),
     (half_a_table_of_losses, "", "causal_ablation_all.parquet: expected columns …_natural, …_recon"),
     (lambda root, columns: (root / "out").write_text(""), "",
      "--out: ROOT/out: expected a directory, found a file"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import operator
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -255,6 +257,21 @@ def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: P
     assert main(["--config", config]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message)
     assert not (tmp_path / "out" / "report.md").exists()
+
+
+@pytest.mark.parametrize(("where", "value"), [
+    (("name",), 3), (("layers", "1", "probe", "hard"), "many"), (("layers", "1", "probe", "test"), 10 ** 400),
+    (("layers", "1", "probe", "rungs", "P1_cheap", "auroc", "point"), "x"), (("layers", "1"), [])])
+def test_other_studies_with_spoilt_results(where: tuple[str, ...], value: object, place: Path, tmp_path: Path,
+                                           done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads((done / "results.json").read_text())
+    *above, last = where
+    functools.reduce(operator.getitem, above, results)[last] = value
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out") | {"also": [str(tmp_path)]})
+    assert main(["--config", config]) == 2
+    assert_one_line(capsys.readouterr().err, str(tmp_path / "results.json"))
+    assert not (tmp_path / "out" / "items").exists()
 
 
 def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) -> None:
