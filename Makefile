@@ -52,6 +52,9 @@ coverage: $(VENV)/.installed-dev $(VENV)/.installed-test
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	rm -rf build/types && mkdir -p build/types/tilelli_jax  # the package as it is installed
+	ln -s $(filter-out %/__pycache__,$(wildcard $(CURDIR)/tilelli_jax/*)) $(CURDIR)/convert $(CURDIR)/eval $(CURDIR)/configs \
+	  build/types/tilelli_jax
 	$(BIN)/mypy
 	$(BIN)/shellcheck .ci/* launch/*.sh
 

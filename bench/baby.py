@@ -58,8 +58,8 @@ def pytorch(path: str, seed: int) -> None:
 
     import torch
     import torch.nn.functional as F
+    from tilelli_jax.convert.torch_networks import build
 
-    from convert.torch_networks import build
     from tilelli_jax import config as config_lib
     from tilelli_jax.training.experiment import ExperimentConfig
     torch.manual_seed(seed)

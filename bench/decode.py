@@ -57,8 +57,7 @@ def rereading(model: Decoder) -> Contender:
 
 def torch_rereading(config: ModelConfig, who: str) -> Contender:
     import torch
-
-    from convert.torch_networks import build as build_torch
+    from tilelli_jax.convert.torch_networks import build as build_torch
     model, window = on_torch_device(
         build_torch(config_lib.to_dict(config), "written" if who == "written" else "fast").eval(),
         torch.full((1, PROMPT + MANY), 97))

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tilelli_jax.eval.difficulty.asking import Asker
+from tilelli_jax.eval.difficulty.texts import Question
 
 from bench.measure import arguments, in_turn, machine, on_torch_device, ratio, told
-from eval.difficulty.asking import Asker
-from eval.difficulty.texts import Question
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.store import build
 from tilelli_jax.tables import table

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
+from tilelli_jax.eval.folds import stratified
+from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, columns, fit_probe
 
 from bench.measure import arguments, machine, told
-from eval.folds import stratified
-from eval.probes import LADDER, Block, ProbeOptions, columns, fit_probe
 from tilelli_jax.tables import table
 
 ROWS, CHEAP, RAW, LATENTS, ACTIVE = 3500, 8, 1024, 4096, 32

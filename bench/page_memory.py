@@ -29,10 +29,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.config import PromptConfig
+from tilelli_jax.eval.recall.verdicts import Judge
+
 from bench.measure import arguments, machine, told
-from eval.recall import verdicts
-from eval.recall.config import PromptConfig
-from eval.recall.verdicts import Judge
 from tilelli_jax import store
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.models.vanilla import VanillaConfig

@@ -127,7 +127,7 @@ def compare(rounds: int, tell: Callable[[str], None], folder: Path) -> None:
 
 def convert(rounds: int, tell: Callable[[str], None], folder: Path) -> None:
     """GB/s of conversions, to our directory and back, and of copying the file."""
-    from convert.__main__ import main as command
+    from tilelli_jax.convert.__main__ import main as command
     model = build(GPTNeoXConfig(vocab_size=CONFIG.vocab_size, d_model=CONFIG.d_model,
                                 n_layers=CONFIG.n_layers * COPIES, n_heads=CONFIG.n_heads,
                                 d_hidden=CONFIG.d_hidden), 0)

@@ -78,8 +78,7 @@ def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:
 def torchs(config: ModelConfig, who: str) -> Contender:
     """PyTorch's step on the same network."""
     import torch
-
-    from convert.torch_networks import build
+    from tilelli_jax.convert.torch_networks import build
     form: Literal["written", "fast"] = "written" if who == "written" else "fast"
     model, data = on_torch_device(build(config_lib.to_dict(config), form),
                                   torch.from_numpy(token_rows().astype(np.int64)))

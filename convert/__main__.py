@@ -17,16 +17,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from convert import assumptions, check, inspect, source, to_torch
-from convert.families import FAMILIES, OTHER_NAMES, family_of
-from convert.output import with_progress
-from convert.plan import Plan
-from convert.source import AUTOENCODERS
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import as_json, new_directory, read_bytes
 from tilelli_jax.tensors import FLOATS, Tensor, write_directory
+
+from . import assumptions, check, inspect, source, to_torch
+from .families import FAMILIES, OTHER_NAMES, family_of
+from .output import with_progress
+from .plan import Plan
+from .source import AUTOENCODERS
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from convert import check
-from convert.plan import Plan, as_override
 from tilelli_jax.data import stories
+
+from . import check
+from .plan import Plan, as_override
 
 BYTES, WINDOW = 2048, 256  # of the built-in stories, cut into windows
 # Choices count as different from so many nats per byte on, and so many standard errors over the windows.

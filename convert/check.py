@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from convert.plan import Plan
-from convert.source import Source
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.arrays import to_arrays
+
+from .plan import Plan
+from .source import Source
 
 ROWS, TIME = 2, 32
 
@@ -60,7 +61,7 @@ def restated(plan: Plan, config: Any, form: Literal["fast", "exact"]) -> Any:
     """One of Tilelli's networks in PyTorch, with this configuration and the source's tensors as they are."""
     import torch
 
-    from convert import torch_networks
+    from . import torch_networks
     network = torch_networks.build(config_lib.to_dict(config), form).eval()
     filled = torch_networks.named_tensors(network)
     for link in plan.links:

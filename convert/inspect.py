@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from convert.plan import Plan
-from convert.source import Source
 from tilelli_jax import config as config_lib
 from tilelli_jax.pretrained.mapping import LAYOUTS, reason_to_ignore
 from tilelli_jax.tables import table
 from tilelli_jax.tensors import Tensor
+
+from .plan import Plan
+from .source import Source
 
 
 def report(source: Source, plan: Plan | None, problem: str) -> str:

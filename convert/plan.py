@@ -8,12 +8,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from convert.source import Source
 from tilelli_jax import config as config_lib
 from tilelli_jax.models.arrays import check_sizes, outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
 from tilelli_jax.tensors import Tensor
+
+from .source import Source
 
 
 @dataclasses.dataclass(frozen=True)

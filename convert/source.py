@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from convert import checkpoint
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import check_text, read_json
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file
+
+from . import checkpoint
 
 TORCH_TENSORS = "pytorch_model.bin"
 # Directories of autoencoders: cfg.json, and this file.

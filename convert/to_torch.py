@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from convert import checkpoint
-from convert.families import lrd, sae, tilelli, vanilla
-from convert.families.stated import PARTS
-from convert.plan import Plan, shapes
-from convert.source import COMPANIONS, Source
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
@@ -25,6 +20,12 @@ from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
 from tilelli_jax.tensors import Tensor, check_fit
+
+from . import checkpoint
+from .families import lrd, sae, tilelli, vanilla
+from .families.stated import PARTS
+from .plan import Plan, shapes
+from .source import COMPANIONS, Source
 
 SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # how a model directory was made, for the way back

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_layers import CausalConv, Embedding, Linear
+from .torch_layers import CausalConv, Embedding, Linear
 
 EPSILON = 1e-5
 Form = Literal["fast", "exact", "written"]

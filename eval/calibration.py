@@ -20,11 +20,11 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from eval import checks
-from eval.checks import Floats
-from eval.folds import Folds
-from eval.metrics import auroc, brier, expected_calibration_error, log_loss
-from eval.probes import Block
+from . import checks
+from .checks import Floats
+from .folds import Folds
+from .metrics import auroc, brier, expected_calibration_error, log_loss
+from .probes import Block
 
 LOG_T = (-7.0, 7.0)  # where a temperature is looked for, as a logarithm
 

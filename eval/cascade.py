@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval import checks
-from eval.checks import Floats
-from eval.stats import Interval, bootstrap_mean
+from . import checks
+from .checks import Floats
+from .stats import Interval, bootstrap_mean
 
 SLACK = 1e-9  # a point must lie below the line by more than rounding
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from eval.stats import Interval
+from .stats import Interval
 
 FEW = 20  # groups: with fewer, intervals are too narrow and p too small
 SURE = 0.05  # corrected p below which a difference is called one

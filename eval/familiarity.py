@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.covariance import LedoitWolf
 
-from eval import checks
-from eval.checks import Floats
+from . import checks
+from .checks import Floats
 
 
 @dataclasses.dataclass(frozen=True)

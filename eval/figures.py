@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.cascade import Costs, Frontier
-from eval.metrics import Reliability
-from eval.selective import RiskCoverage
-from eval.stats import Interval
 from tilelli_jax.files import write_atomically
+
+from .cascade import Costs, Frontier
+from .metrics import Reliability
+from .selective import RiskCoverage
+from .stats import Interval
 
 # Okabe & Ito (2008): told apart by those who see few colours; their greys differ, too.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

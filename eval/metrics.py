@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval import checks
-from eval.checks import Floats
+from . import checks
+from .checks import Floats
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:

@@ -23,10 +23,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.checks import Floats
-from eval.folds import Folds
-from eval.metrics import auroc
-from eval.stats import DeLong, Interval, PairedBootstrap, delong, holm
+from .checks import Floats
+from .folds import Folds
+from .metrics import auroc
+from .stats import DeLong, Interval, PairedBootstrap, delong, holm
 
 Block: TypeAlias = NDArray[np.floating] | scipy.sparse.csr_array
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)

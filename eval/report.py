@@ -15,9 +15,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from eval.stages import RESULTS
-from eval.tables import Row, as_json, markdown, shown
 from tilelli_jax.files import write_atomically, write_together
+
+from .stages import RESULTS
+from .tables import Row, as_json, markdown, shown
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;

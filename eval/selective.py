@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eval import checks
-from eval.checks import Floats
-from eval.stats import Interval, percentiles, resampled_counts
+from . import checks
+from .checks import Floats
+from .stats import Interval, percentiles, resampled_counts
 
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages of tables and figures
 

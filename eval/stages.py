@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval import tables
 from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, damage, lock, seal, write_atomically
 from tilelli_jax.json_text import read_json
+
+from . import tables
 
 T = TypeVar("T")
 FORMAT = 2  # to be raised where a stage's result for the same key would be another one

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.stats import Interval
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import MOST_BYTES, check_regular, write_atomically, write_together
+
+from .stats import Interval
 
 Row = Mapping[str, Any]
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, binom
 
-from eval import checks
-from eval.checks import Floats
-from eval.metrics import checked
-from eval.stats import Interval, holm
+from . import checks
+from .checks import Floats
+from .metrics import checked
+from .stats import Interval, holm
 
 Verdict = Literal["likely knows", "uncertain", "likely beyond its knowledge"]
 GRID = tuple(k / 20 for k in range(1, 20))  # for probabilities

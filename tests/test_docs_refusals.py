@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
+from tilelli_jax.eval.difficulty.series import read_series
+from tilelli_jax.eval.inputs.rows import read_rows
+from tilelli_jax.eval.stages import Stages
 
-from eval.difficulty.series import read_series
-from eval.inputs.rows import read_rows
-from eval.stages import Stages
 from tests.restated.random_weights import random_network
 from tilelli_jax import json_text, store, yaml_text
 from tilelli_jax.config import load
@@ -110,7 +110,7 @@ def scaled(path: Path) -> Any:
 
 def evil(path: Path) -> Any:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert.source import open_source
+    from tilelli_jax.convert.source import open_source
 
     class Evil:
         def __reduce__(self) -> Any:

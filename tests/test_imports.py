@@ -42,16 +42,20 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 
-def modules() -> dict[str, Path]:
-    """Every module of the library by its dotted name; a package is its __init__."""
+def modules(directory: str, name: str) -> dict[str, Path]:
+    """Every module below a directory by its dotted name; a package is its __init__."""
     found = {}
-    for path in sorted((ROOT / LIBRARY).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for path in sorted((ROOT / directory).rglob("*.py")):
+        parts = path.relative_to(ROOT / directory).with_suffix("").parts
+        found[".".join([name, *(parts[:-1] if parts[-1] == "__init__" else parts)])] = path
     return found
 
 
-MODULES = modules()
+NOT_INSTALLED = {"eval", "convert", "tests", "bench", "launch", "tools"}  # by these names
+MODULES = modules("tilelli_jax", LIBRARY)
+CONVERT = modules("convert", f"{LIBRARY}.convert")
+EVAL = modules("eval", f"{LIBRARY}.eval")
+ALL = MODULES | CONVERT | EVAL
 
 
 def at_import(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -69,8 +73,8 @@ def at_import(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
 @functools.cache
 def imports(module: str, everywhere: bool = True) -> frozenset[str]:
     """The modules that a module names in its imports: everywhere in it, or only where they run at once."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    tree = ast.parse(ALL[module].read_text(encoding="utf-8"))
+    package = module if ALL[module].name == "__init__.py" else module.rpartition(".")[0]
     found = set()
     for node in ast.walk(tree) if everywhere else at_import(tree.body):
         if isinstance(node, ast.Import):
@@ -80,9 +84,13 @@ def imports(module: str, everywhere: bool = True) -> frozenset[str]:
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, *([base] if base else [])])
-            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
+            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in ALL else base
                       for alias in node.names}
     return frozenset(found)
+
+
+def roots(module: str) -> set[str]:
+    return {name.partition(".")[0] for name in imports(module)}
 
 
 def room(module: str) -> str:
@@ -99,8 +107,8 @@ def test_the_sources_are_read_rightly() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_library_needs_neither_torch_nor_what_stands_on_it(module: str) -> None:
-    foreign = {name.partition(".")[0] for name in imports(module)}
-    assert not foreign & {"torch", "torchvision", "sklearn", "eval", "convert", "tests", "bench", "launch"}
+    assert not roots(module) & {"torch", "torchvision", "sklearn", *NOT_INSTALLED}
+    assert not imports(module) & (CONVERT | EVAL).keys()
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in MAY_IMPORT])
@@ -139,47 +147,39 @@ def test_no_pickle() -> None:
         assert "allow_pickle=True" not in MODULES[module].read_text(encoding="utf-8"), module
 
 
-CONVERT = sorted((ROOT / "convert").rglob("*.py"))
-
-
 def test_what_convert_may_do() -> None:
     """It stands on the library and beside nothing else; torch is asked for where it is used."""
-    for path in CONVERT:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = {alias.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import)
-                 for alias in node.names}
-        named |= {(node.module or "").partition(".")[0] for node in ast.walk(tree)
-                  if isinstance(node, ast.ImportFrom)}
-        assert not named & {"eval", "bench", "tests", "launch", "sklearn"}, path
-        at_once = ast.unparse(ast.Module([node for node in at_import(tree.body)
-                                          if isinstance(node, ast.Import | ast.ImportFrom)], []))
-        assert "import torch" not in at_once or path.name.startswith("torch_"), path
+    for module, path in CONVERT.items():
+        assert not roots(module) & {"sklearn", *NOT_INSTALLED} and not imports(module) & EVAL.keys(), module
+        assert "torch" not in imports(module, everywhere=False) or path.name.startswith("torch_"), module
         text = path.read_text(encoding="utf-8")
         for call in ("torch.load(", "pickle.load", "pickle.Unpickler"):
             assert call not in text or (path.name, call) == ("checkpoint.py", "torch.load("), (path, call)
     assert "weights_only=True" in (ROOT / "convert" / "checkpoint.py").read_text(encoding="utf-8")
 
 
-EVAL = sorted((ROOT / "eval").rglob("*.py"))
+@pytest.mark.parametrize("package", ["eval", "convert"])
+def test_they_are_imported_by_either_name(package: str) -> None:
+    """`python -m eval.recall` in a clone, `tilelli_jax.eval` where it is installed."""
+    for module, path in (EVAL if package == "eval" else CONVERT).items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                 and not node.level}
+        assert not {name for name in named if name.startswith(f"{LIBRARY}.{package}")}, module
 
 
 def test_what_eval_may_do() -> None:
     """It stands on the library, and nothing stands on it; what is pure needs no JAX."""
-    for path in EVAL:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
-                 for alias in node.names}
-        named |= {f"{LIBRARY}.{alias.name}" if node.module == LIBRARY else node.module or ""
-                  for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-        roots = {name.partition(".")[0] for name in named}
-        assert not roots & {"torch", "convert", "bench", "tests", "launch", "pickle"}, path
+    for module, path in EVAL.items():
+        assert not roots(module) & {"torch", "pickle", *NOT_INSTALLED}, module
+        assert not imports(module) & CONVERT.keys(), module
         if path.parent.name in ("eval", "stats"):
-            assert not roots & {"jax", "flax"}, path
-            assert not {name for name in named if name.startswith(LIBRARY)} - {
-                f"{LIBRARY}.{name}" for name in ("files", "errors", "interrupts", "json_text")}, path
+            assert not roots(module) & {"jax", "flax"}, module
+            assert not imports(module) & MODULES.keys() - {LIBRARY} - {
+                f"{LIBRARY}.{name}" for name in ("files", "errors", "interrupts", "json_text")}, module
 
 
-STUDIES = {path.parent.name for path in EVAL if path.name == "__main__.py"} - {"published"}
+STUDIES = {path.parent.name for path in EVAL.values() if path.name == "__main__.py"} - {"published"}
 CHECKED = {"claims": {"abstention"}}  # what stands on a study because it checks what that says
 
 
@@ -191,21 +191,17 @@ def test_studies_stand_apart() -> None:
     """
     assert {"abstention", "comparison", "difficulty", "recall", *CHECKED} <= STUDIES
     assert not CHECKED.keys() & set().union(*CHECKED.values())
-    for path in EVAL:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        named |= {f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-                  for alias in node.names}
-        room = path.relative_to(ROOT / "eval").parts[0]
-        others = STUDIES - {room} - CHECKED.get(room, set())
-        assert not [name for name in named if name.split(".")[:1] == ["eval"]
-                    and set(name.split(".")[1:2]) & others], path
-        if "published" not in path.parts:
-            assert not [name for name in named if name.startswith("eval.difficulty.published")], path
+    for module in EVAL:
+        own = room(module.partition(".")[2])
+        others = STUDIES - {own} - CHECKED.get(own, set())
+        used = [name.partition(".")[2] for name in imports(module) & EVAL.keys()]
+        assert not [name for name in used if room(name) in others], module
+        if "published" not in module:
+            assert not [name for name in used if name.startswith("eval.difficulty.published")], module
 
 
 def test_pure_statistics_load_no_jax() -> None:
-    names = [f"eval.{path.stem}" for path in EVAL if path.parent.name == "eval" and path.stem != "__init__"]
+    names = [module for module, path in EVAL.items() if path.parent.name == "eval"]
     assert len(names) > 5
     script = (f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
               "assert 'sklearn' in sys.modules and not {'jax', 'torch'} & set(sys.modules)\n")

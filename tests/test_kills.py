@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import yaml
+from tilelli_jax.convert.__main__ import main as convert
+from tilelli_jax.eval.comparison.__main__ import main as compare
+from tilelli_jax.eval.difficulty.__main__ import main as difficulty
+from tilelli_jax.eval.recall.__main__ import main as recall
+from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.prompting import Prompter
 
-from convert.__main__ import main as convert
-from eval.comparison.__main__ import main as compare
-from eval.difficulty.__main__ import main as difficulty
-from eval.recall.__main__ import main as recall
-from eval.recall.answering import answer
-from eval.recall.config import AnswersConfig, PromptConfig
-from eval.recall.prompting import Prompter
 from tests.compiled import READ_ONLY
 from tests.kill_points import kill_command_at_every_file_operation, run_and_kill
 from tests.restated.random_weights import random_network

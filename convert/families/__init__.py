@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from convert.families.hugging_face import GEMMA4, GPT_NEOX, T5
-from convert.families.lrd import LRD
-from convert.families.sae import SAE
-from convert.families.tilelli import ATOME, TILELLI
-from convert.families.vanilla import VANILLA
-from convert.plan import Family
-from convert.source import Source
 from tilelli_jax.errors import InputError
+
+from ..plan import Family
+from ..source import Source
+from .hugging_face import GEMMA4, GPT_NEOX, T5
+from .lrd import LRD
+from .sae import SAE
+from .tilelli import ATOME, TILELLI
+from .vanilla import VANILLA
 
 # In the order in which they are asked: the first that recognises a source has it.
 FAMILIES: dict[str, Family] = {

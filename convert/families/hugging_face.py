@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.plan import Family, Plan, configured, make_plan
-from convert.source import Source
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.pretrained import hugging_face
+
+from ..plan import Family, Plan, configured, make_plan
+from ..source import Source
 
 
 def _family(network: type[Pretrained]) -> Family:

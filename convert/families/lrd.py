@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from convert.families.stated import shape_of
-from convert.plan import Family, Plan, configured, make_plan
-from convert.source import Source
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 from tilelli_jax.pretrained.mapping import Theirs, turned
 from tilelli_jax.tensors import Tensor, in_memory
+
+from ..plan import Family, Plan, configured, make_plan
+from ..source import Source
+from .stated import shape_of
 
 NAMES = {
     "gru.input.kernel": turned("gru.weight_ih_l0"), "gru.input.bias": Theirs("gru.bias_ih_l0"),

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from convert.families.stated import cannot_be_told, shape_of
-from convert.plan import Family, Plan, configured, make_plan
-from convert.source import AUTOENCODERS, Source
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.files import new_directory, write_json
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 from tilelli_jax.tensors import Tensor, in_memory, write_file
+
+from ..plan import Family, Plan, configured, make_plan
+from ..source import AUTOENCODERS, Source
+from .stated import cannot_be_told, shape_of
 
 HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out)")  # of TransformerLens
 NEARLY = 1e-2  # a length of 1, in bfloat16

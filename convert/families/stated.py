@@ -9,12 +9,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from convert.plan import Assumption
-from convert.source import Source
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.quantize import QuantizerName
 from tilelli_jax.pretrained.hugging_face import is_same
 from tilelli_jax.tensors import Tensor
+
+from ..plan import Assumption
+from ..source import Source
 
 PARTS = "quantized_parts"  # of a configuration of ours in a .pt file
 _WRAPPERS = re.compile(r"^((module|_orig_mod|base|model)\.)+")

@@ -12,7 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from convert.families.stated import (
+from tilelli_jax.errors import InputError
+from tilelli_jax.models.routed import RoutedConfig, RoutedLM
+from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.tensors import Tensor
+
+from ..plan import Assumption, Family, Plan, configured, make_plan
+from ..source import Source
+from .stated import (
     cannot_be_told,
     is_ours,
     our_settings,
@@ -21,12 +28,6 @@ from convert.families.stated import (
     stripped,
     tied_twice,
 )
-from convert.plan import Assumption, Family, Plan, configured, make_plan
-from convert.source import Source
-from tilelli_jax.errors import InputError
-from tilelli_jax.models.routed import RoutedConfig, RoutedLM
-from tilelli_jax.pretrained.mapping import Names, Theirs, turned
-from tilelli_jax.tensors import Tensor
 
 _BLOCK = re.compile(r"(blocks|layers|h)\.(\d+)\.(.+)")
 _TOP: dict[str, tuple[str, int]] = {  # part → how its name ends, number of axes

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.families.stated import (
+from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
+from tilelli_jax.pretrained.mapping import Theirs, turned
+
+from ..plan import Family, Plan, configured, make_plan
+from ..source import Source
+from .stated import (
     cannot_be_told,
     is_ours,
     our_settings,
@@ -15,10 +20,6 @@ from convert.families.stated import (
     stripped,
     tied_twice,
 )
-from convert.plan import Family, Plan, configured, make_plan
-from convert.source import Source
-from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
-from tilelli_jax.pretrained.mapping import Theirs, turned
 
 _BLOCK = "blocks.{i}."
 NAMES = {

@@ -20,17 +20,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.abstention import gate, report
-from eval.abstention.config import AbstentionConfig
-from eval.abstention.statements import answer_v9
-from eval.abstention.study import Study
-from eval.inputs.commands import carry_out, how_made, quiet_logs
-from eval.stages import key, tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, command
 from tilelli_jax.gate import FILE, TEMPLATE
 from tilelli_jax.signals.names import HEAD
 from tilelli_jax.tables import table
+
+from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..stages import key, tell_on_stderr
+from . import gate, report
+from .config import AbstentionConfig
+from .statements import answer_v9
+from .study import Study
 
 STAGES = ("data", "train", "measure", "all")
 PROG = "python -m eval.abstention"

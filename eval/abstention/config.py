@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from eval.abstention.variants import BASE, VARIANTS
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
+
+from .variants import BASE, VARIANTS
 
 DATA_FILES = ("chat", "semantic", "answers", "bare", "held_out", "calibration")
 GIVEN = (BASE, *(name for name, one in VARIANTS.items() if one.kind != "fitted"))

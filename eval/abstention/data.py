@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from eval.abstention.config import PairsConfig
-from eval.thresholds import conformal_least
 from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import Pair, read_pairs
 from tilelli_jax.data.text_files import text_chunks
@@ -15,6 +13,9 @@ from tilelli_jax.data.village import files
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint, write_atomically
 from tilelli_jax.json_text import lines
+
+from ..thresholds import conformal_least
+from .config import PairsConfig
 
 MOST_LEFT_OUT = 0.2  # of the pairs, for being too long
 LEARNED = ("chat", "semantic", "answers", "bare")  # what networks learn from

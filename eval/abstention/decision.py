@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.checks import Floats
-from eval.stats import Interval, PairedBootstrap, bootstrap_two_way, exact_share, holm
 from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.names import BLOCK
+
+from ..checks import Floats
+from ..stats import Interval, PairedBootstrap, bootstrap_two_way, exact_share, holm
 
 IN_DOMAIN = "in_domain"
 POINTS: dict[str, int] = {

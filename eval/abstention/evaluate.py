@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.abstention.config import AbstentionConfig
-from eval.abstention.decision import (
+from tilelli_jax.data.village import Prompt
+from tilelli_jax.signals.names import BLOCK, HEAD
+
+from ..metrics import auroc
+from ..stats import Interval, bootstrap_two_way, holm
+from ..thresholds import conformal_threshold
+from .config import AbstentionConfig
+from .decision import (
     BASELINES,
     IN_DOMAIN,
     Table,
@@ -22,12 +28,7 @@ from eval.abstention.decision import (
     unanswerable,
     versus,
 )
-from eval.abstention.variants import CHAT
-from eval.metrics import auroc
-from eval.stats import Interval, bootstrap_two_way, holm
-from eval.thresholds import conformal_threshold
-from tilelli_jax.data.village import Prompt
-from tilelli_jax.signals.names import BLOCK, HEAD
+from .variants import CHAT
 
 Tree = dict[str, Any]
 # Which variants' heads are held against each other: what the study asks.

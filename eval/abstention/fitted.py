@@ -24,12 +24,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.abstention.config import FittedConfig, RecipeConfig
-from eval.abstention.measure import turn
-from eval.checks import Floats
-from eval.folds import number_of_folds, stratified
-from eval.inputs.networks import trained
-from eval.probes import Fitted, ProbeOptions, fit_probe
 from tilelli_jax import store
 from tilelli_jax.data.activations import write_activations
 from tilelli_jax.estimators.sae import Codes
@@ -37,6 +31,13 @@ from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import Scorer, Text, recording
 from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader
 from tilelli_jax.training.run import RunDirectory
+
+from ..checks import Floats
+from ..folds import number_of_folds, stratified
+from ..inputs.networks import trained
+from ..probes import Fitted, ProbeOptions, fit_probe
+from .config import FittedConfig, RecipeConfig
+from .measure import turn
 
 SCORES = ("pooled", "low_rank", "raw_probe", "sae_probe")
 PLACE = "resid_post"

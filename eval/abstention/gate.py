@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.abstention.decision import direction
-from eval.thresholds import conformal_least, conformal_threshold
 from tilelli_jax import gate, store
 from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.turns import asked, text_of
@@ -23,6 +21,9 @@ from tilelli_jax.signals.names import HEAD
 from tilelli_jax.signals.scoring import most_time
 from tilelli_jax.signals.uncertainty import names
 from tilelli_jax.tables import table
+
+from ..thresholds import conformal_least, conformal_threshold
+from .decision import direction
 
 
 class Prompts(NamedTuple):

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from eval.abstention.config import AnswersConfig
-from eval.abstention.detectors import health, is_affirmation, is_loop, is_refusal, is_utf8
-from eval.matching import is_match
 from tilelli_jax import decoding
 from tilelli_jax.data.chat_pairs import Pair, lay
 from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
@@ -21,6 +18,10 @@ from tilelli_jax.signals.prompts import Prompt as TokenPrompt
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
 from tilelli_jax.training.chat import held_out_terms
 from tilelli_jax.training.step import take_apart
+
+from ..matching import is_match
+from .config import AnswersConfig
+from .detectors import health, is_affirmation, is_loop, is_refusal, is_utf8
 
 Columns = dict[str, np.ndarray]
 BYTES = 256

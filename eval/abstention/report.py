@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from eval import figures
-from eval.abstention.decision import IN_DOMAIN
-from eval.abstention.statements import (
+from tilelli_jax import config as config_lib
+from tilelli_jax.data.village import ANSWERABLE
+from tilelli_jax.signals.names import BLOCK, HEAD
+
+from .. import figures
+from ..conclusions import told_p
+from ..report import Report
+from ..stages import read_result
+from ..stats import Interval
+from ..tables import as_json
+from ..tables import write as write_tables
+from .decision import IN_DOMAIN
+from .statements import (
     COHERENT,
     GARBLED,
     KNOWS,
@@ -21,17 +31,8 @@ from eval.abstention.statements import (
     head,
     statements,
 )
-from eval.abstention.study import Study
-from eval.abstention.variants import CHAT, VARIANTS
-from eval.conclusions import told_p
-from eval.report import Report
-from eval.stages import read_result
-from eval.stats import Interval
-from eval.tables import as_json
-from eval.tables import write as write_tables
-from tilelli_jax import config as config_lib
-from tilelli_jax.data.village import ANSWERABLE
-from tilelli_jax.signals.names import BLOCK, HEAD
+from .study import Study
+from .variants import CHAT, VARIANTS
 
 Tree = Mapping[str, Any]
 Rows = list[dict[str, Any]]

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.abstention.decision import IN_DOMAIN
-from eval.abstention.variants import CHAT
-from eval.conclusions import SURE, told, told_p
-from eval.stats import Interval
 from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.names import HEAD, ROUTER
+
+from ..conclusions import SURE, told, told_p
+from ..stats import Interval
+from .decision import IN_DOMAIN
+from .variants import CHAT
 
 Tree = Mapping[str, Any]
 CHANCE = 0.6  # an AUROC from 1 − it to it is called near chance: published are 0.51 to 0.55

@@ -19,13 +19,6 @@ from typing import Any
 
 import jax
 
-from eval.abstention import data, evaluate, fitted, measure, prompts
-from eval.abstention.config import DATA_FILES, AbstentionConfig, RecipeConfig
-from eval.abstention.measure import Columns
-from eval.abstention.variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, dependencies
-from eval.inputs.networks import contents, run_path, trained
-from eval.stages import Stages, once, read_result, recipe, without, write_result
-from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.data import village
@@ -38,6 +31,14 @@ from tilelli_jax.signals.uncertainty import UncertaintyReader
 from tilelli_jax.splice import splice
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import RunDirectory
+
+from ..inputs.networks import contents, run_path, trained
+from ..stages import Stages, once, read_result, recipe, without, write_result
+from ..tables import read_columns, write_columns
+from . import data, evaluate, fitted, measure, prompts
+from .config import DATA_FILES, AbstentionConfig, RecipeConfig
+from .measure import Columns
+from .variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, dependencies
 
 FEW = 30  # prompts of a regime, of which the study was meant to have so many
 PROMPTS, CALIBRATION = "prompts.parquet", "calibration.parquet"  # of a measured network: a row for each

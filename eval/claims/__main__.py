@@ -19,16 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.abstention import prompts
-from eval.claims import measurements
-from eval.claims.check import AREAS, Line, check, failing
-from eval.claims.config import ClaimsConfig
-from eval.claims.measurements import Answer, Found
-from eval.tables import as_json
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import write_together
 from tilelli_jax.tables import table
+
+from ..abstention import prompts
+from ..tables import as_json
+from . import measurements
+from .check import AREAS, Line, check, failing
+from .config import ClaimsConfig
+from .measurements import Answer, Found
 
 PUBLISHED = Path(__file__).parents[2] / "configs" / "claims-published.yaml"
 TOLERANCE = 0.05  # the original's

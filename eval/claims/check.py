@@ -16,9 +16,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from eval.claims.measurements import Found
-from eval.stats import Interval, exact_share
+from ..stats import Interval, exact_share
+from .config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
+from .measurements import Found
 
 ARCHITECTURE, AREAS = "architecture", "cross-regime AUROC"
 HELD_OUT, FALSE_INABILITY = "held-out abstention", "false inability"

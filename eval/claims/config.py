@@ -6,10 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
-from eval.abstention.config import AnswersConfig
-from eval.abstention.decision import BLOCK
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+
+from ..abstention.config import AnswersConfig
+from ..abstention.decision import BLOCK
 
 Area = float | tuple[float, ...] | None  # an AUROC, or the lowest and the highest
 

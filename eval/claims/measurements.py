@@ -6,13 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from eval.abstention import measure, prompts
-from eval.abstention.config import AnswersConfig
-from eval.abstention.decision import cross_regime
-from eval.abstention.detectors import is_refusal, plain
-from eval.abstention.evaluate import Measured, scores_of
-from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from eval.stats import Interval
 from tilelli_jax import store
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
@@ -20,6 +13,14 @@ from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.names import BLOCK
 from tilelli_jax.signals.uncertainty import UncertaintyReader
 from tilelli_jax.training.step import parameter_count, take_apart
+
+from ..abstention import measure, prompts
+from ..abstention.config import AnswersConfig
+from ..abstention.decision import cross_regime
+from ..abstention.detectors import is_refusal, plain
+from ..abstention.evaluate import Measured, scores_of
+from ..stats import Interval
+from .config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
 
 HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # the regimes whose prompts are answered
 BATCH = 64  # prompts read at once: each batch of other lengths is compiled anew

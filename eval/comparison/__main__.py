@@ -14,14 +14,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.comparison import report
-from eval.comparison.config import ComparisonConfig
-from eval.comparison.study import Study
-from eval.inputs.commands import carry_out, how_made, quiet_logs
-from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import command
 from tilelli_jax.tables import table
+
+from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..stages import tell_on_stderr
+from . import report
+from .config import ComparisonConfig
+from .study import Study
 
 STAGES = ("train", "evaluate", "all")
 PROG = "python -m eval.comparison"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.stats import exact_relabelling, exact_sign_flips, holm, paired_t, welch
+from ..stats import exact_relabelling, exact_sign_flips, holm, paired_t, welch
 
 TESTS = ("welch", "unpaired", "paired")
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from eval.comparison.config import ComparisonConfig
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
@@ -16,6 +15,8 @@ from tilelli_jax.models import weights
 from tilelli_jax.store import build
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.step import parameter_count, take_apart
+
+from .config import ComparisonConfig
 
 CODES = {"ternary": 3, "power3": 7}  # how many values a code can have
 FULL = 32  # bits of a float32

@@ -7,17 +7,18 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from eval import conclusions, figures
-from eval.comparison.compare import TESTS
-from eval.comparison.config import file_name
-from eval.comparison.study import Study
-from eval.conclusions import SURE, told, told_p
-from eval.report import Report
-from eval.stages import read_result
-from eval.stats import Interval
-from eval.tables import as_json
-from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
+
+from .. import conclusions, figures
+from ..conclusions import SURE, told, told_p
+from ..report import Report
+from ..stages import read_result
+from ..stats import Interval
+from ..tables import as_json
+from ..tables import write as write_tables
+from .compare import TESTS
+from .config import file_name
+from .study import Study
 
 Tree = Mapping[str, Any]
 CALLED = {"welch": "Welch", "unpaired": "exact", "paired": "exact, paired"}

@@ -12,12 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.comparison import contenders as contender_lib
-from eval.comparison.compare import compare
-from eval.comparison.config import ComparisonConfig, file_name
-from eval.comparison.contenders import Contender, Size
-from eval.inputs.networks import TrainingStopped, run_path, trained
-from eval.stages import Stages, read_result, recipe, write_result
 from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import as_expected
@@ -25,6 +19,13 @@ from tilelli_jax.sharding import make_mesh
 from tilelli_jax.train import DIVERGED
 from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.text import text_task
+
+from ..inputs.networks import TrainingStopped, run_path, trained
+from ..stages import Stages, read_result, recipe, write_result
+from . import contenders as contender_lib
+from .compare import compare
+from .config import ComparisonConfig, file_name
+from .contenders import Contender, Size
 
 TOLD = ("final_valid_loss", "best_valid_loss", "best_step", "steps", "parameters", "tokens", "seconds",
         "device", "git_commit", "versions")

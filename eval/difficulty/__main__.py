@@ -12,15 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.difficulty import report
-from eval.difficulty.config import StudyConfig
-from eval.difficulty.questions import with_source
-from eval.difficulty.study import Study
-from eval.inputs.commands import carry_out, how_made, quiet_logs
-from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.tables import table
+
+from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..stages import tell_on_stderr
+from . import report
+from .config import StudyConfig
+from .questions import with_source
+from .study import Study
 
 STAGES = ("extract", "sae", "probe", "selective", "calibrate", "cascade", "causal", "synthesize", "all")
 

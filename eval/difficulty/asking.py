@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from eval.checks import Floats
-from eval.difficulty.texts import Question
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.scoring import Scored, Scorer, Text, recording
+
+from ..checks import Floats
+from .texts import Question
 
 Encode = Callable[[str], list[int]]
 

@@ -10,12 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from eval.difficulty.config import SAEStageConfig, StudyConfig
-from eval.difficulty.extract import Extraction
-from eval.difficulty.features import encoded
-from eval.difficulty.subject import Subject
-from eval.inputs.networks import trained
-from eval.tables import as_json, write_columns
 from tilelli_jax import store
 from tilelli_jax.data.activations import Activations, open_activations, write_activations
 from tilelli_jax.errors import InputError
@@ -25,6 +19,13 @@ from tilelli_jax.json_text import as_expected, read_json
 from tilelli_jax.signals.patching import EVERYTHING, Spliced
 from tilelli_jax.training.run import RunDirectory
 from tilelli_jax.training.sae import describe
+
+from ..inputs.networks import trained
+from ..tables import as_json, write_columns
+from .config import SAEStageConfig, StudyConfig
+from .extract import Extraction
+from .features import encoded
+from .subject import Subject
 
 JUDGED, ACTIVE = "judged.json", "active.parquet"
 

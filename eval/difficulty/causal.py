@@ -16,9 +16,9 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from eval.checks import Floats
-from eval.probes import Block, ProbeOptions, make_probe
-from eval.stats import Interval, bootstrap_mean, bootstrap_p, holm
+from ..checks import Floats
+from ..probes import Block, ProbeOptions, make_probe
+from ..stats import Interval, bootstrap_mean, bootstrap_p, holm
 
 
 def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float = 0.1,

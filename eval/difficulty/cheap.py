@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import signal
 
-from eval.checks import Floats
+from ..checks import Floats
 
 SMALL = 1e-8
 

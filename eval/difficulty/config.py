@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from eval.inputs.networks import NetworkConfig
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig
+
+from ..inputs.networks import NetworkConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.difficulty.subject import Measured, Numbers, Subject
-from eval.inputs.shards import Shards, fill
-from eval.tables import write_columns
+from ..inputs.shards import Shards, fill
+from ..tables import write_columns
+from .subject import Measured, Numbers, Subject
 
 METADATA = "metadata.parquet"
 

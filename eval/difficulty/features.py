@@ -17,10 +17,11 @@ import numpy as np
 import scipy.sparse
 from flax import nnx
 
-from eval.checks import Floats
-from eval.difficulty.extract import Extraction
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.tensors import in_memory, read_file, write_file
+
+from ..checks import Floats
+from .extract import Extraction
 
 FILE = "features.safetensors"
 ROWS = 8192  # positions that are encoded at once

@@ -10,12 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.checks import Floats
-from eval.difficulty import cheap, series
-from eval.difficulty.config import SeriesConfig, StudyConfig
-from eval.difficulty.subject import Block, Measured, Numbers, Positions
-from eval.folds import Folds, forward, number_of_folds, usable
-from eval.inputs.networks import NetworkConfig
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.language import open_network
@@ -24,6 +18,13 @@ from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.series import encoded, forecasts, patched_crps
+
+from ..checks import Floats
+from ..folds import Folds, forward, number_of_folds, usable
+from ..inputs.networks import NetworkConfig
+from . import cheap, series
+from .config import SeriesConfig, StudyConfig
+from .subject import Block, Measured, Numbers, Positions
 
 ROWS_FOR_ONE = 3  # training windows for each fold, at least
 

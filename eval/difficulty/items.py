@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.checks import Floats
-from eval.difficulty import labels
-from eval.difficulty.config import StudyConfig
-from eval.difficulty.extract import Extraction
-from eval.difficulty.subject import Block, Subject
-from eval.probes import constant_columns
-from eval.tables import read_columns, write_columns
 from tilelli_jax.errors import InputError
+
+from ..checks import Floats
+from ..probes import constant_columns
+from ..tables import read_columns, write_columns
+from . import labels
+from .config import StudyConfig
+from .extract import Extraction
+from .subject import Block, Subject
 
 TABLE = "items.parquet"
 

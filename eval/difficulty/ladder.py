@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from eval.probes import HEADLINES, LADDER, Rung
+from ..probes import HEADLINES, LADDER, Rung
 
 Told = Callable[[str], None]  # is called with what is being made
 CONTROLS = (Rung("C1_length", ("length",)), Rung("C2_cheap_surprise", ("cheap", "surprise")),

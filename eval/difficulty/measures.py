@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval import calibration, cascade, probes, selective
-from eval.checks import Floats
-from eval.difficulty import causal, ladder
-from eval.difficulty.config import CascadeConfig
-from eval.difficulty.items import Items
-from eval.folds import Folds
-from eval.metrics import auprc, auroc
-from eval.probes import ProbeOptions
-from eval.stats import holm
+from .. import calibration, cascade, probes, selective
+from ..checks import Floats
+from ..folds import Folds
+from ..metrics import auprc, auroc
+from ..probes import ProbeOptions
+from ..stats import holm
+from . import causal, ladder
+from .config import CascadeConfig
+from .items import Items
 
 Tree = dict[str, Any]
 Table = dict[str, np.ndarray]  # column → [rows]

@@ -16,15 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from eval.checks import Floats
-from eval.difficulty import cheap, labels, texts
-from eval.difficulty.asking import Asker
-from eval.difficulty.config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
-from eval.difficulty.subject import Block, Measured, Numbers, Positions
-from eval.difficulty.texts import Question
-from eval.folds import Folds, number_of_folds, stratified, usable
-from eval.inputs.networks import NetworkConfig
-from eval.inputs.rows import hugging_face, read_rows
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.files import read_text
@@ -33,6 +24,16 @@ from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.activations import rows_of
 from tilelli_jax.signals.patching import Patched, patched_nats
 from tilelli_jax.signals.places import check_place
+
+from ..checks import Floats
+from ..folds import Folds, number_of_folds, stratified, usable
+from ..inputs.networks import NetworkConfig
+from ..inputs.rows import hugging_face, read_rows
+from . import cheap, labels, texts
+from .asking import Asker
+from .config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
+from .subject import Block, Measured, Numbers, Positions
+from .texts import Question
 
 PARTS = 20  # that the groups are dealt into before some of them are held out
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from eval import cascade, conclusions, figures, metrics, selective
-from eval.conclusions import FEW
-from eval.difficulty.config import SeriesConfig, StudyConfig
-from eval.difficulty.measures import rung_names
-from eval.difficulty.study import Study, read_results
-from eval.report import Report
-from eval.stages import RESULTS, read_result
-from eval.stats import Interval
-from eval.tables import as_json, read_columns
-from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.json_text import as_expected
+
+from .. import cascade, conclusions, figures, metrics, selective
+from ..conclusions import FEW
+from ..report import Report
+from ..stages import RESULTS, read_result
+from ..stats import Interval
+from ..tables import as_json, read_columns
+from ..tables import write as write_tables
+from .config import SeriesConfig, StudyConfig
+from .measures import rung_names
+from .study import Study, read_results
 
 LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
           "and with inner values beside them.")

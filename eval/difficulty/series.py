@@ -10,10 +10,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
-from eval.checks import Floats
-from eval.inputs.rows import columns_of, read_rows
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.chronos import crps
+
+from ..checks import Floats
+from ..inputs.rows import columns_of, read_rows
 
 
 def read_series(path: Path, column: str) -> Floats:

@@ -14,28 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from eval.difficulty import autoencoder, causal, measures
-from eval.difficulty.autoencoder import Judged
-from eval.difficulty.config import SeriesConfig, StudyConfig
-from eval.difficulty.extract import Extraction, extract
-from eval.difficulty.features import make_features, read_features
-from eval.difficulty.forecasts import Forecasts
-from eval.difficulty.items import Items, make_items, read_items
-from eval.difficulty.ladder import Told
-from eval.difficulty.measures import Drawn
-from eval.difficulty.questions import Questions
-from eval.difficulty.subject import Subject
-from eval.folds import Folds
-from eval.inputs import networks
-from eval.probes import Block, ProbeOptions
-from eval.stages import RESULTS, Stages, key, read_result, recipe, without, write_result
-from eval.tables import read_columns, write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import read_json
 from tilelli_jax.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
+
+from ..folds import Folds
+from ..inputs import networks
+from ..probes import Block, ProbeOptions
+from ..stages import RESULTS, Stages, key, read_result, recipe, without, write_result
+from ..tables import read_columns, write_columns
+from . import autoencoder, causal, measures
+from .autoencoder import Judged
+from .config import SeriesConfig, StudyConfig
+from .extract import Extraction, extract
+from .features import make_features, read_features
+from .forecasts import Forecasts
+from .items import Items, make_items, read_items
+from .ladder import Told
+from .measures import Drawn
+from .questions import Questions
+from .subject import Subject
 
 
 class Study:

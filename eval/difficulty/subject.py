@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.checks import Floats
-from eval.folds import Folds
-from eval.inputs.networks import NetworkConfig
 from tilelli_jax.estimators.sae import TopKSAE
+
+from ..checks import Floats
+from ..folds import Folds
+from ..inputs.networks import NetworkConfig
 
 Positions = Literal["all", "boundary"]
 Numbers = dict[str, np.ndarray]  # name → [items, …]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from eval.inputs.rows import columns_of
 from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError
+
+from ..inputs.rows import columns_of
 
 SQUAD = "context, question, title and answers (whose text is a list, the first of it the right one)"
 HELLASWAG = "ctx_a, ctx_b, endings (a list), label (the number of the right one), activity_label"

@@ -7,10 +7,11 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from eval.inputs.networks import TrainingStopped
-from eval.stages import BusyError
 from tilelli_jax.errors import InputError
 from tilelli_jax.training.run import provenance
+
+from ..stages import BusyError
+from .networks import TrainingStopped
 
 
 def quiet_logs() -> None:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.stages import key
 from tilelli_jax import config as config_lib
 from tilelli_jax import gate
 from tilelli_jax import train as train_command
@@ -23,6 +22,8 @@ from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
 from tilelli_jax.tensors import read_file
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
+
+from ..stages import key
 
 WHERE = ("chat.source", "chat.valid", "train.init_from")  # paths of what is read
 EXPORTED = "train.export"  # free for a run, which is ended anew with it; of its network it decides

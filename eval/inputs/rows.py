@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.tables import read_parquet
 from tilelli_jax import json_text
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import read_bytes
+
+from ..tables import read_parquet
 
 Row = dict[str, Any]
 

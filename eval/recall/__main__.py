@@ -17,18 +17,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.inputs.commands import carry_out, how_made, quiet_logs
-from eval.inputs.rows import read_rows
-from eval.recall import report
-from eval.recall.config import RecallConfig
-from eval.recall.knower import Knower, as_row, open_knower, question_of
-from eval.recall.study import Study
-from eval.stages import tell_on_stderr
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import write_atomically
 from tilelli_jax.json_text import check_text
 from tilelli_jax.tables import table
+
+from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..inputs.rows import read_rows
+from ..stages import tell_on_stderr
+from . import report
+from .config import RecallConfig
+from .knower import Knower, as_row, open_knower, question_of
+from .study import Study
 
 STAGES = ("build", "fit", "evaluate", "all")
 PROG = "python -m eval.recall"
@@ -128,7 +129,7 @@ def _app(options: argparse.Namespace) -> int:
     if options.max_new < 1:
         raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
     try:
-        from eval.recall import about, app
+        from . import about, app
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "plotly", "plotly.graph_objects", "plotly.subplots"):
             raise

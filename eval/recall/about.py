@@ -11,12 +11,13 @@ from pathlib import Path
 
 import jax
 
-from eval.recall import report
-from eval.recall.knower import Knower
-from eval.stages import RESULTS
-from eval.tables import Row, markdown
 from tilelli_jax.errors import InputError
 from tilelli_jax.signals.crystallisation import band
+
+from ..stages import RESULTS
+from ..tables import Row, markdown
+from . import report
+from .knower import Knower
 
 MEANING = """
 **What P(knows) means.** A question counts as known where this very network, asked in this very way,

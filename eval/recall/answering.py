@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.recall.config import AnswersConfig
 from tilelli_jax.decoding import generate_ids
 from tilelli_jax.language import Language
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import most_time
+
+from .config import AnswersConfig
 
 THOUGHT = re.compile(r"<\|channel>thought\n?.*?(?:<channel\|>|$)|<think>.*?(?:</think>|$)", re.DOTALL)
 MARKS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_turn|im_end|eot_id|endoftext|s)"

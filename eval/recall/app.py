@@ -17,13 +17,14 @@ from pathlib import Path
 
 import uvicorn
 
-from eval.recall import thoughts
-from eval.recall.about import facts
-from eval.recall.desk import Desk
-from eval.recall.knower import Knower
-from eval.recall.page import build, mounted
 from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
+
+from . import thoughts
+from .about import facts
+from .desk import Desk
+from .knower import Knower
+from .page import build, mounted
 
 HOST, PORT = "127.0.0.1", 7860
 ARENAS = 2

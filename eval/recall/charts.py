@@ -11,10 +11,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from eval.figures import COLOURS
-from eval.recall.knower import Told
-from eval.thresholds import Thresholds
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
+
+from ..figures import COLOURS
+from ..thresholds import Thresholds
+from .knower import Told
 
 GREEN, AMBER, RED = "#8FCFB8", "#F3CE7E", "#EBA98A"  # pale: the bar and the number stand on them
 FONT = {"family": "system-ui, sans-serif", "size": 12}

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.inputs.rows import read_rows
-from eval.matching import is_match, is_refusal
-from eval.recall import charts, thoughts
-from eval.recall.desk import Desk
-from eval.recall.knower import Knower, Told, as_row, question_of
-from eval.tables import as_csv
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.json_text import check_text
+
+from ..inputs.rows import read_rows
+from ..matching import is_match, is_refusal
+from ..tables import as_csv
+from . import charts, thoughts
+from .desk import Desk
+from .knower import Knower, Told, as_row, question_of
 
 LONGEST = 10_000  # letters of a question: no end to it would be an end to the memory
 DEPTHS = (0.25, 0.5, 0.75, 1.0)

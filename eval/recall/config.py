@@ -6,14 +6,15 @@ import dataclasses
 import math
 from typing import Literal
 
-from eval.inputs.networks import NetworkConfig
-from eval.matching import Rule
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig
 from tilelli_jax.training.sidecar import SidecarOptions
+
+from ..inputs.networks import NetworkConfig
+from ..matching import Rule
 
 LEAST = 40  # questions of a study
 ANSWER_ENDS = ("<turn|>", "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from eval.checks import Floats
-from eval.folds import Indices
-from eval.recall.splits import Texts
+from ..checks import Floats
+from ..folds import Indices
+from .splits import Texts
 
 # With these the words have the AUROCs on the published split that are told of them: 0.770 in all, 0.743
 # within PopQA and 0.643 within TriviaQA.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from eval.recall import thoughts
-from eval.recall.knower import Knower, Told
+from . import thoughts
+from .knower import Knower, Told
 
 
 class Desk:

@@ -12,9 +12,11 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import selective
-from eval.checks import Floats
-from eval.metrics import (
+from tilelli_jax.errors import InputError
+
+from .. import selective
+from ..checks import Floats
+from ..metrics import (
     auprc,
     auroc,
     brier,
@@ -22,13 +24,12 @@ from eval.metrics import (
     expected_calibration_error,
     reliability,
 )
-from eval.recall.fit import SIDECAR
-from eval.recall.scores import Methods, Scope, heard
-from eval.recall.table import PARTS, Table
-from eval.recall.verdicts import Judge
-from eval.stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exact_share, holm
-from eval.thresholds import Verdict
-from tilelli_jax.errors import InputError
+from ..stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exact_share, holm
+from ..thresholds import Verdict
+from .fit import SIDECAR
+from .scores import Methods, Scope, heard
+from .table import PARTS, Table
+from .verdicts import Judge
 
 Tree = dict[str, Any]
 Rows = NDArray[np.intp]

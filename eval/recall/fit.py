@@ -24,18 +24,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from eval.calibration import CALIBRATORS, Calibrator
-from eval.checks import Floats
-from eval.familiarity import Familiarity
-from eval.metrics import auroc
-from eval.recall import controls
-from eval.recall.config import FitConfig
-from eval.recall.scores import Methods, Scores
-from eval.recall.table import Table
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 from tilelli_jax.training.sidecar import Examples, learn, logits_of
+
+from ..calibration import CALIBRATORS, Calibrator
+from ..checks import Floats
+from ..familiarity import Familiarity
+from ..metrics import auroc
+from . import controls
+from .config import FitConfig
+from .scores import Methods, Scores
+from .table import Table
 
 SIDECAR = "sidecar"
 Rows = NDArray[np.intp]

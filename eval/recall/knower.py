@@ -1,6 +1,6 @@
 """P(the model knows) of questions, from one pass of each prompt and nothing generated.
 
-    from eval.recall.knower import open_knower
+    from .knower import open_knower
     knower = open_knower("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
     for told in knower.ask(["Where does Mira Holt live?"]):
         print(told.p, told.verdict, told.strongest_write)
@@ -15,13 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.inputs import networks
-from eval.inputs.networks import NetworkConfig
-from eval.recall import verdicts
-from eval.recall.config import PromptConfig
-from eval.recall.prompting import Prompter
-from eval.recall.verdicts import Judge
-from eval.thresholds import Verdict
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import Sidecar
@@ -31,6 +24,14 @@ from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 from tilelli_jax.signals.prompts import Read, Reader
 from tilelli_jax.training.sidecar import logits_of
+
+from ..inputs import networks
+from ..inputs.networks import NetworkConfig
+from ..thresholds import Verdict
+from . import verdicts
+from .config import PromptConfig
+from .prompting import Prompter
+from .verdicts import Judge
 
 
 class Told(NamedTuple):

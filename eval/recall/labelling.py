@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from eval.matching import Rule, is_match, is_refusal
-from eval.recall import splits
-from eval.recall.config import PartsConfig
-from eval.recall.questions import Question
 from tilelli_jax.errors import InputError
+
+from ..matching import Rule, is_match, is_refusal
+from . import splits
+from .config import PartsConfig
+from .questions import Question
 
 Columns = dict[str, Any]
 

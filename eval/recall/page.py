@@ -17,13 +17,14 @@ os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQU
 import fastapi
 import gradio as gr
 
-from eval.recall import thoughts
-from eval.recall.about import MEANING, conclusions, memory_told, pictures
-from eval.recall.clicks import DEPTHS, batched, generated, probed
-from eval.recall.desk import Desk
-from eval.recall.uploads import Page
-from eval.tables import Row, markdown
 from tilelli_jax.hosts import TrustedHosts
+
+from ..tables import Row, markdown
+from . import thoughts
+from .about import MEANING, conclusions, memory_told, pictures
+from .clicks import DEPTHS, batched, generated, probed
+from .desk import Desk
+from .uploads import Page
 
 FORMING = ["depth", "layer", "it would say"]
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],

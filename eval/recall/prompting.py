@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from eval.recall.config import PromptConfig
 from tilelli_jax.errors import InputError
 from tilelli_jax.language import Language
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import most_time
+
+from .config import PromptConfig
 
 STAND_IN = "\ue000"  # for private use: in no template
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.inputs.rows import Row, columns_of, hugging_face, read_rows
-from eval.recall.config import LEAST, QuestionsConfig
 from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
+
+from ..inputs.rows import Row, columns_of, hugging_face, read_rows
+from .config import LEAST, QuestionsConfig
 
 HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
        "triviaqa": ("hf:mandarjoshi/trivia_qa#rc.nocontext", "validation")}

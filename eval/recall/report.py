@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from eval import figures, metrics, selective
-from eval.conclusions import against_chance, is_sure, told, told_p, too_few
-from eval.recall import verdicts as verdict_file
-from eval.recall.evaluate import WORDS
-from eval.recall.fit import SIDECAR
-from eval.recall.study import Study
-from eval.report import Report
-from eval.stages import RESULTS, read_result
-from eval.stats import Interval
-from eval.tables import as_json
-from eval.tables import write as write_tables
 from tilelli_jax import config as config_lib
 from tilelli_jax.json_text import read_json
 from tilelli_jax.signals.crystallisation import band
+
+from .. import figures, metrics, selective
+from ..conclusions import against_chance, is_sure, told, told_p, too_few
+from ..report import Report
+from ..stages import RESULTS, read_result
+from ..stats import Interval
+from ..tables import as_json
+from ..tables import write as write_tables
+from . import verdicts as verdict_file
+from .evaluate import WORDS
+from .fit import SIDECAR
+from .study import Study
 
 SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures
 Tree = Mapping[str, Any]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.checks import Floats
-from eval.tables import read_columns, write_columns
+from ..checks import Floats
+from ..tables import read_columns, write_columns
 
 FILE = "scores.parquet"
 Scope = str | None

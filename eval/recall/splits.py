@@ -13,8 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.folds import Indices
-from eval.matching import words
+from ..folds import Indices
+from ..matching import words
 
 Texts: TypeAlias = Sequence[str] | NDArray[np.object_]
 Names: TypeAlias = Sequence[str | None] | NDArray[np.object_]

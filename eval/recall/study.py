@@ -15,18 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from eval.calibration import calibrator_from_dict
-from eval.inputs import networks
-from eval.inputs.shards import Shards, fill
-from eval.recall import evaluate, fit, labelling, questions, scores, table, verdicts
-from eval.recall.answering import answer, said
-from eval.recall.config import RecallConfig
-from eval.recall.prompting import Prompter
-from eval.recall.scores import Methods, Scope
-from eval.recall.table import QUESTIONS, Table
-from eval.recall.verdicts import Judge
-from eval.stages import Stages, read_result, recipe, without, write_result
-from eval.tables import write_columns
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
@@ -35,6 +23,19 @@ from tilelli_jax.sharding import make_mesh
 from tilelli_jax.signals.prompts import Prompt, Reader
 from tilelli_jax.signals.robustness import Robustness
 from tilelli_jax.training.experiment import ExperimentConfig
+
+from ..calibration import calibrator_from_dict
+from ..inputs import networks
+from ..inputs.shards import Shards, fill
+from ..stages import Stages, read_result, recipe, without, write_result
+from ..tables import write_columns
+from . import evaluate, fit, labelling, questions, scores, table, verdicts
+from .answering import answer, said
+from .config import RecallConfig
+from .prompting import Prompter
+from .scores import Methods, Scope
+from .table import QUESTIONS, Table
+from .verdicts import Judge
 
 LEAST_GROUPS = 8
 SIDECAR = "sidecar"  # of a stage: the directory of the run that is best on validate

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.inputs.shards import Shards
-from eval.tables import read_columns
 from tilelli_jax.errors import InputError
+
+from ..inputs.shards import Shards
+from ..tables import read_columns
 
 QUESTIONS = "questions.parquet"
 PARTS = ("train", "validate", "calibrate", "test")

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.recall.answering import MARKS, answer_ends, said
-from eval.recall.config import AnswersConfig
-from eval.recall.knower import Knower
 from tilelli_jax import decoding
 from tilelli_jax.errors import InputError
+
+from .answering import MARKS, answer_ends, said
+from .config import AnswersConfig
+from .knower import Knower
 
 LOW, HIGH = 0.4, 0.7  # of P(knows)
 MOST_NEW = 1024  # symbols of thought and answer, where nothing else limits them

@@ -8,8 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from eval.recall.retention import HOURS, SESSIONS, delete_old, forget_sessions
 from tilelli_jax.errors import InputError
+
+from .retention import HOURS, SESSIONS, delete_old, forget_sessions
 
 
 class Page(gr.Blocks):

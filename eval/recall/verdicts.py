@@ -10,15 +10,16 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import expit, logit
 
-from eval.calibration import Calibrator, Temperature, calibrator_from_dict
-from eval.checks import Floats
-from eval.recall.config import PromptConfig, VerdictConfig
-from eval.tables import as_json
-from eval.thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
 from tilelli_jax import config as config_lib
 from tilelli_jax.files import write_atomically
 from tilelli_jax.json_text import as_expected, read_json
 from tilelli_jax.models.decoder import ComputeConfig
+
+from ..calibration import Calibrator, Temperature, calibrator_from_dict
+from ..checks import Floats
+from ..tables import as_json
+from ..thresholds import Thresholds, Verdict, guaranteed_thresholds, precision_thresholds, verdict
+from .config import PromptConfig, VerdictConfig
 
 FILE = "verdict.json"
 

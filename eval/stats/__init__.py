@@ -1,6 +1,6 @@
 """How sure a number is (`resampling`: intervals), and whether a difference is one (`significance`: tests)."""
 
-from eval.stats.resampling import (
+from .resampling import (
     Interval,
     PairedBootstrap,
     bootstrap_mean,
@@ -10,7 +10,7 @@ from eval.stats.resampling import (
     percentiles,
     resampled_counts,
 )
-from eval.stats.significance import (
+from .significance import (
     MOST_ARRANGEMENTS,
     DeLong,
     ExactTest,

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
 
-from eval import checks
-from eval.checks import Floats
-from eval.metrics import auroc, auroc_weighted
+from .. import checks
+from ..checks import Floats
+from ..metrics import auroc, auroc_weighted
 
 BLOCK = 2**22  # numbers of one array at a time
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from eval import checks
-from eval.checks import Floats
-from eval.metrics import auroc, auroc_relabelled, midranks
-from eval.stats.resampling import BLOCK, Interval, resampled_counts, runs_of
+from .. import checks
+from ..checks import Floats
+from ..metrics import auroc, auroc_relabelled, midranks
+from .resampling import BLOCK, Interval, resampled_counts, runs_of
 
 # --- Tests of a difference between two AUROCs ------------------------------------------------
 

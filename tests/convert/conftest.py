@@ -13,5 +13,5 @@ OUTLINE = functools.cache(arrays.outline)  # a tenth of a second each, which wou
 
 @pytest.fixture(autouse=True)
 def _outlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("convert.plan", "convert.to_torch"):
+    for module in ("tilelli_jax.convert.plan", "tilelli_jax.convert.to_torch"):
         monkeypatch.setattr(f"{module}.outline", OUTLINE, raising=False)

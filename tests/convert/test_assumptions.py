@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.convert import assumptions, torch_networks
+from tilelli_jax.convert.families import family_of
+from tilelli_jax.convert.plan import Plan
+from tilelli_jax.convert.source import open_source
 
-from convert import assumptions, torch_networks
-from convert.families import family_of
-from convert.plan import Plan
-from convert.source import open_source
 from tests.convert.torch_files import load_pt, run, said_of, save_pt, state_of, weights
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tilelli_jax.convert.__main__ import main
 
 import tilelli_jax
-from convert.__main__ import main
 from tests.refusals import assert_one_line
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.store import from_arrays

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tilelli_jax.convert.__main__ import main
 
 import tilelli_jax
-from convert.__main__ import main
 from tests.extras import needs_transformers
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line

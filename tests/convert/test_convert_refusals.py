@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import safetensors.numpy
+from tilelli_jax.convert.__main__ import main
 
 import tilelli_jax
-from convert.__main__ import main
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import files, tensors

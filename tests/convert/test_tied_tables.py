@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from tilelli_jax.convert.__main__ import main
 
 import tilelli_jax
-from convert.__main__ import main
 from tests.extras import needs_transformers
 from tests.refusals import assert_one_line
 from tests.restated.comparison import distance

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.convert import checkpoint
 
 import tilelli_jax
-from convert import checkpoint
 from tests.convert.torch_files import (
     LITE,
     as_torch,

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not insta
 
 @pytest.mark.parametrize("kind", ["ternary", "ternary_row", "power3", "power3_row"])
 def test_values_are_those_of_the_loops(kind: str) -> None:
-    from convert import torch_layers
+    from tilelli_jax.convert import torch_layers
     kernel = np.random.default_rng(0).standard_t(1.5, (2, 8, 5)).astype(np.float32)  # [heads, in, out]
     levels = np.abs(brute.quantize(kernel.astype(float), kind) / np.abs(kernel).mean((1, 2), keepdims=True))
     assert kind != "power3" or set(levels.round().ravel()) == {0, 1, 3, 9}

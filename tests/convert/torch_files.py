@@ -11,9 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+from tilelli_jax.convert.__main__ import main
 
 import tilelli_jax
-from convert.__main__ import main
 from tests.restated.random_weights import random_weights
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import outline, to_arrays

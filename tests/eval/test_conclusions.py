@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from eval import conclusions
+from tilelli_jax.eval import conclusions
 
 
 @pytest.mark.parametrize(("p", "shown", "sure"), [

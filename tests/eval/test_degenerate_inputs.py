@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from eval import calibration, cascade, metrics, selective, stats, thresholds
+from tilelli_jax.eval import calibration, cascade, metrics, selective, stats, thresholds
 
 NAN, INF = math.nan, math.inf
 LABELS, SCORES = [0, 1, 0, 1, 1, 0], [0.1, 0.4, 0.35, 0.8, 0.35, 0.2]

@@ -10,8 +10,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-
-from eval import stats
+from tilelli_jax.eval import stats
 
 runs = st.lists(st.integers(-50, 50).map(lambda whole: whole / 8), min_size=1, max_size=5)
 # Sums of these are exact. Means of numbers near the least of all are not: they would differ with the order.

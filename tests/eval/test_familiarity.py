@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
-
-from eval.familiarity import Familiarity
-from eval.metrics import auroc
+from tilelli_jax.eval.familiarity import Familiarity
+from tilelli_jax.eval.metrics import auroc
 
 
 def test_the_distance() -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from eval import figures
-from eval.cascade import Costs, frontier, oracle_frontier
-from eval.metrics import reliability
-from eval.selective import GRID, Order, risk_coverage
-from eval.stats import Interval
+from tilelli_jax.eval import figures
+from tilelli_jax.eval.cascade import Costs, frontier, oracle_frontier
+from tilelli_jax.eval.metrics import reliability
+from tilelli_jax.eval.selective import GRID, Order, risk_coverage
+from tilelli_jax.eval.stats import Interval
 
 
 @pytest.fixture

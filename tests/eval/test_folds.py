@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.model_selection import TimeSeriesSplit
-
-from eval import folds
+from tilelli_jax.eval import folds
 
 
 def test_groups_stay_together() -> None:

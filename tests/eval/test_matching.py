@@ -7,8 +7,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval.matching import is_match, is_refusal, recall_words, words
 
-from eval.matching import is_match, is_refusal, recall_words, words
 from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "match_cases.json"

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tilelli_jax.eval import probes
+from tilelli_jax.eval.folds import stratified
+from tilelli_jax.eval.probes import Climbed, ProbeOptions, climb, fit_probe
 
-from eval import probes
-from eval.folds import stratified
-from eval.probes import Climbed, ProbeOptions, climb, fit_probe
 from tests.eval.running import draws
 
 QUICK = ProbeOptions(strengths=(0.01, 0.1), jobs=1)

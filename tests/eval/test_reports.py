@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-
-from eval import tables
-from eval.report import Report
-from eval.stats import Interval
+from tilelli_jax.eval import tables
+from tilelli_jax.eval.report import Report
+from tilelli_jax.eval.stats import Interval
 
 ROWS = [{"rung": "P1 <b>", "AUROC": Interval(0.59, 0.551, 0.627), "n": 12},
         {"rung": "a|b & c", "note": None, "n": 7, "sure": True}]

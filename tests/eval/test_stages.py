@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval import stages
+from tilelli_jax.eval.stages import BusyError, Stages, key, once
 
-from eval import stages
-from eval.stages import BusyError, Stages, key, once
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-
-from eval import tables
-from eval.stats import Interval
+from tilelli_jax.eval import tables
+from tilelli_jax.eval.stats import Interval
 
 ROWS = [{"rung": "P1|cheap", "auroc": Interval(0.59, 0.551, 0.627), "C": 0.3, "n": np.int64(1500),
          "p": math.nan},

@@ -12,8 +12,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-
-from eval.thresholds import (
+from tilelli_jax.eval.thresholds import (
     GRID,
     Thresholds,
     conformal_least,
@@ -22,6 +21,7 @@ from eval.thresholds import (
     precision_thresholds,
     verdict,
 )
+
 from tests.eval.running import draws
 from tests.references import STORED, needs
 

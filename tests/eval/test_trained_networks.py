@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+from tilelli_jax.eval.inputs.networks import TrainingStopped, contents, run_path, trained
 
-from eval.inputs.networks import TrainingStopped, contents, run_path, trained
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax import store

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tilelli_jax.convert.__main__ import main as convert
 
-from convert.__main__ import main as convert
 from tests.convert.torch_files import LITE, said_of, save_pt, state_of, weights
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import yaml
+from tilelli_jax.eval.inputs.networks import contents
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.__main__ import main as recall
+from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.tables import write_columns
 
-from eval.inputs.networks import contents
-from eval.recall import verdicts
-from eval.recall.__main__ import main as recall
-from eval.recall.answering import answer
-from eval.recall.config import AnswersConfig, PromptConfig
-from eval.recall.prompting import Prompter
-from eval.recall.verdicts import Judge
-from eval.tables import write_columns
 from tests.eval.recall.small import PROMPT, sidecar_of_chance
 from tests.fuzz.networks import save
 from tests.fuzz.running import Target

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from tilelli_jax.eval.abstention.__main__ import main as abstention
+from tilelli_jax.eval.claims.__main__ import main as claims
+from tilelli_jax.eval.comparison.__main__ import main as comparison
+from tilelli_jax.eval.difficulty.__main__ import main as difficulty
+from tilelli_jax.eval.difficulty.published.__main__ import main as published
+from tilelli_jax.eval.tables import write_columns
 
-from eval.abstention.__main__ import main as abstention
-from eval.claims.__main__ import main as claims
-from eval.comparison.__main__ import main as comparison
-from eval.difficulty.__main__ import main as difficulty
-from eval.difficulty.published.__main__ import main as published
-from eval.tables import write_columns
 from tests.eval.difficulty import made_up_kit
 from tests.fuzz.networks import HEADED, save
 from tests.fuzz.recall import BYTES, NOWHERE, OUT, finish, write_lines, write_yaml

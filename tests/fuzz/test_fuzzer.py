@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.tables import write_columns
 
-from eval.tables import write_columns
 from tests.fuzz import networks, recall, running, studies, training
 from tests.fuzz.cases import Bases, check
 from tests.fuzz.mutators import OF_KIND, kind_of
@@ -79,8 +79,9 @@ def test_there_are_inputs_enough() -> None:
     assert len({target.name for target in targets}) == len(targets)
     commands = {target.main.__module__ for target in targets} - {recall.__name__}
     assert commands == {
-        "convert.__main__", "eval.abstention.__main__", "eval.claims.__main__", "eval.comparison.__main__",
-        "eval.difficulty.__main__", "eval.difficulty.published.__main__", "eval.recall.__main__",
+        *(f"tilelli_jax.{name}.__main__" for name in (
+            "convert", "eval.abstention", "eval.claims", "eval.comparison", "eval.difficulty",
+            "eval.difficulty.published", "eval.recall")),
         "tilelli_jax.chat", "tilelli_jax.data.__main__", "tilelli_jax.generate", "tilelli_jax.launch_check",
         "tilelli_jax.splice", "tilelli_jax.train"}, "every one that reads a file"
 

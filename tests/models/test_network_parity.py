@@ -115,8 +115,7 @@ def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
                form: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits, and gradients by name."""
     import torch
-
-    from convert import torch_networks
+    from tilelli_jax.convert import torch_networks
 
     ids, probe = (torch.from_numpy(value) for value in inputs())
     network = torch_networks.build(config, form)

@@ -46,7 +46,7 @@ def test_shipped_configuration_has_its_published_size(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_restatement_has_the_same_size(name: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert import torch_networks
+    from tilelli_jax.convert import torch_networks
 
     with torch.device("meta"):
         network = torch_networks.build(config_lib.to_dict(shipped(name)))

@@ -26,7 +26,7 @@ pytestmark = [needs(CHECKPOINT), needs(TEXT)]
 def atome(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The checkpoint, converted as its users convert it."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert.__main__ import main as convert
+    from tilelli_jax.convert.__main__ import main as convert
     out = tmp_path_factory.mktemp("atome") / "atome"
     assert convert([str(CHECKPOINT), str(out)]) == 0
     return load(out)
@@ -41,7 +41,7 @@ def settled(name: str, kernel: np.ndarray) -> np.ndarray:
 
 
 def restated(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> Any:
-    from convert import torch_networks
+    from tilelli_jax.convert import torch_networks
     theirs = torch_networks.build(config_lib.to_dict(config), "exact")
     torch_networks.load_arrays(theirs, arrays)
     return theirs.eval()

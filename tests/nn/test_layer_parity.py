@@ -84,7 +84,7 @@ def series() -> np.ndarray:
 @pytest.mark.parametrize("case", LAYERS)
 def test_layer_is_that_of_pytorch(case: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert import torch_networks
+    from tilelli_jax.convert import torch_networks
 
     layer, arrays = with_weights(LAYERS[case][0])
     graph, params = nnx.split(layer)
@@ -114,7 +114,7 @@ def test_layer_is_that_of_pytorch(case: str) -> None:
 @pytest.mark.parametrize("kind", ["none", "ternary", "ternary_row", "power3_row", "lsq"])
 def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert import torch_networks
+    from tilelli_jax.convert import torch_networks
 
     entries, ids = 7, np.array([[3, 0, 3, 6]], np.int32)
     layer, arrays = with_weights(lambda rngs: Embedding(entries, WIDTH, quantizer(kind), rngs=rngs))

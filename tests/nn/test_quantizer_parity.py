@@ -78,7 +78,7 @@ def test_gradient_of_the_learned_scale() -> None:
 
 def test_gradients_of_the_learned_scales_are_those_of_pytorch() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert import torch_layers
+    from tilelli_jax.convert import torch_layers
 
     probe = np.random.default_rng(1).standard_normal((HEADS, IN, OUT)).astype(np.float32)
     alpha = aids("lsq")["alpha"]

@@ -75,7 +75,7 @@ def slopes(graph: nnx.GraphDef) -> Callable[..., Any]:
 @pytest.mark.parametrize(("time", "top_k"), [(SHORT, 4), (LONG, 16)])
 def test_gradients_are_those_of_pytorch(time: int, top_k: int, whole: bool) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from convert import torch_networks
+    from tilelli_jax.convert import torch_networks
 
     layer, x = layer_and_inputs(time, top_k, whole)
     graph, params = nnx.split(layer)

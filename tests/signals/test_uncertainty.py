@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tilelli_jax.eval.abstention.decision import direction
 
-from eval.abstention.decision import direction
 from tests.restated.random_weights import random_network
 from tilelli_jax import store
 from tilelli_jax.errors import InputError

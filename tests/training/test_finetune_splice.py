@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tilelli_jax.convert.__main__ import main as convert
 
 import tilelli_jax
-from convert.__main__ import main as convert
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 from flax import nnx
+from tilelli_jax.eval.metrics import auroc
 
-from eval.metrics import auroc
 from tests.restated.comparison import assert_same_weights
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 from tilelli_jax.models.arrays import to_arrays

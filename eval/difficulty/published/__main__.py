@@ -16,17 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.difficulty.published.config import KitConfig, load_config
-from eval.difficulty.published.files import read_kit
-from eval.difficulty.published.protocol import THRESHOLDS
-from eval.difficulty.published.stages import tables
-from eval.stages import tell_on_stderr
-from eval.stats import Interval
-from eval.tables import as_json, parquet, shown
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.files import write_together
 from tilelli_jax.tables import table
+
+from ...stages import tell_on_stderr
+from ...stats import Interval
+from ...tables import as_json, parquet, shown
+from .config import KitConfig, load_config
+from .files import read_kit
+from .protocol import THRESHOLDS
+from .stages import tables
 
 
 @command

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from eval.probes import LADDER
 from tilelli_jax import config as config_lib
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+
+from ...probes import LADDER
 
 # What their configurations also say, and nothing here depends on.
 OTHER_KEYS = ("default", "dataset", "layer_modules", "causal")

@@ -21,18 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.checks import Floats
-from eval.difficulty import cheap
-from eval.difficulty.labels import hard_by_quantile
-from eval.difficulty.published import protocol
-from eval.difficulty.published.config import KitConfig
-from eval.difficulty.published.pooling import pooled
-from eval.difficulty.series import read_series
-from eval.tables import column_names, read_parquet
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.tensors import Tensor, read_file
+
+from ...checks import Floats
+from ...tables import column_names, read_parquet
+from .. import cheap
+from ..labels import hard_by_quantile
+from ..series import read_series
+from . import protocol
+from .config import KitConfig
+from .pooling import pooled
 
 ACTIVATIONS = "encoder_embeddings"
 TYPES = (np.float16, np.float32)

@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from eval.cascade import Costs, frontier
-from eval.checks import Floats
-from eval.difficulty.cheap import SMALL, prompt_statistics
-from eval.folds import shuffled
-from eval.metrics import auroc, brier, expected_calibration_error
-from eval.probes import Climbed, ProbeOptions, make_probe
-from eval.stats import Interval, PermutationTest, bootstrap_mean, percentiles, permute_labels
+from ...cascade import Costs, frontier
+from ...checks import Floats
+from ...folds import shuffled
+from ...metrics import auroc, brier, expected_calibration_error
+from ...probes import Climbed, ProbeOptions, make_probe
+from ...stats import Interval, PermutationTest, bootstrap_mean, percentiles, permute_labels
+from ..cheap import SMALL, prompt_statistics
 
 COVERAGES = np.round(np.arange(0.10, 1.0001, 0.05), 4)
 THRESHOLDS = np.linspace(0, 1, 41)

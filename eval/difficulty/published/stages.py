@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from eval.difficulty.ladder import Told, rungs
-from eval.difficulty.published import protocol
-from eval.difficulty.published.files import Kit
-from eval.folds import Folds, forward, number_of_folds, shuffled, stratified
-from eval.probes import LADDER, Climbed, climb, columns
 from tilelli_jax.errors import InputError
+
+from ...folds import Folds, forward, number_of_folds, shuffled, stratified
+from ...probes import LADDER, Climbed, climb, columns
+from ..ladder import Told, rungs
+from . import protocol
+from .files import Kit
 
 RECALIBRATED = ("P1_cheap", "P3_cheap_sae")
 HANDED_ON = ("P3_cheap_sae", "P1_cheap")

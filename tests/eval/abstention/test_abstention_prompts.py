@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tilelli_jax.eval.abstention import prompts
 
-from eval.abstention import prompts
 from tilelli_jax.data import village
 from tilelli_jax.errors import InputError
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tilelli_jax.eval.abstention.__main__ import main, part_of
+from tilelli_jax.eval.abstention.config import AbstentionConfig
+from tilelli_jax.eval.abstention.variants import VARIANTS, dependencies
 
-from eval.abstention.__main__ import main, part_of
-from eval.abstention.config import AbstentionConfig
-from eval.abstention.variants import VARIANTS, dependencies
 from tests.eval.abstention.small import ROOT, SHAPE, options, recipe
 from tests.eval.running import write
 from tests.refusals import assert_one_line

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.abstention.__main__ import main
+from tilelli_jax.eval.abstention.config import DATA_FILES, AbstentionConfig
+from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, Study
+from tilelli_jax.eval.abstention.variants import VARIANTS
+from tilelli_jax.eval.tables import read_columns
 
-from eval.abstention.__main__ import main
-from eval.abstention.config import DATA_FILES, AbstentionConfig
-from eval.abstention.study import CALIBRATION, PROMPTS, Study
-from eval.abstention.variants import VARIANTS
-from eval.tables import read_columns
 from tests.eval.abstention.small import SEEDS, SHAPE, STEPS, N, options
 from tests.eval.running import write
 from tests.refusals import assert_one_line

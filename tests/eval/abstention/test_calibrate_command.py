@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.abstention.__main__ import main
+from tilelli_jax.eval.abstention.decision import direction
+from tilelli_jax.eval.inputs.networks import contents
+from tilelli_jax.eval.thresholds import conformal_threshold
 
 import tilelli_jax
-from eval.abstention.__main__ import main
-from eval.abstention.decision import direction
-from eval.inputs.networks import contents
-from eval.thresholds import conformal_threshold
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import gate

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from eval.abstention import decision
-from eval.abstention.decision import (
+from tilelli_jax.eval.abstention import decision
+from tilelli_jax.eval.abstention.decision import (
     BASELINES,
     Table,
     abstained,
@@ -20,8 +19,9 @@ from eval.abstention.decision import (
     judge,
     table,
 )
-from eval.metrics import auroc
-from eval.stats import PairedBootstrap, bootstrap_two_way, exact_share, holm
+from tilelli_jax.eval.metrics import auroc
+from tilelli_jax.eval.stats import PairedBootstrap, bootstrap_two_way, exact_share, holm
+
 from tests.eval.running import draws
 from tilelli_jax.data.village import ANSWERABLE, REGIMES
 

@@ -7,8 +7,15 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval.abstention.detectors import (
+    distinct,
+    health,
+    is_affirmation,
+    is_loop,
+    is_refusal,
+    is_utf8,
+)
 
-from eval.abstention.detectors import distinct, health, is_affirmation, is_loop, is_refusal, is_utf8
 from tilelli_jax.data import village
 
 

@@ -6,9 +6,8 @@ import copy
 from typing import Any
 
 import pytest
-
-from eval.abstention.statements import Statement, answer_v9, called, ceiling, statements
-from eval.metrics import auroc
+from tilelli_jax.eval.abstention.statements import Statement, answer_v9, called, ceiling, statements
+from tilelli_jax.eval.metrics import auroc
 
 REGIMES = ("ood_topic", "ood_style", "factual_misleading", "long_input", "neo_false_inability", "gibberish")
 

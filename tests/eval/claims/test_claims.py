@@ -14,13 +14,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 from scipy.stats import binom
+from tilelli_jax.eval.abstention.decision import POINTS
+from tilelli_jax.eval.claims import check
+from tilelli_jax.eval.claims.__main__ import PUBLISHED, TOLERANCE, main
+from tilelli_jax.eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
+from tilelli_jax.eval.claims.measurements import Answer, Found
+from tilelli_jax.eval.stats import Interval
 
-from eval.abstention.decision import POINTS
-from eval.claims import check
-from eval.claims.__main__ import PUBLISHED, TOLERANCE, main
-from eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from eval.claims.measurements import Answer, Found
-from eval.stats import Interval
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter

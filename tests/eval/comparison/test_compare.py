@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-
-from eval.comparison.compare import TESTS, compare
-from eval.comparison.report import is_sure, verdicts
-from eval.stats import holm
+from tilelli_jax.eval.comparison.compare import TESTS, compare
+from tilelli_jax.eval.comparison.report import is_sure, verdicts
+from tilelli_jax.eval.stats import holm
 
 SEEDS = 6
 LOSSES = {"reference": 1.0, "better": 0.8, "worse": 1.1, "alike": 1.001}

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from tilelli_jax.eval.comparison import __main__ as command
+from tilelli_jax.eval.comparison import contenders, report
+from tilelli_jax.eval.comparison.__main__ import main
+from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
+from tilelli_jax.eval.comparison.study import Study
+from tilelli_jax.eval.inputs.networks import TrainingStopped
+from tilelli_jax.eval.stages import read_result
 
-from eval.comparison import __main__ as command
-from eval.comparison import contenders, report
-from eval.comparison.__main__ import main
-from eval.comparison.config import ComparisonConfig, TuningConfig, file_name
-from eval.comparison.study import Study
-from eval.inputs.networks import TrainingStopped
-from eval.stages import read_result
 from tests.eval.running import write
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib

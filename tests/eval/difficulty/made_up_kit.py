@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 from flax import nnx
+from tilelli_jax.eval.difficulty.published.__main__ import main
 
-from eval.difficulty.published.__main__ import main
 from tilelli_jax import store
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.tensors import in_memory, write_file

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tilelli_jax.eval.difficulty import labels, texts
+from tilelli_jax.eval.difficulty.asking import Answers, Asker
+from tilelli_jax.eval.difficulty.config import SquadConfig
+from tilelli_jax.eval.inputs.rows import read_rows
 
-from eval.difficulty import labels, texts
-from eval.difficulty.asking import Answers, Asker
-from eval.difficulty.config import SquadConfig
-from eval.inputs.rows import read_rows
 from tests.references import STORED, needs
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from tilelli_jax.eval.difficulty.autoencoder import Judged
+from tilelli_jax.eval.difficulty.config import SAEStageConfig
 
-from eval.difficulty.autoencoder import Judged
-from eval.difficulty.config import SAEStageConfig
 from tilelli_jax.signals.patching import Spliced
 
 GOOD = Judged(of_model="net", steps=1000, explained=0.8, dead=0.1, l0=16.0, rows=500, probed=0.7,

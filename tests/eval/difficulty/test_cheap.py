@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval.difficulty import cheap
 
-from eval.difficulty import cheap
 from tests.references import STORED, needs
 
 

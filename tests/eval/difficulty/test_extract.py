@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.difficulty.extract import Extraction, extract
+from tilelli_jax.eval.difficulty.subject import Measured
+from tilelli_jax.eval.tables import read_columns
 
-from eval.difficulty.extract import Extraction, extract
-from eval.difficulty.subject import Measured
-from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 

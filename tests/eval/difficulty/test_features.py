@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
+from tilelli_jax.eval.difficulty import features
+from tilelli_jax.eval.difficulty.features import make_features, read_features
 
-from eval.difficulty import features
-from eval.difficulty.features import make_features, read_features
 from tests.restated.random_weights import random_weights
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.store import from_arrays

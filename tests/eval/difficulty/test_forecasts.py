@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
+from tilelli_jax.eval.difficulty import cheap, series
+from tilelli_jax.eval.difficulty import forecasts as module
+from tilelli_jax.eval.difficulty.config import CausalConfig, ExtractConfig, SeriesConfig, StudyConfig
+from tilelli_jax.eval.difficulty.extract import Extraction, extract
+from tilelli_jax.eval.difficulty.forecasts import Forecasts
+from tilelli_jax.eval.inputs.networks import NetworkConfig
 
-from eval.difficulty import cheap, series
-from eval.difficulty import forecasts as module
-from eval.difficulty.config import CausalConfig, ExtractConfig, SeriesConfig, StudyConfig
-from eval.difficulty.extract import Extraction, extract
-from eval.difficulty.forecasts import Forecasts
-from eval.inputs.networks import NetworkConfig
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import store

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tilelli_jax.eval.difficulty.config import ExtractConfig, LabelConfig, StudyConfig
+from tilelli_jax.eval.difficulty.items import check_split, make_items, read_items
+from tilelli_jax.eval.difficulty.subject import Block
+from tilelli_jax.eval.inputs.networks import NetworkConfig
+from tilelli_jax.eval.tables import read_columns
 
-from eval.difficulty.config import ExtractConfig, LabelConfig, StudyConfig
-from eval.difficulty.items import check_split, make_items, read_items
-from eval.difficulty.subject import Block
-from eval.inputs.networks import NetworkConfig
-from eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eval.difficulty import ladder
-from eval.probes import LADDER
+from tilelli_jax.eval.difficulty import ladder
+from tilelli_jax.eval.probes import LADDER
 
 ALL = ("cheap", "surprise", "length", "raw", "sae")
 

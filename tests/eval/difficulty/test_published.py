@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.difficulty import cheap
+from tilelli_jax.eval.difficulty.published import protocol, stages
+from tilelli_jax.eval.difficulty.published.__main__ import main
+from tilelli_jax.eval.difficulty.published.config import KitCascade, KitConfig
+from tilelli_jax.eval.difficulty.published.files import Kit, read_kit
+from tilelli_jax.eval.metrics import auroc
+from tilelli_jax.eval.stats import PairedBootstrap
 
-from eval.difficulty import cheap
-from eval.difficulty.published import protocol, stages
-from eval.difficulty.published.__main__ import main
-from eval.difficulty.published.config import KitCascade, KitConfig
-from eval.difficulty.published.files import Kit, read_kit
-from eval.metrics import auroc
-from eval.stats import PairedBootstrap
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 
@@ -192,7 +192,7 @@ def test_causal_effects(table: str, summary: str) -> None:
 def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their .pt files as model directories."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch), which reads .pt files, is not installed")
-    from convert.__main__ import main as convert
+    from tilelli_jax.convert.__main__ import main as convert
     path = tmp_path_factory.mktemp("autoencoders")
     for name in ("squad", "squad_allpos"):
         assert convert([str(TINY / f"sae/{name}.pt"), str(path / name), "--set", "k=8"]) == 0

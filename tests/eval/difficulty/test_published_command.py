@@ -14,9 +14,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, TimeSeriesSplit
 from sklearn.preprocessing import StandardScaler
 from statsmodels.tsa.stattools import acf, adfuller
+from tilelli_jax.eval.difficulty.published.config import load_config
+from tilelli_jax.eval.difficulty.published.files import read_kit
 
-from eval.difficulty.published.config import load_config
-from eval.difficulty.published.files import read_kit
 from tests.eval.difficulty.made_up_kit import (
     CONTEXT,
     ITEMS,

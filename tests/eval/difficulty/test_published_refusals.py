@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.difficulty.published.__main__ import main
 
-from eval.difficulty.published.__main__ import main
 from tests.eval.difficulty.made_up_kit import (
     ITEMS,
     WIDTH,

@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from eval.difficulty import cheap
-from eval.difficulty.config import (
+from tilelli_jax.eval.difficulty import cheap
+from tilelli_jax.eval.difficulty.config import (
     ExtractConfig,
     HellaSwagConfig,
     SplitConfig,
@@ -26,11 +25,12 @@ from eval.difficulty.config import (
     StudyConfig,
     TextConfig,
 )
-from eval.difficulty.extract import Extraction, extract
-from eval.difficulty.items import make_items, read_items
-from eval.difficulty.questions import Questions, dealt, with_source
-from eval.inputs.networks import NetworkConfig
-from eval.tables import read_columns
+from tilelli_jax.eval.difficulty.extract import Extraction, extract
+from tilelli_jax.eval.difficulty.items import make_items, read_items
+from tilelli_jax.eval.difficulty.questions import Questions, dealt, with_source
+from tilelli_jax.eval.inputs.networks import NetworkConfig
+from tilelli_jax.eval.tables import read_columns
+
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
+from tilelli_jax.eval.difficulty.__main__ import main
+from tilelli_jax.eval.difficulty.asking import Asker
+from tilelli_jax.eval.difficulty.config import StudyConfig
+from tilelli_jax.eval.difficulty.extract import Extraction
+from tilelli_jax.eval.probes import LADDER
+from tilelli_jax.eval.selective import aurc
+from tilelli_jax.eval.tables import read_columns
 
-from eval.difficulty.__main__ import main
-from eval.difficulty.asking import Asker
-from eval.difficulty.config import StudyConfig
-from eval.difficulty.extract import Extraction
-from eval.probes import LADDER
-from eval.selective import aurc
-from eval.tables import read_columns
 from tests.eval.running import stage, write
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval.difficulty import labels, texts
+from tilelli_jax.eval.inputs.rows import hugging_face, read_rows
 
-from eval.difficulty import labels, texts
-from eval.inputs.rows import hugging_face, read_rows
 from tests.refusals import assert_one_line
 from tilelli_jax.data import stories
 from tilelli_jax.errors import InputError

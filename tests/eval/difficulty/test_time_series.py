@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval.difficulty import series
 
-from eval.difficulty import series
 from tests.references import STORED, needs
 from tilelli_jax.errors import InputError
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.calibration import Platt
+from tilelli_jax.eval.inputs.networks import contents
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.knower import Knower, Told, open_knower
+from tilelli_jax.eval.recall.verdicts import Judge
 
-from eval.calibration import Platt
-from eval.inputs.networks import contents
-from eval.recall import verdicts
-from eval.recall.knower import Knower, Told, open_knower
-from eval.recall.verdicts import Judge
 from tests.eval.recall.small import (
     AIM,
     ASKED,

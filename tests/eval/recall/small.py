@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+from tilelli_jax.eval.inputs.networks import NetworkConfig
+from tilelli_jax.eval.recall import evaluate, report, verdicts
+from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
+from tilelli_jax.eval.recall.scores import Methods, Scores
+from tilelli_jax.eval.recall.table import Table
+from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.stages import write_result
 
-from eval.inputs.networks import NetworkConfig
-from eval.recall import evaluate, report, verdicts
-from eval.recall.config import PromptConfig, RecallConfig
-from eval.recall.scores import Methods, Scores
-from eval.recall.table import Table
-from eval.recall.verdicts import Judge
-from eval.stages import write_result
 from tests.references import STORED
 from tilelli_jax import store
 from tilelli_jax.estimators.sidecar import SidecarConfig

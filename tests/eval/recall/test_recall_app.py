@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tilelli_jax.eval import recall
+from tilelli_jax.eval.recall import about, report, thoughts
+from tilelli_jax.eval.recall.__main__ import main
+from tilelli_jax.eval.recall.knower import Knower, Told
 
-from eval.recall import about, report, thoughts
-from eval.recall.__main__ import main
-from eval.recall.knower import Knower, Told
 from tests.eval.recall.small import (
     ASKED,
     BATCHED,
@@ -71,7 +73,7 @@ def test_bad_options_are_one_line(options: list[str], says: str, place: Place,
 
 
 def test_a_port_that_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    from eval.recall import app
+    from tilelli_jax.eval.recall import app
     with app.open_door("127.0.0.1", 0) as door:
         door.listen()
         taken = door.getsockname()[1]
@@ -81,10 +83,10 @@ def test_a_port_that_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) 
 
 def test_without_its_extra_the_page_says_what_is_missing(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import eval.recall.app
+    importlib.import_module(f"{recall.__name__}.app")
     for name in ("app", "page"):  # which import it
-        monkeypatch.delitem(sys.modules, f"eval.recall.{name}")
-        monkeypatch.delattr(eval.recall, name)
+        monkeypatch.delitem(sys.modules, f"{recall.__name__}.{name}")
+        monkeypatch.delattr(recall, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["--app", "--model", "nowhere", "--sidecar", "nowhere"]) == 2
     assert_one_line(capsys.readouterr().err, "--app: gradio is not there: pip install -e '.[app]'")

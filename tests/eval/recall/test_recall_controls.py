@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
-from eval.metrics import auroc
-from eval.recall.controls import controls
+from tilelli_jax.eval.metrics import auroc
+from tilelli_jax.eval.recall.controls import controls
 
 
 class Questions(NamedTuple):

@@ -11,14 +11,20 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+from tilelli_jax.eval.inputs.networks import NetworkConfig
+from tilelli_jax.eval.recall import evaluate, labelling, report, scores, verdicts
+from tilelli_jax.eval.recall.config import (
+    FitConfig,
+    PartsConfig,
+    QuestionsConfig,
+    RecallConfig,
+    VerdictConfig,
+)
+from tilelli_jax.eval.recall.questions import Question
+from tilelli_jax.eval.recall.scores import Methods, Scores
+from tilelli_jax.eval.recall.table import Table
+from tilelli_jax.eval.recall.verdicts import Judge
 
-from eval.inputs.networks import NetworkConfig
-from eval.recall import evaluate, labelling, report, scores, verdicts
-from eval.recall.config import FitConfig, PartsConfig, QuestionsConfig, RecallConfig, VerdictConfig
-from eval.recall.questions import Question
-from eval.recall.scores import Methods, Scores
-from eval.recall.table import Table
-from eval.recall.verdicts import Judge
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import expit
+from tilelli_jax.convert.__main__ import main as convert
+from tilelli_jax.eval.calibration import Platt
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.config import PromptConfig
+from tilelli_jax.eval.recall.knower import Knower, open_knower
+from tilelli_jax.eval.recall.verdicts import Judge
 
-from convert.__main__ import main as convert
-from eval.calibration import Platt
-from eval.recall import verdicts
-from eval.recall.config import PromptConfig
-from eval.recall.knower import Knower, open_knower
-from eval.recall.verdicts import Judge
 from tests.eval.recall.small import VANILLA
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.recall import about, evaluate, report, thoughts, verdicts
+from tilelli_jax.eval.recall.answering import answer_ends
+from tilelli_jax.eval.recall.config import AnswersConfig
+from tilelli_jax.eval.recall.knower import Knower, Told, open_knower
+from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.thresholds import Thresholds
 
-from eval.recall import about, evaluate, report, thoughts, verdicts
-from eval.recall.answering import answer_ends
-from eval.recall.config import AnswersConfig
-from eval.recall.knower import Knower, Told, open_knower
-from eval.recall.verdicts import Judge
-from eval.thresholds import Thresholds
 from tests.eval.recall.small import (
     AIM,
     ASKED,
@@ -39,8 +39,8 @@ from tilelli_jax.decoding import generate_ids
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
-from eval.recall import charts, clicks
-from eval.recall.desk import Desk
+from tilelli_jax.eval.recall import charts, clicks
+from tilelli_jax.eval.recall.desk import Desk
 
 # What is drawn.
 

@@ -18,21 +18,20 @@ from typing import Any
 
 import jax
 import pytest
+from tilelli_jax.eval.recall import retention
+from tilelli_jax.eval.recall.knower import Knower, Told
 
 from bench import page_memory
 from bench.page_memory import Seen
-from eval.recall import retention
-from eval.recall.knower import Knower, Told
 from tests.eval.recall.small import ASKED, MOST_NEW
 from tilelli_jax import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
-
-from eval.recall import app, clicks, thoughts, uploads
-from eval.recall.desk import Desk
-from eval.recall.page import build, mounted
+from tilelli_jax.eval.recall import app, clicks, thoughts, uploads
+from tilelli_jax.eval.recall.desk import Desk
+from tilelli_jax.eval.recall.page import build, mounted
 
 SESSIONS = 4  # in place of retention.SESSIONS
 API = "/gradio_api"
@@ -153,7 +152,7 @@ def test_new_texts_leave_no_program_array_or_object(click: str, knower: Knower, 
 
 ARENAS = """
 import ctypes, os, threading
-from eval.recall import app
+from tilelli_jax.eval.recall import app
 import jax.numpy as jnp
 jnp.ones(3).block_until_ready()
 together = threading.Barrier(8)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from tilelli_jax.eval.metrics import auroc
+from tilelli_jax.eval.recall.controls import controls
+from tilelli_jax.eval.recall.splits import SHARES, grouped, published, same
 
-from eval.metrics import auroc
-from eval.recall.controls import controls
-from eval.recall.splits import SHARES, grouped, published, same
 from tests.references import STORED, needs
 
 TABLE = STORED / "data" / "recall_dataset.parquet"

@@ -15,13 +15,13 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from tilelli_jax.eval.inputs.rows import hugging_face
+from tilelli_jax.eval.recall import questions
+from tilelli_jax.eval.recall.answering import answer, answer_ends, said
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.questions import Question
 
-from eval.inputs.rows import hugging_face
-from eval.recall import questions
-from eval.recall.answering import answer, answer_ends, said
-from eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig
-from eval.recall.prompting import Prompter
-from eval.recall.questions import Question
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network

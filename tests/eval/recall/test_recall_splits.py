@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from eval.recall.splits import SHARES, grouped, published, same
+from tilelli_jax.eval.recall.splits import SHARES, grouped, published, same
 
 # --- Recall's --------------------------------------------------------------------------------
 

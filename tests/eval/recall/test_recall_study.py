@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
+from tilelli_jax.eval.calibration import calibrator_from_dict
+from tilelli_jax.eval.inputs.shards import Shards
+from tilelli_jax.eval.recall import questions
+from tilelli_jax.eval.recall.__main__ import main
+from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
+from tilelli_jax.eval.recall.knower import open_knower
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.recall.scores import read
+from tilelli_jax.eval.recall.study import Study
+from tilelli_jax.eval.tables import read_columns
 
-from eval.calibration import calibrator_from_dict
-from eval.inputs.shards import Shards
-from eval.recall import questions
-from eval.recall.__main__ import main
-from eval.recall.answering import answer
-from eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
-from eval.recall.knower import open_knower
-from eval.recall.prompting import Prompter
-from eval.recall.scores import read
-from eval.recall.study import Study
-from eval.tables import read_columns
 from tests.eval.running import stage, write
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network

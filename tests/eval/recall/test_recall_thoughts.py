@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tilelli_jax.eval.recall import thoughts
+from tilelli_jax.eval.recall.answering import answer, said
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.knower import Knower
+from tilelli_jax.eval.recall.prompting import Prompter
 
-from eval.recall import thoughts
-from eval.recall.answering import answer, said
-from eval.recall.config import AnswersConfig, PromptConfig
-from eval.recall.knower import Knower
-from eval.recall.prompting import Prompter
 from tests.eval.recall.small import (
     ASKED,
     MOST_NEW,

@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 
-from eval.recall.uploads import check
+from tilelli_jax.eval.recall.uploads import check
+
 from tilelli_jax.errors import InputError
 
 

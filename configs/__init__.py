@@ -1,0 +1,1 @@
+"""The configurations that are shipped; `--config demo` finds `demo.yaml` here."""
