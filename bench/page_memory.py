@@ -79,8 +79,8 @@ def serving(model: Path, sidecar: Path) -> Iterator[Server]:
     """Raises RuntimeError where the server does not start."""
     with tempfile.TemporaryDirectory(prefix="page-memory-") as name:
         process = subprocess.Popen(
-            [sys.executable, "-m", "eval.recall", "--app", "--model", str(model), "--sidecar", str(sidecar),
-             "--port", "0", "--max-new", str(MAX_NEW)],
+            [sys.executable, "-m", "tilelli_jax", "recall", "app", "--model", str(model),
+             "--sidecar", str(sidecar), "--port", "0", "--max-new", str(MAX_NEW)],
             env={**os.environ, "TMPDIR": name}, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None

@@ -3,7 +3,7 @@
 The same random network (12 layers × 512 by default) here and in transformers (eager attention and
 PyTorch's fused one): the forward pass of a batch of 8 × 256, and greedy cached decoding of 8 prompts
 of 64 tokens; a token's time is the difference between 96 and 32 new ones, so that prompt and calls'
-fixed price are not in it. Then `python -m convert` of that network's directory, in GB/s, beside a
+fixed price are not in it. Then `tilelli convert` of that network's directory, in GB/s, beside a
 plain copy of its file. With a GPU both sides are in bfloat16 there.
 """
 
@@ -127,7 +127,7 @@ def compare(rounds: int, tell: Callable[[str], None], folder: Path) -> None:
 
 def convert(rounds: int, tell: Callable[[str], None], folder: Path) -> None:
     """GB/s of conversions, to our directory and back, and of copying the file."""
-    from tilelli_jax.convert.__main__ import main as command
+    from tilelli_jax.convert.command import main as command
     model = build(GPTNeoXConfig(vocab_size=CONFIG.vocab_size, d_model=CONFIG.d_model,
                                 n_layers=CONFIG.n_layers * COPIES, n_heads=CONFIG.n_heads,
                                 d_hidden=CONFIG.d_hidden), 0)

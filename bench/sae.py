@@ -4,7 +4,7 @@
 
 Width 1024, 4096 latents of which 32 are active, batches of 2048, Adam; at 8192 latents the forward pass
 alone, too. The loop is the study's: six dense products over codes that are 99 % zero, columns of length
-1, counters of silent latents, the loss read after every step. Ours is `python -m tilelli_jax.train`'s
+1, counters of silent latents, the loss read after every step. Ours is `tilelli train`'s
 step in that compatibility mode and by default. With a GPU both sides run there, in float32.
 """
 

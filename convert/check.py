@@ -16,8 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
-from tilelli_jax.errors import InputError
+from tilelli_jax import extras, store
 from tilelli_jax.models.arrays import to_arrays
 
 from .plan import Plan
@@ -35,11 +34,11 @@ class Outputs(NamedTuple):
 
 
 def needs(source: Source) -> None:
-    """Raises InputError where what the check needs is not installed."""
+    """Raises InputError where a package that the check needs is not installed."""
     wanted = ("torch", "transformers") if source.is_directory and "model_type" in source.tree else ("torch",)
-    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
-        raise InputError(f"--check: needs {' and '.join(missing)}, which is not installed: "
-                         "pip install 'tilelli_jax[torch,hf]'")
+    for name in wanted:
+        if importlib.util.find_spec(name) is None:
+            raise extras.missing(name, "--check")
 
 
 def compare(source: Source, plan: Plan, out: Path) -> Outputs:

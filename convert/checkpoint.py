@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from tilelli_jax import extras
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import check_regular
 from tilelli_jax.tensors import Tensor
@@ -118,8 +119,7 @@ def _torch(what: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise InputError(f"{what}: PyTorch files need torch, which is not installed: "
-                         "pip install 'tilelli_jax[torch]'") from None
+        raise extras.missing("torch", f"{what}: a PyTorch file") from None
     return torch
 
 

@@ -99,7 +99,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         and place[1] in mapping.LAYOUTS for place in made["names"].values()) and all(
         isinstance(name, str) for key in ("called", "doubled") for name in made[key].values())
     if not fits:
-        raise InputError(f"{path}: expected what `python -m convert` wrote there; without that file the "
+        raise InputError(f"{path}: expected what `tilelli convert` wrote there; without that file the "
                          "tensors get our names")
     return made
 

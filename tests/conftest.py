@@ -151,5 +151,5 @@ def environment():
 
 @pytest.fixture(scope="session")
 def train_command():
-    """`python -m tilelli_jax.train`."""
+    """`tilelli train`."""
     return [sys.executable, "-m", "tilelli_jax.train"]

@@ -1,4 +1,4 @@
-"""python -m tilelli_jax.chat: turns, commands, and interruptions."""
+"""tilelli chat: turns, commands, and interruptions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ import pytest
 
 import tilelli_jax
 from tests.restated.reciter import reciter
-from tilelli_jax import chat
-from tilelli_jax.chat import crop, main, reply
+from tilelli_jax.commands import chat
+from tilelli_jax.commands.chat import crop, main, reply
 from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling

@@ -61,7 +61,7 @@ def sparse(path: Path) -> None:
 
 def shards(change: Provoke) -> Provoke:
     def provoke(path: Path) -> Any:
-        from tilelli_jax.data.__main__ import main
+        from tilelli_jax.commands.data import main
         (path / "t.txt").write_text("one\n\ntwo\n\n" * 50)
         assert main(["--source", str(path / "t.txt"), "--out", str(path / "shards")]) == 0
         change(path / "shards")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tilelli_jax import doctor
-from tilelli_jax.doctor import GIB, REQUIRED, Device, Facts, diagnose, extras, gather, main, text
+from tilelli_jax.commands import doctor
+from tilelli_jax.commands.doctor import GIB, REQUIRED, Device, Facts, diagnose, extras, gather, main, text
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, GPU, TPU = (Device("cpu", "cpu"), Device("NVIDIA L4", "gpu", 20 * GIB),

@@ -19,11 +19,12 @@ import pytest
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import chat, decoding, gate
+from tilelli_jax import decoding, gate
+from tilelli_jax.commands import chat
+from tilelli_jax.commands.generate import main as generate
 from tilelli_jax.data.turns import asked
 from tilelli_jax.errors import InputError
 from tilelli_jax.gate import NEVER, TEMPLATE, Gate
-from tilelli_jax.generate import main as generate
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.signals.prompts import Reader
 from tilelli_jax.signals.uncertainty import UncertaintyReader
@@ -296,7 +297,7 @@ def test_no_file_tells_how_to_make_one(command: str, path: Path, monkeypatch: py
     out, err = capsys.readouterr()
     assert out == ""
     assert_one_line(err, f"{path}: has no abstain.json",
-                    f"`python -m eval.abstention --calibrate --model {path} --on FILE` makes one")
+                    f"`tilelli abstention calibrate --model {path} --on FILE` makes one")
     for content in ("{", "[]"):
         (path / gate.FILE).write_text(content)
         assert main(["--model", str(path), "--abstain", *more]) == 2

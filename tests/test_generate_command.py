@@ -1,4 +1,4 @@
-"""python -m tilelli_jax.generate: what it prints and writes, and what it says of bad input."""
+"""tilelli generate: what it prints and writes, and what it says of bad input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import tilelli_jax
 from tests.restated.reciter import reciter
 from tilelli_jax import decoding
+from tilelli_jax.commands.generate import main
 from tilelli_jax.errors import InputError, command
-from tilelli_jax.generate import main
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = "0123456789 Grüße\x00an alle. END and more"

@@ -160,7 +160,7 @@ def test_what_convert_may_do() -> None:
 
 @pytest.mark.parametrize("package", ["eval", "convert"])
 def test_they_are_imported_by_either_name(package: str) -> None:
-    """`python -m eval.recall` in a clone, `tilelli_jax.eval` where it is installed."""
+    """`tilelli recall` in a clone, `tilelli_jax.eval` where it is installed."""
     for module, path in (EVAL if package == "eval" else CONVERT).items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)

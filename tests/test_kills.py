@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tilelli_jax.convert.__main__ import main as convert
-from tilelli_jax.eval.comparison.__main__ import main as compare
-from tilelli_jax.eval.difficulty.__main__ import main as difficulty
-from tilelli_jax.eval.recall.__main__ import main as recall
+from tilelli_jax.convert.command import main as convert
+from tilelli_jax.eval.comparison.command import main as compare
+from tilelli_jax.eval.difficulty.command import main as difficulty
 from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.command import main as recall
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 
@@ -29,11 +29,11 @@ from tests.kill_points import kill_command_at_every_file_operation, run_and_kill
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
+from tilelli_jax.commands.generate import main as generate
+from tilelli_jax.commands.splice import main as splice
 from tilelli_jax.data import stories
-from tilelli_jax.generate import main as generate
 from tilelli_jax.language import open_language
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
-from tilelli_jax.splice import main as splice
 from tilelli_jax.train import main as train
 
 pytestmark = pytest.mark.exhaustive

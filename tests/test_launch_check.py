@@ -13,8 +13,8 @@ import jax
 import pytest
 
 from tilelli_jax.collectives import Collectives
+from tilelli_jax.commands.launch_check import GIB, Report, _size, check, markdown_head, markdown_row, text
 from tilelli_jax.errors import InputError
-from tilelli_jax.launch_check import GIB, Report, _size, check, markdown_head, markdown_row, text
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.sharding import MeshConfig
 from tilelli_jax.training.experiment import ExperimentConfig

@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import importlib.resources
 import numbers
 import operator
 import os
@@ -174,25 +175,51 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: missing, unreadable, not YAML, or not a mapping.
     """
+    return yaml_text.read(find(path))
+
+
+def find(path: str | Path) -> Path:
+    """The file that is meant by a path, or by the name of a configuration that is shipped: `demo`.
+
+    Raises:
+        InputError: there is neither.
+    """
     path = Path(path)
-    if not os.path.lexists(path):  # of a link to nothing, reading it says what is wrong
-        beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
-        near = _nearest(path.name, (file.name for file in beside))
-        raise InputError(f"{path}: no such file" + _meant(near and str(path.with_name(near))))
-    return yaml_text.read(path)
+    # A path wins. Of a link to nothing, reading it says what is wrong.
+    if os.path.lexists(path) and not (path.is_dir() and str(path) in shipped()):
+        return path
+    if found := shipped().get(str(path)):
+        return found
+    beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+    near = _nearest(path.name, (file.name for file in beside))
+    near = str(path.with_name(near)) if near else _nearest(str(path), shipped())
+    raise InputError(f"{path}: no such file, and no configuration that is shipped" + _meant(near))
 
 
-def command_line(prog: str, doc: str | None, cls: type, example: str) -> ArgumentParser:
+@functools.cache
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the package, by name; none in a clone that is not installed."""
+    try:
+        found = importlib.resources.files("tilelli_jax.configs")
+    except ModuleNotFoundError:
+        return {}
+    paths = [Path(str(entry)) for entry in found.iterdir()]
+    return {path.stem: path for path in sorted(paths) if path.suffix == ".yaml"}
+
+
+def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str) -> ArgumentParser:
     """The parser of a command that `cls` configures: --config, `key=value`, and every key in `--help`.
 
     A command adds its own options, and parses intermixed: overrides may stand between them.
 
     Args:
+        shipped_as: the name of a configuration that is shipped for it.
         example: of an override.
     """
     parser = ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                             epilog=f"keys, with their defaults:\n{describe(cls)}")
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--config", required=True, metavar="FILE",
+                        help=f"YAML file of settings, or the name of one that is shipped, as {shipped_as}")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help=f"settings that take precedence over the file's, e.g. {example}")
     return parser

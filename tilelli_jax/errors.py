@@ -29,7 +29,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
-    """Wraps a command's `main(argv) -> exit status`: bad input is one line and exit 2.
+    """Wraps a command's `main(argv) -> exit status`: bad input, or an optional package
+    that is not installed, is one line and exit 2.
 
     Any other exception keeps its traceback: it is our fault, not the user's.
     """
@@ -43,6 +44,12 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
                 return _carried_out(main, sys.argv[1:] if argv is None else argv)
             except InputError as error:
                 print(f"error: {_one_line(str(error))}", file=sys.stderr)
+                return 2
+            except ModuleNotFoundError as error:
+                from tilelli_jax import extras
+                if not extras.is_optional(error.name):
+                    raise
+                print(f"error: {extras.missing(error.name or '', 'this command')}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A threshold beyond which a network declines to answer, and what it says then: MODEL/abstain.json.
 
-`python -m eval.abstention --calibrate` chooses it; `chat` and `generate` keep to it with --abstain. It is
+`tilelli abstention calibrate` chooses it; `chat` and `generate` keep to it with --abstain. It is
 of use to the very network that it was chosen for: with other weights a signal has other values.
 """
 
@@ -150,7 +150,7 @@ def read(path: str | Path, model: Any) -> Gate:
     """
     path = Path(path)
     file = path / FILE
-    makes = f"`python -m eval.abstention --calibrate --model {path} --on FILE` makes one"
+    makes = f"`tilelli abstention calibrate --model {path} --on FILE` makes one"
     if not file.exists():
         raise InputError(f"{path}: has no {FILE}, the threshold that --abstain keeps to; {makes}")
     tree = read_json(file)

@@ -19,6 +19,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 GRACE = 1.0  # seconds between a second signal and the end of the process
@@ -55,13 +56,15 @@ def owned(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
 def own_from_start(package: str) -> None:
     """To be called by a package as it is imported: its commands own the signals from then on.
 
-    That is, where `python -m PACKAGE…` is what runs. Until `owned`, a signal ends the process at once, as
-    nothing has begun.
+    That is, where `python -m PACKAGE…` or the script `tilelli` is what runs. Until `owned`, a signal ends
+    the process at once, as nothing has begun.
     """
     global _owner
     # `-m MODULE` or `-mMODULE`
     module = " ".join(sys.orig_argv).partition(" -m")[2].split()[:1]
-    if sys.argv[:1] == ["-m"] and module and module[0].partition(".")[0] == package and _owner is None:
+    is_module = sys.argv[:1] == ["-m"] and bool(module) and module[0].partition(".")[0] == package
+    is_script = package == "tilelli_jax" and bool(sys.argv) and Path(sys.argv[0]).stem == "tilelli"
+    if (is_module or is_script) and _owner is None:
         _owner = _Owner()
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tilelli_jax import files, store
+from tilelli_jax import extras, files, store
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import read_json
 from tilelli_jax.models import FAMILIES
@@ -83,7 +83,7 @@ class Tokens:
         try:
             import tokenizers
         except ImportError:
-            raise InputError(f"{file}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
+            raise extras.missing("tokenizers", f"{file}: reading it") from None
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises Exception itself
@@ -134,7 +134,7 @@ class Chat:
         try:
             from transformers.utils.chat_template_utils import render_jinja_template
         except ImportError:
-            raise InputError(f"{self.source}: it needs the extra 'hf': pip install -e '.[hf]'") from None
+            raise extras.missing("transformers", f"{self.source}: it") from None
         render: Any = render_jinja_template  # whose annotations are not what it takes and gives
         turns = [{"role": "user", "content": text}]
         try:

@@ -100,7 +100,7 @@ def load_config(path: str | Path) -> Any:
     family = tree.get("family")
     if family is None and "model_type" in tree:
         raise InputError(f"{path}: a Hugging Face directory, no model directory of ours: "
-                         f"`python -m convert {path} OUT` makes one of it")
+                         f"`tilelli convert {path} OUT` makes one of it")
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path / CONFIG}: family: expected one of {', '.join(FAMILIES)}, found {family!r}")
     return config_lib.from_dict(FAMILIES[family][0], tree, source=str(path / CONFIG))

@@ -1,4 +1,4 @@
-"""Trains a network: python -m tilelli_jax.train --config FILE [key=value …] [run_dir=PATH].
+"""Trains a network: tilelli train --config FILE [key=value …] [run_dir=PATH].
 
 The same command again goes on where the run stopped.
 """
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 DIVERGED = 3  # exit status: training anew from the last checkpoint would come to the same
 
 
+@distributed.ends_at_once
 @command
 def main(argv: Sequence[str]) -> int:
     for name in ("absl", "asyncio"):  # Orbax's threads, whose errors are raised here as well
@@ -193,7 +194,7 @@ def _tell_end(config: ExperimentConfig, run: RunDirectory, task: Task, summary: 
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = config_lib.command_line("python -m tilelli_jax.train", __doc__, ExperimentConfig,
+    parser = config_lib.command_line("tilelli train", __doc__, ExperimentConfig, "demo",
                                      "train.steps=50")
     parser.add_argument("--resume", action="store_true",
                         help="go on with the run in run_dir even though settings have changed")
@@ -251,4 +252,4 @@ def _gathered(params: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 if __name__ == "__main__":
-    distributed.exit_with(main)
+    sys.exit(main())

@@ -31,10 +31,10 @@ class RecipeConfig(Section):
 class TrainingConfig(Section):
     """The three kinds of runs; everything else of them, the study sets itself."""
 
-    base: RecipeConfig = setting(RecipeConfig("configs/abstention-base.yaml"), "the network that reads")
-    chat: RecipeConfig = setting(RecipeConfig("configs/abstention-chat.yaml"), "v4, which learns to chat")
-    variant: RecipeConfig = setting(RecipeConfig("configs/abstention-variant.yaml"), "all that begin from v4")
-    sae: RecipeConfig = setting(RecipeConfig("configs/abstention-sae.yaml"), "the autoencoder of v4")
+    base: RecipeConfig = setting(RecipeConfig("abstention-base"), "the network that reads")
+    chat: RecipeConfig = setting(RecipeConfig("abstention-chat"), "v4, which learns to chat")
+    variant: RecipeConfig = setting(RecipeConfig("abstention-variant"), "all that begin from v4")
+    sae: RecipeConfig = setting(RecipeConfig("abstention-sae"), "the autoencoder of v4")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     data → networks of every seed (base → v4 → the others) → measured, fitted → evaluate
 What each is made of is its key (eval/stages.py). Networks that are trained are runs of
-`python -m tilelli_jax.train` in out/networks/: they resume, and tell of themselves, as any other does.
+`tilelli train` in out/networks/: they resume, and tell of themselves, as any other does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import jax
 
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
+from tilelli_jax.commands.splice import splice
 from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import read_pairs
 from tilelli_jax.errors import InputError
@@ -28,7 +29,6 @@ from tilelli_jax.files import fingerprint
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.uncertainty import UncertaintyReader
-from tilelli_jax.splice import splice
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import RunDirectory
 
@@ -101,7 +101,7 @@ class Study:
         found = prompts.read(self.config.prompts or prompts.BUILT_IN)
         if not self.config.prompts and self.world.seed:
             raise InputError(f"prompts: expected others than the built-in ones, which are of village_seed 0, "
-                             f"for {self.world.seed}: python -m tilelli_jax.data --source village-prompts "
+                             f"for {self.world.seed}: tilelli data --source village-prompts "
                              "makes them")
         return found
 

@@ -39,7 +39,7 @@ class ComparisonConfig(Section):
     out: str = setting("", "directory; by default runs/ and the name of the file")
     contenders: tuple[tuple[str, ...], ...] = setting(
         (), "each a list: its name, its training configuration, and key=value settings that take "
-        "precedence over that file's, as on the command line of python -m tilelli_jax.train")
+        "precedence over that file's, as on the command line of tilelli train")
     reference: str = setting("", "the contender that the others are held against; empty: the first")
     overrides: tuple[str, ...] = setting((), "settings of all contenders, e.g. [train.steps=2000]")
     texts: tuple[str, ...] = setting(("stories",), "what they learn from, each as data.source has it")

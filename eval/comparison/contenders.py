@@ -50,7 +50,7 @@ class Contender(NamedTuple):
                 *([] if rate is None else [f"optimizer.learning_rate={rate!r}"])]
 
     def experiment(self, text: str, seed: int, rate: float | None = None) -> ExperimentConfig:
-        """That run, as `python -m tilelli_jax.train` would have it.
+        """That run, as `tilelli train` would have it.
 
         Raises:
             InputError: its configuration is not there, or says what cannot be.

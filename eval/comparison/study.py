@@ -1,6 +1,6 @@
 """The stages of a comparison: tune → train → evaluate.
 
-Each run is one of `python -m tilelli_jax.train`, with a directory of its own that is named by what the
+Each run is one of `tilelli train`, with a directory of its own that is named by what the
 run is made of: it resumes, and tells of itself, as any other does.
 """
 

@@ -67,7 +67,7 @@ def check(section: NetworkConfig) -> None:
 
 
 def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
-    """One sitting of `python -m tilelli_jax.train`, in this process: the model directory it ends with.
+    """One sitting of `tilelli train`, in this process: the model directory it ends with.
 
     Raises:
         TrainingStopped: it has not come to its end.

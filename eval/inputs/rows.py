@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax import json_text
+from tilelli_jax import extras, json_text
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import read_bytes
 
@@ -42,7 +42,7 @@ def hugging_face(source: str, most: int, *, part: str = "validation", seed: int 
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{source}: reading it needs the extra 'hf': pip install -e '.[hf]'") from None
+        raise extras.missing("datasets", f"{source}: reading it") from None
     whole, _, revision = source.removeprefix("hf:").partition("@")
     name, _, subset = whole.partition("#")
     given = (name, *([subset] if subset else []))

@@ -70,7 +70,7 @@ def find_study(study: str, sidecar: str) -> str | Path:
     if not (path / RESULTS).is_file():
         if study:
             raise InputError(f"--study: {path / RESULTS}: no such file: expected that of a study")
-        return ("There is no study beside this sidecar. `python -m eval.recall --config FILE` makes "
+        return ("There is no study beside this sidecar. `tilelli recall --config FILE` makes "
                 "one, and its sidecar; `--study DIR` shows one that lies elsewhere.")
     try:
         found = report.read_results(path)

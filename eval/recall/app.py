@@ -1,4 +1,4 @@
-"""The page of one network and its sidecar, served: python -m eval.recall --app (extra: app).
+"""The page of one network and its sidecar, served: tilelli recall app (extra: app).
 
 Whoever can reach it can ask the network; by default that is this machine alone.
 """

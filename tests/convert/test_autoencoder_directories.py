@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.__main__ import main
+from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.refusals import assert_one_line

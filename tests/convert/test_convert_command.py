@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.__main__ import main
+from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.extras import needs_transformers

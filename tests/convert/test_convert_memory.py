@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(),
 # network is converted first: what Python, NumPy, JAX and maybe PyTorch hold is no part of the difference.
 CHILD = """
 import sys
-from tilelli_jax.convert.__main__ import main
+from tilelli_jax.convert.command import main
 for arguments in sys.argv[1:]:
     assert main(arguments.split("|")) == 0
     print("peak", next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.__main__ import main
+from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.refusals import assert_one_line

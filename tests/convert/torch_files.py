@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
-from tilelli_jax.convert.__main__ import main
+from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.restated.random_weights import random_weights

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilelli_jax import chat
+from tilelli_jax.commands import chat
 from tilelli_jax.data.chat_pairs import (
     ChatBatch,
     ChatConfig,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tilelli_jax.commands.data import main
 from tilelli_jax.data import facts
-from tilelli_jax.data.__main__ import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import MAX_FILES, ByteCorpus, open_corpus
 from tilelli_jax.data.shards import split_point

@@ -1,4 +1,4 @@
-"""`python -m tilelli_jax.data` and the shards it makes."""
+"""`tilelli data` and the shards it makes."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ import tracemalloc
 
 import pytest
 
+from tilelli_jax.commands.data import main
 from tilelli_jax.data import facts, stories, village
-from tilelli_jax.data.__main__ import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.documents import Source

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tilelli_jax.chat import MODEL, USER
+from tilelli_jax.commands.chat import MODEL, USER
 from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus

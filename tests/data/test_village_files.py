@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.refusals import assert_one_line
+from tilelli_jax.commands.data import main
 from tilelli_jax.data import village
-from tilelli_jax.data.__main__ import main
 
 PROMPTS = Path(__file__).parents[2] / "eval/abstention/prompts"
 WORLD = village.world()

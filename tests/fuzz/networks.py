@@ -12,22 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.__main__ import main as convert
+from tilelli_jax.convert.command import main as convert
 
 from tests.convert.torch_files import LITE, said_of, save_pt, state_of, weights
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network
-from tilelli_jax import chat, gate, store
+from tilelli_jax import gate, store
+from tilelli_jax.commands import chat
+from tilelli_jax.commands.generate import main as generate
+from tilelli_jax.commands.splice import main as splice
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.gate import Gate
-from tilelli_jax.generate import main as generate
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.splice import main as splice
 from tilelli_jax.tensors import INDEX, TENSORS, in_memory, write_directory
 
 HEADED = RoutedConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, d_head=8, top_k=4, dense_expand=1,

@@ -15,8 +15,9 @@ import numpy as np
 import yaml
 from tilelli_jax.eval.inputs.networks import contents
 from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.__main__ import main as recall
 from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.command import app, predict
+from tilelli_jax.eval.recall.command import main as recall
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.verdicts import Judge
@@ -122,7 +123,7 @@ def _study() -> None:
 def _page(argv: list[str]) -> int:
     """The page, where another program has its port: that is found out after a study has been read."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        return recall([*argv, "--port", str(taken.getsockname()[1])])
+        return app([*argv, "--port", str(taken.getsockname()[1])])
 
 
 READ = partial(Target, make=_questions, main=recall, writes=OUT, tells=True, refused=NOWHERE)
@@ -131,14 +132,14 @@ TARGETS = (
     *(READ(f"recall, {name}", argv=f"--config recall.yaml questions.sources=[{name}]", spoilt=name, inputs=n)
       for name, n in (("rows.jsonl", 25), ("rows.json", 15), ("rows.csv", 25), ("rows.tsv", 10),
                       ("rows.parquet", 30), ("trivia.json", 15))),
-    Target("recall, network", _sidecars, recall,
-           "--predict --any-network --model network --sidecar network-sidecar w1", "network network/*", 60),
-    Target("recall, sidecar", _sidecars, recall, "--predict --model bytes --sidecar bytes-sidecar w1",
+    Target("recall, network", _sidecars, predict,
+           "--any-network --model network --sidecar network-sidecar w1", "network network/*", 60),
+    Target("recall, sidecar", _sidecars, predict, "--model bytes --sidecar bytes-sidecar w1",
            "bytes-sidecar bytes-sidecar/*", 40),
-    Target("recall, asked", _sidecars, recall,
-           "--predict --model bytes --sidecar bytes-sidecar --questions asked.jsonl --out out.jsonl",
+    Target("recall, asked", _sidecars, predict,
+           "--model bytes --sidecar bytes-sidecar --questions asked.jsonl --out out.jsonl",
            "asked.jsonl", 20),
     Target("recall, stages", _study, recall, "--config recall.yaml --stage evaluate",
            "out/stages/**/*", 80, OUT, tells=True),
-    Target("recall, page", _study, _page, "--app --model nowhere --sidecar nowhere --study out",
+    Target("recall, page", _study, _page, "--model nowhere --sidecar nowhere --study out",
            "out/results.json", 30, refused="--host, --port: "))

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tilelli_jax.eval.abstention.__main__ import main as abstention
-from tilelli_jax.eval.claims.__main__ import main as claims
-from tilelli_jax.eval.comparison.__main__ import main as comparison
-from tilelli_jax.eval.difficulty.__main__ import main as difficulty
-from tilelli_jax.eval.difficulty.published.__main__ import main as published
+from tilelli_jax.eval.abstention.command import calibrate
+from tilelli_jax.eval.abstention.command import main as abstention
+from tilelli_jax.eval.claims.command import main as claims
+from tilelli_jax.eval.comparison.command import main as comparison
+from tilelli_jax.eval.difficulty.command import main as difficulty
+from tilelli_jax.eval.difficulty.published.command import main as published
 from tilelli_jax.eval.tables import write_columns
 
 from tests.eval.difficulty import made_up_kit
@@ -151,8 +152,8 @@ ABSTENTION = (
     DATA("abstention, configuration", _abstention, spoilt="*.yaml", inputs=70),
     DATA("abstention, data", _abstention, spoilt="*.jsonl v4/config.json", inputs=60),
     DATA("abstention, stages", _abstention_data, spoilt=STAGES, inputs=30),
-    Target("abstention, threshold", _abstention, abstention,
-           "--calibrate --model v4 --on calibration.jsonl --fpr 0.1", "calibration.jsonl v4 v4/*", 40),
+    Target("abstention, threshold", _abstention, calibrate,
+           "--model v4 --on calibration.jsonl --fpr 0.1", "calibration.jsonl v4 v4/*", 40),
     Target("claims", _abstention, claims,
            "--model v4 --expect claims.yaml --prompts prompts.jsonl --out out.json",
            "claims.yaml prompts.jsonl v4/*", 60, statuses=(1, 0, 2)))

@@ -79,11 +79,11 @@ def test_there_are_inputs_enough() -> None:
     assert len({target.name for target in targets}) == len(targets)
     commands = {target.main.__module__ for target in targets} - {recall.__name__}
     assert commands == {
-        *(f"tilelli_jax.{name}.__main__" for name in (
+        *(f"tilelli_jax.{name}.command" for name in (
             "convert", "eval.abstention", "eval.claims", "eval.comparison", "eval.difficulty",
             "eval.difficulty.published", "eval.recall")),
-        "tilelli_jax.chat", "tilelli_jax.data.__main__", "tilelli_jax.generate", "tilelli_jax.launch_check",
-        "tilelli_jax.splice", "tilelli_jax.train"}, "every one that reads a file"
+        *(f"tilelli_jax.commands.{name}" for name in ("chat", "data", "generate", "launch_check", "splice")),
+        "tilelli_jax.train"}, "every one that reads a file"
 
 
 # --- What it sees --------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import yaml
 
 from tests.fuzz.networks import save
 from tests.fuzz.running import DIVERGED, Target
-from tilelli_jax import launch_check
+from tilelli_jax.commands import launch_check
+from tilelli_jax.commands.data import main as data
 from tilelli_jax.data import stories
-from tilelli_jax.data.__main__ import main as data
 from tilelli_jax.data.activations import write_activations
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.train import main as train

@@ -26,7 +26,7 @@ pytestmark = [needs(CHECKPOINT), needs(TEXT)]
 def atome(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The checkpoint, converted as its users convert it."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    from tilelli_jax.convert.__main__ import main as convert
+    from tilelli_jax.convert.command import main as convert
     out = tmp_path_factory.mktemp("atome") / "atome"
     assert convert([str(CHECKPOINT), str(out)]) == 0
     return load(out)

@@ -89,7 +89,7 @@ def test_shards_that_are_not_whole(tiny_file, place, capsys):
         (place / "shards" / name).write_bytes(b"a" * 100)
     assert main(["--config", str(tiny_file), "data.source=shards", "run_dir=run"]) == 2
     assert_one_line(capsys.readouterr().err, "shards: expected train.bin, valid.bin and meta.json, ",
-                    "there is no meta.json", "python -m tilelli_jax.data --source … --out shards --force")
+                    "there is no meta.json", "tilelli data --source … --out shards --force")
     assert not (place / "run").exists()
 
 

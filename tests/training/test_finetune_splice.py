@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tilelli_jax.convert.__main__ import main as convert
+from tilelli_jax.convert.command import main as convert
 
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
+from tilelli_jax.commands.splice import main
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
-from tilelli_jax.splice import main
 
 PLAIN = RoutedConfig(d_model=16, n_layers=1, max_seq_len=64, n_heads=2, d_head=4, top_k=4, dense_expand=2,
                      quantizer="ternary")

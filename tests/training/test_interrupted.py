@@ -22,7 +22,7 @@ NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 class Training:
-    """`python -m tilelli_jax.train` in a process of its own."""
+    """`tilelli train` in a process of its own."""
 
     def __init__(self, command, environment, run_dir):
         self.run_dir = run_dir

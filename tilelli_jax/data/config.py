@@ -16,7 +16,7 @@ class DataConfig(Section):
     source: str = setting(
         "stories",
         "stories, facts or village (built in); a directory with train.bin, valid.bin and meta.json, made by "
-        "python -m tilelli_jax.data; a .txt file or a glob of them, joined in the order of their names with "
+        "tilelli data; a .txt file or a glob of them, joined in the order of their names with "
         "\\n\\n between two, as in such a directory; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face "
         "data set. Text is UTF-8, or UTF-16 with a byte-order mark; \\r\\n is read as \\n; bytes that are "
         "not UTF-8 are noted and kept")

@@ -94,7 +94,7 @@ def _in_memory(text: bytes) -> ByteCorpus:
 
 def _texts(pattern: str, valid_fraction: float) -> tuple[ByteCorpus, ByteCorpus]:
     paths = find_files(pattern)
-    prepare = f"prepare it with: python -m tilelli_jax.data --source '{pattern}' --out DIR"
+    prepare = f"prepare it with: tilelli data --source '{pattern}' --out DIR"
     if len(paths) > MAX_FILES:
         raise InputError(f"{pattern}: {len(paths)} files, more than the {MAX_FILES} that are kept "
                          f"open at once; {prepare}")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tilelli_jax import files
+from tilelli_jax import extras, files
 from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
@@ -171,8 +171,7 @@ def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{source}: reading it needs the extra 'hf': "
-                         "pip install -e '.[hf]'") from None
+        raise extras.missing("datasets", f"{source}: reading it") from None
     parts = re.fullmatch(r"hf:([^#@:]+)(?:#([^@:]+))?(?:@([^:]+))?(?::(.+))?", source)
     if parts is None:
         raise InputError(f"{source}: expected {HUGGING_FACE}")

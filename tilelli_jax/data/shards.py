@@ -69,7 +69,7 @@ def read_shards(directory: Path) -> tuple[ByteCorpus, ByteCorpus]:
     Raises:
         InputError: a file is missing or is not what meta.json describes, or one cannot be read.
     """
-    again = (f"; make them again: python -m tilelli_jax.data --source … --out {shlex.quote(str(directory))} "
+    again = (f"; make them again: tilelli data --source … --out {shlex.quote(str(directory))} "
              "--force")
     _check_complete(directory, again)
     train, valid = (ByteCorpus([map_bytes(directory / name)]) for name in PARTS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -52,22 +53,29 @@ def initialize() -> None:
             f"srun, on a Cloud TPU VM, on GKE or by Open MPI's mpirun") from None
 
 
-def exit_with(main: Callable[[], int]) -> NoReturn:
-    """Calls `main` and ends the process with its status, at once where that is a failure.
+def ends_at_once(main: Callable[..., int]) -> Callable[..., int]:
+    """Wraps a command: one of several processes that fails ends at once.
 
     On its ordinary way out a process of several waits for the others for up to five minutes, and
     they may well be waiting for it in the middle of a step.
     """
-    try:
-        status = main()
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    if status and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            status = main(argv)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            status = 1
+        if status and jax.distributed.is_initialized():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
+
+    return run
 
 
 def together(function: Any) -> Callable[..., Any]:

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from tilelli_jax import extras
 from tilelli_jax.config import Section, setting
-from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 
 
@@ -33,9 +33,7 @@ def require_extras(config: LogConfig) -> None:
     for key, wanted, package in (("tensorboard", config.tensorboard, "tensorboardX"),
                                  ("wandb_project", config.wandb_project, "wandb")):
         if wanted and importlib.util.find_spec(package) is None:
-            extra = key.partition("_")[0]
-            raise InputError(f"log.{key}: expected the extra '{extra}' to be installed "
-                             f"(pip install -e '.[{extra}]')")
+            raise extras.missing(package, f"log.{key}")
 
 
 class MetricsLog:

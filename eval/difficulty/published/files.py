@@ -216,7 +216,7 @@ class _Files:
         path = self.root / value
         if path.is_file():
             out = Path(value).with_suffix("")
-            told = shlex.join(["python", "-m", "convert", str(path), str(self.root / out), "--set",
+            told = shlex.join(["tilelli", "convert", str(path), str(self.root / out), "--set",
                                f"k={self.config.k}"])
             raise InputError(f"{path}: a file of PyTorch, which is not read here: `{told}` makes a model "
                              f"directory of it; then add {key}={shlex.quote(str(out))}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.abstention.__main__ import main, part_of
+from tilelli_jax.eval.abstention.command import main, part_of
 from tilelli_jax.eval.abstention.config import AbstentionConfig
 from tilelli_jax.eval.abstention.variants import VARIANTS, dependencies
 

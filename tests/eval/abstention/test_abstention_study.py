@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.abstention.__main__ import main
+from tilelli_jax.eval.abstention.command import main
 from tilelli_jax.eval.abstention.config import DATA_FILES, AbstentionConfig
 from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, Study
 from tilelli_jax.eval.abstention.variants import VARIANTS

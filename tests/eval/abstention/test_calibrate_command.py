@@ -1,4 +1,4 @@
-"""python -m eval.abstention --calibrate: the threshold it keeps, what it promises, what it refuses."""
+"""tilelli abstention calibrate: the threshold it keeps, what it promises, what it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.abstention.__main__ import main
+from tilelli_jax.eval.abstention.command import calibrate
 from tilelli_jax.eval.abstention.decision import direction
 from tilelli_jax.eval.inputs.networks import contents
 from tilelli_jax.eval.thresholds import conformal_threshold
@@ -53,7 +53,7 @@ def asked_for(tmp_path: Path) -> Path:
 
 
 def run(model: Path, on: Path, *more: object) -> int:
-    return main(["--calibrate", "--model", str(model), "--on", str(on), *map(str, more)])
+    return calibrate(["--model", str(model), "--on", str(on), *map(str, more)])
 
 
 @pytest.mark.parametrize("signal", [

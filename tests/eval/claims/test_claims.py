@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from scipy.stats import binom
 from tilelli_jax.eval.abstention.decision import POINTS
 from tilelli_jax.eval.claims import check
-from tilelli_jax.eval.claims.__main__ import PUBLISHED, TOLERANCE, main
+from tilelli_jax.eval.claims.command import PUBLISHED, TOLERANCE, main
 from tilelli_jax.eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
 from tilelli_jax.eval.claims.measurements import Answer, Found
 from tilelli_jax.eval.stats import Interval

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from tilelli_jax.eval.comparison import __main__ as command
-from tilelli_jax.eval.comparison import contenders, report
-from tilelli_jax.eval.comparison.__main__ import main
+from tilelli_jax.eval.comparison import command, contenders, report
+from tilelli_jax.eval.comparison.command import main
 from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
 from tilelli_jax.eval.comparison.study import Study
 from tilelli_jax.eval.inputs.networks import TrainingStopped

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 from flax import nnx
-from tilelli_jax.eval.difficulty.published.__main__ import main
+from tilelli_jax.eval.difficulty.published.command import main
 
 from tilelli_jax import store
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE

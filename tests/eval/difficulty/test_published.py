@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tilelli_jax.eval.difficulty import cheap
 from tilelli_jax.eval.difficulty.published import protocol, stages
-from tilelli_jax.eval.difficulty.published.__main__ import main
+from tilelli_jax.eval.difficulty.published.command import main
 from tilelli_jax.eval.difficulty.published.config import KitCascade, KitConfig
 from tilelli_jax.eval.difficulty.published.files import Kit, read_kit
 from tilelli_jax.eval.metrics import auroc
@@ -192,7 +192,7 @@ def test_causal_effects(table: str, summary: str) -> None:
 def autoencoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their .pt files as model directories."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch), which reads .pt files, is not installed")
-    from tilelli_jax.convert.__main__ import main as convert
+    from tilelli_jax.convert.command import main as convert
     path = tmp_path_factory.mktemp("autoencoders")
     for name in ("squad", "squad_allpos"):
         assert convert([str(TINY / f"sae/{name}.pt"), str(path / name), "--set", "k=8"]) == 0
@@ -241,6 +241,6 @@ def test_a_torch_file_is_refused_with_what_makes_it_readable(tmp_path: Path,
     out = tmp_path / "out"
     assert main(["--config", str(TINY / "squad.yaml"), "--root", str(REFERENCE), "--out", str(out)]) == 2
     stem = TINY / "sae/squad"
-    assert_one_line(capsys.readouterr().err, f"`python -m convert {stem}.pt {stem} --set k=8`",
+    assert_one_line(capsys.readouterr().err, f"`tilelli convert {stem}.pt {stem} --set k=8`",
                     "then add sae_ckpt.mid=tiny_world/sae/squad")
     assert not out.exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.difficulty.published.__main__ import main
+from tilelli_jax.eval.difficulty.published.command import main
 
 from tests.eval.difficulty.made_up_kit import (
     ITEMS,
@@ -131,7 +131,7 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (nothing, "sae_ckpt.mid=none",
      "sae_ckpt.mid: ROOT/none: no such directory; nothing is probed with random weights"),
     (a_torch_file, "sae_ckpt.mid=sae_topk_3.pt",
-     "ROOT/sae_topk_3.pt: a file of PyTorch, which is not read here: `python -m convert ROOT/sae_topk_3.pt "
+     "ROOT/sae_topk_3.pt: a file of PyTorch, which is not read here: `tilelli convert ROOT/sae_topk_3.pt "
      "ROOT/sae_topk_3 --set k=3` makes a model directory of it; then add sae_ckpt.mid=sae_topk_3"),
     (fewer_dear_rows, "", "dear.parquet: expected a row for every test item, found none of window_id 250"),
     (two_dear_rows, "", "dear.parquet: window_id 250: two rows with different difficulty"),

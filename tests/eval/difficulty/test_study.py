@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tilelli_jax.eval.difficulty.__main__ import main
 from tilelli_jax.eval.difficulty.asking import Asker
+from tilelli_jax.eval.difficulty.command import main
 from tilelli_jax.eval.difficulty.config import StudyConfig
 from tilelli_jax.eval.difficulty.extract import Extraction
 from tilelli_jax.eval.probes import LADDER

@@ -77,4 +77,4 @@ def a_study(out: Path) -> dict[str, Any]:
         **{name: made / stage for name, stage in (
             ("signals", "signals"), ("answers", "answers"), ("build", "questions"), ("fitted", "fit"),
             ("verdict", "verdict"), ("evaluation", "evaluation"))})
-    return report.write(stand_in, "a study of nothing", {"command": "python -m eval.recall"})
+    return report.write(stand_in, "a study of nothing", {"command": "tilelli recall"})

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from tilelli_jax.eval import recall
 from tilelli_jax.eval.recall import about, report, thoughts
-from tilelli_jax.eval.recall.__main__ import main
+from tilelli_jax.eval.recall.command import app as app_command
 from tilelli_jax.eval.recall.knower import Knower, Told
 
 from tests.eval.recall.small import (
@@ -46,7 +46,7 @@ def test_which_study_is_shown(place: Place, tmp_path: Path) -> None:
     assert about.find_study("", str(place.sidecar)) == place.study
     assert about.find_study(str(place.study), "elsewhere") == place.study
     lonely = about.find_study("", str(tmp_path / "sidecar"))
-    assert isinstance(lonely, str) and "`python -m eval.recall --config FILE` makes one" in lonely
+    assert isinstance(lonely, str) and "`tilelli recall --config FILE` makes one" in lonely
     with pytest.raises(InputError, match=r"--study: .*results.json: no such file"):
         about.find_study(str(tmp_path), str(place.sidecar))
     for content, says in (("{", "not JSON"), ("[]", "expected an object"), ("null", "expected an object"),
@@ -62,12 +62,11 @@ def test_which_study_is_shown(place: Place, tmp_path: Path) -> None:
     (["--port", "70000"], "--port: expected a number from 0 to 65535, found 70000"),
     (["--host", "not a host"], "--host, --port: not a host:0: cannot be listened at"),
     (["--max-new", "0"], "--max-new: expected 1 at least, found 0"),
-    (["who?"], "--app: asks nothing itself; expected no question"),
-    (["--questions", "file.jsonl"], "--app: asks nothing itself; expected no --questions"),
+    (["who?"], "unrecognized arguments: who?"),
     (["--model", "nowhere"], "nowhere")])
 def test_bad_options_are_one_line(options: list[str], says: str, place: Place,
                                   capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--app", "--model", str(place.model), "--sidecar", str(place.sidecar), "--port", "0",
+    assert app_command(["--model", str(place.model), "--sidecar", str(place.sidecar), "--port", "0",
                  *options]) == 2
     assert_one_line(capsys.readouterr().err, says)
 
@@ -77,7 +76,7 @@ def test_a_port_that_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) 
     with app.open_door("127.0.0.1", 0) as door:
         door.listen()
         taken = door.getsockname()[1]
-        assert main(["--app", "--model", "nowhere", "--sidecar", "nowhere", "--port", str(taken)]) == 2
+        assert app_command(["--model", "nowhere", "--sidecar", "nowhere", "--port", str(taken)]) == 2
     assert_one_line(capsys.readouterr().err, f"127.0.0.1:{taken}: cannot be listened at: ")
 
 
@@ -88,8 +87,8 @@ def test_without_its_extra_the_page_says_what_is_missing(
         monkeypatch.delitem(sys.modules, f"{recall.__name__}.{name}")
         monkeypatch.delattr(recall, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert main(["--app", "--model", "nowhere", "--sidecar", "nowhere"]) == 2
-    assert_one_line(capsys.readouterr().err, "--app: gradio is not there: pip install -e '.[app]'")
+    assert app_command(["--model", "nowhere", "--sidecar", "nowhere"]) == 2
+    assert_one_line(capsys.readouterr().err, "this command needs gradio: pip install 'tilelli_jax[app]'")
 
 
 # The page itself.
@@ -107,7 +106,7 @@ def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.T
            ) -> Iterator[Served]:
     room = tmp_path_factory.mktemp("room")
     process = subprocess.Popen(
-        [sys.executable, "-m", "eval.recall", "--app", "--model", str(place.model), "--sidecar",
+        [sys.executable, "-m", "tilelli_jax", "recall", "app", "--model", str(place.model), "--sidecar",
          str(place.sidecar), "--port", "0", "--max-new", str(MOST_NEW), "--allow-host", "proxy.example"],
         env=environment | {"TMPDIR": str(room), "NO_PROXY": "127.0.0.1"}, stdout=subprocess.PIPE,
         text=True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import expit
-from tilelli_jax.convert.__main__ import main as convert
+from tilelli_jax.convert.command import main as convert
 from tilelli_jax.eval.calibration import Platt
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.config import PromptConfig

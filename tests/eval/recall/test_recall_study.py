@@ -14,8 +14,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.inputs.shards import Shards
 from tilelli_jax.eval.recall import questions
-from tilelli_jax.eval.recall.__main__ import main
 from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.command import main, predict
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
 from tilelli_jax.eval.recall.knower import open_knower
 from tilelli_jax.eval.recall.prompting import Prompter
@@ -220,12 +220,13 @@ def test_the_sidecar_that_is_left_says_the_same(place: Path, done: Path) -> None
 
 
 def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--predict", "--model", str(place / "network"), "--sidecar", str(done / "sidecar")]
-    assert main([*base, "w1 w2", "w3"]) == 0
+    base = ["--model", str(place / "network"), "--sidecar", str(done / "sidecar")]
+    assert predict([*base, "w1 w2", "w3"]) == 0
     shown = capsys.readouterr().out
     assert "P(knows)" in shown and "w1 w2" in shown and "layer " in shown
     (tmp_path / "some.csv").write_text("question\nw1 w2\nw3\n")
-    assert main([*base, "--questions", str(tmp_path / "some.csv"), "--out", str(tmp_path / "out.jsonl")]) == 0
+    assert predict([*base, "--questions", str(tmp_path / "some.csv"),
+                    "--out", str(tmp_path / "out.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["w1 w2", "w3"]
     assert f"{rows[0]['p']:.3f}" in shown and set(rows[0]) == {
@@ -235,39 +236,39 @@ def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.Cap
 def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
                          capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*argv: str) -> str:
-        assert main(list(argv)) == 2
+        assert predict(list(argv)) == 2
         return capsys.readouterr().err
     network, sidecar = str(place / "network"), str(done / "sidecar")
-    predict = ("--predict", "--model", network, "--sidecar", sidecar)
-    assert_one_line(refused(*predict), "--predict: expected a question")
-    assert_one_line(refused(*predict, " "), "the question is empty")
+    options = ("--model", network, "--sidecar", sidecar)
+    assert_one_line(refused(*options), "error: expected a question")
+    assert_one_line(refused(*options, " "), "the question is empty")
     (tmp_path / "bad.jsonl").write_text('{"question": "w1"}\n{"q": 1}\n')
-    assert_one_line(refused(*predict, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
+    assert_one_line(refused(*options, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
                     "question:")
     # Sidecars that are none of this network's.
     store.save(store.build(SAEConfig(d_model=4, n_latents=8, k=2)), tmp_path / "sae")
-    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(tmp_path / "sae"), "w1"),
+    assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "sae"), "w1"),
                     "expected a sidecar, found family sae")
     store.save(store.build(SidecarConfig(n_features=9)), tmp_path / "nine")
-    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(tmp_path / "nine"), "w1"),
+    assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "nine"), "w1"),
                     "n_features: expected 12, found 9")
     named = SidecarConfig(features=("a_entropy_final", "a_maxprob_final"))
     store.save(store.build(named), tmp_path / "named")
-    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(tmp_path / "named"), "w1"),
+    assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "named"), "w1"),
                     "features: expected a_margin_final at 1, found a_maxprob_final")
     other = shutil.copytree(place / "network", tmp_path / "other")
     store.save(random_network(open_language(network).model.config, 1)[0], other)
-    assert_one_line(refused("--predict", "--model", str(other), "--sidecar", sidecar, "w1"),
+    assert_one_line(refused("--model", str(other), "--sidecar", sidecar, "w1"),
                     "was learned on 'network', whose weights are not those of")
-    assert main(["--predict", "--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2"]) == 0
+    assert predict(["--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2"]) == 0
     capsys.readouterr()
     broken = shutil.copytree(done / "sidecar", tmp_path / "broken")
     (broken / "verdict.json").write_text('{"green": 7}')
-    assert_one_line(refused("--predict", "--model", network, "--sidecar", str(broken), "w1"), "verdict.json",
+    assert_one_line(refused("--model", network, "--sidecar", str(broken), "w1"), "verdict.json",
                     "cannot be read")
     arrays = {name: array * np.float32(1e30) for name, array in to_arrays(store.load(network)).items()}
     store.save(store.from_arrays(store.load_config(network), arrays), other)
-    said = refused("--predict", "--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
+    said = refused("--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
     assert_one_line(said, "question 1: the network's stream is not finite: it is broken there")
     # Networks that cannot be asked.
     store.save(random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0],

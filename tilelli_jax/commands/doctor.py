@@ -1,6 +1,6 @@
 """Says what this installation can do, what is wrong with it, and how to mend it.
 
-    python -m tilelli_jax.doctor [--json]
+    tilelli doctor [--json]
 
 Exit status 0 when training can run here, 1 when something is broken. Nothing of JAX is imported
 in this process: an installation that does not start is what this command is for.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from tilelli_jax.errors import ArgumentParser, command
+from tilelli_jax.extras import DISTRIBUTIONS
 
 GIB = 2**30
 # What has to be installed, and the oldest version that will do (as in pyproject.toml).
@@ -31,11 +32,6 @@ REQUIRED: dict[str, tuple[int, ...]] = {
     "jax": (0, 10, 2), "jaxlib": (0, 10, 2), "flax": (0, 12, 8), "optax": (0, 2, 8),
     "orbax-checkpoint": (0, 12, 8), "grain": (0, 2, 18), "numpy": (2,), "chex": (0, 1, 92),
     "pyyaml": (6,), "ml_dtypes": (0, 5), "matplotlib": (3, 9), "tqdm": (4, 66)}
-# What each extra brings: distributions of which one suffices.
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
-    "hf": ("datasets",), "tensorboard": ("tensorboardX",), "wandb": ("wandb",),
-    "torch": ("torch",)}
 VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS", "CUDA_VISIBLE_DEVICES", "GLIBC_TUNABLES")
 MEMORY_NEEDED = 2 * GIB  # the demo takes 1
 PROBE_SECONDS = 120
@@ -92,7 +88,7 @@ class Finding:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    parser = ArgumentParser(prog="python -m tilelli_jax.doctor", description=__doc__,
+    parser = ArgumentParser(prog="tilelli doctor", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     options = parser.parse_args(argv)
@@ -115,7 +111,7 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 def extras(facts: Facts) -> dict[str, bool]:
     """Which optional extras are installed."""
-    return {extra: any(name in facts.versions for name in names) for extra, names in EXTRAS.items()}
+    return {extra: any(name in facts.versions for name in names) for extra, names in DISTRIBUTIONS.items()}
 
 
 def text(facts: Facts, findings: Sequence[Finding]) -> str:
@@ -177,11 +173,11 @@ def _apple(facts: Facts) -> Iterator[Finding]:
     if "jax-metal" in facts.versions:
         yield Finding("error", f"jax-metal {facts.versions['jax-metal']} is installed: it has ended, and "
                                f"from jax 0.5.1 on it keeps JAX from starting",
-                      "pip uninstall jax-metal; for the Apple GPU: pip install -e '.[metal]' "
+                      "pip uninstall jax-metal; for the Apple GPU: pip install 'tilelli_jax[metal]' "
                       "(jax-mps)")
     elif (facts.system, facts.machine) == ("Darwin", "arm64") and "jax-mps" not in facts.versions:
         yield Finding("hint", "JAX computes on the CPU of this Mac, not on its GPU",
-                      "pip install -e '.[metal]' (jax-mps: one device, no float64)")
+                      "pip install 'tilelli_jax[metal]' (jax-mps: one device, no float64)")
 
 
 def _start(facts: Facts) -> Iterator[Finding]:
@@ -201,7 +197,7 @@ def _accelerators(facts: Facts) -> Iterator[Finding]:
             continue
         if not extras(facts)[extra]:
             yield Finding("warning", f"this machine has {name}, and this JAX is for the CPU only",
-                          f"pip install -e '.[{extra}]'")
+                          f"pip install 'tilelli_jax[{extra}]'")
         elif chosen and not own_platforms & set(chosen.split(",")):
             yield Finding("warning", f"JAX_PLATFORMS={chosen} keeps JAX from {name} of this machine",
                           "unset JAX_PLATFORMS")
@@ -211,7 +207,7 @@ def _accelerators(facts: Facts) -> Iterator[Finding]:
             yield Finding("warning", f"JAX does not find {name} that this machine has",
                           "see whether nvidia-smi works and its driver is recent enough"
                           if extra == "cuda" else "see whether another process holds the TPU")
-    for plugin in EXTRAS["cuda"]:
+    for plugin in DISTRIBUTIONS["cuda"]:
         if _version(facts, plugin)[:2] not in ((), _version(facts, "jaxlib")[:2]):
             yield Finding("warning", f"{plugin} {facts.versions[plugin]} is not made for jaxlib "
                                      f"{facts.versions.get('jaxlib')}, which will not load it",
@@ -254,7 +250,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
 
 def gather() -> Facts:
     """The facts of this machine and environment; JAX is started in a process of its own."""
-    names = (*REQUIRED, "jax-metal", *(name for group in EXTRAS.values() for name in group))
+    names = (*REQUIRED, "jax-metal", *(name for group in DISTRIBUTIONS.values() for name in group))
     versions = {name: version for name in names if (version := _installed(name))}
     devices, failure = _probe() if "jax" in versions else ((), "jax is not installed")
     memory, free = _memory_bytes()
@@ -342,7 +338,3 @@ def _version(facts: Facts, name: str) -> tuple[int, ...]:
 def _device(device: Device) -> str:
     memory = f", {device.memory / GIB:.1f} GiB" if device.memory else ""
     return f"{device.kind} ({device.platform}{memory})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

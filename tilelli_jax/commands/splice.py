@@ -1,4 +1,4 @@
-"""Puts one model's abstain head onto another: python -m tilelli_jax.splice --head DIR --onto DIR OUT.
+"""Puts one model's abstain head onto another: tilelli splice --head DIR --onto DIR OUT.
 
 What comes out generates what the model of --onto does, to the bit: the head has no part in that.
 """
@@ -6,7 +6,6 @@ What comes out generates what the model of --onto does, to the bit: the head has
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tilelli_jax.models.abstain import head_of, with_head
 
 @command
 def main(argv: Sequence[str]) -> int:
-    parser = ArgumentParser(prog="python -m tilelli_jax.splice", description=__doc__,
+    parser = ArgumentParser(prog="tilelli splice", description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head", type=Path, required=True, metavar="DIR",
                         help="model directory with the head")
@@ -54,7 +53,3 @@ def splice(head: Path, onto: Path, out: Path) -> None:
 
 def _named(path: Path, error: InputError) -> InputError:
     return error if str(error).startswith(str(path)) else InputError(f"{path}: {error}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

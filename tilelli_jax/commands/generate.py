@@ -1,4 +1,4 @@
-"""Continues text: python -m tilelli_jax.generate --model DIR --prompt TEXT."""
+"""Continues text: tilelli generate --model DIR --prompt TEXT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import tempfile
-import types
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,7 +74,7 @@ def _asked(prompt: bytes) -> bytes:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m tilelli_jax.generate", description=__doc__)
+    parser = ArgumentParser(prog="tilelli generate", description=__doc__)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT",
@@ -141,15 +140,3 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"--out: {path} cannot be written: {error.strerror}") from None
-
-
-class _Callable(types.ModuleType):
-    """`tilelli_jax.generate` is a function; importing this command of the same name keeps it one."""
-
-    __call__ = staticmethod(decoding.generate)
-
-
-sys.modules[__name__].__class__ = _Callable
-
-if __name__ == "__main__":
-    sys.exit(main())

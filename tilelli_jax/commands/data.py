@@ -1,4 +1,4 @@
-"""Prepares shards: `python -m tilelli_jax.data --source SRC … --out DIR`.
+"""Prepares shards: `tilelli data --source SRC … --out DIR`.
 
 DIR gets train.bin, valid.bin and meta.json; `data.source=DIR` then trains on it. Sources are joined in
 order, the files of a glob in the order of their names: the end of each goes to valid.bin and the rest to
@@ -117,7 +117,7 @@ def _table(out: Path, meta: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    parser = ArgumentParser(prog="python -m tilelli_jax.data", description=(
+    parser = ArgumentParser(prog="tilelli data", description=(
         "Makes byte shards (train.bin, valid.bin, meta.json) from text, reading it piece by "
         "piece, so that it may be larger than memory."))
     parser.add_argument("--source", required=True, nargs="+", metavar="SRC", help=(
@@ -149,7 +149,3 @@ def _parser() -> argparse.ArgumentParser:
                       f"{', '.join(village.KINDS)} [{' '.join(village.SEMANTIC)}]")
     made.add_argument("--each", type=int, metavar="N", help=f"prompts of a regime [{village.EACH}]")
     return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

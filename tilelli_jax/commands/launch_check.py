@@ -1,6 +1,6 @@
 """Compiles a run's training step for a TPU slice that is not there, and tells what it would take.
 
-    python -m tilelli_jax.launch_check --topology v5e:2x4 --config FILE [key=value …]
+    tilelli launch-check --topology v5e:2x4 --config FILE [key=value …]
 
 Prints memory per device, the collectives of a step and its floating-point operations. Needs the
 extra `tpu` (the TPU compiler); runs on any Linux x86 CPU.
@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from tilelli_jax import config as config_lib
+from tilelli_jax import extras
 from tilelli_jax.collectives import Collectives, read_collectives
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.estimators.sae import SAEConfig
@@ -67,7 +67,7 @@ class Report:
 @command
 def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(
-        prog="python -m tilelli_jax.launch_check", description=__doc__,
+        prog="tilelli launch-check", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", required=True, action="append", metavar="KIND:SHAPE",
                         help="TPU slice, e.g. v5e:2x4, v5p:2x2x2, v6e:4x4; may be repeated")
@@ -110,8 +110,8 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise InputError(f"--topology {name}: expected KIND:SHAPE such as v5e:2x4, v5p:2x2x2 or "
                          f"v6e:4x4: {error}") from None
     except RuntimeError as error:
-        raise InputError(f"launch_check needs the extra 'tpu' (pip install -e '.[tpu]'), "
-                         f"in an environment of its own beside a CPU or GPU one: {error}") from None
+        needed = extras.missing("libtpu", "tilelli launch-check")
+        raise InputError(f"{needed}, in an environment of its own beside a CPU or GPU one: {error}") from None
 
 
 def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.Device]) -> Report:
@@ -201,7 +201,3 @@ def _size(n_bytes: int) -> str:
     power = min(int(math.log2(n_bytes) / 10), 3) if n_bytes else 0
     value = n_bytes / 2**(10 * power)
     return f"{value:.0f} {UNITS[power]}" if value >= 100 else f"{value:.3g} {UNITS[power]}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Talks with a model in turns: python -m tilelli_jax.chat --model DIR.
+"""Talks with a model in turns: tilelli chat --model DIR.
 
 A turn is "USER: …" and the model's is "TILELLI: …", a line each; the model's ends where it begins
 a new USER: line. Commands: /reset forgets the conversation, /temp T sets the temperature, /quit.
@@ -28,7 +28,7 @@ CHUNK = 8  # bytes decoded between two looks at the terminal: few enough to read
 
 @command
 def main(argv: Sequence[str]) -> int:
-    parser = ArgumentParser(prog="python -m tilelli_jax.chat", description=__doc__,
+    parser = ArgumentParser(prog="tilelli chat", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     add_options(parser, temperature=0.8)
@@ -163,7 +163,3 @@ def _with_temperature(sampling: Sampling, text: str) -> Sampling:
     except (InputError, ValueError):
         print(f"(/temp: expected a number from 0, found '{text}')")
     return sampling
-
-
-if __name__ == "__main__":
-    sys.exit(main())

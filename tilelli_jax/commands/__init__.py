@@ -1,0 +1,1 @@
+"""The commands that need the library alone; those of the studies lie beside them, in eval and convert."""
