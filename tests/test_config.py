@@ -135,8 +135,9 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [
     ("", ""), ("*.txt", "*.txt"), ("2024-01-01", "2024-01-01"), ("a=b", "a=b"), ("hf:some/thing:text",) * 2,
-    ("@x", "@x"), ("'7'", "7"), ("[x", "[x"), ("no way", "no way")])
-def test_an_override_of_text_need_not_be_yaml(text: str, value: str) -> None:
+    ("@x", "@x"), ("'7'", "7"), ("[x", "[x"), ("no way", "no way"),
+    ("{question} ", "{question} "), ("007", "007"), ("1e3", "1e3"), ("true", "true"), ("[a, b]", "[a, b]")])
+def test_an_override_of_text_is_taken_as_it_is_typed(text: str, value: str) -> None:
     assert config_lib.load(Basket, None, [f"name={text}"]).name == value
 
 
@@ -231,7 +232,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             config_lib.load(Basket, path)
         assert str(error.value).startswith(f"{path}: {says}")
     (tmp_path / "link.yaml").symlink_to("tileli")
-    with pytest.raises(InputError, match=r"link.yaml: cannot be read: No such file or directory$"):
+    with pytest.raises(InputError, match=r"link.yaml: no such file$"):
         config_lib.load(Basket, tmp_path / "link.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
     (tmp_path / "empty.yaml").write_bytes(b"# nothing\n")

@@ -163,7 +163,7 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (options("--out", Path(".")), "--out: {tmp} is a directory, expected a file"),
     (options("--out", Path("/proc/out.jsonl")), "--out: /proc/out.jsonl cannot be written: "),
     (lambda model, tmp: ["--model", model, "--prompts-file", tmp / "none.txt"],
-     "{tmp}/none.txt: cannot be read: No such file or directory"),
+     "{tmp}/none.txt: no such file"),
     (lambda model, tmp: ["--model", model, "--prompts-file", tmp],
      "{tmp}: cannot be read: expected a regular file, found a directory"),
     (prompts_file("empty.txt", b"\n  \n"), "{tmp}/empty.txt: expected at least one prompt, found none"),

@@ -26,7 +26,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import ArgumentParser, InputError
@@ -95,7 +95,7 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
     Raises:
         InputError: the file is missing or not YAML, or a key or a value is not the schema's.
     """
-    tree: dict[str, Any] = parse_overrides(overrides, {} if path is None else read_yaml(path))
+    tree: dict[str, Any] = _overridden(overrides, {} if path is None else read_yaml(path))
     source = "" if path is None else str(path)
     try:
         return from_dict(cls, tree, source)
@@ -112,13 +112,11 @@ def parse_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None
     Raises:
         InputError: one is no such text.
     """
-    tree = {} if tree is None else tree
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"override '{override}': expected key.subkey=value")
-        _assign(tree, key.split("."), _override(text), override)
-    return tree
+    def plain(value: Any) -> Any:
+        if isinstance(value, _Typed):
+            return value.value
+        return {name: plain(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+    return plain(_overridden(overrides, {} if tree is None else tree))
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], source: str = "") -> T:
@@ -193,7 +191,9 @@ def find(path: str | Path) -> Path:
     beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
     near = _nearest(path.name, (file.name for file in beside))
     near = str(path.with_name(near)) if near else _nearest(str(path), shipped())
-    raise InputError(f"{path}: no such file, and no configuration that is shipped" + _meant(near))
+    is_name = path.suffix == "" and path.parent == Path()
+    raise InputError(f"{path}: no such file" + ", and no configuration of that name is shipped" * is_name
+                     + _meant(near))
 
 
 @functools.cache
@@ -242,6 +242,8 @@ def _build(cls: Any, tree: Any, prefix: str, source: str) -> Any:
 
 def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     options, sections = _options(hint), _sections(hint)
+    if isinstance(value, _Typed):
+        value = value.text if hint is str else value.value
     if sections and not (value is None and type(None) in options):
         tree = {} if value is None else value  # an empty section has all its defaults
         return _build(_choose(sections, tree, key, source), tree, key + ".", source)
@@ -305,18 +307,37 @@ def _scalar(hint: Any, value: Any, key: str, source: str) -> Any:
     return _NO
 
 
+class _Typed(NamedTuple):
+    """The value of an override, and its text, which a key that takes text gets: `{question}`, `007`."""
+
+    value: Any
+    text: str
+
+
+def _overridden(overrides: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override '{override}': expected key.subkey=value")
+        _assign(tree, key.split("."), _override(text), override)
+    return tree
+
+
 def _override(text: str) -> Any:
     """The value of an override: YAML, or else the text itself (nothing at all, `*.txt`)."""
     try:
-        return yaml_text.parse(text) if text else ""
+        value = yaml_text.parse(text) if text else ""
     except ValueError:
         return text
+    return value if isinstance(value, str) or value is None else _Typed(value, text)
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
     for key in keys[:-1]:
         if tree.get(key) is None:
             tree[key] = {}
+        if isinstance(tree[key], _Typed):
+            tree[key] = tree[key].value
         tree = tree[key]
         if not isinstance(tree, dict):
             raise InputError(f"override '{override}': '{key}' holds a value, not keys")
@@ -375,6 +396,7 @@ def _unknown(cls: Any, tree: Any, prefix: str, source: str) -> Iterator[tuple[st
         if key not in hints:
             yield f"{prefix}{key}", cls
         elif sections := _sections(hints[key]):
+            value = value.value if isinstance(value, _Typed) else value
             section = _choose(sections, value, prefix + key, source)
             yield from _unknown(section, value, f"{prefix}{key}.", source)
 

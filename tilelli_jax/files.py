@@ -39,6 +39,8 @@ def check_regular(path: Path) -> int:
     """
     try:
         found = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     for is_one, called in OTHERS:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         distributed.initialize()
     config = config_lib.load(ExperimentConfig, options.config, options.overrides)
     path = Path(config.run_dir or Path("runs", Path(options.config).stem))
-    config = dataclasses.replace(config, run_dir=str(path))
+    config = _without_reference(dataclasses.replace(config, run_dir=str(path)), options.overrides)
     run = RunDirectory(path)
     try:
         if jax.process_index() == 0:
@@ -184,6 +184,9 @@ def _tell_end(config: ExperimentConfig, run: RunDirectory, task: Task, summary: 
               model: Any) -> None:
     """What a run has come to."""
     print(f"\n{report.losses_table(summary, config.report, task.measure)}\n")
+    trigram = summary.get("trigram_valid_loss")
+    if trigram is not None and trigram < summary["best_valid_loss"]:
+        print("note: byte trigrams predict this text better than the network: train it longer, or on more text\n")
     print(f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s; model: {run.model}; "
           f"figure: {run.figure}")
     if config.report.prompts:
@@ -201,6 +204,16 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distributed", action="store_true",
                         help="one of several processes (see launch/README.md)")
     return parser.parse_intermixed_args(argv)
+
+
+def _without_reference(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """On other data than the file's, what the file compares with says nothing."""
+    keys = {override.partition("=")[0] for override in overrides}
+    if config.report.reference is None or "report.reference" in keys or not any(
+            key.partition(".")[0] == "data" for key in keys):
+        return config
+    return dataclasses.replace(config, report=dataclasses.replace(
+        config.report, reference=None, reference_name=""))
 
 
 def _start(config: ExperimentConfig) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tilelli_jax.errors import InputError
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
 from tilelli_jax.models.pretrained import Pretrained
@@ -22,6 +23,9 @@ def _family(network: type[Pretrained]) -> Family:
         return source.is_directory and source.tree.get("model_type") in theirs.model_types
 
     def plan(source: Source, settings: Mapping[str, Any]) -> Plan:
+        if not source.is_directory:
+            raise InputError(f"{source.path}: a file of PyTorch; --from {theirs.family} reads a Hugging Face "
+                             "directory")
         where = f"{source.path / hugging_face.CONFIG}"
         source = source.with_names(theirs.present_name)
         said = hugging_face.settings(theirs, source.tree, source.tensors, where)

@@ -167,7 +167,7 @@ def test_a_fingerprint_is_of_contents(tmp_path: Path) -> None:
     other[0].write_bytes(content)
     other[1].rename(tmp_path / "c.bin")
     assert fingerprint([other[0], tmp_path / "c.bin"]) != first
-    with pytest.raises(InputError, match=f"{other[1]}: cannot be read: No such file"):
+    with pytest.raises(InputError, match=f"{other[1]}: no such file"):
         fingerprint(other)
 
 

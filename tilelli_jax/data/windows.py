@@ -55,8 +55,8 @@ def training_batches(corpus: ByteCorpus, *, batch_size: int, seq_len: int, seed:
     """
     n_starts = len(corpus) - seq_len
     if n_starts < 1:
-        raise InputError(f"the training part has {len(corpus)} bytes, and a sequence of {seq_len} "
-                         f"needs {seq_len + 1}")
+        raise InputError(f"train.seq_len: {seq_len} needs {seq_len + 1} bytes to learn from, found "
+                         f"{len(corpus)}: choose a shorter one, or a longer text")
     n_windows = max(1, n_starts // seq_len)
     chosen = ALL if rows is None else rows
 

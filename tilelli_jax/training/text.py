@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,9 @@ from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.step import Metrics, Network, TrainState, make_training
 from tilelli_jax.training.task import NATS, Task
 
+log = logging.getLogger(__name__)
+FEW = 8  # sequences; a validation loss over fewer is mostly chance
+
 
 def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     """Raises InputError where the text cannot be read or is too short."""
@@ -38,6 +42,10 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     held_out = validation_batches(splits.valid, batch_size=train.eval_batch_size, seq_len=train.seq_len,
                                   max_bytes=train.eval_bytes or None,
                                   rows=local_rows(mesh, train.eval_batch_size))
+
+    if len(splits.valid) < FEW * train.seq_len and jax.process_index() == 0:
+        log.warning("%s: only %s bytes to validate on: the validation loss says little", splits.name,
+                    f"{len(splits.valid):,}")
 
     def place(batch: TrainingBatch) -> dict[str, jax.Array]:
         split = batch.bytes.reshape(train.accumulate, -1, batch.bytes.shape[-1])

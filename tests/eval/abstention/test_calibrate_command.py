@@ -144,7 +144,7 @@ def network(config: Any) -> Callable[[Path], list[object]]:
     (network(SAEConfig(d_model=8, n_latents=8, k=2)), "{tmp}/other: expected a network that reads bytes, "
      "found family sae"),
     (lambda tmp: ["--model", tmp / "none"], "{tmp}/none: expected a model directory"),
-    (lambda tmp: ["--on", tmp / "none.jsonl"], "{tmp}/none.jsonl: cannot be read: No such file"),
+    (lambda tmp: ["--on", tmp / "none.jsonl"], "{tmp}/none.jsonl: no such file"),
     (on("a"), "{tmp}/on.jsonl, line 1: expected an object with a prompt, found 'a'"),
     (on({"prompt": "a"}, {"text": "b"}), "{tmp}/on.jsonl, line 2: prompt: expected text, found none"),
     (on({"prompt": "a", "answerable": 0}), "line 1: answerable: expected true or false, found 0"),

@@ -235,7 +235,7 @@ def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     refused("tuning.seed: expected none of the seeds [0, 1], found 1",
             tuning={"rates": [0.1], "seed": 1})
     (tmp_path / "short.txt").write_text("too short")
-    refused("texts:", "short.txt: the training part has 8 bytes", texts=[str(tmp_path / "short.txt")])
+    refused("texts:", "short.txt: train.seq_len: ", texts=[str(tmp_path / "short.txt")])
     assert main(["--config", str(tmp_path / "missing.yaml")]) == 2
     assert_one_line(capsys.readouterr().err, "missing.yaml: no such file")
 

@@ -249,7 +249,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
      "item 0: prompt and ending have 66 tokens, and the network reads 64; data.most_tokens"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
     ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
-    ({"also": ["elsewhere"]}, "also: elsewhere/results.json: cannot be read: No such file or directory")])
+    ({"also": ["elsewhere"]}, "also: elsewhere/results.json: no such file")])
 def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
                   capsys: pytest.CaptureFixture[str]) -> None:
     out = place / "out" if "also" in change else tmp_path / "out"
