@@ -253,7 +253,7 @@ class Terminal:
     def __init__(self, model: Path):
         self.screen, keyboard = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", IN_TERMINAL, "-m", "tilelli_jax.chat", "--model", str(model),
+            [sys.executable, "-c", IN_TERMINAL, "-m", "tilelli_jax", "chat", "--model", str(model),
              "--temperature", "0"],
             cwd=ROOT, stdin=keyboard, stdout=keyboard, stderr=keyboard, start_new_session=True)
         os.close(keyboard)

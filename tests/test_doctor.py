@@ -61,11 +61,11 @@ def test_a_healthy_installation_has_no_findings():
     pytest.param(facts({"jax-metal": "0.1.1"}, system="Darwin", machine="arm64"),
                  "error", "jax-metal 0.1.1", "pip uninstall jax-metal", id="jax-metal"),
     pytest.param(facts(system="Darwin", machine="arm64"),
-                 "hint", "not on its GPU", "'.[metal]'", id="CPU on a Mac"),
+                 "hint", "not on its GPU", "'tilelli_jax[metal]'", id="CPU on a Mac"),
     pytest.param(facts(failure="ImportError: no symbol", devices=()),
                  "error", "no symbol", "reinstall", id="jax does not start"),
     pytest.param(facts(nvidia_gpu=True),
-                 "warning", "NVIDIA GPU", "'.[cuda]'", id="CPU jax beside a GPU"),
+                 "warning", "NVIDIA GPU", "'tilelli_jax[cuda]'", id="CPU jax beside a GPU"),
     pytest.param(facts({"jax-cuda12-plugin": "0.12.0"}, nvidia_gpu=True,
                        environment={"JAX_PLATFORMS": "cpu"}),
                  "warning", "JAX_PLATFORMS=cpu", "unset JAX_PLATFORMS", id="platforms hide the GPU"),
@@ -77,7 +77,7 @@ def test_a_healthy_installation_has_no_findings():
                  "warning", "does not find an NVIDIA GPU", "nvidia-smi", id="GPU not found"),
     pytest.param(facts({"jax-cuda12-plugin": "0.11.0"}),
                  "warning", "jax-cuda12-plugin 0.11.0", "jax-cuda12-plugin==0.12.0.1", id="plugin"),
-    pytest.param(facts(tpu=True), "warning", "a TPU", "'.[tpu]'", id="CPU jax on a TPU VM"),
+    pytest.param(facts(tpu=True), "warning", "a TPU", "'tilelli_jax[tpu]'", id="CPU jax on a TPU VM"),
     pytest.param(facts({"libtpu": "0.0.50"}, tpu=True, environment={"JAX_PLATFORMS": "cpu"}),
                  "warning", "keeps JAX from a TPU", "unset", id="platforms hide the TPU"),
     pytest.param(facts({"libtpu": "0.0.50"}, tpu=True),
@@ -174,7 +174,7 @@ def test_this_installation_is_usable(capsys):
 def test_it_reports_what_cannot_be_imported(tmp_path, module):
     """A library that raises at import is diagnosed, not met with a traceback."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('made to fail')\n")
-    result = subprocess.run([sys.executable, "-m", "tilelli_jax.doctor", "--json"], capture_output=True,
+    result = subprocess.run([sys.executable, "-m", "tilelli_jax", "doctor", "--json"], capture_output=True,
                             text=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     assert result.returncode == 1, result.stderr
     printed = json.loads(result.stdout)

@@ -200,7 +200,7 @@ def test_bad_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[s
 
 def test_as_a_process(model: Path) -> None:
     """Whatever bytes are on the command line; nothing on stderr; a reader that leaves is no error."""
-    command = [sys.executable, "-m", "tilelli_jax.generate", "--model", model, "--temperature", "0"]
+    command = [sys.executable, "-m", "tilelli_jax", "generate", "--model", model, "--temperature", "0"]
     done = subprocess.run([*command, "--prompt", b"\xff1", "--max-new", "4"], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, "�12345\n", "")
 

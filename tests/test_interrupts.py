@@ -85,6 +85,38 @@ def test_a_second_signal_ends_what_runs_no_handler(number: int, status: int,
                    "interrupted\n" if number == signal.SIGINT else "")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_signal_that_is_handled_late_is_not_lost(number: int, status: int,
+                                                     environment: dict[str, str]) -> None:
+    """Its handler runs after C code of some tenths of a second: it is the first, and no repetition."""
+    late = (f"import threading; threading.Timer(0.2, os.kill, (os.getpid(), {number})).start(); "
+            "begun = time.monotonic()\n"
+            "    while time.monotonic() - begun < 0.2: hashlib.pbkdf2_hmac('sha256', b'', b'', 1_500_000)")
+    assert ended("", late, environment)[:2] == (status, "")
+
+
+# As threads of XLA's compiler may.
+CRASHES = """
+import ctypes
+class Late:
+    def __del__(self):  # on the interpreter's way out
+        ctypes.string_at(0)
+sys.late = Late()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_after_a_signal_the_process_ends_at_once(number: int, status: int, environment: dict[str, str],
+                                                 tmp_path: Path) -> None:
+    """What libraries' threads do on the interpreter's way out does not change its exit status."""
+    program = COMMAND.format(settings=CRASHES, moment=f"print('said'); send({number})")
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "tilelli").write_text(f"exec(open({str(tmp_path / 'program.py')!r}).read())")
+    done = subprocess.run([sys.executable, str(tmp_path / "tilelli")], env=environment, capture_output=True,
+                          text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "said\n"), done.stderr
+
+
 def test_a_second_signal_ends_what_is_slow_to_end(environment: dict[str, str]) -> None:
     slow = ("def slow():\n    try: send()\n    finally:\n"
             "        try: send()\n        except BaseException: pass\n"
@@ -193,7 +225,7 @@ def test_what_a_library_has_made_of_either_signal_is_known_by_its_text(environme
 
 def test_a_second_signal_ends_what_is_slow_after_the_command(environment: dict[str, str]) -> None:
     """As threads that Python waits for at its end."""
-    begin = "interrupts._owner = interrupts._Owner()  # as of `python -m`"
+    begin = "interrupts._owner = interrupts._Owner(from_start=True)  # as of `python -m`"
     slow = ("import threading; threading.Thread(target=time.sleep, args=(20,)).start()\n"
             "    try: send()\n    finally: send()")
     begun = time.monotonic()

@@ -10,17 +10,13 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tilelli_jax.convert.command import main as convert
-from tilelli_jax.eval.comparison.command import main as compare
-from tilelli_jax.eval.difficulty.command import main as difficulty
 from tilelli_jax.eval.recall.answering import answer
-from tilelli_jax.eval.recall.command import main as recall
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 
@@ -29,12 +25,10 @@ from tests.kill_points import kill_command_at_every_file_operation, run_and_kill
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
-from tilelli_jax.commands.generate import main as generate
-from tilelli_jax.commands.splice import main as splice
+from tilelli_jax.__main__ import main
 from tilelli_jax.data import stories
 from tilelli_jax.language import open_language
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig
-from tilelli_jax.train import main as train
 
 pytestmark = pytest.mark.exhaustive
 PLAIN = RoutedConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, d_head=4, top_k=4, dense_expand=2,
@@ -69,19 +63,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.save(store.build(VanillaConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2), seed),
                    path / f"vanilla-{seed}")
     (path / "text.txt").write_bytes(stories.generate(30_000))
-    assert convert([str(path / "neox"), str(path / "hf"), "--to", "torch"]) == 0
+    assert main(["convert", str(path / "neox"), str(path / "hf"), "--to", "torch"]) == 0
     return path
 
 
-@pytest.mark.parametrize(("module", "main", "arguments", "kills"), [
-    ("convert", convert, ["{place}/hf", "{out}"], 8),
-    ("convert", convert, ["{place}/plain", "{out}", "--to", "torch"], 4),
-    ("tilelli_jax.splice", splice, ["--head", "{place}/head", "--onto", "{place}/plain", "{out}"], 6),
-    ("tilelli_jax.generate", generate,
-     ["--model", "{place}/plain", "--prompt", "Once", "--max-new", "4", "--out", "{out}"], 4)],
+@pytest.mark.parametrize(("arguments", "kills"), [
+    (["convert", "{place}/hf", "{out}"], 8),
+    (["convert", "{place}/plain", "{out}", "--to", "torch"], 4),
+    (["splice", "--head", "{place}/head", "--onto", "{place}/plain", "{out}"], 6),
+    (["generate", "--model", "{place}/plain", "--prompt", "Once", "--max-new", "4", "--out", "{out}"], 4)],
     ids=["convert", "to torch", "splice", "generate"])
-def test_one_product(module: str, main: Callable[[Sequence[str]], int], arguments: list[str], kills: int,
-                     place: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_one_product(arguments: list[str], kills: int, place: Path, tmp_path: Path,
+                     environment: dict[str, str]) -> None:
     """It is there, whole, or not at all; and nothing else is left once the command has ended."""
     out = tmp_path / "new" / ("out.pt" if "torch" in arguments else "out")
     given = [one.format(place=place, out=out) for one in arguments]
@@ -101,7 +94,7 @@ def test_one_product(module: str, main: Callable[[Sequence[str]], int], argument
         assert contents(out) == whole and list(out.parent.iterdir()) == [out]
 
     assert kill_command_at_every_file_operation(
-        ["-m", module, *given], look, prepare=prepare, below=tmp_path, kills=kills,
+        ["-m", "tilelli_jax", *given], look, prepare=prepare, below=tmp_path, kills=kills,
         environment=environment | READ_ONLY) >= min(kills, 3)
 
 
@@ -116,7 +109,7 @@ def config(path: Path, tree: dict[str, Any]) -> str:
     return str(path)
 
 
-def kill_again_and_again(module: str, given: list[str], kills: int, most: int, below: Path,
+def kill_again_and_again(given: list[str], kills: int, most: int, below: Path,
                          environment: dict[str, str]) -> None:
     """Kills the command so often, each time a while after it was started again.
 
@@ -125,32 +118,32 @@ def kill_again_and_again(module: str, given: list[str], kills: int, most: int, b
     """
     rng = random.Random(0)
     for i in range(kills):
-        status, report, _ = run_and_kill(["-m", module, *given], rng.randint(1, most * (i + 2) // 2), below,
-                                         environment | READ_ONLY)
+        status, report, _ = run_and_kill(["-m", "tilelli_jax", *given], rng.randint(1, most * (i + 2) // 2),
+                                         below, environment | READ_ONLY)
         assert status in (0, -signal.SIGKILL), report
         assert status or i > kills // 2, "killed too late"
 
 
 def test_training(place: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     """From before its first file is written: its first checkpoints are among what is killed."""
-    given = ["--config", config(tmp_path / "tiny.yaml", {
+    given = ["train", "--config", config(tmp_path / "tiny.yaml", {
         "model": {"family": "routed", "d_model": 16, "n_layers": 1, "max_seq_len": 16, "n_heads": 2,
                   "d_head": 4, "pathways": ["local", "dense"], "dense_expand": 2},
         "data": {"source": str(place / "text.txt")}, "optimizer": {"learning_rate": 1e-2},
         "train": {"steps": 12, "batch_size": 8, "seq_len": 16, "log_every": 1, "eval_every": 4,
                   "eval_batch_size": 8, "eval_bytes": 500, "checkpoint_every": 3}})]
-    assert train([*given, f"run_dir={tmp_path / 'whole'}"]) == 0
+    assert main([*given, f"run_dir={tmp_path / 'whole'}"]) == 0
     once, again = tmp_path / "once", tmp_path / "again"
 
     def look(at: int) -> None:
-        assert train([*given, f"run_dir={once}"]) == 0
+        assert main([*given, f"run_dir={once}"]) == 0
         assert contents(once / "model") == contents(tmp_path / "whole" / "model")
 
     assert kill_command_at_every_file_operation(
-        ["-m", "tilelli_jax.train", *given, f"run_dir={once}"], look, prepare=lambda: clear(once), below=once,
+        ["-m", "tilelli_jax", *given, f"run_dir={once}"], look, prepare=lambda: clear(once), below=once,
         kills=14, environment=environment | READ_ONLY) >= 12
-    kill_again_and_again("tilelli_jax.train", [*given, f"run_dir={again}"], 6, 40, again, environment)
-    assert train([*given, f"run_dir={again}"]) == 0
+    kill_again_and_again([*given, f"run_dir={again}"], 6, 40, again, environment)
+    assert main([*given, f"run_dir={again}"]) == 0
     assert contents(again / "model") == contents(tmp_path / "whole" / "model")
     summaries = [without_times(json.loads((path / "summary.json").read_text()))
                  for path in (tmp_path / "whole", again)]
@@ -205,16 +198,15 @@ def comparison_config(place: Path, out: Path) -> dict[str, Any]:
             "texts": [str(place / "text.txt")]}
 
 
-@pytest.mark.parametrize(("module", "main", "options"), [
-    ("eval.recall", recall, recall_config), ("eval.difficulty", difficulty, difficulty_config),
-    ("eval.comparison", compare, comparison_config)], ids=["recall", "difficulty", "comparison"])
-def test_a_study(module: str, main: Callable[[Sequence[str]], int],
+@pytest.mark.parametrize(("name", "options"), [
+    ("recall", recall_config), ("difficulty", difficulty_config), ("compare", comparison_config)])
+def test_a_study(name: str,
                  options: Callable[[Path, Path], dict[str, Any]], place: Path, tmp_path: Path,
                  environment: dict[str, str]) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert main(["--config", config(tmp_path / "whole.yaml", options(place, whole))]) == 0
-    given = ["--config", config(tmp_path / "tiny.yaml", options(place, out))]
-    kill_again_and_again(module, given, 7, 25, out, environment)
+    assert main([name, "--config", config(tmp_path / "whole.yaml", options(place, whole))]) == 0
+    given = [name, "--config", config(tmp_path / "tiny.yaml", options(place, out))]
+    kill_again_and_again(given, 7, 25, out, environment)
     assert main(given) == 0
     results = [without_times(json.loads((path / "results.json").read_text().replace(str(path), "out")))
                for path in (whole, out)]

@@ -36,7 +36,7 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "small.yaml").write_text(SMALL)
     # JAX, once imported here, says where libtpu is to all processes that it starts.
     environment = {key: value for key, value in os.environ.items() if key != "TPU_LIBRARY_PATH"}
-    return subprocess.run([sys.executable, "-m", "tilelli_jax.launch_check", *arguments, "--config",
+    return subprocess.run([sys.executable, "-m", "tilelli_jax", "launch-check", *arguments, "--config",
                            str(tmp_path / "small.yaml")], capture_output=True, text=True, timeout=300,
                           env=environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "XLA_FLAGS": ""})
 
@@ -103,7 +103,7 @@ def test_without_the_compiler(tmp_path):
     result = run(tmp_path, "--topology", "v5e:2x4")
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert "'.[tpu]'" in result.stderr
+    assert "'tilelli_jax[tpu]'" in result.stderr
 
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,

@@ -102,7 +102,8 @@ def test_shipped_configurations_are_found_by_name(tmp_path: Path, monkeypatch: p
     assert config_lib.find("recall-demo").is_file()
     (tmp_path / "demo").write_text("a: 1\n")
     assert config_lib.read_yaml("demo") == {"a": 1}, "a path wins"
-    with pytest.raises(config_lib.InputError, match=r"^dmo: no such file, and no configuration of that name is shipped; did you mean 'demo'\?"):
+    with pytest.raises(config_lib.InputError, match=(
+            r"^dmo: no such file, and no configuration of that name is shipped; did you mean 'demo'\?")):
         config_lib.find("dmo")
 
 

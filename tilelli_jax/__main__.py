@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError, command
 
 
@@ -88,7 +89,8 @@ def run(argv: Sequence[str], in_clone: bool = False) -> int:
             module, _, function = found.main.partition(":")
             if not in_clone or module.partition(".")[0] not in ("convert", "eval"):
                 module = f"tilelli_jax.{module}"
-            called = getattr(importlib.import_module(module), function)
+            with interrupts.starting():
+                called = getattr(importlib.import_module(module), function)
             return int(called(argv[words:]) or 0)
     near = difflib.get_close_matches(argv[0], [name for name in COMMANDS if " " not in name], 1)
     raise InputError(f"{argv[0]}: unknown command" + (f", did you mean {near[0]}?" if near else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import functools
 import logging
@@ -39,34 +40,53 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     def run(argv: Sequence[str] | None = None) -> int:
         _settle_streams()
         _settle_logs()
-        with interrupts.owned():
-            try:
-                return _carried_out(main, sys.argv[1:] if argv is None else argv)
-            except InputError as error:
-                print(f"error: {_one_line(str(error))}", file=sys.stderr)
-                return 2
-            except ModuleNotFoundError as error:
-                from tilelli_jax import extras
-                if not extras.is_optional(error.name):
-                    raise
-                print(f"error: {extras.missing(error.name or '', 'this command')}", file=sys.stderr)
-                return 2
-            except KeyboardInterrupt:
-                print("interrupted", file=sys.stderr)
-                return INTERRUPTED
-            except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
-                _drop_output()
-                return 141
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.ENAMETOOLONG):
-                    raise
-                print(f"error: {_one_line(str(error.filename or 'output'))}: {error.strerror}",
-                      file=sys.stderr)
-                if error.errno == errno.ENOSPC:
-                    _drop_output()
-                return 2
+        with interrupts.owned() as is_outermost:
+            status = _status(main, sys.argv[1:] if argv is None else argv)
+            if is_outermost and interrupts.ends_process() and not _is_one_of_several():
+                with contextlib.suppress(OSError):
+                    sys.stdout.flush()
+                os._exit(status)
+            return status
 
     return run
+
+
+def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """The exit status of a command; what went wrong is said on stderr."""
+    try:
+        return _carried_out(main, argv)
+    except InputError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        from tilelli_jax import extras
+        if not extras.is_optional(error.name):
+            raise
+        print(f"error: {extras.missing(error.name or '', 'this command')}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as error:
+        if not interrupts.ends_process() or not isinstance(error.code, int):
+            raise
+        return error.code
+    except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
+        _drop_output()
+        return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.ENAMETOOLONG):
+            raise
+        print(f"error: {_one_line(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
+        if error.errno == errno.ENOSPC:
+            _drop_output()
+        return 2
+
+
+def _is_one_of_several() -> bool:
+    """Processes that compute together leave together: JAX sees to that on the ordinary way out."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _one_line(text: str) -> str:

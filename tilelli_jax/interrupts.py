@@ -32,23 +32,25 @@ RAISED = (KeyboardInterrupt, SystemExit)  # of SIGINT, of SIGTERM
 
 
 @contextlib.contextmanager
-def owned(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
+def owned(numbers: Sequence[int] = SIGNALS) -> Iterator[bool]:
     """Within it these signals are handled here. In another thread than the main one it does nothing.
+
+    Yields whether they are from here on: not within another such block.
 
     A signal that is ignored, as of what a shell starts in the background, stays ignored.
     """
     global _owner
     if (_owner and not _owner.starting) or threading.current_thread() is not threading.main_thread():
-        yield
+        yield False
         return
-    from_start, owner = _owner is not None, _owner or _Owner(numbers)
-    _owner, owner.starting = owner, False
+    owner = _owner = _owner or _Owner(numbers)
+    owner.starting = False
     try:
-        yield
+        yield True
     finally:
-        owner.starting = from_start
-        owner.forget(ending=from_start)
-        if not from_start:
+        owner.starting = owner.from_start
+        owner.forget(ending=owner.from_start)
+        if not owner.from_start:
             _owner = None
             owner.close()
 
@@ -65,7 +67,21 @@ def own_from_start(package: str) -> None:
     is_module = sys.argv[:1] == ["-m"] and bool(module) and module[0].partition(".")[0] == package
     is_script = package == "tilelli_jax" and bool(sys.argv) and Path(sys.argv[0]).stem == "tilelli"
     if (is_module or is_script) and _owner is None:
-        _owner = _Owner()
+        _owner = _Owner(from_start=True)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Within it nothing has begun yet, as while modules are imported: a signal ends the process at once."""
+    owner = _owner
+    if owner is None or not owner.from_start:
+        yield
+        return
+    before, owner.starting = owner.starting, True
+    try:
+        yield
+    finally:
+        owner.starting = before
 
 
 @contextlib.contextmanager
@@ -144,13 +160,22 @@ def is_cause_of(error: BaseException | None) -> bool:
             or is_cause_of(error.__cause__ or error.__context__))
 
 
+def ends_process() -> bool:
+    """Whether a signal has ended the command that this process is there for.
+
+    Its threads may then be anywhere: JAX's compile on, and have crashed on the interpreter's way out.
+    """
+    return _owner is not None and _owner.from_start and _owner.received is not None
+
+
 # ---------------------------------------------------------------------------------------------
 
 
 class _Owner:
     """Handlers, and a thread that sees signals while the main thread cannot run them."""
 
-    def __init__(self, numbers: Sequence[int] = SIGNALS) -> None:
+    def __init__(self, numbers: Sequence[int] = SIGNALS, from_start: bool = False) -> None:
+        self.from_start = from_start
         self.starting = True  # nothing has begun yet, or all is over
         self.holding = False
         self.held: int | None = None  # the signal that came meanwhile
@@ -198,7 +223,7 @@ class _Owner:
         if self.holding:
             self.held = self.held or number
             return
-        if self.is_repeated(number):
+        if self.calls and self.is_repeated(number):  # the first is none, however late it is handled
             return
         self.waiting, self.calls = 0, self.calls + 1
         self.received, self.first = self.received or number, self.first or time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tilelli_jax.errors import InputError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 DEEPEST = 100  # levels of lists and objects
+GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,10 +23,35 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or is no JSON object.
     """
-    tree = parse(files.read_text(path), str(path))
+    tree = parse(read_text(path), str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected an object, found {kind(tree)}")
     return tree
+
+
+def read_text(path: Path) -> str:
+    """As `files.read_text`, of a file that is no git-lfs pointer."""
+    text = files.read_text(path)
+    check_fetched(path, text[:len(GIT_LFS)].encode())
+    return text
+
+
+def check_fetched(path: Path, first: bytes) -> None:
+    """Raises InputError where a file that begins so is a git-lfs pointer."""
+    if first.startswith(GIT_LFS):
+        raise InputError(f"{path}: is a git-lfs pointer, not the file; `git lfs pull` fetches that")
+
+
+def object_under(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key; an empty one where there is none, or null.
+
+    Raises:
+        InputError: something else is there.
+    """
+    found = tree.get(key)
+    if not isinstance(found, dict | None):
+        raise InputError(f"{key}: expected an object, found {kind(found)}")
+    return found or {}
 
 
 def lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
@@ -39,12 +65,11 @@ def lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
             yield number, parse(line, f"{where}, line {number}")
 
 
-def parse(text: str, where: str, *, surrogates: bool = False) -> Any:
+def parse(text: str, where: str) -> Any:
     """What a text of JSON holds.
 
     Args:
         where: it is from, for errors.
-        surrogates: lets half characters pass, for those who replace them.
 
     Raises:
         InputError: it is no JSON, is nested more than DEEPEST levels deep, or has half a character in it.
@@ -55,11 +80,11 @@ def parse(text: str, where: str, *, surrogates: bool = False) -> Any:
         raise InputError(f"{where}: expected at most {DEEPEST} levels, found more") from None
     except ValueError as error:
         raise InputError(f"{where}: not JSON: {error}") from None
-    check_text(tree, where, surrogates=surrogates)
+    check_text(tree, where)
     return tree
 
 
-def check_text(tree: Any, where: str, *, surrogates: bool = False) -> None:
+def check_text(tree: Any, where: str) -> None:
     """Raises InputError where a tree of JSON is too deep, or a text of it has half a character in it.
 
     A lone surrogate is such a half: JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes
@@ -69,7 +94,7 @@ def check_text(tree: Any, where: str, *, surrogates: bool = False) -> None:
     while left:
         if level > DEEPEST:
             raise InputError(f"{where}: expected at most {DEEPEST} levels, found more")
-        left, level = list(_inside(left, where, surrogates)), level + 1
+        left, level = list(_inside(left, where)), level + 1
 
 
 @contextlib.contextmanager
@@ -94,13 +119,13 @@ def kind(tree: Any) -> str:
     return "null"
 
 
-def _inside(trees: list[Any], where: str, surrogates: bool) -> Iterator[Any]:
+def _inside(trees: list[Any], where: str) -> Iterator[Any]:
     for tree in trees:
         if isinstance(tree, dict):
             yield from tree
             yield from tree.values()
         elif isinstance(tree, list | tuple):
             yield from tree
-        elif not surrogates and isinstance(tree, str) and not tree.isascii() and SURROGATE.search(tree):
+        elif isinstance(tree, str) and not tree.isascii() and SURROGATE.search(tree):
             raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
                              f"{tree!r:.40}")

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +22,9 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json, check_regular, write_together
-from tilelli_jax.json_text import parse, read_json
+from tilelli_jax.json_text import GIT_LFS, check_fetched, parse, read_json
 
 log = logging.getLogger(__name__)
-GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
 TENSORS = "model.safetensors"
 INDEX = TENSORS + ".index.json"
 CONFIG = "config.json"
@@ -46,12 +46,14 @@ class Tensor:
     Attributes:
         parts: gives arrays that, one after another along the first axis, make up the tensor.
         mapped: gives it as a memory map, where it lies in a file just so.
+        label: what errors call it.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     parts: Callable[[], Iterator[np.ndarray]]
     mapped: Callable[[], np.ndarray] | None = None
+    label: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +63,7 @@ class Tensor:
         """The whole of it; may be a view that is not contiguous."""
         parts = list(self.parts())
         whole = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
-        return _converted(whole, self.dtype)
+        return self._converted(whole)
 
     def astype(self, dtype: np.dtype) -> Tensor:
         """The same numbers in another type; read or written, they are converted block by block.
@@ -74,19 +76,19 @@ class Tensor:
         """The numbers in row-major order, without a second copy of the whole."""
         for part in self.parts():
             for block in blocks(part):
-                file.write(np.ascontiguousarray(_converted(block, self.dtype)).reshape(-1)
+                file.write(np.ascontiguousarray(self._converted(block)).reshape(-1)
                            .view(np.uint8).data)
 
 
-def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if array.dtype == dtype or not (np.issubdtype(array.dtype, np.floating) or array.dtype == DTYPES["BF16"]):
-        return array.astype(dtype, copy=False)
-    with np.errstate(over="ignore"):
-        found = array.astype(dtype)
-    if not is_finite(found) and (lost := ~np.isfinite(found) & np.isfinite(array)).any():
-        raise InputError(f"expected numbers that {dtype} can hold, found {float(array[lost].flat[0]):g} (and "
-                         f"{int(lost.sum()) - 1} more)")
-    return found
+    def _converted(self, array: np.ndarray) -> np.ndarray:
+        if array.dtype == self.dtype or array.dtype not in FLOATS:
+            return array.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            found = array.astype(self.dtype)
+        if not is_finite(found) and (lost := ~np.isfinite(found) & np.isfinite(array)).any():
+            raise InputError(f"{self.label or 'tensor'}: expected numbers that {self.dtype} can hold, found "
+                             f"{float(array[lost].flat[0]):g} (and {int(lost.sum()) - 1} more)")
+        return found
 
 
 def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str,
@@ -107,6 +109,13 @@ def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
     if any(problems.values()):
         raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
             f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
+
+
+def check_floats(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises InputError where a tensor holds no floating-point numbers."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise InputError(f"{source}: {name}: expected floating-point numbers, found {tensor.dtype}")
 
 
 def in_memory(array: np.ndarray) -> Tensor:
@@ -132,6 +141,15 @@ def is_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def count_vanishing(array: np.ndarray, dtype: np.dtype) -> int:
+    """How many numbers that are not 0 become 0 in another floating-point type."""
+    if array.dtype == dtype or array.dtype not in FLOATS:
+        return 0
+    half = float(ml_dtypes.finfo(dtype).smallest_subnormal) / 2  # which is rounded to even, 0
+    sizes = np.abs(array.astype(np.float32) if array.dtype == DTYPES["BF16"] else array)
+    return int(((sizes > 0) & (sizes <= half)).sum())
+
+
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file; only its header is read here.
 
@@ -142,8 +160,9 @@ def read_file(path: Path) -> dict[str, Tensor]:
         size = check_regular(path)
         with path.open("rb") as file:
             first = file.read(8)
-            if first == GIT_LFS[:8] and first + file.read(len(GIT_LFS) - 8) == GIT_LFS:
-                raise InputError(f"{path}: is a git-lfs pointer, not the file; `git lfs pull` fetches that")
+            if first == GIT_LFS[:8]:
+                check_fetched(path, first + file.read(len(GIT_LFS) - 8))
+                file.seek(8)
             length = int.from_bytes(first, "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER):
                 raise InputError(f"{path}: cannot be read: no safetensors file, or cut off")
@@ -172,21 +191,19 @@ def read_directory(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: a file is missing or cannot be read, or holds other tensors than the index says.
     """
-    if (path / TENSORS).is_file():
-        if (path / INDEX).is_file():
+    if os.path.lexists(path / TENSORS):
+        if os.path.lexists(path / INDEX):
             log.warning("%s: has both %s and %s; the first is read, as transformers does", path, TENSORS,
                         INDEX)
         return read_file(path / TENSORS)
-    if not (path / INDEX).is_file():
+    if not os.path.lexists(path / INDEX):
         raise InputError(f"{path}: {TENSORS} is missing")
-    index = read_json(path / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise InputError(f"{path / INDEX}: expected file names under 'weight_map'")
+    index = read_weight_map(path / INDEX)
     found: dict[str, Tensor] = {}
     for name in sorted(set(index.values())):
         if Path(name).name != name:
             raise InputError(f"{path / INDEX}: expected names of files beside it, found '{name}'")
-        if not (path / name).is_file():
+        if not os.path.lexists(path / name):
             raise InputError(f"{path}: {name} is missing, which {INDEX} names")
         part = read_file(path / name)
         if other := sorted(part.keys() ^ {key for key, file in index.items() if file == name}):
@@ -194,6 +211,20 @@ def read_directory(path: Path) -> dict[str, Tensor]:
                              f"they differ by {', '.join(other)}")
         found |= part
     return found
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """An index: the name of each tensor → the file that has it.
+
+    Raises:
+        InputError: it cannot be read, names no tensor, or something else than files.
+    """
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise InputError(f"{path}: expected file names under 'weight_map'")
+    if not index:
+        raise InputError(f"{path}: weight_map: expected at least one tensor, found none")
+    return index
 
 
 def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[str, bytes], *,
@@ -249,10 +280,7 @@ def _writer(tensors: Mapping[str, Tensor], writer: str) -> Callable[[BinaryIO], 
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
-            try:
-                tensor.write(file)
-            except InputError as error:  # a number that does not fit
-                raise InputError(f"{name}: {error}") from None
+            dataclasses.replace(tensor, label=tensor.label or name).write(file)
 
     return write
 

@@ -186,7 +186,8 @@ def _tell_end(config: ExperimentConfig, run: RunDirectory, task: Task, summary: 
     print(f"\n{report.losses_table(summary, config.report, task.measure)}\n")
     trigram = summary.get("trigram_valid_loss")
     if trigram is not None and trigram < summary["best_valid_loss"]:
-        print("note: byte trigrams predict this text better than the network: train it longer, or on more text\n")
+        print("note: byte trigrams predict this text better than the network: train it longer, or on more "
+              "text\n")
     print(f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s; model: {run.model}; "
           f"figure: {run.figure}")
     if config.report.prompts:

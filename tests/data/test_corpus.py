@@ -173,13 +173,13 @@ def test_bad_sources_are_named(tmp_path):
     (tmp_path / "train.bin").write_bytes(b"x")
     assert "no valid.bin" in error_of(source=str(tmp_path))
     (tmp_path / "rows.jsonl").write_text("{}")
-    assert "tilelli_jax.data" in error_of(source=str(tmp_path / "rows.jsonl"))
+    assert "tilelli data" in error_of(source=str(tmp_path / "rows.jsonl"))
 
 
 def test_more_files_than_can_be_open_are_refused(tmp_path):
     for i in range(MAX_FILES + 1):
         (tmp_path / f"{i}.txt").write_bytes(b"some text")
-    assert "tilelli_jax.data" in error_of(source=str(tmp_path / "*.txt"))
+    assert "tilelli data" in error_of(source=str(tmp_path / "*.txt"))
 
 
 @pytest.mark.parametrize("settings", [

@@ -142,7 +142,7 @@ def test_a_set_that_breaks_off(datasets, tmp_path, monkeypatch):
 
 def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"extra 'hf'"):
+    with pytest.raises(InputError, match=r"needs datasets: pip install 'tilelli_jax.hf.'"):
         open_corpus(config(tmp_path))
 
 

@@ -137,7 +137,7 @@ def test_a_failed_run_leaves_everything_as_it_was(tmp_path):
 
 def test_a_terminated_run_leaves_nothing(tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-m", "tilelli_jax.data", "--source", "stories",
+    process = subprocess.Popen([sys.executable, "-m", "tilelli_jax", "data", "--source", "stories",
                                 "--out", str(out), "--max-bytes", "100000000000"])
     deadline = time.monotonic() + 60
     while not list(out.glob(".train.bin.*")) and time.monotonic() < deadline:

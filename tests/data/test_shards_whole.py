@@ -229,7 +229,7 @@ def test_killed_anywhere_in_a_process_of_its_own(tmp_path, shards):
     out, text = tmp_path / "out", tmp_path / "new.txt"
     older, newer = shards(OLD), (NEW[:178].encode(), NEW[178:].encode())
     text.write_text(NEW)
-    command = ["-m", "tilelli_jax.data", "--source", str(text), "--out", str(out), "--force"]
+    command = ["-m", "tilelli_jax", "data", "--source", str(text), "--out", str(out), "--force"]
 
     def check(at):
         found = parts_of(out)

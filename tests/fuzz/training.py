@@ -90,7 +90,7 @@ TARGETS = (
     Target("train, configuration", _texts, train, "--config whole.yaml data.source=nowhere.txt",
            "whole.yaml", 80, refused="nowhere.txt: no such file"),
     Target("launch_check", _texts, launch_check.main, "--topology none:1 --config whole.yaml",
-           "whole.yaml", 30, refused="launch_check needs the extra 'tpu'"),
+           "whole.yaml", 30, refused="tilelli launch-check needs libtpu"),
     RUN("train, text", _texts, argv="--config text.yaml", spoilt="text.txt", inputs=24, large=False),
     RUN("train, shards", _texts, argv="--config text.yaml data.source=shards", spoilt="shards shards/*",
         inputs=40),

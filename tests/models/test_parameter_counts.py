@@ -85,7 +85,7 @@ RUNS = [path for path in sorted(CONFIGS.glob("*.yaml"))
 def test_every_shipped_configuration_is_one(path: Path) -> None:
     """It loads, its header names a command with itself, and its network can be built."""
     config = config_lib.load(ExperimentConfig, path)
-    assert f"configs/{path.name}" in path.read_text() or path.name == "demo.yaml"
+    assert f"--config {path.stem}" in path.read_text() or path.stem == "demo"
     assert n_parameters(config.model) > 0
 
 

@@ -232,3 +232,21 @@ def test_the_default_run_directory(tiny, tmp_path, monkeypatch):
     assert main(["--config", "runs/small/config.yaml"]) == 0
     assert "2" in checkpoints(tmp_path / "runs" / "small")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"]
+
+
+def test_what_a_file_compares_with_is_left_out_on_other_data(tiny, tmp_path, capsys, caplog):
+    """Its reference is a loss on the file's data; on others it would say nothing."""
+    text = tmp_path / "mine.txt"
+    text.write_text("Once upon a time there was a fox. " * 30)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny | {"report": {"reference": 0.5, "reference_name": "a rival",
+                                                      "trigram": True}}))
+    assert main(["--config", str(path), f"data.source={text}", f"run_dir={tmp_path / 'run'}",
+                 "train.steps=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "a rival" not in printed and "byte trigrams" in printed
+    assert "note: byte trigrams predict this text better than the network" in printed
+    assert "only 102 bytes to validate on: the validation loss says little" in caplog.text
+    assert main(["--config", str(path), f"data.source={text}", f"run_dir={tmp_path / 'other'}",
+                 "train.steps=2", "report.reference=0.4"]) == 0
+    assert "a rival" in capsys.readouterr().out

@@ -16,7 +16,7 @@ BAD = {
     "no such source": (["data.source={dir}/nowhere.txt"], ["nowhere.txt: no such file"]),
     "empty source": (["data.source={dir}/empty.txt"], ["empty.txt: is empty"]),
     "directory without shards": (["data.source={dir}"], ["train.bin"]),
-    "source shorter than a sequence": (["data.source={dir}/short.txt"], ["a sequence of 16 needs 17"]),
+    "source shorter than a sequence": (["data.source={dir}/short.txt"], ["train.seq_len: 16 needs 17 bytes"]),
     "nothing to validate on": (["data.source={dir}/hundred.txt", "data.valid_fraction=0.001"],
                                ["validation part"]),
     "one byte to validate on": (["data.source={dir}/hundred.txt", "data.valid_fraction=0.01"],
@@ -125,7 +125,7 @@ def test_a_missing_extra_is_noticed_before_anything_is_written(tiny_file, place,
     monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
     before = sorted(place.rglob("*"))
     assert main(["--config", str(tiny_file), "run_dir=run", "log.wandb_project=mine"]) == 2
-    assert_one_line(capsys.readouterr().err, "log.wandb_project", "'.[wandb]'")
+    assert_one_line(capsys.readouterr().err, "log.wandb_project", "'tilelli_jax[wandb]'")
     assert sorted(place.rglob("*")) == before
 
 

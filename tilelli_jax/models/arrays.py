@@ -20,7 +20,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.nn.host import HostRows, HostTable
 from tilelli_jax.nn.linear import Derived
 from tilelli_jax.sharding import Mesh, NamedSharding, path_name, spec
-from tilelli_jax.tensors import FLOATS, Tensor, check_fit, is_finite
+from tilelli_jax.tensors import Tensor, check_fit, check_floats, is_finite
 
 ParamType = Literal["float32", "bfloat16", "stored"]
 M = TypeVar("M", bound=nnx.Module)
@@ -54,9 +54,11 @@ def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: str)
     """To be called before a network is built for tensors of these shapes: absurd sizes take all memory.
 
     Raises:
-        InputError: the configuration asks for more layers or banks than there are tensors, of which each has
-            its own, or for heads that are wider than any tensor.
+        InputError: there are no tensors; or the configuration asks for more layers or banks than there are
+            tensors, of which each has its own, or for heads that are wider than any tensor.
     """
+    if not shapes:
+        raise InputError(f"{source}: expected tensors that fit this configuration, found none")
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     limits = {**dict.fromkeys(("n_layers", "n_decoder_layers", "n_banks"), (len(shapes), "the number of")),
               **dict.fromkeys(("d_head", "d_head_full"), (max(widest, USUAL_WIDTH), "the largest size of"))}
@@ -87,9 +89,7 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
     graph, state = nnx.split(abstract)
     check_fit({name: leaf.shape for name, leaf in _outline(abstract).items()},
               {name: tensor.shape for name, tensor in tensors.items()}, source)
-    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
-        raise InputError(f"{source}: {strange[0]}: expected floating-point numbers, "
-                         f"found {tensors[strange[0]].dtype}")
+    check_floats(tensors, source)
 
     def read(name: str) -> np.ndarray:
         array = tensors[name].read()

@@ -255,11 +255,11 @@ def test_shipped_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     config = config_lib.load(ComparisonConfig, path)
     found = contenders.contenders(config)
     sizes = contenders.check(found, config.texts[0], config.seeds[0], config.tolerance)
-    assert f"configs/{path.name}" in path.read_text() and found[0].name == "vanilla"
+    assert f"--config {path.stem}" in path.read_text() and found[0].name == "vanilla"
     bits = [round(sizes[name].bits_per_weight, 2) for name in ("lite", "ternary", "power3")]
     assert bits == [32, 1.58, 2.81]
     experiment = found[0].experiment(config.texts[0], 0)
-    assert f"{sizes['vanilla'].parameters:,}" in (ROOT / found[0].config).read_text()
+    assert f"{sizes['vanilla'].parameters:,}" in config_lib.find(found[0].config).read_text()
     runs = len(found) * (len(config.seeds) + len(config.tuning.rates))
     tokens = experiment.train.steps * experiment.train.batch_size * experiment.train.seq_len
     assert f"{runs} runs of {tokens:,} tokens" in path.read_text()

@@ -78,7 +78,7 @@ def test_a_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError) as caught:
         hugging_face("hf:squad", 3)
-    assert_one_line(f"error: {caught.value}\n", "hf:squad", "extra 'hf'", "pip install")
+    assert_one_line(f"error: {caught.value}\n", "hf:squad", "needs datasets", "pip install")
 
 
 @given(st.text("ab|", max_size=60), st.integers(1, 5), st.integers(1, 3))

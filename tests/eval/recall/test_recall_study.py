@@ -305,5 +305,5 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("recall-*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies(path: Path) -> None:
     config = config_lib.load(RecallConfig, path)
-    assert f"configs/{path.name}" in path.read_text()
-    assert not config.network.train or (ROOT / config.network.train).is_file()
+    assert f"--config {path.stem}" in path.read_text()
+    assert not config.network.train or config_lib.find(config.network.train).is_file()
