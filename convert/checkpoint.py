@@ -23,6 +23,7 @@ import numpy as np
 from tilelli_jax import extras
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import check_regular
+from tilelli_jax.json_text import GIT_LFS, check_fetched
 from tilelli_jax.tensors import Tensor
 
 _STORAGES = {"bfloat16": "BFloat16", "float16": "Half", "float32": "Float", "float64": "Double",
@@ -137,7 +138,9 @@ def _check_archive(path: Path) -> None:
         raise
     except Exception:  # zipfile raises many kinds over a damaged archive
         with path.open("rb") as file:
-            old = file.read(2) in (b"\x80\x02", b"\x80\x04")
+            first = file.read(len(GIT_LFS))
+        check_fetched(path, first)
+        old = first[:2] in (b"\x80\x02", b"\x80\x04")
         raise InputError(
             f"{path}: cannot be read: " + ("a pickle of PyTorch before 1.6; load it there and save it anew"
                                            if old else "no PyTorch file, or cut off")) from None

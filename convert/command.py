@@ -20,8 +20,8 @@ import numpy as np
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import as_json, new_directory, read_bytes
-from tilelli_jax.tensors import FLOATS, Tensor, write_directory
+from tilelli_jax.files import as_json, new_directory
+from tilelli_jax.tensors import Tensor, write_directory
 
 from . import assumptions, check, inspect, source, to_torch
 from .families import FAMILIES, OTHER_NAMES, family_of
@@ -103,11 +103,13 @@ def _forth(options: argparse.Namespace) -> int:
     arrays = _stored_as(plan.arrays(), options.dtype)
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
               to_torch.RECORD: as_json(to_torch.record(given, plan)),
-              **{path.name: read_bytes(path) for path in given.companions}}
+              **source.read_companions(given.companions)}
+    vanished: dict[str, int] = {}
     start = time.perf_counter()
     with new_directory(options.out) as path:
-        write_directory(path, with_progress(arrays, "converting"), others, writer=store.WRITER)
-    _tell(plan.family, arrays, time.perf_counter() - start, options.out)
+        watched = with_progress(arrays, "converting", options.source, vanished)
+        write_directory(path, watched, others, writer=store.WRITER)
+    _tell(plan.family, arrays, time.perf_counter() - start, options.out, vanished)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     if verdict:
@@ -124,22 +126,28 @@ def _forth(options: argparse.Namespace) -> int:
 def _back(options: argparse.Namespace) -> int:
     config = store.load_config(options.source)
     arrays = _stored_as(store.read_tensors(options.source), options.dtype)
+    vanished: dict[str, int] = {}
     start = time.perf_counter()
-    to_torch.write(config, with_progress(arrays, "converting"), options.source, options.out, options.to)
-    _tell(config.family, arrays, time.perf_counter() - start, options.out)
+    watched = with_progress(arrays, "converting", options.source, vanished)
+    to_torch.write(config, watched, options.source, options.out, options.to)
+    _tell(config.family, arrays, time.perf_counter() - start, options.out, vanished)
     return 0
 
 
 def _stored_as(arrays: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if dtype is None:
         return arrays
-    return {name: array.astype(np.dtype(DTYPES[dtype])) if array.dtype in FLOATS else array
-            for name, array in arrays.items()}
+    return {name: array.astype(np.dtype(DTYPES[dtype])) for name, array in arrays.items()}
 
 
-def _tell(family: str, arrays: dict[str, Tensor], seconds: float, out: Path) -> None:
+def _tell(family: str, arrays: dict[str, Tensor], seconds: float, out: Path,
+          vanished: dict[str, int]) -> None:
     size = sum(array.nbytes for array in arrays.values())
     count = sum(int(np.prod(array.shape)) for array in arrays.values())
     kinds = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
     print(f"{out}: {family}, {len(arrays)} arrays, {count:,} numbers ({kinds}), {size / 1e9:.3g} GB "
           f"in {seconds:.3g} s")
+    if lost := sum(vanished.values()):
+        most = max(vanished, key=lambda name: vanished[name])
+        print(f"note: {lost:,} of the {count:,} numbers are not 0 and become 0 in {kinds}, "
+              f"{vanished[most]:,} of them in {most}", file=sys.stderr)

@@ -12,7 +12,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.models.arrays import check_sizes, outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
-from tilelli_jax.tensors import Tensor
+from tilelli_jax.tensors import Tensor, check_floats
 
 from .source import Source
 
@@ -78,9 +78,10 @@ class Plan:
         return [*(assumption.note for assumption in self.assumptions), *self.remarks]
 
     def check(self, source: str) -> None:
-        """Raises InputError, which lists them, where tensors are missing, left over or of another shape."""
+        """Raises InputError where tensors are missing, left over, of another shape, or of whole numbers."""
         mapping.check(self.links, {name: tensor.shape for name, tensor in self.found.items()}, self.ignored,
                       source)
+        check_floats({name: self.found[name] for link in self.links for name in link.theirs}, source)
 
     def arrays(self) -> dict[str, Tensor]:
         """Ours, to be read when they are asked for."""

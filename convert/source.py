@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,18 @@ import numpy as np
 
 from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import check_text, read_json
+from tilelli_jax.files import check_regular, read_bytes
+from tilelli_jax.json_text import check_fetched, check_text, read_json
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
-from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file
+from tilelli_jax.tensors import (
+    INDEX,
+    TENSORS,
+    Tensor,
+    in_memory,
+    read_directory,
+    read_file,
+    read_weight_map,
+)
 
 from . import checkpoint
 
@@ -105,17 +115,17 @@ def open_source(path: Path) -> Source:
     Raises:
         InputError: it is none of these, or cannot be read.
     """
-    if path.is_dir() and (path / AUTOENCODER_CONFIG).is_file() and not (path / CONFIG).is_file():
-        found = [name for name in AUTOENCODERS.values() if (path / name).is_file()]
+    if is_there(path / AUTOENCODER_CONFIG) and not is_there(path / CONFIG):
+        found = [name for name in AUTOENCODERS.values() if is_there(path / name)]
         if not found:
             raise InputError(f"{path}: expected {' or '.join(AUTOENCODERS.values())} beside "
                              f"{AUTOENCODER_CONFIG}")
         return Source(path, read_json(path / AUTOENCODER_CONFIG), read_file(path / found[0]))
     if path.is_dir():
-        companions = tuple(path / name for name in COMPANIONS if (path / name).is_file())
-        return Source(path, read_config(path), _directory(path), companions=companions)
-    if not path.exists():
+        return Source(path, read_config(path), _directory(path), companions=companions_of(path))
+    if not is_there(path):
         raise InputError(f"{path}: no such file or directory")
+    check_regular(path)
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: expected its directory, with {CONFIG} beside it, or a .pt file")
     tree = checkpoint.read(path)
@@ -141,6 +151,29 @@ def open_source(path: Path) -> Source:
                   config_key)
 
 
+def companions_of(path: Path) -> tuple[Path, ...]:
+    """Files of a directory that are carried along."""
+    return tuple(path / name for name in COMPANIONS if is_there(path / name))
+
+
+def read_companions(paths: Iterable[Path]) -> dict[str, bytes]:
+    """Names and contents.
+
+    Raises:
+        InputError: one cannot be read, or is a git-lfs pointer.
+    """
+    contents = {}
+    for path in paths:
+        contents[path.name] = read_bytes(path)
+        check_fetched(path, contents[path.name])
+    return contents
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name; what cannot be read of it, reading says."""
+    return os.path.lexists(path)
+
+
 def read_map(path: Path) -> dict[str, str | None]:
     """A user's map: a YAML file of `their name: known name`; `{i}` and `{h}` stand for numbers.
 
@@ -155,18 +188,15 @@ def read_map(path: Path) -> dict[str, str | None]:
 
 
 def _directory(path: Path) -> dict[str, Tensor]:
-    if (path / TENSORS).is_file() or (path / INDEX).is_file():
+    if is_there(path / TENSORS) or is_there(path / INDEX):
         return read_directory(path)
     index = path / f"{TORCH_TENSORS}.index.json"
-    if index.is_file() and not (path / TORCH_TENSORS).is_file():  # the single file first, as of safetensors
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise InputError(f"{index}: expected file names under 'weight_map'")
-        names = sorted({str(name) for name in weight_map.values()})
+    if is_there(index) and not is_there(path / TORCH_TENSORS):  # the single file first, as of safetensors
+        names = sorted(set(read_weight_map(index).values()))
     else:
         names = [TORCH_TENSORS]
-    if missing := [name for name in names if not (path / name).is_file()]:
-        raise InputError(f"{path}: {missing[0] if index.is_file() else TENSORS} is missing")
+    if missing := [name for name in names if not is_there(path / name)]:
+        raise InputError(f"{path}: {missing[0] if is_there(index) else TENSORS} is missing")
     found: dict[str, Tensor] = {}
     for name in names:
         tree = checkpoint.read(path / name)

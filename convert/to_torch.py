@@ -13,19 +13,19 @@ import numpy as np
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, new_directory, read_bytes, write_together
+from tilelli_jax.files import as_json, new_directory, write_together
 from tilelli_jax.json_text import as_expected, read_json
 from tilelli_jax.models.arrays import check_sizes
 from tilelli_jax.models.pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
-from tilelli_jax.tensors import Tensor, check_fit
+from tilelli_jax.tensors import Tensor, check_fit, check_floats
 
 from . import checkpoint
 from .families import lrd, sae, tilelli, vanilla
 from .families.stated import PARTS
 from .plan import Plan, shapes
-from .source import COMPANIONS, Source
+from .source import Source, companions_of, is_there, read_companions
 
 SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # how a model directory was made, for the way back
@@ -49,13 +49,14 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
         to: "torch", or of autoencoders "saelens" or "sparsify".
 
     Raises:
-        InputError: the arrays are not those of the configuration; `out` already exists, or of the
-            wrong kind, or cannot be written.
+        InputError: the arrays are not those of the configuration, or no floating-point numbers; `out`
+            already exists, or of the wrong kind, or cannot be written.
     """
     network = store.FAMILIES[config.family][1]
     found = {name: array.shape for name, array in arrays.items()}
     check_sizes(config, found, str(source))
     check_fit(shapes(network, config), found, str(source))
+    check_floats(arrays, str(source))
     if config.family == "sae" and config.activation != "topk" and to != "saelens":
         raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, for which only "
                          f"--to saelens has a place")
@@ -64,14 +65,14 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
             raise InputError(f"--to {to}: {source}: expected an autoencoder, found a {config.family}")
         sae.write_directory(to, config, arrays, out)
         return
-    made = _read_record(source / RECORD) if (source / RECORD).is_file() else {}
+    made = _read_record(source / RECORD) if is_there(source / RECORD) else {}
     ours = json.loads(as_json(config_lib.to_dict(config)))
     if {**ours, **made.get("ours", {})} != ours:  # keys that there were not yet are none that differ
         made = {}  # another network has been put in the place of the one that was converted
     if isinstance(network, type) and issubclass(network, Pretrained):
         if out.suffix in SUFFIXES:
             raise InputError(f"{out}: expected a directory, in which transformers reads a {config.family}")
-        others = {name: read_bytes(source / name) for name in COMPANIONS if (source / name).is_file()}
+        others = read_companions(companions_of(source))
         with new_directory(out) as path:
             hugging_face.write(network.hugging_face, config, arrays, path, others=others,
                                beside=made.get("config"))

@@ -7,7 +7,6 @@ scores of the probe that has seen all training rows. Scores are log odds.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
@@ -23,8 +22,9 @@ from sklearn.pipeline import Pipeline
 from . import checks
 from .checks import Floats
 from .folds import Folds
+from .folds import checked as checked_folds
 from .metrics import auroc, brier, expected_calibration_error, log_loss
-from .probes import Block
+from .probes import Block, checked_features
 
 LOG_T = (-7.0, 7.0)  # where a temperature is looked for, as a logarithm
 
@@ -46,7 +46,7 @@ class Platt:
             raise ValueError(f"slope: expected at least 0, found {self.slope}")
 
     def __call__(self, scores: ArrayLike) -> Floats:
-        found = np.asarray(scores, float)
+        found = _log_odds(scores)
         # Without a slope the score has no say, not even an infinite one.
         return expit(self.slope * found + self.level if self.slope else np.full(found.shape, self.level))
 
@@ -68,7 +68,7 @@ class Temperature:
             raise ValueError(f"temperature: expected above 0, found {self.temperature}")
 
     def __call__(self, scores: ArrayLike) -> Floats:
-        return expit(np.asarray(scores, float) / self.temperature)
+        return expit(_log_odds(scores) / self.temperature)
 
     def to_dict(self) -> dict[str, Any]:
         """A tree for JSON; `calibrator_from_dict` reads it."""
@@ -95,15 +95,15 @@ class Isotonic:
         if not self.x or len(self.x) != len(self.y):
             raise ValueError(f"x, y: expected as many of both, at least one, found {len(self.x)} and "
                              f"{len(self.y)}")
-        if not np.isfinite([self.x, self.y]).all():
-            raise ValueError("x, y: expected finite numbers")
+        for name in ("x", "y"):
+            _finite(**{f"{name}[{i}]": value for i, value in enumerate(getattr(self, name))})
         if (np.diff(self.x) <= 0).any():
             raise ValueError("x: expected scores that rise")
         if (np.diff(self.y) < 0).any() or self.y[0] < 0 or self.y[-1] > 1:
             raise ValueError("y: expected probabilities in [0, 1] that do not fall")
 
     def __call__(self, scores: ArrayLike) -> Floats:
-        return np.asarray(np.interp(np.asarray(scores, float), self.x, self.y))
+        return np.asarray(np.interp(_log_odds(scores), self.x, self.y))
 
     def to_dict(self) -> dict[str, Any]:
         """A tree for JSON; `calibrator_from_dict` reads it."""
@@ -151,8 +151,14 @@ def _numbers(tree: Mapping[str, Any], key: str) -> tuple[float, ...]:
 
 def _finite(**values: float) -> None:
     for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, found {value}")
+        checks.number(value, name)
+
+
+def _log_odds(scores: ArrayLike) -> Floats:
+    found = checks.numbers(scores, "scores")
+    if np.isnan(found).any():
+        raise ValueError(f"scores: expected numbers, found {int(np.isnan(found).sum())} NaN")
+    return found
 
 
 # --- Learning them ---------------------------------------------------------------------------
@@ -166,6 +172,8 @@ def platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
     """
     known = checks.labels(labels, both=True)
     scores = checks.finite(scores, len(known), "scores")[:, None]
+    if not checks.varies(scores, checks.READ):
+        return Platt(0.0, float(logit(known.mean())))
     middle, spread = float(scores.mean()), float(scores.std()) or 1.0
     fitted = LogisticRegression(C=np.inf).fit((scores - middle) / spread, known)
     slope, level = float(fitted.coef_[0, 0]) / spread, float(fitted.intercept_[0])
@@ -219,7 +227,14 @@ def out_of_fold(pipeline: Pipeline, features: Block, labels: ArrayLike,
 
     Rows that no fold holds out are left out, those held out twice come twice.
     """
-    labels = np.asarray(labels)
+    labels = checks.labels(labels).astype(int)
+    features = checked_features(features, rows=len(labels))
+    folds = checked_folds(folds, len(labels))
+    if not folds:
+        raise ValueError("folds: expected one at least, found none")
+    for number, (fit, _) in enumerate(folds):
+        if len(np.unique(labels[fit])) < 2:
+            raise ValueError(f"folds: expected both classes to fit, found one in fold {number}")
     held = [(clone(pipeline).fit(features[fit], labels[fit]).decision_function(features[out]), labels[out])
             for fit, out in folds]
     return np.concatenate([scores for scores, _ in held]), np.concatenate([known for _, known in held])
@@ -229,6 +244,6 @@ def recalibrate(pipeline: Pipeline, train: Block, train_labels: ArrayLike, test:
                 test_labels: ArrayLike, folds: Folds) -> dict[str, Calibrated]:
     """The probabilities of a fitted pipeline as they are ("raw") and under each calibrator."""
     scores, known = out_of_fold(pipeline, train, train_labels, folds)
-    found = pipeline.decision_function(test)
+    found = pipeline.decision_function(checked_features(test, columns=pipeline.n_features_in_))
     return {"raw": judged(test_labels, expit(found)),
             **{name: judged(test_labels, learn(scores, known)(found)) for name, learn in CALIBRATORS.items()}}

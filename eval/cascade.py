@@ -17,21 +17,40 @@ from . import checks
 from .checks import Floats
 from .stats import Interval, bootstrap_mean
 
-SLACK = 1e-9  # a point must lie below the line by more than rounding
+SLACK = 1e-9  # a share of the largest: what differs by less is equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What one item costs. `sunk`: an item handed on has cost the cheap call, too, as it does in use."""
+    """What one item costs. `sunk`: an item handed on has cost the cheap call, too, as it does in use.
+
+    Raises ValueError for a cost that is not finite, or below 0.
+    """
 
     cheap: float = 1.0
     dear: float = 5.0
     sunk: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("cheap", "dear"):
+            checks.number(getattr(self, name), name, least=0)
+
     def of(self, share: ArrayLike) -> Floats:
         """The mean cost where a share of the items is handed on."""
-        share = np.asarray(share, float)
-        return self.cheap * (1 if self.sunk else 1 - share) + self.dear * share
+        found = checks.numbers(share, "share")
+        if not ((found >= 0) & (found <= 1)).all():
+            raise ValueError(f"share: expected values in [0, 1], found {checks.shown(share)}")
+        return self.cheap * (1 if self.sunk else 1 - found) + self.dear * found
+
+    def coin(self, costs: ArrayLike) -> Floats:
+        """The share of the items that a coin of these mean costs sends to the dear model, and to it alone.
+
+        Raises:
+            ValueError: the dear model costs no more than the cheap one.
+        """
+        if self.dear <= self.cheap:
+            raise ValueError(f"dear: expected a cost above cheap, {self.cheap:g}, found {self.dear:g}")
+        return (checks.numbers(costs, "costs") - self.cheap) / (self.dear - self.cheap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +67,31 @@ class Frontier:
 
         The coin sends an item to one of the two models, and pays that one alone.
         """
-        share = (self.costs - costs.cheap) / (costs.dear - costs.cheap)
+        checks.number(always_cheap, "always_cheap")
+        checks.number(always_dear, "always_dear")
+        share = costs.coin(self.costs)
         coin = always_cheap + (always_dear - always_cheap) * share
-        return (share > 0) & (share < 1) & (self.errors < coin - SLACK)
+        slack = SLACK * max(abs(always_cheap), abs(always_dear), np.abs(self.errors).max(initial=0))
+        return (share > 0) & (share < 1) & (self.errors < coin - slack)
 
     def pareto(self) -> NDArray[np.bool_]:
-        """Which points no other point beats in cost without losing in error."""
-        order = np.lexsort((self.errors, self.costs))
-        kept = np.zeros(len(order), bool)
-        best = np.inf
-        for i in order:
-            if self.errors[i] < best:
-                kept[i], best = True, self.errors[i]
+        """Which points no other point beats in cost without losing in error; of equals, the first."""
+        costs, errors = _ranks(self.costs), _ranks(self.errors)
+        kept = np.zeros(len(costs), bool)
+        best = len(costs)
+        for i in np.lexsort((errors, costs)):
+            if errors[i] < best:
+                kept[i], best = True, errors[i]
         return kept
+
+
+def _ranks(values: Floats) -> NDArray[np.intp]:
+    """Ranks from 0; neighbours that differ by rounding alone share theirs."""
+    order = np.argsort(values, kind="stable")
+    apart = np.diff(values[order], prepend=values[order[:1]]) > SLACK * np.abs(values).max(initial=0)
+    ranks = np.empty(len(values), np.intp)
+    ranks[order] = np.cumsum(apart)
+    return ranks
 
 
 def frontier(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Costs,
@@ -103,13 +134,13 @@ def against_coin(cheap: ArrayLike, dear: ArrayLike, scores: ArrayLike, costs: Co
     """
     cheap, dear = _errors(cheap, dear)
     scores = checks.scores(scores, len(cheap))
-    if not 0 < share <= 1:
-        raise ValueError(f"share: expected above 0, at most 1, found {share}")
+    share = checks.share(share, "share", whole=True)
     level = np.sort(scores)[::-1][max(0, math.ceil(share * len(scores)) - 1)]
     above, edge = scores > level, scores == level
     handed = above + edge * (share * len(scores) - above.sum()) / edge.sum()
-    coin = min(1.0, float((costs.of(share) - costs.cheap) / (costs.dear - costs.cheap)))
-    return bootstrap_mean((handed - coin) * (dear - cheap), replicates=replicates, seed=seed, groups=groups)
+    coin = min(1.0, float(costs.coin(costs.of(share))))
+    gap = np.where(np.abs(handed - coin) > SLACK, handed - coin, 0.0)
+    return bootstrap_mean(gap * (dear - cheap), replicates=replicates, seed=seed, groups=groups)
 
 
 def _errors(cheap: ArrayLike, dear: ArrayLike) -> tuple[Floats, Floats]:

@@ -29,19 +29,18 @@ class Familiarity:
         """Args: values `[questions, d]`; known `[questions]`, 1 where the answer was right.
 
         Raises:
-            ValueError: fewer than two are known, or a value is not finite.
+            ValueError: fewer than two are known, all that are known are equal, or a value is not finite.
         """
-        values, chosen = np.asarray(values, float), checks.labels(known, name="known")
-        if values.ndim != 2 or len(values) != len(chosen):
-            raise ValueError(f"values: expected shape ({len(chosen)}, d), found {values.shape}")
+        chosen = checks.labels(known, name="known")
+        values = checks.matrix(values, rows=len(chosen)).astype(float)
         if chosen.sum() < 2:
             raise ValueError(f"known: expected two questions at least, found {int(chosen.sum())}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"values: question {int(np.argwhere(~np.isfinite(values))[0, 0])} is not finite")
+        if not any(checks.varies(column, checks.READ) for column in values[chosen].T):
+            raise ValueError("values: expected known questions that differ, found all equal")
         found = LedoitWolf().fit(values[chosen])
         return cls(found.location_, found.get_precision(), float(found.shrinkage_))
 
     def distance(self, values: ArrayLike) -> Floats:
         """values `[questions, d]` → `[questions]`: the larger, the less familiar."""
-        away = np.asarray(values, float) - self.mean
+        away = checks.matrix(values, columns=len(self.mean)).astype(float) - self.mean
         return np.sqrt(np.maximum(((away @ self.precision) * away).sum(axis=1), 0))

@@ -33,17 +33,25 @@ def auroc_weighted(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> 
 
     Returns:
         `[replicates]`, f64; NaN where a replicate holds one class only. Sums of whole numbers and of
-        halves below 2⁵³: exact but for the last division.
+        halves below 2⁵³, or those times a power of two: exact but for the last division.
     """
     positive, scores = checked(labels, scores)
     order = np.argsort(scores, kind="stable")
     starts = checks.starts_of_ties(scores[order])
     drawn = np.atleast_2d(checks.weights(weights, len(scores)))[:, order]
-    above = np.add.reduceat(drawn * positive[order], starts, axis=1)
-    below = np.add.reduceat(drawn * ~positive[order], starts, axis=1)
+    above, below = (np.add.reduceat(_scaled(drawn * of_class[order]), starts, axis=1)
+                    for of_class in (positive, ~positive))
     won = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
     pairs = above.sum(axis=1) * below.sum(axis=1)
     return np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+
+def _scaled(weights: Floats) -> Floats:
+    """Rows whose products could leave the range of floats, times powers of two, which round nothing."""
+    largest = weights.max(axis=1, initial=0)
+    if not ((largest > 0) & ((largest < 2.0**-64) | (largest > 2.0**64))).any():
+        return weights
+    return np.ldexp(weights, -np.frexp(largest)[1][:, None])
 
 
 def auroc_relabelled(labels: ArrayLike, scores: ArrayLike) -> Floats:
@@ -89,6 +97,7 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
 def log_loss(labels: ArrayLike, probabilities: ArrayLike, floor: float = 1e-15) -> float:
     """Mean −log of the probability given to what happened, in nats; none is taken to be below `floor`."""
     positive, chances = _probable(labels, probabilities)
+    floor = checks.share(floor, "floor")
     return float(-np.mean(np.log(np.maximum(np.where(positive, chances, 1 - chances), floor))))
 
 
@@ -106,6 +115,7 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
     An edge belongs to the bin above it, 1 to the last.
     """
     positive, chances = _probable(labels, probabilities)
+    bins = checks.count(bins, "bins")
     edges = np.arange(bins + 1) / bins  # each the float nearest to it, as a stated 0.3 is; linspace's are not
     which = np.clip(np.digitize(chances, edges) - 1, 0, bins - 1)
     counts = np.bincount(which, minlength=bins)
@@ -124,7 +134,10 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
 def calibrated_error(probabilities: ArrayLike, bins: int = 10, draws: int = 200, seed: int = 0) -> float:
     """The mean expected calibration error of these probabilities if they were true: chance's own share."""
     chances = checks.probabilities(probabilities)
-    drawn = np.random.default_rng(seed).random((draws, len(chances))) < chances
+    if not len(chances):
+        raise ValueError("probabilities: expected [items] with at least one, found none")
+    rng = np.random.default_rng(checks.seed(seed))
+    drawn = rng.random((checks.count(draws, "draws"), len(chances))) < chances
     return float(np.mean([expected_calibration_error(labels, chances, bins) for labels in drawn]))
 
 

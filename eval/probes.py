@@ -23,8 +23,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from . import checks
 from .checks import Floats
 from .folds import Folds
+from .folds import checked as checked_folds
 from .metrics import auroc
 from .stats import DeLong, Interval, PairedBootstrap, delong, holm
 
@@ -64,6 +66,17 @@ class ProbeOptions:
     seed: int = 42
     jobs: int = -1
 
+    def __post_init__(self) -> None:
+        if not self.strengths:
+            raise ValueError("strengths: expected one at least, found none")
+        for strength in self.strengths:
+            checks.positive(strength, "strengths")
+        checks.positive(self.intercept_scaling, "intercept_scaling")
+        checks.count(self.max_iter, "max_iter")
+        checks.seed(self.seed)
+        if not checks.count(self.jobs, "jobs", least=-1):
+            raise ValueError("jobs: expected 1 at least, or -1 for every core, found 0")
+
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
@@ -75,7 +88,8 @@ class Fitted:
 
     def probabilities(self, features: Block) -> Floats:
         """P(label is 1), `[items]`."""
-        return self.pipeline.predict_proba(features)[:, 1]
+        return self.pipeline.predict_proba(
+            checked_features(features, columns=self.pipeline.n_features_in_))[:, 1]
 
     @property
     def weights(self) -> Floats:
@@ -85,12 +99,27 @@ class Fitted:
 
 def columns(blocks: Mapping[str, Block], names: Sequence[str]) -> Block:
     """The blocks side by side: sparse if one is."""
+    for name in names:
+        checks.one_of(name, blocks, "blocks")
     chosen = [blocks[name] for name in names]
+    if len(rows := {np.shape(block)[0] for block in chosen}) != 1:
+        raise ValueError(f"blocks: expected one at least, and as many rows of each, found {sorted(rows)}")
     if len(chosen) == 1:
         return chosen[0]
     if any(scipy.sparse.issparse(block) for block in chosen):
         return scipy.sparse.hstack(chosen, format="csr")
     return np.concatenate(chosen, axis=1)
+
+
+def checked_features(features: Block, rows: int | None = None, columns: int | None = None) -> Block:
+    """Features `[rows, columns]`. Raises ValueError for another shape and numbers that are not finite."""
+    if not scipy.sparse.issparse(features):
+        return checks.matrix(features, rows, columns, "features")
+    if rows not in (None, features.shape[0]) or columns not in (None, features.shape[1]):
+        raise ValueError(f"features: expected shape ({'rows' if rows is None else rows}, "
+                         f"{'columns' if columns is None else columns}), found {features.shape}")
+    checks.finite(features.data, name="features")
+    return features
 
 
 def constant_columns(features: Block) -> list[int]:
@@ -103,6 +132,7 @@ def constant_columns(features: Block) -> list[int]:
 
 def make_probe(strength: float, sparse: bool, options: ProbeOptions) -> Pipeline:
     """Scaling, uncentred if centring would fill the zeros, then L1 logistic regression, classes balanced."""
+    checks.positive(strength, "strength")
     return make_pipeline(
         StandardScaler(with_mean=not sparse),
         LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", class_weight="balanced",
@@ -117,12 +147,17 @@ def fit_probe(features: Block, labels: ArrayLike, folds: Folds,
     Args:
         features: `[rows, features]`, of the training rows.
         labels: `[rows]`, 0 or 1.
-        folds: pairs of row numbers, each with both classes.
+        folds: pairs of row numbers, one at least, each with both classes.
     """
-    labels = np.asarray(labels)
+    labels = checks.labels(labels, both=True).astype(int)
+    features = checked_features(features, rows=len(labels))
+    folds = checked_folds(folds, len(labels))
+    if not folds:
+        raise ValueError("folds: expected one at least, found none")
     for number, fold in enumerate(folds):
         if any(len(np.unique(labels[part])) < 2 for part in fold):
-            raise ValueError(f"folds: fold {number} has one class only in a part; see folds.usable")
+            raise ValueError("folds: expected both classes in either part (see folds.usable), found one in a "
+                             f"part of fold {number}")
     sparse = scipy.sparse.issparse(features)
     scaler = make_probe(1.0, sparse, options)[0]
     shown = scaler.fit_transform(features) if options.scale_once else features
@@ -197,6 +232,9 @@ def climb(train: Mapping[str, Block], train_labels: ArrayLike, test: Mapping[str
         groups: `[test rows]`, what the bootstrap draws together; None draws rows.
         tell: called with the name of each rung before it is fitted.
     """
+    truth = checks.labels(test_labels, name="test_labels")
+    if groups is not None:
+        checks.groups(groups, len(truth))
     fitted = {}
     for rung in rungs:
         tell(rung.name)

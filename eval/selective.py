@@ -39,18 +39,27 @@ class Order:
         Between the ends of two groups the expected sum of errors rises in a straight line.
 
         Args:
-            weights: `[items]`, how often each item counts.
+            coverages: `[coverages]`, above 0 and at most 1.
+            weights: `[items]` of whole numbers, how often each item counts.
         """
         n = len(self.errors)
-        weights = np.ones(n) if weights is None else checks.weights(weights, n)
+        return self._risks(None if coverages is None else _shares(coverages),
+                           np.ones(n) if weights is None else checks.counts(weights, n))
+
+    def _risks(self, coverages: Floats | None, weights: Floats) -> Floats:
         counts = np.add.reduceat(weights[self._order], self._starts)
         sums = np.add.reduceat((weights * self.errors)[self._order], self._starts)
         answered, total = np.r_[0, np.cumsum(counts)], np.r_[0, np.cumsum(sums)]
         n = answered[-1]
-        if not n:
-            raise ValueError("weights: expected one item at least that counts, found none")
-        at = np.arange(1, n + 1) if coverages is None else np.asarray(coverages, float) * n
+        at = np.arange(1, n + 1) if coverages is None else coverages * n
         return np.interp(at, answered, total) / at
+
+
+def _shares(coverages: ArrayLike) -> Floats:
+    found = checks.probabilities(coverages, name="coverages")
+    if not found.all():
+        raise ValueError("coverages: expected values above 0, found 0")
+    return found
 
 
 def aurc(errors: ArrayLike, scores: ArrayLike) -> float:
@@ -61,15 +70,17 @@ def aurc(errors: ArrayLike, scores: ArrayLike) -> float:
 def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
     """How far from a random order (0) to the order of the errors themselves (1) a score gets.
 
-    NaN where all errors are equal.
+    NaN where all errors are equal but for rounding.
     """
-    cost = checks.finite(errors, name="errors")
-    area = aurc(cost, scores)
-    return _fraction(area, float(cost.mean()), aurc(cost, cost)) if np.ptp(cost) else math.nan
+    order, cost = Order(errors, scores), checks.finite(errors, name="errors")
+    return _fraction(float(order.risks().mean()), Order(cost, cost), np.ones(len(cost)))
 
 
-def _fraction(area: float, random: float, oracle: float) -> float:
-    return (random - area) / (random - oracle) if random > oracle else math.nan
+def _fraction(area: float, oracle: Order, weights: Floats) -> float:
+    if not checks.varies(oracle.errors[weights > 0]):
+        return math.nan
+    random = float(weights @ oracle.errors / weights.sum())
+    return (random - area) / (random - float(oracle._risks(None, weights).mean()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +103,17 @@ def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[f
     Each resampled set is put in order anew: to resample only the items that were answered would be
     to take the threshold for known.
     """
-    order, oracle = Order(errors, scores), Order(errors, errors)
+    order, oracle, at = Order(errors, scores), Order(errors, errors), _shares(coverages)
     curves, areas, fractions = [], [], []
     for counts in resampled_counts(len(order.errors), replicates, seed, groups):
-        for weights in counts:
-            curves.append(order.risks(coverages, weights))
-            areas.append(float(order.risks(weights=weights).mean()))
-            random = float(weights @ order.errors / weights.sum())
-            fractions.append(_fraction(areas[-1], random, float(oracle.risks(weights=weights).mean())))
+        for weights in counts.astype(float):
+            curves.append(order._risks(at, weights))
+            areas.append(float(order._risks(None, weights).mean()))
+            fractions.append(_fraction(areas[-1], oracle, weights))
     known = np.asarray(fractions)
     ends = [percentiles(column, level) for column in np.asarray(curves).T]
     return RiskCoverage(
-        np.asarray(coverages, float), order.risks(coverages),
+        at, order.risks(at),
         np.array([low for low, _ in ends]), np.array([high for _, high in ends]),
         Interval(aurc(errors, scores), *percentiles(np.asarray(areas), level)),
         Interval(fraction_of_oracle(errors, scores), *percentiles(known[~np.isnan(known)], level)))

@@ -112,19 +112,23 @@ def as_json(tree: Any) -> bytes:
     return json.dumps(_plain(tree), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-RUN_BY_SPREADSHEETS = ("=", "+", "-", "@", "\t", "\r", "\n")
+RUN_BY_SPREADSHEETS = ("=", "+", "-", "@")
+# Where a spreadsheet may begin another cell or line, whatever the quotes: it opens the file by its language.
+BREAKS = re.compile("([;|\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
     """CSV for a spreadsheet: UTF-8 with a byte-order mark, and no text that it would run as a formula.
 
-    A text that begins with = + - @, a tab or a line break, after spaces too, gets an apostrophe in front
-    (OWASP, CSV injection). Numbers stay as they are.
+    A text that begins with = + - @, a tab or a line break gets an apostrophe in front (OWASP, CSV injection).
+    So does what follows a semicolon, a bar, a tab or a line break inside a text, if it begins with = + - @.
+    Blanks and invisible characters before them do not count. Numbers stay as they are.
     """
     import csv
     sheet = io.StringIO(newline="")
-    writer = csv.DictWriter(sheet, list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(sheet, list(names))
+    writer.writerow({name: _harmless(name) for name in names})
     writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
     return b"\xef\xbb\xbf" + sheet.getvalue().encode("utf-8", "replace")
 
@@ -132,8 +136,17 @@ def as_csv(rows: Sequence[Row]) -> bytes:
 def _harmless(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    first = unicodedata.normalize("NFKC", value.lstrip(" \u00a0\ufeff")[:1])  # full-width signs, too
-    return f"'{value}" if first and first[0] in RUN_BY_SPREADSHEETS else value
+    parts = [f"'{part}" if _first_shown(part) in RUN_BY_SPREADSHEETS else part
+             for part in BREAKS.split(value)]
+    if len(parts) > 1 and parts[1] not in ";|" and not _first_shown(parts[0]):
+        parts.insert(0, "'")
+    return "".join(parts)
+
+
+def _first_shown(text: str) -> str:
+    """The first character that is not blank or invisible (Unicode Z, Cc, Cf), a full-width sign as plain."""
+    shown = (letter for letter in text if unicodedata.category(letter) not in ("Zs", "Zl", "Zp", "Cc", "Cf"))
+    return unicodedata.normalize("NFKC", next(shown, ""))[:1]
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -37,10 +37,11 @@ class Thresholds(NamedTuple):
 def verdict(score: float, green: float | None, red: float | None) -> Verdict:
     """The word for one score. Where green lies below red and the score between them, green wins.
 
-    Raises ValueError for a score that is not a number.
+    Raises ValueError for a score or threshold that is not a number.
     """
-    if math.isnan(score):
-        raise ValueError("score: expected a number, found NaN")
+    score = checks.score(score)
+    green, red = (None if line is None else checks.score(line, name)
+                  for line, name in ((green, "green"), (red, "red")))
     if green is not None and score >= green:
         return "likely knows"
     if red is not None and score < red:
@@ -169,4 +170,4 @@ def conformal_threshold(scores: ArrayLike, target_fpr: float, level: float = 0.9
 
 def conformal_least(target_fpr: float) -> int:
     """Scores below which `conformal_threshold` can promise nothing but never to abstain."""
-    return max(1, math.ceil(1 / target_fpr - 1 - 1e-9))
+    return max(1, math.ceil(1 / checks.share(target_fpr, "target_fpr") - 1 - 1e-9))

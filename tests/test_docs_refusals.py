@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -19,7 +20,11 @@ from tilelli_jax.eval.stages import Stages
 
 from tests.restated.random_weights import random_network
 from tilelli_jax import json_text, store, yaml_text
+from tilelli_jax.commands.data import main as prepare
 from tilelli_jax.config import load
+from tilelli_jax.data.config import DataConfig
+from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.reading import check_batches
 from tilelli_jax.data.shards import read_shards
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
@@ -61,9 +66,8 @@ def sparse(path: Path) -> None:
 
 def shards(change: Provoke) -> Provoke:
     def provoke(path: Path) -> Any:
-        from tilelli_jax.commands.data import main
         (path / "t.txt").write_text("one\n\ntwo\n\n" * 50)
-        assert main(["--source", str(path / "t.txt"), "--out", str(path / "shards")]) == 0
+        assert prepare(["--source", str(path / "t.txt"), "--out", str(path / "shards")]) == 0
         change(path / "shards")
         return read_shards(path / "shards")
     return provoke
@@ -99,13 +103,40 @@ def cut(path: Path) -> None:
     (path / "model.safetensors").write_bytes(content[:len(content) // 2])
 
 
-def scaled(path: Path) -> Any:
-    config = GPTNeoXConfig(vocab_size=20, d_model=8, n_layers=1, n_heads=2, d_hidden=16)
-    random_network(config, 0)[0].save_pretrained(path / "hf")
-    tree = json.loads((path / "hf/config.json").read_text())
-    tree["rope_scaling"] = {"type": "linear", "factor": 2.0}
-    (path / "hf/config.json").write_text(json.dumps(tree))
+def hugging_face(**changes: Any) -> Provoke:
+    """Reads a Hugging Face directory whose config.json says something else."""
+    def provoke(path: Path) -> Any:
+        config = GPTNeoXConfig(vocab_size=20, d_model=8, n_layers=1, n_heads=2, d_hidden=16)
+        random_network(config, 0)[0].save_pretrained(path / "hf")
+        tree = json.loads((path / "hf/config.json").read_text())
+        (path / "hf/config.json").write_text(json.dumps({**tree, **changes}))
+        return open_network(path / "hf")
+    return provoke
+
+
+def pointer(path: Path) -> Any:
+    (path / "hf").mkdir()
+    (path / "hf/config.json").write_text(POINTER)
     return open_network(path / "hf")
+
+
+def whole_numbers(path: Path) -> None:
+    found = safetensors.numpy.load_file(path / "model.safetensors")
+    name = "blocks.0.norm1.bias"
+    safetensors.numpy.save_file({**found, name: found[name].astype(np.int64)}, path / "model.safetensors")
+
+
+def prepared(name: str, content: str | bytes, *options: str) -> Provoke:
+    """Shards are made of a file of this content."""
+    def provoke(path: Path) -> Any:
+        arguments = ["--source", str(path / name), "--out", str(path / "out"), *options]
+        return prepare.__wrapped__(arguments)  # type: ignore[attr-defined]
+    return said(name, content, lambda path: provoke(path.parent))
+
+
+def pipe(path: Path) -> Any:
+    os.mkfifo(path / "pipe.txt")
+    return open_corpus(DataConfig(source=str(path / "pipe.txt")))
 
 
 def evil(path: Path) -> Any:
@@ -133,6 +164,7 @@ def out_is_there(path: Path) -> None:
         pass
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 BOMB = "\n".join(["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]",
                   *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 9))])
 PROVOKE: dict[str, Provoke] = {
@@ -152,6 +184,14 @@ PROVOKE: dict[str, Provoke] = {
                                             lambda path: load(ExperimentConfig, path)),
     "a text whose byte-order mark is not what follows": said(
         "text.txt", b"\xff\xfe" + b"\x00\xd8" * 9, lambda path: list(text_chunks(path))),
+    "text that is compressed (gzip, zip, zstd, xz, bzip2, lz4, 7-Zip)": prepared(
+        "text.txt.gz", gzip.compress(b"some text")),
+    "a pipe or a device in the place of a text": pipe,
+    "half a character in JSON lines of text": prepared("text.jsonl", '{"text": "a"}\n{"text": "\\ud800 a"}'),
+    "a row whose text is none": prepared("text.jsonl", '{"text": 5}'),
+    "too little text for both parts": prepared("text.txt", "x"),
+    "--column where only text files are read": prepared("text.txt", "some text", "--column", "nope"),
+    "a batch that memory cannot hold": lambda path: check_batches(1 << 50, 1, 65, 1),
     "shards without their meta.json, or of two makings": shards(lambda path: (path / "meta.json").unlink()),
     "train.bin of another size than meta.json states": shards(
         lambda path: (path / "train.bin").write_bytes(b"few")),
@@ -162,9 +202,14 @@ PROVOKE: dict[str, Provoke] = {
     "weights that are cut off": model(cut),
     "weights that are not those of the configuration": model(lambda path: safetensors.numpy.save_file(
         {"other": np.zeros(3, np.float32)}, path / "model.safetensors")),
-    "a git-lfs pointer": model(lambda path: (path / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")),
-    "a rotary scaling that is not known": scaled,
+    "a git-lfs pointer": model(lambda path: (path / "model.safetensors").write_text(POINTER)),
+    "a git-lfs pointer for a file of JSON, a tokenizer or a text": pointer,
+    "weights that are no floating-point numbers": model(whole_numbers),
+    "an id outside the vocabulary": hugging_face(eos_token_id=10**9),
+    "weights that another library has quantised": hugging_face(
+        quantization_config={"quant_method": "bitsandbytes"}),
+    "a rotation of base 0": hugging_face(rope_parameters={"rope_theta": 0}),
+    "a rotary scaling that is not known": hugging_face(rope_scaling={"type": "linear", "factor": 2.0}),
     "a .pt file that wants something run": evil,
     "an output that already exists": out_is_there,
     "a format that is not read": said("q.xlsx", "PK", read_rows),

@@ -38,7 +38,7 @@ def is_socket(path: Path) -> None:
     (is_socket, "expected a regular file, found a socket"),
     (lambda path: path.symlink_to("/dev/zero"), "expected a regular file, found a device"),
     (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
-    (lambda path: None, "no such file")],
+    (lambda path: None, "")],
     ids=["directory", "pipe", "socket", "device", "circle", "nothing"])
 def test_only_regular_files_are_read(make: Callable[[Path], object], says: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
@@ -46,7 +46,7 @@ def test_only_regular_files_are_read(make: Callable[[Path], object], says: str, 
     for read in (check_regular, read_bytes, read_text, yaml_text.read):
         with pytest.raises(InputError) as refused:
             read(path)
-        assert str(refused.value) == f"{path}: cannot be read: {says}"
+        assert str(refused.value) == f"{path}: " + (f"cannot be read: {says}" if says else "no such file")
 
 
 def test_a_zero_byte_in_a_name() -> None:

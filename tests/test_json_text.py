@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import DEEPEST, as_expected, check_text, lines, parse, read_json
+from tilelli_jax.json_text import (
+    DEEPEST,
+    as_expected,
+    check_text,
+    kind,
+    lines,
+    object_under,
+    parse,
+    read_json,
+    read_text,
+)
 
 
 @pytest.mark.parametrize("tree", ["a", "ä", "\U0001f642", {"ä": [1, None, ("b", {"c": "日本"})]}, None, 1.5])
@@ -54,6 +64,26 @@ def test_a_file_that_is_no_object(content: bytes, says: str, tmp_path: Path) -> 
     with pytest.raises(InputError) as refused:
         read_json(tmp_path / "a.json")
     assert str(refused.value) == f"{tmp_path / 'a.json'}: {says}"
+
+
+@pytest.mark.parametrize("read", [read_json, read_text])
+def test_a_git_lfs_pointer(read: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match=r"config\.json: is a git-lfs pointer, not the file; `git lfs pull`"):
+        read(tmp_path / "config.json")
+
+
+def test_an_object_in_an_object() -> None:
+    assert object_under({"a": {"b": 0}}, "a") == {"b": 0}
+    assert object_under({"a": None}, "a") == object_under({}, "a") == {}
+    for value, found in (([1], "a list"), (0, "a number"), (False, "true or false"), ("", "text")):
+        with pytest.raises(InputError, match=f"^a: expected an object, found {found}$"):
+            object_under({"a": value}, "a")
+
+
+def test_kinds() -> None:
+    assert [kind(value) for value in (None, True, 1, "", b"")] == [
+        "null", "true or false", "a number", "text", "a bytes"]
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_chat_templates_that_cannot_be_used(tmp_path: Path) -> None:
     chat = read_chat(tmp_path)
     assert chat is not None
     refused(lambda: chat.ask("Who?"), str(tmp_path / "chat_template.jinja"), "the template refuses: no users")
+
+
+def test_pointers_and_pipes_are_called_so(neox: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
+    for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
+        shutil.copytree(neox, tmp_path / name)
+        tokenizer(tmp_path / name)
+        file = tmp_path / name / name
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        refused(lambda at=file.parent: open_language(at), f"{file}: is a git-lfs pointer, not the file")
+        file.unlink()
+        os.mkfifo(file)
+        refused(lambda at=file.parent: open_language(at), f"{file}: cannot be read: expected a regular file")
 
 
 def test_no_tokenizer(neox: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -16,7 +18,16 @@ from hypothesis.extra import numpy as hnp
 
 from tilelli_jax import tensors
 from tilelli_jax.errors import InputError
-from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, read_directory, read_file, write_directory
+from tilelli_jax.tensors import (
+    INDEX,
+    TENSORS,
+    Tensor,
+    count_vanishing,
+    in_memory,
+    read_directory,
+    read_file,
+    write_directory,
+)
 
 KINDS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32, np.int16, np.int8,
          np.uint8, np.bool_]
@@ -144,5 +155,39 @@ def test_numbers_that_another_type_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^b: expected numbers that float16 can hold, found 70000"):
         write_directory(tmp_path / "out", {"a": in_memory(np.ones(3)), "b": wide}, {}, writer="me")
     assert not list(tmp_path.rglob("*.safetensors"))
+    named = dataclasses.replace(wide, label="model: b")
+    for call in (named.read, lambda: write_directory(tmp_path / "out", {"b": named}, {}, writer="me")):
+        with pytest.raises(InputError, match=r"^model: b: expected numbers that float16 can hold"):
+            call()
     fine = in_memory(np.array([65504.0, np.inf, np.nan, 1e-9], np.float32)).astype(float16)
     np.testing.assert_array_equal(fine.read(), np.array([65504, np.inf, np.nan, 0], np.float16))
+
+
+@pytest.mark.parametrize(("stored", "becomes"), [
+    (np.float32, np.float16), (np.float64, np.float16), (ml_dtypes.bfloat16, np.float16),
+    (np.float64, np.float32), (np.float64, ml_dtypes.bfloat16)])
+def test_how_many_numbers_become_zero(stored: type, becomes: type) -> None:
+    """As many as converting them shows; among them what lies just about the limit."""
+    limit = float(ml_dtypes.finfo(becomes).smallest_subnormal) / 2
+    wide = np.array([0, -0.0, 1, limit, -limit, 1.02 * limit, -0.98 * limit, 1e-12 * limit, np.inf, np.nan])
+    with np.errstate(over="ignore"):
+        array = np.concatenate([wide, 10.0 ** np.arange(-60, 5)]).astype(stored)
+        expected = int(((array.astype(becomes) == 0) & (array != 0)).sum())
+    assert count_vanishing(array, np.dtype(becomes)) == expected > 10
+    assert count_vanishing(array, array.dtype) == count_vanishing(np.arange(3), np.dtype(becomes)) == 0
+
+
+@pytest.mark.parametrize("name", [TENSORS, INDEX, "part.safetensors"])
+def test_a_pipe_is_not_called_missing(name: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
+    (tmp_path / INDEX).unlink() if name == INDEX else None
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name}: cannot be read: expected a regular file, found a pipe"):
+        read_directory(tmp_path)
+
+
+def test_an_index_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text('{"weight_map": {}}')
+    with pytest.raises(InputError) as refused:
+        read_directory(tmp_path)
+    assert str(refused.value) == f"{tmp_path / INDEX}: weight_map: expected at least one tensor, found none"

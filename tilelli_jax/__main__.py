@@ -21,6 +21,9 @@ class Command(NamedTuple):
 
 
 GROUPS: dict[str, dict[str, Command]] = {
+    "start": {
+        "demo": Command("eval.recall.command:demo", "two minutes: train a network, see what it knows"),
+    },
     "train": {
         "train": Command("train:main", "train or fine-tune a network; train an autoencoder"),
         "data": Command("commands.data:main",

@@ -42,15 +42,18 @@ def check_fetched(path: Path, first: bytes) -> None:
         raise InputError(f"{path}: is a git-lfs pointer, not the file; `git lfs pull` fetches that")
 
 
-def object_under(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+def object_under(tree: Mapping[str, Any], key: str, inside: str = "") -> dict[str, Any]:
     """The object under a key; an empty one where there is none, or null.
+
+    Args:
+        inside: what the tree is called, with a dot, for errors.
 
     Raises:
         InputError: something else is there.
     """
     found = tree.get(key)
     if not isinstance(found, dict | None):
-        raise InputError(f"{key}: expected an object, found {kind(found)}")
+        raise InputError(f"{inside}{key}: expected an object, found {kind(found)}")
     return found or {}
 
 
@@ -111,12 +114,12 @@ def as_expected(path: Path) -> Iterator[None]:
 
 
 def kind(tree: Any) -> str:
-    """What JSON calls a value."""
+    """What JSON calls a value; of one that JSON has not, Python's name for its type."""
     for types, name in ((dict, "an object"), (list, "a list"), (str, "text"), (bool, "true or false"),
                         (int | float, "a number")):
         if isinstance(tree, types):
             return name
-    return "null"
+    return "null" if tree is None else f"a {type(tree).__name__}"
 
 
 def _inside(trees: list[Any], where: str) -> Iterator[Any]:

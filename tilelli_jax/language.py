@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tilelli_jax import extras, files, store
+from tilelli_jax import extras, store
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import read_json
+from tilelli_jax.files import check_regular
+from tilelli_jax.json_text import GIT_LFS, check_fetched, read_json, read_text
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import ParamType
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig
@@ -78,8 +80,9 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         file = path / TOKENIZER if path.is_dir() else path
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise InputError(f"{file}: no such file: expected the network's tokenizer")
+        check_regular(file)
         try:
             import tokenizers
         except ImportError:
@@ -87,6 +90,8 @@ class Tokens:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises Exception itself
+            with file.open("rb") as content:
+                check_fetched(file, content.read(len(GIT_LFS)))
             raise InputError(f"{file}: no tokenizer: {error}") from None
         self._tokenizer.no_truncation()  # which a file may ask for, as it may for padding
         self._tokenizer.no_padding()
@@ -167,7 +172,7 @@ def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: M
         InputError: it is neither, or cannot be read.
     """
     path = Path(path)
-    tree = read_json(path / store.CONFIG) if (path / store.CONFIG).is_file() else {}
+    tree = read_json(path / store.CONFIG) if os.path.lexists(path / store.CONFIG) else {}
     kind = tree.get("model_type")
     kept: ParamType = "stored" if compute is not None and compute.dtype == "bfloat16" else "float32"
     if "family" in tree or kind is None:
@@ -207,16 +212,16 @@ def read_chat(path: Path) -> Chat | None:
     Raises:
         InputError: a file that may have one cannot be read.
     """
-    settings = read_json(path / TOKENIZER_CONFIG) if (path / TOKENIZER_CONFIG).is_file() else {}
+    settings = read_json(path / TOKENIZER_CONFIG) if os.path.lexists(path / TOKENIZER_CONFIG) else {}
     tokens = {name: value.get("content") if isinstance(value, dict) else value
               for name, value in settings.items() if name.endswith("_token")}
     special = {name: value for name, value in tokens.items() if isinstance(value, str) and value}
     template, source = settings.get("chat_template"), path / TOKENIZER_CONFIG
     for name in CHAT_TEMPLATES:
-        if (path / name).is_file():
+        if os.path.lexists(path / name):
             source = path / name
             template = (read_json(source).get("chat_template") if source.suffix == ".json" else
-                        files.read_text(source))
+                        read_text(source))
             break
     if isinstance(template, list):  # several, of which one is for chats without tools
         template = next((t.get("template") for t in template if isinstance(t, dict)

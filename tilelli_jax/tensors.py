@@ -86,7 +86,8 @@ class Tensor:
         with np.errstate(over="ignore"):
             found = array.astype(self.dtype)
         if not is_finite(found) and (lost := ~np.isfinite(found) & np.isfinite(array)).any():
-            raise InputError(f"{self.label or 'tensor'}: expected numbers that {self.dtype} can hold, found "
+            place = f"{self.label}: " if self.label else ""
+            raise InputError(f"{place}expected numbers that {self.dtype} can hold, found "
                              f"{float(array[lost].flat[0]):g} (and {int(lost.sum()) - 1} more)")
         return found
 

@@ -77,7 +77,8 @@ def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
 
 def _k(source: Source) -> Any:
     """How many latents are active, where the configuration says it, in one of two places; None elsewhere."""
-    nested = source.tree.get("activation_fn_kwargs") or {}
+    nested = source.tree.get("activation_fn_kwargs")
+    nested = {} if nested is None else nested
     if not isinstance(nested, dict) or nested.keys() - {"k"}:
         raise InputError(f"{source.path}: activation_fn_kwargs: expected k alone, found {nested!r:.60}")
     found = [tree["k"] for tree in (source.tree, nested) if "k" in tree]

@@ -197,7 +197,7 @@ def judge(scored: Table, signals: Sequence[str] | None = None, baselines: Sequen
         for name in judged:
             best = max(against[name], key=lambda other: drawn.points[other])
             difference = drawn.difference(name, best)
-            p = max(finely.p(name, other) if drawn.points[name] > drawn.points[other] else 1.0
+            p = max(_p_ahead(finely, name, other) if drawn.points[name] > drawn.points[other] else 1.0
                     for other in against[name])
             duels.append(Duel(name, regime, drawn.interval(name), best, drawn.interval(best), difference,
                               _ahead(difference) and difference.low > 0, p, math.nan, False))
@@ -232,6 +232,12 @@ def caution(signals: int, regimes: int, level: float = LEVEL) -> str:
         f"the best baseline is chosen by the same prompts, and the margin of {MARGIN:g}, work against a "
         "signal. The corrected verdict holds the chance that any regime is falsely won at about "
         f"{1 - level:.0%}.")
+
+
+def _p_ahead(drawn: PairedBootstrap, name: str, other: str) -> float:
+    """1 where nothing varies from one draw to another, of which there is no p."""
+    p = drawn.p(name, other)
+    return 1.0 if math.isnan(p) else p
 
 
 def _ahead(difference: Interval) -> bool:

@@ -6,11 +6,13 @@ import csv
 import io
 import itertools
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tilelli_jax import extras, json_text
+from tilelli_jax.data.text_files import MARKS
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import read_bytes
 
@@ -25,7 +27,7 @@ OTHERS = {".xlsx": "a spreadsheet", ".xls": "a spreadsheet", ".ods": "a spreadsh
           ".zip": "compressed", ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed",
           ".feather": "a feather file", ".arrow": "an arrow file", ".pkl": "a pickle", ".pickle": "a pickle",
           ".yaml": "YAML", ".yml": "YAML", ".db": "a database", ".sqlite": "a database"}
-MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))  # of the byte order
+SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n|$)', re.IGNORECASE)  # Excel's, above the head
 LONGEST_CELL = 1 << 30  # csv's own limit is 131,072 characters
 
 
@@ -60,8 +62,8 @@ def hugging_face(source: str, most: int, *, part: str = "validation", seed: int 
 def read_rows(path: Path, most: int | None = 5000) -> list[Row]:
     """Rows of a file of one of FORMATS, whatever the case of its ending.
 
-    Text is UTF-8, UTF-16 with a byte-order mark, or else, with a note, Windows-1252. Cells of a CSV file are
-    separated by commas, by semicolons or by tabs, as its head is.
+    Text is UTF-8, UTF-16 or UTF-32 with a byte-order mark, or else, with a note, Windows-1252. Cells of a CSV
+    file are separated as a first line `sep=;` says, or else by commas, semicolons or tabs, as its head is.
 
     Args:
         most: so many of them; None for all.
@@ -87,14 +89,28 @@ def read_rows(path: Path, most: int | None = 5000) -> list[Row]:
         raise InputError(f"{path}: expected rows, as {FORMATS}, found none")
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise InputError(f"{path}: row {i}: expected columns with values, found {row!r:.40}")
+            raise InputError(f"{path}: row {i}: expected columns with values, found {_told(row)}")
         json_text.check_text(row, f"{path}: row {i}")
     return rows[:most]
 
 
 def columns_of(row: Mapping[str, Any]) -> str:
-    """The names of its columns, for an error that says which is missing."""
-    return f"the columns here are {', '.join(map(str, row)) or 'none'}"
+    """The names of its columns, for an error that says which is missing; quoted where blanks surround one."""
+    names = (name if name == name.strip() else repr(name) for name in map(str, row))
+    return f"the columns here are {', '.join(names) or 'none'}"
+
+
+def text_of(row: Mapping[str, Any], column: str, where: str) -> str:
+    """The text in a column of a row.
+
+    Raises:
+        InputError: there is none; it says what is there instead, and which columns there are.
+    """
+    found = row.get(column)
+    if isinstance(found, str) and found.strip():
+        return found
+    told = "nothing" if column not in row else repr(found) if isinstance(found, str) else _told(found)
+    raise InputError(f"{where}: {column}: expected text, found {told:.40}; {columns_of(row)}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -105,11 +121,11 @@ def _text(path: Path) -> str:
     for mark, encoding in MARKS:
         if content.startswith(mark):
             return content.decode(encoding)
+    if b"\0" in content[:4096]:
+        raise InputError(f"{path}: is no text, or has no byte-order mark; expected {FORMATS}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if b"\0" in content[:4096]:
-            raise InputError(f"{path}: is no text; expected {FORMATS}") from None
         try:
             text = content.decode("cp1252")
         except UnicodeDecodeError:
@@ -141,47 +157,71 @@ def _squad(path: Path, articles: list[Any]) -> Iterator[Row]:
     if not all(isinstance(article, dict) and "paragraphs" in article for article in articles):
         yield from articles  # rows under a key
         return
-    try:
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    answers = asked.get("answers") or []
-                    yield {"id": asked.get("id"), "title": article.get("title", ""),
-                           "context": paragraph["context"], "question": asked["question"],
-                           "answers": {"text": [answer["text"] for answer in answers]}}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: expected SQuAD's articles, paragraphs and qas: {error!r}") from None
+    for i, article in enumerate(articles, 1):
+        where = f"{path}: article {i}"
+        for paragraph in _part(article, "paragraphs", list, where):
+            for asked in _part(paragraph, "qas", list, where):
+                answers = _part(asked, "answers", list, where, optional=True)
+                yield {"id": asked.get("id"), "title": article.get("title", ""),
+                       "context": _part(paragraph, "context", str, where),
+                       "question": _part(asked, "question", str, where),
+                       "answers": {"text": [_part(answer, "text", str, where) for answer in answers]}}
 
 
 def _triviaqa(path: Path, asked: list[Any]) -> Iterator[Row]:
     """TriviaQA's own files, as rows of its published data set."""
-    try:
-        for one in asked:
-            answer = one.get("Answer") or {}
-            yield {"question": one["Question"], "question_id": one.get("QuestionId"), "answer": {
-                "value": answer.get("Value"), "aliases": answer.get("Aliases") or [],
-                "normalized_aliases": answer.get("NormalizedAliases") or []}}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: expected TriviaQA's Question and Answer: {error!r}") from None
+    for i, one in enumerate(asked, 1):
+        where = f"{path}: question {i}"
+        question = _part(one, "Question", str, where)
+        answer = _part(one, "Answer", dict, where, optional=True)
+        yield {"question": question, "question_id": one.get("QuestionId"), "answer": {
+            "value": answer.get("Value"), "aliases": _part(answer, "Aliases", list, where, optional=True),
+            "normalized_aliases": _part(answer, "NormalizedAliases", list, where, optional=True)}}
+
+
+KINDS: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+
+
+def _part(tree: Any, key: str, kind: type, where: str, *, optional: bool = False) -> Any:
+    """What is under a key, of one of KINDS; an empty one where it is optional and null or missing."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{where}: expected an object with {key}, found {_told(tree)}")
+    found = tree.get(key)
+    if optional and found is None:
+        return kind()
+    if not isinstance(found, kind):
+        told = _told(found) if key in tree else "nothing"
+        raise InputError(f"{where}: {key}: expected {KINDS[kind]}, found {told}")
+    return found
+
+
+def _told(value: Any) -> str:
+    """The kind of a value of JSON, and its beginning."""
+    return "null" if value is None else f"{json_text.kind(value)}, {value!r:.40}"
 
 
 def _cells(path: Path, text: str, separator: str) -> Iterator[Row]:
     """Empty cells are left out, as JSON leaves out keys."""
     before = csv.field_size_limit(LONGEST_CELL)
+    above = SEPARATOR_LINE.match(text)
+    if above is not None:
+        separator, text = above[1], text[above.end():]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator or ",", strict=True)
     try:
-        if not separator:
-            head = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
-            separator = max(",;\t", key="".join(head).count) if len(head) == 1 else ","
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        names = reader.fieldnames or []
+        names = next(reader, [])
+        if not separator and len(names) == 1:
+            separator = max(",;\t", key=names[0].count)
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            names = next(reader, [])
         if len(set(names)) < len(names):
             raise InputError(f"{path}: expected columns of different names, found {', '.join(names)}")
-        for row in reader:
-            if None in row or None in row.values():
-                raise InputError(f"{path}, line {reader.line_num}: expected {len(names)} cells, as in the "
-                                 "head")
-            yield {name: cell for name, cell in row.items() if cell}
+        for row in filter(None, reader):
+            if len(row) != len(names):
+                line = reader.line_num + (above is not None)
+                raise InputError(f"{path}, line {line}: expected {len(names)} cells, as in the head, found "
+                                 f"{len(row)}")
+            yield {name: cell for name, cell in zip(names, row, strict=True) if cell}
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+        raise InputError(f"{path}, line {reader.line_num + (above is not None)}: not CSV: {error}") from None
     finally:
         csv.field_size_limit(before)

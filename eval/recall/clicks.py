@@ -16,12 +16,12 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.json_text import check_text
 
-from ..inputs.rows import read_rows
+from ..inputs.rows import read_rows, text_of
 from ..matching import is_match, is_refusal
 from ..tables import as_csv
 from . import charts, thoughts
 from .desk import Desk
-from .knower import Knower, Told, as_row, question_of
+from .knower import Knower, Told, as_row
 
 LONGEST = 10_000  # letters of a question: no end to it would be an end to the memory
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
@@ -44,10 +44,13 @@ def generated(desk: Desk, question: str | None, golds: str | None,
     """A click on Generate: Markdown, as it comes.
 
     Args:
-        bounds: low and high of the thought seed; None for none.
+        bounds: low and high of the thought seed, which a client may have sent as anything; None for none.
     """
     try:
         text = _short(question)
+        for bound in bounds or ():
+            if isinstance(bound, bool) or not isinstance(bound, int | float):
+                raise InputError(f"low and high: expected numbers, found {bound!r:.40}")
         thought = "" if bounds is None else thoughts.seed(desk.ask([text])[0].p, *bounds)
         head = f"{_fenced('Seed', thought)}\n\n" if thought else ""
         yield f"{head}…"
@@ -65,7 +68,7 @@ def batched(desk: Desk, path: str | None, files: Path,
             raise InputError("choose a file of questions first")
         name = Path(path).name
         try:
-            questions = [question_of(row, f"{name}, row {i}")
+            questions = [text_of(row, "question", f"{name}, row {i}")
                          for i, row in enumerate(read_rows(Path(path), 10**9), 1)]
         except InputError as error:
             raise InputError(str(error).replace(path, name)) from None

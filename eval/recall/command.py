@@ -14,8 +14,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import ArgumentParser, InputError, command
@@ -24,12 +25,13 @@ from tilelli_jax.json_text import check_text
 from tilelli_jax.tables import table
 
 from ..inputs.commands import carry_out, how_made, quiet_logs
-from ..inputs.rows import read_rows
+from ..inputs.rows import read_rows, text_of
 from ..stages import tell_on_stderr
+from ..tables import shown
 from . import report
 from .config import RecallConfig
-from .knower import as_row, open_knower, question_of
-from .study import Study
+from .knower import as_row, open_knower
+from .study import SIDECAR, Study
 
 STAGES = ("build", "fit", "evaluate", "all")
 PROG = "tilelli recall"
@@ -56,11 +58,37 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
         return 0
     found = report.write(study, name, how_made(said, study.config.fit.seeds))
     sidecar = study.keep_sidecar()
-    print(f"\n{table(report.summary(found))}\n")
+    print(f"\n{_examples(found)}\n\n{table(report.summary(found))}\n")
     print("\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))
     print(f"\nsidecar: {sidecar}, of the network {study.studied.path}"
           f"\nreport: {study.out / 'report.html'} (and report.md)")
     return 0
+
+
+def _examples(found: Mapping[str, Any]) -> str:
+    """Some of the held-out questions as a table for a terminal."""
+    rows = report.of_examples(found)
+    return table([list(rows[0]), *([shown(cell) for cell in row.values()] for row in rows)], right=(3,))
+
+
+@command
+def demo(argv: Sequence[str]) -> int:
+    """`tilelli demo`: the study of `recall-demo`, and what to do next."""
+    parser = ArgumentParser(prog="tilelli demo", description=(
+        "Trains a small network on a made-up world of facts, some of which it reads often, some rarely and "
+        "some never; asks it 1200 questions; and shows which it knows, what the sidecar said before each "
+        "answer, and how far that can be trusted. About two minutes on two CPU cores. The same command "
+        "continues where it was interrupted."))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of recall-demo")
+    options = parser.parse_args(argv)
+    out = Path("runs", "demo-recall")
+    status = main(["--config", "recall-demo", f"out={out}", *options.overrides])
+    if status == 0:
+        network = next((out / "networks").glob("*/model"))
+        sidecar = out / SIDECAR
+        print(f"\nask it yourself:  tilelli recall predict --model {network} --sidecar {sidecar} QUESTION …"
+              f"\nas a page:        tilelli recall app --model {network} --sidecar {sidecar}")
+    return status
 
 
 @command
@@ -76,7 +104,7 @@ def predict(argv: Sequence[str]) -> int:
     questions = list(options.question)
     check_text(questions, "question")
     if options.questions:
-        questions += [question_of(row, f"{options.questions}, row {i}")
+        questions += [text_of(row, "question", f"{options.questions}, row {i}")
                       for i, row in enumerate(read_rows(options.questions, 10**9), 1)]
     if not questions:
         raise InputError("expected a question, or --questions FILE")

@@ -35,6 +35,7 @@ Tree = dict[str, Any]
 Rows = NDArray[np.intp]
 SLICES = 4  # of popularity
 LEAST = 10  # questions of either kind
+EXAMPLES = 10  # questions that are shown
 WORDS: tuple[Verdict, ...] = get_args(Verdict)
 
 
@@ -76,7 +77,21 @@ def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, judge: Judg
         "reliability": {name: reliability(known, chances)._asdict() for name, (_, chances) in kept.items()},
         "risk": _risks(np.asarray(1 - known, float), group, {name: scores for name, (scores, _) in
                                                              kept.items()}, replicates, seed),
+        "examples": examples(table, test, *kept[SIDECAR], judge),
         "by_depth": _by_depth(table, test)}
+
+
+def examples(table: Table, rows: Rows, scores: Floats, chances: Floats, judge: Judge) -> list[Tree]:
+    """Some of the questions, evenly spaced from the highest P(knows) to the lowest: none is chosen by hand.
+
+    Args:
+        scores, chances: the sidecar's log odds and P(knows), of these rows.
+    """
+    order = np.argsort(-chances, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, EXAMPLES).round().astype(int))]
+    return [{"question": str(table.text[rows[i]]), "answer": str(table.answer[rows[i]]),
+             "right": bool(table.known[rows[i]]), "p": float(chances[i]), "verdict": judge.word(scores[i])}
+            for i in chosen]
 
 
 def _about(table: Table, rows: Rows) -> Tree:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,15 +124,6 @@ def as_row(told: Told) -> dict[str, object]:
     """What a file of predictions says of one question."""
     return {"question": told.question, "p": told.p, "verdict": told.verdict,
             "strongest_write_layer": told.strongest_layer, "strongest_write": told.strongest_write}
-
-
-def question_of(row: Mapping[str, object], where: str) -> str:
-    """That of a row of a file. Raises InputError where it has none."""
-    found = row.get("question")
-    if not isinstance(found, str) or not found.strip():
-        raise InputError(f"{where}: question: expected text, found "
-                         f"{row.get('question', 'nothing')!r:.40}")
-    return found
 
 
 def check_features(sidecar: Sidecar, source: str | Path) -> None:

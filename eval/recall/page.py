@@ -5,6 +5,7 @@ It asks no other machine: no fonts or scripts come from elsewhere, and no statis
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,16 +17,18 @@ os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQU
 
 import fastapi
 import gradio as gr
+from gradio.route_utils import FnIndexInferError  # of an endpoint that there is not
 
-from tilelli_jax.hosts import TrustedHosts
+from tilelli_jax.hosts import App, Receive, Scope, Send, TrustedHosts
 
 from ..tables import Row, markdown
 from . import thoughts
 from .about import MEANING, conclusions, memory_told, pictures
 from .clicks import DEPTHS, batched, generated, probed
 from .desk import Desk
-from .uploads import Page
+from .uploads import Page, one_line
 
+log = logging.getLogger(__name__)
 FORMING = ["depth", "layer", "it would say"]
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
                           font_mono=["ui-monospace", "monospace"])  # no others, which would be fetched
@@ -124,7 +127,7 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
             memory = gr.Markdown(memory_told(), elem_id="memory")
             gr.Markdown(MEANING)
             info.select(memory_told, None, memory, api_visibility="private")
-    return page.queue()
+    return page.queue(api_open=False)  # else requests could pass by the queue, and their mistakes were 500
 
 
 def mounted(page: gr.Blocks, host: str, port: int, allowed: Sequence[str] = ()) -> TrustedHosts:
@@ -133,7 +136,34 @@ def mounted(page: gr.Blocks, host: str, port: int, allowed: Sequence[str] = ()) 
     Args:
         allowed: names under which it may be asked for, besides its address and localhost.
     """
-    app = gr.mount_gradio_app(fastapi.FastAPI(), page, "/", server_name=host, server_port=port, theme=THEME,
-                              css=STYLE, footer_links=[], ssr_mode=False, show_error=False, pwa=False,
-                              enable_monitoring=False)
-    return TrustedHosts(app, allowed)
+    # Swagger, its documentation, would come from elsewhere.
+    options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = gr.mount_gradio_app(fastapi.FastAPI(**options), page, "/", server_name=host, server_port=port,
+                              theme=THEME, css=STYLE, footer_links=[], ssr_mode=False, show_error=False,
+                              pwa=False, enable_monitoring=False, app_kwargs=options | {
+                                  "exception_handlers": dict.fromkeys(MISTAKES, _refused)})
+    return TrustedHosts(_ended(app), allowed)
+
+
+# What gradio's routes raise where a request names what there is not, or is of another form than they expect.
+MISTAKES = (FnIndexInferError, LookupError, ValueError, TypeError, AttributeError)
+
+
+async def _refused(request: fastapi.Request, error: Exception) -> fastapi.responses.JSONResponse:
+    """400 with a text, and one line in the log."""
+    log.warning("%s %r: %s", request.method, request.url.path, one_line(error))
+    return fastapi.responses.JSONResponse(
+        {"detail": "request: expected an endpoint of this page with its data, found another"}, 400)
+
+
+def _ended(app: App) -> App:
+    """The application; a stream that tells of a mistake ends there, with one line in the log."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except RuntimeError as error:  # Starlette's, where a mistake is found after the answer has begun
+            if not isinstance(error.__cause__, (fastapi.HTTPException, *MISTAKES)):
+                raise
+            log.warning("%s %r: %s", scope["method"], scope["path"], one_line(error.__cause__))
+            await send({"type": "http.response.body", "body": b""})
+    return answer

@@ -48,6 +48,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
     found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
     report = Report(f"{name}: does it know before it answers?")
     _opening(report, study, found)
+    _examples(report, found)
     _methods(report, found)
     _calibration(report, found)
     _verdicts(report, found)
@@ -77,6 +78,12 @@ def of_datasets(found: Tree) -> list[dict[str, Any]]:
     return [{"data set": name, "questions": about["questions"], "known": about["known"],
              "refused": about["refused"], "known of those answered": about["known_of_answered"]}
             for name, about in found["datasets"].items()]
+
+
+def of_examples(found: Tree) -> list[dict[str, Any]]:
+    """Some of the held-out questions, from the highest P(knows) to the lowest."""
+    return [{"question": one["question"], "answer": one["answer"], "right": "yes" if one["right"] else "no",
+             "P(knows)": one["p"], "verdict": one["verdict"] or "–"} for one in found["examples"]]
 
 
 def of_words(found: Tree) -> list[dict[str, Any]]:
@@ -156,6 +163,13 @@ def _opening(report: Report, study: Study, found: Tree) -> None:
         "are of 95 % and resample whole groups; a method of several seeds is told by their mean.")
     report.points(verdicts(found))
     report.table(of_datasets(found))
+
+
+def _examples(report: Report, found: Tree) -> None:
+    report.heading("Some of the questions")
+    report.paragraph("Held-out questions, evenly spaced from the highest P(knows) to the lowest. P(knows) is "
+                     "from one pass of the question, before the answer.")
+    report.table(of_examples(found))
 
 
 def _calibrated(found: Tree) -> str:

@@ -28,7 +28,8 @@ class Table:
         robustness: f32 `[n]`, nats, or None.
         known: int `[n]`: 1 where the answer was right; `refused` bool `[n]`: where none was given.
         part: `[n]`, of PARTS; `group` int `[n]`, what belongs together.
-        text, dataset: `[n]`; `popularity` f64 `[n]`, NaN for none.
+        text, answer, dataset: `[n]`: the question, what the network answered, and the data set.
+        popularity: f64 `[n]`, NaN for none.
     """
 
     by_layer: np.ndarray
@@ -41,6 +42,7 @@ class Table:
     part: np.ndarray
     group: np.ndarray
     text: np.ndarray
+    answer: np.ndarray
     dataset: np.ndarray
     popularity: NDArray[np.float64]
 
@@ -67,8 +69,8 @@ def read(signals: Path, questions: Path) -> Table:
         shards.joined("final") if "final" in shards.names else None,
         shards.joined("robustness") if "robustness" in shards.names else None,
         columns["known"].astype(np.int64), columns["refused"].astype(bool), columns["part"].astype(str),
-        columns["group"], columns["question"].astype(str), columns["dataset"].astype(str),
-        columns["popularity"].astype(float))
+        columns["group"], columns["question"].astype(str), columns["answer"].astype(str),
+        columns["dataset"].astype(str), columns["popularity"].astype(float))
 
 
 def check_parts(table: Table, dataset: str | None = None) -> None:

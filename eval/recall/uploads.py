@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import gradio as gr
 from tilelli_jax.errors import InputError
 
 from .retention import HOURS, SESSIONS, delete_old, forget_sessions
+
+log = logging.getLogger(__name__)
 
 
 class Page(gr.Blocks):
@@ -29,9 +33,14 @@ class Page(gr.Blocks):
         forget_sessions(self._queue)
         try:
             check(inputs, uploads())
-        except InputError as error:
-            raise gr.Error(str(error)) from None
-        return await super().preprocess_data(block_fn, inputs, *rest, **more)
+            if len(inputs) < len(block_fn.inputs):
+                raise InputError(f"data: expected {len(block_fn.inputs)} values, found {len(inputs)}")
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        except Exception as error:  # data of another kind than the components take
+            said = str(error) if isinstance(error, InputError) else f"data: {one_line(error)}"
+            log.warning("%s: %s", block_fn.api_name, said)
+            # Shown as HTML, and it may quote what was sent.
+            raise gr.Error(html.escape(said, quote=False), print_exception=False) from None
 
     def delete_old_files(self) -> None:
         """Deletes what was uploaded or made more than `retention.HOURS` ago, and gradio's record of it.
@@ -43,6 +52,12 @@ class Page(gr.Blocks):
             for name in list(names):  # a copy: the server's thread adds to it
                 if not os.path.exists(name):
                     names.discard(name)
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, in one line of at most 300 letters."""
+    said = f"{type(error).__name__}: {error}"
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:300]
 
 
 def uploads() -> Path:

@@ -44,6 +44,7 @@ class Interval(NamedTuple):
 def percentiles(replicates: Floats, level: float = 0.95) -> tuple[float, float]:
     """The ends between which `level` of the replicates lie, as many below as above; NaN if there are none."""
     checks.share(level, "level")
+    replicates = checks.scores(replicates, name="replicates")
     if not len(replicates):
         return math.nan, math.nan
     low, high = np.percentile(replicates, [50 * (1 - level), 50 * (1 + level)])
@@ -63,14 +64,15 @@ def resampled_counts(items: int, replicates: int, seed: int,
         groups: `[items]`: what is drawn together, as questions about one paragraph are (cluster
             bootstrap); None draws single items.
     """
+    checks.count(items, "items")
+    members = np.arange(items) if groups is None else checks.groups(groups, items)
+    return _blocks(members, checks.count(replicates, "replicates"), checks.seed(seed))
+
+
+def _blocks(members: NDArray[np.intp], replicates: int, seed: int) -> Iterator[NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
-    members: NDArray[np.intp] = np.arange(items)
-    if not items:
-        raise ValueError("items: expected one at least to resample, found none")
-    if groups is not None:
-        members = checks.groups(groups, items)
     n = int(members.max()) + 1
-    rows = max(1, BLOCK // items)
+    rows = max(1, BLOCK // len(members))
     for start in range(0, replicates, rows):
         size = min(rows, replicates - start)
         picks = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
@@ -95,13 +97,13 @@ class PairedBootstrap:
     def __init__(self, labels: ArrayLike, scores: Mapping[str, ArrayLike], *, replicates: int = 2000,
                  seed: int = 42, level: float = 0.95, groups: ArrayLike | None = None,
                  draw_runs: bool = False):
-        self.level = level
+        self.level = checks.share(level, "level")
         labels = checks.labels(labels)
         runs = {name: runs_of(score, len(labels), name) for name, score in scores.items()}
         several = {len(found) for found in runs.values()} - {1}
         if draw_runs and len(several) > 1:
             raise ValueError(f"scores: expected as many runs of each, found {sorted(several)}")
-        of_runs, n = np.random.default_rng([seed, 1]), max(several, default=1)
+        of_runs, n = np.random.default_rng([checks.seed(seed), 1]), max(several, default=1)
         self.points = {name: float(np.mean([auroc(labels, run) for run in found]))
                        for name, found in runs.items()}
         drawn: dict[str, list[Floats]] = {name: [] for name in scores}
@@ -116,26 +118,37 @@ class PairedBootstrap:
 
     def interval(self, name: str) -> Interval:
         """The AUROC of one score."""
+        checks.one_of(name, self.points, "name")
         return Interval(self.points[name], *percentiles(self.replicates[name], self.level))
 
     def difference(self, a: str, b: str) -> Interval:
         """The AUROC of `a` less that of `b`."""
-        return Interval(self.points[a] - self.points[b],
-                        *percentiles(self.replicates[a] - self.replicates[b], self.level))
+        drawn = self._differences(a, b)
+        return Interval(self.points[a] - self.points[b], *percentiles(drawn, self.level))
 
     def p(self, a: str, b: str) -> float:
         """Two-sided p of "the areas are equal": twice the share of replicates on the rarer side of 0.
 
-        The data seen count as one replicate on either side.
+        The data seen count as one replicate on either side. NaN where no replicate has both classes, or
+        where the difference is the same in every one, and not 0: there is no spread that could be resampled.
         """
-        found = self.replicates[a] - self.replicates[b]
+        found = self._differences(a, b)
+        if not len(found) or (found[0] and np.ptp(found) <= checks.COMPUTED):
+            return math.nan
         rarer = min(int((found <= 0).sum()), int((found >= 0).sum()))
         return min(1.0, 2 * (rarer + 1) / (len(found) + 1))
+
+    def _differences(self, a: str, b: str) -> Floats:
+        """Those of the replicates; one that is nothing but rounding is 0."""
+        for name, one in (("a", a), ("b", b)):
+            checks.one_of(one, self.points, name)
+        found = self.replicates[a] - self.replicates[b]
+        return np.where(np.abs(found) <= checks.COMPUTED, 0.0, found)
 
 
 def runs_of(scores: ArrayLike, items: int, name: str) -> Floats:
     """Scores `[items]` or `[runs, items]` as the latter, of one run at least."""
-    found = np.atleast_2d(np.asarray(scores))
+    found = np.atleast_2d(checks.array(scores, name))
     if found.ndim != 2 or not len(found):
         raise ValueError(f"{name}: expected [items] or [runs, items], found shape {found.shape}")
     return np.stack([checks.scores(run, items, name) for run in found])
@@ -164,7 +177,7 @@ def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] =
         values: `[runs, items]`, or `[kinds, runs, items]` of several things that were measured of the same.
         statistic: means `[kinds]`, or `[kinds, replicates]` of many at once → one number for each.
     """
-    cube = np.asarray(values, float)
+    cube = checks.numbers(values, "values")
     cube = cube[None] if cube.ndim == 2 else cube
     if cube.ndim != 3:
         raise ValueError(f"values: expected [runs, items] or [kinds, runs, items], found shape {cube.shape}")
@@ -172,7 +185,7 @@ def bootstrap_two_way(values: ArrayLike, statistic: Callable[[Floats], Floats] =
     _, runs, items = cube.shape
     if not runs or not items:
         return Interval(math.nan, math.nan, math.nan)
-    of_runs, found = np.random.default_rng([seed, 1]), []
+    of_runs, found = np.random.default_rng([checks.seed(seed), 1]), []
     for counts in resampled_counts(items, replicates, seed):
         shares = (of_runs.multinomial(runs, np.full(runs, 1 / runs), len(counts)) / runs if runs > 1 else
                   np.ones((len(counts), 1)))
@@ -213,8 +226,7 @@ def bootstrap_of(statistic: Callable[[NDArray, Floats], float], labels: ArrayLik
 
 def exact_share(right: int, n: int, level: float = 0.95) -> Interval:
     """A share of independent items with Clopper & Pearson's interval (1934), which is never too narrow."""
-    if n < 1 or not 0 <= right <= n:
-        raise ValueError(f"right, n: expected 0 ≤ right ≤ n and n of 1 at least, found {right} of {n}")
+    checks.count(right, "right", least=0, most=checks.count(n, "n"))
     half = (1 - checks.share(level, "level")) / 2
     low = 0.0 if right == 0 else float(beta.ppf(half, right, n - right + 1))
     high = 1.0 if right == n else float(beta.ppf(1 - half, right + 1, n - right))

@@ -16,7 +16,7 @@ from scipy import special
 
 from .. import checks
 from ..checks import Floats
-from ..metrics import auroc, auroc_relabelled, midranks
+from ..metrics import auroc, midranks
 from .resampling import BLOCK, Interval, resampled_counts, runs_of
 
 # --- Tests of a difference between two AUROCs ------------------------------------------------
@@ -46,26 +46,24 @@ def permute_labels(labels: ArrayLike, a: ArrayLike, b: ArrayLike, *, permutation
         count_observed: whether what was seen counts as one of the permutations, so that p is never 0
             (Phipson & Smyth 2010).
     """
-    labels = checks.labels(labels, both=True)
-    a, b = (checks.scores(score, len(labels), name) for name, score in (("a", a), ("b", b)))
-    rng = np.random.default_rng(seed)
-    rows = max(1, BLOCK // len(labels))
-    null = []
-    for start in range(0, permutations, rows):
-        drawn = np.stack([rng.permutation(labels) for _ in range(min(rows, permutations - start))])
-        null.append(auroc_relabelled(drawn, a) - auroc_relabelled(drawn, b))
-    return _tested(labels, a, b, np.concatenate(null), count_observed)
+    positive = checks.labels(labels, both=True)
+    a, b = (checks.scores(score, len(positive), name) for name, score in (("a", a), ("b", b)))
+    permutations = checks.count(permutations, "permutations")
+    rng = np.random.default_rng(checks.seed(seed))
+    # Differences of doubled rank sums are whole numbers. Equal differences of areas may differ by rounding.
+    gains = 2 * (midranks(a) - midranks(b))
+    rows = max(1, BLOCK // len(positive))
+    null = np.concatenate([
+        np.stack([rng.permutation(positive) for _ in range(min(rows, permutations - start))]) @ gains
+        for start in range(0, permutations, rows)])
+    seen, extra = float(positive @ gains), int(count_observed)
 
-
-def _tested(labels: NDArray, a: ArrayLike, b: ArrayLike, null: Floats,
-            count_observed: bool) -> PermutationTest:
-    area_a, area_b = auroc(labels, a), auroc(labels, b)
-    seen = area_a - area_b
-    extra = int(count_observed)
     def share(beyond: NDArray[np.bool_]) -> float:
-        return float((beyond.sum() + extra) / (len(null) + extra))
-    return PermutationTest(area_a, area_b, seen, share(null <= seen if seen < 0 else null >= seen),
-                           share(np.abs(null) >= abs(seen)), null)
+        return float((beyond.sum() + extra) / (permutations + extra))
+    whole = 2.0 * float(positive.sum() * (~positive).sum())  # that of the areas 1 and 0
+    return PermutationTest(auroc(positive, a), auroc(positive, b), seen / whole,
+                           share(null <= seen if seen < 0 else null >= seen),
+                           share(np.abs(null) >= abs(seen)), null / whole)
 
 
 class DeLong(NamedTuple):
@@ -85,15 +83,20 @@ def delong(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = 0.95) -
     than two items, or the estimate is 0 though the scores differ, as of scores that separate the classes
     perfectly.
     """
-    labels = checks.labels(labels, both=True)
-    a, b = (checks.scores(score, len(labels), name) for name, score in (("a", a), ("b", b)))
-    areas, covariance = delong_covariance(labels, np.stack([a, b]))
+    positive = checks.labels(labels, both=True)
+    a, b = (checks.scores(score, len(positive), name) for name, score in (("a", a), ("b", b)))
+    checks.share(level, "level")
+    won_by_positive, won_by_negative = _won(positive, np.stack([a, b]))
+    m, n = won_by_positive.shape[1], won_by_negative.shape[1]
+    areas = won_by_positive.mean(axis=1) / n
     seen = float(areas[0] - areas[1])
     alike = np.array_equal(midranks(a), midranks(b))
-    spread = float(np.sqrt(np.maximum(0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])))
+    # Of differences, item by item: of variances that cancel, rounding would be left.
+    spread = math.sqrt(_variance((won_by_positive[0] - won_by_positive[1]) / n) / m
+                       + _variance((won_by_negative[0] - won_by_negative[1]) / m) / n)
     if spread == 0 and not alike:
         spread = math.nan
-    reach = spread * float(special.ndtri((1 + checks.share(level, "level")) / 2))
+    reach = spread * float(special.ndtri((1 + level) / 2))
     p = 1.0 if spread == 0 else float(2 * special.ndtr(-abs(seen) / spread))
     return DeLong(float(areas[0]), float(areas[1]), Interval(seen, seen - reach, seen + reach), p)
 
@@ -106,16 +109,29 @@ def delong_covariance(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Flo
     """
     positive = checks.labels(labels, both=True)
     scores = runs_of(scores, len(positive), "scores")
-    m, n = int(positive.sum()), int((~positive).sum())
-    won_by_positive, won_by_negative = [], []
-    for score in scores:
-        ranks = midranks(score)
-        won_by_positive.append((ranks[positive] - midranks(score[positive])) / n)
-        won_by_negative.append(1 - (ranks[~positive] - midranks(score[~positive])) / m)
-    v10, v01 = np.stack(won_by_positive), np.stack(won_by_negative)
+    won_by_positive, won_by_negative = _won(positive, scores)
+    m, n = won_by_positive.shape[1], won_by_negative.shape[1]
+    v10, v01 = won_by_positive / n, won_by_negative / m
     if m < 2 or n < 2:
         return v10.mean(axis=1), np.full((len(scores), len(scores)), np.nan)
     return v10.mean(axis=1), np.atleast_2d(np.cov(v10)) / m + np.atleast_2d(np.cov(v01)) / n
+
+
+def _won(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """For each 1 the 0s below it, for each 0 the 1s above it, ties half: `[scores, items of the class]`."""
+    won_by_positive, won_by_negative = [], []
+    for score in scores:
+        ranks = midranks(score)
+        won_by_positive.append(ranks[positive] - midranks(score[positive]))
+        won_by_negative.append(positive.sum() - (ranks[~positive] - midranks(score[~positive])))
+    return np.stack(won_by_positive), np.stack(won_by_negative)
+
+
+def _variance(values: Floats, rounding: float = checks.READ) -> float:
+    """Of `[n]`: 0 where they differ by rounding alone, NaN of fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    return float(values.var(ddof=1)) if checks.varies(values, rounding) else 0.0
 
 
 # --- Tests of a difference between two ways to train, of a few runs each ------------------------
@@ -133,36 +149,41 @@ def welch(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> MeanDifference:
     """The mean of runs `a` `[n]` less that of `b` `[m]`, whose spreads may differ (Welch 1947).
 
     All is NaN but the point where either has fewer than two runs, or where no run differs from the others of
-    its kind, from which no spread can be estimated; p is 1 where all are equal.
+    its kind by more than rounding: no spread can be estimated then. p is 1 where all are equal.
     """
     a, b = _some_runs(a, b)
     seen = float(a.mean() - b.mean())
-    if min(len(a), len(b)) < 2:
-        return _student(seen, math.nan, math.nan, level)
-    of_a, of_b = (float(runs.var(ddof=1)) / len(runs) for runs in (a, b))
+    of_a, of_b = (_variance(runs) / len(runs) for runs in (a, b))
     whole = of_a + of_b
+    if math.isnan(whole):
+        return _student(seen, math.nan, math.nan, level)
     if whole == 0:
-        return _student(seen, 0.0, math.nan, level)
+        alike = not checks.varies(np.concatenate([a, b]), checks.READ)
+        return _student(seen, 0.0, math.nan, level, alike=alike)
     # By shares of the whole, whose squares are numbers even where those of the variances are not.
     freedom = 1 / ((of_a / whole) ** 2 / (len(a) - 1) + (of_b / whole) ** 2 / (len(b) - 1))
     return _student(seen, math.sqrt(whole), freedom, level)
 
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> MeanDifference:
-    """The mean of differences `[pairs]`, by Student's t; see `welch` for those without spread."""
+    """The mean of differences `[pairs]`, by Student's t; see `welch` for those without spread.
+
+    What the differences are of is taken to be at most a few hundred times as large: a spread of 1e-12 of the
+    largest difference is its rounding.
+    """
     differences = checks.finite(differences, name="differences")
     if not len(differences):
         raise ValueError("differences: expected one at least, found none")
     n, seen = len(differences), float(np.mean(differences))
-    if n < 2:
-        return _student(seen, math.nan, math.nan, level)
-    return _student(seen, float(differences.std(ddof=1)) / math.sqrt(n), n - 1, level)
+    error = math.sqrt(_variance(differences, checks.COMPUTED) / n)
+    return _student(seen, error, math.nan if n < 2 else n - 1, level, alike=not differences.any())
 
 
-def _student(seen: float, error: float, freedom: float, level: float) -> MeanDifference:
+def _student(seen: float, error: float, freedom: float, level: float, *,
+             alike: bool = False) -> MeanDifference:
     checks.share(level, "level")
     if error == 0:
-        return MeanDifference(Interval(seen, math.nan, math.nan), freedom, 1.0 if seen == 0 else math.nan)
+        return MeanDifference(Interval(seen, math.nan, math.nan), freedom, 1.0 if alike else math.nan)
     reach = error * float(special.stdtrit(freedom, (1 + level) / 2))
     p = float(2 * special.stdtr(freedom, -abs(seen) / error))
     return MeanDifference(Interval(seen, seen - reach, seen + reach), freedom, p)
@@ -190,7 +211,7 @@ class ExactTest(NamedTuple):
 
 
 MOST_ARRANGEMENTS = 2**20
-ROUNDING = 1e-12  # of the largest value: what is nearer to what was seen is as large
+ROUNDING = 1e-13  # a share of the largest number; an arrangement so little below what was seen is as large
 
 
 def exact_relabelling(a: ArrayLike, b: ArrayLike) -> ExactTest:
@@ -206,9 +227,12 @@ def exact_relabelling(a: ArrayLike, b: ArrayLike) -> ExactTest:
     count = _few_enough(math.comb(len(whole), n))
     # Of n + m numbers with mean 0, the difference of means is a multiple of the sum of the first n.
     centred = whole - whole.mean()
+    centred -= centred.mean()  # the mean of large numbers is rounded: what that leaves
     chosen = np.fromiter(itertools.chain.from_iterable(itertools.combinations(range(len(whole)), n)),
                          np.intp, count * n).reshape(count, n)
-    return ExactTest(_as_large(centred[chosen].sum(axis=1), centred[:n].sum(), whole),
+    # As near as the sum comes, and as the runs themselves were rounded.
+    near = ROUNDING * np.abs(centred).max() + n * np.spacing(np.abs(whole).max())
+    return ExactTest(_as_large(centred[chosen].sum(axis=1), centred[:n].sum(), near),
                      (2 if n == len(b) else 1) / count, count)
 
 
@@ -226,7 +250,8 @@ def exact_sign_flips(differences: ArrayLike) -> ExactTest:
         raise ValueError("differences: expected one at least, found none")
     count = _few_enough(2**n)
     signs = 1.0 - 2.0 * (np.arange(count)[:, None] >> np.arange(n) & 1)
-    return ExactTest(_as_large(signs @ differences, differences.sum(), differences), 2 / count, count)
+    near = ROUNDING * np.abs(differences).max()
+    return ExactTest(_as_large(signs @ differences, differences.sum(), near), 2 / count, count)
 
 
 def _few_enough(arrangements: int) -> int:
@@ -236,8 +261,7 @@ def _few_enough(arrangements: int) -> int:
     return arrangements
 
 
-def _as_large(null: Floats, seen: float, values: Floats) -> float:
-    near = ROUNDING * float(np.abs(values).max())
+def _as_large(null: Floats, seen: float, near: float) -> float:
     return float(np.mean(np.abs(null) >= abs(seen) - near))
 
 
@@ -249,10 +273,10 @@ def holm(p: ArrayLike) -> Floats:
 
     A NaN is a test that could not be made: it stays NaN and is not counted.
     """
-    raw = np.asarray(p, float)
+    raw = checks.numbers(p, "p")
     if raw.ndim != 1 or ((raw < 0) | (raw > 1)).any():
         raise ValueError("p: expected [tests] of numbers in [0, 1], or NaN of a test that could not be made, "
-                         f"found {p!r:.60}")
+                         f"found {checks.shown(p)}")
     made = np.flatnonzero(~np.isnan(raw))
     order = made[np.argsort(raw[made], kind="stable")]
     corrected = np.full(raw.shape, np.nan)
@@ -265,20 +289,23 @@ def bootstrap_p(values: ArrayLike, *, replicates: int = 10_000, seed: int = 42,
                 groups: ArrayLike | None = None) -> float:
     """Two-sided p of "the mean is zero": the share of resampled, centred means as far out (Efron 1993, 16.4).
 
-    The values seen count as one replicate. NaN where there are fewer than two values or groups, or no spread
-    that could be resampled though the mean is not zero; of a few values, whose mean can hardly be resampled,
-    it is too small.
+    The values seen count as one replicate. NaN where there are fewer than two values or groups, or where all
+    values, or the means of all groups, are equal but for rounding though the mean is not zero: there is no
+    spread that could be resampled. Of a few values, whose mean can hardly be resampled, it is too small.
     """
     values = checks.finite(values)
-    if groups is not None:
-        groups = checks.groups(groups, len(values))
-    if len(values if groups is None else np.unique(groups)) < 2:
+    checks.count(replicates, "replicates")
+    checks.seed(seed)
+    members = np.arange(len(values)) if groups is None else checks.groups(groups, len(values))
+    sizes = np.bincount(members)
+    if len(sizes) < 2:
         return math.nan
     seen, centred = abs(float(values.mean())), values - values.mean()
-    if seen and not np.ptp(values):
-        return math.nan
+    near = checks.COMPUTED * float(np.abs(values).max())
+    if np.ptp(np.bincount(members, values) / sizes) <= near:
+        return 1.0 if seen <= near else math.nan
     beyond, drawn = 1, 1
     for counts in resampled_counts(len(values), replicates, seed, groups):
         means = counts @ centred / counts.sum(axis=1)
-        beyond, drawn = beyond + int((np.abs(means) >= seen).sum()), drawn + len(means)
+        beyond, drawn = beyond + int((np.abs(means) >= seen - near).sum()), drawn + len(means)
     return beyond / drawn

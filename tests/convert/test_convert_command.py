@@ -315,3 +315,25 @@ def test_an_empty_directory_is_filled(source: Path, tmp_path: Path,
     assert run(tmp_path / "out", tmp_path / "deep" / "down" / "back", "--to", "torch") == 0
     assert (tmp_path / "deep" / "down" / "back" / TENSORS).is_file()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_numbers_that_become_zero_are_counted(back: bool, tmp_path: Path,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = {key: array.astype(np.float32) for key, array in weights("gpt_neox").items()}
+    arrays["unembed.kernel"] = np.full_like(arrays["unembed.kernel"], 1e-12)
+    arrays["embed.kernel"][0, :3] = [1e-9, 0, 2.0]
+    model = from_arrays(NETWORKS["gpt_neox"], arrays)
+    source, out = tmp_path / "source", tmp_path / "out"
+    tilelli_jax.save(model, source) if back else model.save_pretrained(source)
+    given = [source, out, *(["--to", "torch"] if back else [])]
+    assert run(*given, "--dtype", "float16") == 0
+    expected = {key: int(((array.astype(np.float16) == 0) & (array != 0)).sum())
+                for key, array in arrays.items()}
+    whole, unembed = sum(array.size for array in arrays.values()), arrays["unembed.kernel"].size
+    assert expected["unembed.kernel"] == unembed and expected["embed.kernel"] >= 1
+    assert capsys.readouterr().err == (
+        f"note: {sum(expected.values()):,} of the {whole:,} numbers are not 0 and become 0 in float16, "
+        f"{unembed:,} of them in unembed.kernel\n")
+    shutil.rmtree(out)
+    assert run(*given) == 0 and capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +90,15 @@ def say(path: Path, text: str) -> None:
     path.write_text(text)
 
 
+def pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
 HF, OUT = "{there}/hf", "{there}/out"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+HIGH = np.full((61, 24), 7e4, np.float32)
+NAN = np.full((61, 24), np.nan, np.float32)
 BACK = ["{there}/model", OUT, "--to", "torch"]
 BACK_TO_A_FILE = ["{there}/lite", "{there}/x.pt", "--to", "torch"]
 ONE, NEXT = np.ones(1, np.float32), np.ones((3, 5), np.float32)
@@ -147,6 +156,56 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], list[str], list[str]]] = {
         lambda p: ((p / "hf" / TENSORS).unlink(),
                    say(p / "hf/pytorch_model.bin.index.json", '{"weight_map": {"a": "part-1.bin"}}')),
         [HF, OUT], ["{there}/hf: part-1.bin is missing"]),
+    "an index of nothing": (lambda p: say(p / "shards" / INDEX, '{"weight_map": {}}'),
+                            ["{there}/shards", OUT],
+                            [INDEX + ": weight_map: expected at least one tensor, found none"]),
+    "an index of nothing in older files": (
+        lambda p: ((p / "hf" / TENSORS).unlink(),
+                   say(p / "hf/pytorch_model.bin.index.json", '{"weight_map": {}}')),
+        [HF, OUT], ["pytorch_model.bin.index.json: weight_map: expected at least one tensor, found none"]),
+    "a file of no tensors": (lambda p: safetensors.numpy.save_file({}, p / "hf" / TENSORS), [HF, OUT],
+                             ["{there}/hf: expected tensors that fit this configuration, found none"]),
+    "a weight of whole numbers": (
+        lambda p: changed(p / "hf", embed_out__weight=np.ones((61, 24), np.int64)), [HF, OUT],
+        ["{there}/hf: embed_out.weight: expected floating-point numbers, found int64"]),
+    "a weight of ours of whole numbers": (
+        lambda p: changed(p / "model", unembed__kernel=np.ones((24, 61), np.int8)), BACK,
+        ["{there}/model: unembed.kernel: expected floating-point numbers, found int8"]),
+    "a weight that is not finite": (
+        lambda p: changed(p / "hf", embed_out__weight=NAN), [HF, OUT],
+        ["error: {there}/hf: unembed.kernel: holds numbers that are not finite\n"]),
+    "a weight of ours that is not finite": (
+        lambda p: changed(p / "model", unembed__kernel=NAN.T.copy()), BACK,
+        ["error: {there}/model: unembed.kernel: holds numbers that are not finite\n"]),
+    "a weight that is too large": (
+        lambda p: changed(p / "hf", embed_out__weight=HIGH), [HF, OUT, "--dtype", "float16"],
+        ["error: {there}/hf: unembed.kernel: expected numbers that float16 can hold, found 70000 (and 14"]),
+    "a weight of ours that is too large": (
+        lambda p: changed(p / "model", unembed__kernel=HIGH.T.copy()), [*BACK, "--dtype", "float16"],
+        ["error: {there}/model: unembed.kernel: expected numbers that float16 can hold, found 70000"]),
+    "an end outside the vocabulary": (
+        lambda p: config(p / "hf", eos_token_id=61), [HF, OUT],
+        ["{there}/hf/config.json: eos_token_id: expected ids of the vocabulary, 0 to 60, found 61"]),
+    "another end outside the vocabulary": (
+        lambda p: say(p / "hf/generation_config.json", '{"eos_token_id": [1, -1]}'), [HF, OUT],
+        ["{there}/hf/generation_config.json: eos_token_id: expected ids of the vocabulary, 0 to 60"]),
+    "quantised weights": (
+        lambda p: config(p / "hf", quantization_config={"quant_method": "bitsandbytes"}), [HF, OUT],
+        ["{there}/hf/config.json: quantization_config: expected weights that are not quantised, found quan"]),
+    **{f"a pipe called {name}": (lambda p, name=name: pipe(p / "hf" / name), [HF, OUT],
+                                 [f"{name}: cannot be read: expected a regular file, found a pipe"])
+       for name in (TENSORS, "config.json", "generation_config.json", "tokenizer.json")},
+    "a pipe": (lambda p: pipe(p / "pipe.pt"), ["{there}/pipe.pt", OUT],
+               ["{there}/pipe.pt: cannot be read: expected a regular file, found a pipe"]),
+    "a link to itself": (lambda p: (p / "x.pt").symlink_to("x.pt"), ["{there}/x.pt", OUT],
+                         ["{there}/x.pt: cannot be read: Too many levels of symbolic links"]),
+    **{f"a pointer called {name}": (lambda p, name=name: say(p / "hf" / name, POINTER), [HF, OUT],
+                                    [f"{{there}}/hf/{name}: is a git-lfs pointer, not the file"])
+       for name in ("config.json", "generation_config.json", "tokenizer.json", "spiece.model")},
+    "a pointer for an index": (lambda p: say(p / "shards" / INDEX, POINTER), ["{there}/shards", OUT],
+                               ["{there}/shards/" + INDEX + ": is a git-lfs pointer, not the file"]),
+    "a pointer beside a model of ours": (lambda p: say(p / "model/tokenizer.json", POINTER), BACK,
+                                         ["{there}/model/tokenizer.json: is a git-lfs pointer"]),
     "a model directory": (lambda p: None, ["{there}/model", OUT], ["{there}/model: "]),
 }
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
@@ -168,7 +227,7 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "a value out of bounds": ([HF, OUT, "--set", "n_heads=0"], ["n_heads: expected a whole number ≥ 1"]),
     "a value that the tensors contradict": ([HF, OUT, "--set", "d_hidden=48"], ["of another shape: "]),
     "no value": ([HF, OUT, "--set", "n_heads"], ["'n_heads': expected key.subkey=value"]),
-    "a map that is not there": ([HF, OUT, "--map", "{there}/nowhere"], ["{there}/nowhere: cannot be read"]),
+    "a map that is not there": ([HF, OUT, "--map", "{there}/nowhere"], ["{there}/nowhere: no such file"]),
     "OUT is SOURCE": ([HF, HF], ["{there}/hf: already exists"]),
     "OUT is there": ([HF, "{there}/lite"], ["{there}/lite: already exists"]),
     "OUT is a file": ([HF, "{there}/hf/config.json"], ["{there}/hf/config.json: already exists"]),

@@ -254,7 +254,8 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ("pathways=local", "pathways: expected a list"))},
     **{f"--from {name}": ({}, ("--from", name), [says]) for name, says in (
         ("vanilla", "missing: tok_embed.weight"), ("sae", "missing: W_enc"), ("lrd", "T: expected"),
-        ("gpt_neox", "model_type: expected gpt_neox"), ("t5", "model_type: expected t5"))},
+        ("gpt_neox", "--from gpt_neox reads a Hugging Face directory"),
+        ("t5", "--from t5 reads a Hugging Face directory"))},
 }
 
 

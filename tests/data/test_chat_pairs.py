@@ -216,7 +216,7 @@ GOOD = {"prompt": "a", "response": "b"}
     ([GOOD | {"answerable": 1}], ["line 1: answerable: expected true or false, found 1"]),
     ([GOOD | {"response": "x\nUSER: y"}], ["line 1: response", "begins USER:"]),
     ([GOOD | {"prompt": "TILELLI: y"}], ["line 1: prompt", "begins TILELLI:"]),
-    ([GOOD | {"prompt": "\ud800"}], ["line 1: prompt", "UTF-8"]),
+    ([GOOD | {"prompt": "\ud800"}], ["line 1: expected text, found half a character"]),
     ([], ["at least one pair"]), ([GOOD, GOOD], ["chat.valid", "one prompt only"])])
 def test_refusals(rows: list[Any], parts: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
@@ -228,7 +228,7 @@ def test_refusals(rows: list[Any], parts: list[str], tmp_path: Path) -> None:
 
 def test_other_refusals(tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n{"prompt": \xff}\n')
-    for source, part in (("", "chat.source"), (str(tmp_path / "no.jsonl"), "no.jsonl: cannot be read"),
+    for source, part in (("", "chat.source"), (str(tmp_path / "no.jsonl"), "no.jsonl: no such file"),
                          (str(tmp_path / "chat.jsonl"), "line 2: not JSON")):
         with pytest.raises(InputError, match=part):
             open_pairs(ChatConfig(source=source))

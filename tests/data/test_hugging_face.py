@@ -161,3 +161,12 @@ def test_of_several_processes_one_prepares_it(rows_of, tmp_path, monkeypatch):
     assert len(found.train) + len(found.valid) > 0
     monkeypatch.setattr(corpus, "write_shards", None)  # there they are: nobody makes them again
     assert text_of(open_corpus(settings).train) == text_of(found.train)
+
+
+def test_half_a_character_is_refused(datasets, tmp_path, monkeypatch):
+    """As in JSON lines; Arrow holds none, but a set may be made by a program."""
+    def load_dataset(*_, **__):
+        return {"train": [{"text": "fine"}, {"text": "\ud800 a"}]}
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match="hf:some/set, train row 1: expected text, found half a character"):
+        open_corpus(config(tmp_path))

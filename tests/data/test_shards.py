@@ -59,11 +59,11 @@ def test_separators_stand_between_files_in_both_parts(tmp_path, separator):
 
 
 def test_json_lines(tmp_path):
-    rows = [{"id": "x", "text": "née"}, {"id": "y", "text": "two"}, {"id": "z", "text": "\ud800"}]
+    rows = [{"id": "x", "text": "née"}, {"id": "y", "text": "two"}, {"id": "z", "text": "3"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n".join(map(json.dumps, rows)))
     _, train, valid = prepare(tmp_path, path, options=["--valid-fraction", "0.01"])
-    assert train + valid == "née\n\ntwo\n\n?".encode()
+    assert train + valid == "née\n\ntwo\n\n3".encode()
     _, train, valid = prepare(tmp_path, path, options=[
         "--column", "id", "--separator", "", "--valid-fraction", "0.34", "--force"])
     assert (train, valid) == (b"x", b"yz")
@@ -151,13 +151,80 @@ def test_a_terminated_run_leaves_nothing(tmp_path):
     ("not json", "line 2: not JSON"),
     ('["text"]', "line 2: expected fields"),
     ('{"other": "x"}', "line 2: expected text under 'text', found only other"),
-    ('{"text": 3}', "line 2: expected text under 'text', found a int"),
+    ('{"text": 3}', "line 2: expected text under 'text', found a number"),
+    ('{"text": null}', "line 2: expected text under 'text', found null"),
+    ('{"text": "\\ud800 a"}', "rows.jsonl, line 2: expected text, found half a character (a lone surrogate)"),
+    ('{"text": "a", "more": ["\\udfff"]}', "rows.jsonl, line 2: expected text, found half a character"),
 ])
 def test_bad_rows_are_named(tmp_path, capsys, line, message):
     (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     assert prepare(tmp_path, tmp_path / "rows.jsonl")[0] == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(("line", "found"), [
+    ('{"text": 5}', "'text' with a number"), ('{"a": 5, "b": ["x"]}', "'a' with a number, 'b' with a list"),
+    ("{}", "none")])
+def test_a_row_without_text(tmp_path, capsys, line, found):
+    (tmp_path / "rows.jsonl").write_text(line)
+    assert prepare(tmp_path, tmp_path / "rows.jsonl")[0] == 2
+    says = f"error: {tmp_path / 'rows.jsonl'}, line 1: expected a column with text, found {found}\n"
+    assert capsys.readouterr().err.endswith(says)
+
+
+@pytest.mark.parametrize(("content", "options", "part"), [
+    ("x", [], "training"), ("some text", ["--max-bytes", "1"], "training"),
+    ("é", ["--valid-fraction", "0.4"], "validation")])
+def test_a_part_with_nothing_in_it(tmp_path, capsys, content, options, part):
+    (tmp_path / "a.txt").write_text(content)
+    assert prepare(tmp_path, tmp_path / "a.txt", options=options)[0] == 2
+    says = f"error: {tmp_path / 'a.txt'}: nothing is left for the {part} part\n"
+    assert capsys.readouterr().err.endswith(says)
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def devices(tmp_path):
+    """Names of what is no regular file, and what is said of each."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "nothing.txt").symlink_to("nowhere")
+    return {**dict.fromkeys((tmp_path / "pipe.txt", tmp_path / "pip*.txt"),
+                            "pipe.txt: cannot be read: expected a regular file, found a pipe"),
+            "/dev/zero": "/dev/zero: cannot be read: expected a regular file, found a device",
+            "/dev/null": "/dev/null: cannot be read: expected a regular file, found a device",
+            tmp_path / "loop.txt": "loop.txt: cannot be read: Too many levels of symbolic links",
+            tmp_path / "nothing.txt": "nothing.txt: no such file", "a\0b": "no such file or directory"}
+
+
+def test_what_is_no_regular_file(tmp_path, capsys):
+    for name, says in devices(tmp_path).items():
+        assert prepare(tmp_path, name)[0] == 2
+        assert says in capsys.readouterr().err
+        with pytest.raises(InputError, match=says):
+            open_corpus(DataConfig(source=str(name)))
+
+
+def test_files_that_are_taken_twice_are_noted(tmp_path, caplog):
+    for name in ("g0.txt", "g1.txt"):
+        (tmp_path / name).write_text(name * 9)
+    assert prepare(tmp_path, tmp_path / "g0.txt", tmp_path / "g1.txt")[0] == 0 and not caplog.records
+    assert prepare(tmp_path, tmp_path / "g0.txt", tmp_path / "g*.txt", options=["--force"])[0] == 0
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'g0.txt'}: is taken 2 times"]
+
+
+def test_options_that_would_be_passed_over(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "a.jsonl").write_text('{"other": "some text"}')
+    text, rows = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    for sources, options, says in (
+            ([text, "facts"], ["--column", "nope"],
+             f"--column: is for .jsonl files and data sets, found {text}, facts"),
+            (["village-chat"], ["--column", "nope"], "--column: is for texts, found --source village-chat"),
+            (["village-prompts"], ["--max-bytes", "9"], "--max-bytes: is for texts, found --source village")):
+        assert prepare(tmp_path, *sources, options=options)[0] == 2
+        assert f"error: {says}" in capsys.readouterr().err
+    assert prepare(tmp_path, text, rows, options=["--column", "other"])[0] == 0
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):

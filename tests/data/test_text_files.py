@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import importlib
 import json
 import logging
 import os
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,6 +62,38 @@ def test_the_same_text_is_the_same_bytes(tmp_path, caplog, chunk, encoded, end):
 def test_utf_16_of_the_very_size_of_its_utf_8(tmp_path):
     path = written(tmp_path / "a.txt", "世界人a".encode("utf-16"))
     assert both(path) == "世界人a".encode() and path.stat().st_size == 10 == len(both(path))
+
+
+@pytest.mark.parametrize("read", [map_text, text_chunks, json_lines])
+@pytest.mark.parametrize("kind", ["gzip", "bz2", "lzma", "zip"])
+def test_what_is_compressed_is_refused(tmp_path, read, kind):
+    path = tmp_path / "a.txt.z"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", TEXT)
+    else:
+        path.write_bytes(importlib.import_module(kind).compress(TEXT.encode()))
+    called = {"bz2": "bzip2", "lzma": "xz"}.get(kind, kind)
+    with pytest.raises(InputError) as refused:
+        list(read(path))
+    says = f"{path}: expected text, found a file compressed with {called}; decompress it first"
+    assert str(refused.value) == says
+
+
+def test_zstandard_and_git_lfs(tmp_path):
+    for content, says in ((b"\x28\xb5\x2f\xfd\x20\0", "compressed with zstd"),
+                          (b"version https://git-lfs.github.com/spec/v1\noid", "is a git-lfs pointer")):
+        with pytest.raises(InputError, match=says):
+            map_text(written(tmp_path / "a.txt", content))
+
+
+def test_zero_bytes_are_noted(tmp_path, caplog, chunk):
+    """UTF-16 without a mark is valid UTF-8."""
+    path = written(tmp_path / "a.txt", "Latin, plain\n".encode("utf-16-le"))
+    assert both(path) == path.read_bytes()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: a zero byte at byte 1, as in UTF-16 without a byte-order mark and in what is no text; such "
+        "bytes are kept as they are"]
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b""]), max_size=9))

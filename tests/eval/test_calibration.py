@@ -51,6 +51,12 @@ def test_platt_never_turns_the_order_around() -> None:
     np.testing.assert_allclose(worn_out, labels.mean())
 
 
+def test_platt_of_equal_scores_has_no_slope() -> None:
+    """The spread of [0.1, 0.1, 0.1] is rounding, by which nothing may be divided."""
+    for scores in ([0.1] * 3, [0.1, 0.1, 0.3 - 0.2]):
+        np.testing.assert_allclose(calibration.platt(scores, [0, 1, 0])([-5, 0.1, 5]), 1 / 3)
+
+
 @pytest.mark.parametrize("name", calibration.CALIBRATORS)
 def test_order_is_kept(name: str) -> None:
     odds, labels = drawn(300)

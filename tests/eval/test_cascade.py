@@ -43,6 +43,31 @@ def test_pareto_and_dominating() -> None:
     assert not ignorant.dominating(0.5, 0.0, Costs()).any()
 
 
+def test_points_that_differ_by_rounding_are_equal() -> None:
+    """All errors 0.2 on average: the cheapest point alone. All costs 0.9: the best point alone."""
+    found = frontier([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [1, 2, 3], Costs())
+    assert len(set(found.errors.tolist())) > 1 and found.pareto().tolist() == [False, False, False, True]
+    for size in (1e-12, 1e12):  # whatever the errors are measured in
+        cheap = size * np.array([1.0, 2.0, 3.0])
+        found = frontier(cheap, 0.5 * cheap, [1, 2, 3], Costs())
+        assert found.pareto().all()
+        assert found.dominating(cheap.mean(), 0.5 * cheap.mean(), Costs()).tolist() == [
+            False, False, True, False]
+        free = frontier(cheap, 0.5 * cheap, [1, 2, 3], Costs(sunk=False))
+        assert free.dominating(cheap.mean(), 0.5 * cheap.mean(), Costs(sunk=False)).tolist() == [
+            False, True, True, False]
+    cheap = (np.arange(10) >= 3).astype(float)
+    found = frontier(cheap, 1 - cheap, np.arange(10), Costs(0.9, 0.9, sunk=False))
+    assert len(set(found.costs.tolist())) > 1
+    assert np.flatnonzero(found.pareto()).tolist() == [3] and found.errors[3] == 0
+
+
+def test_a_coin_that_differs_by_rounding_is_no_better() -> None:
+    for share in (0.1, 0.3, 0.7):
+        found = against_coin(np.ones(7), np.zeros(7), np.ones(7), Costs(1, 5, sunk=False), share)
+        assert found == (0, 0, 0) and not found.excludes_zero
+
+
 def test_what_is_sunk_is_paid() -> None:
     """All that go to the dear model have cost the cheap call, too: here nothing is left below 5."""
     cheap, dear = np.repeat([1.0, 0.0], [90, 10]), np.zeros(100)

@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval import calibration, cascade, metrics, selective, stats, thresholds
+import scipy.sparse
+from tilelli_jax.eval import (
+    calibration,
+    cascade,
+    folds,
+    metrics,
+    probes,
+    selective,
+    stats,
+    thresholds,
+)
+from tilelli_jax.eval.familiarity import Familiarity
 
 NAN, INF = math.nan, math.inf
 LABELS, SCORES = [0, 1, 0, 1, 1, 0], [0.1, 0.4, 0.35, 0.8, 0.35, 0.2]
@@ -114,3 +125,190 @@ def test_a_degenerate_input(name: str, kind: str) -> None:
         order = np.random.default_rng(0).permutation(len(scores))
         again = function([labels[i] for i in order], [scores[i] for i in order])
         np.testing.assert_allclose(numbers(again), found, rtol=1e-9, atol=0)  # sums in another order
+
+
+# --- Arguments besides -----------------------------------------------------------------------
+
+ROWS, RAGGED, MASKED = np.arange(40.0), [[0, 1], [1]], np.ma.masked_array(SCORES, [1, 0, 0, 0, 0, 0])
+X, Y = np.stack([ROWS, ROWS % 7], axis=1), (ROWS % 3 == 0).astype(int)
+FOLDS = folds.stratified(Y, 2)
+ORDER = selective.Order(LABELS, SCORES)
+QUICK = probes.ProbeOptions(strengths=(0.1,), jobs=1)
+DRAWN = stats.PairedBootstrap(LABELS, {"a": SCORES, "b": SCORES[::-1]}, replicates=20)
+FRONTIER = cascade.frontier(LABELS, SCORES, SCORES, COSTS)
+FITTED = probes.fit_probe(X, Y, FOLDS, QUICK)
+KNOWN = Familiarity.fit(X, Y)
+WHOLE = (0, -1, 2.5, True, "7", None, NAN)  # none of which is a whole number from 1
+SHARE = (0, 1, -0.5, NAN, "0.5", None, True, [0.5])
+COUNTED: dict[str, Callable[[Any], Any]] = {
+    "bins": lambda n: metrics.reliability(LABELS, SCORES, n),
+    "bins of an error": lambda n: metrics.expected_calibration_error(LABELS, SCORES, n),
+    "bins of chance": lambda n: metrics.calibrated_error(SCORES, bins=n),
+    "draws": lambda n: metrics.calibrated_error(SCORES, draws=n),
+    "replicates": lambda n: stats.bootstrap_mean(SCORES, replicates=n),
+    "replicates of p": lambda n: stats.bootstrap_p(SCORES, replicates=n),
+    "replicates of two ways": lambda n: stats.bootstrap_two_way([SCORES], replicates=n),
+    "replicates of any": lambda n: stats.bootstrap_of(metrics.auroc, LABELS, SCORES, replicates=n),
+    "replicates of areas": lambda n: stats.PairedBootstrap(LABELS, {"a": SCORES}, replicates=n),
+    "replicates of counts": lambda n: stats.resampled_counts(6, n, 0),
+    "replicates of risks": lambda n: selective.risk_coverage(LABELS, SCORES, replicates=n),
+    "replicates of a coin": lambda n: cascade.against_coin(LABELS, SCORES, SCORES, COSTS, 0.5, replicates=n),
+    "items": lambda n: stats.resampled_counts(n, 5, 0),
+    "permutations": lambda n: stats.permute_labels(LABELS, SCORES, SCORES, permutations=n),
+    "n": lambda n: stats.exact_share(0, n), "k": lambda k: folds.shuffled(40, k),
+    "k of strata": lambda k: folds.stratified(Y, k), "k forward": lambda k: folds.forward(ROWS, ROWS + 1, k),
+    "rows": lambda n: folds.shuffled(n), "most": lambda n: folds.number_of_folds(Y, n),
+    "rows_for_one": lambda n: folds.number_of_folds(Y, rows_for_one=n),
+    "max_iter": lambda n: probes.ProbeOptions(max_iter=n)}
+SEEDED: dict[str, Callable[[Any], Any]] = {
+    "mean": lambda seed: stats.bootstrap_mean(SCORES, seed=seed),
+    "p": lambda seed: stats.bootstrap_p(SCORES, seed=seed),
+    "two ways": lambda seed: stats.bootstrap_two_way([SCORES], seed=seed),
+    "areas": lambda seed: stats.PairedBootstrap(LABELS, {"a": SCORES}, seed=seed),
+    "labels": lambda seed: stats.permute_labels(LABELS, SCORES, SCORES, seed=seed),
+    "chance": lambda seed: metrics.calibrated_error(SCORES, seed=seed),
+    "strata": lambda seed: folds.stratified(Y, seed=seed), "folds": lambda seed: folds.shuffled(9, seed=seed),
+    "probe": lambda seed: probes.ProbeOptions(seed=seed)}
+SHARED: dict[str, Callable[[Any], Any]] = {
+    "floor": lambda x: metrics.log_loss(LABELS, SCORES, x),
+    "level of percentiles": lambda x: stats.percentiles(np.array(SCORES), x),
+    "level of a mean": lambda x: stats.bootstrap_mean(SCORES, level=x),
+    "level of areas": lambda x: stats.PairedBootstrap(LABELS, {"a": SCORES}, level=x),
+    "level of delong": lambda x: stats.delong(LABELS, SCORES, SCORES, x),
+    "level of welch": lambda x: stats.welch([1, 2], [1, 2], x),
+    "level of t": lambda x: stats.paired_t([1, 2], x),
+    "level of a share": lambda x: stats.exact_share(1, 3, x),
+    "level of a threshold": lambda x: thresholds.conformal_threshold(SCORES, 0.5, x),
+    "target": lambda x: thresholds.precision_thresholds(LABELS, SCORES, x),
+    "target that is kept": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, x, 0.9),
+    "confidence": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, x),
+    "target_fpr": lambda x: thresholds.conformal_threshold(SCORES, x),
+    "target_fpr of the least": lambda x: thresholds.conformal_least(x)}
+ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
+    "labels": lambda x: metrics.auroc(x, SCORES), "scores": lambda x: metrics.auroc(LABELS, x),
+    "labels of rows": lambda x: metrics.auroc_relabelled(x, SCORES), "scores to rank": metrics.midranks,
+    "weights": lambda x: metrics.auroc_weighted(LABELS, SCORES, x),
+    "probabilities": lambda x: metrics.brier(LABELS, x),
+    "weights of risks": lambda x: ORDER.risks(None, x),
+    "coverages": lambda x: ORDER.risks(x), "errors": lambda x: selective.aurc(x, SCORES),
+    "values": stats.bootstrap_mean, "values of p": stats.bootstrap_p,
+    "values of two ways": stats.bootstrap_two_way,
+    "groups": lambda x: stats.bootstrap_mean(SCORES, groups=x),
+    "replicates": stats.percentiles, "a": lambda x: stats.PairedBootstrap(LABELS, {"a": x}),
+    "a of labels": lambda x: stats.permute_labels(LABELS, x, SCORES),
+    "b": lambda x: stats.delong(LABELS, SCORES, x), "a of welch": lambda x: stats.welch(x, SCORES),
+    "scores of a covariance": lambda x: stats.delong_covariance(LABELS, x),
+    "b of all": lambda x: stats.exact_relabelling(SCORES, x), "differences": stats.exact_sign_flips,
+    "differences of t": stats.paired_t, "p": stats.holm,
+    "cheap": lambda x: cascade.frontier(x, SCORES, SCORES, COSTS),
+    "dear": lambda x: cascade.against_coin(SCORES, x, SCORES, COSTS, 0.5),
+    "thresholds": lambda x: cascade.frontier(SCORES, SCORES, SCORES, COSTS, x),
+    "share": COSTS.of, "grid": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, 0.9, x),
+    "scores of prompts": lambda x: thresholds.conformal_threshold(x, 0.5),
+    "scores of platt": lambda x: calibration.platt(x, LABELS),
+    "scores of isotonic": lambda x: calibration.isotonic(x, LABELS),
+    "scores to calibrate": calibration.Temperature(1.0), "labels of folds": folds.stratified,
+    "labels to count": folds.number_of_folds, "starts": lambda x: folds.forward(x, SCORES),
+    "ends": lambda x: folds.forward(SCORES, x),
+    "groups of folds": lambda x: folds.stratified(LABELS, 2, groups=x),
+    "labels of usable": lambda x: folds.usable([], x),
+    "features": lambda x: probes.fit_probe(x, LABELS, FOLDS, QUICK),
+    "labels of a probe": lambda x: probes.fit_probe(X[:6], x, FOLDS, QUICK),
+    "features asked": FITTED.probabilities, "values of the known": lambda x: Familiarity.fit(x, LABELS),
+    "known": lambda x: Familiarity.fit(X[:6], x), "values asked": KNOWN.distance}
+REFUSED: list[tuple[str, Callable[[], Any]]] = [
+    *((name, lambda make=make, n=n: make(n)) for name, make in COUNTED.items() for n in WHOLE),
+    *(("seed", lambda make=make, n=n: make(n)) for make in SEEDED.values()
+      for n in (-1, 0.5, True, None, "1")),
+    *((name, lambda make=make, x=x: make(x)) for name, make in SHARED.items() for x in SHARE),
+    *((name, lambda make=make, x=x: make(x)) for name, make in ARRAYS.items()
+      for x in (RAGGED, MASKED, [MASKED, MASKED])),
+    *(("coverages", lambda x=x: ORDER.risks(x)) for x in ([0], [2], [-1], [NAN], 0.5, ["a"], [[0.5]])),
+    *(("weights", lambda x=x: ORDER.risks(None, x))
+      for x in ([[1] * 6], [0] * 6, [0.5] * 6, [-1] * 6, [NAN] * 6, [1e200] * 6, [1] * 5, 1)),
+    *(("right", lambda x=x: stats.exact_share(x, 3)) for x in (1.5, "1", -1, 4, None, True)),
+    *((name, lambda x=x, name=name: cascade.Costs(**{name: x}))
+      for name in ("cheap", "dear") for x in (NAN, INF, -5, "1", None)),
+    *(("dear", lambda x=x: cascade.against_coin(LABELS, SCORES, SCORES, x, 0.5))
+      for x in (cascade.Costs(2, 2), cascade.Costs(5, 1))),
+    ("dear", lambda: FRONTIER.dominating(0.5, 0.4, cascade.Costs(2, 2))),
+    ("always_cheap", lambda: FRONTIER.dominating(NAN, 0.4, COSTS)),
+    ("always_dear", lambda: FRONTIER.dominating(0.5, None, COSTS)),
+    *(("share", lambda x=x: cascade.against_coin(LABELS, SCORES, SCORES, COSTS, x))
+      for x in (0, 1.1, NAN, "0.5", None)),
+    *(("share", lambda x=x: COSTS.of(x)) for x in (-0.1, [0.5, NAN], 2)),
+    *(("score", lambda x=x: thresholds.verdict(x, 0.8, 0.3)) for x in (None, "1", NAN, [1.0])),
+    ("green", lambda: thresholds.verdict(0.5, NAN, 0.3)),
+    ("red", lambda: thresholds.verdict(0.5, 0.8, NAN)),
+    ("p", lambda: stats.holm(["a"])), ("p", lambda: stats.holm([1.5])),
+    ("p", lambda: stats.holm([[0.5], [2]])),
+    ("name", lambda: DRAWN.interval("z")), ("a", lambda: DRAWN.difference("z", "a")),
+    ("b", lambda: DRAWN.p("a", "z")), ("replicates", lambda: stats.percentiles(np.array([NAN, 1.0]))),
+    ("probabilities", lambda: metrics.calibrated_error([])),
+    ("values", lambda: stats.bootstrap_two_way([["a"]])), ("values", lambda: stats.bootstrap_mean(
+        np.array([0.5, "0.7"], object))),
+    ("labels", lambda: folds.number_of_folds([])), ("labels", lambda: folds.number_of_folds([0, 1, 2])),
+    ("labels", lambda: folds.stratified([0, 1, 0], 3)),
+    ("groups", lambda: folds.stratified(Y, 3, groups=Y)),
+    ("groups", lambda: folds.stratified(Y, 3, groups=[1])),
+    ("rows", lambda: folds.shuffled(3)),
+    ("starts", lambda: folds.forward([0, NAN, 2], [1, 2, 3], 2)),
+    ("starts", lambda: folds.forward([0, 1], [1, 2], 2)),
+    ("ends", lambda: folds.forward(ROWS, ROWS - 1)), ("ends", lambda: folds.forward(ROWS, [NAN] * 40)),
+    ("ends", lambda: folds.forward(ROWS, ROWS[1:])),
+    *(("folds", lambda x=x: probes.fit_probe(X, Y, x, QUICK))
+      for x in ([], [FOLDS[0][0]], [([0, 1, 2],)], [([0, 1], [39, 40])], [([0, 1], [-1, 2])],
+                [([0.0, 1.0], [2, 3])], [(Y == 0, Y == 1)], [([0, 1], [0, 3])], [([], [0, 1])])),
+    ("folds", lambda: folds.usable([([0, 1], [39, 40])], Y)),
+    *(("folds", lambda x=x: calibration.out_of_fold(FITTED.pipeline, X, Y, x))
+      for x in ([], [([0, 3], [1])], [([0, 1], [40])])),
+    ("features", lambda: calibration.out_of_fold(FITTED.pipeline, X[:30], Y, FOLDS)),
+    ("features", lambda: calibration.recalibrate(FITTED.pipeline, X, Y, X[:, :1], Y, FOLDS)),
+    *(("features", lambda x=x: probes.fit_probe(x, Y, FOLDS, QUICK))
+      for x in (X[:30], ROWS, np.where(X == 3, NAN, X), np.where(X == 3, INF, X), X.astype(str),
+                scipy.sparse.csr_array(X[:30]), scipy.sparse.csr_array(np.where(X == 3, NAN, X)))),
+    *(("labels", lambda x=x: probes.fit_probe(X, x, FOLDS, QUICK))
+      for x in (ROWS % 3, np.zeros(40), np.where(Y, NAN, 0))),
+    ("features", lambda: probes.fit_probe(X, Y[:30], FOLDS, QUICK)),
+    ("features", lambda: FITTED.probabilities(X[:, :1])),
+    ("features", lambda: FITTED.probabilities(X * NAN)),
+    ("features", lambda: FITTED.probabilities(scipy.sparse.csr_array(X[:, :1]))),
+    *(("strengths", lambda x=x: probes.ProbeOptions(strengths=x))
+      for x in ((), (0,), (NAN,), ("1",), (INF,))),
+    ("intercept_scaling", lambda: probes.ProbeOptions(intercept_scaling=0)),
+    *(("jobs", lambda x=x: probes.ProbeOptions(jobs=x)) for x in (0, -2, 1.5)),
+    ("strength", lambda: probes.make_probe(-1, False, QUICK)),
+    ("blocks", lambda: probes.columns({"cheap": X}, ["raw"])),
+    ("blocks", lambda: probes.columns({"cheap": X}, [])),
+    ("blocks", lambda: probes.columns({"cheap": X, "raw": X[1:]}, ["cheap", "raw"])),
+    ("test_labels", lambda: probes.climb({"cheap": X}, Y, {"cheap": X}, Y + 1, FOLDS)),
+    ("values", lambda: Familiarity.fit(X[:30], Y)), ("values", lambda: Familiarity.fit(np.ones((40, 2)), Y)),
+    ("values", lambda: Familiarity.fit(np.full((40, 2), 0.1), Y)),
+    ("values", lambda: KNOWN.distance(X[:, :1])),
+    ("values", lambda: KNOWN.distance(X * NAN)),
+    *(("scores", lambda x=x: calibration.Platt(1.0, 0.0)(x)) for x in (NAN, [0, NAN], "a", [None])),
+    ("slope", lambda: calibration.Platt("1", 0.0)),
+    ("temperature", lambda: calibration.Temperature(None)),
+    ("x[1]", lambda: calibration.Isotonic((0.0, "a"), (0.0, 1.0)))]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+@pytest.mark.filterwarnings("error")
+def test_an_argument_that_is_refused(number: int) -> None:
+    name, call = REFUSED[number]
+    with pytest.raises(ValueError) as refused:
+        call()
+    said = str(refused.value)
+    assert said.startswith(f"{name.partition(' ')[0]}: expected ") and ", found " in said and "\n" not in said
+    assert len(said) < 220
+
+
+def test_numbers_that_are_numpys() -> None:
+    """They are taken as Python's are."""
+    assert metrics.reliability(LABELS, SCORES, np.int64(5)).counts.sum() == 6
+    assert stats.exact_share(np.int64(1), np.int32(3)) == stats.exact_share(1, 3)
+    assert thresholds.verdict(np.float32(0.9), np.float64(0.8), None) == "likely knows"
+    assert thresholds.verdict(INF, 0.8, 0.3) == "likely knows"
+    assert stats.bootstrap_mean(SCORES, level=np.float32(0.5)).low > 0
+    assert cascade.Costs(np.float32(1), np.int64(5)).of(1.0) == 6
+    assert len(folds.shuffled(np.int64(10), np.int64(2), seed=np.int64(3))) == 2

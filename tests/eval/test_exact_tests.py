@@ -108,6 +108,43 @@ def test_the_least_that_p_can_be() -> None:
             test()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e6, -1e13])
+def test_a_common_offset_changes_no_exact_p(offset: float) -> None:
+    """Wholes, in whole numbers: the tolerance is of what is left without the offset."""
+    for a, b in (([1, 2, 3], [4, 5, 7]), ([1, 4, 2], [3, 5]), ([0, 3], [1, 2, 9, 4]), ([5, 1, 1], [1, 5, 1])):
+        whole, n, total = np.array([*a, *b]), len(a), sum(a) + sum(b)
+        every = [abs(len(whole) * sum(chosen) - n * total) for chosen in itertools.combinations(whole, n)]
+        expected = np.mean(np.array(every) >= abs(len(whole) * sum(a) - n * total))
+        assert stats.exact_relabelling(np.add(a, offset), np.add(b, offset)).p == expected
+
+
+def test_what_is_equal_but_for_rounding_is_as_large() -> None:
+    """Tenths far from zero: those that are equal are so in whole numbers only."""
+    for scale, offset in ((0.1, 0.0), (0.1, 100.0), (1e-7, 3.3)):
+        a, b = np.array([1, 4, 2, 6]), np.array([3, 5, 2])
+        expected = stats.exact_relabelling(a, b).p
+        assert stats.exact_relabelling(a * scale + offset, b * scale + offset).p == expected
+    assert stats.exact_sign_flips([10.3 - 10.2, 0.2, 10.4 - 10.1]).p == stats.exact_sign_flips([1, 2, 3]).p
+    assert stats.exact_sign_flips([1e13 + 1, -1e13, 5]).p == 6 / 8  # 6 beside −4, far below what is added
+    assert stats.exact_sign_flips([1e12, 1, 2, 3]).p == 2 / 16
+
+
+def test_a_spread_of_rounding_is_none() -> None:
+    """The variance of equal numbers is rounding; p of it would be of the order of 1e-30."""
+    without = (stats.paired_t([0.1] * 3), stats.welch([0.437] * 3, [0.392] * 3),
+               stats.paired_t([0.1, 0.3 - 0.2]), stats.paired_t([3.4 - 3.3, 0.1, 100.3 - 100.2]),
+               stats.welch([0.1, 0.3 - 0.2], [0.7, 0.7]), stats.welch([0.1 + 0.2, 0.3, 0.3], [0.1, 0.1]))
+    for found in without:
+        assert math.isnan(found.p) and math.isnan(found.difference.low) and found.difference.point != 0
+    assert stats.welch([0.1, 0.1], [0.1, 0.3 - 0.2]).p == stats.paired_t([0.0, 0.0, 0.0]).p == 1
+    small = np.array([1.0, 2, 4])
+    for offset in (1e6, 1e13):  # a spread that is small beside the numbers is one
+        found = stats.welch(small + offset, small + offset + 5)
+        assert found.p == pytest.approx(stats.welch(small, small + 5).p)
+    assert stats.paired_t(small * 1e-9 + 0.1).p == pytest.approx(
+        scipy.stats.ttest_1samp(small * 1e-9 + 0.1, 0).pvalue, rel=1e-4)
+
+
 @given(several, several, st.floats(-5, 5))
 def test_what_does_not_matter(a: list[float], b: list[float], shift: float) -> None:
     """Which of the two is called a, and where zero is, changes no p."""

@@ -31,7 +31,8 @@ def test_what_is_known_is_nearer_also_in_more_dimensions_than_questions() -> Non
 
 @pytest.mark.parametrize(("values", "known", "message"), [
     (np.ones((3, 2)), [1, 0, 0], "expected two questions at least, found 1"),
-    (np.array([[1, 2], [np.nan, 1], [1, 1.0]]), [1, 1, 1], "question 1 is not finite")])
+    (np.array([[1, 2], [np.nan, 1], [1, 1.0]]), [1, 1, 1], r"values: .* \(the first is row 1\)"),
+    (np.full((3, 2), 0.1), [1, 1, 0], "expected known questions that differ")])
 def test_refusals(values: np.ndarray, known: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Familiarity.fit(values, known)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -59,6 +62,66 @@ def test_recalls_cases() -> None:
     ("คำตอบคือกรุงเทพ", "กรุงเทพ", True, False)])
 def test_both_rules(said: str, gold: str, strict: bool, recall: bool) -> None:
     assert (is_match(said, [gold]), is_match(said, [gold], "recall")) == (strict, recall)
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("twenty-one", "20"), ("twenty-first", "20"), ("one hundred", "1"), ("one hundred and five", "5"),
+    ("5 million", "5"), ("1/2 million", "1,000,000"), ("$5 million", "$5"),
+    ("−.5", ".5"), (".5", "5"), ("10²", "102"), ("10²", "10"), ("3²", "32"), ("10⁻³", "10³"), ("x²", "x2"),
+    ("10₂", "102"), ("5①", "51"), ("1½", "11/2"), ("2½", "21/2"), ("½", "1 2"), ("1½", "1"), ("1/2", "2"),
+    ("√2", "2"), ("√ 2", "2"), ("2√3", "2"), ("2+2", "2"), ("±5", "5"), ("+/-5", "5"), ("minus 5", "5"),
+    ("minus seven", "7"), ("negative 5", "5"), ("➖5", "5"), ("˗5", "5"), ("x<5", "x>5"), ("x < 5", "x > 5"),
+    ("x<y", "x>y"), ("x≠5", "x=5"), ("≤5", "5"), (">= 5", "5"),
+    ("5$", "5"), ("5 €", "5"), ("€ 5", "5"), ("5¢", "5"), ("₩5", "5"), ("US$5", "$5"), ("−5 €", "5 €"),
+    ("5‰", "5"), ("5 ‰", "5"), ("5٪", "5"),
+    ("B♭", "B"), ("C♯", "C"), ("F♯ minor", "F minor"), ("F♯m", "F"), ("A*", "A"), ("O-", "O"), ("AB-", "AB"),
+    ("A–", "A"), ("O−", "O"), ("H⁻", "H"), ("H⁺", "H"), ("NO₃⁻", "NO₃"),
+    ("ดู", "ดุ"), ("ป่า", "ป้า"), ("ดู", "ด"), ("क्", "क")])
+def test_signs_and_marks_make_another_answer(one: str, other: str) -> None:
+    assert not is_match(one, [other]) and not is_match(other, [one])
+    assert is_match(one, [one]) and is_match(other, [other])
+
+
+@pytest.mark.parametrize(("said", "gold"), [
+    ("twenty-one", "21"), ("Twenty–one", "21"), ("twenty one", "21"), ("two hundred and five", "205"),
+    ("two hundred and three hundred", "300"), ("two hundred and three hundred", "200"),
+    ("one hundred twenty thousand", "120,000"), ("a hundred", "100"), ("1.5 million", "1,500,000"),
+    ("$5 million", "$5,000,000"), ("1,5 million", "1,500,000"), ("9,99 €", "€9,99"),
+    ("5 hundred thousand", "500,000"), ("twenty, one", "20"), ("one and two", "2"),
+    ("one second", "1 second"),
+    ("٥", "5"), ("٣٫٥", "3.5"), ("−.5", "-0.5"), ("10²", "10^2"), ("10⁻³", "10^-3"), ("H₂O", "H2O"),
+    ("½", "1/2"), ("1½", "1 1/2"), ("2 ½", "2½"), ("1984/85", "1984"), ("12/25/1990", "1990"),
+    ("minus seven", "-7"), ("10 minus 3", "3"), ("2-5", "5"), ("x ≤ 5", "x <= 5"), ("London -> 5", "5"),
+    ("$1", "1$"), ("5 €", "€5"), ("-5 €", "€-5"), ("five percent", "5٪"), ("%5", "5%"), ("5$.", "$5"),
+    ("C♯", "C#"), ("B♭", "Bb"), ("A–", "A-"), ("H⁻", "H-"), ("A—", "A"), ("Paris–", "Paris"), ("**A**", "A"),
+    ("The answer is *5*", "5"), ("<b>5</b>", "5"), ("5️⃣", "5"),
+    ("Ὀδύσσεια", "οδυσσεια"), ("ёлка", "елка"), ("مُحَمَّد", "محمد"), ("𝐀bc", "abc")])
+def test_two_ways_to_write_one_answer(said: str, gold: str) -> None:
+    assert is_match(said, [gold])
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ((None, ["a"]), "said: expected text, found None"), (("a", [5]), "golds: expected text, found 5"),
+    (("a", "a"), "golds: expected a list of texts, found 'a'"),
+    (("a", None), "golds: expected a list of texts, found None"),
+    (("a", ["a"], "nope"), "rule: expected strict or recall, found 'nope'"),
+    (("a", ["a"], []), "rule: expected strict or recall, found []")])
+def test_what_cannot_be_compared_is_one_line(given: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        is_match(*given)
+    with pytest.raises(ValueError, match=r"^said: expected text, found None$"):
+        is_refusal(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("piece", [
+    "a ", "*a", "<", "1.", "one ", "million ", "1/", "-", "=", "$", "1,", "²", "½", "a.", "minus ", "ก", "^2",
+    "+", "é", "5 €"])
+def test_long_texts_take_time_in_proportion(piece: str) -> None:
+    """A few seconds at most; more than a minute, where it were in proportion to the square."""
+    long = piece * (400_000 // len(piece))
+    began = time.process_time()
+    is_match(long, ["b", f"{long[:100_000]}c"])
+    assert time.process_time() - began < 15
 
 
 @pytest.mark.parametrize(("said", "refuses"), [

@@ -58,6 +58,19 @@ def test_weights_are_repeated_items(items: list[tuple[bool, int]], seed: int) ->
             assert math.isclose(area, roc_auc_score(again, np.repeat(scores, row)), abs_tol=1e-12)
 
 
+@given(ITEMS, st.integers(0, 2**32 - 1), st.floats(-320, 307), st.floats(-320, 307))
+def test_weights_of_any_size(items: list[tuple[bool, int]], seed: int, up: float, down: float) -> None:
+    """What all 1s and all 0s weigh changes no area, so that nothing overflows or vanishes."""
+    labels, scores = taken_apart(items)
+    weights = np.random.default_rng(seed).integers(1, 4, len(items))
+    sizes = np.where(labels == 1, 10.0**up, 10.0**down)
+    (expected,) = metrics.auroc_weighted(labels, scores, [sizes > 0])
+    np.testing.assert_allclose(metrics.auroc_weighted(labels, scores, [sizes]), [expected], rtol=1e-12)
+    scaled = np.stack([weights, weights * 2.0**600, weights * 2.0**-600])
+    found = metrics.auroc_weighted(labels, scores, scaled)
+    assert found[0] == found[1] == found[2] and not np.isnan(found).any()
+
+
 @given(ITEMS, st.integers(0, 2**32 - 1))
 def test_relabelled(items: list[tuple[bool, int]], seed: int) -> None:
     labels, scores = taken_apart(items)

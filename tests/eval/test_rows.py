@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from tilelli_jax.eval.difficulty import texts
-from tilelli_jax.eval.inputs.rows import read_rows
+from tilelli_jax.eval.inputs.rows import read_rows, text_of
 from tilelli_jax.eval.recall.questions import of_rows
 
 from tilelli_jax.errors import InputError
@@ -32,6 +32,10 @@ def cells(separator: str, end: str = "\n") -> str:
     ("a.csv", cells(";").encode()), ("a.csv", cells("\t").encode()), ("a.tsv", cells("\t").encode()),
     ("a.TSV", cells("\t").encode("utf-16")), ("a.csv", cells(",").encode("utf-16")),
     ("a.csv", b"\xfe\xff" + cells(",").encode("utf-16-be")),
+    ("a.csv", cells(",").encode("utf-32")), ("a.csv", b"\0\0\xfe\xff" + cells(";").encode("utf-32-be")),
+    ("a.csv", ("sep=;\r\n" + cells(";", "\r\n")).encode("utf-8-sig")),
+    ("a.csv", ("sep=|\n" + cells("|")).encode()),
+    ("a.tsv", ('"sep=,"\n' + cells(",")).encode("utf-16")), ("a.jsonl", json.dumps(ROWS).encode("utf-32")),
     ("a.json", json.dumps(ROWS).encode("utf-16")), ("a.JSON", json.dumps(ROWS, indent=1).encode("utf-8-sig")),
     ("a.jsonl", "\r\n".join(map(json.dumps, ROWS)).encode()),
     ("a", "\n\n".join(map(json.dumps, ROWS)).encode()),
@@ -65,7 +69,19 @@ def test_a_cell_of_any_length(tmp_path: Path) -> None:
     ("a.xlsx", b"PK", "is a spreadsheet; expected JSON lines"), ("a.csv.gz", b"\x1f\x8b", "is compressed"),
     ("a.csv", b"question\0\xff", "is no text"), ("a.txt", b"Who?", "found text that begins with 'Who?'"),
     ("a.csv", b"q\n\x81", "not UTF-8 at byte 2, nor Windows-1252"),
-    ("a.csv", b"q,q\n1,2\n", "columns of different names"),
+    ("a.csv", b"q,q\n1,2\n", "columns of different names"), ("a.csv", b'"q\n1', "line 2: not CSV"),
+    ("a.csv", b"sep=;\nq;r\n1;2\n3\n", "line 4: expected 2 cells, as in the head, found 1"),
+    ("a.csv", b"sep=;", "expected rows"), ("a.csv", "q\n1".encode("utf-16-le"), "or has no byte-order mark"),
+    ("a.csv", b"\xff\xfe\0\0\0", "cannot be read"), ("a.json", b"[5]", "row 1: expected columns with values, "
+     "found a number, 5"),
+    ("a.json", b'{"data": [{"paragraphs": 5}]}', "article 1: paragraphs: expected a list, found a number, 5"),
+    ("a.json", b'{"data": [{"paragraphs": [{"qas": [{"question": "q", "answers": [{"text": 5}]}], '
+     b'"context": "c"}]}]}', "article 1: text: expected text, found a number, 5"),
+    ("a.json", b'{"data": [{"paragraphs": [{"qas": ["q"]}]}]}', "article 1: expected an object with answers, "
+     "found text, 'q'"),
+    ("a.json", b'{"Data": [{"Query": "q"}]}', "question 1: Question: expected text, found nothing"),
+    ("a.json", b'{"Data": [{"Question": "q", "Answer": {"Aliases": "a"}}]}', "question 1: Aliases: expected "
+     "a list, found text, 'a'"),
     ("a.parquet", b"PAR1", "cannot be read"), ("a.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
     ("a.json", b"[" * 100_000, "expected at most 100 levels"), ("a.jsonl", b'{"a":' * 100_000, "")])
 def test_what_is_not_read(name: str, content: bytes, said: str, tmp_path: Path) -> None:
@@ -102,6 +118,15 @@ def test_numbers_beside_missing_ones() -> None:
 def test_a_missing_column_is_reported_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"f, row 1: question: .* the columns here are Query, label"):
         of_rows([{"Query": "q", "label": 1}], "f", "f")
+    with pytest.raises(InputError, match=r"the columns here are Question, ' question '"):
+        of_rows([{"Question": "q", " question ": "q"}], "f", "f")
+    for row, told in (({"text": 5}, "a number, 5"), ({"text": None}, "null"),
+                      ({"text": ["a"]}, "a list, ['a']"), ({"text": " "}, "' '"), ({"Text": "a"}, "nothing")):
+        with pytest.raises(InputError) as refused:
+            text_of(row, "text", "f, row 1")
+        assert str(refused.value) == (f"f, row 1: text: expected text, found {told}; the columns here are "
+                                      f"{', '.join(row)}")
+    assert text_of({"text": "a "}, "text", "f") == "a "
     with pytest.raises(InputError, match=r"f: row 0: context: .* the columns here are question, expected"):
         texts.squad([{"question": "q"}], "f")
 

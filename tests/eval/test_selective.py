@@ -62,6 +62,16 @@ def test_the_oracle_and_its_opposite() -> None:
     assert selective.aurc(errors, errors) == pytest.approx(np.mean(np.maximum(0, k - 60) / k))
 
 
+def test_equal_errors_have_no_oracle() -> None:
+    """Sums of equal errors differ by rounding; so do errors that were computed."""
+    for errors in ([0.1] * 10, [0.1, 0.3 - 0.2] * 5):
+        assert math.isnan(selective.fraction_of_oracle(errors, range(10)))
+        found = selective.risk_coverage(errors, range(10), replicates=200).fraction_of_oracle
+        assert all(map(math.isnan, found))
+    few = selective.risk_coverage([0.1, 0.1, 0.1, 0.9], range(4), replicates=200)
+    assert few.fraction_of_oracle == pytest.approx((1, 1, 1))  # of those replicates that have both
+
+
 @draws(40, 200)
 def test_intervals_cover_the_risk(n: int) -> None:
     """P(error) = score, uniform: the risk at coverage c is c / 2, the area 1/4; 95 % of the intervals."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -126,6 +127,35 @@ def test_permutations_are_the_loop(scored: tuple, monkeypatch: pytest.MonkeyPatc
         stats.permute_labels(np.ones(5, int), np.arange(5.0), np.arange(5.0))
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_permutations_are_all_labellings(seed: int) -> None:
+    """Six items, by whole numbers: pairs that are won, twice. Within 4 standard errors of 20,000 draws."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation([0, 0, 0, 1, 1, 1])
+    a, b = rng.integers(0, 7, (2, 6))
+
+    def gain(high: tuple[int, ...]) -> int:
+        low = [i for i in range(6) if i not in high]
+        return int(sum(np.sign(a[i] - a[j]) - np.sign(b[i] - b[j]) for i in high for j in low))
+    every = np.array([gain(high) for high in itertools.combinations(range(6), 3)])
+    seen = gain(tuple(np.flatnonzero(labels)))
+    found = stats.permute_labels(labels, a, b, permutations=20_000, seed=seed)
+    assert found.difference == pytest.approx(seen / 18, abs=1e-12)
+    one_sided = np.mean(every <= seen if seen < 0 else every >= seen)
+    two_sided = np.mean(np.abs(every) >= abs(seen))
+    for p, expected in ((found.p_one_sided, one_sided), (found.p_two_sided, two_sided)):
+        assert abs(p - expected) <= 4 * math.sqrt(expected * (1 - expected) / 20_000) + 1e-4
+    # Whoever counts the returned null finds the same.
+    again = (np.abs(found.null) >= abs(found.difference)).sum() + 1
+    assert found.p_two_sided == again / 20_001
+
+
+def test_a_permutation_test_by_hand() -> None:
+    """18 of the 20 labellings are as far out: 1 − 2/3 is 2/3 − 1/3, whatever it is in binary."""
+    found = stats.permute_labels([0, 0, 1, 0, 1, 1], [2, 0, 1, 5, 3, 4], [0, 4, 1, 5, 3, 2])
+    assert found.p_two_sided == pytest.approx(0.9, abs=0.012)
+
+
 def test_delong_is_the_textbook(scored: tuple) -> None:
     """The covariance of the pairs' outcomes, by the definition of DeLong et al. (1988)."""
     labels, scores = scored
@@ -152,6 +182,10 @@ def test_delong_of_equals() -> None:
         found = stats.delong(labels, a, b)
         assert found.difference.point == seen
         assert all(map(math.isnan, (found.p, found.difference.low, found.difference.high)))
+    # Every item gains the same: the variances cancel but for rounding.
+    n = np.arange(5)
+    found = stats.delong(np.repeat([0, 1], 5), np.r_[2 * n, 2 * n + 1], np.r_[2 * n + 1, 2 * n])
+    assert found.difference.point == pytest.approx(0.2) and math.isnan(found.p)
     with pytest.raises(ValueError, match="both classes"):
         stats.delong([1, 1], [0.1, 0.2], [0.1, 0.2])
 
@@ -192,6 +226,41 @@ def test_p_of_a_mean() -> None:
     assert stats.bootstrap_p(np.full(40, 2.0) + 0.01 * rng.standard_normal(40)) == 1 / 10_001
     assert math.isnan(stats.bootstrap_p([])) and math.isnan(stats.bootstrap_p([0.3]))
     assert math.isnan(stats.bootstrap_p(rng.standard_normal(50) + 9, groups=np.zeros(50)))
+
+
+def test_p_of_a_mean_without_spread() -> None:
+    """Groups whose means are equal, and values that are so but for rounding: nothing can be resampled."""
+    for values, groups in (([1, 2, 1, 2], [0, 0, 1, 1]), ([0.1, 0.1, 0.3 - 0.2], None), ([0.1] * 3, None),
+                           ([1, 2, 3, 2], [0, 0, 0, 1]), ([0.1, 0.2, 0.3 - 0.2, 0.2], [0, 0, 1, 1])):
+        assert math.isnan(stats.bootstrap_p(values, groups=groups))
+    assert stats.bootstrap_p([1, -1, 2, -2], groups=[0, 0, 1, 1]) == 1
+    assert stats.bootstrap_p([1, 2, 1, 2]) < 0.05
+
+
+def test_p_of_a_mean_counts_what_is_equal_but_for_rounding() -> None:
+    """Five values with the mean 1, and their 3125 samples: of those as far from it, some are just as far."""
+    values = np.array([2, 0, 4, -2, 1])
+    every = [abs(sum(one)) >= 5 for one in itertools.product(values - 1, repeat=5)]
+    for scale in (1, 0.1, 7.2):
+        found = stats.bootstrap_p(scale * values, replicates=20_000)
+        assert found == pytest.approx(np.mean(every), abs=0.013)  # 4 standard errors
+
+
+def test_p_of_areas_that_cannot_be_resampled() -> None:
+    """One class, or a difference that is the same in every replicate."""
+    labels, right = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8]
+    one = stats.PairedBootstrap([1] * 4, {"a": right, "b": right[::-1]}, replicates=50)
+    assert math.isnan(one.p("a", "b")) and math.isnan(one.difference("a", "b").point)
+    drawn = stats.PairedBootstrap(labels, {"a": right, "b": right[::-1], "c": [0.5] * 4, "d": np.exp(right)})
+    assert math.isnan(drawn.p("a", "b")) and math.isnan(drawn.p("c", "a")) and drawn.p("a", "d") == 1
+
+
+def test_areas_that_differ_by_rounding_are_equal() -> None:
+    """The same three runs in another order: the sums of shares differ in the last bits."""
+    rng = np.random.default_rng(2)
+    labels, runs = rng.integers(0, 2, 31), rng.random((3, 31))
+    drawn = stats.PairedBootstrap(labels, {"a": runs, "b": runs[[2, 0, 1]]}, replicates=300)
+    assert drawn.p("a", "b") == 1 and drawn.difference("a", "b")[1:] == (0, 0)
 
 
 def test_p_of_grouped_areas() -> None:

@@ -55,12 +55,23 @@ def test_a_table_is_text_whatever_is_in_it() -> None:
 
 def test_a_spreadsheet_runs_nothing() -> None:
     """Texts that it would take for formulas are marked; all else is read back as it was."""
-    formulas = ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", " =1", "\u00a0=1", "\ufeff=1",
-                "＝1", "＋1", "－1", "＠a"]
-    harmless = ["a=1", "'=1", "1-2", "", "Who?", "ä", "\ud800"]
+    formulas = ["=1+1", "+1", "-1", "@SUM(1)", "\tWho?", "\r1", "\n1", " \n1", " =1", "\u00a0=1", "\ufeff=1",
+                "＝1", "＋1", "－1", "＠a", "\u200b=1+1", "\xad=1", "\u2060 \u202e@a", "\x00=1", "\u3000-1"]
+    harmless = ["a=1", "'=1", "1-2", "", "Who?", "a; b|c", "a, -1", "a\nb = 1", "; 1", "\u200b", "ä",
+                "\ud800"]
     rows = [{"text": text, "p": -0.5} for text in [*formulas, *harmless]] + [{"text": None, "p": 1}]
     content = tables.as_csv(rows)
     assert content.startswith(b"\xef\xbb\xbf")
     found = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     assert [row["text"] for row in found] == [f"'{text}" for text in formulas] + harmless[:-1] + ["?", ""]
     assert {row["p"] for row in found} == {"-0.5", "1"}
+
+
+@pytest.mark.parametrize(("text", "cell"), [
+    (" ;=1+1", " ;'=1+1"), ("a;=1", "a;'=1"), ("a; \u200b@b", "a;' \u200b@b"), ("a|+1", "a|'+1"),
+    ("a\t-1", "a\t'-1"), ("a\n=b", "a\n'=b"), ("a\r\n=b", "a\r\n'=b"), ("a\u2028=b", "a\u2028'=b"),
+    ("\t=1", "'\t'=1"), ("=1;=2", "'=1;'=2")])
+def test_a_spreadsheet_runs_no_part_of_a_cell(text: str, cell: str) -> None:
+    """As one whose separator is the semicolon, or that takes a line break for the next row."""
+    content = tables.as_csv([{text: text}]).decode("utf-8-sig")
+    assert list(csv.reader(io.StringIO(content, newline=""))) == [[cell], [cell]]

@@ -212,6 +212,20 @@ def indexed(path: Path, index: str) -> None:
      "rope_scaling.rope_type: expected default, found dynamic"),
     (lambda path: (path / "generation_config.json").write_text("["),
      "generation_config.json: not JSON"),
+    (lambda path: safetensors.numpy.save_file({}, path / "model.safetensors"),
+     "config.json: expected tensors that fit this configuration, found none"),
+    (lambda path: rewritten(path, rope_parameters=[1]), "rope_parameters: expected an object, found a list"),
+    (lambda path: rewritten(path, quantization_config={"quant_method": "bitsandbytes"}),
+     "config.json: quantization_config: expected weights that are not quantised, found quant_method 'bits"),
+    (lambda path: rewritten(path, quantization_config=[]), "quantization_config: expected an object, found"),
+    *((lambda path, ids=ids: rewritten(path, eos_token_id=ids), f"config.json: eos_token_id: expected {says}")
+      for ids, says in ((10**9, "ids of the vocabulary, 0 to 60, found 1000000000"), ([3, 61], "ids of the"),
+                        (-1, "ids of the vocabulary, 0 to 60, found -1"), (True, "ids, found True"),
+                        ("3", "ids, found '3'"), (1.5, "ids, found 1.5"), ([None], "ids, found None"))),
+    (lambda path: rewritten(path, bos_token_id=61), "bos_token_id: expected ids of the vocabulary, 0 to 60"),
+    *((lambda path, ids=ids: (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids})),
+       f"generation_config.json: eos_token_id: expected ids of the vocabulary, 0 to 60, found {found}")
+      for ids, found in ((61, 61), ([1, -1], -1))),
 ])
 def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
     spoil(saved)
@@ -235,6 +249,33 @@ def test_three_places_of_the_rotation(older: Any, parameters: Any, scaling: Any,
     ours = hugging_face.settings(GPT_NEOX, tree, {}, "config.json")
     assert (ours["rotary_theta"], ours["rotary_fraction"]) == (
         theirs["rope_theta"], theirs["partial_rotary_factor"])
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta: expected a number > 0, found 0"),
+    ({"rope_parameters": {"partial_rotary_factor": 0}}, "rope_parameters.partial_rotary_factor: expected"),
+    ({"rope_scaling": {"rope_theta": None}}, "rope_scaling.rope_theta: expected a number > 0, found null"),
+    ({"rope_parameters": {}, "rotary_emb_base": 0}, "rotary_emb_base: expected a number > 0, found 0"),
+    ({"rope_parameters": None, "rotary_pct": False}, "rotary_pct: expected a number > 0, found true")])
+def test_a_rotation_that_is_none(saved: Path, changes: Any, says: str) -> None:
+    """What is stated is never passed over for a default, zero neither."""
+    rewritten(saved, **changes)
+    with pytest.raises(InputError) as refused:
+        FlaxGPTNeoXForCausalLM.from_pretrained(saved)
+    assert str(refused.value).startswith(f"{saved / 'config.json'}: {says}")
+
+
+@pytest.mark.parametrize(("changes", "key"), [
+    ({"rotary_pct": 0.5}, "rope_parameters.partial_rotary_factor is 0.25, and rotary_pct 0.5"),
+    ({"rotary_emb_base": 500}, "rope_parameters.rope_theta is 10000.0, and rotary_emb_base 500")])
+def test_two_places_that_differ(saved: Path, changes: Any, key: str,
+                                caplog: pytest.LogCaptureFixture) -> None:
+    """As transformers reads them, and with a note."""
+    expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved).config
+    assert not caplog.records
+    rewritten(saved, **changes)
+    assert FlaxGPTNeoXForCausalLM.from_pretrained(saved).config == expected
+    assert f"{key}; the first is taken, as in transformers" in caplog.text
 
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"type": "linear", "factor": 1.0}, {}, None])

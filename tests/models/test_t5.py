@@ -340,6 +340,21 @@ def test_ids_that_are_none(ids: Any, says: str) -> None:
         continue_ids(model, jnp.asarray(ids), n=2)
 
 
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"num_decoder_layers": 0}, "n_decoder_layers: expected a whole number ≥ 1, found 0"),
+    ({"decoder_start_token_id": 10**6}, "decoder_start_token_id: expected ids of the vocabulary, 0 to "),
+    ({"eos_token_id": -1}, "eos_token_id: expected ids of the vocabulary, 0 to "),
+    ({"chronos_config": {"tokenizer_class": "MeanScaleUniformBins", "tokenizer_kwargs": [1]}},
+     "chronos_config.tokenizer_kwargs: expected an object, found a list")])
+def test_what_is_stated_is_not_passed_over(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    random_model(TINY).save_pretrained(tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**tree, **changes}))
+    with pytest.raises(InputError) as refused:
+        FlaxT5ForConditionalGeneration.from_pretrained(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path}/config.json: {says}")
+
+
 def test_what_ends_a_sequence(tmp_path: Path) -> None:
     """One id, alone or as the only one of a list; of several none is chosen in silence."""
     random_model(TINY).save_pretrained(tmp_path)

@@ -163,7 +163,7 @@ def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
     (["train.init_from=", "finetune.train=[router]"], ["finetune.train: expected everything"]),
     (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
     (["model.d_model=32"], ["has d_model 16, and model.d_model is 32"]),
-    (["chat.source={dir}/nowhere.jsonl"], ["nowhere.jsonl: cannot be read"]),
+    (["chat.source={dir}/nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     (["chat.source="], ["chat.source: expected a .jsonl file"]),
     (["chat=null", "finetune.train=[router]"], ["finetune: expected a section chat"]),
     (["train.seq_len=30"], ["chat.jsonl, line", "takes a train.seq_len of"]),

@@ -12,20 +12,23 @@ lines, `village-prompts` to a directory with one such file for each regime.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
-from tilelli_jax.data.documents import open_sources
+from tilelli_jax.data.documents import is_data_set, is_json_lines, named_files, open_sources
 from tilelli_jax.data.shards import write_shards
 from tilelli_jax.data.together import made_together
 from tilelli_jax.data.village import files as village_files
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
 
+log = logging.getLogger(__name__)
 # Options of what is made of the village, and for which of it.
 VILLAGE = {"pairs": ("village-chat", "village-calibration"), "each": ("village-prompts",),
            "unanswerable": ("village-chat",), "kinds": ("village-chat",),
@@ -33,6 +36,7 @@ VILLAGE = {"pairs": ("village-chat", "village-calibration"), "each": ("village-p
            "people": ("village-chat", "village-calibration", "village-prompts"),
            "village_seed": ("village-chat", "village-calibration", "village-prompts")}
 MADE = VILLAGE["seed"]
+TEXT = ("column", "max_bytes")  # options of texts alone
 
 
 @command
@@ -47,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
         raise InputError(f"--max-bytes: expected at least 1, found {arguments.max_bytes}")
+    _check_files(arguments.source, arguments.column)
     config = DataConfig(valid_fraction=arguments.valid_fraction)
     size = arguments.max_bytes or config.stories_bytes
     separator = _separator(arguments.separator)
@@ -56,6 +61,18 @@ def main(argv: Sequence[str]) -> None:
     meta = write_shards(out, sources, valid_fraction=config.valid_fraction, separator=separator,
                         max_bytes=arguments.max_bytes, force=arguments.force)
     print(_table(out, meta))
+
+
+def _check_files(names: Sequence[str], column: str | None) -> None:
+    """Notes what is taken twice. Raises InputError where a column is named and nothing there has any."""
+    files = {name: named_files(name) for name in names}
+    taken = [one for name in names for one in [str(path.resolve()) for path in files[name]] or [name]]
+    for one, count in collections.Counter(taken).items():
+        if count > 1:
+            log.warning("%s: is taken %d times", one, count)
+    if column is not None and not any(is_data_set(name) or any(map(is_json_lines, files[name]))
+                                      for name in names):
+        raise InputError(f"--column: is for .jsonl files and data sets, found {', '.join(names)}")
 
 
 def _separator(text: str) -> bytes:
@@ -72,6 +89,9 @@ def _check_village(arguments: argparse.Namespace) -> None:
     made = [source for source in arguments.source if source in MADE]
     if made and len(arguments.source) > 1:
         raise InputError(f"--source: {made[0]} goes with no other source, found {len(arguments.source)}")
+    for name in TEXT if made else ():
+        if getattr(arguments, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: is for texts, found --source {made[0]}")
     for name, sources in VILLAGE.items():
         if getattr(arguments, name) is not None and arguments.source[0] not in sources:
             raise InputError(f"--{name.replace('_', '-')}: is for --source {' or '.join(sources)}, "

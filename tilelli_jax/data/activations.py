@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def _regrouped(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 def open_activations(path: str | Path) -> Activations:
     """Raises InputError where it is no such directory, or its shards are not those of its index."""
     path = Path(path)
-    if not (path / INDEX).is_file():
+    if not os.path.lexists(path / INDEX):
         raise InputError(f"{path}: expected a directory of activations, which has {INDEX}")
     index = read_json(path / INDEX)
     try:

@@ -32,6 +32,7 @@ from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, read_ahead, sh
 from tilelli_jax.data.turns import STOP, answered, asked, text_of
 from tilelli_jax.errors import InputError
 
+POSITION = 18  # bytes of a batch for each position: 1 of text, 4 weights of 4, 1 mark
 SHARED = len(STOP) - 1  # bytes that end a turn and begin the next
 
 

@@ -16,7 +16,7 @@ from tilelli_jax import files
 from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.byte_corpus import ByteCorpus
 from tilelli_jax.data.config import DataConfig
-from tilelli_jax.data.documents import SEPARATOR, find_files, is_json_lines, open_sources
+from tilelli_jax.data.documents import SEPARATOR, find_files, is_data_set, is_json_lines, open_sources
 from tilelli_jax.data.shards import META, read_shards, split_point, write_shards
 from tilelli_jax.data.text_files import map_text
 from tilelli_jax.errors import InputError
@@ -54,7 +54,7 @@ def open_corpus(config: DataConfig) -> Splits:
         train, valid = _facts(config)
     elif source == "village":
         train, valid = _village(config)
-    elif source.startswith("hf:"):
+    elif is_data_set(source):
         train, valid = read_shards(_cached(config))
     elif os.path.isdir(source):
         train, valid = read_shards(Path(source))

@@ -14,9 +14,10 @@ from tilelli_jax import extras, files
 from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import parse
+from tilelli_jax.json_text import check_text, kind, parse
 
 SEPARATOR = b"\n\n"  # what is put between two documents: files, or records of one source
+BUILT_IN = ("stories", "facts", "village")
 HUGGING_FACE = "hf:NAME[#SUBSET][@REVISION][:COLUMN]"  # e.g. hf:HuggingFaceFW/fineweb-edu#sample-10BT
 
 
@@ -45,7 +46,7 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = SEP
 
     Raises:
         InputError: no such file, nothing matches, a missing extra; while reading: not JSON, no
-            such column.
+            such column, half a character.
     """
     if name == "stories":
         train, valid = stories_bytes
@@ -58,7 +59,7 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = SEP
         world = village.world()
         told, retold = village.text(world), village.text(world, split="valid")
         yield Source(name, [told], [retold], len(told) + len(retold))
-    elif name.startswith("hf:"):
+    elif is_data_set(name):
         yield _hugging_face(name, column, separator)
     else:
         for path in find_files(name):
@@ -72,20 +73,36 @@ def find_files(pattern: str) -> list[Path]:
     """The files that a path or a glob names, in the order of their names.
 
     Raises:
-        InputError: there are none, or it is a directory.
+        InputError: there are none, it is a directory, or one is no regular file.
     """
-    if os.path.isfile(pattern):
-        return [Path(pattern)]
     if os.path.isdir(pattern):
         raise InputError(f"{pattern}: is a directory; give a file or a glob such as "
                          f"'{os.path.join(pattern, '*.txt')}'")
-    if not glob.has_magic(pattern):
+    if os.path.lexists(pattern):
+        found = [Path(pattern)]
+    elif not glob.has_magic(pattern):
         raise InputError(f"{pattern}: no such file or directory")
-    found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))
-             if os.path.isfile(path)]
+    else:
+        found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)]
     if not found:
         raise InputError(f"{pattern}: no file matches")
+    for path in found:
+        files.check_regular(path)
     return found
+
+
+def named_files(source: str) -> list[Path]:
+    """The files of a source; none of what is built in, and of a data set.
+
+    Raises:
+        InputError: see `find_files`.
+    """
+    return [] if source in BUILT_IN or is_data_set(source) else find_files(source)
+
+
+def is_data_set(source: str) -> bool:
+    """Whether it is on Hugging Face, by its name."""
+    return source.startswith("hf:")
 
 
 def is_json_lines(path: Path) -> bool:
@@ -105,7 +122,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """What each line of a file holds that is not blank, with the words that name the line in an error.
 
     Raises:
-        InputError: the file cannot be read, or a line is not UTF-8 or not JSON.
+        InputError: the file cannot be read, or a line is not UTF-8, not JSON, or has half a character in it.
     """
     for number, line in enumerate(_lines(path, text_chunks(path, note=False)), 1):
         where = f"{path}, line {number}"
@@ -115,7 +132,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             except UnicodeDecodeError as error:
                 raise InputError(f"{where}: not JSON: expected UTF-8, found byte {line[error.start]:#04x} at "
                                  f"position {error.start}") from None
-            yield where, parse(text, where, surrogates=True)
+            yield where, parse(text, where)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -138,31 +155,38 @@ def _lines(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(pieces)
 
 
-def _joined(texts: Iterable[str], separator: bytes) -> Iterator[bytes]:
+def _joined(texts: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
     between = b""
     for text in texts:
-        text = text.replace("\r\n", "\n")
-        yield between + text.encode("utf-8", errors="replace")  # lone surrogates: "?"
+        yield between + text
         between = separator
 
 
-def _text_of(rows: Iterable[tuple[str, Any]], column: str | None) -> Iterator[str]:
+def _text_of(rows: Iterable[tuple[str, Any]], column: str | None) -> Iterator[bytes]:
     """The text of each row; a row comes with the words that name it in an error."""
     for where, row in rows:
         if not isinstance(row, Mapping):
             raise InputError(f"{where}: expected fields with values, found {row!r:.40}")
         column = column or _only_text(row, where)
-        if not isinstance(row.get(column), str):
-            found = f"a {type(row[column]).__name__}" if column in row else f"only {', '.join(row)}"
+        text = row.get(column)
+        if not isinstance(text, str):
+            found = kind(text) if column in row else f"only {', '.join(row) or 'nothing'}"
             raise InputError(f"{where}: expected text under '{column}', found {found}")
-        yield row[column]
+        try:
+            yield text.replace("\r\n", "\n").encode()
+        except UnicodeEncodeError:  # in a data set; `json_lines` has looked
+            check_text(text, where)
+            raise
 
 
 def _only_text(row: Mapping[str, Any], where: str) -> str:
     names = [name for name, value in row.items() if isinstance(value, str)]
     if "text" in names:
         return "text"
-    if len(names) != 1:
+    if not names:
+        found = ", ".join(f"'{name}' with {kind(value)}" for name, value in row.items())
+        raise InputError(f"{where}: expected a column with text, found {found or 'none'}")
+    if len(names) > 1:
         raise InputError(f"{where}: which column holds the text? There are {', '.join(row)}")
     return names[0]
 

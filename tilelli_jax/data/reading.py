@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
+from tilelli_jax.errors import InputError
+
 Rows = slice | Sequence[int] | np.ndarray
 ALL = slice(None)
 ENDLESS = 1 << 48  # examples
+
+PLACE = 400  # bytes that Grain takes for the place of each row of a global batch; measured: 460
+
+
+def check_batches(batch_size: int, eval_batch_size: int, row_bytes: int, n_processes: int) -> None:
+    """To be called before anything is made of a batch: one that is too large takes all memory, slowly.
+
+    Args:
+        batch_size, eval_batch_size: rows of a global batch.
+        row_bytes: of one row.
+        n_processes: that share the rows; each knows the places of all.
+
+    Raises:
+        InputError: one batch alone is larger than this machine's memory.
+    """
+    held = memory_bytes()
+    for key, rows in (("train.batch_size", batch_size), ("train.eval_batch_size", eval_batch_size)):
+        needed = rows * PLACE + rows * row_bytes // n_processes
+        if needed > held:
+            raise InputError(f"{key}: expected a batch that fits into the {held / 1e9:.3g} GB of memory, "
+                             f"found {rows:,} rows of {row_bytes:,} bytes, which take {needed / 1e9:.3g} GB")
+
+
+def memory_bytes() -> float:
+    """Of this machine; infinite where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return math.inf
 
 
 def shuffled(n: int, seed: int) -> grain.MapDataset[int]:

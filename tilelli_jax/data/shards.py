@@ -50,8 +50,9 @@ def write_shards(out: str | Path, sources: Sequence[Source], *, valid_fraction: 
         force: replace shards that are there, and do not mind other files beside them.
 
     Raises:
-        InputError: nothing to write; `out` has shards and `force` is false, has other files, is in use by
-            another process or cannot be written; and whatever the sources raise.
+        InputError: nothing to write, or nothing left for one of the parts; `out` has shards and `force` is
+            false, has other files, is in use by another process or cannot be written; and whatever the
+            sources raise.
     """
     out = Path(out).absolute()
     if not force:
@@ -174,6 +175,9 @@ def _write(beside: Mapping[str, Path], sources: Sequence[Source], valid_fraction
     if not any(entry["bytes"] for entry in taken.values()):
         raise InputError(f"{', '.join(taken) or 'no source'}: no bytes in it")
     parts = [ByteCorpus([map_bytes(beside[name])]) for name in PARTS]
+    for name, part in zip(("training", "validation"), parts, strict=True):
+        if not len(part):
+            raise InputError(f"{', '.join(taken)}: nothing is left for the {name} part")
     meta = {
         "format": FORMAT, "sources": list(taken.values()), "valid_fraction": valid_fraction,
         "max_bytes": max_bytes, "separator": separator.decode(),

@@ -1,8 +1,8 @@
 """Text files as UTF-8 without a byte-order mark, their lines ended by a line feed.
 
 So a text from Windows is the same text as from Unix: `\\r\\n` is read as `\\n`, and UTF-16 and UTF-32 with a
-byte-order mark are decoded. Bytes that are not UTF-8 are kept. A log line notes either. Memory does not
-grow with a file.
+byte-order mark are decoded. Bytes that are not UTF-8, and zero bytes, are kept. A log line notes each. What
+is compressed, and a git-lfs pointer, is refused. Memory does not grow with a file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from tqdm import tqdm
 
 from tilelli_jax import files
 from tilelli_jax.errors import InputError
+from tilelli_jax.json_text import check_fetched
 
 CHUNK = 1 << 17  # bytes read at a time; of larger ones the memory is new at each
 # UTF-32 first: in little-endian order its mark begins with that of UTF-16.
 MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
          (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
+COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"),
+              (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"\x04\x22\x4d\x18", "lz4"),
+              (b"7z\xbc\xaf\x27\x1c", "7-Zip"), *((b"BZh%d1AY&SY" % i, "bzip2") for i in range(1, 10)))
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +37,20 @@ def text_chunks(path: Path, *, note: bool = True) -> Iterator[bytes]:
     """The text of a file, piece by piece.
 
     Args:
-        note: log where the file is not UTF-8. For readers that refuse such text themselves: false.
+        note: log where the file is not UTF-8 or has zero bytes. For readers that refuse such text
+            themselves: false.
 
     Raises:
-        InputError: the file cannot be read, or its encoding is not the one that its byte-order mark states.
+        InputError: the file cannot be read, is compressed or a git-lfs pointer, or its encoding is not the
+            one that its byte-order mark states.
     """
     chunks = _chunks(path)
     first = next(chunks, b"")
+    check_fetched(path, first)
+    for begins, called in COMPRESSED:
+        if first.startswith(begins):
+            raise InputError(f"{path}: expected text, found a file compressed with {called}; decompress it "
+                             "first")
     chunks = itertools.chain([first], chunks)
     if encoding := _encoding(first):
         text = _decoded(path, chunks, encoding)
@@ -135,9 +146,13 @@ def _decoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[byt
 
 
 def _noted(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks as they are; the first byte of them that is not UTF-8 is logged."""
+    """The chunks as they are; the first zero byte of them, and the first that is not UTF-8, are logged."""
     decoder, read, valid = codecs.getincrementaldecoder("utf-8")(), 0, True
+    zero = -1
     for chunk in itertools.chain(chunks, [b""]):
+        if zero < 0 and (zero := chunk.find(0)) >= 0:
+            _note(f"{path}: a zero byte at byte {read + zero}, as in UTF-16 without a byte-order mark and in "
+                  "what is no text; such bytes are kept as they are")
         read += len(chunk)
         try:
             if valid:

@@ -34,8 +34,4 @@ def text_of(row: dict[str, object], key: str, where: str) -> str:
     for turn in (USER.rstrip(), MODEL):
         if any(line.startswith(turn) for line in text.strip().split("\n")):
             raise InputError(f"{where}: {key}: has a line that begins {turn}, as a turn does")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: {key}: expected text that UTF-8 can hold") from None
     return text.strip().replace("\r\n", "\n")

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, one_or_several, several_ids
+from tilelli_jax.json_text import kind, object_under
+from tilelli_jax.pretrained.hugging_face import (
+    Family,
+    Tree,
+    is_tied,
+    one_or_several,
+    positive,
+    several_ids,
+    stated,
+)
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 from tilelli_jax.tensors import Tensor
 
@@ -58,22 +67,21 @@ def _ignored(config: Any) -> dict[str, str]:
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     if "text_config" in tree:  # the multimodal network
         ends, key = tree.get("eos_token_id"), "tie_word_embeddings"
-        if (whole := tree.get(key, True)) != (text := tree["text_config"].get(key, True)):
+        part = object_under(tree, "text_config")
+        if (whole := tree.get(key, True)) != (text := part.get(key, True)):
             raise InputError(f"text_config.{key}: expected the {whole} of {key}, found {text}")
-        tree = {**tree["text_config"], **({} if ends is None else {"eos_token_id": ends})}
+        tree = {**part, **({} if ends is None else {"eos_token_id": ends})}
     for key, expected in (("hidden_activation", "gelu_pytorch_tanh"), ("attention_bias", False)):
         if tree.get(key, expected) != expected:
             raise InputError(f"{key}: expected {expected}, found {tree[key]}")
     if tree.get("use_bidirectional_attention") == "all":  # "vision" is about images only
         raise InputError("use_bidirectional_attention: expected a causal network, found all")
-    if unknown := set(tree["layer_types"]) - _KINDS.keys():
-        raise InputError(f"layer_types: expected {' or '.join(_KINDS)}, found {min(unknown)}")
-    layers = [_KINDS[kind] for kind in tree["layer_types"]]
-    rope = tree["rope_parameters"]
-    for kind, expected in (("sliding_attention", "default"), ("full_attention", "proportional")):
-        if (found := rope[kind]["rope_type"]) != expected:
-            raise InputError(f"rope_parameters.{kind}.rope_type: expected {expected}, found {found}")
-    experts = tree.get("enable_moe_block")
+    layers = _layers(tree)
+    rope = object_under(tree, "rope_parameters")
+    for each, expected in (("sliding_attention", "default"), ("full_attention", "proportional")):
+        if (found := object_under(rope, each, "rope_parameters.").get("rope_type")) != expected:
+            raise InputError(f"rope_parameters.{each}.rope_type: expected {expected}, found {found}")
+    experts, softcap = tree.get("enable_moe_block"), tree.get("final_logit_softcapping")
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["hidden_size"], "layers": layers,
         "max_seq_len": tree["max_position_embeddings"],
@@ -81,26 +89,38 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
                                   tree.get("tie_word_embeddings", True)),
         "n_heads": tree["num_attention_heads"],
         **_heads(tree, layers), "window": tree["sliding_window"],
-        "n_shared_layers": tree.get("num_kv_shared_layers") or 0,
+        "n_shared_layers": stated(tree, "num_kv_shared_layers", 0),
         "key_is_value": tree.get("attention_k_eq_v", False),
-        "rotary_theta": float(rope["sliding_attention"]["rope_theta"]),
-        "rotary_theta_full": float(rope["full_attention"]["rope_theta"]),
+        **{ours: positive(rope[each]["rope_theta"], f"rope_parameters.{each}.rope_theta") for ours, each in (
+            ("rotary_theta", "sliding_attention"), ("rotary_theta_full", "full_attention"))},
         "rotary_fraction_full": float(rope["full_attention"].get("partial_rotary_factor", 1.0)),
         "d_hidden": tree["intermediate_size"], "double_wide": tree.get("use_double_wide_mlp", False),
-        "d_per_layer": tree.get("hidden_size_per_layer_input") or 0,
-        "vocab_per_layer": tree.get("vocab_size_per_layer_input") or tree["vocab_size"],
+        "d_per_layer": stated(tree, "hidden_size_per_layer_input", 0),
+        "vocab_per_layer": stated(tree, "vocab_size_per_layer_input", tree["vocab_size"]),
         "n_experts": tree["num_experts"] if experts else 0,
         "experts_per_token": tree["top_k_experts"] if experts else 0,
         "d_expert": tree["moe_intermediate_size"] if experts else 0,
-        "softcap": float(tree.get("final_logit_softcapping") or 0),
+        "softcap": 0.0 if softcap is None else positive(softcap, "final_logit_softcapping"),
         "norm_eps": float(tree.get("rms_norm_eps", 1e-6)), "bos_id": tree.get("bos_token_id"),
         "end_ids": several_ids(tree.get("eos_token_id"))}
+
+
+def _layers(tree: Tree) -> list[str]:
+    """The kind of each layer."""
+    if not isinstance(theirs := tree["layer_types"], list):
+        raise InputError(f"layer_types: expected a list, found {kind(theirs)}")
+    if unknown := [one for one in theirs if one not in _KINDS]:
+        raise InputError(f"layer_types: expected {' or '.join(_KINDS)}, found {unknown[0]}")
+    if (found := stated(tree, "num_hidden_layers", len(theirs))) != len(theirs):
+        raise InputError(f"num_hidden_layers: expected the {len(theirs)} of layer_types, found {found}")
+    return [_KINDS[one] for one in theirs]
 
 
 def _heads(tree: Tree, layers: list[str]) -> Tree:
     """Widths and numbers of heads of both kinds, said by kind or, in newer files, layer by layer."""
     of_kind = {"sliding": (tree["head_dim"], tree["num_key_value_heads"])}
-    by_layer = {int(layer): own for layer, own in (tree.get("per_layer_config") or {}).items()}
+    special = object_under(tree, "per_layer_config")
+    by_layer = {int(layer): object_under(special, layer, "per_layer_config.") for layer in special}
     if by_layer:
         found = [(by_layer.get(i, {}).get("head_dim", tree["head_dim"]),
                   by_layer.get(i, {}).get("num_key_value_heads", tree["num_key_value_heads"]))
@@ -112,8 +132,10 @@ def _heads(tree: Tree, layers: list[str]) -> Tree:
                                  f"found {heads}")
             of_kind[kind] = heads[0] if heads else of_kind["sliding"]
     else:
-        n_full = tree.get("num_global_key_value_heads") if tree.get("attention_k_eq_v") else None
-        of_kind["full"] = (tree.get("global_head_dim") or 512, n_full or tree["num_key_value_heads"])
+        n_kv = tree["num_key_value_heads"]
+        if tree.get("attention_k_eq_v"):
+            n_kv = stated(tree, "num_global_key_value_heads", n_kv)
+        of_kind["full"] = (stated(tree, "global_head_dim", 512), n_kv)
     (d_head, n_kv), (d_head_full, n_kv_full) = of_kind["sliding"], of_kind["full"]
     return {"d_head": d_head, "n_kv_heads": n_kv, "d_head_full": d_head_full, "n_kv_heads_full": n_kv_full}
 

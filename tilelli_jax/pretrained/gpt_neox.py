@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, one_or_several, several_ids
+from tilelli_jax.json_text import object_under
+from tilelli_jax.pretrained.hugging_face import (
+    Family,
+    Tree,
+    is_tied,
+    one_or_several,
+    positive,
+    several_ids,
+)
 from tilelli_jax.pretrained.mapping import Theirs, turned
 from tilelli_jax.tensors import Tensor
 
+log = logging.getLogger(__name__)
 _OURS, _THEIRS = "blocks.{i}.", "gpt_neox.layers.{i}."
 NAMES = {
     "embed.kernel": Theirs("gpt_neox.embed_in.weight"),
@@ -35,10 +45,8 @@ TIED = {r"^embed_out\.weight$": "the same table as embed_in"}
 
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     """config.json, of transformers before version 5 or since."""
-    # Where both are stated, transformers reads nothing of the other one.
-    rope: Tree = tree.get("rope_scaling") or tree.get("rope_parameters") or {}
     for key in ("rope_parameters", "rope_scaling"):  # the second before version 5
-        said = tree.get(key) or {}
+        said = object_under(tree, key)
         kind = said.get("rope_type", said.get("type", "default"))
         if kind != "default" and not (kind == "linear" and said.get("factor") == 1):  # which scales nothing
             raise InputError(f"{key}.rope_type: expected default, found {kind}")
@@ -50,12 +58,25 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
         "tie_embeddings": is_tied(tensors, NAMES["embed.kernel"].name, NAMES["unembed.kernel"].name,
                                   tree.get("tie_word_embeddings", False)),
         "n_heads": tree["num_attention_heads"], "d_hidden": tree["intermediate_size"],
-        "rotary_fraction": float(rope.get("partial_rotary_factor") or tree.get("rotary_pct") or 0.25),
-        "rotary_theta": float(rope.get("rope_theta") or tree.get("rotary_emb_base") or 10000),
+        "rotary_fraction": _rotation(tree, "partial_rotary_factor", "rotary_pct", 0.25),
+        "rotary_theta": _rotation(tree, "rope_theta", "rotary_emb_base", 10000),
         "parallel_residual": tree.get("use_parallel_residual", True),
         "attention_bias": tree.get("attention_bias", True),
         "norm_eps": float(tree.get("layer_norm_eps", 1e-5)), "bos_id": tree.get("bos_token_id"),
         "end_ids": several_ids(tree.get("eos_token_id"))}
+
+
+def _rotation(tree: Tree, key: str, older: str, default: float) -> float:
+    """What a key says of the rotation or, where it is absent, the older one; as transformers reads them."""
+    # Where both are stated, transformers reads nothing of the second.
+    place = "rope_scaling" if object_under(tree, "rope_scaling") else "rope_parameters"
+    rope = object_under(tree, place)
+    if key not in rope:
+        return positive(tree.get(older, default), older)
+    if tree.get(older, rope[key]) != rope[key]:
+        log.warning("config.json: %s.%s is %s, and %s %s; the first is taken, as in transformers", place, key,
+                    rope[key], older, tree[older])
+    return positive(rope[key], f"{place}.{key}")
 
 
 def _tree_of(config: Any) -> Tree:

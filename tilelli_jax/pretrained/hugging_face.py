@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import as_json
-from tilelli_jax.json_text import read_json
+from tilelli_jax.json_text import kind, object_under, read_json
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Shape
 from tilelli_jax.tensors import CODES, Tensor, blocks, write_directory
@@ -21,6 +22,10 @@ from tilelli_jax.tensors import CODES, Tensor, blocks, write_directory
 CONFIG = "config.json"
 WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 GENERATION = "generation_config.json"
+QUANTIZED = "quantization_config"
+END = "eos_token_id"
+# Ids that config.json states, and what our configurations call them.
+IDS = {"bos_token_id": ("bos_id",), "decoder_start_token_id": ("start_id",), END: ("end_id", "end_ids")}
 Tree = dict[str, Any]
 
 
@@ -60,14 +65,27 @@ def read_config(path: Path) -> Tree:
     Raises:
         InputError: there is none, or one of the two cannot be read.
     """
-    if not (path / CONFIG).is_file():
+    if not os.path.lexists(path / CONFIG):
         raise InputError(f"{path}: no Hugging Face directory: it has no {CONFIG}")
     tree = read_json(path / CONFIG)
-    if (path / GENERATION).is_file():
-        ends = read_json(path / GENERATION).get("eos_token_id")
+    if os.path.lexists(path / GENERATION):
+        ends = read_json(path / GENERATION).get(END)
         if ends is not None:
-            tree["eos_token_id"] = ends
+            text = tree.get("text_config")  # of a multimodal network
+            _check_ids(END, ends, (text if isinstance(text, dict) else tree).get("vocab_size"),
+                       f"{path / GENERATION}: ")
+            tree[END] = ends
     return tree
+
+
+def _check_ids(key: str, ids: Any, vocab_size: Any, where: str = "") -> None:
+    """Raises InputError where what a key says is no id, or is outside the vocabulary."""
+    for one in several_ids(ids):
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise InputError(f"{where}{key}: expected ids, found {one!r:.40}")
+        if isinstance(vocab_size, int) and not 0 <= one < vocab_size:
+            raise InputError(f"{where}{key}: expected ids of the vocabulary, 0 to {vocab_size - 1}, "
+                             f"found {one}")
 
 
 def present(family: Family, found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -117,7 +135,16 @@ def settings(family: Family, tree: Tree, found: Mapping[str, Tensor], source: st
         raise InputError(f"{source}: model_type: expected {' or '.join(family.model_types)}, "
                          f"found {tree.get('model_type')!r}")
     try:
-        return {"family": family.family, **family.config_of(tree, found)}
+        said = {"family": family.family, **family.config_of(tree, found)}
+        for place in (tree, object_under(tree, "text_config")):
+            if place.get(QUANTIZED) is not None:
+                method = object_under(place, QUANTIZED).get("quant_method")
+                raise InputError(f"{QUANTIZED}: expected weights that are not quantised, found quant_method "
+                                 f"{method!r:.40}")
+        for key, ours in IDS.items():
+            for name in ours:
+                _check_ids(key, said.get(name), said["vocab_size"])
+        return said
     except KeyError as error:
         raise InputError(f"{source}: expected the key {error}") from None
     except InputError as error:
@@ -169,7 +196,26 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
 
 def several_ids(ids: Any) -> list[int]:
     """`eos_token_id` may be one number, several, or nothing."""
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+
+
+def stated(tree: Tree, key: str, default: Any) -> Any:
+    """What is said under a key; the default where nothing is, or null."""
+    found = tree.get(key)
+    return default if found is None else found
+
+
+def positive(value: Any, key: str) -> float:
+    """A number, as a key says it.
+
+    Raises:
+        InputError: it is none, or not above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{key}: expected a number > 0, found {kind(value)}")
+    if not value > 0:
+        raise InputError(f"{key}: expected a number > 0, found {value!r}")
+    return float(value)
 
 
 def one_or_several(ids: Iterable[int]) -> Any:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids
+from tilelli_jax.json_text import object_under
+from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids, stated
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 from tilelli_jax.tensors import Tensor
 
@@ -57,14 +58,14 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     chronos = tree.get("chronos_config")
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["d_model"], "n_layers": tree["num_layers"],
-        "n_decoder_layers": tree.get("num_decoder_layers") or tree["num_layers"],
+        "n_decoder_layers": stated(tree, "num_decoder_layers", tree["num_layers"]),
         "n_heads": tree["num_heads"], "d_head": tree["d_kv"], "d_hidden": tree["d_ff"],
         "n_buckets": tree["relative_attention_num_buckets"],
         "max_distance": tree.get("relative_attention_max_distance", 128),
         "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)),
         # Whatever the first flag says of the second: since its version 5, transformers ties all that it can.
         "tie_embeddings": is_tied(tensors, TABLE, UNEMBED), "scale_decoder_outputs": _scaled(tree),
-        "start_id": tree.get("decoder_start_token_id") or 0, "end_id": _end(tree.get("eos_token_id", 1)),
+        "start_id": stated(tree, "decoder_start_token_id", 0), "end_id": _end(tree.get("eos_token_id", 1)),
         "chronos": None if chronos is None else _chronos_of(chronos)}
 
 
@@ -95,7 +96,7 @@ def _chronos_of(tree: Any) -> Tree:
     for key, expected in (("use_eos_token", True), ("pad_token_id", 0), ("eos_token_id", 1)):
         if tree.get(key, expected) != expected:
             raise InputError(f"chronos_config.{key}: expected {expected}, found {tree[key]!r}")
-    said = {**tree, **(tree.get("tokenizer_kwargs") or {})}
+    said = {**tree, **object_under(tree, "tokenizer_kwargs", "chronos_config.")}
     return {name: convert(said[name]) for name, convert in _CHRONOS.items() if name in said}
 
 

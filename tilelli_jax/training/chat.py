@@ -14,6 +14,7 @@ import numpy as np
 from tilelli_jax import config as config_lib
 from tilelli_jax import store
 from tilelli_jax.data.chat_pairs import (
+    POSITION,
     ChatBatch,
     ChatRows,
     Pair,
@@ -22,6 +23,7 @@ from tilelli_jax.data.chat_pairs import (
     training_rows,
     validation_rows,
 )
+from tilelli_jax.data.reading import check_batches
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import RoutedConfig, VanillaConfig
@@ -46,6 +48,7 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     assert not isinstance(config.model, SAEConfig) and config.chat is not None
     train, section, goal = config.train, config.chat, config.finetune
     _check_network(config)
+    check_batches(train.batch_size, train.eval_batch_size, POSITION * train.seq_len, jax.process_count())
     splits = open_pairs(section)
     learned = lay(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
                   imitate=section.imitate, judge=section.judge)

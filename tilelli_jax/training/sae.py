@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax.data.activations import Activations, open_activations, training_rows
+from tilelli_jax.data.reading import check_batches
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.sharding import Mesh, local_rows, path_name, place_rows, replicated
@@ -34,6 +35,8 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     if source.d_model != model_config.d_model:
         raise InputError(f"model.d_model: {section.source} has activations of width {source.d_model}, "
                          f"found {model_config.d_model}")
+    check_batches(train.batch_size, train.eval_batch_size, source.d_model * source.shards[0].dtype.itemsize,
+                  jax.process_count())
     n_valid = max(1, round(len(source) * section.valid_fraction))
     learned, held_out = source.part(0, len(source) - n_valid), source.part(len(source) - n_valid, len(source))
     if len(learned) < train.batch_size:

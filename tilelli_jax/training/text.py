@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.reading import check_batches
 from tilelli_jax.data.windows import TrainingBatch, training_batches, validation_batches
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import weights
@@ -32,7 +33,9 @@ FEW = 8  # sequences; a validation loss over fewer is mostly chance
 def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     """Raises InputError where the text cannot be read or is too short."""
     assert not isinstance(config.model, SAEConfig)
-    train, splits = config.train, open_corpus(config.data)
+    train = config.train
+    check_batches(train.batch_size, train.eval_batch_size, train.seq_len + 1, jax.process_count())
+    splits = open_corpus(config.data)
     loss = next_byte_loss(train.load_balance)
     # A batch's rows that this process's devices hold: parts one after the other.
     part = train.batch_size // train.accumulate

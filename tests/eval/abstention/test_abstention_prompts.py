@@ -65,7 +65,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         prompts.read(write(path, ["", *rows()[:-1]]))
     with pytest.raises(InputError, match="found none of in_domain"):
         prompts.read(write(path, []))
-    with pytest.raises(InputError, match=r"none.jsonl: cannot be read"):
+    with pytest.raises(InputError, match=r"none.jsonl: no such file"):
         prompts.read(tmp_path / "none.jsonl")
     path.write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"mine.jsonl, line 1: not JSON: expected UTF-8"):

@@ -85,7 +85,7 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (nothing, "metadata=none.parquet",
      "metadata: ROOT/none.parquet: no such file; paths are relative to --root"),
     (nothing, "metadata=", "kit.yaml: metadata: expected a file, found nothing"),
-    (nothing, "metadata=kit.yaml", "ROOT/kit.yaml: cannot be read: "),
+    (nothing, "metadata=kit.yaml", "ROOT/kit.yaml: "),
     (nothing, "layer=late", "activations.late: ROOT/b.safetensors: no such file"),
     (nothing, "layer=early", "layer: expected mid or late, found text 'early'"),
     (nothing, "metadat=x", "unknown key 'metadat' (did you mean 'metadata'?)"),

@@ -248,7 +248,7 @@ def test_sources(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("data", "parts"), [
     (TextConfig(source="no/such.txt"), ["data.source: no/such.txt: no such file"]),
-    (SquadConfig(source="no/such.json"), ["no/such.json: cannot be read"]),
+    (SquadConfig(source="no/such.json"), ["no/such.json: no such file"]),
     (TextConfig(items=50, prompt=5000), ["data.source: stories: expected at least 10 items, found 0"])])
 def test_what_cannot_be_asked(data: Any, parts: list[str]) -> None:
     with pytest.raises(InputError) as caught:

@@ -242,7 +242,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"network": {}}, "network.path: expected a network's directory, or train"),
     ({"cascade": {"dear": 0.5}}, "cascade.dear: expected more than cheap"),
     ({"causal": {"positions": ["some"]}}, "causal.positions[0]: expected all or boundary, found text 'some'"),
-    ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: cannot be read"),
+    ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: no such file"),
     ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
     ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
     ({"data": {"family": "text", "source": "stories", "items": 60, "prompt": 60, "ending": 6}},

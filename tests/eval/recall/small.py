@@ -59,6 +59,7 @@ def a_study(out: Path) -> dict[str, Any]:
     table = Table(rng.random((n, 5, 12), np.float32), rng.random((n, 10), np.float32),
                   rng.random((n, 5, 3), np.float32), None, None, known, rng.random(n) < 0.1, part,
                   np.arange(n), np.array([f"question {i}" for i in range(n)]),
+                  np.array([f"answer {i}" for i in range(n)]),
                   np.array(["north", "south"])[rng.integers(0, 2, n)], rng.random(n) * 1000)
     said: dict[str | None, Methods] = {None: {}, "north": {}, "south": {}}
     for methods in said.values():

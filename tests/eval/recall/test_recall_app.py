@@ -99,23 +99,24 @@ class Served(NamedTuple):
     process: subprocess.Popen[str]
     url: str
     room: Path  # of its temporary files
+    log: Path
 
 
 @pytest.fixture(scope="module")
 def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
            ) -> Iterator[Served]:
-    room = tmp_path_factory.mktemp("room")
+    room, log = tmp_path_factory.mktemp("room"), tmp_path_factory.mktemp("log") / "stderr"
     process = subprocess.Popen(
         [sys.executable, "-m", "tilelli_jax", "recall", "app", "--model", str(place.model), "--sidecar",
          str(place.sidecar), "--port", "0", "--max-new", str(MOST_NEW), "--allow-host", "proxy.example"],
         env=environment | {"TMPDIR": str(room), "NO_PROXY": "127.0.0.1"}, stdout=subprocess.PIPE,
-        text=True)
+        stderr=log.open("w"), text=True)
     try:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], 300)[0], "it does not say where it is"
         first = process.stdout.readline()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n", first)
-        yield Served(process, first.split()[0], room)
+        yield Served(process, first.split()[0], room, log)
         process.terminate()
         assert process.wait(60) == 0
         assert not any(path.is_file() for path in room.rglob("*")), "what it made went with it"
@@ -178,6 +179,41 @@ def test_no_endpoint_reads_a_file_that_was_not_uploaded(served: Served, tmp_path
     made = [path.read_bytes() for path in served.room.rglob("*") if path.is_file()]
     assert not any(b"4711" in content for content in made)
     assert over_http(f"{page}file={secret}").startswith("403 ")
+
+
+MISTAKES: list[tuple[str, Any, str]] = [  # what is asked for, with which data, and what is answered
+    ("call/nope", {"data": []}, "400 request: expected an endpoint of this page"),
+    ("call/v2/nope", {"text": "x"}, "400 request: expected an endpoint of this page"),
+    ("call/v2/probe", {"nope": 1}, "400 request: expected an endpoint of this page"),
+    ("queue/join", {"data": [], "fn_index": 99, "session_hash": "x"}, "400 request: expected an endpoint"),
+    ("component_server", {"data": 1, "component_id": 999, "session_hash": "x", "fn_name": "x"}, "400 "),
+    ("run/probe", {"data": ["x"]}, "404 This API endpoint does not accept direct HTTP POST requests"),
+    ("call/probe", {"data": "x"}, "422 "), ("call/probe/nope", None, "200 event: error data: 404: Not Found"),
+    ("queue/data?session_hash=x%0Ay", None, "200 data: msg:unexpected_error")]
+DATA: list[tuple[str, list[Any], str]] = [
+    ("seeded", ["q", "", "x", 0.5], "slider"), ("seeded", ["q", "", 0.5, 7], "greater than maximum value 1"),
+    ("seeded", ["q"], "data: expected 4 values, found 1"), ("probe", [], "data: expected 1 values, found 0"),
+    ("batch", ["<b>x"], "input_value='&lt;b&gt;x'"), ("batch", [[1]], "data: ValidationError"),
+    ("probe", [{"path": "/etc/hostname"}], "file: expected one that was uploaded to this page")]
+
+
+def test_a_clients_mistake_is_told_to_it_and_makes_one_line_of_the_log(served: Served) -> None:
+    page, before = f"{served.url}gradio_api/", len(served.log.read_text())
+    for path, data, says in MISTAKES:
+        said = " ".join(re.sub(r'[{}"]', "", over_http(page + path, data)).replace("detail:", "").split())
+        assert said.startswith(says), (path, said)
+    for name, data, says in DATA:
+        begun = json.loads(over_http(f"{page}call/{name}", {"data": data}).removeprefix("200 "))
+        said = over_http(f"{page}call/{name}/{begun['event_id']}")
+        assert said.startswith('200 event: error\ndata: {"error": "') and says in said, said
+    lines = served.log.read_text()[before:].splitlines()
+    assert 0 < len(lines) <= len(MISTAKES) + len(DATA) and all("WARNING" in line for line in lines), lines
+
+
+def test_no_page_of_the_server_comes_from_elsewhere(served: Served) -> None:
+    """FastAPI's documentation would load its scripts from another machine."""
+    for path in ("docs", "redoc", "openapi.json", "docs/oauth2-redirect"):
+        assert over_http(served.url + path).startswith("404 ")
 
 
 def test_no_other_site_reaches_the_page(served: Served) -> None:

@@ -40,7 +40,8 @@ def table(seed: int = 0, **changed: np.ndarray) -> Table:
             "group": np.arange(N), "dataset": dataset,
             "popularity": np.where(dataset == "b", rng.integers(0, 1000, N), np.nan)} | changed
     return Table(rng.random((N, 3, 12)), rng.random((N, 10)), rng.random((N, 3, 3)), None, None,
-                 text=np.array(["?"] * N), **made)  # type: ignore[arg-type]
+                 text=np.array([f"question {i}" for i in range(N)]),
+                 answer=np.array([f"answer {i}" for i in range(N)]), **made)  # type: ignore[arg-type]
 
 
 def said(of: Table, seed: int = 1) -> Methods:
@@ -210,3 +211,22 @@ def test_a_judge_of_another_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text('{"calibrator": {"kind": "platt", "slope": 1, "level": 0}}')
     with pytest.raises(InputError, match=r"verdict.json: green: expected it, found nothing"):
         verdicts.read(tmp_path)
+
+
+def test_examples_are_spaced_evenly_by_probability_and_keep_their_rows() -> None:
+    of = table()
+    rows = of.rows("test")
+    scores = np.random.default_rng(3).standard_normal(len(rows))
+    chances = 1 / (1 + np.exp(-scores))
+    found = evaluate.examples(of, rows, scores, chances, Judge(green=0.6, red=0.4))
+    assert len(found) == evaluate.EXAMPLES
+    p = [one["p"] for one in found]
+    assert p == sorted(p, reverse=True) and (p[0], p[-1]) == (chances.max(), chances.min())
+    for one in found:
+        row = rows[int(np.argmin(np.abs(chances - one["p"])))]
+        assert (one["question"], one["answer"]) == (f"question {row}", f"answer {row}")
+        assert one["right"] == bool(of.known[row])
+        assert one["verdict"] == ("likely knows" if one["p"] >= 0.6 else
+                                  "likely beyond its knowledge" if one["p"] < 0.4 else "uncertain")
+    few = evaluate.examples(of, rows[:3], scores[:3], chances[:3], Judge())
+    assert len(few) == 3 and {one["verdict"] for one in few} == {None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import re
@@ -133,6 +134,9 @@ def test_a_generation_in_the_page(knower: Knower, told: list[Told]) -> None:
     assert list(thoughts.speak(knower, ASKED[0], thought, most=MOST_NEW))[-1].answer in led
     refused, = clicks.generated(desk, ASKED[0], "", (0.8, 0.2))
     assert refused.startswith("**low and high: expected")
+    for bad in (None, "0.5", True):
+        refused, = clicks.generated(desk, ASKED[0], "", (0.4, bad))  # type: ignore[arg-type]
+        assert refused == f"**low and high: expected numbers, found {html.escape(repr(bad))}**"
 
 
 @pytest.mark.parametrize(("spoken", "shown"), [
@@ -179,8 +183,13 @@ def test_a_batch(knower: Knower, told: list[Told], tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("q.jsonl", '{"question": "a"}\n{"question": \n', "q.jsonl, line 2: not JSON"),
     ("q.csv", "question,id\na,1\nb\n", "q.csv, line 3: expected 2 cells, as in the head"),
-    ("q.csv", "question,id\na,1\n,2\n", "q.csv, row 2: question: expected text, found &#x27;nothing"),
-    ("q.jsonl", '{"question": "a"}\n{"asked": "b"}\n', "q.jsonl, row 2: question: expected text"),
+    ("q.csv", "question,id\na,1\n,2\n", "q.csv, row 2: question: expected text, found nothing; the "
+     "columns here are id<"),
+    ("q.jsonl", '{"question": "a"}\n{"asked": "b"}\n', "q.jsonl, row 2: question: expected text, found "
+     "nothing; the columns here are asked<"),
+    ("q.csv", "Question, question \na,b\n", "q.csv, row 1: question: expected text, found nothing; the "
+     "columns here are Question, &#x27; question &#x27;<"),
+    ("q.jsonl", '{"question": 5}\n', "q.jsonl, row 1: question: expected text, found a number, 5; the "),
     ("q.json", json.dumps([{"question": "a"}, {"question": "b" * 200}]),
      "q.json, row 2 has 207 symbols with its prompt, and the network reads 192"),
     ("q.json", json.dumps([{"question": "b" * 20_000}]), "q.json, row 1 has 20000 letters"),

@@ -236,14 +236,14 @@ def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.Cap
 def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
                          capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*argv: str) -> str:
-        assert predict(list(argv)) == 2
+        assert (main if argv[0] == "--config" else predict)(list(argv)) == 2
         return capsys.readouterr().err
     network, sidecar = str(place / "network"), str(done / "sidecar")
-    options = ("--model", network, "--sidecar", sidecar)
-    assert_one_line(refused(*options), "error: expected a question")
-    assert_one_line(refused(*options, " "), "the question is empty")
+    given = ("--model", network, "--sidecar", sidecar)
+    assert_one_line(refused(*given), "error: expected a question")
+    assert_one_line(refused(*given, " "), "the question is empty")
     (tmp_path / "bad.jsonl").write_text('{"question": "w1"}\n{"q": 1}\n')
-    assert_one_line(refused(*options, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
+    assert_one_line(refused(*given, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
                     "question:")
     # Sidecars that are none of this network's.
     store.save(store.build(SAEConfig(d_model=4, n_latents=8, k=2)), tmp_path / "sae")
