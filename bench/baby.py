@@ -1,6 +1,6 @@
 """nanoGPT's CPU "baby" setting: python -m bench.baby TEXT [--seeds 0 1 2].
 
-TEXT is tiny Shakespeare (or any text file; its last tenth validates). Each contender is a process
+TEXT is tiny Shakespeare (or any text file; its last tenth validates). Each model is a process
 of its own, timed from start to end, imports and compilation included, and ends with the loss on
 the whole validation part, in nats/byte:
 

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from bench.measure import (
-    Contender,
+    Candidate,
     arguments,
     copy_limit,
     in_turn,
@@ -45,17 +45,17 @@ PROMPT, FEW, MANY, AGAIN = 64, 64, 192, 8  # bytes: of the prompt, decoded with 
 REREADING = {"ours": "ours", "eager": "PyTorch eager", "compiled": "compiled", "written": "as written"}
 
 
-def cached(model: Decoder, new: int) -> Contender:
+def cached(model: Decoder, new: int) -> Candidate:
     return lambda: decoding.generate(model, b"a" * PROMPT, max_new=new, temperature=0.0)
 
 
-def rereading(model: Decoder) -> Contender:
+def rereading(model: Decoder) -> Candidate:
     window = jnp.full((1, PROMPT + MANY), 97)
     forward = jax.jit(lambda ids: jnp.argmax(model(ids)[:, -1], -1))
     return lambda: [np.asarray(forward(window)) for _ in range(AGAIN)]
 
 
-def torch_rereading(config: ModelConfig, who: str) -> Contender:
+def torch_rereading(config: ModelConfig, who: str) -> Candidate:
     import torch
     from tilelli_jax.convert.torch_networks import build as build_torch
     model, window = on_torch_device(
@@ -71,7 +71,7 @@ def torch_rereading(config: ModelConfig, who: str) -> Contender:
     return run
 
 
-def contender(name: str, who: str) -> Contender:
+def candidate(name: str, who: str) -> Candidate:
     config = load(name)
     match who:
         case "few" | "many":
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        run = contender(*options.memory_of)
+        run = candidate(*options.memory_of)
         run()
         run()
         print_peak()
@@ -105,7 +105,7 @@ def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -
              *(f"× {name} rereading" for name in REREADING.values()), "of the memory limit",
              "of copying's", "peak MiB, ours", "PyTorch eager")]
     for name in networks:
-        seconds = in_turn({who: contender(name, who) for who in ("few", "many", *REREADING)}, rounds)
+        seconds = in_turn({who: candidate(name, who) for who in ("few", "many", *REREADING)}, rounds)
         size = sum(kernel.nbytes for kernel in jax.tree.leaves(nnx.state(build(load(name)), nnx.Param)))
         each = [(many - few) / (MANY - FEW)
                 for few, many in zip(seconds["few"], seconds["many"], strict=True)]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tilelli_jax.eval.difficulty.asking import Asker
+from tilelli_jax.eval.difficulty.asking import NLLScorer
 from tilelli_jax.eval.difficulty.texts import Question
 
 from bench.measure import arguments, in_turn, machine, on_torch_device, ratio, told
@@ -56,13 +56,13 @@ def items_like_squad(n: int, vocab: int) -> list[tuple[list[int], list[int]]]:
 
 
 def ours(model: Any, items: list[tuple[list[int], list[int]]]) -> Extract:
-    asker = Asker(model, lambda text: [int(word) for word in text.split()], most_tokens=MOST,
+    scorer = NLLScorer(model, lambda text: [int(word) for word in text.split()], max_tokens=MOST,
                   place="resid_post", layers=(LAYER,))
     questions = [Question(" ".join(map(str, prompt)), (" ".join(map(str, answer)),), 0, "", "")
                  for prompt, answer in items]
 
     def run() -> Extracted:
-        found = asker.ask(questions)
+        found = scorer.ask(questions)
         return Extracted(found.prompt_nats, found.ending_nats[:, 0], np.concatenate(found.activations[LAYER]))
     return run
 
@@ -72,7 +72,7 @@ def theirs(model: Any, items: list[tuple[list[int], list[int]]], threads: int) -
     import torch
     from torch.nn import functional
 
-    def surprise(logits: Any, ids: Any, first: int) -> float:
+    def nll(logits: Any, ids: Any, first: int) -> float:
         """Mean at the tokens from the first on."""
         return functional.cross_entropy(logits[0, first - 1:-1].float(), ids[0, first:]).item()
 
@@ -81,10 +81,10 @@ def theirs(model: Any, items: list[tuple[list[int], list[int]]], threads: int) -
         with torch_threads(threads), hooked(model.gpt_neox.layers[LAYER]) as seen, torch.no_grad():
             for prompt, answer in items:
                 (ids,) = on_torch_device(torch.tensor([prompt + answer]))
-                answers.append(surprise(model(ids, use_cache=False).logits, ids, len(prompt)))
+                answers.append(nll(model(ids, use_cache=False).logits, ids, len(prompt)))
                 streams.append(seen[-1][0, len(prompt) - 1].to(torch.float16).cpu().numpy())
                 (ids,) = on_torch_device(torch.tensor([prompt]))
-                prompts.append(surprise(model(ids, use_cache=False).logits, ids, 1))
+                prompts.append(nll(model(ids, use_cache=False).logits, ids, 1))
                 seen.clear()
         return Extracted(np.array(prompts), np.array(answers), np.stack(streams))
     return run
@@ -140,16 +140,16 @@ def compare(rounds: int, n_items: int, tell: Callable[[str], None]) -> None:
         networks = {name: load_theirs(Path(folder), name) for name in ("eager", "sdpa")}
     lengths, threads = [len(prompt) for prompt, _ in items], torch.get_num_threads()
     tell(f"{machine()}, transformers {transformers.__version__}; GPT-NeoX {CONFIG.n_layers} × "
-         f"{CONFIG.d_model}, {CONFIG.vocab_size} symbols, float32; {n_items} prompts of {min(lengths)} to "
+         f"{CONFIG.d_model}, {CONFIG.vocab_size} tokens, float32; {n_items} prompts of {min(lengths)} to "
          f"{max(lengths)} tokens (mean {statistics.mean(lengths):.0f}, sd {statistics.pstdev(lengths):.0f}), "
          f"{rounds} round{'s' * (rounds > 1)} in turn")
-    contenders = {"ours": ours(model, items), **{
+    candidates = {"ours": ours(model, items), **{
         f"the kit's loop, {name} attention, {n} thread{'s' * (n > 1)}": theirs(networks[name], items, n)
         for n in dict.fromkeys((threads, 1)) for name in networks}}
-    found = contenders["ours"]()
-    for run in list(contenders.values())[1:]:
+    found = candidates["ours"]()
+    for run in list(candidates.values())[1:]:
         check(found, run())
-    seconds = in_turn(dict(contenders), rounds)
+    seconds = in_turn(dict(candidates), rounds)
     rows = [("extraction", "items/s (range)", "ours / this one")]
     for who, taken in seconds.items():
         low, middle, high = (n_items / f(taken) for f in (max, statistics.median, min))

@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine: contenders in turn, medians of ratios, and the machine's limits."""
+"""Fair timing on a noisy machine: models in turn, medians of ratios, and the machine's limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from tilelli_jax.files import write_atomically
 
-Contender = Callable[[], object]  # does the work once and waits for the result
+Candidate = Callable[[], object]  # does the work once and waits for the result
 
 
 def arguments(doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def arguments(doc: str | None, rounds: int | None = None) -> argparse.ArgumentPa
     parser.add_argument("--out", type=Path, metavar="FILE", help="write what is printed there, too")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, metavar="N",
-                            help="turns of each contender [%(default)s]")
+                            help="turns of each model [%(default)s]")
     return parser
 
 
@@ -49,18 +49,18 @@ def told(out: Path | None) -> Iterator[Callable[[str], None]]:
         write_atomically(out, "".join(text + "\n" for text in texts).encode())
 
 
-def in_turn(contenders: dict[str, Contender], rounds: int, rest: float = 0.05) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; all are run once beforehand.
+def in_turn(candidates: dict[str, Candidate], rounds: int, rest: float = 0.05) -> dict[str, list[float]]:
+    """Seconds of each model in each round; all are run once beforehand.
 
     The rest lets the thread pool of one library go to sleep before another one is timed. In each
     turn the second run counts: the first takes memory from the system that the others gave back,
     which in a loop of steps happens once.
     """
-    for run in contenders.values():
+    for run in candidates.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, run in contenders.items():
+        for name, run in candidates.items():
             time.sleep(rest)
             run()
             seconds[name].append(_timed(run))
@@ -143,7 +143,7 @@ def print_peak() -> None:
     print(_resident("VmHWM"))
 
 
-def print_growth(run: Contender) -> None:
+def print_growth(run: Candidate) -> None:
     """MiB by which this process grows at the peak of a run; the first one, which compiles, is not it."""
     run()
     ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system: else it would not be counted
@@ -169,7 +169,7 @@ def machine() -> str:
     return f"{jax.device_count()} × {name}, {os.cpu_count()} CPUs, jax {jax.__version__}{torch}"
 
 
-def _timed(run: Contender) -> float:
+def _timed(run: Candidate) -> float:
     begin = time.perf_counter()
     run()
     return time.perf_counter() - begin

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.config import PromptConfig
-from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench.measure import arguments, machine, told
 from tilelli_jax import store
@@ -70,7 +70,7 @@ def random_study(folder: Path) -> tuple[Path, Path]:
     model, sidecar = folder / "model", folder / "sidecar"
     store.save(store.build(CONFIG, 0), model)
     store.save(store.build(SidecarConfig(d_hidden=8, features=BY_LAYER, globals=OVERALL), 0), sidecar)
-    verdicts.write(sidecar, Judge(prompt=PROMPT))
+    verdicts.write(sidecar, VerdictRule(prompt=PROMPT))
     return model, sidecar
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from bench.measure import (
-    Contender,
+    Candidate,
     arguments,
     in_turn,
     machine,
@@ -51,13 +51,13 @@ def on_gpu() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def ours_forward(model: Any, ids: np.ndarray) -> Contender:
+def ours_forward(model: Any, ids: np.ndarray) -> Candidate:
     graph, params = nnx.split(model)
     forward, given = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids)), jnp.asarray(ids)
     return lambda: forward(params, given).block_until_ready()
 
 
-def theirs_forward(model: Any, ids: np.ndarray) -> Contender:
+def theirs_forward(model: Any, ids: np.ndarray) -> Candidate:
     import torch
     (given,) = on_torch_device(torch.from_numpy(ids))
 
@@ -68,11 +68,11 @@ def theirs_forward(model: Any, ids: np.ndarray) -> Contender:
     return run
 
 
-def ours_decoding(model: Any, ids: np.ndarray, new: int) -> Contender:
+def ours_decoding(model: Any, ids: np.ndarray, new: int) -> Candidate:
     return lambda: generate_ids(model, list(ids), max_new=new, temperature=0.0, end_ids=())
 
 
-def theirs_decoding(model: Any, ids: np.ndarray, new: int) -> Contender:
+def theirs_decoding(model: Any, ids: np.ndarray, new: int) -> Candidate:
     import torch
     (given,) = on_torch_device(torch.from_numpy(ids))
 

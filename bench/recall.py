@@ -10,7 +10,7 @@ last four, and of the writes at all positions, needed or not. Ours is Reader, a 
 batches. Both come to the same numbers, which is checked first. Each case is a process that is given one
 core, or all, before any library looks for them.
 
-Memory is what a process of the contender's own grows by at the peak of its second run. With a GPU there
+Memory is what a process of the model's own grows by at the peak of its second run. With a GPU there
 is one more case: E4B's shape with random weights in bfloat16, ours alone.
 """
 
@@ -46,7 +46,7 @@ from bench.measure import (
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.signals.crystallisation import EPS, LAST, band
-from tilelli_jax.signals.prompts import Prompt, Reader
+from tilelli_jax.signals.prompts import Prompt, PromptReader
 from tilelli_jax.store import build
 from tilelli_jax.tables import table
 
@@ -58,7 +58,7 @@ QUICK = dataclasses.replace(CONFIG, vocab_size=61, vocab_per_layer=61, d_model=1
 LENGTH, START, STOP = 34, 4, 20  # of a prompt; where its question stands
 BATCH = 16
 SHARPER = 3  # times the final norm's scale: logits of sd 3, which are neither all alike nor all capped
-CASES = ((262144, 1), (32768, 1), (32768, None))  # symbols, cores (None: all)
+CASES = ((262144, 1), (32768, 1), (32768, None))  # tokens, cores (None: all)
 GPU_BATCHES = (16, 64)
 TOLERANCE = 1e-3
 
@@ -69,7 +69,7 @@ class Features(NamedTuple):
     by_layer: np.ndarray
     overall: np.ndarray
     best: np.ndarray
-    strongest_symbol: np.ndarray
+    strongest_token: np.ndarray
 
 
 Extract = Callable[[], Features]
@@ -93,7 +93,7 @@ def some_prompts(n: int, vocab: int) -> list[Prompt]:
 
 
 def ours(model: Any, prompts: Sequence[Prompt], batch_size: int) -> Extract:
-    reader = Reader(model, batch_size=batch_size)
+    reader = PromptReader(model, batch_size=batch_size)
 
     def run() -> Features:
         found = [read.crystallisation for _, read in sorted(reader(prompts), key=lambda pair: pair[0])]
@@ -125,8 +125,8 @@ def _published(network: Any, prompt: Prompt) -> Features:
         z = network.model.norm(rows.to(table.dtype)) @ table.T
         return (torch.tanh(z / cap) * cap).float()
 
-    def look(rows: Any) -> tuple[Any, ...]:
-        """log p; entropy, margin, top p, likeliest symbol of each row."""
+    def logit_lens(rows: Any) -> tuple[Any, ...]:
+        """log p; entropy, margin, top p, likeliest token of each row."""
         z = lens(rows)
         log_p = functional.log_softmax(z, dim=-1)
         p = log_p.exp()
@@ -135,9 +135,9 @@ def _published(network: Any, prompt: Prompt) -> Features:
 
     by_layer, best, strongest, before = [], [], [], None
     for i, (stream, write, base) in enumerate(zip(hidden, writes, beside, strict=True)):
-        log_p, entropy, margin, top, symbol = look(stream[-1:])
+        log_p, entropy, margin, top, token = logit_lens(stream[-1:])
         divergence = 0 if before is None else (log_p.exp() * (log_p - before)).sum()
-        _, entropies, margins, tops, _ = look(stream[last])
+        _, entropies, margins, tops, _ = logit_lens(stream[last])
         z = lens(write)  # at all positions
         log_p_write = functional.log_softmax(z, dim=-1)
         peak = np.log(z.shape[-1]) + (log_p_write.exp() * log_p_write).sum(-1)
@@ -147,12 +147,12 @@ def _published(network: Any, prompt: Prompt) -> Features:
         by_layer.append([float(x) for x in (
             entropy, margin, top, divergence, entropies.mean(), margins.mean(), tops.mean(),
             size[question].max(), size[-1], peak[question].max(), peak[-1], along)])
-        best.append(int(symbol))
+        best.append(int(token))
         before = log_p
     rows = np.nan_to_num(np.array(by_layer, np.float32), nan=0, posinf=0, neginf=0)
     low, high = band(len(rows))
-    strongest_symbol = strongest[low + int(rows[low:high + 1, 9].argmax())]
-    return Features(rows, _overall(rows, best), np.array(best), np.array(strongest_symbol))
+    strongest_token = strongest[low + int(rows[low:high + 1, 9].argmax())]
+    return Features(rows, _overall(rows, best), np.array(best), np.array(strongest_token))
 
 
 def _overall(rows: np.ndarray, best: list[int]) -> np.ndarray:
@@ -203,7 +203,7 @@ def load(who: str, folder: Path) -> Any:
     return FlaxGemma4ForCausalLM.from_pretrained(folder)
 
 
-def contender(who: str, network: Any, vocab: int) -> tuple[Extract, int]:
+def candidate(who: str, network: Any, vocab: int) -> tuple[Extract, int]:
     """What is run, and how many prompts that is."""
     n = BATCH if who == "batch" else 1
     prompts = some_prompts(n, vocab)
@@ -219,7 +219,7 @@ def check(found: Features, expected: Features) -> None:
     """Raises AssertionError where the two sides differ."""
     for name in ("by_layer", "overall"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=TOLERANCE)
-    for name in ("best", "strongest_symbol"):
+    for name in ("best", "strongest_token"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
@@ -231,17 +231,17 @@ def compare(config: Gemma4Config, rounds: int, tell: Callable[[str], None]) -> N
         random_network(config).save_pretrained(folder)
         memory = {who: peak_memory("bench.recall", "--memory-of", who, name) for who in names()}
         networks = {who: load(who, folder) for who in ("published", "alone")}
-    contenders = {who: contender(who, networks.get(who, networks["alone"]), config.vocab_size)
+    candidates = {who: candidate(who, networks.get(who, networks["alone"]), config.vocab_size)
                   for who in names()}
-    found = {who: run() for who, (run, _) in contenders.items()}
+    found = {who: run() for who, (run, _) in candidates.items()}
     for who in ("alone", "batch"):
         check(Features(*(part[:1] for part in found[who])), found["published"])
     cores = len(os.sched_getaffinity(0))
     tell(f"{machine()}, transformers {transformers.__version__}; Gemma 4 {config.n_layers} × "
          f"{config.d_model}, float32; prompts of {LENGTH}, {rounds} round{'s' * (rounds > 1)} in turn")
-    seconds = {who: [taken / contenders[who][1] for taken in all_taken] for who, all_taken in
-               in_turn({who: run for who, (run, _) in contenders.items()}, rounds).items()}
-    rows = [(f"{config.vocab_size} symbols, {cores} core{'s' * (cores > 1)}", "s a prompt (range)",
+    seconds = {who: [taken / candidates[who][1] for taken in all_taken] for who, all_taken in
+               in_turn({who: run for who, (run, _) in candidates.items()}, rounds).items()}
+    rows = [(f"{config.vocab_size} tokens, {cores} core{'s' * (cores > 1)}", "s a prompt (range)",
              "times as fast as published", "as ours alone", "MiB more at the peak")]
     rows += [(names()[who], f"{statistics.median(taken):.3f} ({min(taken):.3f}–{max(taken):.3f})",
               f"{ratio(seconds['published'], taken):.1f}", f"{ratio(seconds['alone'], taken):.2f}",
@@ -261,7 +261,7 @@ def on_gpu(config: Gemma4Config, batches: Sequence[int], rounds: int,
     n_bytes = sum(array.nbytes for path, array in jax.tree.leaves_with_path(params)
                   if "embed_per_layer" not in jax.tree_util.keystr(path))
     limit = n_bytes / read_limit(min(n_bytes, 1 << 31))
-    tell(f"{machine()}; Gemma 4 {config.n_layers} × {config.d_model}, {config.vocab_size} symbols, "
+    tell(f"{machine()}; Gemma 4 {config.n_layers} × {config.d_model}, {config.vocab_size} tokens, "
          f"bfloat16, {n_bytes / 1e9:.2f} GB of weights to read, {rounds} rounds")
     seconds = in_turn({f"{n} at once": ours(model, some_prompts(n, config.vocab_size), n)
                        for n in batches}, rounds)
@@ -294,7 +294,7 @@ def main() -> None:
         who, folder = options.memory_of
         network = load(who, Path(folder))
         vocab = network.config.vocab_size
-        print_growth(contender(who, network, vocab)[0])
+        print_growth(candidate(who, network, vocab)[0])
         return
     config = QUICK if options.quick else CONFIG
     with told(options.out) as tell:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from bench.measure import (
-    Contender,
+    Candidate,
     arguments,
     in_turn,
     machine,
@@ -34,20 +34,20 @@ from tilelli_jax.store import build
 from tilelli_jax.tables import table
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.sae_loss import ObjectiveConfig, make_objective
-from tilelli_jax.training.step import make_training, take_apart
+from tilelli_jax.training.step import make_training, split_params
 
 WIDTH, LATENTS, ACTIVE, BATCH, WIDE = 1024, 4096, 32, 2048, 8192
 PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=512)
 
 
-def ours(unit_norm: str, objective: ObjectiveConfig, batch: np.ndarray) -> Contender:
+def ours(unit_norm: str, objective: ObjectiveConfig, batch: np.ndarray) -> Candidate:
     """One update, its metrics read as the training loop reads them."""
     config = SAEConfig(d_model=WIDTH, n_latents=LATENTS, k=ACTIVE, unit_norm=unit_norm)  # type: ignore[arg-type]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    loss, rule = make_objective(config, objective, batch_size=BATCH, steps=10**6)
+    loss, hooks = make_objective(config, objective, batch_size=BATCH, steps=10**6)
     adam = OptimizerConfig(learning_rate=5e-4, schedule="constant", b2=0.999, weight_decay=0, clip_norm=0)
     training = make_training(config, ComputeConfig(), adam, steps=10**6, loss=loss, seed=0, mesh=mesh,
-                             rule=rule)
+                             hooks=hooks)
     with jax.set_mesh(mesh):
         held: dict[str, Any] = {"state": training.make_state(), "step": 0}
     placed = {"activations": jax.device_put(batch[None])}
@@ -60,7 +60,7 @@ def ours(unit_norm: str, objective: ObjectiveConfig, batch: np.ndarray) -> Conte
     return run
 
 
-def theirs(batch: np.ndarray) -> Contender:
+def theirs(batch: np.ndarray) -> Candidate:
     """The published loop's step."""
     import torch
     from torch.nn import functional
@@ -70,7 +70,7 @@ def theirs(batch: np.ndarray) -> Contender:
          for name, shape in shapes.items()}
     p = {name: on_torch_device(tensor)[0].requires_grad_() for name, tensor in p.items()}
     x, silent = on_torch_device(torch.from_numpy(batch), torch.zeros(LATENTS))
-    rule = torch.optim.Adam(p.values(), lr=5e-4)
+    hooks = torch.optim.Adam(p.values(), lr=5e-4)
 
     def run() -> None:
         nonlocal silent
@@ -78,9 +78,9 @@ def theirs(batch: np.ndarray) -> Contender:
         values, which = before.topk(ACTIVE, dim=-1)
         codes = torch.zeros_like(before).scatter(-1, which, functional.relu(values))
         loss = functional.mse_loss(codes @ p["dec"] + p["dec_bias"], x)
-        rule.zero_grad()
+        hooks.zero_grad()
         loss.backward()
-        rule.step()
+        hooks.step()
         with torch.no_grad():
             p["dec"].copy_(functional.normalize(p["dec"], p=2, dim=0))
             silent = torch.where((codes > 0).sum(0) > 0, 0.0, silent + 1)
@@ -89,11 +89,11 @@ def theirs(batch: np.ndarray) -> Contender:
     return run
 
 
-def forward(latents: int, batch: np.ndarray) -> dict[str, Contender]:
+def forward(latents: int, batch: np.ndarray) -> dict[str, Candidate]:
     """Codes and reconstruction."""
     import torch
     sae = build(SAEConfig(d_model=WIDTH, n_latents=latents, k=ACTIVE), 0)
-    network, params = take_apart(sae)
+    network, params = split_params(sae)
     run = jax.jit(lambda params, x: network.merge(params)(x))
     x = jax.device_put(batch)
     enc, dec, t = on_torch_device(*(torch.from_numpy(np.array(array)) for array in (

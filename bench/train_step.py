@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from bench.measure import (
-    Contender,
+    Candidate,
     arguments,
     in_turn,
     machine,
@@ -58,7 +58,7 @@ def load(name: str) -> ModelConfig:
     return model
 
 
-def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:
+def ours(config: ModelConfig, scan_layers: bool = True) -> Candidate:
     """Our step; XLA keeps its state on the device."""
     from tilelli_jax.models.decoder import ComputeConfig
     mesh = make_mesh(MeshConfig())
@@ -75,7 +75,7 @@ def ours(config: ModelConfig, scan_layers: bool = True) -> Contender:
     return run
 
 
-def torchs(config: ModelConfig, who: str) -> Contender:
+def torchs(config: ModelConfig, who: str) -> Candidate:
     """PyTorch's step on the same network."""
     import torch
     from tilelli_jax.convert.torch_networks import build
@@ -102,7 +102,7 @@ def token_rows() -> np.ndarray:
     return np.random.default_rng(0).integers(97, 123, (BATCH, TIME + 1)).astype(np.uint8)
 
 
-def contender(name: str, who: str) -> Contender:
+def candidate(name: str, who: str) -> Candidate:
     config = load(name)
     match who:
         case "scanned" | "unrolled":
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "WHO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        run = contender(*options.memory_of)
+        run = candidate(*options.memory_of)
         for _ in range(3):
             run()
         print_peak()
@@ -139,7 +139,7 @@ def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -
         whos = ["scanned", "unrolled", *others]
         if name == "Lite ternary":
             whos.insert(1, "scanned, fp32")
-        seconds = in_turn({who: contender(name, who) for who in whos}, rounds)
+        seconds = in_turn({who: candidate(name, who) for who in whos}, rounds)
         flops = train_flops_per_token(load(name)) * BATCH * TIME
         for who, times in seconds.items():
             rows.append((name, who, milliseconds(times),

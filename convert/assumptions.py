@@ -43,7 +43,7 @@ def settle(plan: Plan) -> tuple[Plan, str]:
 
 
 def _windows(config: Any) -> np.ndarray:
-    """Text as ids `[windows, time]`; none where the network has no symbols for it."""
+    """Text as ids `[windows, time]`; none where the network has no tokens for it."""
     text = np.frombuffer(stories.generate(BYTES, split="valid"), np.uint8).astype(np.int64)
     size = min(WINDOW, config.max_seq_len)
     if size < 2 or text.max() >= config.vocab_size:

@@ -2,4 +2,4 @@
 
 from tilelli_jax import interrupts
 
-interrupts.own_from_start(__name__)
+interrupts.handle_from_start(__name__)

@@ -7,16 +7,16 @@ import math
 from .stats import Interval
 
 FEW = 20  # groups: with fewer, intervals are too narrow and p too small
-SURE = 0.05  # corrected p below which a difference is called one
+ALPHA = 0.05  # corrected p below which a difference is called one
 
 
-def told(interval: Interval, digits: int = 3, sign: bool = False) -> str:
+def format_interval(interval: Interval, digits: int = 3, sign: bool = False) -> str:
     """`0.590 [0.551, 0.627]`; with `sign`, `+0.013 [-0.002, +0.029]`."""
     form = f"{'+' if sign else ''}.{digits}f"
     return f"{interval.point:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def told_p(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """`0.023`, or `< 0.001`; a dash for a test that could not be made (NaN, in JSON null)."""
     if p is None or math.isnan(p):
         return "–"
@@ -30,9 +30,9 @@ def against_chance(area: Interval, groups: int) -> str:
     return "better than chance" if area.low > 0.5 else "worse than chance"
 
 
-def is_sure(p: float | None, groups: int = FEW) -> bool:
+def is_significant(p: float | None, groups: int = FEW) -> bool:
     """Whether a difference of corrected p over so many groups may be called one; not without a p."""
-    return groups >= FEW and p is not None and p < SURE
+    return groups >= FEW and p is not None and p < ALPHA
 
 
 def too_few(groups: int, what: str = "items") -> list[str]:

@@ -26,7 +26,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """How the n-th line is drawn."""
 
     colour: str
@@ -34,9 +34,9 @@ class Look(NamedTuple):
     mark: str
 
 
-def look(n: int) -> Look:
+def line_style(n: int) -> LineStyle:
     """After the seventh they come again with another mark."""
-    return Look(COLOURS[n % 7], DASHES[n % 7], MARKS[(n + n // 7) % 7])
+    return LineStyle(COLOURS[n % 7], DASHES[n % 7], MARKS[(n + n // 7) % 7])
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -50,7 +50,7 @@ def ladder(intervals: Mapping[str, Interval], title: str = "") -> Figure:
     """AUROC of each rung with its interval; a line at ½ is chance."""
     figure, axes = _figure(height=1.2 + 0.4 * len(intervals))
     for n, interval in enumerate(intervals.values()):
-        shape = look(n)
+        shape = line_style(n)
         axes.plot([interval.low, interval.high], [n, n], color=shape.colour, linewidth=2)
         axes.plot(interval.point, n, marker=shape.mark, color=shape.colour, markersize=7)
         axes.annotate(f"{interval.point:.3f}", (interval.point, n), xytext=(0, 7), fontsize=8,
@@ -67,7 +67,7 @@ def reliability(found: Mapping[str, Reliability], title: str = "") -> Figure:
     figure, axes = _figure(width=4.6, height=4.6)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
     for n, (name, bins) in enumerate(found.items()):
-        shape = look(n)
+        shape = line_style(n)
         axes.plot(bins.confidence, bins.accuracy, color=shape.colour, linestyle=shape.dash, label=name)
         axes.scatter(bins.confidence, bins.accuracy, color=shape.colour, marker=shape.mark,
                      s=15 + 120 * bins.counts / bins.counts.sum())
@@ -86,7 +86,7 @@ def risk_coverage(found: Mapping[str, RiskCoverage], oracle: Sequence[float], me
     figure, axes = _figure()
     axes.axhline(mean_error, color="0.6", linestyle=":", linewidth=1, label="at random")
     for n, (name, curve) in enumerate(found.items()):
-        shape = look(n)
+        shape = line_style(n)
         axes.fill_between(curve.coverages, curve.low, curve.high, color=shape.colour, alpha=0.08, linewidth=0)
         axes.plot(curve.coverages, curve.risks, color=shape.colour, linestyle=shape.dash, marker=shape.mark,
                   markersize=3.5, label=f"{name}: {100 * curve.fraction_of_oracle.point:.0f} % of the oracle")
@@ -104,10 +104,10 @@ def pareto(found: Mapping[str, Frontier], oracle: Frontier, ends: tuple[float, f
         ends: errors of always the cheap model and always the dear one, which chance mixes.
     """
     figure, axes = _figure()
-    alone = costs.cheap, costs.dear
+    alone = costs.small, costs.large
     axes.plot(alone, ends, color="0.6", linestyle=":", linewidth=1, label="at random")
     for n, (name, points) in enumerate(found.items()):
-        shape, kept = look(n), points.pareto()
+        shape, kept = line_style(n), points.pareto()
         order = np.argsort(points.costs[kept])
         axes.step(points.costs[kept][order], points.errors[kept][order], where="post", color=shape.colour,
                   linestyle=shape.dash, label=name)
@@ -143,7 +143,7 @@ def tradeoff(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: st
     """
     figure, axes = _figure()
     for n, (name, (xs, ys)) in enumerate(found.items()):
-        shape = look(n)
+        shape = line_style(n)
         axes.plot(xs, ys, linestyle="", marker=shape.mark, color=shape.colour, markersize=6, alpha=0.8,
                   label=name)
     axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
@@ -159,7 +159,7 @@ def dots(found: Mapping[str, Sequence[float]], title: str = "", unit: str = "nat
     for run in zip(*found.values(), strict=True):
         axes.plot(range(len(found)), run, color="0.8", linewidth=0.8, zorder=1)
     for n, values in enumerate(found.values()):
-        shape = look(n)
+        shape = line_style(n)
         axes.scatter([n] * len(values), values, color=shape.colour, marker=shape.mark, s=22, zorder=3)
         axes.plot([n - 0.25, n + 0.25], [np.mean(values)] * 2, color=shape.colour, linewidth=2, zorder=2)
     axes.set_xticks(range(len(found)), list(found))
@@ -179,7 +179,7 @@ def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None 
     if band is not None:
         axes.axvspan(band[0] - 0.5, band[1] + 0.5, color="0.93", linewidth=0)
     for n, (name, values) in enumerate(found.items()):
-        shape = look(n)
+        shape = line_style(n)
         axes.plot(range(len(values)), values, color=shape.colour, linestyle=shape.dash, marker=shape.mark,
                   markersize=4, label=name)
     if line is not None:

@@ -71,7 +71,7 @@ def number_of_folds(labels: ArrayLike, most: int = 5, rows_for_one: int = 10) ->
 
 
 def usable(folds: Folds, labels: ArrayLike) -> Folds:
-    """Those that have both classes to fit and both to be held against."""
+    """Those that have both classes to fit and both to be compared with."""
     known = checks.labels(labels)
     return [(fit, held) for fit, held in checked(folds, len(known))
             if all(len(np.unique(known[part])) == 2 for part in (fit, held))]

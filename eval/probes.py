@@ -1,4 +1,4 @@
-"""A ladder of probes: which blocks of features foretell a label, and does one block add to another?
+"""A ladder of probes: which blocks of features predict a label, and does one block add to another?
 
 A probe is logistic regression with an L1 penalty, whose strength C is chosen by cross-validation on
 the training rows. The solver is liblinear's coordinate descent: of scikit-learn's it alone takes L1,
@@ -223,7 +223,7 @@ def climb(train: Mapping[str, Block], train_labels: ArrayLike, test: Mapping[str
           test_labels: ArrayLike, folds: Folds, *, rungs: Sequence[Rung] = LADDER,
           comparisons: Sequence[tuple[str, str]] = HEADLINES, options: ProbeOptions = ProbeOptions(),
           replicates: int = 2000, seed: int = 42, groups: ArrayLike | None = None,
-          tell: Callable[[str], None] = lambda rung: None) -> Climbed:
+          notify: Callable[[str], None] = lambda rung: None) -> Climbed:
     """Fits every rung and compares them on the same test rows.
 
     Args:
@@ -237,7 +237,7 @@ def climb(train: Mapping[str, Block], train_labels: ArrayLike, test: Mapping[str
         checks.groups(groups, len(truth))
     fitted = {}
     for rung in rungs:
-        tell(rung.name)
+        notify(rung.name)
         probe = fit_probe(columns(train, rung.blocks), train_labels, folds, options)
         fitted[rung.name] = probe, probe.probabilities(columns(test, rung.blocks))
     drawn = PairedBootstrap(test_labels, {name: found for name, (_, found) in fitted.items()},

@@ -1,6 +1,6 @@
 """Results of a study's stages on disk, each in a directory that is named by what it was made of.
 
-    ROOT/extract-3f09c2a41b7d/made_of.json     written last: the stage is whole; lists its files
+    ROOT/extract-3f09c2a41b7d/manifest.json     written last: the stage is whole; lists its files
 
 What was made of the same things is taken as it is; with anything else in its place (other weights,
 other data, another option) the key is another one, and so is the directory. Nothing is made anew that
@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 
 from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, damage, lock, seal, write_atomically
+from tilelli_jax.files import as_json, checksums, find_damage, lock, write_atomically
 from tilelli_jax.json_text import read_json
 
 from . import tables
 
 T = TypeVar("T")
 FORMAT = 2  # to be raised where a stage's result for the same key would be another one
-RECIPE = "made_of.json"
+RECIPE = "manifest.json"
 CHECKED_BYTES = 64 << 20  # of a larger file the size alone is looked at
 RESULT = "result.json"  # of a stage that finds numbers
 ANEW = "once you have deleted that directory, the same command makes it anew"
@@ -46,8 +46,8 @@ class Stages:
         tell: called with a line for every stage that is made or found.
     """
 
-    def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
-        self.root, self.tell = root, tell
+    def __init__(self, root: Path, notify: Callable[[str], None] = lambda line: None) -> None:
+        self.root, self.notify = root, notify
         self._whole: set[Path] = set()  # looked at before
 
     def open(self) -> None:
@@ -57,15 +57,15 @@ class Stages:
         except OSError as error:
             raise InputError(f"out: {self.root.parent}: cannot be written: {error.strerror}") from None
 
-    def directory(self, name: str, made_of: Mapping[str, Any]) -> Path:
+    def directory(self, name: str, manifest: Mapping[str, Any]) -> Path:
         """Where a stage that is made of this has its files, whether it is made or not."""
-        return self.root / f"{name}-{key(made_of)}"
+        return self.root / f"{name}-{key(manifest)}"
 
-    def is_made(self, name: str, made_of: Mapping[str, Any]) -> bool:
+    def is_made(self, name: str, manifest: Mapping[str, Any]) -> bool:
         """Whether it is there, and whole."""
-        return (self.directory(name, made_of) / RECIPE).is_file()
+        return (self.directory(name, manifest) / RECIPE).is_file()
 
-    def make(self, name: str, made_of: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+    def make(self, name: str, manifest: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
         """The directory of a stage, after `work` has filled it if it was not whole.
 
         Args:
@@ -77,11 +77,11 @@ class Stages:
             InputError: a file of the finished stage is not what was written, or there is something else in
                 the place of its directory.
         """
-        interrupts.check()
-        path = self.directory(name, made_of)
-        if self.is_made(name, made_of):
+        interrupts.raise_if_received()
+        path = self.directory(name, manifest)
+        if self.is_made(name, manifest):
             self._check(path)
-            self.tell(f"{name}: as it is in {path}")
+            self.notify(f"{name}: as it is in {path}")
             return path
         if os.path.lexists(path / RECIPE):
             raise InputError(f"{path / RECIPE}: expected a regular file; {ANEW}")
@@ -94,14 +94,14 @@ class Stages:
         except BlockingIOError:
             raise BusyError(f"{path}: another process is at work there") from None
         try:
-            self.tell(f"{name}: {path}")
-            if not self.is_made(name, made_of):  # another process may just have ended
+            self.notify(f"{name}: {path}")
+            if not self.is_made(name, manifest):  # another process may just have ended
                 work(path)
                 # Without what a process that was killed has left on its way to a file.
                 files = (file for file in path.rglob("*") if file.is_file() and not any(
                     part.startswith(".") for part in file.relative_to(path).parts))
                 write_atomically(path / RECIPE, as_json(
-                    {**made_of, "files": seal(path, files, CHECKED_BYTES)}))
+                    {**manifest, "files": checksums(path, files, CHECKED_BYTES)}))
         finally:
             if handle is not None:
                 os.close(handle)
@@ -113,7 +113,7 @@ class Stages:
                 sealed = read_json(path / RECIPE).get("files", {})
             except InputError as error:
                 raise InputError(f"{error}; {ANEW}") from None
-            if damaged := damage(path, sealed):
+            if damaged := find_damage(path, sealed):
                 raise InputError(f"{path}: {damaged}; {ANEW}")
             self._whole.add(path)
 
@@ -138,9 +138,9 @@ def read_result(path: Path) -> dict[str, Any]:
     return read_json(path / RESULT)
 
 
-def key(made_of: Mapping[str, Any]) -> str:
+def key(manifest: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits for a tree of JSON."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def once(method: Callable[..., T]) -> Callable[..., T]:
@@ -154,6 +154,6 @@ def once(method: Callable[..., T]) -> Callable[..., T]:
     return kept
 
 
-def tell_on_stderr(line: str) -> None:
+def print_to_stderr(line: str) -> None:
     """What a command has its stages tell with."""
     print(line, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import MOST_BYTES, check_regular, write_atomically, write_together
+from tilelli_jax.files import MAX_BYTES, check_regular, write_atomically, write_together
 
 from .stats import Interval
 
@@ -80,8 +80,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | N
                  if columns is None or about.schema.column(j).path.partition(".")[0] in columns]
         size = sum(about.row_group(i).column(j).total_uncompressed_size
                    for i in range(about.num_row_groups) for j in asked)
-        if size > MOST_BYTES:
-            raise InputError(f"{path}: cannot be read: expected at most {MOST_BYTES:,} bytes when unpacked, "
+        if size > MAX_BYTES:
+            raise InputError(f"{path}: cannot be read: expected at most {MAX_BYTES:,} bytes when unpacked, "
                              f"found {size:,}")
         table = file.read(columns if columns is None else list(columns))
         table.validate(full=True)

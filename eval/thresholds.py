@@ -135,7 +135,7 @@ class ConformalThreshold(NamedTuple):
     value: float
     interval: Interval  # of the quantile of all prompts that `value` estimates; ends may be infinite
     measured: float  # false-positive rate on the calibration prompts
-    foreseen: Interval  # that of other prompts of their kind: its mean over calibrations, and its range
+    expected: Interval  # that of other prompts of their kind: its mean over calibrations, and its range
 
 
 def conformal_threshold(scores: ArrayLike, target_fpr: float, level: float = 0.95) -> ConformalThreshold:
@@ -143,7 +143,7 @@ def conformal_threshold(scores: ArrayLike, target_fpr: float, level: float = 0.9
 
     The ⌈(n + 1)(1 − target)⌉-th of n scores in order: with calibration prompts and others drawn alike,
     the chance that one of the others lies above it is at most the target (conformal prediction, Vovk et
-    al. 2005), on average over calibrations. For one calibration the rate is Beta distributed; `foreseen`
+    al. 2005), on average over calibrations. For one calibration the rate is Beta distributed; `expected`
     has that range. With fewer than 1/target − 1 prompts nothing can be promised but never to abstain.
     Both intervals are exact where no scores are equal, and lie rather too high where some are.
 
@@ -162,12 +162,12 @@ def conformal_threshold(scores: ArrayLike, target_fpr: float, level: float = 0.9
     low, high = (int(binom.ppf(share, n, 1 - target_fpr)) for share in (tail, 1 - tail))
     value = float(ends[rank])
     rate = beta(n + 1 - rank, rank) if rank <= n else None
-    foreseen = (Interval((n + 1 - rank) / (n + 1), *map(float, rate.ppf([tail, 1 - tail]))) if rate else
+    expected = (Interval((n + 1 - rank) / (n + 1), *map(float, rate.ppf([tail, 1 - tail]))) if rate else
                 Interval(0.0, 0.0, 0.0))
     return ConformalThreshold(value, Interval(value, float(ends[low]), float(ends[high + 1])),
-                     float((found > value).mean()), foreseen)
+                     float((found > value).mean()), expected)
 
 
-def conformal_least(target_fpr: float) -> int:
+def conformal_min_items(target_fpr: float) -> int:
     """Scores below which `conformal_threshold` can promise nothing but never to abstain."""
     return max(1, math.ceil(1 / checks.share(target_fpr, "target_fpr") - 1 - 1e-9))

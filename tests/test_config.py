@@ -34,7 +34,7 @@ class Pear(Section):
     """A pear."""
 
     family: Literal["pear"] = setting("pear", "which fruit")
-    weight: float = setting(0.3, "kilograms", least=0, below=10)
+    weight: float = setting(0.3, "kilograms", min=0, below=10)
     stalk: bool = setting(True, "whether it has one")
 
 
@@ -42,7 +42,7 @@ class Pear(Section):
 class Box(Section):
     """A box."""
 
-    width: int = setting(3, "centimetres", above=0, most=200)
+    width: int = setting(3, "centimetres", above=0, max=200)
     label: str = setting("", "what is written on it")
 
 

@@ -149,7 +149,7 @@ def test_passing_the_trained_length_is_said_once_to_the_caller(monkeypatch: pyte
             list(decoding.stream(network(case), [np.zeros(3, np.uint8)], max_new=WINDOW - 1, chunk=20))
         assert len(said) == 2
         for warning, decoded in zip(said, (WINDOW + 2, WINDOW + 2), strict=True):
-            assert str(warning.message) == f"decoding to {decoded} symbols: {says}"
+            assert str(warning.message) == f"decoding to {decoded} tokens: {says}"
             assert warning.filename == __file__
 
 

@@ -13,11 +13,11 @@ from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
 from tilelli_jax.files import (
     check_regular,
-    damage,
+    checksums,
+    find_damage,
     new_directory,
     read_bytes,
     read_text,
-    seal,
     write_atomically,
     write_together,
 )
@@ -119,30 +119,30 @@ def test_what_is_sealed_is_found_damaged(tmp_path: Path) -> None:
     small, large = tmp_path / "in" / "small", tmp_path / "large"
     small.write_bytes(b"123")
     large.write_bytes(b"123456")
-    sealed = seal(tmp_path, [small, large], most=5)
+    sealed = checksums(tmp_path, [small, large], most=5)
     assert sealed["large"] == [6] and sealed["in/small"][0] == 3 and len(sealed["in/small"]) == 2
-    assert damage(tmp_path, sealed) == damage(tmp_path, {}) == ""
+    assert find_damage(tmp_path, sealed) == find_damage(tmp_path, {}) == ""
     (tmp_path / "more").touch()
     large.write_bytes(b"654321")  # of this one the size alone is looked at
-    assert damage(tmp_path, sealed) == ""
+    assert find_damage(tmp_path, sealed) == ""
     large.write_bytes(b"12345")
-    assert damage(tmp_path, sealed) == "large is not what was written"
+    assert find_damage(tmp_path, sealed) == "large is not what was written"
     large.write_bytes(b"123456")
     small.write_bytes(b"124")
-    assert damage(tmp_path, sealed) == "in/small is not what was written"
+    assert find_damage(tmp_path, sealed) == "in/small is not what was written"
     small.unlink()
-    assert damage(tmp_path, sealed) == "in/small is missing"
+    assert find_damage(tmp_path, sealed) == "in/small is missing"
     for garbage in ([], None, {"large": None}, {"large": []}, {"large": [6, 1, 2]}, {"large": "6"},
                     {"x" * 5000: [6]}, {"in": [6]}):
-        assert damage(tmp_path, garbage)
+        assert find_damage(tmp_path, garbage)
 
 
 def test_what_has_another_size_is_not_read_through(tmp_path: Path) -> None:
     """1 TiB would take some ten minutes."""
     (tmp_path / "file").write_bytes(b"123")
-    sealed = seal(tmp_path, [tmp_path / "file"])
+    sealed = checksums(tmp_path, [tmp_path / "file"])
     os.truncate(tmp_path / "file", 1 << 40)
-    assert damage(tmp_path, sealed) == "file is not what was written"
+    assert find_damage(tmp_path, sealed) == "file is not what was written"
 
 
 def test_a_file_of_the_user_is_never_taken_for_a_leftover(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_prompt_is_printed_with_its_continuation(model: Path, capsys: pytest.C
     assert capsys.readouterr() == ("012345678\n", "")
     assert run("--model", model, "--prompt", "é", "--temperature", 0, "--stop", "Z", "--stop", " END") == 0
     assert capsys.readouterr() == ("é23456789 Grüße\x00an alle.\n",
-                                   "note: decoding to 202 symbols: past 64 each sees the last 64 only\n")
+                                   "note: decoding to 202 tokens: past 64 each sees the last 64 only\n")
     assert run("--model", model, "--prompt", "x", "--max-new", 0) == 0
     assert capsys.readouterr() == ("x\n", "")
 

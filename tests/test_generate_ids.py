@@ -77,13 +77,13 @@ def test_each_row_is_as_it_would_be_alone(name: str) -> None:
 
 def test_ids_that_end_a_continuation() -> None:
     model = random_network(NEOX, 0)[0]  # changed below
-    with pytest.warns(UserWarning, match="decoding to 79 symbols: past the trained length of 64"):
+    with pytest.warns(UserWarning, match="decoding to 79 tokens: past the trained length of 64"):
         whole = [made.ids.tolist() for made in
                  tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0)]
         end = whole[0][66]  # past the first chunk that is looked at
         found = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0, end_ids=[end, 0])
         for ids, made in zip(whole, found, strict=True):
-            stops = [i for i, symbol in enumerate(ids) if symbol in (end, 0)]
+            stops = [i for i, token in enumerate(ids) if token in (end, 0)]
             assert made.ids.tolist() == ids[:stops[0] if stops else None] and made.ended == bool(stops)
         assert found[0].ended
         # Without an argument those of the configuration do.
@@ -144,7 +144,7 @@ def test_a_stream_of_ids_refuses_at_once() -> None:
                             ({"model": "model"}, "expected a causal network, found str")):
         with pytest.raises(InputError, match=says):
             decoding.stream_ids(**{"model": model, "prompt": [1], "max_new": 3} | arguments)
-    with pytest.warns(UserWarning, match="decoding to 69 symbols: past the trained length of 64"):
+    with pytest.warns(UserWarning, match="decoding to 69 tokens: past the trained length of 64"):
         decoding.stream_ids(model, PROMPTS[0], max_new=60)
 
 
@@ -154,7 +154,7 @@ def test_other_bad_arguments() -> None:
         tilelli_jax.generate_ids("model", PROMPTS)
     with pytest.raises(InputError, match="batch_size: expected a whole number ≥ 1, found 0"):
         tilelli_jax.generate_ids(model, PROMPTS, batch_size=0)
-    with pytest.warns(UserWarning, match="decoding to 69 symbols: past the trained length of 64"):
+    with pytest.warns(UserWarning, match="decoding to 69 tokens: past the trained length of 64"):
         tilelli_jax.generate_ids(model, PROMPTS, max_new=60, temperature=0)
 
 

@@ -52,7 +52,7 @@ def ended(settings: str, moment: str, environment: dict[str, str]) -> tuple[int,
      "gc.collect()"),
     ("class Held:\n    def __del__(self): send()", "held = Held(); del held"),
     ("", "send()"),
-    ("def swallow():\n    try: send()\n    except BaseException: pass", "swallow(); interrupts.check()"),
+    ("def swallow():\n    try: send()\n    except BaseException: pass", "swallow(); interrupts.raise_if_received()"),
     ("def swallow():\n    try: send()\n    except BaseException: pass", "swallow(); return 0"),
     ("def rename():\n    try: send()\n    except BaseException: raise RuntimeError('callback failed')",
      "rename()"),
@@ -150,7 +150,7 @@ def test_a_signal_while_modules_are_imported(module: str, environment: dict[str,
 def test_noted_work_goes_on_after_the_first_signal_and_not_after_the_second(
         capfd: pytest.CaptureFixture[str]) -> None:
     seen = []
-    with pytest.raises(KeyboardInterrupt), interrupts.noted("saving", seen.append):
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred("saving", seen.append):
         assert interrupts.received() is None
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.received() == signal.SIGINT and seen == [signal.SIGINT]
@@ -163,14 +163,14 @@ def test_noted_work_goes_on_after_the_first_signal_and_not_after_the_second(
 def test_what_was_asked_of_one_command_is_asked_of_the_one_that_called_it() -> None:
     @command
     def inner(argv: object) -> int:
-        with interrupts.noted():
+        with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
         return 0
 
     @command
     def outer(argv: object) -> int:
         assert inner([]) == 0
-        interrupts.check()
+        interrupts.raise_if_received()
         return 0
 
     with pytest.raises(SystemExit, match="143"):
@@ -185,7 +185,7 @@ def test_an_answered_interrupt_is_forgotten() -> None:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
             interrupts.forget_interrupt()
-            interrupts.check()
+            interrupts.raise_if_received()
         time.sleep(interrupts.GRACE + 0.2)  # no timer of theirs is left
         return 7
 
@@ -196,7 +196,7 @@ def test_an_answered_interrupt_is_forgotten() -> None:
 def test_another_error_keeps_its_name(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     """What fails while a noted signal waits is what is reported."""
     def main(argv: object) -> int:
-        with interrupts.noted():
+        with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGINT)
             raise error
 
@@ -210,7 +210,7 @@ def test_another_error_keeps_its_name(error: Exception, capsys: pytest.CaptureFi
 
 def test_handlers_come_and_go() -> None:
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
-    with interrupts.owned(), interrupts.owned():
+    with interrupts.handled(), interrupts.handled():
         assert [signal.getsignal(number) for number in interrupts.SIGNALS] != before
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
 
@@ -225,7 +225,7 @@ def test_what_a_library_has_made_of_either_signal_is_known_by_its_text(environme
 
 def test_a_second_signal_ends_what_is_slow_after_the_command(environment: dict[str, str]) -> None:
     """As threads that Python waits for at its end."""
-    begin = "interrupts._owner = interrupts._Owner(from_start=True)  # as of `python -m`"
+    begin = "interrupts._handlers = interrupts._Handlers(from_start=True)  # as of `python -m`"
     slow = ("import threading; threading.Thread(target=time.sleep, args=(20,)).start()\n"
             "    try: send()\n    finally: send()")
     begun = time.monotonic()
@@ -236,7 +236,7 @@ def test_a_second_signal_ends_what_is_slow_after_the_command(environment: dict[s
 @pytest.mark.parametrize("again", [False, True])
 def test_sigterm_that_a_scheduler_repeats_is_one_request(again: bool) -> None:
     """Work that saves is not stopped by a second one at once, but by one that comes later."""
-    with contextlib.ExitStack() as until, interrupts.noted():
+    with contextlib.ExitStack() as until, interrupts.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.received() == signal.SIGTERM
@@ -248,16 +248,16 @@ def test_sigterm_that_a_scheduler_repeats_is_one_request(again: bool) -> None:
 
 def test_a_signal_waits_while_it_is_held() -> None:
     done = []
-    with interrupts.owned(), pytest.raises(KeyboardInterrupt):
-        with interrupts.held(), interrupts.held():
+    with interrupts.handled(), pytest.raises(KeyboardInterrupt):
+        with interrupts.blocked(), interrupts.blocked():
             os.kill(os.getpid(), signal.SIGINT)
             done.append("whole")
         done.append("never")
     assert done == ["whole"]
-    with interrupts.noted(), interrupts.held():
+    with interrupts.deferred(), interrupts.blocked():
         os.kill(os.getpid(), signal.SIGINT)
-    with interrupts.noted():
-        with interrupts.held():
+    with interrupts.deferred():
+        with interrupts.blocked():
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupts.received() is None
         assert interrupts.received() == signal.SIGINT

@@ -9,7 +9,7 @@ import pytest
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import (
-    DEEPEST,
+    MAX_DEPTH,
     as_expected,
     check_text,
     kind,
@@ -38,7 +38,7 @@ def test_half_a_character(tree: Any) -> None:
     ("", "not JSON: Expecting value"), ('{"a": ', "not JSON: "),
     ("[" * 100_000, "expected at most 100 levels, found more"),
     ("[" * 1000 + "]" * 1000, "expected at most 100 levels, found more"),
-    ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "expected at most 100 levels, found more"),
+    ('{"a":' * (MAX_DEPTH + 1) + "1" + "}" * (MAX_DEPTH + 1), "expected at most 100 levels, found more"),
     ('"\\ud800"', "expected text, found half a character"), ("1" * 5000, "not JSON: ")])
 def test_what_is_not_read(text: str, says: str) -> None:
     with pytest.raises(InputError, match=f"^here: ({says})"):
@@ -46,7 +46,7 @@ def test_what_is_not_read(text: str, says: str) -> None:
 
 
 def test_as_deep_as_it_may_be() -> None:
-    assert check_text(parse("[" * DEEPEST + "]" * DEEPEST, "here"), "here") is None
+    assert check_text(parse("[" * MAX_DEPTH + "]" * MAX_DEPTH, "here"), "here") is None
 
 
 def test_lines_are_numbered_and_end_at_line_feeds_alone() -> None:

@@ -164,9 +164,9 @@ def recall_config(place: Path, out: Path) -> dict[str, Any]:
     return {"out": str(out), "network": {"path": str(place / "vanilla-0")},
             "prompt": config_lib.to_dict(prompt), "answers": config_lib.to_dict(answers),
             "questions": {"sources": [str(place / "questions.jsonl")], "items": 120},
-            "signals": {"shard_items": 20, "batch_size": 20, "readings": 1},
+            "signals": {"shard_items": 20, "batch_size": 20, "noise_samples": 1},
             "fit": {"seeds": [0], "sidecar": {"epochs": 3, "d_hidden": 8}, "strengths": [0.1], "jobs": 1},
-            "replicates": 100, "parts": {"test": 0.3}}
+            "replicates": 100, "split": {"test": 0.3}}
 
 
 def difficulty_config(place: Path, out: Path) -> dict[str, Any]:
@@ -178,10 +178,10 @@ def difficulty_config(place: Path, out: Path) -> dict[str, Any]:
     return {"out": str(out), "seed": 1,
             "data": {"family": "text", "source": str(place / "text.txt"), "items": 240, "prompt": 40,
                      "ending": 6},
-            "network": {"path": str(place / "vanilla-0")}, "dear": {"path": str(place / "vanilla-1")},
+            "network": {"path": str(place / "vanilla-0")}, "large_model": {"path": str(place / "vanilla-1")},
             "extract": {"layers": [1], "shard_items": 60},
-            "sae": {"train": config(place / "sae.yaml", sae), "least_steps": 20, "most_dead": 0.9,
-                    "least_explained": 0.1},
+            "sae": {"train": config(place / "sae.yaml", sae), "min_steps": 20, "max_dead": 0.9,
+                    "min_explained": 0.1},
             "probe": {"replicates": 400, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 1}}
 
 
@@ -194,7 +194,7 @@ def comparison_config(place: Path, out: Path) -> dict[str, Any]:
         "train": {"steps": 8, "batch_size": 8, "seq_len": 16, "log_every": 8, "eval_every": 8,
                   "eval_batch_size": 8, "eval_bytes": 100, "checkpoint_every": 4}})
     return {"out": str(out), "reference": "full", "seeds": [0, 1],
-            "contenders": [["ternary", routed, "model.quantizer=ternary"], ["full", routed]],
+            "models": [["ternary", routed, "model.quantizer=ternary"], ["full", routed]],
             "texts": [str(place / "text.txt")]}
 
 

@@ -102,7 +102,7 @@ def test_where_symbols_stand(tmp_path: Path) -> None:
     found = Tokens(tokenizer(tmp_path))
     assert found.place("a cat sat") == ([3, 4, 5], [(0, 1), (2, 5), (6, 9)])
     assert found.decode([3, 5]) == "a sat" and found.decode([0, 4]) == "[BOS] cat"
-    assert (found.symbol("cat"), found.symbol("cats"), Bytes().symbol("\n"), Bytes().symbol("é")) == (
+    assert (found.token("cat"), found.token("cats"), Bytes().token("\n"), Bytes().token("é")) == (
         4, None, 10, None)
     assert Bytes().decode([0x61, 300, 0xC3]) == "a\ufffd"
 

@@ -1,4 +1,4 @@
-"""Drawing a symbol against its definition, from logits and through a network."""
+"""Drawing a token against its definition, from logits and through a network."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def many(n: int, logits: jax.Array, *how: jax.Array) -> jax.Array:
 
 
 def test_a_share_of_one_leaves_out_nothing() -> None:
-    """Though all but the last symbol sum to one, as far as float32 can tell."""
+    """Though all but the last token sum to one, as far as float32 can tell."""
     assert np.isfinite(sampling._likeliest(TIED, 8, 1.0)).all()
 
 

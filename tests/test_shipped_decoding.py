@@ -38,8 +38,8 @@ def compiled_as_shipped() -> Iterator[None]:
     """The jitted parts of `decoding` are compiled as users have them."""
     parts: dict[str, dict[str, Any]] = {
         "_prefill": {"static_argnames": ("graph", "size")},
-        "_decode": {"static_argnames": ("graph", "width", "symbols"), "donate_argnames": ("caches",)},
-        "_slide": {"static_argnames": ("graph", "width", "symbols")}}
+        "_decode": {"static_argnames": ("graph", "width", "tokens"), "donate_argnames": ("caches",)},
+        "_slide": {"static_argnames": ("graph", "width", "tokens")}}
     with pytest.MonkeyPatch.context() as patch:
         for name, settings in parts.items():
             plain = getattr(decoding, name).__wrapped__

@@ -25,7 +25,7 @@ _HOMES = {"InputError": "errors", "build": "store", "generate": "decoding", "gen
           "load": "store", "save": "store"}
 
 
-interrupts.own_from_start(__name__)
+interrupts.handle_from_start(__name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -41,15 +41,15 @@ LARGEST = sys.float_info.max
 
 # How a bound is written in errors and in `--help`, and when a value keeps it.
 BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "least": ("≥", operator.ge), "above": (">", operator.gt),
-    "most": ("≤", operator.le), "below": ("<", operator.lt)}
+    "min": ("≥", operator.ge), "above": (">", operator.gt),
+    "max": ("≤", operator.le), "below": ("<", operator.lt)}
 
 
 def setting(default: Any, meaning: str, **bounds: float) -> Any:
     """A dataclass field with its default and the sentence that `--help` prints for it.
 
     Args:
-        bounds: of a number: `least`, `above`, `most`, `below`. Whole numbers are at most 2³¹ − 1, as
+        bounds: of a number: `min`, `above`, `max`, `below`. Whole numbers are at most 2³¹ − 1, as
             those of JAX are, unless this says otherwise.
     """
     assert bounds.keys() <= BOUNDS.keys()
@@ -82,8 +82,8 @@ class Section:
                 value = int(value) if whole else float(value)
                 object.__setattr__(self, field.name, value)
             fits = isinstance(value, kind) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
-            if whole and fits and "most" not in bounds and value > WHOLE:
-                bounds, fits = {**bounds, "most": WHOLE}, False
+            if whole and fits and "max" not in bounds and value > WHOLE:
+                bounds, fits = {**bounds, "max": WHOLE}, False
             if not (fits and all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())):
                 name = "a whole number" if whole else "a number"
                 raise InputError(f"{field.name}: expected {name}{_bounds(bounds)}, found {value!r}")

@@ -121,7 +121,7 @@ def stream_ids(model: CausalLM, prompt: Sequence[int] | np.ndarray, *, max_new: 
 
 
 class Chunk(NamedTuple):
-    """Some new symbols `[rows, n]`, int32 or, of a stream, uint8; and for which rows the window slid."""
+    """Some new tokens `[rows, n]`, int32 or, of a stream, uint8; and for which rows the window slid."""
 
     new: np.ndarray
     slid: list[bool]
@@ -178,17 +178,17 @@ def _ends(model: CausalLM, given: Sequence[int] | None) -> Sequence[int]:
     return getattr(model.config, "end_ids", ()) if given is None else given
 
 
-def _batches(model: CausalLM, ids: Sequence[np.ndarray], sampling: Sampling, batch_size: int, symbols: int,
+def _batches(model: CausalLM, ids: Sequence[np.ndarray], sampling: Sampling, batch_size: int, tokens: int,
              chunk: int) -> Iterator[tuple[list[int], Iterator[Chunk]]]:
     """Prompts of similar lengths together: which they are, and their continuations."""
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for first in range(0, len(ids), batch_size):
         rows = by_length[first:first + batch_size]
-        yield rows, _chunks(model, [ids[i] for i in rows], rows, sampling, chunk, symbols)
+        yield rows, _chunks(model, [ids[i] for i in rows], rows, sampling, chunk, tokens)
 
 
 def _window(model: CausalLM) -> int | None:
-    """The most symbols that the network can read, or None where nothing limits them."""
+    """The most tokens that the network can read, or None where nothing limits them."""
     return model.config.max_seq_len if model.config.positions == "learned" else None
 
 
@@ -222,7 +222,7 @@ def _warn(model: CausalLM, ids: Sequence[np.ndarray], max_new: int) -> None:
     if _slides(longest, max_new, trained):
         does = (f"past {trained} each sees the last {trained} only" if _window(model)
                 else f"past the trained length of {trained}")
-        warnings.warn(f"decoding to {longest + max_new} symbols: {does}", stacklevel=3)
+        warnings.warn(f"decoding to {longest + max_new} tokens: {does}", stacklevel=3)
 
 
 def _until(stops: Sequence[bytes], chunks: Iterator[Chunk], n_rows: int) -> list[tuple[bytes, bool]]:
@@ -264,11 +264,11 @@ def _to_the_end(ends: Sequence[int], chunks: Iterator[Chunk]) -> Iterator[Contin
 
 
 def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], sampling: Sampling,
-            chunk: int, symbols: int) -> Iterator[Chunk]:
+            chunk: int, tokens: int) -> Iterator[Chunk]:
     """As `stream`, of a frozen model; row j draws from fold_in(seed, streams[j]).
 
     Args:
-        symbols: how many of the vocabulary, from the first, may be drawn.
+        tokens: how many of the vocabulary, from the first, may be drawn.
     """
     max_new, window = sampling.max_new, _window(model)
     texts = [np.asarray(row, np.int32) for row in ids]
@@ -276,7 +276,7 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
     graph, params = nnx.split(model)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))(np.array(streams))
     # As traced values: another temperature compiles nothing anew.
-    how = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, symbols)),
+    how = (np.float32(sampling.temperature), np.int32(min(sampling.top_k, tokens)),
            np.float32(sampling.top_p))
     width = _bucket(chunk)
     made = 0
@@ -296,7 +296,7 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
         while made < room:
             n = min(chunk, room - made)
             new, logits, caches = _decode(graph, params, logits, caches, lengths + np.int32(made), keys,
-                                          np.int32(made), np.int32(n), how, width=width, symbols=symbols)
+                                          np.int32(made), np.int32(n), how, width=width, tokens=tokens)
             yield chunk_of(new, n)
             made += n
     # ... and then reading the window anew for every byte.
@@ -306,16 +306,16 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
         seen = [row[-window:] for row in texts]
         used = np.array([len(row) for row in seen], np.int32)
         new = _slide(graph, params, _pad(seen, window), used, keys, np.int32(made), np.int32(n), how,
-                     width=width, symbols=symbols)
+                     width=width, tokens=tokens)
         yield chunk_of(new, n)
         made += n
 
 
 def _draw(keys: jax.Array, count: jax.Array, logits: jax.Array, how: tuple[jax.Array, ...],
-          symbols: int) -> jax.Array:
-    """The next symbol of each row; `count` is how many new ones it has."""
+          tokens: int) -> jax.Array:
+    """The next token of each row; `count` is how many new ones it has."""
     keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
-    return jax.vmap(lambda key, row: sample(key, row[:symbols], *how))(keys, logits)
+    return jax.vmap(lambda key, row: sample(key, row[:tokens], *how))(keys, logits)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "size"))
@@ -324,11 +324,11 @@ def _prefill(graph: Any, params: Any, ids: jax.Array, lengths: jax.Array, *,
     return nnx.merge(graph, params).prefill(ids, lengths, size)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "width", "symbols"), donate_argnames=("caches",))
+@functools.partial(jax.jit, static_argnames=("graph", "width", "tokens"), donate_argnames=("caches",))
 def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: jax.Array,
             keys: jax.Array, made: jax.Array, n: jax.Array, how: tuple[jax.Array, ...], *,
-            width: int, symbols: int) -> tuple[jax.Array, jax.Array, Any]:
-    """n ≤ width symbols at the head of each row of `[rows, width]`, and logits and caches after them."""
+            width: int, tokens: int) -> tuple[jax.Array, jax.Array, Any]:
+    """n ≤ width tokens at the head of each row of `[rows, width]`, and logits and caches after them."""
     model = nnx.merge(graph, params)
     # A single row's caches go through the loop without their row axis. XLA:CPU drops an axis of
     # length 1 before a product, and where the loop keeps it, each byte's update is computed in both
@@ -338,7 +338,7 @@ def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: j
 
     def one(i: jax.Array, carry: Any) -> Any:
         new, logits, caches = carry
-        ids = _draw(keys, made + i, logits, how, symbols)
+        ids = _draw(keys, made + i, logits, how, tokens)
         new = jax.lax.dynamic_update_index_in_dim(new, ids, i, axis=1)
         logits, caches = model.step(ids, jax.tree.map(unpacked, caches), position + i)
         return new, logits, jax.tree.map(packed, caches)
@@ -348,10 +348,10 @@ def _decode(graph: Any, params: Any, logits: jax.Array, caches: Any, position: j
     return new, logits, jax.tree.map(unpacked, caches)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "width", "symbols"))
+@functools.partial(jax.jit, static_argnames=("graph", "width", "tokens"))
 def _slide(graph: Any, params: Any, seen: jax.Array, used: jax.Array, keys: jax.Array, made: jax.Array,
-           n: jax.Array, how: tuple[jax.Array, ...], *, width: int, symbols: int) -> jax.Array:
-    """As `_decode` without caches: `seen [rows, window]` holds the last `used [rows]` symbols."""
+           n: jax.Array, how: tuple[jax.Array, ...], *, width: int, tokens: int) -> jax.Array:
+    """As `_decode` without caches: `seen [rows, window]` holds the last `used [rows]` tokens."""
     model = nnx.merge(graph, params)
     window = seen.shape[1]
 
@@ -359,12 +359,12 @@ def _slide(graph: Any, params: Any, seen: jax.Array, used: jax.Array, keys: jax.
         new, seen, used = carry
         logits = model(seen)
         last = jnp.take_along_axis(logits, (used - 1)[:, None, None], axis=1)[:, 0]
-        ids = _draw(keys, made + i, last, how, symbols)
+        ids = _draw(keys, made + i, last, how, tokens)
         new = jax.lax.dynamic_update_index_in_dim(new, ids, i, axis=1)
         full = used == window
         seen = jnp.where(full[:, None], jnp.roll(seen, -1, axis=1), seen)
         slot = jnp.where(full, window - 1, used)
-        seen = jax.vmap(lambda row, at, symbol: row.at[at].set(symbol))(seen, slot, ids)
+        seen = jax.vmap(lambda row, at, token: row.at[at].set(token))(seen, slot, ids)
         return new, seen, jnp.minimum(used + 1, window)
 
     new = jnp.zeros((len(used), width), jnp.int32)

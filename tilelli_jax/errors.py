@@ -40,7 +40,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     def run(argv: Sequence[str] | None = None) -> int:
         _settle_streams()
         _settle_logs()
-        with interrupts.owned() as is_outermost:
+        with interrupts.handled() as is_outermost:
             status = _status(main, sys.argv[1:] if argv is None else argv)
             if is_outermost and interrupts.ends_process() and not _is_one_of_several():
                 with contextlib.suppress(OSError):
@@ -112,9 +112,9 @@ def _carried_out(main: Callable[[Sequence[str]], int | None], argv: Sequence[str
         sys.stdout.flush()
     except Exception as error:
         if interrupts.is_cause_of(error):
-            interrupts.check_raised()
+            interrupts.raise_if_dropped()
         raise
-    interrupts.check_raised()
+    interrupts.raise_if_dropped()
     return status
 
 

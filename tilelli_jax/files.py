@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-MOST_BYTES = 512 << 20  # of a file that is read whole
+MAX_BYTES = 512 << 20  # of a file that is read whole
 OTHERS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
           (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
 CHUNK = 1 << 22
@@ -49,7 +49,7 @@ def check_regular(path: Path) -> int:
     return found.st_size
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """A whole file.
 
     Raises:
@@ -67,7 +67,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = MOST_BYTES) -> str:
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
     """A whole file of UTF-8, without a byte-order mark.
 
     Raises:
@@ -79,7 +79,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise InputError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
 
 
-def seal(directory: Path, paths: Iterable[Path], most: int | None = None) -> dict[str, list[int]]:
+def checksums(directory: Path, paths: Iterable[Path], most: int | None = None) -> dict[str, list[int]]:
     """What `damage` compares files of a directory with: path within it → size in bytes, CRC-32.
 
     Args:
@@ -88,7 +88,7 @@ def seal(directory: Path, paths: Iterable[Path], most: int | None = None) -> dic
     return {path.relative_to(directory).as_posix(): _size_and_checksum(path, most) for path in sorted(paths)}
 
 
-def damage(directory: Path, sealed: Any) -> str:
+def find_damage(directory: Path, sealed: Any) -> str:
     """The first of the sealed files that is not what was written, as a sentence; "" where all are."""
     if not isinstance(sealed, dict):
         return "the list of its files is none"
@@ -137,7 +137,7 @@ def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]],
                     _put(content, file)
                 continue
             path = Path(os.path.realpath(name))
-            remove_left(path)
+            remove_leftovers(path)
             beside, handle = _make_beside(path, directory=False)
             written.append((beside, path))
             held.append(handle)
@@ -169,7 +169,7 @@ def move_together(moves: Sequence[tuple[Path, Path]], obsolete: Iterable[Path] =
     obsolete = [path for path in obsolete if path.exists()]
     aside = last.with_name(f".{last.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
-        with interrupts.held():
+        with interrupts.blocked():
             if (most or obsolete) and last.is_file():
                 os.replace(last, aside)
             for source, target in most:
@@ -191,7 +191,7 @@ def leftovers(directory: Path, names: Iterable[str]) -> list[Path]:
     return [path for path in directory.iterdir() if own.fullmatch(path.name) and not path.is_symlink()]
 
 
-def remove_left(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Removes what processes that were killed have left beside a path on their way to it."""
     try:
         found = leftovers(path.parent, [path.name])
@@ -226,7 +226,7 @@ def new_directory(out: Path) -> Iterator[Path]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out}: already exists; choose another OUT")
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_left(out)
+        remove_leftovers(out)
         made, handle = _make_beside(out, directory=True)
         yield made
         os.chmod(made, 0o755)

@@ -1,9 +1,9 @@
 """SIGINT (Ctrl-C) and SIGTERM: how a command is asked to stop, and how it ends.
 
-The first signal raises KeyboardInterrupt in the main thread, or for SIGTERM SystemExit(143); within `noted`
+The first signal raises KeyboardInterrupt in the main thread, or for SIGTERM SystemExit(143); within `deferred`
 it raises nothing, and the work itself looks at `received`. Python drops what is raised in a callback of
 garbage collection or in a finaliser, and libraries catch some: it is then raised once more, at the latest by
-`check`, which loops and stages call. A second signal ends the process, at the latest after GRACE seconds,
+`raise_if_received`, which loops and stages call. A second signal ends the process, at the latest after GRACE seconds,
 also where Python cannot run a handler because XLA compiles.
 """
 
@@ -32,70 +32,70 @@ RAISED = (KeyboardInterrupt, SystemExit)  # of SIGINT, of SIGTERM
 
 
 @contextlib.contextmanager
-def owned(numbers: Sequence[int] = SIGNALS) -> Iterator[bool]:
+def handled(numbers: Sequence[int] = SIGNALS) -> Iterator[bool]:
     """Within it these signals are handled here. In another thread than the main one it does nothing.
 
     Yields whether they are from here on: not within another such block.
 
     A signal that is ignored, as of what a shell starts in the background, stays ignored.
     """
-    global _owner
-    if (_owner and not _owner.starting) or threading.current_thread() is not threading.main_thread():
+    global _handlers
+    if (_handlers and not _handlers.starting) or threading.current_thread() is not threading.main_thread():
         yield False
         return
-    owner = _owner = _owner or _Owner(numbers)
-    owner.starting = False
+    handlers = _handlers = _handlers or _Handlers(numbers)
+    handlers.starting = False
     try:
         yield True
     finally:
-        owner.starting = owner.from_start
-        owner.forget(ending=owner.from_start)
-        if not owner.from_start:
-            _owner = None
-            owner.close()
+        handlers.starting = handlers.from_start
+        handlers.forget(ending=handlers.from_start)
+        if not handlers.from_start:
+            _handlers = None
+            handlers.close()
 
 
-def own_from_start(package: str) -> None:
+def handle_from_start(package: str) -> None:
     """To be called by a package as it is imported: its commands own the signals from then on.
 
-    That is, where `python -m PACKAGE…` or the script `tilelli` is what runs. Until `owned`, a signal ends
+    That is, where `python -m PACKAGE…` or the script `tilelli` is what runs. Until `handled`, a signal ends
     the process at once, as nothing has begun.
     """
-    global _owner
+    global _handlers
     # `-m MODULE` or `-mMODULE`
     module = " ".join(sys.orig_argv).partition(" -m")[2].split()[:1]
     is_module = sys.argv[:1] == ["-m"] and bool(module) and module[0].partition(".")[0] == package
     is_script = package == "tilelli_jax" and bool(sys.argv) and Path(sys.argv[0]).stem == "tilelli"
-    if (is_module or is_script) and _owner is None:
-        _owner = _Owner(from_start=True)
+    if (is_module or is_script) and _handlers is None:
+        _handlers = _Handlers(from_start=True)
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
     """Within it nothing has begun yet, as while modules are imported: a signal ends the process at once."""
-    owner = _owner
-    if owner is None or not owner.from_start:
+    handlers = _handlers
+    if handlers is None or not handlers.from_start:
         yield
         return
-    before, owner.starting = owner.starting, True
+    before, handlers.starting = handlers.starting, True
     try:
         yield
     finally:
-        owner.starting = before
+        handlers.starting = before
 
 
 @contextlib.contextmanager
-def noted(says: str = "", call: Callable[[int], object] = lambda number: None,
+def deferred(says: str = "", call: Callable[[int], object] = lambda number: None,
           numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """Within it the first signal raises nothing: the work looks at `received`, and ends by itself.
 
     Args:
         says: what somebody who presses Ctrl-C is told.
         call: called with the signal's number.
-        numbers: of `owned`, if that has not begun.
+        numbers: of `handled`, if that has not begun.
     """
-    with owned(numbers):
-        if _owner is None:  # not in the main thread
+    with handled(numbers):
+        if _handlers is None:  # not in the main thread
             yield
             return
 
@@ -104,57 +104,57 @@ def noted(says: str = "", call: Callable[[int], object] = lambda number: None,
                 _tell(f"\n{says}; press Ctrl-C again to stop immediately\n")
             call(number)
 
-        before, _owner.note = _owner.note, note
+        before, _handlers.note = _handlers.note, note
         try:
             yield
         finally:
-            _owner.note = before
+            _handlers.note = before
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def blocked() -> Iterator[None]:
     """Within it, which must be short, no signal does anything; one that came does it at the end."""
-    owner = _owner
-    if owner is None or owner.holding or threading.current_thread() is not threading.main_thread():
+    handlers = _handlers
+    if handlers is None or handlers.holding or threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner.holding = True
+    handlers.holding = True
     try:
         yield
     finally:
-        owner.holding = False
-        number, owner.held = owner.held, None
+        handlers.holding = False
+        number, handlers.held = handlers.held, None
         if number is not None:
-            owner.handle(number, None)
+            handlers.handle(number, None)
 
 
 def received() -> int | None:
     """The signal that has asked the running command to stop."""
-    return _owner.received if _owner else None
+    return _handlers.received if _handlers else None
 
 
-def check() -> None:
+def raise_if_received() -> None:
     """Raises what a signal asks for, if one has come. For loops and stages, between two pieces of work."""
-    if _owner and _owner.received is not None:
-        _owner.raised = _owner.received
-        _raise(_owner.received)
+    if _handlers and _handlers.received is not None:
+        _handlers.raised = _handlers.received
+        _raise(_handlers.received)
 
 
 def forget_interrupt() -> None:
     """Ctrl-C asked for something less than the command's end, and that is done."""
-    if _owner and _owner.received == signal.SIGINT:
-        _owner.forget()
+    if _handlers and _handlers.received == signal.SIGINT:
+        _handlers.forget()
 
 
-def check_raised() -> None:
+def raise_if_dropped() -> None:
     """Raises what a signal has raised in vain: something caught it, and the work went on to its end."""
-    if _owner and _owner.raised is not None:
-        _raise(_owner.raised)
+    if _handlers and _handlers.raised is not None:
+        _raise(_handlers.raised)
 
 
 def is_cause_of(error: BaseException | None) -> bool:
     """Whether an error is what a library has made of what a signal raised: its cause, or in its text."""
-    if _owner is None or _owner.raised is None or error is None:
+    if _handlers is None or _handlers.raised is None or error is None:
         return False
     return (isinstance(error, RAISED) or any(kind.__name__ in str(error) for kind in RAISED)
             or is_cause_of(error.__cause__ or error.__context__))
@@ -165,13 +165,13 @@ def ends_process() -> bool:
 
     Its threads may then be anywhere: JAX's compile on, and have crashed on the interpreter's way out.
     """
-    return _owner is not None and _owner.from_start and _owner.received is not None
+    return _handlers is not None and _handlers.from_start and _handlers.received is not None
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-class _Owner:
+class _Handlers:
     """Handlers, and a thread that sees signals while the main thread cannot run them."""
 
     def __init__(self, numbers: Sequence[int] = SIGNALS, from_start: bool = False) -> None:
@@ -279,7 +279,7 @@ class _Owner:
         timer.start()
 
 
-_owner: _Owner | None = None
+_handlers: _Handlers | None = None
 
 
 def _raise(number: int) -> NoReturn:

@@ -13,7 +13,7 @@ from tilelli_jax import files
 from tilelli_jax.errors import InputError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-DEEPEST = 100  # levels of lists and objects
+MAX_DEPTH = 100  # levels of lists and objects
 GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
 
 
@@ -80,7 +80,7 @@ def parse(text: str, where: str) -> Any:
     try:
         tree = json.loads(text)
     except RecursionError:
-        raise InputError(f"{where}: expected at most {DEEPEST} levels, found more") from None
+        raise InputError(f"{where}: expected at most {MAX_DEPTH} levels, found more") from None
     except ValueError as error:
         raise InputError(f"{where}: not JSON: {error}") from None
     check_text(tree, where)
@@ -95,8 +95,8 @@ def check_text(tree: Any, where: str) -> None:
     """
     left, level = [tree], 0
     while left:
-        if level > DEEPEST:
-            raise InputError(f"{where}: expected at most {DEEPEST} levels, found more")
+        if level > MAX_DEPTH:
+            raise InputError(f"{where}: expected at most {MAX_DEPTH} levels, found more")
         left, level = list(_inside(left, where)), level + 1
 
 

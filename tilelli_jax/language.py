@@ -1,4 +1,4 @@
-"""Language models with what turns text into their symbols and back, from directories of ours or others."""
+"""Language models with what turns text into their tokens and back, from directories of ours or others."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 class Placed(NamedTuple):
-    """Symbols of a text, and where each stands in it: `[start, stop)` in characters."""
+    """Tokens of a text, and where each stands in it: `[start, stop)` in characters."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
 
 
 class Tokenizer(Protocol):
-    """Text to symbols, without any that mark the beginning or the end unless the text has them, and back."""
+    """Text to tokens, without any that mark the beginning or the end unless the text has them, and back."""
 
     @property
     def special(self) -> tuple[str, ...]:
-        """How the symbols that steer the network are written."""
+        """How the tokens that steer the network are written."""
 
     def encode(self, text: str) -> list[int]: ...
 
     def place(self, text: str, special: bool = False) -> Placed:
-        """Args: special: with the symbols that mark the beginning or the end, which stand nowhere: (0, 0)."""
+        """Args: special: with the tokens that mark the beginning or the end, which stand nowhere: (0, 0)."""
 
     def decode(self, ids: list[int]) -> str:
-        """Special symbols are written out; what is no text becomes a replacement character."""
+        """Special tokens are written out; what is no text becomes a replacement character."""
 
-    def symbol(self, text: str) -> int | None:
-        """The one symbol that is written so; None where there is none."""
+    def token(self, text: str) -> int | None:
+        """The one token that is written so; None where there is none."""
 
 
 class Bytes:
-    """Symbols are the bytes of UTF-8."""
+    """Tokens are the bytes of UTF-8."""
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -65,13 +65,13 @@ class Bytes:
     def decode(self, ids: list[int]) -> str:
         return bytes(id for id in ids if id < 256).decode("utf-8", errors="replace")
 
-    def symbol(self, text: str) -> int | None:
+    def token(self, text: str) -> int | None:
         found = text.encode()
         return found[0] if len(found) == 1 else None
 
 
 class Tokens:
-    """Symbols are those of a tokenizer.json.
+    """Tokens are those of a tokenizer.json.
 
     Raises:
         InputError: there is none at the path (a file, or a directory that has it), or the extra to read it is
@@ -111,7 +111,7 @@ class Tokens:
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    def symbol(self, text: str) -> int | None:
+    def token(self, text: str) -> int | None:
         return self._tokenizer.token_to_id(text)
 
 

@@ -22,14 +22,14 @@ def shown(total: int, what: str, unit: str, *, quiet: bool = False) -> Iterator[
         quiet: shows nothing.
 
     Raises:
-        KeyboardInterrupt, SystemExit: from that function, after a signal (`interrupts.check`).
+        KeyboardInterrupt, SystemExit: from that function, after a signal (`interrupts.raise_if_received`).
     """
     terminal = sys.stderr.isatty()
     done, last = 0, time.monotonic()
 
     def advance(more: int) -> None:
         nonlocal done, last
-        interrupts.check()
+        interrupts.raise_if_received()
         done += more
         bar.update(more)
         if not quiet and not terminal and time.monotonic() - last >= EVERY:

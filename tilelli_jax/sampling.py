@@ -1,4 +1,4 @@
-"""Drawing a symbol from logits: temperature, top-k and top-p."""
+"""Drawing a token from logits: temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 
-MOST_NEW = 1 << 20  # symbols of one continuation; buffers are made for all of them beforehand
+MAX_NEW = 1 << 20  # tokens of one continuation; buffers are made for all of them beforehand
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How symbols are drawn, how many, and from which random stream.
+    """How tokens are drawn, how many, and from which random stream.
 
-    top_k is taken first, top_p of what it left (Holtzman et al. 2020, arXiv:1904.09751). Symbols as
+    top_k is taken first, top_p of what it left (Holtzman et al. 2020, arXiv:1904.09751). Tokens as
     likely as the last one that either lets in are in as well. Row i of a batch draws from
     fold_in(seed, i).
 
@@ -28,13 +28,13 @@ class Sampling(Section):
         InputError: a value is out of range.
     """
 
-    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest symbol", least=0, most=1e30)
-    top_k: int = setting(0, "draw among so many likeliest symbols; 0 for all", least=0)
+    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest token", min=0, max=1e30)
+    top_k: int = setting(0, "draw among so many likeliest tokens; 0 for all", min=0)
     top_p: float = setting(
-        1.0, "draw among the fewest likeliest symbols that make up this probability; 1 for all",
-        above=0, most=1)
-    max_new: int = setting(200, "most new symbols", least=0, most=MOST_NEW)
-    seed: int = setting(0, "seed of the drawing", least=0, most=2**32 - 1)
+        1.0, "draw among the fewest likeliest tokens that make up this probability; 1 for all",
+        above=0, max=1)
+    max_new: int = setting(200, "most new tokens", min=0, max=MAX_NEW)
+    seed: int = setting(0, "seed of the drawing", min=0, max=2**32 - 1)
 
 
 def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -63,7 +63,7 @@ def from_options(options: argparse.Namespace) -> Sampling:
 
 def sample(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_k: jax.Array,
            top_p: jax.Array) -> jax.Array:
-    """One of the symbols of logits `[vocab]`, int32; see `Sampling`. All arguments may be traced."""
+    """One of the tokens of logits `[vocab]`, int32; see `Sampling`. All arguments may be traced."""
     def draw() -> jax.Array:
         scaled = (logits - jnp.max(logits)) / temperature  # no overflow, however cold
         likely = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: _likeliest(scaled, top_k, top_p),
@@ -83,7 +83,7 @@ def _likeliest(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Arr
     kept = (top_k <= 0) | (ranked >= kth)
     probabilities = jax.nn.softmax(ranked, where=kept)
     mass_above = jnp.cumsum(probabilities) - probabilities
-    # The sum over all but the last symbol may round to 1: top_p = 1 must not leave that out.
+    # The sum over all but the last token may round to 1: top_p = 1 must not leave that out.
     kept &= (top_p >= 1) | (mass_above < top_p)
     least = jnp.min(jnp.where(kept, ranked, jnp.inf))
     return jnp.where(scaled >= least, scaled, -jnp.inf)

@@ -25,7 +25,7 @@ BATCH = ("data", "fsdp")
 # The last dimensions of every array whose path ends so; leading ones (stacked layers) are whole.
 # The optimiser's moments have the paths and the shapes of their parameters: the same rules hold.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # Symbols over `tensor`, in the table as in the unembedding. With d_model over `tensor` and symbols
+    # Tokens over `tensor`, in the table as in the unembedding. With d_model over `tensor` and tokens
     # over `fsdp`, XLA (of JAX 0.10 and 0.12, on CPUs) gives some devices the logits of others' rows.
     (r"embed\.kernel", ("tensor", "fsdp")),
     (r"(unembed|up|qkv)\.kernel", ("fsdp", "tensor")),

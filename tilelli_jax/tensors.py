@@ -35,7 +35,7 @@ DTYPES: dict[str, np.dtype] = {
     "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOATS = tuple(DTYPES[code] for code in ("F64", "F32", "F16", "BF16"))
-_MOST_HEADER = 100 * 2**20
+_MAX_HEADER = 100 * 2**20
 _BLOCK = 16 * 2**20  # bytes of a tensor that are turned round or converted at a time
 
 
@@ -165,7 +165,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 check_fetched(path, first + file.read(len(GIT_LFS) - 8))
                 file.seek(8)
             length = int.from_bytes(first, "little")
-            if size < 8 or length > min(size - 8, _MOST_HEADER):
+            if size < 8 or length > min(size - 8, _MAX_HEADER):
                 raise InputError(f"{path}: cannot be read: no safetensors file, or cut off")
             content = file.read(length)
     except OSError as error:

@@ -30,12 +30,12 @@ from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops
-from tilelli_jax.training.groups import cut
+from tilelli_jax.training.groups import select
 from tilelli_jax.training.log import MetricsLog, Progress, read_metrics, require_extras
-from tilelli_jax.training.loop import Sitting, Trainer
+from tilelli_jax.training.loop import RunState, Trainer
 from tilelli_jax.training.run import RunDirectory, provenance
 from tilelli_jax.training.sae import sae_task
-from tilelli_jax.training.step import TrainState, check_memory, parameter_count, take_apart
+from tilelli_jax.training.step import TrainState, check_memory, parameter_count, split_params
 from tilelli_jax.training.task import Task
 from tilelli_jax.training.text import text_task
 
@@ -108,21 +108,21 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
         network, outline, make, update = training
         checkpoints = until_the_end.enter_context(
             contextlib.closing(Checkpoints(run.checkpoints, config.train.keep)))
-        sitting, iterator = Sitting(), iter(task.batches)
+        run_state, iterator = RunState(), iter(task.batches)
         if found := checkpoints.latest(outline):
             state, notes = found
             if notes.pop("corpus") != task.fingerprint and not resume:
                 raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; "
                                  "choose another run_dir, or --resume to go on with this")
             iterator.set_state(_position(notes.pop("data"), iterator.get_state()["size"], run))
-            sitting = Sitting(**{"tokens": notes["step"] * task.tokens} | notes)
+            run_state = RunState(**{"tokens": notes["step"] * task.tokens} | notes)
         else:
             state = make()
-        run.check_updates(sitting.step, config.train.steps)
+        run.check_updates(run_state.step, config.train.steps)
         del training, make, start_from  # they hold a second copy of the weights
         tell(f"{name}: {config.model.family}, {_parameters(task, state.params)}; {task.source}: {task.size}; "
              f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-             + (f"; going on from step {sitting.step}" if sitting.step else ""), flush=True)
+             + (f"; going on from step {run_state.step}" if run_state.step else ""), flush=True)
 
         # What the loop turns.
         trainer = Trainer(
@@ -135,47 +135,47 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
             peak_flops=peak_flops(jax.devices()[0]),
             checkpoints=checkpoints,
             notes={"corpus": task.fingerprint},
-            record=functools.partial(run.record, from_step=sitting.step) if first else lambda: None,
-            log=MetricsLog(run.metrics, config.log, from_step=sitting.step, name=name,
+            record=functools.partial(run.record, from_step=run_state.step) if first else lambda: None,
+            log=MetricsLog(run.metrics, config.log, from_step=run_state.step, name=name,
                            settings=config_lib.to_dict(config)) if first else None,
-            progress=Progress(config.train.steps, sitting.step, task.measure.told, show=first))
+            progress=Progress(config.train.steps, run_state.step, task.loss_unit.told, show=first))
         until_the_end.callback(trainer.progress.close)
         if trainer.log:
             until_the_end.callback(trainer.log.close)
-        with distributed.signals_noted():
-            state, sitting = trainer.run(state, iterator, sitting)
-        if sitting.step < config.train.steps:
-            tell(f"stopped and saved at step {sitting.step} of {config.train.steps}; "
+        with distributed.signals_deferred():
+            state, run_state = trainer.run(state, iterator, run_state)
+        if run_state.step < config.train.steps:
+            tell(f"stopped and saved at step {run_state.step} of {config.train.steps}; "
                  f"the same command goes on from there", flush=True)
             return distributed.stop_status()
-        params, exported = _exported(config, checkpoints, state, outline, sitting)
+        params, exported = _exported(config, checkpoints, state, outline, run_state)
         params = _gathered(params, mesh)
         if first:
             until_the_end.close()  # lets go of the checkpoints
             model = network.merge(params)
-            _tell_end(config, run, task, _finish(config, run, task, model, exported, sitting, mesh), model)
+            _tell_end(config, run, task, _finish(config, run, task, model, exported, run_state, mesh), model)
     return 0
 
 
 def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any, exported: int,
-            sitting: Sitting, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+            run_state: RunState, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Writes model/, loss.png and, last, summary.json: it is what says that a run is complete."""
     store.save(model, run.model)
-    params = take_apart(model)[1]
+    params = split_params(model)[1]
     n_parameters = parameter_count(params)
     summary = {
-        "final_valid_loss": sitting.valid_loss, "best_valid_loss": sitting.best_loss,
-        **task.measure.columns(sitting.valid_loss, "final_valid_"),
-        **task.measure.columns(sitting.best_loss, "best_valid_"),
-        "best_step": sitting.best_step, "steps": sitting.step, "exported_step": exported,
-        "parameters": n_parameters, "trained_parameters": parameter_count(cut(params, task.trained)),
-        "tokens": sitting.tokens,
-        "seconds": round(sitting.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
+        "final_valid_loss": run_state.valid_loss, "best_valid_loss": run_state.best_loss,
+        **task.loss_unit.columns(run_state.valid_loss, "final_valid_"),
+        **task.loss_unit.columns(run_state.best_loss, "best_valid_"),
+        "best_step": run_state.best_step, "steps": run_state.step, "exported_step": exported,
+        "parameters": n_parameters, "trained_parameters": parameter_count(select(params, task.trained)),
+        "tokens": run_state.tokens,
+        "seconds": round(run_state.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
         "mesh": dict(mesh.shape), **provenance(config.seed)}
     baselines = report.baselines(summary, config.report)
     report.plot_losses(read_metrics(run.metrics), run.figure,
                        f"{run.name}: {n_parameters:,} parameters on {task.source}", baselines,
-                       task.measure)
+                       task.loss_unit)
     run.write_summary(summary)
     return summary
 
@@ -183,7 +183,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
 def _tell_end(config: ExperimentConfig, run: RunDirectory, task: Task, summary: dict[str, Any],
               model: Any) -> None:
     """What a run has come to."""
-    print(f"\n{report.losses_table(summary, config.report, task.measure)}\n")
+    print(f"\n{report.losses_table(summary, config.report, task.loss_unit)}\n")
     trigram = summary.get("trigram_valid_loss")
     if trigram is not None and trigram < summary["best_valid_loss"]:
         print("note: byte trigrams predict this text better than the network: train it longer, or on more "
@@ -235,7 +235,7 @@ def _start(config: ExperimentConfig) -> Any:
 
 def _parameters(task: Task, params: Any) -> str:
     """How many there are, and how many of them are trained."""
-    whole, trained = parameter_count(params), parameter_count(cut(params, task.trained))
+    whole, trained = parameter_count(params), parameter_count(select(params, task.trained))
     return f"{whole:,} parameters" + (f", of which {trained:,} are trained" if trained < whole else "")
 
 
@@ -248,15 +248,15 @@ def _position(state: dict[str, Any], size: float, run: RunDirectory) -> dict[str
 
 
 def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainState,
-              outline: TrainState, sitting: Sitting) -> tuple[Any, int]:
+              outline: TrainState, run_state: RunState) -> tuple[Any, int]:
     """The parameters that go into model/, and the step that they are of."""
-    if config.train.export == "best" and sitting.best_step != sitting.step:
+    if config.train.export == "best" and run_state.best_step != run_state.step:
         jax.tree.map(lambda a: a.delete(), state.opt_state)  # makes room
         try:
-            return checkpoints.restore(sitting.best_step, outline).state.params, sitting.best_step
+            return checkpoints.restore(run_state.best_step, outline).state.params, run_state.best_step
         except InputError as error:
             log.warning("%s; model/ gets the last weights, not the best ones", error)
-    return state.params, sitting.step
+    return state.params, run_state.step
 
 
 def _gathered(params: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -10,11 +10,11 @@ import yaml
 
 from tilelli_jax import files
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import DEEPEST, check_text
+from tilelli_jax.json_text import MAX_DEPTH, check_text
 
-MOST_BYTES = 1 << 20  # of a file: PyYAML reads some 100 kB a second
-MOST_VALUES = 100_000  # an alias repeats values: nine lines can say a thousand million of them
-TOO_LARGE = f"expected at most {DEEPEST} levels and {MOST_VALUES:,} values, found more"
+MAX_BYTES = 1 << 20  # of a file: PyYAML reads some 100 kB a second
+MAX_VALUES = 100_000  # an alias repeats values: nine lines can say a thousand million of them
+TOO_LARGE = f"expected at most {MAX_DEPTH} levels and {MAX_VALUES:,} values, found more"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, is not YAML, or is no mapping.
     """
     try:
-        tree = parse(files.read_text(path, MOST_BYTES))
+        tree = parse(files.read_text(path, MAX_BYTES))
     except InputError:
         raise
     except ValueError as error:
@@ -72,13 +72,13 @@ def _check_size(tree: Any) -> None:
     left, level, count = [tree], 0, 0
     while left:
         count += len(left)
-        if level > DEEPEST or count > MOST_VALUES:
+        if level > MAX_DEPTH or count > MAX_VALUES:
             raise ValueError(TOO_LARGE)
         inside: list[Any] = []
         for one in left:
             if isinstance(one, dict | list):
                 inside += [*one, *one.values()] if isinstance(one, dict) else one
-                if len(inside) > MOST_VALUES:
+                if len(inside) > MAX_VALUES:
                     break
             elif not isinstance(one, str | int | float | None):
                 raise ValueError(f"expected text, numbers, lists and keys with values, found {one!r:.40}")
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         # Before PyYAML 6.0.4 a merge (<<) of aliases repeats their keys, ten times ten times.
         super().flatten_mapping(node)
-        if len(node.value) > MOST_VALUES:
+        if len(node.value) > MAX_VALUES:
             raise yaml.MarkedYAMLError(problem=TOO_LARGE, problem_mark=node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

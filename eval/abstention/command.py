@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tilelli_jax import config as config_lib
+from tilelli_jax.abstain_rule import FILE, TEMPLATE
 from tilelli_jax.errors import ArgumentParser, command
-from tilelli_jax.gate import FILE, TEMPLATE
 from tilelli_jax.signals.names import HEAD
 from tilelli_jax.tables import table
 
 from ..inputs.commands import carry_out, how_made, quiet_logs
-from ..stages import key, tell_on_stderr
-from . import gate, report
+from ..stages import key, print_to_stderr
+from . import report, threshold
 from .config import AbstentionConfig
 from .statements import answer_v9
 from .study import Study
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = [f"{name}=[{value}]" for name, value in given.items() if value is not None]
     config = config_lib.load(AbstentionConfig, options.config, [*options.overrides, *chosen])
     name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
     said = shlex.join([*PROG.split(), *argv])
     whole = config_lib.load(AbstentionConfig, options.config)
@@ -95,21 +95,21 @@ def calibrate(argv: Sequence[str]) -> int:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the network")
     parser.add_argument("--on", type=Path, required=True, metavar="FILE",
                         help="JSON lines with a prompt; nothing was learned from them")
-    parser.add_argument("--signal", default=HEAD, help="what is held against the threshold [%(default)s]")
+    parser.add_argument("--signal", default=HEAD, help="what is compared with the threshold [%(default)s]")
     parser.add_argument("--fpr", type=float, default=0.05, metavar="X",
                         help="share of prompts that can be answered which may be declined [%(default)s]")
     parser.add_argument("--template", default=TEMPLATE, metavar="TEXT",
                         help="what the network says then [%(default)s]")
     options = parser.parse_args(argv)
-    prompts = gate.read_prompts(options.on)
+    prompts = threshold.read_prompts(options.on)
     if again := len(prompts.texts) - len({text for text, _ in prompts.texts}):
         print(f"note: {again} of {len(prompts.texts)} prompts have been there before: what is foreseen is of "
               "prompts drawn as these were", file=sys.stderr)
     if prompts.left_out:
         print(f"note: {prompts.left_out} without an answer left out: the rate is of those that have one",
               file=sys.stderr)
-    made = gate.make(options.model, prompts.texts, options.signal, options.fpr, options.template)
-    print(f"{gate.told(made)}\n{options.model / FILE}")
+    made = threshold.make(options.model, prompts.texts, options.signal, options.fpr, options.template)
+    print(f"{threshold.told(made)}\n{options.model / FILE}")
     return 0
 
 

@@ -41,12 +41,12 @@ class TrainingConfig(Section):
 class PairsConfig(Section):
     """What is learned from, made of the village."""
 
-    pairs: int = setting(20_000, "of a prompt and its response, for each kind of data", least=20)
+    pairs: int = setting(20_000, "of a prompt and its response, for each kind of data", min=20)
     unanswerable: float = setting(0.5, "share of them", above=0, below=1)
-    seed: int = setting(0, "of what is asked", least=0, most=2**31 - 1)
-    calibration: int = setting(200, "questions to put the threshold by, in no other use", least=20)
+    seed: int = setting(0, "of what is asked", min=0, max=2**31 - 1)
+    calibration: int = setting(200, "questions to put the threshold by, in no other use", min=20)
     held_out: int = setting(4000, "pairs that no network learns from: for the loss of the chat, and for "
-                            "probes on v4", least=40)
+                            "probes on v4", min=40)
     files: tuple[str, ...] = setting((), "in place of the village's: some of chat=FILE, semantic=FILE, "
                                      "answers=FILE, bare=FILE, held_out=FILE, calibration=FILE, each as "
                                      "chat.source takes them")
@@ -70,8 +70,8 @@ class PairsConfig(Section):
 class AnswersConfig(Section):
     """What is generated after each prompt, greedily."""
 
-    max_new: int = setting(48, "bytes", least=1)
-    batch_size: int = setting(64, "at once", least=1)
+    max_new: int = setting(48, "bytes", min=1)
+    batch_size: int = setting(64, "at once", min=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,10 @@ class FittedConfig(Section):
     """Heads and probes that are fitted to what v4 says, and change nothing of it."""
 
     prompts: int = setting(4000, "at most: for heads, of what v8b and v9 learn from; for probes, of what no "
-                           "network does", least=40)
-    rank: int = setting(8, "directions of the low-rank head", least=1)
-    latents: int = setting(8, "latents of the autoencoder for each dimension", least=1)
-    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
+                           "network does", min=40)
+    rank: int = setting(8, "directions of the low-rank head", min=1)
+    latents: int = setting(8, "latents of the autoencoder for each dimension", min=1)
+    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", min=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +99,12 @@ class AbstentionConfig(Section):
     training: TrainingConfig = setting(TrainingConfig(), "how the others are trained")
     pairs: PairsConfig = setting(PairsConfig(), "what they learn from")
     prompts: str = setting("", "a directory or file of evaluation prompts; empty: the built-in ones")
-    batch_size: int = setting(32, "prompts read at once", least=1)
+    batch_size: int = setting(32, "prompts read at once", min=1)
     answers: AnswersConfig = setting(AnswersConfig(), "what they answer")
     fitted: FittedConfig = setting(FittedConfig(), "heads and probes on a network that stays as it is")
     target_fpr: float = setting(0.05, "share of answerable prompts that may be declined", above=0, below=1)
-    replicates: int = setting(1000, "of the bootstrap", least=100)
-    seed: int = setting(42, "of the bootstrap", least=0, most=2**32 - 1)
+    replicates: int = setting(1000, "of the bootstrap", min=100)
+    seed: int = setting(42, "of the bootstrap", min=0, max=2**32 - 1)
     compute: ComputeConfig = setting(ComputeConfig(), "how the networks are run")
 
     def __post_init__(self) -> None:

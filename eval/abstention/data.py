@@ -14,10 +14,10 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import fingerprint, write_atomically
 from tilelli_jax.json_text import lines
 
-from ..thresholds import conformal_least
+from ..thresholds import conformal_min_items
 from .config import PairsConfig
 
-MOST_LEFT_OUT = 0.2  # of the pairs, for being too long
+MAX_LEFT_OUT = 0.2  # of the pairs, for being too long
 LEARNED = ("chat", "semantic", "answers", "bare")  # what networks learn from
 FITTED = ("semantic", "held_out")  # what heads and probes are fitted to
 LEAST = 20  # of these, prompts of either kind
@@ -45,7 +45,7 @@ def check(options: PairsConfig, longest: int, most: int | None, target_fpr: floa
                 if most is not None and (size := len(asked(pair.prompt).encode())) > most:
                     raise InputError(f"{pair.where}: prompt: takes {size} bytes as a turn, and the network "
                                      f"reads {most}")
-            if len(known) < (least := conformal_least(target_fpr)):
+            if len(known) < (least := conformal_min_items(target_fpr)):
                 raise InputError(f"{path}: expected {least} prompts with an answer at least, to hold "
                                  f"target_fpr {target_fpr:g}, found {len(known)}")
             continue
@@ -63,7 +63,7 @@ def given(options: PairsConfig) -> dict[str, str]:
 
 
 def write(path: Path, options: PairsConfig, world: village.World, longest: int,
-          tell: Callable[[str], None]) -> None:
+          notify: Callable[[str], None]) -> None:
     """All files of `config.DATA_FILES` as `path/NAME.jsonl`.
 
     What a network learns from has no prompt of held_out or calibration in it, and these have none in common.
@@ -82,14 +82,14 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         drawn = village.chat(world, 2 * pairs, seed, options.unanswerable, kinds,
                              "calibration" if held_out else "train")
         fitting = [one for one in drawn if _size(Pair(one.prompt, one.response, True, "")) <= longest]
-        if (lost := 1 - len(fitting) / len(drawn)) > MOST_LEFT_OUT:
+        if (lost := 1 - len(fitting) / len(drawn)) > MAX_LEFT_OUT:
             raise InputError(f"train.seq_len: expected room for most pairs, found {longest}, too little for "
                              f"{lost:.0%} of {name}")
         if held_out:  # each prompt once
             fitting = [one for one in {one.prompt: one for one in fitting}.values()
                        if one.prompt not in spoken_for]
         few = "" if len(fitting) >= pairs else f" of {pairs} asked for, as no others are different"
-        tell(f"data: {name}: {min(len(fitting), pairs)} pairs{few}; {lost:.1%} of those drawn are longer "
+        notify(f"data: {name}: {min(len(fitting), pairs)} pairs{few}; {lost:.1%} of those drawn are longer "
              f"than {longest} bytes, and left out")
         return files.of_chat(fitting[:pairs])
     bare = [(text, known) for text, known in village.bare(

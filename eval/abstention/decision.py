@@ -54,7 +54,7 @@ class Table(NamedTuple):
         return tuple(name for name in dict.fromkeys(self.regimes.tolist()) if name != IN_DOMAIN)
 
 
-class Duel(NamedTuple):
+class SignalComparison(NamedTuple):
     """A signal against the best baseline, in one regime."""
 
     signal: str
@@ -83,7 +83,7 @@ class Verdict(NamedTuple):
 class Judgement(NamedTuple):
     """`caution` is to stand wherever the verdicts do."""
 
-    duels: list[Duel]
+    duels: list[SignalComparison]
     verdicts: list[Verdict]
     caution: str
 
@@ -160,7 +160,7 @@ def unanswerable(scored: Table, *, answerable: Collection[str] = ANSWERABLE,
 # --- The rule --------------------------------------------------------------------------------
 
 
-def judge(scored: Table, signals: Sequence[str] | None = None, baselines: Sequence[str] = BASELINES, *,
+def apply_rule(scored: Table, signals: Sequence[str] | None = None, baselines: Sequence[str] = BASELINES, *,
           replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> Judgement:
     """The rule, as fixed: and beside it what it says after correction.
 
@@ -178,7 +178,7 @@ def judge(scored: Table, signals: Sequence[str] | None = None, baselines: Sequen
             against the others.
 
     Raises:
-        ValueError: a signal or baseline that was not measured, or none to be held against.
+        ValueError: a signal or baseline that was not measured, or none to be compared with.
     """
     judged = list(signals if signals is not None else
                   [name for name in scored.scores if name not in baselines])
@@ -199,7 +199,7 @@ def judge(scored: Table, signals: Sequence[str] | None = None, baselines: Sequen
             difference = drawn.difference(name, best)
             p = max(_p_ahead(finely, name, other) if drawn.points[name] > drawn.points[other] else 1.0
                     for other in against[name])
-            duels.append(Duel(name, regime, drawn.interval(name), best, drawn.interval(best), difference,
+            duels.append(SignalComparison(name, regime, drawn.interval(name), best, drawn.interval(best), difference,
                               _ahead(difference) and difference.low > 0, p, math.nan, False))
     corrected = holm([duel.p for duel in duels])
     duels = [duel._replace(p_corrected=float(p),
@@ -227,7 +227,7 @@ def caution(signals: int, regimes: int, level: float = LEVEL) -> str:
         "none. Where a signal is as good as the best baseline and no better, its interval lies above 0 "
         f"with a chance of about {chance:.1%}: {tests * chance:.2g} of these {tests} on average, and one "
         f"at least with {1 - (1 - chance) ** tests:.0%}, were they independent. They are not. All regimes "
-        "are held against the same prompts in domain, and all signals come from the same networks: what "
+        "are compared with the same prompts in domain, and all signals come from the same networks: what "
         f"is won by luck is won several times over, so {ENOUGH} regimes are no {ENOUGH}-fold proof. That "
         f"the best baseline is chosen by the same prompts, and the margin of {MARGIN:g}, work against a "
         "signal. The corrected verdict holds the chance that any regime is falsely won at about "

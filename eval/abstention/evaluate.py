@@ -19,11 +19,11 @@ from .decision import (
     BASELINES,
     IN_DOMAIN,
     Table,
+    apply_rule,
     abstained,
     by_regime,
     cross_regime,
     direction,
-    judge,
     table,
     unanswerable,
     versus,
@@ -31,7 +31,7 @@ from .decision import (
 from .variants import CHAT
 
 Tree = dict[str, Any]
-# Which variants' heads are held against each other: what the study asks.
+# Which variants' heads are compared with each other: what the study asks.
 PAIRWISE = (("v9", "v8b"), ("v9", "v7"), ("v9", "splice"), ("splice", "v7"), ("v8a", "v7"), ("v8b", "v8a"),
             ("tether", "v8b"), ("v9", "tether"), ("pooled", "v9"), ("low-rank", "v9"))
 SHOWN = 3  # prompts of a regime whose answers are shown
@@ -121,7 +121,7 @@ def _rule(scored: Table, config: AbstentionConfig) -> Tree | None:
               if name not in (*baselines, "router_conf") and not name.startswith(BLOCK)]
     if not judged or not baselines:
         return None
-    found = judge(scored, judged, baselines, replicates=config.replicates, seed=config.seed)
+    found = apply_rule(scored, judged, baselines, replicates=config.replicates, seed=config.seed)
     return {"baselines": baselines, "verdicts": [one._asdict() for one in found.verdicts],
             "duels": [one._asdict() for one in found.duels], "caution": found.caution}
 

@@ -1,4 +1,4 @@
-"""Heads and probes on a network that stays as it is: what its inner values tell of what it does not know.
+"""Heads and probes on a network that stays as it is: what its activations tell of what it does not know.
 
     pooled      logistic regression on the mean of the last stream over the prompt
     low_rank    the same on the last position, through its leading principal directions alone
@@ -139,7 +139,7 @@ def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, op
 def _streams(model: Any, turns: Sequence[Prompt], layer: int, batch_size: int) -> Iterator[np.ndarray]:
     """The stream after a layer at every position, one prompt after the other: `[time, d_model]`."""
     longest = max(len(prompt.ids) for prompt in turns)
-    scorer = Scorer(model, recording((PLACE,), (layer,)), surprise=False, batch_size=batch_size)
+    scorer = Scorer(model, recording((PLACE,), (layer,)), nll=False, batch_size=batch_size)
     # Positions past a prompt's end stand for its last: they are cut off again.
     texts = [Text(prompt.ids, np.minimum(np.arange(longest), len(prompt.ids) - 1).tolist())
              for prompt in turns]

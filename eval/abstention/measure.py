@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import decoding
-from tilelli_jax.data.chat_pairs import Pair, lay
+from tilelli_jax.data.chat_pairs import Pair, pack_rows
 from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
 from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
@@ -17,7 +17,7 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.signals.prompts import Prompt as TokenPrompt
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
 from tilelli_jax.training.chat import held_out_terms
-from tilelli_jax.training.step import take_apart
+from tilelli_jax.training.step import split_params
 
 from ..matching import is_match
 from .config import AnswersConfig
@@ -36,10 +36,10 @@ def turn(prompt: str) -> TokenPrompt:
 
 def check_bytes(config: Any, what: str) -> None:
     """Raises InputError where such a network does not read bytes. `what` names it."""
-    symbols = getattr(config, "vocab_size", None)
+    tokens = getattr(config, "vocab_size", None)
     if not isinstance(config, RoutedConfig | VanillaConfig) or config.vocab_size < BYTES:
         raise InputError(f"{what}: expected a network that reads bytes, routed or vanilla, found family "
-                         f"{config.family}" + (f" of {symbols} symbols" if symbols else ""))
+                         f"{config.family}" + (f" of {tokens} tokens" if tokens else ""))
 
 
 def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
@@ -101,6 +101,6 @@ def chat_loss(model: Any, pairs: Sequence[Pair], batch_size: int) -> float:
     """Mean cross-entropy of held-out responses, nats per byte."""
     chosen = pairs[:HELD_OUT]
     longest = max(len((asked(pair.prompt) + answered(pair.response)).encode()) for pair in chosen)
-    rows = lay(chosen, longest, pack=False)
-    network, params = take_apart(model)
+    rows = pack_rows(chosen, longest, pack=False)
+    network, params = split_params(model)
     return held_out_terms(network, rows, batch_size=batch_size)(params).get("cross_entropy", math.nan)

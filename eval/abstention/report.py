@@ -14,7 +14,7 @@ from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.names import BLOCK, HEAD
 
 from .. import figures
-from ..conclusions import told_p
+from ..conclusions import format_p
 from ..report import Report
 from ..stages import read_result
 from ..stats import Interval
@@ -111,7 +111,7 @@ def of_blocks(found: Tree) -> Rows:
 def of_heads(found: Tree) -> Rows:
     """Differences of heads, by cross-regime AUROC."""
     return [{"heads": f"{one['a']} − {one['b']}", "difference": Interval.from_tree(one["difference"]),
-             "p": told_p(one["p"]), "p, Holm": told_p(one["p_holm"])} for one in found["between"]]
+             "p": format_p(one["p"]), "p, Holm": format_p(one["p_holm"])} for one in found["between"]]
 
 
 def of_verdicts(found: Tree) -> Rows:

@@ -1,4 +1,4 @@
-"""What was published of the variants, held against what was found here: sentence by sentence.
+"""What was published of the variants, compared with what was found here: sentence by sentence.
 
 Each statement has a criterion of its own, in numbers, fixed here, and three outcomes: its interval lies where
 it should, lies elsewhere, or is too wide to tell. It is about this scale: small networks in a made-up village
@@ -15,7 +15,7 @@ import numpy as np
 from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.names import HEAD, ROUTER
 
-from ..conclusions import SURE, told, told_p
+from ..conclusions import ALPHA, format_interval, format_p
 from ..stats import Interval
 from .decision import IN_DOMAIN
 from .variants import CHAT
@@ -89,15 +89,15 @@ def answer_v9(found: Tree) -> list[str]:
                False: "**it is above chance, and not high**" if area.low > 0.5 else
                       "**it is not told apart from chance**"}[at_least(area, HIGH)]
     texts = ["Trained alone, everything else frozen, the abstain head tells what nobody can answer from what "
-             f"can be answered with AUROC {told(area)}: {verdict}. The published number, in domain against "
-             f"all other regimes, is {told(head(found, 'v9'))}; as some of these can be answered, a head "
+             f"can be answered with AUROC {format_interval(area)}: {verdict}. The published number, in domain against "
+             f"all other regimes, is {format_interval(head(found, 'v9'))}; as some of these can be answered, a head "
              f"that knew all would have about {ceiling(found):.2f} there."]
     if "v8b" in variants:
         change, p = between(found, "v9", "v8b"), _pair(found, "v9", "v8b")["p_holm"]
         texts.append(f"Against v8b, which trains the router as well (cross-regime "
-                     f"{told(head(found, 'v8b'))}): {told(change, sign=True)}, p {told_p(p)} after Holm's "
+                     f"{format_interval(head(found, 'v8b'))}): {format_interval(change, sign=True)}, p {format_p(p)} after Holm's "
                      "correction: "
-                     + ("no difference that can be told." if not change.excludes_zero or p >= SURE else
+                     + ("no difference that can be told." if not change.excludes_zero or p >= ALPHA else
                         "less, part of the signal was in the router." if change.high < 0 else
                         "more, training the router did harm."))
     if not same or not all(same):
@@ -149,7 +149,7 @@ def _near_chance(found: Tree) -> Statement:
     most = max(areas, key=lambda name: abs(areas[name].point - 0.5))
     return Statement(CHAT, "cross-regime AUROC of every signal is 0.51 to 0.55, near chance",
                      f"intervals of softmax, router and head within {1 - CHANCE:g} and {CHANCE:g}",
-                     f"farthest from ½: {most}, {told(areas[most])}",
+                     f"farthest from ½: {most}, {format_interval(areas[most])}",
                      all_of(*(all_of(at_least(area, 1 - CHANCE), at_most(area, CHANCE))
                               for area in areas.values())))
 
@@ -158,7 +158,7 @@ def _gibberish_alone(found: Tree) -> Statement:
     area = Interval.from_tree(
         found["variants"][CHAT]["signals"]["max_softmax_mean"]["regimes"]["gibberish"])
     return Statement(CHAT, "max_softmax_mean tells gibberish, AUROC ≈ 0.93", f"at least {0.93 - AREA:g}",
-                     told(area), at_least(area, 0.93 - AREA))
+                     format_interval(area), at_least(area, 0.93 - AREA))
 
 
 def _router_wins_nothing(found: Tree) -> Statement:
@@ -174,7 +174,7 @@ def _v4_chats(found: Tree) -> Statement:
     start = found["variants"][CHAT]
     return Statement(CHAT, "the chat is coherent", f"at least {KNOWS:g} of telling questions in domain "
                      f"answered rightly, at most {LOOPS:g} loops",
-                     f"{told(Interval.from_tree(start['known']), 2)}, loops "
+                     f"{format_interval(Interval.from_tree(start['known']), 2)}, loops "
                      f"{start['regimes'][IN_DOMAIN]['loops']:.2f}" if start["known"] else
                      "the prompts have no such answers", _chats(start))
 
@@ -187,7 +187,7 @@ def _chat(name: str, published: str, garbled: bool) -> Callable[[Tree], Statemen
         if not _knows(found["variants"][CHAT]):
             return Statement(name, published, criterion, "v4 knows too little for that", None)
         ratio = Interval.from_tree(found["variants"][name]["known_of_start"])
-        return Statement(name, published, criterion, f"{told(ratio, 2)}: {called(found, name)}",
+        return Statement(name, published, criterion, f"{format_interval(ratio, 2)}: {called(found, name)}",
                          at_most(ratio, GARBLED) if garbled else at_least(ratio, COHERENT))
     return make
 
@@ -201,7 +201,7 @@ def _form_not_meaning(found: Tree) -> Statement:
         "v6", "router_conf tells gibberish (0.37 against 0.62), but neither misleading (0.61) nor unknown "
         "topics (0.60)", f"AUROC of gibberish at least {HIGH:g}, of factual_misleading and ood_topic at most "
         f"{CHANCE:g}",
-        ", ".join(f"{name} {told(areas[name], 2)}" for name in names) + "; means "
+        ", ".join(f"{name} {format_interval(areas[name], 2)}" for name in names) + "; means "
         + ", ".join(f"{name} {means[name]:.2f}" for name in (IN_DOMAIN, *names)),
         all_of(at_least(areas["gibberish"], HIGH), at_most(areas["factual_misleading"], CHANCE),
                at_most(areas["ood_topic"], CHANCE)))
@@ -211,7 +211,7 @@ def _head_is(name: str, published: float) -> Callable[[Tree], Statement]:
     def make(found: Tree) -> Statement:
         area = head(found, name)
         return Statement(name, f"cross-regime AUROC of abstain_p is {published:.2f}",
-                         f"at least {published - AREA:.2f}", told(area), at_least(area, published - AREA))
+                         f"at least {published - AREA:.2f}", format_interval(area), at_least(area, published - AREA))
     return make
 
 
@@ -219,7 +219,7 @@ def _gibberish_declined(name: str, published: float) -> Callable[[Tree], Stateme
     def make(found: Tree) -> Statement:
         share = Interval.from_tree(found["variants"][name]["abstention"]["half"]["gibberish"])
         return Statement(name, f"abstains from {100 * published:.0f} % of gibberish",
-                         f"abstain_p > ½ of at least {published - SHARE:.2f}", told(share, 2),
+                         f"abstain_p > ½ of at least {published - SHARE:.2f}", format_interval(share, 2),
                          at_least(share, published - SHARE))
     return make
 
@@ -230,7 +230,7 @@ def _less_is_more(found: Tree) -> Statement:
     return Statement("v8b", "the less metacognition is weighted (20, 5, 0), the better the head (0.76, 0.80, "
                      "0.85)", "v8a − v7 and v8b − v8a above 0",
                      " ".join(f"{area:.3f}" for area in areas) + "; "
-                     + ", ".join(told(step, sign=True) for step in steps),
+                     + ", ".join(format_interval(step, sign=True) for step in steps),
                      all_of(*(step.low > 0 if step.excludes_zero else None for step in steps)))
 
 
@@ -243,7 +243,7 @@ def _router_moves(found: Tree) -> Statement:
 def _splice(found: Tree) -> Statement:
     area, change = head(found, "splice"), between(found, "splice", "v7")
     return Statement("splice", "the head of v7 on v4: AUROC 0.54, back to chance",
-                     f"at most {CHANCE:g}, and below v7's", f"{told(area)}; {told(change, sign=True)}",
+                     f"at most {CHANCE:g}, and below v7's", f"{format_interval(area)}; {format_interval(change, sign=True)}",
                      all_of(at_most(area, CHANCE), change.high < 0 if change.excludes_zero else None))
 
 
@@ -251,7 +251,7 @@ def _splice_false(found: Tree) -> Statement:
     share = Interval.from_tree(found["variants"]["splice"]["abstention"]["half"][IN_DOMAIN])
     low, high = 0.27 - SHARE, 0.27 + SHARE
     return Statement("splice", "27 % false positives", f"abstain_p > ½ in domain of {low:.2f} to {high:.2f}",
-                     told(share, 2), all_of(at_least(share, low), at_most(share, high)))
+                     format_interval(share, 2), all_of(at_least(share, low), at_most(share, high)))
 
 
 def _splice_preserves(found: Tree) -> Statement:

@@ -52,9 +52,9 @@ class Study:
     """
 
     def __init__(self, config: AbstentionConfig, out: Path,
-                 tell: Callable[[str], None] = lambda line: None) -> None:
-        self.config, self.out, self.tell = config, out, tell
-        self.stages = Stages(out / "stages", tell)
+                 notify: Callable[[str], None] = lambda line: None) -> None:
+        self.config, self.out, self.notify = config, out, notify
+        self.stages = Stages(out / "stages", notify)
         self.variants = dependencies(config.variants)
 
     def check(self) -> None:
@@ -76,9 +76,9 @@ class Study:
         """What is allowed, and hardly meant."""
         few = {regime: n for regime, n in Counter(one.regime for one in self.prompts).items() if n < FEW}
         if few:
-            self.tell(f"note: prompts: fewer than {FEW} of {', '.join(few)}: intervals will be wide")
+            self.notify(f"note: prompts: fewer than {FEW} of {', '.join(few)}: intervals will be wide")
         if lacking := self.of_the_village:
-            self.tell(f"note: pairs.files: {', '.join(lacking)}: of the village, of which a network that is "
+            self.notify(f"note: pairs.files: {', '.join(lacking)}: of the village, of which a network that is "
                       "given may know nothing, and prompts of one's own may not be")
 
     @property
@@ -109,10 +109,10 @@ class Study:
     def data(self) -> Path:
         """JSON lines: a file for each of `config.DATA_FILES`; see `data.write`."""
         pairs = self.config.pairs
-        made_of = recipe("data", village=[self.world.seed, len(self.world.people)], longest=self._longest,
+        manifest = recipe("data", village=[self.world.seed, len(self.world.people)], longest=self._longest,
                          options=without(config_lib.to_dict(pairs), "files"), given=data.given(pairs))
-        return self.stages.make("data", made_of, lambda path: data.write(
-            path, pairs, self.world, self._longest, self.tell))
+        return self.stages.make("data", manifest, lambda path: data.write(
+            path, pairs, self.world, self._longest, self.notify))
 
     @property
     def _longest(self) -> int:
@@ -154,19 +154,19 @@ class Study:
         """What a variant of a seed shows of every prompt, and answers: PROMPTS, CALIBRATION, result.json."""
         variant, config = VARIANTS[name], self.config
         path, start = self.network(name, seed), self.network(CHAT, seed)
-        made_of = recipe(
+        manifest = recipe(
             "measured", name=name, network=contents(path), start=contents(start), prompts=self._asked,
             data=fingerprint([self._file("calibration"), self._file("held_out")]),
             answers=config_lib.to_dict(config.answers), held_out=measure.HELD_OUT, run_by=self._run_by,
             fitted=self.fitted(seed).name if variant.kind == "fitted" else None)
         work = self._measure_fitted if variant.kind == "fitted" else self._measure
-        return self.stages.make(f"{name}-{seed}", made_of, lambda at: work(at, name, seed))
+        return self.stages.make(f"{name}-{seed}", manifest, lambda at: work(at, name, seed))
 
     @once
     def fitted(self, seed: int) -> Path:
         """What heads and probes on v4 say: PROMPTS, CALIBRATION, result.json, and the autoencoder."""
         options = self.config.fitted
-        made_of = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._asked,
+        manifest = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._asked,
                          data=fingerprint([self._file(name) for name in ("calibration", "held_out",
                                                                          "semantic")]),
                          options=without(config_lib.to_dict(options), "jobs"), run_by=self._run_by,
@@ -180,7 +180,7 @@ class Study:
             for file, scores in zip((PROMPTS, CALIBRATION), found.scores, strict=True):
                 write_columns(path / file, scores)
             write_result(path, found.about)
-        return self.stages.make(f"fitted-{seed}", made_of, work)
+        return self.stages.make(f"fitted-{seed}", manifest, work)
 
     @functools.cached_property
     def calibration(self) -> list[str]:
@@ -198,7 +198,7 @@ class Study:
         config = self.config
         made = {name: {seed: self.measured(name, seed) for seed in config.seeds} for name in self.variants}
         of_fitted = {seed: self.fitted(seed) for seed in config.seeds} if self.has_fitted else {}
-        made_of = recipe("evaluate", measured={name: [path.name for path in some.values()]
+        manifest = recipe("evaluate", measured={name: [path.name for path in some.values()]
                                                for name, some in made.items()},
                          fitted=[path.name for path in of_fitted.values()], target_fpr=config.target_fpr,
                          prompts=self._asked,
@@ -208,7 +208,7 @@ class Study:
             found = {name: [self._read(at, of_fitted.get(seed) if name == CHAT else None)
                             for seed, at in some.items()] for name, some in made.items()}
             write_result(path, evaluate.evaluate(self.prompts, found, config))
-        return self.stages.make("evaluate", made_of, work)
+        return self.stages.make("evaluate", manifest, work)
 
     # ---------------------------------------------------------------------------------------------
 
@@ -275,17 +275,17 @@ class Study:
         experiment = config_lib.load(ExperimentConfig, part.train, changes)
         run = run_path(self.out / "networks", f"{name}-{seed}", experiment)
         if not RunDirectory(run).summary.is_file():
-            self.tell(f"{name}, seed {seed}: {run}")
+            self.notify(f"{name}, seed {seed}: {run}")
         return trained(part.train, run, changes)
 
     def _spliced(self, name: str, seed: int) -> Path:
         head, onto = self.network(SPLICED_FROM, seed), self.network(CHAT, seed)
-        made_of = recipe("splice", head=contents(head), onto=contents(onto))
+        manifest = recipe("splice", head=contents(head), onto=contents(onto))
 
         def work(path: Path) -> None:
             shutil.rmtree(path / "model", ignore_errors=True)  # of an interruption
             splice(head, onto, path / "model")
-        return self.stages.make(f"{name}-network-{seed}", made_of, work) / "model"
+        return self.stages.make(f"{name}-network-{seed}", manifest, work) / "model"
 
     def _load(self, path: Path) -> Decoder:
         return store.load(path, self.config.compute)
@@ -330,17 +330,17 @@ class Study:
 
 
 def _shape(config: RoutedConfig | VanillaConfig) -> tuple[str | int, ...]:
-    """What networks have to have in common, to be held against each other."""
+    """What networks have to have in common, to be compared with each other."""
     ways = (*config.pathways, config.n_banks) if isinstance(config, RoutedConfig) else ()
     return config.family, config.d_model, config.n_layers, *ways
 
 
 def _as_overrides(variant: Variant) -> list[str]:
     """What of a training configuration makes this variant."""
-    return [f"finetune.train=[{','.join(variant.trains)}]", f"finetune.cross_entropy={variant.cross_entropy}",
-            f"finetune.abstain={variant.abstain}", f"finetune.metacognition={variant.metacognition}",
-            f"finetune.tether={variant.tether}", f"chat.judge={variant.judge}",
-            f"chat.imitate={'all' if variant.data == 'chat' else 'answerable'}", "train.export=last"]
+    return [f"finetune.train=[{','.join(variant.trains)}]", f"finetune.cross_entropy_weight={variant.cross_entropy_weight}",
+            f"finetune.abstain_weight={variant.abstain_weight}", f"finetune.router_entropy_weight={variant.router_entropy_weight}",
+            f"finetune.router_kl_weight={variant.router_kl_weight}", f"chat.abstain_position={variant.abstain_position}",
+            f"chat.loss_on={'all' if variant.data == 'chat' else 'answerable'}", "train.export=last"]
 
 
 def _cost(run: RunDirectory) -> dict[str, Any] | None:

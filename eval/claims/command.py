@@ -5,7 +5,7 @@
 
 Ends with 0 if all that is claimed holds, 1 if something does not, 2 if it could not be asked. By default
 the claims are those published of the original's v4; --write-expected makes a file of what this network
-is and does, which it and others can be held against. See docs/claims.md.
+is and does, which it and others can be compared with. See docs/claims.md.
 """
 
 from __future__ import annotations

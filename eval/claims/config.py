@@ -21,10 +21,10 @@ class ArchitectureConfig(Section):
 
     family: str | None = setting(None, "which network: routed or vanilla")
     pathways: tuple[str, ...] | None = setting(None, "of a block, in the router's order; []: no router")
-    d_model: int | None = setting(None, "width of the residual stream", least=1)
-    n_layers: int | None = setting(None, "number of blocks", least=1)
-    vocab_size: int | None = setting(None, "number of symbols", least=1)
-    parameters: int | None = setting(None, "numbers that training may change", least=1)
+    d_model: int | None = setting(None, "width of the residual stream", min=1)
+    n_layers: int | None = setting(None, "number of blocks", min=1)
+    vocab_size: int | None = setting(None, "number of tokens", min=1)
+    parameters: int | None = setting(None, "numbers that training may change", min=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CrossRegimeConfig(Section):
     As `eval.abstention.decision` has them: above ½ where a signal points the way that is said there.
     """
 
-    max_softmax_last: Area = setting(None, "largest probability of the next symbol, after the prompt")
+    max_softmax_last: Area = setting(None, "largest probability of the next token, after the prompt")
     max_softmax_mean: Area = setting(None, "the same, mean over the prompt's positions")
     abstain_p: Area = setting(None, "chance that the abstain head gives to there being no answer")
     router_conf: Area = setting(None, "1 − router_entropy")
@@ -75,7 +75,7 @@ class CrossRegimeConfig(Section):
 class AskedConfig(Section):
     """Prompts of one regime that are answered."""
 
-    prompts: int = setting(10, "how many are asked, the first of them", least=1)
+    prompts: int = setting(10, "how many are asked, the first of them", min=1)
     file: str = setting("", "a directory or file of them; empty: those of --prompts")
 
     def _check(self, *counts: str) -> None:
@@ -89,9 +89,9 @@ class AskedConfig(Section):
 class HeldOutConfig(AskedConfig):
     """Prompts of ood_topic, which nobody can answer: how many are declined."""
 
-    at_least: int | None = setting(None, "refusals among the answers, by the stated detector", least=0)
+    at_least: int | None = setting(None, "refusals among the answers, by the stated detector", min=0)
     templates: tuple[str, ...] = setting((), "how answers begin by which it was taught to decline")
-    template_at_least: int | None = setting(None, "answers that begin with one of them", least=0)
+    template_at_least: int | None = setting(None, "answers that begin with one of them", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,8 +106,8 @@ class HeldOutConfig(AskedConfig):
 class FalseInabilityConfig(AskedConfig):
     """Prompts of neo_false_inability, which ought to be answered: how many are declined."""
 
-    prompts: int = setting(20, "how many are asked, the first of them", least=1)
-    refused: int | None = setting(None, "refusals among the answers, by the stated detector", least=0)
+    prompts: int = setting(20, "how many are asked, the first of them", min=1)
+    refused: int | None = setting(None, "refusals among the answers, by the stated detector", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.names import BLOCK
 from tilelli_jax.signals.uncertainty import UncertaintyReader
-from tilelli_jax.training.step import parameter_count, take_apart
+from tilelli_jax.training.step import parameter_count, split_params
 
 from ..abstention import measure, prompts
 from ..abstention.config import AnswersConfig
@@ -135,4 +135,4 @@ def _answer(prompt: str, answer: str, templates: tuple[str, ...]) -> Answer:
 def _architecture(model: Decoder) -> ArchitectureConfig:
     config = model.config
     return ArchitectureConfig(config.family, tuple(getattr(config, "pathways", ())), config.d_model,
-                              config.n_layers, config.vocab_size, parameter_count(take_apart(model)[1]))
+                              config.n_layers, config.vocab_size, parameter_count(split_params(model)[1]))

@@ -2,7 +2,7 @@
 
     tilelli compare --config FILE [--stage train|evaluate|all] [key=value …]
 
-Trains every contender with every seed on every text, and tests what sets them apart. Runs that are there
+Trains every model with every seed on every text, and tests what sets them apart. Runs that are there
 are taken as they are: the same command again goes on where it stopped. `all` ends with a report.
 """
 
@@ -18,7 +18,7 @@ from tilelli_jax.errors import command
 from tilelli_jax.tables import table
 
 from ..inputs.commands import carry_out, how_made, quiet_logs
-from ..stages import tell_on_stderr
+from ..stages import print_to_stderr
 from . import report
 from .config import ComparisonConfig
 from .study import Study
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     config = config_lib.load(ComparisonConfig, options.config, options.overrides)
     name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
     said = shlex.join([*PROG.split(), *argv])
     return carry_out(lambda: run(study, options.stage, name, said))

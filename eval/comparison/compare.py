@@ -1,4 +1,4 @@
-"""What losses come to: means, spreads, and what sets each contender apart from the reference."""
+"""What losses come to: means, spreads, and what sets each model apart from the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def compare(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Of one text: a tree of JSON. p is two-sided; `p_holm` is corrected, test by test.
 
     Args:
-        losses: contender → nats/byte `[seeds]`, in one order of the seeds; the first is the reference.
+        losses: model → nats/byte `[seeds]`, in one order of the seeds; the first is the reference.
     """
     reference, *others = losses
     theirs = np.asarray(losses[reference], float)
@@ -26,7 +26,7 @@ def compare(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         apart, pairs = welch(its, theirs), paired_t(its - theirs)
         unpaired, paired = exact_relabelling(its, theirs), exact_sign_flips(its - theirs)
         comparisons.append({
-            "contender": name, "difference": apart.difference, "freedom": apart.freedom,
+            "model": name, "difference": apart.difference, "freedom": apart.freedom,
             "differences": (its - theirs).tolist(), "paired_difference": pairs.difference,
             "p": {"welch": apart.p, "unpaired": unpaired.p, "paired": paired.p},
             "least": {"unpaired": unpaired.least, "paired": paired.least},

@@ -11,18 +11,18 @@ from pathlib import Path
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 
-MOST_SEEDS = 10  # the exact tests look at every arrangement: C(20, 10) = 184,756 of them
+MAX_SEEDS = 10  # the exact tests look at every arrangement: C(20, 10) = 184,756 of them
 
 
 @dataclasses.dataclass(frozen=True)
 class TuningConfig(Section):
-    """How each contender comes by its learning rate."""
+    """How each model comes by its learning rate."""
 
     rates: tuple[float, ...] = setting(
-        (), "learning rates that each contender is tried with on each text, the same for all; empty: "
+        (), "learning rates that each model is tried with on each text, the same for all; empty: "
         "each as its configuration has it")
-    seed: int = setting(100, "of those runs: none of the seeds that are compared", least=0,
-                        most=2**32 - 1)
+    seed: int = setting(100, "of those runs: none of the seeds that are compared", min=0,
+                        max=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,37 +33,37 @@ class TuningConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonConfig(Section):
-    """One comparison: contenders, texts and seeds."""
+    """One comparison: models, texts and seeds."""
 
     name: str = setting("", "what the report calls it; by default that of the file")
     out: str = setting("", "directory; by default runs/ and the name of the file")
-    contenders: tuple[tuple[str, ...], ...] = setting(
+    models: tuple[tuple[str, ...], ...] = setting(
         (), "each a list: its name, its training configuration, and key=value settings that take "
         "precedence over that file's, as on the command line of tilelli train")
-    reference: str = setting("", "the contender that the others are held against; empty: the first")
-    overrides: tuple[str, ...] = setting((), "settings of all contenders, e.g. [train.steps=2000]")
+    reference: str = setting("", "the model that the others are compared with; empty: the first")
+    overrides: tuple[str, ...] = setting((), "settings of all models, e.g. [train.steps=2000]")
     texts: tuple[str, ...] = setting(("stories",), "what they learn from, each as data.source has it")
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3, 4), "each of the weights and of the order of the training windows: of one seed all "
-        "contenders see the same batches")
+        "models see the same batches")
     tolerance: float = setting(0.01, "by how much numbers of parameters may differ, as a share of the "
-                               "reference's", least=0, below=1)
+                               "reference's", min=0, below=1)
     tuning: TuningConfig = setting(TuningConfig(), "learning rates")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in self.contenders:
+        for one in self.models:
             if len(one) < 2 or not all(one):
-                raise InputError("contenders: expected lists of a name, a training configuration and "
+                raise InputError("models: expected lists of a name, a training configuration and "
                                  f"key=value settings, found {list(one)}")
-        names = [name for name, *_ in self.contenders]
-        _check_names("contenders", names, 2)
+        names = [name for name, *_ in self.models]
+        _check_names("models", names, 2)
         if self.reference and self.reference not in names:
             raise InputError(f"reference: expected one of {', '.join(names)}, found {self.reference!r}")
         _check_names("texts", self.texts, 1)
-        if (not 2 <= len(self.seeds) <= MOST_SEEDS or len(set(self.seeds)) != len(self.seeds)
+        if (not 2 <= len(self.seeds) <= MAX_SEEDS or len(set(self.seeds)) != len(self.seeds)
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError(f"seeds: expected 2 to {MOST_SEEDS} different whole numbers from 0 to "
+            raise InputError(f"seeds: expected 2 to {MAX_SEEDS} different whole numbers from 0 to "
                              f"2³² − 1, found {list(self.seeds)}")
         if self.tuning.rates and self.tuning.seed in self.seeds:
             raise InputError(f"tuning.seed: expected none of the seeds {list(self.seeds)}, found "
@@ -71,7 +71,7 @@ class ComparisonConfig(Section):
 
 
 def file_name(text: str) -> str:
-    """What files are called that are made for a contender or a text: `books/*.txt` → `books`."""
+    """What files are called that are made for a model or a text: `books/*.txt` → `books`."""
     path = Path(text)
     stem = path.stem if re.search(r"\w", path.stem) else path.parent.name
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "text"

@@ -10,7 +10,7 @@ from typing import Any
 from tilelli_jax import config as config_lib
 
 from .. import conclusions, figures
-from ..conclusions import SURE, told, told_p
+from ..conclusions import ALPHA, format_interval, format_p
 from ..report import Report
 from ..stages import read_result
 from ..stats import Interval
@@ -39,7 +39,7 @@ def collect(study: Study) -> dict[str, Any]:
 
 
 def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes results.json, report.md, report.html, figures/, contenders.* and differences.*; returns
+    """Writes results.json, report.md, report.html, figures/, models.* and differences.*; returns
     what was found.
 
     Args:
@@ -54,19 +54,19 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
     _learning_rates(report, found)
     _method(report, found)
     report.finish(study.out, found, how)
-    for table, of_text in (("contenders", rows), ("differences", differences)):
+    for table, of_text in (("models", rows), ("differences", differences)):
         write_tables(study.out / table, [{"text": text, **row} for text in found["texts"]
                                          for row in of_text(found, text)], f"{name}: {table}")
     return found
 
 
 def rows(found: Tree, text: str) -> list[dict[str, Any]]:
-    """What each contender is and came to on one text, the reference first."""
+    """What each model is and came to on one text, the reference first."""
     there, made = found["texts"][text], []
     for name, losses in there["losses"].items():
         size, runs = found["sizes"][name], there["runs"][name]
         made.append({
-            "contender": name, "parameters": f"{size['parameters']:,}",
+            "model": name, "parameters": f"{size['parameters']:,}",
             "bits per weight": size["bits_per_weight"], "per parameter": size["bits_per_parameter"],
             "nats/byte": f"{losses['mean']:.4f} ± {losses['sd']:.4f}",
             "each seed": ", ".join(f"{loss:.4f}" for loss in losses["each"]),
@@ -79,9 +79,9 @@ def differences(found: Tree, text: str) -> list[dict[str, Any]]:
     """What sets the others apart from the reference on one text; nats/byte, below 0 they are better."""
     there = found["texts"][text]
     return [{
-        "contender": one["contender"],
-        f"less {there['reference']}": told(Interval.from_tree(one["difference"]), 4, sign=True),
-        "paired": told(Interval.from_tree(one["paired_difference"]), 4, sign=True),
+        "model": one["model"],
+        f"less {there['reference']}": format_interval(Interval.from_tree(one["difference"]), 4, sign=True),
+        "paired": format_interval(Interval.from_tree(one["paired_difference"]), 4, sign=True),
         **{f"p, {CALLED[test]}": one["p"][test] for test in TESTS},
         **{f"Holm, {CALLED[test]}": one["p_holm"][test] for test in TESTS}}
         for one in there["comparisons"]]
@@ -93,9 +93,9 @@ def verdicts(found: Tree) -> list[str]:
             for one in there["comparisons"]]
 
 
-def is_sure(one: Tree) -> bool:
+def is_significant(one: Tree) -> bool:
     """Whether a difference may be called one: by Welch's test and by relabelling, both corrected."""
-    return all(conclusions.is_sure(one["p_holm"][test]) for test in DECIDING)
+    return all(conclusions.is_significant(one["p_holm"][test]) for test in DECIDING)
 
 
 def limits(found: Tree) -> str:
@@ -111,21 +111,21 @@ def limits(found: Tree) -> str:
 def summary(found: Tree, text: str) -> list[list[str]]:
     """The closing table of the terminal, of one text."""
     there = found["texts"][text]
-    apart = {row["contender"]: row for row in differences(found, text)}
+    apart = {row["model"]: row for row in differences(found, text)}
     less = f"less {there['reference']}"
-    made = [["contender", "parameters", "bits/weight", "nats/byte", less,
+    made = [["model", "parameters", "bits/weight", "nats/byte", less,
              *(f"p {CALLED[test]}" for test in TESTS)]]
     for row in rows(found, text):
-        one = apart.get(row["contender"])
-        made.append([row["contender"], row["parameters"], f"{row['bits per weight']:.2f}",
+        one = apart.get(row["model"])
+        made.append([row["model"], row["parameters"], f"{row['bits per weight']:.2f}",
                      row["nats/byte"], "–" if one is None else one[less],
-                     *("–" if one is None else told_p(one[f"Holm, {CALLED[test]}"])
+                     *("–" if one is None else format_p(one[f"Holm, {CALLED[test]}"])
                        for test in TESTS)])
     return made
 
 
 def at_an_end(found: Tree) -> list[str]:
-    """Contenders, with their text, whose best learning rate may lie outside those that were tried."""
+    """Models, with their text, whose best learning rate may lie outside those that were tried."""
     rates = found["config"]["tuning"]["rates"]
     return [f"{name} on {text}" for text, tuned in found["tuning"].items()
             for name, one in tuned.items() if one["chosen"] in (min(rates), max(rates))]
@@ -135,14 +135,14 @@ def at_an_end(found: Tree) -> list[str]:
 
 
 def _verdict(there: Tree, one: Tree, text: str) -> str:
-    name, reference = one["contender"], there["reference"]
+    name, reference = one["model"], there["reference"]
     change = Interval.from_tree(one["difference"])
     below = sum(difference < 0 for difference in one["differences"])
-    ps = "; ".join(f"{CALLED[test]} {told_p(one['p_holm'][test])}" for test in TESTS)
+    ps = "; ".join(f"{CALLED[test]} {format_p(one['p_holm'][test])}" for test in TESTS)
     return (f"**{name}** on {text}: {there['losses'][name]['mean']:.4f} nats/byte, {reference} "
-            f"{there['losses'][reference]['mean']:.4f}; difference {told(change, 4, sign=True)}, lower "
+            f"{there['losses'][reference]['mean']:.4f}; difference {format_interval(change, 4, sign=True)}, lower "
             f"in {below} of {len(one['differences'])} pairs; corrected p: {ps}. " + (
-                "No difference that is sure." if not is_sure(one) else
+                "No difference that is sure." if not is_significant(one) else
                 f"{name} has learned more." if change.point < 0 else f"{name} has learned less."))
 
 
@@ -154,15 +154,15 @@ def _text(report: Report, found: Tree, text: str) -> None:
                      "validation part.")
     report.table(rows(found, text))
     report.figure(f"losses-{name}", figures.dots(
-        {contender: losses["each"] for contender, losses in there["losses"].items()},
+        {model: losses["each"] for model, losses in there["losses"].items()},
         unit="validation loss, nats/byte"), "Every run's last validation loss.")
     report.table(differences(found, text))
     report.figure(f"differences-{name}", figures.effects(
-        {one["contender"]: Interval.from_tree(one["paired_difference"])
+        {one["model"]: Interval.from_tree(one["paired_difference"])
          for one in there["comparisons"]}, unit="nats/byte"),
         f"Mean paired difference to {there['reference']}, with Student's interval over the "
-        f"{len(found['config']['seeds'])} pairs; below 0 the contender has the lower loss.")
-    report.table([{"seed": seed, **{one["contender"]: f"{one['differences'][i]:+.4f}"
+        f"{len(found['config']['seeds'])} pairs; below 0 the model has the lower loss.")
+    report.table([{"seed": seed, **{one["model"]: f"{one['differences'][i]:+.4f}"
                                     for one in there["comparisons"]}}
                   for i, seed in enumerate(found["config"]["seeds"])])
 
@@ -173,11 +173,11 @@ def _learning_rates(report: Report, found: Tree) -> None:
         report.paragraph("Each is as its training configuration has it; none was looked for here.")
         return
     tuning = found["config"]["tuning"]
-    report.paragraph(f"Each contender was tried on each text with the same {len(tuning['rates'])} rates, "
+    report.paragraph(f"Each model was tried on each text with the same {len(tuning['rates'])} rates, "
                      f"by a run of full length each (seed {tuning['seed']}, none of those compared), and "
                      "learned with the best: as much looking for one as for another. It was chosen by "
                      "the last loss on the validation part, which is also what is compared.")
-    report.table([{"text": text, "contender": name,
+    report.table([{"text": text, "model": name,
                    **{f"at {rate}": loss for rate, loss in one["losses"].items()},
                    "chosen": f"{one['chosen']:g}"}
                   for text, tuned in found["tuning"].items() for name, one in tuned.items()])
@@ -191,13 +191,13 @@ def _method(report: Report, found: Tree) -> None:
     comparisons = next(iter(found["texts"].values()))["comparisons"]
     least, ways = comparisons[0]["least"], comparisons[0]["arrangements"]
     never = too_few = ""
-    if least["paired"] >= SURE:
-        never = f", and so never below {SURE:g}, however large the difference"
-    if least["unpaired"] * len(comparisons) >= SURE:
+    if least["paired"] >= ALPHA:
+        never = f", and so never below {ALPHA:g}, however large the difference"
+    if least["unpaired"] * len(comparisons) >= ALPHA:
         too_few = " With so few runs none can be."
     report.heading("How it is compared")
     report.points([
-        f"{len(seeds)} runs of each contender (seeds {', '.join(map(str, seeds))}). A seed is that of "
+        f"{len(seeds)} runs of each model (seeds {', '.join(map(str, seeds))}). A seed is that of "
         "the weights and of the order of the text: runs of one seed see the same batches, which makes "
         "the pairs.",
         "The loss is that after the last update, not the lowest on the way: the budget is what is "
@@ -211,7 +211,7 @@ def _method(report: Report, found: Tree) -> None:
         f"of a seed; p cannot be below {least['paired']:.4f}{never}.",
         f"Holm's correction is for the {len(comparisons)} comparisons of one text, test by test. A "
         "difference is called one where Welch's and the exact p, of all runs, are both below "
-        f"{SURE:g} after it.{too_few}",
+        f"{ALPHA:g} after it.{too_few}",
         "bits per weight: log₂ of the values that a quantised weight can have; per parameter: the mean "
         "over all, those not quantised at 32. seconds: of a run, mean, whatever else was running.",
     ])

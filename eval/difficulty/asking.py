@@ -1,4 +1,4 @@
-"""Asking a language model: its surprise at prompts and endings, and its inner values there.
+"""Asking a language model: its surprise at prompts and endings, and its activations there.
 
 A prompt is cut at its head to the tokens that the protocol allows. Nothing is put before it.
 """
@@ -37,42 +37,42 @@ class Answers(NamedTuple):
     activations: dict[int, list[np.ndarray]]
 
 
-class Asker:
+class NLLScorer:
     """One network, asked in batches of like lengths: one pass of prompt and ending for each ending.
 
     A causal network's surprise at the prompt is in the pass of its first ending.
 
     Args:
-        most_tokens: of a prompt.
-        place, layers: of the inner values that are kept.
+        max_tokens: of a prompt.
+        place, layers: of the activations that are kept.
         positions: boundary: the prompt's last token where there is one ending, otherwise each ending's
             first. all: the prompt's, but the first `skip`.
     """
 
-    def __init__(self, model: Any, encode: Encode, *, most_tokens: int, place: str = "",
+    def __init__(self, model: Any, encode: Encode, *, max_tokens: int, place: str = "",
                  layers: Sequence[int] = (), positions: Literal["boundary", "all"] = "boundary",
                  skip: int = 1, batch_size: int = 16, dtype: Any = np.float16,
                  mesh: Mesh | None = None) -> None:
-        self.encode, self.most_tokens, self.place, self.layers = encode, most_tokens, place, sorted(layers)
+        self.encode, self.max_tokens, self.place, self.layers = encode, max_tokens, place, sorted(layers)
         self.positions, self.skip, self.dtype = positions, skip, dtype
         self.vocab_size = model.config.vocab_size
         tap_of = None
         if layers and positions == "boundary":
             tap_of = recording((place,), tuple(self.layers))
         elif layers:
-            def tap_of(aid: Any, beside: Any) -> Tap:
+            def tap_of(aux_model: Any, beside: Any) -> Tap:
                 return Tap(record=(place,), layers=tuple(self.layers))
         self._scorer = Scorer(model, tap_of, batch_size=batch_size, mesh=mesh)
 
     def prompt_ids(self, question: Question) -> list[int]:
-        return self.encode(question.prompt)[-self.most_tokens:]
+        return self.encode(question.prompt)[-self.max_tokens:]
 
     def ask(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Answers:
         """Args: numbers: of the questions, for what is said of one that goes wrong; by default 0, 1, ….
 
         Raises:
             InputError: an ending has no tokens, there are more than a network with learned positions reads,
-                or inner values are not finite (named by item and layer).
+                or activations are not finite (named by item and layer).
         """
         known = range(len(questions)) if numbers is None else numbers
         prompts = [self.prompt_ids(question) for question in questions]
@@ -87,7 +87,7 @@ class Asker:
             longest = len(prompts[i]) + max(map(len, ids))
             if self._scorer.most is not None and longest > self._scorer.most:
                 raise InputError(f"item {known[i]}: prompt and ending have {longest} tokens, and the network "
-                                 f"reads {self._scorer.most}; data.most_tokens cuts prompts")
+                                 f"reads {self._scorer.most}; data.max_tokens cuts prompts")
         several = len(endings[0]) > 1
         of = [(i, j) for i, ids in enumerate(endings) for j in range(len(ids))]
         at_boundary = self.layers and self.positions == "boundary"

@@ -59,12 +59,12 @@ class Judged:
         found = []
         if self.of_model not in ("", network):
             found.append(f"it says it is of {self.of_model}, and the network is {network}")
-        if self.steps is not None and self.steps < options.least_steps:
-            found.append(f"it has seen {self.steps} updates (least {options.least_steps})")
-        if self.dead > options.most_dead:
+        if self.steps is not None and self.steps < options.min_steps:
+            found.append(f"it has seen {self.steps} updates (least {options.min_steps})")
+        if self.dead > options.max_dead:
             found.append(f"{self.dead:.0%} of its latents were never active in {self.rows} held-out rows "
-                         f"(most {options.most_dead:.0%})")
-        least = max(options.least_explained, self.untrained + options.beyond_untrained)
+                         f"(most {options.max_dead:.0%})")
+        least = max(options.min_explained, self.untrained + options.min_gain_over_random)
         if self.explained < least:
             found.append(f"it explains {self.explained:.0%} of their variance (least {least:.0%}; random "
                          f"weights explain {self.untrained:.0%})")
@@ -124,7 +124,7 @@ def _active(sae: TopKSAE, rows: Iterable[np.ndarray]) -> np.ndarray:
 
 def _untrained(sae: TopKSAE, rows: Activations) -> TopKSAE:
     """One of the same shape with random weights, around the mean of the rows."""
-    made = store.build(dataclasses.replace(sae.config, activation="topk", most_active=0), 0)
+    made = store.build(dataclasses.replace(sae.config, activation="topk", max_active=0), 0)
     made.bias[...] = jnp.asarray(np.mean([block.mean(axis=0, dtype=np.float64) for block in rows.blocks()],
                                          axis=0), jnp.float32)
     return made

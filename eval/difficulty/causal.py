@@ -1,4 +1,4 @@
-"""Do the latents that foretell difficulty also cause it? What leaving them out of a reconstruction does.
+"""Do the latents that predict difficulty also cause it? What leaving them out of a reconstruction does.
 
 The effect of a latent is how much the network's loss (surprise at the right answer in nats, or the CRPS of
 a forecast) changes when that latent alone is left out of the reconstruction: Δ = (left out) −
@@ -76,7 +76,7 @@ class Effect:
     items_changed: int
 
     @property
-    def is_sure(self) -> bool:
+    def is_significant(self) -> bool:
         """At 5 %, corrected."""
         return self.p_holm < 0.05
 

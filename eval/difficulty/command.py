@@ -16,7 +16,7 @@ from tilelli_jax.errors import InputError, command
 from tilelli_jax.tables import table
 
 from ..inputs.commands import carry_out, how_made, quiet_logs
-from ..stages import tell_on_stderr
+from ..stages import print_to_stderr
 from . import report
 from .config import StudyConfig
 from .questions import with_source
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if options.data:
         config = with_source(config, options.data)
     name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
     report.others(config)
     said = shlex.join(["tilelli", "difficulty", *argv])

@@ -20,8 +20,8 @@ class SquadConfig(Section):
     family: Literal["squad"] = setting("squad", "which kind of data")
     source: str = setting("hf:rajpurkar/squad", "hf:NAME (its validation part), or a file: JSON, JSON lines "
                           "or parquet")
-    items: int = setting(5000, "the first of them", least=10)
-    most_tokens: int = setting(200, "of a prompt, cut at its head", least=2)
+    items: int = setting(5000, "the first of them", min=10)
+    max_tokens: int = setting(200, "of a prompt, cut at its head", min=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class HellaSwagConfig(Section):
 
     family: Literal["hellaswag"] = setting("hellaswag", "which kind of data")
     source: str = setting("hf:Rowan/hellaswag", "as for squad")
-    items: int = setting(5000, "the first of them", least=10)
-    most_tokens: int = setting(124, "of a prompt, cut at its head", least=2)
+    items: int = setting(5000, "the first of them", min=10)
+    max_tokens: int = setting(124, "of a prompt, cut at its head", min=2)
     domain: Literal["all", "activitynet", "wikihow"] = setting("all", "which of its two sources")
 
 
@@ -41,12 +41,12 @@ class TextConfig(Section):
 
     family: Literal["text"] = setting("text", "which kind of data")
     source: str = setting("stories", "stories (built in, none of those that are trained on) or a text file")
-    items: int = setting(2000, "the first pieces", least=10)
-    prompt: int = setting(160, "characters of a piece", least=2)
-    ending: int = setting(16, "characters of how it goes on", least=1)
+    items: int = setting(2000, "the first pieces", min=10)
+    prompt: int = setting(160, "characters of a piece", min=2)
+    ending: int = setting(16, "characters of how it goes on", min=1)
     separator: str = setting("\n\n", "between documents, which keep their pieces together; empty: blocks of "
                              "16 pieces")
-    most_tokens: int = setting(4096, "of a prompt, cut at its head", least=2)
+    max_tokens: int = setting(4096, "of a prompt, cut at its head", min=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,12 @@ class SeriesConfig(Section):
     family: Literal["series"] = setting("series", "which kind of data")
     source: str = setting("ETTh1.csv", "a CSV or parquet file")
     column: str = setting("OT", "the values")
-    items: int = setting(1_000_000, "the first windows", least=10)
-    context: int = setting(512, "values that are read", least=16)
-    horizon: int = setting(96, "values that are forecast", least=1)
-    stride: int = setting(24, "values between the starts of two windows", least=1)
-    season: int = setting(24, "values of a season", least=1)
-    samples: int = setting(100, "futures drawn of each window", least=2)
+    items: int = setting(1_000_000, "the first windows", min=10)
+    context: int = setting(512, "values that are read", min=16)
+    horizon: int = setting(96, "values that are forecast", min=1)
+    stride: int = setting(24, "values between the starts of two windows", min=1)
+    season: int = setting(24, "values of a season", min=1)
+    samples: int = setting(100, "futures drawn of each window", min=2)
 
 
 DataConfig = SquadConfig | HellaSwagConfig | TextConfig | SeriesConfig
@@ -69,19 +69,19 @@ DataConfig = SquadConfig | HellaSwagConfig | TextConfig | SeriesConfig
 
 @dataclasses.dataclass(frozen=True)
 class ExtractConfig(Section):
-    """What is kept of the network's inner values."""
+    """What is kept of the network's activations."""
 
     place: str = setting("resid_post", "where, as its taps name it (Chronos: encoder.resid_post)")
     layers: tuple[int, ...] = setting((), "at which layers; each is a study of its own")
     positions: Literal["boundary", "all"] = setting(
         "boundary", "the last of the prompt (of several endings, the first of each), or all of the prompt; "
         "of a series always all")
-    skip: int = setting(1, "first positions of a text that are never looked at: without a symbol for the "
-                        "beginning, networks keep an enormous value there", least=0)
+    skip: int = setting(1, "first positions of a text that are never looked at: without a token for the "
+                        "beginning, networks keep an enormous value there", min=0)
     dtype: Literal["float16", "float32"] = setting("float16", "type on disk")
-    batch_size: int = setting(16, "texts (windows) at once", least=1)
+    batch_size: int = setting(16, "texts (windows) at once", min=1)
     shard_items: int = setting(512, "items in a file; after each of them one may stop and go on later",
-                               least=1)
+                               min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,10 +96,10 @@ class SplitConfig(Section):
     by: Literal["group", "topic", "order"] = setting(
         "group", "whole paragraphs (documents), whole topics, or the first rows, as published")
     train: float = setting(0.7, "share that is learned from", above=0, below=1)
-    alike: float = setting(0.7, "test prompts whose cosine of TF-IDF with one to learn from is as large are "
+    max_similarity: float = setting(0.7, "test prompts whose cosine of TF-IDF with one to learn from is as large are "
                            "left out", above=0)
-    known_nats: float = setting(0.4055, "prompts that surprise no more for each token are known by heart, "
-                                "and left out", least=0)
+    memorized_nll: float = setting(0.4055, "prompts that surprise no more for each token are known by heart, "
+                                "and left out", min=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +116,13 @@ class SAEStageConfig(Section):
 
     path: str = setting("", "model directory; {layer} stands for the layer")
     train: str = setting("", "in place of path: its training configuration")
-    least_steps: int = setting(200, "refused after fewer updates", least=0)
-    most_dead: float = setting(0.5, "refused with a larger share of latents never active on held-out items",
-                               least=0, most=1)
-    least_explained: float = setting(0.3, "refused when less of the variance is explained there", most=1)
-    beyond_untrained: float = setting(0.1, "and when it is not so much more than one with random weights "
-                                      "explains", least=0, most=1)
-    held_out: int = setting(200, "test items that this is measured on", least=1)
+    min_steps: int = setting(200, "refused after fewer updates", min=0)
+    max_dead: float = setting(0.5, "refused with a larger share of latents never active on held-out items",
+                               min=0, max=1)
+    min_explained: float = setting(0.3, "refused when less of the variance is explained there", max=1)
+    min_gain_over_random: float = setting(0.1, "and when it is not so much more than one with random weights "
+                                      "explains", min=0, max=1)
+    held_out: int = setting(200, "test items that this is measured on", min=1)
     force: bool = setting(False, "go on with one that is refused; the report says so")
 
 
@@ -130,39 +130,39 @@ class SAEStageConfig(Section):
 class ProbeConfig(Section):
     """Ladder, intervals and tests."""
 
-    folds: int = setting(5, "of cross-validation, at most", least=2)
+    folds: int = setting(5, "of cross-validation, at most", min=2)
     replicates: int = setting(2000, "of the bootstrap; its least p is 2 / (replicates + 1), before "
-                              "correction", least=400)
-    jobs: int = setting(-1, "fits side by side; -1 takes every core", least=-1)
+                              "correction", min=400)
+    jobs: int = setting(-1, "fits side by side; -1 takes every core", min=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class CascadeConfig(Section):
     """What a call costs."""
 
-    cheap: float = setting(1.0, "of the network", above=0)
-    dear: float = setting(5.0, "of the dearer one", above=0)
-    sunk: bool = setting(True, "an item handed on has cost the cheap call, too")
+    small: float = setting(1.0, "of the network", above=0)
+    large: float = setting(5.0, "of the larger one", above=0)
+    pay_both: bool = setting(True, "an item handed on has cost the cheap call, too")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dear <= self.cheap:
-            raise InputError(f"dear: expected more than cheap {self.cheap}, found {self.dear}")
+        if self.large <= self.small:
+            raise InputError(f"large: expected more than small {self.small}, found {self.large}")
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig(Section):
     """Latents that are left out, one at a time."""
 
-    latents: int = setting(5, "those on which a probe leans most", least=1)
-    controls: int = setting(10, "for each of them: as often active, drawn at random", least=0)
+    latents: int = setting(5, "those on which a probe leans most", min=1)
+    controls: int = setting(10, "for each of them: as often active, drawn at random", min=0)
     strength: float = setting(0.1, "C of that probe", above=0)
-    items: int = setting(500, "test items, drawn at random; 0 for all", least=0)
+    items: int = setting(500, "test items, drawn at random; 0 for all", min=0)
     positions: tuple[Literal["all", "boundary"], ...] = setting(
         ("all", "boundary"), "patched: all of the prompt, its last one")
     samples: int = setting(20, "of a series: futures drawn for each patch, with the same random numbers",
-                           least=2)
-    horizon: int = setting(64, "of a series: values forecast", least=1)
+                           min=2)
+    horizon: int = setting(64, "of a series: values forecast", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,11 +176,11 @@ class StudyConfig(Section):
 
     name: str = setting("", "what the report calls it; by default that of the file")
     out: str = setting("", "directory; by default runs/ and the name of the file")
-    seed: int = setting(42, "of all that is drawn", least=0, most=2**32 - 1)
+    seed: int = setting(42, "of all that is drawn", min=0, max=2**32 - 1)
     data: DataConfig = setting(SquadConfig(), "what is asked")
     network: NetworkConfig = setting(None, "the network that is studied")
-    dear: NetworkConfig | None = setting(None, "a dearer one that hard items could be handed to")
-    extract: ExtractConfig = setting(None, "what is kept of its inner values")
+    large_model: NetworkConfig | None = setting(None, "a larger one that hard items could be handed to")
+    extract: ExtractConfig = setting(None, "what is kept of its activations")
     split: SplitConfig = setting(SplitConfig(), "what is learned from")
     labels: LabelConfig = setting(LabelConfig(), "what is hard")
     sae: SAEStageConfig = setting(SAEStageConfig(), "the autoencoder")

@@ -1,6 +1,6 @@
 """Asking a network all items, a shard at a time; what was asked before an interruption is not asked again.
 
-    metadata.parquet            one row for each item: its numbers, and where its inner values are
+    metadata.parquet            one row for each item: its numbers, and where its activations are
     shard-00000.safetensors     the numbers of some items (`numbers.NAME`), how many positions each has
                                 (`positions`), and `layer.11 [positions of all of them, d_model]`
 """

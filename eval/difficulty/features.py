@@ -1,4 +1,4 @@
-"""An item's inner values as one row: raw, and as an autoencoder's codes.
+"""An item's activations as one row: raw, and as an autoencoder's codes.
 
 An item with one position is that position. Of several, mean, maximum and last stand side by side. Codes
 are pooled after every position has been encoded, a few items at a time: all codes of all positions never

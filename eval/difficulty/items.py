@@ -31,7 +31,7 @@ class Items:
         error: `[items]`, what answering costs: 1 where the answer is wrong, or the amount.
         groups: `[items]`, what belongs together.
         domain: `[items]`, a part of the data that results are told for by itself; may be empty.
-        blocks: features that need no inner values, with the columns that tell something.
+        blocks: features that need no activations, with the columns that tell something.
         constant: block → its columns that say the same of all training rows, and were left out.
     """
 

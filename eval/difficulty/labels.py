@@ -17,17 +17,17 @@ def split_in_order(items: int, train: float = 0.7) -> NDArray[np.str_]:
 
 
 def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
-           least_nats: float = KNOWN_BY_HEART, most_alike: float = 0.7) -> NDArray[np.str_]:
+           memorized_nll: float = KNOWN_BY_HEART, max_similarity: float = 0.7) -> NDArray[np.str_]:
     """The split with "purge" where a prompt is known by heart, or a test prompt is too like a training one.
 
     A test prompt that is a training one to the letter always goes, also where none of its words is known.
 
     Args:
         nats: `[items]`, mean surprise at each prompt's tokens.
-        most_alike: cosine of TF-IDF vectors of words and word pairs that occur in two training prompts.
+        max_similarity: cosine of TF-IDF vectors of words and word pairs that occur in two training prompts.
     """
     # NaN: a prompt of one token, which nothing can be said of.
-    found = np.where(np.asarray(nats) > least_nats, split, "purge")
+    found = np.where(np.asarray(nats) > memorized_nll, split, "purge")
     train, test = np.flatnonzero(found == "train"), np.flatnonzero(found == "test")
     if not len(train) or not len(test):
         return found
@@ -43,7 +43,7 @@ def purged(split: NDArray[np.str_], prompts: Sequence[str], nats: ArrayLike, *,
     for start in range(0, len(test), 256):  # never all pairs at once
         rows = test[start:start + 256]
         alike = (vectors.transform(texts[rows]) @ known.T).max(axis=1).toarray().ravel()
-        found[rows[alike >= most_alike]] = "purge"
+        found[rows[alike >= max_similarity]] = "purge"
     return found
 
 

@@ -1,7 +1,7 @@
 """The rungs that a study climbs, and what is compared.
 
 Beside the published five stand controls: how far the answer's length, or the surprise at the prompt,
-goes alone, and whether inner values add to it. Without them a probe may have found no more than these.
+goes alone, and whether activations add to it. Without them a probe may have found no more than these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from ..probes import HEADLINES, LADDER, Rung
 
-Told = Callable[[str], None]  # is called with what is being made
+Notify = Callable[[str], None]  # is called with what is being made
 CONTROLS = (Rung("C1_length", ("length",)), Rung("C2_cheap_surprise", ("cheap", "surprise")),
             Rung("C3_length_raw", ("length", "raw")), Rung("C4_length_sae", ("length", "sae")),
             Rung("C5_surprise_raw", ("cheap", "surprise", "raw")))

@@ -39,7 +39,7 @@ def rung_names(scores: Mapping[str, Any]) -> list[str]:
 
 
 def probe(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, options: ProbeOptions, drawn: Drawn,
-          tell: ladder.Told) -> tuple[Tree, Table]:
+          notify: ladder.Notify) -> tuple[Tree, Table]:
     """The ladder: every rung's areas, in all and in each domain, its comparisons, and its scores.
 
     Args:
@@ -51,7 +51,7 @@ def probe(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, option
         {name: block[train] for name, block in blocks.items()}, items.hard[train],
         {name: block[test] for name, block in blocks.items()}, items.hard[test], folds,
         rungs=ladder.rungs(blocks), comparisons=ladder.COMPARISONS, options=options,
-        replicates=drawn.replicates, seed=drawn.seed, groups=items.groups[test], tell=tell)
+        replicates=drawn.replicates, seed=drawn.seed, groups=items.groups[test], notify=notify)
     hard, domain = items.hard[test], items.domain[test]
 
     def told(rung: probes.RungResult) -> Tree:
@@ -90,14 +90,14 @@ def abstain(scores: Mapping[str, np.ndarray], drawn: Drawn) -> Tree:
 
 
 def calibrate(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, options: ProbeOptions,
-              strengths: Mapping[str, float], tell: ladder.Told) -> tuple[Tree, Table]:
+              strengths: Mapping[str, float], notify: ladder.Notify) -> tuple[Tree, Table]:
     """Every rung, fitted anew with its C, as it is and recalibrated out of fold; and its probabilities."""
     train, test = items.train, items.test
     by_name = {rung.name: rung for rung in ladder.rungs(blocks)}
     found: Tree = {}
     table: Table = {"hard": items.hard[test]}
     for name, strength in strengths.items():
-        tell(name)
+        notify(name)
         features = probes.columns(blocks, by_name[name].blocks)
         fitted = probes.make_probe(strength, not isinstance(features, np.ndarray), options).fit(
             features[train], items.hard[train])
@@ -109,24 +109,24 @@ def calibrate(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, op
     return {"rungs": found}, table
 
 
-def hand_on(scores: Mapping[str, np.ndarray], dear: Floats, options: CascadeConfig,
+def cascade_metrics(scores: Mapping[str, np.ndarray], large: Floats, options: CascadeConfig,
             drawn: Drawn) -> tuple[Tree, Table]:
-    """Cost and error where hard items go to a dearer network.
+    """Cost and error where hard items go to a larger model.
 
     Args:
         dear: its error on each held-out item.
     """
-    cheap, costs = scores["error"].astype(float), cascade.Costs(options.cheap, options.dear, options.sunk)
+    small, costs = scores["error"].astype(float), cascade.Costs(options.small, options.large, options.pay_both)
     groups = scores["group"].astype(str)
 
     def told(name: str) -> Tree:
-        return {str(share): cascade.against_coin(cheap, dear, scores[name], costs, share, groups=groups,
+        return {str(share): cascade.against_random_routing(small, large, scores[name], costs, share, groups=groups,
                                                  replicates=drawn.replicates, seed=drawn.seed)
                 for share in SHARES}
-    return {"always_cheap": float(cheap.mean()), "always_dear": float(dear.mean()),
-            "dear_better": float((dear < cheap).mean()),
+    return {"always_small": float(small.mean()), "always_large": float(large.mean()),
+            "large_better": float((large < small).mean()),
             "rungs": {name: told(name) for name in rung_names(scores)}}, {
-                "item": scores["item"], "cheap": cheap, "dear": dear}
+                "item": scores["item"], "small": small, "large": large}
 
 
 def effects(losses: Mapping[str, Floats], chosen: list[int], matched: Mapping[str, Mapping[int, list[int]]],

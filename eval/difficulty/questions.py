@@ -22,7 +22,7 @@ from tilelli_jax.files import read_text
 from tilelli_jax.language import Language, open_language
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.activations import rows_of
-from tilelli_jax.signals.patching import Patched, patched_nats
+from tilelli_jax.signals.patching import Patched, patched_nll
 from tilelli_jax.signals.places import check_place
 
 from ..checks import Floats
@@ -30,7 +30,7 @@ from ..folds import Folds, number_of_folds, stratified, usable
 from ..inputs.networks import NetworkConfig
 from ..inputs.rows import hugging_face, read_rows
 from . import cheap, labels, texts
-from .asking import Asker
+from .asking import NLLScorer
 from .config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
 from .subject import Block, Measured, Numbers, Positions
 from .texts import Question
@@ -60,7 +60,7 @@ class Questions:
             "topic": [question.topic for question in self.questions],
             "domain": [question.domain for question in self.questions]}
         self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        self._asker: tuple[Language, tuple[int, ...], Asker] | None = None
+        self._asker: tuple[Language, tuple[int, ...], NLLScorer] | None = None
         found = len(np.unique(self.groups[self._parts == "train"]))
         if found < 2:  # known before anything is extracted
             raise InputError("split.by: expected at least two groups to learn from, for folds that keep them "
@@ -73,9 +73,9 @@ class Questions:
         return open_language(path, config.tokenizer, self.config.compute, self.mesh)
 
     def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measured:
-        asker = self._asker_of(network, tuple(layers))
+        scorer = self._asker_of(network, tuple(layers))
         chosen = [self.questions[i] for i in items]
-        found = asker.ask(chosen, items)
+        found = scorer.ask(chosen, items)
         right = np.array([question.right for question in chosen])
         at = np.arange(len(chosen))
         numbers = {"amount": found.ending_nats[at, right], "prompt_nats": found.prompt_nats,
@@ -88,7 +88,7 @@ class Questions:
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         options = self.config.split
         return labels.purged(self._parts, self.about["prompt"], numbers["prompt_nats"],
-                             least_nats=options.known_nats, most_alike=options.alike)
+                             memorized_nll=options.memorized_nll, max_similarity=options.max_similarity)
 
     @functools.cached_property
     def _parts(self) -> NDArray[np.str_]:
@@ -128,17 +128,17 @@ class Questions:
             prompt = len(self._prompt(network, i))
             start = min(options.skip, prompt - 1) if positions == "all" else prompt - 1
             rows.append(Patched(self._ids(network, i), prompt, start, prompt))
-        return patched_nats(network.model, sae, rows, latents, place=options.place, layer=layer,
+        return patched_nll(network.model, sae, rows, latents, place=options.place, layer=layer,
                             batch_size=options.batch_size, mesh=self.mesh)
 
     def _prompt(self, network: Language, item: int) -> list[int]:
-        return network.encode(self.questions[item].prompt)[-self.data.most_tokens:]
+        return network.encode(self.questions[item].prompt)[-self.data.max_tokens:]
 
     def _ids(self, network: Language, item: int) -> list[int]:
         question = self.questions[item]
         return self._prompt(network, item) + network.encode(question.endings[question.right])
 
-    def _asker_of(self, network: Language, layers: tuple[int, ...]) -> Asker:
+    def _asker_of(self, network: Language, layers: tuple[int, ...]) -> NLLScorer:
         if self._asker is None or self._asker[0] is not network or self._asker[1] != layers:
             options = self.config.extract
             try:
@@ -146,8 +146,8 @@ class Questions:
                     check_place(network.model, options.place, layer)
             except ValueError as error:
                 raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
-            self._asker = network, layers, Asker(
-                network.model, network.encode, most_tokens=self.data.most_tokens, place=options.place,
+            self._asker = network, layers, NLLScorer(
+                network.model, network.encode, max_tokens=self.data.max_tokens, place=options.place,
                 layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,
                 dtype=np.dtype(options.dtype), mesh=self.mesh)
         return self._asker[2]

@@ -24,7 +24,7 @@ from .measures import rung_names
 from .study import Study, read_results
 
 LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
-          "and with inner values beside them.")
+          "and with activations beside them.")
 
 
 def collect(study: Study) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any
     found = json.loads(as_json(collect(study)))  # as it will be read
     found["name"] = name
     rows = [*lines(found), *others(study.config)]
-    report = Report(f"{name}: what foretells difficulty?")
+    report = Report(f"{name}: what predicts difficulty?")
     _opening(report, study, found)
     for layer, told in found["layers"].items():
         if len(found["layers"]) > 1:
@@ -165,12 +165,12 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
     area = rungs[best]
     assert area is not None
     few = probe["groups"] < FEW
-    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {conclusions.told(area)}: "
+    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {conclusions.format_interval(area)}: "
             f"{conclusions.against_chance(area, probe['groups'])}."]
-    controls = [f"`{name}` {conclusions.told(found)}" for name in ("C1_length", "C2_cheap_surprise")
+    controls = [f"`{name}` {conclusions.format_interval(found)}" for name in ("C1_length", "C2_cheap_surprise")
                 if (found := rungs.get(name)) is not None]
     if controls:
-        said.append(f"What needs no inner values comes to: {', '.join(controls)}.")
+        said.append(f"What needs no activations comes to: {', '.join(controls)}.")
     said += conclusions.too_few(probe["groups"])
     names = {("P3_cheap_sae", "P2_cheap_raw"): "Latents in place of raw values",
              ("P2_cheap_raw", "P1_cheap"): "Raw values beside cheap features",
@@ -183,8 +183,8 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
         if name is None or change is None or p is None:
             continue
         gain = "a gain" if change.point > 0 else "a loss"
-        verdict = gain if conclusions.is_sure(p, probe["groups"]) else "no difference that is sure"
-        said.append(f"{name}: {conclusions.told(change, sign=True)}, corrected p {conclusions.told_p(p)}: "
+        verdict = gain if conclusions.is_significant(p, probe["groups"]) else "no difference that is sure"
+        said.append(f"{name}: {conclusions.format_interval(change, sign=True)}, corrected p {conclusions.format_p(p)}: "
                     f"{verdict}.")
     if causal := told.get("causal"):
         for where, effects in causal["positions"].items():
@@ -196,12 +196,12 @@ def verdicts(told: Mapping[str, Any]) -> list[str]:
             said.append(f"Patched at {where}: leaving out {sure} of {len(chosen)} chosen latents changes the "
                         f"loss for sure; {beyond} of them change it more than all of their controls do.")
     gained = Interval.from_tree(told["selective"]["rungs"][best]["fraction_of_oracle"])
-    said.append(f"Answering what `{best}` takes for easy has {conclusions.told(gained)} of what an oracle "
+    said.append(f"Answering what `{best}` takes for easy has {conclusions.format_interval(gained)} of what an oracle "
                 "gains.")
     if "cascade" in told:
         handed = Interval.from_tree(told["cascade"]["rungs"][best]["0.25"])
-        said.append(f"Handing a quarter of the items on by `{best}` errs {conclusions.told(handed)} against "
-                    "a coin of the same cost: " + ("not told apart." if few or not handed.excludes_zero else
+        said.append(f"Handing a quarter of the items on by `{best}` errs {conclusions.format_interval(handed)} against "
+                    "random routing at equal cost: " + ("not told apart." if few or not handed.excludes_zero else
                                 "better." if handed.high < 0 else "worse."))
     for fault in told.get("sae", {}).get("faults", []):
         said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
@@ -289,16 +289,16 @@ def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mappin
     assert path is not None
     errors, options = read_columns(path / "errors.parquet"), study.config.cascade
     what = _error(scores, unit)
-    costs = cascade.Costs(options.cheap, options.dear, options.sunk)
+    costs = cascade.Costs(options.small, options.large, options.pay_both)
     names = [name for name in rung_names(scores) if name.startswith("P")]
     report.figure(f"pareto-{layer}", figures.pareto(
-        {name: cascade.frontier(errors["cheap"], errors["dear"], scores[name], costs) for name in names},
-        cascade.oracle_frontier(errors["cheap"], errors["dear"], costs),
-        (told["always_cheap"], told["always_dear"]), costs, unit=what),
-        f"The dearer network costs {options.dear:g} where the cheap one costs {options.cheap:g}"
-        + (", and an item handed on costs both." if options.sunk else "."))
-    report.paragraph(f"The dearer network is better on {told['dear_better']:.1%} of the held-out items: "
-                     f"{told['always_dear']:.3f} against {told['always_cheap']:.3f} on average.")
+        {name: cascade.frontier(errors["small"], errors["large"], scores[name], costs) for name in names},
+        cascade.oracle_frontier(errors["small"], errors["large"], costs),
+        (told["always_small"], told["always_large"]), costs, unit=what),
+        f"The larger model costs {options.large:g} where the cheap one costs {options.small:g}"
+        + (", and an item handed on costs both." if options.pay_both else "."))
+    report.paragraph(f"The larger model is better on {told['large_better']:.1%} of the held-out items: "
+                     f"{told['always_large']:.3f} against {told['always_small']:.3f} on average.")
     report.paragraph("With a share of the items handed on that was said beforehand, the error less that of a "
                      "coin of the same cost, which pays for the model that it picks alone (below 0: better "
                      "than the coin).")
@@ -313,7 +313,7 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
     if isinstance(config.data, SeriesConfig):
         drawn = (f" Each loss is of {config.causal.samples} futures of "
                  f"{min(config.causal.horizon, config.data.horizon)} values, drawn with the same random "
-                 "numbers; the boundary is the end symbol's position.")
+                 "numbers; the boundary is the end token's position.")
     report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} "
                      f"held-out items, in {told['unit']}; controls are latents drawn at random among those "
                      f"as often active.{drawn}")
@@ -327,7 +327,7 @@ def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, 
         report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
                       f"Patched: {where}. Intervals of one latent each, not corrected; the first five "
                       f"controls. The reconstruction alone: "
-                      f"{conclusions.told(Interval.from_tree(effects['reconstruction']), 4)}.")
+                      f"{conclusions.format_interval(Interval.from_tree(effects['reconstruction']), 4)}.")
         report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
                        "corrected p": e["p_holm"], "items changed": e["items_changed"],
                        "controls as large": f"{e['as_large']} of {e['controls']}"}
@@ -347,5 +347,5 @@ def summary(rows: Sequence[Mapping[str, Any]], config: StudyConfig) -> list[list
     """The closing table of the terminal."""
     head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
     own = rows[:len(config.extract.layers)]
-    return [head, *([str(row["layer"]), *("–" if row[name] is None else conclusions.told(row[name])
+    return [head, *([str(row["layer"]), *("–" if row[name] is None else conclusions.format_interval(row[name])
                                           for name in head[1:])] for row in own)]

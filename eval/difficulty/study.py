@@ -33,7 +33,7 @@ from .extract import Extraction, extract
 from .features import make_features, read_features
 from .forecasts import Forecasts
 from .items import Items, make_items, read_items
-from .ladder import Told
+from .ladder import Notify
 from .measures import Drawn
 from .questions import Questions
 from .subject import Subject
@@ -46,9 +46,9 @@ class Study:
         tell: called with a line for what is being made.
     """
 
-    def __init__(self, config: StudyConfig, out: Path, tell: Told = lambda line: None) -> None:
-        self.config, self.out, self.tell = config, out, tell
-        self.stages = Stages(out / "stages", tell)
+    def __init__(self, config: StudyConfig, out: Path, notify: Notify = lambda line: None) -> None:
+        self.config, self.out, self.notify = config, out, notify
+        self.stages = Stages(out / "stages", notify)
         self.mesh = make_mesh(config.mesh)
         self.studied = networks.Studied(config.network, out)
         self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
@@ -63,7 +63,7 @@ class Study:
         config = self.config
         for path in config.also:
             read_results(Path(path))
-        for section in (config.network, config.dear):
+        for section in (config.network, config.large_model):
             if section is not None:
                 networks.check(section)
         if config.sae.train:
@@ -84,15 +84,15 @@ class Study:
     @functools.cached_property
     def extract(self) -> Path:
         options = self.config.extract
-        made_of = recipe("extract", **self._asked, layers=sorted(options.layers), positions=options.positions)
-        return self.stages.make("extract", made_of, lambda path: extract(
+        manifest = recipe("extract", **self._asked, layers=sorted(options.layers), positions=options.positions)
+        return self.stages.make("extract", manifest, lambda path: extract(
             path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
 
     @functools.cached_property
     def items(self) -> Path:
-        made_of = recipe("items", extract=self.extract.name, split=config_lib.to_dict(self.config.split),
+        manifest = recipe("items", extract=self.extract.name, split=config_lib.to_dict(self.config.split),
                          labels=config_lib.to_dict(self.config.labels), seed=self.config.seed)
-        return self.stages.make("items", made_of, lambda path: make_items(
+        return self.stages.make("items", manifest, lambda path: make_items(
             path, self.subject, Extraction(self.extract), self.config))
 
     @functools.cached_property
@@ -111,22 +111,22 @@ class Study:
         return found
 
     @functools.cached_property
-    def dear(self) -> Path | None:
-        """The dearer network, asked the test items; None where the study has none."""
-        section = self.config.dear
+    def large(self) -> Path | None:
+        """The larger model, asked the test items; None where the study has none."""
+        section = self.config.large_model
         if section is None:
             return None
         items = self.table.test.tolist()
-        dear = networks.Studied(section, self.out, "dear")
-        made_of = recipe("dear", **self._asked | {"network": dear.contents}, items=key({"items": items}))
+        large = networks.Studied(section, self.out, "large_model")
+        manifest = recipe("large_model", **self._asked | {"network": large.contents}, items=key({"items": items}))
 
         def work(made: Path) -> None:
-            network = self.subject.open(section, str(dear.path))
+            network = self.subject.open(section, str(large.path))
             extract(made, self.subject, network, items, (), self.config.extract.shard_items)
-        return self.stages.make("dear", made_of, work)
+        return self.stages.make("large_model", manifest, work)
 
     def dear_errors(self, asked: Extraction) -> np.ndarray:
-        """The dearer network's error on what it was asked, in the unit of the cheap one's: `[items]`.
+        """The larger model's error on what it was asked, in the unit of the cheap one's: `[items]`.
 
         Surprise is a mean over an answer's tokens; with another tokenizer these are others, so that it is
         taken over the cheap network's.
@@ -151,7 +151,7 @@ class Study:
 
 
 class Layer:
-    """The stages of one layer, likewise; None where the study has no autoencoder, or no dearer network."""
+    """The stages of one layer, likewise; None where the study has no autoencoder, or no larger model."""
 
     def __init__(self, study: Study, layer: int) -> None:
         self.study, self.config, self.layer = study, study.config, layer
@@ -171,9 +171,9 @@ class Layer:
         if not options.train:
             return None
         items = study.table.train.tolist()
-        made_of = recipe("sae", **study._asked, layer=self.layer, items=key({"items": items}),
+        manifest = recipe("sae", **study._asked, layer=self.layer, items=key({"items": items}),
                          source=config_lib.read_yaml(options.train))
-        return self._make("sae", made_of, lambda made: autoencoder.learn(
+        return self._make("sae", manifest, lambda made: autoencoder.learn(
             made, self.config, study.subject, study.network, items, self.layer, study.studied.name))
 
     @functools.cached_property
@@ -184,9 +184,9 @@ class Layer:
         test = study.table.test
         few = min(self.config.sae.held_out, len(test))
         items = np.sort(np.random.default_rng(self.config.seed).choice(test, few, replace=False)).tolist()
-        made_of = recipe("judged", extract=study.extract.name, layer=self.layer, items=key({"items": items}),
+        manifest = recipe("judged", extract=study.extract.name, layer=self.layer, items=key({"items": items}),
                          model=networks.contents(self.model))
-        return self._make("judged", made_of, lambda made: autoencoder.judge(
+        return self._make("judged", manifest, lambda made: autoencoder.judge(
             made, Path(self.model or ""), self.config, study.subject, study.network,
             Extraction(study.extract), items, self.layer))
 
@@ -209,24 +209,24 @@ class Layer:
     def features(self) -> Path:
         judged, study = self.judged, self.study
         sae = None if judged is None else networks.contents(Path(self.model or ""))
-        made_of = recipe("features", extract=study.extract.name, layer=self.layer, sae=sae)
-        return self._make("features", made_of, lambda path: make_features(
+        manifest = recipe("features", extract=study.extract.name, layer=self.layer, sae=sae)
+        return self._make("features", manifest, lambda path: make_features(
             path, Extraction(study.extract), self.layer,
             None if judged is None else store.load(self.model or "")))
 
     @functools.cached_property
     def probe(self) -> Path:
         study = self.study
-        made_of = recipe("probe", items=study.items.name, features=self.features.name,
+        manifest = recipe("probe", items=study.items.name, features=self.features.name,
                          options=without(config_lib.to_dict(self.config.probe), "jobs"),
                          seed=self.config.seed)
 
         def work(path: Path) -> None:
             tree, scores = measures.probe(study.table, self._blocks, study.folds, self._options, self._drawn,
-                                          lambda rung: self._tell("probe", rung))
+                                          lambda rung: self._notify("probe", rung))
             write_columns(path / "scores.parquet", scores)
             write_result(path, tree)
-        return self._make("probe", made_of, work)
+        return self._make("probe", manifest, work)
 
     @functools.cached_property
     def scores(self) -> dict[str, np.ndarray]:
@@ -235,8 +235,8 @@ class Layer:
 
     @functools.cached_property
     def selective(self) -> Path:
-        made_of = recipe("selective", probe=self.probe.name)
-        return self._make("selective", made_of, lambda path: write_result(
+        manifest = recipe("selective", probe=self.probe.name)
+        return self._make("selective", manifest, lambda path: write_result(
             path, measures.abstain(self.scores, self._drawn)))
 
     @functools.cached_property
@@ -246,37 +246,37 @@ class Layer:
         def work(path: Path) -> None:
             strengths = {name: rung["C"] for name, rung in read_result(self.probe)["rungs"].items()}
             tree, table = measures.calibrate(study.table, self._blocks, study.folds, self._options, strengths,
-                                             lambda rung: self._tell("calibrate", rung))
+                                             lambda rung: self._notify("calibrate", rung))
             write_columns(path / "probabilities.parquet", table)
             write_result(path, tree)
         return self._make("calibrate", recipe("calibrate", probe=self.probe.name), work)
 
     @functools.cached_property
     def cascade(self) -> Path | None:
-        dear = self.study.dear
-        if dear is None:
+        large = self.study.large
+        if large is None:
             return None
-        made_of = recipe("cascade", probe=self.probe.name, dear=dear.name, seed=self.config.seed,
+        manifest = recipe("cascade", probe=self.probe.name, large=large.name, seed=self.config.seed,
                          costs=config_lib.to_dict(self.config.cascade))
 
         def work(path: Path) -> None:
-            asked = Extraction(dear)
+            asked = Extraction(large)
             if asked.items.tolist() != self.scores["item"].tolist():
-                raise InputError(f"{dear}: expected the test items in their order")
-            tree, table = measures.hand_on(self.scores, self.study.dear_errors(asked), self.config.cascade,
+                raise InputError(f"{large}: expected the test items in their order")
+            tree, table = measures.cascade_metrics(self.scores, self.study.dear_errors(asked), self.config.cascade,
                                            self._drawn)
             write_columns(path / "errors.parquet", table)
             write_result(path, tree)
-        return self._make("cascade", made_of, work)
+        return self._make("cascade", manifest, work)
 
     @functools.cached_property
     def causal(self) -> Path | None:
         if self.judged is None:
             return None
-        made_of = recipe("causal", features=self.features.name, items=self.study.items.name,
+        manifest = recipe("causal", features=self.features.name, items=self.study.items.name,
                          options=config_lib.to_dict(self.config.causal), seed=self.config.seed,
                          replicates=self.config.probe.replicates)
-        return self._make("causal", made_of, self._causal)
+        return self._make("causal", manifest, self._causal)
 
     # ---------------------------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class Layer:
         for where in options.positions:
             latents = [*chosen, *(other for others in matched[where].values() for other in others)]
             names = ["natural", "reconstructed", *map(str, latents)]
-            self._tell("causal", f"{where}, {len(items)} items × {len(names)}")
+            self._notify("causal", f"{where}, {len(items)} items × {len(names)}")
             file = path / f"losses-{where}.parquet"
             if not file.is_file():
                 found = study.subject.patched(study.network, model, items.tolist(), latents, self.layer,
@@ -332,11 +332,11 @@ class Layer:
     def _drawn(self) -> Drawn:
         return Drawn(self.config.probe.replicates, self.config.seed)
 
-    def _make(self, name: str, made_of: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
-        return self.study.stages.make(f"{name}-{self.layer}", made_of, work)
+    def _make(self, name: str, manifest: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
+        return self.study.stages.make(f"{name}-{self.layer}", manifest, work)
 
-    def _tell(self, stage: str, what: str) -> None:
-        self.study.tell(f"{stage}-{self.layer}: {what}")
+    def _notify(self, stage: str, what: str) -> None:
+        self.study.notify(f"{stage}-{self.layer}: {what}")
 
 
 def read_results(path: Path) -> dict[str, Any]:

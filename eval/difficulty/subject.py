@@ -19,7 +19,7 @@ Numbers = dict[str, np.ndarray]  # name → [items, …]
 
 
 class Measured(NamedTuple):
-    """Of some items: numbers `[items, …]`, and inner values, layer → for each item `[positions, d_model]`.
+    """Of some items: numbers `[items, …]`, and activations, layer → for each item `[positions, d_model]`.
 
     Among the numbers are `amount` `[items]` f64, what difficulty is measured by, in the subject's unit;
     where the data say what is wrong, `wrong` `[items]`, 0 or 1.
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Features that need no inner values: names `[features]`, values f64 `[items, features]`."""
+    """Features that need no activations: names `[features]`, values f64 `[items, features]`."""
 
     names: tuple[str, ...]
     values: Floats
@@ -70,7 +70,7 @@ class Subject(Protocol):
 
     def rows(self, network: Any, items: Sequence[int], layer: int,
              positions: Positions = "all") -> Iterator[np.ndarray]:
-        """Inner values of items in random order, `[positions, d_model]` each, for an autoencoder.
+        """Activations of items in random order, `[positions, d_model]` each, for an autoencoder.
 
         Args:
             positions: all, or the one that a patch at the boundary changes.

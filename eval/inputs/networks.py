@@ -10,14 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tilelli_jax import abstain_rule
 from tilelli_jax import config as config_lib
-from tilelli_jax import gate
 from tilelli_jax import train as train_command
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.chat_pairs import open_pairs
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import MOST_BYTES, check_regular, fingerprint
+from tilelli_jax.files import MAX_BYTES, check_regular, fingerprint
 from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
 from tilelli_jax.tensors import read_file
 from tilelli_jax.training.experiment import ExperimentConfig
@@ -96,9 +96,9 @@ def run_path(parent: Path, role: str, experiment: ExperimentConfig,
     Raises:
         InputError: what it reads cannot be read.
     """
-    made_of = {name: value for name, value in config_lib.settings(experiment).items()
+    manifest = {name: value for name, value in config_lib.settings(experiment).items()
                if name not in WHERE and (name == EXPORTED or not name.startswith(FREE_KEYS))}
-    return parent / f"{role}-{key({'settings': made_of, 'reads': reads or _reads(experiment)})}"
+    return parent / f"{role}-{key({'settings': manifest, 'reads': reads or _reads(experiment)})}"
 
 
 def _reads(experiment: ExperimentConfig) -> dict[str, str]:
@@ -155,7 +155,7 @@ def contents(path: Path, tokenizer: str = "") -> str:
     """
     try:
         files = [file for file in path.iterdir()
-                 if file.suffix in (".json", ".safetensors", ".jinja") and file.name != gate.FILE]
+                 if file.suffix in (".json", ".safetensors", ".jinja") and file.name != abstain_rule.FILE]
         if tokenizer:
             other = Path(tokenizer)
             beside = other if other.is_dir() else other.parent
@@ -164,8 +164,8 @@ def contents(path: Path, tokenizer: str = "") -> str:
         for file in files:  # one that says something else than it is might be read for ever
             if file.suffix == ".safetensors":
                 read_file(file)
-            elif (size := check_regular(file)) > MOST_BYTES:
-                raise InputError(f"{file}: cannot be read: expected at most {MOST_BYTES:,} bytes, found "
+            elif (size := check_regular(file)) > MAX_BYTES:
+                raise InputError(f"{file}: cannot be read: expected at most {MAX_BYTES:,} bytes, found "
                                  f"{size:,}")
         return fingerprint(files)
     except OSError as error:

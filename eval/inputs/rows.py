@@ -28,7 +28,7 @@ OTHERS = {".xlsx": "a spreadsheet", ".xls": "a spreadsheet", ".ods": "a spreadsh
           ".feather": "a feather file", ".arrow": "an arrow file", ".pkl": "a pickle", ".pickle": "a pickle",
           ".yaml": "YAML", ".yml": "YAML", ".db": "a database", ".sqlite": "a database"}
 SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n|$)', re.IGNORECASE)  # Excel's, above the head
-LONGEST_CELL = 1 << 30  # csv's own limit is 131,072 characters
+MAX_CELL = 1 << 30  # csv's own limit is 131,072 characters
 
 
 def hugging_face(source: str, most: int, *, part: str = "validation", seed: int | None = None) -> list[Row]:
@@ -202,7 +202,7 @@ def _told(value: Any) -> str:
 
 def _cells(path: Path, text: str, separator: str) -> Iterator[Row]:
     """Empty cells are left out, as JSON leaves out keys."""
-    before = csv.field_size_limit(LONGEST_CELL)
+    before = csv.field_size_limit(MAX_CELL)
     above = SEPARATOR_LINE.match(text)
     if above is not None:
         separator, text = above[1], text[above.end():]

@@ -30,7 +30,7 @@ def fill(path: Path, items: Sequence[int], shard_items: int,
     number = done = 0
     while done < len(items):
         file = path / f"shard-{number:05}.safetensors"
-        interrupts.check()
+        interrupts.raise_if_received()
         if not file.is_file():
             chosen = items[done:done + shard_items]
             arrays = {"item": np.asarray(chosen, np.int64), **work(chosen)}

@@ -10,7 +10,7 @@ import numpy as np
 from tilelli_jax.decoding import generate_ids
 from tilelli_jax.language import Language
 from tilelli_jax.signals.prompts import Prompt
-from tilelli_jax.signals.scoring import most_time
+from tilelli_jax.signals.scoring import max_time
 
 from .config import AnswersConfig
 
@@ -20,16 +20,16 @@ MARKS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_turn
 
 
 def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
-    """The symbols that end an answer."""
-    known = [language.tokenizer.symbol(text) for text in config.ends] if not language.model.reads_bytes else [
-        language.tokenizer.symbol("\n")]
+    """The tokens that end an answer."""
+    known = [language.tokenizer.token(text) for text in config.ends] if not language.model.reads_bytes else [
+        language.tokenizer.token("\n")]
     own = getattr(language.model.config, "end_ids", ())
-    return tuple(dict.fromkeys([*own, *(symbol for symbol in known if symbol is not None)]))
+    return tuple(dict.fromkeys([*own, *(token for token in known if token is not None)]))
 
 
 def answer(language: Language, prompts: Sequence[Prompt], config: AnswersConfig) -> list[np.ndarray]:
-    """The likeliest answer's symbols to each prompt (greedy), without the one that ended it: int32 `[n]`."""
-    most, ends = most_time(language.model), answer_ends(language, config)
+    """The likeliest answer's tokens to each prompt (greedy), without the one that ended it: int32 `[n]`."""
+    most, ends = max_time(language.model), answer_ends(language, config)
     room = [config.max_new if most is None else max(1, min(config.max_new, most - len(prompt.ids) + 1))
             for prompt in prompts]
     found: dict[int, np.ndarray] = {}

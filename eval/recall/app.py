@@ -20,11 +20,11 @@ import uvicorn
 from tilelli_jax import interrupts
 from tilelli_jax.errors import InputError
 
-from . import thoughts
-from .about import facts
-from .desk import Desk
-from .knower import Knower
+from . import thought_seeding
+from .info import facts
 from .page import build, mounted
+from .predictor import KnowledgePredictor
+from .request_queue import RequestQueue
 
 HOST, PORT = "127.0.0.1", 7860
 ARENAS = 2
@@ -67,8 +67,8 @@ def open_door(host: str, port: int) -> socket.socket:
     return door
 
 
-def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, study: str | Path,
-          most_new: int = thoughts.MOST_NEW, allowed: Sequence[str] = ()) -> int:
+def serve(predictor: KnowledgePredictor, door: socket.socket, *, model: str, sidecar: str, study: str | Path,
+          max_new_tokens: int = thought_seeding.MAX_NEW, allowed: Sequence[str] = ()) -> int:
     """Until it is interrupted.
 
     Args:
@@ -81,14 +81,14 @@ def serve(knower: Knower, door: socket.socket, *, model: str, sidecar: str, stud
     # What is uploaded and made goes with the page.
     with tempfile.TemporaryDirectory(prefix="recall-app-") as room:
         os.environ["GRADIO_TEMP_DIR"] = room
-        desk = Desk(knower, most_new)
-        page = build(desk, facts(knower, model, sidecar), study, Path(room))
+        queue = RequestQueue(predictor, max_new_tokens)
+        page = build(queue, facts(predictor, model, sidecar), study, Path(room))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what the page's own libraries think of each other
             app = mounted(page, host, port, allowed)
         server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         server.says = f"{url} (Ctrl-C ends it)"
-        with interrupts.noted(call=server.leave):
+        with interrupts.deferred(call=server.leave):
             server.run([door])
         print()
     return 0

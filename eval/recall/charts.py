@@ -15,7 +15,7 @@ from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
 from ..figures import COLOURS
 from ..thresholds import Thresholds
-from .knower import Told
+from .predictor import Prediction
 
 GREEN, AMBER, RED = "#8FCFB8", "#F3CE7E", "#EBA98A"  # pale: the bar and the number stand on them
 FONT = {"family": "system-ui, sans-serif", "size": 12}
@@ -34,14 +34,14 @@ def gauge(p: float, thresholds: Thresholds) -> go.Figure:
     return _dressed(figure, "P(knows)", {"l": 30, "r": 30, "t": 50, "b": 10})
 
 
-def crystallisation(told: Told) -> go.Figure:
-    """Entropy and margin of the next symbol at the prompt's last position, layer by layer."""
+def crystallisation(told: Prediction) -> go.Figure:
+    """Entropy and margin of the next token at the prompt's last position, layer by layer."""
     figure = _two_axes(told, ("a_entropy_final", "entropy, nats"),
                        ("a_margin_final", "margin of the best"))
     return _dressed(figure, "Crystallisation: does an answer take shape?")
 
 
-def writes(told: Told) -> go.Figure:
+def writes(told: Prediction) -> go.Figure:
     """How definite, and how large, the feed-forward writes are at the question's positions."""
     figure = _two_axes(told, ("b_cmax_peak", "peak, nats"),
                        ("b_cmax_rel_norm", "size beside the stream"))
@@ -57,7 +57,7 @@ def writes(told: Told) -> go.Figure:
 # ---------------------------------------------------------------------------------------------
 
 
-def _feature(told: Told, name: str) -> list[float]:
+def _feature(told: Prediction, name: str) -> list[float]:
     return told.read.crystallisation.by_layer[:, BY_LAYER.index(name)].tolist()
 
 
@@ -71,7 +71,7 @@ def _steps(thresholds: Thresholds) -> list[dict[str, Any]]:
         ([0.0, low], RED), ([low, top], AMBER), ([top, 1.0], GREEN)) if part[0] < part[1]]
 
 
-def _two_axes(told: Told, left: tuple[str, str], right: tuple[str, str]) -> go.Figure:
+def _two_axes(told: Prediction, left: tuple[str, str], right: tuple[str, str]) -> go.Figure:
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     n_layers = len(told.read.crystallisation.by_layer)
     for (name, title), second, colour, dash, mark in (

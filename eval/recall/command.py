@@ -26,11 +26,11 @@ from tilelli_jax.tables import table
 
 from ..inputs.commands import carry_out, how_made, quiet_logs
 from ..inputs.rows import read_rows, text_of
-from ..stages import tell_on_stderr
+from ..stages import print_to_stderr
 from ..tables import shown
 from . import report
 from .config import RecallConfig
-from .knower import as_row, open_knower
+from .predictor import as_row, open_predictor
 from .study import SIDECAR, Study
 
 STAGES = ("build", "fit", "evaluate", "all")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     config = config_lib.load(RecallConfig, options.config, options.overrides)
     name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), tell_on_stderr)
+    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
     said = shlex.join([*PROG.split(), *argv])
     return carry_out(lambda: run(study, options.stage, name, said))
@@ -108,9 +108,9 @@ def predict(argv: Sequence[str]) -> int:
                       for i, row in enumerate(read_rows(options.questions, 10**9), 1)]
     if not questions:
         raise InputError("expected a question, or --questions FILE")
-    knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
+    predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
                          any_network=options.any_network)
-    found = knower.ask(questions)
+    found = predictor.ask(questions)
     lines = "".join(json.dumps(as_row(told), ensure_ascii=False) + "\n" for told in found)
     if options.out is not None:
         try:
@@ -142,15 +142,15 @@ def app(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.max_new < 1:
         raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
-    from . import about
     from . import app as page
+    from . import info
     # A network can be large: whatever can be refused is, before it is read.
-    study = about.find_study(options.study, options.sidecar)
+    study = info.find_study(options.study, options.sidecar)
     with page.open_door(options.host, options.port) as door:
-        knower = open_knower(options.model, options.sidecar, tokenizer=options.tokenizer,
+        predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
                              any_network=options.any_network)
-        return page.serve(knower, door, model=options.model, sidecar=options.sidecar, study=study,
-                          most_new=options.max_new, allowed=options.allow_host)
+        return page.serve(predictor, door, model=options.model, sidecar=options.sidecar, study=study,
+                          max_new_tokens=options.max_new, allowed=options.allow_host)
 
 
 def _parser_with_sidecar(name: str, summary: str) -> ArgumentParser:

@@ -27,11 +27,11 @@ class QuestionsConfig(Section):
     sources: tuple[str, ...] = setting(
         ("popqa", "triviaqa"), "each of them popqa or triviaqa (from Hugging Face's hub), facts (the "
         "built-in world), or a file of questions: JSON lines, JSON, CSV or parquet")
-    items: int = setting(3000, "of all sources together, as many of each", least=LEAST)
-    seed: int = setting(17, "of the choice and the order of questions", least=0, most=2**32 - 1)
+    items: int = setting(3000, "of all sources together, as many of each", min=LEAST)
+    seed: int = setting(17, "of the choice and the order of questions", min=0, max=2**32 - 1)
     facts_people: int = setting(facts.PEOPLE, "of facts: as in the data that the network has learned from",
-                                least=facts.NAMES, most=facts.NAMES**2)
-    facts_seed: int = setting(0, "likewise", least=0, most=2**32 - 1)
+                                min=facts.NAMES, max=facts.NAMES**2)
+    facts_seed: int = setting(0, "likewise", min=0, max=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,9 +60,9 @@ class PromptConfig(Section):
 class SignalsConfig(Section):
     """One pass of each prompt."""
 
-    batch_size: int = setting(16, "prompts at once, at most", least=1)
-    most_bytes: int = setting(2**31, "of scratch memory beside the network's own pass", least=2**20,
-                              most=2**60)
+    batch_size: int = setting(16, "prompts at once, at most", min=1)
+    max_bytes: int = setting(2**31, "of scratch memory beside the network's own pass", min=2**20,
+                              max=2**60)
     rounded: bool = setting(False, "the lens in bfloat16 step by step, as the published features were made")
     final: bool = setting(True, "keep the stream at the last position, one vector a layer, for the probes "
                           "and for familiarity")
@@ -70,25 +70,25 @@ class SignalsConfig(Section):
     noise: bool = setting(False, "read each prompt with noise in the middle of the depth, too (robustness): "
                           "as many passes more as readings")
     sigma: float = setting(0.1, "size of that noise beside the stream's", above=0)
-    readings: int = setting(4, "with noise", least=1)
-    seed: int = setting(0, "of that noise", least=0, most=2**32 - 1)
+    noise_samples: int = setting(4, "with noise", min=1)
+    seed: int = setting(0, "of that noise", min=0, max=2**32 - 1)
     shard_items: int = setting(256, "questions in a file; after each of them one may stop and go on later",
-                               least=1)
+                               min=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswersConfig(Section):
     """What the network answers, and whether that is right."""
 
-    max_new: int = setting(32, "symbols of an answer, at most", least=1)
-    batch_size: int = setting(32, "answers at once", least=1)
-    ends: tuple[str, ...] = setting(ANSWER_ENDS, "symbols that end an answer where the tokenizer has them, "
+    max_new: int = setting(32, "tokens of an answer, at most", min=1)
+    batch_size: int = setting(32, "answers at once", min=1)
+    ends: tuple[str, ...] = setting(ANSWER_ENDS, "tokens that end an answer where the tokenizer has them, "
                                     "besides the network's own; of bytes the end of the line does")
     match: Rule = setting("strict", "strict; or recall, the published rule")
 
 
 @dataclasses.dataclass(frozen=True)
-class PartsConfig(Section):
+class SplitConfig(Section):
     """What is learned from, chosen by, calibrated on and held out."""
 
     by: Literal["group", "published"] = setting(
@@ -98,7 +98,7 @@ class PartsConfig(Section):
                               below=1)
     calibrate: float = setting(0.15, "share for probabilities and thresholds", above=0, below=1)
     test: float = setting(0.2, "share held out", above=0, below=1)
-    seed: int = setting(17, "of the choice", least=0, most=2**32 - 1)
+    seed: int = setting(17, "of the choice", min=0, max=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,16 +109,16 @@ class PartsConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig(Section):
-    """The estimator and what it is held against."""
+    """The estimator and what it is compared with."""
 
     seeds: tuple[int, ...] = setting((0, 1, 2), "of the sidecar's weights and batches; each is a run")
     sidecar: SidecarOptions = setting(SidecarOptions(), "how it is learned")
     strengths: tuple[float, ...] = setting((1e-3, 1e-2, 0.1, 1.0), "C of the logistic probes to choose from")
     familiarity: float = setting(0.6, "depth of the layer whose values tell how familiar a prompt is",
-                                 least=0, below=1)
+                                 min=0, below=1)
     calibrate: Literal["platt", "isotonic", "temperature"] = setting(
         "platt", "how scores become probabilities; a temperature alone, as published, undoes no shift")
-    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", least=-1)
+    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", min=-1)
     cross: bool = setting(True, "also learn from one data set alone, to be asked about the others")
 
     def __post_init__(self) -> None:
@@ -153,12 +153,12 @@ class RecallConfig(Section):
     prompt: PromptConfig = setting(PromptConfig(), "how")
     signals: SignalsConfig = setting(SignalsConfig(), "what is read of it")
     answers: AnswersConfig = setting(AnswersConfig(), "what it answers")
-    parts: PartsConfig = setting(PartsConfig(), "what is learned from")
+    split: SplitConfig = setting(SplitConfig(), "what is learned from")
     fit: FitConfig = setting(FitConfig(), "the estimators")
     verdict: VerdictConfig = setting(VerdictConfig(), "thresholds")
     replicates: int = setting(2000, "of the bootstrap; its least p is 2 / (replicates + 1), before "
-                              "correction", least=100)
-    seed: int = setting(42, "of the bootstrap", least=0, most=2**32 - 1)
+                              "correction", min=100)
+    seed: int = setting(42, "of the bootstrap", min=0, max=2**32 - 1)
     compute: ComputeConfig = setting(ComputeConfig(), "how the network is run")
     mesh: MeshConfig = setting(MeshConfig(), "the devices")
 
@@ -166,6 +166,6 @@ class RecallConfig(Section):
         super().__post_init__()
         if self.network is None:
             raise InputError("network: expected a section with path or train")
-        if self.verdict.guarantee and self.parts.by == "published":
-            raise InputError("verdict.guarantee: expected false with parts.by published, which has no "
+        if self.verdict.guarantee and self.split.by == "published":
+            raise InputError("verdict.guarantee: expected false with split.by published, which has no "
                              "questions that nothing was fitted to")

@@ -1,4 +1,4 @@
-"""What foretells knowledge without a look into the network: scores that a probe of it has to beat.
+"""What predicts knowledge without a look into the network: scores that a probe of it has to beat.
 
 On the published test split, of two data sets of which one is the easier, these alone have AUROCs of 0.69
 to 0.77. Each control is fitted to the training rows and gives every row a score that rises with the

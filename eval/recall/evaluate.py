@@ -29,7 +29,7 @@ from ..thresholds import Verdict
 from .fit import SIDECAR
 from .scores import Methods, Scope, heard
 from .table import PARTS, Table
-from .verdicts import Judge
+from .verdicts import VerdictRule
 
 Tree = dict[str, Any]
 Rows = NDArray[np.intp]
@@ -39,7 +39,7 @@ EXAMPLES = 10  # questions that are shown
 WORDS: tuple[Verdict, ...] = get_args(Verdict)
 
 
-def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, judge: Judge, replicates: int,
+def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, rule: VerdictRule, replicates: int,
              seed: int = 42) -> Tree:
     """All that the report tells, one key for each of its sections.
 
@@ -51,7 +51,7 @@ def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, judge: Judg
     methods, test = found[None], table.rows("test")
     if not tells(table, test):
         kinds = np.bincount(table.known[test], minlength=2)
-        raise InputError(f"parts.test: expected {LEAST} known and {LEAST} unknown questions at least, found "
+        raise InputError(f"split.test: expected {LEAST} known and {LEAST} unknown questions at least, found "
                          f"{kinds[1]} and {kinds[0]}: ask more questions, or others")
     known, group = table.known[test], table.group[test]
     kept = {name: (scores[run if name == SIDECAR else 0, test], chances[run if name == SIDECAR else 0, test])
@@ -72,16 +72,16 @@ def evaluate(table: Table, found: Mapping[Scope, Methods], run: int, judge: Judg
         if len(answered) < len(test) else None,
         "slices": {name: slices(table, methods, test[table.dataset[test] == name], replicates, seed)
                    for name in table.datasets},
-        "verdicts": verdicts(known, group, [judge.word(score) for score in kept[SIDECAR][0]], replicates,
+        "verdicts": verdicts(known, group, [rule.word(score) for score in kept[SIDECAR][0]], replicates,
                              seed),
         "reliability": {name: reliability(known, chances)._asdict() for name, (_, chances) in kept.items()},
         "risk": _risks(np.asarray(1 - known, float), group, {name: scores for name, (scores, _) in
                                                              kept.items()}, replicates, seed),
-        "examples": examples(table, test, *kept[SIDECAR], judge),
+        "examples": examples(table, test, *kept[SIDECAR], rule),
         "by_depth": _by_depth(table, test)}
 
 
-def examples(table: Table, rows: Rows, scores: Floats, chances: Floats, judge: Judge) -> list[Tree]:
+def examples(table: Table, rows: Rows, scores: Floats, chances: Floats, rule: VerdictRule) -> list[Tree]:
     """Some of the questions, evenly spaced from the highest P(knows) to the lowest: none is chosen by hand.
 
     Args:
@@ -90,7 +90,7 @@ def examples(table: Table, rows: Rows, scores: Floats, chances: Floats, judge: J
     order = np.argsort(-chances, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, EXAMPLES).round().astype(int))]
     return [{"question": str(table.text[rows[i]]), "answer": str(table.answer[rows[i]]),
-             "right": bool(table.known[rows[i]]), "p": float(chances[i]), "verdict": judge.word(scores[i])}
+             "right": bool(table.known[rows[i]]), "p": float(chances[i]), "verdict": rule.word(scores[i])}
             for i in chosen]
 
 
@@ -109,7 +109,7 @@ def tells(table: Table, rows: Rows) -> bool:
 def compared(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
     """Every method on the same questions, and the sidecar against each; p corrected for all of them.
 
-    What a method says nothing of is left out for it, and it is held against the sidecar on the rest; where
+    What a method says nothing of is left out for it, and it is compared with the sidecar on the rest; where
     the rest are too few of a kind, it is not told of.
     """
     told: Tree = {"questions": len(rows), "known": float(table.known[rows].mean()) if len(rows) else None,
@@ -143,7 +143,7 @@ def compared(table: Table, methods: Methods, rows: Rows, replicates: int, seed: 
 
 
 def crossed(table: Table, found: Mapping[Scope, Methods], replicates: int, seed: int) -> Tree:
-    """Learned from one data set alone, held against all questions of another that share no group with it."""
+    """Learned from one data set alone, compared with all questions of another that share no group with it."""
     told = {}
     for scope, methods in found.items():
         seen = np.isin(table.group, table.group[table.dataset == scope])

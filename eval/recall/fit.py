@@ -4,7 +4,7 @@
     layer probe            logistic on the stream at the last position, at the best layer
     globals                logistic on the ten features of the whole prompt
     entropies              logistic on three entropies a layer (TriLens)
-    negative entropy       of the next symbol: nothing is learned
+    negative entropy       of the next token: nothing is learned
     familiarity            minus the Mahalanobis distance to known questions
     robustness             minus the divergence under noise
     words, length, …       controls that need no network (controls.py)
@@ -59,7 +59,7 @@ class FittedMethods(NamedTuple):
 
 
 def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
-        tell: Callable[[str], None] = lambda line: None) -> FittedMethods:
+        notify: Callable[[str], None] = lambda line: None) -> FittedMethods:
     """Every method, learned from the questions of one data set, or of all.
 
     A method that says nothing of the questions to calibrate on, or of one kind of them only, is left out.
@@ -69,7 +69,7 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
     methods: dict[str, Method] = {}
     runs = []
     for seed in options.seeds:
-        tell(f"{SIDECAR}, seed {seed}")
+        notify(f"{SIDECAR}, seed {seed}")
         try:
             learned = learn(_examples(table, train), _examples(table, validate), auroc, options.sidecar,
                             names=BY_LAYER, names_whole=OVERALL, seed=seed)
@@ -80,10 +80,10 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
     methods[SIDECAR] = Method(np.stack([logits_of(sidecar, table.by_layer, table.overall)
                                         for sidecar in sidecars]), {"runs": runs})
     if table.final is not None:
-        tell("layer probe")
+        notify("layer probe")
         methods["layer probe"] = _layer_probe(table.final, table.known, train, validate, options)
     for name, features in (("globals", table.overall), ("entropies", table.entropies)):
-        tell(name)
+        notify(name)
         probe, about = _chosen(features.reshape(len(features), -1), table.known, train, validate, options)
         methods[name] = Method(probe[None], about)
     methods["negative entropy"] = Method(-table.overall[None, :, 0].astype(float), {})
@@ -91,7 +91,7 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
         methods["familiarity"] = _familiarity(table.final, table.known, train, options)
     if table.robustness is not None:
         methods["robustness"] = Method(-table.robustness[None].astype(float), {})
-    tell("controls")
+    notify("controls")
     for name, scores in controls.controls(table.text.tolist(), table.known, table.dataset, train,
                                           table.popularity).items():
         methods[name] = Method(np.asarray(scores, float)[None], {"control": True})

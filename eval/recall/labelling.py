@@ -12,13 +12,13 @@ from tilelli_jax.errors import InputError
 
 from ..matching import Rule, is_match, is_refusal
 from . import splits
-from .config import PartsConfig
+from .config import SplitConfig
 from .questions import Question
 
 Columns = dict[str, Any]
 
 
-def labelled(asked: Sequence[Question], spoken: Sequence[str], match: Rule, options: PartsConfig) -> Columns:
+def labelled(asked: Sequence[Question], spoken: Sequence[str], match: Rule, options: SplitConfig) -> Columns:
     """Columns `[questions]`: what was asked and said, whether that was right or declined, group and part.
 
     Raises:
@@ -41,7 +41,7 @@ def groups(asked: Sequence[Question]) -> np.ndarray:
     return splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
 
 
-def parts(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options: PartsConfig) -> np.ndarray:
+def parts(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options: SplitConfig) -> np.ndarray:
     """The part of each question, `[questions]`. Raises InputError where one is left empty."""
     if options.by == "published":
         published = splits.published(datasets, known, options.seed, options.validate, options.test)["main"]
@@ -53,7 +53,7 @@ def parts(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options
         try:
             found = splits.grouped(group, strata, shares, options.seed)
         except ValueError as error:
-            raise InputError(f"parts.{error}") from None
+            raise InputError(f"split.{error}") from None
     part = np.empty(len(known), "<U9")
     for name, rows in found.items():
         part[rows] = name

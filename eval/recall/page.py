@@ -22,10 +22,10 @@ from gradio.route_utils import FnIndexInferError  # of an endpoint that there is
 from tilelli_jax.hosts import App, Receive, Scope, Send, TrustedHosts
 
 from ..tables import Row, markdown
-from . import thoughts
-from .about import MEANING, conclusions, memory_told, pictures
-from .clicks import DEPTHS, batched, generated, probed
-from .desk import Desk
+from . import thought_seeding
+from .handlers import DEPTHS, batched, generated, probed
+from .info import MEANING, conclusions, memory_told, pictures
+from .request_queue import RequestQueue
 from .uploads import Page, one_line
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ STYLE = """
 """
 
 
-def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> gr.Blocks:
+def build(queue: RequestQueue, about: Sequence[Row], study: str | Path, files: Path) -> gr.Blocks:
     """The page.
 
     Args:
@@ -78,9 +78,9 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
             golds = gr.Textbox(label="Right answers, with | between them: what is said is compared",
                                lines=1, elem_id="golds")
             with gr.Row():
-                low = gr.Slider(0, 1, thoughts.LOW, step=0.01,
+                low = gr.Slider(0, 1, thought_seeding.LOW, step=0.01,
                                 label="low: below it, it is told not to guess")
-                high = gr.Slider(0, 1, thoughts.HIGH, step=0.01,
+                high = gr.Slider(0, 1, thought_seeding.HIGH, step=0.01,
                                  label="high: from it on, it is told to answer directly")
             with gr.Row():
                 with gr.Column():
@@ -90,13 +90,13 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
                     seeded = gr.Button("Generate: thought seed", elem_id="generate-seeded")
                     led = gr.Markdown(elem_classes="answers", elem_id="seeded", latex_delimiters=[])
             for event, name in ((probe.click, "probe"), (question.submit, "submit")):
-                event(lambda text: probed(desk, text), question, shown, api_name=name, **probes)
+                event(lambda text: probed(queue, text), question, shown, api_name=name, **probes)
 
             def baseline(text: str, right: str) -> Iterator[str]:
-                yield from generated(desk, text, right)
+                yield from generated(queue, text, right)
 
             def led_by(text: str, right: str, low: float, high: float) -> Iterator[str]:
-                yield from generated(desk, text, right, (low, high))
+                yield from generated(queue, text, right, (low, high))
             plain.click(baseline, [question, golds], spoken, api_name="baseline", **speech)
             seeded.click(led_by, [question, golds, low, high], led, api_name="seeded", **speech)
         with gr.Tab("Batch"):
@@ -112,7 +112,7 @@ def build(desk: Desk, about: Sequence[Row], study: str | Path, files: Path) -> g
             table = gr.Dataframe(interactive=False, wrap=True, elem_id="scores")
 
             def batch(path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-                found = batched(desk, path, files, lambda n, of: progress((n, of), unit="questions"))
+                found = batched(queue, path, files, lambda n, of: progress((n, of), unit="questions"))
                 page.delete_old_files()  # now, as one of them may have been read
                 return found
             ask_all.click(batch, given, [told, table, made], api_name="batch", **batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilelli_jax.errors import InputError
 from tilelli_jax.language import Language
 from tilelli_jax.signals.prompts import Prompt
-from tilelli_jax.signals.scoring import most_time
+from tilelli_jax.signals.scoring import max_time
 
 from .config import PromptConfig
 
@@ -24,7 +24,7 @@ class Prompter:
             raise InputError("prompt.template: chat: the network's tokenizer has no chat_template; expected "
                              "a text such as 'Q: {question}\\nA:'")
         self.language, self.config = language, config
-        self.most = most_time(language.model)
+        self.most = max_time(language.model)
         self.vocab_size = language.model.config.vocab_size
         # Looked for by itself, a short question could be found in what stands before it.
         self._start = self.text(STAND_IN).find(STAND_IN)
@@ -38,7 +38,7 @@ class Prompter:
         return self.language.chat.ask(asked, thinking=thinking)
 
     def __call__(self, question: str, where: str = "the question") -> Prompt:
-        """Its symbols, and which of them are the question's (the instruction's are not).
+        """Its tokens, and which of them are the question's (the instruction's are not).
 
         Args:
             where: what it is called where it is refused.
@@ -58,12 +58,12 @@ class Prompter:
         inside = [i for i, (first, last) in enumerate(spans)
                   if first < start + len(plain) and last > start >= 0]
         if not ids:
-            raise InputError(f"{where}: expected a prompt with symbols in it, found {text!r:.40}, which "
+            raise InputError(f"{where}: expected a prompt with tokens in it, found {text!r:.40}, which "
                              "prompt.template makes of it")
         if self.most is not None and len(ids) > self.most:
-            raise InputError(f"{where} has {len(ids)} symbols with its prompt, and the network reads "
+            raise InputError(f"{where} has {len(ids)} tokens with its prompt, and the network reads "
                              f"{self.most}")
         if ids and max(ids) >= self.vocab_size:
-            raise InputError(f"{where}: expected symbols below the network's {self.vocab_size}, found "
+            raise InputError(f"{where}: expected tokens below the network's {self.vocab_size}, found "
                              f"{max(ids)}: is the tokenizer the network's own?")
         return Prompt(ids, inside[0], inside[-1] + 1) if inside else Prompt(ids, 0, 0)

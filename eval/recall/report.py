@@ -14,7 +14,7 @@ from tilelli_jax.json_text import read_json
 from tilelli_jax.signals.crystallisation import band
 
 from .. import figures, metrics, selective
-from ..conclusions import against_chance, is_sure, told, told_p, too_few
+from ..conclusions import against_chance, format_interval, format_p, is_significant, too_few
 from ..report import Report
 from ..stages import RESULTS, read_result
 from ..stats import Interval
@@ -33,10 +33,10 @@ def collect(study: Study) -> dict[str, Any]:
     """Every stage's result, made if need be: what results.json holds."""
     made = {name: getattr(study, name) for name in ("signals", "answers", "build", "fitted", "verdict",
                                                     "evaluation")}
-    judge = verdict_file.read(made["verdict"])
+    rule = verdict_file.read(made["verdict"])
     return {"config": config_lib.to_dict(study.config), "fit": read_result(made["fitted"]),
-            "stages": {name: path.name for name, path in made.items()}, "verdict": judge.to_dict(),
-            "thresholds": judge.thresholds._asdict(), **read_result(made["evaluation"])}
+            "stages": {name: path.name for name, path in made.items()}, "verdict": rule.to_dict(),
+            "thresholds": rule.thresholds._asdict(), **read_result(made["evaluation"])}
 
 
 def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,18 +122,18 @@ def verdicts(found: Tree) -> list[str]:
     area, runs = Interval.from_tree(sidecar["auroc"]), sidecar["runs"]
     seeds = (f"mean of {len(runs)} seeds, {min(runs):.3f} to {max(runs):.3f}" if len(runs) > 1 else
              "one seed")
-    texts = [f"The sidecar tells known from unknown held-out questions with AUROC {told(area)} ({seeds}): "
+    texts = [f"The sidecar tells known from unknown held-out questions with AUROC {format_interval(area)} ({seeds}): "
              f"{against_chance(area, groups)}.", *too_few(groups, "questions")]
     for one in found["comparisons"]:
         if one["against"] in ("negative entropy", "words", "layer probe", "globals"):
             change = Interval.from_tree(one["difference"])
             below = Interval.from_tree(found["methods"][one["against"]]["auroc"]).high < 0.5
-            texts.append(f"Against {_of(one['against'])}: {told(change, sign=True)}, corrected p "
-                         f"{told_p(one['p_holm'])}: " + (
-                             "no difference that is sure." if not is_sure(one["p_holm"], groups) else
+            texts.append(f"Against {_of(one['against'])}: {format_interval(change, sign=True)}, corrected p "
+                         f"{format_p(one['p_holm'])}: " + (
+                             "no difference that is sure." if not is_significant(one["p_holm"], groups) else
                              "the sidecar is better." if change.point > 0 else "the sidecar is worse.")
                          + (" (That one is worse than chance itself.)" if below else ""))
-    texts.append(f"Its probabilities err by {told(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins); "
+    texts.append(f"Its probabilities err by {format_interval(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins); "
                  f"chance alone would make {sidecar['ece_of_calibrated']:.3f} of true ones.")
     for name, there in found["cross"].items():
         if SIDECAR not in there["methods"]:
@@ -142,7 +142,7 @@ def verdicts(found: Tree) -> list[str]:
             continue
         of = there["methods"][SIDECAR]
         area = Interval.from_tree(of["auroc"])
-        texts.append(f"Learned from one data set alone, {name}: AUROC {told(area)} on {there['questions']} "
+        texts.append(f"Learned from one data set alone, {name}: AUROC {format_interval(area)} on {there['questions']} "
                      f"questions in {there['groups']} groups, ECE {of['ece']['point']:.3f}: "
                      f"{against_chance(area, there['groups'])}.")
     for name, why in found["fit"].get("left_out", {}).items():
@@ -159,7 +159,7 @@ def _opening(report: Report, study: Study, found: Tree) -> None:
         f"{found['questions']} questions, of which the network answers {found['known_all']:.1%} rightly and "
         f"{found['refused']:.1%} not at all. Learned from {parts['train']}, chosen by {parts['validate']}, "
         f"calibrated on {_calibrated(found)}; {found['test']} in {found['groups']} groups held out "
-        f"({found['known']:.1%} known). Nothing is generated to foretell: one pass of the prompt. Intervals "
+        f"({found['known']:.1%} known). Nothing is generated to predict: one pass of the prompt. Intervals "
         "are of 95 % and resample whole groups; a method of several seeds is told by their mean.")
     report.points(verdicts(found))
     report.table(of_datasets(found))
@@ -179,7 +179,7 @@ def _calibrated(found: Tree) -> str:
 
 
 def _methods(report: Report, found: Tree) -> None:
-    report.heading("What foretells that it knows?")
+    report.heading("What predicts that it knows?")
     intervals = {row["method"]: row["AUROC"] for row in rows(found)}
     report.figure("methods", figures.ladder(intervals), "AUROC on the held-out questions. " + LEGEND)
     report.table(rows(found))
@@ -247,13 +247,13 @@ def _elsewhere(report: Report, found: Tree) -> None:
         report.heading("Within one data set, and from one to another")
         report.paragraph("Within: learned from all, held-out questions of one data set, so that telling the "
                          "data sets apart is no help. From one to another: learned, chosen and calibrated on "
-                         "one alone, held against all of the other.")
+                         "one alone, compared with all of the other.")
         report.table(elsewhere(found))
         report.table(differences(found))
     if found["not_refused"]:
         report.heading("Without refusals")
-        report.paragraph("An answer that asks for more, or declines, is not right; to foretell it is easier "
-                         "than to foretell an error. The held-out questions that were answered:")
+        report.paragraph("An answer that asks for more, or declines, is not right; to predict it is easier "
+                         "than to predict an error. The held-out questions that were answered:")
         report.table([_area_row("answered", found["not_refused"])])
     if any(found["slices"].values()):
         report.heading("From the rarest to the most popular")
@@ -264,7 +264,7 @@ def _depth(report: Report, found: Tree, strengths: Sequence[float]) -> None:
     report.heading("Where in the depth?")
     entropy = found["by_depth"]
     low, high = band(len(entropy["known"]))
-    report.figure("entropy", figures.by_depth(entropy, (low, high), unit="entropy of the next symbol, nats"),
+    report.figure("entropy", figures.by_depth(entropy, (low, high), unit="entropy of the next token, nats"),
                   "What the logit lens says at the last position of the prompt, layer by layer: mean entropy "
                   f"over the held-out questions. Shaded: layers {low} to {high}, where writes are told of.")
     if probe := found["fit"]["methods"].get("layer probe"):
@@ -292,9 +292,9 @@ def _interval(tree: Tree | None) -> Interval | None:
 def summary(found: Tree) -> list[list[str]]:
     """The closing table of the terminal."""
     return [["method", "AUROC", "ECE", "sidecar − it", "p"], *([
-        row["method"], told(row["AUROC"]), f"{row['ECE'].point:.3f}",
-        "–" if row["sidecar − it"] is None else told(row["sidecar − it"]),
-        "–" if row["p"] is None else told_p(row["p"])] for row in rows(found))]
+        row["method"], format_interval(row["AUROC"]), f"{row['ECE'].point:.3f}",
+        "–" if row["sidecar − it"] is None else format_interval(row["sidecar − it"]),
+        "–" if row["p"] is None else format_p(row["p"])] for row in rows(found))]
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which questions a model of knowledge learns from, and which it is held against.
+"""Which questions a model of knowledge learns from, and which it is compared with.
 
 The published split draws single questions: some questions stand on both sides, word for word. `grouped`
 keeps together what `same` finds to be one question, or one about the same thing.
@@ -29,7 +29,7 @@ def published(datasets: ArrayLike, labels: ArrayLike, seed: int = 17, val: float
     - main: the questions of each data set and label, in the order in which these first appear, are
       shuffled by one generator; the first round(val · n) are val, the next round(test · n) test, halves
       rounded to even.
-    - cross: learned from TriviaQA, held against PopQA; no validation.
+    - cross: learned from TriviaQA, compared with PopQA; no validation.
 
     Args:
         datasets, labels: `[rows]`.

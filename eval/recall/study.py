@@ -20,7 +20,7 @@ from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.language import Language, open_language
 from tilelli_jax.sharding import make_mesh
-from tilelli_jax.signals.prompts import Prompt, Reader
+from tilelli_jax.signals.prompts import Prompt, PromptReader
 from tilelli_jax.signals.robustness import Robustness
 from tilelli_jax.training.experiment import ExperimentConfig
 
@@ -35,9 +35,9 @@ from .config import RecallConfig
 from .prompting import Prompter
 from .scores import Methods, Scope
 from .table import QUESTIONS, Table
-from .verdicts import Judge
+from .verdicts import VerdictRule
 
-LEAST_GROUPS = 8
+MIN_GROUPS = 8
 SIDECAR = "sidecar"  # of a stage: the directory of the run that is best on validate
 
 
@@ -49,9 +49,9 @@ class Study:
     """
 
     def __init__(self, config: RecallConfig, out: Path,
-                 tell: Callable[[str], None] = lambda line: None) -> None:
-        self.config, self.out, self.tell = config, out, tell
-        self.stages = Stages(out / "stages", tell)
+                 notify: Callable[[str], None] = lambda line: None) -> None:
+        self.config, self.out, self.notify = config, out, notify
+        self.stages = Stages(out / "stages", notify)
         self.mesh = make_mesh(config.mesh)
         self.studied = networks.Studied(config.network, out)
 
@@ -64,8 +64,8 @@ class Study:
         """
         networks.check(self.config.network)
         groups = len(set(labelling.groups(self.questions).tolist()))
-        if groups < LEAST_GROUPS and self.config.parts.by == "group":
-            raise InputError(f"questions.sources: expected {LEAST_GROUPS} groups at least (equal questions, "
+        if groups < MIN_GROUPS and self.config.split.by == "group":
+            raise InputError(f"questions.sources: expected {MIN_GROUPS} groups at least (equal questions, "
                              f"equal ids, one entity), found {groups}")
         if self.config.network.train and "facts" in self.config.questions.sources:
             self._check_world()
@@ -75,7 +75,7 @@ class Study:
     def questions(self) -> list[questions.Question]:
         found = questions.read(self.config.questions)
         if len(found) < self.config.questions.items:
-            self.tell(f"questions: {len(found)}, which are all that there are; "
+            self.notify(f"questions: {len(found)}, which are all that there are; "
                       f"{self.config.questions.items} were asked for")
         return found
 
@@ -91,45 +91,45 @@ class Study:
 
     @functools.cached_property
     def signals(self) -> Path:
-        """Shards: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_symbol`,
-        `symbols` (how many a prompt has), and as configured `final` and `robustness`; see `table.Table`."""
+        """Shards: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_token`,
+        `tokens` (how many a prompt has), and as configured `final` and `robustness`; see `table.Table`."""
         options = self.config.signals
-        made_of = recipe("signals", **self._asked, options=without(
-            config_lib.to_dict(options), "batch_size", "most_bytes", "shard_items"))
+        manifest = recipe("signals", **self._asked, options=without(
+            config_lib.to_dict(options), "batch_size", "max_bytes", "shard_items"))
 
         def work(path: Path) -> None:
             model = self.language.model
-            reader = Reader(model, batch_size=options.batch_size, most_bytes=options.most_bytes,
+            reader = PromptReader(model, batch_size=options.batch_size, max_bytes=options.max_bytes,
                             rounded=options.rounded, mesh=self.mesh)
-            noise = Robustness(model, sigma=options.sigma, k=options.readings, seed=options.seed,
+            noise = Robustness(model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,
                                batch_size=options.batch_size, mesh=self.mesh) if options.noise else None
             fill(path, range(len(self.prompts)), options.shard_items,
                  lambda chosen: self._read(reader, noise, chosen))
-        if not self.stages.is_made("signals", made_of):
+        if not self.stages.is_made("signals", manifest):
             self.prompts  # noqa: B018 (what cannot be asked is refused before anything is)
-        return self.stages.make("signals", made_of, work)
+        return self.stages.make("signals", manifest, work)
 
     @functools.cached_property
     def answers(self) -> Path:
-        """Shards: `symbols`, those of all answers, and `lengths`, how many each has."""
+        """Shards: `tokens`, those of all answers, and `lengths`, how many each has."""
         options = self.config.answers
-        made_of = recipe("answers", **self._asked, max_new=options.max_new, ends=options.ends)
+        manifest = recipe("answers", **self._asked, max_new=options.max_new, ends=options.ends)
 
         def some(chosen: Sequence[int]) -> dict[str, np.ndarray]:
             found = answer(self.language, [self.prompts[i] for i in chosen], options)
-            return {"symbols": np.concatenate([*found, np.zeros(0, np.int32)]).astype(np.int32),
+            return {"tokens": np.concatenate([*found, np.zeros(0, np.int32)]).astype(np.int32),
                     "lengths": np.array([len(ids) for ids in found], np.int64)}
 
         def work(path: Path) -> None:
             fill(path, range(len(self.prompts)), self.config.signals.shard_items, some)
-        return self.stages.make("answers", made_of, work)
+        return self.stages.make("answers", manifest, work)
 
     @functools.cached_property
     def build(self) -> Path:
         """`questions.parquet`: what was asked, said and known, and to which part each question belongs."""
-        made_of = recipe("questions", signals=self.signals.name, answers=self.answers.name,
-                               match=self.config.answers.match, parts=config_lib.to_dict(self.config.parts))
-        return self.stages.make("questions", made_of, self._label)
+        manifest = recipe("questions", signals=self.signals.name, answers=self.answers.name,
+                               match=self.config.answers.match, parts=config_lib.to_dict(self.config.split))
+        return self.stages.make("questions", manifest, self._label)
 
     @functools.cached_property
     def table(self) -> Table:
@@ -139,22 +139,22 @@ class Study:
     def fitted(self) -> Path:
         """`scores.parquet`: what every method says of all questions, learned from all and from each data set;
         the sidecars; and in result.json what was learned and chosen."""
-        made_of = recipe("fit", questions=self.build.name,
+        manifest = recipe("fit", questions=self.build.name,
                          options=without(config_lib.to_dict(self.config.fit), "jobs"))
         table.check_parts(self.table)  # before anything is learned
-        return self.stages.make("fit", made_of, self._fit)
+        return self.stages.make("fit", manifest, self._fit)
 
     @functools.cached_property
     def verdict(self) -> Path:
         """`verdict.json`: calibration and thresholds of the sidecar that is kept."""
-        made_of = recipe("verdict", fit=self.fitted.name, options=config_lib.to_dict(self.config.verdict))
-        return self.stages.make("verdict", made_of, self._judge)
+        manifest = recipe("verdict", fit=self.fitted.name, options=config_lib.to_dict(self.config.verdict))
+        return self.stages.make("verdict", manifest, self._judge)
 
     @functools.cached_property
     def evaluation(self) -> Path:
-        made_of = recipe("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
+        manifest = recipe("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
                          seed=self.config.seed)
-        return self.stages.make("evaluate", made_of, self._evaluate)
+        return self.stages.make("evaluate", manifest, self._evaluate)
 
     def keep_sidecar(self) -> Path:
         """`out/sidecar`: the sidecar that is best on validate, with all that `--predict` needs."""
@@ -183,15 +183,15 @@ class Study:
                 "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
-    def _read(self, reader: Reader, noise: Robustness | None,
+    def _read(self, reader: PromptReader, noise: Robustness | None,
               chosen: Sequence[int]) -> dict[str, np.ndarray]:
         prompts = [self.prompts[i] for i in chosen]
         found = dict(reader(prompts, "signals"))
         in_order = [found[i] for i in range(len(prompts))]
         arrays = {name: np.stack([getattr(read.crystallisation, name) for read in in_order])
                   for name in ("by_layer", "overall", "entropies", "best", "strongest_layer",
-                               "strongest_symbol")}
-        arrays["symbols"] = np.array([len(prompt.ids) for prompt in prompts], np.int64)
+                               "strongest_token")}
+        arrays["tokens"] = np.array([len(prompt.ids) for prompt in prompts], np.int64)
         options = self.config.signals
         if options.final:
             with np.errstate(over="ignore"):  # the next lines name it
@@ -206,14 +206,14 @@ class Study:
 
     def _label(self, path: Path) -> None:
         answers, signals, tokenizer = Shards(self.answers), Shards(self.signals), self.language.tokenizer
-        each = np.split(answers.joined("symbols"), np.cumsum(answers.joined("lengths"))[:-1])
+        each = np.split(answers.joined("tokens"), np.cumsum(answers.joined("lengths"))[:-1])
         spoken = [said(tokenizer.decode(ids.tolist())) for ids in each]
-        columns = labelling.labelled(self.questions, spoken, self.config.answers.match, self.config.parts)
+        columns = labelling.labelled(self.questions, spoken, self.config.answers.match, self.config.split)
         write_columns(path / QUESTIONS, {
-            **columns, "symbols": signals.joined("symbols"),
+            **columns, "tokens": signals.joined("tokens"),
             "strongest_write_layer": signals.joined("strongest_layer"),
-            "strongest_write": [tokenizer.decode([symbol])
-                                for symbol in signals.joined("strongest_symbol").tolist()]})
+            "strongest_write": [tokenizer.decode([token])
+                                for token in signals.joined("strongest_token").tolist()]})
 
     def _fit(self, path: Path) -> None:
         options, found = self.config.fit, self.table
@@ -226,11 +226,11 @@ class Study:
                 scopes.append(name)
             except InputError as error:
                 left_out[name] = str(error)
-                self.tell(f"fit: nothing is learned from {name} alone: {error}")
+                self.notify(f"fit: nothing is learned from {name} alone: {error}")
         methods: dict[Scope, Methods] = {}
         for scope in scopes:
             of = "" if scope is None else f"from {scope} alone: "
-            fitted = fit.fit(found, options, scope, tell=functools.partial(self._tell, f"fit: {of}"))
+            fitted = fit.fit(found, options, scope, notify=functools.partial(self._notify, f"fit: {of}"))
             methods[scope] = fitted.methods
             if scope is None:
                 runs = fitted.about[fit.SIDECAR]["runs"]
@@ -247,7 +247,7 @@ class Study:
         made, config, rows = read_result(self.fitted), self.config, self.table.rows("calibrate")
         found = scores.read(self.fitted)[None][fit.SIDECAR].scores[made["run"], rows]
         at = verdicts.thresholds(self.table.known[rows], found, self.table.group[rows], config.verdict)
-        verdicts.write(path, Judge(
+        verdicts.write(path, VerdictRule(
             calibrator_from_dict(made["calibrator"]), at.green, at.red, config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "contents": self.studied.contents,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded,
@@ -258,5 +258,5 @@ class Study:
         write_result(path, evaluate.evaluate(self.table, scores.read(self.fitted), made["run"],
                                              verdicts.read(self.verdict), config.replicates, config.seed))
 
-    def _tell(self, stage: str, what: str) -> None:
-        self.tell(stage + what)
+    def _notify(self, stage: str, what: str) -> None:
+        self.notify(stage + what)

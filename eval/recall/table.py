@@ -79,5 +79,5 @@ def check_parts(table: Table, dataset: str | None = None) -> None:
         found = np.bincount(table.known[table.rows(part, dataset)], minlength=2)
         if found.min() < 2:
             where = f" of {dataset}" if dataset else ""
-            raise InputError(f"parts.{part}: expected two known and two unknown questions{where} at least, "
+            raise InputError(f"split.{part}: expected two known and two unknown questions{where} at least, "
                              f"found {found[1]} and {found[0]}: ask more questions, or others")

@@ -25,7 +25,7 @@ FILE = "verdict.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class VerdictRule:
     """What stands beside a sidecar.
 
     Attributes:
@@ -83,12 +83,12 @@ def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: Ve
     return guaranteed_thresholds(known[first], chance[first], options.precision, options.confidence)
 
 
-def write(path: Path, judge: Judge) -> None:
+def write(path: Path, rule: VerdictRule) -> None:
     """Into a sidecar's directory."""
-    write_atomically(path / FILE, as_json(judge.to_dict()))
+    write_atomically(path / FILE, as_json(rule.to_dict()))
 
 
-def read(path: Path) -> Judge:
+def read(path: Path) -> VerdictRule:
     """Of a sidecar's directory; one that has none (a converted one) says P(knows) as it is, and no word.
 
     Raises:
@@ -96,12 +96,12 @@ def read(path: Path) -> Judge:
     """
     file = path / FILE
     if not file.is_file():
-        return Judge()
+        return VerdictRule()
     with as_expected(file):
         return from_dict(read_json(file), str(file))
 
 
-def from_dict(tree: Mapping[str, Any], source: str = "") -> Judge:
+def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
     """What `to_dict` gave. Raises ValueError, KeyError or InputError where it is not."""
     for name in ("green", "red"):
         found = tree[name]
@@ -112,6 +112,6 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> Judge:
         raise ValueError("network: expected its name, contents and n_layers, or nothing")
     if not all(isinstance(aim.get(key, 0.5), int | float) for key in ("precision", "confidence")):
         raise ValueError("aim: expected numbers under precision and confidence")
-    return Judge(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], aim, network,
+    return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], aim, network,
                  config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
                  ComputeConfig(dtype=tree["dtype"]).dtype)

@@ -11,7 +11,7 @@ from .resampling import (
     resampled_counts,
 )
 from .significance import (
-    MOST_ARRANGEMENTS,
+    MAX_ARRANGEMENTS,
     DeLong,
     ExactTest,
     MeanDifference,

@@ -210,7 +210,7 @@ class ExactTest(NamedTuple):
     arrangements: int
 
 
-MOST_ARRANGEMENTS = 2**20
+MAX_ARRANGEMENTS = 2**20
 ROUNDING = 1e-13  # a share of the largest number; an arrangement so little below what was seen is as large
 
 
@@ -255,8 +255,8 @@ def exact_sign_flips(differences: ArrayLike) -> ExactTest:
 
 
 def _few_enough(arrangements: int) -> int:
-    if arrangements > MOST_ARRANGEMENTS:
-        raise ValueError(f"runs: expected {MOST_ARRANGEMENTS:,} arrangements at most, "
+    if arrangements > MAX_ARRANGEMENTS:
+        raise ValueError(f"runs: expected {MAX_ARRANGEMENTS:,} arrangements at most, "
                          f"found {arrangements:,}")
     return arrangements
 

@@ -78,7 +78,7 @@ def test_there_and_back(source: Path, tmp_path: Path) -> None:
 
 def test_a_threshold_goes_to_saelens_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As SAELens keeps BatchTopK: a JumpReLU with the same threshold for each latent."""
-    config = SAEConfig(d_model=D, n_latents=N, k=K, activation="batch_topk", most_active=N)
+    config = SAEConfig(d_model=D, n_latents=N, k=K, activation="batch_topk", max_active=N)
     w = weights()
     ours = {"encoder.kernel": w["W_enc"], "encoder.bias": w["b_enc"], "decoder.kernel": w["W_dec"],
             "bias": w["b_dec"], "threshold": np.float32(0.8)}

@@ -74,7 +74,7 @@ def test_an_sae_converted_before_there_was_a_choice(tmp_path: Path) -> None:
     assert run(source, tmp_path / "out") == 0
     record = tmp_path / "out" / "conversion.json"
     tree = json.loads(record.read_text())
-    assert [tree["ours"].pop(key) for key in ("activation", "most_active")] == ["topk", 0]
+    assert [tree["ours"].pop(key) for key in ("activation", "max_active")] == ["topk", 0]
     record.write_text(json.dumps(tree))
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))

@@ -16,8 +16,8 @@ from tilelli_jax.data.chat_pairs import (
     ChatConfig,
     ChatRows,
     Pair,
-    lay,
     open_pairs,
+    pack_rows,
     read_pairs,
     training_rows,
     validation_rows,
@@ -47,7 +47,7 @@ def test_a_turn_is_what_chat_says_and_ends_where_chat_stops() -> None:
 
 
 def test_one_pair_in_a_row() -> None:
-    source = lay([Pair("hé", "ok", False, "line 1")], 40, pack=False)
+    source = pack_rows([Pair("hé", "ok", False, "line 1")], 40, pack=False)
     row = source.gather(np.array([0]))
     text = "USER: hé\nTILELLI: ok\nUSER:".encode()
     assert bytes(row.bytes[0]) == text.ljust(41, b"\0")
@@ -66,7 +66,7 @@ def test_one_pair_in_a_row() -> None:
 def test_what_is_judged_and_what_is_imitated() -> None:
     """The whole of a pair up to the end of its answer; of pairs without an answer nothing is learned."""
     pairs = [Pair("who", "I.", True, "line 1"), Pair("what", "hm", False, "line 2")]
-    source = lay(pairs, 40, pack=False, imitate="answerable", judge="pair")
+    source = pack_rows(pairs, 40, pack=False, loss_on="answerable", abstain_position="pair")
     found = source.gather(np.array([0, 1]))
     for row, text in enumerate(("USER: who\nTILELLI: I.", "USER: what\nTILELLI: hm")):
         assert bytes(found.bytes[row, :-1][found.prompt[row] > 0]).decode() == text
@@ -75,14 +75,14 @@ def test_what_is_judged_and_what_is_imitated() -> None:
         assert found.unanswerable[row].sum() == (len(text) if row else 0)
     assert bytes(found.bytes[0, 1:][found.response[0] == 1]) == b" I.\nUSER:" and not found.response[1].any()
     assert source.counts.tolist() == [[9, 1, 26], [0, 1, 27]]
-    packed = lay(pairs, 60, pack=True, imitate="answerable", judge="pair")
+    packed = pack_rows(pairs, 60, pack=True, loss_on="answerable", abstain_position="pair")
     assert packed.counts[:, 0].sum() == 9 and packed.gather(np.array([0])).response.sum() == 9
 
 
 def test_bare_text_is_in_no_turn(tmp_path: Path) -> None:
     path = written(tmp_path / "bare.jsonl", [{"text": " In Gorham "}, {"text": "xq", "answerable": False}])
     pairs = read_pairs(path)
-    source = lay(pairs, 9, pack=False)
+    source = pack_rows(pairs, 9, pack=False)
     found = source.gather(np.array([0, 1]))
     assert bytes(found.bytes[0]) == b"In Gorham\0" and bytes(found.bytes[1, :2]) == b"xq"
     assert found.prompt[0].tolist() == [np.float32(1 / 9)] * 9 and found.last.sum(1).tolist() == [1, 1]
@@ -90,9 +90,9 @@ def test_bare_text_is_in_no_turn(tmp_path: Path) -> None:
     batch = next(iter(training_rows(source, batch_size=2, seed=0)))
     assert not batch.response.any() and batch.last.sum() == pytest.approx(1)
     with pytest.raises(InputError, match=r"line 1: takes a train.seq_len of 9, found 8"):
-        lay(pairs, 8, pack=False)
+        pack_rows(pairs, 8, pack=False)
     with pytest.raises(InputError, match=r"^chat.pack: expected false, as .*line 1 is bare text"):
-        lay(pairs, 9, pack=True)
+        pack_rows(pairs, 9, pack=True)
     both = written(tmp_path / "both.jsonl", [{"text": "a", "prompt": "b"}])
     with pytest.raises(InputError, match=r"line 1: text: expected alone, found prompt beside it"):
         read_pairs(both)
@@ -101,7 +101,7 @@ def test_bare_text_is_in_no_turn(tmp_path: Path) -> None:
 def test_packed_rows() -> None:
     """Every pair once and whole, the end of one turn the beginning of the next, little left over."""
     pairs = pairs_of(200)
-    source = lay(pairs, 100, pack=True, seed=3)
+    source = pack_rows(pairs, 100, pack=True, seed=3)
     assert sorted(pair for row in source.rows for pair in row) == list(range(200))
     found = source.gather(np.arange(len(source)))
     for i, row in enumerate(source.rows):
@@ -114,11 +114,11 @@ def test_packed_rows() -> None:
         there = found.unanswerable[i][found.last[i] == 1]
         assert there.tolist() == [not pairs[pair].answerable for pair in row]
     assert found.inside.mean() > 0.9  # one in each: a third
-    alone = lay(pairs, 100, pack=False)
+    alone = pack_rows(pairs, 100, pack=False)
     assert alone.rows == [[i] for i in range(200)]
     counts = [(array == 1).sum(1) for array in (found.response, found.last, found.inside)]
     np.testing.assert_array_equal(source.counts, np.stack(counts, 1))
-    assert lay(pairs, 100, pack=True, seed=3).rows == source.rows != lay(pairs, 100, pack=True).rows
+    assert pack_rows(pairs, 100, pack=True, seed=3).rows == source.rows != pack_rows(pairs, 100, pack=True).rows
 
 
 def batches(source: ChatRows, n: int, **options: Any) -> list[ChatBatch]:
@@ -129,7 +129,7 @@ def batches(source: ChatRows, n: int, **options: Any) -> list[ChatBatch]:
 @pytest.mark.parametrize("pack", [False, True])
 def test_batches(pack: bool) -> None:
     """Shares of the global batch, for any number of processes; each row once in an epoch."""
-    source = lay(pairs_of(60), 90, pack=pack)
+    source = pack_rows(pairs_of(60), 90, pack=pack)
     n = len(source)
     whole = batches(source, n, batch_size=8)
     for batch in whole:
@@ -147,7 +147,7 @@ def test_batches(pack: bool) -> None:
 
 
 def test_a_position_is_how_many_rows_were_given() -> None:
-    source = lay(pairs_of(30), 60, pack=False)
+    source = pack_rows(pairs_of(30), 60, pack=False)
     iterator = iter(training_rows(source, batch_size=4, seed=1))
     for _ in range(5):
         next(iterator)
@@ -161,7 +161,7 @@ def test_a_position_is_how_many_rows_were_given() -> None:
 
 
 def test_rows_of_another_length_go_on_after_as_many_pairs() -> None:
-    short, long = (lay(pairs_of(60), length, pack=True) for length in (90, 180))
+    short, long = (pack_rows(pairs_of(60), length, pack=True) for length in (90, 180))
     assert len(short) > len(long)
     iterator = iter(training_rows(short, batch_size=4, seed=1, prefetch=0))
     for _ in range(3):
@@ -173,7 +173,7 @@ def test_rows_of_another_length_go_on_after_as_many_pairs() -> None:
 
 
 def test_validation_rows() -> None:
-    source = lay(pairs_of(10), 60, pack=False)
+    source = pack_rows(pairs_of(10), 60, pack=False)
     found = list(validation_rows(source, batch_size=4))
     assert np.concatenate([batch.rows for batch in found]).tolist() == [*range(10), -1, -1]
     assert sum(batch.last.sum() for batch in found) == 10
@@ -235,6 +235,6 @@ def test_other_refusals(tmp_path: Path) -> None:
     pairs = [Pair("a", "b", True, "x.jsonl, line 7"), Pair("a", "b" * 9, True, "x.jsonl, line 8")]
     fits = len("USER: a\nTILELLI: b\nUSER:") - 1
     for pack in (False, True):
-        assert len(lay(pairs[:1], fits, pack=pack)) == 1
+        assert len(pack_rows(pairs[:1], fits, pack=pack)) == 1
         with pytest.raises(InputError, match=rf"line 8: takes a train\.seq_len of {fits + 8}, found {fits};"):
-            lay(pairs, fits, pack=pack)
+            pack_rows(pairs, fits, pack=pack)

@@ -60,7 +60,7 @@ def test_with_a_threshold() -> None:
     some = np.where(pre >= np.sort(pre)[..., -3, None], every, 0)
     assert (every != some).any() and len(np.unique((every > 0).sum(-1))) > 3
     for most, codes in ((20, every), (3, some)):
-        sae = store.from_arrays(dataclasses.replace(BATCH, most_active=most), arrays)
+        sae = store.from_arrays(dataclasses.replace(BATCH, max_active=most), arrays)
         found = jax.jit(sae.encode)(jnp.asarray(x))
         assert found.values.shape == (7, 3, most) and distance(sae.dense(found), codes) < NOISE
         whole = jax.jit(sae.__call__)(jnp.asarray(x))
@@ -72,7 +72,7 @@ def test_with_a_threshold() -> None:
 def test_a_directory_from_before_there_was_a_choice(tmp_path: Path) -> None:
     store.save(store.from_arrays(SAE, random_arrays(SAE)), tmp_path)
     said = json.loads((tmp_path / "config.json").read_text())
-    old = {name: value for name, value in said.items() if name not in ("activation", "most_active")}
+    old = {name: value for name, value in said.items() if name not in ("activation", "max_active")}
     assert len(old) == len(said) - 2
     (tmp_path / "config.json").write_text(json.dumps(old))
     found = store.load(tmp_path)

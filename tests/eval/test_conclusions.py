@@ -12,6 +12,6 @@ from tilelli_jax.eval import conclusions
     (0.0004, "< 0.001", True), (0.0321, "0.032", True), (0.05, "0.050", False), (1.0, "1.000", False),
     (math.nan, "–", False), (None, "–", False)])
 def test_a_p(p: float | None, shown: str, sure: bool) -> None:
-    assert conclusions.told_p(p) == shown
-    assert conclusions.is_sure(p) is sure and conclusions.is_sure(p, conclusions.FEW) is sure
-    assert not conclusions.is_sure(p, conclusions.FEW - 1)
+    assert conclusions.format_p(p) == shown
+    assert conclusions.is_significant(p) is sure and conclusions.is_significant(p, conclusions.FEW) is sure
+    assert not conclusions.is_significant(p, conclusions.FEW - 1)

@@ -72,7 +72,7 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
                       "r=== rr ===== ===rr rrrr =="),
     "frontier": (lambda y, s: cascade.frontier(y, [0] * len(y), s, COSTS).errors,
                  "r=== rr ===== ===rr rrrr =="),
-    "against_coin": (lambda y, s: cascade.against_coin(y, [0] * len(y), s, COSTS, 0.5, replicates=20),
+    "against_coin": (lambda y, s: cascade.against_random_routing(y, [0] * len(y), s, COSTS, 0.5, replicates=20),
                      "r=== rr ===== ===rr rrrr =="),
     "platt": (lambda y, s: calibration.platt(s, y).slope, "rrr= rr rrrrr rrrrr rrrr r="),
     "temperature": (lambda y, s: calibration.temperature(s, y).temperature, "rrr= rr rrrrr rrrrr rrrr r="),
@@ -152,7 +152,7 @@ COUNTED: dict[str, Callable[[Any], Any]] = {
     "replicates of areas": lambda n: stats.PairedBootstrap(LABELS, {"a": SCORES}, replicates=n),
     "replicates of counts": lambda n: stats.resampled_counts(6, n, 0),
     "replicates of risks": lambda n: selective.risk_coverage(LABELS, SCORES, replicates=n),
-    "replicates of a coin": lambda n: cascade.against_coin(LABELS, SCORES, SCORES, COSTS, 0.5, replicates=n),
+    "replicates of a coin": lambda n: cascade.against_random_routing(LABELS, SCORES, SCORES, COSTS, 0.5, replicates=n),
     "items": lambda n: stats.resampled_counts(n, 5, 0),
     "permutations": lambda n: stats.permute_labels(LABELS, SCORES, SCORES, permutations=n),
     "n": lambda n: stats.exact_share(0, n), "k": lambda k: folds.shuffled(40, k),
@@ -183,7 +183,7 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "target that is kept": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, x, 0.9),
     "confidence": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, x),
     "target_fpr": lambda x: thresholds.conformal_threshold(SCORES, x),
-    "target_fpr of the least": lambda x: thresholds.conformal_least(x)}
+    "target_fpr of the least": lambda x: thresholds.conformal_min_items(x)}
 ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
     "labels": lambda x: metrics.auroc(x, SCORES), "scores": lambda x: metrics.auroc(LABELS, x),
     "labels of rows": lambda x: metrics.auroc_relabelled(x, SCORES), "scores to rank": metrics.midranks,
@@ -200,8 +200,8 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
     "scores of a covariance": lambda x: stats.delong_covariance(LABELS, x),
     "b of all": lambda x: stats.exact_relabelling(SCORES, x), "differences": stats.exact_sign_flips,
     "differences of t": stats.paired_t, "p": stats.holm,
-    "cheap": lambda x: cascade.frontier(x, SCORES, SCORES, COSTS),
-    "dear": lambda x: cascade.against_coin(SCORES, x, SCORES, COSTS, 0.5),
+    "small": lambda x: cascade.frontier(x, SCORES, SCORES, COSTS),
+    "large": lambda x: cascade.against_random_routing(SCORES, x, SCORES, COSTS, 0.5),
     "thresholds": lambda x: cascade.frontier(SCORES, SCORES, SCORES, COSTS, x),
     "share": COSTS.of, "grid": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, 0.9, x),
     "scores of prompts": lambda x: thresholds.conformal_threshold(x, 0.5),
@@ -228,13 +228,13 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
       for x in ([[1] * 6], [0] * 6, [0.5] * 6, [-1] * 6, [NAN] * 6, [1e200] * 6, [1] * 5, 1)),
     *(("right", lambda x=x: stats.exact_share(x, 3)) for x in (1.5, "1", -1, 4, None, True)),
     *((name, lambda x=x, name=name: cascade.Costs(**{name: x}))
-      for name in ("cheap", "dear") for x in (NAN, INF, -5, "1", None)),
-    *(("dear", lambda x=x: cascade.against_coin(LABELS, SCORES, SCORES, x, 0.5))
+      for name in ("small", "large") for x in (NAN, INF, -5, "1", None)),
+    *(("large", lambda x=x: cascade.against_random_routing(LABELS, SCORES, SCORES, x, 0.5))
       for x in (cascade.Costs(2, 2), cascade.Costs(5, 1))),
-    ("dear", lambda: FRONTIER.dominating(0.5, 0.4, cascade.Costs(2, 2))),
-    ("always_cheap", lambda: FRONTIER.dominating(NAN, 0.4, COSTS)),
-    ("always_dear", lambda: FRONTIER.dominating(0.5, None, COSTS)),
-    *(("share", lambda x=x: cascade.against_coin(LABELS, SCORES, SCORES, COSTS, x))
+    ("large", lambda: FRONTIER.dominating(0.5, 0.4, cascade.Costs(2, 2))),
+    ("always_small", lambda: FRONTIER.dominating(NAN, 0.4, COSTS)),
+    ("always_large", lambda: FRONTIER.dominating(0.5, None, COSTS)),
+    *(("share", lambda x=x: cascade.against_random_routing(LABELS, SCORES, SCORES, COSTS, x))
       for x in (0, 1.1, NAN, "0.5", None)),
     *(("share", lambda x=x: COSTS.of(x)) for x in (-0.1, [0.5, NAN], 2)),
     *(("score", lambda x=x: thresholds.verdict(x, 0.8, 0.3)) for x in (None, "1", NAN, [1.0])),
@@ -280,7 +280,7 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("strength", lambda: probes.make_probe(-1, False, QUICK)),
     ("blocks", lambda: probes.columns({"cheap": X}, ["raw"])),
     ("blocks", lambda: probes.columns({"cheap": X}, [])),
-    ("blocks", lambda: probes.columns({"cheap": X, "raw": X[1:]}, ["cheap", "raw"])),
+    ("blocks", lambda: probes.columns({"cheap": X, "raw": X[1:]}, ["small", "raw"])),
     ("test_labels", lambda: probes.climb({"cheap": X}, Y, {"cheap": X}, Y + 1, FOLDS)),
     ("values", lambda: Familiarity.fit(X[:30], Y)), ("values", lambda: Familiarity.fit(np.ones((40, 2)), Y)),
     ("values", lambda: Familiarity.fit(np.full((40, 2), 0.1), Y)),

@@ -58,7 +58,7 @@ def test_paired_t_is_scipys(n: int) -> None:
 
 @given(runs, runs)
 def test_relabelling_is_brute_force(a: list[float], b: list[float]) -> None:
-    """Eighths add up exactly, so that nothing hangs on rounding; ties are the rule."""
+    """Eighths add up exactly, so that nothing depends on rounding; ties are the rule."""
     n, whole = len(a), np.array([*a, *b])
     every = []
     for chosen in itertools.combinations(range(len(whole)), n):

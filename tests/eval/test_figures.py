@@ -56,5 +56,5 @@ def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) ->
 
 
 def test_lines_differ_without_colour() -> None:
-    looks = [figures.look(n) for n in range(14)]
-    assert len({(str(look.dash), look.mark) for look in looks}) == 14
+    looks = [figures.line_style(n) for n in range(14)]
+    assert len({(str(line_style.dash), line_style.mark) for line_style in looks}) == 14

@@ -41,8 +41,8 @@ def test_the_same_is_not_made_twice(tmp_path: Path) -> None:
     path = study.make("sae", MADE_OF, writing(calls))
     assert study.is_made("sae", MADE_OF) and path == study.directory("sae", MADE_OF)
     assert path.parent == study.root and path.name.startswith("sae-")
-    made_of = MADE_OF | {"files": {"part-1": [1, zlib.crc32(b"x")]}}
-    assert json.loads((path / "made_of.json").read_text()) == made_of
+    manifest = MADE_OF | {"files": {"part-1": [1, zlib.crc32(b"x")]}}
+    assert json.loads((path / "manifest.json").read_text()) == manifest
     turned = dict(reversed(MADE_OF.items()))
     assert Stages(study.root, told.append).make("sae", turned, writing(calls)) == path
     assert calls == [[]] and told == [f"sae: {path}", f"sae: as it is in {path}"]
@@ -57,12 +57,12 @@ def test_anything_else_is_another_directory(tmp_path: Path) -> None:
     paths = [study.make("sae", recipe, writing(calls)) for recipe in recipes]
     paths.append(study.make("probe", MADE_OF, writing(calls)))
     assert len(set(paths)) == len(calls) == 6 and calls == [[]] * 6  # none sees another's files
-    assert all((path / "made_of.json").is_file() for path in paths)
+    assert all((path / "manifest.json").is_file() for path in paths)
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("part-1", "y", "part-1 is not what was written"), ("part-1", None, "part-1 is missing"),
-    ("made_of.json", "{", "not JSON: .*; once you have deleted that directory, the same command makes it")])
+    ("manifest.json", "{", "not JSON: .*; once you have deleted that directory, the same command makes it")])
 def test_a_stage_that_somebody_has_changed(name: str, content: str | None, says: str, tmp_path: Path) -> None:
     path = Stages(tmp_path).make("sae", MADE_OF, writing([]))
     study = Stages(tmp_path)
@@ -80,7 +80,7 @@ def test_a_stage_that_somebody_has_changed(name: str, content: str | None, says:
 @pytest.mark.parametrize(("name", "make", "says"), [
     ("", lambda path: path.write_text(""), "cannot be written: File exists"),
     ("", lambda path: path.symlink_to("nothing"), "cannot be written: File exists"),
-    ("/made_of.json", os.mkfifo, "expected a regular file; once you have deleted that directory, the same "
+    ("/manifest.json", os.mkfifo, "expected a regular file; once you have deleted that directory, the same "
                                  "command makes it anew")])
 def test_what_is_in_the_place_of_a_stage(name: str, make: Callable[[Path], None], says: str,
                                          tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_is_cut_off_goes_on_with_its_files(error: BaseException, tmp_path: 
         assert not study.is_made("sae", MADE_OF)
     path = study.make("sae", MADE_OF, writing(calls))
     assert calls == [[], ["part-1"], ["part-1", "part-2"]] and study.is_made("sae", MADE_OF)
-    assert sorted(file.name for file in path.iterdir()) == ["made_of.json", "part-1", "part-2", "part-3"]
+    assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "part-1", "part-2", "part-3"]
 
 
 def test_two_at_once(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_two_at_once(tmp_path: Path) -> None:
             Stages(tmp_path).make("sae", MADE_OF, writing(calls))
         Stages(tmp_path).make("sae", {"data": "b"}, writing(calls))  # which nobody is at
     path = Stages(tmp_path).make("sae", MADE_OF, work)
-    assert calls == [[]] and (path / "made_of.json").is_file() and not (path / "part-1").exists()
+    assert calls == [[]] and (path / "manifest.json").is_file() and not (path / "part-1").exists()
 
 
 def test_what_another_has_just_ended_is_not_made_again(tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look and the lock another process has made it."""
     def lock(path: Path, *, wait: bool) -> None:
-        (path / "made_of.json").write_text("{}")
+        (path / "manifest.json").write_text("{}")
     monkeypatch.setattr(stages, "lock", lock)
     calls: list[list[str]] = []
     Stages(tmp_path).make("sae", MADE_OF, writing(calls))
@@ -197,7 +197,7 @@ def test_a_result_that_is_none(content: str, tmp_path: Path) -> None:
 def test_what_a_killed_process_has_left_is_no_part_of_a_stage(tmp_path: Path) -> None:
     def work(path: Path) -> None:
         (path / "part").write_text("x")
-        (path / ".made_of.json.abcd1234.tilelli-tmp").write_text("{")
+        (path / ".manifest.json.abcd1234.tilelli-tmp").write_text("{")
     path = Stages(tmp_path).make("sae", MADE_OF, work)
-    assert sorted(file.name for file in path.iterdir()) == ["made_of.json", "part"]
+    assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "part"]
     assert Stages(tmp_path).make("sae", MADE_OF, work) == path

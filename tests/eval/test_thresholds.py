@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tilelli_jax.eval.thresholds import (
     GRID,
     Thresholds,
-    conformal_least,
+    conformal_min_items,
     conformal_threshold,
     guaranteed_thresholds,
     precision_thresholds,
@@ -198,10 +198,10 @@ def test_what_is_refused() -> None:
 def test_a_conformal_threshold_by_hand() -> None:
     found = conformal_threshold([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0], 0.2)
     assert found.value == 8.0 and found.measured == 1 / 9  # the ⌈10 · 0.8⌉-th
-    assert found.foreseen.point == 0.2
-    assert found.foreseen[1:] == pytest.approx(scipy.stats.beta(2, 8).ppf([0.025, 0.975]))
+    assert found.expected.point == 0.2
+    assert found.expected[1:] == pytest.approx(scipy.stats.beta(2, 8).ppf([0.025, 0.975]))
     few, equal = conformal_threshold([1.0, 2.0], 0.2), conformal_threshold(np.ones(50), 0.1)
-    assert few.value == math.inf and few.foreseen == (0, 0, 0)
+    assert few.value == math.inf and few.expected == (0, 0, 0)
     assert equal.value == 1.0 and equal.measured == 0
     for scores, target in (([], 0.1), ([math.nan], 0.1), ([[1.0]], 0.1), ([1.0], 0.0), ([1.0], 1.0)):
         with pytest.raises(ValueError, match="expected"):
@@ -220,14 +220,14 @@ def test_a_conformal_threshold_keeps_its_promises(items: int, target: float, n: 
         rates.append(scipy.stats.norm.sf(found.value))
         covered += found.interval.low <= truth <= found.interval.high
     error = np.std(rates) / math.sqrt(n)
-    assert found.foreseen.point - 4 * error < np.mean(rates) < target + 4 * error
-    inside = np.mean([found.foreseen.low <= rate <= found.foreseen.high for rate in rates])
+    assert found.expected.point - 4 * error < np.mean(rates) < target + 4 * error
+    inside = np.mean([found.expected.low <= rate <= found.expected.high for rate in rates])
     assert abs(inside - 0.95) < 4 * math.sqrt(0.95 * 0.05 / n)
     assert covered / n > 0.95 - 4 * math.sqrt(0.95 * 0.05 / n)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1, 0.3, 0.5, 0.9])
 def test_how_many_scores_a_conformal_threshold_takes(target: float) -> None:
-    least = conformal_least(target)
+    least = conformal_min_items(target)
     assert math.isfinite(conformal_threshold(np.arange(least), target).value)
     assert least == 1 or math.isinf(conformal_threshold(np.arange(least - 1), target).value)

@@ -17,12 +17,12 @@ from tilelli_jax.convert.command import main as convert
 from tests.convert.torch_files import LITE, said_of, save_pt, state_of, weights
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network
-from tilelli_jax import gate, store
+from tilelli_jax import abstain_rule, store
+from tilelli_jax.abstain_rule import AbstainRule
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
 from tilelli_jax.commands.splice import main as splice
 from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.gate import Gate
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -70,8 +70,8 @@ def save_in_files(config: Any, path: Path) -> None:
 
 
 def save_gate(path: Path) -> None:
-    gate.write(path, Gate("abstain_p", 1, 0.5, "I do not know.", 0.1, 20, 0.05, (0.09, 0.02, 0.2),
-                          gate.of_network(path)))
+    abstain_rule.write(path, AbstainRule("abstain_p", 1, 0.5, "I do not know.", 0.1, 20, 0.05, (0.09, 0.02, 0.2),
+                          abstain_rule.of_network(path)))
 
 
 # --- generate, chat, splice ----------------------------------------------------------------------

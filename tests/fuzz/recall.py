@@ -20,7 +20,7 @@ from tilelli_jax.eval.recall.command import app, predict
 from tilelli_jax.eval.recall.command import main as recall
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.tables import write_columns
 
 from tests.eval.recall.small import PROMPT, sidecar_of_chance
@@ -42,7 +42,7 @@ STUDY = {"out": "out", "network": {"path": "network"}, "questions": {"sources": 
          "signals": {"shard_items": 30, "batch_size": 16, "dtype": "float32"},
          "answers": {"max_new": 1, "batch_size": 16}, "replicates": 100,
          "fit": {"seeds": [0], "sidecar": {"epochs": 1, "d_hidden": 4}, "strengths": [0.1], "jobs": 1},
-         "parts": {"test": 0.3, "calibrate": 0.2, "validate": 0.2}}
+         "split": {"test": 0.3, "calibrate": 0.2, "validate": 0.2}}
 
 
 def write_yaml(name: str, tree: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _sidecars() -> None:
     _network(Path("network"))
     save(BYTES, Path("bytes"))
     for name, prompt in (("network", PromptConfig(template="chat", instruction="")), ("bytes", PROMPT)):
-        verdicts.write(sidecar_of_chance(Path(f"{name}-sidecar")), Judge(
+        verdicts.write(sidecar_of_chance(Path(f"{name}-sidecar")), VerdictRule(
             green=0.7, red=0.3, aim={"precision": 0.85, "guarantee": False, "confidence": 0.9},
             network={"name": name, "contents": contents(Path(name)), "n_layers": 4}, prompt=prompt))
 

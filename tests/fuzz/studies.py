@@ -61,7 +61,7 @@ def _items() -> None:
     for name, data in ITEMS.items():
         write_yaml(f"{name}.yaml", {
             "out": "out", "seed": 1, "data": data | {"source": name}, "network": {"path": "nowhere"},
-            "dear": {"path": "nowhere"}, "extract": {"layers": [0], "shard_items": 50},
+            "large_model": {"path": "nowhere"}, "extract": {"layers": [0], "shard_items": 50},
             "sae": {"path": "sae", "force": True}, "probe": {"replicates": 400, "folds": 2, "jobs": 1},
             "causal": {"items": 10, "controls": 1, "latents": 2}})
 
@@ -70,7 +70,7 @@ def _difficulty() -> None:
     _items()
     save(BYTES, Path("network"))
     tree = yaml.safe_load(Path("text.txt.yaml").read_text())
-    write_yaml("study.yaml", tree | {"network": {"path": "network"}, "dear": {"path": "network"}})
+    write_yaml("study.yaml", tree | {"network": {"path": "network"}, "large_model": {"path": "network"}})
     finish(difficulty, "--config", "study.yaml")
     shutil.copytree("out", "another", ignore=shutil.ignore_patterns("stages"))
 
@@ -163,10 +163,10 @@ ABSTENTION = (
 
 def _contenders() -> None:
     Path("text.txt").write_bytes(stories.generate(3000))
-    write_yaml("contender.yaml", TEXT)
+    write_yaml("model.yaml", TEXT)
     write_yaml("comparison.yaml", {
-        "out": "out", "reference": "full", "seeds": [0, 1], "texts": ["text.txt"], "contenders": [
-            ["faster", "contender.yaml", "optimizer.learning_rate=0.1"], ["full", "contender.yaml"]]})
+        "out": "out", "reference": "full", "seeds": [0, 1], "texts": ["text.txt"], "models": [
+            ["faster", "model.yaml", "optimizer.learning_rate=0.1"], ["full", "model.yaml"]]})
 
 
 def _comparison() -> None:

@@ -1,4 +1,4 @@
-"""The surprise at next symbols, of all logits at once or of a few positions at a time."""
+"""The surprise at next tokens, of all logits at once or of a few positions at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tolerance(numbers: np.ndarray) -> float:
 
 
 def restated(logits: np.ndarray) -> np.ndarray:
-    """−log of the softmax at the next symbols, in float64."""
+    """−log of the softmax at the next tokens, in float64."""
     logits = np.asarray(logits[:, :-1], np.float64)
     right = np.take_along_axis(logits, IDS[:, 1:, None], axis=2)[..., 0]
     return np.log(np.exp(logits).sum(axis=2)) - right

@@ -194,14 +194,14 @@ def test_an_edit_in_the_encoder_acts_while_decoding() -> None:
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 9)))
     beside = jnp.array([[0], [3], [8]])  # so many positions are edited
 
-    def tap_of(aid: Any, beside: jax.Array) -> Tap:
+    def tap_of(aux_model: Any, beside: jax.Array) -> Tap:
         def edit(value: jax.Array, layer: int | None) -> jax.Array:
             if layer != 0:
                 return value
             here = (jnp.arange(value.shape[1]) < beside)[..., None]
-            return jnp.where(here, value[:, ::-1] * aid.encoder.norm.scale[...], value)
+            return jnp.where(here, value[:, ::-1] * aux_model.encoder.norm.scale[...], value)
         return Tap(edit={"encoder.resid_post": edit})
-    made, plain = (np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aid=other,
+    made, plain = (np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aux_model=other,
                                            beside=positions)) for positions in (beside, 0 * beside))
     text = np.zeros((3, 1), np.int32)
     forward = jax.jit(lambda text: model.tapped(ids, text, None, tap_of(other, beside))[0])
@@ -229,7 +229,7 @@ def test_the_encoder_alone() -> None:
         with pytest.raises(ValueError, match=says):
             model.encode_tapped(ids, None, bad)
         with pytest.raises(ValueError, match=says):
-            continue_ids(model, ids, n=2, tap_of=lambda aid, beside, bad=bad: bad)
+            continue_ids(model, ids, n=2, tap_of=lambda aux_model, beside, bad=bad: bad)
 
 
 @pytest.mark.parametrize(("how", "says"), [

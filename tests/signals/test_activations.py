@@ -1,4 +1,4 @@
-"""From a network's inner values to an autoencoder that stands in their place."""
+"""From a network's activations to an autoencoder that stands in their place."""
 
 from __future__ import annotations
 

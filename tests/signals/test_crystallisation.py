@@ -21,11 +21,11 @@ from tilelli_jax.signals.crystallisation import (
     BY_LAYER,
     OVERALL,
     Crystallisation,
-    Inner,
+    LayerActivations,
     band,
     crystallisation,
 )
-from tilelli_jax.signals.lens import look, look_from
+from tilelli_jax.signals.lens import logit_lens, logit_lens_from
 
 CASES = STORED / "recall_cases" / "feature_cases.npz"
 NAMES = ("base", "nocontent", "short_content", "nocap", "one_content", "zero_write", "settled", "L42", "bf16")
@@ -71,8 +71,8 @@ def assert_the_whole(vocab: int, chunk: int, cap: float | None, seed: int, large
     def read(rows: jax.Array, table: jax.Array) -> Any:
         unembedding = Unembedding(rms_normalized, table, cap=cap)
         by_column = Unembedding(rms_normalized, table.T, by_column=True, cap=cap)
-        found = look_from(unembedding, rows, jnp.asarray(before), chunk=chunk)
-        return *found, look(unembedding, rows, chunk=chunk), look(by_column, rows, chunk=chunk)
+        found = logit_lens_from(unembedding, rows, jnp.asarray(before), chunk=chunk)
+        return *found, logit_lens(unembedding, rows, chunk=chunk), logit_lens(by_column, rows, chunk=chunk)
     z = logits(rows, table, np.ones(6), cap)
     expected = [distribution(row) for row in z]
     told, divergence, *others = read(rows, table)
@@ -94,7 +94,7 @@ def test_equals_within_and_across_pieces() -> None:
     table[[2, 5]] = 1
     for chunk in (1, 4, 7):
         unembedding = Unembedding(lambda x: x, jnp.asarray(table))
-        told = jax.jit(functools.partial(look, unembedding, chunk=chunk))(jnp.ones((1, 2)))
+        told = jax.jit(functools.partial(logit_lens, unembedding, chunk=chunk))(jnp.ones((1, 2)))
         assert (told.best[0], told.margin[0]) == (2, 0.0)
 
 
@@ -112,7 +112,7 @@ def test_the_published_features(name: str) -> None:
     cap = None if np.isnan(case["softcap"]) else float(case["softcap"])
     unembedding = Unembedding(lambda x: rms_normalized(x) * case["norm_w"], jnp.asarray(case["W_U"]),
                               cap=cap)
-    inner = Inner(*(jnp.asarray(case[key][:, None, at])
+    inner = LayerActivations(*(jnp.asarray(case[key][:, None, at])
                     for key in ("hidden_states", "mlp_writes", "resid_before")))
     rounded = str(case["dtype"]) == "torch.bfloat16"
     found = jax.jit(functools.partial(crystallisation, unembedding, chunk=16, rounded=rounded))(
@@ -130,7 +130,7 @@ def test_the_published_features(name: str) -> None:
         np.testing.assert_allclose(half.astype(float), case["feats_f16"].astype(float), rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(found.best[0], case["argmax"])
     assert int(found.strongest_layer[0]) == case["strongest_layer"]
-    assert f"t{int(found.strongest_symbol[0])}" == str(case["strongest_token"])
+    assert f"t{int(found.strongest_token[0])}" == str(case["strongest_token"])
     low, high = band(len(case["hidden_states"]))
     assert list(range(low, high + 1)) == case["band"].tolist()
 
@@ -181,7 +181,7 @@ def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> N
         mask[row, question] = True
     unembedding = Unembedding(rms_normalized, jnp.asarray(table), cap=cap)
     found = jax.jit(functools.partial(crystallisation, unembedding, chunk=10))(
-        Inner(**inner, attention=inner["write"][:, :, ::-1]), mask)
+        LayerActivations(**inner, attention=inner["write"][:, :, ::-1]), mask)
     assert found.by_layer.shape == (4, 6, len(BY_LAYER)) and found.overall.shape == (4, len(OVERALL))
     for row, question in enumerate(questions):
         alone = {name: values[:, row] for name, values in inner.items()}
@@ -196,7 +196,7 @@ def test_a_batch_of_unlike_questions_against_brute_force(cap: float | None) -> N
 
 
 def test_what_is_not_a_number_is_told_as_0() -> None:
-    inner = Inner(*(jnp.full((3, 1, 2, 4), jnp.nan) for _ in range(3)))
+    inner = LayerActivations(*(jnp.full((3, 1, 2, 4), jnp.nan) for _ in range(3)))
     unembedding = Unembedding(rms_normalized, jnp.ones((5, 4)))
     found: Crystallisation = jax.jit(functools.partial(crystallisation, unembedding))(
         inner, np.array([[True, False]]))

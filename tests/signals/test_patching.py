@@ -15,7 +15,7 @@ from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.signals.patching import NOTHING, Patch, Patched, patched_nats, patching, reconstructed
+from tilelli_jax.signals.patching import NOTHING, Patch, Patched, patched_nll, patching, reconstructed
 from tilelli_jax.store import build, from_arrays
 
 GOLDEN = STORED / "difficulty" / "golden"
@@ -67,7 +67,7 @@ def test_what_would_patch_nothing_is_refused(place: str, layer: int, target: int
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
     sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match=message):
-        patched_nats(model, sae, [Patched([1, 2, 3, 4, 5], target, 0, 2)], [3], place=place, layer=layer)
+        patched_nll(model, sae, [Patched([1, 2, 3, 4, 5], target, 0, 2)], [3], place=place, layer=layer)
 
 
 def test_a_patch_with_a_threshold() -> None:
@@ -118,7 +118,7 @@ def test_a_patch_in_a_network() -> None:
     np.testing.assert_allclose(found[2, :touched[0]], found[1, :touched[0]], atol=1e-5)  # causal
     # And by the function that does it all.
     texts = [Patched(ids[0].tolist(), target=7, start=2, stop=6), Patched(ids[0, :5].tolist(), 3, 0, 5)]
-    nats = patched_nats(model, sae, texts, [latent], place="resid_post", layer=1, batch_size=2)
+    nats = patched_nll(model, sae, texts, [latent], place="resid_post", layer=1, batch_size=2)
     chances = jax.nn.log_softmax(found[:, 6:8])
     following = np.asarray(ids[:, 7:9])[..., None]
     expected = -np.take_along_axis(np.asarray(chances), following, axis=2).mean(axis=(1, 2))

@@ -19,8 +19,8 @@ from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.crystallisation import Inner, crystallisation
-from tilelli_jax.signals.prompts import Prompt, Read, Reader, places_of
+from tilelli_jax.signals.crystallisation import LayerActivations, crystallisation
+from tilelli_jax.signals.prompts import Prompt, PromptOutputs, PromptReader, places_of
 from tilelli_jax.store import build
 
 GEMMA = STORED / "gemma4_tiny" / "e4b"
@@ -49,7 +49,7 @@ def some_prompts(model: Any) -> list[Prompt]:
             for n, span in zip(lengths, spans, strict=True)]
 
 
-def assert_same(found: dict[int, Read], expected: dict[int, Read], name: str) -> None:
+def assert_same(found: dict[int, PromptOutputs], expected: dict[int, PromptOutputs], name: str) -> None:
     assert sorted(found) == sorted(expected)
     for i, read in found.items():
         pairs = {field: (getattr(read.crystallisation, field), getattr(expected[i].crystallisation, field))
@@ -60,7 +60,7 @@ def assert_same(found: dict[int, Read], expected: dict[int, Read], name: str) ->
 
 
 @functools.cache
-def alone(name: str) -> dict[int, Read]:
+def alone(name: str) -> dict[int, PromptOutputs]:
     """Each prompt alone, without the reader: its own pass without padding, at all of its positions."""
     model = network(name)
     places = places_of(model)
@@ -68,14 +68,14 @@ def alone(name: str) -> dict[int, Read]:
     @jax.jit
     def read(ids: jax.Array, question: jax.Array) -> tuple[Any, jax.Array]:
         _, seen = model.tapped(ids, Tap(record=tuple(place for place in places if place)))
-        inner = Inner(*(seen[place] if place else None for place in places))
+        inner = LayerActivations(*(seen[place] if place else None for place in places))
         return crystallisation(model.unembedding(), inner, question), inner.stream[:, 0, -1]
     found = {}
     for i, prompt in enumerate(some_prompts(model)):
         at = np.arange(len(prompt.ids))[None]
         question = (prompt.start <= at) & (at < prompt.stop)
         signals, stream = jax.device_get(read(np.array([prompt.ids]), question))
-        found[i] = Read(type(signals)(*(part[0] for part in signals)), stream)
+        found[i] = PromptOutputs(type(signals)(*(part[0] for part in signals)), stream)
     return found
 
 
@@ -83,7 +83,7 @@ def alone(name: str) -> dict[int, Read]:
 def test_batches_and_pieces_change_nothing(name: str) -> None:
     model = network(name)
     batch_size = 4 if name == "gpt_neox" else 7  # in two batches, or in one
-    assert_same(dict(Reader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name), name)
+    assert_same(dict(PromptReader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name), name)
 
 
 @pytest.mark.exhaustive
@@ -91,7 +91,7 @@ def test_batches_and_pieces_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt_neox", "routed", "vanilla", NETWORKS[-1]])
 def test_eight_devices_change_nothing(name: str) -> None:
     model, mesh = network(name), make_mesh(MeshConfig(data=4, tensor=2))
-    found = dict(Reader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model)))
+    found = dict(PromptReader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model)))
     assert_same(found, alone(name), name)
 
 
@@ -122,18 +122,18 @@ def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -
     prompts = some_prompts(model)
     sizes: list[int] = []
 
-    def batch(self: Reader, prompts: Sequence[Prompt]) -> list[Prompt]:  # gives back what it was given
+    def batch(self: PromptReader, prompts: Sequence[Prompt]) -> list[Prompt]:  # gives back what it was given
         sizes.append(len(prompts))
         return list(prompts)
-    monkeypatch.setattr(Reader, "_batch", batch)
-    reader = Reader(model, batch_size=7, most_bytes=2 * Reader(model).bytes_of(25))
+    monkeypatch.setattr(PromptReader, "_batch", batch)
+    reader = PromptReader(model, batch_size=7, max_bytes=2 * PromptReader(model).bytes_of(25))
     assert dict(reader(prompts)) == dict(enumerate(prompts))
     assert sizes[0] == 2 and max(sizes) <= 4 and sum(sizes) == 7, sizes
     sizes.clear()
-    list(Reader(model, batch_size=7, most_bytes=3 * Reader(model).bytes_of(25))(prompts))
+    list(PromptReader(model, batch_size=7, max_bytes=3 * PromptReader(model).bytes_of(25))(prompts))
     assert sizes[0] == 2, "not padded to four, which would be more than there is room for"
     sizes.clear()
-    list(Reader(model, batch_size=7, most_bytes=1)(prompts))
+    list(PromptReader(model, batch_size=7, max_bytes=1)(prompts))
     assert sizes == [1] * 7
 
 
@@ -143,4 +143,4 @@ def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -
     (Prompt([1] * 65, 0, 1), "prompt 0: expected 1 to 64 ids, found 65")])
 def test_what_is_no_prompt(prompt: Prompt, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        list(Reader(network("vanilla"))([prompt]))
+        list(PromptReader(network("vanilla"))([prompt]))

@@ -1,4 +1,4 @@
-"""Chronos on many windows: inner values and patches against transformers, and numbers that do not wander."""
+"""Chronos on many windows: activations and patches against transformers, and numbers that do not wander."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_as_many_samples_as_are_asked_for(chronos: Chronos) -> None:
 
 @pytest.mark.parametrize("positions", [pytest.param("all", marks=pytest.mark.exhaustive), "boundary"])
 def test_what_leaving_out_a_latent_does(chronos: Chronos, sae: TopKSAE, positions: Any) -> None:
-    """Past prediction_length, with another context length: the end symbol moves, and is patched there."""
+    """Past prediction_length, with another context length: the end token moves, and is patched there."""
     series, futures = walks(time=12), np.random.default_rng(8).standard_normal((5, 9))
     natural = crps(chronos.predict(series, 9, seed=4), futures).mean(axis=-1)
     never = 47  # nowhere, at neither reading: it is made so
@@ -181,7 +181,7 @@ def test_what_leaving_out_a_latent_does(chronos: Chronos, sae: TopKSAE, position
     np.testing.assert_array_equal(rest, found[3:, [0, 1, 3]])
     # And by hand, reading the patched median again.
     beside = np.tile([EVERY if positions == "all" else 1, often], (5, 1))
-    how = {"tap_of": patched_end(PLACE, 1), "aid": mute, "beside": beside}
+    how = {"tap_of": patched_end(PLACE, 1), "aux_model": mute, "beside": beside}
     first = chronos.predict(series, 6, seed=4, **how)
     longer = np.concatenate([series, np.sort(first, axis=1)[:, 2]], axis=1)
     second = chronos.predict(longer, 3, seed=4 + 7919, **how)
@@ -254,7 +254,7 @@ def test_what_cannot_be_done(chronos: Chronos, sae: TopKSAE) -> None:
 @pytest.mark.exhaustive
 @needs_reference
 def test_the_stored_network_is_patched() -> None:
-    """Of the small stored Chronos: more blocks in the encoder than in the decoder, 4096 symbols."""
+    """Of the small stored Chronos: more blocks in the encoder than in the decoder, 4096 tokens."""
     chronos = Chronos(FlaxT5ForConditionalGeneration.from_pretrained(TINY_CHRONOS))
     sae = TopKSAE(SAEConfig(d_model=32, n_latents=64, k=4), rngs=nnx.Rngs(1))
     found = patched_crps(chronos, sae, walks(3), np.zeros((3, 4)), [5], layer=3, positions="all", samples=4,

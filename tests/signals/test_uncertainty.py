@@ -20,7 +20,7 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.names import LENS
-from tilelli_jax.signals.prompts import Prompt, Reader
+from tilelli_jax.signals.prompts import Prompt, PromptReader
 from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader, by_name, names
 
 SHAPE = {"d_model": 16, "n_layers": 3, "max_seq_len": 96, "n_heads": 2}
@@ -82,7 +82,7 @@ def test_signals_are_those_of_each_prompt_alone(found: Uncertainty) -> None:
     np.testing.assert_allclose(found.abstain_p, 1 / (1 + np.exp(-found.abstain_logit.astype(float))))
     assert found.drift.min() > 0 and np.ptp(found.abstain_p) > 0.01
     # The lens is the other reader's.
-    plain = dict(Reader(model, batch_size=4)(prompts()))
+    plain = dict(PromptReader(model, batch_size=4)(prompts()))
     for i in range(len(TEXTS)):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=2e-5),
                      found.read, plain[i])

@@ -31,7 +31,7 @@ from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.log import read_metrics
 from tilelli_jax.training.optimizers import make_optimizer
-from tilelli_jax.training.step import init_state, take_apart
+from tilelli_jax.training.step import init_state, split_params
 
 
 def test_a_run_directory_has_everything(finished):
@@ -87,7 +87,7 @@ def test_the_model_is_the_best_one_and_loads(finished, tiny):
     run_dir, _ = finished
     summary = json.loads((run_dir / "summary.json").read_text())
     model = tilelli_jax.load(run_dir / "model")
-    network, params = take_apart(model)
+    network, params = split_params(model)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == summary["parameters"]
     config = config_lib.load(ExperimentConfig, run_dir / "config.yaml")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

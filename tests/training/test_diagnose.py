@@ -12,7 +12,7 @@ from tilelli_jax.sharding import MeshConfig, make_mesh
 from tilelli_jax.store import build
 from tilelli_jax.training.diagnose import diagnose
 from tilelli_jax.training.losses import next_byte_loss
-from tilelli_jax.training.step import take_apart
+from tilelli_jax.training.step import split_params
 
 CONFIG = VanillaConfig(d_model=8, n_layers=3, max_seq_len=8, n_heads=1, dense_expand=1)
 BATCH = {"bytes": jnp.asarray(np.arange(36, dtype=np.uint8).reshape(4, 9))}
@@ -20,7 +20,7 @@ BATCH = {"bytes": jnp.asarray(np.arange(36, dtype=np.uint8).reshape(4, 9))}
 
 @pytest.fixture(scope="module")
 def network():
-    return take_apart(build(CONFIG, 0))
+    return split_params(build(CONFIG, 0))
 
 
 def sentences(network, poison=lambda params: params, loss=None):

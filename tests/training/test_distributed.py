@@ -42,7 +42,7 @@ def main():
     waits = distributed.together(jax.jit(compiled_late))
     waited = int(waits(jnp.zeros(3))[0]) == 1 and (folder / "compiled").exists()
     again = waits(jnp.ones(3)).tolist() == [2.0] * 3 and waits(jnp.ones(4)).shape == (4,)
-    with distributed.signals_noted():
+    with distributed.signals_deferred():
         for step in range(3000):
             value = int(total(numbers))
             (folder / f"{process}.pid").write_text(f"{os.getpid()} ")
@@ -110,7 +110,7 @@ def test_a_failure_of_one_ends_both_at_once(tmp_path):
 
 def test_sigterm_to_a_single_process_is_reported_and_the_old_handler_returns():
     before = signal.getsignal(signal.SIGTERM)
-    with distributed.signals_noted():
+    with distributed.signals_deferred():
         assert not distributed.should_stop(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert distributed.should_stop(2)
@@ -120,7 +120,7 @@ def test_sigterm_to_a_single_process_is_reported_and_the_old_handler_returns():
 
 
 def test_the_first_interrupt_is_reported_and_the_second_interrupts():
-    with pytest.raises(KeyboardInterrupt), distributed.signals_noted():
+    with pytest.raises(KeyboardInterrupt), distributed.signals_deferred():
         assert distributed.stop_status() == 0
         os.kill(os.getpid(), signal.SIGINT)
         assert distributed.should_stop(1)

@@ -65,7 +65,7 @@ def summary_of(run: Path) -> dict[str, Any]:
 def only_head(folder: Path) -> Path:
     """A finished run that trained nothing but the abstain head."""
     run = folder / "only-head"
-    assert main(configured(folder, run, train=["abstain"], cross_entropy=0, abstain=1)) == 0
+    assert main(configured(folder, run, train=["abstain"], cross_entropy_weight=0, abstain_weight=1)) == 0
     return run
 
 
@@ -77,8 +77,8 @@ def test_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "pairs (" in out and "nats/byte" in out and "of which" not in out and "to learn from in" in out
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["valid_loss"] < rows[0]["loss"] - 1 and "bits_per_byte" in rows[0]
-    assert {"nats", "metacognition", "router_entropy", "zero_fraction"} <= rows[0].keys()
-    assert not {"abstain", "tether"} & rows[0].keys()
+    assert {"nats", "router_entropy_loss", "router_entropy", "zero_fraction"} <= rows[0].keys()
+    assert not {"abstain", "router_kl"} & rows[0].keys()
     summary = summary_of(tmp_path / "run")
     assert summary["trained_parameters"] == summary["parameters"] and summary["trained"] == ["everything"]
     assert summary["held_out"]["cross_entropy"] == pytest.approx(summary["final_valid_loss"], rel=1e-5)
@@ -110,7 +110,7 @@ def test_only_the_head(folder: Path, only_head: Path) -> None:
 @pytest.mark.exhaustive
 def test_the_head_goes_on_from_a_model_that_has_one(folder: Path, only_head: Path, tmp_path: Path) -> None:
     """And a frozen one may guide a router."""
-    args = configured(folder, tmp_path / "run", train=["router"], cross_entropy=0, abstain=1)
+    args = configured(folder, tmp_path / "run", train=["router"], cross_entropy_weight=0, abstain_weight=1)
     assert main([*args, f"train.init_from={only_head / 'model'}", "train.steps=4"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[0]["abstain"] < 0.999 * np.log(2)
@@ -123,7 +123,7 @@ def test_the_head_goes_on_from_a_model_that_has_one(folder: Path, only_head: Pat
 def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     """To the bit, the tether's memory too, and without the model that it began from."""
-    goal = {"train": ["router", "abstain"], "abstain": 1, "metacognition": 2, "tether": 0.5}
+    goal = {"train": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2, "router_kl_weight": 0.5}
     shutil.copytree(folder / "routed", tmp_path / "start")
     start = f"train.init_from={tmp_path / 'start'}"
     whole = [*configured(folder, tmp_path / "whole", **goal), start]
@@ -141,7 +141,7 @@ def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
             == (tmp_path / "parts" / "model" / "model.safetensors").read_bytes())
     told = [[{key: value for key, value in row.items() if "second" not in key}
              for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("whole", "parts")]
-    assert told[0] == told[1] and told[0][-1]["tether"] > 0 == round(told[0][0]["tether"], 6)
+    assert told[0] == told[1] and told[0][-1]["router_kl"] > 0 == round(told[0][0]["router_kl"], 6)
     assert main(parts) == 0  # complete
     assert "is complete" in capsys.readouterr().out
     assert main([*parts, "finetune.train=[router]", "--resume"]) == 2
@@ -155,10 +155,10 @@ def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
     (["finetune.train=[routr]"], ["finetune.train[0]", "'routr'", "did you mean 'router'?"]),
     (["finetune.train=[state]"], ["finetune.train", "no parameters of 'state'", "router"]),
     (["finetune.train=[]"], ["finetune.train", "at least one"]),
-    (["finetune.train=[abstain]"], ["finetune.abstain", "above 0"]),
-    (["finetune.cross_entropy=0"], ["cross_entropy, abstain, metacognition"]),
-    (["finetune.train=[router]", "finetune.abstain=1"], ["finetune.abstain", "has no abstain head"]),
-    (["train.init_from={dir}/vanilla", "finetune.metacognition=1"], ["finetune.metacognition", "no router"]),
+    (["finetune.train=[abstain]"], ["finetune.abstain_weight", "above 0"]),
+    (["finetune.cross_entropy_weight=0"], ["cross_entropy_weight, abstain_weight, router_entropy_weight"]),
+    (["finetune.train=[router]", "finetune.abstain_weight=1"], ["finetune.abstain_weight", "has no abstain head"]),
+    (["train.init_from={dir}/vanilla", "finetune.router_entropy_weight=1"], ["finetune.router_entropy_weight", "no router"]),
     (["train.init_from={dir}/vanilla", "finetune.train=[router]"], ["parameters of 'router'", "attention"]),
     (["train.init_from=", "finetune.train=[router]"], ["finetune.train: expected everything"]),
     (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
@@ -186,7 +186,7 @@ def test_pairs_of_which_none_counts(part: str, folder: Path, tmp_path: Path,
         path.write_text("".join(json.dumps({"prompt": f"{name[0]}{i}", "response": "b",
                                             "answerable": name != part}) + "\n" for i in range(8)))
     assert main([*configured(folder, tmp_path / "run"), f"chat.source={files['source']}",
-                 f"chat.valid={files['valid']}", "chat.imitate=answerable"]) == 2
-    assert_one_line(capsys.readouterr().err, "cross_entropy: expected 0", f"{part}.jsonl has no response",
+                 f"chat.valid={files['valid']}", "chat.loss_on=answerable"]) == 2
+    assert_one_line(capsys.readouterr().err, "cross_entropy_weight: expected 0", f"{part}.jsonl has no response",
                     "learn from" if part == "source" else "validate on")
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from tests.restated.random_weights import random_network
-from tilelli_jax.data.chat_pairs import ChatBatch, ChatRows, Pair, lay, training_rows
+from tilelli_jax.data.chat_pairs import ChatBatch, ChatRows, Pair, pack_rows, training_rows
 from tilelli_jax.data.turns import answered, asked
 from tilelli_jax.models import ModelConfig, RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
@@ -21,9 +21,9 @@ from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh, path_name, place_rows
 from tilelli_jax.store import build
 from tilelli_jax.training.chat_loss import FinetuneConfig, chat_loss, tethered
-from tilelli_jax.training.groups import GROUPS, Group, cut, put, trained_of
+from tilelli_jax.training.groups import GROUPS, Group, merge, select, trained_of
 from tilelli_jax.training.optimizers import OptimizerConfig
-from tilelli_jax.training.step import make_training, parameter_count, take_apart
+from tilelli_jax.training.step import make_training, parameter_count, split_params
 
 TIME = 48
 ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, dense_expand=2, pathways=("local", "dense"),
@@ -31,7 +31,7 @@ ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, dense_expand=2, p
 PAIRS = [Pair("hi", "ok", True, "1"), Pair("who is Xu?", "I do not know.", False, "2"),
          Pair("what", "a b c", True, "3"), Pair("wég", "d", False, "4"), Pair("a", "b", True, "5"),
          Pair("abc", "de", True, "6"), Pair("xy", "z", False, "7"), Pair("u", "vw", True, "8")]
-ALL = FinetuneConfig(cross_entropy=0.5, abstain=2.0, metacognition=3.0, tether=0.7)
+ALL = FinetuneConfig(cross_entropy_weight=0.5, abstain_weight=2.0, router_entropy_weight=3.0, router_kl_weight=0.7)
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, eps=1e-3, clip_norm=0.0, weight_decay=0.5)
 
 
@@ -90,28 +90,28 @@ def by_hand(model: Any, before: Any, pairs: list[Pair]) -> dict[str, float]:
         unsure.append(h if pair.answerable else 1 - h)
         p = look_before(text)[2]
         drift += list((p * (np.log(p) - np.log(r))).sum(-1).mean(0))
-    return {"nats": np.mean(nats), "abstain": np.mean(abstain), "metacognition": np.mean(unsure),
-            "tether": np.mean(drift)}
+    return {"nats": np.mean(nats), "abstain": np.mean(abstain), "router_entropy_loss": np.mean(unsure),
+            "router_kl": np.mean(drift)}
 
 
 def test_the_terms_of_rows_with_one_pair_are_those_of_each_pair_alone(model: Any, before: Any) -> None:
-    batch = {name: array[0] for name, array in batch_of(lay(PAIRS, TIME, pack=False)).items()}
-    batch["start"] = take_apart(before)[1]
+    batch = {name: array[0] for name, array in batch_of(pack_rows(PAIRS, TIME, pack=False)).items()}
+    batch["start"] = split_params(before)[1]
     total, told = jax.jit(chat_loss(ALL))(model, batch, jax.random.key(0))
     expected = by_hand(model, before, PAIRS)
     for name, value in expected.items():
         assert float(told[name]) == pytest.approx(value, rel=2e-5), name
-    objective = (0.5 * expected["nats"] + 2 * expected["abstain"] + 3 * expected["metacognition"]
-                 + 0.7 * expected["tether"])
+    objective = (0.5 * expected["nats"] + 2 * expected["abstain"] + 3 * expected["router_entropy_loss"]
+                 + 0.7 * expected["router_kl"])
     assert float(total) == float(told["loss"]) == pytest.approx(objective, rel=1e-5)
-    assert told["router_entropy"].shape == (2,) and 0.1 < expected["metacognition"] < 0.9
+    assert told["router_entropy"].shape == (2,) and 0.1 < expected["router_entropy_loss"] < 0.9
 
 
 def test_packed_rows_are_read_as_one_conversation(model: Any) -> None:
     """Each term over the same bytes, but with what came before in sight."""
-    source = lay(PAIRS, TIME, pack=True)
+    source = pack_rows(PAIRS, TIME, pack=True)
     assert len(source) < len(PAIRS)
-    batch = {name: array[0] for name, array in batch_of(source).items()} | {"start": take_apart(model)[1]}
+    batch = {name: array[0] for name, array in batch_of(source).items()} | {"start": split_params(model)[1]}
     found = jax.jit(chat_loss(ALL))(model, batch, jax.random.key(0))[1]
     nats, entropies, look = [], [], looker(model)
     for row in source.rows:
@@ -125,25 +125,25 @@ def test_packed_rows_are_read_as_one_conversation(model: Any) -> None:
             entropies.append(h if PAIRS[pair].answerable else 1 - h)
             at += len(whole) - len("USER:")
     assert float(found["nats"]) == pytest.approx(np.mean(nats), rel=2e-5)
-    assert float(found["metacognition"]) == pytest.approx(np.mean(entropies), rel=2e-5)
-    assert float(found["tether"]) == pytest.approx(0, abs=1e-6)
+    assert float(found["router_entropy_loss"]) == pytest.approx(np.mean(entropies), rel=2e-5)
+    assert float(found["router_kl"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_where_metacognition_pushes(model: Any) -> None:
     """Down the gradient, the routers are surer of prompts with an answer, and less sure of the others."""
-    loss = chat_loss(FinetuneConfig(cross_entropy=0, metacognition=1.0))
-    network, params = take_apart(model)
+    loss = chat_loss(FinetuneConfig(cross_entropy_weight=0, router_entropy_weight=1.0))
+    network, params = split_params(model)
     gradient = jax.jit(jax.grad(lambda p, batch: loss(network.merge(p), batch, jax.random.key(0))[0]))
 
     def entropies(params: Any) -> list[float]:
-        return [by_hand(network.merge(params), network.merge(params), [pair])["metacognition"]
+        return [by_hand(network.merge(params), network.merge(params), [pair])["router_entropy_loss"]
                 for pair in (PAIRS[0], PAIRS[1])]
     for pair in (PAIRS[0], PAIRS[1]):
-        batch = {name: array[0] for name, array in batch_of(lay([pair], TIME, pack=False)).items()}
-        step = cut(jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient(params, batch)),
+        batch = {name: array[0] for name, array in batch_of(pack_rows([pair], TIME, pack=False)).items()}
+        step = select(jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient(params, batch)),
                    trained_of(["router"]))
         at = int(not pair.answerable)
-        assert entropies(put(params, step))[at] < entropies(params)[at] - 1e-4
+        assert entropies(merge(params, step))[at] < entropies(params)[at] - 1e-4
 
 
 # ---------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_every_parameter_is_in_one_group(config: ModelConfig) -> None:
     assert {sum(trained_of([group])(name) for group in single) for name in names} == {1}
     assert all(trained_of(["everything"])(name) for name in names)
     whole = parameter_count(params)
-    assert sum(parameter_count(cut(params, trained_of([group]))) for group in single) == whole
+    assert sum(parameter_count(select(params, trained_of([group]))) for group in single) == whole
     paths = ["conv", "state", "attention", "dense"]
     assert {name for name in names if trained_of(["paths"])(name)} == {
         name for name in names if trained_of(paths)(name)}
@@ -177,7 +177,7 @@ def test_every_parameter_is_in_one_group(config: ModelConfig) -> None:
 def test_how_many_parameters_of_lite_are_trained(groups: list[str], expected: int) -> None:
     lite = dataclasses.replace(RoutedConfig(), abstain_head=True)
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build(lite, 0)), nnx.Param))
-    assert parameter_count(cut(params, trained_of(groups))) == expected
+    assert parameter_count(select(params, trained_of(groups))) == expected
 
 
 class Run:
@@ -189,7 +189,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             self.training = make_training(start.config, ComputeConfig(), optimizer, steps=3,
                                           loss=chat_loss(goal), seed=0, mesh=self.mesh, model=start,
-                                          rule=tethered(goal))
+                                          hooks=tethered(goal))
             self.state = self.training.make_state()
 
     def __call__(self, batch: dict[str, np.ndarray], times: int = 1) -> Any:
@@ -207,19 +207,19 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("goal", [
     dataclasses.replace(ALL, train=("router",)),
-    FinetuneConfig(train=("abstain",), cross_entropy=0, abstain=1), FinetuneConfig(train=("norms", "embed"))])
+    FinetuneConfig(train=("abstain",), cross_entropy_weight=0, abstain_weight=1), FinetuneConfig(train=("norms", "embed"))])
 def test_what_is_not_trained_keeps_every_bit(model: Any, goal: FinetuneConfig) -> None:
     """Whatever the weight decay; it has no gradient and no moments either."""
     run, trained = Run(model, goal), trained_of(goal.train)
     start = flat(jax.device_get(run.state.params))
-    metrics = run(batch_of(lay(PAIRS, TIME, pack=False)), times=2)
+    metrics = run(batch_of(pack_rows(PAIRS, TIME, pack=False)), times=2)
     assert metrics["finite"]
     for name, value in flat(run.state.params).items():
         assert np.array_equal(value, start[name]) != trained(name), name
     moments = {name for name in flat(run.state.opt_state) if "." in name and ".mu." in f".{name}"}
     assert moments and all(trained(name.partition("mu.")[2]) for name in moments)
-    assert (metrics.keys() & {"tether"}) == ({"tether"} if goal.tether else set())
-    if goal.tether:
+    assert (metrics.keys() & {"router_kl"}) == ({"router_kl"} if goal.router_kl_weight else set())
+    if goal.router_kl_weight:
         assert flat(run.state.memory).keys() == {name for name in start if trained(name)}
         for name, value in flat(run.state.memory).items():
             np.testing.assert_array_equal(value, start[name])
@@ -227,9 +227,9 @@ def test_what_is_not_trained_keeps_every_bit(model: Any, goal: FinetuneConfig) -
 
 def test_gradients_of_the_head_reach_the_router_though_nothing_asks_for_its_entropy(model: Any) -> None:
     """With both trained: what moves a router whose own loss has no weight."""
-    run = Run(model, FinetuneConfig(train=("router", "abstain"), cross_entropy=0, abstain=1))
+    run = Run(model, FinetuneConfig(train=("router", "abstain"), cross_entropy_weight=0, abstain_weight=1))
     start = flat(jax.device_get(run.state.params))["blocks.router.kernel"]
-    run(batch_of(lay(PAIRS, TIME, pack=False)))
+    run(batch_of(pack_rows(PAIRS, TIME, pack=False)))
     assert np.abs(flat(run.state.params)["blocks.router.kernel"] - start).max() > 1e-4
 
 
@@ -237,22 +237,22 @@ def test_a_tether_holds(model: Any) -> None:
     """It begins at 0, and the heavier it is, the less far the routing goes."""
     drifts = []
     for weight in (1e-6, 10.0):
-        run = Run(model, FinetuneConfig(train=("router",), cross_entropy=0, metacognition=1, tether=weight))
-        batch = batch_of(lay(PAIRS, TIME, pack=False))
-        assert run(batch)["tether"] == pytest.approx(0, abs=1e-6)
-        drifts.append(float(run(batch, times=6)["tether"]))
+        run = Run(model, FinetuneConfig(train=("router",), cross_entropy_weight=0, router_entropy_weight=1, router_kl_weight=weight))
+        batch = batch_of(pack_rows(PAIRS, TIME, pack=False))
+        assert run(batch)["router_kl"] == pytest.approx(0, abs=1e-6)
+        drifts.append(float(run(batch, times=6)["router_kl"]))
     assert 0 < drifts[1] < 0.5 * drifts[0]
 
 
 def test_parts_are_one_batch(model: Any) -> None:
     """Though they hold different numbers of pairs and bytes."""
-    source = lay(PAIRS, TIME, pack=True)
+    source = pack_rows(PAIRS, TIME, pack=True)
     source = dataclasses.replace(source, rows=source.rows[:len(source) // 2 * 2])
     assert len({tuple(counts) for counts in source.counts}) == len(source) > 1
-    goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"), tether=0)
+    goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"), router_kl_weight=0)
     whole, parts = Run(model, goal), Run(model, goal)
     expected, found = whole(batch_of(source)), parts(batch_of(source, parts=2))
-    for name in ("loss", "nats", "abstain", "metacognition", "grad_norm"):
+    for name in ("loss", "nats", "abstain", "router_entropy_loss", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=2e-5), name
 
 
@@ -261,10 +261,10 @@ def test_parts_are_one_batch(model: Any) -> None:
 def test_eight_devices_are_one() -> None:
     model = random_network(ROUTED, seed=3)[0]
     goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"))
-    batch = batch_of(lay(PAIRS, TIME, pack=False))
+    batch = batch_of(pack_rows(PAIRS, TIME, pack=False))
     alone, shared = Run(model, goal), Run(model, goal, (2, 2, 2))
     expected, found = alone(batch, times=3), shared(batch, times=3)
-    for name in ("loss", "nats", "abstain", "metacognition", "tether", "grad_norm"):
+    for name in ("loss", "nats", "abstain", "router_entropy_loss", "router_kl", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-7), name
     for name, value in flat(alone.state.params).items():
         np.testing.assert_allclose(flat(shared.state.params)[name], value, rtol=1e-5,
@@ -272,10 +272,10 @@ def test_eight_devices_are_one() -> None:
 
 
 def test_muon_where_nothing_is_left_for_it(model: Any) -> None:
-    goal = FinetuneConfig(train=("router", "abstain"), abstain=1)
+    goal = FinetuneConfig(train=("router", "abstain"), abstain_weight=1)
     run = Run(model, goal, optimizer=dataclasses.replace(ADAMW, name="muon"))
     start = flat(jax.device_get(run.state.params))
-    assert run(batch_of(lay(PAIRS, TIME, pack=False)))["finite"]
+    assert run(batch_of(pack_rows(PAIRS, TIME, pack=False)))["finite"]
     assert {name for name, value in flat(run.state.params).items()
             if not np.array_equal(value, start[name])} == {
         "blocks.router.kernel", "blocks.router.bias", "abstain.kernel", "abstain.bias"}

@@ -14,9 +14,9 @@ from tilelli_jax.data.windows import TrainingBatch
 from tilelli_jax.training import loop
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, read_metrics
-from tilelli_jax.training.loop import Sitting, TrainConfig, Trainer
+from tilelli_jax.training.loop import RunState, TrainConfig, Trainer
 from tilelli_jax.training.task import NATS
-from tilelli_jax.training.text import whence
+from tilelli_jax.training.text import describe_batch
 
 
 class State(NamedTuple):
@@ -78,20 +78,20 @@ class Setup:
     def record(self):
         self.recorded.append(len(self.saved.notes))
 
-    def run(self, sitting=None):
-        sitting = sitting or Sitting()
+    def run(self, run_state=None):
+        run_state = run_state or RunState()
         task = SimpleNamespace(
-            place=lambda batch: batch.bytes, whence=whence, logged=("zero_fraction",), tokens=4,
-            flops_per_token=2.0, measure=NATS)
+            place=lambda batch: batch.bytes, describe_batch=describe_batch, logged=("zero_fraction",), tokens=4,
+            flops_per_token=2.0, loss_unit=NATS)
         trainer = Trainer(
             config=self.config, task=task, update=self.update,
             evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
             extra=lambda params: {"zero_fraction": np.float32(0.25), "not_logged": 1.0}, peak_flops=100.0,
             checkpoints=self.saved, notes={"corpus": "c"}, record=self.record,
             progress=Progress(10, 0, NATS.told, show=False),
-            log=MetricsLog(self.path, LogConfig(), from_step=sitting.step, name="", settings={}))
+            log=MetricsLog(self.path, LogConfig(), from_step=run_state.step, name="", settings={}))
         try:
-            return trainer.run(State(sitting.step, 0.0), Batches(sitting.step), sitting)
+            return trainer.run(State(run_state.step, 0.0), Batches(run_state.step), run_state)
         finally:
             trainer.log.close()
 
@@ -107,10 +107,10 @@ def path(tmp_path):
 @pytest.mark.eight_devices
 def test_what_happens_when(path):
     setup = Setup(path)
-    state, sitting = setup.run()
+    state, run_state = setup.run()
     assert state.step == 10 and setup.dispatched == list(range(10))
-    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0, 40)
-    assert sitting.seconds > 0
+    assert run_state._replace(seconds=0) == RunState(10, 0, 0.0, 10, 0.0, 40)
+    assert run_state.seconds > 0
     assert setup.saved.steps() == [4, 5, 8, 10]  # every fourth, the best so far, the last
     assert setup.recorded == [0, 1, 2, 3], "before each"
     rows = setup.rows()
@@ -126,8 +126,8 @@ def test_what_happens_when(path):
 def test_only_a_better_loss_is_best(path):
     setup = Setup(path, valid=lambda step: {3: 2.0, 6: 2.0, 9: 3.0, 10: 2.5}[step], eval_every=3,
                   checkpoint_every=100)
-    _, sitting = setup.run()
-    assert (sitting.best_step, sitting.best_loss, sitting.valid_loss) == (3, 2.0, 2.5)
+    _, run_state = setup.run()
+    assert (run_state.best_step, run_state.best_loss, run_state.valid_loss) == (3, 2.0, 2.5)
     assert setup.saved.steps() == [3, 10]
     assert [notes["best_step"] for notes in setup.saved.notes] == [3, 3]
     json.dumps(setup.saved.notes)
@@ -137,17 +137,17 @@ def test_only_a_better_loss_is_best(path):
 def test_a_request_to_stop_saves_at_once(path, monkeypatch, at):
     monkeypatch.setattr(loop, "should_stop", lambda step: step == at)
     setup = Setup(path)
-    state, sitting = setup.run()
-    assert state.step == sitting.step == at and setup.saved.steps()[-1] == at
+    state, run_state = setup.run()
+    assert state.step == run_state.step == at and setup.saved.steps()[-1] == at
     assert setup.saved.notes[-1]["valid_loss"] == (5.0 if at == 5 else math.inf)
     # What goes on from there ends as if nothing had been.
     monkeypatch.undo()
     notes = {key: value for key, value in setup.saved.notes[-1].items() if key not in ("data", "corpus")}
     rest = Setup(path)
-    _, sitting = rest.run(Sitting(**notes))
+    _, run_state = rest.run(RunState(**notes))
     assert rest.dispatched == list(range(at, 10))
-    assert sitting._replace(seconds=0) == Sitting(10, 0, 0.0, 10, 0.0, 40)
-    assert sitting.seconds >= notes["seconds"]
+    assert run_state._replace(seconds=0) == RunState(10, 0, 0.0, 10, 0.0, 40)
+    assert run_state.seconds >= notes["seconds"]
     assert [row["loss"] for row in setup.rows().values()] == [10, 9, 7, 6, 5, 3, 1]
 
 
@@ -177,6 +177,6 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(path):
 
 def test_a_complete_run_has_nothing_to_do(path):
     setup = Setup(path)
-    state, sitting = setup.run(Sitting(10, 5.0, 1.0, 5, 2.0))
+    state, run_state = setup.run(RunState(10, 5.0, 1.0, 5, 2.0))
     assert setup.dispatched == [] and setup.saved.steps() == []
-    assert state.step == 10 and sitting.best_step == 5 and sitting.seconds >= 5.0
+    assert state.step == 10 and run_state.best_step == 5 and run_state.seconds >= 5.0

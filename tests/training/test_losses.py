@@ -15,7 +15,7 @@ from tilelli_jax.sharding import MeshConfig, local_rows, make_mesh
 from tilelli_jax.store import build
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.losses import next_byte_loss, next_byte_nats
-from tilelli_jax.training.step import take_apart
+from tilelli_jax.training.step import split_params
 
 TIME = 8
 ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, n_heads=1, d_head=4, top_k=3, dense_expand=1)
@@ -70,7 +70,7 @@ def test_masked_sum(vanilla):
     ((1, 1, 1), 3), pytest.param((2, 2, 2), 8, marks=pytest.mark.eight_devices)])
 def test_validation_loss(vanilla, sizes, batch_size):
     """Every byte but the first counts once, however the text falls into windows and batches."""
-    network, params = take_apart(vanilla)
+    network, params = split_params(vanilla)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
     text = np.random.default_rng(2).integers(0, 256, 301).astype(np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(text, (0, TIME)), TIME + 1)[::TIME]

@@ -14,7 +14,7 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.sharding import path_name
 from tilelli_jax.store import build
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from tilelli_jax.training.step import take_apart
+from tilelli_jax.training.step import split_params
 
 PEAK = 3e-3
 
@@ -79,7 +79,7 @@ VANILLA = VanillaConfig(d_model=16, n_layers=2, max_seq_len=8, n_heads=2, dense_
 
 @functools.cache
 def params_of(config):
-    return jax.device_get(jax.jit(lambda: take_apart(build(config, 0))[1])())
+    return jax.device_get(jax.jit(lambda: split_params(build(config, 0))[1])())
 
 
 def moved(config, optimizer, grads):
@@ -96,10 +96,10 @@ def zeros(params):
     return jax.tree.map(np.zeros_like, params)
 
 
-@pytest.mark.parametrize("rule", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("config", [LITE, VANILLA], ids=["routed", "vanilla"])
-def test_kernels_are_decayed_and_nothing_else(config, rule):
-    settings = OptimizerConfig(name=rule, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+def test_kernels_are_decayed_and_nothing_else(config, name):
+    settings = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
     whole = moved(config, settings, zeros)
     for path, (update, before) in whole.items():
         np.testing.assert_allclose(update, -0.05 * before if path.endswith(".kernel") else 0.0, rtol=1e-5)

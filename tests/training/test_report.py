@@ -40,10 +40,10 @@ METRICS = [{"step": step, "loss": 5.0 / step, "valid_loss": 5.5 / step} if step 
 
 @pytest.mark.parametrize("rows", [METRICS, METRICS[:1], [{"step": 1, "loss": None}], []],
                          ids=["a run", "one row", "nothing finite", "nothing"])
-@pytest.mark.parametrize("measure", [NATS, UNEXPLAINED])
-def test_the_figure_is_a_png(tmp_path, rows, measure):
+@pytest.mark.parametrize("loss_unit", [NATS, UNEXPLAINED])
+def test_the_figure_is_a_png(tmp_path, rows, loss_unit):
     path = tmp_path / "loss.png"
-    report.plot_losses(rows, path, "a title with $ and _ and $", {"byte trigrams": 1.5}, measure)
+    report.plot_losses(rows, path, "a title with $ and _ and $", {"byte trigrams": 1.5}, loss_unit)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
     from matplotlib import pyplot

@@ -98,9 +98,9 @@ def test_a_run_of_a_whole_batch_and_nested(activations: Path, tmp_path: Path) ->
     (["activations.valid_fraction=0.0001"], ["activations.valid_fraction", "rows that differ"]),
     (["report.prompts=[hello]"], ["report.prompts", "no text"]),
     (["model.k=33"], ["k: expected at most n_latents 32"]),
-    (["model.most_active=8"], ["model.most_active: expected 0 with activation topk"]),
-    (["model.activation=batch_topk", "model.most_active=2"], ["model.most_active: expected 0, or from k 3"]),
-    (["model.activation=batch_topk", "model.most_active=33"], ["model.most_active", "to n_latents 32"]),
+    (["model.max_active=8"], ["model.max_active: expected 0 with activation topk"]),
+    (["model.activation=batch_topk", "model.max_active=2"], ["model.max_active: expected 0, or from k 3"]),
+    (["model.activation=batch_topk", "model.max_active=33"], ["model.max_active", "to n_latents 32"]),
     (["model.activation=batchtopk"], ["model.activation", "topk or batch_topk"]),
     (["sae.prefixes=[8,8]"], ["sae.prefixes: expected rising numbers", "n_latents 32", "found 8, 8"]),
     (["sae.prefixes=[0,8]"], ["sae.prefixes"]), (["sae.prefixes=[8,32]"], ["sae.prefixes"])])

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tilelli_jax import decoding, gate, interrupts, store
+from tilelli_jax import abstain_rule, decoding, interrupts, store
+from tilelli_jax.abstain_rule import AbstainRule
 from tilelli_jax.data.turns import MODEL, STOP, USER, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.gate import Gate
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.sampling import Sampling, add_options, from_options
 
@@ -33,11 +33,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     add_options(parser, temperature=0.8)
     parser.add_argument("--abstain", action="store_true",
-                        help=f"decline what is beyond the threshold of DIR/{gate.FILE}, in its words")
+                        help=f"decline what is beyond the threshold of DIR/{abstain_rule.FILE}, in its words")
     options = parser.parse_args(argv)
     sampling = from_options(options)
     model = store.load(options.model)
-    abstain = gate.read(options.model, model) if options.abstain else None
+    abstain = abstain_rule.read(options.model, model) if options.abstain else None
     print(f"{options.model}: {model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
     if abstain is not None:
         print(f"It declines {abstain.rule}. That was chosen by first turns: of later ones nothing is "
@@ -78,7 +78,7 @@ def crop(history: str, size: int) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _talk(model: Decoder, sampling: Sampling, abstain: Gate | None) -> int:
+def _talk(model: Decoder, sampling: Sampling, abstain: AbstainRule | None) -> int:
     speak = functools.partial(reply, model) if abstain is None else _gated(model, abstain)
     # Room to answer inside the window: what is past it was never trained on, and where positions
     # are learned, every byte of it costs a reading of the whole window.
@@ -127,12 +127,12 @@ def _talk(model: Decoder, sampling: Sampling, abstain: Gate | None) -> int:
                              else ")"))
 
 
-def _gated(model: Decoder, abstain: Gate) -> Callable[[str, Sampling], Iterator[str]]:
+def _gated(model: Decoder, abstain: AbstainRule) -> Callable[[str, Sampling], Iterator[str]]:
     """As `reply`, but for what is declined."""
-    reader = gate.reader_of(model, abstain.signal)  # one for all turns
+    reader = abstain_rule.reader_of(model, abstain.signal)  # one for all turns
 
     def speak(history: str, sampling: Sampling) -> Iterator[str]:
-        if any(abstain.declines(reader, [history])):
+        if any(abstain.abstains(reader, [history])):
             yield abstain.answer
         else:
             yield from reply(model, history, sampling)
@@ -142,7 +142,7 @@ def _gated(model: Decoder, abstain: Gate) -> Callable[[str, Sampling], Iterator[
 def _answer(pieces: Iterator[str]) -> str:
     """Prints the model's turn as it comes, and returns it as a line of the history."""
     answer = ""
-    with interrupts.noted():
+    with interrupts.deferred():
         print(MODEL, end="", flush=True)
         for piece in pieces:
             if interrupts.received():
@@ -152,7 +152,7 @@ def _answer(pieces: Iterator[str]) -> str:
             print(piece, end="", flush=True)
     print()
     interrupts.forget_interrupt()
-    interrupts.check()
+    interrupts.raise_if_received()
     return answer.rstrip("\n") + "\n"
 
 

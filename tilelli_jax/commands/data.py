@@ -22,8 +22,8 @@ from typing import Any
 from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import is_data_set, is_json_lines, named_files, open_sources
+from tilelli_jax.data.file_sets import replace_files
 from tilelli_jax.data.shards import write_shards
-from tilelli_jax.data.together import made_together
 from tilelli_jax.data.village import files as village_files
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
@@ -109,7 +109,7 @@ def _write_village(source: str, out: Path, arguments: argparse.Namespace) -> Non
         each = village.EACH if arguments.each is None else arguments.each
         contents = {out / name: content for name, content in
                     village_files.of_regimes(village.prompts(world, each, seed)).items()}
-        with made_together(out, [path.name for path in contents], force=arguments.force) as beside:
+        with replace_files(out, [path.name for path in contents], force=arguments.force) as beside:
             for path, content in contents.items():
                 beside[path.name].write_bytes(content)
     else:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import decoding, gate, json_text, sampling, store
+from tilelli_jax import abstain_rule, decoding, json_text, sampling, store
 from tilelli_jax.data.turns import STOP, asked
 from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.files import read_bytes, write_atomically
@@ -31,22 +31,22 @@ def main(argv: Sequence[str]) -> int:
         _check_writable(options.out)
     model = store.load(options.model)
     given = [_asked(prompt) for prompt in prompts] if options.turn else prompts
-    abstain = gate.read(options.model, model) if options.abstain else None
+    abstain = abstain_rule.read(options.model, model) if options.abstain else None
     if abstain and not options.turn:
         print("note: the threshold of --abstain was chosen by prompts in turns, as --turn makes them; of "
               "others it promises nothing", file=sys.stderr)
-    declined = ([False] * len(given) if abstain is None else
-                abstain.declines(gate.reader_of(model, abstain.signal), given))
+    abstained = ([False] * len(given) if abstain is None else
+                abstain.abstains(abstain_rule.reader_of(model, abstain.signal), given))
     # A prompt draws by its number, so the others go on as they would without those that are declined.
-    found = ([] if all(declined) else
+    found = ([] if all(abstained) else
              _continued(model, given, [*options.stop, *([STOP] if options.turn else [])], how))
     if abstain:
         instead = decoding.Continuation(abstain.answer.encode(), stopped=True, slid=False)
-        found = [instead if no else found[i] for i, no in enumerate(declined)]
+        found = [instead if no else found[i] for i, no in enumerate(abstained)]
     if options.out or options.prompts_file or len(prompts) > 1:
         lines = "".join(json.dumps({"prompt": _text(prompt), "text": made.text, "stopped": made.stopped,
                                     **({"abstained": no} if abstain else {})}, ensure_ascii=False) + "\n"
-                        for prompt, made, no in zip(prompts, found, declined, strict=True))
+                        for prompt, made, no in zip(prompts, found, abstained, strict=True))
         if options.out:
             with _writing(options.out):
                 write_atomically(options.out, lines.encode())
@@ -87,7 +87,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--turn", action="store_true",
                         help="each prompt is the user's turn, as in chat; ends with the model's")
     parser.add_argument("--abstain", action="store_true",
-                        help=f"decline what is beyond the threshold of DIR/{gate.FILE}, in its words")
+                        help=f"decline what is beyond the threshold of DIR/{abstain_rule.FILE}, in its words")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL there instead of printing")
     options = parser.parse_args(argv)
     if "" in options.stop:

@@ -36,8 +36,8 @@ class ActivationsConfig(Section):
     source: str = setting("", "a directory of activations")
     valid_fraction: float = setting(
         0.1, "share of the rows, at the end, that is kept for validation", above=0, below=1)
-    shuffle_seed: int = setting(0, "seed of the order of training rows", least=0, most=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", least=0, most=1000)
+    shuffle_seed: int = setting(0, "seed of the order of training rows", min=0, max=2**32 - 1)
+    prefetch: int = setting(2, "batches read ahead of the step in progress", min=0, max=1000)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,14 +50,14 @@ class ChatConfig(Section):
     pack: bool = setting(
         False, "several pairs in a training row, each read as a later turn of those before it; "
         "otherwise one, padded. Validation always has one")
-    imitate: Literal["all", "answerable"] = setting(
+    loss_on: Literal["all", "answerable"] = setting(
         "all", "whose responses are learned; those of the others are read, no more")
-    judge: Literal["prompt", "pair"] = setting(
+    abstain_position: Literal["prompt", "pair"] = setting(
         "prompt", "over what the routers' entropy is judged, and at whose end the abstain head is: the "
         "prompt, or prompt and response")
     shuffle_seed: int = setting(
-        0, "seed of the order of training rows, and of which pairs share one", least=0, most=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", least=0, most=1000)
+        0, "seed of the order of training rows, and of which pairs share one", min=0, max=2**32 - 1)
+    prefetch: int = setting(2, "batches read ahead of the step in progress", min=0, max=1000)
 
 
 class Pair(NamedTuple):
@@ -209,9 +209,9 @@ class ChatRows:
         return [self.pairs[pair].where for row in rows if row >= 0 for pair in self.rows[row]]
 
 
-def lay(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
-        imitate: Literal["all", "answerable"] = "all",
-        judge: Literal["prompt", "pair"] = "prompt") -> ChatRows:
+def pack_rows(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
+        loss_on: Literal["all", "answerable"] = "all",
+        abstain_position: Literal["prompt", "pair"] = "prompt") -> ChatRows:
     """Puts pairs into rows: one in each, or, packed, each into the fullest row that has room for it.
 
     Args:
@@ -232,11 +232,11 @@ def lay(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
                              "not cut: leave it out, or train on longer rows")
         if bare and pack:
             raise InputError(f"chat.pack: expected false, as {pair.where} is bare text, found true")
-        turns.append(Turn(given + rest, len(given), len(given) if bare or judge == "prompt" else
+        turns.append(Turn(given + rest, len(given), len(given) if bare or abstain_position == "prompt" else
                           len(given) + len(rest) - len(STOP)))
     rows = ([[i] for i in range(len(pairs))] if not pack else
             _packed([len(turn.text) for turn in turns], seq_len + 1, np.random.default_rng(seed)))
-    return ChatRows(pairs, turns, [pair.answerable or imitate == "all" for pair in pairs], rows, seq_len)
+    return ChatRows(pairs, turns, [pair.answerable or loss_on == "all" for pair in pairs], rows, seq_len)
 
 
 def _packed(lengths: list[int], size: int, rng: np.random.Generator) -> list[list[int]]:

@@ -26,24 +26,24 @@ class DataConfig(Section):
         "for facts and village",
         above=0, below=1)
     stories_bytes: int = setting(
-        4_000_000, "size of the stories' training part, in bytes; it is made in memory", least=1000,
-        most=10**9)
-    stories_seed: int = setting(0, "seed of the stories", least=0, most=2**32 - 1)
+        4_000_000, "size of the stories' training part, in bytes; it is made in memory", min=1000,
+        max=10**9)
+    stories_seed: int = setting(0, "seed of the stories", min=0, max=2**32 - 1)
     facts_people: int = setting(
-        facts.PEOPLE, f"people in the world of facts, a multiple of {facts.NAMES}", least=facts.NAMES,
-        most=facts.NAMES**2)
-    facts_seed: int = setting(0, "seed of the world of facts and of its texts", least=0, most=2**32 - 1)
+        facts.PEOPLE, f"people in the world of facts, a multiple of {facts.NAMES}", min=facts.NAMES,
+        max=facts.NAMES**2)
+    facts_seed: int = setting(0, "seed of the world of facts and of its texts", min=0, max=2**32 - 1)
     village_people: int = setting(
-        village.DEFAULT, f"people in the village, a multiple of {village.RING}", least=village.RING,
-        most=village.MOST)
-    village_passes: int = setting(village.PASSES, "how often its text tells all of it", least=1,
-                                  most=10_000)
-    village_seed: int = setting(0, "seed of the village and of its texts", least=0, most=2**32 - 1)
-    hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", least=1,
-                            most=2**62)
+        village.DEFAULT, f"people in the village, a multiple of {village.RING}", min=village.RING,
+        max=village.MOST)
+    village_passes: int = setting(village.PASSES, "how often its text tells all of it", min=1,
+                                  max=10_000)
+    village_seed: int = setting(0, "seed of the village and of its texts", min=0, max=2**32 - 1)
+    hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", min=1,
+                            max=2**62)
     cache_dir: str = setting("data", "where the shards made from hf sources are kept")
-    shuffle_seed: int = setting(0, "seed of the order of training windows", least=0, most=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", least=0, most=1000)
+    shuffle_seed: int = setting(0, "seed of the order of training windows", min=0, max=2**32 - 1)
+    prefetch: int = setting(2, "batches read ahead of the step in progress", min=0, max=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

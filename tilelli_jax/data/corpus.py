@@ -118,8 +118,8 @@ def _cached(config: DataConfig) -> Path:
 
     Of several processes on one file system the first makes them, and the others wait for it.
     """
-    made_of = (config.source, config.valid_fraction, config.hf_bytes)
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+    manifest = (config.source, config.valid_fraction, config.hf_bytes)
+    key = hashlib.sha256(repr(manifest).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9._]+", "-", config.source)
     directory = Path(config.cache_dir, f"{name}-{key}")
     if (directory / META).is_file():

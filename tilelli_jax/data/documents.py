@@ -146,8 +146,8 @@ def _lines(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
         end, *lines = chunk.split(b"\n")
         pieces.append(end)
         held = len(lines[-1]) if lines else held + len(end)
-        if held > files.MOST_BYTES:
-            raise InputError(f"{path}: expected lines of at most {files.MOST_BYTES:,} bytes, found more")
+        if held > files.MAX_BYTES:
+            raise InputError(f"{path}: expected lines of at most {files.MAX_BYTES:,} bytes, found more")
         if lines:
             yield b"".join(pieces)
             yield from lines[:-1]

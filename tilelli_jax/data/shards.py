@@ -24,8 +24,8 @@ from tqdm import tqdm
 from tilelli_jax import files
 from tilelli_jax.data.byte_corpus import ByteCorpus
 from tilelli_jax.data.documents import SEPARATOR, Source, first_bytes
+from tilelli_jax.data.file_sets import left_behind, replace_files
 from tilelli_jax.data.text_files import CHUNK, map_bytes
-from tilelli_jax.data.together import left_behind, made_together
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import read_json
 
@@ -57,7 +57,7 @@ def write_shards(out: str | Path, sources: Sequence[Source], *, valid_fraction: 
     out = Path(out).absolute()
     if not force:
         _check_place(out)
-    with made_together(out, FILES, force=force) as beside:
+    with replace_files(out, FILES, force=force) as beside:
         return _write(beside, sources, valid_fraction, separator, max_bytes)
 
 

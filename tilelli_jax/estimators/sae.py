@@ -25,37 +25,37 @@ class SAEConfig(Section):
     """A TopK sparse autoencoder, and what its activations are of."""
 
     family: Literal["sae"] = setting("sae", "which network")
-    d_model: int = setting(1024, "width of the activations", least=1)
-    n_latents: int = setting(4096, "number of latents", least=1)
-    k: int = setting(32, "latents that are active at once, at most; of batch_topk on average", least=1)
+    d_model: int = setting(1024, "width of the activations", min=1)
+    n_latents: int = setting(4096, "number of latents", min=1)
+    k: int = setting(32, "latents that are active at once, at most; of batch_topk on average", min=1)
     activation: Literal["topk", "batch_topk"] = setting(
         "topk", "which are active: the k largest of each row; or while training the rows · k largest of a "
         "batch, afterwards those above a threshold that training has estimated")
-    most_active: int = setting(
-        0, "of batch_topk: no row has more active latents than these, its largest; 0: 4 · k", least=0)
+    max_active: int = setting(
+        0, "of batch_topk: no row has more active latents than these, its largest; 0: 4 · k", min=0)
     unit_norm: Literal["rows", "columns", "none"] = setting(
         "rows", "what of the decoder has length 1: each latent's direction, each dimension of the "
         "activations over all latents (as in fm-difficulty-probe), or nothing")
     of_model: str = setting("", "the network whose activations it has learned")
     place: str = setting("", "where in that network, as its taps name it")
-    layer: int = setting(-1, "at which layer there; -1 for none", least=-1)
+    layer: int = setting(-1, "at which layer there; -1 for none", min=-1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.k > self.n_latents:
             raise InputError(f"k: expected at most n_latents {self.n_latents}, found {self.k}")
-        if self.most_active and self.activation == "topk":
-            raise InputError(f"most_active: expected 0 with activation topk, found {self.most_active}")
-        if self.most_active and not self.k <= self.most_active <= self.n_latents:
-            raise InputError(f"most_active: expected 0, or from k {self.k} to n_latents {self.n_latents}, "
-                             f"found {self.most_active}")
+        if self.max_active and self.activation == "topk":
+            raise InputError(f"max_active: expected 0 with activation topk, found {self.max_active}")
+        if self.max_active and not self.k <= self.max_active <= self.n_latents:
+            raise InputError(f"max_active: expected 0, or from k {self.k} to n_latents {self.n_latents}, "
+                             f"found {self.max_active}")
 
     @property
     def n_codes(self) -> int:
         """How many codes are kept of each row, active or 0."""
         if self.activation == "topk":
             return self.k
-        return self.most_active or min(4 * self.k, self.n_latents)
+        return self.max_active or min(4 * self.k, self.n_latents)
 
 
 class Codes(NamedTuple):

@@ -20,9 +20,9 @@ class SidecarConfig(Section):
     """A GRU over the layers, and a head on it and the features of the whole prompt."""
 
     family: Literal["lrd"] = setting("lrd", "which network")
-    n_features: int = setting(12, "features of each layer", least=1)
-    n_globals: int = setting(10, "features of the whole prompt", least=0)
-    d_hidden: int = setting(96, "width of the GRU's state and of the head", least=1)
+    n_features: int = setting(12, "features of each layer", min=1)
+    n_globals: int = setting(10, "features of the whole prompt", min=0)
+    d_hidden: int = setting(96, "width of the GRU's state and of the head", min=1)
     features: tuple[str, ...] = setting((), "their names")
     globals: tuple[str, ...] = setting((), "likewise")
 

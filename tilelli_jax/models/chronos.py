@@ -1,4 +1,4 @@
-"""Chronos (Ansari et al. 2024, arXiv:2403.07815): time series as the symbols of a T5."""
+"""Chronos (Ansari et al. 2024, arXiv:2403.07815): time series as the tokens of a T5."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAR = np.float32(1e20)
 
 
 class Tokens(NamedTuple):
-    """Series as symbols; rows end with the end symbol, and missing values are masked."""
+    """Series as tokens; rows end with the end token, and missing values are masked."""
 
     ids: np.ndarray  # int32 [batch, time + 1]
     mask: np.ndarray  # bool, likewise
@@ -66,7 +66,7 @@ class Chronos:
     def __init__(self, network: FlaxT5ForConditionalGeneration) -> None:
         """Raises InputError: the network's configuration says nothing of series."""
         if getattr(network.config, "chronos", None) is None:
-            raise InputError("chronos: expected a network whose configuration says how series become symbols")
+            raise InputError("chronos: expected a network whose configuration says how series become tokens")
         self.network, self.config = network, network.config.chronos
         self.tokenizer = MeanScaleUniformBins(self.config)
 
@@ -84,7 +84,7 @@ class Chronos:
 
     def predict(self, series: np.ndarray, length: int, *, num_samples: int | None = None,
                 seed: int = 0, numbers: np.ndarray | None = None, tap_of: TapOf | None = None,
-                aid: Any = None, beside: np.ndarray | None = None, mesh: Mesh | None = None) -> np.ndarray:
+                aux_model: Any = None, beside: np.ndarray | None = None, mesh: Mesh | None = None) -> np.ndarray:
         """Drawn continuations: series f32 `[batch, time]` → f32 `[batch, samples, length]`.
 
         Past prediction_length, the median of the samples is appended to the series and read again.
@@ -114,7 +114,7 @@ class Chronos:
         beside = np.zeros((len(series), 0), np.int32) if beside is None else np.asarray(beside, np.int32)
         for part in range(-(-length // self.config.prediction_length)):
             drawn = self._draw(series, rows, beside, mesh, seed=(seed + 7919 * part) % 2**32, tap_of=tap_of,
-                               aid=aid)
+                               aux_model=aux_model)
             parts.append(drawn)
             middle = np.sort(drawn, axis=1)[:, (samples - 1) // 2]  # of an even number, the lower of the two
             series = np.concatenate([series, middle], axis=1)

@@ -61,14 +61,14 @@ class Positions(nnx.Module):
 
 
 class CausalLM(nnx.Module):
-    """Symbols in, logits of the next symbol out: what decoding and signals know of a network.
+    """Tokens in, logits of the next token out: what decoding and signals know of a network.
 
     `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`.
     """
 
     places: tuple[str, ...]
     config: Any
-    reads_bytes = False  # whether its symbols are bytes, and not a tokenizer's
+    reads_bytes = False  # whether its tokens are bytes, and not a tokenizer's
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
@@ -110,7 +110,7 @@ class CausalLM(nnx.Module):
         return tap("logits", self._unembedded(hidden), seen), seen
 
     def nats(self, ids: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """−log p of each next symbol, in nats, and what the tap recorded.
+        """−log p of each next token, in nats, and what the tap recorded.
 
         ids `[batch, time]` → f32 `[batch, time − 1]`. Where all logits would be more than CHUNK numbers,
         they are made of a few positions at a time, unless the tap records or edits them.

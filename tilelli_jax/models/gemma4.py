@@ -4,7 +4,7 @@ Beside a plain pre- and post-norm transformer it has
 
 - layers of two kinds: `sliding` (a window of keys) and `full` (all of them; wider heads, rotary
   positions on a quarter of the channels),
-- per-layer embeddings: a second, wide table gives every layer a vector of its own for each symbol,
+- per-layer embeddings: a second, wide table gives every layer a vector of its own for each token,
 - shared keys: the last layers have none and look at those of the last layer before them of their kind,
 - a scalar at the end of each layer, and logits capped by tanh.
 """
@@ -48,33 +48,33 @@ class Gemma4Config(Section):
     """Gemma 4; the defaults are E4B's."""
 
     family: Literal["gemma4"] = setting("gemma4", "which network")
-    vocab_size: int = setting(262144, "number of symbols", least=1)
-    d_model: int = setting(2560, "width of the residual stream", least=1)
+    vocab_size: int = setting(262144, "number of tokens", min=1)
+    d_model: int = setting(2560, "width of the residual stream", min=1)
     layers: tuple[Kind, ...] = setting((*("sliding",) * 5, "full") * 7, "the kind of each layer")
-    max_seq_len: int = setting(131072, "longest context that it was trained for", least=1)
+    max_seq_len: int = setting(131072, "longest context that it was trained for", min=1)
     positions: Literal["rotary"] = setting("rotary", "how a position is known")
     tie_embeddings: bool = setting(True, "unembed with the embedding table")
-    n_heads: int = setting(8, "heads of the attention", least=1)
-    n_kv_heads: int = setting(2, "heads of keys and values in sliding layers", least=1)
-    d_head: int = setting(256, "width of a head there", least=1)
-    n_kv_heads_full: int = setting(2, "heads of keys and values in full layers", least=1)
-    d_head_full: int = setting(512, "width of a head there", least=1)
-    window: int = setting(512, "newest keys that a query of a sliding layer sees", least=1)
-    n_shared_layers: int = setting(18, "last layers that look at the keys of layers before them", least=0)
+    n_heads: int = setting(8, "heads of the attention", min=1)
+    n_kv_heads: int = setting(2, "heads of keys and values in sliding layers", min=1)
+    d_head: int = setting(256, "width of a head there", min=1)
+    n_kv_heads_full: int = setting(2, "heads of keys and values in full layers", min=1)
+    d_head_full: int = setting(512, "width of a head there", min=1)
+    window: int = setting(512, "newest keys that a query of a sliding layer sees", min=1)
+    n_shared_layers: int = setting(18, "last layers that look at the keys of layers before them", min=0)
     key_is_value: bool = setting(False, "in full layers values are made of what keys are made of")
     rotary_theta: float = setting(10000.0, "base of the rotary frequencies in sliding layers", above=0)
     rotary_theta_full: float = setting(1000000.0, "base of the rotary frequencies in full layers", above=0)
-    rotary_fraction_full: float = setting(0.25, "share of the channels that turn there", above=0, most=1)
-    d_hidden: int = setting(10240, "hidden width of the feed-forward network", least=1)
+    rotary_fraction_full: float = setting(0.25, "share of the channels that turn there", above=0, max=1)
+    d_hidden: int = setting(10240, "hidden width of the feed-forward network", min=1)
     double_wide: bool = setting(False, "twice that width in layers with shared keys")
-    d_per_layer: int = setting(256, "width of the per-layer embeddings; 0 for none", least=0)
-    vocab_per_layer: int = setting(262144, "symbols that have some", least=1)
-    n_experts: int = setting(0, "experts beside the feed-forward network; 0 for none", least=0)
-    experts_per_token: int = setting(0, "experts that a token goes through", least=0)
-    d_expert: int = setting(0, "hidden width of an expert", least=0)
-    softcap: float = setting(30.0, "largest size of a logit; 0 for no limit", least=0)
-    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", least=0)
-    bos_id: int | None = setting(2, "what begins a text", least=0)
+    d_per_layer: int = setting(256, "width of the per-layer embeddings; 0 for none", min=0)
+    vocab_per_layer: int = setting(262144, "tokens that have some", min=1)
+    n_experts: int = setting(0, "experts beside the feed-forward network; 0 for none", min=0)
+    experts_per_token: int = setting(0, "experts that a token goes through", min=0)
+    d_expert: int = setting(0, "hidden width of an expert", min=0)
+    softcap: float = setting(30.0, "largest size of a logit; 0 for no limit", min=0)
+    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", min=0)
+    bos_id: int | None = setting(2, "what begins a text", min=0)
     end_ids: tuple[int, ...] = setting((1,), "what ends one")
     quantizer: Literal["none"] = setting("none", "how weights are quantised: not at all")
 
@@ -314,9 +314,9 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         if not config.d_per_layer:
             return x, None
         shape = (*ids.shape, config.n_layers, config.d_per_layer)
-        symbol = self.embed_per_layer(ids).reshape(shape) * jnp.asarray(config.d_per_layer**0.5, self.dtype)
+        token = self.embed_per_layer(ids).reshape(shape) * jnp.asarray(config.d_per_layer**0.5, self.dtype)
         context = self.per_layer_norm((self.project_per_layer(x) * config.d_model**-0.5).reshape(shape))
-        return x, (context + symbol) * 2**-0.5
+        return x, (context + token) * 2**-0.5
 
     def _logits(self, x: jax.Array) -> jax.Array:
         return self._unembedded(self.final_norm(x))

@@ -32,22 +32,22 @@ class RoutedConfig(Section):
     """A routed byte-level language model."""
 
     family: Literal["routed"] = setting("routed", "which network")
-    vocab_size: int = setting(256, "number of symbols: bytes", least=1)
-    d_model: int = setting(256, "width of the residual stream", least=1)
-    n_layers: int = setting(8, "number of blocks", least=1)
-    max_seq_len: int = setting(256, "longest context in bytes (a limit where positions are learned)", least=1)
+    vocab_size: int = setting(256, "number of tokens: bytes", min=1)
+    d_model: int = setting(256, "width of the residual stream", min=1)
+    n_layers: int = setting(8, "number of blocks", min=1)
+    max_seq_len: int = setting(256, "longest context in bytes (a limit where positions are learned)", min=1)
     positions: Literal["learned", "none"] = setting("learned", "how a position is known")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
     pathways: tuple[Pathway, ...] = setting(
         ("local", "sparse", "dense"), "pathways of a block, in the router's order")
-    n_banks: int = setting(1, "copies of every pathway; the router chooses pathway and copy", least=1)
-    local_kernel: int = setting(5, "taps of the local convolution", least=1)
-    wide_kernel: int = setting(15, "taps of the wide convolution", least=1)
-    n_heads: int = setting(8, "heads of the sparse attention", least=1)
-    d_head: int = setting(48, "width of its queries and keys, each head", least=1)
-    top_k: int = setting(16, "keys that a query attends to", least=1)
+    n_banks: int = setting(1, "copies of every pathway; the router chooses pathway and copy", min=1)
+    local_kernel: int = setting(5, "taps of the local convolution", min=1)
+    wide_kernel: int = setting(15, "taps of the wide convolution", min=1)
+    n_heads: int = setting(8, "heads of the sparse attention", min=1)
+    d_head: int = setting(48, "width of its queries and keys, each head", min=1)
+    top_k: int = setting(16, "keys that a query attends to", min=1)
     head_reduction: Reduction = setting("mean", "how the heads' outputs are joined")
-    dense_expand: int = setting(4, "hidden width of the dense pathway, in units of d_model", least=1)
+    dense_expand: int = setting(4, "hidden width of the dense pathway, in units of d_model", min=1)
     second_norm: Literal["none", "mix", "dense"] = setting(
         "none", "a second LayerNorm in each block: of the mix before it is added, or of the input "
                 "of the dense pathways")

@@ -28,18 +28,18 @@ from tilelli_jax.sharding import split_batch
 
 @dataclasses.dataclass(frozen=True)
 class ChronosConfig(Section):
-    """How series become symbols, and how they are continued."""
+    """How series become tokens, and how they are continued."""
 
-    context_length: int = setting(512, "newest values of a series that are read", least=1)
-    prediction_length: int = setting(64, "values that are drawn before they are read again", least=1)
-    n_tokens: int = setting(4096, "symbols, special ones included", least=5)
-    n_special_tokens: int = setting(2, "of these, special: padding and end", least=2)
-    low_limit: float = setting(-15.0, "least scaled value that has a symbol of its own")
+    context_length: int = setting(512, "newest values of a series that are read", min=1)
+    prediction_length: int = setting(64, "values that are drawn before they are read again", min=1)
+    n_tokens: int = setting(4096, "tokens, special ones included", min=5)
+    n_special_tokens: int = setting(2, "of these, special: padding and end", min=2)
+    low_limit: float = setting(-15.0, "least scaled value that has a token of its own")
     high_limit: float = setting(15.0, "greatest of them")
-    num_samples: int = setting(20, "continuations drawn of each series", least=1)
-    temperature: float = setting(1.0, "of the drawing", least=0)
-    top_k: int = setting(50, "draw among so many likeliest symbols; 0 for all", least=0)
-    top_p: float = setting(1.0, "draw among the likeliest that make up this probability", above=0, most=1)
+    num_samples: int = setting(20, "continuations drawn of each series", min=1)
+    temperature: float = setting(1.0, "of the drawing", min=0)
+    top_k: int = setting(50, "draw among so many likeliest tokens; 0 for all", min=0)
+    top_p: float = setting(1.0, "draw among the likeliest that make up this probability", above=0, max=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,22 +47,22 @@ class T5Config(Section):
     """T5 with a ReLU feed-forward network; the defaults are Chronos-T5-base's."""
 
     family: Literal["t5"] = setting("t5", "which network")
-    vocab_size: int = setting(4096, "number of symbols", least=1)
-    d_model: int = setting(768, "width of the residual streams", least=1)
-    n_layers: int = setting(12, "blocks of the encoder", least=1)
-    n_decoder_layers: int = setting(12, "blocks of the decoder", least=1)
-    n_heads: int = setting(12, "heads of the attention", least=1)
-    d_head: int = setting(64, "width of a head", least=1)
-    d_hidden: int = setting(3072, "hidden width of the feed-forward networks", least=1)
-    n_buckets: int = setting(32, "buckets of relative positions", least=4)
-    max_distance: int = setting(128, "distance from which on they share the last bucket", least=1)
-    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", least=0)
+    vocab_size: int = setting(4096, "number of tokens", min=1)
+    d_model: int = setting(768, "width of the residual streams", min=1)
+    n_layers: int = setting(12, "blocks of the encoder", min=1)
+    n_decoder_layers: int = setting(12, "blocks of the decoder", min=1)
+    n_heads: int = setting(12, "heads of the attention", min=1)
+    d_head: int = setting(64, "width of a head", min=1)
+    d_hidden: int = setting(3072, "hidden width of the feed-forward networks", min=1)
+    n_buckets: int = setting(32, "buckets of relative positions", min=4)
+    max_distance: int = setting(128, "distance from which on they share the last bucket", min=1)
+    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", min=0)
     tie_embeddings: bool = setting(True, "unembed with the embedding table")
     scale_decoder_outputs: bool | None = setting(
         None, "scale what is unembedded by 1/√d_model; by default where the embeddings are tied")
-    start_id: int = setting(0, "what the decoder starts from", least=0)
-    end_id: int = setting(1, "what ends a sequence", least=0)
-    chronos: ChronosConfig | None = setting(None, "how series become symbols, where it is a Chronos")
+    start_id: int = setting(0, "what the decoder starts from", min=0)
+    end_id: int = setting(1, "what ends a sequence", min=0)
+    chronos: ChronosConfig | None = setting(None, "how series become tokens, where it is a Chronos")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -281,7 +281,7 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
 
     def step(self, ids: jax.Array, cache: DecoderCache,
              position: jax.Array) -> tuple[jax.Array, DecoderCache]:
-        """One symbol `[batch]` at the step `position`, a scalar → logits `[batch, vocab]`, next cache."""
+        """One token `[batch]` at the step `position`, a scalar → logits `[batch, vocab]`, next cache."""
         slots = jnp.arange(cache.own[0].keys.shape[2])
         bias = (self.decoder.bias(jnp.reshape(position, (1, 1)), slots)
                 + jnp.where(slots <= position, 0.0, -jnp.inf))
@@ -310,13 +310,13 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         return self.embed.attend(x) if self.unembed is None else self.unembed(x)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "aid_graph", "tap_of", "n", "greedy"))
-def _decode(graph: Any, params: Any, aid_graph: Any, aid_params: Any, tap_of: TapOf | None, ids: jax.Array,
+@functools.partial(jax.jit, static_argnames=("graph", "aux_graph", "tap_of", "n", "greedy"))
+def _decode(graph: Any, params: Any, aux_graph: Any, aux_params: Any, tap_of: TapOf | None, ids: jax.Array,
             mask: jax.Array, beside: jax.Array, keys: jax.Array, how: tuple[jax.Array, ...],
             banned: jax.Array, *, n: int, greedy: bool) -> jax.Array:
     model = nnx.merge(graph, params)
-    aid = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
-    tap = OFF if tap_of is None else tap_of(aid, beside)
+    aux_model = None if aux_graph is None else nnx.merge(aux_graph, aux_params)
+    tap = OFF if tap_of is None else tap_of(aux_model, beside)
     rows = len(keys)
 
     def one(i: jax.Array, carry: Any) -> Any:
@@ -339,12 +339,12 @@ def _decode(graph: Any, params: Any, aid_graph: Any, aid_params: Any, tap_of: Ta
 def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: jax.Array | None = None, *,
                  n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
                  banned: tuple[int, ...] = (), copies: int = 1, rows: jax.Array | None = None,
-                 tap_of: TapOf | None = None, aid: Any = None, beside: jax.Array | None = None) -> jax.Array:
-    """n decoded symbols for each row, int32 `[batch · copies, n]`, with caches and inside one jitted loop.
+                 tap_of: TapOf | None = None, aux_model: Any = None, beside: jax.Array | None = None) -> jax.Array:
+    """n decoded tokens for each row, int32 `[batch · copies, n]`, with caches and inside one jitted loop.
 
     Args:
-        temperature: 0 takes the likeliest symbol; see `sampling.Sampling` for the others.
-        banned: symbols that are never decoded.
+        temperature: 0 takes the likeliest token; see `sampling.Sampling` for the others.
+        banned: tokens that are never decoded.
         copies: how many continuations of each row of ids, one after the other; it is encoded once.
         rows: int `[batch · copies]`, the number of each continuation in the random stream: those of the
             same number draw with the same random numbers. By default 0, 1, ….
@@ -367,12 +367,12 @@ def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: ja
     if jnp.ndim(beside) != 2 or len(beside) != len(ids):
         raise ValueError(f"beside: expected [{len(ids)}, n], found {list(jnp.shape(beside))}")
     graph, params = nnx.split(model)
-    aid_graph, aid_params = (None, None) if aid is None else nnx.split(aid)
+    aux_graph, aux_params = (None, None) if aux_model is None else nnx.split(aux_model)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
     out = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     how = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
-    return _decode(graph, params, aid_graph, aid_params, tap_of, ids, mask, beside, keys, how, out, n=n,
+    return _decode(graph, params, aux_graph, aux_params, tap_of, ids, mask, beside, keys, how, out, n=n,
                    greedy=temperature == 0)
 
 

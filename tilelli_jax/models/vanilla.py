@@ -1,4 +1,4 @@
-"""The vanilla transformer that routed networks are held against."""
+"""The vanilla transformer that routed networks are compared with."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class VanillaConfig(Section):
     """A pre-norm transformer, by default with learned positions; no biases in its products."""
 
     family: Literal["vanilla"] = setting("vanilla", "which network")
-    vocab_size: int = setting(256, "number of symbols: bytes", least=1)
-    d_model: int = setting(320, "width of the residual stream", least=1)
-    n_layers: int = setting(8, "number of blocks", least=1)
-    max_seq_len: int = setting(256, "longest context in bytes", least=1)
+    vocab_size: int = setting(256, "number of tokens: bytes", min=1)
+    d_model: int = setting(320, "width of the residual stream", min=1)
+    n_layers: int = setting(8, "number of blocks", min=1)
+    max_seq_len: int = setting(256, "longest context in bytes", min=1)
     positions: Literal["learned", "none"] = setting("learned", "how a position is known")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
-    n_heads: int = setting(8, "heads of the attention", least=1)
-    dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model", least=1)
+    n_heads: int = setting(8, "heads of the attention", min=1)
+    dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model", min=1)
     abstain_head: bool = setting(False, "one more logit at each position: whether to abstain")
     quantizer: QuantizerName = setting("none", "how weights are quantised")
     quantize: tuple[Literal["attention", "dense", "embed", "unembed"], ...] = setting(

@@ -34,7 +34,7 @@ class Unembedding:
 
     def logits(self, normed: jax.Array, start: jax.Array | int, size: int, *,
                rounded: bool = False) -> jax.Array:
-        """Logits of some symbols: normed `[rows, d_model]` → f32 `[rows, size]`, symbols from `start` on.
+        """Logits of some tokens: normed `[rows, d_model]` → f32 `[rows, size]`, tokens from `start` on.
 
         Args:
             rounded: every step rounded to bfloat16, as PyTorch has it for a network in bfloat16.

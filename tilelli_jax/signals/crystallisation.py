@@ -1,6 +1,6 @@
 """Does an answer take shape before it is given? What the logit lens says layer by layer of one prompt.
 
-Signal A is how the last position, and the last of the question, settle on a symbol; signal B how definite
+Signal A is how the last position, and the last of the question, settle on a token; signal B how definite
 and how large the feed-forward writes are at the question's positions (Recall's features, of which the
 published estimator reads 12 a layer and 10 of the whole). Entropies and divergences are in nats.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tilelli_jax.nn.unembed import Unembedding
-from tilelli_jax.signals.lens import CHUNK, look, look_from
+from tilelli_jax.signals.lens import CHUNK, logit_lens, logit_lens_from
 
 BY_LAYER = ("a_entropy_final", "a_margin_final", "a_maxprob_final", "a_kl_prev_final", "a_entropy_mean",
             "a_margin_mean", "a_maxprob_mean", "b_cmax_rel_norm", "b_finalpos_rel_norm", "b_cmax_peak",
@@ -22,12 +22,12 @@ OVERALL = ("a_final_entropy", "a_min_entropy", "a_band_mean_entropy", "a_settlin
            "a_mean_kl_last25", "a_max_margin", "b_band_max_peak", "b_band_mean_peak", "b_band_max_rel_norm",
            "b_layer_of_max_peak")
 LAST = 4  # positions of the question whose distributions are averaged
-EPS = 1e-6  # added to the length of the stream that a write is held against
+EPS = 1e-6  # added to the length of the stream that a write is compared with
 BAND = (0.35, 0.75)  # of the depth, where writes are told of
 
 
-class Inner(NamedTuple):
-    """Inner values at some positions of prompts: each `[layers, batch, positions, d_model]`.
+class LayerActivations(NamedTuple):
+    """Activations at some positions of prompts: each `[layers, batch, positions, d_model]`.
 
     The last of the positions is the prompt's last; the others are the question's, filled up with any.
 
@@ -47,8 +47,8 @@ class Crystallisation(NamedTuple):
     `by_layer` f32 `[batch, layers, 12]` and `overall` f32 `[batch, 10]`, in the order of BY_LAYER and
     OVERALL. `entropies` f32 `[batch, layers, 3]` at the last position: of attention's write, of the
     feed-forward network's, of the stream (TriLens; attention's is 0 where it is not known).
-    `best` int32 `[batch, layers]`: the likeliest symbol at the last position. `strongest_layer` and
-    `strongest_symbol` int32 `[batch]`: the most definite write in the band, and its symbol.
+    `best` int32 `[batch, layers]`: the likeliest token at the last position. `strongest_layer` and
+    `strongest_token` int32 `[batch]`: the most definite write in the band, and its token.
     """
 
     by_layer: jax.Array
@@ -56,7 +56,7 @@ class Crystallisation(NamedTuple):
     entropies: jax.Array
     best: jax.Array
     strongest_layer: jax.Array
-    strongest_symbol: jax.Array
+    strongest_token: jax.Array
 
 
 def band(n_layers: int) -> tuple[int, int]:
@@ -65,14 +65,14 @@ def band(n_layers: int) -> tuple[int, int]:
     return low, min(max(int(BAND[1] * n_layers), low), n_layers - 1)
 
 
-def crystallisation(unembedding: Unembedding, inner: Inner, question: jax.Array, *, chunk: int = CHUNK,
+def crystallisation(unembedding: Unembedding, inner: LayerActivations, question: jax.Array, *, chunk: int = CHUNK,
                     rounded: bool = False) -> Crystallisation:
     """Signals A and B of a batch of prompts.
 
     Args:
         question: bool `[batch, positions]`: which of the positions are the question's, in order. Where none
             is, the last position of the prompt stands for it.
-        chunk: symbols of the vocabulary at a time; the largest array is `[rows, chunk]` f32, with
+        chunk: tokens of the vocabulary at a time; the largest array is `[rows, chunk]` f32, with
             layers · batch · (positions + 5) rows.
         rounded: the lens in bfloat16, step by step.
     """
@@ -82,7 +82,7 @@ def crystallisation(unembedding: Unembedding, inner: Inner, question: jax.Array,
     # The last position through the lens, each layer against the one before.
     final = inner.stream[:, :, -1].reshape(-1, d)
     numbers = jnp.arange(n_layers * batch)
-    told, divergence = look_from(unembedding, final, jnp.where(numbers < batch, numbers, numbers - batch),
+    told, divergence = logit_lens_from(unembedding, final, jnp.where(numbers < batch, numbers, numbers - batch),
                                  chunk=chunk, rounded=rounded)
     told, divergence = jax.tree.map(lambda a: a.reshape(n_layers, batch), (told, divergence))
 
@@ -97,7 +97,7 @@ def crystallisation(unembedding: Unembedding, inner: Inner, question: jax.Array,
     widths = [part.shape[2] for part in rows]
     flat = jnp.concatenate(rows, axis=2).reshape(-1, d)
     shape = (n_layers, batch, sum(widths))
-    others = jax.tree.map(lambda a: a.reshape(shape), look(unembedding, flat, chunk=chunk, rounded=rounded))
+    others = jax.tree.map(lambda a: a.reshape(shape), logit_lens(unembedding, flat, chunk=chunk, rounded=rounded))
     of_last = jax.tree.map(lambda a: a[:, :, :widths[0]], others)
     of_write = jax.tree.map(lambda a: a[:, :, widths[0]:widths[0] + positions], others)
 

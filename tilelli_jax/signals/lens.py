@@ -1,4 +1,4 @@
-"""The logit lens: what inner values would say if they were the last (nostalgebraist 2020).
+"""The logit lens: what activations would say if they were the last (nostalgebraist 2020).
 
 A row is normed and unembedded as the last stream is. What is told of the distribution over the vocabulary
 is put together piece by piece: no array is as wide as the vocabulary.
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from tilelli_jax.nn.unembed import Unembedding
 
-CHUNK = 2048  # symbols at a time
+CHUNK = 2048  # tokens at a time
 
 
-class Told(NamedTuple):
+class LensStats(NamedTuple):
     """Of the distribution p = softmax z of each row; f32 `[rows]`, nats.
 
-    `entropy` of p; `best` the likeliest symbol, int32, of equals the first; `margin`, its z less the next
+    `entropy` of p; `best` the likeliest token, int32, of equals the first; `margin`, its z less the next
     one's; `top`, its p.
     """
 
@@ -30,7 +30,7 @@ class Told(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Over the symbols so far, with the largest z subtracted: Σe^z, Σz·e^z, Σz'·e^z of another row's z'."""
+    """Over the tokens so far, with the largest z subtracted: Σe^z, Σz·e^z, Σz'·e^z of another row's z'."""
 
     most: jax.Array
     total: jax.Array
@@ -40,14 +40,14 @@ class _Sums(NamedTuple):
     next: jax.Array
 
 
-def look(unembedding: Unembedding, rows: jax.Array, *, chunk: int = CHUNK,
-         rounded: bool = False) -> Told:
+def logit_lens(unembedding: Unembedding, rows: jax.Array, *, chunk: int = CHUNK,
+         rounded: bool = False) -> LensStats:
     """rows `[rows, d_model]`, not normed → what they say."""
     return _pass(unembedding, rows, None, chunk, rounded)[0]
 
 
-def look_from(unembedding: Unembedding, rows: jax.Array, before: jax.Array, *, chunk: int = CHUNK,
-              rounded: bool = False) -> tuple[Told, jax.Array]:
+def logit_lens_from(unembedding: Unembedding, rows: jax.Array, before: jax.Array, *, chunk: int = CHUNK,
+              rounded: bool = False) -> tuple[LensStats, jax.Array]:
     """Also the divergence of each row's distribution from another's, KL(p ‖ p'), f32 `[rows]`, nats.
 
     Args:
@@ -59,7 +59,7 @@ def look_from(unembedding: Unembedding, rows: jax.Array, before: jax.Array, *, c
 
 
 def _pass(unembedding: Unembedding, rows: jax.Array, before: jax.Array | None, chunk: int,
-          rounded: bool) -> tuple[Told, jax.Array | None]:
+          rounded: bool) -> tuple[LensStats, jax.Array | None]:
     normed = unembedding.norm(rows)
     n, vocab = len(rows), unembedding.vocab_size
     chunk = min(chunk, vocab)
@@ -93,7 +93,7 @@ def _pass(unembedding: Unembedding, rows: jax.Array, before: jax.Array | None, c
         sums = add(sums, whole * chunk, vocab % chunk)
     log_total = jnp.log(sums.total) + sums.most
     mean = sums.weighted / sums.total
-    told = Told(log_total - mean, sums.best, sums.most - sums.next, 1 / sums.total)
+    told = LensStats(log_total - mean, sums.best, sums.most - sums.next, 1 / sums.total)
     if before is None:
         return told, None
     # Σ p (log p − log p') = Σ p z − log Z − Σ p z' + log Z'

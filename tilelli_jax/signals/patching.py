@@ -1,4 +1,4 @@
-"""Putting an autoencoder's reconstruction in the place of a network's inner values, some latents left out."""
+"""Putting an autoencoder's reconstruction in the place of a network's activations, some latents left out."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Patched(NamedTuple):
     stop: int
 
 
-def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Sequence[int], *, place: str,
+def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Sequence[int], *, place: str,
                  layer: int, batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
     """Mean surprise at each text's target as it is, reconstructed, and with each latent left out.
 
@@ -96,7 +96,7 @@ def patched_nats(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Se
     def tap_of(sae: Any, beside: jax.Array) -> Tap:
         return patching(sae, place, layer, Patch(beside[:, 0], beside[:, 1], beside[:, 2]))
     found = np.zeros(len(rows))
-    for i, result in score(model, rows, tap_of, aid=sae, batch_size=batch_size, mesh=mesh, what="patching"):
+    for i, result in score(model, rows, tap_of, aux_model=sae, batch_size=batch_size, mesh=mesh, what="patching"):
         found[i] = result.nats[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
     return found.reshape(len(texts), -1)
 
@@ -126,7 +126,7 @@ def spliced(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, place: 
         texts: token ids, two at least of each.
         skip: leave the first positions as they are: `rows_of` does not show them to an autoencoder.
     """
-    found = patched_nats(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
+    found = patched_nll(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
                          [EVERYTHING], place=place, layer=layer, batch_size=batch_size, mesh=mesh)
     weights = np.array([len(ids) - 1 for ids in texts], float)
     return Spliced(*(float(weights @ column / weights.sum()) for column in found.T))

@@ -16,9 +16,9 @@ from flax import nnx
 from tilelli_jax import progress
 from tilelli_jax.nn.tap import Recorded, Tap
 from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
-from tilelli_jax.signals.crystallisation import Crystallisation, Inner, crystallisation
+from tilelli_jax.signals.crystallisation import Crystallisation, LayerActivations, crystallisation
 from tilelli_jax.signals.lens import CHUNK
-from tilelli_jax.signals.scoring import most_time, padded_time
+from tilelli_jax.signals.scoring import max_time, padded_time
 
 QUESTION_BUCKET = 8  # questions' lengths are rounded up to multiples: as many compilations as there are
 WORK = 6  # arrays as large as a piece of the logits that XLA may hold at once
@@ -32,7 +32,7 @@ class Prompt(NamedTuple):
     stop: int
 
 
-class Read(NamedTuple):
+class PromptOutputs(NamedTuple):
     """Of one prompt: `crystallisation` without the batch axis, and `final` f32 `[layers, d_model]`.
 
     The latter is the stream after each layer at the last position, before the final norm.
@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class PromptSignals:
     """What is read of a batch, traced: of two that are equal, programs are compiled once.
 
     Attributes:
@@ -67,16 +67,16 @@ class Look:
         seen = model.tapped(ids, tap)[1]  # the logits are not asked for, and not computed
         return self.crystallised(model, seen, question)
 
-    def crystallised(self, model: Any, seen: Recorded, question: jax.Array) -> Read:
+    def crystallised(self, model: Any, seen: Recorded, question: jax.Array) -> PromptOutputs:
         """Of what a tap recorded at the positions."""
         stream, write, beside, attention = self.places
-        inner = Inner(seen[stream], seen[write], seen[beside], seen[attention] if attention else None)
+        inner = LayerActivations(seen[stream], seen[write], seen[beside], seen[attention] if attention else None)
         found = crystallisation(model.unembedding(), inner, question, chunk=self.chunk, rounded=self.rounded)
-        return Read(found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32))
+        return PromptOutputs(found, jnp.swapaxes(inner.stream[:, :, -1], 0, 1).astype(jnp.float32))
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(look: Look, graphs: tuple[Any, ...], mesh: Mesh | None) -> Callable[..., Any]:
+def _compiled(look: PromptSignals, graphs: tuple[Any, ...], mesh: Mesh | None) -> Callable[..., Any]:
     """One program for all networks of one structure: a study asks many."""
     def read(params: Any, ids: jax.Array, positions: jax.Array, question: jax.Array) -> Any:
         networks = [nnx.merge(graph, one) for graph, one in zip(graphs, params, strict=True)]
@@ -84,15 +84,15 @@ def _compiled(look: Look, graphs: tuple[Any, ...], mesh: Mesh | None) -> Callabl
     return jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
 
 
-class Reader:
+class PromptReader:
     """Reads prompts with one network, and keeps what was compiled for the next call.
 
     Args:
         batch_size: prompts at once, at most.
-        most_bytes: of scratch memory; a batch is made smaller where it would need more (one prompt at
-            least). What is counted: inner values at the positions that are looked at, and a piece of the
+        max_bytes: of scratch memory; a batch is made smaller where it would need more (one prompt at
+            least). What is counted: activations at the positions that are looked at, and a piece of the
             logits; the network's own pass is not.
-        chunk: symbols of the vocabulary at a time.
+        chunk: tokens of the vocabulary at a time.
         rounded: the lens in bfloat16, step by step, as the published features were made.
         mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
         look: what is read; by default signals A and B.
@@ -101,14 +101,14 @@ class Reader:
             they are anyway. Each size is compiled: of many short prompts a coarse one is the faster.
     """
 
-    def __init__(self, model: Any, *, batch_size: int = 16, most_bytes: int = 2**31, chunk: int = CHUNK,
-                 rounded: bool = False, mesh: Mesh | None = None, look: Look | None = None,
+    def __init__(self, model: Any, *, batch_size: int = 16, max_bytes: int = 2**31, chunk: int = CHUNK,
+                 rounded: bool = False, mesh: Mesh | None = None, look: PromptSignals | None = None,
                  aids: Sequence[Any] = (), bucket: int = QUESTION_BUCKET) -> None:
-        self.batch_size, self.most_bytes, self.chunk, self.mesh = batch_size, most_bytes, chunk, mesh
-        self.config, self.bucket, self.most = model.config, bucket, most_time(model)
+        self.batch_size, self.max_bytes, self.chunk, self.mesh = batch_size, max_bytes, chunk, mesh
+        self.config, self.bucket, self.most = model.config, bucket, max_time(model)
         parts = [nnx.split(network) for network in (model, *aids)]
         self._params = [params for _, params in parts]
-        self._read = _compiled(look or Look(places_of(model), chunk, rounded),
+        self._read = _compiled(look or PromptSignals(places_of(model), chunk, rounded),
                                tuple(graph for graph, _ in parts), mesh)
 
     def bytes_of(self, positions: int) -> int:
@@ -141,7 +141,7 @@ class Reader:
     def _rows(self, prompts: Sequence[Prompt], candidates: Sequence[int]) -> int:
         """How many of the next prompts go together."""
         positions = _up(max(_length(prompts[i]) for i in candidates), self.bucket) + 1
-        fit = max(1, self.most_bytes // self.bytes_of(positions))
+        fit = max(1, self.max_bytes // self.bytes_of(positions))
         rows = self.batch_size if fit >= self.batch_size else 1 << (fit.bit_length() - 1)
         devices = whole_batch(1, self.mesh)
         return max(1, rows // devices) * devices

@@ -2,7 +2,7 @@
 
 A prompt is read once as it is and k times with noise in the residual stream: at every position, before the
 first layer of the band, N(0, (σ · RMS of the stream there)²). What is told is the mean divergence of the
-next symbol's distribution, KL(as it is ‖ with noise), in nats: 0 where nothing moves it.
+next token's distribution, KL(as it is ‖ with noise), in nats: 0 where nothing moves it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from flax import nnx
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import band
-from tilelli_jax.signals.lens import CHUNK, look_from
+from tilelli_jax.signals.lens import CHUNK, logit_lens_from
 from tilelli_jax.signals.prompts import check_lengths
-from tilelli_jax.signals.scoring import most_time, padded_time
+from tilelli_jax.signals.scoring import max_time, padded_time
 
 
 class Robustness:
@@ -42,7 +42,7 @@ class Robustness:
         if not 0 <= at < model.config.n_layers:
             raise ValueError(f"layer: expected 0 to {model.config.n_layers - 1}, found {at}")
         self.batch_size, self.mesh = whole_batch(batch_size, mesh), mesh
-        self.key, self.most = jax.random.key(seed), most_time(model)
+        self.key, self.most = jax.random.key(seed), max_time(model)
         graph, self._params = nnx.split(model)
 
         def read(params: Any, ids: jax.Array, last: jax.Array, keys: jax.Array) -> jax.Array:
@@ -63,7 +63,7 @@ class Robustness:
             rows = jnp.concatenate([stream(None), noised.reshape(-1, noised.shape[-1])])
             batch = len(ids)
             again = jnp.concatenate([rows[:batch]] * k)  # each as it is, against the reading with noise
-            _, divergence = look_from(model.unembedding(), jnp.concatenate([again, rows[batch:]]),
+            _, divergence = logit_lens_from(model.unembedding(), jnp.concatenate([again, rows[batch:]]),
                                       (jnp.arange(2 * k * batch) + k * batch) % (2 * k * batch), chunk=chunk)
             return jnp.mean(divergence[:k * batch].reshape(k, batch), axis=0)
         self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))

@@ -1,4 +1,4 @@
-"""How surprised a network is by texts, and its inner values on the way, in batches of like lengths."""
+"""How surprised a network is by texts, and its activations on the way, in batches of like lengths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Scored(NamedTuple):
     seen: dict[str, np.ndarray]
 
 
-def most_time(model: Any) -> int | None:
+def max_time(model: Any) -> int | None:
     """How many ids a network with learned positions reads; None where there is no end to them."""
     return model.config.max_seq_len if getattr(model.config, "positions", "") == "learned" else None
 
@@ -44,7 +44,7 @@ def padded_time(longest: int, most: int | None) -> int:
 
 def recording(places: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
     """Records places of some layers at the positions that stand beside each text."""
-    return lambda aid, beside: Tap(record=places, layers=layers, positions=beside)
+    return lambda aux_model, beside: Tap(record=places, layers=layers, positions=beside)
 
 
 class Scorer:
@@ -58,19 +58,19 @@ class Scorer:
         mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
     """
 
-    def __init__(self, model: Any, tap_of: TapOf | None = None, *, aid: Any = None, surprise: bool = True,
+    def __init__(self, model: Any, tap_of: TapOf | None = None, *, aux_model: Any = None, nll: bool = True,
                  batch_size: int = 16, mesh: Mesh | None = None) -> None:
-        self.rows, self.mesh, self.most = whole_batch(batch_size, mesh), mesh, most_time(model)
+        self.rows, self.mesh, self.most = whole_batch(batch_size, mesh), mesh, max_time(model)
         graph, self._params = nnx.split(model)
         self._aid_params: Any
-        aid_graph, self._aid_params = (None, None) if aid is None else nnx.split(aid)
+        aux_graph, self._aid_params = (None, None) if aux_model is None else nnx.split(aux_model)
 
-        def look(params: Any, aid_params: Any, ids: jax.Array,
+        def look(params: Any, aux_params: Any, ids: jax.Array,
                  beside: jax.Array) -> tuple[jax.Array, Recorded]:
-            second = None if aid_graph is None else nnx.merge(aid_graph, aid_params)
+            second = None if aux_graph is None else nnx.merge(aux_graph, aux_params)
             tap = OFF if tap_of is None else tap_of(second, beside)
             nats, seen = nnx.merge(graph, params).nats(ids, tap)
-            return nats if surprise else jnp.zeros((len(ids), 0)), seen
+            return nats if nll else jnp.zeros((len(ids), 0)), seen
         self._run: Callable = jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
 
     def __call__(self, texts: Sequence[Text], *, seed: int | None = None,
@@ -101,11 +101,11 @@ class Scorer:
                 advance(len(chosen))
 
 
-def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aid: Any = None,
-          surprise: bool = True, seed: int | None = None, batch_size: int = 16, mesh: Mesh | None = None,
+def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aux_model: Any = None,
+          nll: bool = True, seed: int | None = None, batch_size: int = 16, mesh: Mesh | None = None,
           what: str = "scoring") -> Iterator[tuple[int, Scored]]:
     """What a Scorer of these says of texts, once."""
-    scorer = Scorer(model, tap_of, aid=aid, surprise=surprise, batch_size=batch_size, mesh=mesh)
+    scorer = Scorer(model, tap_of, aux_model=aux_model, nll=nll, batch_size=batch_size, mesh=mesh)
     return scorer(texts, seed=seed, what=what)
 
 

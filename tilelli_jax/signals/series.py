@@ -1,4 +1,4 @@
-"""A Chronos on many time series: its encoder's inner values, its forecasts, and what patching does.
+"""A Chronos on many time series: its encoder's activations, its forecasts, and what patching does.
 
 A series' random numbers go with its own number, not with its place in a batch: they are the same in batches
 of any size, after an interruption, and under each patch (common random numbers).
@@ -29,9 +29,9 @@ EVERY = 2**30  # positions, more than any series has
 
 def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers: Sequence[int],
             batch_size: int = 16, mesh: Mesh | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """Each series' inner values in the encoder, in order: (index, f32 `[layers, time + 1, d_model]`).
+    """Each series' activations in the encoder, in order: (index, f32 `[layers, time + 1, d_model]`).
 
-    The last position is the end symbol's; of the series' time, at most context_length is left. The
+    The last position is the end token's; of the series' time, at most context_length is left. The
     decoder is not run. Shows progress.
 
     Args:
@@ -68,7 +68,7 @@ def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: in
               mesh: Mesh | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Drawn continuations, in batches and in order: (indices `[batch]`, f32 `[batch, samples, horizon]`).
 
-    The random numbers do not depend on the batches; that a symbol hangs on the last bit of its
+    The random numbers do not depend on the batches; that a token depends on the last bit of its
     probability, which may, is rare. Shows progress.
 
     Args:
@@ -105,7 +105,7 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
         series: f32 `[windows, time]`, NaN where a value is missing.
         futures: `[windows, horizon]`, what came.
         place: in the encoder's blocks, at the layer `layer` of the encoder.
-        positions: where the reconstruction stands: at all of them, or at the boundary, the end symbol's.
+        positions: where the reconstruction stands: at all of them, or at the boundary, the end token's.
         samples, numbers, batch_size, mesh: see `forecasts`.
 
     Returns:
@@ -130,7 +130,7 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
     for found, chosen in _batches(len(series), whole_batch(batch_size, mesh), "patching"):
         for column, variant in enumerate(variants):
             drawn = chronos.predict(series[chosen], futures.shape[1], num_samples=samples, seed=seed,
-                                    numbers=known[chosen], tap_of=tap_of, aid=sae,
+                                    numbers=known[chosen], tap_of=tap_of, aux_model=sae,
                                     beside=np.tile(variant, (len(chosen), 1)), mesh=mesh)
             result[found, column] = crps(drawn[:len(found)], futures[found]).mean(axis=-1)
     return result

@@ -22,7 +22,7 @@ from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.names import BLOCK, HEAD, LENS, OF_PROMPT, ROUTER
 from tilelli_jax.signals.places import check_place
-from tilelli_jax.signals.prompts import Look, Prompt, Reader, places_of
+from tilelli_jax.signals.prompts import Prompt, PromptReader, PromptSignals, places_of
 
 BUCKET = 64  # prompts are many and short here
 
@@ -31,7 +31,7 @@ class Uncertainty(NamedTuple):
     """Of one prompt, all f32; None where the network has no such part, or it was not asked for.
 
     Attributes:
-        max_softmax_last: largest probability of the next symbol, after the prompt.
+        max_softmax_last: largest probability of the next token, after the prompt.
         max_softmax_mean: the same, the mean over the prompt's positions.
         router_entropy: of the pathways' weights over log n, 0 … 1, mean over blocks and positions.
         router_entropy_var: its variance over blocks and positions.
@@ -90,7 +90,7 @@ def names(model: Any) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class UncertaintyLook(Look):
+class UncertaintyPass(PromptSignals):
     """All that the signals need is recorded at every position.
 
     Attributes:
@@ -142,7 +142,7 @@ class UncertaintyLook(Look):
             at_last(seen["hidden"]).astype(jnp.float32), mean(seen["hidden"]), codes)
 
 
-class UncertaintyReader(Reader):
+class UncertaintyReader(PromptReader):
     """Reads prompts with one network, and keeps what was compiled for the next call.
 
     Args:
@@ -162,10 +162,10 @@ class UncertaintyReader(Reader):
                              f"{_routing(before)}")
         if sae is not None:
             check_place(model, sae.config.place, sae.config.layer)
-        look = UncertaintyLook(places_of(model), chunk, before=before is not None, codes=sae is not None,
+        logit_lens = UncertaintyPass(places_of(model), chunk, before=before is not None, codes=sae is not None,
                                lens=lens)
-        super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh, bucket=BUCKET, look=look,
-                         aids=[aid for aid in (before, sae) if aid is not None])
+        super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh, bucket=BUCKET, look=logit_lens,
+                         aids=[aux_model for aux_model in (before, sae) if aux_model is not None])
 
     def read(self, prompts: Sequence[Prompt], what: str = "reading") -> Uncertainty:
         """All prompts in their order: every array has a leading axis `[prompts]`.

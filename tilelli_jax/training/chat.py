@@ -18,8 +18,8 @@ from tilelli_jax.data.chat_pairs import (
     ChatBatch,
     ChatRows,
     Pair,
-    lay,
     open_pairs,
+    pack_rows,
     training_rows,
     validation_rows,
 )
@@ -35,11 +35,11 @@ from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
 from tilelli_jax.training.groups import check_groups, everything
 from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.step import Network, Training, TrainState, make_training, take_apart
-from tilelli_jax.training.task import NATS, Measure, Task
+from tilelli_jax.training.step import Network, Training, TrainState, make_training, split_params
+from tilelli_jax.training.task import NATS, LossUnit, Task
 from tilelli_jax.training.text import zero_fraction
 
-WEIGHTED = Measure("weighted loss")
+WEIGHTED = LossUnit("weighted loss")
 WEIGHTS = ("response", "prompt", "last", "inside")  # of a batch's arrays, shares of the whole of it
 
 
@@ -50,17 +50,17 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     _check_network(config)
     check_batches(train.batch_size, train.eval_batch_size, POSITION * train.seq_len, jax.process_count())
     splits = open_pairs(section)
-    learned = lay(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
-                  imitate=section.imitate, judge=section.judge)
-    held_out = lay(splits.valid, train.seq_len, pack=False, imitate=section.imitate, judge=section.judge)
+    learned = pack_rows(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
+                  loss_on=section.loss_on, abstain_position=section.abstain_position)
+    held_out = pack_rows(splits.valid, train.seq_len, pack=False, loss_on=section.loss_on, abstain_position=section.abstain_position)
     most = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
-    if goal.cross_entropy:
+    if goal.cross_entropy_weight:
         for counts, file, use in ((learned.counts, section.source, "learn from"),
                                   (held_out.counts[:most], section.valid or section.source, "validate on")):
             if not counts[:, 0].any():
-                raise InputError(f"finetune.cross_entropy: expected 0, as {file} has no response that counts "
-                                 f"among the pairs to {use}, found {goal.cross_entropy:g}")
-    loss, rule = chat_loss(goal), tethered(goal)
+                raise InputError(f"finetune.cross_entropy_weight: expected 0, as {file} has no response that counts "
+                                 f"among the pairs to {use}, found {goal.cross_entropy_weight:g}")
+    loss, hooks = chat_loss(goal), tethered(goal)
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
 
@@ -73,28 +73,28 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
 
     def training(model: Any) -> Training:
         made = make_training(config.model, config.compute, config.optimizer, steps=train.steps, loss=loss,
-                             seed=config.seed, mesh=mesh, model=model, rule=rule)
+                             seed=config.seed, mesh=mesh, model=model, hooks=hooks)
         check_groups(goal.train, made.outline.params, "finetune.train")
         return made
 
     def diagnoser(network: Network) -> Callable[[TrainState, ChatBatch], list[str]]:
         def look(state: TrainState, batch: ChatBatch) -> list[str]:
             whole = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
-            return diagnose(network, state.params, whole | rule.given(state),
+            return diagnose(network, state.params, whole | hooks.extra_batch(state),
                             jax.random.wrap_key_data(state.key), loss, mesh)
         return look
 
     def evaluate(network: Network) -> Callable[[Any], float]:
-        measure = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most, mesh=mesh)
-        return lambda params: float(goal.weighted(measure(params)))
+        loss_unit = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most, mesh=mesh)
+        return lambda params: float(goal.weighted(loss_unit(params)))
 
     def summarize(model: Any) -> dict[str, Any]:
-        network, params = take_apart(model)
+        network, params = split_params(model)
         found = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most)(params)
         return {"trained": list(goal.train), "held_out": {"pairs": min(len(held_out), most or len(held_out)),
                                                           **found}}
 
-    only_nats = goal.cross_entropy == 1 and not (goal.abstain or goal.metacognition)
+    only_nats = goal.cross_entropy_weight == 1 and not (goal.abstain_weight or goal.router_entropy_weight)
     return Task(
         source=section.source, key="chat.source",
         size=f"{_size(splits.train)} to learn from in {len(learned):,} rows, "
@@ -102,14 +102,14 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         fingerprint=splits.fingerprint(),
         batches=training_rows(learned, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
                               prefetch=section.prefetch),
-        place=place, whence=functools.partial(_whence, learned), training=training, evaluate=evaluate,
+        place=place, describe_batch=functools.partial(_whence, learned), training=training, evaluate=evaluate,
         diagnose=diagnoser, extra=zero_fraction(mesh),
-        logged=("nats", "abstain", "metacognition", "tether", "router_entropy", "zero_fraction"),
+        logged=("nats", "abstain", "router_entropy_loss", "router_kl", "router_entropy", "zero_fraction"),
         tokens=train.batch_size * train.seq_len,  # padding and all: what an update computes
         flops_per_token=(train_flops_per_token(config.model, train.seq_len)
-                         if rule.trained is everything and not goal.tether else 0.0),
-        measure=NATS if only_nats and not goal.tether else WEIGHTED, summarize=summarize,
-        trained=rule.trained)
+                         if hooks.trained is everything and not goal.router_kl_weight else 0.0),
+        loss_unit=NATS if only_nats and not goal.router_kl_weight else WEIGHTED, summarize=summarize,
+        trained=hooks.trained)
 
 
 def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: int | None = None,
@@ -117,7 +117,7 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
     """`measure(params)` → means over held-out pairs, each read alone if `rows` are not packed.
 
     `cross_entropy` in nats per byte of the responses; as far as the network has a head or a router,
-    `abstain` and `metacognition`, and of prompts with an answer and of those without `abstain_p_known`,
+    `abstain` and `router_entropy_loss`, and of prompts with an answer and of those without `abstain_p_known`,
     `abstain_p_unknown`, `entropy_known`, `entropy_unknown`, where there are such.
 
     Args:
@@ -129,7 +129,7 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
 
     totals = _totals(network.graph, mesh)
 
-    def measure(params: Any) -> dict[str, float]:
+    def loss_unit(params: Any) -> dict[str, float]:
         sums = []
         for batch in batches:
             arrays = {name: array for name, array in batch._asdict().items() if name != "rows"}
@@ -141,7 +141,7 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
                                            if name.endswith("known")}
         return {name: value / count for name, value in found.items()
                 if (count := counts[of.get(name, "pairs")])}
-    return measure
+    return loss_unit
 
 
 @functools.lru_cache(maxsize=16)
@@ -185,13 +185,13 @@ def _check_network(config: ExperimentConfig) -> None:
     if not config.train.init_from and goal.train != ("everything",):
         raise InputError(f"finetune.train: expected everything where train.init_from names no model, found "
                          f"{', '.join(goal.train)}")
-    if goal.abstain and not model.abstain_head:
+    if goal.abstain_weight and not model.abstain_head:
         raise InputError(
-            "model.abstain_head: expected true, as finetune.abstain trains the head, found false"
+            "model.abstain_head: expected true, as finetune.abstain_weight trains the head, found false"
             if goal.adds_head else
-            f"finetune.abstain: expected 0, or the group abstain in finetune.train, as "
-            f"{config.train.init_from} has no abstain head, found {goal.abstain:g}")
-    for key in ("metacognition", "tether"):
+            f"finetune.abstain_weight: expected 0, or the group abstain in finetune.train, as "
+            f"{config.train.init_from} has no abstain head, found {goal.abstain_weight:g}")
+    for key in ("router_entropy_weight", "router_kl_weight"):
         if getattr(goal, key) and not isinstance(model, RoutedConfig):
             raise InputError(f"finetune.{key}: expected 0 for family {model.family}, which has no router, "
                              f"found {getattr(goal, key):g}")

@@ -5,7 +5,7 @@ All terms are means over a batch, each in units of its own:
     cross-entropy    nats per byte, of the bytes of responses
     abstain          nats per prompt: the abstain head's logit at the last position of a prompt, whether the
                      prompt has no answer
-    metacognition    0 … 1 per prompt: the router's entropy over log n, mean over blocks and the prompt's
+    router_entropy_loss    0 … 1 per prompt: the router's entropy over log n, mean over blocks and the prompt's
                      positions, of a prompt with an answer; 1 minus that, of one without
     tether           nats per position: KL(the starting network's routing ‖ this one's), mean over blocks
 """
@@ -25,11 +25,13 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.training.groups import Group, cut, put, trained_of
+from tilelli_jax.training.groups import Group, merge, select, trained_of
 from tilelli_jax.training.losses import Batch, Loss
-from tilelli_jax.training.step import Metrics, Rule, take_apart
+from tilelli_jax.training.step import Metrics, UpdateHooks, split_params
 
-TERMS = ("cross_entropy", "abstain", "metacognition")  # and the tether, which needs the starting network
+# The loss terms and their weights in FinetuneConfig; `router_kl` besides, which needs the starting network.
+TERMS = {"cross_entropy": "cross_entropy_weight", "abstain": "abstain_weight",
+         "router_entropy_loss": "router_entropy_weight"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,34 +41,34 @@ class FinetuneConfig(Section):
     train: tuple[Group, ...] = setting(
         ("everything",), "groups of parameters that are trained; all others keep every bit. paths: conv, "
         "state, attention and dense together")
-    cross_entropy: float = setting(1.0, "weight of the cross-entropy of responses", least=0)
-    abstain: float = setting(
+    cross_entropy_weight: float = setting(1.0, "weight of the cross-entropy of responses", min=0)
+    abstain_weight: float = setting(
         0.0, "weight of the abstain head's cross-entropy; a network without the head gets one of zeros "
-        "where that is trained", least=0)
-    metacognition: float = setting(
+        "where that is trained", min=0)
+    router_entropy_weight: float = setting(
         0.0, "weight of the routers' entropy: down over prompts with an answer, up over those without",
-        least=0)
-    tether: float = setting(
+        min=0)
+    router_kl_weight: float = setting(
         0.0, "weight of the divergence of the routing from that of the starting network; no part of the "
-        "validation loss", least=0)
+        "validation loss", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.train:
             raise InputError("train: expected at least one group of parameters")
-        if not any(getattr(self, term) for term in TERMS):
-            raise InputError(f"{', '.join(TERMS)}: expected a weight above 0 in one of them")
-        if "abstain" in self.train and not self.abstain:
-            raise InputError("abstain: expected a weight above 0 where train names the head, found 0")
+        if not any(getattr(self, weight) for weight in TERMS.values()):
+            raise InputError(f"{', '.join(TERMS.values())}: expected a weight above 0 in one of them")
+        if "abstain" in self.train and not self.abstain_weight:
+            raise InputError("abstain_weight: expected a weight above 0 where train names the head, found 0")
 
     @property
     def adds_head(self) -> bool:
         """Whether a network without an abstain head gets one."""
-        return self.abstain > 0 and bool({"abstain", "everything"} & set(self.train))
+        return self.abstain_weight > 0 and bool({"abstain", "everything"} & set(self.train))
 
     def weighted(self, terms: Any) -> Any:
         """The terms that there are, by their weights, added up; without the tether."""
-        return sum(getattr(self, term) * terms[term] for term in TERMS if term in terms)
+        return sum(getattr(self, weight) * terms[term] for term, weight in TERMS.items() if term in terms)
 
 
 def terms_of(model: Decoder, batch: Batch) -> tuple[Metrics, jax.Array | None]:
@@ -93,7 +95,7 @@ def terms_of(model: Decoder, batch: Batch) -> tuple[Metrics, jax.Array | None]:
     if "router" in seen:
         each = entropy(seen["router"])
         mean = each.mean(0)
-        found["metacognition"] = jnp.sum(batch["prompt"] * jnp.where(unanswerable, 1 - mean, mean))
+        found["router_entropy_loss"] = jnp.sum(batch["prompt"] * jnp.where(unanswerable, 1 - mean, mean))
         found["router_entropy"] = jnp.sum(batch["prompt"] * each, (1, 2))
         found |= {f"entropy_{name}": jnp.sum(jnp.where(there, batch["prompt"], 0) * mean)
                   for name, there in classes.items()}
@@ -105,35 +107,35 @@ def chat_loss(config: FinetuneConfig) -> Loss:
 
     Batch: as of `data.chat_pairs.training_rows`, and with a tether `start`, what is trained as it was.
     Reported: `loss`, which is the objective, and every term under its name: `nats`, `abstain`,
-    `metacognition`, `tether`; and `router_entropy [blocks]`.
+    `router_entropy_loss`, `router_kl`; and `router_entropy [blocks]`.
     """
     def loss(model: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # nothing is drawn
         terms, routing = terms_of(model, batch)
         total = config.weighted(terms)
         told = {"nats": terms["cross_entropy"]} | {
-            name: terms[name] for name in ("abstain", "metacognition", "router_entropy") if name in terms}
-        if config.tether:
+            name: terms[name] for name in ("abstain", "router_entropy_loss", "router_entropy") if name in terms}
+        if config.router_kl_weight:
             assert routing is not None
-            told["tether"] = _drift(model, batch, routing)
-            total = total + config.tether * told["tether"]
+            told["router_kl"] = _drift(model, batch, routing)
+            total = total + config.router_kl_weight * told["router_kl"]
         return total, told | {"loss": total}
     return loss
 
 
-def tethered(config: FinetuneConfig) -> Rule:
+def tethered(config: FinetuneConfig) -> UpdateHooks:
     """What an update does besides: some parameters only, and the starting ones at hand for a tether."""
     trained = trained_of(config.train)
-    if not config.tether:
-        return Rule(trained=trained)
-    return Rule(trained=trained, memory=functools.partial(cut, trained=trained),
-                given=lambda state: {"start": state.memory})
+    if not config.router_kl_weight:
+        return UpdateHooks(trained=trained)
+    return UpdateHooks(trained=trained, memory=functools.partial(select, trained=trained),
+                extra_batch=lambda state: {"start": state.memory})
 
 
 def _drift(model: Decoder, batch: Batch, routing: jax.Array) -> jax.Array:
     """Mean over positions and blocks of KL(before ‖ now), in nats."""
-    network, params = take_apart(model)
+    network, params = split_params(model)
     start_params: Any = batch["start"]
-    start = network.merge(put(params, start_params))
+    start = network.merge(merge(params, start_params))
     before = start.tapped(batch["bytes"][:, :-1].astype(jnp.int32), Tap(record=("router",)))[1]["router"]
     return jnp.sum(batch["inside"] * divergence(jax.lax.stop_gradient(before), routing).mean(0))

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import damage, seal, write_json
+from tilelli_jax.files import checksums, find_damage, write_json
 from tilelli_jax.json_text import read_json
 from tilelli_jax.training.step import TrainState
 
@@ -141,7 +141,7 @@ class Checkpoints:
         """
         for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
             files = (path for path in folder.glob("*/**/*") if path.is_file())
-            write_json(folder / SEAL, seal(folder, files))
+            write_json(folder / SEAL, checksums(folder, files))
 
     def _damage(self, step: int) -> str:
         """What is wrong with the files of a checkpoint, as the first process sees them, or ""."""
@@ -207,6 +207,6 @@ def _first_damage(folder: Path) -> str:
     if not (folder / SEAL).is_file():
         return "" if folder.is_dir() else "it is not there"  # unlisted: for Orbax to find out
     try:
-        return damage(folder, read_json(folder / SEAL))
+        return find_damage(folder, read_json(folder / SEAL))
     except (OSError, InputError) as error:
         return f"{SEAL} cannot be read: {error}"

@@ -104,7 +104,7 @@ def together(function: Any) -> Callable[..., Any]:
     return call
 
 
-def signals_noted() -> contextlib.AbstractContextManager[None]:
+def signals_deferred() -> contextlib.AbstractContextManager[None]:
     """Within it SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
 
     To be entered in the main thread. After `initialize` JAX's preemption service listens for SIGTERM, in
@@ -114,7 +114,7 @@ def signals_noted() -> contextlib.AbstractContextManager[None]:
         if number == signal.SIGINT and jax.distributed.is_initialized():
             signal.raise_signal(signal.SIGTERM)
     mine = (signal.SIGINT,) if jax.distributed.is_initialized() else interrupts.SIGNALS
-    return interrupts.noted("saving and stopping", pass_on, mine)
+    return interrupts.deferred("saving and stopping", pass_on, mine)
 
 
 def stop_status() -> int:

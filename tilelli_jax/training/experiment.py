@@ -27,7 +27,7 @@ class ExperimentConfig(Section):
 
     run_dir: str = setting("", "run directory; by default runs/ and the name of the config file")
     seed: int = setting(
-        0, "seed of the weights and of everything drawn while training", least=0, most=2**32 - 1)
+        0, "seed of the weights and of everything drawn while training", min=0, max=2**32 - 1)
     model: ModelConfig | SAEConfig = setting(RoutedConfig(), "the network")
     data: DataConfig = setting(DataConfig(), "the text")
     activations: ActivationsConfig | None = setting(None, "what an autoencoder learns from, in place of text")

@@ -56,21 +56,21 @@ def check_groups(groups: Sequence[str], params: Any, key: str) -> None:
                          f"{', '.join(there)}")
 
 
-def cut(params: dict[Any, Any], trained: Trained, prefix: str = "") -> dict[Any, Any]:
+def select(params: dict[Any, Any], trained: Trained, prefix: str = "") -> dict[Any, Any]:
     """Of a tree of nested dicts, the branches that are trained."""
     if trained is everything:
         return params
     found: dict[Any, Any] = {}
     for key, value in params.items():
         if isinstance(value, dict):
-            if inside := cut(value, trained, f"{prefix}{key}."):
+            if inside := select(value, trained, f"{prefix}{key}."):
                 found[key] = inside
         elif trained(f"{prefix}{key}"):
             found[key] = value
     return found
 
 
-def put(params: dict[Any, Any], part: dict[Any, Any]) -> dict[Any, Any]:
+def merge(params: dict[Any, Any], part: dict[Any, Any]) -> dict[Any, Any]:
     """The tree with the branches that `part` has in place of its own."""
     return {key: value if key not in part else
-            put(value, part[key]) if isinstance(value, dict) else part[key] for key, value in params.items()}
+            merge(value, part[key]) if isinstance(value, dict) else part[key] for key, value in params.items()}

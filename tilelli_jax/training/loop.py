@@ -25,23 +25,23 @@ from tilelli_jax.training.task import Task
 class TrainConfig(Section):
     """Length, batches, and what happens how often."""
 
-    steps: int = setting(1000, "number of updates", least=1)
-    batch_size: int = setting(32, "sequences (or activations) in an update, over all devices", least=1)
-    seq_len: int = setting(256, "bytes of context in a training sequence", least=1)
+    steps: int = setting(1000, "number of updates", min=1)
+    batch_size: int = setting(32, "sequences (or activations) in an update, over all devices", min=1)
+    seq_len: int = setting(256, "bytes of context in a training sequence", min=1)
     accumulate: int = setting(
         1, "parts that an update's batch is computed in, one after the other; each has a load-balance "
-        "loss of its own, of which the mean is taken", least=1)
+        "loss of its own, of which the mean is taken", min=1)
     load_balance: float = setting(
-        0.01, "weight of the load-balance loss (routed networks that learn from text)", least=0)
+        0.01, "weight of the load-balance loss (routed networks that learn from text)", min=0)
     init_from: str = setting("", "model directory to start from; empty: random weights")
-    log_every: int = setting(10, "updates between rows of metrics.jsonl", least=1)
-    eval_every: int = setting(500, "updates between validations; there is always one at the end", least=1)
-    eval_batch_size: int = setting(32, "sequences (or activations) in a validation batch", least=1)
+    log_every: int = setting(10, "updates between rows of metrics.jsonl", min=1)
+    eval_every: int = setting(500, "updates between validations; there is always one at the end", min=1)
+    eval_batch_size: int = setting(32, "sequences (or activations) in a validation batch", min=1)
     eval_bytes: int = setting(1_000_000, "most bytes (or activations) of the validation part; 0 for all",
-                              least=0, most=2**62)
+                              min=0, max=2**62)
     checkpoint_every: int = setting(
-        500, "updates between checkpoints; there is always one at the end", least=1)
-    keep: int = setting(2, "newest checkpoints to keep; the best one is kept besides", least=1)
+        500, "updates between checkpoints; there is always one at the end", min=1)
+    keep: int = setting(2, "newest checkpoints to keep; the best one is kept besides", min=1)
     export: Literal["best", "last"] = setting(
         "best", "which weights go into model/: those of the lowest validation loss, or the last")
 
@@ -60,7 +60,7 @@ class TrainConfig(Section):
                                  f"batch (mesh.data × mesh.fsdp), found {size}")
 
 
-class Sitting(NamedTuple):
+class RunState(NamedTuple):
     """What a run has come to, besides its state; saved with every checkpoint."""
 
     step: int = 0
@@ -88,7 +88,7 @@ class Trainer:
     log: MetricsLog | None  # None in all processes but the first
     progress: Progress
 
-    def run(self, state: TrainState, batches: Any, sitting: Sitting) -> tuple[TrainState, Sitting]:
+    def run(self, state: TrainState, batches: Any, run_state: RunState) -> tuple[TrainState, RunState]:
         """Trains from where `sitting` stands to the last step, or to a request to stop.
 
         Args:
@@ -97,17 +97,17 @@ class Trainer:
         Raises:
             Diverged: an update's numbers, or the validation loss, were not finite.
         """
-        config, clock = self.config, _Clock(sitting.seconds)
+        config, clock = self.config, _Clock(run_state.seconds)
         pending: _Pending | None = None
-        for step in range(sitting.step + 1, config.steps + 1):
+        for step in range(run_state.step + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = self.update(state, self.task.place(batch), np.int32(step - 1))
             if self._logged(step):
                 metrics = metrics | self.extra(state.params)
             if pending:  # read the last update's numbers while this one is computed
-                self._settle(pending, state, sitting, clock)
-            sitting = sitting._replace(step=step, tokens=sitting.tokens + self.task.tokens)
-            pending = _Pending(step, sitting.tokens, metrics, batch)
+                self._settle(pending, state, run_state, clock)
+            run_state = run_state._replace(step=step, tokens=run_state.tokens + self.task.tokens)
+            pending = _Pending(step, run_state.tokens, metrics, batch)
 
             last, stop = step == config.steps, should_stop(step)
             due = self._validated(step)
@@ -115,19 +115,19 @@ class Trainer:
                 finite = self._check(pending, state)
                 with clock.paused():
                     if due:
-                        sitting = self._validate(state, sitting)
-                self._settle(pending, state, sitting, clock, finite)
+                        run_state = self._validate(state, run_state)
+                self._settle(pending, state, run_state, clock, finite)
                 pending = None
                 with clock.paused():
-                    if stop or last or step % config.checkpoint_every == 0 or sitting.best_step == step:
-                        sitting = sitting._replace(seconds=clock.total())
+                    if stop or last or step % config.checkpoint_every == 0 or run_state.best_step == step:
+                        run_state = run_state._replace(seconds=clock.total())
                         self.record()
                         self.checkpoints.save(
-                            state, {**sitting._asdict(), **self.notes, "data": batches.get_state()})
+                            state, {**run_state._asdict(), **self.notes, "data": batches.get_state()})
             if stop:
                 break
         self.checkpoints.wait()
-        return state, sitting._replace(seconds=clock.total())
+        return state, run_state._replace(seconds=clock.total())
 
     def _validated(self, step: int) -> bool:
         return step % self.config.eval_every == 0 or step == self.config.steps
@@ -135,16 +135,16 @@ class Trainer:
     def _logged(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == 1 or self._validated(step)
 
-    def _validate(self, state: TrainState, sitting: Sitting) -> Sitting:
+    def _validate(self, state: TrainState, run_state: RunState) -> RunState:
         valid_loss = self.evaluate(state.params)
         if not math.isfinite(valid_loss):
-            raise Diverged(f"step {sitting.step}: the validation loss is {valid_loss}, though that of "
+            raise Diverged(f"step {run_state.step}: the validation loss is {valid_loss}, though that of "
                            f"training is finite\n{self._last_good()}")
-        self.progress.say(f"step {sitting.step}: validation {self.task.measure.told(valid_loss)}")
-        sitting = sitting._replace(valid_loss=valid_loss)
-        if valid_loss < sitting.best_loss:
-            sitting = sitting._replace(best_loss=valid_loss, best_step=sitting.step)
-        return sitting
+        self.progress.say(f"step {run_state.step}: validation {self.task.loss_unit.told(valid_loss)}")
+        run_state = run_state._replace(valid_loss=valid_loss)
+        if valid_loss < run_state.best_loss:
+            run_state = run_state._replace(best_loss=valid_loss, best_step=run_state.step)
+        return run_state
 
     def _check(self, pending: _Pending, state: TrainState) -> Metrics:
         """The update's numbers, on the host, once they are known to be finite."""
@@ -156,7 +156,7 @@ class Trainer:
                 f"step {step}: the loss is {metrics['loss']:.4g}, the norm of the gradient "
                 f"{metrics['grad_norm']:.4g} and that of the update {metrics['update_norm']:.4g}; "
                 f"training stopped before this update\n"
-                f"  - batch {step - 1} of the data (counted from 0), {self.task.whence(batch)}\n"
+                f"  - batch {step - 1} of the data (counted from 0), {self.task.describe_batch(batch)}\n"
                 f"{reasons}\n{self._last_good()}")
         return metrics
 
@@ -165,7 +165,7 @@ class Trainer:
         steps = self.checkpoints.steps()
         return f"  - last good checkpoint: {f'step {steps[-1]}' if steps else 'none yet'}"
 
-    def _settle(self, pending: _Pending, state: TrainState, sitting: Sitting,
+    def _settle(self, pending: _Pending, state: TrainState, run_state: RunState,
                 clock: _Clock, metrics: Metrics | None = None) -> None:
         """Waits for an update's numbers, and logs them where they are due."""
         step = pending.step
@@ -177,15 +177,15 @@ class Trainer:
             return
         speed = clock.lap(step, tokens)
         row: dict[str, Any] = {
-            "step": step, "loss": loss, **self.task.measure.columns(loss),
+            "step": step, "loss": loss, **self.task.loss_unit.columns(loss),
             "lr": float(metrics["learning_rate"]), "grad_norm": float(metrics["grad_norm"]),
             "tokens": pending.tokens, "seconds": round(clock.total(), 3), "tokens_per_second": speed}
         if speed and self.peak_flops and self.task.flops_per_token:
             row["mfu"] = speed * self.task.flops_per_token / (self.peak_flops * jax.device_count())
         row |= {key: metrics[key] for key in self.task.logged if key in metrics}
         if self._validated(step):
-            row |= {"valid_loss": sitting.valid_loss,
-                    **self.task.measure.columns(sitting.valid_loss, "valid_")}
+            row |= {"valid_loss": run_state.valid_loss,
+                    **self.task.loss_unit.columns(run_state.valid_loss, "valid_")}
         self.log.write(row)
 
 

@@ -27,20 +27,20 @@ class OptimizerConfig(Section):
     learning_rate: float = setting(3e-4, "highest learning rate", above=0)
     schedule: Literal["cosine", "constant", "wsd"] = setting(
         "cosine", "what follows the warm-up: cosine decay, nothing, or stable and then linear decay")
-    warmup_steps: int = setting(100, "steps of linear warm-up from 0, if the run has so many", least=0)
-    idle_start: bool = setting(
+    warmup_steps: int = setting(100, "steps of linear warm-up from 0, if the run has so many", min=0)
+    zero_first_rate: bool = setting(
         False, "begin the warm-up at a rate of exactly 0: the first update does nothing")
-    final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest", least=0, most=1)
-    decay_fraction: float = setting(0.2, "part of the steps in which wsd decays", least=0, most=1)
-    b1: float = setting(0.9, "Adam's decay of the first moment", least=0, below=1)
-    b2: float = setting(0.95, "Adam's decay of the second moment", least=0, below=1)
+    final_fraction: float = setting(0.1, "last learning rate, as a fraction of the highest", min=0, max=1)
+    decay_fraction: float = setting(0.2, "part of the steps in which wsd decays", min=0, max=1)
+    b1: float = setting(0.9, "Adam's decay of the first moment", min=0, below=1)
+    b2: float = setting(0.95, "Adam's decay of the second moment", min=0, below=1)
     eps: float = setting(1e-8, "Adam's epsilon", above=0)
-    momentum: float = setting(0.95, "Muon's momentum", least=0, below=1)
+    momentum: float = setting(0.95, "Muon's momentum", min=0, below=1)
     adam_ratio: float = setting(
         1.0, "learning rate of what Muon leaves to Adam (here NAdam), relative to Muon's", above=0)
     weight_decay: float = setting(
-        0.1, "decoupled decay of kernels (not of norms, biases, positions, SSM vectors, LSQ scales)", least=0)
-    clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no clipping", least=0)
+        0.1, "decoupled decay of kernels (not of norms, biases, positions, SSM vectors, LSQ scales)", min=0)
+    clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no clipping", min=0)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -51,7 +51,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     peak, last = config.learning_rate, config.learning_rate * config.final_fraction
     # By default the first update already moves: a rate of exactly 0 would waste it.
     warm = min(config.warmup_steps, steps)
-    warmup = optax.linear_schedule(0.0 if config.idle_start else peak / (warm + 1), peak, max(warm, 1))
+    warmup = optax.linear_schedule(0.0 if config.zero_first_rate else peak / (warm + 1), peak, max(warm, 1))
     rest = max(steps - warm - 1, 1)  # updates in which the rate falls, the one at its height not among them
     match config.schedule:
         case "constant":

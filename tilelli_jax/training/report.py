@@ -15,7 +15,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.files import write_atomically
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.tables import table
-from tilelli_jax.training.task import Measure
+from tilelli_jax.training.task import LossUnit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ReportConfig(Section):
     reference: float | None = setting(None, "a known validation loss to compare with, in nats per byte")
     reference_name: str = setting("", "what that loss is of, and how it was made")
     prompts: tuple[str, ...] = setting((), "prompts to continue at the end")
-    sample_bytes: int = setting(200, "length of those continuations", least=0)
-    temperature: float = setting(0.8, "sampling temperature of those continuations", least=0)
+    sample_bytes: int = setting(200, "length of those continuations", min=0)
+    temperature: float = setting(0.8, "sampling temperature of those continuations", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,18 +35,18 @@ class ReportConfig(Section):
             raise InputError("prompts: expected text in every prompt, found an empty one")
 
 
-def losses_table(summary: dict[str, Any], config: ReportConfig, measure: Measure) -> str:
-    """The run's validation losses beside those it is to be held against."""
+def losses_table(summary: dict[str, Any], config: ReportConfig, loss_unit: LossUnit) -> str:
+    """The run's validation losses beside those it is to be compared with."""
     def row(name: str, loss: float) -> tuple[str, ...]:
-        return (name, f"{loss:.4f}", *(f"{other:.4f}" for other in measure.columns(loss).values()))
-    rows = [("validation loss", measure.name, *([measure.other] if measure.other else [])),
+        return (name, f"{loss:.4f}", *(f"{other:.4f}" for other in loss_unit.columns(loss).values()))
+    rows = [("validation loss", loss_unit.name, *([loss_unit.other] if loss_unit.other else [])),
             row(f"this run, best (step {summary['best_step']})", summary["best_valid_loss"]),
             row(f"this run, last (step {summary['steps']})", summary["final_valid_loss"])]
     return table([*rows, *(row(name, loss) for name, loss in baselines(summary, config).items())])
 
 
 def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]:
-    """What a run's loss is to be held against, by name."""
+    """What a run's loss is to be compared with, by name."""
     found = {}
     if config.reference is not None:
         found[config.reference_name or "reference"] = config.reference
@@ -56,7 +56,7 @@ def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]
 
 
 def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baselines: dict[str, float],
-                measure: Measure) -> None:
+                loss_unit: LossUnit) -> None:
     """Training and validation loss over updates, with lines for what they are compared with."""
     import matplotlib
     matplotlib.use("Agg")
@@ -78,12 +78,12 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baseline
         margin = 0.05 * (high - low) + 1e-3
         axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("update")
-    axes.set_ylabel(f"loss [{measure.name}]")
-    if measure.other:
-        there: Callable[[Any], Any] = lambda loss: loss / measure.size  # noqa: E731
-        back: Callable[[Any], Any] = lambda loss: loss * measure.size  # noqa: E731
+    axes.set_ylabel(f"loss [{loss_unit.name}]")
+    if loss_unit.other:
+        there: Callable[[Any], Any] = lambda loss: loss / loss_unit.size  # noqa: E731
+        back: Callable[[Any], Any] = lambda loss: loss * loss_unit.size  # noqa: E731
         other = axes.secondary_yaxis("right", functions=(there, back))
-        other.set_ylabel(measure.other)
+        other.set_ylabel(loss_unit.other)
     axes.set_title(_plain(title), fontsize=10)
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:

@@ -31,7 +31,7 @@ FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "comput
 # Of these, keys that a complete run is ended anew with: its model, figure and summary, not its training.
 ENDING_KEYS = ("report.", "train.export")
 # Keys that make the checkpoints what they are: no run can go on with other ones.
-FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.tether")
+FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.router_kl_weight")
 FROM_STEP = "from step"  # how a comment begins that says what was changed
 # What a summary has to hold for the end of a run to be told from it.
 TOLD = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}

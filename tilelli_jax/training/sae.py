@@ -46,7 +46,7 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     if (first == first[:1]).all():
         raise InputError(f"activations.valid_fraction: expected held-out rows that differ, found {n_valid} "
                          f"without variance in {section.source}")
-    loss, rule = make_objective(model_config, config.sae, batch_size=train.batch_size, steps=train.steps)
+    loss, hooks = make_objective(model_config, config.sae, batch_size=train.batch_size, steps=train.steps)
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
 
@@ -59,7 +59,7 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
             model = build(model_config, config.seed, config.compute)
             model.bias[...] = jnp.asarray(_center(learned, config.sae.center), jnp.float32)
         return make_training(model_config, config.compute, config.optimizer, steps=train.steps, loss=loss,
-                             seed=config.seed, mesh=mesh, model=model, rule=rule)
+                             seed=config.seed, mesh=mesh, model=model, hooks=hooks)
 
     def diagnoser(network: Network) -> Callable[[TrainState, np.ndarray], list[str]]:
         del network
@@ -82,10 +82,10 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         fingerprint=source.fingerprint,
         batches=training_rows(learned, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
                               prefetch=section.prefetch),
-        place=place, whence=lambda batch: f"{len(batch)} rows", training=training, evaluate=evaluate,
+        place=place, describe_batch=lambda batch: f"{len(batch)} rows", training=training, evaluate=evaluate,
         diagnose=diagnoser, extra=lambda network: lambda params: {},
         logged=("mse", "fvu", "l0", "dead", "auxiliary", "threshold"), tokens=train.batch_size,
-        flops_per_token=0.0, measure=UNEXPLAINED, summarize=summarize)
+        flops_per_token=0.0, loss_unit=UNEXPLAINED, summarize=summarize)
 
 
 def _center(rows: Activations, kind: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a sparse autoencoder is trained for, and what its updates do besides (Gao et al. 2024).
 
 By default, as the field does it now: the decoder's rows have length 1, gradients along them are taken
-out, losses are fractions of a variance, dead latents learn to foretell the residual (AuxK).
+out, losses are fractions of a variance, dead latents learn to predict the residual (AuxK).
 Nested prefixes of the dictionary (Matryoshka) are those of Bussmann et al. 2025, arXiv:2503.17547.
 """
 
@@ -20,7 +20,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import Codes, SAEConfig, TopKSAE, unit
 from tilelli_jax.nn.codes import largest_of_all
 from tilelli_jax.training.losses import Batch, Loss
-from tilelli_jax.training.step import Metrics, Rule, TrainState
+from tilelli_jax.training.step import Metrics, TrainState, UpdateHooks
 
 TINY = 1e-12
 
@@ -35,23 +35,23 @@ class ObjectiveConfig(Section):
     project: bool = setting(True, "take out of the decoder's gradient what would change its rows' lengths")
     center: Literal["geometric_median", "mean", "zero"] = setting(
         "geometric_median", "where the decoder's bias begins, of up to 16384 training rows")
-    aux_weight: float = setting(1 / 32, "weight of the auxiliary loss", least=0)
-    aux_k: int = setting(0, "dead latents that foretell a residual, at most; 0: half of d_model", least=0)
+    aux_weight: float = setting(1 / 32, "weight of the auxiliary loss", min=0)
+    aux_k: int = setting(0, "dead latents that predict a residual, at most; 0: half of d_model", min=0)
     dead_after: int = setting(
         0, "activations without a latent's being active after which it is dead; 0: a million, or a tenth of "
-        "the run where that is less", least=0)
-    k_start: int = setting(0, "latents active in the first update; 0: k from the start", least=0)
-    k_steps: int = setting(1000, "updates in which k_start falls to k", least=1)
+        "the run where that is less", min=0)
+    k_start: int = setting(0, "latents active in the first update; 0: k from the start", min=0)
+    k_steps: int = setting(1000, "updates in which k_start falls to k", min=1)
     prefixes: tuple[int, ...] = setting(
         (), "Matryoshka: the first so many latents must also reconstruct alone; the loss is the mean over "
         "these and all")
     threshold_decay: float = setting(
         0.99, "of batch_topk: what an update leaves of its threshold, a moving average of the smallest "
-        "active value of each batch", least=0, below=1)
+        "active value of each batch", min=0, below=1)
 
 
 def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int,
-                   ) -> tuple[Loss, Rule]:
+                   ) -> tuple[Loss, UpdateHooks]:
     """The loss, and the rule that goes with it.
 
     The rows · k largest of batch_topk are those of all devices, but of each part of an accumulated batch.
@@ -95,12 +95,12 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
             "threshold": jnp.where(jnp.isfinite(smallest), smallest, 0.0)}
 
     def _auxiliary(model: TopKSAE, x: jax.Array, residual: jax.Array, dead: jax.Array) -> jax.Array:
-        def foretell() -> jax.Array:
+        def predict() -> jax.Array:
             error = jnp.mean((model.mix(model.encode(x, aux_k, dead)) - residual)**2)
             if not objective.normalize:
                 return error
             return error / (_variance(residual) + TINY) * jnp.minimum(jnp.sum(dead) / aux_k, 1)
-        return jax.lax.cond(jnp.any(dead), foretell, lambda: jnp.float32(0))
+        return jax.lax.cond(jnp.any(dead), predict, lambda: jnp.float32(0))
 
     def given(state: TrainState) -> Batch:
         part = jnp.clip(state.step / objective.k_steps, 0, 1)
@@ -129,8 +129,8 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
         silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + batch_size)
         return params, {"silent": silent}, told | {"dead": jnp.mean(silent > dead_after)}
 
-    return loss, Rule(memory={"silent": np.zeros(config.n_latents, np.int32)}, given=given, shape=shape,
-                      settle=settle)
+    return loss, UpdateHooks(memory={"silent": np.zeros(config.n_latents, np.int32)}, extra_batch=given, transform_grads=shape,
+                      post_update=settle)
 
 
 def _variance(x: jax.Array) -> jax.Array:

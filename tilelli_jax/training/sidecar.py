@@ -17,21 +17,21 @@ from tilelli_jax import interrupts
 from tilelli_jax.config import Section, setting
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 
-LEAST_SPREAD = 1e-6  # added to a feature's standard deviation
+MIN_SPREAD = 1e-6  # added to a feature's standard deviation
 
 
 @dataclasses.dataclass(frozen=True)
 class SidecarOptions(Section):
     """How a sidecar is learned; the defaults are the published ones but for `balance`."""
 
-    d_hidden: int = setting(96, "width of the GRU's state and of the head", least=1)
-    epochs: int = setting(120, "at most", least=1)
+    d_hidden: int = setting(96, "width of the GRU's state and of the head", min=1)
+    epochs: int = setting(120, "at most", min=1)
     patience: int = setting(20, "epochs without a gain on the validation questions, after which it ends",
-                            least=1)
+                            min=1)
     learning_rate: float = setting(1e-3, "of Adam", above=0)
-    weight_decay: float = setting(1e-4, "added to the gradient, as Adam's own is", least=0)
-    dropout: float = setting(0.1, "share of the head's values that are left out", least=0, below=1)
-    batch_size: int = setting(128, "questions at once", least=1)
+    weight_decay: float = setting(1e-4, "added to the gradient, as Adam's own is", min=0)
+    dropout: float = setting(0.1, "share of the head's values that are left out", min=0, below=1)
+    batch_size: int = setting(128, "questions at once", min=1)
     balance: Literal["none", "weights"] = setting(
         "none", "weights: known questions weigh as much as the others, as published; it shifts the logits")
 
@@ -89,7 +89,7 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
     counted = (np.arange(steps * rows) < n).astype(np.float32).reshape(steps, rows)
     state, best, scores = _optimizer(options).init(params), params, []
     for number in range(options.epochs):
-        interrupts.check()
+        interrupts.raise_if_received()
         order = np.resize(rng.permutation(n), (steps, rows))
         params, state, logits = _epoch(graph, options, buffers, params, state, data, held, order, counted,
                                        jax.random.fold_in(key, number))
@@ -108,7 +108,7 @@ def fit_scalers(sidecar: Sidecar, train: Examples) -> None:
     """Mean and spread of every feature (over the layers, too) and of those of the whole."""
     features = train.features.reshape(-1, train.features.shape[-1]).astype(np.float64)
     sidecar.feature_scaler.mean[...] = jnp.asarray(features.mean(axis=0), jnp.float32)
-    sidecar.feature_scaler.scale[...] = jnp.asarray(features.std(axis=0) + LEAST_SPREAD, jnp.float32)
+    sidecar.feature_scaler.scale[...] = jnp.asarray(features.std(axis=0) + MIN_SPREAD, jnp.float32)
     whole = train.whole.astype(np.float64)
     spread = whole.std(axis=0)
     sidecar.global_scaler.mean[...] = jnp.asarray(whole.mean(axis=0), jnp.float32)

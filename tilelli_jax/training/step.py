@@ -19,7 +19,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import replicated, tree_shardings
 from tilelli_jax.store import build
 from tilelli_jax.training.distributed import together
-from tilelli_jax.training.groups import Trained, cut, everything, put
+from tilelli_jax.training.groups import Trained, everything, merge, select
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
     memory: Any = ()  # what a Rule remembers; nothing for most networks
 
 
-class Rule(NamedTuple):
+class UpdateHooks(NamedTuple):
     """What an update does besides following a gradient; by default nothing.
 
     Attributes:
@@ -45,21 +45,21 @@ class Rule(NamedTuple):
             and keep every bit.
         memory: arrays that are carried from update to update, as they are before the first; or what
             makes them of the parameters that the run starts from.
-        given: a state → arrays that the loss finds in its batch, besides the data.
-        shape: (trained parameters, gradients) → gradients that the optimiser is to follow.
-        settle: (parameters, memory, metrics) → the same after an update: parameters brought back to
+        extra_batch: a state → arrays that the loss finds in its batch, besides the data.
+        transform_grads: (trained parameters, gradients) → gradients that the optimiser is to follow.
+        post_update: (parameters, memory, metrics) → the same after an update: parameters brought back to
             where they may be, what has been seen remembered, and the metrics that are to be told.
     """
 
     trained: Trained = everything
     memory: Any = ()
-    given: Callable[[TrainState], Batch] = lambda state: {}
-    shape: Callable[[Any, Any], Any] = lambda params, grads: grads
-    settle: Callable[[Any, Any, Metrics], tuple[Any, Any, Metrics]] = (
+    extra_batch: Callable[[TrainState], Batch] = lambda state: {}
+    transform_grads: Callable[[Any, Any], Any] = lambda params, grads: grads
+    post_update: Callable[[Any, Any, Metrics], tuple[Any, Any, Metrics]] = (
         lambda params, memory, metrics: (params, memory, metrics))
 
 
-PLAIN = Rule()
+NO_HOOKS = UpdateHooks()
 
 
 class Network(NamedTuple):
@@ -72,7 +72,7 @@ class Network(NamedTuple):
         return nnx.merge(self.graph, params, self.buffers)
 
 
-def take_apart(model: Any) -> tuple[Network, Any]:
+def split_params(model: Any) -> tuple[Network, Any]:
     """A model → its static part and its trainable parameters, as a nested dict."""
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, buffers = states
@@ -89,7 +89,7 @@ class Training(NamedTuple):
 
 
 def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfig, *, steps: int,
-                  loss: Loss, seed: int, mesh: Mesh, model: Any = None, rule: Rule = PLAIN) -> Training:
+                  loss: Loss, seed: int, mesh: Mesh, model: Any = None, hooks: UpdateHooks = NO_HOOKS) -> Training:
     """Network, optimiser, schedule and update put together.
 
     `make_state` and `update` are to be called with `mesh` set (`jax.set_mesh`).
@@ -99,14 +99,14 @@ def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfi
         model: start from these weights instead of random ones.
     """
     transformation = make_optimizer(optimizer, steps)
-    network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, rule)
+    network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, hooks)
     update = make_train_step(network, transformation, loss, make_schedule(optimizer, steps),
-                             jax.tree.map(lambda leaf: leaf.sharding, outline), mesh, rule)
+                             jax.tree.map(lambda leaf: leaf.sharding, outline), mesh, hooks)
     return Training(network, outline, make_state, update)
 
 
 def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTransformation,
-               seed: int, mesh: Mesh, model: Any = None, rule: Rule = PLAIN,
+               seed: int, mesh: Mesh, model: Any = None, hooks: UpdateHooks = NO_HOOKS,
                ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
     """The state before the first update: its network, its outline, and what makes it.
 
@@ -118,23 +118,23 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
         model: start from these weights instead of random ones.
     """
     key, init_key = jax.random.split(jax.random.key(seed))
-    network, _ = take_apart(nnx.eval_shape(lambda: build(config, 0, compute)))
+    network, _ = split_params(nnx.eval_shape(lambda: build(config, 0, compute)))
     own = network
     if model is None:
-        make: Callable[[Any], Any] = lambda key: take_apart(build(config, key, compute))[1]  # noqa: E731
+        make: Callable[[Any], Any] = lambda key: split_params(build(config, key, compute))[1]  # noqa: E731
         start = init_key
         if jax.tree.leaves(network.buffers):  # they do not depend on the seed
-            own = take_apart(build(config, 0, compute))[0]
+            own = split_params(build(config, 0, compute))[0]
     else:
-        own, start = take_apart(model)
+        own, start = split_params(model)
         make = lambda params: params  # noqa: E731
     # They become constants of the program, which may be compiled for devices that are not here.
     network = network._replace(buffers=jax.tree.map(np.asarray, own.buffers))
 
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
-        memory = rule.memory(params) if callable(rule.memory) else rule.memory
-        return TrainState(jnp.int32(0), params, optimizer.init(cut(params, rule.trained)),
+        memory = hooks.memory(params) if callable(hooks.memory) else hooks.memory
+        return TrainState(jnp.int32(0), params, optimizer.init(select(params, hooks.trained)),
                           jax.random.key_data(key), jax.tree.map(jnp.asarray, memory))
 
     shapes = jax.eval_shape(init, start, key)
@@ -147,7 +147,7 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
                     schedule: optax.Schedule, shardings: TrainState,
-                    mesh: Mesh, rule: Rule = PLAIN) -> Update:
+                    mesh: Mesh, hooks: UpdateHooks = NO_HOOKS) -> Update:
     """`step(state, batch, index) -> state, metrics`, jitted; the state's memory is donated.
 
     The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts.
@@ -157,12 +157,12 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
 
     Metrics: those of the loss, `learning_rate`, `grad_norm`, `update_norm`, `finite`.
     """
-    def over_parts(params: Any, batch: Batch, key: jax.Array, given: Batch) -> tuple[Metrics, Any]:
-        trained = cut(params, rule.trained)
+    def over_parts(params: Any, batch: Batch, key: jax.Array, extra_batch: Batch) -> tuple[Metrics, Any]:
+        trained = select(params, hooks.trained)
 
         def value_and_grad(batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
             def objective(trained: Any) -> tuple[jax.Array, Metrics]:
-                return loss(network.merge(put(params, trained)), batch | given, key)
+                return loss(network.merge(merge(params, trained)), batch | extra_batch, key)
             (total, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
             return metrics | {"objective": total}, grads
 
@@ -180,14 +180,14 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
 
     def step(state: TrainState, batch: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        metrics, grads = over_parts(state.params, batch, key, rule.given(state))
-        trained = cut(state.params, rule.trained)
-        grads = rule.shape(trained, grads)
+        metrics, grads = over_parts(state.params, batch, key, hooks.extra_batch(state))
+        trained = select(state.params, hooks.trained)
+        grads = hooks.transform_grads(trained, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         finite = jnp.isfinite(metrics["objective"] + grad_norm + update_norm)
-        params = put(state.params, optax.apply_updates(trained, updates))
-        params, memory, metrics = rule.settle(params, state.memory, metrics)
+        params = merge(state.params, optax.apply_updates(trained, updates))
+        params, memory, metrics = hooks.post_update(params, state.memory, metrics)
         new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory)
         applies = finite & (state.step == index)
         new = jax.tree.map(lambda new, old: jnp.where(applies, new, old), new, state)

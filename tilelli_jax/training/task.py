@@ -11,7 +11,7 @@ from tilelli_jax.training.groups import Trained, everything
 from tilelli_jax.training.step import Metrics, Network, Training, TrainState
 
 
-class Measure(NamedTuple):
+class LossUnit(NamedTuple):
     """The unit of a run's loss, and another one that people know it in, if there is one."""
 
     name: str
@@ -33,8 +33,8 @@ class Measure(NamedTuple):
         return {f"{prefix}{self.key}": loss / self.size} if self.other else {}
 
 
-NATS = Measure("nats/byte", "bits/byte", math.log(2))
-UNEXPLAINED = Measure("of the variance unexplained")
+NATS = LossUnit("nats/byte", "bits/byte", math.log(2))
+UNEXPLAINED = LossUnit("of the variance unexplained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Task:
     fingerprint: str
     batches: Any
     place: Callable[[Any], Any]
-    whence: Callable[[Any], str]
+    describe_batch: Callable[[Any], str]
     training: Callable[[Any], Training]
     evaluate: Callable[[Network], Callable[[Any], float]]
     diagnose: Callable[[Network], Callable[[TrainState, Any], list[str]]]
@@ -74,6 +74,6 @@ class Task:
     logged: tuple[str, ...]
     tokens: int
     flops_per_token: float
-    measure: Measure
+    loss_unit: LossUnit
     summarize: Callable[[Any], dict[str, Any]]
     trained: Trained = everything

@@ -69,7 +69,7 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     return Task(
         source=splits.name, key="data.source",
         size=f"{len(splits.train):,} bytes to learn from, {len(splits.valid):,} to validate on",
-        fingerprint=splits.fingerprint(), batches=batches, place=place, whence=whence,
+        fingerprint=splits.fingerprint(), batches=batches, place=place, describe_batch=describe_batch,
         training=lambda model: make_training(
             config.model, config.compute, config.optimizer, steps=train.steps, loss=loss, seed=config.seed,
             mesh=mesh, model=model),
@@ -77,24 +77,24 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         diagnose=diagnoser, extra=zero_fraction(mesh),
         logged=("load_balance", "router_use", "router_entropy", "zero_fraction"),
         tokens=train.batch_size * train.seq_len,
-        flops_per_token=train_flops_per_token(config.model, train.seq_len), measure=NATS, summarize=summarize)
+        flops_per_token=train_flops_per_token(config.model, train.seq_len), loss_unit=NATS, summarize=summarize)
 
 
 def zero_fraction(mesh: Mesh) -> Callable[[Network], Callable[[Any], Metrics]]:
     """What share of the quantised weights is zero, if any are quantised."""
     def of(network: Network) -> Callable[[Any], Metrics]:
-        def measure(params: Any) -> Metrics:
+        def loss_unit(params: Any) -> Metrics:
             codes = [weight.codes() for weight in weights(network.merge(params)).values()
                      if weight.quantizer.levels]
             if not codes:
                 return {}
             zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
             return {"zero_fraction": zeros / sum(code.size for code in codes)}
-        return together(jax.jit(measure, out_shardings=replicated(mesh)))
+        return together(jax.jit(loss_unit, out_shardings=replicated(mesh)))
     return of
 
 
-def whence(batch: TrainingBatch) -> str:
+def describe_batch(batch: TrainingBatch) -> str:
     """Where a batch's windows stand, in words."""
     starts = np.sort(batch.starts)
     return (f"whose windows start at bytes {', '.join(map(str, starts[:4]))}"

@@ -20,7 +20,7 @@ from tilelli_jax.errors import InputError, command
 from tilelli_jax.files import write_together
 from tilelli_jax.tables import table
 
-from ...stages import tell_on_stderr
+from ...stages import print_to_stderr
 from ...stats import Interval
 from ...tables import as_json, parquet, shown
 from .config import KitConfig, load_config
@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out}: expected a directory, found a file")
     kit = read_kit(config, options.root, str(options.config))
-    made = tables(kit, tell_on_stderr)
+    made = tables(kit, print_to_stderr)
     write(made, out)
     for block, key in (("raw", "activations"), ("sae", "sae_ckpt")):
         if block not in kit.blocks:
-            tell_on_stderr(f"{key}.{config.layer}: none; no rung that needs it is made")
+            print_to_stderr(f"{key}.{config.layer}: none; no rung that needs it is made")
     print(report(made))
     print(f"\nwritten to {out}: {', '.join(made)}")
     return 0

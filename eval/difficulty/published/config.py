@@ -35,7 +35,7 @@ class KitCascade(Section):
     cost_cheap: float = setting(1.0, "of a call of the cheap one", above=0)
     cost_expensive: float | None = setting(None, "of the other; by default 5, with tsfm 4", above=0)
     score_cols: tuple[str, ...] = setting((), "rungs; by default P3_cheap_sae and P1_cheap")
-    n_random_trials: int = setting(500, "for each point of the random curve", least=1)
+    n_random_trials: int = setting(500, "for each point of the random curve", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,9 +49,9 @@ class KitConfig(Section):
 
     modality: Literal["llm", "tsfm"] = setting("llm", "questions to a language model, or windows of a series")
     experiment: str = setting("", "what it is called")
-    seed: int = setting(42, "of all that is drawn", least=0, most=2**32 - 1)
-    n_boot: int = setting(2000, "replicates of the bootstrap", least=1)
-    k: int = setting(32, "of the autoencoder", least=1)
+    seed: int = setting(42, "of all that is drawn", min=0, max=2**32 - 1)
+    n_boot: int = setting(2000, "replicates of the bootstrap", min=1)
+    k: int = setting(32, "of the autoencoder", min=1)
     layer: Literal["mid", "late"] = setting("mid", "which one")
     metadata: str = setting("", "parquet file, a row for each item")
     activations: ByLayer = setting(ByLayer(), "safetensors files; without one, P1_cheap alone is made")
@@ -63,7 +63,7 @@ class KitConfig(Section):
     causal_model: str = setting("", "what the summaries call the network")
     hard_quantile: float = setting(0.75, "of tsfm: hard from this quantile of crps_norm on", above=0, below=1)
     label_threshold_split: Literal["all", "train"] = setting("all", "of tsfm: of which rows")
-    context_length: int = setting(512, "of tsfm: values that are read", least=25)
+    context_length: int = setting(512, "of tsfm: values that are read", min=25)
     series_csv: str = setting("", "of tsfm: the series, a local CSV or parquet file")
     target_col: str = setting("OT", "of tsfm: its column")
 

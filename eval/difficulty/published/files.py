@@ -131,8 +131,8 @@ _TSFM = {"window_id": int, "split": str, "start_ts": int, "crps_raw": float, "cr
 
 def _llm_columns(path: Path) -> dict[str, type]:
     there = column_names(path)
-    surprise = "prompt_perplexity" if "prompt_perplexity" in there else "perplexity"
-    return {**_LLM, surprise: float}
+    nll = "prompt_perplexity" if "prompt_perplexity" in there else "perplexity"
+    return {**_LLM, nll: float}
 
 
 def read_columns(path: Path, kinds: Mapping[str, type]) -> dict[str, NDArray[Any]]:

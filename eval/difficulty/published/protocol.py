@@ -116,7 +116,7 @@ def cascade(cheap: ArrayLike, dear: ArrayLike, scores: Mapping[str, ArrayLike],
             costs: tuple[float, float] = (1.0, 5.0), *, trials: int = 500, seed: int = 42) -> dict[str, Any]:
     """cascade_results.json: 41 thresholds on raw scores, the cheap call free for an item handed on (S9)."""
     cheap, dear = np.asarray(cheap, float), np.asarray(dear, float)
-    n, price = len(cheap), Costs(cheap=costs[0], dear=costs[1], sunk=False)
+    n, price = len(cheap), Costs(small=costs[0], large=costs[1], pay_both=False)
     always = float(cheap.mean()), float(dear.mean())
     rng = np.random.default_rng(seed)
 
@@ -126,8 +126,8 @@ def cascade(cheap: ArrayLike, dear: ArrayLike, scores: Mapping[str, ArrayLike],
         return float(errors.mean())
 
     def cost(handed: int) -> float:
-        prices = np.full(n, price.cheap)
-        prices[:handed] = price.dear
+        prices = np.full(n, price.small)
+        prices[:handed] = price.large
         return float(prices.mean())
 
     random = []
@@ -137,8 +137,8 @@ def cascade(cheap: ArrayLike, dear: ArrayLike, scores: Mapping[str, ArrayLike],
         random.append([cost(k), float(np.mean(errors)), share])
     gains = np.argsort(-(cheap - dear))
     oracle = [[cost(round(share * n)), mixed(gains[:round(share * n)]), share] for share in SHARES.tolist()]
-    return {"n_windows": n, "always_cheap": {"mean_error": always[0], "cost": price.cheap},
-            "always_expensive": {"mean_error": always[1], "cost": price.dear},
+    return {"n_windows": n, "always_cheap": {"mean_error": always[0], "cost": price.small},
+            "always_expensive": {"mean_error": always[1], "cost": price.large},
             "win_rate_expensive": float((dear < cheap).mean()),
             "random_curve": random, "oracle_curve": oracle,
             "probes": {name: _frontier(cheap, dear, score, price) for name, score in scores.items()}}

@@ -12,7 +12,7 @@ from tilelli_jax.errors import InputError
 
 from ...folds import Folds, forward, number_of_folds, shuffled, stratified
 from ...probes import LADDER, Climbed, climb, columns
-from ..ladder import Told, rungs
+from ..ladder import Notify, rungs
 from . import protocol
 from .files import Kit
 
@@ -21,7 +21,7 @@ HANDED_ON = ("P3_cheap_sae", "P1_cheap")
 UNITS = {"llm": "nats", "tsfm": "CRPS"}
 
 
-def tables(kit: Kit, tell: Told = lambda line: None) -> dict[str, Any]:
+def tables(kit: Kit, notify: Notify = lambda line: None) -> dict[str, Any]:
     """File name → what is in it: a tree of JSON, or for parquet its columns.
 
     Args:
@@ -33,7 +33,7 @@ def tables(kit: Kit, tell: Told = lambda line: None) -> dict[str, Any]:
     """
     config = kit.config
     _check_rungs(kit)
-    climbed = ladder(kit, tell)
+    climbed = ladder(kit, notify)
     y = kit.hard[kit.test]
     scores = {name: rung.probabilities for name, rung in climbed.rungs.items()}
     made: dict[str, Any] = {
@@ -54,7 +54,7 @@ def tables(kit: Kit, tell: Told = lambda line: None) -> dict[str, Any]:
     return made
 
 
-def ladder(kit: Kit, tell: Told = lambda line: None) -> Climbed:
+def ladder(kit: Kit, notify: Notify = lambda line: None) -> Climbed:
     """The rungs whose blocks there are, in their folds."""
     labels = kit.hard[kit.train]
     found = folds(kit)
@@ -64,7 +64,7 @@ def ladder(kit: Kit, tell: Told = lambda line: None) -> Climbed:
         {name: block[kit.test] for name, block in kit.blocks.items()}, kit.hard[kit.test], found,
         rungs=[rung for rung in rungs(kit.blocks) if rung in LADDER],
         options=dataclasses.replace(protocol.PROBES, seed=kit.config.seed), replicates=kit.config.n_boot,
-        seed=kit.config.seed, tell=tell)
+        seed=kit.config.seed, notify=notify)
 
 
 def folds(kit: Kit) -> Folds:

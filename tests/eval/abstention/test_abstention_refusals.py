@@ -108,9 +108,9 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
     store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
     store.save(random_network(VanillaConfig(**SHAPE, abstain_head=True), 0)[0], tmp_path / "headed")
     wide = RoutedConfig(**SHAPE, pathways=("local", "dense"), abstain_head=True)
-    symbols = RoutedConfig(**SHAPE, pathways=("local",), vocab_size=100)
+    tokens = RoutedConfig(**SHAPE, pathways=("local",), vocab_size=100)
     store.save(random_network(wide, 0)[0], tmp_path / "wide")
-    store.save(random_network(symbols, 0)[0], tmp_path / "symbols")
+    store.save(random_network(tokens, 0)[0], tmp_path / "tokens")
     lines = (place / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
     for changes, said in (
@@ -123,8 +123,8 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
              "'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
             ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
              "found ('routed', 16, 2, 'local', 'dense', 1)"),
-            ({"given": [f"base={tmp_path / 'symbols'}"], "seeds": [0]},
-             f"given: base={tmp_path / 'symbols'}: expected a network that reads bytes, routed or vanilla"),
+            ({"given": [f"base={tmp_path / 'tokens'}"], "seeds": [0]},
+             f"given: base={tmp_path / 'tokens'}: expected a network that reads bytes, routed or vanilla"),
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2

@@ -116,7 +116,7 @@ def test_generation_stays_as_it_was_where_only_the_head_changes(study: Study) ->
 
 
 def test_the_router_moves_without_metacognition(study: Study) -> None:
-    assert VARIANTS["v8b"].metacognition == 0
+    assert VARIANTS["v8b"].router_entropy_weight == 0
     drift = {name: read_columns(study.measured(name, 0) / PROMPTS)["drift"].mean()
              for name in ("v4", "v8b", "v9", "splice")}
     noise = max(abs(drift[name]) for name in ("v4", "v9", "splice"))  # measured: 2e-9
@@ -229,7 +229,7 @@ def test_prompts_without_answers_and_a_network_without_a_router(place: Path, tmp
 
 def test_a_splice_that_was_interrupted_is_made_anew(study: Study) -> None:
     path = study.network("splice", 0)
-    (path.parent / "made_of.json").unlink()
+    (path.parent / "manifest.json").unlink()
     (path / "config.json").write_text("{")
     again = Study(study.config, study.out)
     assert again.network("splice", 0) == path and store.load(path).config.abstain_head

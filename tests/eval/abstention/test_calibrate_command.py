@@ -19,7 +19,7 @@ from tilelli_jax.eval.thresholds import conformal_threshold
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import gate
+from tilelli_jax import abstain_rule
 from tilelli_jax.data.turns import asked
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import RoutedConfig, VanillaConfig
@@ -62,32 +62,32 @@ def test_the_target_is_held_on_the_prompts(signal: str, model: Any, path: Path, 
                                            capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, asked_for, "--signal", signal, "--fpr", 0.1, "--template", "Wer weiß?") == 0
     out, err = capsys.readouterr()
-    found, reader = gate.read(path, model), gate.reader_of(model, signal)
+    found, reader = abstain_rule.read(path, model), abstain_rule.reader_of(model, signal)
     prompts, way = [asked(text) for text in QUESTIONS], direction(signal)
-    expected = conformal_threshold(way * gate.measured(reader, prompts, signal), 0.1)
+    expected = conformal_threshold(way * abstain_rule.measured(reader, prompts, signal), 0.1)
     assert (found.signal, found.direction, found.template) == (signal, way, "Wer weiß?")
     assert (found.target_fpr, found.prompts, found.measured_fpr) == (0.1, 40, expected.measured)
     np.testing.assert_allclose(found.threshold, way * expected.value, rtol=1e-6)
-    np.testing.assert_allclose(found.foreseen_fpr, expected.foreseen)
-    declined = found.declines(reader, prompts)
+    np.testing.assert_allclose(found.expected_fpr, expected.expected)
+    declined = found.abstains(reader, prompts)
     assert np.mean(declined) == found.measured_fpr == 3 / 40 <= 0.1  # the 37th of 40 is the threshold
     side = "above" if way == 1 else "below"
     assert err == "" and out == (
         "declines" + " " * (len(found.rule) - 8) + "  of these prompts  of others, foreseen\n"
         + "-" * len(found.rule) + "  ----------------  -------------------\n"
-        + f"{found.rule}  3 of 40: 7.5%     9.8% [2.8%, 20.4%]\n{path / gate.FILE}\n")
+        + f"{found.rule}  3 of 40: 7.5%     9.8% [2.8%, 20.4%]\n{path / abstain_rule.FILE}\n")
     assert found.rule == f"where {signal} is {side} {found.threshold:.4g}"
 
 
 def test_only_prompts_with_an_answer_count(path: Path, model: Any, tmp_path: Path, asked_for: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, asked_for) == 0
-    first = gate.read(path, model)
+    first = abstain_rule.read(path, model)
     rows = [row for text in QUESTIONS for row in (
         {"prompt": f"  {text}\n", "answerable": True}, {"prompt": f"Why not {text}", "answerable": False})]
     capsys.readouterr()
     assert run(path, lines(tmp_path / "both.jsonl", rows)) == 0
-    assert gate.read(path, model) == first
+    assert abstain_rule.read(path, model) == first
     assert capsys.readouterr().err == ("note: 40 without an answer left out: the rate is of those that have "
                                        "one\n")
 
@@ -104,17 +104,17 @@ def test_too_few_prompts_decline_never_and_it_is_said(path: Path, model: Any, tm
                                                       capsys: pytest.CaptureFixture[str]) -> None:
     few = [{"prompt": text} for text in QUESTIONS[:9]]
     assert run(path, lines(tmp_path / "few.jsonl", few), "--fpr", 0.1) == 0
-    assert "Never" not in capsys.readouterr().out and gate.read(path, model).threshold != gate.NEVER
+    assert "Never" not in capsys.readouterr().out and abstain_rule.read(path, model).threshold != abstain_rule.NEVER
     assert run(path, lines(tmp_path / "few.jsonl", few[:8]), "--fpr", 0.1) == 0
     assert "\nNever: 8 prompts are too few to hold 0.1; it takes 9 at least.\n" in capsys.readouterr().out
-    found = gate.read(path, model)
-    assert found.threshold == gate.NEVER and found.foreseen_fpr == (0, 0, 0) and found.measured_fpr == 0
+    found = abstain_rule.read(path, model)
+    assert found.threshold == abstain_rule.NEVER and found.expected_fpr == (0, 0, 0) and found.measured_fpr == 0
 
 
 def test_a_threshold_makes_no_other_network(path: Path, asked_for: Path) -> None:
     """Stages of studies are named by the networks they ask."""
     before = contents(path)
-    assert run(path, asked_for) == 0 and (path / gate.FILE).is_file()
+    assert run(path, asked_for) == 0 and (path / abstain_rule.FILE).is_file()
     assert contents(path) == before
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_written_leaves_the_old_one(path: Path, model: Any, asked
                                                    monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, asked_for) == 0
-    kept = (path / gate.FILE).read_bytes()
+    kept = (path / abstain_rule.FILE).read_bytes()
     capsys.readouterr()
 
     def full(*_: object) -> None:
@@ -178,15 +178,15 @@ def test_what_cannot_be_written_leaves_the_old_one(path: Path, model: Any, asked
 
     monkeypatch.setattr(os, "replace", full)
     assert run(path, asked_for, "--fpr", 0.5) == 2
-    assert_one_line(capsys.readouterr().err, f"{path / gate.FILE}: cannot be written: No space left")
-    assert (path / gate.FILE).read_bytes() == kept
+    assert_one_line(capsys.readouterr().err, f"{path / abstain_rule.FILE}: cannot be written: No space left")
+    assert (path / abstain_rule.FILE).read_bytes() == kept
     assert sorted(file.name for file in path.iterdir()) == ["abstain.json", "config.json",
                                                             "model.safetensors"]
 
 
 def test_numbers_that_are_none_are_refused(path: Path, asked_for: Path, monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gate, "measured", lambda *_: np.array([0.5, math.nan]))
+    monkeypatch.setattr(abstain_rule, "measured", lambda *_: np.array([0.5, math.nan]))
     assert run(path, asked_for) == 2
     assert_one_line(capsys.readouterr().err, "abstain_p: expected numbers, found some that are not finite")
-    assert not (path / gate.FILE).exists()
+    assert not (path / abstain_rule.FILE).exists()

@@ -14,9 +14,9 @@ from tilelli_jax.eval.abstention import decision
 from tilelli_jax.eval.abstention.decision import (
     BASELINES,
     Table,
+    apply_rule,
     abstained,
     is_proven,
-    judge,
     table,
 )
 from tilelli_jax.eval.metrics import auroc
@@ -114,7 +114,7 @@ def test_one_seed_draws_prompts_alone_and_several_draw_both() -> None:
 
 
 def verdict(scored: Table, **settings) -> decision.Verdict:
-    (found,) = judge(scored, **settings).verdicts
+    (found,) = apply_rule(scored, **settings).verdicts
     return found
 
 
@@ -145,7 +145,7 @@ def test_four_regimes_without_a_telling_one_are_not_enough() -> None:
 def test_a_baseline_that_knows_as_much_takes_every_win() -> None:
     scored = against(made(FOUR), abstain_p=made(FOUR, rng=7))
     assert verdict(scored).wins == () and verdict(scored).reason.startswith("wins 0")
-    assert all(duel.baseline == "abstain_p" for duel in judge(scored).duels if duel.regime in FOUR)
+    assert all(duel.baseline == "abstain_p" for duel in apply_rule(scored).duels if duel.regime in FOUR)
     # It matters not which of them it is.
     for name in BASELINES:
         assert verdict(against(made(FOUR), **{name: made(FOUR, rng=7)})).wins == ()
@@ -159,7 +159,7 @@ def test_a_sure_difference_below_the_margin_does_not_win() -> None:
     for tied, wins in ((15, False), (16, True), (20, True)):
         ties = knows.copy()
         ties[n:n + tied] = 0.0
-        (duel,) = judge(Table(regimes, {"s": knows[None], "b": ties[None]}), baselines=["b"]).duels
+        (duel,) = apply_rule(Table(regimes, {"s": knows[None], "b": ties[None]}), baselines=["b"]).duels
         assert duel.difference.point == pytest.approx(tied / n / 2) and duel.difference.low > 0
         assert duel.p_corrected < 0.05 and duel.wins == duel.wins_corrected == wins
     assert decision._ahead(duel.difference._replace(point=0.82 - 0.8)) and 0.82 - 0.8 < 0.02
@@ -169,12 +169,12 @@ def test_a_large_difference_that_is_not_sure_does_not_win() -> None:
     regimes = np.repeat(["in_domain", "gibberish"], 4)
     scored = Table(regimes, {"s": np.array([[1.0, 2, 3, 7, 4, 5, 6, 8]]),
                              "b": np.array([[1.0, 4, 5, 8, 2, 3, 6, 7]])})
-    (duel,) = judge(scored, baselines=["b"]).duels
+    (duel,) = apply_rule(scored, baselines=["b"]).duels
     assert duel.difference.point > 0.1 and duel.difference.low <= 0 and not duel.wins
 
 
 def test_being_reliably_worse_is_no_win() -> None:
-    found = judge(against(made(dict.fromkeys(FOUR, -2.0))))
+    found = apply_rule(against(made(dict.fromkeys(FOUR, -2.0))))
     assert not any(duel.wins for duel in found.duels)
     assert all(duel.difference.excludes_zero and duel.p == 1 for duel in found.duels if duel.regime in FOUR)
 
@@ -182,7 +182,7 @@ def test_being_reliably_worse_is_no_win() -> None:
 def test_duels_by_a_loop() -> None:
     scored = against(made({"ood_topic": 0.4, "gibberish": 0.9}),
                      max_softmax_last=made({"gibberish": 0.3}))
-    found = judge(scored, replicates=100).duels
+    found = apply_rule(scored, replicates=100).duels
     raw = []
     for duel in found:
         chosen = np.isin(WHICH, ("in_domain", duel.regime))
@@ -209,19 +209,19 @@ def test_duels_by_a_loop() -> None:
 
 def test_a_baseline_is_judged_against_the_others() -> None:
     scored = against(made({}), abstain_p=made(FOUR, rng=7))
-    found = judge(scored, signals=["abstain_p", "router_entropy"])
+    found = apply_rule(scored, signals=["abstain_p", "router_entropy"])
     assert [one.proven for one in found.verdicts] == [True, False]
     assert all(duel.baseline != "abstain_p" for duel in found.duels if duel.signal == "abstain_p")
     with pytest.raises(ValueError, match="besides the signal"):
-        judge(scored, signals=["abstain_p"], baselines=["abstain_p"])
+        apply_rule(scored, signals=["abstain_p"], baselines=["abstain_p"])
     with pytest.raises(ValueError, match="expected nobody among them"):
-        judge(scored, signals=["nobody"])
-    assert judge(scored, signals=[]).duels == []
+        apply_rule(scored, signals=["nobody"])
+    assert apply_rule(scored, signals=[]).duels == []
 
 
 def test_correction_can_be_passed_however_many_signals_there_are() -> None:
     sure = {f"s{i}": made(FOUR, rng=20 + i) for i in range(6)}
-    found = judge(Table(WHICH, {**against(made({})).scores, **sure}), replicates=200)
+    found = apply_rule(Table(WHICH, {**against(made({})).scores, **sure}), replicates=200)
     assert len(found.duels) == 7 * 6
     assert [one.proven_corrected for one in found.verdicts] == [False] + [True] * 6
     assert "42 comparisons (7 signals, 6 regimes)" in found.caution and "65%" in found.caution
@@ -239,10 +239,10 @@ def test_signals_that_know_nothing_rarely_win(n: int) -> None:
     alone, best, any_corrected, proven = [], [], [], []
     for _ in range(n):
         scores = {name: rng.standard_normal((1, len(regimes))) for name in ("router_entropy", *BASELINES)}
-        one = judge(Table(regimes, scores), ["router_entropy"], BASELINES[:1], replicates=200)
+        one = apply_rule(Table(regimes, scores), ["router_entropy"], BASELINES[:1], replicates=200)
         alone.append([duel.wins for duel in one.duels])
         any_corrected.append(any(duel.wins_corrected for duel in one.duels))
-        three = judge(Table(regimes, scores), replicates=200)
+        three = apply_rule(Table(regimes, scores), replicates=200)
         best.append([duel.wins for duel in three.duels])
         proven.append(three.verdicts[0].proven)
     rate, won = np.mean(alone), np.array(alone)

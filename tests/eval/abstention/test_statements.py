@@ -1,4 +1,4 @@
-"""Published sentences held against made-up results that do and do not bear them out."""
+"""Published sentences compared with made-up results that do and do not bear them out."""
 
 from __future__ import annotations
 

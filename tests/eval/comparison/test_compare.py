@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from tilelli_jax.eval.comparison.compare import TESTS, compare
-from tilelli_jax.eval.comparison.report import is_sure, verdicts
+from tilelli_jax.eval.comparison.report import is_significant, verdicts
 from tilelli_jax.eval.stats import holm
 
 SEEDS = 6
@@ -24,7 +24,7 @@ def found() -> dict[str, Any]:
 
 def test_p_is_corrected_over_all_that_are_compared(found: dict[str, Any]) -> None:
     comparisons = found["comparisons"]
-    assert [one["contender"] for one in comparisons] == ["better", "worse", "alike"]
+    assert [one["model"] for one in comparisons] == ["better", "worse", "alike"]
     for test in TESTS:
         raw = [one["p"][test] for one in comparisons]
         np.testing.assert_allclose([one["p_holm"][test] for one in comparisons], holm(raw))
@@ -34,7 +34,7 @@ def test_p_is_corrected_over_all_that_are_compared(found: dict[str, Any]) -> Non
 def test_differences_are_less_the_reference(found: dict[str, Any]) -> None:
     losses = {name: np.array(one["each"]) for name, one in found["losses"].items()}
     for one in found["comparisons"]:
-        its, theirs = losses[one["contender"]], losses["reference"]
+        its, theirs = losses[one["model"]], losses["reference"]
         np.testing.assert_allclose(one["differences"], its - theirs)
         assert one["difference"].point == pytest.approx(its.mean() - theirs.mean())
         assert one["p"]["welch"] == pytest.approx(scipy.stats.ttest_ind(its, theirs, equal_var=False).pvalue)
@@ -45,7 +45,7 @@ def test_what_is_said_of_each(found: dict[str, Any]) -> None:
     tree = {"texts": {"text": found | {"comparisons": [
         one | {key: one[key]._asdict() for key in ("difference", "paired_difference")}
         for one in found["comparisons"]]}}, "config": {"seeds": list(range(SEEDS))}}
-    assert [is_sure(one) for one in found["comparisons"]] == [True, True, False]
+    assert [is_significant(one) for one in found["comparisons"]] == [True, True, False]
     better, worse, alike = verdicts(tree)
     assert better.endswith("better has learned more.") and worse.endswith("worse has learned less.")
     assert alike.endswith("No difference that is sure.")
@@ -54,4 +54,4 @@ def test_what_is_said_of_each(found: dict[str, Any]) -> None:
 def test_both_tests_have_to_agree(found: dict[str, Any]) -> None:
     one = found["comparisons"][0]
     for test, sure in (("welch", False), ("unpaired", False), ("paired", True)):
-        assert is_sure(one | {"p_holm": one["p_holm"] | {test: 0.9}}) is sure
+        assert is_significant(one | {"p_holm": one["p_holm"] | {test: 0.9}}) is sure

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from tilelli_jax.eval.comparison import command, contenders, report
+from tilelli_jax.eval.comparison import command, models, report
 from tilelli_jax.eval.comparison.command import main
 from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
 from tilelli_jax.eval.comparison.study import Study
@@ -53,7 +53,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     routed = str(place / "routed.yaml")
     return {
         "out": str(out), "reference": "full", "seeds": [0, 1],
-        "contenders": [["ternary", routed, "model.quantizer=ternary"], ["full", routed]],
+        "models": [["ternary", routed, "model.quantizer=ternary"], ["full", routed]],
         "texts": [str(place / "one.txt")]} | changed
 
 
@@ -131,7 +131,7 @@ def test_it_has_its_report(done: Path, names: tuple[str, ...]) -> None:
     for said in ("No difference that is sure", "With so few runs none can be", "it says nothing of",
                  "p cannot be below 0.5000", "after the last update", "none was looked for here"):
         assert said in text
-    assert {row["contender"] for row in json.loads((done / "contenders.json").read_text())} == {
+    assert {row["model"] for row in json.loads((done / "models.json").read_text())} == {
         "full", "ternary"}
 
 
@@ -143,7 +143,7 @@ def test_the_same_again_trains_nothing(place: Path, done: Path, names: tuple[str
     assert main(["--config", str(place / "small.yaml")]) == 0
     told = capsys.readouterr()
     assert "evaluate: as it is" in told.err and "updates" not in told.err
-    assert "contender" in told.out and "ternary on" in told.out and "report.html" in told.out
+    assert "model" in told.out and "ternary on" in told.out and "report.html" in told.out
     assert main(["--config", str(place / "small.yaml"), "--stage", "evaluate"]) == 0
     shown = capsys.readouterr().out
     assert any(str(path) in shown for path in (done / "stages").glob("evaluate-*"))
@@ -158,7 +158,7 @@ def test_pairs_see_the_same_batches(place: Path) -> None:
     config = config_lib.from_dict(ComparisonConfig, options(place, place / "none"))
     study = Study(config, place / "none")
     seen = {}
-    for one in study.contenders:
+    for one in study.models:
         for seed in (0, 1):
             task = text_task(one.experiment(str(place / "one.txt"), seed), make_mesh(MeshConfig()))
             batches = iter(task.batches)
@@ -176,7 +176,7 @@ def test_learning_rates_are_chosen_alike(place: Path, tmp_path: Path,
                                  tuning=TuningConfig(rates=(0.1, 0.01, 1.0)))
     study, asked = Study(config, tmp_path), []
 
-    def run(self: Study, one: contenders.Contender, text: str, seed: int, rate: float) -> dict[str, Any]:
+    def run(self: Study, one: models.ComparedModel, text: str, seed: int, rate: float) -> dict[str, Any]:
         asked.append((one.name, seed, rate))
         if rate == 1.0:
             raise TrainingStopped(train_command.DIVERGED)
@@ -199,7 +199,7 @@ def test_learning_rates_are_chosen_alike(place: Path, tmp_path: Path,
     stopped = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(0.5,))), tmp_path / "stopped")
     with pytest.raises(TrainingStopped):
         stopped.runs  # noqa: B018
-    assert not list((tmp_path / "stopped").rglob("made_of.json"))
+    assert not list((tmp_path / "stopped").rglob("manifest.json"))
 
 
 def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -215,7 +215,7 @@ def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         assert not (tmp_path / "out").exists()
 
     def against(*settings: str, path: str = routed) -> dict[str, Any]:
-        return {"contenders": [["full", routed], ["other", path, *settings]]}
+        return {"models": [["full", routed], ["other", path, *settings]]}
     refused("other: expected as many parameters as full", "within 1.0%", **against("model.d_model=24"))
     refused("other: train.steps: expected 8, as full has it, found 9", **against("train.steps=9"))
     refused("other: data.valid_fraction: expected 0.1", **against("data.valid_fraction=0.2"))
@@ -226,9 +226,9 @@ def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     refused("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
     refused("none.txt", texts=[str(place / "none.txt")])
     refused("texts: expected 1 of different names", texts=["a/one.txt", "b/one.txt"])
-    refused("contenders: expected 2 of different names at least, found []", contenders=[])
-    refused("contenders: expected lists of a name", contenders=[["full"], ["other", routed]])
-    refused("contenders[0]: expected a list of text, found text 'full'", contenders=["full", "other"])
+    refused("models: expected 2 of different names at least, found []", models=[])
+    refused("models: expected lists of a name", models=[["full"], ["other", routed]])
+    refused("models[0]: expected a list of text, found text 'full'", models=["full", "other"])
     refused("reference: expected one of ternary, full, found 'vanilla'", reference="vanilla")
     refused("seeds: expected 2 to 10 different whole numbers", "found [1]", seeds=[1])
     refused("tuning.rates: expected different finite numbers above 0", tuning={"rates": [0.0]})
@@ -250,11 +250,11 @@ SHIPPED = sorted((ROOT / "configs").glob("lite-vs-*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its contenders may be compared: sizes within the tolerance, one text, one budget."""
+    """Its models may be compared: sizes within the tolerance, one text, one budget."""
     monkeypatch.chdir(ROOT)
     config = config_lib.load(ComparisonConfig, path)
-    found = contenders.contenders(config)
-    sizes = contenders.check(found, config.texts[0], config.seeds[0], config.tolerance)
+    found = models.models(config)
+    sizes = models.check(found, config.texts[0], config.seeds[0], config.tolerance)
     assert f"--config {path.stem}" in path.read_text() and found[0].name == "vanilla"
     bits = [round(sizes[name].bits_per_weight, 2) for name in ("lite", "ternary", "power3")]
     assert bits == [32, 1.58, 2.81]

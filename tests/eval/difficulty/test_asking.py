@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tilelli_jax.eval.difficulty import labels, texts
-from tilelli_jax.eval.difficulty.asking import Answers, Asker
+from tilelli_jax.eval.difficulty.asking import Answers, NLLScorer
 from tilelli_jax.eval.difficulty.config import SquadConfig
 from tilelli_jax.eval.inputs.rows import read_rows
 
@@ -38,9 +38,9 @@ def asked(request: pytest.FixtureRequest) -> tuple[slice, list[texts.Question], 
     tokenizer = tokenizers.Tokenizer.from_file(str(STORED / "data" / "neox_20B_tokenizer.json"))
     questions = texts.squad(read_rows(TINY / "squad.json"), "squad.json")[some]
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
-    asker = Asker(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-                  most_tokens=SquadConfig().most_tokens, place="resid_post", layers=(1, 3))
-    return some, questions, asker.ask(questions)
+    scorer = NLLScorer(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+                  max_tokens=SquadConfig().max_tokens, place="resid_post", layers=(1, 3))
+    return some, questions, scorer.ask(questions)
 
 
 def stored(name: str) -> dict[str, np.ndarray]:
@@ -90,12 +90,12 @@ def model() -> Any:
     return random_network(CONFIG, 0)[0]
 
 
-def changed(layer: int | None, symbol: str, value: float) -> Any:
-    """The network with a bias of a block, or with the embedding of a symbol, set to a value."""
+def changed(layer: int | None, token: str, value: float) -> Any:
+    """The network with a bias of a block, or with the embedding of a token, set to a value."""
     arrays = dict(random_network(CONFIG, 0)[1])
     name = "embed.kernel" if layer is None else f"blocks.{layer}.mlp.down.bias"
     array = arrays[name] = arrays[name].copy()
-    (array[ord(symbol)] if layer is None else array)[...] = value
+    (array[ord(token)] if layer is None else array)[...] = value
     return from_arrays(CONFIG, arrays)
 
 
@@ -126,7 +126,7 @@ def test_several_endings(model: Any, alone: Any) -> None:
     questions = questions_of_four()
     assert questions[0].prompt == "A cat sits" and questions[0].endings[0] == " down."
     assert questions[1].right == 3
-    found = Asker(model, encode, most_tokens=6, place="resid_post", layers=(1,), batch_size=3,
+    found = NLLScorer(model, encode, max_tokens=6, place="resid_post", layers=(1,), batch_size=3,
                   dtype=np.float32).ask(questions)
     for i, question in enumerate(questions):
         prompt = encode(question.prompt)[-6:]
@@ -143,14 +143,14 @@ def test_several_endings(model: Any, alone: Any) -> None:
 def test_all_positions_of_the_prompt(model: Any, alone: Any) -> None:
     """From `skip` on, the last at least; of several endings the prompt once."""
     one = [texts.Question(prompt, (" d",), 0, "", "") for prompt in ("A b c", "Abcdef", "z" * 40, "yx")]
-    asker = Asker(model, encode, most_tokens=6, place="resid_post", layers=(1, 0), positions="all",
+    scorer = NLLScorer(model, encode, max_tokens=6, place="resid_post", layers=(1, 0), positions="all",
                   batch_size=3, dtype=np.float32)
     for questions in (one, questions_of_four()):
-        for asker.skip in (0, 1, 3, 50):
-            found = asker.ask(questions)
+        for scorer.skip in (0, 1, 3, 50):
+            found = scorer.ask(questions)
             for i, question in enumerate(questions):
                 prompt = encode(question.prompt)[-6:]
-                start = min(asker.skip, len(prompt) - 1)
+                start = min(scorer.skip, len(prompt) - 1)
                 for layer in (0, 1):
                     values = found.activations[layer][i]
                     assert values.shape == (len(prompt) - start, 16) and values.dtype == np.float32
@@ -160,7 +160,7 @@ def test_all_positions_of_the_prompt(model: Any, alone: Any) -> None:
 
 def test_one_ending_is_read_at_the_last_of_the_prompt(model: Any, alone: Any) -> None:
     questions = [texts.Question(prompt, (" def",), 0, "", "") for prompt in ("Ab c", "Abcdefgh")]
-    found = Asker(model, encode, most_tokens=6, place="resid_post", layers=(1,),
+    found = NLLScorer(model, encode, max_tokens=6, place="resid_post", layers=(1,),
                   dtype=np.float32).ask(questions)
     for i, question in enumerate(questions):
         prompt = encode(question.prompt)[-6:]
@@ -172,7 +172,7 @@ def test_one_ending_is_read_at_the_last_of_the_prompt(model: Any, alone: Any) ->
 def test_layers_in_any_order_and_none() -> None:
     model = random_network(dataclasses.replace(CONFIG, n_layers=3), 0)[0]
     questions = [texts.Question("A b c", (" d",), 0, "", "")]
-    found = {layers: Asker(model, encode, most_tokens=9, place="resid_post", layers=layers).ask(questions)
+    found = {layers: NLLScorer(model, encode, max_tokens=9, place="resid_post", layers=layers).ask(questions)
              for layers in ((0, 2), (2, 0), ())}
     for layer in (0, 2):
         np.testing.assert_array_equal(found[0, 2].activations[layer], found[2, 0].activations[layer])
@@ -182,7 +182,7 @@ def test_layers_in_any_order_and_none() -> None:
 
 
 def test_one_token_has_no_surprise(model: Any) -> None:
-    found = Asker(model, encode, most_tokens=1).ask([texts.Question("Abc", (" d",), 0, "", "")])
+    found = NLLScorer(model, encode, max_tokens=1).ask([texts.Question("Abc", (" d",), 0, "", "")])
     assert found.prompt_tokens.tolist() == [1] and np.isnan(found.prompt_nats).all()
     assert np.isfinite(found.ending_nats).all()
 
@@ -192,39 +192,39 @@ def test_the_next_call_compiles_nothing_anew(model: Any, monkeypatch: pytest.Mon
     tapped = FlaxGPTNeoXForCausalLM.tapped
     monkeypatch.setattr(FlaxGPTNeoXForCausalLM, "tapped",
                         lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
-    asker = Asker(model, encode, most_tokens=9, place="resid_post", layers=(1,), batch_size=2)
+    scorer = NLLScorer(model, encode, max_tokens=9, place="resid_post", layers=(1,), batch_size=2)
     questions = [texts.Question("A b c", (" d",), 0, "", ""), texts.Question("Abc", (" def",), 0, "", "")] * 3
-    parts = [asker.ask(questions[:3]), asker.ask(questions[3:])]
+    parts = [scorer.ask(questions[:3]), scorer.ask(questions[3:])]
     assert traced == [(2, BUCKET)]
-    whole = asker.ask(questions)
+    whole = scorer.ask(questions)
     np.testing.assert_array_equal(np.concatenate([part.ending_nats for part in parts]), whole.ending_nats)
 
 
 @pytest.mark.parametrize("positions", ["boundary", "all"])
 def test_what_is_not_finite_is_named(positions: Any) -> None:
     question = texts.Question("A b c", (" d",), 0, "", "")
-    asker = Asker(changed(1, "", 1e6), encode, most_tokens=9, place="resid_post", layers=(0, 1),
+    scorer = NLLScorer(changed(1, "", 1e6), encode, max_tokens=9, place="resid_post", layers=(0, 1),
                   positions=positions)
     with pytest.raises(InputError, match=r"item [01], layer 1: activations are not finite as float16"):
-        asker.ask([question, question])
+        scorer.ask([question, question])
 
 
 @pytest.mark.parametrize("positions", ["boundary", "all"])
 def test_the_one_that_is_not_finite_is_named_by_its_number(positions: Any) -> None:
     model = changed(None, "Z", 1e6)  # no float16
     questions = [texts.Question(prompt, (" d",), 0, "", "") for prompt in ("Abcd", "AbcZ", "Abcde")]
-    asker = Asker(model, encode, most_tokens=9, place="resid_post", layers=(1,), positions=positions)
+    scorer = NLLScorer(model, encode, max_tokens=9, place="resid_post", layers=(1,), positions=positions)
     for numbers, named in ((None, 1), ([4, 17, 21], 17), (range(6, 9), 7)):
         with pytest.raises(InputError, match=f"^item {named}, layer 1: activations are not finite as floa"):
-            asker.ask(questions, numbers)
-    asker.dtype = np.float32
-    assert np.abs(asker.ask(questions).activations[1][1]).max() > 1e5
+            scorer.ask(questions, numbers)
+    scorer.dtype = np.float32
+    assert np.abs(scorer.ask(questions).activations[1][1]).max() > 1e5
 
 
 def test_surprise_that_is_not_finite_is_named() -> None:
     questions = [texts.Question("Abc", (" d", ending), 0, "", "") for ending in (" e", "Z e")]
     with pytest.raises(InputError, match=r"^item 31: the surprise at ending 1 is not finite$"):
-        Asker(changed(None, "Z", np.nan), encode, most_tokens=9).ask(questions, [30, 31])
+        NLLScorer(changed(None, "Z", np.nan), encode, max_tokens=9).ask(questions, [30, 31])
 
 
 @pytest.mark.parametrize(("question", "says"), [
@@ -232,22 +232,22 @@ def test_surprise_that_is_not_finite_is_named() -> None:
     (texts.Question("A", ("",), 0, "", ""), "in every one of 1 endings"),
     (texts.Question("A", (" d", " e"), 0, "", ""), "in every one of 1 endings")])
 def test_nothing_to_ask(question: texts.Question, says: str, model: Any) -> None:
-    asker = Asker(model, encode, most_tokens=9)
+    scorer = NLLScorer(model, encode, max_tokens=9)
     with pytest.raises(InputError, match=f"^item 9: expected .*{says}"):
-        asker.ask([texts.Question("A", (" d",), 0, "", ""), question], [8, 9])
+        scorer.ask([texts.Question("A", (" d",), 0, "", ""), question], [8, 9])
 
 
 def test_learned_positions_have_an_end() -> None:
     model = random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0]
     questions = [texts.Question("a" * 60, ("b" * n,), 0, "", "") for n in (4, 5)]
-    assert np.isfinite(Asker(model, encode, most_tokens=35).ask(questions).ending_nats).all()
+    assert np.isfinite(NLLScorer(model, encode, max_tokens=35).ask(questions).ending_nats).all()
     with pytest.raises(InputError, match=r"^item 1: prompt and ending have 41 tokens, and the network reads "
-                                         r"40; data\.most_tokens"):
-        Asker(model, encode, most_tokens=36).ask(questions)
+                                         r"40; data\.max_tokens"):
+        NLLScorer(model, encode, max_tokens=36).ask(questions)
 
 
 def test_another_networks_tokenizer() -> None:
     model = random_network(GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)[0]
-    asker = Asker(model, lambda text: list(text.encode()), most_tokens=9)
+    scorer = NLLScorer(model, lambda text: list(text.encode()), max_tokens=9)
     with pytest.raises(InputError, match=r"item 7: expected tokens below the network's 50, found 66"):
-        asker.ask([texts.Question("AB", ("B",), 0, "", "")], [7])
+        scorer.ask([texts.Question("AB", ("B",), 0, "", "")], [7])

@@ -17,7 +17,7 @@ from tilelli_jax.eval.inputs.rows import read_rows
 from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
-from tilelli_jax.signals.patching import Patched, patched_nats
+from tilelli_jax.signals.patching import Patched, patched_nll
 from tilelli_jax.store import build, from_arrays
 
 TINY = STORED / "difficulty" / "tiny_world"
@@ -66,12 +66,12 @@ def test_the_losses_of_every_item(positions: str, every: int, world: dict[str, A
     given = []
     for i in chosen:
         question = world["questions"][i]
-        prompt = world["encode"](question.prompt)[-SquadConfig().most_tokens:]
+        prompt = world["encode"](question.prompt)[-SquadConfig().max_tokens:]
         n = len(prompt)
         given.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
                              start=0 if positions == "all" else n - 1, stop=n))
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
-    found = patched_nats(model, world["sae"], given, latents, place="resid_post", layer=1)
+    found = patched_nll(model, world["sae"], given, latents, place="resid_post", layer=1)
     columns = ["m_natural", "m_sae_recon", *(f"m_ablate_{latent}" for latent in latents)]
     expected = np.stack([np.array(stored[name])[::every] for name in columns], axis=1)
     np.testing.assert_allclose(found[:, :2], expected[:, :2], atol=2e-5)
@@ -89,10 +89,10 @@ def test_a_planted_effect_is_found_and_an_inert_latent_is_not() -> None:
     changed = [table[:, 1] + shift + noise[latent] for latent, shift in shifts.items()]
     table = np.column_stack([table, *changed])
     found = causal.effects(table, [3, 5], {3: [8], 5: [9]})
-    assert found.chosen[3].is_sure and found.chosen[3].change.excludes_zero
+    assert found.chosen[3].is_significant and found.chosen[3].change.excludes_zero
     assert found.chosen[3].change.point == pytest.approx(0.05, abs=0.02)
-    assert not found.chosen[5].is_sure and found.chosen[5].p == 1 and found.chosen[5].items_changed == 0
-    assert not any(effect.is_sure for effect in found.controls.values())
+    assert not found.chosen[5].is_significant and found.chosen[5].p == 1 and found.chosen[5].items_changed == 0
+    assert not any(effect.is_significant for effect in found.controls.values())
     assert found.as_large(3) == 0 and found.as_large(5) == 1
     assert found.reconstruction.point == pytest.approx(0.3, abs=0.03)
 
@@ -127,7 +127,7 @@ def test_what_is_no_table() -> None:
 
 
 def test_planted_in_a_network() -> None:
-    """A latent along the right symbol's own direction is found; one that the final norm takes out is not.
+    """A latent along the right token's own direction is found; one that the final norm takes out is not.
 
     LayerNorm takes the mean out of every position: what is written along (1, …, 1) changes nothing.
     """
@@ -144,9 +144,9 @@ def test_planted_in_a_network() -> None:
         "encoder.bias": np.full(8, 1.0, np.float32), "decoder.kernel": directions.astype(np.float32)})
     prompts = rng.integers(0, 31, (60, 6)).tolist()
     texts = [Patched([*prompt, right], target=6, start=5, stop=6) for prompt in prompts]
-    table = patched_nats(model, sae, texts, list(range(8)), place="resid_post", layer=1)
+    table = patched_nll(model, sae, texts, list(range(8)), place="resid_post", layer=1)
     found = causal.effects(table, [0, 1], {0: [2, 3, 4], 1: [5, 6, 7]})
     planted, inert = found.chosen[0], found.chosen[1]
-    assert planted.is_sure and planted.change.low > 0.05 and planted.items_changed == 60
+    assert planted.is_significant and planted.change.low > 0.05 and planted.items_changed == 60
     assert found.as_large(0) == 0
     assert abs(inert.change.point) < 1e-5 and found.as_large(1) == 3

@@ -1,4 +1,4 @@
-"""Extraction: what was asked is not asked again, and nothing hangs on how it is cut into shards."""
+"""Extraction: what was asked is not asked again, and nothing depends on how it is cut into shards."""
 
 from __future__ import annotations
 

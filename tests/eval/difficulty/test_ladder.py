@@ -24,6 +24,6 @@ def test_what_is_compared_is_there() -> None:
     assert len(set(ladder.COMPARISONS)) == len(ladder.COMPARISONS)
     for a, b in ladder.COMPARISONS:
         assert a in names and b in names and a != b
-    # What inner values add to a control is told against that control.
+    # What activations add to a control is told against that control.
     for more, less in (("C3_length_raw", "C1_length"), ("C4_length_sae", "C1_length")):
         assert (more, less) in ladder.COMPARISONS and len(names[more] - names[less]) == 1

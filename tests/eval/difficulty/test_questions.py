@@ -149,7 +149,7 @@ def test_rows_for_an_autoencoder(language: Language, alone: Any, tmp_path: Path)
 
 def test_wrong_answers(language: Language, tmp_path: Path) -> None:
     """Hard, and an error, is where another ending than the right one surprises least."""
-    subject = Questions(study(hellaswag(tmp_path), SplitConfig(alike=2)))
+    subject = Questions(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
     extract(tmp_path, subject, language, range(24), (1,), 7)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [4] * 24
@@ -188,7 +188,7 @@ def test_splits(tmp_path: Path) -> None:
     found = subject.split(numbers)
     assert found[0] == "purge" and set(found[1:].tolist()) == {"train", "test"}
     assert not set(subject.groups[found == "train"]) & set(subject.groups[found == "test"])
-    kept = Questions(study(data, SplitConfig(by="group", known_nats=0.0))).split(numbers)
+    kept = Questions(study(data, SplitConfig(by="group", memorized_nll=0.0))).split(numbers)
     assert kept[0] != "purge" and kept[1:].tolist() == found[1:].tolist()
     with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
         Questions(study(data, SplitConfig(by="topic"))).split(numbers)

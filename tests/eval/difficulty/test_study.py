@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tilelli_jax.eval.difficulty.asking import Asker
+from tilelli_jax.eval.difficulty.asking import NLLScorer
 from tilelli_jax.eval.difficulty.command import main
 from tilelli_jax.eval.difficulty.config import StudyConfig
 from tilelli_jax.eval.difficulty.extract import Extraction
@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study")
     tiny = VanillaConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2)
     store.save(store.build(tiny, 0), path / "cheap")
-    store.save(store.build(tiny, 1), path / "dear")
+    store.save(store.build(tiny, 1), path / "large_model")
     (path / "text.txt").write_bytes(stories.generate(30_000))
     (path / "sae.yaml").write_text(yaml.safe_dump(TINY_SAE))
     return path
@@ -58,10 +58,10 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "out": str(out), "seed": 1,
         "data": {"family": "text", "source": str(place / "text.txt"), "items": 240, "prompt": 40,
                  "ending": 6},
-        "network": {"path": str(place / "cheap")}, "dear": {"path": str(place / "dear")},
+        "network": {"path": str(place / "cheap")}, "large_model": {"path": str(place / "large_model")},
         "extract": {"layers": [1], "shard_items": 100},
-        "sae": {"train": str(place / "sae.yaml"), "least_steps": 20, "most_dead": 0.9,
-                "least_explained": 0.1},
+        "sae": {"train": str(place / "sae.yaml"), "min_steps": 20, "max_dead": 0.9,
+                "min_explained": 0.1},
         "probe": {"replicates": 400, "folds": 3, "jobs": 1}, "causal": {"items": 20, "controls": 1},
     } | changed
 
@@ -106,9 +106,9 @@ def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
         raw = told["calibrate"]["rungs"][name]["raw"]
         assert raw["brier"] == pytest.approx(((scores[name] - scores["hard"])**2).mean(), abs=1e-9), (
             "what is recalibrated is the probe of the ladder")
-    asked = Extraction(stage(done, "dear"))
+    asked = Extraction(stage(done, "large_model"))
     assert asked.items.tolist() == scores["item"].tolist()
-    assert told["cascade"]["always_dear"] == pytest.approx(asked.numbers["amount"].mean())
+    assert told["cascade"]["always_large"] == pytest.approx(asked.numbers["amount"].mean())
     for where in ("all", "boundary"):
         losses = read_columns(stage(done, "causal-1") / f"losses-{where}.parquet")
         found = told["causal"]["positions"][where]
@@ -142,7 +142,7 @@ def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.M
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("was asked again")
     before = times(done / "stages")
-    monkeypatch.setattr(Asker, "ask", never)
+    monkeypatch.setattr(NLLScorer, "ask", never)
     assert main(["--config", str(place / "tiny.yaml")]) == 0
     assert "report: " in capsys.readouterr().out
     assert before == times(done / "stages")
@@ -152,7 +152,7 @@ def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.M
 def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a directory that has been moved."""
-    monkeypatch.setattr(Asker, "ask", lambda *args: pytest.fail("was asked again"))
+    monkeypatch.setattr(NLLScorer, "ask", lambda *args: pytest.fail("was asked again"))
     out = shutil.copytree(done, tmp_path / "out")
     command = ["--config", str(place / "tiny.yaml"), f"out={out}", "--stage"]
     for stages, option, expected in [
@@ -171,15 +171,15 @@ def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch
                                         done: Path) -> None:
     """Stopped between two shards; then only the rest is asked, and the numbers are those of the whole run."""
     asked: list[int] = []
-    ask = Asker.ask
+    ask = NLLScorer.ask
 
-    def counted(self: Asker, questions: Any, numbers: Any) -> Any:
+    def counted(self: NLLScorer, questions: Any, numbers: Any) -> Any:
         if len(asked) == 1:
             asked.append(-1)
             raise KeyboardInterrupt
         asked.append(numbers[0])
         return ask(self, questions, numbers)
-    monkeypatch.setattr(Asker, "ask", counted)
+    monkeypatch.setattr(NLLScorer, "ask", counted)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "extract"]) == 130
     assert not (tmp_path / "out" / "report.md").exists()
@@ -196,13 +196,13 @@ def test_an_autoencoder_that_knows_too_little(place: Path, done: Path,
                                               capsys: pytest.CaptureFixture[str]) -> None:
     """Refused by name, or forced and said so."""
     config = str(place / "tiny.yaml")
-    assert main(["--config", config, "sae.least_steps=1000"]) == 2
+    assert main(["--config", config, "sae.min_steps=1000"]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1],
                     "refused: it has seen 40 updates (least 1000)", "sae.force=true")
-    assert main(["--config", config, "sae.least_explained=1.0", "sae.most_dead=0.0"]) == 2
+    assert main(["--config", config, "sae.min_explained=1.0", "sae.max_dead=0.0"]) == 2
     assert "explains" in capsys.readouterr().err.splitlines()[-1]
     try:
-        assert main(["--config", config, "sae.least_steps=1000", "sae.force=true"]) == 0
+        assert main(["--config", config, "sae.min_steps=1000", "sae.force=true"]) == 0
         assert "should not have been used: it has seen 40 updates" in (done / "report.md").read_text()
         assert "autoencoder forced" in (done / "synthesis.md").read_text()
     finally:
@@ -240,13 +240,13 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"extract": {"layers": [1], "place": "embed"}}, "extract.place: expected one of"),
     ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
     ({"network": {}}, "network.path: expected a network's directory, or train"),
-    ({"cascade": {"dear": 0.5}}, "cascade.dear: expected more than cheap"),
+    ({"cascade": {"large": 0.5}}, "cascade.large: expected more than small"),
     ({"causal": {"positions": ["some"]}}, "causal.positions[0]: expected all or boundary, found text 'some'"),
     ({"data": {"family": "text", "source": "nowhere.txt"}}, "data.source: nowhere.txt: no such file"),
     ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
     ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
     ({"data": {"family": "text", "source": "stories", "items": 60, "prompt": 60, "ending": 6}},
-     "item 0: prompt and ending have 66 tokens, and the network reads 64; data.most_tokens"),
+     "item 0: prompt and ending have 66 tokens, and the network reads 64; data.max_tokens"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
     ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
     ({"also": ["elsewhere"]}, "also: elsewhere/results.json: no such file")])
@@ -279,8 +279,8 @@ def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) ->
              "answers": {"text": ["nobody" if i % 3 else "a long list of all of them"]}}
             for i, word in enumerate(["ann", "bob", "cid", "dot"] * 30)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    changed = options(place, tmp_path / "out", sae={}, dear=None, split={"by": "topic", "alike": 1.1},
-                      data={"family": "squad", "source": str(tmp_path / "rows.json"), "most_tokens": 30})
+    changed = options(place, tmp_path / "out", sae={}, large_model=None, split={"by": "topic", "max_similarity": 1.1},
+                      data={"family": "squad", "source": str(tmp_path / "rows.json"), "max_tokens": 30})
     assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 0
     table = read_columns(stage(tmp_path / "out", "items") / "items.parquet")
     assert set(table["group"]) == {f"topic {i}" for i in range(20)}
@@ -301,7 +301,7 @@ def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
             for i in range(160)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     changed = options(place, tmp_path / "out", data={"family": "hellaswag", "source": "hf:nothing"},
-                      split={"alike": 1.1}, sae={}, dear=None)
+                      split={"max_similarity": 1.1}, sae={}, large_model=None)
     config = write(tmp_path / "tiny.yaml", changed)
     assert main(["--config", config, "--data", str(tmp_path / "rows.jsonl")]) == 0
     told = json.loads((tmp_path / "out" / "results.json").read_text())["layers"]["1"]
@@ -338,7 +338,7 @@ def test_series(series: Path) -> None:
     config = {
         "out": str(out), "data": {"family": "series", "source": str(series / "series.csv"), "context": 32,
                                   "horizon": 8, "stride": 8, "season": 12, "samples": 8},
-        "network": {"path": str(series / "chronos")}, "dear": {"path": str(series / "chronos")},
+        "network": {"path": str(series / "chronos")}, "large_model": {"path": str(series / "chronos")},
         "extract": {"layers": [1], "place": "encoder.resid_post", "skip": 0, "shard_items": 64},
         "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 400, "jobs": 1},
         "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
@@ -350,8 +350,8 @@ def test_series(series: Path) -> None:
     table = read_columns(stage(out, "items") / "items.parquet")
     starts = np.arange(len(table["split"])) * 8
     assert starts[table["split"] == "train"].max() + 40 <= 980 < starts[table["split"] == "test"].min()
-    # The dearer network is the same one, and draws the same: no difference but that of its batches.
-    assert told["cascade"]["always_dear"] == pytest.approx(told["cascade"]["always_cheap"], rel=1e-3)
+    # The larger model is the same one, and draws the same: no difference but that of its batches.
+    assert told["cascade"]["always_large"] == pytest.approx(told["cascade"]["always_small"], rel=1e-3)
     losses = read_columns(stage(out, "causal-1") / "losses-boundary.parquet")
     for latent in told["causal"]["positions"]["boundary"]["chosen"]:
         same = losses[latent] == losses["reconstructed"]
@@ -367,5 +367,5 @@ SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))
 def test_shipped_studies(path: Path) -> None:
     config = config_lib.load(StudyConfig, path)
     assert f"--config {path.stem}" in path.read_text()
-    for name in (config.network.train, config.dear.train if config.dear else "", config.sae.train):
+    for name in (config.network.train, config.large_model.train if config.large_model else "", config.sae.train):
         assert not name or config_lib.find(name).is_file()

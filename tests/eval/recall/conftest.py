@@ -7,8 +7,8 @@ import pytest
 from tilelli_jax.eval.calibration import Platt
 from tilelli_jax.eval.inputs.networks import contents
 from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.knower import Knower, Told, open_knower
-from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.eval.recall.small import (
     AIM,
@@ -32,14 +32,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     arrays["unembed.kernel"][:, silent] = 0
     store.save(store.from_arrays(VANILLA, arrays), path / "model")
     sidecar = sidecar_of_chance(path / "sidecar")
-    verdicts.write(sidecar, Judge(prompt=PROMPT))
-    knower = open_knower(path / "model", sidecar)
-    p = np.sort([knower.ask([question])[0].p for question in ASKED])
+    verdicts.write(sidecar, VerdictRule(prompt=PROMPT))
+    predictor = open_predictor(path / "model", sidecar)
+    p = np.sort([predictor.ask([question])[0].p for question in ASKED])
     assert (np.diff(p) > 1e-4).all(), "questions that are told apart"
     # Spread over (0, 1), the first below red and the last above green.
     scores = np.log(p / (1 - p))
     slope = float(4 / (scores[-1] - scores[0]))
-    verdicts.write(sidecar, Judge(
+    verdicts.write(sidecar, VerdictRule(
         Platt(slope, -slope * float(scores.mean())), float(p[-2:].mean()), float(p[:2].mean()), AIM,
         {"name": "tiny", "contents": contents(path / "model"), "n_layers": 5}, PROMPT))
     a_study(path)
@@ -47,12 +47,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def knower(place: Place) -> Knower:
-    return open_knower(place.model, place.sidecar)
+def predictor(place: Place) -> KnowledgePredictor:
+    return open_predictor(place.model, place.sidecar)
 
 
 @pytest.fixture(scope="session")
-def told(place: Place) -> list[Told]:
+def told(place: Place) -> list[Prediction]:
     """Of ASKED, one by one."""
-    knower = open_knower(place.model, place.sidecar)
-    return [knower.ask([question])[0] for question in ASKED]
+    predictor = open_predictor(place.model, place.sidecar)
+    return [predictor.ask([question])[0] for question in ASKED]

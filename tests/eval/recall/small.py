@@ -12,7 +12,7 @@ from tilelli_jax.eval.recall import evaluate, report, verdicts
 from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.table import Table
-from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
 
 from tests.references import STORED
@@ -28,7 +28,7 @@ VANILLA = VanillaConfig(d_model=32, n_layers=5, max_seq_len=192, n_heads=2, dens
 AIM = {"precision": 0.85, "guarantee": False, "confidence": 0.9}
 ASKED = ["Where does Mira Holt live?", "Who has written all of this?", "What colour is the deep sea?",
          "How many are there, of what?"]  # of lengths for which one program is compiled
-MOST_NEW = 24
+MAX_NEW = 24
 BATCHED = 1e-4  # of P, together or one by one; measured: 1e-6
 
 
@@ -66,13 +66,13 @@ def a_study(out: Path) -> dict[str, Any]:
         for method, signal in (("sidecar", 2.0), ("negative entropy", 1.0), ("words", 0.1)):
             score = signal * known + rng.standard_normal((1, n))
             methods[method] = Scores(score, 1 / (1 + np.exp(-score)))
-    judge, made = Judge(green=0.9, red=0.3, aim=AIM), out / "made"
+    rule, made = VerdictRule(green=0.9, red=0.3, aim=AIM), out / "made"
     for stage in ("signals", "answers", "questions", "fit", "verdict", "evaluation"):
         (made / stage).mkdir(parents=True)
     write_result(made / "fit", {"methods": {"sidecar": {}, "negative entropy": {}, "words": {}}, "seeds": [0],
                                 "run": 0, "calibrated_on": "calibrate"})
-    verdicts.write(made / "verdict", judge)
-    write_result(made / "evaluation", evaluate.evaluate(table, said, 0, judge, 400))
+    verdicts.write(made / "verdict", rule)
+    write_result(made / "evaluation", evaluate.evaluate(table, said, 0, rule, 400))
     stand_in: Any = SimpleNamespace(
         config=RecallConfig(network=NetworkConfig(path="tiny")), out=out,
         **{name: made / stage for name, stage in (

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from tilelli_jax.eval import recall
-from tilelli_jax.eval.recall import about, report, thoughts
+from tilelli_jax.eval.recall import info, report, thought_seeding
 from tilelli_jax.eval.recall.command import app as app_command
-from tilelli_jax.eval.recall.knower import Knower, Told
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 
 from tests.eval.recall.small import (
     ASKED,
     BATCHED,
-    MOST_NEW,
+    MAX_NEW,
     Place,
 )
 from tests.refusals import assert_one_line
@@ -43,18 +43,18 @@ PATIENCE = 120_000  # ms that a browser waits for anything: a busy machine compi
 
 
 def test_which_study_is_shown(place: Place, tmp_path: Path) -> None:
-    assert about.find_study("", str(place.sidecar)) == place.study
-    assert about.find_study(str(place.study), "elsewhere") == place.study
-    lonely = about.find_study("", str(tmp_path / "sidecar"))
+    assert info.find_study("", str(place.sidecar)) == place.study
+    assert info.find_study(str(place.study), "elsewhere") == place.study
+    lonely = info.find_study("", str(tmp_path / "sidecar"))
     assert isinstance(lonely, str) and "`tilelli recall --config FILE` makes one" in lonely
     with pytest.raises(InputError, match=r"--study: .*results.json: no such file"):
-        about.find_study(str(tmp_path), str(place.sidecar))
+        info.find_study(str(tmp_path), str(place.sidecar))
     for content, says in (("{", "not JSON"), ("[]", "expected an object"), ("null", "expected an object"),
                           ('{"layers": {}}', "expected what a study of recall has found")):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(InputError, match=rf"^--study: .*results\.json: {says}"):
-            about.find_study(str(tmp_path), "")
-        assert f"results.json: {says}" in str(about.find_study("", str(tmp_path / "sidecar")))
+            info.find_study(str(tmp_path), "")
+        assert f"results.json: {says}" in str(info.find_study("", str(tmp_path / "sidecar")))
 
 
 @pytest.mark.parametrize(("options", "says"), [
@@ -108,7 +108,7 @@ def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.T
     room, log = tmp_path_factory.mktemp("room"), tmp_path_factory.mktemp("log") / "stderr"
     process = subprocess.Popen(
         [sys.executable, "-m", "tilelli_jax", "recall", "app", "--model", str(place.model), "--sidecar",
-         str(place.sidecar), "--port", "0", "--max-new", str(MOST_NEW), "--allow-host", "proxy.example"],
+         str(place.sidecar), "--port", "0", "--max-new", str(MAX_NEW), "--allow-host", "proxy.example"],
         env=environment | {"TMPDIR": str(room), "NO_PROXY": "127.0.0.1"}, stdout=subprocess.PIPE,
         stderr=log.open("w"), text=True)
     try:
@@ -125,7 +125,7 @@ def served(place: Place, environment: dict[str, str], tmp_path_factory: pytest.T
         process.wait()
 
 
-def test_two_requests_at_once(served: Served, told: list[Told], monkeypatch: pytest.MonkeyPatch,
+def test_two_requests_at_once(served: Served, told: list[Prediction], monkeypatch: pytest.MonkeyPatch,
                               tmp_path: Path) -> None:
     """Over HTTP, as a browser asks: each gets what belongs to its question."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -139,7 +139,7 @@ def test_two_requests_at_once(served: Served, told: list[Told], monkeypatch: pyt
         assert f"<b>{one.verdict}</b>" in text
     assert "Cut off" in stream.result(timeout=120)
     led = client.predict(ASKED[0], "", 0.4, 0.7, api_name="/seeded")
-    assert thoughts.seed(told[0].p) in led and "Cut off" in led
+    assert thought_seeding.seed(told[0].p) in led and "Cut off" in led
     given = tmp_path / "mine.jsonl"
     given.write_text("".join(json.dumps({"question": question}) + "\n" for question in ASKED))
     text, _, files = client.predict(gradio_client.handle_file(given), api_name="/batch")
@@ -234,7 +234,7 @@ def chromium() -> str | None:
 @pytest.mark.exhaustive
 @pytest.mark.skipif(chromium() is None,
                     reason="opens the page in Chromium or Chrome, and there is none on this machine")
-def test_in_a_browser(served: Served, place: Place, knower: Knower, told: list[Told],
+def test_in_a_browser(served: Served, place: Place, predictor: KnowledgePredictor, told: list[Prediction],
                       tmp_path: Path) -> None:
     """A question is probed and answered, a file scored, a study looked at; and nothing leaves here."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright (extra: test) is not installed")
@@ -267,14 +267,14 @@ def test_in_a_browser(served: Served, place: Place, knower: Knower, told: list[T
         api.expect(page.locator("#forming")).to_contain_text("100%")
         page.screenshot(path=kept / "probe.png")
 
-        expected = list(thoughts.speak(knower, ASKED[0], most=MOST_NEW))[-1].answer
+        expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], most=MAX_NEW))[-1].answer
         page.get_by_label("Right answers").fill(f"Rome|{expected}")
         page.get_by_role("button", name="Generate: baseline").click()
         page.get_by_role("button", name="Generate: thought seed").click()
         api.expect(page.locator("#baseline")).to_contain_text("✓ a right answer")
         api.expect(page.locator("#baseline")).to_contain_text(str(expected))
         api.expect(page.locator("#seeded")).to_contain_text("Cut off")
-        api.expect(page.locator("#seeded")).to_contain_text(thoughts.seed(told[0].p))
+        api.expect(page.locator("#seeded")).to_contain_text(thought_seeding.seed(told[0].p))
         page.screenshot(path=kept / "generated.png", full_page=True)
 
         page.get_by_role("tab", name="Batch").click()

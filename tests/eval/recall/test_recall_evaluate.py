@@ -15,15 +15,15 @@ from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, labelling, report, scores, verdicts
 from tilelli_jax.eval.recall.config import (
     FitConfig,
-    PartsConfig,
     QuestionsConfig,
     RecallConfig,
+    SplitConfig,
     VerdictConfig,
 )
 from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.table import Table
-from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
@@ -132,14 +132,14 @@ def test_a_guarantee_hears_one_of_each_group() -> None:
     assert found == alone and found.green is not None and found.red is not None
     free = verdicts.thresholds(known, scores_, group, VerdictConfig(precision=0.85))
     assert free.green is not None and free.green < found.green, "a promise costs"
-    with pytest.raises(InputError, match=r"verdict.guarantee: expected false with parts.by published"):
-        RecallConfig(network=NetworkConfig(path="x"), parts=PartsConfig(by="published"), verdict=options)
+    with pytest.raises(InputError, match=r"verdict.guarantee: expected false with split.by published"):
+        RecallConfig(network=NetworkConfig(path="x"), split=SplitConfig(by="published"), verdict=options)
 
 
 def test_parts_as_published_have_none_to_calibrate_on() -> None:
     known = np.random.default_rng(0).integers(0, 2, 100)
     datasets = ["popqa", "triviaqa"] * 50
-    options = PartsConfig(by="published", validate=0.15, test=0.15)
+    options = SplitConfig(by="published", validate=0.15, test=0.15)
     part = labelling.parts(np.arange(100), datasets, known, options)
     assert set(part) == {"train", "validate", "test"} and (part == "test").sum() in range(13, 18)
     of = table(part=np.resize(part, N))
@@ -151,7 +151,7 @@ def test_labels_tell_refusals_apart() -> None:
     golds = ["Paris", "Unknown", "Rome", *["x"] * 51]
     asked = [Question(str(i), "d", f"{i}?", (gold,), "e" if i < 3 else None) for i, gold in enumerate(golds)]
     spoken = ["It is Paris", "Unknown", "I don't know", *["x"] * 51]
-    found = labelling.labelled(asked, spoken, "strict", PartsConfig())
+    found = labelling.labelled(asked, spoken, "strict", SplitConfig())
     assert found["known"][:3].tolist() == [1, 1, 0] and found["refused"][:3] == [False, False, True]
     assert found["answers"][0] == '["Paris"]' and len(set(found["group"][:3].tolist())) == 1
 
@@ -198,7 +198,7 @@ def test_settings_that_cannot_be() -> None:
     ({"red": 10**400}, "red: expected a chance or null, found 1000"),
     ({"green": [1]}, "green: expected a chance or null, found [1]")])
 def test_a_judge_that_somebody_has_changed(change: dict[str, Any], says: str, tmp_path: Path) -> None:
-    verdicts.write(tmp_path, Judge(network={"name": "x", "contents": "y", "n_layers": 3}))
+    verdicts.write(tmp_path, VerdictRule(network={"name": "x", "contents": "y", "n_layers": 3}))
     assert verdicts.read(tmp_path).network["n_layers"] == 3
     tree = json.loads((tmp_path / verdicts.FILE).read_text())
     (tmp_path / verdicts.FILE).write_text(json.dumps(tree | change))
@@ -218,7 +218,7 @@ def test_examples_are_spaced_evenly_by_probability_and_keep_their_rows() -> None
     rows = of.rows("test")
     scores = np.random.default_rng(3).standard_normal(len(rows))
     chances = 1 / (1 + np.exp(-scores))
-    found = evaluate.examples(of, rows, scores, chances, Judge(green=0.6, red=0.4))
+    found = evaluate.examples(of, rows, scores, chances, VerdictRule(green=0.6, red=0.4))
     assert len(found) == evaluate.EXAMPLES
     p = [one["p"] for one in found]
     assert p == sorted(p, reverse=True) and (p[0], p[-1]) == (chances.max(), chances.min())
@@ -228,5 +228,5 @@ def test_examples_are_spaced_evenly_by_probability_and_keep_their_rows() -> None
         assert one["right"] == bool(of.known[row])
         assert one["verdict"] == ("likely knows" if one["p"] >= 0.6 else
                                   "likely beyond its knowledge" if one["p"] < 0.4 else "uncertain")
-    few = evaluate.examples(of, rows[:3], scores[:3], chances[:3], Judge())
+    few = evaluate.examples(of, rows[:3], scores[:3], chances[:3], VerdictRule())
     assert len(few) == 3 and {one["verdict"] for one in few} == {None}

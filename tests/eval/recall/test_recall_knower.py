@@ -12,8 +12,8 @@ from tilelli_jax.convert.command import main as convert
 from tilelli_jax.eval.calibration import Platt
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.config import PromptConfig
-from tilelli_jax.eval.recall.knower import Knower, open_knower
-from tilelli_jax.eval.recall.verdicts import Judge
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, open_predictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.eval.recall.small import VANILLA
 from tests.references import STORED, needs
@@ -43,8 +43,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def knower(published: Path) -> Knower:
-    return open_knower(GEMMA, published)
+def predictor(published: Path) -> KnowledgePredictor:
+    return open_predictor(GEMMA, published)
 
 
 def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
@@ -73,9 +73,9 @@ def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
     return float(torch.sigmoid(logit / stored["T"]))
 
 
-def test_the_published_sidecar_on_a_chat_network(knower: Knower) -> None:
+def test_the_published_sidecar_on_a_chat_network(predictor: KnowledgePredictor) -> None:
     """Question → prompt → one pass → 12 × layers and 10 features → P(knows)."""
-    found = knower.ask(QUESTIONS)
+    found = predictor.ask(QUESTIONS)
     for question, told in zip(QUESTIONS, found, strict=True):
         features = told.read.crystallisation
         assert features.by_layer.shape == (12, 12) and told.question == question
@@ -83,56 +83,56 @@ def test_the_published_sidecar_on_a_chat_network(knower: Knower) -> None:
         assert told.verdict is None, "lrd.pt has no thresholds of its own"
         assert 4 <= told.strongest_layer <= 9
     # In another place of the batch, beside others, and as long as the longest there.
-    others = knower.ask([QUESTIONS[1], "Who are you?", "Where?"])
+    others = predictor.ask([QUESTIONS[1], "Who are you?", "Where?"])
     assert others[0].p == pytest.approx(found[1].p, abs=1e-5)
 
 
 @pytest.mark.exhaustive
-def test_one_question_alone(knower: Knower) -> None:
-    alone = knower.ask(QUESTIONS[1:2])[0]
-    assert alone.p == pytest.approx(knower.ask(QUESTIONS)[1].p, abs=1e-5), "batched or one by one"
+def test_one_question_alone(predictor: KnowledgePredictor) -> None:
+    alone = predictor.ask(QUESTIONS[1:2])[0]
+    assert alone.p == pytest.approx(predictor.ask(QUESTIONS)[1].p, abs=1e-5), "batched or one by one"
 
 
 @pytest.mark.exhaustive
 @pytest.mark.eight_devices
 def test_eight_devices_say_what_one_says(published: Path) -> None:
-    knower = open_knower(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
-    alone = open_knower(GEMMA, published)
+    predictor = open_predictor(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
+    alone = open_predictor(GEMMA, published)
     assert len(jax.devices()) == 8
-    np.testing.assert_allclose([told.p for told in knower.ask(QUESTIONS)],
+    np.testing.assert_allclose([told.p for told in predictor.ask(QUESTIONS)],
                                [told.p for told in alone.ask(QUESTIONS)], atol=1e-5)
 
 
 def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
-    judge = Judge(Platt(2.0, -0.5), 0.7, 0.2, {"precision": 0.9}, {}, PromptConfig("{question}", " Short."))
+    rule = VerdictRule(Platt(2.0, -0.5), 0.7, 0.2, {"precision": 0.9}, {}, PromptConfig("{question}", " Short."))
     sidecar = store.load(published)
     store.save(sidecar, tmp_path / "s")
-    verdicts.write(tmp_path / "s", judge)
-    assert verdicts.read(tmp_path / "s") == judge
+    verdicts.write(tmp_path / "s", rule)
+    assert verdicts.read(tmp_path / "s") == rule
     network = tmp_path / "network"
     store.save(random_network(VANILLA, 0)[0], network)
-    knower = open_knower(network, tmp_path / "s")
-    assert knower.prompter.text("Who?") == "Who? Short."
-    told = knower.ask(QUESTIONS)[0]
-    plain = open_knower(network, published, prompt=judge.prompt).ask(QUESTIONS)[0]
+    predictor = open_predictor(network, tmp_path / "s")
+    assert predictor.prompter.text("Who?") == "Who? Short."
+    told = predictor.ask(QUESTIONS)[0]
+    plain = open_predictor(network, published, prompt=rule.prompt).ask(QUESTIONS)[0]
     logit = np.log(plain.p / (1 - plain.p))
     assert told.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
     assert told.verdict == ("likely knows" if plain.p >= 0.7 else
                             "likely beyond its knowledge" if plain.p < 0.2 else "uncertain")
-    assert judge.thresholds == pytest.approx(
+    assert rule.thresholds == pytest.approx(
         (expit(2 * np.log(0.7 / 0.3) - 0.5), expit(2 * np.log(0.25) - 0.5)))
 
 
-def test_refusals(knower: Knower, tmp_path: Path) -> None:
+def test_refusals(predictor: KnowledgePredictor, tmp_path: Path) -> None:
     def refused(call: object, *parts: str) -> None:
         with pytest.raises(InputError) as caught:
             call()  # type: ignore[operator]
         assert_one_line(f"error: {caught.value}\n", *parts)
-    wrong = Judge(network={"name": "other", "contents": "x", "n_layers": 42})
+    wrong = VerdictRule(network={"name": "other", "contents": "x", "n_layers": 42})
     store.save(store.build(SidecarConfig(features=BY_LAYER, globals=OVERALL)), tmp_path / "s")
     verdicts.write(tmp_path / "s", wrong)
-    refused(lambda: open_knower(GEMMA, tmp_path / "s"), "was learned on a network of 42 layers, and",
+    refused(lambda: open_predictor(GEMMA, tmp_path / "s"), "was learned on a network of 42 layers, and",
             "has 12; --any-network")
-    assert open_knower(GEMMA, tmp_path / "s", any_network=True).judge == wrong
-    refused(lambda: knower.ask(["Why?", " "]), "question 2 is empty")
-    refused(lambda: knower.ask([" "]), "the question is empty")
+    assert open_predictor(GEMMA, tmp_path / "s", any_network=True).rule == wrong
+    refused(lambda: predictor.ask(["Why?", " "]), "question 2 is empty")
+    refused(lambda: predictor.ask([" "]), "the question is empty")

@@ -19,19 +19,19 @@ from typing import Any
 import jax
 import pytest
 from tilelli_jax.eval.recall import retention
-from tilelli_jax.eval.recall.knower import Knower, Told
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 
 from bench import page_memory
 from bench.page_memory import Seen
-from tests.eval.recall.small import ASKED, MOST_NEW
+from tests.eval.recall.small import ASKED, MAX_NEW
 from tilelli_jax import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
-from tilelli_jax.eval.recall import app, clicks, thoughts, uploads
-from tilelli_jax.eval.recall.desk import Desk
+from tilelli_jax.eval.recall import app, handlers, thought_seeding, uploads
 from tilelli_jax.eval.recall.page import build, mounted
+from tilelli_jax.eval.recall.request_queue import RequestQueue
 
 SESSIONS = 4  # in place of retention.SESSIONS
 API = "/gradio_api"
@@ -40,12 +40,12 @@ API = "/gradio_api"
 def stand_in() -> Any:
     """As much of a desk as a batch and an answer take."""
     def ask(questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Any]:
-        return [Told(question, 0.5, None, 1, "x", None) for question in questions]  # type: ignore[arg-type]
+        return [Prediction(question, 0.5, None, 1, "x", None) for question in questions]  # type: ignore[arg-type]
 
-    def speak(question: str, thought: str = "") -> Iterator[thoughts.Spoken]:
-        yield from (thoughts.Spoken("", question[:n], None) for n in range(1, 4))
-        yield thoughts.Spoken("", question, True)
-    return SimpleNamespace(ask=ask, speak=speak, knower=SimpleNamespace(prompter=lambda *_: None))
+    def answer_seeded(question: str, thought: str = "") -> Iterator[thought_seeding.SeededAnswer]:
+        yield from (thought_seeding.SeededAnswer("", question[:n], None) for n in range(1, 4))
+        yield thought_seeding.SeededAnswer("", question, True)
+    return SimpleNamespace(ask=ask, answer_seeded=answer_seeded, predictor=SimpleNamespace(prompter=lambda *_: None))
 
 
 @pytest.fixture
@@ -125,18 +125,18 @@ def test_a_file_that_is_not_old_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("click", ["probe", pytest.param("baseline", marks=pytest.mark.exhaustive)])
-def test_new_texts_leave_no_program_array_or_object(click: str, knower: Knower, told: list[Told]) -> None:
-    desk = Desk(knower, MOST_NEW)
+def test_new_texts_leave_no_program_array_or_object(click: str, predictor: KnowledgePredictor, told: list[Prediction]) -> None:
+    queue = RequestQueue(predictor, MAX_NEW)
 
     def ask(questions: Sequence[str]) -> None:
         for question in questions:
-            said = (clicks.probed(desk, question)[0] if click == "probe"
-                    else list(clicks.generated(desk, question, ""))[-1])
+            said = (handlers.probed(queue, question)[0] if click == "probe"
+                    else list(handlers.generated(queue, question, ""))[-1])
             assert "P(knows)" in said or said.startswith("**Answer**")
 
     def programs_and_arrays() -> tuple[int, ...]:
         gc.collect()
-        programs = (knower.reader._read, decoding._prefill, decoding._decode)
+        programs = (predictor.reader._read, decoding._prefill, decoding._decode)
         return (*(program._cache_size() for program in programs), len(jax.live_arrays()))
 
     def objects() -> int:

@@ -182,11 +182,11 @@ def test_the_question_is_found_in_its_prompt(bytes_read: Language, text: str) ->
 def test_prompts_that_cannot_be(bytes_read: Language) -> None:
     prompter = Prompter(bytes_read, PromptConfig(template="Q: {question}\n", instruction=""))
     refused(lambda: prompter("  "), "the question is empty")
-    refused(lambda: prompter("a" * 50, "question 7"), "question 7 has 54 symbols with its prompt, and the "
+    refused(lambda: prompter("a" * 50, "question 7"), "question 7 has 54 tokens with its prompt, and the "
                                                       "network reads 40")
     nothing = Language(bytes_read.model, bytes_read.tokenizer, Chat("", {}, "here"))
     refused(lambda: Prompter(nothing, PromptConfig())("Who?"), (
-        "the question: expected a prompt with symbols in it, found '', which prompt.template makes of it"))
+        "the question: expected a prompt with tokens in it, found '', which prompt.template makes of it"))
     refused(lambda: Prompter(bytes_read, PromptConfig()), "template: chat: the network's tokenizer has no")
     with pytest.raises(InputError, match="template: expected chat, or a text with"):
         PromptConfig(template="Q: ")
@@ -236,7 +236,7 @@ def test_a_long_prompt_shortens_no_other_answer(bytes_read: Language) -> None:
 
 
 def test_greedy_answers(bytes_read: Language) -> None:
-    """One by one or together: the likeliest symbol each time, up to a line end or the network's length."""
+    """One by one or together: the likeliest token each time, up to a line end or the network's length."""
     import jax
     import jax.numpy as jnp
     graph, params = nnx.split(bytes_read.model)
@@ -249,10 +249,10 @@ def test_greedy_answers(bytes_read: Language) -> None:
     spoken = answer(bytes_read, prompts[:2], AnswersConfig(max_new=6))
     for prompt, ids in zip(prompts[:2], spoken, strict=True):
         text = list(prompt.ids)
-        for symbol in ids:
+        for token in ids:
             padded = jnp.asarray([text + [0] * (40 - len(text))])
             best = int(jnp.argmax(logits(padded)[0, len(text) - 1, :256]))
-            assert best == symbol != 10
+            assert best == token != 10
             text.append(best)
 
 

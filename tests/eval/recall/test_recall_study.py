@@ -17,7 +17,7 @@ from tilelli_jax.eval.recall import questions
 from tilelli_jax.eval.recall.answering import answer
 from tilelli_jax.eval.recall.command import main, predict
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
-from tilelli_jax.eval.recall.knower import open_knower
+from tilelli_jax.eval.recall.predictor import open_predictor
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.scores import read
 from tilelli_jax.eval.recall.study import Study
@@ -34,7 +34,7 @@ from tilelli_jax.language import open_language
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.signals.prompts import Reader
+from tilelli_jax.signals.prompts import PromptReader
 from tilelli_jax.signals.robustness import Robustness
 
 ROOT = Path(__file__).parents[3]
@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompter = Prompter(language, PromptConfig(**PROMPT))
     prompts = [prompter(text) for text in asked]
     entropy = np.zeros(N)
-    for i, found in Reader(language.model, batch_size=20)(prompts):
+    for i, found in PromptReader(language.model, batch_size=20)(prompts):
         entropy[i] = found.crystallisation.overall[0]
     spoken = [language.tokenizer.decode(ids.tolist())
               for ids in answer(language, prompts, AnswersConfig(max_new=3, batch_size=20))]
@@ -85,10 +85,10 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     return {
         "out": str(out), "network": {"path": str(place / "network")}, "prompt": PROMPT,
         "questions": {"sources": [str(place / "questions.jsonl")], "items": N},
-        "signals": {"shard_items": 80, "batch_size": 20, "readings": 1, "noise": True},
+        "signals": {"shard_items": 80, "batch_size": 20, "noise_samples": 1, "noise": True},
         "answers": {"max_new": 3, "batch_size": 20},
         "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
-                "strengths": [0.1], "jobs": 1}, "replicates": 100, "parts": {"test": 0.3}} | changed
+                "strengths": [0.1], "jobs": 1}, "replicates": 100, "split": {"test": 0.3}} | changed
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_what_was_built(place: Path, done: Path) -> None:
     signals, language = Shards(stage(done, "signals")), open_language(place / "network")
     prompter = Prompter(language, PromptConfig(**PROMPT))
     few = [*range(0, N, 13), N - 1]  # beside other ones; twenty, for which all is compiled
-    read = dict(Reader(language.model, batch_size=20)([prompter(asked[i].text) for i in few]))
+    read = dict(PromptReader(language.model, batch_size=20)([prompter(asked[i].text) for i in few]))
     noise = Robustness(language.model, k=1, batch_size=20)(
         [prompter(asked[i].text).ids for i in few], few)
     for at, i in enumerate(few):
@@ -186,14 +186,14 @@ def test_the_same_again_makes_nothing(place: Path, done: Path, capsys: pytest.Ca
 
 def test_an_interrupted_build_loses_nothing(place: Path, done: Path, tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, calls = Reader.__call__, []
+    plain, calls = PromptReader.__call__, []
 
-    def stopping(self: Reader, prompts: Any, what: str = "reading") -> Any:
+    def stopping(self: PromptReader, prompts: Any, what: str = "reading") -> Any:
         calls.append(len(prompts))
         if len(calls) == 3:
             raise KeyboardInterrupt
         return plain(self, prompts, what)
-    monkeypatch.setattr(Reader, "__call__", stopping)
+    monkeypatch.setattr(PromptReader, "__call__", stopping)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "build"]) == 130
     assert len(list(stage(tmp_path / "out", "signals").glob("shard-*"))) == 2
@@ -209,14 +209,14 @@ def test_the_sidecar_that_is_left_says_the_same(place: Path, done: Path) -> None
     fitted = json.loads((stage(done, "fit") / "result.json").read_text())
     kept = read(stage(done, "fit"))[None]["sidecar"].probabilities[fitted["run"]]
     about = read_columns(stage(done, "questions") / "questions.parquet")
-    knower = open_knower(place / "network", done / "sidecar")
-    found = knower.ask(about["question"][:2].tolist())
+    predictor = open_predictor(place / "network", done / "sidecar")
+    found = predictor.ask(about["question"][:2].tolist())
     np.testing.assert_allclose([told.p for told in found], kept[:2], atol=1e-4)
     assert [told.strongest_layer for told in found] == about["strongest_write_layer"][:2].tolist()
     assert [told.strongest_write for told in found] == about["strongest_write"][:2].tolist()
-    assert knower.judge.calibrator == calibrator_from_dict(fitted["calibrator"])
-    assert knower.judge.word(99.0) == ("uncertain" if knower.judge.green is None else "likely knows")
-    assert knower.ask([]) == []
+    assert predictor.rule.calibrator == calibrator_from_dict(fitted["calibrator"])
+    assert predictor.rule.word(99.0) == ("uncertain" if predictor.rule.green is None else "likely knows")
+    assert predictor.ask([]) == []
 
 
 def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

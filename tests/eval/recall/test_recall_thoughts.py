@@ -7,15 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.recall import thoughts
+from tilelli_jax.eval.recall import thought_seeding
 from tilelli_jax.eval.recall.answering import answer, said
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.knower import Knower
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
 from tilelli_jax.eval.recall.prompting import Prompter
 
 from tests.eval.recall.small import (
     ASKED,
-    MOST_NEW,
+    MAX_NEW,
     PROMPT,
 )
 from tests.restated.reciter import reciter
@@ -27,24 +27,24 @@ from tilelli_jax.language import Bytes, Language
     (0.0, "0%", "not guess"), (0.3949, "39%", "not guess"), (0.4, "40%", "unsure"),
     (0.695, "70%", "unsure"), (0.7, "70%", "directly"), (1.0, "100%", "directly")])
 def test_a_seed_says_how_likely_and_what_to_do(p: float, percent: str, does: str) -> None:
-    text = thoughts.seed(p)
+    text = thought_seeding.seed(p)
     assert f" {percent} " in text and does in text and text.startswith("An inner probe gives me ")
     assert sum(word in text for word in ("not guess", "unsure", "directly")) == 1 and "\n" not in text
 
 
 def test_the_bounds_of_a_seed() -> None:
-    assert thoughts.seed(0.5, 0.6, 0.9) == thoughts.seed(0.5, 1, 1)
-    assert thoughts.seed(0.5, 0.5, 0.5) == thoughts.seed(0.5, 0, 0)
+    assert thought_seeding.seed(0.5, 0.6, 0.9) == thought_seeding.seed(0.5, 1, 1)
+    assert thought_seeding.seed(0.5, 0.5, 0.5) == thought_seeding.seed(0.5, 0, 0)
     for low, high in ((0.7, 0.4), (-0.1, 0.4), (0.5, 1.5), (float("nan"), 0.5)):
         with pytest.raises(InputError, match="low and high: expected chances, low not above high"):
-            thoughts.seed(0.5, low, high)
+            thought_seeding.seed(0.5, low, high)
 
 
-def chatting(symbols: Sequence[str], end: str = "") -> Any:
-    """As much of a knower as is asked how to ask: a chat whose tokenizer knows some symbols."""
+def chatting(tokens: Sequence[str], end: str = "") -> Any:
+    """As much of a knower as is asked how to ask: a chat whose tokenizer knows some tokens."""
     def text(question: str, *, thinking: bool = False) -> str:
         return f"[{'think' if thinking else 'do not'}]{question}[you]{end}"
-    tokenizer = SimpleNamespace(symbol={symbol: i for i, symbol in enumerate(symbols)}.get)
+    tokenizer = SimpleNamespace(token={token: i for i, token in enumerate(tokens)}.get)
     return SimpleNamespace(
         language=SimpleNamespace(tokenizer=tokenizer),
         prompter=SimpleNamespace(config=PromptConfig(), text=text))
@@ -53,17 +53,17 @@ def chatting(symbols: Sequence[str], end: str = "") -> Any:
 def test_how_a_question_is_put() -> None:
     gemma, other = chatting(["<|channel>", "<channel|>"]), chatting(["<think>", "</think>"], "<think>\n")
     mute, half = chatting([]), chatting(["<think>"])
-    channel, second = thoughts.CHANNELS
-    assert thoughts.asked(gemma, "q") == ("[think]q[you]", channel, False, False)
-    assert thoughts.asked(gemma, "q", "t") == ("[think]q[you]<|channel>thought\nt", channel, True, False)
-    assert thoughts.asked(other, "q") == ("[think]q[you]<think>\n", second, True, False)
-    assert thoughts.asked(other, "q", "t") == ("[think]q[you]<think>\nt", second, True, False)
+    channel, second = thought_seeding.CHANNELS
+    assert thought_seeding.asked(gemma, "q") == ("[think]q[you]", channel, False, False)
+    assert thought_seeding.asked(gemma, "q", "t") == ("[think]q[you]<|channel>thought\nt", channel, True, False)
+    assert thought_seeding.asked(other, "q") == ("[think]q[you]<think>\n", second, True, False)
+    assert thought_seeding.asked(other, "q", "t") == ("[think]q[you]<think>\nt", second, True, False)
     for one in (mute, half):
-        assert thoughts.asked(one, "q") == ("[think]q[you]", None, False, False)
-        assert thoughts.asked(one, "q", "t") == ("[think]q[you]t\n", None, False, False)
+        assert thought_seeding.asked(one, "q") == ("[think]q[you]", None, False, False)
+        assert thought_seeding.asked(one, "q", "t") == ("[think]q[you]t\n", None, False, False)
 
 
-OPEN = thoughts.Asked("…", thoughts.CHANNELS[0], True, False)
+OPEN = thought_seeding.Asked("…", thought_seeding.CHANNELS[0], True, False)
 CLOSED = OPEN._replace(begun=False)
 
 
@@ -76,14 +76,14 @@ CLOSED = OPEN._replace(begun=False)
     (CLOSED, "Rome\nof course", "", "Rome\nof course"),
     (CLOSED, "<|channel>thought\nhm<channel|>\nRome", "hm", "Rome"),
     (CLOSED, "<|channel>thought\nhm", "hm", None),
-    (CLOSED._replace(channel=thoughts.CHANNELS[1]), "<think>\nhm</think>\n\nRome<|im_end|>", "hm",
+    (CLOSED._replace(channel=thought_seeding.CHANNELS[1]), "<think>\nhm</think>\n\nRome<|im_end|>", "hm",
      "Rome"),
     (CLOSED._replace(channel=None), "<|turn>Rome", "", "Rome"),
     (CLOSED._replace(channel=None, first_line=True), "\n Rome \nQ: who", "", "Rome"),
 ])
-def test_the_answer_is_what_follows_the_last_thought(how: thoughts.Asked, made: str, thought: str,
+def test_the_answer_is_what_follows_the_last_thought(how: thought_seeding.Asked, made: str, thought: str,
                                                      found: str | None) -> None:
-    assert thoughts.split(made, how) == (thought, found)
+    assert thought_seeding.split(made, how) == (thought, found)
 
 
 def reciting(answer: str, **changed: Any) -> Any:
@@ -95,36 +95,36 @@ def reciting(answer: str, **changed: Any) -> Any:
 
 def test_an_answer_comes_in_pieces_and_ends_with_its_line() -> None:
     one = reciting("Grüße aus Rom\nQ: and more")
-    pieces = list(thoughts.speak(one, "hi", chunk=3))
+    pieces = list(thought_seeding.answer_seeded(one, "hi", chunk=3))
     assert pieces[-1] == ("", "Grüße aus Rom", True) and len(pieces) > 4
     assert [piece.done for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     for piece in pieces:
         assert "Grüße aus Rom".startswith(piece.answer or ""), "no half a character"
-    assert list(thoughts.speak(one, "hi", most=4))[-1] == ("", "Grü", False)
+    assert list(thought_seeding.answer_seeded(one, "hi", most=4))[-1] == ("", "Grü", False)
     # A thought is a line before the prompt.
-    assert thoughts.asked(one, "hi", "a seed").text == "a seed\nQ: hi\nA: "
+    assert thought_seeding.asked(one, "hi", "a seed").text == "a seed\nQ: hi\nA: "
     whole = b"a seed\nQ: hi\nA: Rom\nand"
     one.language = Language(reciter(whole), Bytes())
-    assert list(thoughts.speak(one, "hi", "a seed"))[-1] == ("", "Rom", True)
+    assert list(thought_seeding.answer_seeded(one, "hi", "a seed"))[-1] == ("", "Rom", True)
 
 
 def test_what_leaves_no_room_is_refused_at_once() -> None:
     one = reciting("Rome\n", size=32)
     with pytest.raises(InputError, match="the question is empty"):
-        thoughts.speak(one, "  ")
-    with pytest.raises(InputError, match="has 49 symbols with its prompt, and the network reads 32"):
-        thoughts.speak(one, "h" * 42)
-    with pytest.raises(InputError, match=r"34 symbols with its prompt and the thought, .* no room"):
-        thoughts.speak(one, "hi", "t" * 24)
-    assert list(thoughts.speak(one, "h" * 24))[-1].done is False, "room for one"
+        thought_seeding.answer_seeded(one, "  ")
+    with pytest.raises(InputError, match="has 49 tokens with its prompt, and the network reads 32"):
+        thought_seeding.answer_seeded(one, "h" * 42)
+    with pytest.raises(InputError, match=r"34 tokens with its prompt and the thought, .* no room"):
+        thought_seeding.answer_seeded(one, "hi", "t" * 24)
+    assert list(thought_seeding.answer_seeded(one, "h" * 24))[-1].done is False, "room for one"
 
 
-def test_the_baseline_is_the_answer_of_a_study(knower: Knower) -> None:
+def test_the_baseline_is_the_answer_of_a_study(predictor: KnowledgePredictor) -> None:
     """Greedy, from the same prompt, to the same ends."""
-    options = AnswersConfig(max_new=MOST_NEW)
-    ids = answer(knower.language, [knower.prompter(question) for question in ASKED], options)
-    expected = [said(knower.language.tokenizer.decode(row.tolist())) for row in ids]
-    found = [list(thoughts.speak(knower, question, most=MOST_NEW))[-1].answer for question in ASKED]
+    options = AnswersConfig(max_new=MAX_NEW)
+    ids = answer(predictor.language, [predictor.prompter(question) for question in ASKED], options)
+    expected = [said(predictor.language.tokenizer.decode(row.tolist())) for row in ids]
+    found = [list(thought_seeding.answer_seeded(predictor, question, most=MAX_NEW))[-1].answer for question in ASKED]
     assert found == expected and all(found) and len(set(found)) > 1
 
 

@@ -19,27 +19,27 @@ from tilelli_jax.json_text import check_text
 from ..inputs.rows import read_rows, text_of
 from ..matching import is_match, is_refusal
 from ..tables import as_csv
-from . import charts, thoughts
-from .desk import Desk
-from .knower import Knower, Told, as_row
+from . import charts, thought_seeding
+from .predictor import KnowledgePredictor, Prediction, as_row
+from .request_queue import RequestQueue
 
 LONGEST = 10_000  # letters of a question: no end to it would be an end to the memory
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 ROWS = 1000  # of a batch in the page; all are in its files
 
 
-def probed(desk: Desk, question: str | None) -> tuple[Any, ...]:
+def probed(queue: RequestQueue, question: str | None) -> tuple[Any, ...]:
     """A click on Probe: text, gauge, two charts, and what is forming."""
     try:
-        told, = desk.ask([_short(question)])
+        told, = queue.ask([_short(question)])
     except InputError as error:
         return _refused(error), None, None, None, None
-    knower = desk.knower
-    return (_said(told), charts.gauge(told.p, knower.judge.thresholds), charts.crystallisation(told),
-            charts.writes(told), _forming(knower, told))
+    predictor = queue.predictor
+    return (_said(told), charts.gauge(told.p, predictor.rule.thresholds), charts.crystallisation(told),
+            charts.writes(told), _forming(predictor, told))
 
 
-def generated(desk: Desk, question: str | None, golds: str | None,
+def generated(queue: RequestQueue, question: str | None, golds: str | None,
                bounds: tuple[float, float] | None = None) -> Iterator[str]:
     """A click on Generate: Markdown, as it comes.
 
@@ -51,17 +51,17 @@ def generated(desk: Desk, question: str | None, golds: str | None,
         for bound in bounds or ():
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise InputError(f"low and high: expected numbers, found {bound!r:.40}")
-        thought = "" if bounds is None else thoughts.seed(desk.ask([text])[0].p, *bounds)
+        thought = "" if bounds is None else thought_seeding.seed(queue.ask([text])[0].p, *bounds)
         head = f"{_fenced('Seed', thought)}\n\n" if thought else ""
         yield f"{head}…"
-        for spoken in desk.speak(text, thought):
+        for spoken in queue.answer_seeded(text, thought):
             yield head + _spoken(spoken, [gold for gold in (golds or "").split("|") if gold.strip()])
     except InputError as error:
         yield f"**{html.escape(str(error))}**"
 
 
-def batched(desk: Desk, path: str | None, files: Path,
-             tell: Callable[[int, int], None]) -> tuple[Any, ...]:
+def batched(queue: RequestQueue, path: str | None, files: Path,
+             notify: Callable[[int, int], None]) -> tuple[Any, ...]:
     """A click on Probe them all: text, table, and the files of the scores."""
     try:
         if not path:
@@ -73,8 +73,8 @@ def batched(desk: Desk, path: str | None, files: Path,
         except InputError as error:
             raise InputError(str(error).replace(path, name)) from None
         for i, question in enumerate(questions, 1):  # all of them, before any is read
-            desk.knower.prompter(_short(question, f"{name}, row {i}"), f"{name}, row {i}")
-        found = [as_row(told) for told in desk.ask(questions, lambda n: tell(n, len(questions)))]
+            queue.predictor.prompter(_short(question, f"{name}, row {i}"), f"{name}, row {i}")
+        found = [as_row(told) for told in queue.ask(questions, lambda n: notify(n, len(questions)))]
     except InputError as error:
         return _refused(error), None, None
     stem = f"{Path(path).stem}-scores"
@@ -109,22 +109,22 @@ def _refused(error: InputError) -> str:
     return f'<div class="refused">{html.escape(str(error))}</div>'
 
 
-def _said(told: Told) -> str:
+def _said(told: Prediction) -> str:
     return (f'<div class="said">Calibrated P(knows) = <b>{told.p:.3f}</b> → '
             f"<b>{told.verdict or 'no thresholds, and so no word'}</b> · strongest write: layer "
             f"{told.strongest_layer}, <code>{html.escape(repr(told.strongest_write))}</code></div>")
 
 
-def _forming(knower: Knower, told: Told) -> list[list[str]]:
-    """The likeliest next symbol in the lens, at four depths."""
+def _forming(predictor: KnowledgePredictor, told: Prediction) -> list[list[str]]:
+    """The likeliest next token in the lens, at four depths."""
     best = told.read.crystallisation.best
     layers = [max(0, int(depth * len(best)) - 1) for depth in DEPTHS]
     shown = {layer: depth for depth, layer in zip(DEPTHS, layers, strict=True)}  # of few layers, each once
-    return [[f"{depth:.0%}", str(layer), repr(knower.language.tokenizer.decode([int(best[layer])]))]
+    return [[f"{depth:.0%}", str(layer), repr(predictor.language.tokenizer.decode([int(best[layer])]))]
             for layer, depth in shown.items()]
 
 
-def _spoken(spoken: thoughts.Spoken, golds: Sequence[str]) -> str:
+def _spoken(spoken: thought_seeding.SeededAnswer, golds: Sequence[str]) -> str:
     parts = [_fenced("Thought", spoken.thought)] if spoken.thought else []
     if spoken.answer is not None and (spoken.answer or spoken.done is not None):
         parts.append(_fenced("Answer", spoken.answer))

@@ -1,6 +1,6 @@
 """A threshold for one network, chosen by prompts that it can answer, and kept beside its weights.
 
-`chat` and `generate` keep to it with --abstain (`tilelli_jax.gate`).
+`chat` and `generate` keep to it with --abstain (`tilelli_jax.abstain_rule`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tilelli_jax import gate, store
+from tilelli_jax import abstain_rule, store
+from tilelli_jax.abstain_rule import NEVER, AbstainRule
 from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.turns import asked, text_of
 from tilelli_jax.errors import InputError
-from tilelli_jax.gate import NEVER, Gate
 from tilelli_jax.signals.names import HEAD
-from tilelli_jax.signals.scoring import most_time
+from tilelli_jax.signals.scoring import max_time
 from tilelli_jax.signals.uncertainty import names
 from tilelli_jax.tables import table
 
-from ..thresholds import conformal_least, conformal_threshold
+from ..thresholds import conformal_min_items, conformal_threshold
 from .decision import direction
 
 
@@ -55,7 +55,7 @@ def read_prompts(path: Path) -> Prompts:
 
 
 def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr: float,
-         template: str) -> Gate:
+         template: str) -> AbstainRule:
     """Reads every prompt as a turn, chooses the threshold and writes it into the model directory.
 
     Args:
@@ -67,7 +67,7 @@ def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr
     """
     if not 0 < target_fpr < 1:
         raise InputError(f"--fpr: expected a share above 0 and below 1, found {target_fpr}")
-    gate.check_template(template)
+    abstain_rule.check_template(template)
     model = store.load(path)
     if not getattr(model, "reads_bytes", False):
         raise InputError(f"{path}: expected a network that reads bytes, found family "
@@ -76,31 +76,31 @@ def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr
         lacks = "; this network has no abstain head" if signal == HEAD else ""
         raise InputError(f"--signal: expected one that {path} has, of {', '.join(known)}, found "
                          f"{signal!r:.60}{lacks}")
-    most = most_time(model)
+    most = max_time(model)
     for text, where in prompts:
         if most is not None and (needed := len(asked(text).encode())) > most:
             raise InputError(f"{where}: prompt: takes {needed} bytes as a turn, and {path} reads {most}")
     points = direction(signal)
-    scores = points * gate.measured(gate.reader_of(model, signal), [asked(text) for text, _ in prompts],
+    scores = points * abstain_rule.measured(abstain_rule.reader_of(model, signal), [asked(text) for text, _ in prompts],
                                     signal)
     if not np.isfinite(scores).all():
         raise InputError(f"{path}: {signal}: expected numbers, found some that are not finite")
     found = conformal_threshold(scores, target_fpr)
-    made = Gate(
+    made = AbstainRule(
         signal, 1 if points == 1 else -1, NEVER if math.isinf(found.value) else points * found.value,
-        template, target_fpr, len(prompts), found.measured, tuple(found.foreseen), gate.of_network(path))
-    gate.write(path, made)
+        template, target_fpr, len(prompts), found.measured, tuple(found.expected), abstain_rule.of_network(path))
+    abstain_rule.write(path, made)
     return made
 
 
-def told(made: Gate) -> str:
+def told(made: AbstainRule) -> str:
     """A table for the terminal; and where nothing can be promised, why."""
-    mean, low, high = made.foreseen_fpr
+    mean, low, high = made.expected_fpr
     declined = round(made.measured_fpr * made.prompts)
     lines = [table([["declines", "of these prompts", "of others, foreseen"],
                     [made.rule, f"{declined} of {made.prompts}: {made.measured_fpr:.1%}",
                      f"{mean:.1%} [{low:.1%}, {high:.1%}]"]])]
     if made.threshold == NEVER:
         lines.append(f"Never: {made.prompts} prompts are too few to hold {made.target_fpr:.4g}; "
-                     f"it takes {conformal_least(made.target_fpr)} at least.")
+                     f"it takes {conformal_min_items(made.target_fpr)} at least.")
     return "\n".join(lines)

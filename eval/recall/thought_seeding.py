@@ -21,15 +21,15 @@ from tilelli_jax.errors import InputError
 
 from .answering import MARKS, answer_ends, said
 from .config import AnswersConfig
-from .knower import Knower
+from .predictor import KnowledgePredictor
 
 LOW, HIGH = 0.4, 0.7  # of P(knows)
-MOST_NEW = 1024  # symbols of thought and answer, where nothing else limits them
-CHUNK = 8  # symbols decoded between two looks at them: few enough to read along
+MAX_NEW = 1024  # tokens of thought and answer, where nothing else limits them
+CHUNK = 8  # tokens decoded between two looks at them: few enough to read along
 
 
 class Channel(NamedTuple):
-    """What stands around a network's thoughts; `begin` and `close` are symbols of their own."""
+    """What stands around a network's thoughts; `begin` and `close` are tokens of their own."""
 
     begin: str
     rest: str
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
     first_line: bool
 
 
-class Spoken(NamedTuple):
+class SeededAnswer(NamedTuple):
     """`answer` is None as long as a thought has not ended. `done`: whether the network has ended it
     itself; None while it is still speaking."""
 
@@ -78,19 +78,19 @@ def seed(p: float, low: float = LOW, high: float = HIGH) -> str:
     return f"{told} I answer directly."
 
 
-def channel_of(knower: Knower) -> Channel | None:
+def channel_of(predictor: KnowledgePredictor) -> Channel | None:
     """How the network thinks; None where its tokenizer knows no thoughts."""
-    known = knower.language.tokenizer.symbol
+    known = predictor.language.tokenizer.token
     return next((channel for channel in CHANNELS
                  if known(channel.begin) is not None and known(channel.close) is not None), None)
 
 
-def asked(knower: Knower, question: str, thought: str = "") -> Asked:
+def asked(predictor: KnowledgePredictor, question: str, thought: str = "") -> Asked:
     """A question as it is put for an answer, perhaps with a thought; see the module."""
-    prompter = knower.prompter
+    prompter = predictor.prompter
     if prompter.config.template != "chat":
         return Asked(f"{thought}\n" * bool(thought) + prompter.text(question), None, False, True)
-    text, channel = prompter.text(question, thinking=True), channel_of(knower)
+    text, channel = prompter.text(question, thinking=True), channel_of(predictor)
     if channel is None:
         return Asked(text + f"{thought}\n" * bool(thought), None, False, False)
     begun = text.rstrip().endswith((channel.begin, (channel.begin + channel.rest).rstrip()))
@@ -115,32 +115,32 @@ def split(made: str, asked: Asked) -> tuple[str, str | None]:
     return _plain(thought.replace(begin + rest, "")), _plain(after)
 
 
-def speak(knower: Knower, question: str, thought: str = "", *, most: int = MOST_NEW,
-          chunk: int = CHUNK) -> Iterator[Spoken]:
+def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str = "", *, most: int = MAX_NEW,
+          chunk: int = CHUNK) -> Iterator[SeededAnswer]:
     """The likeliest answer (greedy) as it comes: all of it so far, each time.
 
     Args:
-        most: symbols, if the network has room for so many.
+        most: tokens, if the network has room for so many.
 
     Raises:
         InputError: at once, not with the first piece: the question is empty, or leaves no room.
     """
-    knower.prompter(question)  # refuses what cannot be asked
-    how = asked(knower, question, thought)
-    language = knower.language
+    predictor.prompter(question)  # refuses what cannot be asked
+    how = asked(predictor, question, thought)
+    language = predictor.language
     ids, reads = language.encode(how.text), language.model.config.max_seq_len
     if reads - len(ids) < 1:
         beside = "its prompt and the thought" if thought else "its prompt"
-        raise InputError(f"the question has {len(ids)} symbols with {beside}, and the network reads "
+        raise InputError(f"the question has {len(ids)} tokens with {beside}, and the network reads "
                          f"{reads}: there is no room for an answer")
     ends = answer_ends(language, AnswersConfig())
     pieces = decoding.stream_ids(language.model, ids, max_new=min(most, reads - len(ids)),
                                  temperature=0.0, end_ids=ends, chunk=chunk)
-    return _spoken(knower, how, pieces)
+    return _spoken(predictor, how, pieces)
 
 
-def _spoken(knower: Knower, how: Asked, pieces: Iterator[decoding.ContinuedIds]) -> Iterator[Spoken]:
-    ids, ended, decode = np.zeros(0, np.int32), False, knower.language.tokenizer.decode
+def _spoken(predictor: KnowledgePredictor, how: Asked, pieces: Iterator[decoding.ContinuedIds]) -> Iterator[SeededAnswer]:
+    ids, ended, decode = np.zeros(0, np.int32), False, predictor.language.tokenizer.decode
     for piece in pieces:
         ids, ended = np.concatenate([ids, piece.ids]), piece.ended
         made = decode(ids.tolist())
@@ -148,8 +148,8 @@ def _spoken(knower: Knower, how: Asked, pieces: Iterator[decoding.ContinuedIds])
             ended = True
             break
         whole = made.rstrip("\N{REPLACEMENT CHARACTER}")  # which may be half a character
-        yield Spoken(*split(whole, how), None)
-    yield Spoken(*split(decode(ids.tolist()), how), ended)
+        yield SeededAnswer(*split(whole, how), None)
+    yield SeededAnswer(*split(decode(ids.tolist()), how), ended)
 
 
 def _plain(text: str) -> str:

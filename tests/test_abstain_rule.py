@@ -19,14 +19,14 @@ import pytest
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import decoding, gate
+from tilelli_jax import abstain_rule, decoding
+from tilelli_jax.abstain_rule import NEVER, TEMPLATE, AbstainRule
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
 from tilelli_jax.data.turns import asked
 from tilelli_jax.errors import InputError
-from tilelli_jax.gate import NEVER, TEMPLATE, Gate
 from tilelli_jax.models import RoutedConfig
-from tilelli_jax.signals.prompts import Reader
+from tilelli_jax.signals.prompts import PromptReader
 from tilelli_jax.signals.uncertainty import UncertaintyReader
 
 CONFIG = RoutedConfig(d_model=16, n_layers=2, max_seq_len=72, n_heads=2, d_head=8, top_k=4, dense_expand=2,
@@ -42,7 +42,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def reader(model: Any) -> UncertaintyReader:
-    return gate.reader_of(model, "abstain_p")
+    return abstain_rule.reader_of(model, "abstain_p")
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def path(model: Any, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def made(threshold: Any, network: str = "", signal: str = "abstain_p", direction: Any = 1) -> Gate:
-    return Gate(signal, direction, threshold, TEMPLATE, 0.1, 20, 0.05, (0.09, 0.02, 0.2), network)
+def made(threshold: Any, network: str = "", signal: str = "abstain_p", direction: Any = 1) -> AbstainRule:
+    return AbstainRule(signal, direction, threshold, TEMPLATE, 0.1, 20, 0.05, (0.09, 0.02, 0.2), network)
 
 
 def between(values: np.ndarray, below: int = 3) -> float:
@@ -64,9 +64,9 @@ def between(values: np.ndarray, below: int = 3) -> float:
 
 def shut(path: Path, reader: UncertaintyReader, prompts: list[str], below: int = 3) -> list[bool]:
     """Writes a gate that declines all prompts but so many of them; which it is to decline."""
-    values = gate.measured(reader, prompts, "abstain_p")
+    values = abstain_rule.measured(reader, prompts, "abstain_p")
     threshold = between(values, below)
-    gate.write(path, made(threshold, gate.of_network(path)))
+    abstain_rule.write(path, made(threshold, abstain_rule.of_network(path)))
     return (values > threshold).tolist()
 
 
@@ -75,34 +75,34 @@ def shut(path: Path, reader: UncertaintyReader, prompts: list[str], below: int =
 
 @pytest.mark.parametrize("signal", ["abstain_p", "max_softmax_last", "router_entropy_b1"])
 def test_what_lies_beyond_is_declined_in_both_directions(signal: str, reader: UncertaintyReader) -> None:
-    values = gate.measured(reader, PROMPTS, signal)
+    values = abstain_rule.measured(reader, PROMPTS, signal)
     threshold = between(values)
-    up, down = (made(threshold, signal=signal, direction=way).declines(reader, PROMPTS)
+    up, down = (made(threshold, signal=signal, direction=way).abstains(reader, PROMPTS)
                 for way in (1, -1))
     assert up == (values > threshold).tolist() and down == (values < threshold).tolist()
     assert sum(up) == sum(down) == 3
     for way in (1, -1):
         never = made(NEVER, signal=signal, direction=way)
-        assert never.declines(reader, PROMPTS) == [False] * 6 and never.rule == "nothing"
-    assert made(1.0).declines(reader, []) == []
+        assert never.abstains(reader, PROMPTS) == [False] * 6 and never.rule == "nothing"
+    assert made(1.0).abstains(reader, []) == []
 
 
 def test_what_lies_at_the_threshold_is_answered(reader: UncertaintyReader) -> None:
-    value = float(gate.measured(reader, PROMPTS, "abstain_p")[2])
-    assert not any(made(value, direction=way).declines(reader, PROMPTS)[2] for way in (1, -1))
+    value = float(abstain_rule.measured(reader, PROMPTS, "abstain_p")[2])
+    assert not any(made(value, direction=way).abstains(reader, PROMPTS)[2] for way in (1, -1))
 
 
 def test_the_lens_is_read_where_it_is_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(gate, "UncertaintyReader", lambda _, lens: seen.append(lens))
+    monkeypatch.setattr(abstain_rule, "UncertaintyReader", lambda _, lens: seen.append(lens))
     for signal in ("lens_margin", "abstain_p"):
-        gate.reader_of(None, signal)
+        abstain_rule.reader_of(None, signal)
     assert seen == [True, False]
 
 
 def test_of_a_long_prompt_the_end_is_read(reader: UncertaintyReader) -> None:
     long = "a beginning that is not read " * 4 + "z" * 72
-    one, same, other = gate.measured(reader, [long, b"z" * 72, "z" * 71 + "y"], "abstain_p")
+    one, same, other = abstain_rule.measured(reader, [long, b"z" * 72, "z" * 71 + "y"], "abstain_p")
     assert one == same != other
 
 
@@ -123,13 +123,13 @@ def test_generate_declines_just_those(turn: bool, path: Path, reader: Uncertaint
                  *(part for prompt in PROMPTS for part in ("--prompt", prompt))]
     plain = lines(capsys, *arguments)
     assert all(row.keys() == {"prompt", "text", "stopped"} for row in plain)
-    declined = shut(path, reader, given)
+    abstained = shut(path, reader, given)
     assert lines(capsys, *arguments) == plain, "not asked for"
     assert lines(capsys, *arguments, "--abstain") == [
         {"prompt": prompt, "text": DECLINED, "stopped": True, "abstained": True} if no else
-        {**row, "abstained": False} for prompt, no, row in zip(PROMPTS, declined, plain, strict=True)]
+        {**row, "abstained": False} for prompt, no, row in zip(PROMPTS, abstained, plain, strict=True)]
     # One alone is printed as it always is.
-    i = declined.index(True)
+    i = abstained.index(True)
     assert generate(["--model", str(path), "--prompt", PROMPTS[i], "--abstain", *turned]) == 0
     out, err = capsys.readouterr()
     assert out == f"{given[i]}{DECLINED}\n" and ("chosen by prompts in turns" in err) is not turn
@@ -159,18 +159,18 @@ def test_chat_declines_in_turn_and_goes_on(model: Any, path: Path, reader: Uncer
         histories.append(history)
         yield " yes"
 
-    plain = Gate.declines
+    plain = AbstainRule.abstains
 
-    def spying(self: Gate, reader: UncertaintyReader, prompts: list[str]) -> list[bool]:
+    def spying(self: AbstainRule, reader: UncertaintyReader, prompts: list[str]) -> list[bool]:
         looked.append((reader, *prompts))
         return plain(self, reader, prompts)
 
     monkeypatch.setattr(chat, "reply", recorded)
-    monkeypatch.setattr(Gate, "declines", spying)
+    monkeypatch.setattr(AbstainRule, "abstains", spying)
     firsts = [asked(prompt) for prompt in PROMPTS]
-    declined = shut(path, reader, firsts)
-    first = PROMPTS[declined.index(True)]
-    said = [first, "and?", "/reset", PROMPTS[declined.index(False)], "y" * 48]
+    abstained = shut(path, reader, firsts)
+    first = PROMPTS[abstained.index(True)]
+    said = [first, "and?", "/reset", PROMPTS[abstained.index(False)], "y" * 48]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(said)))
     assert chat.main(["--model", str(path), "--abstain", "--max-new", "2"]) == 0
     out = capsys.readouterr().out
@@ -178,8 +178,8 @@ def test_chat_declines_in_turn_and_goes_on(model: Any, path: Path, reader: Uncer
     assert looked[0][1] == asked(first) and looked[1][1] == f"{asked(first)}{DECLINED}\n{asked('and?')}"
     assert looked[2][1] == asked(said[3]) and looked[3][1] == asked(said[4]), "cropped, as for the model"
     assert len({id(reader) for reader, _ in looked}) == 1, "one reader for all turns"
-    values = gate.measured(reader, [history for _, history in looked], "abstain_p")
-    threshold = gate.read(path, model).threshold
+    values = abstain_rule.measured(reader, [history for _, history in looked], "abstain_p")
+    threshold = abstain_rule.read(path, model).threshold
     assert histories == [history for (_, history), value in zip(looked, values, strict=True)
                          if value <= threshold]
     assert values[0] > threshold >= values[2]
@@ -191,7 +191,7 @@ def test_it_costs_one_pass_and_compiles_once(
         request: pytest.FixtureRequest) -> None:
     passes: list[int] = []
     compiled: list[str] = []
-    batch = Reader._batch
+    batch = PromptReader._batch
 
     def heard(event: str, _: float, **__: Any) -> None:
         if "backend_compile" in event:
@@ -201,15 +201,15 @@ def test_it_costs_one_pass_and_compiles_once(
     jax.jit(lambda x: x + 1)(1.0)
     assert compiled, "compiling is called otherwise"
 
-    def counted(self: Reader, prompts: Any) -> Any:
+    def counted(self: PromptReader, prompts: Any) -> Any:
         passes.append(len(prompts))
         return batch(self, prompts)
 
-    monkeypatch.setattr(Reader, "_batch", counted)
-    gate.write(path, made(0.5, gate.of_network(path)))
-    own = gate.reader_of(model, "abstain_p")
+    monkeypatch.setattr(PromptReader, "_batch", counted)
+    abstain_rule.write(path, made(0.5, abstain_rule.of_network(path)))
+    own = abstain_rule.reader_of(model, "abstain_p")
     for prompts in (["who?"], ["Where is it?"], [asked("why")]):
-        made(0.5).declines(own, prompts)
+        made(0.5).abstains(own, prompts)
         if len(passes) == 1:
             compiled.clear()
     assert passes == [1, 1, 1] and compiled == []
@@ -225,7 +225,7 @@ def test_what_is_declined_is_not_continued(path: Path, reader: UncertaintyReader
                                            monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(decoding, "generate", lambda *_, **__: pytest.fail("not to be asked"))
-    gate.write(path, made(-1.0, gate.of_network(path)))
+    abstain_rule.write(path, made(-1.0, abstain_rule.of_network(path)))
     assert generate(["--model", str(path), "--prompt", "who?", "--abstain"]) == 0
     assert capsys.readouterr().out == f"who?{DECLINED}\n"
 
@@ -234,27 +234,27 @@ def test_what_is_declined_is_not_continued(path: Path, reader: UncertaintyReader
 
 
 @pytest.mark.parametrize("one", [made(0.25), made(NEVER), made(-3.0, signal="lens_margin", direction=-1)])
-def test_a_gate_comes_back_as_it_was(one: Gate, path: Path, model: Any) -> None:
-    one = dataclasses.replace(one, network=gate.of_network(path), template="Das weiß ich nicht. 🙂")
-    gate.write(path, one)
-    assert gate.read(path, model) == one
-    assert (json.loads((path / gate.FILE).read_text())["threshold"] == "never") == (one.threshold == NEVER)
+def test_a_gate_comes_back_as_it_was(one: AbstainRule, path: Path, model: Any) -> None:
+    one = dataclasses.replace(one, network=abstain_rule.of_network(path), template="Das weiß ich nicht. 🙂")
+    abstain_rule.write(path, one)
+    assert abstain_rule.read(path, model) == one
+    assert (json.loads((path / abstain_rule.FILE).read_text())["threshold"] == "never") == (one.threshold == NEVER)
 
 
 def test_a_gate_is_of_one_network(path: Path, model: Any, tmp_path: Path) -> None:
-    gate.write(path, made(0.5, gate.of_network(path)))
+    abstain_rule.write(path, made(0.5, abstain_rule.of_network(path)))
     tilelli_jax.save(model, path)
-    assert gate.read(path, model).threshold == 0.5, "the same weights, written again"
+    assert abstain_rule.read(path, model).threshold == 0.5, "the same weights, written again"
     copy = tmp_path / "copy"
     tilelli_jax.save(model, copy)
-    (copy / gate.FILE).write_bytes((path / gate.FILE).read_bytes())
-    assert gate.read(copy, model).threshold == 0.5, "the same weights elsewhere"
+    (copy / abstain_rule.FILE).write_bytes((path / abstain_rule.FILE).read_bytes())
+    assert abstain_rule.read(copy, model).threshold == 0.5, "the same weights elsewhere"
     other = random_network(CONFIG, 4)[0]
     tilelli_jax.save(other, path)
     with pytest.raises(InputError, match="expected one made for the weights of"):
-        gate.read(path, other)
+        abstain_rule.read(path, other)
     with pytest.raises(InputError, match="no such file"):
-        gate.of_network(tmp_path)
+        abstain_rule.of_network(tmp_path)
 
 
 BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
@@ -278,14 +278,14 @@ BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 @pytest.mark.parametrize(("change", "says"), BAD)
 def test_a_bad_file_is_one_line_and_exit_2(change: Callable[[dict[str, Any]], Any], says: str, path: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    gate.write(path, made(0.5, gate.of_network(path)))
-    tree = json.loads((path / gate.FILE).read_text())
+    abstain_rule.write(path, made(0.5, abstain_rule.of_network(path)))
+    tree = json.loads((path / abstain_rule.FILE).read_text())
     change(tree)
-    (path / gate.FILE).write_text(json.dumps(tree))
+    (path / abstain_rule.FILE).write_text(json.dumps(tree))
     assert generate(["--model", str(path), "--prompt", "x", "--abstain"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert_one_line(err, str(path / gate.FILE), says)
+    assert_one_line(err, str(path / abstain_rule.FILE), says)
 
 
 @pytest.mark.parametrize("command", ["chat", "generate"])
@@ -299,11 +299,11 @@ def test_no_file_tells_how_to_make_one(command: str, path: Path, monkeypatch: py
     assert_one_line(err, f"{path}: has no abstain.json",
                     f"`tilelli abstention calibrate --model {path} --on FILE` makes one")
     for content in ("{", "[]"):
-        (path / gate.FILE).write_text(content)
+        (path / abstain_rule.FILE).write_text(content)
         assert main(["--model", str(path), "--abstain", *more]) == 2
-        assert_one_line(capsys.readouterr().err, str(path / gate.FILE))
+        assert_one_line(capsys.readouterr().err, str(path / abstain_rule.FILE))
 
 
 def test_a_gate_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"abstain\.json: cannot be written: No such file"):
-        gate.write(tmp_path / "none", made(0.5))
+        abstain_rule.write(tmp_path / "none", made(0.5))

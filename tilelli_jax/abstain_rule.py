@@ -31,7 +31,7 @@ REQUIRED = dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
-class Gate(Section):
+class AbstainRule(Section):
     """What abstain.json holds.
 
     Raises:
@@ -45,9 +45,9 @@ class Gate(Section):
     template: str = setting(REQUIRED, "what is said then")
     target_fpr: float = setting(REQUIRED, "share of answerable prompts that may be declined", above=0,
                                 below=1)
-    prompts: int = setting(REQUIRED, "answerable ones, by which the threshold was chosen", least=1)
-    measured_fpr: float = setting(REQUIRED, "share of them that is declined", least=0, most=1)
-    foreseen_fpr: tuple[float, ...] = setting(
+    prompts: int = setting(REQUIRED, "answerable ones, by which the threshold was chosen", min=1)
+    measured_fpr: float = setting(REQUIRED, "share of them that is declined", min=0, max=1)
+    expected_fpr: tuple[float, ...] = setting(
         REQUIRED, "of others of their kind: on average over calibrations, and from where to where")
     network: str = setting(REQUIRED, "fingerprint of its configuration and weights")
 
@@ -68,7 +68,7 @@ class Gate(Section):
         """The template as the continuation of a prompt: what a network says begins with a space."""
         return f" {self.template}"
 
-    def declines(self, reader: UncertaintyReader, prompts: Sequence[str | bytes]) -> list[bool]:
+    def abstains(self, reader: UncertaintyReader, prompts: Sequence[str | bytes]) -> list[bool]:
         """Which of the prompts, `[prompts]`, the network of the reader should not answer.
 
         Args:
@@ -126,7 +126,7 @@ def of_network(path: Path) -> str:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
-def write(path: str | Path, gate: Gate) -> None:
+def write(path: str | Path, abstain_rule: AbstainRule) -> None:
     """Into a model directory, in place of the one that is there.
 
     Raises:
@@ -134,12 +134,12 @@ def write(path: str | Path, gate: Gate) -> None:
     """
     file = Path(path) / FILE
     try:
-        write_json(file, config_lib.to_dict(gate))
+        write_json(file, config_lib.to_dict(abstain_rule))
     except OSError as error:
         raise InputError(f"{file}: cannot be written: {error.strerror or error}") from None
 
 
-def read(path: str | Path, model: Any) -> Gate:
+def read(path: str | Path, model: Any) -> AbstainRule:
     """Of a model directory.
 
     Args:
@@ -154,13 +154,13 @@ def read(path: str | Path, model: Any) -> Gate:
     if not file.exists():
         raise InputError(f"{path}: has no {FILE}, the threshold that --abstain keeps to; {makes}")
     tree = read_json(file)
-    if missing := [field.name for field in dataclasses.fields(Gate) if field.name not in tree]:
+    if missing := [field.name for field in dataclasses.fields(AbstainRule) if field.name not in tree]:
         raise InputError(f"{file}: {missing[0]}: expected it, found nothing")
-    gate = config_lib.from_dict(Gate, tree, str(file))
-    if gate.network != of_network(path):
+    abstain_rule = config_lib.from_dict(AbstainRule, tree, str(file))
+    if abstain_rule.network != of_network(path):
         raise InputError(f"{file}: network: expected one made for the weights of {path}, found one made "
                          f"for others; {makes}")
-    if gate.signal not in (known := names(model)):
+    if abstain_rule.signal not in (known := names(model)):
         raise InputError(f"{file}: signal: expected one of {', '.join(known)}, found "
-                         f"{gate.signal!r:.60}")
-    return gate
+                         f"{abstain_rule.signal!r:.60}")
+    return abstain_rule

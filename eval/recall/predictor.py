@@ -1,6 +1,6 @@
 """P(the model knows) of questions, from one pass of each prompt and nothing generated.
 
-    from .knower import open_knower
+    from .predictor import open_knower
     knower = open_knower("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
     for told in knower.ask(["Where does Mira Holt live?"]):
         print(told.p, told.verdict, told.strongest_write)
@@ -22,7 +22,7 @@ from tilelli_jax.language import Language, open_language
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
-from tilelli_jax.signals.prompts import Read, Reader
+from tilelli_jax.signals.prompts import PromptOutputs, PromptReader
 from tilelli_jax.training.sidecar import logits_of
 
 from ..inputs import networks
@@ -31,23 +31,23 @@ from ..thresholds import Verdict
 from . import verdicts
 from .config import PromptConfig
 from .prompting import Prompter
-from .verdicts import Judge
+from .verdicts import VerdictRule
 
 
-class Told(NamedTuple):
+class Prediction(NamedTuple):
     """Of one question: `p`, P(knows); the word for it, None without thresholds; the most definite write in
-    the middle of the depth: its layer, counted from 0, and its symbol as text; and all that was read."""
+    the middle of the depth: its layer, counted from 0, and its token as text; and all that was read."""
 
     question: str
     p: float
     verdict: Verdict | None
     strongest_layer: int
     strongest_write: str
-    read: Read
+    read: PromptOutputs
 
 
 @dataclasses.dataclass
-class Knower:
+class KnowledgePredictor:
     """One network with a sidecar; what was compiled serves the next call.
 
     Attributes:
@@ -56,11 +56,11 @@ class Knower:
 
     language: Language
     sidecar: Sidecar
-    judge: Judge
+    rule: VerdictRule
     prompter: Prompter
-    reader: Reader
+    reader: PromptReader
 
-    def ask(self, questions: Sequence[str]) -> list[Told]:
+    def ask(self, questions: Sequence[str]) -> list[Prediction]:
         """Raises InputError where a question is empty or longer than is read, or a number of it is none."""
         where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
         prompts = [self.prompter(question, where(i)) for i, question in enumerate(questions)]
@@ -73,19 +73,19 @@ class Knower:
                 raise InputError(f"{where(i)}: the network's stream is not finite: it is broken there")
         scores = logits_of(self.sidecar, np.stack([read.crystallisation.by_layer for read in reads]),
                            np.stack([read.crystallisation.overall for read in reads]))
-        chances, decode = self.judge.probabilities(scores), self.language.tokenizer.decode
+        chances, decode = self.rule.probabilities(scores), self.language.tokenizer.decode
         if np.isnan(chances).any():
             raise InputError("P(knows): expected numbers, found NaN: the sidecar is broken")
-        return [Told(question, float(p), self.judge.word(float(score)),
+        return [Prediction(question, float(p), self.rule.word(float(score)),
                      int(read.crystallisation.strongest_layer),
-                     decode([int(read.crystallisation.strongest_symbol)]), read)
+                     decode([int(read.crystallisation.strongest_token)]), read)
                 for question, p, score, read in zip(questions, chances, scores, reads, strict=True)]
 
 
-def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
+def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
                 prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
-                mesh: Mesh | None = None, batch_size: int = 16, most_bytes: int = 2**31,
-                any_network: bool = False) -> Knower:
+                mesh: Mesh | None = None, batch_size: int = 16, max_bytes: int = 2**31,
+                any_network: bool = False) -> KnowledgePredictor:
     """Opens a network and a sidecar that was learned on it.
 
     Args:
@@ -102,25 +102,25 @@ def open_knower(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path
     if not isinstance(found, Sidecar):
         raise InputError(f"{sidecar}: expected a sidecar, found family {found.config.family}")
     check_features(found, sidecar)
-    judge = verdicts.read(Path(sidecar))
-    language = open_language(model, tokenizer, compute or ComputeConfig(dtype=judge.dtype), mesh)
+    rule = verdicts.read(Path(sidecar))
+    language = open_language(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
     if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat is None and prompt is None:
         raise InputError(f"{sidecar}: has no {verdicts.FILE}, so that questions are put as a chat, and the "
                          f"tokenizer of {model} has no chat_template")
-    if judge.network and not any_network:
+    if rule.network and not any_network:
         layers = language.model.config.n_layers
-        if layers != judge.network["n_layers"]:
-            raise InputError(f"{sidecar}: was learned on a network of {judge.network['n_layers']} layers, "
+        if layers != rule.network["n_layers"]:
+            raise InputError(f"{sidecar}: was learned on a network of {rule.network['n_layers']} layers, "
                              f"and {model} has {layers}; --any-network uses it all the same")
-        if judge.network["contents"] != networks.contents(Path(model), str(tokenizer)):
-            raise InputError(f"{sidecar}: was learned on '{judge.network['name']}', whose weights are not "
+        if rule.network["contents"] != networks.contents(Path(model), str(tokenizer)):
+            raise InputError(f"{sidecar}: was learned on '{rule.network['name']}', whose weights are not "
                              f"those of {model}; --any-network uses it all the same")
-    reader = Reader(language.model, batch_size=batch_size, most_bytes=most_bytes, rounded=judge.rounded,
+    reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes, rounded=rule.rounded,
                     mesh=mesh)
-    return Knower(language, found, judge, Prompter(language, prompt or judge.prompt), reader)
+    return KnowledgePredictor(language, found, rule, Prompter(language, prompt or rule.prompt), reader)
 
 
-def as_row(told: Told) -> dict[str, object]:
+def as_row(told: Prediction) -> dict[str, object]:
     """What a file of predictions says of one question."""
     return {"question": told.question, "p": told.p, "verdict": told.verdict,
             "strongest_write_layer": told.strongest_layer, "strongest_write": told.strongest_write}

@@ -18,7 +18,7 @@ from tilelli_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def made_together(directory: Path, names: Sequence[str], *, force: bool) -> Iterator[dict[str, Path]]:
+def replace_files(directory: Path, names: Sequence[str], *, force: bool) -> Iterator[dict[str, Path]]:
     """Several files of a directory: gives paths to write them to, and moves them to their places at the end.
 
     If the process is killed, the directory has the older files, the newer ones, or none of the last name.

@@ -14,7 +14,7 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import weights
 from tilelli_jax.store import build
 from tilelli_jax.training.experiment import ExperimentConfig
-from tilelli_jax.training.step import parameter_count, take_apart
+from tilelli_jax.training.step import parameter_count, split_params
 
 from .config import ComparisonConfig
 
@@ -26,7 +26,7 @@ SET_HERE = ("run_dir", "seed", "data.source", "data.shuffle_seed", "train.eval_b
 ALIKE = ("data.", "train.", "optimizer.name")
 
 
-class Contender(NamedTuple):
+class ComparedModel(NamedTuple):
     """A way to train a network.
 
     Attributes:
@@ -58,7 +58,7 @@ class Contender(NamedTuple):
         try:
             return config_lib.load(ExperimentConfig, self.config, self.overrides(text, seed, rate))
         except InputError as error:
-            raise InputError(f"contenders: {self.name}: {error}") from None
+            raise InputError(f"models: {self.name}: {error}") from None
 
 
 class Size(NamedTuple):
@@ -77,17 +77,17 @@ class Size(NamedTuple):
     bits_per_parameter: float
 
 
-def contenders(config: ComparisonConfig) -> list[Contender]:
+def models(config: ComparisonConfig) -> list[ComparedModel]:
     """In their order, the reference first."""
-    found = [Contender(name, path, (*settings, *config.overrides))
-             for name, path, *settings in config.contenders]
+    found = [ComparedModel(name, path, (*settings, *config.overrides))
+             for name, path, *settings in config.models]
     return sorted(found, key=lambda one: one.name != (config.reference or found[0].name))
 
 
 def size(model: Any) -> Size:
     """Of a network's configuration, by shapes alone: no array is made."""
     outline = nnx.eval_shape(lambda: build(model, 0))
-    parameters = parameter_count(take_apart(outline)[1])
+    parameters = parameter_count(split_params(outline)[1])
     quantised = {name: weight for name, weight in weights(outline).items() if weight.quantizer.levels}
     sizes = [math.prod(weight.kernel.shape) for weight in quantised.values()]
     bits = [math.log2(CODES[str(weight.quantizer.levels)]) for weight in quantised.values()]
@@ -97,8 +97,8 @@ def size(model: Any) -> Size:
                 (said + FULL * (parameters - count)) / parameters)
 
 
-def check(found: Sequence[Contender], text: str, seed: int, tolerance: float) -> dict[str, Size]:
-    """The size of each contender, by name.
+def check(found: Sequence[ComparedModel], text: str, seed: int, tolerance: float) -> dict[str, Size]:
+    """The size of each model, by name.
 
     Raises:
         InputError: a configuration is not there, is none of a network that learns from text, sets what
@@ -110,15 +110,15 @@ def check(found: Sequence[Contender], text: str, seed: int, tolerance: float) ->
     for one in found:
         for setting in one.settings:
             if (key := setting.partition("=")[0]) in SET_HERE:
-                raise InputError(f"contenders: {one.name}: expected no {key}, which the study itself "
+                raise InputError(f"models: {one.name}: expected no {key}, which the study itself "
                                  f"sets, found '{setting}'")
         config = one.experiment(text, seed)
         if isinstance(config.model, SAEConfig) or config.chat or config.train.init_from:
-            raise InputError(f"contenders: {one.name}: expected a network that learns from text, from "
+            raise InputError(f"models: {one.name}: expected a network that learns from text, from "
                              f"random weights; {one.config} has none")
         for key, (theirs, its) in config_lib.differences(first, config).items():
             if key.startswith(ALIKE):
-                raise InputError(f"contenders: {one.name}: {key}: expected {theirs}, as {found[0].name} "
+                raise InputError(f"models: {one.name}: {key}: expected {theirs}, as {found[0].name} "
                                  f"has it, found {its}")
         sizes[one.name] = size(config.model)
     of_first = sizes[found[0].name].parameters
@@ -126,6 +126,6 @@ def check(found: Sequence[Contender], text: str, seed: int, tolerance: float) ->
         apart = one_size.parameters / of_first - 1
         if abs(apart) > tolerance:
             raise InputError(
-                f"contenders: {name}: expected as many parameters as {found[0].name} ({of_first:,}) "
+                f"models: {name}: expected as many parameters as {found[0].name} ({of_first:,}) "
                 f"within {tolerance:.1%} (tolerance), found {one_size.parameters:,} ({apart:+.1%})")
     return sizes

@@ -17,7 +17,7 @@ from tilelli_jax.signals.crystallisation import band
 from ..stages import RESULTS
 from ..tables import Row, markdown
 from . import report
-from .knower import Knower
+from .predictor import KnowledgePredictor
 
 MEANING = """
 **What P(knows) means.** A question counts as known where this very network, asked in this very way,
@@ -28,21 +28,21 @@ and calibrated on.
 """
 
 
-def facts(knower: Knower, model: str, sidecar: str) -> list[Row]:
+def facts(predictor: KnowledgePredictor, model: str, sidecar: str) -> list[Row]:
     """What there is to tell of a network and its sidecar."""
-    config, judge = knower.language.model.config, knower.judge
+    config, rule = predictor.language.model.config, predictor.rule
     low, high = band(config.n_layers)
-    prompt = knower.prompter.config
+    prompt = predictor.prompter.config
     rows = {
         "network": f"`{model}`", "family": config.family,
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        "type": knower.language.model.compute.dtype, "layers": config.n_layers, "width": config.d_model,
+        "type": predictor.language.model.compute.dtype, "layers": config.n_layers, "width": config.d_model,
         "vocabulary": config.vocab_size, "soft cap of the logits": getattr(config, "softcap", 0) or None,
         "middle of the depth": f"layers {low} to {high}, counted from 0",
         "asked as": f"a chat, with `{prompt.instruction!r}`" if prompt.template == "chat" else (
             f"`{prompt.template.replace('{question}', '{question}' + prompt.instruction)!r}`"),
-        "sidecar": f"`{sidecar}`", "learned on": judge.network.get("name"),
-        "probabilities": judge.calibrator.to_dict()["kind"], "thresholds": _thresholds(knower)}
+        "sidecar": f"`{sidecar}`", "learned on": rule.network.get("name"),
+        "probabilities": rule.calibrator.to_dict()["kind"], "thresholds": _thresholds(predictor)}
     return [{"what": name, "is": value} for name, value in rows.items()]
 
 
@@ -87,7 +87,7 @@ def find_study(study: str, sidecar: str) -> str | Path:
 
 def tables(found: report.Tree) -> list[tuple[str, list[Row]]]:
     """What a study has found: headings and rows. Raises LookupError or TypeError where it is none."""
-    every = [("What foretells that it knows?", report.rows(found)), ("Verdicts", report.of_words(found)),
+    every = [("What predicts that it knows?", report.rows(found)), ("Verdicts", report.of_words(found)),
              ("Data sets", report.of_datasets(found)),
              ("Within one data set, and from one to another", report.elsewhere(found)),
              ("From the rarest to the most popular", report.by_popularity(found))]
@@ -116,8 +116,8 @@ def pictures(study: Path) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _thresholds(knower: Knower) -> str:
-    aim, (green, red) = knower.judge.aim, knower.judge.thresholds
+def _thresholds(predictor: KnowledgePredictor) -> str:
+    aim, (green, red) = predictor.rule.aim, predictor.rule.thresholds
     if green is None and red is None:
         return "none: P(knows) is told, and no word"
     told = "; ".join(f"{word} {'–' if at is None else f'{at:.3f}'}" for word, at in (
