@@ -1,8 +1,9 @@
-# make demo      trains a small network for about three minutes and shows what it has learned
+# make demo      trains a small network, asks it questions and shows whether it knows what it knows: two minutes
 # make test      the tests to run before every commit
 # make test-all  every test, and the numbers once more as other CPUs round them
 # make test-core the numeric tests alone, with CORE_FLAGS=--xla_cpu_max_isa=AVX2 as another CPU rounds
 # make coverage  lines and branches that `make test` covers, in processes that tests start, too
+# make docs      the API reference in build/api, from docstrings
 # make check     style and types
 
 PYTHON ?= python3
@@ -28,10 +29,10 @@ CORE_FLAGS :=
 # Every process that a test starts would compile the library's modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-core coverage check clean
+.PHONY: demo test test-all test-core coverage docs check clean
 
 demo: $(VENV)/.installed
-	$(RUN) -m tilelli_jax.train --config configs/demo.yaml
+	$(RUN) -m tilelli_jax demo
 
 test: $(VENV)/.installed-test
 	$(TESTS) $(PYTEST)
@@ -50,6 +51,10 @@ coverage: $(VENV)/.installed-dev $(VENV)/.installed-test
 	PWD="$(CURDIR)" $(BIN)/coverage run -m $(PYTEST_COMMAND) $(PYTEST); status=$$?; \
 	  $(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
+docs: $(VENV)/.installed-dev $(VENV)/.installed-test
+	rm -rf build/api
+	$(BIN)/python tools/api_docs.py build/api
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	rm -rf build/types && mkdir -p build/types/tilelli_jax  # the package as it is installed
@@ -66,7 +71,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[eval]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python

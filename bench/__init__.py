@@ -1,1 +1,1 @@
-"""Benchmarks: each one command, each writing a table. Timings do not belong in tests."""
+"""Benchmarks: each module is one command that prints a table of timings. They are not tests."""

@@ -1,14 +1,14 @@
 """nanoGPT's CPU "baby" setting: python -m bench.baby TEXT [--seeds 0 1 2].
 
-TEXT is tiny Shakespeare (or any text file; its last tenth validates). Each model is a process
-of its own, timed from start to end, imports and compilation included, and ends with the loss on
-the whole validation part, in nats/byte:
+TEXT is tiny Shakespeare or any text file; the last tenth is the validation split. Each model runs in a
+separate process, which is timed from start to end, including imports and compilation. The reported loss is
+that on the whole validation split after training, in nats/byte:
 
-    pytorch     nanoGPT's network and settings restated in eager PyTorch, 2000 updates
-    vanilla     the same network and settings here
-    lite        the Lite block at equal parameters and budget
-    fast        the vanilla network with an optimiser and schedule of our own
-    fast-lite   likewise Lite
+    pytorch     nanoGPT's network and settings in eager PyTorch, 2000 updates
+    vanilla     the same network and settings in this library
+    lite        the Lite block with equal parameters and updates
+    fast        the vanilla network with this library's optimiser and schedule
+    fast-lite   the Lite block with this library's optimiser and schedule
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import arguments, machine, ratio, told
+from bench.measure import arguments, machine, ratio, tee
 from tilelli_jax.tables import table
 
-OURS = {"vanilla": "baby-vanilla", "lite": "baby-lite", "fast": "baby-fast", "fast-lite": "baby-fast-lite"}
+CONFIGS = {"vanilla": "baby-vanilla", "lite": "baby-lite", "fast": "baby-fast", "fast-lite": "baby-fast-lite"}
 STEPS, BATCH, TIME = 2000, 12, 64
 
 
-def run_ours(name: str, text: str, seed: int, directory: str) -> tuple[float, float, int]:
-    """Seconds of the process, final validation loss, parameters."""
+def run_config(name: str, text: str, seed: int, directory: str) -> tuple[float, float, int]:
+    """Trains a configuration; returns seconds, final validation loss (nats/byte) and parameters."""
     run_dir = Path(directory, f"{name}-{seed}")
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "tilelli_jax.train", "--config", f"configs/{OURS[name]}.yaml",
+    subprocess.run([sys.executable, "-m", "tilelli_jax.train", "--config", f"configs/{CONFIGS[name]}.yaml",
                     f"data.source={text}", f"run_dir={run_dir}", f"seed={seed}",
                     f"data.shuffle_seed={seed}"], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - begin
@@ -45,10 +45,11 @@ def run_ours(name: str, text: str, seed: int, directory: str) -> tuple[float, fl
 
 
 def run_pytorch(text: str, seed: int) -> tuple[float, float, int]:
+    """Trains nanoGPT in PyTorch; returns seconds, final validation loss (nats/byte) and parameters."""
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "bench.baby", text, "--pytorch-seed", str(seed)],
-                          check=True, capture_output=True, text=True)
-    loss, parameters = done.stdout.split()[-2:]
+    process = subprocess.run([sys.executable, "-m", "bench.baby", text, "--pytorch-seed", str(seed)],
+                             check=True, capture_output=True, text=True)
+    loss, parameters = process.stdout.split()[-2:]
     return time.perf_counter() - begin, float(loss), int(parameters)
 
 
@@ -70,8 +71,8 @@ def pytorch(path: str, seed: int) -> None:
             last = name.endswith(("out.weight", "down.weight"))
             torch.nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if last else 0.02)
     data = np.fromfile(path, np.uint8)
-    cut = int(len(data) * 0.9)
-    train, valid = (torch.from_numpy(part.astype(np.int64)) for part in (data[:cut], data[cut:]))
+    n_train = int(len(data) * 0.9)
+    train, valid = (torch.from_numpy(part.astype(np.int64)) for part in (data[:n_train], data[n_train:]))
     groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == decays], "weight_decay": decay}
               for decays, decay in ((True, 0.1), (False, 0.0))]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
@@ -99,39 +100,40 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("text")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--who", nargs="+", choices=["pytorch", *OURS], default=["pytorch", *OURS])
+    parser.add_argument("--who", nargs="+", choices=["pytorch", *CONFIGS], default=["pytorch", *CONFIGS])
     parser.add_argument("--require", type=float, metavar="NATS",
-                        help="exit 1 unless the vanilla network comes to this loss with every seed")
+                        help="exit with status 1 unless the vanilla network reaches this validation loss "
+                             "(nats/byte) with every seed")
     parser.add_argument("--pytorch-seed", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.pytorch_seed is not None:
         pytorch(options.text, options.pytorch_seed)
         return 0
-    with told(options.out) as tell:
-        return compare(options, tell)
+    with tee(options.out) as print_line:
+        return compare(options, print_line)
 
 
-def compare(options: argparse.Namespace, tell: Callable[[str], None]) -> int:
-    """Exit status: 1 where the vanilla network misses the loss that is required of it."""
-    tell(f"{machine()}; {options.text}; seeds {options.seeds}")
-    found: dict[str, list[tuple[float, float, int]]] = {who: [] for who in options.who}
+def compare(options: argparse.Namespace, print_line: Callable[[str], None]) -> int:
+    """Returns the exit status: 1 if the vanilla network misses the required loss, else 0."""
+    print_line(f"{machine()}; {options.text}; seeds {options.seeds}")
+    results: dict[str, list[tuple[float, float, int]]] = {variant: [] for variant in options.who}
     with tempfile.TemporaryDirectory() as directory:
-        for seed in options.seeds:  # in turn, so that a slow spell of the machine meets all of them
-            for who in options.who:
-                found[who].append(run_pytorch(options.text, seed) if who == "pytorch" else
-                                  run_ours(who, options.text, seed, directory))
-    rows = [("who", "parameters", "seconds (median, range)", "of pytorch",
+        for seed in options.seeds:  # alternate, so that a slow period of the machine affects all variants
+            for variant in options.who:
+                results[variant].append(run_pytorch(options.text, seed) if variant == "pytorch" else
+                                        run_config(variant, options.text, seed, directory))
+    rows = [("variant", "parameters", "seconds (median, range)", "× pytorch",
              "validation nats/byte (mean, each)")]
-    theirs = [run[0] for run in found.get("pytorch", [])]
-    for who, runs in found.items():
+    pytorch_seconds = [run[0] for run in results.get("pytorch", [])]
+    for variant, runs in results.items():
         seconds, losses = [run[0] for run in runs], [run[1] for run in runs]
-        rows.append((who, f"{runs[0][2]:,}",
+        rows.append((variant, f"{runs[0][2]:,}",
                      f"{statistics.median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})",
-                     f"{ratio(seconds, theirs):.2f}" if theirs else "",
+                     f"{ratio(seconds, pytorch_seconds):.2f}" if pytorch_seconds else "",
                      f"{statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)})"))
-    tell(table(rows))
-    if options.require is not None and not all(loss <= options.require for _, loss, _ in found["vanilla"]):
-        tell(f"vanilla: not all at or below {options.require}")
+    print_line(table(rows))
+    if options.require is not None and not all(loss <= options.require for _, loss, _ in results["vanilla"]):
+        print_line(f"vanilla: validation loss: expected at most {options.require} with every seed")
         return 1
     return 0
 

@@ -1,6 +1,7 @@
-"""Compile time against depth: python -m bench.compile_time. Scanned layers should not care.
+"""Compile time at several depths: python -m bench.compile_time.
 
-Seconds to trace, lower and compile the training step of Lite at its own width, 8 × 256 bytes.
+Measures the time to trace, lower and compile the training step of Lite at its full width, with batches of
+8 × 256 bytes. With scanned layers it should not depend on the depth.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench.measure import arguments, machine, milliseconds, ratio, told
+from bench.measure import arguments, machine, milliseconds, ratio, tee
 from bench.train_step import load, token_rows
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import MeshConfig, make_mesh
@@ -38,22 +39,22 @@ def seconds_to_compile(n_layers: int, scan_layers: bool) -> float:
         return time.perf_counter() - begin
 
 
-def compare(rounds: int, tell: Callable[[str], None]) -> None:
-    tell(f"{machine()}; {rounds} rounds in turn")
+def compare(rounds: int, print_line: Callable[[str], None]) -> None:
+    print_line(f"{machine()}; {rounds} alternating rounds")
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in CASES}
     for _ in range(rounds):
         for (name, n_layers), scan in CASES.items():
             seconds[name, n_layers].append(seconds_to_compile(n_layers, scan))
     rows = [("layers", "blocks", "ms (range)")]
     rows += [(name, str(n_layers), milliseconds(times)) for (name, n_layers), times in seconds.items()]
-    tell(table(rows))
-    tell(f"32 blocks / 8 blocks, scanned: {ratio(seconds['scanned', 32], seconds['scanned', 8]):.2f}")
+    print_line(table(rows))
+    print_line(f"32 blocks / 8 blocks, scanned: {ratio(seconds['scanned', 32], seconds['scanned', 8]):.2f}")
 
 
 def main() -> None:
     options = arguments(__doc__, rounds=3).parse_args()
-    with told(options.out) as tell:
-        compare(options.rounds, tell)
+    with tee(options.out) as print_line:
+        compare(options.rounds, print_line)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Greedy decoding: python -m bench.decode [--rounds N].
+"""Greedy decoding with and without caches: python -m bench.decode [--rounds N].
 
-Cached decoding of one text beside reading the whole window again for every byte (ours jitted; PyTorch
-eager in the form it runs fastest, that through torch.compile, and eager as the formulas read). What a
-byte costs is the difference between continuing by 192 bytes and by 64: the prompt and the calls'
-fixed price are not in it. The memory limit is the time to read every parameter once. Ternary networks
-are decoded as all others are, from float32 weights that were quantised once.
+Compares cached decoding of one text with running the whole window through the network for every byte: ours
+jitted; PyTorch eager in its fastest form ("fast" in `torch_networks.py`), the same through torch.compile, and
+eager in the "written" form. The time per byte is the difference between decoding 192 and 64 bytes, divided by
+128, which excludes the prompt and the fixed cost of a call. The memory limit is the time to read every
+parameter once. Ternary networks are decoded like all others, from float32 weights that are quantised once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from bench.measure import (
     print_peak,
     ratio,
     read_limit,
-    told,
-    torch_wait,
+    tee,
+    torch_synchronize,
 )
 from bench.train_step import CONFIGS, load
 from tilelli_jax import config as config_lib
@@ -41,44 +41,45 @@ from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.store import build
 from tilelli_jax.tables import table
 
-PROMPT, FEW, MANY, AGAIN = 64, 64, 192, 8  # bytes: of the prompt, decoded with caches, and without
-REREADING = {"ours": "ours", "eager": "PyTorch eager", "compiled": "compiled", "written": "as written"}
+# Bytes of the prompt, decoded with caches (two lengths), and decoded without caches.
+PROMPT, FEW, MANY, UNCACHED_BYTES = 64, 64, 192, 8
+UNCACHED = {"ours": "ours", "eager": "PyTorch eager", "compiled": "compiled", "written": "as written"}
 
 
 def cached(model: Decoder, new: int) -> Candidate:
     return lambda: decoding.generate(model, b"a" * PROMPT, max_new=new, temperature=0.0)
 
 
-def rereading(model: Decoder) -> Candidate:
+def uncached(model: Decoder) -> Candidate:
     window = jnp.full((1, PROMPT + MANY), 97)
     forward = jax.jit(lambda ids: jnp.argmax(model(ids)[:, -1], -1))
-    return lambda: [np.asarray(forward(window)) for _ in range(AGAIN)]
+    return lambda: [np.asarray(forward(window)) for _ in range(UNCACHED_BYTES)]
 
 
-def torch_rereading(config: ModelConfig, who: str) -> Candidate:
+def torch_uncached(config: ModelConfig, variant: str) -> Candidate:
     import torch
     from tilelli_jax.convert.torch_networks import build as build_torch
     model, window = on_torch_device(
-        build_torch(config_lib.to_dict(config), "written" if who == "written" else "fast").eval(),
+        build_torch(config_lib.to_dict(config), "written" if variant == "written" else "fast").eval(),
         torch.full((1, PROMPT + MANY), 97))
-    forward = torch.compile(model) if who == "compiled" else model
+    forward = torch.compile(model) if variant == "compiled" else model
 
     def run() -> None:
         with torch.inference_mode():
-            for _ in range(AGAIN):
+            for _ in range(UNCACHED_BYTES):
                 forward(window)[:, -1].argmax(-1)
-        torch_wait()
+        torch_synchronize()
     return run
 
 
-def candidate(name: str, who: str) -> Candidate:
+def candidate(name: str, variant: str) -> Candidate:
     config = load(name)
-    match who:
+    match variant:
         case "few" | "many":
-            return cached(build(config), FEW if who == "few" else MANY)
+            return cached(build(config), FEW if variant == "few" else MANY)
         case "ours":
-            return rereading(build(config))
-    return torch_rereading(config, who)
+            return uncached(build(config))
+    return torch_uncached(config, variant)
 
 
 def main() -> None:
@@ -93,30 +94,31 @@ def main() -> None:
         run()
         print_peak()
         return
-    with told(options.out) as tell:
-        compare(options.networks, options.rounds, tell)
+    with tee(options.out) as print_line:
+        compare(options.networks, options.rounds, print_line)
 
 
-def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -> None:
-    tell(f"{machine()}; prompt {PROMPT}, batch 1, f32, {rounds} rounds in turn")
-    copied = copy_limit()
-    tell(f"memory is copied at {copied / 1e9:.1f} GB/s, read and written")
-    rows = [("network", "ms a byte", "bytes/s", f"with the prompt, {MANY} bytes",
-             *(f"× {name} rereading" for name in REREADING.values()), "of the memory limit",
-             "of copying's", "peak MiB, ours", "PyTorch eager")]
+def compare(networks: Sequence[str], rounds: int, print_line: Callable[[str], None]) -> None:
+    print_line(f"{machine()}; prompt of {PROMPT} bytes, batch 1, f32, {rounds} alternating rounds")
+    copy_speed = copy_limit()
+    print_line(f"memory copy speed: {copy_speed / 1e9:.1f} GB/s, read plus written")
+    rows = [("network", "ms/byte", "bytes/s", f"with prompt, {MANY} bytes",
+             *(f"× {name}, no cache" for name in UNCACHED.values()), "of memory limit",
+             "of copy limit", "peak MiB, ours", "PyTorch eager")]
     for name in networks:
-        seconds = in_turn({who: candidate(name, who) for who in ("few", "many", *REREADING)}, rounds)
+        seconds = in_turn({variant: candidate(name, variant)
+                           for variant in ("few", "many", *UNCACHED)}, rounds)
         size = sum(kernel.nbytes for kernel in jax.tree.leaves(nnx.state(build(load(name)), nnx.Param)))
-        each = [(many - few) / (MANY - FEW)
-                for few, many in zip(seconds["few"], seconds["many"], strict=True)]
-        rate = 1 / statistics.median(each)
-        rows.append((name, milliseconds(each), f"{rate:,.0f}",
+        per_byte = [(many - few) / (MANY - FEW)
+                    for few, many in zip(seconds["few"], seconds["many"], strict=True)]
+        rate = 1 / statistics.median(per_byte)
+        rows.append((name, milliseconds(per_byte), f"{rate:,.0f}",
                      f"{MANY / statistics.median(seconds['many']):,.0f}/s",
-                     *(f"{ratio(seconds[who], each) / AGAIN:.0f}" for who in REREADING),
-                     f"{rate * size / read_limit(size):.0%}", f"{rate * size / copied:.0%}",
-                     *(f"{peak_memory('bench.decode', '--memory-of', name, who):.0f}"
-                       for who in ("many", "eager"))))
-    tell(table(rows))
+                     *(f"{ratio(seconds[variant], per_byte) / UNCACHED_BYTES:.0f}" for variant in UNCACHED),
+                     f"{rate * size / read_limit(size):.0%}", f"{rate * size / copy_speed:.0%}",
+                     *(f"{peak_memory('bench.decode', '--memory-of', name, variant):.0f}"
+                       for variant in ("many", "eager"))))
+    print_line(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The probe ladder at the size of a study: python -m bench.ladder [--dense].
+"""Time to fit the probe ladder at the size of a study: python -m bench.ladder [--dense].
 
-3500 rows, 8 cheap features, 1024 of a residual stream, 4096 latents of which 32 are active; 5 folds × 9
-strengths. `--dense` gives the rungs with latents as dense, centred columns, too, as scikit-learn's own
-pipelines would have them.
+3500 rows, 8 cheap features, 1024 features of a residual stream, 4096 latents of which 32 are active; 5 folds
+× 9 regularisation strengths. `--dense` also fits the rungs with latents as dense, centred columns, as
+scikit-learn's pipelines do.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ import scipy.sparse
 from tilelli_jax.eval.folds import stratified
 from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, columns, fit_probe
 
-from bench.measure import arguments, machine, told
+from bench.measure import arguments, machine, tee
 from tilelli_jax.tables import table
 
-ROWS, CHEAP, RAW, LATENTS, ACTIVE = 3500, 8, 1024, 4096, 32
+ROWS, CHEAP, STREAM, LATENTS, ACTIVE = 3500, 8, 1024, 4096, 32
 
 
 def problem() -> tuple[dict[str, Block], np.ndarray]:
-    """Correlated activations and sparse codes; the label depends on one feature of two blocks."""
+    """Correlated activations and sparse codes; the label depends on one stream and one cheap feature."""
     rng = np.random.default_rng(0)
-    shared = rng.standard_normal((ROWS, RAW // 16)) @ rng.standard_normal((RAW // 16, RAW))
-    raw = shared + 0.7 * rng.standard_normal((ROWS, RAW))
+    shared = rng.standard_normal((ROWS, STREAM // 16)) @ rng.standard_normal((STREAM // 16, STREAM))
+    stream = shared + 0.7 * rng.standard_normal((ROWS, STREAM))
     codes = np.where(rng.random((ROWS, LATENTS)) < ACTIVE / LATENTS, rng.exponential(size=(ROWS, LATENTS)), 0)
     cheap = rng.standard_normal((ROWS, CHEAP))
-    odds = raw[:, 0] / raw[:, 0].std() + cheap[:, 0] - 1
+    odds = stream[:, 0] / stream[:, 0].std() + cheap[:, 0] - 1
     labels = (rng.random(ROWS) < 1 / (1 + np.exp(-odds))).astype(int)
-    return {"cheap": cheap, "raw": raw, "sae": scipy.sparse.csr_array(codes)}, labels
+    return {"cheap": cheap, "raw": stream, "sae": scipy.sparse.csr_array(codes)}, labels
 
 
-def compare(dense: bool, tell: Callable[[str], None]) -> None:
+def compare(dense: bool, print_line: Callable[[str], None]) -> None:
     blocks, labels = problem()
     folds = stratified(labels)
-    rows = [("rung", "columns", "seconds", "C chosen")]
+    rows = [("rung", "columns", "seconds", "chosen C")]
 
     def fit(name: str, features: Block) -> None:
         begin = time.perf_counter()
-        found = fit_probe(features, labels, folds, ProbeOptions())
+        probe = fit_probe(features, labels, folds, ProbeOptions())
         kind = "sparse" if scipy.sparse.issparse(features) else "dense"
         rows.append((name, f"{features.shape[1]}, {kind}", f"{time.perf_counter() - begin:.1f}",
-                     f"{found.strength:g}"))
+                     f"{probe.c_value:g}"))
     for rung in LADDER:
         features = columns(blocks, rung.blocks)
         fit(rung.name, features)
         if dense and not isinstance(features, np.ndarray):
             fit(rung.name, np.asarray(features.todense()))
-    tell(table(rows))
+    print_line(table(rows))
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--dense", action="store_true", help="sparse rungs as dense columns, too")
+    parser.add_argument("--dense", action="store_true", help="also fit sparse rungs with dense columns")
     options = parser.parse_args()
-    with told(options.out) as tell:
-        tell(f"{machine()}; {ROWS} rows, one run")
-        compare(options.dense, tell)
+    with tee(options.out) as print_line:
+        print_line(f"{machine()}; {ROWS} rows, one run")
+        compare(options.dense, print_line)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine: models in turn, medians of ratios, and the machine's limits."""
+"""Timing on a noisy machine: alternating models, medians of ratios, and the machine's speed limits."""
 
 from __future__ import annotations
 
@@ -22,65 +22,65 @@ import numpy as np
 
 from tilelli_jax.files import write_atomically
 
-Candidate = Callable[[], object]  # does the work once and waits for the result
+Candidate = Callable[[], object]  # runs the work once and waits for the result
 
 
 def arguments(doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """A parser with the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write what is printed there, too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the output to FILE")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, metavar="N",
-                            help="turns of each model [%(default)s]")
+                            help="number of rounds in which each model is timed once [%(default)s]")
     return parser
 
 
 @contextlib.contextmanager
-def told(out: Path | None) -> Iterator[Callable[[str], None]]:
-    """Gives what prints a text; in the end, all of them are in the file."""
+def tee(out: Path | None) -> Iterator[Callable[[str], None]]:
+    """Yields a function that prints a line; on exit, writes all lines to the file `out` unless it is None."""
     texts: list[str] = []
 
-    def tell(text: str) -> None:
+    def print_line(text: str) -> None:
         print(text, flush=True)
         texts.append(text)
 
-    yield tell
+    yield print_line
     if out is not None:
         write_atomically(out, "".join(text + "\n" for text in texts).encode())
 
 
-def in_turn(candidates: dict[str, Candidate], rounds: int, rest: float = 0.05) -> dict[str, list[float]]:
-    """Seconds of each model in each round; all are run once beforehand.
+def in_turn(candidates: dict[str, Candidate], rounds: int, pause: float = 0.05) -> dict[str, list[float]]:
+    """Times all candidates once per round; returns the seconds per round for each.
 
-    The rest lets the thread pool of one library go to sleep before another one is timed. In each
-    turn the second run counts: the first takes memory from the system that the others gave back,
-    which in a loop of steps happens once.
+    Every candidate is run once before timing. The pause (seconds) lets the thread pool of one library go idle
+    before another library is timed. Each timing is of the second of two runs: the first allocates memory that
+    the other candidates freed, which in a training loop happens only once.
     """
     for run in candidates.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
-            time.sleep(rest)
+            time.sleep(pause)
             run()
             seconds[name].append(_timed(run))
     return seconds
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """The median over the rounds of a / b: what both share of a round's slowness cancels."""
+    """Median over the rounds of a / b, so that slow rounds affect both sides equally."""
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 def milliseconds(seconds: Sequence[float]) -> str:
-    """Median and range, to three digits or so."""
+    """Formats median and range in milliseconds, with about three digits."""
     low, middle, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
     digits = 1 if middle >= 10 else 3
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def matmul_limit(n: int = 1536, repeats: int = 9) -> float:
-    """FLOP/s of the best of some large f32 products: what a step could reach at the very most."""
+    """FLOP/s of the fastest of several large f32 matrix products: an upper bound for a training step."""
     a = jnp.ones((n, n))
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
@@ -88,7 +88,7 @@ def matmul_limit(n: int = 1536, repeats: int = 9) -> float:
 
 
 def read_limit(n_bytes: int, repeats: int = 30) -> float:
-    """Bytes/s at which XLA multiplies a vector by a matrix of that size: decoding can do no better."""
+    """Bytes/s at which XLA multiplies a vector by a matrix of `n_bytes`: an upper bound for decoding."""
     width = 1024
     matrix = jnp.ones((max(n_bytes // (4 * width), 1), width))
     vector = jnp.ones(width)
@@ -100,38 +100,35 @@ def read_limit(n_bytes: int, repeats: int = 30) -> float:
 
 
 def copy_limit(n_bytes: int = 1 << 28, repeats: int = 9) -> float:
-    """Bytes/s, read and written, at which memory (no cache holds so much) is copied by one thread."""
+    """Bytes/s (read plus written) at which one thread copies an array larger than the caches."""
     source = np.ones(n_bytes, np.uint8)
     target = np.empty_like(source)
     return 2 * n_bytes / min(_timed(lambda: np.copyto(target, source)) for _ in range(repeats))
 
 
-def on_torch_device(*things: Any) -> tuple[Any, ...]:
-    """Tensors and modules, on the GPU where JAX has one."""
-    return tuple(thing.to("cuda" if jax.default_backend() == "gpu" else "cpu") for thing in things)
+def on_torch_device(*objects: Any) -> tuple[Any, ...]:
+    """Moves tensors and modules to the GPU if JAX uses one."""
+    return tuple(obj.to("cuda" if jax.default_backend() == "gpu" else "cpu") for obj in objects)
 
 
-def torch_wait() -> None:
-    """Until PyTorch's GPU has done what it was given."""
+def torch_synchronize() -> None:
+    """Waits until PyTorch's GPU has finished."""
     import torch
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """MiB resident at the peak of a fresh process that runs `module` and ends with `print_peak`.
-
-    Or by which it grows, where it ends with `print_growth`.
-    """
+    """Runs `module` in a new process; returns the MiB printed by its `print_peak` or `print_growth`."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=True,
                           stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
 
 
 def print_peak() -> None:
-    """In MiB: of the GPU where there is one, otherwise resident in this process.
+    """Prints the peak memory in MiB: of the GPU if there is one, else the resident memory of this process.
 
-    VmHWM, not getrusage: the latter begins with the peak of the process that forked this one.
+    Reads VmHWM, since getrusage starts with the peak of the parent process.
     """
     if stats := jax.devices()[0].memory_stats():
         peak = stats["peak_bytes_in_use"]
@@ -144,11 +141,11 @@ def print_peak() -> None:
 
 
 def print_growth(run: Candidate) -> None:
-    """MiB by which this process grows at the peak of a run; the first one, which compiles, is not it."""
+    """Prints the MiB by which this process grows at the peak of its second run; the first run compiles."""
     run()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system: else it would not be counted
+    ctypes.CDLL(None).malloc_trim(0)  # returns free memory to the system, so that its reuse is counted
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak begins anew
+        file.write("5")  # resets the peak
     before = _resident("VmRSS")
     run()
     print(_resident("VmHWM") - before)
@@ -160,7 +157,7 @@ def _resident(field: str) -> float:
 
 
 def machine() -> str:
-    """One line on what was measured on."""
+    """One line that describes the machine and the library versions."""
     name = jax.devices()[0].device_kind
     if jax.devices()[0].platform == "cpu":
         with open("/proc/cpuinfo") as file:

@@ -1,14 +1,15 @@
-"""One training step beside PyTorch's: python -m bench.train_step [--rounds N].
+"""One training step compared with PyTorch: python -m bench.train_step [--rounds N].
 
-The same network and batch (forward, backward, clipping, AdamW), in turn:
+Times a step (forward, backward, clipping, AdamW) on the same network and batch, in alternating rounds:
 
-    scanned   our step as it comes: one compiled block, scanned over the layers
+    scanned   our default step: one compiled block, scanned over the layers
     unrolled  our step with compute.scan_layers=false
-    written   eager PyTorch as the formulas read: masked attention, the state as a convolution
-    eager     eager PyTorch in the form that PyTorch runs fastest
-    compiled  the same through torch.compile
+    written   eager PyTorch, direct implementation: masked attention, the state pathway as a convolution
+    eager     eager PyTorch in its fastest form
+    compiled  the eager form through torch.compile
 
-Shares are of the machine's matrix-product limit, and MFU of its data sheet's, where that is known.
+Reports the fraction of the machine's measured matrix-product limit and, where the data sheet is known, model
+FLOP/s utilisation (MFU).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from bench.measure import (
     peak_memory,
     print_peak,
     ratio,
-    told,
-    torch_wait,
+    tee,
+    torch_synchronize,
 )
 from tilelli_jax import config as config_lib
 from tilelli_jax.estimators.sae import SAEConfig
@@ -58,58 +59,58 @@ def load(name: str) -> ModelConfig:
     return model
 
 
-def ours(config: ModelConfig, scan_layers: bool = True) -> Candidate:
-    """Our step; XLA keeps its state on the device."""
+def our_step(config: ModelConfig, scan_layers: bool = True) -> Candidate:
+    """Our step; the state stays on the device."""
     from tilelli_jax.models.decoder import ComputeConfig
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         training = make_training(config, ComputeConfig(scan_layers=scan_layers), OptimizerConfig(),
                                  steps=1000, loss=next_byte_loss(0.0), seed=0, mesh=mesh)
     batch = {"bytes": jax.device_put(token_rows()[None])}
-    held = [training.make_state()]
+    state = [training.make_state()]
 
     def run() -> None:
         with jax.set_mesh(mesh):
-            held[0], metrics = training.update(held[0], batch, np.int32(held[0].step))
-            jax.block_until_ready((held[0], metrics))
+            state[0], metrics = training.update(state[0], batch, np.int32(state[0].step))
+            jax.block_until_ready((state[0], metrics))
     return run
 
 
-def torchs(config: ModelConfig, who: str) -> Candidate:
+def torch_step(config: ModelConfig, variant: str) -> Candidate:
     """PyTorch's step on the same network."""
     import torch
     from tilelli_jax.convert.torch_networks import build
-    form: Literal["written", "fast"] = "written" if who == "written" else "fast"
+    form: Literal["written", "fast"] = "written" if variant == "written" else "fast"
     model, data = on_torch_device(build(config_lib.to_dict(config), form),
                                   torch.from_numpy(token_rows().astype(np.int64)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
     def forward(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
-    loss = torch.compile(forward) if who == "compiled" else forward
+    loss = torch.compile(forward) if variant == "compiled" else forward
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss(data[:, :-1], data[:, 1:]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        torch_wait()
+        torch_synchronize()
     return run
 
 
 def token_rows() -> np.ndarray:
-    """The same letters for everybody, uint8 `[batch, time + 1]`."""
+    """Random letters, the same for all variants, uint8 `[batch, time + 1]`."""
     return np.random.default_rng(0).integers(97, 123, (BATCH, TIME + 1)).astype(np.uint8)
 
 
-def candidate(name: str, who: str) -> Candidate:
+def candidate(name: str, variant: str) -> Candidate:
     config = load(name)
-    match who:
+    match variant:
         case "scanned" | "unrolled":
-            return ours(config, who == "scanned")
+            return our_step(config, variant == "scanned")
         case "scanned, fp32":
-            return ours(dataclasses.replace(config, quantizer="none"))
-    return torchs(config, who)
+            return our_step(dataclasses.replace(config, quantizer="none"))
+    return torch_step(config, variant)
 
 
 def main() -> None:
@@ -123,35 +124,35 @@ def main() -> None:
             run()
         print_peak()
         return
-    with told(options.out) as tell:
-        compare(options.networks, options.rounds, tell)
+    with tee(options.out) as print_line:
+        compare(options.networks, options.rounds, print_line)
 
 
-def compare(networks: Sequence[str], rounds: int, tell: Callable[[str], None]) -> None:
-    tell(f"{machine()}; batch {BATCH} × {TIME}, f32, {rounds} rounds in turn")
+def compare(networks: Sequence[str], rounds: int, print_line: Callable[[str], None]) -> None:
+    print_line(f"{machine()}; batch {BATCH} × {TIME}, f32, {rounds} alternating rounds")
     limit, peak = matmul_limit(), peak_flops(jax.devices()[0])
-    tell(f"matrix-product limit {limit / 1e9:.0f} GFLOP/s")
+    print_line(f"matrix-product limit {limit / 1e9:.0f} GFLOP/s")
     others = ["written", "eager", "compiled"]
-    rows = [("network", "who", "ms a step (range)", *(f"of {other}" for other in others),
-             "of the limit", *(["MFU (bf16 peak)"] if peak else []), "peak MiB")]
-    ternary = ""
+    rows = [("network", "variant", "ms/step (range)", *(f"× {other}" for other in others),
+             "of matmul limit", *(["MFU (bf16 peak)"] if peak else []), "peak MiB")]
+    ternary_ratio = ""
     for name in networks:
-        whos = ["scanned", "unrolled", *others]
+        variants = ["scanned", "unrolled", *others]
         if name == "Lite ternary":
-            whos.insert(1, "scanned, fp32")
-        seconds = in_turn({who: candidate(name, who) for who in whos}, rounds)
+            variants.insert(1, "scanned, fp32")
+        seconds = in_turn({variant: candidate(name, variant) for variant in variants}, rounds)
         flops = train_flops_per_token(load(name)) * BATCH * TIME
-        for who, times in seconds.items():
-            rows.append((name, who, milliseconds(times),
+        for variant, times in seconds.items():
+            rows.append((name, variant, milliseconds(times),
                          *(f"{ratio(times, seconds[other]):.2f}" for other in others),
-                         *(f"{flops / statistics.median(times) / most:.0%}"
-                           for most in (limit, peak) if most),
-                         f"{peak_memory('bench.train_step', '--memory-of', name, who):.0f}"))
+                         *(f"{flops / statistics.median(times) / limit_flops:.0%}"
+                           for limit_flops in (limit, peak) if limit_flops),
+                         f"{peak_memory('bench.train_step', '--memory-of', name, variant):.0f}"))
         if name == "Lite ternary":
-            ternary = f"{ratio(seconds['scanned'], seconds['scanned, fp32']):.3f}"
-    tell(table(rows))
-    if ternary:
-        tell(f"Lite, a ternary step / an fp32 step: {ternary}")
+            ternary_ratio = f"{ratio(seconds['scanned'], seconds['scanned, fp32']):.3f}"
+    print_line(table(rows))
+    if ternary_ratio:
+        print_line(f"Lite, ternary step / fp32 step: {ternary_ratio}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: PyTorch files and Hugging Face directories ⇄ model directories."""
+"""Converts PyTorch files and Hugging Face directories to model directories, and back."""
 
 from tilelli_jax import interrupts
 

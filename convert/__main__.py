@@ -1,4 +1,4 @@
-"""`python -m convert` in a clone: the command `tilelli convert`."""
+"""`python -m convert` in a clone runs the command `tilelli convert`."""
 
 import sys
 

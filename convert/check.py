@@ -1,8 +1,8 @@
-"""Source and result on the same input: the largest difference of their outputs (`--check`).
+"""Runs source and result on the same input and reports their largest difference (`--check`).
 
-transformers runs what it knows. Tilelli's networks are restated in `torch_networks.py` and filled
-with the source's tensors as they are, so that a kernel turned the wrong way is seen; which tensor
-is which, both sides have from the same map.
+transformers runs its own architectures. `torch_networks.py` implements Tilelli's networks again in PyTorch,
+filled with the source's tensors in their original layout, so the check detects a kernel that was wrongly
+transposed. Both sides use the same map of names, so the check does not detect an error in that map.
 """
 
 from __future__ import annotations
@@ -26,48 +26,50 @@ ROWS, TIME = 2, 32
 
 
 class Outputs(NamedTuple):
-    """What both made of one input, f32 of the same shape, and who ran the source."""
+    """Outputs of both networks for one input, f32 of equal shape, and the program that ran the source."""
 
-    ours: np.ndarray
-    theirs: np.ndarray
-    by: str
+    converted: np.ndarray
+    original: np.ndarray
+    runner: str
 
 
-def needs(source: Source) -> None:
+def require_packages(source: Source) -> None:
     """Raises InputError where a package that the check needs is not installed."""
-    wanted = ("torch", "transformers") if source.is_directory and "model_type" in source.tree else ("torch",)
-    for name in wanted:
+    by_transformers = source.is_directory and "model_type" in source.config
+    packages = ("torch", "transformers") if by_transformers else ("torch",)
+    for name in packages:
         if importlib.util.find_spec(name) is None:
             raise extras.missing(name, "--check")
 
 
 def compare(source: Source, plan: Plan, out: Path) -> Outputs:
-    """Runs both, in f32."""
+    """Runs both networks in f32 on the same random input."""
     rng = np.random.default_rng(0)
     run: Callable[..., Outputs] = {"t5": _seq2seq, "sae": _sae, "lrd": _lrd, "gpt_neox": _causal,
                                    "gemma4": _causal}.get(plan.family, _routed)
     return run(source, plan, store.load(out), rng)
 
 
-def told(outputs: Outputs) -> str:
-    """One line."""
-    apart = np.abs(outputs.ours - outputs.theirs)
-    return (f"largest difference from {outputs.by}: {apart.max():.3g}, of outputs up to "
-            f"{np.abs(outputs.theirs).max():.3g}; {(apart > 1e-3).mean():.2%} of them differ by over 0.001")
+def format_difference(outputs: Outputs) -> str:
+    """One line: the largest difference, and the fraction of outputs that differ by over 0.001."""
+    difference = np.abs(outputs.converted - outputs.original)
+    largest_output = np.abs(outputs.original).max()
+    return (f"largest difference from {outputs.runner}: {difference.max():.3g}, with outputs up to "
+            f"{largest_output:.3g}; {(difference > 1e-3).mean():.2%} of the outputs differ by over 0.001")
 
 
-def restated(plan: Plan, config: Any, form: Literal["fast", "exact"]) -> Any:
-    """One of Tilelli's networks in PyTorch, with this configuration and the source's tensors as they are."""
+def pytorch_network(plan: Plan, config: Any, form: Literal["fast", "exact"]) -> Any:
+    """A Tilelli network in PyTorch: this configuration, the source's tensors in their original layout."""
     import torch
 
     from . import torch_networks
     network = torch_networks.build(config_lib.to_dict(config), form).eval()
-    filled = torch_networks.named_tensors(network)
+    parameters = torch_networks.named_tensors(network)
     for link in plan.links:
-        if link.ours not in filled:  # the abstain head, which has no part in the logits
+        if link.ours not in parameters:  # the abstain head does not affect the logits
             continue
-        tensor = filled[link.ours][1]
-        parts = [torch.from_numpy(np.array(plan.found[name].read(), np.float32)) for name in link.theirs]
+        tensor = parameters[link.ours][1]
+        parts = [torch.from_numpy(np.array(plan.tensors[name].read(), np.float32)) for name in link.theirs]
         tensor.data.copy_((torch.stack(parts) if link.by_head else parts[0]).reshape(tensor.shape))
     return network
 
@@ -93,33 +95,33 @@ def _seq2seq(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -
     ids, decoded = _ids(rng, plan), _ids(rng, plan)
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(source.path, dtype=torch.float32).eval()
     with torch.no_grad():
-        made = theirs(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(decoded))
-    return Outputs(np.asarray(model(ids, decoded)), made.logits.numpy(),
+        outputs = theirs(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(decoded))
+    return Outputs(np.asarray(model(ids, decoded)), outputs.logits.numpy(),
                    f"transformers {transformers.__version__}")
 
 
 def _routed(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
     ids = _ids(rng, plan)
-    # As stored, before quantisation: a weight half way between two levels goes either way with the
-    # last bit of a mean, and a network of few levels makes much of it.
+    # Both sides run without quantisation: for a weight half way between two levels, the last bit of a mean
+    # decides the rounding, and in a network of few levels that changes the outputs a lot.
     plain = dataclasses.replace(plan.config, quantizer="none")
     model = store.from_arrays(plain, to_arrays(model))
-    theirs = restated(plan, plain, "exact")
+    theirs = pytorch_network(plan, plain, "exact")
     with torch.no_grad():
         logits = theirs(torch.from_numpy(ids)).numpy()
-    return Outputs(np.asarray(model(ids)), logits, "its restatement in PyTorch, of weights not quantised"
-                   if plan.config.quantizer != "none" else "its restatement in PyTorch")
+    return Outputs(np.asarray(model(ids)), logits, "the PyTorch implementation, weights not quantised"
+                   if plan.config.quantizer != "none" else "the PyTorch implementation")
 
 
 def _sae(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
     x = rng.standard_normal((ROWS * TIME, plan.config.d_model)).astype(np.float32)
-    found = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
-             for name, tensor in plan.found.items()}
-    encoder = found["W_enc"] if "W_enc" in found else found["encoder.weight"].T
-    encoder_bias = found["b_enc"] if "b_enc" in found else found["encoder.bias"]
-    decoder, bias = found["W_dec"], found["b_dec"]
+    tensors = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
+               for name, tensor in plan.tensors.items()}
+    encoder = tensors["W_enc"] if "W_enc" in tensors else tensors["encoder.weight"].T
+    encoder_bias = tensors["b_enc"] if "b_enc" in tensors else tensors["encoder.bias"]
+    decoder, bias = tensors["W_dec"], tensors["b_dec"]
     values, latents = ((torch.from_numpy(x) - bias) @ encoder + encoder_bias).topk(plan.config.k)
     codes = torch.zeros(len(x), plan.config.n_latents).scatter(1, latents, values.relu())
     return Outputs(np.asarray(model(x)), (codes @ decoder + bias).numpy(), "its formula in PyTorch")
@@ -128,21 +130,21 @@ def _sae(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Ou
 def _lrd(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Outputs:
     import torch
     config = plan.config
-    found = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
-             for name, tensor in plan.found.items()}
-    mean, std = found["fscaler.mean"], found["fscaler.std"]
+    tensors = {name: torch.from_numpy(np.array(tensor.read(), np.float32))
+               for name, tensor in plan.tensors.items()}
+    mean, std = tensors["fscaler.mean"], tensors["fscaler.std"]
     features = mean + std * torch.from_numpy(
         rng.standard_normal((ROWS * TIME, 9, config.n_features)).astype(np.float32))
-    whole = found["gscaler.mean"] + found["gscaler.scale"] * torch.from_numpy(
+    globals_ = tensors["gscaler.mean"] + tensors["gscaler.scale"] * torch.from_numpy(
         rng.standard_normal((ROWS * TIME, config.n_globals)).astype(np.float32))
     gru = torch.nn.GRU(config.n_features, config.d_hidden, batch_first=True)
-    gru.load_state_dict({name.removeprefix("gru."): tensor for name, tensor in found.items()
+    gru.load_state_dict({name.removeprefix("gru."): tensor for name, tensor in tensors.items()
                          if name.startswith("gru.")})
     with torch.no_grad():
         states, _ = gru((features - mean) / std)
         pooled = torch.cat([states.mean(1), states[:, -1],
-                            (whole - found["gscaler.mean"]) / found["gscaler.scale"]], 1)
-        hidden = torch.relu(pooled @ found["head.0.weight"].T + found["head.0.bias"])
-        logits = (hidden @ found["head.3.weight"].T + found["head.3.bias"])[:, 0]
-        theirs = torch.sigmoid(logits / found["T"]).numpy()
-    return Outputs(np.asarray(model(features.numpy(), whole.numpy())), theirs, "its formula in PyTorch")
+                            (globals_ - tensors["gscaler.mean"]) / tensors["gscaler.scale"]], 1)
+        hidden = torch.relu(pooled @ tensors["head.0.weight"].T + tensors["head.0.bias"])
+        logits = (hidden @ tensors["head.3.weight"].T + tensors["head.3.bias"])[:, 0]
+        theirs = torch.sigmoid(logits / tensors["T"]).numpy()
+    return Outputs(np.asarray(model(features.numpy(), globals_.numpy())), theirs, "its formula in PyTorch")

@@ -1,7 +1,7 @@
-"""PyTorch's `.pt` files, read without running what is in them, one tensor at a time.
+"""Reads and writes PyTorch's `.pt` files one tensor at a time, without running code from the file.
 
-torch reads the file's outline (`weights_only`, and without the numbers); the numbers are then read
-from where they lie in the archive. Nothing but tensors, plain containers and NumPy arrays is let in.
+torch reads the structure of the file (`weights_only`, without the tensor data). The data are then read from
+their offsets in the archive. Only tensors, plain containers and NumPy arrays are accepted.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Tree = Any  # dicts and lists of Tensors, NumPy arrays and plain values
 
 
 def read(path: Path) -> Tree:
-    """What a `.pt` file holds, its tensors to be read when they are asked for.
+    """Returns the contents of a `.pt` file; tensor data are read on access.
 
     Raises:
-        InputError: torch is missing; the file is none, is damaged, or would run code.
+        InputError: torch is missing, or the file is no `.pt` file, is damaged, or would run code.
     """
     torch = _torch(f"{path}")
     check_regular(path)
@@ -46,21 +46,21 @@ def read(path: Path) -> Tree:
         from torch._subclasses.fake_tensor import FakeTensorMode
         with (torch.serialization.safe_globals(_resolved(allowed)), FakeTensorMode(),
               warnings.catch_warnings()):
-            warnings.simplefilter("ignore")  # of what a damaged file asks for
+            warnings.simplefilter("ignore")  # damaged files cause warnings
             tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, and all of them are the file's
+    except Exception as error:  # torch raises exceptions of many types for a bad file
         raise InputError(f"{path}: {_reason(error)}") from None
     try:
         return _with_tensors(path, tree, torch)
     except RecursionError:
-        raise InputError(f"{path}: cannot be read: it holds itself, or is nested too deeply") from None
+        raise InputError(f"{path}: cannot be read: it contains itself, or is nested too deeply") from None
 
 
 def writer(path: Path, tree: Tree) -> Callable[[BinaryIO], None]:
-    """What writes a `.pt` file with this tree, its Tensors as torch's, one in memory at a time.
+    """Returns a function that writes this tree as a `.pt` file, with one tensor in memory at a time.
 
-    The archive is that of `torch.save`: a pickle that rebuilds the tree, and the numbers of each
-    tensor in a record of its own. `torch.save` itself would want all of them at once.
+    The archive has the format of `torch.save`: a pickle that rebuilds the tree, and one record of data for
+    each tensor. `torch.save` itself would need all tensors in memory at once.
 
     Raises:
         InputError: torch is missing.
@@ -69,7 +69,7 @@ def writer(path: Path, tree: Tree) -> Callable[[BinaryIO], None]:
     tensors: list[Tensor] = []
 
     class Stored:
-        """Pickled as torch pickles a contiguous tensor, whose storage is a record of the archive."""
+        """Pickles as torch pickles a contiguous tensor whose storage is a record of the archive."""
 
         def __init__(self, tensor: Tensor):
             self.tensor, self.key = tensor, len(tensors)
@@ -86,26 +86,26 @@ def writer(path: Path, tree: Tree) -> Callable[[BinaryIO], None]:
             self.stored = stored
 
     class Pickler(pickle.Pickler):
-        def persistent_id(self, thing: Any) -> Any:
-            if not isinstance(thing, Storage):
+        def persistent_id(self, target: Any) -> Any:
+            if not isinstance(target, Storage):
                 return None
-            tensor = thing.stored.tensor
+            tensor = target.stored.tensor
             kind = getattr(torch, f"{_STORAGES[str(tensor.dtype)]}Storage")
-            return "storage", kind, str(thing.stored.key), "cpu", math.prod(tensor.shape)
+            return "storage", kind, str(target.stored.key), "cpu", math.prod(tensor.shape)
 
     def stored(value: Any) -> Any:
         if isinstance(value, Tensor):
             return Stored(value)
         if isinstance(value, Mapping):
-            return {key: stored(one) for key, one in value.items()}
-        return [stored(one) for one in value] if isinstance(value, list) else value
+            return {key: stored(item) for key, item in value.items()}
+        return [stored(item) for item in value] if isinstance(value, list) else value
 
     outline = io.BytesIO()
     Pickler(outline, protocol=2).dump(stored(tree))
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w") as archive:
-            # Dated as zip files begin, so that the same tensors make the same file.
+            # The first date that zip allows, so that the same tensors make the same file.
             archive.writestr(zipfile.ZipInfo("archive/data.pkl"), outline.getvalue())
             archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
             for i, tensor in enumerate(tensors):
@@ -116,16 +116,16 @@ def writer(path: Path, tree: Tree) -> Callable[[BinaryIO], None]:
     return write
 
 
-def _torch(what: str) -> Any:
+def _torch(path: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise extras.missing("torch", f"{what}: a PyTorch file") from None
+        raise extras.missing("torch", f"{path}: a PyTorch file") from None
     return torch
 
 
 def _check_archive(path: Path) -> None:
-    """Raises InputError where the file is cut off or its checksums say that it was damaged."""
+    """Raises InputError if the file is truncated or a checksum differs."""
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -136,30 +136,30 @@ def _check_archive(path: Path) -> None:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except InputError:
         raise
-    except Exception:  # zipfile raises many kinds over a damaged archive
+    except Exception:  # zipfile raises exceptions of many types for a damaged archive
         with path.open("rb") as file:
             first = file.read(len(GIT_LFS))
         check_fetched(path, first)
-        old = first[:2] in (b"\x80\x02", b"\x80\x04")
-        raise InputError(
-            f"{path}: cannot be read: " + ("a pickle of PyTorch before 1.6; load it there and save it anew"
-                                           if old else "no PyTorch file, or cut off")) from None
+        is_old_pickle = first[:2] in (b"\x80\x02", b"\x80\x04")
+        reason = ("a pickle of PyTorch before 1.6; load it with PyTorch and save it again" if is_old_pickle
+                  else "not a PyTorch file, or truncated")
+        raise InputError(f"{path}: cannot be read: {reason}") from None
 
 
 def _reason(error: Exception) -> str:
-    said = str(error)
-    wanted = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)|find_class.*?'(\S+)'", said)
-    if wanted:
-        name = next(group for group in wanted.groups() if group)
+    message = str(error)
+    match = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)|find_class.*?'(\S+)'", message)
+    if match:
+        name = next(group for group in match.groups() if group)
         return f"refused: it wants to run '{name.rstrip('.,')}', and only tensors and plain values are let in"
-    if "weights_only" in said:  # torch's advice is to let it in
-        return "refused: it holds what is neither a tensor nor a plain value"
-    first = next((line for line in said.splitlines() if line.strip()), type(error).__name__)
+    if "weights_only" in message:  # torch's message advises to disable the protection
+        return "refused: it holds an object that is neither a tensor nor a plain value"
+    first = next((line for line in message.splitlines() if line.strip()), type(error).__name__)
     return f"cannot be read: {first[:200]}"
 
 
 def _numpy_globals() -> list[tuple[str, str]]:
-    """What NumPy arrays and scalars are rebuilt with: none of it can do anything else."""
+    """The functions and classes that rebuild NumPy arrays and scalars; none has another effect."""
     kinds = [f"{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int8", "Int16", "Int32", "Int64",
                                          "UInt8", "Bool", "Str")]
     return [("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),
@@ -168,13 +168,13 @@ def _numpy_globals() -> list[tuple[str, str]]:
 
 def _resolved(names: list[tuple[str, str]]) -> list[Any]:
     import importlib
-    found = []
+    resolved = []
     for module, name in names:
-        thing = getattr(importlib.import_module(module), name)
-        found.append(thing)
-        if module.startswith("numpy._core"):  # what NumPy before 2 called it
-            found.append((thing, f"{module.replace('_core', 'core')}.{name}"))
-    return found
+        target = getattr(importlib.import_module(module), name)
+        resolved.append(target)
+        if module.startswith("numpy._core"):  # the name before NumPy 2
+            resolved.append((target, f"{module.replace('_core', 'core')}.{name}"))
+    return resolved
 
 
 def _with_tensors(path: Path, tree: Any, torch: Any) -> Tree:
@@ -192,21 +192,21 @@ def _tensor(path: Path, fake: Any, torch: Any) -> Tensor:
              torch.bfloat16: ml_dtypes.bfloat16, torch.int64: np.int64, torch.int32: np.int32,
              torch.int16: np.int16, torch.int8: np.int8, torch.uint8: np.uint8, torch.bool: np.bool_}
     if fake.dtype not in kinds:
-        raise InputError(f"{path}: expected tensors of floats, whole numbers or bool, found {fake.dtype}")
+        raise InputError(f"{path}: expected tensors of floats, integers or bool, found {fake.dtype}")
     if fake.layout != torch.strided or getattr(fake.untyped_storage(), "_checkpoint_offset", None) is None:
-        raise InputError(f"{path}: expected tensors with numbers in the file, found a sparse or an empty one")
+        raise InputError(f"{path}: expected dense tensors with data, found a sparse or an empty one")
     dtype, shape = np.dtype(kinds[fake.dtype]), tuple(fake.shape)
     strides = tuple(step * dtype.itemsize for step in fake.stride())
     start = fake.untyped_storage()._checkpoint_offset + fake.storage_offset() * dtype.itemsize
-    reach = sum((n - 1) * step for n, step in zip(shape, fake.stride(), strict=True))
-    length = 0 if 0 in shape else 1 + reach
+    last_index = sum((n - 1) * step for n, step in zip(shape, fake.stride(), strict=True))
+    length = 0 if 0 in shape else 1 + last_index
 
     def parts() -> Iterator[np.ndarray]:
         with path.open("rb") as file:
             file.seek(start)
             numbers = np.fromfile(file, dtype, length)
         if len(numbers) != length:
-            raise InputError(f"{path}: the file ends before one of its tensors")
+            raise InputError(f"{path}: the file ends before the end of one of its tensors")
         yield np.lib.stride_tricks.as_strided(numbers, shape, strides)
 
     return Tensor(shape, dtype, parts)

@@ -1,4 +1,4 @@
-"""What a source holds, and what it would become: the table of `--inspect`."""
+"""The table of `--inspect`: the tensors of a source and what they would become."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .source import Source
 
 
 def report(source: Source, plan: Plan | None, problem: str) -> str:
-    """A line for each tensor, the family and configuration, and what stands in the way if anything does."""
-    found = source.tensors if plan is None else plan.found
+    """One line per tensor, then the family and configuration, then the error if there is one."""
+    tensors = source.tensors if plan is None else plan.tensors
     rows = [["tensor", "shape", "type", "becomes"]]
-    called = {} if plan is None else plan.called
-    rows += [[called.get(name, name), "×".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype),
-              _becomes(name, plan)] for name, tensor in found.items()]
-    lines = [table(rows), "", f"{source.path}: {len(found)} tensors, {_count(found):,} numbers"]
+    original_names = {} if plan is None else plan.original_names
+    rows += [[original_names.get(name, name), "×".join(map(str, tensor.shape)) or "scalar", str(tensor.dtype),
+              _becomes(name, plan)] for name, tensor in tensors.items()]
+    lines = [table(rows), "", f"{source.path}: {len(tensors)} tensors, {_count(tensors):,} numbers"]
     if plan is not None:
-        lines.append(f"family {plan.family}; its configuration:")
+        lines.append(f"family {plan.family}; configuration:")
         lines += [f"  {key}: {value}" for key, value in config_lib.to_dict(plan.config).items()]
         lines += [f"note: {note}" for note in plan.notes]
     return "\n".join([*lines, *([f"cannot be converted: {problem}"] if problem else [])])
@@ -36,11 +36,11 @@ def _becomes(name: str, plan: Plan | None) -> str:
     for link in plan.links:
         if name in link.theirs:
             slot = f"[{link.theirs.index(name)}]" if link.by_head else ""
-            how = "" if link.how == "same" else f"  ({LAYOUTS[link.how].meaning})"
-            return f"{link.ours}{slot}{how}"
+            layout = "" if link.how == "same" else f"  ({LAYOUTS[link.how].meaning})"
+            return f"{link.ours}{slot}{layout}"
     reason = reason_to_ignore(name, plan.ignored)
     return "not known" if reason is None else f"ignored: {reason}"
 
 
-def _count(found: Mapping[str, Tensor]) -> int:
-    return sum(int(np.prod(tensor.shape)) for tensor in found.values())
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    return sum(int(np.prod(tensor.shape)) for tensor in tensors.values())

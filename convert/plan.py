@@ -1,4 +1,4 @@
-"""What a conversion will do: the network's configuration, and which tensor becomes which array."""
+"""Conversion plans: the network's configuration, and which tensor becomes which array."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .source import Source
 
 @dataclasses.dataclass(frozen=True)
 class Assumption:
-    """A setting that a source leaves open; `--check` compares its values on text.
+    """A setting that the source does not specify; `--check` compares its possible values on text.
 
     Attributes:
-        key: of the network's configuration.
-        value: what is assumed.
-        others: what it may be instead, at least one value.
-        why: what the source does not say, and what is assumed.
+        key: key in the network's configuration.
+        value: the assumed value.
+        others: the other possible values, at least one.
+        why: sentence that says what the source does not specify, and what is assumed.
     """
 
     key: str
@@ -35,57 +35,59 @@ class Assumption:
 
     @property
     def note(self) -> str:
-        """One line, with the way to choose otherwise."""
+        """One line that reports the assumption and the option that changes it."""
         other = "the other" if len(self.others) == 1 else "others"
         return (f"{self.key}: {self.why} (--set {shlex.quote(as_override(self.key, self.others[-1]))} for "
                 f"{other}; --check compares them on text)")
 
 
 def as_override(key: str, value: Any) -> str:
-    """A setting as `--set` reads it."""
+    """Formats a setting as an argument of `--set`."""
     return f"{key}={value if isinstance(value, str) else '[' + ','.join(value) + ']'}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Attributes:
-        family: as the command line has it.
-        config: of our network.
-        links: our arrays and the tensors that they come from.
-        names: the map that says so.
-        found: the tensors, under the names that the links have.
-        called: what the file calls those that were renamed.
-        doubled: tensors that the file has twice: name → the name of the same.
-        ignored: patterns of tensors that are not needed, with the reason.
-        assumptions: what the source leaves open.
-        remarks: what else is to be said of it.
+    """The conversion of one source.
+
+    Attributes:
+        family: name of the family, as on the command line.
+        config: configuration of the resulting network.
+        links: arrays of the network and the tensors that they are made from.
+        names: the map of names that the links follow.
+        tensors: the source's tensors, under the names that the links use.
+        ignored: patterns of tensor names that are not converted, with the reason.
+        assumptions: settings that the source does not specify.
+        remarks: further notes for the user.
+        original_names: name in the links → name in the file, for renamed tensors.
+        tied_duplicates: tensors stored twice: name → name of the identical tensor.
     """
 
     family: str
     config: Any
     links: list[Link]
     names: Names
-    found: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
     ignored: Mapping[str, str]
     assumptions: Sequence[Assumption] = ()
     remarks: Sequence[str] = ()
-    called: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    doubled: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    original_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tied_duplicates: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
-        """What its user is to know, a line each."""
+        """Lines for the user: the assumptions, then the remarks."""
         return [*(assumption.note for assumption in self.assumptions), *self.remarks]
 
     def check(self, source: str) -> None:
-        """Raises InputError where tensors are missing, left over, of another shape, or of whole numbers."""
-        mapping.check(self.links, {name: tensor.shape for name, tensor in self.found.items()}, self.ignored,
+        """Raises InputError if tensors are missing, unknown, of the wrong shape, or of integers."""
+        mapping.check(self.links, {name: tensor.shape for name, tensor in self.tensors.items()}, self.ignored,
                       source)
-        check_floats({name: self.found[name] for link in self.links for name in link.theirs}, source)
+        check_floats({name: self.tensors[name] for link in self.links for name in link.theirs}, source)
 
     def arrays(self) -> dict[str, Tensor]:
-        """Ours, to be read when they are asked for."""
-        return mapping.to_ours(self.links, self.found)
+        """The arrays of the resulting network, read on access."""
+        return mapping.to_ours(self.links, self.tensors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +95,10 @@ class Family:
     """One family of checkpoints.
 
     Attributes:
-        name: on the command line.
-        recognises: whether a source is of this family.
-        plan: what becomes of it, given settings (`--set`) that go before what it says itself; may
+        name: name on the command line.
+        recognises: whether a source belongs to this family.
+        plan: makes the plan from a source and the settings of `--set`, which override the source's own; may
             raise InputError.
-        to_torch: writes a model directory's arrays back; None where it is a Hugging Face family.
     """
 
     name: str
@@ -107,19 +108,20 @@ class Family:
 
 def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names, source: Source,
               ignored: Mapping[str, str], assumptions: Sequence[Assumption] = (),
-              doubled: Mapping[str, str] | None = None) -> Plan:
-    """The plan for a network whose arrays a map of names tells.
+              tied_duplicates: Mapping[str, str] | None = None) -> Plan:
+    """Returns the plan for a network, a configuration and a map of names.
 
     Raises:
-        InputError: the map knows nothing of an array that the configuration asks for.
+        InputError: the map lacks an array that the configuration requires.
     """
     check_sizes(config, {name: tensor.shape for name, tensor in source.tensors.items()}, str(source.path))
     links = mapping.link(names, shapes(build, config), str(source.path))
-    remarks = [f"{key}: its tensors are no part of a network and stay behind" for key in source.left_behind]
-    same = {name: f"the same numbers as {other}: tied" for name, other in (doubled or {}).items()}
+    remarks = [f"{key}: its tensors are not part of a network and are not converted"
+               for key in source.ignored_keys]
+    same = {name: f"tied: the same numbers as {other}" for name, other in (tied_duplicates or {}).items()}
     return Plan(family, config, links, names, source.tensors,
                 {**ignored, **{f"^{re.escape(name)}$": reason for name, reason in same.items()}}, assumptions,
-                remarks, source.called, doubled or {})
+                remarks, source.original_names, tied_duplicates or {})
 
 
 def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:
@@ -127,6 +129,6 @@ def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:
     return {name: leaf.shape for name, leaf in outline(build, config).items()}
 
 
-def configured(cls: type, said: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> Any:
-    """The configuration that a source says, except where the settings say otherwise."""
-    return config_lib.from_dict(cls, {**said, **settings}, source)
+def configured(cls: type, inferred: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Any:
+    """Builds the configuration from the settings of a source, overridden by those of `--set`."""
+    return config_lib.from_dict(cls, {**inferred, **overrides}, source)

@@ -1,4 +1,4 @@
-"""What there is to convert: a `.pt` file or a directory, opened but not yet read."""
+"""Opens the checkpoint to convert, a `.pt` file or a directory, without reading its tensors."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tilelli_jax.tensors import (
 from . import checkpoint
 
 TORCH_TENSORS = "pytorch_model.bin"
-# Directories of autoencoders: cfg.json, and this file.
+# Autoencoder directories hold cfg.json and this file.
 AUTOENCODERS = {"sparsify": "sae.safetensors", "saelens": "sae_weights.safetensors"}
 AUTOENCODER_CONFIG = "cfg.json"
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
 CONFIG_KEYS = ("base_model_cfg", "model_cfg", "config", "cfg")
-# Files that belong to the network's user and not to the network; carried along both ways.
+# Files such as the tokenizer's, which are copied unchanged in both directions.
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
               "added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "chat_template.jinja",
               "chat_template.json", "generation_config.json")
@@ -45,21 +45,22 @@ class Source:
     """A checkpoint.
 
     Attributes:
-        tree: its configuration, as far as it says one.
+        config: its configuration; empty if it has none.
         tensors: its tensors by name.
-        called: what the file calls tensors that have been renamed since.
-        rest: what else a `.pt` file holds beside tensors and configuration.
-        left_behind: keys of it under which there are tensors, of an optimiser perhaps.
-        state_key, config_key: where a `.pt` file keeps them; "" for the file itself or nowhere.
-        companions: files that are carried along.
+        original_names: current name → name in the file, for renamed tensors.
+        other_entries: further plain values of a `.pt` file, besides tensors and configuration.
+        ignored_keys: keys of a `.pt` file whose tensors are not converted, such as those of an optimiser.
+        state_key: key of the state dict in a `.pt` file; "" if the file itself is the state dict.
+        config_key: key of the configuration in a `.pt` file; "" if it has none.
+        companions: files that are copied unchanged.
     """
 
     path: Path
-    tree: dict[str, Any]
+    config: dict[str, Any]
     tensors: dict[str, Tensor]
-    called: dict[str, str] = dataclasses.field(default_factory=dict)
-    rest: dict[str, Any] = dataclasses.field(default_factory=dict)
-    left_behind: tuple[str, ...] = ()
+    original_names: dict[str, str] = dataclasses.field(default_factory=dict)
+    other_entries: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ignored_keys: tuple[str, ...] = ()
     state_key: str = ""
     config_key: str = ""
     companions: tuple[Path, ...] = ()
@@ -69,65 +70,65 @@ class Source:
         return self.path.is_dir()
 
     def with_names(self, name_of: Callable[[str], str | None]) -> Source:
-        """With its tensors renamed; those that come to have no name are left out.
+        """Returns the source with its tensors renamed; drops tensors whose new name is None.
 
         Raises:
-            InputError: two tensors come to have one name.
+            InputError: two tensors get the same name.
         """
         tensors: dict[str, Tensor] = {}
-        called: dict[str, str] = {}
+        original_names: dict[str, str] = {}
         for name, tensor in self.tensors.items():
             new = name_of(name)
             if new is None:
                 continue
             if new in tensors:
-                raise InputError(f"{self.path}: two tensors come to be called '{new}': "
-                                 f"{called[new]} and {self.called.get(name, name)}")
-            tensors[new], called[new] = tensor, self.called.get(name, name)
-        return dataclasses.replace(self, tensors=tensors, called=called)
+                raise InputError(f"{self.path}: expected unique tensor names, found '{new}' for "
+                                 f"{original_names[new]} and {self.original_names.get(name, name)}")
+            tensors[new], original_names[new] = tensor, self.original_names.get(name, name)
+        return dataclasses.replace(self, tensors=tensors, original_names=original_names)
 
     def renamed(self, names: Mapping[str, str | None]) -> Source:
-        """With the names of a user's map, which may map to nothing what is to be left out.
+        """Returns the source renamed by a user's map; drops tensors that the map gives no name.
 
         Raises:
-            InputError: an entry makes no sense or matches no tensor, or two tensors come to have one name.
+            InputError: an entry is invalid or matches no tensor, or two tensors get the same name.
         """
         patterns = {theirs: _pattern(theirs, ours) for theirs, ours in names.items()}
-        used = set()
+        matched = set()
 
         def name_of(name: str) -> str | None:
             for theirs, pattern in patterns.items():
                 if match := pattern.fullmatch(name):
-                    used.add(theirs)
+                    matched.add(theirs)
                     ours = names[theirs]
                     return ours and re.sub(r"\{(\w)\}", lambda slot: match[slot[1]], ours)
             return name
 
-        found = self.with_names(name_of)
-        if unused := set(names) - used:
-            raise InputError(f"--map: no tensor is called '{min(unused)}'")
-        return found
+        renamed = self.with_names(name_of)
+        if unused := set(names) - matched:
+            raise InputError(f"--map: expected names of tensors, found '{min(unused)}', which matches none")
+        return renamed
 
 
 def open_source(path: Path) -> Source:
-    """A `.pt` file, a Hugging Face directory, or one of an autoencoder.
+    """Opens a `.pt` file, a Hugging Face directory, or an autoencoder directory.
 
     Raises:
-        InputError: it is none of these, or cannot be read.
+        InputError: the path is none of these, or cannot be read.
     """
-    if is_there(path / AUTOENCODER_CONFIG) and not is_there(path / CONFIG):
-        found = [name for name in AUTOENCODERS.values() if is_there(path / name)]
-        if not found:
-            raise InputError(f"{path}: expected {' or '.join(AUTOENCODERS.values())} beside "
+    if lexists(path / AUTOENCODER_CONFIG) and not lexists(path / CONFIG):
+        tensor_files = [name for name in AUTOENCODERS.values() if lexists(path / name)]
+        if not tensor_files:
+            raise InputError(f"{path}: expected {' or '.join(AUTOENCODERS.values())} next to "
                              f"{AUTOENCODER_CONFIG}")
-        return Source(path, read_json(path / AUTOENCODER_CONFIG), read_file(path / found[0]))
+        return Source(path, read_json(path / AUTOENCODER_CONFIG), read_file(path / tensor_files[0]))
     if path.is_dir():
         return Source(path, read_config(path), _directory(path), companions=companions_of(path))
-    if not is_there(path):
+    if not lexists(path):
         raise InputError(f"{path}: no such file or directory")
     check_regular(path)
     if path.suffix == ".safetensors":
-        raise InputError(f"{path}: expected its directory, with {CONFIG} beside it, or a .pt file")
+        raise InputError(f"{path}: expected its directory, which contains {CONFIG}, or a .pt file")
     tree = checkpoint.read(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a dict of tensors, found a {type(tree).__name__}")
@@ -137,30 +138,30 @@ def open_source(path: Path) -> Source:
     tensors = {str(name): value if isinstance(value, Tensor) else in_memory(value)
                for name, value in state.items() if isinstance(value, Tensor) or (
                    state_key and isinstance(value, np.ndarray))}
-    rest = {str(key): value for key, value in tree.items() if key not in {state_key, config_key} - {""}
-            and not isinstance(value, Tensor)}
-    left_behind = tuple(str(key) for key, value in tree.items() if state_key and _holds_tensors(value)
-                        and key not in (state_key, config_key))
+    other_entries = {str(key): value for key, value in tree.items()
+                     if key not in {state_key, config_key} - {""} and not isinstance(value, Tensor)}
+    ignored_keys = tuple(str(key) for key, value in tree.items() if state_key and _holds_tensors(value)
+                         and key not in (state_key, config_key))
     if not tensors:
-        raise InputError(f"{path}: holds no tensors where a state dict would be "
-                         f"({', '.join(STATE_KEYS)}, or the file itself)")
+        raise InputError(f"{path}: expected tensors in a state dict "
+                         f"({', '.join(STATE_KEYS)}, or the file itself), found none")
     config = _plain(tree[config_key]) if config_key else {}
-    kept = {key: _plain(value) for key, value in rest.items() if key not in left_behind}
-    check_text([config, kept, *tensors, *left_behind], str(path))
-    return Source(path, config, {**tensors, **dict(_arrays(rest))}, {}, kept, left_behind, state_key,
-                  config_key)
+    plain_entries = {key: _plain(value) for key, value in other_entries.items() if key not in ignored_keys}
+    check_text([config, plain_entries, *tensors, *ignored_keys], str(path))
+    return Source(path, config, {**tensors, **dict(_arrays(other_entries))}, {}, plain_entries, ignored_keys,
+                  state_key, config_key)
 
 
 def companions_of(path: Path) -> tuple[Path, ...]:
-    """Files of a directory that are carried along."""
-    return tuple(path / name for name in COMPANIONS if is_there(path / name))
+    """Files of a directory that are copied unchanged."""
+    return tuple(path / name for name in COMPANIONS if lexists(path / name))
 
 
 def read_companions(paths: Iterable[Path]) -> dict[str, bytes]:
-    """Names and contents.
+    """Returns the files' names and contents.
 
     Raises:
-        InputError: one cannot be read, or is a git-lfs pointer.
+        InputError: a file cannot be read, or is a git-lfs pointer.
     """
     contents = {}
     for path in paths:
@@ -169,41 +170,41 @@ def read_companions(paths: Iterable[Path]) -> dict[str, bytes]:
     return contents
 
 
-def is_there(path: Path) -> bool:
-    """Whether something has this name; what cannot be read of it, reading says."""
+def lexists(path: Path) -> bool:
+    """Whether the path exists, broken links included; reading it may still fail."""
     return os.path.lexists(path)
 
 
 def read_map(path: Path) -> dict[str, str | None]:
-    """A user's map: a YAML file of `their name: known name`; `{i}` and `{h}` stand for numbers.
+    """Reads a user's map: a YAML file of `name in SOURCE: known name`; `{i}` and `{h}` stand for numbers.
 
     Raises:
-        InputError: it cannot be read, or is no such mapping.
+        InputError: the file cannot be read, or is no such mapping.
     """
     tree = yaml_text.read(path)
     if not all(isinstance(key, str) and isinstance(value, str | None) for key, value in tree.items()):
-        raise InputError(f"{path}: expected lines of 'their name: known name' (no name for tensors to "
-                         "ignore)")
+        raise InputError(f"{path}: expected lines of 'name in SOURCE: known name' (no known name for "
+                         "tensors to ignore)")
     return tree
 
 
 def _directory(path: Path) -> dict[str, Tensor]:
-    if is_there(path / TENSORS) or is_there(path / INDEX):
+    if lexists(path / TENSORS) or lexists(path / INDEX):
         return read_directory(path)
     index = path / f"{TORCH_TENSORS}.index.json"
-    if is_there(index) and not is_there(path / TORCH_TENSORS):  # the single file first, as of safetensors
+    if lexists(index) and not lexists(path / TORCH_TENSORS):  # a single file takes precedence
         names = sorted(set(read_weight_map(index).values()))
     else:
         names = [TORCH_TENSORS]
-    if missing := [name for name in names if not is_there(path / name)]:
-        raise InputError(f"{path}: {missing[0] if is_there(index) else TENSORS} is missing")
-    found: dict[str, Tensor] = {}
+    if missing := [name for name in names if not lexists(path / name)]:
+        raise InputError(f"{path}: {missing[0] if lexists(index) else TENSORS} is missing")
+    tensors: dict[str, Tensor] = {}
     for name in names:
         tree = checkpoint.read(path / name)
         if not isinstance(tree, dict):
             raise InputError(f"{path / name}: expected a dict of tensors, found a {type(tree).__name__}")
-        found |= {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
-    return found
+        tensors |= {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
+    return tensors
 
 
 def _arrays(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -222,7 +223,7 @@ def _holds_tensors(tree: Any) -> bool:
 
 
 def _plain(tree: Any) -> Any:
-    """What JSON can hold of it."""
+    """Converts to JSON types; drops arrays and tensors, and formats other objects with `repr`."""
     if isinstance(tree, dict):
         return {str(key): _plain(value) for key, value in tree.items()
                 if not isinstance(value, np.ndarray | Tensor)}
@@ -232,9 +233,9 @@ def _plain(tree: Any) -> Any:
 
 
 def _pattern(theirs: str, ours: str | None) -> re.Pattern[str]:
-    slots, wanted = re.findall(r"\{(\w?)\}", theirs), re.findall(r"\{(\w?)\}", ours or "")
+    slots, used_slots = re.findall(r"\{(\w?)\}", theirs), re.findall(r"\{(\w?)\}", ours or "")
     plain = re.sub(r"\{\w\}", "", theirs + (ours or ""))
-    if len(set(slots)) < len(slots) or set(wanted) - set(slots) or set("{}") & set(plain):
-        raise InputError(f"--map: '{theirs}: {ours}': expected {{i}}, {{h}} or the like for a number, each "
-                         "once in their name, and in ours only those")
+    if len(set(slots)) < len(slots) or set(used_slots) - set(slots) or set("{}") & set(plain):
+        raise InputError(f"--map: '{theirs}: {ours}': expected {{i}}, {{h}} or similar for numbers, each "
+                         "once in the name of SOURCE, and no others in the known name")
     return re.compile(re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\d+)", re.escape(theirs)))

@@ -1,4 +1,4 @@
-"""Model directories back to what PyTorch reads: Hugging Face directories and `.pt` files."""
+"""Converts model directories back to Hugging Face directories and `.pt` files."""
 
 from __future__ import annotations
 
@@ -25,64 +25,68 @@ from . import checkpoint
 from .families import lrd, sae, tilelli, vanilla
 from .families.stated import PARTS
 from .plan import Plan, shapes
-from .source import Source, companions_of, is_there, read_companions
+from .source import Source, companions_of, lexists, read_companions
 
 SUFFIXES = (".pt", ".pth")
-RECORD = "conversion.json"  # how a model directory was made, for the way back
+RECORD = "conversion.json"  # written into a converted model directory; used to convert it back
 
 
 def record(source: Source, plan: Plan) -> dict[str, Any]:
-    """What the way back needs to know of a source."""
+    """Returns the contents of `RECORD`: what converting back needs to know about the source."""
     return {"source": source.path.name, "family": plan.family, "state_key": source.state_key,
-            "config_key": source.config_key, "config": source.tree, "rest": source.rest,
-            "names": {ours: [place.name, place.how] for ours, place in plan.names.items()},
-            "called": {name: called for name, called in plan.called.items() if called != name},
-            "doubled": dict(plan.doubled), "ours": config_lib.to_dict(plan.config)}
+            "config_key": source.config_key, "config": source.config, "other_entries": source.other_entries,
+            "names": {ours: [theirs.name, theirs.how] for ours, theirs in plan.names.items()},
+            "original_names": {name: original for name, original in plan.original_names.items()
+                               if original != name},
+            "tied_duplicates": dict(plan.tied_duplicates), "model_config": config_lib.to_dict(plan.config)}
 
 
 def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to: str = "torch") -> None:
-    """Writes the checkpoint of a model directory.
+    """Converts a model directory back and writes the checkpoint.
 
     Args:
-        arrays: of the model directory.
-        source: the model directory, for files that are carried along.
-        to: "torch", or of autoencoders "saelens" or "sparsify".
+        config: configuration of the model.
+        arrays: arrays of the model directory.
+        source: the model directory, whose record and companion files are used.
+        out: path of the checkpoint.
+        to: "torch"; for autoencoders also "saelens" or "sparsify".
 
     Raises:
-        InputError: the arrays are not those of the configuration, or no floating-point numbers; `out`
-            already exists, or of the wrong kind, or cannot be written.
+        InputError: the arrays do not fit the configuration or are not floating-point; `out` already exists,
+            has the wrong suffix, or cannot be written.
     """
     network = store.FAMILIES[config.family][1]
-    found = {name: array.shape for name, array in arrays.items()}
-    check_sizes(config, found, str(source))
-    check_fit(shapes(network, config), found, str(source))
+    shapes_found = {name: array.shape for name, array in arrays.items()}
+    check_sizes(config, shapes_found, str(source))
+    check_fit(shapes(network, config), shapes_found, str(source))
     check_floats(arrays, str(source))
     if config.family == "sae" and config.activation != "topk" and to != "saelens":
-        raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, for which only "
-                         f"--to saelens has a place")
+        raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, which only "
+                         f"--to saelens can write")
     if to != "torch":
         if config.family != "sae":
             raise InputError(f"--to {to}: {source}: expected an autoencoder, found a {config.family}")
         sae.write_directory(to, config, arrays, out)
         return
-    made = _read_record(source / RECORD) if is_there(source / RECORD) else {}
-    ours = json.loads(as_json(config_lib.to_dict(config)))
-    if {**ours, **made.get("ours", {})} != ours:  # keys that there were not yet are none that differ
-        made = {}  # another network has been put in the place of the one that was converted
+    saved = _read_record(source / RECORD) if lexists(source / RECORD) else {}
+    current = json.loads(as_json(config_lib.to_dict(config)))
+    # Keys that an older record lacks are not compared.
+    if {**current, **saved.get("model_config", {})} != current:
+        saved = {}  # the converted network has been replaced by another one
     if isinstance(network, type) and issubclass(network, Pretrained):
         if out.suffix in SUFFIXES:
-            raise InputError(f"{out}: expected a directory, in which transformers reads a {config.family}")
+            raise InputError(f"{out}: expected a directory, as transformers requires for a {config.family}")
         others = read_companions(companions_of(source))
         with new_directory(out) as path:
             hugging_face.write(network.hugging_face, config, arrays, path, others=others,
-                               beside=made.get("config"))
+                               beside=saved.get("config"))
         return
     if out.suffix not in SUFFIXES or out.exists():
         raise InputError(f"{out}: already exists; choose another OUT" if out.exists() else
                          f"{out}: expected a file name that ends in .pt")
     try:
-        with as_expected(source / RECORD) if made else contextlib.nullcontext():
-            tree = _tree(config, arrays, made, str(source))
+        with as_expected(source / RECORD) if saved else contextlib.nullcontext():
+            tree = _tree(config, arrays, saved, str(source))
         content = checkpoint.writer(out, tree)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_together({out: content})
@@ -91,47 +95,48 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """Raises InputError where it is not what `record` makes."""
-    made = read_json(path)
-    kinds = {"state_key": str, "config_key": str, "config": dict, "rest": dict, "names": dict, "called": dict,
-             "doubled": dict, "ours": dict}
-    fits = all(isinstance(made.get(key), kind) for key, kind in kinds.items()) and all(
+    """Raises InputError if the file does not have the format of `record`."""
+    saved = read_json(path)
+    expected_types = {"state_key": str, "config_key": str, "config": dict, "other_entries": dict,
+                      "names": dict, "original_names": dict, "tied_duplicates": dict, "model_config": dict}
+    valid = all(isinstance(saved.get(key), kind) for key, kind in expected_types.items()) and all(
         isinstance(place, list) and len(place) == 2 and all(isinstance(part, str) for part in place)
-        and place[1] in mapping.LAYOUTS for place in made["names"].values()) and all(
-        isinstance(name, str) for key in ("called", "doubled") for name in made[key].values())
-    if not fits:
-        raise InputError(f"{path}: expected what `tilelli convert` wrote there; without that file the "
-                         "tensors get our names")
-    return made
+        and place[1] in mapping.LAYOUTS for place in saved["names"].values()) and all(
+        isinstance(name, str)
+        for key in ("original_names", "tied_duplicates") for name in saved[key].values())
+    if not valid:
+        raise InputError(f"{path}: expected a record written by `tilelli convert`; without this file "
+                         "the tensors get default names")
+    return saved
 
 
-def _tree(config: Any, arrays: Mapping[str, Tensor], made: Mapping[str, Any], source: str) -> dict[str, Any]:
-    links = mapping.link(_names(config, made), {name: array.shape for name, array in arrays.items()}, source)
+def _tree(config: Any, arrays: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
+    links = mapping.link(_names(config, saved), {name: array.shape for name, array in arrays.items()}, source)
     state: dict[str, Any] = mapping.to_theirs(links, arrays)
-    state |= {name: state[other] for name, other in made.get("doubled", {}).items()}
-    called = made.get("called", {})
-    state = {called.get(name, name): tensor for name, tensor in state.items()}
-    rest = made.get("rest", {})
+    state |= {name: state[other] for name, other in saved.get("tied_duplicates", {}).items()}
+    original_names = saved.get("original_names", {})
+    state = {original_names.get(name, name): tensor for name, tensor in state.items()}
+    other_entries = saved.get("other_entries", {})
     if config.family == "lrd":
-        return lrd.tree_of(config, state, rest)
-    if config.family == "sae" and not made:
+        return lrd.tree_of(config, state, other_entries)
+    if config.family == "sae" and not saved:
         return state
-    kept = {made["config_key"]: made["config"]} if made.get("config_key") else (
-        {} if config.family == "sae" else {"config": _said(config)})
-    state_key = made.get("state_key", "state_dict")
-    return {**({state_key: state} if state_key else state), **kept, **rest}
+    config_entry = {saved["config_key"]: saved["config"]} if saved.get("config_key") else (
+        {} if config.family == "sae" else {"config": _config_tree(config)})
+    state_key = saved.get("state_key", "state_dict")
+    return {**({state_key: state} if state_key else state), **config_entry, **other_entries}
 
 
-def _names(config: Any, made: Mapping[str, Any]) -> Names:
-    if made:
-        return {ours: Theirs(name, how) for ours, (name, how) in made["names"].items()}
-    known: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae.NAMES, "lrd": lrd.NAMES}
-    return known[config.family] if config.family in known else tilelli.names_of(config)
+def _names(config: Any, saved: Mapping[str, Any]) -> Names:
+    if saved:
+        return {ours: Theirs(name, how) for ours, (name, how) in saved["names"].items()}
+    fixed_names: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae.NAMES, "lrd": lrd.NAMES}
+    return fixed_names[config.family] if config.family in fixed_names else tilelli.names_of(config)
 
 
-def _said(config: Any) -> dict[str, Any]:
-    """The configuration as the originals have it, and the rest of ours beside."""
-    said = config_lib.to_dict(config)
-    said[PARTS] = said["quantize"]  # what the originals mean by that word is whether, and with what
-    said["quantize"] = config.quantizer != "none" and config.quantizer
-    return {key: np.asarray(value).tolist() for key, value in said.items()}
+def _config_tree(config: Any) -> dict[str, Any]:
+    """The configuration in the originals' format, plus the settings that only our configuration has."""
+    tree = config_lib.to_dict(config)
+    tree[PARTS] = tree["quantize"]  # the originals' `quantize` says whether to quantise, and how
+    tree["quantize"] = config.quantizer != "none" and config.quantizer
+    return {key: np.asarray(value).tolist() for key, value in tree.items()}

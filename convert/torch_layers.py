@@ -1,7 +1,7 @@
-"""Quantised linear maps, convolutions and tables in PyTorch, weights in PyTorch's layout.
+"""Quantised linear layers, convolutions and embeddings in PyTorch, with weights in PyTorch's layout.
 
-A weight is [..., out, in] (leading axes stack separate tensors), a table [entries, width], a
-depthwise kernel (channels, 1, taps). Gradients pass every quantiser unchanged.
+A weight is [..., out, in] (leading axes stack separate tensors), a table [entries, width], a depthwise kernel
+(channels, 1, taps). Gradients pass every quantiser unchanged (straight-through estimator, STE).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Rounded(torch.autograd.Function):
 
 
 class _LearnedScale(torch.autograd.Function):
-    """Three levels of a learned scale; its gradient is eq. 3 of Esser et al. 2020."""
+    """Ternary weights with a learned scale (LSQ); the scale's gradient is eq. 3 of Esser et al. 2020."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, alpha: Tensor) -> Tensor:
@@ -45,20 +45,20 @@ class _LearnedScale(torch.autograd.Function):
 
 
 def absmean(weight: Tensor, per_row: bool = False) -> Tensor:
-    """The scale of each tensor, or of each of its rows (output features), kept broadcastable."""
+    """Mean magnitude of each tensor, or of each row (output feature); axes are kept for broadcasting."""
     return weight.abs().mean((-1,) if per_row else (-2, -1), keepdim=True).clamp_min(1e-5)
 
 
 @torch.no_grad()
 def ternary(weight: Tensor, per_row: bool = False) -> Tensor:
-    """-1, 0, 1 times the mean magnitude; torch rounds half to even."""
+    """Rounds to -1, 0 or 1 times the mean magnitude; torch rounds half to even."""
     scale = absmean(weight, per_row)
     return (weight / scale).round().clamp(-1, 1) * scale
 
 
 @torch.no_grad()
 def power3(weight: Tensor, per_row: bool = False) -> Tensor:
-    """0, ±1, ±3, ±9 times the mean magnitude, with boundaries at 0.5, 2 and 6 of it."""
+    """Rounds to 0, ±1, ±3 or ±9 times the mean magnitude, with boundaries at 0.5, 2 and 6 times it."""
     scale = absmean(weight, per_row)
     size = weight.abs() / scale
     level = (size > 0.5).float() + 2 * (size > 2).float() + 6 * (size > 6).float()
@@ -66,7 +66,7 @@ def power3(weight: Tensor, per_row: bool = False) -> Tensor:
 
 
 def quantised(weight: Tensor, kind: str, alpha: Tensor | None = None) -> Tensor:
-    """The weight that the product sees; `hadamard` is the caller's to rotate, and ternary here."""
+    """The quantised weight. For `hadamard` the caller rotates the weight first; it is then ternary."""
     if kind == "none":
         return weight
     if kind == "lsq":
@@ -77,7 +77,7 @@ def quantised(weight: Tensor, kind: str, alpha: Tensor | None = None) -> Tensor:
 
 
 def sylvester(size: int) -> Tensor:
-    """The symmetric orthonormal Hadamard matrix of a power of two."""
+    """The symmetric orthonormal Hadamard matrix; `size` is a power of two."""
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
@@ -85,7 +85,7 @@ def sylvester(size: int) -> Tensor:
 
 
 class Linear(nn.Module):
-    """x -> x Wᵀ (+ b) with a quantised W [*heads, out, in]; `weights` fuses the heads."""
+    """x -> x Wᵀ (+ b) with a quantised W [*heads, out, in]; the heads are fused in the product."""
 
     rotation: Tensor
 
@@ -98,35 +98,35 @@ class Linear(nn.Module):
         self.alpha = nn.Parameter(absmean(self.weight.data)[..., 0, 0]) if kind == "lsq" else None
         if kind == "hadamard":
             stored = size_in & (size_in - 1) != 0  # no Sylvester matrix of this size
-            turn = nn.init.orthogonal_(torch.empty(size_in, size_in)) if stored \
+            rotation = nn.init.orthogonal_(torch.empty(size_in, size_in)) if stored \
                 else sylvester(size_in)
-            self.register_buffer("rotation", turn, persistent=stored)
+            self.register_buffer("rotation", rotation, persistent=stored)
 
     def weights(self) -> Tensor:
-        """What `turned(x)` is multiplied with: [*heads, out, in]."""
+        """The quantised weight, [*heads, out, in], to be multiplied with `rotated_input(x)`."""
         rotated = self.weight @ self.rotation if self.kind == "hadamard" else self.weight
         return quantised(rotated, self.kind, self.alpha)
 
-    def turned(self, x: Tensor) -> Tensor:
+    def rotated_input(self, x: Tensor) -> Tensor:
         return x @ self.rotation if self.kind == "hadamard" else x
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], or [..., heads * out] where there are heads."""
-        return F.linear(self.turned(x), self.weights().flatten(0, -2), self.bias)
+        return F.linear(self.rotated_input(x), self.weights().flatten(0, -2), self.bias)
 
 
 class CausalConv(nn.Module):
-    """Depthwise causal convolution: the last tap meets the current position."""
+    """Depthwise causal convolution: the last tap applies to the current position."""
 
     def __init__(self, width: int, taps: int, kind: str = "none", bias: bool = False) -> None:
         super().__init__()
-        self.kind = "ternary" if kind == "hadamard" else kind  # there is nothing to rotate
+        self.kind = "ternary" if kind == "hadamard" else kind  # no input axis to rotate
         self.weight = nn.Parameter(torch.randn(width, 1, taps) / math.sqrt(taps))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.alpha = nn.Parameter(absmean(self.weight.data[:, 0])[0, 0]) if kind == "lsq" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, width] -> the same."""
+        """[batch, time, width] -> same shape."""
         width, _, taps = self.weight.shape
         weight = quantised(self.weight[:, 0], self.kind, self.alpha)[:, None]
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=taps - 1, groups=width)
@@ -134,7 +134,7 @@ class CausalConv(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A quantised table [entries, width]; its rows are its entries."""
+    """A quantised table [entries, width]; rows are entries, so per-row scales are per entry."""
 
     def __init__(self, entries: int, width: int, kind: str = "none") -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 """The Tilelli networks in eager PyTorch, in one of three forms.
 
-    fast     each part as PyTorch runs it fastest
-    exact    the same, and equal scores keep the earliest positions, which `torch.topk` leaves open
-    written  as the formulas read: the state pathway as a convolution with its whole response, sparse
-             attention as a masked softmax over values of every head
+    fast     the fastest implementation of each part in PyTorch
+    exact    like fast, but among equal attention scores the earliest positions are selected; `torch.topk`
+             does not define which
+    written  a direct implementation of the formulas: the state pathway as a convolution with its full impulse
+             response, sparse attention as a masked softmax over the values of every head
 
-`cfg` is the model section of a configuration as a plain dict. `load_arrays` and `named_gradients`
-speak the library's names and layouts, (in, out) kernels, so that the two sides can be compared.
+`cfg` is the model section of a configuration as a plain dict. `load_arrays` and `named_gradients` use the
+library's names and layouts ((in, out) kernels), so that results of the two libraries can be compared.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .torch_layers import CausalConv, Embedding, Linear
 
 EPSILON = 1e-5
 Form = Literal["fast", "exact", "written"]
-QUANTIZED = ("conv", "attention", "dense")  # where the configuration does not say
+QUANTIZED = ("conv", "attention", "dense")  # default if the configuration has no `quantize`
 
 
 def build(cfg: dict[str, Any], form: Form = "fast") -> TorchRouted | TorchVanilla:
@@ -36,33 +37,33 @@ def quantizer_of(cfg: dict[str, Any], part: str) -> str:
 
 
 class _Scan(torch.autograd.Function):
-    """h_t = a h_{t-1} + u_t by doubling; [batch, time, width] and [width].
+    """h_t = a h_{t-1} + u_t in log₂(time) rounds; drive [batch, time, width], decay [width].
 
-    The gradient is the same scan from the other end; left to autograd, the slices of each round
-    would cost twice the time of all the rest.
+    The gradient is the same scan in reverse. With autograd, the slices of each round would take
+    twice the time of everything else.
     """
 
     @staticmethod
     def forward(ctx: Any, drive: Tensor, decay: Tensor) -> Tensor:
-        h, power, reach = drive, decay, 1
-        while reach < h.shape[1]:
-            h = torch.cat([h[:, :reach], torch.addcmul(h[:, reach:], power, h[:, :-reach])], 1)
-            power, reach = power * power, 2 * reach
+        h, power, offset = drive, decay, 1
+        while offset < h.shape[1]:
+            h = torch.cat([h[:, :offset], torch.addcmul(h[:, offset:], power, h[:, :-offset])], 1)
+            power, offset = power * power, 2 * offset
         ctx.save_for_backward(h, decay)
         return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         h, decay = ctx.saved_tensors
-        s, power, reach = grad, decay, 1
-        while reach < s.shape[1]:
-            s = torch.cat([torch.addcmul(s[:, :-reach], power, s[:, reach:]), s[:, -reach:]], 1)
-            power, reach = power * power, 2 * reach
+        s, power, offset = grad, decay, 1
+        while offset < s.shape[1]:
+            s = torch.cat([torch.addcmul(s[:, :-offset], power, s[:, offset:]), s[:, -offset:]], 1)
+            power, offset = power * power, 2 * offset
         return s, (s[:, 1:] * h[:, :-1]).sum((0, 1))
 
 
 class StateSpace(nn.Module):
-    """h_t = a h_{t-1} + b x_t, y_t = c h_t with a = tanh(a_raw), each channel by itself."""
+    """h_t = a h_{t-1} + b x_t, y_t = c h_t with a = tanh(a_raw), independently for each channel."""
 
     def __init__(self, width: int, form: Form) -> None:
         super().__init__()
@@ -81,10 +82,10 @@ class StateSpace(nn.Module):
 
 
 class TopKAttention(nn.Module):
-    """Each query attends to its k best earlier positions; heads are reduced to one d_model.
+    """Each query attends to its k highest-scoring positions up to its own; heads are averaged or summed.
 
-    The rows of x are mixed before the value matrices are applied, which are linear: one product
-    then projects and reduces all heads, and `embedding_bag` reads k rows a query and no more.
+    Since the value matrices are linear, the rows of x are mixed before they are applied: one product then
+    projects and reduces all heads, and `embedding_bag` reads only k rows per query.
     """
 
     def __init__(self, width: int, heads: int, d_head: int, top_k: int, reduction: str,
@@ -94,10 +95,10 @@ class TopKAttention(nn.Module):
         self.key = Linear(width, d_head, kind, heads=(heads,))
         self.value = Linear(width, width, kind, heads=(heads,))
         self.top_k, self.form = top_k, form
-        self.share = 1 / heads if reduction == "mean" else 1.0
+        self.head_weight = 1 / heads if reduction == "mean" else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, time, width] -> the same."""
+        """[batch, time, width] -> same shape."""
         batch, time, width = x.shape
         heads, d_head, _ = self.query.weight.shape
         q, k = (part(x).view(batch, time, heads, d_head).transpose(1, 2)
@@ -105,25 +106,25 @@ class TopKAttention(nn.Module):
         scores = q @ k.transpose(-1, -2) / d_head**0.5
         future = torch.ones(time, time, dtype=torch.bool, device=x.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-        best, kept = self.largest(scores)
+        top_scores, indices = self.top_k_scores(scores)
         if self.form == "written":
-            sparse = torch.full_like(scores, float("-inf")).scatter(-1, kept, best)
+            sparse = torch.full_like(scores, float("-inf")).scatter(-1, indices, top_scores)
             values = self.value(x).view(batch, time, heads, width).transpose(1, 2)
-            return (sparse.softmax(-1) @ values).sum(1) * self.share
-        weights = best.softmax(-1).transpose(1, 2).flatten(0, 2)  # [batch * time * heads, k]
+            return (sparse.softmax(-1) @ values).sum(1) * self.head_weight
+        weights = top_scores.softmax(-1).transpose(1, 2).flatten(0, 2)  # [batch * time * heads, k]
         first_row = time * torch.arange(batch, device=x.device)
-        rows = (kept + first_row[:, None, None, None]).transpose(1, 2).flatten(0, 2)
+        rows = (indices + first_row[:, None, None, None]).transpose(1, 2).flatten(0, 2)
         mixed = F.embedding_bag(rows, x.flatten(0, 1), per_sample_weights=weights, mode="sum")
-        mixed = self.value.turned(mixed).view(batch, time, heads * width)
+        mixed = self.value.rotated_input(mixed).view(batch, time, heads * width)
         values = self.value.weights().transpose(0, 1).flatten(1)  # [width, heads * width]
-        return F.linear(mixed, values * self.share)
+        return F.linear(mixed, values * self.head_weight)
 
-    def largest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def top_k_scores(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         size = min(self.top_k, scores.shape[-1])
         if self.form != "exact":
             return scores.topk(size, dim=-1)
-        best, order = scores.sort(dim=-1, descending=True, stable=True)
-        return best[..., :size], order[..., :size]
+        top_scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        return top_scores[..., :size], order[..., :size]
 
 
 class FeedForward(nn.Module):
@@ -155,12 +156,12 @@ class RoutedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        share = self.router(h).softmax(-1)
+        weights = self.router(h).softmax(-1)
         total = torch.zeros_like(x) if self.second == "mix" else x
         for i, name in enumerate(self.names):
-            own = self.second == "dense" and name.startswith("dense")
-            y = self.get_submodule(name)(self.norm2(x) if own else h)
-            total = torch.addcmul(total, share[..., i : i + 1], y)
+            has_own_norm = self.second == "dense" and name.startswith("dense")
+            y = self.get_submodule(name)(self.norm2(x) if has_own_norm else h)
+            total = torch.addcmul(total, weights[..., i : i + 1], y)
         return x + self.norm2(total) if self.second == "mix" else total
 
 
@@ -237,14 +238,14 @@ class _Network(nn.Module):
 
 
 class TorchRouted(_Network):
-    """Lite, its parent and atome, by configuration."""
+    """The routed networks Lite, parent and atome; the configuration selects which."""
 
     def __init__(self, cfg: dict[str, Any], form: Form) -> None:
         super().__init__(cfg, [RoutedBlock(cfg, form) for _ in range(cfg["n_layers"])])
 
 
 class TorchVanilla(_Network):
-    """The pre-norm transformer of equal size."""
+    """The pre-norm transformer baseline."""
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         super().__init__(cfg, [TransformerBlock(cfg) for _ in range(cfg["n_layers"])])
@@ -254,35 +255,35 @@ class TorchVanilla(_Network):
 
 
 def named_tensors(module: nn.Module) -> dict[str, tuple[str, Tensor]]:
-    """The library's name -> (how the layouts differ, the tensor), for all that a model stores."""
-    found: dict[str, tuple[str, Tensor]] = {}
+    """The library's name -> (difference of layout, tensor), for all stored parameters and buffers."""
+    tensors: dict[str, tuple[str, Tensor]] = {}
     for prefix, part in module.named_modules():
-        renamed = {Linear: ("kernel", "transposed"), CausalConv: ("kernel", "taps"),
-                   Embedding: ("kernel", "same"), nn.Embedding: ("table", "same"),
-                   nn.LayerNorm: ("scale", "same")}
-        weight, layout = renamed.get(type(part), ("", ""))
+        leaf_names = {Linear: ("kernel", "transposed"), CausalConv: ("kernel", "taps"),
+                      Embedding: ("kernel", "same"), nn.Embedding: ("table", "same"),
+                      nn.LayerNorm: ("scale", "same")}
+        weight, layout = leaf_names.get(type(part), ("", ""))
         stored = part.state_dict(keep_vars=True)
         for name in [*part._parameters, *part._buffers]:
             if name in stored:
-                ours, change = (weight, layout) if name == "weight" else (name, "same")
-                found[f"{prefix}.{ours}".lstrip(".")] = change, stored[name]
-    return found
+                leaf, layout_change = (weight, layout) if name == "weight" else (name, "same")
+                tensors[f"{prefix}.{leaf}".lstrip(".")] = layout_change, stored[name]
+    return tensors
 
 
 def load_arrays(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
-    """Fills a network from the library's arrays; every name and shape must be the other's."""
+    """Fills a network from the library's arrays. Raises ValueError if names or shapes differ."""
     tensors = named_tensors(module)
     if set(tensors) != set(arrays):
-        raise ValueError(f"names on one side only: {sorted(set(tensors) ^ set(arrays))}")
+        raise ValueError(f"names in only one of the two: {sorted(set(tensors) ^ set(arrays))}")
     for name, (layout, tensor) in tensors.items():
-        # np.array, not torch's from_numpy: an array that JAX owns must not be written into
+        # A copy by np.array: from_numpy would share memory with an array that JAX owns.
         array = torch.from_numpy(np.array(arrays[name], dtype=np.float32))
         if layout == "taps":
             array = array.T[:, None]
         elif layout == "transposed":
             array = array.transpose(-1, -2)
         if array.shape != tensor.shape:
-            raise ValueError(f"{name}: {tuple(array.shape)}, expected {tuple(tensor.shape)}")
+            raise ValueError(f"{name}: expected {tuple(tensor.shape)}, found {tuple(array.shape)}")
         tensor.data.copy_(array)
 
 

@@ -1,4 +1,4 @@
-"""The evaluation layer: NumPy and scikit-learn, on arrays that the library has made."""
+"""Evaluation with NumPy and scikit-learn: statistics, probes, figures, reports, and the studies."""
 
 from tilelli_jax import interrupts
 

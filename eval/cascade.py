@@ -1,7 +1,8 @@
-"""A cheap model that hands the hard items to a dear one: error against cost.
+"""A cascade: a cheap model routes hard items to a larger, more expensive model. Error against cost.
 
-An item is handed on where its score (the chance that the cheap model errs) is at least the threshold.
-`small` and `large` are the two models' errors, `scores` the cheap one's; all `[items]`.
+An item is routed to the large model where its score (the predicted chance that the small model errs) is at
+least the threshold. `small` and `large` are the errors of the two models, `scores` those of the small model;
+all are `[items]`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from . import checks
 from .checks import Floats
 from .stats import Interval, bootstrap_mean
 
-SLACK = 1e-9  # a share of the largest: what differs by less is equal
+SLACK = 1e-9  # differences up to this fraction of the largest value count as equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What one item costs. `pay_both`: an item handed on has cost the cheap call, too, as it does in use.
+    """Cost of one item under each model.
 
-    Raises ValueError for a cost that is not finite, or below 0.
+    Raises ValueError for a cost that is not finite or is negative.
+
+    Attributes:
+        pay_both: whether a routed item also pays for the small model, as in deployment.
     """
 
     small: float = 1.0
@@ -33,20 +37,22 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name in ("small", "large"):
-            checks.number(getattr(self, name), name, least=0)
+            checks.number(getattr(self, name), name, min=0)
 
-    def of(self, share: ArrayLike) -> Floats:
-        """The mean cost where a share of the items is handed on."""
-        found = checks.numbers(share, "share")
-        if not ((found >= 0) & (found <= 1)).all():
-            raise ValueError(f"share: expected values in [0, 1], found {checks.shown(share)}")
-        return self.small * (1 if self.pay_both else 1 - found) + self.large * found
+    def mean(self, fraction: ArrayLike) -> Floats:
+        """Returns the mean cost of an item if this fraction of the items is routed to the large model."""
+        routed = checks.numbers(fraction, "fraction")
+        if not ((routed >= 0) & (routed <= 1)).all():
+            raise ValueError(f"fraction: expected values in [0, 1], found {checks.short_repr(fraction)}")
+        return self.small * (1 if self.pay_both else 1 - routed) + self.large * routed
 
-    def coin(self, costs: ArrayLike) -> Floats:
-        """The share of the items that a coin of these mean costs sends to the dear model, and to it alone.
+    def random_fraction(self, costs: ArrayLike) -> Floats:
+        """Returns the fraction of items that random routing sends to the large model at these mean costs.
+
+        Random routing pays only for the model that it chooses.
 
         Raises:
-            ValueError: the dear model costs no more than the cheap one.
+            ValueError: the large model costs no more than the small one.
         """
         if self.large <= self.small:
             raise ValueError(f"large: expected a cost above small, {self.small:g}, found {self.large:g}")
@@ -55,97 +61,108 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """One point for each threshold: all `[thresholds]`."""
+    """One point per threshold: all `[thresholds]`.
+
+    Attributes:
+        handed_on: fraction of the items that is routed to the large model.
+        costs: mean cost of an item.
+        errors: mean error of the cascade.
+    """
 
     thresholds: Floats
-    handed_on: Floats
+    routed_fraction: Floats
     costs: Floats
     errors: Floats
 
     def dominating(self, always_small: float, always_large: float, costs: Costs) -> NDArray[np.bool_]:
-        """Which points, between the two models' costs, err less than random routing at equal cost.
+        """Returns which points have a lower error than random routing at equal cost.
 
-        The coin sends an item to one of the two models, and pays that one alone.
+        Only points whose cost lies between the costs of the two models can dominate. Random routing pays
+        only for the model that it chooses.
+
+        Args:
+            always_small, always_large: mean errors of each model on all items.
         """
         checks.number(always_small, "always_small")
         checks.number(always_large, "always_large")
-        share = costs.coin(self.costs)
-        coin = always_small + (always_large - always_small) * share
+        fraction = costs.random_fraction(self.costs)
+        random = always_small + (always_large - always_small) * fraction
         slack = SLACK * max(abs(always_small), abs(always_large), np.abs(self.errors).max(initial=0))
-        return (share > 0) & (share < 1) & (self.errors < coin - slack)
+        return (fraction > 0) & (fraction < 1) & (self.errors < random - slack)
 
     def pareto(self) -> NDArray[np.bool_]:
-        """Which points no other point beats in cost without losing in error; of equals, the first."""
+        """Returns which points are Pareto-optimal in cost and error; of equal points, the first."""
         costs, errors = _ranks(self.costs), _ranks(self.errors)
-        kept = np.zeros(len(costs), bool)
+        optimal = np.zeros(len(costs), bool)
         best = len(costs)
         for i in np.lexsort((errors, costs)):
             if errors[i] < best:
-                kept[i], best = True, errors[i]
-        return kept
+                optimal[i], best = True, errors[i]
+        return optimal
 
 
 def _ranks(values: Floats) -> NDArray[np.intp]:
-    """Ranks from 0; neighbours that differ by rounding alone share theirs."""
+    """Returns ranks from 0; neighbours that differ only by rounding share a rank."""
     order = np.argsort(values, kind="stable")
-    apart = np.diff(values[order], prepend=values[order[:1]]) > SLACK * np.abs(values).max(initial=0)
+    new_rank = np.diff(values[order], prepend=values[order[:1]]) > SLACK * np.abs(values).max(initial=0)
     ranks = np.empty(len(values), np.intp)
-    ranks[order] = np.cumsum(apart)
+    ranks[order] = np.cumsum(new_rank)
     return ranks
 
 
 def frontier(small: ArrayLike, large: ArrayLike, scores: ArrayLike, costs: Costs,
              thresholds: Sequence[float] | None = None) -> Frontier:
-    """The cascade at each threshold; by default at every score there is, and above all of them."""
+    """Evaluates the cascade at each threshold; None uses every distinct score and infinity."""
     small, large = _errors(small, large)
     scores = checks.scores(scores, len(small))
     order = np.argsort(scores, kind="stable")
-    if thresholds is None:  # above all of them even where one is infinite
-        at = np.r_[np.unique(scores), np.inf]
-        first = np.r_[checks.starts_of_ties(scores[order]), len(scores)]  # items from there on are handed on
+    if thresholds is None:  # the last point, ∞, routes nothing, even if a score is infinite
+        grid = np.r_[np.unique(scores), np.inf]
+        first = np.r_[checks.starts_of_ties(scores[order]), len(scores)]  # index of the first routed item
     else:
-        at = checks.scores(thresholds, name="thresholds")
-        first = np.searchsorted(scores[order], at, side="left")
-    kept = np.r_[0, np.cumsum(small[order])][first]
-    handed = np.r_[np.cumsum(large[order][::-1])[::-1], 0][first]
-    share = 1 - first / len(small)
-    return Frontier(at, share, costs.of(share), (kept + handed) / len(small))
+        grid = checks.scores(thresholds, name="thresholds")
+        first = np.searchsorted(scores[order], grid, side="left")
+    small_sum = np.r_[0, np.cumsum(small[order])][first]
+    large_sum = np.r_[np.cumsum(large[order][::-1])[::-1], 0][first]
+    routed = 1 - first / len(small)
+    return Frontier(grid, routed, costs.mean(routed), (small_sum + large_sum) / len(small))
 
 
 def oracle_frontier(small: ArrayLike, large: ArrayLike, costs: Costs) -> Frontier:
-    """Handing on those first where the dear model gains most; thresholds are numbers of items handed on."""
+    """Evaluates routing in order of the large model's true gain; thresholds are numbers of routed items."""
     small, large = _errors(small, large)
     gain = np.sort(small - large)[::-1]
-    share = np.arange(len(gain) + 1) / len(gain)
+    routed = np.arange(len(gain) + 1) / len(gain)
     errors = small.mean() - np.r_[0, np.cumsum(gain)] / len(gain)
-    return Frontier(np.arange(len(gain) + 1.0), share, costs.of(share), errors)
+    return Frontier(np.arange(len(gain) + 1.0), routed, costs.mean(routed), errors)
 
 
-def against_random_routing(small: ArrayLike, large: ArrayLike, scores: ArrayLike, costs: Costs, share: float, *,
-                 replicates: int = 2000, seed: int = 42, groups: ArrayLike | None = None) -> Interval:
-    """The cascade's mean error less that of random routing at equal cost, with a share of the items handed on.
+def against_random_routing(small: ArrayLike, large: ArrayLike, scores: ArrayLike, costs: Costs,
+                           fraction: float, *, replicates: int = 2000, seed: int = 42,
+                           groups: ArrayLike | None = None) -> Interval:
+    """Returns the cascade's mean error minus that of random routing at equal cost, with its interval.
 
-    The share is to be said beforehand: of all thresholds, some beat the coin on the items they are picked on
-    even where the score knows nothing. Of equal scores at the edge each is handed on in part. The coin pays
-    for the model that it picks alone.
+    The cascade routes the given fraction of the items. Fix the fraction in advance: among all thresholds,
+    some beat random routing on the items on which they are selected even if the score is uninformative. Items
+    tied at the threshold are each routed in part. Random routing pays only for the model that it chooses.
 
     Args:
-        groups: `[items]`, what is resampled together.
+        groups: `[items]`, group of each item; the bootstrap resamples whole groups. None resamples items.
     """
     small, large = _errors(small, large)
     scores = checks.scores(scores, len(small))
-    share = checks.share(share, "share", whole=True)
-    level = np.sort(scores)[::-1][max(0, math.ceil(share * len(scores)) - 1)]
-    above, edge = scores > level, scores == level
-    handed = above + edge * (share * len(scores) - above.sum()) / edge.sum()
-    coin = min(1.0, float(costs.coin(costs.of(share))))
-    gap = np.where(np.abs(handed - coin) > SLACK, handed - coin, 0.0)
+    fraction = checks.fraction(fraction, "fraction", allow_one=True)
+    threshold = np.sort(scores)[::-1][max(0, math.ceil(fraction * len(scores)) - 1)]
+    above, tied = scores > threshold, scores == threshold
+    routed = above + tied * (fraction * len(scores) - above.sum()) / tied.sum()
+    random = min(1.0, float(costs.random_fraction(costs.mean(fraction))))
+    gap = np.where(np.abs(routed - random) > SLACK, routed - random, 0.0)
     return bootstrap_mean(gap * (large - small), replicates=replicates, seed=seed, groups=groups)
 
 
 def _errors(small: ArrayLike, large: ArrayLike) -> tuple[Floats, Floats]:
-    of_small, of_large = checks.finite(small, name="small"), checks.finite(large, name="large")
-    if of_small.shape != of_large.shape or not len(of_small):
-        raise ValueError(f"small and large: expected [items] of one length, found {of_small.shape} and "
-                         f"{of_large.shape}")
-    return of_small, of_large
+    small_errors, large_errors = checks.finite(small, name="small"), checks.finite(large, name="large")
+    if small_errors.shape != large_errors.shape or not len(small_errors):
+        raise ValueError("small and large: expected [items] of equal length, found "
+                         f"{small_errors.shape} and {large_errors.shape}")
+    return small_errors, large_errors

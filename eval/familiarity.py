@@ -1,7 +1,8 @@
-"""Signal D: how far a prompt's inner value lies from those of questions that were answered rightly.
+"""Mahalanobis familiarity (signal D of the paper): distance of a prompt's activations from known questions.
 
-The Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888) to their mean, with the covariance shrunk as
-Ledoit & Wolf (2004) have it: there are fewer questions than dimensions, as a rule.
+The distance (Lee et al. 2018, arXiv:1807.03888) is measured to the mean activation of the questions that the
+model answered correctly. The covariance is shrunk (Ledoit & Wolf 2004) because there are usually fewer
+questions than dimensions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from .checks import Floats
 
 @dataclasses.dataclass(frozen=True)
 class Familiarity:
-    """Of the known: mean `[d]`, precision (inverse covariance) `[d, d]`, and how much it was shrunk."""
+    """Gaussian of the activations of known questions.
+
+    Attributes:
+        mean: `[d]`.
+        precision: inverse covariance `[d, d]`.
+        shrinkage: Ledoit–Wolf coefficient, from 0 (none) to 1 (a multiple of the identity).
+    """
 
     mean: Floats
     precision: Floats
@@ -26,21 +33,26 @@ class Familiarity:
 
     @classmethod
     def fit(cls, values: ArrayLike, known: ArrayLike) -> Familiarity:
-        """Args: values `[questions, d]`; known `[questions]`, 1 where the answer was right.
+        """Fits the mean and the covariance of the known questions.
+
+        Args:
+            values: activations `[questions, d]`.
+            known: `[questions]`, 1 where the model's answer is right.
 
         Raises:
-            ValueError: fewer than two are known, all that are known are equal, or a value is not finite.
+            ValueError: fewer than two questions are known, all known ones are equal, or a value is not
+                finite.
         """
-        chosen = checks.labels(known, name="known")
-        values = checks.matrix(values, rows=len(chosen)).astype(float)
-        if chosen.sum() < 2:
-            raise ValueError(f"known: expected two questions at least, found {int(chosen.sum())}")
-        if not any(checks.varies(column, checks.READ) for column in values[chosen].T):
+        is_known = checks.labels(known, name="known")
+        values = checks.matrix(values, rows=len(is_known)).astype(float)
+        if is_known.sum() < 2:
+            raise ValueError(f"known: expected at least two questions, found {int(is_known.sum())}")
+        if not any(checks.varies(column, checks.INPUT_TOLERANCE) for column in values[is_known].T):
             raise ValueError("values: expected known questions that differ, found all equal")
-        found = LedoitWolf().fit(values[chosen])
-        return cls(found.location_, found.get_precision(), float(found.shrinkage_))
+        model = LedoitWolf().fit(values[is_known])
+        return cls(model.location_, model.get_precision(), float(model.shrinkage_))
 
     def distance(self, values: ArrayLike) -> Floats:
-        """values `[questions, d]` → `[questions]`: the larger, the less familiar."""
-        away = checks.matrix(values, columns=len(self.mean)).astype(float) - self.mean
-        return np.sqrt(np.maximum(((away @ self.precision) * away).sum(axis=1), 0))
+        """Returns distances: values `[questions, d]` → `[questions]`; the larger, the less familiar."""
+        offset = checks.matrix(values, columns=len(self.mean)).astype(float) - self.mean
+        return np.sqrt(np.maximum(((offset @ self.precision) * offset).sum(axis=1), 0))

@@ -1,6 +1,7 @@
-"""Figures that read well in colour and in grey: every line has a colour, a dash and a mark of its own.
+"""Figures that remain readable in grey: every line has its own colour, dash pattern and marker.
 
-Each function returns a matplotlib Figure; `save` writes it.
+Each function returns a matplotlib Figure; `save` writes it. A name has the same style in every figure that
+one process draws.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from .metrics import Reliability
 from .selective import RiskCoverage
 from .stats import Interval
 
-# Okabe & Ito (2008): told apart by those who see few colours; their greys differ, too.
+# Okabe & Ito (2008): distinguishable with colour-vision deficiency; their grey levels differ, too.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
+UNIT_LIMITS = (-0.03, 1.03)  # of an axis from 0 to 1: markers at its ends are not cut
+LEGEND_ROW = 0.19  # inches
+
+_style_numbers: dict[str, int] = {}  # name → number, in order of first use
 
 
 class LineStyle(NamedTuple):
-    """How the n-th line is drawn."""
+    """Colour, dash pattern and marker of a line."""
 
     colour: str
     dash: Any
@@ -35,24 +40,30 @@ class LineStyle(NamedTuple):
 
 
 def line_style(n: int) -> LineStyle:
-    """After the seventh they come again with another mark."""
-    return LineStyle(COLOURS[n % 7], DASHES[n % 7], MARKS[(n + n // 7) % 7])
+    """Returns the n-th style: colours repeat after 7, combined with another dash pattern and marker."""
+    return LineStyle(COLOURS[n % 7], DASHES[(n + n // 7) % 7], MARKS[(n + 2 * (n // 7)) % 7])
+
+
+def style_of(name: str) -> LineStyle:
+    """Returns the style of a name: the same in all figures, new names in order of first use."""
+    return line_style(_style_numbers.setdefault(name, len(_style_numbers)))
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG, or what the path ends in; atomically."""
+    """Writes a figure atomically, in the format of the path's extension; PNG without one."""
     content = io.BytesIO()
     figure.savefig(content, dpi=150, format=path.suffix[1:] or "png")
     write_atomically(path, content.getvalue())
 
 
 def ladder(intervals: Mapping[str, Interval], title: str = "") -> Figure:
-    """AUROC of each rung with its interval; a line at ½ is chance."""
+    """Plots the AUROC of each rung with its interval; the vertical line at 0.5 is chance."""
     figure, axes = _figure(height=1.2 + 0.4 * len(intervals))
-    for n, interval in enumerate(intervals.values()):
-        shape = line_style(n)
-        axes.plot([interval.low, interval.high], [n, n], color=shape.colour, linewidth=2)
-        axes.plot(interval.point, n, marker=shape.mark, color=shape.colour, markersize=7)
+    for n, (name, interval) in enumerate(intervals.items()):
+        style = style_of(name)
+        axes.plot([interval.low, interval.high], [n, n], color=style.colour, linewidth=2)
+        axes.plot(interval.point, n, marker=style.mark, color=style.colour, markersize=7, clip_on=False,
+                  zorder=3)
         axes.annotate(f"{interval.point:.3f}", (interval.point, n), xytext=(0, 7), fontsize=8,
                       textcoords="offset points", ha="center")
     axes.axvline(0.5, color="0.6", linestyle=":", linewidth=1)
@@ -62,125 +73,141 @@ def ladder(intervals: Mapping[str, Interval], title: str = "") -> Figure:
     return _finished(figure, axes, title, legend=False)
 
 
-def reliability(found: Mapping[str, Reliability], title: str = "") -> Figure:
-    """Accuracy over confidence; the size of a mark is its share of the items."""
-    figure, axes = _figure(width=4.6, height=4.6)
-    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
-    for n, (name, bins) in enumerate(found.items()):
-        shape = line_style(n)
-        axes.plot(bins.confidence, bins.accuracy, color=shape.colour, linestyle=shape.dash, label=name)
-        axes.scatter(bins.confidence, bins.accuracy, color=shape.colour, marker=shape.mark,
-                     s=15 + 120 * bins.counts / bins.counts.sum())
-    axes.set(xlabel="mean predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
+def reliability(curves: Mapping[str, Reliability], title: str = "") -> Figure:
+    """Plots observed frequency over mean predicted probability; a marker's area grows with its item count."""
+    figure, axes = _figure(width=4.6, height=4.4)
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="perfectly calibrated")
+    for name, bins in curves.items():
+        style = style_of(name)
+        axes.plot(bins.confidence, bins.accuracy, color=style.colour, linestyle=style.dash)
+        axes.scatter(bins.confidence, bins.accuracy, color=style.colour, marker=style.mark,
+                     s=15 + 120 * bins.counts / bins.counts.sum(), zorder=3)
+        _legend_entry(axes, name, style)
+    axes.set(xlabel="mean predicted probability", ylabel="observed frequency", xlim=UNIT_LIMITS,
+             ylim=UNIT_LIMITS)
     axes.set_aspect("equal")
     return _finished(figure, axes, title)
 
 
-def risk_coverage(found: Mapping[str, RiskCoverage], oracle: Sequence[float], mean_error: float,
+def risk_coverage(curves: Mapping[str, RiskCoverage], oracle: Sequence[float], mean_error: float,
                   title: str = "", unit: str = "mean error") -> Figure:
-    """Error of the items answered over the share answered, with the intervals as bands.
+    """Plots the error of the answered items over coverage.
+
+    Thin lines are the ends of the intervals; the interval of the first curve is shaded.
 
     Args:
-        oracle: risks in order of the errors themselves, at the same coverages.
+        oracle: risks at the same coverages when items are answered in order of their true errors.
+        mean_error: the risk of random answering, which is that of answering everything.
     """
-    figure, axes = _figure()
-    axes.axhline(mean_error, color="0.6", linestyle=":", linewidth=1, label="at random")
-    for n, (name, curve) in enumerate(found.items()):
-        shape = line_style(n)
-        axes.fill_between(curve.coverages, curve.low, curve.high, color=shape.colour, alpha=0.08, linewidth=0)
-        axes.plot(curve.coverages, curve.risks, color=shape.colour, linestyle=shape.dash, marker=shape.mark,
-                  markersize=3.5, label=f"{name}: {100 * curve.fraction_of_oracle.point:.0f} % of the oracle")
-    coverages = next(iter(found.values())).coverages if found else np.linspace(0, 1, len(oracle))
+    figure, axes = _figure(height=4.2)
+    axes.axhline(mean_error, color="0.6", linestyle=":", linewidth=1, label="random order")
+    for n, (name, curve) in enumerate(curves.items()):
+        style = style_of(name)
+        if n == 0:
+            axes.fill_between(curve.coverages, curve.low, curve.high, color=style.colour, alpha=0.1,
+                              linewidth=0)
+        for end in (curve.low, curve.high):
+            axes.plot(curve.coverages, end, color=style.colour, linewidth=0.5, alpha=0.55)
+        fraction = curve.fraction_of_oracle.point
+        gain = "" if np.isnan(fraction) else f": {100 * fraction:.0f} % of the oracle's gain"
+        axes.plot(curve.coverages, curve.risks, color=style.colour, linestyle=style.dash, marker=style.mark,
+                  markersize=3.5, zorder=3, label=f"{name}{gain}")
+    coverages = next(iter(curves.values())).coverages if curves else np.linspace(0, 1, len(oracle))
     axes.plot(coverages, oracle, color="0.35", linewidth=1, label="oracle")
-    axes.set(xlabel="coverage (share answered)", ylabel=unit, xlim=(0, 1))
+    axes.set(xlabel="coverage (fraction answered)", ylabel=unit, xlim=UNIT_LIMITS)
     return _finished(figure, axes, title)
 
 
-def pareto(found: Mapping[str, Frontier], oracle: Frontier, ends: tuple[float, float], costs: Costs,
+def pareto(frontiers: Mapping[str, Frontier], oracle: Frontier, ends: tuple[float, float], costs: Costs,
            title: str = "", unit: str = "mean error") -> Figure:
-    """Error over cost of a cascade: the points that none of the same score beats.
+    """Plots the Pareto-optimal points of cascades: mean error over mean cost.
 
     Args:
-        ends: errors of always the cheap model and always the dear one, which chance mixes.
+        ends: mean errors of always using the small and always using the large model. Random routing lies on
+            the line between these two points.
     """
     figure, axes = _figure()
-    alone = costs.small, costs.large
-    axes.plot(alone, ends, color="0.6", linestyle=":", linewidth=1, label="at random")
-    for n, (name, points) in enumerate(found.items()):
-        shape, kept = line_style(n), points.pareto()
-        order = np.argsort(points.costs[kept])
-        axes.step(points.costs[kept][order], points.errors[kept][order], where="post", color=shape.colour,
-                  linestyle=shape.dash, label=name)
-        axes.plot(points.costs[kept][order], points.errors[kept][order], linestyle="", color=shape.colour,
-                  marker=shape.mark, markersize=3, markevery=max(1, int(kept.sum()) // 12))
+    single_costs = costs.small, costs.large
+    axes.plot(single_costs, ends, color="0.6", linestyle=":", linewidth=1, label="random routing")
+    for name, points in frontiers.items():
+        style, optimal = style_of(name), points.pareto()
+        order = np.argsort(points.costs[optimal])
+        x, y = points.costs[optimal][order], points.errors[optimal][order]
+        axes.step(x, y, where="post", color=style.colour, linestyle=style.dash)
+        axes.plot(x, y, linestyle="", color=style.colour, marker=style.mark, markersize=3,
+                  markevery=max(1, int(optimal.sum()) // 12))
+        _legend_entry(axes, name, style)
     axes.plot(oracle.costs, oracle.errors, color="0.35", linewidth=1, label="oracle")
-    axes.plot(alone, ends, linestyle="", marker="*", color="0.2", markersize=9)
+    axes.plot(single_costs, ends, linestyle="", marker="*", color="0.2", markersize=9,
+              label="one model for all")
     axes.set(xlabel="mean cost of an item", ylabel=unit)
     return _finished(figure, axes, title)
 
 
-def effects(found: Mapping[str, Interval], title: str = "", unit: str = "nats") -> Figure:
-    """Mean changes with their intervals; a line at 0 is no effect."""
-    figure, axes = _figure(height=1.2 + 0.35 * len(found))
-    for n, interval in enumerate(found.values()):
-        sure = interval.excludes_zero
-        axes.plot([interval.low, interval.high], [n, n], color="0" if sure else "0.55", linewidth=2)
-        axes.plot(interval.point, n, marker="o", color="0" if sure else "0.55",
-                  markerfacecolor="0" if sure else "white", markersize=6)
+def effects(intervals: Mapping[str, Interval], title: str = "", unit: str = "nats") -> Figure:
+    """Plots mean changes with their intervals; the vertical line at 0 is no effect."""
+    figure, axes = _figure(height=1.2 + 0.35 * len(intervals))
+    for n, interval in enumerate(intervals.values()):
+        colour = "0" if interval.excludes_zero else "0.55"
+        axes.plot([interval.low, interval.high], [n, n], color=colour, linewidth=2)
+        axes.plot(interval.point, n, marker="o", color=colour,
+                  markerfacecolor=colour if interval.excludes_zero else "white", markersize=6)
     axes.axvline(0, color="0.6", linestyle=":", linewidth=1)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.set_xlabel(f"change, {unit}, 95 % interval (filled: without 0)")
+    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set_ylim(len(intervals) - 0.4, -0.6)
+    axes.set_xlabel(f"change, {unit}, 95 % interval (filled: the interval excludes 0)")
     return _finished(figure, axes, title, legend=False)
 
 
-def tradeoff(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str,
+def tradeoff(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str,
              mark: float | None = None, title: str = "") -> Figure:
-    """What is gained over what it costs: for each name its runs as marks, `(xs, ys)`, on scales of 0 to 1.
+    """Plots a benefit over its cost, both from 0 to 1: one marker per run, `(xs, ys)` of each name.
 
     Args:
-        mark: an x to hold them against.
+        x, y: axis labels.
+        mark: x of a reference, drawn as a dotted vertical line; None draws none.
     """
     figure, axes = _figure()
-    for n, (name, (xs, ys)) in enumerate(found.items()):
-        shape = line_style(n)
-        axes.plot(xs, ys, linestyle="", marker=shape.mark, color=shape.colour, markersize=6, alpha=0.8,
+    for name, (xs, ys) in runs.items():
+        style = style_of(name)
+        axes.plot(xs, ys, linestyle="", marker=style.mark, color=style.colour, markersize=6, alpha=0.8,
                   label=name)
     axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     if mark is not None:
         axes.axvline(mark, color="0.6", linestyle=":", linewidth=1)
-    axes.set(xlabel=x, ylabel=y, xlim=(-0.03, 1.03))
+    axes.set(xlabel=x, ylabel=y, xlim=UNIT_LIMITS)
     return _finished(figure, axes, title)
 
 
-def dots(found: Mapping[str, Sequence[float]], title: str = "", unit: str = "nats") -> Figure:
-    """Every run of each name as a dot, and their mean as a bar; a line joins the n-th runs of all."""
-    figure, axes = _figure(width=1.6 + 1.2 * len(found))
-    for run in zip(*found.values(), strict=True):
-        axes.plot(range(len(found)), run, color="0.8", linewidth=0.8, zorder=1)
-    for n, values in enumerate(found.values()):
-        shape = line_style(n)
-        axes.scatter([n] * len(values), values, color=shape.colour, marker=shape.mark, s=22, zorder=3)
-        axes.plot([n - 0.25, n + 0.25], [np.mean(values)] * 2, color=shape.colour, linewidth=2, zorder=2)
-    axes.set_xticks(range(len(found)), list(found))
-    axes.set_xlim(-0.5, len(found) - 0.5)
-    axes.set(xlabel="bar: mean; grey: runs of one seed", ylabel=unit)
+def dots(runs: Mapping[str, Sequence[float]], title: str = "", unit: str = "nats") -> Figure:
+    """Plots every run of each name as a marker, and their mean as a bar; lines join runs of one seed."""
+    figure, axes = _figure(width=1.6 + 1.2 * len(runs))
+    for run in zip(*runs.values(), strict=True):
+        axes.plot(range(len(runs)), run, color="0.8", linewidth=0.8, zorder=1)
+    for n, (name, values) in enumerate(runs.items()):
+        style = style_of(name)
+        axes.scatter([n] * len(values), values, color=style.colour, marker=style.mark, s=22, zorder=3)
+        axes.plot([n - 0.25, n + 0.25], [np.mean(values)] * 2, color=style.colour, linewidth=2, zorder=2)
+    axes.set_xticks(range(len(runs)), list(runs))
+    axes.set_xlim(-0.5, len(runs) - 0.5)
+    axes.set(xlabel="bar: mean; grey lines: same seed", ylabel=unit)
     return _finished(figure, axes, title, legend=False)
 
 
-def by_depth(found: Mapping[str, Sequence[float]], band: tuple[int, int] | None = None, title: str = "",
+def by_depth(curves: Mapping[str, Sequence[float]], band: tuple[int, int] | None = None, title: str = "",
              unit: str = "nats", line: float | None = None) -> Figure:
-    """A number of each layer, one line for each name, and a level to hold them against.
+    """Plots one value per layer, one line per name.
 
     Args:
-        band: the first and the last of the layers that are shaded.
+        band: first and last layer to shade; None shades none.
+        line: y of a reference, drawn as a dotted horizontal line; None draws none.
     """
     figure, axes = _figure()
     if band is not None:
         axes.axvspan(band[0] - 0.5, band[1] + 0.5, color="0.93", linewidth=0)
-    for n, (name, values) in enumerate(found.items()):
-        shape = line_style(n)
-        axes.plot(range(len(values)), values, color=shape.colour, linestyle=shape.dash, marker=shape.mark,
+    for name, values in curves.items():
+        style = style_of(name)
+        axes.plot(range(len(values)), values, color=style.colour, linestyle=style.dash, marker=style.mark,
                   markersize=4, label=name)
     if line is not None:
         axes.axhline(line, color="0.6", linestyle=":", linewidth=1)
@@ -194,11 +221,20 @@ def _figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def _legend_entry(axes: Any, name: str, style: LineStyle) -> None:
+    axes.plot([], [], color=style.colour, linestyle=style.dash, marker=style.mark, markersize=4, label=name)
+
+
 def _finished(figure: Figure, axes: Any, title: str, legend: bool = True) -> Figure:
+    """Adds title, grid and, below the axes, the legend; the figure grows by the legend's height."""
     axes.set_title(title.replace("$", r"\$"), fontsize=10)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if legend:
-        axes.legend(frameon=False, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    if legend and handles:
+        entry_width = 0.6 + 0.06 * max(map(len, labels))  # inches
+        columns = max(1, min(4, len(labels), int(figure.get_figwidth() / entry_width)))
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure

@@ -1,6 +1,6 @@
-"""A report of headings, paragraphs, tables and figures, as Markdown and as one HTML file.
+"""Reports of headings, paragraphs, tables and figures, written as Markdown and as one HTML file.
 
-The Markdown names its figures' files; the HTML holds them, so that it can be sent alone.
+The Markdown links to the figures' files. The HTML embeds the figures, so that it can be sent alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ code { background: #f3f3f3; padding: 0 .2rem } .scroll { overflow-x: auto }
 
 
 class Report:
-    """Put together from top to bottom, then written. Text may have `code` and **stress**."""
+    """A report, built from top to bottom and then written. Texts may contain `code` and **bold**."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -46,13 +46,13 @@ class Report:
         self._add(text, f"<p>{_inline(text)}</p>")
 
     def points(self, texts: Sequence[str]) -> None:
-        """A list; nothing where there are no texts."""
+        """Adds a list; adds nothing without texts."""
         if texts:
             self._add("\n".join(f"- {text}" for text in texts),
                       "<ul>" + "".join(f"<li>{_inline(text)}</li>" for text in texts) + "</ul>")
 
     def table(self, rows: Sequence[Row]) -> None:
-        """Rows as `tables.write` takes them; nothing where there are none."""
+        """Adds a table of rows as in `tables.write`; adds nothing without rows."""
         if not rows:
             return
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -63,9 +63,13 @@ class Report:
         self._add(markdown(rows), f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
-        """Args: name: of its PNG file, without the ending, and one of a kind in the report."""
+        """Adds a figure.
+
+        Args:
+            name: name of its PNG file, without the extension; unique in the report.
+        """
         if name in self._figures:
-            raise ValueError(f"figure: there are two called '{name}'")
+            raise ValueError(f"figure: expected a new name, found '{name}' twice")
         content = io.BytesIO()
         figure.savefig(content, dpi=120, format="png")
         self._figures[name] = content.getvalue()
@@ -74,21 +78,21 @@ class Report:
                   f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
                   f"<figcaption>{_inline(caption)}</figcaption></figure>")
 
-    def finish(self, directory: Path, found: Any, how: Mapping[str, Any]) -> None:
-        """Says last how it was made, and writes it with what it was made of.
+    def finish(self, directory: Path, results: Any, provenance: Mapping[str, Any]) -> None:
+        """Adds the section "How to reproduce", then writes the report and the results.
 
         Args:
-            directory: is made if need be.
-            found: a tree, for RESULTS.
-            how: see `inputs.commands.how_made`.
+            directory: output directory, created if needed.
+            results: tree to write as RESULTS.
+            provenance: command, commit, seeds, machine and versions; see `inputs.commands.how_made`.
         """
-        self.heading("How it was made")
-        self.points([f"{key}: `{value}`" for key, value in how.items()])
+        self.heading("How to reproduce")
+        self.points([f"{key}: `{value}`" for key, value in provenance.items()])
         self.write(directory)
-        write_atomically(directory / RESULTS, as_json(found))
+        write_atomically(directory / RESULTS, as_json(results))
 
     def write(self, directory: Path) -> None:
-        """report.md, report.html and figures/*.png, all or none."""
+        """Writes report.md, report.html and figures/*.png: all of them or none."""
         (directory / "figures").mkdir(parents=True, exist_ok=True)
         page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.title)}'
                 f"</title><style>{STYLE}</style></head><body>\n" + "\n".join(self._html)
@@ -98,18 +102,18 @@ class Report:
             directory / "report.md": ("\n\n".join(self._markdown) + "\n").encode(),
             directory / "report.html": page.encode()})
 
-    def _add(self, text: str, page: str) -> None:
-        self._markdown.append(text)
-        self._html.append(page)
+    def _add(self, markdown_part: str, html_part: str) -> None:
+        self._markdown.append(markdown_part)
+        self._html.append(html_part)
 
 
 def _inline(text: str) -> str:
-    # In one pass: what stands in code is no stress.
-    return re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", _marked, html.escape(text.replace("\\|", "|"), quote=False))
+    # Both in one pass: asterisks inside code are not bold.
+    return re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", _tagged, html.escape(text.replace("\\|", "|"), quote=False))
 
 
-def _marked(found: re.Match[str]) -> str:
-    code, stress = found.groups()
+def _tagged(match: re.Match[str]) -> str:
+    code, bold = match.groups()
     if code is not None:
         return f"<code>{code}</code>"
-    return "<strong>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", stress) + "</strong>"
+    return "<strong>" + re.sub(r"`([^`]+)`", r"<code>\1</code>", bold) + "</strong>"

@@ -1,9 +1,9 @@
-"""Answering only where the score is low: risk against coverage, and the area below (AURC).
+"""Selective answering: risk–coverage curves and the area under them (AURC).
 
-Items are answered in order of rising `scores` (the chance of an error); `errors` are what answering
-costs, 0 or 1 or any finite number. Both are `[items]`. Where scores are equal nothing tells which item is
-answered first; the expected risk over all orders of equals is meant then, so that a constant score
-has the risk of answering at random at every coverage (El-Yaniv & Wiener 2010; Geifman & El-Yaniv 2019).
+Items are answered in order of increasing `scores` (predicted chance of an error). `errors` are the costs of
+answering: 0 or 1, or any finite number. Both are `[items]`. Equal scores leave the order open; the risk is
+then the expected risk over all orders of the tied items. A constant score thus has the risk of random
+answering at every coverage (El-Yaniv & Wiener 2010; Geifman & El-Yaniv 2019).
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from . import checks
 from .checks import Floats
 from .stats import Interval, percentiles, resampled_counts
 
-GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages of tables and figures
+GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))  # coverages in tables and figures
 
 
 class Order:
-    """Items in order of their scores, in groups of equals: made once, read with many weights."""
+    """Items sorted by score with groups of ties: sorted once, evaluated under many weights."""
 
     def __init__(self, errors: ArrayLike, scores: ArrayLike):
         self.errors, scores = checks.finite(errors, name="errors"), checks.scores(scores)
         if self.errors.shape != scores.shape or not len(scores):
-            raise ValueError(f"errors and scores: expected [items] of one length, found {self.errors.shape} "
-                             f"and {scores.shape}")
+            raise ValueError(f"errors and scores: expected [items] of equal length, found "
+                             f"{self.errors.shape} and {scores.shape}")
         self._order = np.argsort(scores, kind="stable")
         self._starts = checks.starts_of_ties(scores[self._order])
 
     def risks(self, coverages: ArrayLike | None = None, weights: ArrayLike | None = None) -> Floats:
-        """The expected mean error of the items answered, at some coverages; of all of k/n by default.
+        """Returns the expected mean error of the answered items, `[coverages]`.
 
-        Between the ends of two groups the expected sum of errors rises in a straight line.
+        Within a group of ties the expected sum of errors is linear in the number of items answered.
 
         Args:
-            coverages: `[coverages]`, above 0 and at most 1.
-            weights: `[items]` of whole numbers, how often each item counts.
+            coverages: `[coverages]`, above 0 and at most 1; None uses k/n for k = 1 … n.
+            weights: `[items]` of whole numbers, how often each item counts; None counts each once.
         """
         n = len(self.errors)
-        return self._risks(None if coverages is None else _shares(coverages),
+        return self._risks(None if coverages is None else _coverages(coverages),
                            np.ones(n) if weights is None else checks.counts(weights, n))
 
     def _risks(self, coverages: Floats | None, weights: Floats) -> Floats:
@@ -51,29 +51,29 @@ class Order:
         sums = np.add.reduceat((weights * self.errors)[self._order], self._starts)
         answered, total = np.r_[0, np.cumsum(counts)], np.r_[0, np.cumsum(sums)]
         n = answered[-1]
-        at = np.arange(1, n + 1) if coverages is None else coverages * n
-        return np.interp(at, answered, total) / at
+        k = np.arange(1, n + 1) if coverages is None else coverages * n
+        return np.interp(k, answered, total) / k
 
 
-def _shares(coverages: ArrayLike) -> Floats:
-    found = checks.probabilities(coverages, name="coverages")
-    if not found.all():
+def _coverages(values: ArrayLike) -> Floats:
+    coverages = checks.probabilities(values, name="coverages")
+    if not coverages.all():
         raise ValueError("coverages: expected values above 0, found 0")
-    return found
+    return coverages
 
 
 def aurc(errors: ArrayLike, scores: ArrayLike) -> float:
-    """The mean of the expected risks at the coverages 1/n, 2/n … 1."""
+    """Returns the area under the risk–coverage curve: the mean expected risk at coverages 1/n, 2/n … 1."""
     return float(Order(errors, scores).risks().mean())
 
 
 def fraction_of_oracle(errors: ArrayLike, scores: ArrayLike) -> float:
-    """How far from a random order (0) to the order of the errors themselves (1) a score gets.
+    """Returns the fraction of the oracle's AURC gain over random order (the prediction rejection ratio, PRR).
 
-    NaN where all errors are equal but for rounding.
+    0 is a random order, 1 the order of the true errors. NaN if all errors are equal up to rounding.
     """
-    order, cost = Order(errors, scores), checks.finite(errors, name="errors")
-    return _fraction(float(order.risks().mean()), Order(cost, cost), np.ones(len(cost)))
+    order, values = Order(errors, scores), checks.finite(errors, name="errors")
+    return _fraction(float(order.risks().mean()), Order(values, values), np.ones(len(values)))
 
 
 def _fraction(area: float, oracle: Order, weights: Floats) -> float:
@@ -85,7 +85,12 @@ def _fraction(area: float, oracle: Order, weights: Floats) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class RiskCoverage:
-    """One score's risks at some coverages, each `[coverages]`, and its areas, with intervals."""
+    """Risk–coverage curve of one score, with intervals.
+
+    Attributes:
+        coverages, risks: points of the curve, `[coverages]`.
+        low, high: ends of the risks' intervals, `[coverages]`.
+    """
 
     coverages: Floats
     risks: Floats
@@ -98,22 +103,27 @@ class RiskCoverage:
 def risk_coverage(errors: ArrayLike, scores: ArrayLike, *, coverages: Sequence[float] = GRID,
                   replicates: int = 2000, seed: int = 42, level: float = 0.95,
                   groups: ArrayLike | None = None) -> RiskCoverage:
-    """The curve and its areas with percentile intervals over resampled items.
+    """Returns the curve, the AURC and the fraction of the oracle's gain, with bootstrap percentile intervals.
 
-    Each resampled set is put in order anew: to resample only the items that were answered would be
-    to take the threshold for known.
+    Each replicate is sorted again. Resampling only the answered items would treat the threshold as known.
+
+    Args:
+        coverages: points of the curve, above 0 and at most 1.
+        level: confidence level of the intervals.
+        groups: `[items]`, group of each item; the bootstrap resamples whole groups. None resamples items.
     """
-    order, oracle, at = Order(errors, scores), Order(errors, errors), _shares(coverages)
+    order, oracle, grid = Order(errors, scores), Order(errors, errors), _coverages(coverages)
     curves, areas, fractions = [], [], []
     for counts in resampled_counts(len(order.errors), replicates, seed, groups):
         for weights in counts.astype(float):
-            curves.append(order._risks(at, weights))
+            curves.append(order._risks(grid, weights))
             areas.append(float(order._risks(None, weights).mean()))
             fractions.append(_fraction(areas[-1], oracle, weights))
-    known = np.asarray(fractions)
-    ends = [percentiles(column, level) for column in np.asarray(curves).T]
+    defined = np.asarray(fractions)
+    defined = defined[~np.isnan(defined)]
+    ends = [percentiles(risks, level) for risks in np.asarray(curves).T]
     return RiskCoverage(
-        at, order.risks(at),
+        grid, order.risks(grid),
         np.array([low for low, _ in ends]), np.array([high for _, high in ends]),
         Interval(aurc(errors, scores), *percentiles(np.asarray(areas), level)),
-        Interval(fraction_of_oracle(errors, scores), *percentiles(known[~np.isnan(known)], level)))
+        Interval(fraction_of_oracle(errors, scores), *percentiles(defined, level)))

@@ -1,10 +1,9 @@
-"""Results of a study's stages on disk, each in a directory that is named by what it was made of.
+"""Cache of a study's stages on disk: each stage has a directory named by a hash of its inputs.
 
-    ROOT/extract-3f09c2a41b7d/manifest.json     written last: the stage is whole; lists its files
+    ROOT/extract-3f09c2a41b7d/manifest.json     inputs and checksums; written last, when the stage is complete
 
-What was made of the same things is taken as it is; with anything else in its place (other weights,
-other data, another option) the key is another one, and so is the directory. Nothing is made anew that
-need not be, and nothing old is lost. A stage that was interrupted finds what it has left.
+A stage with the same inputs is reused. Other weights, data or options give another key and thus another
+directory, and older results remain. An interrupted stage finds its partial files when it runs again.
 """
 
 from __future__ import annotations
@@ -26,65 +25,65 @@ from tilelli_jax.json_text import read_json
 from . import tables
 
 T = TypeVar("T")
-FORMAT = 2  # to be raised where a stage's result for the same key would be another one
-RECIPE = "manifest.json"
-CHECKED_BYTES = 64 << 20  # of a larger file the size alone is looked at
-RESULT = "result.json"  # of a stage that finds numbers
-ANEW = "once you have deleted that directory, the same command makes it anew"
-RESULTS = "results.json"  # of a whole study, beside its report
+FORMAT = 3  # increment whenever a stage's result for the same inputs changes
+MANIFEST = "manifest.json"
+MAX_CHECKSUM_BYTES = 64 << 20  # larger files are checked by their size only
+RESULT = "result.json"  # numbers that a stage computed
+REBUILD_HINT = "once you have deleted that directory, the same command makes it anew"
+RESULTS = "results.json"  # all numbers of a study, next to its report
 
 
 class BusyError(Exception):
-    """Another process is making this stage."""
+    """Another process is running this stage."""
 
 
 class Stages:
     """The stages of one study.
 
     Args:
-        root: where their directories are.
-        tell: called with a line for every stage that is made or found.
+        root: directory that contains the stages' directories.
+        notify: called with a line for every stage that runs or is reused.
     """
 
     def __init__(self, root: Path, notify: Callable[[str], None] = lambda line: None) -> None:
         self.root, self.notify = root, notify
-        self._whole: set[Path] = set()  # looked at before
+        self._verified: set[Path] = set()  # directories whose files this object has checked
 
     def open(self) -> None:
-        """Makes the root, before anything is at stake. Raises InputError where it cannot be written."""
+        """Creates the root, before any work is done. Raises InputError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"out: {self.root.parent}: cannot be written: {error.strerror}") from None
 
     def directory(self, name: str, manifest: Mapping[str, Any]) -> Path:
-        """Where a stage that is made of this has its files, whether it is made or not."""
+        """Returns the directory of a stage with these inputs, whether or not it exists."""
         return self.root / f"{name}-{key(manifest)}"
 
-    def is_made(self, name: str, manifest: Mapping[str, Any]) -> bool:
-        """Whether it is there, and whole."""
-        return (self.directory(name, manifest) / RECIPE).is_file()
+    def is_complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
+        """Returns whether the stage is complete."""
+        return (self.directory(name, manifest) / MANIFEST).is_file()
 
     def make(self, name: str, manifest: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
-        """The directory of a stage, after `work` has filled it if it was not whole.
+        """Returns the directory of a stage; runs `work` first unless the stage is complete.
 
         Args:
-            made_of: all that the result depends on: JSON.
-            work: given the directory, in which it may find its own half-done work.
+            manifest: everything that the result depends on, as JSON.
+            work: fills the directory; it may find partial files of an interrupted run there.
 
         Raises:
-            BusyError: another process is at it.
-            InputError: a file of the finished stage is not what was written, or there is something else in
-                the place of its directory.
+            BusyError: another process is running this stage.
+            InputError: a file of the complete stage has changed, or the directory's path is occupied by
+                something else.
         """
         interrupts.raise_if_received()
         path = self.directory(name, manifest)
-        if self.is_made(name, manifest):
+        if self.is_complete(name, manifest):
             self._check(path)
-            self.notify(f"{name}: as it is in {path}")
+            self.notify(f"{name}: reused as it is from {path}")
             return path
-        if os.path.lexists(path / RECIPE):
-            raise InputError(f"{path / RECIPE}: expected a regular file; {ANEW}")
+        if os.path.lexists(path / MANIFEST):
+            raise InputError(f"{path / MANIFEST}: expected a regular file; {REBUILD_HINT}")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,68 +91,68 @@ class Stages:
         try:
             handle = lock(path, wait=False)
         except BlockingIOError:
-            raise BusyError(f"{path}: another process is at work there") from None
+            raise BusyError(f"{path}: another process is running this stage") from None
         try:
             self.notify(f"{name}: {path}")
-            if not self.is_made(name, manifest):  # another process may just have ended
+            if not self.is_complete(name, manifest):  # another process may just have completed it
                 work(path)
-                # Without what a process that was killed has left on its way to a file.
+                # Hidden files are temporary files of killed processes.
                 files = (file for file in path.rglob("*") if file.is_file() and not any(
                     part.startswith(".") for part in file.relative_to(path).parts))
-                write_atomically(path / RECIPE, as_json(
-                    {**manifest, "files": checksums(path, files, CHECKED_BYTES)}))
+                write_atomically(path / MANIFEST, as_json(
+                    {**manifest, "files": checksums(path, files, MAX_CHECKSUM_BYTES)}))
         finally:
             if handle is not None:
                 os.close(handle)
         return path
 
     def _check(self, path: Path) -> None:
-        if path not in self._whole:
+        if path not in self._verified:
             try:
-                sealed = read_json(path / RECIPE).get("files", {})
+                recorded = read_json(path / MANIFEST).get("files", {})
             except InputError as error:
-                raise InputError(f"{error}; {ANEW}") from None
-            if damaged := find_damage(path, sealed):
-                raise InputError(f"{path}: {damaged}; {ANEW}")
-            self._whole.add(path)
+                raise InputError(f"{error}; {REBUILD_HINT}") from None
+            if damaged := find_damage(path, recorded):
+                raise InputError(f"{path}: {damaged}; {REBUILD_HINT}")
+            self._verified.add(path)
 
 
 def recipe(stage: str, **parts: Any) -> dict[str, Any]:
-    """What a stage is made of."""
+    """Returns a stage's manifest: its name, the format version and its inputs."""
     return {"stage": stage, "format": FORMAT, **parts}
 
 
 def without(tree: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """A section of a configuration less the keys that no result depends on."""
+    """Returns a configuration section without some keys, such as those that do not affect the result."""
     return {name: value for name, value in tree.items() if name not in names}
 
 
 def write_result(path: Path, tree: Any) -> None:
-    """What a stage has found: JSON, numbers that are not finite as null."""
+    """Writes a stage's numbers as JSON, non-finite ones as null."""
     write_atomically(path / RESULT, tables.as_json(tree))
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `write_result` wrote into a stage's directory. Raises InputError where it is no longer that."""
+    """Reads a stage's numbers, written by `write_result`. Raises InputError if the file is damaged."""
     return read_json(path / RESULT)
 
 
 def key(manifest: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits for a tree of JSON."""
+    """Returns the hash of a JSON tree: twelve hexadecimal digits."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def once(method: Callable[..., T]) -> Callable[..., T]:
-    """A method of a study whose result is looked up once for given arguments, as a cached property's is."""
+    """Decorates a method: its result is cached per object and arguments, like a cached property."""
     @functools.wraps(method)
-    def kept(self: Any, *arguments: Any) -> T:
-        found = self.__dict__.setdefault("_once", {})
-        if (what := (method.__name__, *arguments)) not in found:
-            found[what] = method(self, *arguments)
-        return found[what]
-    return kept
+    def cached(self: Any, *arguments: Any) -> T:
+        cache = self.__dict__.setdefault("_once", {})
+        if (call := (method.__name__, *arguments)) not in cache:
+            cache[call] = method(self, *arguments)
+        return cache[call]
+    return cached
 
 
 def print_to_stderr(line: str) -> None:
-    """What a command has its stages tell with."""
+    """Prints a progress line to stderr; commands pass it to `Stages` as `notify`."""
     print(line, file=sys.stderr, flush=True)

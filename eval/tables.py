@@ -1,4 +1,4 @@
-"""Tables of results, written together as JSON, parquet and Markdown."""
+"""Tables of results as JSON, parquet, Markdown and CSV, and reading of parquet."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
-    """path.json, path.parquet and path.md of the same rows, all or none.
+    """Writes the same rows as path.json, path.parquet and path.md: all of them or none.
 
     Args:
-        path: without an ending.
-        rows: column → text, number, Interval (in parquet three columns) or None.
+        path: without an extension.
+        rows: column → text, number, Interval (three columns in parquet) or None.
+        title: heading of the Markdown; empty for none.
     """
     flat = [dict(_flat(row)) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
@@ -42,7 +43,7 @@ def write(path: Path, rows: Sequence[Row], title: str = "") -> None:
 
 
 def parquet(columns: Mapping[str, Any]) -> bytes:
-    """Columns `[rows]` as a parquet file."""
+    """Returns the bytes of a parquet file with these columns, each `[rows]`."""
     import pyarrow
     import pyarrow.parquet
     content = io.BytesIO()
@@ -51,35 +52,36 @@ def parquet(columns: Mapping[str, Any]) -> bytes:
 
 
 def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
-    """Columns `[rows]` as parquet, atomically."""
+    """Writes columns, each `[rows]`, as parquet, atomically."""
     write_atomically(path, parquet(columns))
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """What `write_columns` wrote; texts as an array of objects. Raises InputError as `read_parquet`."""
+    """Reads columns from parquet, texts as object arrays. Raises InputError like `read_parquet`."""
     table = read_parquet(path)
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | None = None) -> Any:
-    """A pyarrow table of a parquet file.
+    """Reads a parquet file as a pyarrow table.
 
     Args:
-        columns: these alone.
-        most: so many rows, its first ones.
+        columns: columns to read; None reads all.
+        most: number of rows to return from the top; None returns all.
 
     Raises:
-        InputError: it is no such file, has no such column, or holds more than MOST_BYTES in these.
+        InputError: the file is not a parquet file, lacks a column, or its columns exceed MAX_BYTES when
+            unpacked.
     """
     with _opened(path) as file:
-        there, about = file.schema_arrow.names, file.metadata
-        if missing := [name for name in columns or () if name not in there]:
+        names, metadata = file.schema_arrow.names, file.metadata
+        if missing := [name for name in columns or () if name not in names]:
             raise InputError(f"{path}: expected the column '{missing[0]}', found "
-                             f"{', '.join(there) or 'none'}")
-        asked = [j for j in range(about.num_columns)
-                 if columns is None or about.schema.column(j).path.partition(".")[0] in columns]
-        size = sum(about.row_group(i).column(j).total_uncompressed_size
-                   for i in range(about.num_row_groups) for j in asked)
+                             f"{', '.join(names) or 'none'}")
+        selected = [j for j in range(metadata.num_columns)
+                    if columns is None or metadata.schema.column(j).path.partition(".")[0] in columns]
+        size = sum(metadata.row_group(i).column(j).total_uncompressed_size
+                   for i in range(metadata.num_row_groups) for j in selected)
         if size > MAX_BYTES:
             raise InputError(f"{path}: cannot be read: expected at most {MAX_BYTES:,} bytes when unpacked, "
                              f"found {size:,}")
@@ -89,7 +91,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | N
 
 
 def column_names(path: Path) -> list[str]:
-    """Of a parquet file. Raises InputError where it is none."""
+    """Returns the column names of a parquet file. Raises InputError if it is not one."""
     with _opened(path) as file:
         return list(file.schema_arrow.names)
 
@@ -103,54 +105,54 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except InputError:
         raise
-    except (OSError, ValueError, NotImplementedError, KeyError, TypeError) as error:  # as pyarrow's are
+    except (OSError, ValueError, NotImplementedError, KeyError, TypeError) as error:  # pyarrow raises these
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def as_json(tree: Any) -> bytes:
-    """JSON without NaN, which JSON does not know: what is not a finite number is null."""
+    """Encodes a tree as JSON; non-finite numbers, which JSON lacks, become null."""
     return json.dumps(_plain(tree), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-RUN_BY_SPREADSHEETS = ("=", "+", "-", "@")
-# Where a spreadsheet may begin another cell or line, whatever the quotes: it opens the file by its language.
+FORMULA_STARTS = ("=", "+", "-", "@")
+# Characters at which a spreadsheet may start a new cell or row even inside quotes, depending on its locale.
 BREAKS = re.compile("([;|\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")
 
 
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """CSV for a spreadsheet: UTF-8 with a byte-order mark, and no text that it would run as a formula.
+    """Encodes rows as CSV for spreadsheets: UTF-8 with a byte-order mark, without texts that run as formulas.
 
-    A text that begins with = + - @, a tab or a line break gets an apostrophe in front (OWASP, CSV injection).
-    So does what follows a semicolon, a bar, a tab or a line break inside a text, if it begins with = + - @.
-    Blanks and invisible characters before them do not count. Numbers stay as they are.
+    A text that starts with = + - @, a tab or a line break gets an apostrophe in front (OWASP, CSV injection).
+    So does each part of a text after a semicolon, a bar, a tab or a line break, if it starts with = + - @.
+    Blanks and invisible characters before these signs are ignored. Numbers are unchanged.
     """
     import csv
     sheet = io.StringIO(newline="")
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(sheet, list(names))
-    writer.writerow({name: _harmless(name) for name in names})
-    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+    writer.writerow({name: _escape_formulas(name) for name in names})
+    writer.writerows({name: _escape_formulas(value) for name, value in row.items()} for row in rows)
     return b"\xef\xbb\xbf" + sheet.getvalue().encode("utf-8", "replace")
 
 
-def _harmless(value: Any) -> Any:
+def _escape_formulas(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    parts = [f"'{part}" if _first_shown(part) in RUN_BY_SPREADSHEETS else part
+    parts = [f"'{part}" if _first_visible(part) in FORMULA_STARTS else part
              for part in BREAKS.split(value)]
-    if len(parts) > 1 and parts[1] not in ";|" and not _first_shown(parts[0]):
+    if len(parts) > 1 and parts[1] not in ";|" and not _first_visible(parts[0]):
         parts.insert(0, "'")
     return "".join(parts)
 
 
-def _first_shown(text: str) -> str:
-    """The first character that is not blank or invisible (Unicode Z, Cc, Cf), a full-width sign as plain."""
-    shown = (letter for letter in text if unicodedata.category(letter) not in ("Zs", "Zl", "Zp", "Cc", "Cf"))
-    return unicodedata.normalize("NFKC", next(shown, ""))[:1]
+def _first_visible(text: str) -> str:
+    """Returns the first character that is not blank or invisible (Unicode Z, Cc, Cf), without full width."""
+    visible = (char for char in text if unicodedata.category(char) not in ("Zs", "Zl", "Zp", "Cc", "Cf"))
+    return unicodedata.normalize("NFKC", next(visible, ""))[:1]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table whose cells line up."""
+    """Formats rows as a Markdown table with aligned columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([shown(row.get(name)) for name in names] for row in rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(names))]
@@ -160,7 +162,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A cell: numbers to four digits or so, intervals as `0.590 [0.551, 0.627]`, nothing as a dash."""
+    """Formats a table cell: numbers to about four digits, intervals as `0.590 [0.551, 0.627]`, None as –."""
     match value:
         case None:
             return "–"
@@ -176,7 +178,7 @@ def shown(value: Any) -> str:
                 return f"{number:.3g}"
             return f"{number:.{3 if abs(number) < 10 else 1}f}"
         case _:
-            # What is no text, as bytes that a network makes, would make a file of another kind of a table.
+            # Control characters, such as bytes that a model generates, would make the report a binary file.
             return CONTROL.sub(" ", str(value).replace("|", "\\|"))
 
 

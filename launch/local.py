@@ -2,10 +2,10 @@
 
     python launch/local.py --processes 2 --devices 4 -- --config configs/demo.yaml train.steps=20
 
-Each process is `python -m tilelli_jax.train --distributed …` with everything after `--`, and finds
-the others on 127.0.0.1. What process 0 prints is shown; what the others print is kept, and its end
-is shown if one of them fails first. SIGINT and SIGTERM are passed on to all of them; at the second
-one they are killed. If one fails, the rest are ended. No process outlives this one.
+Each process runs `python -m tilelli_jax.train --distributed …` with the arguments after `--`; they connect on
+127.0.0.1. The output of process 0 is printed; the others' is stored, and its end is printed if one of them
+fails first. SIGINT and SIGTERM are forwarded to all processes; a second signal kills them. If one fails, the
+others are terminated. No process outlives this one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from pathlib import Path
 
 TRAIN = (sys.executable, "-m", "tilelli_jax.train", "--distributed")
 POLL_SECONDS = 0.05
-CAUSE_SECONDS = 1.0  # after a failure, how long to look for another process that was killed
+CAUSE_SECONDS = 1.0  # after a failure, time to wait for a killed process that caused it
 TAIL_LINES = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=str(__doc__).splitlines()[0], usage="%(prog)s [options] -- --config FILE …")
-    parser.add_argument("--processes", type=_count, default=2, help="how many to start [2]")
-    parser.add_argument("--devices", type=_count, default=1, help="CPU devices in each [1]")
+    parser.add_argument("--processes", type=_count, default=2, help="number of processes [2]")
+    parser.add_argument("--devices", type=_count, default=1, help="CPU devices per process [1]")
     parser.add_argument("--grace", type=float, default=10.0, metavar="SECONDS",
-                        help="how long the rest may take to end after one has failed [10]")
-    parser.add_argument("train", nargs="*", metavar="…", help="what tilelli_jax.train is given")
+                        help="time for the others to end after one has failed [10]")
+    parser.add_argument("train", nargs="*", metavar="…", help="arguments of tilelli_jax.train")
     args = parser.parse_args(argv)
     return run([*TRAIN, *args.train], args.processes, args.devices, args.grace)
 
@@ -47,8 +47,8 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = 10.
     """Runs `command` in `processes` processes of `devices` CPU devices each, and waits for them.
 
     Returns:
-        0 when all succeeded; otherwise the exit status of the one that failed first, or of one that was
-        killed up to CAUSE_SECONDS later (128 + the signal's number): the others fail because of it.
+        0 if all succeeded; otherwise the exit status of the process that failed first, or of one killed up to
+        CAUSE_SECONDS later (128 + the signal's number), since the others fail because of it.
     """
     received: list[int] = []
     before = {number: signal.signal(number, lambda number, _: received.append(number))
@@ -67,7 +67,7 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = 10.
                 _kill(child)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if failed:  # process 0 has shown itself what went wrong
+        if failed:  # process 0 has already printed its error
             tail = outputs[failed].read_text(errors="replace").splitlines()[-TAIL_LINES:]
             print(f"process {failed} failed first; its last lines:", file=sys.stderr)
             print("\n".join(f"[{failed}] {line}" for line in tail), file=sys.stderr)
@@ -76,18 +76,18 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = 10.
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
           grace: float) -> tuple[int, int]:
-    """The process that failed first and its exit status, (0, 0) if none did.
+    """Returns the process that failed first and its exit status; (0, 0) if none did.
 
-    Returns with processes still running where they outstay `grace` or a second signal comes.
+    Processes may still be running if they exceed `grace` or a second signal arrives.
     """
-    # A thread for each: of two that fail on their own at nearly the same time, the first is what matters.
+    # One thread per process: if two fail independently at almost the same time, the first one matters.
     ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     for process, child in enumerate(children):
         threading.Thread(target=lambda process=process, child=child: ended.put((process, child.wait())),
                          daemon=True).start()
     running = dict(enumerate(children))
     failure: tuple[int, int] | None = None
-    passed_on, ending = False, False
+    forwarded, ending = False, False
     cause_until = deadline = float("inf")
     while running and time.monotonic() < deadline:
         with contextlib.suppress(queue.Empty):
@@ -96,7 +96,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
             if failure is None and status:
                 failure, cause_until = (process, status), time.monotonic() + CAUSE_SECONDS
             elif failure and not ending and _killed(status, received) and not _killed(failure[1], received):
-                failure = process, status  # the other failed because it lost this one
+                failure = process, status  # the other failed because this one was killed
         if failure and not ending and (_killed(failure[1], received) or time.monotonic() >= cause_until):
             ending, deadline = True, time.monotonic() + grace
             for child in running.values():
@@ -104,8 +104,8 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
         if len(received) > 1:
             failure = failure or (0, -received[-1])
             break
-        if received and not passed_on:
-            passed_on = True
+        if received and not forwarded:
+            forwarded = True
             for child in running.values():
                 child.send_signal(received[0])
     process, status = failure or (0, 0)
@@ -113,17 +113,17 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], received: Sequence[int],
 
 
 def _killed(status: int, received: Sequence[int]) -> bool:
-    """Whether a process was ended by a signal that neither this launcher nor the process itself sent.
+    """Whether a process was killed by a signal that neither this launcher nor the process itself sent.
 
-    Where one process was killed and another has failed, the second failed because of the first, even if
-    it was seen to end before: on a busy machine, the order in which ends are noticed is up to chance. A
-    process aborts itself (SIGABRT) when it finds that another has ended.
+    If one process was killed and another failed, the second failed because of the first, even if its end was
+    noticed earlier: on a busy machine that order is random. A process aborts itself (SIGABRT) when it notices
+    that another has ended.
     """
     return status < 0 and -status not in (signal.SIGABRT, *received)
 
 
 def _environment(coordinator: str, processes: int, process: int, devices: int) -> dict[str, str]:
-    """This process's environment, and in it what makes a child its part of the run."""
+    """Returns a child's environment: this process's, plus the child's place in the run and its devices."""
     flags = os.environ.get("XLA_FLAGS", "")
     return os.environ | {
         "TILELLI_COORDINATOR": coordinator,
@@ -131,13 +131,13 @@ def _environment(coordinator: str, processes: int, process: int, devices: int) -
         "TILELLI_PROCESS_ID": str(process),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
-        "PYTHONUNBUFFERED": "1",  # what a process said before it was killed is not lost
+        "PYTHONUNBUFFERED": "1",  # keep the output of a process that is killed
     }
 
 
 def _start(command: Sequence[str], environment: dict[str, str],
            output: Path | None) -> subprocess.Popen[bytes]:
-    """Starts a child in a session of its own, so that Ctrl-C reaches it through us alone."""
+    """Starts a child in its own session, so that it gets Ctrl-C only from this process."""
     with contextlib.ExitStack() as stack:
         file = None if output is None else stack.enter_context(output.open("wb"))
         return subprocess.Popen(
@@ -147,16 +147,16 @@ def _start(command: Sequence[str], environment: dict[str, str],
 
 
 def _die_with_parent() -> None:
-    """Has Linux kill this child should its parent be killed before it can clean up.
+    """Makes Linux kill this child if its parent is killed before it can clean up.
 
-    Runs between fork and exec, which is safe as there are no threads yet.
+    Runs between fork and exec, which is safe because no threads exist yet.
     """
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of a child and of the workers that it started itself."""
+    """Kills a child and the workers that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -169,9 +169,9 @@ def _free_port() -> int:
 
 
 def _count(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """Parses a whole number of at least 1, for argparse."""
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found '{text}'")
+        raise argparse.ArgumentTypeError(f"expected a whole number ≥ 1, found '{text}'")
     return int(text)
 
 

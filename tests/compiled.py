@@ -1,7 +1,7 @@
-"""How tests compile: quickly, and each program once for all that run them on this machine.
+"""Fast compilation in tests: XLA flags and a persistent cache of compiled programs.
 
-Compiled programs are kept in the user's cache directory, so that a second run of the tests compiles only what
-has changed. JAX_COMPILATION_CACHE_DIR names another directory; an empty one makes a run cold.
+The cache lies in the user's cache directory, so a second run of the tests compiles only what has changed.
+JAX_COMPILATION_CACHE_DIR selects another directory.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 2 << 30  # of all that is kept, for all versions of JAX and all flags
+MAX_BYTES = 2 << 30  # maximum size of the cache, all versions of JAX and all flags together
 
-# Code generation is where tests of tiny networks spend their time: level 0 takes a third of it, and leaves
-# all that XLA itself does (partitioning, fusion) as it is. The older way to emit fused loops takes half of
-# the rest, as long as there is one. One piece of code, and short vectors, save some more.
+# Tests of tiny networks spend most of their time in code generation. Level 0 reduces it to a third and
+# does not change XLA's own passes (partitioning, fusion). The older emitter of fused loops, if it exists,
+# halves the rest. A single compilation unit and short vectors save some more.
 QUICK: dict[str, Any] = {
     "--xla_backend_optimization_level": 0,
     "--xla_cpu_parallel_codegen_split_count": 1,
@@ -25,23 +25,23 @@ QUICK: dict[str, Any] = {
 }
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK["--xla_cpu_use_fusion_emitters"] = "false"
-# For processes that a test kills: they read the cache and never write it. A half-written program would stay.
+# For processes that a test kills: they must not write the cache, since a partial entry would remain.
 READ_ONLY = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
 def set_environment() -> None:
-    """Sets the XLA flags and the cache of this process and its children. Call it before importing JAX."""
+    """Sets XLA flags and cache for this process and its children. Call it before importing JAX."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "optimization_level" not in flags:
-        # An instruction set that was asked for is to be used as it comes, with vectors of its own length.
+        # A requested instruction set keeps its own vector width.
         quick = {flag: value for flag, value in QUICK.items()
                  if flag not in flags and not ("vector_width" in flag and "max_isa" in flags)}
         flags = " ".join([flags, *(f"{flag}={value}" for flag, value in quick.items())])
     os.environ["XLA_FLAGS"] = flags.strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root() / fingerprint(flags)))
-    # JAX writes into its cache without a lock. A process that finds an incomplete entry (its writer is not
-    # done, or was killed) compiles the program itself, and does not warn.
+    # JAX writes its cache without a lock. A process that finds an incomplete entry compiles the program
+    # itself; the warning about it is suppressed.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [
@@ -49,13 +49,13 @@ def set_environment() -> None:
 
 
 def root() -> Path:
-    """Where programs of all kinds are kept."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "tilelli_jax" / "tests"
+    """The parent directory of all caches."""
+    cache_home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache_home) if cache_home else Path.home() / ".cache") / "tilelli_jax" / "tests"
 
 
 def fingerprint(flags: str) -> str:
-    """Names a directory of programs that run here: those of another CPU may crash."""
+    """Name of the cache directory for these flags, JAX version and CPU; programs of other CPUs may crash."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next(line for line in lines if line.lower().startswith(("flags", "features")))
@@ -67,16 +67,16 @@ def fingerprint(flags: str) -> str:
 
 
 def prune(max_bytes: int = MAX_BYTES) -> None:
-    """Deletes the oldest programs (by access or modification), until no more than `max_bytes` are kept."""
-    found = []
+    """Deletes the least recently used programs until at most `max_bytes` remain."""
+    programs = []
     for path in root().glob("*/*"):
         try:
-            facts = path.stat()
-        except FileNotFoundError:  # another run of the tests prunes, too
+            stat = path.stat()
+        except FileNotFoundError:  # another test run prunes at the same time
             continue
-        found.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
-    kept = 0
-    for _, size, path in sorted(found, reverse=True):
-        kept += size
-        if kept > max_bytes:
+        programs.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    total = 0
+    for _, size, path in sorted(programs, reverse=True):
+        total += size
+        if total > max_bytes:
             path.unlink(missing_ok=True)

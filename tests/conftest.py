@@ -1,4 +1,4 @@
-"""What all tests share: devices, compiled programs, their order, reports of failures, the smallest run."""
+"""Shared by all tests: devices, compiled programs, test order, failure reports, fixtures of a tiny run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path, PurePath
 
 from tests import compiled
 
-# Before JAX starts.
+# Must run before JAX is imported.
 compiled.set_environment()
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+# Background processes of a shell ignore Ctrl-C, and so would their children; the tests need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis  # noqa: E402
@@ -28,39 +28,39 @@ from jax.extend.backend import clear_backends  # noqa: E402
 from tilelli_jax.data import stories  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-# Whole files go to one worker (--dist loadfile), these first: what takes longest must not start last.
+# Each file runs in one worker (--dist loadfile). The slowest files start first.
 LONGEST = ("eval/abstention/test_abstention_study.py", "test_decoding.py", "training/test_interrupted.py",
            "training/test_processes.py", "models/test_gemma4.py", "training/test_sharded_step.py",
            "train/test_train_command.py", "models/test_sharded_networks.py",
            "eval/recall/test_recall_study.py", "training/test_step.py", "test_shipped_decoding.py",
            "eval/difficulty/test_study.py")
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.register_profile("untimed", deadline=None)  # slow runs on a busy machine are no failure
 hypothesis.settings.load_profile("untimed")
-REASON_LINES = 5  # of each failure, at the end of what pytest prints
+REASON_LINES = 5  # lines per failure at the end of pytest's output
 
 _devices = 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", metavar="K/N", help="run the tests of one of N groups of files")
+    parser.addoption("--part", metavar="K/N", help="run only the K-th of N groups of test files")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # once, not in every worker
+    if not hasattr(config, "workerinput"):  # in the main process only
         compiled.prune()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long files first; within a file, tests on eight devices last, so that devices change once."""
+    """Orders the tests: slow files first; within a file, tests on eight devices last, to switch once."""
     if part := config.getoption("--part"):
         k, n = _part(part)
-        others = [item for item in items if zlib.crc32(item.path.name.encode()) % n != k - 1]
-        config.hook.pytest_deselected(items=others)
-        left_out = set(others)
-        items[:] = [item for item in items if item not in left_out]
+        other_parts = [item for item in items if zlib.crc32(item.path.name.encode()) % n != k - 1]
+        config.hook.pytest_deselected(items=other_parts)
+        deselected = set(other_parts)
+        items[:] = [item for item in items if item not in deselected]
     rank = {ROOT / "tests" / name: i for i, name in enumerate(LONGEST)}
-    first = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
-    items.sort(key=lambda item: (rank.get(item.path, len(rank)), first[item.path],
+    file_order = {path: i for i, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), file_order[item.path],
                                  item.get_closest_marker("eight_devices") is not None))
 
 
@@ -73,20 +73,20 @@ def _part(text: str) -> tuple[int, int]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """One device, or eight for a test that is marked so; arrays made before a change are of no use after."""
+    """Sets the number of devices: one, or eight if the test is marked. A change invalidates all arrays."""
     global _devices
-    wanted = 8 if item.get_closest_marker("eight_devices") else 1
-    if wanted != _devices:
+    n_devices = 8 if item.get_closest_marker("eight_devices") else 1
+    if n_devices != _devices:
         jax.clear_caches()
         clear_backends()
-        jax.config.update("jax_num_cpu_devices", wanted)
-        _devices = wanted
+        jax.config.update("jax_num_cpu_devices", n_devices)
+        _devices = n_devices
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config
                             ) -> Iterator[None]:
-    """Seconds by directory beside --durations; why the first tests failed, as the last that is printed."""
+    """Prints the seconds per directory with --durations, and at the very end the first failures."""
     result = yield
     if config.getoption("durations") is not None:
         seconds: Counter[str] = Counter()
@@ -108,8 +108,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten() -> Iterator[None]:
-    """What the tests of a file have compiled goes with them: it would add up to gigabytes."""
+def _clear_compiled_programs() -> Iterator[None]:
+    """Clears the compiled programs after each file; they would add up to gigabytes."""
     yield
     jax.clear_caches()
 
@@ -145,11 +145,11 @@ def tiny_file(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def environment():
-    """The environment of a process of its own, which has one device."""
+    """Environment variables for a separate process with one device."""
     return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="session")
 def train_command():
-    """`tilelli train`."""
+    """The command line of `tilelli train`."""
     return [sys.executable, "-m", "tilelli_jax.train"]

@@ -1,14 +1,14 @@
-"""What a command leaves when it is killed, at every operation on files that it makes.
+"""Kills a command at every file operation and checks what it leaves behind.
 
     def action(): main(["--source", "a.txt", "--out", "out", "--force"])
-    def check(at): ...  # what `out` holds now is the older version, the newer one, or refused; and so on
+    def check(at): ...  # for example: `out` holds the older version or the newer one, or is refused
     kill_at_every_file_operation(action, check, prepare=older_version, below=tmp_path)
 
-The process gets SIGKILL before its first operation, then before its second, and so on until it ends by
-itself. Operations are: opening a file to write, each write that reaches the system (killed before it and in
-its middle), truncating, fsync, renaming, linking, removing, making directories, changing modes and times.
-Those of modules like `shutil` and `pathlib` count as the calls that they make. Nothing is seen of what C++
-libraries write by themselves (Orbax's arrays), of memory maps, or of processes that the action starts.
+The process gets SIGKILL before its first file operation, in the next run before its second, and so on until
+it completes. Operations are: opening a file to write, each write system call (killed before it and in its
+middle), truncating, fsync, renaming, linking, removing, making directories, changing modes and times.
+Functions of `shutil` and `pathlib` count as the system calls that they make. Writes by C++ libraries (Orbax's
+arrays), memory maps, and child processes of the action are not detected.
 """
 
 from __future__ import annotations
@@ -30,45 +30,46 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# Tell a process of its own which point is its last, what counts, and where to write how many it came to.
+# Environment variables of a separate process: the operation to be killed at, the directory in which
+# operations count, and the file for the number of operations.
 AT, BELOW, COUNT = "KILL_POINTS_AT", "KILL_POINTS_BELOW", "KILL_POINTS_COUNT"
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# Events of Python's audit: where their arguments have paths, each with where it has its directory's handle.
+# Python's audit events → (index of the path, index of its directory's handle) among the arguments.
 EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.rename": ((0, 2), (1, 3)), "os.link": ((0, 2), (1, 3)), "os.symlink": ((1, 2),),
     "os.remove": ((0, 1),), "os.rmdir": ((0, 1),), "os.mkdir": ((0, 2),), "os.truncate": ((0, None),),
     "os.chmod": ((0, 2),), "os.chown": ((0, 3),), "os.utime": ((0, 3),)}
-# Functions that raise no such event, whose first argument is the handle of what they write to.
-SILENT = ("fsync", "fdatasync", "write", "pwrite", "writev", "sendfile", "posix_fallocate")
+# Functions of `os` without an audit event; the first argument is the handle of the file.
+UNAUDITED = ("fsync", "fdatasync", "write", "pwrite", "writev", "sendfile", "posix_fallocate")
 
 
 def kill_at_every_file_operation(action: Callable[[], object], check: Callable[[int], object], *,
                                  prepare: Callable[[], object] = lambda: None, below: Path | None = None,
                                  step: int = 1, patience: float = 60) -> int:
-    """Runs an action in a fork of this process, again and again, each time killed one operation later.
+    """Runs an action repeatedly in forks of this process and kills each run one operation later.
 
     Args:
-        action: must not use JAX, whose threads a fork does not have; see
+        action: must not use JAX, whose threads do not exist in a fork; for JAX use
             `kill_command_at_every_file_operation`.
-        check: called after each kill with the number of the operation that was not carried out.
+        check: called after each kill with the number of the operation that was prevented.
         prepare: called before each run.
-        below: operations elsewhere do not count; None counts all but those on devices and pipes.
-        step: kill at every so-many-th operation only.
-        patience: seconds that a run may take.
+        below: count only operations below this path; None counts all except those on devices and pipes.
+        step: kill only at every `step`-th operation.
+        patience: maximum seconds per run.
 
     Returns:
-        How often it was killed.
+        The number of kills.
 
     Raises:
-        AssertionError: the action raises something, or takes longer.
+        AssertionError: the action raises an exception, or takes longer than `patience`.
     """
     def run(at: int) -> tuple[int, str]:
         reader, writer = os.pipe()
-        with warnings.catch_warnings():  # of Python and JAX: this process has threads
+        with warnings.catch_warnings():  # Python and JAX warn of a fork with threads
             warnings.simplefilter("ignore")
             child = os.fork()
         if not child:
-            _carry_out(action, at, below, writer)
+            _run_child(action, at, below, writer)
         os.close(writer)
         with open(reader, encoding="utf-8") as report:
             return _wait(child, patience), report.read()
@@ -80,12 +81,12 @@ def kill_command_at_every_file_operation(arguments: Sequence[str], check: Callab
                                          prepare: Callable[[], object] = lambda: None,
                                          below: Path | None = None, step: int = 1, kills: int | None = None,
                                          environment: Mapping[str, str] | None = None) -> int:
-    """As `kill_at_every_file_operation`, for `python ARGUMENTS` in a process of its own, with or without JAX.
+    """Like `kill_at_every_file_operation`, for `python ARGUMENTS` in a new process, with or without JAX.
 
     Args:
         arguments: `["-m", MODULE, …]` or `["-c", CODE, …]`.
-        kills: about so many, spread over the whole of what a run without any does; in place of `step`.
-        environment: of the process; this one's by default.
+        kills: approximate number of kills, spread evenly over all operations; replaces `step`.
+        environment: of the process; by default that of this process.
     """
     def run(at: int) -> tuple[int, str]:
         status, report, _ = run_and_kill(arguments, at, below, environment)
@@ -99,45 +100,45 @@ def kill_command_at_every_file_operation(arguments: Sequence[str], check: Callab
 
 def run_and_kill(arguments: Sequence[str], at: int, below: Path | None = None,
                  environment: Mapping[str, str] | None = None, patience: float = 300) -> tuple[int, str, int]:
-    """Runs `python ARGUMENTS`, which is killed at its operation number `at`; 0 lets it go on to its end.
+    """Runs `python ARGUMENTS` and kills it at its operation number `at`; with 0 it completes.
 
     Returns:
-        Exit status, what it wrote to stderr, and how many operations there were if it came to its end.
+        Exit status, stderr, and the number of operations (0 if it was killed).
     """
-    given = os.environ if environment is None else environment
-    path = os.pathsep.join(filter(None, [str(ROOT), given.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory() as beside:
-        count = Path(beside, "count")
-        known = {**given, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", AT: str(at),
-                 BELOW: str(below or ""), COUNT: str(count)}
-        done = subprocess.run(
+    base_environment = os.environ if environment is None else environment
+    path = os.pathsep.join(filter(None, [str(ROOT), base_environment.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory() as directory:
+        count = Path(directory, "count")
+        variables = {**base_environment, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", AT: str(at),
+                     BELOW: str(below or ""), COUNT: str(count)}
+        process = subprocess.run(
             [sys.executable, "-c", "from tests import kill_points; kill_points.main()", *arguments],
-            env=known, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=patience)
-        return done.returncode, done.stderr, int(count.read_text()) if count.exists() else 0
+            env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=patience)
+        return process.returncode, process.stderr, int(count.read_text()) if count.exists() else 0
 
 
 def install(at: int, below: Path | None = None) -> _Points:
-    """From now on this process is killed when it comes to its operation number `at`. There is no way back."""
+    """From now on, counts file operations and kills this process at number `at`. Cannot be undone."""
     points = _Points(at, None if below is None else os.path.realpath(below))
-    sys.addaudithook(points.heard)
-    for name in SILENT:
+    sys.addaudithook(points.on_audit_event)
+    for name in UNAUDITED:
         if hasattr(os, name):
-            setattr(os, name, points.announced(name))
-    opened = points.opened(io.open)
-    io.open = builtins.open = opened  # type: ignore[assignment]
+            setattr(os, name, points.counted_function(name))
+    counted_open = points.counted_open(io.open)
+    io.open = builtins.open = counted_open  # type: ignore[assignment]
     return points
 
 
 def main() -> None:
-    """Runs `-m MODULE …` or `-c CODE …` under `install`, as the environment says."""
+    """Runs `-m MODULE …` or `-c CODE …` with the kill point that the environment variables set."""
     points = install(int(os.environ[AT]), Path(os.environ[BELOW]) if os.environ[BELOW] else None)
     atexit.register(lambda: Path(os.environ[COUNT]).write_text(str(points.count)))
-    how, what, *rest = sys.argv[1:]
-    sys.argv = [what if how == "-m" else how, *rest]
-    if how == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    option, target, *arguments = sys.argv[1:]
+    sys.argv = [target if option == "-m" else option, *arguments]
+    if option == "-m":
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        exec(compile(target, "<string>", "exec"), {"__name__": "__main__"})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -157,8 +158,8 @@ def _enumerate(run: Callable[[int], tuple[int, str]], check: Callable[[int], obj
         kills += 1
 
 
-def _carry_out(action: Callable[[], object], at: int, below: Path | None, writer: int) -> None:
-    """The forked process, which never returns to what its parent was doing."""
+def _run_child(action: Callable[[], object], at: int, below: Path | None, writer: int) -> None:
+    """Runs the action in the forked process, which then exits without returning."""
     try:
         install(at, below)
         action()
@@ -173,64 +174,65 @@ def _carry_out(action: Callable[[], object], at: int, below: Path | None, writer
 def _wait(child: int, patience: float) -> int:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    raise AssertionError(f"it takes longer than {patience} s")
+    raise AssertionError(f"a run takes longer than {patience} s")
 
 
 class _Points:
-    """Counts operations. `below` is a real path; None counts everything but devices and pipes."""
+    """Counts file operations below a real path, or all except those on devices and pipes if it is None."""
 
     def __init__(self, at: int, below: str | None) -> None:
         self.at, self.below, self.count = at, below, 0
 
-    def passed(self, *places: tuple[Any, Any], last_act: Callable[[], object] = lambda: None) -> None:
-        """An operation on these files, each a path or handle and the handle of its directory."""
-        if any(self._counts(_path(*place)) for place in places):
+    def count_operation(self, *paths: tuple[Any, Any],
+                        before_kill: Callable[[], object] = lambda: None) -> None:
+        """Counts an operation on files, each given as a path or handle and the handle of its directory."""
+        if any(self._counts(_path(*file)) for file in paths):
             self.count += 1
             if self.count == self.at:
-                last_act()
+                before_kill()
                 os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(60)  # the system may take a moment, in which this thread must not go on
+                time.sleep(60)  # the signal may arrive late; this thread must not continue
 
-    def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """A hook of Python's audit."""
+    def on_audit_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """A hook for Python's audit events."""
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
-            self.passed((arguments[0], -1))
+            self.count_operation((arguments[0], -1))
         elif event in EVENTS:
-            self.passed(*((arguments[path], -1 if handle is None else arguments[handle])
-                          for path, handle in EVENTS[event]))
+            self.count_operation(*((arguments[path], -1 if handle is None else arguments[handle])
+                                   for path, handle in EVENTS[event]))
 
-    def announced(self, name: str) -> Callable[..., Any]:
-        """A function of `os` that counts."""
+    def counted_function(self, name: str) -> Callable[..., Any]:
+        """The function of `os` with this name, which also counts the operation."""
         original = getattr(os, name)
 
         def function(handle: int, *arguments: Any) -> Any:
-            self.passed((handle, -1))
+            self.count_operation((handle, -1))
             if name == "write":
                 half = memoryview(arguments[0]).cast("B")[:len(arguments[0]) // 2]
-                self.passed((handle, -1), last_act=lambda: original(handle, half))
+                self.count_operation((handle, -1), before_kill=lambda: original(handle, half))
             return original(handle, *arguments)
         return function
 
-    def opened(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """`open`, which gives files that count where they are written to."""
+    def counted_open(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`open`, returning files that count their write operations."""
         points = self
 
         class Raw(io.FileIO):
             def write(self, data: Any, /) -> int:
-                place = self.fileno(), -1
+                file = self.fileno(), -1
                 half = memoryview(data).cast("B")[:memoryview(data).nbytes // 2]
-                points.passed(place)
-                points.passed(place, last_act=lambda: io.FileIO.write(self, half))
+                points.count_operation(file)
+                points.count_operation(file, before_kill=lambda: io.FileIO.write(self, half))
                 return super().write(data)
 
             def truncate(self, size: int | None = None, /) -> int:
-                points.passed((self.fileno(), -1))
+                points.count_operation((self.fileno(), -1))
                 return super().truncate(size)
 
         def function(file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None,
@@ -258,7 +260,7 @@ class _Points:
 
 
 def _path(path: Any, directory: Any) -> str:
-    """The whole path of what an operation names, symbolic links in its last part left alone."""
+    """The absolute path of an operand; resolves symbolic links except in the last component."""
     try:
         if isinstance(path, int):
             return os.readlink(f"/proc/self/fd/{path}")

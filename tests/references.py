@@ -1,7 +1,7 @@
-"""Stored references: what the original projects and transformers came to, beside the checkout.
+"""Stored reference results of the original projects and transformers, in a directory outside the repository.
 
-Checkpoints, data and results of others are kept out of this project. A test that reads some says so with
-`needs`; what it shows of them is shown on made-up cases, too, by tests that always run.
+Checkpoints, data and results of other projects are not part of this one. A test that reads them is marked
+with `needs`. Tests on synthetic cases, which always run, check the same properties.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STORED = Path(__file__).parents[2] / "shared" / "reference"
 
 
 def needs(path: Path) -> pytest.MarkDecorator:
-    """Skips a test where a reference is not there."""
+    """Skips a test if the reference does not exist."""
     name = path.relative_to(STORED.parents[1])
     return pytest.mark.skipif(not path.exists(), reason=(
-        f"compares with results of the original projects, which are not part of this one: no {name}"))
+        f"compares with results of the original projects, which are not part of this repository: no {name}"))

@@ -1,4 +1,4 @@
-"""The benchmarks run: on networks so small that what they measure means nothing."""
+"""Runs every benchmark on a tiny network; the timings are not meaningful."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
-# What PyTorch says of itself while it is imported.
+# PyTorch issues this warning when it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
 
-
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str) -> ModelConfig:
         return VanillaConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, dense_expand=2,
                              quantizer="ternary" if "ternary" in name else "none")
@@ -40,45 +39,45 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (train_step, decode, compile_time):
         monkeypatch.setattr(module, "load", load)
     for module in (train_step, decode):
-        monkeypatch.setattr(module, "peak_memory", lambda *_: 1.0)  # starts a process of its own
-    for name, value in (("PROMPT", 4), ("FEW", 2), ("MANY", 6), ("AGAIN", 1)):
+        monkeypatch.setattr(module, "peak_memory", lambda *_: 1.0)  # would start another process
+    for name, value in (("PROMPT", 4), ("FEW", 2), ("MANY", 6), ("UNCACHED_BYTES", 1)):
         monkeypatch.setattr(decode, name, value)
-    monkeypatch.setattr(compile_time, "CASES", {  # fewer of the unrolled blocks: each is compiled by itself
+    monkeypatch.setattr(compile_time, "CASES", {  # fewer unrolled blocks, since each is compiled separately
         ("scanned", 8): True, ("scanned", 32): True, ("unrolled", 2): False})
     monkeypatch.setattr(decode, "copy_limit", lambda: 1e9)
     monkeypatch.setattr(train_step, "matmul_limit", lambda: 1e9)
 
 
-def written(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
 @needs_torch
 @pytest.mark.parametrize("name", ["Lite", pytest.param("Lite ternary", marks=pytest.mark.exhaustive)])
 def test_train_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.compile", lambda forward: forward)  # takes a C++ compiler, and minutes
-    with measure.told(tmp_path / "table.txt") as tell:
-        train_step.compare([name], 1, tell)
-    lines = written(tmp_path / "table.txt")
+    monkeypatch.setattr("torch.compile", lambda forward: forward)  # needs a C++ compiler and minutes
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        train_step.compare([name], 1, print_line)
+    lines = lines_of(tmp_path / "table.txt")
     ternary = name == "Lite ternary"
     assert [line.removeprefix(name).split()[0] for line in lines if line.startswith(f"{name} ")] == [
         "scanned", *(["scanned,"] if ternary else []), "unrolled", "written", "eager", "compiled"]
-    assert lines[-1].startswith("Lite, a ternary step / an fp32 step: ") == ternary
+    assert lines[-1].startswith("Lite, ternary step / fp32 step: ") == ternary
 
 
 @needs_torch
 def test_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.compile", lambda model: model)
-    with measure.told(tmp_path / "table.txt") as tell:
-        decode.compare(["Lite"], 1, tell)
-    head, _, row = written(tmp_path / "table.txt")[-3:]
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        decode.compare(["Lite"], 1, print_line)
+    head, _, row = lines_of(tmp_path / "table.txt")[-3:]
     assert head.startswith("network") and row.startswith("Lite")
 
 
 def test_compile_time(tmp_path: Path) -> None:
-    with measure.told(tmp_path / "table.txt") as tell:
-        compile_time.compare(1, tell)
-    assert written(tmp_path / "table.txt")[-1].startswith("32 blocks / 8 blocks, scanned: ")
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        compile_time.compare(1, print_line)
+    assert lines_of(tmp_path / "table.txt")[-1].startswith("32 blocks / 8 blocks, scanned: ")
 
 
 @needs_torch
@@ -87,34 +86,34 @@ def test_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pretrained, name, value)
     monkeypatch.setattr(pretrained, "CONFIG", GPTNeoXConfig(vocab_size=64, d_model=16, n_layers=2, n_heads=2,
                                                             d_hidden=32, max_seq_len=64))
-    with measure.told(tmp_path / "table.txt") as tell:
-        pretrained.compare(1, tell, tmp_path)
-        pretrained.convert(1, tell, tmp_path)
-    heads = [line.split("  ")[0] for line in written(tmp_path / "table.txt")]
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        pretrained.compare(1, print_line, tmp_path)
+        pretrained.convert(1, print_line, tmp_path)
+    heads = [line.split("  ")[0] for line in lines_of(tmp_path / "table.txt")]
     assert heads[1] == "forward, 2 × 8" and "ours" in heads and "convert back" in heads
 
 
-def test_what_is_told_is_written_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with measure.told(None) as tell:
-        tell("one")
-    assert capsys.readouterr().out == "one\n" and not list(tmp_path.iterdir())
+def test_output_is_written_only_with_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with measure.tee(None) as print_line:
+        print_line("text")
+    assert capsys.readouterr().out == "text\n" and not list(tmp_path.iterdir())
 
 
 def test_resampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ITEMS", 50), ("REPLICATES", 8), ("PERMUTATIONS", 9)):
         monkeypatch.setattr(resampling, name, value)
-    with measure.told(tmp_path / "table.txt") as tell:
-        resampling.compare(1, tell)
-    lines = written(tmp_path / "table.txt")[2:]
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        resampling.compare(1, print_line)
+    lines = lines_of(tmp_path / "table.txt")[2:]
     assert [line.split(",")[0] for line in lines] == ["bootstrap", "permutation"]
 
 
 def test_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("ROWS", 60), ("RAW", 16), ("LATENTS", 20), ("ACTIVE", 2)):
+    for name, value in (("ROWS", 60), ("STREAM", 16), ("LATENTS", 20), ("ACTIVE", 2)):
         monkeypatch.setattr(ladder, name, value)
-    with measure.told(tmp_path / "table.txt") as tell:
-        ladder.compare(True, tell)
-    lines = written(tmp_path / "table.txt")[2:]
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        ladder.compare(True, print_line)
+    lines = lines_of(tmp_path / "table.txt")[2:]
     assert [line[:2] for line in lines] == ["P1", "P2", "P3", "P3", "P4", "P5", "P5"]
 
 
@@ -122,50 +121,51 @@ def test_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WIDTH", 16), ("LATENTS", 32), ("ACTIVE", 2), ("BATCH", 8), ("WIDE", 48)):
         monkeypatch.setattr(sae, name, value)
-    with measure.told(tmp_path / "table.txt") as tell:
-        sae.compare(1, tell)
-    rows = [line[:7] for line in written(tmp_path / "table.txt") if line.startswith(("ours", "PyTorch"))]
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        sae.compare(1, print_line)
+    rows = [line[:7] for line in lines_of(tmp_path / "table.txt") if line.startswith(("ours", "PyTorch"))]
     assert rows == ["ours, c", "ours, b", "PyTorch", "ours   ", "PyTorch", "ours   ", "PyTorch"]
 
 
 @needs_torch
 def test_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("LAYER", 1), ("MOST", 20), ("MEAN", 15), ("SPREAD", 5), ("LEAST", 4)):
+    for name, value in (("LAYER", 1), ("MAX_PROMPT", 20), ("MEAN", 15), ("SD", 5), ("MIN_PROMPT", 4)):
         monkeypatch.setattr(extraction, name, value)
     monkeypatch.setattr(extraction, "CONFIG", GPTNeoXConfig(vocab_size=64, d_model=16, n_layers=2, n_heads=2,
                                                             d_hidden=32, max_seq_len=64))
-    with measure.told(tmp_path / "table.txt") as tell:
-        extraction.compare(1, 5, tell)
-    rows = [line.partition("  ")[0] for line in written(tmp_path / "table.txt")[3:]]
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        extraction.compare(1, 5, print_line)
+    rows = [line.partition("  ")[0] for line in lines_of(tmp_path / "table.txt")[3:]]
     assert rows[0] == "ours" and "the kit's loop, sdpa attention, 1 thread" in rows
 
 
 @needs_torch
-def test_extraction_is_of_the_same_numbers() -> None:
-    found = extraction.Extracted(np.ones(2), np.ones(2), np.ones((2, 3), np.float16))
-    extraction.check(found, found)
-    for name in found._fields:
+def test_extraction_check_detects_differences() -> None:
+    features = extraction.Extracted(np.ones(2), np.ones(2), np.ones((2, 3), np.float16))
+    extraction.check(features, features)
+    for name in features._fields:
         with pytest.raises(AssertionError):
-            extraction.check(found, found._replace(**{name: getattr(found, name) + np.float16(0.02)}))
+            changed = getattr(features, name) + np.float16(0.02)
+            extraction.check(features, features._replace(**{name: changed}))
 
 
 @needs_torch
 def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "peak_memory", lambda *_: 1.0)  # starts a process of its own
+    monkeypatch.setattr(recall, "peak_memory", lambda *_: 1.0)  # would start another process
     monkeypatch.setattr(recall, "BATCH", 2)
-    with measure.told(tmp_path / "table.txt") as tell:
-        recall.compare(recall.QUICK, 1, tell)
-        recall.on_gpu(recall.QUICK, (1, 2), 1, tell)
-    lines = written(tmp_path / "table.txt")
+    with measure.tee(tmp_path / "table.txt") as print_line:
+        recall.compare(recall.QUICK, 1, print_line)
+        recall.on_gpu(recall.QUICK, (1, 2), 1, print_line)
+    lines = lines_of(tmp_path / "table.txt")
     assert [line.partition("  ")[0] for line in lines[3:6]] == [
         "the published method", "ours, one prompt", "ours, 2 prompts at once"]
     assert [line.partition("  ")[0] for line in lines[-2:]] == ["1 at once", "2 at once"]
 
 
 @needs_torch
-def test_recall_is_of_the_same_numbers() -> None:
-    found = recall.Features(np.ones((1, 2, 12)), np.ones((1, 10)), np.ones((1, 2)), np.ones(1))
-    recall.check(found, found)
-    for name in found._fields:
+def test_recall_check_detects_differences() -> None:
+    features = recall.Features(np.ones((1, 2, 12)), np.ones((1, 10)), np.ones((1, 2)), np.ones(1))
+    recall.check(features, features)
+    for name in features._fields:
         with pytest.raises(AssertionError):
-            recall.check(found, found._replace(**{name: getattr(found, name) + 0.01}))
+            recall.check(features, features._replace(**{name: getattr(features, name) + 0.01}))

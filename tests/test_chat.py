@@ -30,12 +30,12 @@ from tilelli_jax.sampling import Sampling
 from tilelli_jax.store import build
 
 ROOT = Path(__file__).parents[1]
-FIRST = "USER: hi\nTILELLI:"  # what the first question "hi" is to the model
+FIRST = "USER: hi\nTILELLI:"  # the model's input for a first question "hi"
 GREEDY = Sampling(temperature=0.0, max_new=60)
 
 
 def answering(answer: str | bytes) -> Decoder:
-    """A model that answers the first question, where that is "hi"."""
+    """Returns a model that gives `answer` if the first question is "hi"."""
     answer = answer.encode() if isinstance(answer, str) else answer
     return reciter(FIRST.encode() + answer)
 
@@ -45,14 +45,14 @@ def save(model: Decoder, path: Path) -> Path:
     return path
 
 
-def talk(model: Path, said: str, monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+def run_chat(model: Path, typed: str, monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     return main(["--model", str(model), "--temperature", "0", *map(str, options)])
 
 
 # One turn.
 
-@pytest.mark.parametrize(("answer", "said"), [
+@pytest.mark.parametrize(("answer", "expected"), [
     (" Hello!\nUSER: and", " Hello!"),
     ("\nUSER: and", ""),
     (" a\nUSE\nUS\n\nUSER:", " a\nUSE\nUS\n"),
@@ -60,12 +60,12 @@ def talk(model: Path, said: str, monkeypatch: pytest.MonkeyPatch, *options: obje
     (" Grüße, 🙂 €!\nUSER:", " Grüße, 🙂 €!"),
     (b" \xff\xc3(\x80\nUSER:", " ��(�"),
 ])
-def test_a_reply_ends_before_the_next_turn(answer: str | bytes, said: str) -> None:
+def test_a_reply_ends_before_the_next_turn(answer: str | bytes, expected: str) -> None:
     pieces = list(reply(answering(answer), FIRST, GREEDY))
-    assert "".join(pieces) == said
+    assert "".join(pieces) == expected
 
 
-def test_a_reply_comes_in_pieces_that_split_no_character() -> None:
+def test_pieces_of_a_reply_split_no_character() -> None:
     answer = "äöü€🙂" * 4
     pieces = list(reply(answering(" " + answer), FIRST, Sampling(temperature=0.0, max_new=50)))
     assert len(pieces) == 7  # 50 bytes, 8 at a time
@@ -73,19 +73,19 @@ def test_a_reply_comes_in_pieces_that_split_no_character() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 8))
-def test_what_the_length_cuts_off_is_left_out(cut: int) -> None:
-    """Half a character, or what may be the beginning of the next turn."""
+def test_incomplete_text_at_the_length_limit_is_dropped(cut: int) -> None:
+    """An incomplete character, or a possible start of the next turn."""
     model = answering(" ok\nUSER:")
     assert "".join(reply(model, FIRST, Sampling(temperature=0.0, max_new=3 + cut))) == " ok"
     model = answering(" ok\nUSERS")
-    found = "".join(reply(model, FIRST, Sampling(temperature=0.0, max_new=3 + cut)))
-    assert found.rstrip("\0") == (" ok" if cut < 6 else " ok\nUSERS")
+    text = "".join(reply(model, FIRST, Sampling(temperature=0.0, max_new=3 + cut)))
+    assert text.rstrip("\0") == (" ok" if cut < 6 else " ok\nUSERS")
     model = answering(" ok🙂")
-    found = "".join(reply(model, FIRST, Sampling(temperature=0.0, max_new=3 + cut)))
-    assert found.rstrip("\0") == (" ok" if cut < 4 else " ok🙂")
+    text = "".join(reply(model, FIRST, Sampling(temperature=0.0, max_new=3 + cut)))
+    assert text.rstrip("\0") == (" ok" if cut < 4 else " ok🙂")
 
 
-def test_a_stream_compiles_no_more_for_another_length(request: pytest.FixtureRequest) -> None:
+def test_another_length_needs_no_compilation(request: pytest.FixtureRequest) -> None:
     compiled = []
 
     def listen(event: str, _: float, **__: object) -> None:
@@ -103,7 +103,7 @@ def test_a_stream_compiles_no_more_for_another_length(request: pytest.FixtureReq
     assert compiled == []
 
 
-# What of the conversation the model sees.
+# The part of the conversation that the model sees.
 
 HISTORY = "USER: one\nTILELLI: first\nUSER: two\nTILELLI: second\nUSER: three\nTILELLI:"
 
@@ -111,27 +111,27 @@ HISTORY = "USER: one\nTILELLI: first\nUSER: two\nTILELLI: second\nUSER: three\nT
 def test_a_long_history_loses_whole_turns_first() -> None:
     turns = [HISTORY.index("USER: two"), HISTORY.index("USER: three")]
     for size in range(len(HISTORY) + 3, 0, -1):
-        found = crop(HISTORY, size)
-        assert len(found) <= size
+        cropped = crop(HISTORY, size)
+        assert len(cropped) <= size
         if size >= len(HISTORY):
-            assert found == HISTORY
+            assert cropped == HISTORY
         elif size >= len(HISTORY) - turns[0]:
-            assert found == HISTORY[turns[0]:]
+            assert cropped == HISTORY[turns[0]:]
         elif size >= len(HISTORY) - turns[1]:
-            assert found == HISTORY[turns[1]:]
+            assert cropped == HISTORY[turns[1]:]
         else:
-            assert found == HISTORY[-size:]
+            assert cropped == HISTORY[-size:]
 
 
 def test_a_long_turn_loses_whole_characters() -> None:
     long = "USER: " + "€" * 100 + "\nTILELLI:"
     for size in range(12, 60):
-        found = crop(long, size)
-        assert re.fullmatch("€+\nTILELLI:", found) and size - 3 < len(found.encode()) <= size
+        cropped = crop(long, size)
+        assert re.fullmatch("€+\nTILELLI:", cropped) and size - 3 < len(cropped.encode()) <= size
 
 
 @pytest.mark.parametrize(("max_new", "seen"), [(200, 32), (10, 54)])
-def test_there_is_room_left_to_answer(
+def test_cropping_leaves_room_for_the_answer(
         max_new: int, seen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
     histories = []
@@ -143,8 +143,8 @@ def test_there_is_room_left_to_answer(
 
     monkeypatch.setattr(chat, "reply", recorded)
     model = save(reciter(b"", size=64), tmp_path / "model")
-    assert talk(model, "one\n\n two  \n/reset\nthree\nfour\n" + "x" * 200, monkeypatch,
-                "--max-new", max_new, "--seed", 4, "--top-k", 5, "--top-p", 0.5) == 0
+    assert run_chat(model, "one\n\n two  \n/reset\nthree\nfour\n" + "x" * 200, monkeypatch,
+                    "--max-new", max_new, "--seed", 4, "--top-k", 5, "--top-p", 0.5) == 0
     full = ["USER: one\nTILELLI:", "USER: one\nTILELLI: yes\nUSER: two\nTILELLI:", "USER: three\nTILELLI:",
             "USER: three\nTILELLI: yes\nUSER: four\nTILELLI:"]
     for (found, sampling), expected in zip(histories[:4], full, strict=True):
@@ -153,14 +153,17 @@ def test_there_is_room_left_to_answer(
     assert [sampling.seed for _, sampling in histories] == [5, 6, 7, 8, 9]
     assert histories[4][0] == "x" * (seen - 9) + "\nTILELLI:"
     out = capsys.readouterr().out
-    assert out.count("(the beginning of this conversation is forgotten from here on)") == 1 + (seen < 40)
-    assert out.count("(forgotten)") == 1
+    note = "(from here on the model no longer sees the start of this conversation)"
+    assert out.count(note) == 1 + (seen < 40)
+    assert out.count("(conversation cleared)") == 1
 
 
 @pytest.mark.parametrize(("max_new", "positions", "note"), [
-    (60, "learned", "(past 64 bytes, for which it was trained, each sees the last 64 only)"),
-    (60, "none", "(past 64 bytes, for which it was trained)"), (40, "learned", None)])
-def test_going_past_the_trained_length_is_said_once(
+    (60, "learned", "(the conversation exceeds the 64 bytes that the model was trained on; each byte sees "
+                    "the last 64 only)"),
+    (60, "none", "(the conversation exceeds the 64 bytes that the model was trained on)"),
+    (40, "learned", None)])
+def test_exceeding_the_trained_length_is_printed_once(
         max_new: int, positions: Literal["learned", "none"], note: str | None, tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def answers(model: Decoder, history: str, sampling: Sampling) -> Iterator[str]:
@@ -169,9 +172,10 @@ def test_going_past_the_trained_length_is_said_once(
     monkeypatch.setattr(chat, "reply", answers)
     config = VanillaConfig(d_model=8, n_layers=1, max_seq_len=64, n_heads=1, positions=positions)
     model = save(build(config), tmp_path / "model")
-    assert talk(model, "one\n/reset\ntwo", monkeypatch, "--max-new", max_new) == 0
+    assert run_chat(model, "one\n/reset\ntwo", monkeypatch, "--max-new", max_new) == 0
     out = capsys.readouterr().out
-    assert out.count("(past 64 bytes") == (1 if note else 0) and (note is None or f"{note}\n" in out)
+    assert out.count("(the conversation exceeds") == (1 if note else 0)
+    assert note is None or f"{note}\n" in out
 
 
 # The conversation.
@@ -179,8 +183,8 @@ def test_going_past_the_trained_length_is_said_once(
 def test_commands_and_the_end_of_input(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(answering(" Hello!\nUSER: and"), tmp_path / "model")
-    said = "hi\n/temp 0.5\n/temp cold\n/temp -1\n/temp nan\n/temp\n/what\n/reset\nhi"
-    assert talk(model, said, monkeypatch) == 0
+    typed = "hi\n/temp 0.5\n/temp cold\n/temp -1\n/temp nan\n/temp\n/what\n/reset\nhi"
+    assert run_chat(model, typed, monkeypatch) == 0
     out, err = capsys.readouterr()
     assert err == "" and out == (
         f"{model}: vanilla. /reset, /temp T, /quit; Ctrl-C stops an answer.\n"
@@ -191,14 +195,14 @@ def test_commands_and_the_end_of_input(
         "USER: (/temp: expected a number from 0, found 'nan')\n"
         "USER: (/temp: expected a number from 0, found '')\n"
         "USER: (commands: /reset, /temp T, /quit)\n"
-        "USER: (forgotten)\n"
+        "USER: (conversation cleared)\n"
         "USER: TILELLI: Hello!\n"
         "USER: \n")
-    assert talk(model, "/quit\nhi\n", monkeypatch) == 0
+    assert run_chat(model, "/quit\nhi\n", monkeypatch) == 0
     assert capsys.readouterr().out.endswith("USER: ")
 
 
-def test_the_temperature_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temp_sets_the_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temperatures = []
 
     def recorded(model: Decoder, history: str, sampling: Sampling) -> Iterator[str]:
@@ -207,7 +211,7 @@ def test_the_temperature_is_that_of_the_command(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(chat, "reply", recorded)
     model = save(reciter(b"", size=64), tmp_path / "model")
-    assert talk(model, "a\n/temp 1.5\na\n/temp x\na\n/reset\na", monkeypatch) == 0
+    assert run_chat(model, "a\n/temp 1.5\na\n/temp x\na\n/reset\na", monkeypatch) == 0
     assert temperatures == [0.0, 1.5, 1.5, 1.5]
 
 
@@ -217,7 +221,7 @@ def test_the_temperature_is_that_of_the_command(tmp_path: Path, monkeypatch: pyt
 def test_bad_options_are_one_line_and_exit_2(
         options: tuple[str, str], monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
-    assert talk(Path("nowhere"), "", monkeypatch, *options) == 2
+    assert run_chat(Path("nowhere"), "", monkeypatch, *options) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
 
@@ -236,7 +240,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(
 
     monkeypatch.setattr(chat, "reply", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    assert talk(save(reciter(b""), tmp_path / "model"), "a\nb\n", monkeypatch) == 0
+    assert run_chat(save(reciter(b""), tmp_path / "model"), "a\nb\n", monkeypatch) == 0
     assert signal.getsignal(signal.SIGINT) is before
     assert "USER: TILELLI: one (stopped)\nUSER: TILELLI: one two three\nUSER: \n" in capsys.readouterr().out
     assert histories[1] == "USER: a\nTILELLI: one\nUSER: b\nTILELLI:"
@@ -248,7 +252,7 @@ IN_TERMINAL = ("import fcntl, os, sys, termios\n"
 
 
 class Terminal:
-    """The command in a terminal of its own, where Ctrl-C is a key."""
+    """The command in its own terminal, where Ctrl-C can be typed."""
 
     def __init__(self, model: Path):
         self.screen, keyboard = pty.openpty()
@@ -260,16 +264,16 @@ class Terminal:
         self.seen = ""
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
-        """Reads on to the text, wherever it stands."""
+        """Reads the screen until the text appears."""
         end = time.monotonic() + seconds
         while text not in self.seen:
             ready, _, _ = select.select([self.screen], [], [], max(0, end - time.monotonic()))
-            assert ready, f"waited in vain for {text!r} after {self.seen!r}"
+            assert ready, f"no {text!r} after {self.seen!r}"
             self.seen += os.read(self.screen, 1000).decode(errors="replace")
         self.seen = self.seen[self.seen.index(text) + len(text):]
 
     def press_ctrl_c_until(self, text: str) -> None:
-        """Python does not notice a signal between printing the prompt and waiting for the line."""
+        """Repeats Ctrl-C, because a signal between printing the prompt and reading the line has no effect."""
         for _ in range(20):
             time.sleep(0.2)
             self.type("\x03")
@@ -284,7 +288,7 @@ class Terminal:
 def test_in_a_terminal(tmp_path: Path) -> None:
     """Ctrl-C at the prompt, Ctrl-C while the first answer is being compiled, an answer, Ctrl-D."""
     second = len(f"{FIRST}\n{FIRST}")
-    script = f"{FIRST} never told".encode().ljust(second) + " Grüße!\nUSER: and".encode()
+    script = f"{FIRST} never shown".encode().ljust(second) + " Grüße!\nUSER: and".encode()
     terminal = Terminal(save(reciter(script), tmp_path / "model"))
     try:
         terminal.wait_for("USER: ")
@@ -292,7 +296,7 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         terminal.press_ctrl_c_until("(/quit or Ctrl-D leaves)\r\nUSER: ")
         terminal.type("hi\n")
         terminal.wait_for("TILELLI:")
-        terminal.type("\x03")  # noted, whatever is going on
+        terminal.type("\x03")  # deferred until the answer stops
         terminal.wait_for(" (stopped)\r\nUSER: ")
         terminal.type("hi\n")
         terminal.wait_for("TILELLI: Grüße!\r\nUSER: ")

@@ -1,4 +1,4 @@
-"""Configuration: what is dumped is loaded, and what is wrong is named."""
+"""Configuration: round trip through YAML, overrides, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ baskets = st.builds(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(basket=baskets)
-def test_what_is_dumped_is_loaded(basket: Basket, tmp_path: Path) -> None:
+def test_dump_and_load_are_inverse(basket: Basket, tmp_path: Path) -> None:
     (tmp_path / "basket.yaml").write_bytes(config_lib.dump(basket).encode())
     assert config_lib.load(Basket, tmp_path / "basket.yaml") == basket
     assert config_lib.from_dict(Basket, config_lib.to_dict(basket)) == basket
@@ -83,8 +83,8 @@ def test_what_is_dumped_is_loaded(basket: Basket, tmp_path: Path) -> None:
 
 
 def variations(config: Any) -> st.SearchStrategy[Any]:
-    """Trees with some of a section's keys, at or near their defaults."""
-    def of(hint: Any, value: Any) -> st.SearchStrategy[Any]:
+    """Returns trees with some of a section's keys, at or near their defaults."""
+    def values(hint: Any, value: Any) -> st.SearchStrategy[Any]:
         if typing.get_origin(hint) is Literal:
             return st.sampled_from(typing.get_args(hint))
         if typing.get_origin(hint) is tuple:
@@ -92,22 +92,22 @@ def variations(config: Any) -> st.SearchStrategy[Any]:
         if dataclasses.is_dataclass(hint):
             return variations(hint())
         if typing.get_args(hint):
-            return st.one_of(*(of(option, value) for option in typing.get_args(hint)))
+            return st.one_of(*(values(option, value) for option in typing.get_args(hint)))
         return {int: lambda: st.sampled_from([value, 2 * value]), bool: st.booleans,
                 float: lambda: st.floats(0.1, 0.9), type(None): st.none,
                 str: lambda: texts.filter(bool) if value else texts}[hint]()
     hints = typing.get_type_hints(type(config))
-    sure = {"family": st.just(config.family)} if hasattr(config, "family") else {}
-    return st.fixed_dictionaries(sure, optional={
-        name: of(hint, getattr(config, name)) for name, hint in hints.items() if name != "family"})
+    required = {"family": st.just(config.family)} if hasattr(config, "family") else {}
+    return st.fixed_dictionaries(required, optional={
+        name: values(hint, getattr(config, name)) for name, hint in hints.items() if name != "family"})
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(variations(ExperimentConfig()))
-def test_what_is_dumped_of_the_real_schema_is_loaded(tree: dict[str, Any]) -> None:
+def test_dump_and_load_of_the_training_schema_are_inverse(tree: dict[str, Any]) -> None:
     try:
         config = config_lib.from_dict(ExperimentConfig, tree)
-    except InputError:  # two keys that do not go together
+    except InputError:  # an invalid combination of keys
         assume(False)
     assert config_lib.from_dict(ExperimentConfig, yaml_text.parse(config_lib.dump(config))) == config
 
@@ -118,16 +118,16 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Basket:
 
 
 def test_a_file_and_overrides(tmp_path: Path) -> None:
-    found = load(tmp_path, """
+    basket = load(tmp_path, """
         name: mine
         price: 1e-3
         shares: [1, 2e0]
         fruit: {family: pear, weight: 1}
         box:
         """, "count=7", "notes=[a, 'b: c']", "fruit.stalk=false", "box.width=9", "count=8", "full=true")
-    assert found == Basket(name="mine", price=1e-3, shares=(1.0, 2.0), fruit=Pear(weight=1.0, stalk=False),
-                           count=8, notes=("a", "b: c"), full=True, box=Box(width=9))
-    assert isinstance(found.fruit.weight, float) and isinstance(found.shares[0], float)
+    assert basket == Basket(name="mine", price=1e-3, shares=(1.0, 2.0), fruit=Pear(weight=1.0, stalk=False),
+                            count=8, notes=("a", "b: c"), full=True, box=Box(width=9))
+    assert isinstance(basket.fruit.weight, float) and isinstance(basket.shares[0], float)
     assert config_lib.load(Basket, None, ["price=2"]) == Basket(price=2.0)
     assert load(tmp_path, "price: 3", "price=null") == Basket()
     assert load(tmp_path, "box:\nfruit:\n") == Basket(), "empty sections have their defaults"
@@ -137,7 +137,7 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
     ("", ""), ("*.txt", "*.txt"), ("2024-01-01", "2024-01-01"), ("a=b", "a=b"), ("hf:some/thing:text",) * 2,
     ("@x", "@x"), ("'7'", "7"), ("[x", "[x"), ("no way", "no way"),
     ("{question} ", "{question} "), ("007", "007"), ("1e3", "1e3"), ("true", "true"), ("[a, b]", "[a, b]")])
-def test_an_override_of_text_is_taken_as_it_is_typed(text: str, value: str) -> None:
+def test_an_override_of_text_is_kept_as_typed(text: str, value: str) -> None:
     assert config_lib.load(Basket, None, [f"name={text}"]).name == value
 
 
@@ -194,31 +194,31 @@ BAD = [
     # YAML
     ("- a", (), "expected keys with values, found a list"),
     ("text", (), "expected keys with values, found text"),
-    ("count: 3\nname: x\ncount: 4", (), "not YAML: the key 'count' stands twice (line 3)"),
-    ("box:\n  width: 3\n  width: 3", (), "not YAML: the key 'width' stands twice (line 3)"),
-    ("box: {width: 3, 'width': 3}", (), "not YAML: the key 'width' stands twice (line 1)"),
+    ("count: 3\nname: x\ncount: 4", (), "not YAML: the key 'count' is given twice (line 3)"),
+    ("box:\n  width: 3\n  width: 3", (), "not YAML: the key 'width' is given twice (line 3)"),
+    ("box: {width: 3, 'width': 3}", (), "not YAML: the key 'width' is given twice (line 1)"),
     ("count: [", (), "not YAML: "), ("a: b: c", (), "not YAML: "), ("\x00", (), "not YAML: "),
     ("name: !!python/object/apply:os.getcwd []", (), "not YAML: "), ("[" * 5000, (), "not YAML: "),
     ("count: " + "1" * 5000, (), "not YAML: "), ("name: *x", (), "not YAML: "),
 ]
 
 
-@pytest.mark.parametrize(("text", "overrides", "says"), BAD, ids=[f"{t[:30]} {o}" for t, o, _ in BAD])
-def test_what_is_wrong_is_named_in_one_line(
-        text: str, overrides: tuple[str, ...], says: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "overrides", "message"), BAD, ids=[f"{t[:30]} {o}" for t, o, _ in BAD])
+def test_errors_are_one_line_and_name_the_key(
+        text: str, overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load(tmp_path, text or "count: 1", *overrides)
-    found = str(error.value)
-    if not says.startswith("override"):
-        says = f"{'overrides' if overrides else tmp_path / 'basket.yaml'}: {says}"
-    assert found.startswith(says) and "\n" not in found
-    if says[-1] in "?')" or says.endswith("nothing"):
-        assert found == says
+    error_text = str(error.value)
+    if not message.startswith("override"):
+        message = f"{'overrides' if overrides else tmp_path / 'basket.yaml'}: {message}"
+    assert error_text.startswith(message) and "\n" not in error_text
+    if message[-1] in "?')" or message.endswith("nothing"):
+        assert error_text == message
 
 
-def test_keys_taken_over_from_another_section_are_no_doubles(tmp_path: Path) -> None:
-    found = load(tmp_path, "box: &box {width: 4, label: a}\nfruit: {weight: 1}\n")
-    assert found.box == Box(4, "a")
+def test_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
+    basket = load(tmp_path, "box: &box {width: 4, label: a}\nfruit: {weight: 1}\n")
+    assert basket.box == Box(4, "a")
     (tmp_path / "merged.yaml").write_text("width: 1\n<<: {width: 4, label: a}\n")
     assert config_lib.load(Box, tmp_path / "merged.yaml") == Box(1, "a")
 
@@ -226,18 +226,20 @@ def test_keys_taken_over_from_another_section_are_no_doubles(tmp_path: Path) -> 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "tilelli-lite.yaml").write_text("count: 1")
     near = f"no such file; did you mean '{tmp_path}/tilelli-lite.yaml'?"
-    for path, says in ((tmp_path / "tileli-lite.yaml", near), (tmp_path / "none" / "x.yaml", "no such file"),
-                       (tmp_path, "cannot be read: ")):
+    for path, message in ((tmp_path / "tileli-lite.yaml", near),
+                          (tmp_path / "none" / "x.yaml", "no such file"),
+                          (tmp_path, "cannot be read: ")):
         with pytest.raises(InputError) as error:
             config_lib.load(Basket, path)
-        assert str(error.value).startswith(f"{path}: {says}")
+        assert str(error.value).startswith(f"{path}: {message}")
     (tmp_path / "link.yaml").symlink_to("tileli")
     with pytest.raises(InputError, match=r"link.yaml: no such file$"):
         config_lib.load(Basket, tmp_path / "link.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
     (tmp_path / "empty.yaml").write_bytes(b"# nothing\n")
-    for name, says in (("bytes", "cannot be read: "), ("empty", "expected keys with values, found nothing")):
-        with pytest.raises(InputError, match=f"^{tmp_path}/{name}.yaml: {says}"):
+    for name, message in (("bytes", "cannot be read: "),
+                          ("empty", "expected keys with values, found nothing")):
+        with pytest.raises(InputError, match=f"^{tmp_path}/{name}.yaml: {message}"):
             config_lib.load(Basket, tmp_path / f"{name}.yaml")
 
 
@@ -249,15 +251,15 @@ def test_differences_are_named_by_key() -> None:
 
 
 def leaves(cls: Any, prefix: str = "") -> list[tuple[str, str]]:
-    found = []
+    keys = []
     for field in dataclasses.fields(cls):
         hint = typing.get_type_hints(cls)[field.name]
         sections = [h for h in (*typing.get_args(hint), hint) if dataclasses.is_dataclass(h)]
         for section in sections:
-            found += leaves(section, f"{prefix}{field.name}.")
+            keys += leaves(section, f"{prefix}{field.name}.")
         if not sections:
-            found.append((prefix + field.name, field.metadata["meaning"]))
-    return found
+            keys.append((prefix + field.name, field.metadata["meaning"]))
+    return keys
 
 
 def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,7 +278,7 @@ def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str
     assert config_lib.describe(ExperimentConfig) in capsys.readouterr().out
 
 
-def test_the_other_family_on_a_file_of_the_one(tmp_path: Path) -> None:
+def test_overriding_the_family_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "lite.yaml").write_text("model: {family: routed, n_heads: 4, top_k: 8, d_head: 9}")
     with pytest.raises(InputError) as error:
         config_lib.load(ExperimentConfig, tmp_path / "lite.yaml", ["model.family=vanilla"])

@@ -1,4 +1,4 @@
-"""Decoding with caches against the plain forward pass; stop strings; bad arguments."""
+"""Decoding with caches matches the plain forward pass; stop strings; invalid arguments."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CASES: dict[str, ModelConfig] = {
 PROMPTS = [b"q", b"Once upon a time, there", "Grüße an alle".encode(), bytes(range(200, 206))]
 
 
-# How far logits with caches and without may lie apart: rounding, in two layers, of sums no larger than 20.
+# Tolerance between logits with and without caches: rounding in two layers, of sums below 20.
 NOISE = noise(20, steps=2)
 
 
@@ -66,94 +66,99 @@ def forward(case: str) -> Forward:
     return forward_of(network(case))
 
 
-def uncached(case: str, prompts: Sequence[bytes], made: Sequence[bytes]) -> np.ndarray:
+def uncached(case: str, prompts: Sequence[bytes], outputs: Sequence[bytes]) -> np.ndarray:
     """The logits of each new byte without caches."""
     window = WINDOW if CASES[case].positions == "learned" else None
-    found = logits_before(forward(case), prompts, made, window)
-    assert np.abs(found).max() < 20
-    return found
+    logits = logits_before(forward(case), prompts, outputs, window)
+    assert np.abs(logits).max() < 20
+    return logits
 
 
 @functools.cache
 def candidates() -> Callable[..., jax.Array]:
-    """What may be drawn from logits `[rows, vocab]`: `[rows, 5]`, as they are and with noise."""
-    off = np.random.default_rng(0).choice([-NOISE, NOISE], (5, 256)).astype(np.float32)
-    off[0] = 0
+    """Tokens that may be sampled from logits `[rows, vocab]`, without and with noise: `[rows, 5]`."""
+    offset = np.random.default_rng(0).choice([-NOISE, NOISE], (5, 256)).astype(np.float32)
+    offset[0] = 0
 
-    def one(seed: jax.Array, index: jax.Array, count: jax.Array, logits: jax.Array, *how: float) -> jax.Array:
+    def row_candidates(seed: jax.Array, index: jax.Array, count: jax.Array, logits: jax.Array,
+                       *options: float) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), count)
-        return jax.vmap(lambda off: sampling.sample(key, logits + off, *how))(off)
-    return jax.jit(jax.vmap(one, (None, 0, 0, 0, None, None, None)))
+        return jax.vmap(lambda offset: sampling.sample(key, logits + offset, *options))(offset)
+    return jax.jit(jax.vmap(row_candidates, (None, 0, 0, 0, None, None, None)))
 
 
-# Of the cases, in the first tier, those which together have every kind of layer and of cache.
-FIRST = ("all in one", "vanilla")
+# Cases of the quick tests: together they have every kind of layer and cache.
+QUICK = ("all in one", "vanilla")
 
 
 @pytest.mark.filterwarnings("ignore:decoding to")
 @pytest.mark.parametrize("case", [
-    case if case in FIRST else pytest.param(case, marks=pytest.mark.exhaustive) for case in CASES])
-def test_a_batch_gives_the_likeliest_bytes_without_caches(case: str) -> None:
-    """From one byte to past max_seq_len: prefilled, cached, and then sliding or growing."""
-    found = [made.data for made in tilelli_jax.generate(network(case), PROMPTS, max_new=40, temperature=0)]
-    for prompt, made, logits in zip(PROMPTS, found, uncached(case, PROMPTS, found), strict=True):
-        chosen = logits[np.arange(40), list(made)]
+    case if case in QUICK else pytest.param(case, marks=pytest.mark.exhaustive) for case in CASES])
+def test_greedy_bytes_match_the_forward_pass_without_caches(case: str) -> None:
+    """From one byte to beyond max_seq_len: prefill, cache, then a sliding window or a growing cache."""
+    results = tilelli_jax.generate(network(case), PROMPTS, max_new=40, temperature=0)
+    outputs = [result.data for result in results]
+    for prompt, output, logits in zip(PROMPTS, outputs, uncached(case, PROMPTS, outputs), strict=True):
+        chosen = logits[np.arange(40), list(output)]
         assert (chosen >= logits.max(1) - 2 * NOISE).all(), (prompt, np.flatnonzero(chosen < logits.max(1)))
-    assert len({byte for made in found for byte in made}) > 8, "too dull to tell anything"
+    assert len({byte for output in outputs for byte in output}) > 8, "too uniform for a meaningful test"
 
 
 @pytest.mark.filterwarnings("ignore:decoding to")
 @pytest.mark.parametrize(("case", "batch_size"), [
     ("lite", 2), pytest.param("lite", 3, marks=pytest.mark.exhaustive),
     pytest.param("parent", 3, marks=pytest.mark.exhaustive)])
-def test_drawn_bytes_are_those_of_the_rows_own_stream(case: str, batch_size: int) -> None:
-    model, how = network(case), {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
-    found = tilelli_jax.generate(model, PROMPTS, max_new=40, seed=5, **how)
-    logits = uncached(case, PROMPTS, [made.data for made in found])
+def test_sampled_bytes_use_the_random_stream_of_their_row(case: str, batch_size: int) -> None:
+    model, options = network(case), {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
+    results = tilelli_jax.generate(model, PROMPTS, max_new=40, seed=5, **options)
+    logits = uncached(case, PROMPTS, [result.data for result in results])
     rows, counts = np.indices(logits.shape[:2])
-    may = candidates()(5, rows.ravel(), counts.ravel(), logits.reshape(-1, 256), *how.values())
-    drawn = np.array([list(made.data) for made in found])
-    assert (np.asarray(may) == drawn.reshape(-1, 1)).any(1).all()
-    # However many go through the network at once, and in whatever company.
-    assert tilelli_jax.generate(model, PROMPTS, max_new=40, seed=5, batch_size=batch_size, **how) == found
+    allowed = candidates()(5, rows.ravel(), counts.ravel(), logits.reshape(-1, 256), *options.values())
+    sampled = np.array([list(result.data) for result in results])
+    assert (np.asarray(allowed) == sampled.reshape(-1, 1)).any(1).all()
+    # The result does not depend on the batch size or the other prompts.
+    again = tilelli_jax.generate(model, PROMPTS, max_new=40, seed=5, batch_size=batch_size, **options)
+    assert again == results
     others = [b"x"] * (len(PROMPTS) - 1)
-    assert tilelli_jax.generate(model, [*others, PROMPTS[-1]], max_new=40, seed=5, **how)[-1] == found[-1]
-    # And another seed, or another row, is another stream.
-    assert tilelli_jax.generate(model, PROMPTS, max_new=40, seed=6, **how) != found
-    same = tilelli_jax.generate(model, PROMPTS[:1] * 2, max_new=40, seed=5, **how)
-    assert same[0] == found[0] and same[1] != same[0]
+    mixed = tilelli_jax.generate(model, [*others, PROMPTS[-1]], max_new=40, seed=5, **options)
+    assert mixed[-1] == results[-1]
+    # Another seed or another row is another random stream.
+    assert tilelli_jax.generate(model, PROMPTS, max_new=40, seed=6, **options) != results
+    same = tilelli_jax.generate(model, PROMPTS[:1] * 2, max_new=40, seed=5, **options)
+    assert same[0] == results[0] and same[1] != same[0]
 
 
 @pytest.mark.filterwarnings("ignore:decoding to")
 @pytest.mark.parametrize("case", ["lite", pytest.param("parent", marks=pytest.mark.exhaustive)])
-def test_prompts_at_and_past_the_window(case: str) -> None:
+def test_prompts_at_and_beyond_the_window(case: str) -> None:
     text = b"The cat sat on the mat and looked at the moon. " * 3
     prompts = [text[:length] for length in (WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW)]
-    found = [tilelli_jax.generate(network(case), prompt, max_new=3, temperature=0)[0] for prompt in prompts]
-    logits = uncached(case, prompts, [made.data for made in found])
-    chosen = np.take_along_axis(logits, np.array([list(made.data) for made in found])[..., None], axis=2)
+    results = [tilelli_jax.generate(network(case), prompt, max_new=3, temperature=0)[0] for prompt in prompts]
+    logits = uncached(case, prompts, [result.data for result in results])
+    outputs = np.array([list(result.data) for result in results])
+    chosen = np.take_along_axis(logits, outputs[..., None], axis=2)
     assert (chosen[..., 0] >= logits.max(2) - 2 * NOISE).all()
-    for prompt, made in zip(prompts, found, strict=True):
-        assert made.slid == (case == "lite" and len(prompt) + 2 > WINDOW)
+    for prompt, result in zip(prompts, results, strict=True):
+        assert result.slid == (case == "lite" and len(prompt) + 2 > WINDOW)
 
 
-def test_passing_the_trained_length_is_said_once_to_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceeding_the_trained_length_warns_the_caller_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_chunks", lambda *_: iter(()))
-    for case, says in (("lite", "past 48 each sees the last 48 only"),
-                       ("parent", "past the trained length of 48")):
-        with warnings.catch_warnings(record=True) as said:
+    for case, message in (("lite", "past 48 each sees the last 48 only"),
+                          ("parent", "past the trained length of 48")):
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tilelli_jax.generate(network(case), ["ab", "abc"], max_new=WINDOW - 2)
-            assert not said, "the last byte is predicted from all of WINDOW others"
+            assert not caught, "the last byte is predicted from all of WINDOW others"
             tilelli_jax.generate(network(case), ["ab", "abc"], max_new=WINDOW - 1)
             list(decoding.stream(network(case), [np.zeros(3, np.uint8)], max_new=WINDOW - 1, chunk=20))
-        assert len(said) == 2
-        for warning, decoded in zip(said, (WINDOW + 2, WINDOW + 2), strict=True):
-            assert str(warning.message) == f"decoding to {decoded} tokens: {says}"
+        assert len(caught) == 2
+        for warning, decoded in zip(caught, (WINDOW + 2, WINDOW + 2), strict=True):
+            assert str(warning.message) == f"decoding to {decoded} tokens: {message}"
             assert warning.filename == __file__
 
 
-def test_the_same_bytes_in_chunks_of_any_size() -> None:
+def test_bytes_do_not_depend_on_the_chunk_size() -> None:
     model, prompts = network("lite"), [np.frombuffer(p, np.uint8) for p in PROMPTS]
     with pytest.warns(UserWarning, match="sees the last"):
         whole = tilelli_jax.generate(model, PROMPTS, max_new=40, seed=3)
@@ -161,25 +166,25 @@ def test_the_same_bytes_in_chunks_of_any_size() -> None:
         with pytest.warns(UserWarning):
             chunks = list(decoding.stream(model, prompts, max_new=40, seed=3, chunk=size))
         assert [row.tobytes() for row in np.concatenate([chunk.new for chunk in chunks], axis=1)] == [
-            made.data for made in whole]
-        # The window slides for a row from the byte on that has more than WINDOW before it.
-        at = np.cumsum([chunk.new.shape[1] for chunk in chunks])
+            result.data for result in whole]
+        # The window of a row slides from the first byte with more than WINDOW bytes before it.
+        ends = np.cumsum([chunk.new.shape[1] for chunk in chunks])
         for i, prompt in enumerate(prompts):
-            assert [chunk.slid[i] for chunk in chunks] == [len(prompt) + n - 1 > WINDOW for n in at]
+            assert [chunk.slid[i] for chunk in chunks] == [len(prompt) + n - 1 > WINDOW for n in ends]
 
 
-def test_many_prompts_few_bytes_and_none() -> None:
+def test_many_prompts_few_bytes_and_no_bytes() -> None:
     model = network("lite")
     prompts = [bytes([i]) * (1 + i % 5) for i in range(64)]
-    found = tilelli_jax.generate(model, prompts, max_new=2, temperature=0, batch_size=len(PROMPTS))
-    one, = tilelli_jax.generate(model, prompts[-1], max_new=2, temperature=0)
-    assert len(found) == 64 and found[-1] == one and len(set(found)) > 3
+    results = tilelli_jax.generate(model, prompts, max_new=2, temperature=0, batch_size=len(PROMPTS))
+    single, = tilelli_jax.generate(model, prompts[-1], max_new=2, temperature=0)
+    assert len(results) == 64 and results[-1] == single and len(set(results)) > 3
     for prompt in ("x", "x" * 100):
         assert tilelli_jax.generate(model, prompt, max_new=0) == [decoding.Continuation(b"", False, False)]
     assert tilelli_jax.generate(model, [], max_new=5) == []
 
 
-def test_nothing_is_compiled_for_other_numbers_of_the_same_kind(request: pytest.FixtureRequest) -> None:
+def test_other_settings_need_no_new_compilation(request: pytest.FixtureRequest) -> None:
     compiled: list[str] = []
 
     def listen(event: str, _: float, **more: Any) -> None:
@@ -189,16 +194,16 @@ def test_nothing_is_compiled_for_other_numbers_of_the_same_kind(request: pytest.
     jax.monitoring.register_event_duration_secs_listener(listen)
     request.addfinalizer(lambda: jax.monitoring.unregister_event_duration_listener(listen))
     jax.jit(lambda x: x + 1)(1.0)
-    assert compiled, "compiling is called otherwise"
+    assert compiled, "the event of a compilation has another name"
     model, other = network("lite"), random_network(LITE, seed=1)[0]
     with pytest.warns(UserWarning, match="sees the last"):
         tilelli_jax.generate(model, ["abc", "defgh"], max_new=46, temperature=0.8)
         list(decoding.stream(model, [np.zeros(3, np.uint8)], max_new=48, chunk=8))
     compiled.clear()
     with pytest.warns(UserWarning, match="sees the last"):
-        for how in ({}, {"temperature": 0.0}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.5},
-                    {"seed": 7}, {"stop": ["zz"]}, {"max_new": 47}):
-            tilelli_jax.generate(model, ["abc", "defgh"], **{"max_new": 46} | how)
+        for options in ({}, {"temperature": 0.0}, {"temperature": 2.0, "top_k": 3}, {"top_p": 0.5},
+                        {"seed": 7}, {"stop": ["zz"]}, {"max_new": 47}):
+            tilelli_jax.generate(model, ["abc", "defgh"], **{"max_new": 46} | options)
         tilelli_jax.generate(model, ["another one", "x"], max_new=40)
         tilelli_jax.generate(other, ["abc", "defgh"], max_new=46)
         for n in (48, 49, 55):
@@ -215,7 +220,7 @@ def test_lengths_are_rounded_up_to_few_sizes(length: int) -> None:
     assert len(sizes) <= 8 + 4 * np.log2(max(length / 512, 1)) + 1
 
 
-# Stop strings, on a network that recites.
+# Stop strings, with a network that recites a text.
 
 SCRIPT = "abcdefghijklmnopqrstuvwxyzäöü€🙂Z0123456789ABCDEFGHIJKLMNOPQRSTUVWXYabcde".encode()
 
@@ -227,10 +232,10 @@ def reciting() -> Decoder:
 
 @pytest.mark.parametrize(("stop", "expected"), [
     ("jkl", SCRIPT[4:9]),
-    (["xyz", "jkl"], SCRIPT[4:9]),  # whichever comes first
+    (["xyz", "jkl"], SCRIPT[4:9]),  # the earliest ends it
     (["jklX"], SCRIPT[4:104]),
-    ("e", b""),  # at once
-    ("abc", SCRIPT[4:-5]),  # not in the prompt
+    ("e", b""),  # immediately
+    ("abc", SCRIPT[4:-5]),  # its occurrence in the prompt does not count
     ("", SCRIPT[4:104]),
     ("ö", SCRIPT[4:28]),
     ("\N{SLIGHTLY SMILING FACE}Z", SCRIPT[4:35]),
@@ -238,33 +243,33 @@ def reciting() -> Decoder:
     ("VW", SCRIPT[4:SCRIPT.index(b"VW")]),
 ])
 def test_stop_strings(stop: str | list[str], expected: bytes) -> None:
-    made, = tilelli_jax.generate(reciting(), "abcd", max_new=100, temperature=0, stop=stop)
-    assert made.stopped == (expected != SCRIPT[4:104])
-    assert made.data == (expected if made.stopped else expected.ljust(100, b"\0"))
+    result, = tilelli_jax.generate(reciting(), "abcd", max_new=100, temperature=0, stop=stop)
+    assert result.stopped == (expected != SCRIPT[4:104])
+    assert result.data == (expected if result.stopped else expected.ljust(100, b"\0"))
 
 
-def test_a_stop_string_across_the_border_of_two_chunks() -> None:
+def test_a_stop_string_across_two_chunks() -> None:
     model = reciting()
-    for at in range(decoding.BUCKET - 3, decoding.BUCKET + 3):
-        stop = SCRIPT[4 + at:4 + at + 3].decode()
-        made, = tilelli_jax.generate(model, "abcd", max_new=90, temperature=0, stop=stop)
-        assert made.data == SCRIPT[4:4 + at] and made.stopped
+    for ends in range(decoding.BUCKET - 3, decoding.BUCKET + 3):
+        stop = SCRIPT[4 + ends:4 + ends + 3].decode()
+        result, = tilelli_jax.generate(model, "abcd", max_new=90, temperature=0, stop=stop)
+        assert result.data == SCRIPT[4:4 + ends] and result.stopped
 
 
-def test_one_row_stops_and_the_others_go_on() -> None:
-    found = tilelli_jax.generate(reciting(), ["a", "a" * 30], max_new=40, temperature=0, stop="xyz")
-    assert [made.stopped for made in found] == [True, False]
-    assert [made.data for made in found] == [SCRIPT[1:23], SCRIPT[30:70]]
+def test_one_row_stops_and_the_others_continue() -> None:
+    results = tilelli_jax.generate(reciting(), ["a", "a" * 30], max_new=40, temperature=0, stop="xyz")
+    assert [result.stopped for result in results] == [True, False]
+    assert [result.data for result in results] == [SCRIPT[1:23], SCRIPT[30:70]]
 
 
-def test_bytes_that_are_no_text() -> None:
+def test_invalid_utf8_is_replaced_in_text() -> None:
     model = reciter(b"\xff\xfea\xc3(\x80z")
-    made, = tilelli_jax.generate(model, b"\xff", max_new=6, temperature=0)
-    assert made.data == b"\xfea\xc3(\x80z"
-    assert made.text == "�a�(�z"
+    result, = tilelli_jax.generate(model, b"\xff", max_new=6, temperature=0)
+    assert result.data == b"\xfea\xc3(\x80z"
+    assert result.text == "�a�(�z"
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     ({"prompts": ""}, "the prompt is empty; expected at least one byte"),
     ({"prompts": ["a", ""]}, "prompt 1 is empty; expected at least one byte"),
     ({"max_new": -1}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found -1"),
@@ -289,35 +294,35 @@ def test_bytes_that_are_no_text() -> None:
     ({"seed": -1}, "seed: expected a whole number ≥ 0 and ≤ 4294967295, found -1"),
     ({"seed": 2**32}, "seed: expected a whole number"),
 ])
-def test_bad_arguments(arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_invalid_arguments_raise(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         tilelli_jax.generate(**{"model": reciting(), "prompts": "a"} | arguments)
 
 
-def test_numbers_of_numpy_and_bytes_will_do() -> None:
-    made, = tilelli_jax.generate(reciting(), b"abcd", max_new=np.int64(9), temperature=np.float32(0),
-                                 stop=b"jkl")
-    assert made == (SCRIPT[4:9], True, False)
+def test_numpy_numbers_and_bytes_are_accepted() -> None:
+    result, = tilelli_jax.generate(reciting(), b"abcd", max_new=np.int64(9), temperature=np.float32(0),
+                                   stop=b"jkl")
+    assert result == (SCRIPT[4:9], True, False)
 
 
-def test_a_vocabulary_smaller_than_all_bytes() -> None:
+def test_a_vocabulary_smaller_than_256_raises() -> None:
     model = random_network(dataclasses.replace(LITE, vocab_size=100), seed=0)[0]
     with pytest.raises(InputError, match="vocab_size: expected at least 256 to continue bytes, found 100"):
         tilelli_jax.generate(model, "a")
 
 
-def test_symbols_past_the_bytes_are_never_drawn() -> None:
+def test_tokens_above_255_are_never_sampled() -> None:
     model = random_network(dataclasses.replace(LITE, vocab_size=1000, n_layers=1), seed=0)[0]
     logits = logits_before(forward_of(model), [[i] for i in range(8)], [[0]] * 8, None)[:, 0]
     assert logits.argmax(1).max() >= 256
-    found = tilelli_jax.generate(model, [bytes([i]) for i in range(8)], max_new=1, temperature=0)
-    chosen = logits[np.arange(8), [made.data[0] for made in found]]
+    results = tilelli_jax.generate(model, [bytes([i]) for i in range(8)], max_new=1, temperature=0)
+    chosen = logits[np.arange(8), [result.data[0] for result in results]]
     assert (chosen >= logits[:, :256].max(1) - 2 * NOISE).all()
 
 
-def test_warnings_name_the_caller() -> None:
+def test_warnings_point_to_the_caller() -> None:
     import tilelli_jax
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tilelli_jax.generate(reciting(), "ab", max_new=128)
-    assert [warning.filename for warning in said] == [__file__]
+    assert [warning.filename for warning in caught] == [__file__]

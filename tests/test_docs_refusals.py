@@ -174,7 +174,7 @@ PROVOKE: dict[str, Provoke] = {
     "a file of more than 512 MiB that is read whole": made(sparse),
     "JSON that is none": said("config.json", "{", json_text.read_json),
     "JSON or YAML of more than 100 levels": said("config.json", "[" * 200 + "]" * 200, json_text.read_json),
-    "half a character (a lone surrogate) in a text": said(
+    "a lone surrogate in a text": said(
         "config.json", '{"a": "\\ud800"}', json_text.read_json),
     "JSON that is no object where one is meant": said("config.json", "[]", json_text.read_json),
     "YAML that is none, or has one key twice": said("run.yaml", "seed: 1\nseed: 2\n", yaml_text.read),
@@ -187,7 +187,7 @@ PROVOKE: dict[str, Provoke] = {
     "text that is compressed (gzip, zip, zstd, xz, bzip2, lz4, 7-Zip)": prepared(
         "text.txt.gz", gzip.compress(b"some text")),
     "a pipe or a device in the place of a text": pipe,
-    "half a character in JSON lines of text": prepared("text.jsonl", '{"text": "a"}\n{"text": "\\ud800 a"}'),
+    "a lone surrogate in JSON lines of text": prepared("text.jsonl", '{"text": "a"}\n{"text": "\\ud800 a"}'),
     "a row whose text is none": prepared("text.jsonl", '{"text": 5}'),
     "too little text for both parts": prepared("text.txt", "x"),
     "--column where only text files are read": prepared("text.txt", "some text", "--column", "nope"),

@@ -1,4 +1,4 @@
-"""Every finding from made-up facts, and the command on a healthy and on a broken installation."""
+"""Every finding from constructed facts, and the command on working and broken installations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tilelli_jax.commands.doctor import GIB, REQUIRED, Device, Facts, diagnose, 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, GPU, TPU = (Device("cpu", "cpu"), Device("NVIDIA L4", "gpu", 20 * GIB),
                  Device("TPU v5 lite", "tpu", 16 * GIB))
-VERSIONS = {name: ".".join(map(str, least)) for name, least in REQUIRED.items()} | {
+VERSIONS = {name: ".".join(map(str, oldest)) for name, oldest in REQUIRED.items()} | {
    "jax": "0.12.0.1", "jaxlib": "0.12.0.1", "flax": "0.12.12"}
 HEALTHY = Facts(versions=VERSIONS, devices=(CPU,), memory=16 * GIB, memory_free=12 * GIB)
 
@@ -28,9 +28,9 @@ def facts(versions: dict[str, str] | None = None, **changes) -> Facts:
     return dataclasses.replace(HEALTHY, versions=VERSIONS | (versions or {}), **changes)
 
 
-def only(found):
-    assert len(found) == 1, found
-    return found[0]
+def only(findings):
+    assert len(findings) == 1, findings
+    return findings[0]
 
 
 def test_a_healthy_installation_has_no_findings():
@@ -40,7 +40,7 @@ def test_a_healthy_installation_has_no_findings():
     assert diagnose(facts({"jax": "0.11.1", "jaxlib": "0.11.1", "flax": "0.12.12"})) == []
 
 
-@pytest.mark.parametrize(("changed", "level", "what", "remedy"), [
+@pytest.mark.parametrize(("changed", "level", "problem", "remedy"), [
     pytest.param(facts(python=(3, 10, 2)), "error", "Python 3.10.2", "3.11", id="old python"),
     pytest.param(facts({"jax": "0.10.1", "jaxlib": "0.10.1", "flax": "0.12.8"}),
                  "error", "jax 0.10.1", "jax>=0.10.2,<0.13", id="jax too old"),
@@ -79,7 +79,7 @@ def test_a_healthy_installation_has_no_findings():
                  "warning", "jax-cuda12-plugin 0.11.0", "jax-cuda12-plugin==0.12.0.1", id="plugin"),
     pytest.param(facts(tpu=True), "warning", "a TPU", "'tilelli_jax[tpu]'", id="CPU jax on a TPU VM"),
     pytest.param(facts({"libtpu": "0.0.50"}, tpu=True, environment={"JAX_PLATFORMS": "cpu"}),
-                 "warning", "keeps JAX from a TPU", "unset", id="platforms hide the TPU"),
+                 "warning", "keeps JAX from using a TPU", "unset", id="platforms hide the TPU"),
     pytest.param(facts({"libtpu": "0.0.50"}, tpu=True),
                  "warning", "does not find a TPU", "another process", id="TPU not found"),
     pytest.param(facts(environment={"XLA_FLAGS": "--a --xla_force_host_platform_device_count=8"}),
@@ -92,19 +92,19 @@ def test_a_healthy_installation_has_no_findings():
     pytest.param(facts(huge_pages="madvise"),
                  "hint", "huge pages", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1", id="huge pages"),
 ])
-def test_finding(changed, level, what, remedy):
-    found = only(diagnose(changed))
-    assert found.level == level
-    assert what in found.what
-    assert remedy in found.remedy
+def test_finding(changed, level, problem, remedy):
+    finding = only(diagnose(changed))
+    assert finding.level == level
+    assert problem in finding.problem
+    assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_missing_package_is_named(name):
     versions = {key: version for key, version in VERSIONS.items() if key != name}
-    found = only(diagnose(dataclasses.replace(HEALTHY, versions=versions)))
-    assert found.level == "error"
-    assert found.what == f"not installed: {name}"
+    finding = only(diagnose(dataclasses.replace(HEALTHY, versions=versions)))
+    assert finding.level == "error"
+    assert finding.problem == f"not installed: {name}"
 
 
 @pytest.mark.parametrize("fine", [
@@ -120,24 +120,24 @@ def test_no_finding(fine):
 
 
 def test_errors_come_first_and_make_it_broken():
-    found = diagnose(facts({"jax-metal": "0.1.1"}, huge_pages="madvise", memory_free=GIB))
-    assert [finding.level for finding in found] == ["error", "warning", "hint"]
-    assert text(HEALTHY, found).endswith("broken: see above")
-    assert text(HEALTHY, found[1:]).endswith("usable")
+    findings = diagnose(facts({"jax-metal": "0.1.1"}, huge_pages="madvise", memory_free=GIB))
+    assert [finding.level for finding in findings] == ["error", "warning", "hint"]
+    assert text(HEALTHY, findings).endswith("broken: see above")
+    assert text(HEALTHY, findings[1:]).endswith("usable")
 
 
 def test_extras_are_those_installed():
-    there = extras(facts({"jax-cuda13-plugin": "0.12.0", "datasets": "5"}))
-    assert {name for name, yes in there.items() if yes} == {"cuda", "hf"}
+    installed = extras(facts({"jax-cuda13-plugin": "0.12.0", "datasets": "5"}))
+    assert {name for name, is_installed in installed.items() if is_installed} == {"cuda", "hf"}
 
 
-def test_least_versions_are_those_of_the_project():
+def test_oldest_versions_match_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for line in project["dependencies"]:
-        name, least = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
+        name, version = re.match(r"([\w-]+)>=([\d.]+)", line).groups()
         if "python_version >=" not in line:  # the later of two lines for one package
-            wanted, found = REQUIRED[name], tuple(map(int, least.split(".")))
-            assert found[:len(wanted)] == wanted and not any(found[len(wanted):]), name
+            oldest, numbers = REQUIRED[name], tuple(map(int, version.split(".")))
+            assert numbers[:len(oldest)] == oldest and not any(numbers[len(oldest):]), name
     assert REQUIRED.keys() - {"jaxlib"} == {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
 
 
@@ -153,30 +153,30 @@ def test_the_memory_limit_of_a_container(tmp_path, monkeypatch, limit, used, sta
         (tmp_path / name).write_text(content + "\n")
     monkeypatch.setattr(doctor, "CGROUPS", ((tmp_path / "none", tmp_path / "none"),
                                             (tmp_path / "memory.max", tmp_path / "memory.current")))
-    found = doctor._memory_bytes()
-    assert found[0] == (total or machine[0])
-    assert found[1] == free if free else found[1] > GIB
+    memory = doctor._memory_bytes()
+    assert memory[0] == (total or machine[0])
+    assert memory[1] == free if free else memory[1] > GIB
 
 
 def test_this_installation_is_usable(capsys):
-    here = gather()
-    assert here.failure is None
-    assert here.devices
-    assert here.python == sys.version_info[:3]
-    assert here.memory > here.memory_free > 0 or here.system != "Linux"
+    current = gather()
+    assert current.failure is None
+    assert current.devices
+    assert current.python == sys.version_info[:3]
+    assert current.memory > current.memory_free > 0 or current.system != "Linux"
     assert main(["--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["usable"] is True
-    assert printed["facts"]["versions"]["jax"] == here.versions["jax"]
+    assert printed["facts"]["versions"]["jax"] == current.versions["jax"]
 
 
 @pytest.mark.parametrize("module", ["jax", pytest.param("flax", marks=pytest.mark.exhaustive)])
-def test_it_reports_what_cannot_be_imported(tmp_path, module):
-    """A library that raises at import is diagnosed, not met with a traceback."""
+def test_a_library_that_fails_to_import_is_reported(tmp_path, module):
+    """A library that fails to import gives a finding instead of a traceback."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('made to fail')\n")
     result = subprocess.run([sys.executable, "-m", "tilelli_jax", "doctor", "--json"], capture_output=True,
                             text=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     assert result.returncode == 1, result.stderr
     printed = json.loads(result.stdout)
     assert "made to fail" in printed["facts"]["failure"]
-    assert any("does not start" in finding["what"] for finding in printed["findings"])
+    assert any("does not start" in finding["problem"] for finding in printed["findings"])

@@ -1,4 +1,4 @@
-"""Commands say what is wrong in one line, and what is worth a note in another."""
+"""Commands print errors and warnings in one line each."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tilelli_jax.errors import LONGEST, InputError, command
+from tilelli_jax.errors import MAX_LENGTH, InputError, command
 
 NOTES = """
 import logging
-import orbax.checkpoint  # which gives the root logger a handler of its own
+import orbax.checkpoint  # which adds a handler to the root logger
 from tilelli_jax.errors import command
 @command
 def main(argv):
@@ -22,22 +22,22 @@ main([])
 """
 
 
-def test_notes_are_one_line_whatever_is_imported(environment: dict[str, str]) -> None:
+def test_warnings_are_one_line_for_any_imports(environment: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", NOTES], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "WARNING: text.txt: not UTF-8 at byte 3\n")
 
 
-def test_an_error_is_a_line_however_long_a_key_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_with_a_long_key_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     @command
     def main(argv: list[str]) -> None:
         raise InputError(f"a.yaml: unknown key '{'x' * 100_000}'\n (did you\tmean 'y'?)")
     assert main([]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: a.yaml: unknown key 'xxx") and err.endswith("xxx' (did you mean 'y'?)\n")
-    assert " … " in err and err.count("\n") == 1 and len(err) < LONGEST + 20
+    assert " … " in err and err.count("\n") == 1 and len(err) < MAX_LENGTH + 20
 
 
-def test_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_name_that_is_too_long(capsys: pytest.CaptureFixture[str]) -> None:
     @command
     def main(argv: list[str]) -> None:
         Path(argv[0]).stat()
@@ -46,13 +46,13 @@ def test_a_name_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> Non
     assert err.startswith("error: xxx") and err.endswith("xxx: File name too long\n") and err.count("\n") == 1
 
 
-def test_a_handler_of_the_callers_own_stays_as_it_is() -> None:
-    class Mine(logging.StreamHandler):  # type: ignore[type-arg]
+def test_a_custom_handler_is_not_changed() -> None:
+    class CustomHandler(logging.StreamHandler):  # type: ignore[type-arg]
         pass
-    mine = Mine()
-    logging.getLogger().addHandler(mine)
+    handler = CustomHandler()
+    logging.getLogger().addHandler(handler)
     try:
         command(lambda argv: 0)([])
-        assert mine.formatter is None
+        assert handler.formatter is None
     finally:
-        logging.getLogger().removeHandler(mine)
+        logging.getLogger().removeHandler(handler)

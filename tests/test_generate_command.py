@@ -1,4 +1,4 @@
-"""tilelli generate: what it prints and writes, and what it says of bad input."""
+"""tilelli generate: its output, and errors for invalid input."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def test_several_prompts_are_printed_as_jsonl(model: Path, capsys: pytest.Captur
         {"prompt": "0", "text": "123", "stopped": False}, {"prompt": "é", "text": "234", "stopped": False}]
 
 
-def test_every_option_of_drawing_reaches_the_drawing(
+def test_every_sampling_option_is_passed_on(
         model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    seen = {}
+    passed = {}
 
     def generate(_: object, prompts: list[bytes], **options: object) -> list[decoding.Continuation]:
-        seen.update(options, prompts=prompts)
+        passed.update(options, prompts=prompts)
         return [decoding.Continuation(b"!", True, False)]
 
     monkeypatch.setattr(decoding, "generate", generate)
     assert run("--model", model, "--prompt", "x", "--max-new", 3, "--temperature", 0.5, "--top-k", 4,
                "--top-p", 0.6, "--seed", 7, "--stop", "b") == 0
-    assert seen == {"prompts": [b"x"], "max_new": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6,
-                    "seed": 7, "stop": ["b"]}
+    assert passed == {"prompts": [b"x"], "max_new": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6,
+                      "seed": 7, "stop": ["b"]}
     assert capsys.readouterr().out == "x!\n"
 
 
@@ -89,7 +89,7 @@ def test_a_file_of_prompts(
     assert sorted(tmp_path.iterdir()) == sorted([source, out])
 
 
-def test_one_prompt_may_go_to_a_file_too(model: Path, tmp_path: Path) -> None:
+def test_one_prompt_written_to_a_file(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("old")
     assert run("--model", model, "--prompt", "01", "--temperature", 0, "--max-new", 3, "--out", out) == 0
@@ -133,7 +133,7 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
                                     *(tmp_path / o if isinstance(o, Path) else o for o in more)]
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     (lambda model, tmp: ["--model", tmp / "none", "--prompt", "x"],
      "{tmp}/none: expected a model directory (config.json and model.safetensors), found nothing"),
     (lambda model, tmp: ["--model", model / "config.json", "--prompt", "x"],
@@ -174,17 +174,17 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (prompts_file("p.jsonl", b'["a"]'), "{tmp}/p.jsonl, line 1: expected an object"),
     (prompts_file("p.jsonl", b'{"prompt": 3}'), "{tmp}/p.jsonl, line 1: expected an object"),
     (prompts_file("p.jsonl", b'{"prompt": ""}'), "{tmp}/p.jsonl, line 1: expected an object"),
-    (prompts_file("p.jsonl", b'{"prompt": "\\ud800"}'), "{tmp}/p.jsonl, line 1: expected text, found half"),
+    (prompts_file("p.jsonl", b'{"prompt": "\\ud800"}'), "{tmp}/p.jsonl, line 1: expected text, found a lone surrogate"),
 ])
 def test_bad_input_is_one_line_and_exit_2(
-        arguments: Callable[[Path, Path], list[object]], says: str, model: Path, tmp_path: Path,
+        arguments: Callable[[Path, Path], list[object]], message: str, model: Path, tmp_path: Path,
         capsys: pytest.CaptureFixture[str]) -> None:
-    given = arguments(model, tmp_path)
+    command_arguments = arguments(model, tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert run(*given) == 2
+    assert run(*command_arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert err.startswith("error: " + says.format(tmp=tmp_path, model=model))
+    assert err.startswith("error: " + message.format(tmp=tmp_path, model=model))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -199,17 +199,17 @@ def test_bad_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_as_a_process(model: Path) -> None:
-    """Whatever bytes are on the command line; nothing on stderr; a reader that leaves is no error."""
+    """A prompt that is not UTF-8 works; stderr stays empty."""
     command = [sys.executable, "-m", "tilelli_jax", "generate", "--model", model, "--temperature", "0"]
     done = subprocess.run([*command, "--prompt", b"\xff1", "--max-new", "4"], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, "�12345\n", "")
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     script = ("import sys; from tilelli_jax.errors import command\n"
               "@command\ndef main(argv): sys.stdin.read(); print('x' * int(argv[0]))\n"
               "sys.exit(main())")
-    for size in (1, 10**6):  # written when the program ends, and before
+    for size in (1, 10**6):  # written at the program's end, and earlier
         process = subprocess.Popen([sys.executable, "-c", script, str(size)], cwd=ROOT, stdin=subprocess.PIPE,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_line() -> None:
         assert (done.returncode, done.stderr) == (2, b"error: output: No space left on device\n")
 
 
-def test_output_that_is_closed_or_cannot_say_it() -> None:
+def test_closed_output_and_characters_outside_its_encoding() -> None:
     script = ("import sys; from tilelli_jax.errors import command\n"
               "@command\ndef main(argv): print('\xd7\ufffd')\nsys.exit(main())")
     for encoding, printed in (("ascii", b"??\n"), ("latin-1", b"\xd7?\n"), ("utf-8", "×\ufffd\n".encode())):
@@ -241,8 +241,8 @@ def test_output_that_is_closed_or_cannot_say_it() -> None:
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-def test_what_a_command_makes_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    def ends_with(error: BaseException | int | None) -> int:
+def test_exit_statuses_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    def exit_status(error: BaseException | int | None) -> int:
         @command
         def main(argv: object) -> int | None:
             if isinstance(error, BaseException):
@@ -250,9 +250,9 @@ def test_what_a_command_makes_of_errors(capsys: pytest.CaptureFixture[str]) -> N
             return error
         return main([])
 
-    assert ends_with(None) == 0 and ends_with(3) == 3
-    assert ends_with(InputError("a:\n  b")) == 2
-    assert ends_with(KeyboardInterrupt()) == 130
+    assert exit_status(None) == 0 and exit_status(3) == 3
+    assert exit_status(InputError("a:\n  b")) == 2
+    assert exit_status(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "error: a: b\ninterrupted\n"
     with pytest.raises(ValueError, match="ours"):
-        ends_with(ValueError("ours"))
+        exit_status(ValueError("ours"))

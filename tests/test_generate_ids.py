@@ -1,4 +1,4 @@
-"""Continuing token ids: as transformers does, row by row as alone, and up to what ends them."""
+"""generate_ids: matches transformers and single-row decoding, and stops at end tokens."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ GEMMA = Gemma4Config(
     n_kv_heads=2, d_head=6, n_kv_heads_full=2, d_head_full=12, window=5, n_shared_layers=2, d_hidden=20,
     d_per_layer=4, vocab_per_layer=300, end_ids=())
 VANILLA = VanillaConfig(vocab_size=300, d_model=16, n_layers=2, max_seq_len=16, n_heads=2)
-CASES = {"gpt_neox": NEOX, "gemma4": GEMMA, "vanilla, past its window": VANILLA}
+CASES = {"gpt_neox": NEOX, "gemma4": GEMMA, "vanilla, beyond its window": VANILLA}
 PROMPTS = [np.arange(1, 10), np.array([299]), np.arange(50, 53)]
 
 
-# How far logits with caches and without may lie apart: rounding, in up to four layers, of sums below 30.
+# Tolerance between logits with and without caches: rounding in up to four layers, of sums below 30.
 NOISE = noise(30, steps=4)
-FIRST = ("gpt_neox", "vanilla, past its window")  # gemma4's caches: tests/models/test_gemma4.py
+QUICK = ("gpt_neox", "vanilla, beyond its window")  # gemma4's caches: tests/models/test_gemma4.py
 
 
 @functools.cache
@@ -43,112 +43,113 @@ def network(name: str) -> Any:
     return random_network(CASES[name], 0)[0]
 
 
-def in_both_tiers(*names: str) -> list[Any]:
-    return [name if name in FIRST else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+def with_exhaustive(*names: str) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
 
 
-@pytest.mark.parametrize("name", in_both_tiers(*CASES))
+@pytest.mark.parametrize("name", with_exhaustive(*CASES))
 @pytest.mark.filterwarnings("ignore:decoding to ")
-def test_greedy_ids_are_the_likeliest_of_the_forward_pass(name: str) -> None:
-    """Prompts of different lengths in one batch, each read again as a whole for every id."""
-    found = tilelli_jax.generate_ids(network(name), PROMPTS, max_new=14, temperature=0)
-    ids = np.array([made.ids for made in found])
+def test_greedy_ids_match_the_forward_pass(name: str) -> None:
+    """Prompts of different lengths in one batch; the reference recomputes the full text for every id."""
+    results = tilelli_jax.generate_ids(network(name), PROMPTS, max_new=14, temperature=0)
+    ids = np.array([result.ids for result in results])
     assert ids.max() > 255  # ids, not bytes
     window = 16 if name.startswith("vanilla") else None
     logits = logits_before(forward_of(network(name)), PROMPTS, ids, window)
     assert np.abs(logits).max() < 30
     chosen = np.take_along_axis(logits, ids[..., None], axis=2)[..., 0]
     assert (chosen >= logits.max(2) - 2 * NOISE).all()
-    assert ids.shape == (3, 14) and not any(made.ended or made.ids.dtype != np.int32 for made in found)
+    assert ids.shape == (3, 14)
+    assert not any(result.ended or result.ids.dtype != np.int32 for result in results)
 
 
-@pytest.mark.parametrize("name", in_both_tiers("gpt_neox", "gemma4"))
-def test_each_row_is_as_it_would_be_alone(name: str) -> None:
-    """Also drawn, and in batches of any size: prompt i has its own random stream."""
+@pytest.mark.parametrize("name", with_exhaustive("gpt_neox", "gemma4"))
+def test_rows_do_not_depend_on_the_batch(name: str) -> None:
+    """Sampled ids do not depend on the batch size: prompt i has a separate random stream."""
     model = network(name)
-    together = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=3)
+    batched = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=3)
     for size in (1, 2):
-        apart = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=3,
-                                         batch_size=size)
-        assert [made.ids.tolist() for made in apart] == [made.ids.tolist() for made in together]
+        separate = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=3,
+                                            batch_size=size)
+        assert [result.ids.tolist() for result in separate] == [result.ids.tolist() for result in batched]
     other = tilelli_jax.generate_ids(model, PROMPTS, max_new=9, temperature=0.8, top_k=50, seed=4)
-    assert [made.ids.tolist() for made in other] != [made.ids.tolist() for made in together]
+    assert [result.ids.tolist() for result in other] != [result.ids.tolist() for result in batched]
 
 
-def test_ids_that_end_a_continuation() -> None:
+def test_end_ids_end_a_continuation() -> None:
     model = random_network(NEOX, 0)[0]  # changed below
     with pytest.warns(UserWarning, match="decoding to 79 tokens: past the trained length of 64"):
-        whole = [made.ids.tolist() for made in
-                 tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0)]
-        end = whole[0][66]  # past the first chunk that is looked at
-        found = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0, end_ids=[end, 0])
-        for ids, made in zip(whole, found, strict=True):
+        complete = [result.ids.tolist() for result in
+                    tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0)]
+        end = complete[0][66]  # beyond the first chunk
+        results = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0, end_ids=[end, 0])
+        for ids, result in zip(complete, results, strict=True):
             stops = [i for i, token in enumerate(ids) if token in (end, 0)]
-            assert made.ids.tolist() == ids[:stops[0] if stops else None] and made.ended == bool(stops)
-        assert found[0].ended
-        # Without an argument those of the configuration do.
+            assert result.ids.tolist() == ids[:stops[0] if stops else None] and result.ended == bool(stops)
+        assert results[0].ended
+        # By default the end ids of the configuration are used.
         model.config = dataclasses.replace(model.config, end_ids=(end, 0))
         again = tilelli_jax.generate_ids(model, PROMPTS, max_new=70, temperature=1.0)
-        assert [made.ids.tolist() for made in again] == [made.ids.tolist() for made in found]
-        assert [made.ids.tolist() for made in tilelli_jax.generate_ids(
-            model, PROMPTS, max_new=70, temperature=1.0, end_ids=[])] == whole
+        assert [result.ids.tolist() for result in again] == [result.ids.tolist() for result in results]
+        assert [result.ids.tolist() for result in tilelli_jax.generate_ids(
+            model, PROMPTS, max_new=70, temperature=1.0, end_ids=[])] == complete
 
 
-@pytest.mark.parametrize(("prompts", "says"), [
+@pytest.mark.parametrize(("prompts", "message"), [
     ([[]], "prompts: 0: expected token ids, at least one"),
     ([[1], [1.5]], "prompts: 1: expected token ids"),
     ([[[1]]], "prompts: 0: expected token ids"),
     ([[1, 300]], "prompts: 0: expected ids from 0 to 299, found 300"),
     ([[-1]], "prompts: 0: expected ids from 0 to 299, found -1")])
-def test_prompts_that_are_none(prompts: list, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_invalid_prompts_raise(prompts: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         tilelli_jax.generate_ids(network("gpt_neox"), prompts)
 
 
-def test_text_is_not_taken_for_token_ids() -> None:
-    with pytest.raises(InputError, match="a gpt_neox reads token ids, not bytes: "):
+def test_generating_bytes_with_a_token_network_raises() -> None:
+    with pytest.raises(InputError, match="expected a network that reads bytes, found family gpt_neox"):
         tilelli_jax.generate(network("gpt_neox"), "Once upon a time")
 
 
-@pytest.mark.parametrize("name", in_both_tiers(*CASES))
+@pytest.mark.parametrize("name", with_exhaustive(*CASES))
 @pytest.mark.filterwarnings("ignore:decoding to ")
-def test_a_stream_of_ids_is_what_is_generated_at_once(name: str) -> None:
-    """In chunks of any size, drawn or not, with what ends it at any place in a chunk, or not at all."""
+def test_streamed_ids_match_generate_ids(name: str) -> None:
+    """For all chunk sizes, greedy and sampled, with the end token anywhere in a chunk or absent."""
     model = random_network(CASES[name], 0)[0]  # changed below
-    for how in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 50, "seed": 3}):
-        made, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=(), **how)
-        whole = made.ids.tolist()
-        assert max(whole) > 255
-        for ends, chunk in (((), 1), ((), 6), ((), 50), (whole[:1], 4), (whole[11:13], 4),
-                            (whole[-1:], 7)):
-            expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=ends, **how)
-            pieces = list(decoding.stream_ids(model, PROMPTS[0], max_new=20, end_ids=ends, chunk=chunk,
-                                              **how))
-            assert [i for piece in pieces for i in piece.ids.tolist()] == expected.ids.tolist()
-            assert [piece.ended for piece in pieces] == [False] * (len(pieces) - 1) + [bool(ends)]
-            assert max(len(piece.ids) for piece in pieces) <= chunk and pieces[0].ids.dtype == np.int32
+    for options in ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 50, "seed": 3}):
+        result, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=(), **options)
+        complete = result.ids.tolist()
+        assert max(complete) > 255
+        for ends, chunk in (((), 1), ((), 6), ((), 50), (complete[:1], 4), (complete[11:13], 4),
+                            (complete[-1:], 7)):
+            expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, end_ids=ends, **options)
+            chunks = list(decoding.stream_ids(model, PROMPTS[0], max_new=20, end_ids=ends, chunk=chunk,
+                                              **options))
+            assert [i for piece in chunks for i in piece.ids.tolist()] == expected.ids.tolist()
+            assert [piece.ended for piece in chunks] == [False] * (len(chunks) - 1) + [bool(ends)]
+            assert max(len(piece.ids) for piece in chunks) <= chunk and chunks[0].ids.dtype == np.int32
     model.config = dataclasses.replace(model.config, **(
-        {"end_ids": (whole[3],)} if hasattr(model.config, "end_ids") else {}))
-    by_default = [piece.ids for piece in decoding.stream_ids(model, PROMPTS[0], max_new=20, **how)]
-    expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, **how)
+        {"end_ids": (complete[3],)} if hasattr(model.config, "end_ids") else {}))
+    by_default = [piece.ids for piece in decoding.stream_ids(model, PROMPTS[0], max_new=20, **options)]
+    expected, = tilelli_jax.generate_ids(model, PROMPTS[:1], max_new=20, **options)
     assert np.concatenate(by_default).tolist() == expected.ids.tolist()
 
 
-def test_a_stream_of_ids_refuses_at_once() -> None:
-    """When it is asked for, not when its first piece is."""
+def test_stream_ids_raises_before_the_first_chunk() -> None:
+    """The call itself raises, not the first iteration."""
     model = network("gpt_neox")
-    for arguments, says in (({"prompt": []}, "prompt: expected token ids, at least one"),
-                            ({"prompt": [300]}, "prompt: expected ids from 0 to 299, found 300"),
-                            ({"chunk": 0}, "chunk: expected at least 1, found 0"),
-                            ({"temperature": -1.0}, "temperature: expected a number"),
-                            ({"model": "model"}, "expected a causal network, found str")):
-        with pytest.raises(InputError, match=says):
+    for arguments, message in (({"prompt": []}, "prompt: expected token ids, at least one"),
+                               ({"prompt": [300]}, "prompt: expected ids from 0 to 299, found 300"),
+                               ({"chunk": 0}, "chunk: expected at least 1, found 0"),
+                               ({"temperature": -1.0}, "temperature: expected a number"),
+                               ({"model": "model"}, "expected a causal network, found str")):
+        with pytest.raises(InputError, match=message):
             decoding.stream_ids(**{"model": model, "prompt": [1], "max_new": 3} | arguments)
     with pytest.warns(UserWarning, match="decoding to 69 tokens: past the trained length of 64"):
         decoding.stream_ids(model, PROMPTS[0], max_new=60)
 
 
-def test_other_bad_arguments() -> None:
+def test_other_invalid_arguments_raise() -> None:
     model = network("gpt_neox")
     with pytest.raises(InputError, match="expected a causal network, found str"):
         tilelli_jax.generate_ids("model", PROMPTS)
@@ -162,7 +163,7 @@ def test_other_bad_arguments() -> None:
 @pytest.mark.parametrize("path", [
     "pythia_tiny/parallel", *(pytest.param(path, marks=pytest.mark.exhaustive)
                               for path in ("gemma4_tiny/e4b", "gemma4_tiny/e2b"))])
-def test_greedy_ids_of_the_references(path: str) -> None:
+def test_greedy_ids_match_the_references(path: str) -> None:
     if path.startswith("gemma"):
         stored = np.load(STORED / path / "ref_generate.npz")
         network, prompt, out = FlaxGemma4ForCausalLM, stored["prompt"], stored["out"]
@@ -170,15 +171,15 @@ def test_greedy_ids_of_the_references(path: str) -> None:
         stored = np.load(STORED / path / "ref_f32.npz")
         network, prompt, out = FlaxGPTNeoXForCausalLM, stored["gen_prompt"], stored["gen_out"]
     n = prompt.shape[1]
-    made = tilelli_jax.generate_ids(network.from_pretrained(STORED / path), list(prompt),
-                                    max_new=out.shape[1] - n, temperature=0, end_ids=())
-    assert made[0].ids.tolist() == out[0, n:].tolist()
+    result = tilelli_jax.generate_ids(network.from_pretrained(STORED / path), list(prompt),
+                                      max_new=out.shape[1] - n, temperature=0, end_ids=())
+    assert result[0].ids.tolist() == out[0, n:].tolist()
 
 
 @needs_transformers
 @pytest.mark.parametrize("name", ["gpt_neox", pytest.param("gemma4", marks=pytest.mark.exhaustive)])
 def test_transformers_generates_the_same(name: str, tmp_path: Path) -> None:
-    """A batch of different lengths, which transformers wants padded on the left; greedy."""
+    """Greedy decoding of a batch of different lengths, which transformers needs padded on the left."""
     import torch
     import transformers
     model = network(name)
@@ -191,5 +192,5 @@ def test_transformers_generates_the_same(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask),
                                    max_new_tokens=10, do_sample=False, pad_token_id=0, eos_token_id=-1)
-    made = tilelli_jax.generate_ids(model, PROMPTS, max_new=10, temperature=0)
-    assert [row.ids.tolist() for row in made] == expected[:, longest:].tolist()
+    result = tilelli_jax.generate_ids(model, PROMPTS, max_new=10, temperature=0)
+    assert [row.ids.tolist() for row in result] == expected[:, longest:].tolist()

@@ -1,4 +1,4 @@
-"""Which `Host` headers are served, and what the others are answered."""
+"""Which `Host` headers are served, and the answer to the others."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_the_name_in_a_header(header: str, host: str | None) -> None:
     assert host_of(header) == host
 
 
-def asked(headers: list[tuple[bytes, bytes]], *, kind: str = "http", server: Any = ("10.0.0.7", 7860),
-          allowed: tuple[str, ...] = ("Proxy.example",)) -> list[Any]:
+def responses(headers: list[tuple[bytes, bytes]], *, kind: str = "http", server: Any = ("10.0.0.7", 7860),
+              allowed: tuple[str, ...] = ("Proxy.example",)) -> list[Any]:
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -30,7 +30,7 @@ def asked(headers: list[tuple[bytes, bytes]], *, kind: str = "http", server: Any
         sent.append(message)
 
     async def receive() -> Any:
-        raise AssertionError("the body of a refused request is not read")
+        raise AssertionError("the body of a rejected request is not read")
     scope = {"type": kind, "headers": headers, "server": server}
     asyncio.run(TrustedHosts(app, allowed)(scope, receive, send))
     return sent
@@ -39,8 +39,8 @@ def asked(headers: list[tuple[bytes, bytes]], *, kind: str = "http", server: Any
 @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:7860", "[::1]:7860", "10.0.0.7:7860",
                                   "proxy.example", "PROXY.example:443"])
 def test_hosts_that_are_served(host: str) -> None:
-    assert asked([(b"accept", b"*/*"), (b"host", host.encode())]) == ["served"]
-    assert asked([(b"host", host.encode())], kind="websocket") == ["served"]
+    assert responses([(b"accept", b"*/*"), (b"host", host.encode())]) == ["served"]
+    assert responses([(b"host", host.encode())], kind="websocket") == ["served"]
 
 
 @pytest.mark.parametrize("headers", [
@@ -48,17 +48,17 @@ def test_hosts_that_are_served(host: str) -> None:
     [(b"host", b"localhost@rebound.example")], [(b"host", b"localhost"), (b"host", b"rebound.example")],
     [(b"host", b"\xff")], [(b"host", b"127.0.0.1:80:90")], [(b"x-forwarded-host", b"localhost")]])
 def test_hosts_that_are_not(headers: list[tuple[bytes, bytes]]) -> None:
-    start, body = asked(headers)
+    start, body = responses(headers)
     assert start["status"] == 421 and dict(start["headers"])[b"content-length"] == b"%d" % len(body["body"])
     assert body["body"].startswith(b"Host: expected ") and body["body"].count(b"\n") == 1
-    assert asked(headers, kind="websocket") == [{"type": "websocket.close", "code": 1008}]
+    assert responses(headers, kind="websocket") == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_without_an_address_of_its_own() -> None:
-    """As behind a Unix socket."""
-    assert asked([(b"host", b"localhost")], server=None) == ["served"]
-    assert asked([(b"host", b"none")], server=None)[0]["status"] == 421
+def test_without_a_server_address() -> None:
+    """For example behind a Unix socket."""
+    assert responses([(b"host", b"localhost")], server=None) == ["served"]
+    assert responses([(b"host", b"none")], server=None)[0]["status"] == 421
 
 
-def test_what_is_no_request_goes_through() -> None:
-    assert asked([], kind="lifespan") == ["served"]
+def test_other_events_are_forwarded() -> None:
+    assert responses([], kind="lifespan") == ["served"]

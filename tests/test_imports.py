@@ -1,4 +1,4 @@
-"""Who may import whom, read off the sources; and what importing the library does not do."""
+"""Allowed imports between packages, checked in the sources; and side effects that importing must not have."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = "tilelli_jax"
 
-# What a room, or a single module, may import of the library besides itself. Single modules without
-# a rule are commands and what belongs to them: they may import everything, and nothing here them.
+# Packages and modules that a package, or a single module, may import besides itself. Single modules without a
+# rule are commands and their helpers: they may import everything, and nothing here may import them.
 BELOW = {"config", "errors", "extras", "files", "interrupts", "json_text", "tables", "yaml_text", "sharding"}
 MAY_IMPORT: dict[str, set[str]] = {
     "interrupts": set(),
@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 
 def modules(directory: str, name: str) -> dict[str, Path]:
-    """Every module below a directory by its dotted name; a package is its __init__."""
+    """Returns every module below a directory by its dotted name; a package is its __init__."""
     found = {}
     for path in sorted((ROOT / directory).rglob("*.py")):
         parts = path.relative_to(ROOT / directory).with_suffix("").parts
@@ -52,7 +52,7 @@ def modules(directory: str, name: str) -> dict[str, Path]:
     return found
 
 
-NOT_INSTALLED = {"eval", "convert", "tests", "bench", "launch", "tools"}  # by these names
+NOT_INSTALLED = {"eval", "convert", "tests", "bench", "launch", "tools"}  # not under these names
 MODULES = modules("tilelli_jax", LIBRARY)
 CONVERT = modules("convert", f"{LIBRARY}.convert")
 EVAL = modules("eval", f"{LIBRARY}.eval")
@@ -60,7 +60,7 @@ ALL = MODULES | CONVERT | EVAL
 
 
 def at_import(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements that run when a module is imported."""
+    """Yields the statements that run when a module is imported."""
     for node in nodes:
         yield node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -73,33 +73,33 @@ def at_import(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 @functools.cache
 def imports(module: str, everywhere: bool = True) -> frozenset[str]:
-    """The modules that a module names in its imports: everywhere in it, or only where they run at once."""
+    """Returns the modules that a module imports, everywhere or only in statements that run at import."""
     tree = ast.parse(ALL[module].read_text(encoding="utf-8"))
     package = module if ALL[module].name == "__init__.py" else module.rpartition(".")[0]
-    found = set()
+    names = set()
     for node in ast.walk(tree) if everywhere else at_import(tree.body):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([base] if base else [])])
-            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in ALL else base
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            names |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in ALL else base
                       for alias in node.names}
-    return frozenset(found)
+    return frozenset(names)
 
 
 def roots(module: str) -> set[str]:
     return {name.partition(".")[0] for name in imports(module)}
 
 
-def room(module: str) -> str:
-    """`tilelli_jax.nn.conv` is in the room nn."""
+def package_of(module: str) -> str:
+    """Returns the package of a module: `nn` for `tilelli_jax.nn.conv`."""
     return module.split(".")[1] if "." in module else ""
 
 
-def test_the_sources_are_read_rightly() -> None:
+def test_imports_are_read_correctly() -> None:
     assert {"jax", "tilelli_jax.models", "tilelli_jax.models.decoder"} <= imports("tilelli_jax.decoding")
     assert "tilelli_jax.store" in imports("tilelli_jax.commands.generate")
     assert "matplotlib" in imports("tilelli_jax.training.report")
@@ -107,38 +107,39 @@ def test_the_sources_are_read_rightly() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_library_needs_neither_torch_nor_what_stands_on_it(module: str) -> None:
+def test_the_library_imports_neither_torch_nor_eval_nor_convert(module: str) -> None:
     assert not roots(module) & {"torch", "torchvision", "sklearn", *NOT_INSTALLED}
     assert not imports(module) & (CONVERT | EVAL).keys()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in MAY_IMPORT])
-def test_rooms_import_only_what_lies_below_them(name: str) -> None:
-    used = {room(other) or "the package itself" for other in imports(name)
+@pytest.mark.parametrize("name", [name for name in MODULES if package_of(name) in MAY_IMPORT])
+def test_packages_import_only_lower_packages(name: str) -> None:
+    used = {package_of(other) or "the package itself" for other in imports(name)
             if other.partition(".")[0] == LIBRARY}
-    assert used <= MAY_IMPORT[room(name)] | {room(name)}
+    assert used <= MAY_IMPORT[package_of(name)] | {package_of(name)}
 
 
-def test_every_room_has_its_rule() -> None:
-    packages = {room(module) for module in MODULES if module.count(".") > 1} - {"commands"}
-    assert packages <= MAY_IMPORT.keys() and MAY_IMPORT.keys() <= {room(module) for module in MODULES}
-    used = {room(other) for other in imports(LIBRARY) if other.startswith(f"{LIBRARY}.")}
+def test_every_package_has_a_rule() -> None:
+    packages = {package_of(module) for module in MODULES if module.count(".") > 1} - {"commands"}
+    assert packages <= MAY_IMPORT.keys() and MAY_IMPORT.keys() <= {package_of(module) for module in MODULES}
+    used = {package_of(other) for other in imports(LIBRARY) if other.startswith(f"{LIBRARY}.")}
     assert used <= MAY_IMPORT.keys(), "importing the library imports no command"
 
 
-def test_networks_know_of_data_only_what_the_baseline_counts() -> None:
-    assert {module for module in MODULES if room(module) == "models"
-            and any(room(other) == "data" for other in imports(module))} <= {"tilelli_jax.models.trigram"}
+def test_of_models_only_the_trigram_baseline_imports_data() -> None:
+    assert {module for module in MODULES if package_of(module) == "models"
+            and any(package_of(other) == "data" for other in imports(module))
+            } <= {"tilelli_jax.models.trigram"}
 
 
 def test_no_cycles() -> None:
-    """Modules can be imported in an order in which each needs only those before it."""
+    """Modules can be ordered such that each imports only earlier ones."""
     waiting = {module: {other for other in imports(module, everywhere=False) if other in MODULES}
                for module in MODULES}
     while ready := {module for module, needs in waiting.items() if not needs & waiting.keys()}:
         for module in ready:
             del waiting[module]
-    assert not waiting, f"in a circle: {sorted(waiting)}"
+    assert not waiting, f"cyclic imports: {sorted(waiting)}"
 
 
 def test_no_pickle() -> None:
@@ -148,8 +149,8 @@ def test_no_pickle() -> None:
         assert "allow_pickle=True" not in MODULES[module].read_text(encoding="utf-8"), module
 
 
-def test_what_convert_may_do() -> None:
-    """It stands on the library and beside nothing else; torch is asked for where it is used."""
+def test_imports_of_convert() -> None:
+    """It imports only the library; torch is imported where it is used."""
     for module, path in CONVERT.items():
         assert not roots(module) & {"sklearn", *NOT_INSTALLED} and not imports(module) & EVAL.keys(), module
         assert "torch" not in imports(module, everywhere=False) or path.name.startswith("torch_"), module
@@ -160,8 +161,8 @@ def test_what_convert_may_do() -> None:
 
 
 @pytest.mark.parametrize("package", ["eval", "convert"])
-def test_they_are_imported_by_either_name(package: str) -> None:
-    """`tilelli recall` in a clone, `tilelli_jax.eval` where it is installed."""
+def test_eval_and_convert_work_under_both_names(package: str) -> None:
+    """As `eval` in a clone, as `tilelli_jax.eval` when installed."""
     for module, path in (EVAL if package == "eval" else CONVERT).items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
@@ -169,8 +170,8 @@ def test_they_are_imported_by_either_name(package: str) -> None:
         assert not {name for name in named if name.startswith(f"{LIBRARY}.{package}")}, module
 
 
-def test_what_eval_may_do() -> None:
-    """It stands on the library, and nothing stands on it; what is pure needs no JAX."""
+def test_imports_of_eval() -> None:
+    """It imports the library, and nothing imports it; pure statistics need no JAX."""
     for module, path in EVAL.items():
         assert not roots(module) & {"torch", "pickle", *NOT_INSTALLED}, module
         assert not imports(module) & CONVERT.keys(), module
@@ -181,22 +182,22 @@ def test_what_eval_may_do() -> None:
 
 
 STUDIES = {path.parent.name for path in EVAL.values() if path.name == "__main__.py"} - {"published"}
-CHECKED = {"claims": {"abstention"}}  # what stands on a study because it checks what that says
+CHECKED = {"claims": {"abstention"}}  # packages that import a study because they check its claims
 
 
-def test_studies_stand_apart() -> None:
-    """None stands on another, what they share on none, and nothing on the mode of compatibility.
+def test_studies_do_not_import_each_other() -> None:
+    """No study imports another, shared modules import no study, and nothing imports the compatibility mode.
 
-    But for the claims: they are claims of the abstention study, and a check that read prompts, signals
-    and refusals in a way of its own would check something else. Nothing stands on them.
+    The exception is `claims`: it checks claims of the abstention study, so it must read prompts, signals and
+    refusals in the same way. Nothing imports `claims`.
     """
     assert {"abstention", "comparison", "difficulty", "recall", *CHECKED} <= STUDIES
     assert not CHECKED.keys() & set().union(*CHECKED.values())
     for module in EVAL:
-        own = room(module.partition(".")[2])
-        others = STUDIES - {own} - CHECKED.get(own, set())
+        study = package_of(module.partition(".")[2])
+        others = STUDIES - {study} - CHECKED.get(study, set())
         used = [name.partition(".")[2] for name in imports(module) & EVAL.keys()]
-        assert not [name for name in used if room(name) in others], module
+        assert not [name for name in used if package_of(name) in others], module
         if "published" not in module:
             assert not [name for name in used if name.startswith("eval.difficulty.published")], module
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: every command ends as it is asked to, whatever it is at."""
+"""SIGINT and SIGTERM: commands end as requested, whatever they are doing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def send(number=signal.SIGINT):
 def main(argv):
     {moment}
     time.sleep(20)
-    print("went on to its end")
+    print("ran to its end")
 sys.exit(main([]))
 """
-# C code of many seconds, in which Python runs no handler of signals: as XLA's compiler.
+# C code of many seconds, during which Python runs no signal handler, like XLA's compiler.
 BUSY = "print('busy', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 100_000_000)"
 
 
@@ -52,27 +52,28 @@ def ended(settings: str, moment: str, environment: dict[str, str]) -> tuple[int,
      "gc.collect()"),
     ("class Held:\n    def __del__(self): send()", "held = Held(); del held"),
     ("", "send()"),
-    ("def swallow():\n    try: send()\n    except BaseException: pass", "swallow(); interrupts.raise_if_received()"),
+    ("def swallow():\n    try: send()\n    except BaseException: pass",
+     "swallow(); interrupts.raise_if_received()"),
     ("def swallow():\n    try: send()\n    except BaseException: pass", "swallow(); return 0"),
     ("def rename():\n    try: send()\n    except BaseException: raise RuntimeError('callback failed')",
      "rename()"),
-], ids=["garbage collection", "a finaliser", "plain work", "swallowed, and looked at", "swallowed at the end",
-        "made another error"])
-@pytest.mark.parametrize(("number", "status", "said"), [
+], ids=["garbage collection", "a finaliser", "plain work", "swallowed, then checked", "swallowed at the end",
+        "turned into another error"])
+@pytest.mark.parametrize(("number", "status", "stderr"), [
     (signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")])
-def test_a_signal_is_not_lost(settings: str, moment: str, number: int, status: int, said: str,
+def test_a_signal_is_not_lost(settings: str, moment: str, number: int, status: int, stderr: str,
                               environment: dict[str, str]) -> None:
     settings = settings.replace("send()", f"send({number})")
     moment = moment.replace("send()", f"send({number})")
-    assert ended(settings, moment, environment) == (status, "", said)
+    assert ended(settings, moment, environment) == (status, "", stderr)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_second_signal_ends_what_runs_no_handler(number: int, status: int,
-                                                   environment: dict[str, str]) -> None:
+def test_a_second_signal_ends_c_code(number: int, status: int,
+                                     environment: dict[str, str]) -> None:
     process = started("", BUSY, environment)
     assert process.stdout and process.stdout.readline() == "busy\n"
-    time.sleep(0.5)  # it says so just before
+    time.sleep(0.5)  # it prints just before it starts
     process.send_signal(number)
     time.sleep(max(interrupts.PATIENCE, interrupts.REPEATED) + 0.5)
     assert process.poll() is None
@@ -88,36 +89,36 @@ def test_a_second_signal_ends_what_runs_no_handler(number: int, status: int,
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_one_signal_that_is_handled_late_is_not_lost(number: int, status: int,
                                                      environment: dict[str, str]) -> None:
-    """Its handler runs after C code of some tenths of a second: it is the first, and no repetition."""
+    """Its handler runs after 0.2 s of C code: it is the first signal, not a repetition."""
     late = (f"import threading; threading.Timer(0.2, os.kill, (os.getpid(), {number})).start(); "
             "begun = time.monotonic()\n"
             "    while time.monotonic() - begun < 0.2: hashlib.pbkdf2_hmac('sha256', b'', b'', 1_500_000)")
     assert ended("", late, environment)[:2] == (status, "")
 
 
-# As threads of XLA's compiler may.
+# Crashes during exit, as threads of XLA's compiler can.
 CRASHES = """
 import ctypes
 class Late:
-    def __del__(self):  # on the interpreter's way out
+    def __del__(self):  # during the interpreter's exit
         ctypes.string_at(0)
 sys.late = Late()
 """
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_after_a_signal_the_process_ends_at_once(number: int, status: int, environment: dict[str, str],
-                                                 tmp_path: Path) -> None:
-    """What libraries' threads do on the interpreter's way out does not change its exit status."""
-    program = COMMAND.format(settings=CRASHES, moment=f"print('said'); send({number})")
+def test_after_a_signal_the_process_ends_immediately(number: int, status: int, environment: dict[str, str],
+                                                     tmp_path: Path) -> None:
+    """Crashes of library threads during exit do not change the exit status."""
+    program = COMMAND.format(settings=CRASHES, moment=f"print('printed'); send({number})")
     (tmp_path / "program.py").write_text(program)
     (tmp_path / "tilelli").write_text(f"exec(open({str(tmp_path / 'program.py')!r}).read())")
     done = subprocess.run([sys.executable, str(tmp_path / "tilelli")], env=environment, capture_output=True,
                           text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (status, "said\n"), done.stderr
+    assert (done.returncode, done.stdout) == (status, "printed\n"), done.stderr
 
 
-def test_a_second_signal_ends_what_is_slow_to_end(environment: dict[str, str]) -> None:
+def test_a_second_signal_ends_slow_cleanup(environment: dict[str, str]) -> None:
     slow = ("def slow():\n    try: send()\n    finally:\n"
             "        try: send()\n        except BaseException: pass\n"
             "        time.sleep(20)")
@@ -126,7 +127,7 @@ def test_a_second_signal_ends_what_is_slow_to_end(environment: dict[str, str]) -
     assert time.monotonic() - begun < 15
 
 
-def test_what_is_ignored_stays_ignored(environment: dict[str, str]) -> None:
+def test_an_ignored_signal_stays_ignored(environment: dict[str, str]) -> None:
     ignore = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
     assert ended(ignore, "send(); print('done'); return 0", environment) == (0, "done\n", "")
 
@@ -137,30 +138,30 @@ def test_a_signal_while_modules_are_imported(module: str, environment: dict[str,
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def heard(event, arguments):\n"
+        "def hook(event, arguments):\n"
         "    if event == 'import' and arguments[0] == 'numpy':\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.addaudithook(heard)\n")
+        "sys.addaudithook(hook)\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
     done = subprocess.run([sys.executable, "-m", module, "--help"], env=environment | {"PYTHONPATH": path},
                           capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-def test_noted_work_goes_on_after_the_first_signal_and_not_after_the_second(
+def test_deferred_work_continues_after_the_first_signal_only(
         capfd: pytest.CaptureFixture[str]) -> None:
-    seen = []
-    with pytest.raises(KeyboardInterrupt), interrupts.deferred("saving", seen.append):
+    numbers = []
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred("saving", numbers.append):
         assert interrupts.received() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.received() == signal.SIGINT and seen == [signal.SIGINT]
+        assert interrupts.received() == signal.SIGINT and numbers == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
-        seen.append(0)
-    assert seen == [signal.SIGINT] and interrupts.received() is None
+        numbers.append(0)
+    assert numbers == [signal.SIGINT] and interrupts.received() is None
     assert capfd.readouterr().err == "\nsaving; press Ctrl-C again to stop immediately\n"
 
 
-def test_what_was_asked_of_one_command_is_asked_of_the_one_that_called_it() -> None:
+def test_a_signal_to_an_inner_command_reaches_the_outer_one() -> None:
     @command
     def inner(argv: object) -> int:
         with interrupts.deferred():
@@ -175,10 +176,10 @@ def test_what_was_asked_of_one_command_is_asked_of_the_one_that_called_it() -> N
 
     with pytest.raises(SystemExit, match="143"):
         outer([])
-    assert inner([]) == 0 and interrupts.received() is None  # nothing later is stopped by an old signal
+    assert inner([]) == 0 and interrupts.received() is None  # an old signal does not stop later work
 
 
-def test_an_answered_interrupt_is_forgotten() -> None:
+def test_a_handled_interrupt_is_forgotten() -> None:
     @command
     def main(argv: object) -> int:
         for _ in range(3):
@@ -186,15 +187,15 @@ def test_an_answered_interrupt_is_forgotten() -> None:
                 os.kill(os.getpid(), signal.SIGINT)
             interrupts.forget_interrupt()
             interrupts.raise_if_received()
-        time.sleep(interrupts.GRACE + 0.2)  # no timer of theirs is left
+        time.sleep(interrupts.GRACE + 0.2)  # no timer remains
         return 7
 
     assert main([]) == 7
 
 
 @pytest.mark.parametrize("error", [InputError("no"), RuntimeError("another")])
-def test_another_error_keeps_its_name(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    """What fails while a noted signal waits is what is reported."""
+def test_other_errors_are_reported_as_they_are(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error during a deferred signal is reported instead of the signal."""
     def main(argv: object) -> int:
         with interrupts.deferred():
             os.kill(os.getpid(), signal.SIGINT)
@@ -208,23 +209,23 @@ def test_another_error_keeps_its_name(error: Exception, capsys: pytest.CaptureFi
             run([])
 
 
-def test_handlers_come_and_go() -> None:
+def test_handlers_are_installed_and_removed() -> None:
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     with interrupts.handled(), interrupts.handled():
         assert [signal.getsignal(number) for number in interrupts.SIGNALS] != before
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
 
 
-def test_what_a_library_has_made_of_either_signal_is_known_by_its_text(environment: dict[str, str]) -> None:
-    """As of a callback that XLA calls: another error, without a cause, which quotes what was raised."""
+def test_a_signal_turned_into_another_error_is_recognised_by_its_text(environment: dict[str, str]) -> None:
+    """As with XLA callbacks: another error without a cause, whose text quotes the exception."""
     rename = ("def rename():\n    try: send({0})\n    except BaseException as error: text = repr(error)\n"
               "    raise RuntimeError('INTERNAL: CpuCallback error: ' + text)")
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         assert ended(rename.format(int(number)), "rename()", environment)[0] == status
 
 
-def test_a_second_signal_ends_what_is_slow_after_the_command(environment: dict[str, str]) -> None:
-    """As threads that Python waits for at its end."""
+def test_a_second_signal_ends_a_slow_exit(environment: dict[str, str]) -> None:
+    """For example threads that Python joins at exit."""
     begin = "interrupts._handlers = interrupts._Handlers(from_start=True)  # as of `python -m`"
     slow = ("import threading; threading.Thread(target=time.sleep, args=(20,)).start()\n"
             "    try: send()\n    finally: send()")
@@ -235,25 +236,25 @@ def test_a_second_signal_ends_what_is_slow_after_the_command(environment: dict[s
 
 @pytest.mark.parametrize("again", [False, True])
 def test_sigterm_that_a_scheduler_repeats_is_one_request(again: bool) -> None:
-    """Work that saves is not stopped by a second one at once, but by one that comes later."""
-    with contextlib.ExitStack() as until, interrupts.deferred():
+    """An immediate second SIGTERM does not stop deferred work; a later one does."""
+    with contextlib.ExitStack() as stack, interrupts.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupts.received() == signal.SIGTERM
         if again:
-            until.enter_context(pytest.raises(SystemExit, match="143"))
+            stack.enter_context(pytest.raises(SystemExit, match="143"))
             time.sleep(interrupts.REPEATED + 0.1)
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_waits_while_it_is_held() -> None:
+def test_a_blocked_signal_is_delayed() -> None:
     done = []
     with interrupts.handled(), pytest.raises(KeyboardInterrupt):
         with interrupts.blocked(), interrupts.blocked():
             os.kill(os.getpid(), signal.SIGINT)
-            done.append("whole")
+            done.append("finished")
         done.append("never")
-    assert done == ["whole"]
+    assert done == ["finished"]
     with interrupts.deferred(), interrupts.blocked():
         os.kill(os.getpid(), signal.SIGINT)
     with interrupts.deferred():

@@ -1,7 +1,7 @@
-"""Every command that writes can be killed anywhere: the same command again ends as if nothing had happened.
+"""Every command that writes can be killed at any time: the same command again gives the uninterrupted result.
 
-Where it may not begin anew it says so, in one line. Studies and trainings are killed again and again, each
-time somewhat further on; the others at moments spread over all their operations on files.
+If it cannot start again it prints a one-line error. Studies and training runs are killed repeatedly, each
+time later; the other commands at moments spread over all their file operations.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHANGING = {"seconds", "tokens_per_second", "git_commit", "run", "path", "out", 
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a directory, by its name in it; or a file alone."""
+    """Returns the files of a directory by relative path; for a file, the file itself under ""."""
     if path.is_file():
         return {"": path.read_bytes()}
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*"))
@@ -52,7 +52,7 @@ def clear(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks and a text."""
+    """A directory with networks and a text."""
     path = tmp_path_factory.mktemp("kills")
     store.save(random_network(PLAIN, 0)[0], path / "plain")
     head = RoutedConfig(**{**vars(PLAIN), "abstain_head": True})
@@ -73,35 +73,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (["splice", "--head", "{place}/head", "--onto", "{place}/plain", "{out}"], 6),
     (["generate", "--model", "{place}/plain", "--prompt", "Once", "--max-new", "4", "--out", "{out}"], 4)],
     ids=["convert", "to torch", "splice", "generate"])
-def test_one_product(arguments: list[str], kills: int, place: Path, tmp_path: Path,
-                     environment: dict[str, str]) -> None:
-    """It is there, whole, or not at all; and nothing else is left once the command has ended."""
+def test_a_command_with_one_output(arguments: list[str], kills: int, place: Path, tmp_path: Path,
+                                   environment: dict[str, str]) -> None:
+    """The output is complete or missing, and nothing else remains after the command has ended."""
     out = tmp_path / "new" / ("out.pt" if "torch" in arguments else "out")
-    given = [one.format(place=place, out=out) for one in arguments]
+    command = [argument.format(place=place, out=out) for argument in arguments]
     out.parent.mkdir()
-    assert main(given) == 0
-    whole = contents(out)
+    assert main(command) == 0
+    expected = contents(out)
 
     def prepare() -> None:
         clear(out.parent)
         out.parent.mkdir()
 
-    def look(at: int) -> None:
+    def check(at: int) -> None:
         if out.exists():
-            assert contents(out) == whole
+            assert contents(out) == expected
             clear(out)
-        assert main(given) == 0
-        assert contents(out) == whole and list(out.parent.iterdir()) == [out]
+        assert main(command) == 0
+        assert contents(out) == expected and list(out.parent.iterdir()) == [out]
 
     assert kill_command_at_every_file_operation(
-        ["-m", "tilelli_jax", *given], look, prepare=prepare, below=tmp_path, kills=kills,
+        ["-m", "tilelli_jax", *command], check, prepare=prepare, below=tmp_path, kills=kills,
         environment=environment | READ_ONLY) >= min(kills, 3)
 
 
 def without_times(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: without_times(value) for key, value in tree.items() if key not in CHANGING}
-    return [without_times(one) for one in tree] if isinstance(tree, list) else tree
+    return [without_times(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def config(path: Path, tree: dict[str, Any]) -> str:
@@ -109,41 +109,41 @@ def config(path: Path, tree: dict[str, Any]) -> str:
     return str(path)
 
 
-def kill_again_and_again(given: list[str], kills: int, most: int, below: Path,
+def kill_again_and_again(command: list[str], kills: int, most: int, below: Path,
                          environment: dict[str, str]) -> None:
-    """Kills the command so often, each time a while after it was started again.
+    """Kills the command `kills` times, each time at a random moment after a new start.
 
     Args:
-        most: operations on files that a first run may make; later ones may make more.
+        most: maximum number of file operations before the first kill; later kills may come later.
     """
     rng = random.Random(0)
     for i in range(kills):
-        status, report, _ = run_and_kill(["-m", "tilelli_jax", *given], rng.randint(1, most * (i + 2) // 2),
+        status, report, _ = run_and_kill(["-m", "tilelli_jax", *command], rng.randint(1, most * (i + 2) // 2),
                                          below, environment | READ_ONLY)
         assert status in (0, -signal.SIGKILL), report
         assert status or i > kills // 2, "killed too late"
 
 
 def test_training(place: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    """From before its first file is written: its first checkpoints are among what is killed."""
-    given = ["train", "--config", config(tmp_path / "tiny.yaml", {
+    """Killed from before the first file on, and also while writing the first checkpoints."""
+    command = ["train", "--config", config(tmp_path / "tiny.yaml", {
         "model": {"family": "routed", "d_model": 16, "n_layers": 1, "max_seq_len": 16, "n_heads": 2,
                   "d_head": 4, "pathways": ["local", "dense"], "dense_expand": 2},
         "data": {"source": str(place / "text.txt")}, "optimizer": {"learning_rate": 1e-2},
         "train": {"steps": 12, "batch_size": 8, "seq_len": 16, "log_every": 1, "eval_every": 4,
                   "eval_batch_size": 8, "eval_bytes": 500, "checkpoint_every": 3}})]
-    assert main([*given, f"run_dir={tmp_path / 'whole'}"]) == 0
+    assert main([*command, f"run_dir={tmp_path / 'whole'}"]) == 0
     once, again = tmp_path / "once", tmp_path / "again"
 
-    def look(at: int) -> None:
-        assert main([*given, f"run_dir={once}"]) == 0
+    def check(at: int) -> None:
+        assert main([*command, f"run_dir={once}"]) == 0
         assert contents(once / "model") == contents(tmp_path / "whole" / "model")
 
     assert kill_command_at_every_file_operation(
-        ["-m", "tilelli_jax", *given, f"run_dir={once}"], look, prepare=lambda: clear(once), below=once,
+        ["-m", "tilelli_jax", *command, f"run_dir={once}"], check, prepare=lambda: clear(once), below=once,
         kills=14, environment=environment | READ_ONLY) >= 12
-    kill_again_and_again([*given, f"run_dir={again}"], 6, 40, again, environment)
-    assert main([*given, f"run_dir={again}"]) == 0
+    kill_again_and_again([*command, f"run_dir={again}"], 6, 40, again, environment)
+    assert main([*command, f"run_dir={again}"]) == 0
     assert contents(again / "model") == contents(tmp_path / "whole" / "model")
     summaries = [without_times(json.loads((path / "summary.json").read_text()))
                  for path in (tmp_path / "whole", again)]
@@ -151,21 +151,21 @@ def test_training(place: Path, tmp_path: Path, environment: dict[str, str]) -> N
 
 
 def recall_config(place: Path, out: Path) -> dict[str, Any]:
-    """Of every other question the right answer is what the network says."""
+    """Every second question's correct answer is the network's own answer."""
     prompt = PromptConfig(template="{question} ?", instruction="")
     answers = AnswersConfig(max_new=8, batch_size=20)
     rng, language = random.Random(0), open_language(place / "vanilla-0")
-    asked = [" ".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(120)]
-    said = [language.tokenizer.decode(ids.tolist()) for ids in answer(
-        language, list(map(Prompter(language, prompt), asked)), answers)]
+    questions = [" ".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(120)]
+    answer_texts = [language.tokenizer.decode(ids.tolist()) for ids in answer(
+        language, list(map(Prompter(language, prompt), questions)), answers)]
     rows = [{"id": str(i), "question": question, "answers": ["nothing" if i % 2 else right]}
-            for i, (question, right) in enumerate(zip(asked, said, strict=True))]
+            for i, (question, right) in enumerate(zip(questions, answer_texts, strict=True))]
     (place / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {"out": str(out), "network": {"path": str(place / "vanilla-0")},
             "prompt": config_lib.to_dict(prompt), "answers": config_lib.to_dict(answers),
             "questions": {"sources": [str(place / "questions.jsonl")], "items": 120},
             "signals": {"shard_items": 20, "batch_size": 20, "noise_samples": 1},
-            "fit": {"seeds": [0], "sidecar": {"epochs": 3, "d_hidden": 8}, "strengths": [0.1], "jobs": 1},
+            "fit": {"seeds": [0], "sidecar": {"epochs": 3, "d_hidden": 8}, "c_values": [0.1], "jobs": 1},
             "replicates": 100, "split": {"test": 0.3}}
 
 
@@ -203,13 +203,13 @@ def comparison_config(place: Path, out: Path) -> dict[str, Any]:
 def test_a_study(name: str,
                  options: Callable[[Path, Path], dict[str, Any]], place: Path, tmp_path: Path,
                  environment: dict[str, str]) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    assert main([name, "--config", config(tmp_path / "whole.yaml", options(place, whole))]) == 0
-    given = [name, "--config", config(tmp_path / "tiny.yaml", options(place, out))]
-    kill_again_and_again(given, 7, 25, out, environment)
-    assert main(given) == 0
+    uninterrupted, out = tmp_path / "whole", tmp_path / "out"
+    assert main([name, "--config", config(tmp_path / "whole.yaml", options(place, uninterrupted))]) == 0
+    command = [name, "--config", config(tmp_path / "tiny.yaml", options(place, out))]
+    kill_again_and_again(command, 7, 25, out, environment)
+    assert main(command) == 0
     results = [without_times(json.loads((path / "results.json").read_text().replace(str(path), "out")))
-               for path in (whole, out)]
+               for path in (uninterrupted, out)]
     results[0]["name"] = results[1]["name"]
     assert results[0] == results[1]
-    assert not list(out.rglob(".*")), "nothing is left of what was killed"
+    assert not list(out.rglob(".*")), "killed processes leave no hidden files"

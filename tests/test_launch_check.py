@@ -1,4 +1,4 @@
-"""The check of a training step, compiled for this machine's CPU; for TPU slices where the compiler is."""
+"""launch-check of a training step compiled for this machine's CPU, and for TPU slices if possible."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ train: {batch_size: 16, seq_len: 32}
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (tmp_path / "small.yaml").write_text(SMALL)
-    # JAX, once imported here, says where libtpu is to all processes that it starts.
+    # JAX, once imported, passes libtpu's path to its child processes.
     environment = {key: value for key, value in os.environ.items() if key != "TPU_LIBRARY_PATH"}
     return subprocess.run([sys.executable, "-m", "tilelli_jax", "launch-check", *arguments, "--config",
                            str(tmp_path / "small.yaml")], capture_output=True, text=True, timeout=300,
@@ -56,8 +56,8 @@ def test_arguments_are_the_state_and_the_batch(report):
     parameters = 2 * 256 * d + 16 * d + 2 * d + layers * block
     moments = 2 * parameters
     batch = 4 * 17
-    least = 4 * (parameters + moments) + batch
-    assert least < report.arguments < least + 100  # besides: step, key, optimiser's counters
+    minimum = 4 * (parameters + moments) + batch
+    assert minimum < report.arguments < minimum + 100  # plus step, key and the optimiser's counters
     assert report.aliased > 4 * (parameters + moments)  # donated
     assert report.total == (report.arguments + report.outputs - report.aliased + report.temporary
                             + report.program)
@@ -98,7 +98,7 @@ def test_text_and_table():
 
 
 def test_without_the_compiler(tmp_path):
-    # Hides one that is there.
+    # Hides an installed compiler.
     (tmp_path / "libtpu.py").write_text("raise ImportError('no module named libtpu')")
     result = run(tmp_path, "--topology", "v5e:2x4")
     assert result.returncode == 2

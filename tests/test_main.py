@@ -1,4 +1,4 @@
-"""`tilelli`: what it lists, that every command helps itself, and what it refuses."""
+"""`tilelli`: the overview, `--help` of every command, and invalid commands."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_one_screen_lists_every_command(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) <= 40 and max(map(len, shown.splitlines())) <= 80
-    for name, found in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(found.summary)}$", shown, re.M), name
+    for name, entry in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", shown, re.M), name
     assert main([]) == 2
     assert capsys.readouterr() == ("", shown)
     assert main(["--version"]) == 0
     assert re.fullmatch(r"tilelli_jax \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-def test_the_listing_does_not_wait_for_jax() -> None:
+def test_the_overview_does_not_import_jax() -> None:
     script = ("import sys\nfrom tilelli_jax.__main__ import main\nmain(['--help'])\n"
               "assert not {'jax', 'numpy', 'sklearn', 'yaml'} & set(sys.modules), sorted(sys.modules)\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -39,7 +39,7 @@ def test_the_listing_does_not_wait_for_jax() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_helps_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*name.split(), "--help"])
     assert ended.value.code == 0
@@ -49,22 +49,22 @@ def test_every_command_helps_itself(name: str, capsys: pytest.CaptureFixture[str
         assert shown.index("\noptions:\n") < shown.index("\nkeys, with their defaults:\n")
 
 
-@pytest.mark.parametrize(("argv", "says"), [
+@pytest.mark.parametrize(("argv", "message"), [
     (["trian"], "error: trian: unknown command, did you mean train? (tilelli --help lists them)"),
     (["xyz"], "error: xyz: unknown command (tilelli --help lists them)"),
     (["--verbose"], "error: --verbose: unknown command"),
     (["recall", "predictt"], "error: "), (["train"], "error: ")])
-def test_refusals(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_commands(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
-    assert_one_line(capsys.readouterr().err, says)
+    assert_one_line(capsys.readouterr().err, message)
 
 
 @pytest.mark.parametrize(("module", "name"), [
     ("eval.recall", "recall"), ("eval.difficulty", "difficulty"), ("eval.abstention", "abstention"),
     ("eval.comparison", "compare"), ("eval.claims", "claims"), ("convert", "convert"),
     ("eval.difficulty.published", "difficulty published")])
-def test_a_clone_needs_no_installation_of_them(module: str, name: str) -> None:
-    """Their modules are then those of the packages eval and convert, and no others."""
+def test_commands_work_in_a_clone(module: str, name: str) -> None:
+    """Only modules of the top-level packages eval and convert are then imported."""
     script = ("import runpy, sys\nsys.argv = ['x', '--help']\n"
               "try: runpy.run_module(sys.modules['sys'].orig_argv[-1], run_name='__main__', alter_sys=True)\n"
               "except SystemExit as ended: assert ended.code == 0\n"
@@ -98,30 +98,30 @@ def test_shipped_configurations_are_found_by_name(tmp_path: Path, monkeypatch: p
     names = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     assert config_lib.shipped().keys() == names and "demo" in names
     assert config_lib.find("demo").read_text() == (ROOT / "configs/demo.yaml").read_text()
-    (tmp_path / "recall-demo").mkdir()  # a directory is no configuration
+    (tmp_path / "recall-demo").mkdir()  # a directory is not a configuration
     assert config_lib.find("recall-demo").is_file()
     (tmp_path / "demo").write_text("a: 1\n")
-    assert config_lib.read_yaml("demo") == {"a": 1}, "a path wins"
+    assert config_lib.read_yaml("demo") == {"a": 1}, "a path has priority"
     with pytest.raises(config_lib.InputError, match=(
             r"^dmo: no such file, and no configuration of that name is shipped; did you mean 'demo'\?")):
         config_lib.find("dmo")
 
 
-def test_the_package_list_is_that_of_the_tree() -> None:
-    """pyproject.toml lists packages by hand, since three of them lie elsewhere."""
+def test_the_package_list_matches_the_tree() -> None:
+    """pyproject.toml lists packages by hand, because three of them are in other directories."""
     import tomllib
     tree = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    found = set()
+    packages = set()
     for directory, name in (("tilelli_jax", "tilelli_jax"), ("convert", "tilelli_jax.convert"),
                             ("eval", "tilelli_jax.eval"), ("configs", "tilelli_jax.configs")):
         for path in (ROOT / directory).rglob("*.py"):
-            found.add(".".join([name, *path.parent.relative_to(ROOT / directory).parts]))
-    assert set(tree["packages"]) == found
+            packages.add(".".join([name, *path.parent.relative_to(ROOT / directory).parts]))
+    assert set(tree["packages"]) == packages
     for package, patterns in tree["package-data"].items():
         directory = ROOT / package.removeprefix("tilelli_jax.").replace(".", "/")
         assert all(list(directory.glob(pattern)) for pattern in patterns), package
 
 
-def test_it_is_the_script() -> None:
+def test_the_console_script() -> None:
     assert 'tilelli = "tilelli_jax.__main__:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert tilelli.main is main

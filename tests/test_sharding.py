@@ -1,4 +1,4 @@
-"""The mesh, the table of sharding rules, and the way of batches to the devices."""
+"""The mesh, the sharding rules, and the placement of batches on devices."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ P = PartitionSpec
 eight_devices = pytest.mark.eight_devices
 
 
-def test_there_is_one_device_where_nothing_else_is_said():
+def test_one_device_by_default():
     assert len(jax.devices()) == 1
 
 
 @eight_devices
-def test_there_are_eight_devices():
+def test_eight_devices():
     assert len(jax.devices()) == 8
 
 
@@ -42,7 +42,7 @@ def test_there_are_eight_devices():
 @pytest.mark.parametrize(("config", "shape"), [
     (MeshConfig(), (8, 1, 1)), (MeshConfig(fsdp=2), (4, 2, 1)), (MeshConfig(1, -1, 2), (1, 4, 2)),
     (MeshConfig(2, 2, 2), (2, 2, 2)), (MeshConfig(8, 1, -1), (8, 1, 1))])
-def test_sizes_of_a_mesh(config, shape):
+def test_mesh_sizes(config, shape):
     assert config.shape(8) == shape
     mesh = make_mesh(config)
     assert mesh.axis_names == ("data", "fsdp", "tensor") and mesh.devices.shape == shape
@@ -55,13 +55,13 @@ def test_sizes_of_a_mesh(config, shape):
     (lambda: MeshConfig(2).shape(1), "does not make 1 device$"),
     (lambda: MeshConfig(0), "found \\(0, 1, 1\\)"), (lambda: MeshConfig(-1, -1), "at most one -1"),
     (lambda: MeshConfig(-2), "≥ 1")])
-def test_impossible_meshes(config, message):
+def test_invalid_meshes_raise(config, message):
     with pytest.raises(InputError, match=message):
         config()
 
 
 def specs(tree):
-    """The specs of the arrays of an outline that are not whole on every device, by path."""
+    """The specs of all sharded arrays, by path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {path_name(path): tuple(leaf.sharding.spec) for path, leaf in leaves
             if any(leaf.sharding.spec)}
@@ -69,7 +69,7 @@ def specs(tree):
 
 @pytest.fixture(scope="module")
 def mesh():
-    """2 × 2 × 2."""
+    """A mesh of 2 × 2 × 2 devices."""
     return make_mesh(MeshConfig(2, 2, 2))
 
 
@@ -94,11 +94,11 @@ ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
                 "blocks.attention.out.kernel": (None, "tensor", "fsdp"),
                 "blocks.dense.up.kernel": (None, "fsdp", "tensor"),
                 "blocks.dense.down.kernel": (None, "tensor", "fsdp")}),
-    # Nothing that could be shared equally: everything whole.
+    # No dimension is divisible: everything is replicated.
     (VanillaConfig(vocab_size=257, d_model=15, n_layers=2, max_seq_len=8, n_heads=1, dense_expand=1), {}),
 ], ids=["routed", "vanilla", "odd"])
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
-def test_every_matrix_is_shared_and_so_are_its_moments(mesh, model, expected, rule):
+def test_matrices_and_their_moments_are_sharded(mesh, model, expected, rule):
     optimizer = make_optimizer(OptimizerConfig(name=rule), 10)
     _, outline, _ = init_state(model, ComputeConfig(), optimizer, 0, mesh)
     assert specs(outline.params) == expected
@@ -106,13 +106,13 @@ def test_every_matrix_is_shared_and_so_are_its_moments(mesh, model, expected, ru
                for parameter in expected if path.endswith(f".{parameter}")]
     assert len(moments) == len(specs(outline.opt_state))
     assert all(axes == expected[parameter] for parameter, axes in moments)
-    # Adam has two moments of a parameter; Muon, of the matrices inside the blocks, one.
+    # Adam has two moments for each parameter; Muon has one for each matrix inside the blocks.
     matrices = [path for path in expected if path.startswith("blocks.")] if rule == "muon" else []
     assert len(moments) == 2 * len(expected) - len(matrices)
 
 
 @eight_devices
-def test_what_a_rule_says_and_to_whom(mesh):
+def test_rules_match_paths(mesh):
     assert spec("unembed.kernel", (16, 256), mesh) == P("fsdp", "tensor")
     assert spec("blocks.dense.up.kernel", (3, 15, 64), mesh) == P(None, None, "tensor")
     assert spec("blocks.router.kernel", (3, 16, 4), mesh) == P()
@@ -124,28 +124,28 @@ def test_what_a_rule_says_and_to_whom(mesh):
 @eight_devices
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_rows_reach_their_devices(sizes, axis):
+def test_place_rows(sizes, axis):
     mesh = make_mesh(MeshConfig(*sizes))
-    whole = np.arange(3 * 16 * 2, dtype=np.uint8).reshape((16, 3, 2) if axis == 0 else (3, 16, 2))
+    full = np.arange(3 * 16 * 2, dtype=np.uint8).reshape((16, 3, 2) if axis == 0 else (3, 16, 2))
     rows = local_rows(mesh, 16)
     assert np.array_equal(rows, np.arange(16))  # one process holds all of them
-    placed = place_rows(np.take(whole, rows, axis), mesh, 16, axis)
+    placed = place_rows(np.take(full, rows, axis), mesh, 16, axis)
     assert placed.sharding == NamedSharding(mesh, batch_spec(3, axis)) and placed.dtype == np.uint8
-    assert np.array_equal(placed, whole)
+    assert np.array_equal(placed, full)
     for shard in placed.addressable_shards:
         assert shard.data.shape[axis] == 16 // batch_devices(mesh)
-        assert np.array_equal(shard.data, whole[shard.index])
+        assert np.array_equal(shard.data, full[shard.index])
 
 
 @eight_devices
-def test_rows_of_one_process_among_several(monkeypatch):
-    # As if this process had the second half of the devices: its rows are those that they hold.
+def test_local_rows_of_one_of_several_processes(monkeypatch):
+    # Simulates a process with the second half of the devices.
     mesh = make_mesh(MeshConfig(4, 2, 1))
-    mine = set(jax.devices()[4:])
-    whole_map = NamedSharding.addressable_devices_indices_map
+    local = set(jax.devices()[4:])
+    full_map = NamedSharding.addressable_devices_indices_map
     monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map",
-                        lambda self, shape: {device: index for device, index in whole_map(self, shape).items()
-                                             if device in mine})
+                        lambda self, shape: {device: index for device, index in full_map(self, shape).items()
+                                             if device in local})
     assert np.array_equal(local_rows(mesh, 16), np.arange(8, 16))
 
 

@@ -1,4 +1,4 @@
-"""Cached decoding of the shipped networks at their own widths, compiled as users have it compiled."""
+"""Cached decoding of the shipped networks at their full widths, compiled with XLA's default options."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tilelli_jax.training.experiment import ExperimentConfig
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHIPPED = ("tilelli-lite-fp32", "tilelli-lite-ternary", "tilelli-fp32", "tilelli-ternary", "vanilla-fp32",
            "atome-944k")
-# In place of the quick and bad code that all other tests are compiled to (tests/compiled.py).
+# Replaces the low optimisation level of all other tests (tests/compiled.py).
 AS_SHIPPED: dict[str, Any] = {"xla_backend_optimization_level": 3}
-if jax.__version_info__ < (0, 11):  # later ones have no other way
+if jax.__version_info__ < (0, 11):  # later versions always use them
     AS_SHIPPED["xla_cpu_use_fusion_emitters"] = True
 PROMPTS = [b"Once upon a time, there was a ", b"q"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_as_shipped() -> Iterator[None]:
-    """The jitted parts of `decoding` are compiled as users have them."""
+    """Compiles the jitted functions of `decoding` with the default options of users."""
     parts: dict[str, dict[str, Any]] = {
         "_prefill": {"static_argnames": ("graph", "size")},
         "_decode": {"static_argnames": ("graph", "width", "tokens"), "donate_argnames": ("caches",)},
@@ -52,15 +52,15 @@ def shipped(name: str, n_layers: int) -> ModelConfig:
     return dataclasses.replace(config, n_layers=n_layers)
 
 
-# How far logits with caches and without may lie apart, of the largest: rounding, in up to eight layers.
+# Tolerance between logits with and without caches, relative to the largest: rounding in up to eight layers.
 NOISE = noise(1, steps=8)
 
 
-def assert_likeliest(model: Decoder, prompts: list[bytes], made: list[bytes], window: int) -> None:
-    """Of each new byte: by the forward pass over all that is seen, filled up to the window."""
+def assert_greedy(model: Decoder, prompts: list[bytes], outputs: list[bytes], window: int) -> None:
+    """Asserts that each new byte is the most likely one of a forward pass, padded to the window."""
     forward = forward_of(model, compiler_options=AS_SHIPPED)
-    logits = logits_before(forward, prompts, made, window, rows=8)[..., :256]
-    chosen = np.take_along_axis(logits, np.array([list(data) for data in made])[..., None], axis=2)[..., 0]
+    logits = logits_before(forward, prompts, outputs, window, rows=8)[..., :256]
+    chosen = np.take_along_axis(logits, np.array([list(data) for data in outputs])[..., None], axis=2)[..., 0]
     assert (chosen >= logits.max(2) - 2 * NOISE * np.abs(logits).max()).all()
 
 
@@ -70,27 +70,27 @@ exhaustive = pytest.mark.exhaustive
 @exhaustive
 @pytest.mark.parametrize(("name", "n_layers", "batches"), [
     (name, 2, [PROMPTS, PROMPTS[1:]]) for name in SHIPPED])
-def test_cached_decoding_gives_the_likeliest_bytes_of_the_forward_pass(
+def test_cached_greedy_decoding_matches_the_forward_pass(
         name: str, n_layers: int, batches: list[list[bytes]]) -> None:
-    """What is particular to each is all in two layers."""
+    """Two layers contain all kinds of layers of each network."""
     model = random_network(shipped(name, n_layers), seed=1)[0]
     for prompts in batches:
-        found = tilelli_jax.generate(model, prompts, max_new=40, temperature=0)
-        assert_likeliest(model, prompts, [made.data for made in found], window=len(PROMPTS[0]) + 40)
-        assert len(set(found[0].data)) > 4, "too dull to tell anything"
+        results = tilelli_jax.generate(model, prompts, max_new=40, temperature=0)
+        assert_greedy(model, prompts, [outputs.data for outputs in results], window=len(PROMPTS[0]) + 40)
+        assert len(set(results[0].data)) > 4, "the bytes are too uniform for a meaningful test"
 
 
 @pytest.mark.parametrize(("name", "n_layers"), [
     pytest.param("atome-944k", 8, marks=exhaustive), pytest.param("tilelli-lite-fp32", 1, marks=exhaustive)])
-def test_across_the_trained_length(name: str, n_layers: int) -> None:
-    """atome in full carries on past 256; Lite's window slides."""
+def test_decoding_beyond_the_trained_length(name: str, n_layers: int) -> None:
+    """The full atome network continues beyond 256 bytes; Lite's window slides."""
     model = random_network(shipped(name, n_layers), seed=1)[0]
     prompt, n = bytes(np.random.default_rng(0).integers(97, 123, 250).astype(np.uint8)), 12
     with pytest.warns(UserWarning, match="decoding to 262"):
-        made, = tilelli_jax.generate(model, prompt, max_new=n, temperature=0)
+        outputs, = tilelli_jax.generate(model, prompt, max_new=n, temperature=0)
     slides = model.config.positions == "learned"
-    assert made.slid == slides
-    assert_likeliest(model, [prompt], [made.data], window=256 if slides else len(prompt) + n)
+    assert outputs.slid == slides
+    assert_greedy(model, [prompt], [outputs.data], window=256 if slides else len(prompt) + n)
 
 
 # Of the logits' standard deviation. Rounded to 8 bits, sums differ with their order: by up to 0.031 in

@@ -1,4 +1,4 @@
-"""Model directories: what is read is what was written, and nothing is ever half written."""
+"""Model directories: round trips are exact, and interrupted writes leave a consistent directory."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ GEMMA4 = Gemma4Config(layers=("full",), n_shared_layers=0)
 QUANTIZERS = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3", "power3_row"]
 
 
-def equal(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> bool:
-    return found.keys() == expected.keys() and all(
-        found[name].dtype == expected[name].dtype and found[name].shape == expected[name].shape
-        and found[name].tobytes() == expected[name].tobytes() for name in expected)
+def equal(result: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> bool:
+    return result.keys() == expected.keys() and all(
+        result[name].dtype == expected[name].dtype and result[name].shape == expected[name].shape
+        and result[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
 def listing(path: Path) -> dict[str, bytes]:
@@ -71,7 +71,7 @@ vanilla = st.builds(
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=routed | vanilla, seed=st.integers(0, 99))
-def test_what_is_written_is_read_bit_for_bit(config: ModelConfig, seed: int, tmp_path: Path) -> None:
+def test_round_trip_is_bit_identical(config: ModelConfig, seed: int, tmp_path: Path) -> None:
     model, arrays = random_network(config, seed)
     assert equal(to_arrays(model), arrays)
     save(model, tmp_path / "model")
@@ -81,7 +81,7 @@ def test_what_is_written_is_read_bit_for_bit(config: ModelConfig, seed: int, tmp
 
 
 @pytest.mark.parametrize("quantizer", ["ternary", "hadamard"])
-def test_a_frozen_model_is_stored_as_one_without_quantiser(quantizer: Any, tmp_path: Path) -> None:
+def test_a_frozen_model_is_stored_without_quantiser(quantizer: Any, tmp_path: Path) -> None:
     config = RoutedConfig(vocab_size=7, d_model=6, n_layers=2, max_seq_len=5, n_heads=2, d_head=3, top_k=2,
                           quantizer=quantizer)
     frozen = freeze(random_network(config, 0)[0])
@@ -90,12 +90,13 @@ def test_a_frozen_model_is_stored_as_one_without_quantiser(quantizer: Any, tmp_p
     assert again.config == dataclasses.replace(config, quantizer="none")
     assert equal(to_arrays(again), to_arrays(frozen))
     ids = jnp.arange(5)[None]
-    found, expected = (np.asarray(jax.jit(lambda ids, one=one: one(ids))(ids)) for one in (again, frozen))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=noise(expected, 10, steps=2))
+    result, expected = (np.asarray(jax.jit(lambda ids, model=model: model(ids))(ids))
+                        for model in (again, frozen))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=noise(expected, 10, steps=2))
 
 
-def test_the_directory(tmp_path: Path) -> None:
-    """Two files that others can read, layers one by one, and no pickle among them."""
+def test_directory_contents(tmp_path: Path) -> None:
+    """Two files in standard formats, with separate layers and without pickles."""
     model, arrays = random_network(SMALL, 0)
     tilelli_jax.save(model, tmp_path / "some" / "where")
     written = listing(tmp_path / "some" / "where")
@@ -144,8 +145,8 @@ def test_a_failed_write_leaves_the_old_model(
     assert listing(tmp_path) == before
 
 
-def test_killed_while_writing(tmp_path: Path) -> None:
-    """Without a chance to tidy up the files are old, or new, or the last of them is not there."""
+def test_write_together_is_consistent_when_killed(tmp_path: Path) -> None:
+    """After a kill all files are old, all are new, or the last one is missing."""
     def old() -> None:
         for name in "abc":
             (tmp_path / name).write_text("old")
@@ -154,56 +155,57 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     def write() -> None:
         files.write_together({tmp_path / name: b"new" for name in "abc"}, [tmp_path / "obsolete"])
 
-    def look(at: int) -> None:
-        found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name[0] != "."}
-        seen.add("torn" if "c" not in found else "".join(sorted({*found.values()})))
-        if "c" in found:
-            assert found == dict.fromkeys(["a", "b", "c", "obsolete"], "old") or (
-                found == dict.fromkeys("abc", "new"))
+    def inspect(at: int) -> None:
+        result = {path.name: path.read_text() for path in tmp_path.iterdir() if path.name[0] != "."}
+        states.add("torn" if "c" not in result else "".join(sorted({*result.values()})))
+        if "c" in result:
+            assert result == dict.fromkeys(["a", "b", "c", "obsolete"], "old") or (
+                result == dict.fromkeys("abc", "new"))
         write()
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
 
-    seen: set[str] = set()
-    assert kill_at_every_file_operation(write, look, prepare=old, below=tmp_path) > 15
-    assert seen == {"old", "new", "torn"}
+    states: set[str] = set()
+    assert kill_at_every_file_operation(write, inspect, prepare=old, below=tmp_path) > 15
+    assert states == {"old", "new", "torn"}
 
 
 @pytest.mark.exhaustive
-def test_a_model_directory_that_is_replaced_when_the_process_is_killed(tmp_path: Path) -> None:
-    """It is the older one, the newer one, or one that is called none."""
+def test_a_replaced_model_directory_is_consistent_when_killed(tmp_path: Path) -> None:
+    """After a kill it is the old model, the new model, or not a model directory."""
     other = dataclasses.replace(SMALL, n_layers=1)
-    arrays = {one: random_network(one, 0)[1] for one in (SMALL, other)}
+    arrays = {model_config: random_network(model_config, 0)[1] for model_config in (SMALL, other)}
     path = tmp_path / "model"
 
-    def write(one: VanillaConfig, shard_bytes: int) -> None:
+    def write(model_config: VanillaConfig, shard_bytes: int) -> None:
         tensors.write_directory(
-            path, {name: tensors.in_memory(array) for name, array in arrays[one].items()},
-            {store.CONFIG: files.as_json(config_lib.to_dict(one)), "other.json": b"{}"}, writer="tilelli_jax",
-            shard_bytes=shard_bytes)
+            path, {name: tensors.in_memory(array) for name, array in arrays[model_config].items()},
+            {store.CONFIG: files.as_json(config_lib.to_dict(model_config)), "other.json": b"{}"},
+            writer="tilelli_jax", shard_bytes=shard_bytes)
 
-    def look(at: int) -> None:
+    def inspect(at: int) -> None:
         try:
-            found = store.load_config(path)
+            result = store.load_config(path)
         except InputError as error:
             assert str(error) == f"{path}: no model directory: it has no config.json"
-            found = None
+            result = None
         else:
-            assert equal({name: one.read() for name, one in store.read_tensors(path).items()}, arrays[found])
-        seen.add(found)
+            stored = {name: tensor.read() for name, tensor in store.read_tensors(path).items()}
+            assert equal(stored, arrays[result])
+        states.add(result)
 
     for before, after in ((1 << 30, 4000), (4000, 1 << 30)):
-        seen: set[VanillaConfig | None] = set()
+        states: set[VanillaConfig | None] = set()
 
-        def anew(size: int = before) -> None:
-            shutil.rmtree(path, ignore_errors=True)  # with what the last one has left
+        def prepare(size: int = before) -> None:
+            shutil.rmtree(path, ignore_errors=True)  # including files of the previous iteration
             write(SMALL, size)
 
-        kill_at_every_file_operation(functools.partial(write, other, after), look, below=tmp_path,
-                                     prepare=anew)
-        assert seen == {SMALL, other, None}
+        kill_at_every_file_operation(functools.partial(write, other, after), inspect, below=tmp_path,
+                                     prepare=prepare)
+        assert states == {SMALL, other, None}
 
 
-def test_links_are_followed_and_pipes_written_to(tmp_path: Path) -> None:
+def test_symlinks_are_followed_and_pipes_are_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to("file")
     files.write_atomically(tmp_path / "link", b"new")
@@ -216,14 +218,14 @@ def test_links_are_followed_and_pipes_written_to(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_path_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match=f"^{path}: cannot be written: "):
             save(random_network(SMALL, 0)[0], path)
 
 
-# Reading what others wrote.
+# Reading files of other writers.
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], config: ModelConfig = SMALL) -> Path:
     (path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
@@ -232,21 +234,21 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], config: ModelConfig = SM
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_float_types_become_float32(dtype: type, tmp_path: Path) -> None:
+def test_other_float_types_are_converted_to_float32(dtype: type, tmp_path: Path) -> None:
     stored = {name: array.astype(dtype) for name, array in random_network(SMALL, 0)[1].items()}
-    found = to_arrays(load(write(tmp_path, stored)))
-    assert equal(found, {name: array.astype(np.float32) for name, array in stored.items()})
+    result = to_arrays(load(write(tmp_path, stored)))
+    assert equal(result, {name: array.astype(np.float32) for name, array in stored.items()})
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.bool_, np.int64])
-def test_numbers_that_are_no_floats_are_refused(dtype: type, tmp_path: Path) -> None:
+def test_tensors_that_are_not_floating_point_raise(dtype: type, tmp_path: Path) -> None:
     arrays = random_network(SMALL, 0)[1]
     arrays["final_norm.bias"] = arrays["final_norm.bias"].astype(dtype)
     with pytest.raises(InputError, match=r"final_norm.bias: expected floating-point numbers, found "):
         load(write(tmp_path, arrays))
 
 
-def test_an_unknown_float_type_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_float_type_raises(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     write(tmp_path, {})
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
@@ -260,27 +262,27 @@ def test_every_tensor_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     arrays["blocks.2.norm1.bias"] = arrays["more"] = np.zeros(3, np.float32)
     arrays["blocks.0.norm2.bias"] = np.zeros(9, np.float32)  # unlike the other layer's
     arrays["final_norm.scale"] = np.zeros((8, 1), np.float32)
-    says = ("tensors do not fit the configuration; missing: blocks.1.norm1.bias, embed.kernel; "
-            "not known: blocks.2.norm1.bias, more; of another shape: "
-            "blocks.0.norm2.bias (9,) instead of (8,), final_norm.scale (8, 1) instead of (8,)")
+    message = ("tensors do not fit the configuration; missing: blocks.1.norm1.bias, embed.kernel; "
+               "not known: blocks.2.norm1.bias, more; of another shape: "
+               "blocks.0.norm2.bias (9,) instead of (8,), final_norm.scale (8, 1) instead of (8,)")
     with pytest.raises(InputError) as error:
         load(write(tmp_path, arrays))
-    assert str(error.value) == f"{tmp_path}/model.safetensors: {says}"
+    assert str(error.value) == f"{tmp_path}/model.safetensors: {message}"
     with pytest.raises(InputError) as error:
         from_arrays(SMALL, arrays)
-    assert str(error.value) == f"arrays: {says}"
+    assert str(error.value) == f"arrays: {message}"
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 100, struct.pack("<Q", 2) + b"[]",
                                      b"\x80\x04\x95pickle"])
-def test_tensors_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+def test_invalid_tensor_files_raise(content: bytes, tmp_path: Path) -> None:
     write(tmp_path, {})
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"model.safetensors: cannot be read: "):
         load(tmp_path)
 
 
-def test_truncated_anywhere(tmp_path: Path) -> None:
+def test_truncated_files_raise(tmp_path: Path) -> None:
     size = (write(tmp_path, random_network(SMALL, 0)[1]) / "model.safetensors").stat().st_size
     for length in (size - 1, size // 2, 100, 8, 1):
         os.truncate(tmp_path / "model.safetensors", length)
@@ -288,7 +290,7 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
             load(tmp_path)
 
 
-@pytest.mark.parametrize(("config", "says"), [
+@pytest.mark.parametrize(("config", "message"), [
     ("", "not JSON: "),
     ("{", "not JSON: "),
     ("[]", "expected an object, found a list"),
@@ -300,13 +302,13 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     ('{"family": "vanilla", "n_heads": 7}', "d_model: expected a multiple of n_heads 7, found 320"),
     ('{"family": "routed", "d_model": 0}', "d_model: expected a whole number ≥ 1, found 0"),
 ])
-def test_a_configuration_that_is_none(config: str, says: str, tmp_path: Path) -> None:
+def test_invalid_configurations_raise(config: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(InputError, match=f"^{tmp_path}/config.json: {says}"):
+    with pytest.raises(InputError, match=f"^{tmp_path}/config.json: {message}"):
         store.load_config(tmp_path)
 
 
-def test_a_run_directory_is_not_its_model(tmp_path: Path) -> None:
+def test_a_run_directory_raises_with_a_hint(tmp_path: Path) -> None:
     save(random_network(SMALL, 0)[0], tmp_path / "model")
     with pytest.raises(InputError) as error:
         load(tmp_path)
@@ -315,8 +317,8 @@ def test_a_run_directory_is_not_its_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["n_layers", "n_banks"])
-def test_more_layers_than_tensors(key: str, tmp_path: Path) -> None:
-    """Refused before so many are built, which would take minutes and gigabytes."""
+def test_more_layers_than_tensors_raise(key: str, tmp_path: Path) -> None:
+    """Raises before the layers are built, which would take minutes and gigabytes."""
     save(random_network(RoutedConfig(d_model=8, n_layers=1, pathways=("local",)), 0)[0], tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(tree | {key: 2**31 - 1}))
@@ -324,18 +326,18 @@ def test_more_layers_than_tensors(key: str, tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("config", "says"), [
+@pytest.mark.parametrize(("config", "message"), [
     (dataclasses.replace(GEMMA4, d_head=2**30), "d_head: expected at most 4096, the largest size of"),
     (dataclasses.replace(GEMMA4, d_head_full=5000), "d_head_full: expected at most 4096, the largest size"),
     (T5Config(n_layers=1, n_decoder_layers=3), "n_decoder_layers: expected at most 2, the number of its")])
-def test_sizes_that_no_tensor_has(config: Any, says: str) -> None:
-    with pytest.raises(InputError, match=f"^here: {says}"):
+def test_head_widths_and_depths_beyond_the_tensors_raise(config: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"^here: {message}"):
         check_sizes(config, {"a": (3, 4), "b": ()}, "here")
     check_sizes(config, {str(i): (2**30,) for i in range(100)}, "here")
 
 
-def test_a_configuration_with_lists_where_tuples_are_usual() -> None:
-    """It cannot be hashed, so what was worked out of it is not remembered; it works all the same."""
+def test_a_configuration_with_lists_instead_of_tuples() -> None:
+    """Such a configuration cannot be hashed, so its shapes are not cached, but it is accepted."""
     config = RoutedConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1, d_head=4, top_k=2, dense_expand=1)
     listed = dataclasses.replace(config, pathways=list(config.pathways))  # type: ignore[arg-type]
     arrays = random_network(config, 0)[1]

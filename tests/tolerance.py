@@ -1,10 +1,10 @@
-"""How far apart two computations of the same numbers may be: one margin over float noise, for all tests.
+"""Tolerances for comparing two computations of the same numbers: one margin for rounding errors.
 
-How a sum is rounded depends on its order, and the order depends on the CPU's vectors, the compiler and the
-number of threads. So a tolerance is taken from the size of what is summed, never from the result, which
-cancellation can make small, nor from what one CPU happened to give. What a whole network computes is compared
-in units of its largest number (`restated.comparison.distance`), which is as large as what its layers sum up:
-`noise(1, steps=…)` of it, with a step or two for each layer.
+The rounding of a sum depends on the order of its terms, and the order depends on the CPU's vectors, the
+compiler and the number of threads. So the tolerance is derived from the magnitude of the terms, not from the
+result, which cancellation can make small, nor from the error measured on one CPU. Outputs of a whole network
+are compared relative to their largest number (`restated.comparison.distance`), which has the magnitude of the
+terms in its layers: use `noise(1, steps=…)` with one or two steps per layer.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-MARGIN = 32  # times the rounding of one operation; sums of a few hundred terms stay below a quarter of it
+MARGIN = 32  # times the rounding error of one operation; sums of a few hundred terms use less than a quarter
 
 
 def noise(*summed: Any, steps: float = 1, dtype: Any = np.float32) -> float:
-    """The absolute tolerance of a result that is a sum of terms as large as `summed`.
+    """Absolute tolerance of a result that is a sum of terms of the magnitude of `summed`.
 
     Args:
-      summed: arrays or numbers; the largest magnitude among them counts. Of a product of matrices these are
-        the terms that are added (a bound: largest × largest), of a difference its two sides.
-      steps: how many such sums feed one another, for instance layers of a network.
-      dtype: what is computed in; its machine epsilon counts.
+      summed: arrays or numbers, of which the largest magnitude is used: the terms that are added. For a
+      matrix
+        product, largest × largest is a bound; for a difference, give both sides.
+      steps: number of such sums that follow each other, such as layers of a network.
+      dtype: type of the computation, whose machine epsilon is used.
     """
     largest = max(float(np.abs(np.asarray(part, np.float64)).max(initial=0)) for part in summed)
     return MARGIN * float(np.finfo(dtype).eps) * largest * steps

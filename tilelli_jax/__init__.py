@@ -1,4 +1,4 @@
-"""Small routed language models and large others in JAX, and what they know of what they know.
+"""Routed language models in JAX, and probes of whether language models know what they know.
 
     model = tilelli_jax.load("runs/demo/model")
     logits = model(ids)                                   # [batch, time] → [batch, time, vocab]
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["InputError", "build", "generate", "generate_ids", "load", "save"]
 
-# Imported when first used: `doctor` has to run where jax does not, and `data` does not need it.
-_HOMES = {"InputError": "errors", "build": "store", "generate": "decoding", "generate_ids": "decoding",
-          "load": "store", "save": "store"}
+# Imported on first use: `doctor` has to run where jax fails to import, and `data` does not need jax.
+_MODULES = {"InputError": "errors", "build": "store", "generate": "decoding", "generate_ids": "decoding",
+            "load": "store", "save": "store"}
 
 
 interrupts.handle_from_start(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""`tilelli COMMAND …`: every command of the project. `python -m tilelli_jax` is the same."""
+"""Runs `tilelli COMMAND …`; `python -m tilelli_jax COMMAND …` is the same."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from tilelli_jax.errors import InputError, command
 
 
 class Command(NamedTuple):
-    """Where a command is, and what it does."""
+    """A command's function, and its summary for the overview."""
 
-    main: str  # MODULE:FUNCTION, imported when it runs: a listing must not wait for JAX
+    main: str  # MODULE:FUNCTION, imported only when it runs, so that the overview does not wait for JAX
     summary: str
 
 
 GROUPS: dict[str, dict[str, Command]] = {
     "start": {
-        "demo": Command("eval.recall.command:demo", "two minutes: train a network, see what it knows"),
+        "demo": Command("eval.recall.command:demo", "train a small network, test what it knows (2 minutes)"),
     },
     "train": {
-        "train": Command("train:main", "train or fine-tune a network; train an autoencoder"),
+        "train": Command("train:main", "train or fine-tune a network, or train an autoencoder"),
         "data": Command("commands.data:main",
-                        "write text as shards, for texts larger than memory"),
+                        "write text as shards, also text larger than memory"),
         "splice": Command("commands.splice:main", "copy the abstain head of one model onto another"),
     },
     "use": {
         "generate": Command("commands.generate:main", "continue text"),
-        "chat": Command("commands.chat:main", "talk with a model in turns"),
+        "chat": Command("commands.chat:main", "chat with a model in turns"),
     },
     "convert": {
         "convert": Command("convert.command:main", "read and write PyTorch and Hugging Face checkpoints"),
     },
     "study": {
-        "recall": Command("eval.recall.command:main", "does a network know the answer before it answers?"),
-        "recall predict": Command("eval.recall.command:predict", "P(knows) for your own questions"),
-        "recall app": Command("eval.recall.command:app", "the same as a page for the browser"),
+        "recall": Command("eval.recall.command:main", "does a network know whether it knows an answer?"),
+        "recall predict": Command("eval.recall.command:predict", "predict P(knows) for your own questions"),
+        "recall app": Command("eval.recall.command:app", "predict P(knows) in a browser page"),
         "difficulty": Command("eval.difficulty.command:main",
-                              "what inside a network predicts what it gets wrong?"),
+                              "do activations predict what a network gets wrong?"),
         "difficulty published": Command("eval.difficulty.published.command:main",
                                         "recompute fm-difficulty-probe's tables from its files"),
         "abstention": Command("eval.abstention.command:main",
-                              "can a network learn to say that it does not know?"),
+                              "can a network learn to abstain when it does not know?"),
         "abstention calibrate": Command("eval.abstention.command:calibrate",
-                                        "choose a model's threshold for a rate of false alarms"),
-        "claims": Command("eval.claims.command:main", "check what is claimed of a chat model"),
+                                        "calibrate a model's threshold for abstaining"),
+        "claims": Command("eval.claims.command:main", "check published claims about a chat model"),
         "compare": Command("eval.comparison.command:main",
-                           "train networks at equal budget; test the difference"),
+                           "train networks at equal budget and test the difference"),
     },
     "machine": {
-        "doctor": Command("commands.doctor:main", "report what JAX finds here and what is wrong with it"),
+        "doctor": Command("commands.doctor:main", "report devices, versions and problems found here"),
         "launch-check": Command("commands.launch_check:main",
-                                "compile a run for a TPU slice that is not here"),
+                                "compile a run for a TPU slice without using one"),
     },
 }
-COMMANDS = {name: found for group in GROUPS.values() for name, found in group.items()}
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 @command
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command that `argv` names.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no such command.
     """
     if not argv:
         print(overview(), file=sys.stderr)
@@ -82,26 +82,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str], in_clone: bool = False) -> int:
-    """Runs a command; the longest name first, `recall predict` before `recall`.
+    """Runs a command; tries the longest name first, `recall predict` before `recall`.
 
     Args:
-        in_clone: convert and eval are packages of their own.
+        in_clone: whether convert and eval are top-level packages, as in a clone.
     """
     for words in (2, 1):
-        if found := COMMANDS.get(" ".join(argv[:words])):
-            module, _, function = found.main.partition(":")
+        if entry := COMMANDS.get(" ".join(argv[:words])):
+            module, _, function = entry.main.partition(":")
             if not in_clone or module.partition(".")[0] not in ("convert", "eval"):
                 module = f"tilelli_jax.{module}"
             with interrupts.starting():
-                called = getattr(importlib.import_module(module), function)
-            return int(called(argv[words:]) or 0)
+                function = getattr(importlib.import_module(module), function)
+            return int(function(argv[words:]) or 0)
     near = difflib.get_close_matches(argv[0], [name for name in COMMANDS if " " not in name], 1)
     raise InputError(f"{argv[0]}: unknown command" + (f", did you mean {near[0]}?" if near else "")
                      + " (tilelli --help lists them)")
 
 
 def run_in_clone(name: str, package: str | None) -> int:
-    """The command behind `python -m eval.recall` and its like, which a clone has without an installation.
+    """Runs a command for `python -m eval.recall` and the like, which work in a clone without installation.
 
     Args:
         package: the caller's `__package__`.
@@ -111,11 +111,11 @@ def run_in_clone(name: str, package: str | None) -> int:
 
 
 def overview() -> str:
-    """One screen: every command in its group."""
+    """Returns the overview: all commands, by group."""
     width = max(map(len, COMMANDS)) + 2
     lines = ["usage: tilelli COMMAND [options] [key=value …]", "", "Does a model know what it knows?"]
     for group, commands in GROUPS.items():
-        lines += ["", group, *(f"  {name:{width}}{found.summary}" for name, found in commands.items())]
+        lines += ["", group, *(f"  {name:{width}}{entry.summary}" for name, entry in commands.items())]
     lines += ["", "tilelli COMMAND --help lists its options and every key of its configuration."]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
-"""A threshold beyond which a network declines to answer, and what it says then: MODEL/abstain.json.
+"""The rule by which a network abstains: a threshold on a signal, and the answer given instead (abstain.json).
 
-`tilelli abstention calibrate` chooses it; `chat` and `generate` keep to it with --abstain. It is
-of use to the very network that it was chosen for: with other weights a signal has other values.
+`tilelli abstention calibrate` writes MODEL/abstain.json; `chat` and `generate` apply it with --abstain. It is
+valid only for the network it was calibrated for: with other weights the signal has other values.
 """
 
 from __future__ import annotations
@@ -26,30 +26,35 @@ from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
 
 FILE = "abstain.json"
 TEMPLATE = "I don't know."
-NEVER: Literal["never"] = "never"  # the threshold beyond which nothing lies
+NEVER: Literal["never"] = "never"  # the threshold that no signal exceeds
 REQUIRED = dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstainRule(Section):
-    """What abstain.json holds.
+    """The contents of abstain.json.
 
     Raises:
-        InputError: a number is out of range, or the template is no line of text.
+        InputError: a number is out of range, or the template is not one line of text.
     """
 
-    signal: str = setting(REQUIRED, "a name of `signals.uncertainty.by_name`")
-    direction: Literal[1, -1] = setting(REQUIRED, "1 where the signal rises with not knowing, or -1")
+    signal: str = setting(REQUIRED, "name of the signal, one of `signals.uncertainty.by_name`")
+    direction: Literal[1, -1] = setting(
+        REQUIRED, "1 if the signal is higher when the network does not know, -1 if it is lower")
     threshold: float | Literal["never"] = setting(
-        REQUIRED, "of the signal as it is measured: what lies beyond, in the direction, is declined")
-    template: str = setting(REQUIRED, "what is said then")
-    target_fpr: float = setting(REQUIRED, "share of answerable prompts that may be declined", above=0,
-                                below=1)
-    prompts: int = setting(REQUIRED, "answerable ones, by which the threshold was chosen", min=1)
-    measured_fpr: float = setting(REQUIRED, "share of them that is declined", min=0, max=1)
+        REQUIRED, "abstain if direction · signal exceeds direction · threshold; never: do not abstain")
+    template: str = setting(REQUIRED, "answer given when abstaining")
+    target_fpr: float = setting(
+        REQUIRED, "target false-positive rate: fraction of answerable prompts on which to abstain", above=0,
+        below=1)
+    prompts: int = setting(
+        REQUIRED, "number of answerable prompts that the threshold was calibrated on", min=1)
+    measured_fpr: float = setting(
+        REQUIRED, "fraction of the calibration prompts on which the rule abstains", min=0, max=1)
     expected_fpr: tuple[float, ...] = setting(
-        REQUIRED, "of others of their kind: on average over calibrations, and from where to where")
-    network: str = setting(REQUIRED, "fingerprint of its configuration and weights")
+        REQUIRED, "expected false-positive rate on new prompts of the same kind: mean over calibrations, and "
+        "the ends of its interval")
+    network: str = setting(REQUIRED, "fingerprint of the network's configuration and weights")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,46 +62,46 @@ class AbstainRule(Section):
 
     @property
     def rule(self) -> str:
-        """What is declined: "where abstain_p is above 0.731", or "nothing"."""
+        """When the rule abstains: "if abstain_p is above 0.731", or "never"."""
         if isinstance(self.threshold, str):
-            return "nothing"
+            return "never"
         side = "above" if self.direction == 1 else "below"
-        return f"where {self.signal} is {side} {self.threshold:.4g}"
+        return f"if {self.signal} is {side} {self.threshold:.4g}"
 
     @property
     def answer(self) -> str:
-        """The template as the continuation of a prompt: what a network says begins with a space."""
+        """The template as the continuation of a prompt, which begins with a space."""
         return f" {self.template}"
 
     def abstains(self, reader: UncertaintyReader, prompts: Sequence[str | bytes]) -> list[bool]:
-        """Which of the prompts, `[prompts]`, the network of the reader should not answer.
+        """Returns on which of the prompts, `[prompts]`, to abstain.
 
         Args:
             reader: see `reader_of`; it makes one pass of the network, batch by batch.
-            prompts: all that the network is given before it answers.
+            prompts: the network's full inputs, as it gets them before it answers.
 
         Raises:
-            InputError: the signal of one is no number, of which nothing can be said.
+            InputError: the signal of a prompt is NaN.
         """
         if not prompts:
             return []
-        line = self.direction * math.inf if isinstance(self.threshold, str) else self.threshold
+        threshold = self.direction * math.inf if isinstance(self.threshold, str) else self.threshold
         values = self.direction * measured(reader, prompts, self.signal)
         if np.isnan(values).any():
             raise InputError(f"{self.signal}: expected a number, found NaN for the prompt "
                              f"{prompts[int(np.isnan(values).argmax())]!r:.60}: the network is broken there")
-        return (values > self.direction * line).tolist()
+        return (values > self.direction * threshold).tolist()
 
 
 def reader_of(model: Any, signal: str) -> UncertaintyReader:
-    """What reads a signal: the lens is left out where that is none of it, for the sake of compiling."""
+    """Returns the reader of a signal, without the logit lens unless the signal needs it, to compile less."""
     return UncertaintyReader(model, lens=signal in LENS)
 
 
 def measured(reader: UncertaintyReader, prompts: Sequence[str | bytes], signal: str) -> np.ndarray:
-    """A signal of each prompt, f64 `[prompts]`, in one pass of the network.
+    """Measures a signal of each prompt, f64 `[prompts]`, in one pass of the network.
 
-    Of a prompt longer than the network reads the end is read, as where it is continued.
+    Of a prompt longer than the network's window only the end is read, as in generation.
     """
     texts = [prompt.encode() if isinstance(prompt, str) else prompt for prompt in prompts]
     ends = [text if reader.most is None else text[-reader.most:] for text in texts]
@@ -104,7 +109,7 @@ def measured(reader: UncertaintyReader, prompts: Sequence[str | bytes], signal: 
 
 
 def check_template(template: str) -> None:
-    """Raises InputError where a template is no line of text: a turn would not end where it ends."""
+    """Raises InputError if a template is not one line of text, as a line break would end the turn early."""
     try:
         template.encode()
         fits = bool(template.strip()) and template.splitlines() == [template]
@@ -115,7 +120,7 @@ def check_template(template: str) -> None:
 
 
 def of_network(path: Path) -> str:
-    """A fingerprint of the configuration and the weights in a model directory.
+    """Returns a fingerprint of the configuration and weights in a model directory.
 
     Raises:
         InputError: they cannot be read.
@@ -127,7 +132,7 @@ def of_network(path: Path) -> str:
 
 
 def write(path: str | Path, abstain_rule: AbstainRule) -> None:
-    """Into a model directory, in place of the one that is there.
+    """Writes the rule to a model directory, replacing an existing one.
 
     Raises:
         InputError: it cannot be written.
@@ -140,26 +145,26 @@ def write(path: str | Path, abstain_rule: AbstainRule) -> None:
 
 
 def read(path: str | Path, model: Any) -> AbstainRule:
-    """Of a model directory.
+    """Reads the rule of a model directory.
 
     Args:
-        model: the network that was read from there.
+        model: the network read from that directory.
 
     Raises:
-        InputError: there is none, it is none that `write` has written, or it was made for other weights.
+        InputError: there is no rule, it is invalid, or it was calibrated for other weights.
     """
     path = Path(path)
     file = path / FILE
-    makes = f"`tilelli abstention calibrate --model {path} --on FILE` makes one"
+    remedy = f"`tilelli abstention calibrate --model {path} --on FILE` makes one"
     if not file.exists():
-        raise InputError(f"{path}: has no {FILE}, the threshold that --abstain keeps to; {makes}")
+        raise InputError(f"{path}: expected {FILE}, the threshold for --abstain, found none; {remedy}")
     tree = read_json(file)
     if missing := [field.name for field in dataclasses.fields(AbstainRule) if field.name not in tree]:
-        raise InputError(f"{file}: {missing[0]}: expected it, found nothing")
+        raise InputError(f"{file}: {missing[0]}: expected a value, found nothing")
     abstain_rule = config_lib.from_dict(AbstainRule, tree, str(file))
     if abstain_rule.network != of_network(path):
-        raise InputError(f"{file}: network: expected one made for the weights of {path}, found one made "
-                         f"for others; {makes}")
+        raise InputError(f"{file}: network: expected a threshold made for the weights of {path}, found one "
+                         f"made for others; {remedy}")
     if abstain_rule.signal not in (known := names(model)):
         raise InputError(f"{file}: signal: expected one of {', '.join(known)}, found "
                          f"{abstain_rule.signal!r:.60}")

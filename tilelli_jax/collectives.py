@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its HLO text: which, how often, how large."""
+"""Counts the collectives of a compiled program and their bytes, from its HLO text."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WHILE = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """What one kind of collective amounts to on one device, each time the program runs.
+    """Total of one kind of collective on one device, for one run of the program.
 
-    `bytes` is the whole array that the group of devices has between it: what an all-gather
-    gives, what an all-reduce reduces, what a reduce-scatter is given.
+    `bytes` is the size of the full array of the group of devices: the output of an all-gather, the operand
+    of an all-reduce, the input of a reduce-scatter.
     """
 
     kind: str
@@ -32,31 +32,31 @@ class Collectives:
 
 @dataclasses.dataclass
 class _Computation:
-    found: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)  # kind, identity, bytes
-    called: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)  # name, condition
+    collectives: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)  # kind, identity, bytes
+    callees: list[tuple[str, str | None]] = dataclasses.field(default_factory=list)  # name, loop condition
     constants: list[int] = dataclasses.field(default_factory=list)
 
 
 def read_collectives(hlo: str) -> list[Collectives]:
-    """Totals by kind, the largest first, of `compiled.as_text()`.
+    """Totals by kind, in descending order of bytes, from `compiled.as_text()`.
 
-    What stands in a loop counts as often as the loop runs, where its condition compares with a
-    constant (so do those of `lax.scan`), and once otherwise; of a conditional all branches count.
-    A collective that the TPU compiler spreads over several fusions, to run beside them, counts
-    once: its parts have a channel and a chain in common.
+    A collective in a loop is counted once per iteration if the loop's condition compares with a constant
+    (as for `lax.scan`), otherwise once. All branches of a conditional are counted. A collective that the
+    TPU compiler splits over several fusions, to overlap it with computation, is counted once: its parts
+    share a channel and a chain.
     """
     computations, entry = _parse(hlo)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    seen: set[str] = set()
+    counted: set[str] = set()
 
     def walk(name: str, times: int) -> None:
-        for kind, identity, size in computations[name].found:
-            if identity not in seen:
-                seen.add(identity)
+        for kind, identity, size in computations[name].collectives:
+            if identity not in counted:
+                counted.add(identity)
                 counts[kind] += times
                 sizes[kind] += times * size
-        for callee, condition in computations[name].called:
+        for callee, condition in computations[name].callees:
             walk(callee, times * (_trips(computations[condition]) if condition else 1))
 
     walk(entry, 1)
@@ -65,12 +65,12 @@ def read_collectives(hlo: str) -> list[Collectives]:
 
 
 def _trips(condition: _Computation) -> int:
-    """How often a loop runs that counts from 0 up to the only constant of its condition."""
+    """Number of iterations of a loop from 0 to the only constant of its condition; 1 if unknown."""
     return condition.constants[0] if len(condition.constants) == 1 else 1
 
 
 def _parse(hlo: str) -> tuple[dict[str, _Computation], str]:
-    """Every computation by name, and the name of the one that is run."""
+    """Every computation by name, and the name of the entry computation."""
     computations: dict[str, _Computation] = defaultdict(_Computation)
     entry = name = ""
     for number, line in enumerate(hlo.splitlines()):
@@ -82,31 +82,31 @@ def _parse(hlo: str) -> tuple[dict[str, _Computation], str]:
         if instruction is None:
             continue
         result, operation, rest = instruction.groups()
-        here = computations[name]
+        computation = computations[name]
         if loop := _WHILE.search(rest):
-            here.called.append((loop[2], loop[1]))
-        here.called += [(callee, None) for callee in _CALLEES.findall(rest)]
+            computation.callees.append((loop[2], loop[1]))
+        computation.callees += [(callee, None) for callee in _CALLEES.findall(rest)]
         if branches := re.search(r"branch_computations=\{([^}]*)\}", rest):
-            here.called += [(branch.strip(" %"), None) for branch in branches[1].split(",")]
+            computation.callees += [(branch.strip(" %"), None) for branch in branches[1].split(",")]
         if operation == "constant" and re.match(r"[su]\d+\[\]", result):
-            here.constants.append(int(rest[:rest.index(")")]))
+            computation.constants.append(int(rest[:rest.index(")")]))
         kind = operation.removesuffix("-start")
         if kind in KINDS:
             parts = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', rest)
             size = _bytes(result, started=operation.endswith("-start") and kind != "all-reduce")
             if kind == "reduce-scatter":
                 size *= _group_size(rest)
-            if name.startswith("all-reduce-scatter"):  # TPU: a fusion that keeps a part of the sum
+            if name.startswith("all-reduce-scatter"):  # TPU: a fusion that returns one shard of the sum
                 kind = "reduce-scatter"
             identity = f"{kind} {parts[1]} {parts[2]}" if parts else f"line {number}"
-            here.found.append((kind, identity, size))
+            computation.collectives.append((kind, identity, size))
     return computations, entry
 
 
 def _bytes(result: str, started: bool) -> int:
-    """Bytes of a result type; of a started operation's, which lists operands first, the second half."""
+    """Bytes of a result type. For a `-start` operation, whose type lists operands first: the second half."""
     shapes = _SHAPE.findall(result)
-    if started:  # without the scalars of the handshake
+    if started:  # without the scalars used for synchronisation
         shapes = [(kind, dims) for kind, dims in shapes if dims]
         shapes = shapes[len(shapes) // 2:]
     return sum(_item_bits(kind) * math.prod(map(int, filter(None, dims.split(",")))) // 8
@@ -120,7 +120,7 @@ def _item_bits(kind: str) -> int:
 
 
 def _group_size(attributes: str) -> int:
-    """Devices in a replica group, however the groups are written."""
+    """Number of devices in a replica group, for each notation of replica groups."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[(?:\d+,)*(\d+)\]<=", attributes):

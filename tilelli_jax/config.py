@@ -1,13 +1,13 @@
-"""Frozen dataclasses ⇄ YAML, with dotted overrides and errors that name the nearest key.
+"""Converts between frozen dataclasses and YAML, with dotted overrides and errors that name the nearest key.
 
-A section of the configuration is a frozen dataclass derived from `Section`. Its fields are made by
-`setting`, which keeps what a key means and its bounds beside its default. This module knows no
-section: every one stands in the file of what it configures (`RoutedConfig` in `models/routed.py`,
-`MeshConfig` in `sharding.py`, …), and `training/experiment.py` joins them into what one run is.
+A section of a configuration is a frozen dataclass derived from `Section`. `setting` defines its fields, each
+with a default, a meaning and bounds. Each section is defined next to the code that it configures
+(`RoutedConfig` in `models/routed.py`, `MeshConfig` in `sharding.py`, …); `training/experiment.py` combines
+them into the configuration of a training run.
 
-A field may be a choice of sections, `RoutedConfig | VanillaConfig`; they are told apart by the
-`Literal` that each of them has under `family`. One that may be nothing, `ChronosConfig | None`, is
-nothing where the file says so or leaves it out.
+A field may be a choice of sections, `RoutedConfig | VanillaConfig`; the `Literal` that each has under
+`family` distinguishes them. An optional section, `ChronosConfig | None`, is None if the file sets it to null
+or omits it.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from tilelli_jax.errors import ArgumentParser, InputError
 
 T = TypeVar("T")
 DISCRIMINATOR = "family"
-EXPONENT = r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"  # YAML 1.1 takes 1e-3 (no dot) for a string
+EXPONENT = r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"  # YAML 1.1 parses 1e-3 (no dot) as a string
 
 
-WHOLE = 2**31 - 1
+MAX_WHOLE_NUMBER = 2**31 - 1  # default limit of whole numbers, as in JAX
 LARGEST = sys.float_info.max
 
-# How a bound is written in errors and in `--help`, and when a value keeps it.
+# Per bound: its symbol in errors and `--help`, and the comparison that a value must satisfy.
 BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "min": ("≥", operator.ge), "above": (">", operator.gt),
     "max": ("≤", operator.le), "below": ("<", operator.lt)}
 
 
 def setting(default: Any, meaning: str, **bounds: float) -> Any:
-    """A dataclass field with its default and the sentence that `--help` prints for it.
+    """Returns a dataclass field with a default and the meaning that `--help` prints.
 
     Args:
-        bounds: of a number: `min`, `above`, `max`, `below`. Whole numbers are at most 2³¹ − 1, as
-            those of JAX are, unless this says otherwise.
+        bounds: bounds of a number: `min`, `above`, `max`, `below`. Without `max` or `below`, whole numbers
+            are at most 2³¹ − 1, as in JAX.
     """
     assert bounds.keys() <= BOUNDS.keys()
     metadata = {"meaning": meaning, "bounds": bounds}
@@ -60,12 +60,13 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
 
 
 class Section:
-    """Base of every section: its numbers are finite and within their settings' bounds.
+    """Base class of all sections: checks that numbers are finite and within their bounds.
 
-    Types are `load`'s to check; of a section made in Python, only that whole numbers are whole.
+    `load` checks types. A section constructed in Python is only checked for whole numbers being whole. A
+    section with further checks extends `__post_init__`.
 
     Raises:
-        InputError: one is not. A section that checks more extends `__post_init__`.
+        InputError: a number is not finite, not whole or out of bounds.
     """
 
     def __post_init__(self) -> None:
@@ -82,8 +83,8 @@ class Section:
                 value = int(value) if whole else float(value)
                 object.__setattr__(self, field.name, value)
             fits = isinstance(value, kind) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
-            if whole and fits and "max" not in bounds and value > WHOLE:
-                bounds, fits = {**bounds, "max": WHOLE}, False
+            if whole and fits and "max" not in bounds and value > MAX_WHOLE_NUMBER:
+                bounds, fits = {**bounds, "max": MAX_WHOLE_NUMBER}, False
             if not (fits and all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())):
                 name = "a whole number" if whole else "a number"
                 raise InputError(f"{field.name}: expected {name}{_bounds(bounds)}, found {value!r}")
@@ -93,24 +94,24 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
     """Reads a YAML file into the dataclass `cls`, then applies `key.sub=value` overrides.
 
     Raises:
-        InputError: the file is missing or not YAML, or a key or a value is not the schema's.
+        InputError: the file is missing or not YAML, or a key or value does not match the schema.
     """
     tree: dict[str, Any] = _overridden(overrides, {} if path is None else read_yaml(path))
     source = "" if path is None else str(path)
     try:
         return from_dict(cls, tree, source)
     except InputError:
-        if overrides:  # blame the file only for what is wrong without them
+        if overrides:  # blame the file only if it is wrong without the overrides
             from_dict(cls, {} if path is None else read_yaml(path), source)
             from_dict(cls, tree, "overrides")
         raise
 
 
 def parse_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `key.sub=value` texts say, put into a tree of nested dicts.
+    """Parses `key.sub=value` texts into a tree of nested dicts.
 
     Raises:
-        InputError: one is no such text.
+        InputError: a text does not have this form.
     """
     def plain(value: Any) -> Any:
         if isinstance(value, _Typed):
@@ -123,17 +124,17 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], source: str = "") -> T:
     """Builds `cls` from nested mappings; `source` names the file in the errors.
 
     Raises:
-        InputError: a key or a value is not the schema's; unknown keys are all named.
+        InputError: a key or value does not match the schema; all unknown keys are named.
     """
     where = f"{source}: " if source else ""
-    unknown = [f"'{key}'" + _instead(cls, section, key) for key, section in _unknown(cls, tree, "", where)]
+    unknown = [f"'{key}'" + _suggestion(cls, section, key) for key, section in _unknown(cls, tree, "", where)]
     if unknown:
         raise InputError(f"{where}unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
     return _build(cls, tree, "", where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dicts and lists, in field order, as YAML and JSON can hold them."""
+    """Converts a configuration to nested dicts and lists, in field order, for YAML and JSON."""
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -142,17 +143,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Dotted key → value, in field order."""
+    """Returns dotted key → value, in field order."""
     return dict(_flatten(to_dict(config)))
 
 
 def dump(config: Any) -> str:
-    """The YAML text that `load` reads back into an equal object."""
+    """Returns the YAML text that `load` reads back into an equal object."""
     return yaml_text.dump(to_dict(config))
 
 
 def describe(cls: type) -> str:
-    """Every key of `cls`, a line each: dotted name, type, default, meaning."""
+    """Returns the help text: dotted name, type, default and meaning of every key of `cls`."""
     rows = list(_describe(cls, ""))
     width = max(len(key) for key, _, _ in rows)
     return "\n".join(f"  {key:<{width}}  {kind}\n  {'':<{width}}    {meaning}"
@@ -160,7 +161,7 @@ def describe(cls: type) -> str:
 
 
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys on which two configurations differ, with both values."""
+    """Returns the dotted keys in which two configurations differ, with both values."""
     left, right = settings(a), settings(b)
     keys = list(left) + [key for key in right if key not in left]
     return {key: (left.get(key), right.get(key)) for key in keys
@@ -168,60 +169,61 @@ def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping.
+    """Reads a YAML file whose top level is a mapping.
 
     Raises:
-        InputError: missing, unreadable, not YAML, or not a mapping.
+        InputError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     return yaml_text.read(find(path))
 
 
 def find(path: str | Path) -> Path:
-    """The file that is meant by a path, or by the name of a configuration that is shipped: `demo`.
+    """Returns the file of a path, or of a shipped configuration's name such as `demo`.
 
     Raises:
-        InputError: there is neither.
+        InputError: neither exists.
     """
     path = Path(path)
-    # A path wins. Of a link to nothing, reading it says what is wrong.
+    # A path has priority. For a dangling link, reading it gives the error.
     if os.path.lexists(path) and not (path.is_dir() and str(path) in shipped()):
         return path
     if found := shipped().get(str(path)):
         return found
-    beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
-    near = _nearest(path.name, (file.name for file in beside))
+    siblings = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+    near = _nearest(path.name, (file.name for file in siblings))
     near = str(path.with_name(near)) if near else _nearest(str(path), shipped())
     is_name = path.suffix == "" and path.parent == Path()
     raise InputError(f"{path}: no such file" + ", and no configuration of that name is shipped" * is_name
-                     + _meant(near))
+                     + _did_you_mean(near))
 
 
 @functools.cache
 def shipped() -> dict[str, Path]:
-    """The configurations that come with the package, by name; none in a clone that is not installed."""
+    """Returns the configurations shipped with the package, by name; none in a clone that is not installed."""
     try:
-        found = importlib.resources.files("tilelli_jax.configs")
+        folder = importlib.resources.files("tilelli_jax.configs")
     except ModuleNotFoundError:
         return {}
-    paths = [Path(str(entry)) for entry in found.iterdir()]
+    paths = [Path(str(entry)) for entry in folder.iterdir()]
     return {path.stem: path for path in sorted(paths) if path.suffix == ".yaml"}
 
 
 def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str) -> ArgumentParser:
-    """The parser of a command that `cls` configures: --config, `key=value`, and every key in `--help`.
+    """Returns the parser of a command configured by `cls`: --config, `key=value`, and all keys in `--help`.
 
-    A command adds its own options, and parses intermixed: overrides may stand between them.
+    A command adds its own options and uses `parse_intermixed_args`, so that overrides may come between
+    options.
 
     Args:
-        shipped_as: the name of a configuration that is shipped for it.
-        example: of an override.
+        shipped_as: name of a shipped configuration, as an example for --config.
+        example: an example override.
     """
     parser = ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                             epilog=f"keys, with their defaults:\n{describe(cls)}")
     parser.add_argument("--config", required=True, metavar="FILE",
-                        help=f"YAML file of settings, or the name of one that is shipped, as {shipped_as}")
+                        help=f"YAML file of settings, or the name of a shipped one, e.g. {shipped_as}")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help=f"settings that take precedence over the file's, e.g. {example}")
+                        help=f"settings that override the file's, e.g. {example}")
     return parser
 
 
@@ -236,7 +238,7 @@ def _build(cls: Any, tree: Any, prefix: str, source: str) -> Any:
     values = {key: _convert(hints[key], value, prefix + key, source) for key, value in tree.items()}
     try:
         return cls(**values)
-    except InputError as error:  # raised by a section's own __post_init__
+    except InputError as error:  # from the section's __post_init__
         raise InputError(f"{source}{prefix}{error}") from None
 
 
@@ -253,15 +255,15 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
         raise InputError(f"{source}{key}: expected {_name(hint)}, found nothing")
     for option in options:
         found = _scalar(option, value, key, source)
-        if found is not _NO:
+        if found is not _NO_MATCH:
             return found
     near = _nearest(str(value), typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ())
     raise InputError(f"{source}{key}: expected {_name(hint)}, found {yaml_text.kind(value)} {value!r:.200}"
-                     + _meant(near))
+                     + _did_you_mean(near))
 
 
 def _choose(sections: list[Any], value: Any, key: str, source: str) -> Any:
-    """The section among several that the discriminator names; the first where it names none."""
+    """Returns the section that the discriminator names; the first if there is no discriminator."""
     if len(sections) == 1:
         return sections[0]
     names = {_family(section): section for section in sections}
@@ -270,45 +272,46 @@ def _choose(sections: list[Any], value: Any, key: str, source: str) -> Any:
         return sections[0]
     if not isinstance(name, str) or name not in names:
         raise InputError(f"{source}{key}.{DISCRIMINATOR}: expected one of {', '.join(names)}, "
-                         f"found {name!r}" + _meant(_nearest(str(name), names)))
+                         f"found {name!r}" + _did_you_mean(_nearest(str(name), names)))
     return names[name]
 
 
-_NO = object()
+_NO_MATCH = object()
 
 
 def _scalar(hint: Any, value: Any, key: str, source: str) -> Any:
-    """`value` as the type `hint`, or _NO where it is none."""
+    """Converts `value` to the type `hint`; returns _NO_MATCH if it does not fit."""
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         for choice in typing.get_args(hint):
             # YAML reads a bare `none` as a string and `no` as false: compare types as well.
             if type(choice) is type(value) and choice == value:
                 return choice
-        return _NO
+        return _NO_MATCH
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            return _NO
+            return _NO_MATCH
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, v, f"{key}[{i}]", source) for i, v in enumerate(value))
     if hint is bool:
-        return value if isinstance(value, bool) else _NO
+        return value if isinstance(value, bool) else _NO_MATCH
     if hint is int:
-        return value if isinstance(value, int) and not isinstance(value, bool) else _NO
+        return value if isinstance(value, int) and not isinstance(value, bool) else _NO_MATCH
     if hint is float:
         if isinstance(value, str) and re.fullmatch(EXPONENT, value):
             return float(value)
         try:
-            return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _NO
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            return float(value) if is_number else _NO_MATCH
         except OverflowError:
-            return _NO
+            return _NO_MATCH
     if hint is str:
-        return value if isinstance(value, str) else _NO
-    return _NO
+        return value if isinstance(value, str) else _NO_MATCH
+    return _NO_MATCH
 
 
 class _Typed(NamedTuple):
-    """The value of an override, and its text, which a key that takes text gets: `{question}`, `007`."""
+    """An override's value, and its text, which is used for keys of type text: `{question}`, `007`."""
 
     value: Any
     text: str
@@ -324,7 +327,7 @@ def _overridden(overrides: Sequence[str], tree: dict[str, Any]) -> dict[str, Any
 
 
 def _override(text: str) -> Any:
-    """The value of an override: YAML, or else the text itself (nothing at all, `*.txt`)."""
+    """Parses an override's value as YAML; returns the text if it is empty or not YAML, like `*.txt`."""
     try:
         value = yaml_text.parse(text) if text else ""
     except ValueError:
@@ -376,21 +379,21 @@ def _name(hint: Any) -> str:
 
 
 def _nearest(word: str, known: Iterable[Any]) -> str:
-    """The likeliest of the known words to have been meant, or ""."""
+    """Returns the known word most similar to `word`, or ""."""
     return next(iter(difflib.get_close_matches(word, map(str, known), n=1)), "")
 
 
 def _bounds(bounds: Mapping[str, float]) -> str:
-    """" ≥ 0 and < 1"."""
+    """Formats bounds, e.g. " ≥ 0 and < 1"."""
     return " and".join(f" {BOUNDS[kind][0]} {bound}" for kind, bound in bounds.items())
 
 
-def _meant(near: str) -> str:
+def _did_you_mean(near: str) -> str:
     return f"; did you mean '{near}'?" if near else ""
 
 
 def _unknown(cls: Any, tree: Any, prefix: str, source: str) -> Iterator[tuple[str, Any]]:
-    """The dotted keys that are not the schema's, each with the section it stands in."""
+    """Yields the dotted keys that the schema lacks, each with its section."""
     hints = _hints(cls)
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if key not in hints:
@@ -401,16 +404,16 @@ def _unknown(cls: Any, tree: Any, prefix: str, source: str) -> Iterator[tuple[st
             yield from _unknown(section, value, f"{prefix}{key}.", source)
 
 
-def _instead(root: Any, section: Any, key: str) -> str:
-    """What is to be said of an unknown key: what may have been meant."""
+def _suggestion(root: Any, section: Any, key: str) -> str:
+    """Returns the hint for an unknown key: the key that may have been meant."""
     prefix, dot, name = key.rpartition(".")
     known = [dotted for dotted, _, _ in _describe(root, "")]
-    if key in known:  # of another section that could stand here
+    if key in known:  # a key of another family
         return f" (not with {prefix}{dot}{DISCRIMINATOR} {_family(section)})"
     namesake = next((dotted for dotted in known if dotted.rpartition(".")[2] == name), "")
     near = _nearest(name, _hints(section))
-    meant = namesake or (f"{prefix}{dot}{near}" if near else _nearest(key, known))
-    return f" (did you mean '{meant}'?)" if meant else ""
+    likely = namesake or (f"{prefix}{dot}{near}" if near else _nearest(key, known))
+    return f" (did you mean '{likely}'?)" if likely else ""
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -431,12 +434,12 @@ def _describe(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
                        str(section.__doc__).splitlines()[0])
             yield from _describe(section, f"{prefix}{field.name}.")
         if not sections:
-            default = "" if field.default is dataclasses.MISSING else f" [{_shown(field.default)}]"
+            default = "" if field.default is dataclasses.MISSING else f" [{_format_default(field.default)}]"
             yield (f"{prefix}{field.name}", _name(hint) + _bounds(field.metadata["bounds"]) + default,
                    field.metadata["meaning"])
 
 
-def _shown(value: Any) -> str:
+def _format_default(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and how a command reports them."""
+"""Errors caused by the user's input, and how commands report them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from typing import NoReturn
 from tilelli_jax import interrupts
 
 INTERRUPTED = 130  # exit status: 128 + SIGINT
-LONGEST = 1500  # characters of an error
+MAX_LENGTH = 1500  # characters of an error message
 
 
 class InputError(ValueError):
-    """Bad input: names the file, key or value, and what was expected, in one line."""
+    """Bad input; the message names the file, key or value and what was expected, in one line."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, whose complaints are one line as all others here; `--help` tells the usage."""
+    """An argparse parser that reports errors as InputError, in one line without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
-    """Wraps a command's `main(argv) -> exit status`: bad input, or an optional package
-    that is not installed, is one line and exit 2.
+    """Wraps a command's `main(argv) -> exit status`: for bad input or a missing optional package it prints
+    one line and exits with 2.
 
-    Any other exception keeps its traceback: it is our fault, not the user's.
+    Other exceptions keep their traceback: they are bugs of this package.
     """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        _settle_streams()
-        _settle_logs()
+        _configure_streams()
+        _configure_logs()
         with interrupts.handled() as is_outermost:
             status = _status(main, sys.argv[1:] if argv is None else argv)
-            if is_outermost and interrupts.ends_process() and not _is_one_of_several():
+            if is_outermost and interrupts.ends_process() and not _is_distributed():
                 with contextlib.suppress(OSError):
                     sys.stdout.flush()
                 os._exit(status)
@@ -52,9 +52,9 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
 
 def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """The exit status of a command; what went wrong is said on stderr."""
+    """Runs a command and returns its exit status; prints errors on stderr."""
     try:
-        return _carried_out(main, argv)
+        return _run_main(main, argv)
     except InputError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
@@ -71,42 +71,42 @@ def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
         if not interrupts.ends_process() or not isinstance(error.code, int):
             raise
         return error.code
-    except BrokenPipeError:  # the reader (head, less) has gone: nothing is wrong
-        _drop_output()
+    except BrokenPipeError:  # the reader (head, less) has closed the pipe: no error
+        _discard_output()
         return 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.ENAMETOOLONG):
             raise
         print(f"error: {_one_line(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
         if error.errno == errno.ENOSPC:
-            _drop_output()
+            _discard_output()
         return 2
 
 
-def _is_one_of_several() -> bool:
-    """Processes that compute together leave together: JAX sees to that on the ordinary way out."""
+def _is_distributed() -> bool:
+    """Whether this process is in a distributed run: JAX then ends all processes together on normal exit."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def _one_line(text: str) -> str:
-    """A text without line breaks; the middle of a long one, as of a key that a file has, is left out."""
+    """Joins a text's lines, and drops the middle of a long text, such as a very long key."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[:LONGEST // 2]} … {line[-LONGEST // 2:]}"
+    return line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH // 2]} … {line[-MAX_LENGTH // 2:]}"
 
 
-def _settle_logs() -> None:
-    """Warnings are `WARNING: …` on stderr, also where a library that was imported has chosen otherwise."""
+def _configure_logs() -> None:
+    """Formats log records as `WARNING: …` on stderr, also if an imported library has set another format."""
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler())
     for handler in root.handlers:
-        if type(handler) is logging.StreamHandler:  # none that is somebody's own
+        if type(handler) is logging.StreamHandler:  # leave custom handlers alone
             handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
 
 
-def _carried_out(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """The exit status; or the interrupt that something has caught, or has made another error of."""
+def _run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Runs `main`; raises the interrupt if other code has caught it or turned it into another error."""
     try:
         status = main(argv) or 0
         sys.stdout.flush()
@@ -118,13 +118,13 @@ def _carried_out(main: Callable[[Sequence[str]], int | None], argv: Sequence[str
     return status
 
 
-def _drop_output() -> None:
-    """What is still buffered goes nowhere, lest the flush at exit fail again."""
+def _discard_output() -> None:
+    """Redirects stdout to the null device, so that the flush at exit does not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _settle_streams() -> None:
-    """Output that is closed goes nowhere; a character that its encoding lacks becomes '?'."""
+def _configure_streams() -> None:
+    """Replaces a closed stdout by the null device; prints '?' for characters that its encoding lacks."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):

@@ -1,16 +1,16 @@
-"""Optional packages, and how to install the one that is missing."""
+"""Optional packages, and the error that says how to install a missing one."""
 
 from __future__ import annotations
 
 from tilelli_jax.errors import InputError
 
-# The extra of pyproject.toml that brings a package, by the name that is imported.
+# Import name of a package → the extra of pyproject.toml that installs it.
 EXTRA = {
     "datasets": "hf", "jinja2": "hf", "tokenizers": "hf", "transformers": "hf", "torch": "torch",
     "gradio": "app", "plotly": "app", "pyarrow": "eval", "scipy": "eval", "sklearn": "eval",
     "statsmodels": "eval", "tensorboardX": "tensorboard", "wandb": "wandb", "libtpu": "tpu",
 }
-# What each brings: distributions of which one suffices.
+# Extra → distributions, any of which shows that the extra is installed.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",), "metal": ("jax-mps",),
     "eval": ("scikit-learn",), "app": ("gradio",), "hf": ("datasets",), "torch": ("torch",),
@@ -18,16 +18,16 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 
 
 def missing(name: str, what: str) -> InputError:
-    """The error for a package that is not installed.
+    """Returns the error for a package that is not installed.
 
     Args:
-        name: as it is imported; a module inside the package will do.
-        what: needs it.
+        name: import name of the package or of a module inside it.
+        what: the command or setting that needs it.
     """
     package = name.partition(".")[0]
     return InputError(f"{what} needs {package}: pip install 'tilelli_jax[{EXTRA[package]}]'")
 
 
 def is_optional(name: str | None) -> bool:
-    """Whether a module belongs to a package that an extra brings."""
+    """Whether a module belongs to a package that an extra installs."""
     return (name or "").partition(".")[0] in EXTRA

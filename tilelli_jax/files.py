@@ -1,4 +1,4 @@
-"""Files: read within limits, and written so that a reader sees the old one or the new one, never a part."""
+"""Reads files within size limits, and writes them atomically: a reader sees the old or the new content."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-MAX_BYTES = 512 << 20  # of a file that is read whole
-OTHERS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
-          (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
-CHUNK = 1 << 22
-SUFFIX = ".tilelli-tmp"  # of files and directories on the way to their names: no user's file ends so
+MAX_BYTES = 512 << 20  # size limit of a file that is read into memory
+OTHER_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"),
+               (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"))
+CHUNK = 1 << 22  # bytes read at a time
+SUFFIX = ".tilelli-tmp"  # suffix of temporary files and directories; no user's file has it
 
 
 def check_regular(path: Path) -> int:
-    """The size in bytes of what is to be read; a pipe or a device might never end.
+    """Returns a regular file's size in bytes; other kinds, such as a pipe or a device, might never end.
 
     Raises:
-        InputError: there is nothing, or no regular file.
+        InputError: the file is missing or not a regular file.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    for is_one, called in OTHERS:
-        if is_one(found.st_mode):
-            raise InputError(f"{path}: cannot be read: expected a regular file, found {called}")
-    return found.st_size
+    for is_kind, kind in OTHER_KINDS:
+        if is_kind(status.st_mode):
+            raise InputError(f"{path}: cannot be read: expected a regular file, found {kind}")
+    return status.st_size
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """A whole file.
+    """Returns the content of a file.
 
     Raises:
-        InputError: it is not there, no regular file, larger than `most` bytes, or cannot be read.
+        InputError: the file is missing, not regular, larger than `most` bytes, or unreadable.
     """
     if (size := check_regular(path)) > most:
         raise InputError(f"{path}: cannot be read: expected at most {most:,} bytes, found {size:,}")
@@ -62,16 +62,16 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
             content = file.read(most + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(content) > most:  # such as /proc has, whose size is told as 0
+    if len(content) > most:  # as for files of /proc, which report a size of 0
         raise InputError(f"{path}: cannot be read: expected at most {most:,} bytes, found more")
     return content
 
 
 def read_text(path: Path, most: int = MAX_BYTES) -> str:
-    """A whole file of UTF-8, without a byte-order mark.
+    """Returns the content of a UTF-8 file, without a byte-order mark.
 
     Raises:
-        InputError: as of `read_bytes`, or it is not UTF-8.
+        InputError: see `read_bytes`; or the file is not UTF-8.
     """
     try:
         return read_bytes(path, most).decode("utf-8-sig")
@@ -80,24 +80,24 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 
 
 def checksums(directory: Path, paths: Iterable[Path], most: int | None = None) -> dict[str, list[int]]:
-    """What `damage` compares files of a directory with: path within it → size in bytes, CRC-32.
+    """Returns the checksums that `find_damage` compares with: relative path → [size in bytes, CRC-32].
 
     Args:
-        most: files of more bytes have their size alone.
+        most: larger files, in bytes, get their size only; None: no limit.
     """
     return {path.relative_to(directory).as_posix(): _size_and_checksum(path, most) for path in sorted(paths)}
 
 
-def find_damage(directory: Path, sealed: Any) -> str:
-    """The first of the sealed files that is not what was written, as a sentence; "" where all are."""
-    if not isinstance(sealed, dict):
-        return "the list of its files is none"
-    for name, expected in sealed.items():
+def find_damage(directory: Path, expected_files: Any) -> str:
+    """Describes the first file that differs from its checksum; returns "" if all match."""
+    if not isinstance(expected_files, dict):
+        return "its list of files is invalid"
+    for name, expected in expected_files.items():
         try:
             size = check_regular(directory / name)
         except InputError:
             return f"{name} is missing"
-        if not isinstance(expected, list) or expected[:1] != [size] or (  # nothing is read of another size
+        if not isinstance(expected, list) or expected[:1] != [size] or (  # a wrong size needs no reading
                 len(expected) > 1 and _size_and_checksum(directory / name, None) != expected):
             return f"{name} is not what was written"
     return ""
@@ -114,22 +114,22 @@ def _size_and_checksum(path: Path, most: int | None) -> list[int]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the target and renames."""
+    """Writes a temporary file next to the target and renames it."""
     write_together({path: content})
 
 
 def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]],
                    obsolete: Iterable[Path] = ()) -> None:
-    """Writes all the files beside their targets, and moves them when all of them are whole.
+    """Writes all files under temporary names next to their targets, and renames them when all are complete.
 
-    A content is bytes, or a function that writes them to the file that it is given.
+    A content is bytes, or a function that writes to the file it is given.
 
-    Each is seen old or new, and a process that is killed leaves none of the last name where it leaves some
-    old and some new: see `move_together`. What is behind a symbolic link is written; a device or a pipe is
-    written to, not replaced. What a process has left that was killed in writing the same files is removed.
+    A reader sees each file old or new. A process killed between the renames leaves no file of the last name:
+    see `move_together`. Symbolic links are followed; a device or a pipe is written to, not replaced.
+    Leftovers of killed processes that wrote the same files are removed.
     """
     written: list[tuple[Path, Path]] = []
-    held: list[int | None] = []
+    handles: list[int | None] = []
     try:
         for name, content in contents.items():
             if name.exists() and not name.is_file() and not name.is_dir():
@@ -138,34 +138,34 @@ def write_together(contents: Mapping[Path, bytes | Callable[[BinaryIO], None]],
                 continue
             path = Path(os.path.realpath(name))
             remove_leftovers(path)
-            beside, handle = _make_beside(path, directory=False)
-            written.append((beside, path))
-            held.append(handle)
-            with os.fdopen(os.open(beside, os.O_WRONLY), "wb") as file:
+            temporary, handle = _make_temporary(path, directory=False)
+            written.append((temporary, path))
+            handles.append(handle)
+            with os.fdopen(os.open(temporary, os.O_WRONLY), "wb") as file:
                 _put(content, file)
-            os.chmod(beside, 0o644)
+            os.chmod(temporary, 0o644)
         if written:
             move_together(written, obsolete)
     except BaseException:
-        for beside, _ in written:
-            beside.unlink(missing_ok=True)
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
         raise
     finally:
-        for lock_of in held:
-            if lock_of is not None:
-                os.close(lock_of)
+        for handle in handles:
+            if handle is not None:
+                os.close(handle)
 
 
 def move_together(moves: Sequence[tuple[Path, Path]], obsolete: Iterable[Path] = ()) -> None:
-    """Renames files to what they replace. The last one tells a reader that all are there.
+    """Renames files to their targets. To a reader, the last target's existence means that all are in place.
 
-    Its old file is taken away first, and its new one comes last: a process that is killed in between leaves
-    none of that name.
+    The last target's old file is removed first and its new file comes last: a process killed in between
+    leaves no file of that name.
 
     Args:
-        obsolete: what is not to be there once the last one is.
+        obsolete: files to delete before the last one is in place.
     """
-    *most, (beside, last) = moves
+    *most, (last_source, last) = moves
     obsolete = [path for path in obsolete if path.exists()]
     aside = last.with_name(f".{last.name}.{secrets.token_hex(4)}{SUFFIX}")
     try:
@@ -176,8 +176,8 @@ def move_together(moves: Sequence[tuple[Path, Path]], obsolete: Iterable[Path] =
                 os.replace(source, target)
             for path in obsolete:
                 path.unlink()
-            os.replace(beside, last)
-    finally:  # by what is there: no count of the renames could be sure
+            os.replace(last_source, last)
+    finally:  # decide by which files exist: a count of the renames could be wrong
         if aside.exists():
             if all(source.exists() for source, _ in moves) and all(path.exists() for path in obsolete):
                 os.replace(aside, last)
@@ -186,21 +186,21 @@ def move_together(moves: Sequence[tuple[Path, Path]], obsolete: Iterable[Path] =
 
 
 def leftovers(directory: Path, names: Iterable[str]) -> list[Path]:
-    """What processes that were killed have left in a directory on the way to these names."""
-    own = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}")
-    return [path for path in directory.iterdir() if own.fullmatch(path.name) and not path.is_symlink()]
+    """Returns temporary files of these names that killed processes left in a directory."""
+    pattern = re.compile(rf"\.(?:{'|'.join(map(re.escape, names))})\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}")
+    return [path for path in directory.iterdir() if pattern.fullmatch(path.name) and not path.is_symlink()]
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what processes that were killed have left beside a path on their way to it."""
+    """Removes the temporary files that killed processes left next to a path."""
     try:
-        found = leftovers(path.parent, [path.name])
-    except PermissionError:  # a directory that may be written to and not listed
+        leftover_paths = leftovers(path.parent, [path.name])
+    except PermissionError:  # a directory that is writable but not listable
         return
-    for left in found:
+    for left in leftover_paths:
         try:
             handle = lock(left, wait=False)
-        except OSError:  # somebody is at work there, or it is gone
+        except OSError:  # another process is using it, or it is gone
             continue
         if handle is None:
             continue
@@ -215,50 +215,50 @@ def remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `out` when all went well and is gone otherwise.
+    """Yields a temporary directory that is renamed to `out` on success and deleted on failure.
 
     Raises:
-        InputError: `out` is there and not empty, or cannot be made.
+        InputError: `out` exists and is not empty, or cannot be created.
     """
-    made: Path | None = None
+    temporary: Path | None = None
     handle: int | None = None
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out}: already exists; choose another OUT")
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
-        made, handle = _make_beside(out, directory=True)
-        yield made
-        os.chmod(made, 0o755)
+        temporary, handle = _make_temporary(out, directory=True)
+        yield temporary
+        os.chmod(temporary, 0o755)
         if out.is_dir():
             out.rmdir()
-        os.replace(made, out)
+        os.replace(temporary, out)
     except InputError as error:
-        raise InputError(str(error).replace(str(made or out), str(out))) from None
+        raise InputError(str(error).replace(str(temporary or out), str(out))) from None
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
-        if made is not None and made.exists():
-            shutil.rmtree(made, ignore_errors=True)
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 
 
-def _make_beside(path: Path, *, directory: bool) -> tuple[Path, int | None]:
-    """A new file or directory beside a path, and the handle that keeps `remove_left` of others from it."""
+def _make_temporary(path: Path, *, directory: bool) -> tuple[Path, int | None]:
+    """Creates a temporary file or directory next to a path, locked so that `remove_leftovers` skips it."""
     while True:
         if directory:
-            beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX))
+            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX))
         else:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
             os.close(handle)
-            beside = Path(name)
-        # Until it is locked, another process may take it for a leftover and remove it: then once more.
+            temporary = Path(name)
+        # Until it is locked, another process may remove it as a leftover: then try again.
         locked = None
         with contextlib.suppress(FileNotFoundError):
-            locked = lock(beside, wait=True)
-            if locked is None or os.path.samestat(os.fstat(locked), beside.stat()):
-                return beside, locked
+            locked = lock(temporary, wait=True)
+            if locked is None or os.path.samestat(os.fstat(locked), temporary.stat()):
+                return temporary, locked
         if locked is not None:
             os.close(locked)
 
@@ -271,13 +271,13 @@ def _put(content: bytes | Callable[[BinaryIO], None], file: BinaryIO) -> None:
 
 
 def lock(path: Path, *, wait: bool) -> int | None:
-    """Keeps other processes that ask for it from a directory or file, until the handle is closed or they end.
+    """Locks a directory or file against other callers until the handle is closed or the process ends.
 
     Returns:
-        The handle, for `os.close`; None where the system has no such locks.
+        The handle, for `os.close`; None if the system has no such locks.
 
     Raises:
-        BlockingIOError: another process has it, and `wait` is false.
+        BlockingIOError: another process holds the lock, and `wait` is false.
     """
     if fcntl is None:
         return None
@@ -294,21 +294,21 @@ def lock(path: Path, *, wait: bool) -> int | None:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Indented JSON, atomically."""
+    """Writes indented JSON atomically."""
     write_atomically(path, as_json(tree))
 
 
 def as_json(tree: Any) -> bytes:
-    """Indented JSON, UTF-8."""
+    """Returns indented JSON as UTF-8."""
     return json.dumps(tree, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """Of the contents of files, in the order of their names; where they are does not count.
+    """Returns a hash of the names and contents of files, independent of their directories.
 
     Raises:
-        InputError: one is no regular file.
-        OSError: one cannot be read.
+        InputError: a path is not a regular file.
+        OSError: a file cannot be read.
     """
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda path: path.name):

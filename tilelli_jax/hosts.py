@@ -1,7 +1,7 @@
-"""Which names a server answers to: a page of another site cannot reach it under a name of its own.
+"""Checks the `Host` header of requests, which protects a local server from DNS rebinding.
 
-DNS rebinding: a site's name is made to point to this machine, and its page then asks the server as if both
-were one origin. Such a request names the other site in its `Host` header.
+In DNS rebinding another site makes its name point to this machine, so that its page can request the server as
+same-origin. Such a request has the other site's name in its `Host` header.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class TrustedHosts:
-    """An ASGI application that answers 421 unless `Host` names the address asked, localhost, or one allowed.
+    """An ASGI application that answers 421 unless `Host` is the server's address, localhost or an allowed
+    name.
 
     Args:
-        app: what answers the others.
+        app: the application that answers accepted requests.
         allowed: further names or addresses, without a port.
     """
 
@@ -31,27 +32,27 @@ class TrustedHosts:
         self.allowed = {*LOOPBACK, *(_plain(host) for host in allowed)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, or hands it on."""
+        """Rejects a request, or forwards it to the application."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         names = [value for key, value in scope["headers"] if key.lower() == b"host"]
         host = host_of(names[0].decode("latin-1")) if len(names) == 1 else None
-        here = scope.get("server")
-        if host is not None and (host in self.allowed or (here and host == _plain(str(here[0])))):
+        server = scope.get("server")
+        if host is not None and (host in self.allowed or (server and host == _plain(str(server[0])))):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            said = "Host: expected the server's address, localhost or one of --allow-host, found another\n"
+            message = "Host: expected the server's address, localhost or one of --allow-host, found another\n"
             await send({"type": "http.response.start", "status": 421,
                         "headers": [(b"content-type", b"text/plain; charset=utf-8"),
-                                    (b"content-length", str(len(said)).encode())]})
-            await send({"type": "http.response.body", "body": said.encode()})
+                                    (b"content-length", str(len(message)).encode())]})
+            await send({"type": "http.response.body", "body": message.encode()})
 
 
 def host_of(header: str) -> str | None:
-    """The name or address of a `Host` header, in lower case, without its port; None if there is none."""
+    """Returns the host of a `Host` header in lower case, without its port; None if it is invalid."""
     name, port = header.strip(), ""
     if name.startswith("["):  # an IPv6 address
         name, _, port = name[1:].partition("]")
@@ -66,7 +67,7 @@ def host_of(header: str) -> str | None:
 
 
 def _plain(host: str) -> str:
-    """In lower case; addresses as they are usually written."""
+    """Returns a host in lower case; addresses in canonical form."""
     host = host.strip().strip("[]").rstrip(".").lower()
     try:
         return str(ipaddress.ip_address(host))

@@ -1,10 +1,10 @@
-"""SIGINT (Ctrl-C) and SIGTERM: how a command is asked to stop, and how it ends.
+"""Handles SIGINT (Ctrl-C) and SIGTERM: how commands are asked to stop, and how they end.
 
-The first signal raises KeyboardInterrupt in the main thread, or for SIGTERM SystemExit(143); within `deferred`
-it raises nothing, and the work itself looks at `received`. Python drops what is raised in a callback of
-garbage collection or in a finaliser, and libraries catch some: it is then raised once more, at the latest by
-`raise_if_received`, which loops and stages call. A second signal ends the process, at the latest after GRACE seconds,
-also where Python cannot run a handler because XLA compiles.
+The first signal raises KeyboardInterrupt in the main thread, or SystemExit(143) for SIGTERM. Within
+`deferred` it raises nothing, and the work itself checks `received`. Python drops exceptions raised in a
+garbage-collection callback or a finaliser, and some libraries catch them. They are then raised again, at the
+latest by `raise_if_received`, which loops and stages call. A second signal ends the process within GRACE
+seconds, also while Python cannot run a handler because XLA is compiling.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-GRACE = 1.0  # seconds between a second signal and the end of the process
-PATIENCE = 1.0  # seconds after which somebody who waits for the end is told why
-AGAIN = 0.01  # seconds until what Python dropped is raised once more
-REPEATED = 1.0  # seconds in which SIGTERM is the same request: schedulers send it to a process and its group
-TAKEN = 0.05  # seconds in which Python runs a handler, where it can run one at all
+GRACE = 1.0  # seconds from a second signal to the end of the process
+PATIENCE = 1.0  # seconds until a message explains why the process has not ended yet
+RETRY = 0.01  # seconds until a dropped exception is raised again
+REPEATED = 1.0  # seconds in which SIGTERMs are one request: schedulers signal a process and its group
+HANDLER_DELAY = 0.05  # seconds within which Python runs a handler, if it can run one at all
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-RAISED = (KeyboardInterrupt, SystemExit)  # of SIGINT, of SIGTERM
+RAISED = (KeyboardInterrupt, SystemExit)  # exceptions for SIGINT and SIGTERM
 
 
 @contextlib.contextmanager
 def handled(numbers: Sequence[int] = SIGNALS) -> Iterator[bool]:
-    """Within it these signals are handled here. In another thread than the main one it does nothing.
+    """In this context this module handles the signals. Outside the main thread it does nothing.
 
-    Yields whether they are from here on: not within another such block.
+    Yields whether this context installed the handlers; false inside another such context.
 
-    A signal that is ignored, as of what a shell starts in the background, stays ignored.
+    An ignored signal stays ignored, as in processes that a shell starts in the background.
     """
     global _handlers
     if (_handlers and not _handlers.starting) or threading.current_thread() is not threading.main_thread():
@@ -56,10 +56,10 @@ def handled(numbers: Sequence[int] = SIGNALS) -> Iterator[bool]:
 
 
 def handle_from_start(package: str) -> None:
-    """To be called by a package as it is imported: its commands own the signals from then on.
+    """Installs the handlers while a package is imported, if this process runs one of its commands.
 
-    That is, where `python -m PACKAGE…` or the script `tilelli` is what runs. Until `handled`, a signal ends
-    the process at once, as nothing has begun.
+    That is the case for `python -m PACKAGE…` and the script `tilelli`. Until `handled` is entered, a signal
+    ends the process immediately, as no work has begun.
     """
     global _handlers
     # `-m MODULE` or `-mMODULE`
@@ -72,7 +72,7 @@ def handle_from_start(package: str) -> None:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Within it nothing has begun yet, as while modules are imported: a signal ends the process at once."""
+    """In this context, used while modules are imported, a signal ends the process immediately."""
     handlers = _handlers
     if handlers is None or not handlers.from_start:
         yield
@@ -85,14 +85,14 @@ def starting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred(says: str = "", call: Callable[[int], object] = lambda number: None,
-          numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
-    """Within it the first signal raises nothing: the work looks at `received`, and ends by itself.
+def deferred(message: str = "", call: Callable[[int], object] = lambda number: None,
+             numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """In this context the first signal raises nothing: the work checks `received` and ends by itself.
 
     Args:
-        says: what somebody who presses Ctrl-C is told.
+        message: printed when the user presses Ctrl-C; empty: nothing.
         call: called with the signal's number.
-        numbers: of `handled`, if that has not begun.
+        numbers: signals for `handled`, if it is not active yet.
     """
     with handled(numbers):
         if _handlers is None:  # not in the main thread
@@ -100,8 +100,8 @@ def deferred(says: str = "", call: Callable[[int], object] = lambda number: None
             return
 
         def note(number: int) -> None:
-            if says and number == signal.SIGINT:
-                _tell(f"\n{says}; press Ctrl-C again to stop immediately\n")
+            if message and number == signal.SIGINT:
+                _write_stderr(f"\n{message}; press Ctrl-C again to stop immediately\n")
             call(number)
 
         before, _handlers.note = _handlers.note, note
@@ -113,7 +113,7 @@ def deferred(says: str = "", call: Callable[[int], object] = lambda number: None
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Within it, which must be short, no signal does anything; one that came does it at the end."""
+    """In this context, which must be short, signals are delayed; a received one is handled at its end."""
     handlers = _handlers
     if handlers is None or handlers.holding or threading.current_thread() is not threading.main_thread():
         yield
@@ -129,31 +129,31 @@ def blocked() -> Iterator[None]:
 
 
 def received() -> int | None:
-    """The signal that has asked the running command to stop."""
+    """Returns the signal that asked the running command to stop, or None."""
     return _handlers.received if _handlers else None
 
 
 def raise_if_received() -> None:
-    """Raises what a signal asks for, if one has come. For loops and stages, between two pieces of work."""
+    """Raises a received signal's exception. Loops and stages call it between two pieces of work."""
     if _handlers and _handlers.received is not None:
         _handlers.raised = _handlers.received
         _raise(_handlers.received)
 
 
 def forget_interrupt() -> None:
-    """Ctrl-C asked for something less than the command's end, and that is done."""
+    """Forgets a Ctrl-C that asked for less than ending the command, such as stopping an answer."""
     if _handlers and _handlers.received == signal.SIGINT:
         _handlers.forget()
 
 
 def raise_if_dropped() -> None:
-    """Raises what a signal has raised in vain: something caught it, and the work went on to its end."""
+    """Raises a signal's exception again if other code caught it and the work continued."""
     if _handlers and _handlers.raised is not None:
         _raise(_handlers.raised)
 
 
 def is_cause_of(error: BaseException | None) -> bool:
-    """Whether an error is what a library has made of what a signal raised: its cause, or in its text."""
+    """Whether a library turned a signal's exception into this error: it is the cause or named in the text."""
     if _handlers is None or _handlers.raised is None or error is None:
         return False
     return (isinstance(error, RAISED) or any(kind.__name__ in str(error) for kind in RAISED)
@@ -161,9 +161,9 @@ def is_cause_of(error: BaseException | None) -> bool:
 
 
 def ends_process() -> bool:
-    """Whether a signal has ended the command that this process is there for.
+    """Whether a signal has ended the command that this process runs.
 
-    Its threads may then be anywhere: JAX's compile on, and have crashed on the interpreter's way out.
+    Other threads may still be working: JAX's continue to compile, and can crash during a normal exit.
     """
     return _handlers is not None and _handlers.from_start and _handlers.received is not None
 
@@ -172,27 +172,27 @@ def ends_process() -> bool:
 
 
 class _Handlers:
-    """Handlers, and a thread that sees signals while the main thread cannot run them."""
+    """The signal handlers, and a thread that notices signals while the main thread cannot run handlers."""
 
     def __init__(self, numbers: Sequence[int] = SIGNALS, from_start: bool = False) -> None:
         self.from_start = from_start
-        self.starting = True  # nothing has begun yet, or all is over
+        self.starting = True  # no work has begun, or it is over
         self.holding = False
-        self.held: int | None = None  # the signal that came meanwhile
+        self.held: int | None = None  # a signal received while holding
         self.note: Callable[[int], object] | None = None
         self.timers: list[threading.Timer] = []
         self.forget()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        self.ends = ours, theirs
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        self.ends = reader, writer
         self.before: dict[int, Any] = {number: signal.signal(number, self.handle) for number in numbers
                                        if signal.getsignal(number) is not signal.SIG_IGN}
-        # With it the system's own handler, which runs always, writes the signal's number there.
-        self.woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        # Python's C-level handler, which always runs, writes the signal's number to this socket.
+        self.woken = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self.unraisable = sys.unraisablehook
         sys.unraisablehook = self.dropped
-        self.thread = threading.Thread(target=self.watch, args=(ours,), name="signals", daemon=True)
+        self.thread = threading.Thread(target=self.watch, args=(reader,), name="signals", daemon=True)
         self.thread.start()
 
     def close(self) -> None:
@@ -205,25 +205,25 @@ class _Handlers:
         self.ends[0].close()
 
     def forget(self, *, ending: bool = False) -> None:
-        """Nothing has been asked. Where the process is ending, the timer that ends it goes on."""
+        """Resets the received signals. If the process is ending, its final timer continues."""
         self.received: int | None = None
-        self.first = 0.0  # when that was
+        self.first = 0.0  # time of the first signal
         self.raised: int | None = None
-        self.calls = 0  # of the handler
-        self.waiting = 0  # signals that no handler has been run for
+        self.calls = 0  # number of handler calls
+        self.waiting = 0  # signals without a handler call yet
         if not ending:
             for timer in self.timers:
                 timer.cancel()
             self.timers = []
 
     def handle(self, number: int, frame: types.FrameType | None) -> None:
-        """In the main thread, between two steps of Python."""
+        """The handler; Python runs it in the main thread, between two bytecode instructions."""
         with contextlib.suppress(BlockingIOError):
-            self.ends[0].recv(64)  # the thread need not see to it
+            self.ends[0].recv(64)  # the watching thread need not handle it
         if self.holding:
             self.held = self.held or number
             return
-        if self.calls and self.is_repeated(number):  # the first is none, however late it is handled
+        if self.calls and self.is_repeated(number):  # a late first call is no repetition
             return
         self.waiting, self.calls = 0, self.calls + 1
         self.received, self.first = self.received or number, self.first or time.monotonic()
@@ -237,23 +237,23 @@ class _Handlers:
         self.raised = number
         _raise(number)
 
-    def dropped(self, what: Any) -> None:
-        """In place of sys.unraisablehook."""
-        if self.raised is None or not issubclass(what.exc_type, RAISED):
-            self.unraisable(what)
+    def dropped(self, error: Any) -> None:
+        """Replaces sys.unraisablehook: raises a dropped exception of a signal again."""
+        if self.raised is None or not issubclass(error.exc_type, RAISED):
+            self.unraisable(error)
             return
         self.calls, self.first = self.calls - 1, 0.0
-        self.later(AGAIN, os.kill, os.getpid(), self.raised)
+        self.later(RETRY, os.kill, os.getpid(), self.raised)
 
-    def watch(self, ours: socket.socket) -> None:
+    def watch(self, reader: socket.socket) -> None:
         while True:
-            select.select([ours], [], [])
+            select.select([reader], [], [])
             try:
-                if not ours.recv(1, socket.MSG_PEEK):
+                if not reader.recv(1, socket.MSG_PEEK):
                     return
-                time.sleep(TAKEN)
+                time.sleep(HANDLER_DELAY)
                 calls = self.calls  # first: a handler that runs after this line counts them itself
-                numbers = ours.recv(64)
+                numbers = reader.recv(64)
             except BlockingIOError:
                 continue
             for number in numbers:
@@ -270,7 +270,8 @@ class _Handlers:
 
     def explain(self, number: int) -> None:
         if self.waiting and number == signal.SIGINT:
-            _tell("\nstopping after the current computation; press Ctrl-C again to stop immediately\n")
+            _write_stderr("\nstopping after the current computation; "
+                          "press Ctrl-C again to stop immediately\n")
 
     def later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
         timer = threading.Timer(seconds, call, arguments)
@@ -290,10 +291,10 @@ def _raise(number: int) -> NoReturn:
 
 def _end(number: int) -> NoReturn:
     if number == signal.SIGINT:
-        _tell("interrupted\n")
+        _write_stderr("interrupted\n")
     os._exit(128 + number)
 
 
-def _tell(line: str) -> None:
+def _write_stderr(line: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, line.encode())  # print may be in use

@@ -1,4 +1,4 @@
-"""JSON of files as a library can use it: within limits, and its texts are whole."""
+"""Reads JSON within limits of size and depth, and rejects texts with lone surrogates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tilelli_jax import files
 from tilelli_jax.errors import InputError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-MAX_DEPTH = 100  # levels of lists and objects
-GIT_LFS = b"version https://git-lfs"  # how a pointer begins that stands for a large file
+MAX_DEPTH = 100  # maximum nesting of lists and objects
+GIT_LFS = b"version https://git-lfs"  # start of a git-lfs pointer file
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file.
+    """Reads a JSON file whose top level is an object.
 
     Raises:
-        InputError: the file cannot be read, or is no JSON object.
+        InputError: the file is unreadable or not a JSON object.
     """
     tree = parse(read_text(path), str(path))
     if not isinstance(tree, dict):
@@ -30,52 +30,52 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """As `files.read_text`, of a file that is no git-lfs pointer."""
+    """Reads a text file like `files.read_text`; raises InputError also for a git-lfs pointer."""
     text = files.read_text(path)
     check_fetched(path, text[:len(GIT_LFS)].encode())
     return text
 
 
 def check_fetched(path: Path, first: bytes) -> None:
-    """Raises InputError where a file that begins so is a git-lfs pointer."""
+    """Raises InputError if a file's first bytes are those of a git-lfs pointer."""
     if first.startswith(GIT_LFS):
         raise InputError(f"{path}: is a git-lfs pointer, not the file; `git lfs pull` fetches that")
 
 
 def object_under(tree: Mapping[str, Any], key: str, inside: str = "") -> dict[str, Any]:
-    """The object under a key; an empty one where there is none, or null.
+    """Returns the object under a key; an empty one if the key is missing or null.
 
     Args:
-        inside: what the tree is called, with a dot, for errors.
+        inside: the tree's key with a final dot, for errors.
 
     Raises:
-        InputError: something else is there.
+        InputError: the value is not an object.
     """
-    found = tree.get(key)
-    if not isinstance(found, dict | None):
-        raise InputError(f"{inside}{key}: expected an object, found {kind(found)}")
-    return found or {}
+    value = tree.get(key)
+    if not isinstance(value, dict | None):
+        raise InputError(f"{inside}{key}: expected an object, found {kind(value)}")
+    return value or {}
 
 
 def lines(text: str, where: str) -> Iterator[tuple[int, Any]]:
-    """Of each line of a text that is not empty: its number, from 1 on, and what it holds.
+    """Yields the number, from 1, and the JSON value of each non-empty line.
 
     Raises:
-        InputError: it is no JSON.
+        InputError: a line is not JSON.
     """
-    for number, line in enumerate(text.split("\n"), 1):  # not at other ends of lines, which texts may hold
+    for number, line in enumerate(text.split("\n"), 1):  # not at other line breaks, which texts may contain
         if line.strip():
             yield number, parse(line, f"{where}, line {number}")
 
 
 def parse(text: str, where: str) -> Any:
-    """What a text of JSON holds.
+    """Parses JSON.
 
     Args:
-        where: it is from, for errors.
+        where: the text's location, for errors.
 
     Raises:
-        InputError: it is no JSON, is nested more than DEEPEST levels deep, or has half a character in it.
+        InputError: the text is not JSON, is nested more than MAX_DEPTH levels deep, or has a lone surrogate.
     """
     try:
         tree = json.loads(text)
@@ -88,33 +88,33 @@ def parse(text: str, where: str) -> Any:
 
 
 def check_text(tree: Any, where: str) -> None:
-    """Raises InputError where a tree of JSON is too deep, or a text of it has half a character in it.
+    """Raises InputError if a JSON tree is nested too deeply or one of its texts has a lone surrogate.
 
-    A lone surrogate is such a half: JSON can say it (`"\\ud800"`), and no file, terminal or tokenizer takes
-    it.
+    JSON can express a lone surrogate (`"\\ud800"`), half of a character, which no file, terminal or tokenizer
+    accepts.
     """
-    left, level = [tree], 0
-    while left:
+    values, level = [tree], 0
+    while values:
         if level > MAX_DEPTH:
             raise InputError(f"{where}: expected at most {MAX_DEPTH} levels, found more")
-        left, level = list(_inside(left, where)), level + 1
+        values, level = list(_inside(values, where)), level + 1
 
 
 @contextlib.contextmanager
 def as_expected(path: Path) -> Iterator[None]:
-    """Reading what we have written: a key that is missing and a value of another kind is an InputError."""
+    """Turns errors from a missing key or a wrong type, while reading our own files, into InputError."""
     try:
         yield
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path}: {error.args[0]}: expected it, found nothing") from None
+        raise InputError(f"{path}: {error.args[0]}: expected a value, found nothing") from None
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def kind(tree: Any) -> str:
-    """What JSON calls a value; of one that JSON has not, Python's name for its type."""
+    """Returns the JSON name of a value's type; for other values, Python's type name."""
     for types, name in ((dict, "an object"), (list, "a list"), (str, "text"), (bool, "true or false"),
                         (int | float, "a number")):
         if isinstance(tree, types):
@@ -130,5 +130,5 @@ def _inside(trees: list[Any], where: str) -> Iterator[Any]:
         elif isinstance(tree, list | tuple):
             yield from tree
         elif isinstance(tree, str) and not tree.isascii() and SURROGATE.search(tree):
-            raise InputError(f"{where}: expected text, found half a character (a lone surrogate) in "
+            raise InputError(f"{where}: expected text, found a lone surrogate in "
                              f"{tree!r:.40}")

@@ -1,4 +1,4 @@
-"""Language models with what turns text into their tokens and back, from directories of ours or others."""
+"""Causal language models with their tokenizers, from model directories or Hugging Face directories."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 class Placed(NamedTuple):
-    """Tokens of a text, and where each stands in it: `[start, stop)` in characters."""
+    """Tokens of a text, and the span `[start, stop)` of each in the text, in characters."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
 
 
 class Tokenizer(Protocol):
-    """Text to tokens, without any that mark the beginning or the end unless the text has them, and back."""
+    """Converts text to tokens and back. No BOS or EOS tokens are added, except by `place(special=True)`."""
 
     @property
     def special(self) -> tuple[str, ...]:
-        """How the tokens that steer the network are written."""
+        """The special tokens, as text."""
 
     def encode(self, text: str) -> list[int]: ...
 
     def place(self, text: str, special: bool = False) -> Placed:
-        """Args: special: with the tokens that mark the beginning or the end, which stand nowhere: (0, 0)."""
+        """Tokens with their spans. `special`: add BOS and EOS tokens, whose span is (0, 0)."""
 
     def decode(self, ids: list[int]) -> str:
-        """Special tokens are written out; what is no text becomes a replacement character."""
+        """The text, including special tokens; invalid UTF-8 becomes replacement characters."""
 
     def token(self, text: str) -> int | None:
-        """The one token that is written so; None where there is none."""
+        """The id of the token with this text; None if there is none."""
 
 
 class Bytes:
-    """Tokens are the bytes of UTF-8."""
+    """Tokenizer whose tokens are UTF-8 bytes."""
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -66,16 +66,18 @@ class Bytes:
         return bytes(id for id in ids if id < 256).decode("utf-8", errors="replace")
 
     def token(self, text: str) -> int | None:
-        found = text.encode()
-        return found[0] if len(found) == 1 else None
+        encoded = text.encode()
+        return encoded[0] if len(encoded) == 1 else None
 
 
 class Tokens:
-    """Tokens are those of a tokenizer.json.
+    """Tokenizer from a tokenizer.json.
+
+    Args:
+        path: the file, or a directory that contains it.
 
     Raises:
-        InputError: there is none at the path (a file, or a directory that has it), or the extra to read it is
-            missing.
+        InputError: the file does not exist or cannot be read, or the required extra is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +95,7 @@ class Tokens:
             with file.open("rb") as content:
                 check_fetched(file, content.read(len(GIT_LFS)))
             raise InputError(f"{file}: no tokenizer: {error}") from None
-        self._tokenizer.no_truncation()  # which a file may ask for, as it may for padding
+        self._tokenizer.no_truncation()  # the file may enable truncation and padding
         self._tokenizer.no_padding()
 
     def encode(self, text: str) -> list[int]:
@@ -105,8 +107,8 @@ class Tokens:
                      if token.special)
 
     def place(self, text: str, special: bool = False) -> Placed:
-        found = self._tokenizer.encode(text, add_special_tokens=special)
-        return Placed(found.ids, found.offsets)
+        encoding = self._tokenizer.encode(text, add_special_tokens=special)
+        return Placed(encoding.ids, encoding.offsets)
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -117,10 +119,12 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """How a network that was taught to chat expects to be asked: the Jinja template of its tokenizer.
+    """The chat template (Jinja) of a tokenizer.
 
     Attributes:
-        special: what the template may call by name, such as bos_token.
+        template: the Jinja template.
+        special: special tokens that the template may use, such as bos_token → text.
+        source: the file of the template, for error messages.
     """
 
     template: str
@@ -128,73 +132,73 @@ class Chat:
     source: str
 
     def ask(self, text: str, *, thinking: bool = False) -> str:
-        """One user's turn and the beginning of the answer.
+        """Formats one user turn and the beginning of the assistant's turn.
 
         Args:
-            thinking: whether the network is to think first; templates that know no such thing ignore it.
+            thinking: enable thinking before the answer; templates without this option ignore it.
 
         Raises:
-            InputError: the template refuses, or the extra to read it is missing.
+            InputError: the template raises an error, or the required extra is not installed.
         """
         try:
             from transformers.utils.chat_template_utils import render_jinja_template
         except ImportError:
             raise extras.missing("transformers", f"{self.source}: it") from None
-        render: Any = render_jinja_template  # whose annotations are not what it takes and gives
+        render: Any = render_jinja_template  # its annotations do not match its behaviour
         turns = [{"role": "user", "content": text}]
         try:
-            found, _ = render([turns], chat_template=self.template, add_generation_prompt=True,
+            texts, _ = render([turns], chat_template=self.template, add_generation_prompt=True,
                               enable_thinking=thinking, **self.special)
-        except Exception as error:  # whatever a template comes up with
-            raise InputError(f"{self.source}: the template refuses: {error}") from None
-        return found[0]
+        except Exception as error:  # templates may raise any exception
+            raise InputError(f"{self.source}: the template raises an error: {error}") from None
+        return texts[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A causal network, its tokenizer, and how it is asked where it was taught to chat."""
+    """A causal network, its tokenizer, and its chat template if it has one."""
 
     model: Any
     tokenizer: Tokenizer
     chat: Chat | None = None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids without any that mark the beginning or the end."""
+        """Token ids of the text, without BOS and EOS tokens."""
         return self.tokenizer.encode(text)
 
 
 def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: Mesh | None = None) -> Any:
-    """The network of a model directory, or of a Hugging Face directory of a family that is known here.
+    """Loads the network of a model directory, or of a Hugging Face directory of a supported family.
 
-    Run in bfloat16 its weights are kept in the type that they are stored in, otherwise in float32.
+    If it runs in bfloat16, its weights keep the type of the file; otherwise they are float32.
 
     Raises:
-        InputError: it is neither, or cannot be read.
+        InputError: the directory is neither, or cannot be read.
     """
     path = Path(path)
     tree = read_json(path / store.CONFIG) if os.path.lexists(path / store.CONFIG) else {}
-    kind = tree.get("model_type")
-    kept: ParamType = "stored" if compute is not None and compute.dtype == "bfloat16" else "float32"
-    if "family" in tree or kind is None:
-        return store.load(path, compute, param_dtype=kept, mesh=mesh)
-    known = {name: network for _, network in FAMILIES.values()
-             if isinstance(network, type) and issubclass(network, Pretrained)
-             for name in network.hugging_face.model_types}
-    if not isinstance(kind, str) or kind not in known:
-        raise InputError(f"{path / store.CONFIG}: model_type: expected one of {', '.join(known)}, "
-                         f"found {kind!r}")
-    return known[kind].from_pretrained(path, compute, param_dtype=kept, mesh=mesh)
+    model_type = tree.get("model_type")
+    param_dtype: ParamType = "stored" if compute is not None and compute.dtype == "bfloat16" else "float32"
+    if "family" in tree or model_type is None:
+        return store.load(path, compute, param_dtype=param_dtype, mesh=mesh)
+    supported = {name: network for _, network in FAMILIES.values()
+                 if isinstance(network, type) and issubclass(network, Pretrained)
+                 for name in network.hugging_face.model_types}
+    if not isinstance(model_type, str) or model_type not in supported:
+        raise InputError(f"{path / store.CONFIG}: model_type: expected one of {', '.join(supported)}, "
+                         f"found {model_type!r}")
+    return supported[model_type].from_pretrained(path, compute, param_dtype=param_dtype, mesh=mesh)
 
 
 def open_language(path: str | Path, tokenizer: str | Path = "", compute: ComputeConfig | None = None,
                   mesh: Mesh | None = None) -> Language:
-    """A causal network and its tokenizer: bytes for networks that read them, otherwise tokenizer.json.
+    """Loads a causal network and its tokenizer: bytes for byte-level networks, otherwise tokenizer.json.
 
     Args:
-        tokenizer: the file, or a directory that has it; by default that of the network.
+        tokenizer: the file, or a directory that contains it; by default the network's directory.
 
     Raises:
-        InputError: no network, one that does not continue texts, or no tokenizer.
+        InputError: the network or the tokenizer cannot be read, or the network is not causal.
     """
     model = open_network(path, compute, mesh)
     if not isinstance(model, CausalLM):
@@ -202,15 +206,16 @@ def open_language(path: str | Path, tokenizer: str | Path = "", compute: Compute
                          f"{model.config.family}")
     if model.reads_bytes:
         return Language(model, Bytes())
-    beside = Path(tokenizer or path)
-    return Language(model, Tokens(beside), read_chat(beside if beside.is_dir() else beside.parent))
+    tokenizer_path = Path(tokenizer or path)
+    directory = tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
+    return Language(model, Tokens(tokenizer_path), read_chat(directory))
 
 
 def read_chat(path: Path) -> Chat | None:
-    """The template of a Hugging Face directory; None where it has none.
+    """Reads the chat template of a Hugging Face directory; None if it has none.
 
     Raises:
-        InputError: a file that may have one cannot be read.
+        InputError: a file that may contain the template cannot be read.
     """
     settings = read_json(path / TOKENIZER_CONFIG) if os.path.lexists(path / TOKENIZER_CONFIG) else {}
     tokens = {name: value.get("content") if isinstance(value, dict) else value
@@ -223,7 +228,7 @@ def read_chat(path: Path) -> Chat | None:
             template = (read_json(source).get("chat_template") if source.suffix == ".json" else
                         read_text(source))
             break
-    if isinstance(template, list):  # several, of which one is for chats without tools
+    if isinstance(template, list):  # several templates; "default" is the one without tools
         template = next((t.get("template") for t in template if isinstance(t, dict)
                          and t.get("name") == "default"), None)
     if template is not None and not isinstance(template, str):

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar in a terminal, now and then a plain line elsewhere."""
+"""Progress of long work: a bar in a terminal, a plain line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from tqdm import tqdm
 
 from tilelli_jax import interrupts
 
-EVERY = 30.0  # seconds between two plain lines
+INTERVAL = 30.0  # seconds between two plain lines
 
 
 @contextlib.contextmanager
 def shown(total: int, what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A function to be called with the number of units that are newly done; between two calls work can stop.
+    """Yields a function to call with the number of units just completed.
 
     Args:
-        quiet: shows nothing.
+        total: number of units.
+        what: label of the bar and the lines.
+        unit: name of a unit, in the singular.
+        quiet: print nothing.
 
     Raises:
-        KeyboardInterrupt, SystemExit: from that function, after a signal (`interrupts.raise_if_received`).
+        KeyboardInterrupt, SystemExit: from the function, after a signal (`interrupts.raise_if_received`).
     """
     terminal = sys.stderr.isatty()
     done, last = 0, time.monotonic()
 
-    def advance(more: int) -> None:
+    def advance(newly_done: int) -> None:
         nonlocal done, last
         interrupts.raise_if_received()
-        done += more
-        bar.update(more)
-        if not quiet and not terminal and time.monotonic() - last >= EVERY:
+        done += newly_done
+        bar.update(newly_done)
+        if not quiet and not terminal and time.monotonic() - last >= INTERVAL:
             last = time.monotonic()
             print(f"{what}: {done:,} of {total:,} {unit}s", file=sys.stderr, flush=True)
 

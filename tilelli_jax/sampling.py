@@ -1,4 +1,4 @@
-"""Drawing a token from logits: temperature, top-k and top-p."""
+"""Sampling a token from logits: temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import jax.numpy as jnp
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 
-MAX_NEW = 1 << 20  # tokens of one continuation; buffers are made for all of them beforehand
+MAX_NEW = 1 << 20  # limit on the new tokens of one continuation; buffers for all are allocated in advance
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Section):
-    """How tokens are drawn, how many, and from which random stream.
+    """How tokens are sampled, their largest number, and the random seed.
 
-    top_k is taken first, top_p of what it left (Holtzman et al. 2020, arXiv:1904.09751). Tokens as
-    likely as the last one that either lets in are in as well. Row i of a batch draws from
+    top_k is applied first, then top_p to the remaining tokens (Holtzman et al. 2020, arXiv:1904.09751).
+    Tokens tied with the last accepted token are accepted too. Row i of a batch uses the random stream
     fold_in(seed, i).
 
     Raises:
         InputError: a value is out of range.
     """
 
-    temperature: float = setting(1.0, "of the softmax; 0 takes the likeliest token", min=0, max=1e30)
-    top_k: int = setting(0, "draw among so many likeliest tokens; 0 for all", min=0)
+    temperature: float = setting(1.0, "softmax temperature; 0: take the most likely token", min=0, max=1e30)
+    top_k: int = setting(0, "sample among the k most likely tokens; 0: among all", min=0)
     top_p: float = setting(
-        1.0, "draw among the fewest likeliest tokens that make up this probability; 1 for all",
+        1.0, "sample among the smallest set of most likely tokens with this total probability; 1: among all",
         above=0, max=1)
-    max_new: int = setting(200, "most new tokens", min=0, max=MAX_NEW)
-    seed: int = setting(0, "seed of the drawing", min=0, max=2**32 - 1)
+    max_new: int = setting(200, "largest number of new tokens", min=0, max=MAX_NEW)
+    seed: int = setting(0, "random seed of sampling", min=0, max=2**32 - 1)
 
 
 def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """The settings of `Sampling` as options of a command: `--max-new N` and so on."""
+    """Adds the settings of `Sampling` as command-line options, such as `--max-new N`."""
     hints = typing.get_type_hints(Sampling)
     for field in dataclasses.fields(Sampling):
         default = defaults.get(field.name, field.default)
@@ -48,42 +48,42 @@ def add_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def from_options(options: argparse.Namespace) -> Sampling:
-    """What the options of `add_options` say.
+    """Returns the `Sampling` from the options of `add_options`.
 
     Raises:
-        InputError: a value is out of range; it names the option.
+        InputError: a value is out of range; the message names the option.
     """
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampling)}
     try:
-        return Sampling(**given)
+        return Sampling(**values)
     except InputError as error:
-        name, _, said = str(error).partition(":")
-        raise InputError(f"--{name.replace('_', '-')}:{said}") from None
+        name, _, message = str(error).partition(":")
+        raise InputError(f"--{name.replace('_', '-')}:{message}") from None
 
 
 def sample(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_k: jax.Array,
            top_p: jax.Array) -> jax.Array:
-    """One of the tokens of logits `[vocab]`, int32; see `Sampling`. All arguments may be traced."""
+    """Samples one token from logits `[vocab]`, int32; see `Sampling`. All arguments may be traced."""
     def draw() -> jax.Array:
-        scaled = (logits - jnp.max(logits)) / temperature  # no overflow, however cold
-        likely = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: _likeliest(scaled, top_k, top_p),
-                              lambda: scaled)
-        return jax.random.categorical(key, likely).astype(jnp.int32)
+        scaled = (logits - jnp.max(logits)) / temperature  # cannot overflow for small temperatures
+        truncated = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: _truncate(scaled, top_k, top_p),
+                                 lambda: scaled)
+        return jax.random.categorical(key, truncated).astype(jnp.int32)
 
-    # Branches, so that nobody pays for what is not asked for: drawing costs several times as much
-    # as taking the likeliest, and cutting several times as much as drawing.
+    # Branches, so that unused steps cost nothing: sampling costs several times as much as the argmax,
+    # and truncation several times as much as sampling.
     return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits).astype(jnp.int32))
 
 
-def _likeliest(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The logits `[vocab]` with those at -inf that top_k and top_p leave out."""
+def _truncate(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The logits `[vocab]`, with -inf for the tokens that top_k and top_p exclude."""
     ranked = jnp.sort(scaled, descending=True)
     kth = ranked[jnp.clip(top_k, 1, len(ranked)) - 1]
-    # Those as likely as the k-th are in as well, here and below: hence values, not ranks.
-    kept = (top_k <= 0) | (ranked >= kth)
-    probabilities = jax.nn.softmax(ranked, where=kept)
+    # Compares values, not ranks, so that ties with the last accepted token are accepted.
+    accepted = (top_k <= 0) | (ranked >= kth)
+    probabilities = jax.nn.softmax(ranked, where=accepted)
     mass_above = jnp.cumsum(probabilities) - probabilities
-    # The sum over all but the last token may round to 1: top_p = 1 must not leave that out.
-    kept &= (top_p >= 1) | (mass_above < top_p)
-    least = jnp.min(jnp.where(kept, ranked, jnp.inf))
-    return jnp.where(scaled >= least, scaled, -jnp.inf)
+    # The sum over all but the last token may round to 1: top_p = 1 must not exclude the last token.
+    accepted &= (top_p >= 1) | (mass_above < top_p)
+    threshold = jnp.min(jnp.where(accepted, ranked, jnp.inf))
+    return jnp.where(scaled >= threshold, scaled, -jnp.inf)

@@ -1,9 +1,10 @@
-"""The device mesh and the one table of sharding rules.
+"""The device mesh and the table of sharding rules.
 
-Axes: `data` copies the parameters and splits the batch; `fsdp` splits the batch and stores each
-parameter in parts, gathered where it is used (ZeRO-3); `tensor` splits heads and hidden widths (the
-vanilla network's fused columns of queries, keys and values lie across its cuts, and are exchanged).
-XLA's partitioner inserts the collectives (automatic axes); nothing here changes what is computed.
+Axes: `data` replicates the parameters and splits the batch; `fsdp` splits the batch and shards each
+parameter, which is gathered where it is used (ZeRO-3); `tensor` splits heads and hidden widths. (The
+vanilla network's fused columns of queries, keys and values do not align with the `tensor` shards, so they
+are exchanged.) XLA's partitioner inserts the collectives (automatic axes); sharding does not change the
+computed function.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from tilelli_jax.errors import InputError
 
 BATCH = ("data", "fsdp")
 
-# The last dimensions of every array whose path ends so; leading ones (stacked layers) are whole.
-# The optimiser's moments have the paths and the shapes of their parameters: the same rules hold.
+# Path suffix → mesh axes of the last dimensions; leading dimensions (stacked layers) are not split.
+# The optimiser's moments have the paths and shapes of their parameters, so the same rules apply.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # Tokens over `tensor`, in the table as in the unembedding. With d_model over `tensor` and tokens
-    # over `fsdp`, XLA (of JAX 0.10 and 0.12, on CPUs) gives some devices the logits of others' rows.
+    # Tokens over `tensor`, in the table and in the unembedding. With d_model over `tensor` and tokens over
+    # `fsdp`, XLA (JAX 0.10 and 0.12, on CPUs) computes wrong logits: some devices get those of other rows.
     (r"embed\.kernel", ("tensor", "fsdp")),
     (r"(unembed|up|qkv)\.kernel", ("fsdp", "tensor")),
     (r"experts\.gate_up\.kernel", ("tensor", "fsdp", None)),
@@ -38,18 +39,21 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value|gate)\.kernel", ("fsdp", "tensor")),
     (r"embed_per_layer\.kernel", ("tensor", "fsdp")),
     (r"project_per_layer\.kernel", ("fsdp", "tensor")),
-    (r"encoder\.kernel", ("fsdp", "tensor")),  # of an autoencoder: latents over `tensor`
+    (r"encoder\.kernel", ("fsdp", "tensor")),  # autoencoders: latents over `tensor`
     (r"decoder\.kernel", ("tensor", "fsdp")),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-    """How many devices along each axis; -1 takes the rest."""
+    """Number of devices along each mesh axis."""
 
-    data: int = setting(-1, "devices that share the batch, each with all parameters")
-    fsdp: int = setting(1, "devices that share the batch and the storage of the parameters")
-    tensor: int = setting(1, "devices that share heads and hidden widths")
+    data: int = setting(
+        -1, "number of devices that split the batch, each with all parameters; -1: all remaining devices")
+    fsdp: int = setting(
+        1, "number of devices that split the batch and the parameter storage; -1: all remaining devices")
+    tensor: int = setting(
+        1, "number of devices that split heads and hidden widths; -1: all remaining devices")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,18 +63,18 @@ class MeshConfig(Section):
                              f"-1, found {sizes}")
 
     def shape(self, n_devices: int) -> tuple[int, int, int]:
-        """The three sizes for so many devices.
+        """The sizes of the three axes for n_devices devices.
 
         Raises:
-            InputError: their product cannot be the number of devices.
+            InputError: the product of the sizes cannot equal the number of devices.
         """
         sizes = list(dataclasses.astuple(self))
         known = math.prod(size for size in sizes if size != -1)
         if -1 in sizes and n_devices % known == 0:
             sizes[sizes.index(-1)] = n_devices // known
         if math.prod(sizes) != n_devices or -1 in sizes:
-            asked = " × ".join(map(str, dataclasses.astuple(self)))
-            raise InputError(f"mesh: data × fsdp × tensor = {asked} does not make {n_devices} "
+            product = " × ".join(map(str, dataclasses.astuple(self)))
+            raise InputError(f"mesh: data × fsdp × tensor = {product} does not make {n_devices} "
                              f"device{'s' * (n_devices > 1)}")
         return sizes[0], sizes[1], sizes[2]
 
@@ -83,9 +87,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The rule for an array: `path` is dotted; an axis that does not divide is dropped.
+    """The partition of an array with dotted `path`. Axes that do not divide the dimension are dropped.
 
-    What no rule names is small (routers, convolutions, norms, state pathways): a copy everywhere.
+    Arrays without a rule are small (routers, convolutions, norms, state pathways) and replicated.
     """
     for pattern, rule in RULES:
         if re.search(rf"(^|\.){pattern}$", path) and len(rule) <= len(shape):
@@ -97,13 +101,13 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every array (or abstract array) of a pytree, by its path."""
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh))
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as `blocks.sparse.query.kernel`, without the wrapper of a Flax variable."""
+    """A pytree path as a dotted name, `blocks.sparse.query.kernel`, without the wrapper of Flax variables."""
     if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name.endswith("value"):
         path = path[:-1]
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -111,20 +115,20 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_spec(ndim: int, axis: int = 0) -> PartitionSpec:
-    """The batch axis split over data and fsdp, all others whole."""
+    """The partition that splits the batch axis over data and fsdp, and no other axis."""
     return PartitionSpec(*(BATCH if i == axis else None for i in range(ndim)))
 
 
 def split_batch(x: jax.Array) -> jax.Array:
-    """Holds an activation `[batch, …]` to the batch's sharding; without a mesh, does nothing.
+    """Constrains an activation `[batch, …]` to the batch's sharding; without a mesh, does nothing.
 
-    Said once a block, it keeps the partitioner from splitting activations by the layout of the
-    weights they meet, which under fsdp would trade small gathers for large ones.
+    One constraint per block keeps the partitioner from sharding activations like the weights that they
+    are multiplied with, which under fsdp would replace small gathers by large ones.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(BATCH) <= set(mesh.axis_names):
@@ -135,15 +139,15 @@ def split_batch(x: jax.Array) -> jax.Array:
 
 
 def local_rows(mesh: Mesh, n_rows: int) -> np.ndarray:
-    """Which rows of a batch of n_rows this process's devices hold, in order."""
+    """Indices of the rows of a batch of n_rows on this process's devices, in order."""
     sharding = NamedSharding(mesh, batch_spec(1))
-    held = [np.arange(n_rows)[index] for index in
+    rows = [np.arange(n_rows)[index] for index in
             sharding.addressable_devices_indices_map((n_rows,)).values()]
-    return np.unique(np.concatenate(held))
+    return np.unique(np.concatenate(rows))
 
 
 def place_rows(array: np.ndarray, mesh: Mesh, n_rows: int, axis: int = 0) -> jax.Array:
-    """A global array out of the rows that each process read.
+    """A global array from the rows of each process.
 
     Args:
         array: this process's `local_rows`, along `axis`.
@@ -162,11 +166,11 @@ def place_rows(array: np.ndarray, mesh: Mesh, n_rows: int, axis: int = 0) -> jax
 
 
 def whole_batch(rows: int, mesh: Mesh | None) -> int:
-    """So many rows, or the next number of them that all devices can share."""
+    """`rows` rounded up to a multiple of the number of devices that share a batch."""
     devices = 1 if mesh is None else batch_devices(mesh)
     return -(-rows // devices) * devices
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """Over how many devices a batch is split."""
+    """Number of devices over which a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)

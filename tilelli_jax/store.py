@@ -1,7 +1,7 @@
-"""Model directories: `config.json` and `model.safetensors`, the format every command reads.
+"""Model directories: `config.json` and `model.safetensors`, the format that every command reads.
 
-Tensors have their dotted names with the layers one by one: `blocks.3.sparse.query.kernel`. Large
-models are in several files, with the index that Hugging Face directories have.
+Tensors have dotted names with separate layers: `blocks.3.sparse.query.kernel`. Large models consist of
+several files and an index, as in Hugging Face directories.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ WRITER = "tilelli_jax"
 
 
 def build(config: Any, seed: int | jax.Array = 0, compute: ComputeConfig | None = None) -> Any:
-    """A network with random weights, of any family. `seed` is a number or a PRNG key."""
+    """Builds a network of any family with random weights. `seed` is a number or a PRNG key."""
     return FAMILIES[config.family][1](config, rngs=nnx.Rngs(seed), compute=compute)
 
 
 def save(model: Any, path: str | Path) -> None:
-    """Writes a model directory; a model that is there is replaced when the new one is whole.
+    """Writes a model directory. An existing model is replaced only after the new one is complete.
 
     Raises:
         InputError: the directory cannot be written.
@@ -49,15 +49,15 @@ def save(model: Any, path: str | Path) -> None:
 
 def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype: ParamType = "float32",
          mesh: Mesh | None = None) -> Any:
-    """Reads a model directory: the network that its configuration's `family` names.
+    """Loads the network of a model directory.
 
     Args:
-        param_dtype: what the weights are kept in; "stored" for the type that the file has.
-        mesh: devices to lay the weights over, each as it is read (see `sharding.RULES`).
+        param_dtype: type of the weights in memory; "stored" keeps the type in the file.
+        mesh: devices over which each weight is sharded as it is read (see `sharding.RULES`).
 
     Raises:
-        InputError: the directory is none of a model, or its tensors are not those of its config, or
-            not finite.
+        InputError: it is not a model directory, or its tensors do not fit its configuration or are not
+            finite.
     """
     path = Path(path)
     config = load_config(path)
@@ -66,10 +66,10 @@ def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The arrays of a model directory, to be read when they are asked for.
+    """The tensors of a model directory, read lazily.
 
     Raises:
-        InputError: it has none, or they cannot be read.
+        InputError: it has no tensors, or they cannot be read.
     """
     if not (path / TENSORS).is_file() and not (path / INDEX).is_file():
         raise InputError(f"{path}: no model directory: it has no {TENSORS}")
@@ -77,17 +77,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_arrays(config: Any, arrays: Mapping[str, np.ndarray], compute: ComputeConfig | None = None) -> Any:
-    """The network with these weights, float32; the inverse of `to_arrays`.
+    """Builds the network with these weights, in float32; the inverse of `to_arrays`.
 
     Raises:
-        InputError: names or shapes are not those of the configuration; all such are listed.
+        InputError: names or shapes do not fit the configuration; all such are listed.
     """
     tensors = {name: in_memory(np.asarray(array)) for name, array in arrays.items()}
     return from_tensors(FAMILIES[config.family][1], config, tensors, compute, source="arrays", finite=False)
 
 
 def load_config(path: str | Path) -> Any:
-    """The configuration of a model directory."""
+    """Reads the configuration of a model directory. Raises InputError if it cannot be read."""
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: expected a model directory ({CONFIG} and {TENSORS}), found "

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Formats tables for the terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Aligned columns; the first row is the head.
+    """Returns a table with aligned columns; the first row is the header.
 
     Args:
-        right: columns whose cells stand at the right, as numbers of the same kind do.
+        right: indices of right-aligned columns, for numbers.
     """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) if i in right else cell.ljust(width)

@@ -1,9 +1,9 @@
 """Named tensors on disk: safetensors files, read and written one tensor at a time.
 
-The file format is that of https://github.com/huggingface/safetensors: the length of a JSON header,
-the header, and the numbers of all tensors one after another. It is read and written here by hand,
-because the library of that name maps the file (pages that count as resident memory) and writes
-only what is in memory as a whole.
+The file format is that of https://github.com/huggingface/safetensors: the length of a JSON header, the
+header, and the data of all tensors in sequence. This module implements it directly, because the library
+safetensors memory-maps the file (its pages count as resident memory) and can only write tensors that are
+all in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TENSORS = "model.safetensors"
 INDEX = TENSORS + ".index.json"
 CONFIG = "config.json"
-SHARD_BYTES = 5 * 10**9  # larger directories are written in several files
+SHARD_BYTES = 5 * 10**9  # largest size of a file, in bytes; larger models are split into several files
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
@@ -36,17 +36,17 @@ DTYPES: dict[str, np.dtype] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOATS = tuple(DTYPES[code] for code in ("F64", "F32", "F16", "BF16"))
 _MAX_HEADER = 100 * 2**20
-_BLOCK = 16 * 2**20  # bytes of a tensor that are turned round or converted at a time
+_BLOCK = 16 * 2**20  # bytes of a tensor that are transposed or converted at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read when it is asked for.
+    """A tensor that is read lazily.
 
     Attributes:
-        parts: gives arrays that, one after another along the first axis, make up the tensor.
-        mapped: gives it as a memory map, where it lies in a file just so.
-        label: what errors call it.
+        parts: yields arrays whose concatenation along the first axis is the tensor.
+        mapped: returns the tensor as a memory map; None if no file contains it in this layout.
+        label: name of the tensor in error messages.
     """
 
     shape: tuple[int, ...]
@@ -60,47 +60,48 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The whole of it; may be a view that is not contiguous."""
+        """The full array; may be a view that is not contiguous."""
         parts = list(self.parts())
-        whole = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
-        return self._converted(whole)
+        array = (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(self.shape)
+        return self._converted(array)
 
     def astype(self, dtype: np.dtype) -> Tensor:
-        """The same numbers in another type; read or written, they are converted block by block.
+        """The tensor in another type; it is converted when it is read, or block by block when written.
 
-        Finite numbers that are none in that type raise an InputError then.
+        The conversion raises InputError if a finite number is not finite in that type.
         """
         return dataclasses.replace(self, dtype=np.dtype(dtype), mapped=None)
 
     def write(self, file: BinaryIO) -> None:
-        """The numbers in row-major order, without a second copy of the whole."""
+        """Writes the numbers in row-major order, without a second copy of the tensor."""
         for part in self.parts():
             for block in blocks(part):
                 file.write(np.ascontiguousarray(self._converted(block)).reshape(-1)
                            .view(np.uint8).data)
 
-
     def _converted(self, array: np.ndarray) -> np.ndarray:
         if array.dtype == self.dtype or array.dtype not in FLOATS:
             return array.astype(self.dtype, copy=False)
         with np.errstate(over="ignore"):
-            found = array.astype(self.dtype)
-        if not is_finite(found) and (lost := ~np.isfinite(found) & np.isfinite(array)).any():
-            place = f"{self.label}: " if self.label else ""
-            raise InputError(f"{place}expected numbers that {self.dtype} can hold, found "
-                             f"{float(array[lost].flat[0]):g} (and {int(lost.sum()) - 1} more)")
-        return found
+            converted = array.astype(self.dtype)
+        if not is_finite(converted) and (overflow := ~np.isfinite(converted) & np.isfinite(array)).any():
+            prefix = f"{self.label}: " if self.label else ""
+            raise InputError(f"{prefix}expected numbers that {self.dtype} can hold, found "
+                             f"{float(array[overflow].flat[0]):g} (and {int(overflow.sum()) - 1} more)")
+        return converted
 
 
 def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str,
               ignored: Callable[[str], bool] = lambda _: False) -> None:
-    """Holds the names and shapes that there are against those that are wanted.
+    """Compares the names and shapes of tensors with the expected ones.
 
     Args:
-        ignored: whether a tensor that is not wanted may be there all the same.
+        wanted: expected shapes by name.
+        found: shapes of the tensors by name.
+        ignored: whether an additional tensor of this name is allowed.
 
     Raises:
-        InputError: tensors are missing, left over or of another shape; all such are listed.
+        InputError: tensors are missing, unknown or of another shape; all such are listed.
     """
     problems = {"missing": sorted(wanted.keys() - found.keys()),
                 "not known": sorted(name for name in found.keys() - wanted.keys() if not ignored(name)),
@@ -109,22 +110,23 @@ def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
                                      if name in found and found[name] != shape]}
     if any(problems.values()):
         raise InputError(f"{source}: tensors do not fit the configuration; " + "; ".join(
-            f"{what}: {', '.join(names)}" for what, names in problems.items() if names))
+            f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names))
 
 
 def check_floats(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raises InputError where a tensor holds no floating-point numbers."""
+    """Raises InputError if a tensor is not floating-point."""
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise InputError(f"{source}: {name}: expected floating-point numbers, found {tensor.dtype}")
 
 
 def in_memory(array: np.ndarray) -> Tensor:
+    """Wraps an array as a `Tensor`."""
     return Tensor(array.shape, array.dtype, lambda: iter([array]))
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array in pieces of at most _BLOCK bytes or a single number, in row-major order."""
+    """Yields the array in blocks of at most _BLOCK bytes (at least one number), in row-major order."""
     if array.nbytes <= _BLOCK or array.ndim == 0:
         yield array
     elif (rows := _BLOCK // array[:1].nbytes) > 0 or array.ndim == 1:
@@ -136,26 +138,26 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether all numbers are, of floating-point ones of any type."""
-    if array.dtype == DTYPES["BF16"]:  # by their bits: NumPy's own way through them is slow
+    """Whether all numbers of a floating-point array are finite."""
+    if array.dtype == DTYPES["BF16"]:  # checks the bits, because NumPy is slow for bfloat16
         return not ((array.view(np.uint16) & 0x7F80) == 0x7F80).any()
     return bool(np.isfinite(array).all())
 
 
 def count_vanishing(array: np.ndarray, dtype: np.dtype) -> int:
-    """How many numbers that are not 0 become 0 in another floating-point type."""
+    """Number of non-zero numbers that become 0 in another floating-point type."""
     if array.dtype == dtype or array.dtype not in FLOATS:
         return 0
-    half = float(ml_dtypes.finfo(dtype).smallest_subnormal) / 2  # which is rounded to even, 0
-    sizes = np.abs(array.astype(np.float32) if array.dtype == DTYPES["BF16"] else array)
-    return int(((sizes > 0) & (sizes <= half)).sum())
+    half = float(ml_dtypes.finfo(dtype).smallest_subnormal) / 2  # itself rounds to even, which is 0
+    magnitudes = np.abs(array.astype(np.float32) if array.dtype == DTYPES["BF16"] else array)
+    return int(((magnitudes > 0) & (magnitudes <= half)).sum())
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file; only its header is read here.
+    """The tensors of one safetensors file. Reads only the header; the tensors are read lazily.
 
     Raises:
-        InputError: it is missing, cut off, or no such file.
+        InputError: the file is missing, truncated, or not a safetensors file.
     """
     try:
         size = check_regular(path)
@@ -166,7 +168,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 file.seek(8)
             length = int.from_bytes(first, "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise InputError(f"{path}: cannot be read: no safetensors file, or cut off")
+                raise InputError(f"{path}: cannot be read: no safetensors file, or truncated")
             content = file.read(length)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -177,48 +179,48 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(header, dict):
         raise InputError(f"{path}: cannot be read: no safetensors file: its header is no object")
     header.pop("__metadata__", None)
-    found = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
-    end = 8 + length + sum(tensor.nbytes for tensor in found.values())
+    tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    end = 8 + length + sum(tensor.nbytes for tensor in tensors.values())
     if end != size:
         raise InputError(f"{path}: cannot be read: its header tells of {end:,} bytes, it has {size:,}")
-    return found
+    return tensors
 
 
 def read_directory(path: Path) -> dict[str, Tensor]:
-    """The tensors of a directory, from model.safetensors or else from the files that its index names.
+    """The tensors of a directory, from model.safetensors or otherwise the files in its index.
 
-    Where both are there, the single file is read, as transformers does, and a note says so.
+    If both exist, the single file is read, as in transformers, with a warning.
 
     Raises:
-        InputError: a file is missing or cannot be read, or holds other tensors than the index says.
+        InputError: a file is missing or cannot be read, or its tensors differ from the index.
     """
     if os.path.lexists(path / TENSORS):
         if os.path.lexists(path / INDEX):
-            log.warning("%s: has both %s and %s; the first is read, as transformers does", path, TENSORS,
+            log.warning("%s: has both %s and %s; reading the first, as transformers does", path, TENSORS,
                         INDEX)
         return read_file(path / TENSORS)
     if not os.path.lexists(path / INDEX):
         raise InputError(f"{path}: {TENSORS} is missing")
     index = read_weight_map(path / INDEX)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(index.values())):
         if Path(name).name != name:
-            raise InputError(f"{path / INDEX}: expected names of files beside it, found '{name}'")
+            raise InputError(f"{path / INDEX}: expected names of files in its directory, found '{name}'")
         if not os.path.lexists(path / name):
             raise InputError(f"{path}: {name} is missing, which {INDEX} names")
         part = read_file(path / name)
         if other := sorted(part.keys() ^ {key for key, file in index.items() if file == name}):
             raise InputError(f"{path / name}: its tensors are not those that {INDEX} says; "
                              f"they differ by {', '.join(other)}")
-        found |= part
-    return found
+        tensors |= part
+    return tensors
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """An index: the name of each tensor → the file that has it.
+    """Reads an index: tensor name → name of the file that contains it.
 
     Raises:
-        InputError: it cannot be read, names no tensor, or something else than files.
+        InputError: it cannot be read, contains no tensor, or values that are not file names.
     """
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
@@ -230,20 +232,21 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[str, bytes], *,
                     writer: str, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes tensors, in several files and an index where they are many, and other files beside.
+    """Writes tensors and other files; large models are split into several files with an index.
 
-    Each file is seen old or new, and all are whole before the first is. A process that is killed leaves the
-    old directory, the new one, or one without config.json. Tensors are read one at a time.
+    All files are complete before the first one replaces an old file, and each is replaced atomically. A
+    killed process leaves the old directory, the new one, or one without config.json. Tensors are read one
+    at a time.
 
     Args:
-        others: name → content.
-        writer: what the files' metadata says under "format".
-        shard_bytes: most bytes of one file, unless one tensor alone has more.
+        others: other files, name → content.
+        writer: value of "format" in the metadata of the tensor files.
+        shard_bytes: largest size of one file, in bytes, unless a single tensor is larger.
     """
     shards: list[dict[str, Tensor]] = [{}]
     for name, tensor in tensors.items():
-        held = sum(other.nbytes for other in shards[-1].values())
-        if shards[-1] and held + tensor.nbytes > shard_bytes:
+        size = sum(other.nbytes for other in shards[-1].values())
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
     names = [TENSORS] if len(shards) == 1 else [
@@ -255,16 +258,16 @@ def write_directory(path: Path, tensors: Mapping[str, Tensor], others: Mapping[s
         index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         contents[path / INDEX] = as_json({"metadata": {"total_size": total}, "weight_map": index})
     path.mkdir(parents=True, exist_ok=True)
-    # The configuration last: without it nobody takes the directory for a model's.
-    last = sorted(others, key=lambda name: name == CONFIG)
-    there = (path / INDEX, path / TENSORS, *path.glob("model-?????-of-?????.safetensors"))
-    write_together({**contents, **{path / name: others[name] for name in last}},
-                   # Of a model that was here and had another number of files.
-                   obsolete=[old for old in there if old not in contents])
+    # The configuration last: without it the directory is not a model directory.
+    ordered = sorted(others, key=lambda name: name == CONFIG)
+    existing = (path / INDEX, path / TENSORS, *path.glob("model-?????-of-?????.safetensors"))
+    write_together({**contents, **{path / name: others[name] for name in ordered}},
+                   # Files of a previous model with another number of files.
+                   obsolete=[old for old in existing if old not in contents])
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], *, writer: str = "tilelli_jax") -> None:
-    """Writes one file, atomically; raises OSError where it cannot be written."""
+    """Writes one file atomically. Raises OSError if it cannot be written."""
     write_together({path: _writer(tensors, writer)})
 
 
@@ -291,14 +294,14 @@ def _entry(path: Path, name: str, entry: Any, base: int, size: int) -> Tensor:
         dtype = DTYPES[entry["dtype"]]
         shape = tuple(entry["shape"])
         start, stop = entry["data_offsets"]
-        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+        valid = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
     except (KeyError, TypeError, ValueError):
-        kind = entry.get("dtype") if isinstance(entry, dict) else entry
+        code = entry.get("dtype") if isinstance(entry, dict) else entry
         raise InputError(f"{path}: {name}: expected a shape and one of {', '.join(DTYPES)}, "
-                         f"found {kind!r:.60}") from None
-    count = math.prod(shape) if whole else -1
-    if not whole or count * dtype.itemsize != stop - start or base + stop > size:
-        raise InputError(f"{path}: cannot be read: {name} does not lie in the file (cut off?)")
+                         f"found {code!r:.60}") from None
+    count = math.prod(shape) if valid else -1
+    if not valid or count * dtype.itemsize != stop - start or base + stop > size:
+        raise InputError(f"{path}: cannot be read: {name} is not inside the file (truncated?)")
 
     def parts() -> Iterator[np.ndarray]:
         with path.open("rb") as file:

@@ -1,6 +1,6 @@
 """Trains a network: tilelli train --config FILE [key=value …] [run_dir=PATH].
 
-The same command again goes on where the run stopped.
+Running the same command again resumes the run where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tilelli_jax.errors import InputError, command
 from tilelli_jax.models.abstain import blank_head, with_head
 from tilelli_jax.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
-from tilelli_jax.training.chat import chat_task, of_start
+from tilelli_jax.training.chat import chat_task, with_starting_network
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.experiment import ExperimentConfig
@@ -40,13 +40,13 @@ from tilelli_jax.training.task import Task
 from tilelli_jax.training.text import text_task
 
 log = logging.getLogger(__name__)
-DIVERGED = 3  # exit status: training anew from the last checkpoint would come to the same
+DIVERGED = 3  # exit status: resuming from the last checkpoint would diverge again
 
 
-@distributed.ends_at_once
+@distributed.exit_on_failure
 @command
 def main(argv: Sequence[str]) -> int:
-    for name in ("absl", "asyncio"):  # Orbax's threads, whose errors are raised here as well
+    for name in ("absl", "asyncio"):  # errors of Orbax's threads, which are also raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options = _options(argv)
     if options.distributed:
@@ -65,25 +65,25 @@ def main(argv: Sequence[str]) -> int:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(f"out of memory: {str(error).partition(chr(10))[0]}; less is needed with a smaller "
-                         f"train.batch_size or a larger train.accumulate, compute.remat=true, or "
+        raise InputError(f"out of memory: {str(error).partition(chr(10))[0]}; to need less, use a "
+                         f"smaller train.batch_size, a larger train.accumulate, compute.remat=true, or "
                          f"mesh.fsdp over more devices") from None
     finally:
         run.close()
 
 
 def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) -> int:
-    """One sitting of a run, from wherever it stands to its end or to a request to stop.
+    """Starts or resumes a run, and trains until it is complete or is asked to stop.
 
-    Returns the exit status: 0 when the run is complete, or was asked to stop and has saved.
+    Returns the exit status: 0 if the run is complete, or stopped on request after saving.
     """
     name = run.name
     first = jax.process_index() == 0
-    tell = print if first else (lambda *_, **__: None)
+    notify = print if first else (lambda *_, **__: None)
 
-    # What is asked for, checked before anything is written.
+    # Check everything before anything is written.
     require_extras(config.log)
-    config = of_start(config, run)
+    config = with_starting_network(config, run)
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
     task = (chat_task if config.chat is not None else
@@ -93,38 +93,38 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
     check_memory(training.outline)
     if run.open(config, force_resume=resume, write=first):
         if run.read_summary().get("corpus", task.fingerprint) != task.fingerprint:
-            raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; choose "
-                             "another run_dir")
+            raise InputError(f"{task.key}: {task.source} is not the data that {run.path} was trained on; "
+                             "choose another run_dir")
         if first:
-            print(f"{run.path} is complete (another run_dir=… trains anew):")
-            _tell_end(config, run, task, run.read_summary(), store.load(run.model))
+            print(f"{run.path} is complete (to train again, set another run_dir=…):")
+            _print_results(config, run, task, run.read_summary(), store.load(run.model))
         return 0
     if first:
         run.lock()  # a new directory exists only now
 
-    with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(jax.set_mesh(mesh))
-        # The state: weights from a checkpoint of this run, from another model, or at random.
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(jax.set_mesh(mesh))
+        # The state: from a checkpoint of this run, from another model, or random.
         network, outline, make, update = training
-        checkpoints = until_the_end.enter_context(
+        checkpoints = cleanup.enter_context(
             contextlib.closing(Checkpoints(run.checkpoints, config.train.keep)))
         run_state, iterator = RunState(), iter(task.batches)
-        if found := checkpoints.latest(outline):
-            state, notes = found
+        if checkpoint := checkpoints.latest(outline):
+            state, notes = checkpoint
             if notes.pop("corpus") != task.fingerprint and not resume:
-                raise InputError(f"{task.key}: {task.source} is not what {run.path} has learned from; "
-                                 "choose another run_dir, or --resume to go on with this")
+                raise InputError(f"{task.key}: {task.source} is not the data that {run.path} was trained on; "
+                                 "choose another run_dir, or --resume to continue with this data")
             iterator.set_state(_position(notes.pop("data"), iterator.get_state()["size"], run))
             run_state = RunState(**{"tokens": notes["step"] * task.tokens} | notes)
         else:
             state = make()
         run.check_updates(run_state.step, config.train.steps)
         del training, make, start_from  # they hold a second copy of the weights
-        tell(f"{name}: {config.model.family}, {_parameters(task, state.params)}; {task.source}: {task.size}; "
-             f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-             + (f"; going on from step {run_state.step}" if run_state.step else ""), flush=True)
+        notify(f"{name}: {config.model.family}, {_parameters(task, state.params)}; "
+               f"{task.source}: {task.size}; {jax.device_count()} × {jax.devices()[0].device_kind}"
+               + (f"; resuming from step {run_state.step}" if run_state.step else ""), flush=True)
 
-        # What the loop turns.
+        # The training loop.
         trainer = Trainer(
             config=config.train,
             task=task,
@@ -138,28 +138,29 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
             record=functools.partial(run.record, from_step=run_state.step) if first else lambda: None,
             log=MetricsLog(run.metrics, config.log, from_step=run_state.step, name=name,
                            settings=config_lib.to_dict(config)) if first else None,
-            progress=Progress(config.train.steps, run_state.step, task.loss_unit.told, show=first))
-        until_the_end.callback(trainer.progress.close)
+            progress=Progress(config.train.steps, run_state.step, task.loss_unit.format, show=first))
+        cleanup.callback(trainer.progress.close)
         if trainer.log:
-            until_the_end.callback(trainer.log.close)
+            cleanup.callback(trainer.log.close)
         with distributed.signals_deferred():
             state, run_state = trainer.run(state, iterator, run_state)
         if run_state.step < config.train.steps:
-            tell(f"stopped and saved at step {run_state.step} of {config.train.steps}; "
-                 f"the same command goes on from there", flush=True)
+            notify(f"stopped and saved at step {run_state.step} of {config.train.steps}; "
+                   f"the same command resumes from there", flush=True)
             return distributed.stop_status()
         params, exported = _exported(config, checkpoints, state, outline, run_state)
         params = _gathered(params, mesh)
         if first:
-            until_the_end.close()  # lets go of the checkpoints
+            cleanup.close()  # closes the checkpoints
             model = network.merge(params)
-            _tell_end(config, run, task, _finish(config, run, task, model, exported, run_state, mesh), model)
+            summary = _finish(config, run, task, model, exported, run_state, mesh)
+            _print_results(config, run, task, summary, model)
     return 0
 
 
 def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any, exported: int,
             run_state: RunState, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Writes model/, loss.png and, last, summary.json: it is what says that a run is complete."""
+    """Writes model/, loss.png and, last, summary.json, which marks the run as complete."""
     store.save(model, run.model)
     params = split_params(model)[1]
     n_parameters = parameter_count(params)
@@ -180,9 +181,9 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
     return summary
 
 
-def _tell_end(config: ExperimentConfig, run: RunDirectory, task: Task, summary: dict[str, Any],
-              model: Any) -> None:
-    """What a run has come to."""
+def _print_results(config: ExperimentConfig, run: RunDirectory, task: Task, summary: dict[str, Any],
+                   model: Any) -> None:
+    """Prints the results of a run."""
     print(f"\n{report.losses_table(summary, config.report, task.loss_unit)}\n")
     trigram = summary.get("trigram_valid_loss")
     if trigram is not None and trigram < summary["best_valid_loss"]:
@@ -201,14 +202,14 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = config_lib.command_line("tilelli train", __doc__, ExperimentConfig, "demo",
                                      "train.steps=50")
     parser.add_argument("--resume", action="store_true",
-                        help="go on with the run in run_dir even though settings have changed")
+                        help="resume the run in run_dir even if settings have changed")
     parser.add_argument("--distributed", action="store_true",
                         help="one of several processes (see launch/README.md)")
     return parser.parse_intermixed_args(argv)
 
 
 def _without_reference(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
-    """On other data than the file's, what the file compares with says nothing."""
+    """Drops the reference loss if the overrides change the data that it was measured on."""
     keys = {override.partition("=")[0] for override in overrides}
     if config.report.reference is None or "report.reference" in keys or not any(
             key.partition(".")[0] == "data" for key in keys):
@@ -218,29 +219,29 @@ def _without_reference(config: ExperimentConfig, overrides: Sequence[str]) -> Ex
 
 
 def _start(config: ExperimentConfig) -> Any:
-    """The model that the run begins from; one without the abstain head that is asked for gets a blank one.
+    """Loads the model that the run starts from; adds an abstain head of zeros if configured and missing.
 
     Raises:
-        InputError: it cannot be read, or is another network than the configuration's.
+        InputError: it cannot be read, or is not the network of the configuration.
     """
     model = store.load(config.train.init_from, config.compute)
     if getattr(config.model, "abstain_head", False) and getattr(model, "abstain", None) is None:
         model = with_head(model, blank_head(model.config.d_model))
     if model.config != config.model:
-        key, (theirs, ours) = next(iter(config_lib.differences(model.config, config.model).items()))
-        raise InputError(f"train.init_from: {config.train.init_from} has {key} {theirs}, "
-                         f"and model.{key} is {ours}")
+        key, (start_value, own_value) = next(iter(config_lib.differences(model.config, config.model).items()))
+        raise InputError(f"train.init_from: {config.train.init_from} has {key} {start_value}, "
+                         f"and model.{key} is {own_value}")
     return model
 
 
 def _parameters(task: Task, params: Any) -> str:
-    """How many there are, and how many of them are trained."""
-    whole, trained = parameter_count(params), parameter_count(select(params, task.trained))
-    return f"{whole:,} parameters" + (f", of which {trained:,} are trained" if trained < whole else "")
+    """Describes the number of parameters, and how many are trained."""
+    total, trained = parameter_count(params), parameter_count(select(params, task.trained))
+    return f"{total:,} parameters" + (f", of which {trained:,} are trained" if trained < total else "")
 
 
 def _position(state: dict[str, Any], size: float, run: RunDirectory) -> dict[str, Any]:
-    """Where in the data a checkpoint was saved; older ones count batches of the settings in config.yaml."""
+    """Returns a checkpoint's position in the data; older checkpoints count config.yaml's batches."""
     if "next_index" not in state:
         return state
     batch_size = config_lib.load(ExperimentConfig, run.config).train.batch_size
@@ -249,7 +250,7 @@ def _position(state: dict[str, Any], size: float, run: RunDirectory) -> dict[str
 
 def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainState,
               outline: TrainState, run_state: RunState) -> tuple[Any, int]:
-    """The parameters that go into model/, and the step that they are of."""
+    """Returns the parameters to write to model/, and their step."""
     if config.train.export == "best" and run_state.best_step != run_state.step:
         jax.tree.map(lambda a: a.delete(), state.opt_state)  # makes room
         try:
@@ -260,9 +261,10 @@ def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainSt
 
 
 def _gathered(params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The parameters from all devices and processes, on this one's first device."""
-    whole = distributed.together(jax.jit(lambda params: params, out_shardings=replicated(mesh)))(params)
-    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a.addressable_data(0))), whole)
+    """Gathers the parameters from all devices and processes onto this process's first device."""
+    gather = distributed.compile_barrier(jax.jit(lambda params: params, out_shardings=replicated(mesh)))
+    gathered = gather(params)
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a.addressable_data(0))), gathered)
 
 
 if __name__ == "__main__":

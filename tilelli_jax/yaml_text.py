@@ -1,4 +1,4 @@
-"""YAML as people mean it: a key that stands twice is an error, and a date is text."""
+"""Reads and writes YAML within limits; duplicate keys are errors, and dates are read as text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tilelli_jax import files
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import MAX_DEPTH, check_text
 
-MAX_BYTES = 1 << 20  # of a file: PyYAML reads some 100 kB a second
-MAX_VALUES = 100_000  # an alias repeats values: nine lines can say a thousand million of them
+MAX_BYTES = 1 << 20  # size limit of a file: PyYAML reads about 100 kB per second
+MAX_VALUES = 100_000  # aliases repeat values: nine lines can expand to a billion values
 TOO_LARGE = f"expected at most {MAX_DEPTH} levels and {MAX_VALUES:,} values, found more"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping.
+    """Reads a YAML file whose top level is a mapping.
 
     Raises:
-        InputError: it cannot be read, is not YAML, or is no mapping.
+        InputError: the file is unreadable, not YAML, or not a mapping.
     """
     try:
         tree = parse(files.read_text(path, MAX_BYTES))
@@ -36,10 +36,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str) -> Any:
-    """What the text holds, as dicts, lists and scalars; no other objects are made.
+    """Parses YAML into dicts, lists and scalars; creates no other objects.
 
     Raises:
-        ValueError: it is not YAML: what is wrong and where, in one line.
+        ValueError: the text is not YAML; the message says what is wrong and where, in one line.
     """
     try:
         tree = yaml.load(text, _Loader)
@@ -50,55 +50,55 @@ def parse(text: str) -> Any:
     except RecursionError:
         raise ValueError(TOO_LARGE) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        # What a tag promises and its value does not keep, as `!!bool maybe`.
+        # A value does not match its tag, as in `!!bool maybe`.
         raise ValueError(f"a value that is not of the kind its tag says: {error}") from None
     _check_size(tree)
     return tree
 
 
 def kind(tree: Any) -> str:
-    """What a user calls a value."""
+    """Names a value's type in the user's terms."""
     return {dict: "keys", list: "a list", str: "text", bool: "true/false", int: "a whole number",
             float: "a number", type(None): "nothing"}.get(type(tree), type(tree).__name__)
 
 
 def dump(tree: Mapping[str, Any]) -> str:
-    """The text that `parse` reads back, keys in their order."""
+    """Returns the text that `parse` reads back, with keys in their order."""
     return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _check_size(tree: Any) -> None:
-    """Raises ValueError where it is too large or too deep with its aliases, or has other kinds of values."""
-    left, level, count = [tree], 0, 0
-    while left:
-        count += len(left)
+    """Raises ValueError if the tree, aliases expanded, is too large or deep or has other types of values."""
+    values, level, count = [tree], 0, 0
+    while values:
+        count += len(values)
         if level > MAX_DEPTH or count > MAX_VALUES:
             raise ValueError(TOO_LARGE)
         inside: list[Any] = []
-        for one in left:
-            if isinstance(one, dict | list):
-                inside += [*one, *one.values()] if isinstance(one, dict) else one
+        for value in values:
+            if isinstance(value, dict | list):
+                inside += [*value, *value.values()] if isinstance(value, dict) else value
                 if len(inside) > MAX_VALUES:
                     break
-            elif not isinstance(one, str | int | float | None):
-                raise ValueError(f"expected text, numbers, lists and keys with values, found {one!r:.40}")
-        left, level = inside, level + 1
+            elif not isinstance(value, str | int | float | None):
+                raise ValueError(f"expected text, numbers, lists and keys with values, found {value!r:.40}")
+        values, level = inside, level + 1
 
 
 class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Before PyYAML 6.0.4 a merge (<<) of aliases repeats their keys, ten times ten times.
+        # Before PyYAML 6.0.4 a merge (<<) of aliases repeats their keys, exponentially.
         super().flatten_mapping(node)
         if len(node.value) > MAX_VALUES:
             raise yaml.MarkedYAMLError(problem=TOO_LARGE, problem_mark=node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        # The standard asks for keys that differ; PyYAML takes the last one without a word.
+        # The standard requires unique keys; PyYAML silently takes the last one.
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
                 if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice",
+                    raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice",
                                                problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -111,7 +111,7 @@ _Loader.yaml_implicit_resolvers = {
 
 class _Dumper(yaml.SafeDumper):
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Written plainly, the rarer line breaks would come back as spaces.
+        # Without quotes, these rarer line breaks would be read back as spaces.
         style = '"' if set(data) & set("\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 

@@ -1,11 +1,11 @@
-"""Do the tests see small faults? Applies one at a time to a copy of the tree, and runs its listed tests.
+"""Mutation testing: applies small faults one at a time to a copy of the tree, and runs their tests.
 
     python tools/mutations.py [--only 3,17] [--jobs 2] [--full] [--min-caught 38]
 
-The faults are listed in tools/mutations.yaml. A fault is caught where pytest fails (exit status 1) on the
-listed tests of the default tier, or, with --full, on the whole of it. Ends with 1 if fewer are caught than
---min-caught, and with 2 if the list does not fit the tree or its tests fail without any fault. The checkout
-is never changed.
+tools/mutations.yaml lists the faults. A fault is caught if pytest fails (exit status 1) on the fault's tests
+of the default tier, or, with --full, on the whole tier. The exit status is 1 if fewer than --min-caught are
+caught, and 2 if the list does not match the tree or its tests fail without a fault. The checkout is never
+changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PASSED, FAILED = 0, 1  # pytest's exit statuses
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """`old`, which occurs exactly once in `file`, becomes `new`; `tests` are tried first."""
+    """A fault: `old`, which occurs exactly once in `file`, becomes `new`; `tests` run first."""
 
     file: str
     old: str
@@ -48,7 +48,7 @@ class Mutation:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """pytest's exit status, and the first test that failed; `seconds` of all that was run."""
+    """pytest's exit status, the first test that failed, and the run time in seconds."""
 
     status: int
     failed: str
@@ -62,7 +62,7 @@ class Outcome:
         if self.caught:
             return f"caught by {self.failed or 'a test'}"
         if self.status == PASSED:
-            return "survived the tests that were run"
+            return "not caught by the tests that ran"
         return f"not caught: pytest ended with {self.status}"
 
 
@@ -82,18 +82,19 @@ def main(argv: Sequence[str]) -> int:
         for job in range(options.jobs):
             copies.put(copy_tree(ROOT, Path(folder, str(job))))
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            first = sorted({test for number in chosen for test in mutations[number - 1].tests})
-            # With --full all of them: a test that fails anyway would seem to catch every fault.
+            listed_tests = sorted({test for number in chosen for test in mutations[number - 1].tests})
+            # With --full run all tests: one that always fails would seem to catch every fault.
             shares = [[]] if options.full else [
-                share for job in range(options.jobs) if (share := first[job::options.jobs])]
+                share for job in range(options.jobs) if (share := listed_tests[job::options.jobs])]
             unchanged = [pool.submit(_in_copy, copies, functools.partial(run, tests=share))
                          for share in shares]
             for future in unchanged:
                 if (outcome := future.result()).status != PASSED:
-                    raise InputError("tests: expected all to pass without any fault, found pytest ended with "
-                                     f"{outcome.status}{outcome.failed and ': ' + outcome.failed}")
+                    raise InputError("tests: expected all to pass without a fault, found pytest exiting "
+                                     f"with {outcome.status}{outcome.failed and ': ' + outcome.failed}")
             running = {pool.submit(_in_copy, copies, functools.partial(
-                tried, mutation=mutations[number - 1], full=options.full)): number for number in chosen}
+                run_mutation, mutation=mutations[number - 1], full=options.full)): number
+                       for number in chosen}
             caught = 0
             for future in concurrent.futures.as_completed(running):
                 number, outcome = running[future], future.result()
@@ -106,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read(path: Path) -> list[Mutation]:
-    """The list. Raises InputError where it cannot be read, or an entry lacks a key or has another one."""
+    """Reads the list. Raises InputError if it is unreadable, or an entry lacks a key or has another one."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -123,21 +124,21 @@ def read(path: Path) -> list[Mutation]:
 
 
 def check(mutations: Iterable[Mutation], root: Path) -> None:
-    """Raises InputError where a string does not occur exactly once, changes nothing, or a file is missing."""
+    """Raises InputError if `old` does not occur exactly once or equals `new`, or a file is missing."""
     for number, mutation in enumerate(mutations, 1):
         for path in (mutation.file, *mutation.tests):
             if not (root / path).is_file():
                 raise InputError(f"entry {number}: {path}: no such file")
-        found = (root / mutation.file).read_text(encoding="utf-8").count(mutation.old)
-        if found != 1:
+        count = (root / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+        if count != 1:
             raise InputError(f"entry {number}: {mutation.file}: expected {mutation.old!r} once, "
-                             f"found it {found} times")
+                             f"found it {count} times")
         if mutation.old == mutation.new:
             raise InputError(f"entry {number}: {mutation.file}: expected new to differ from old")
 
 
 def copy_tree(root: Path, folder: Path) -> Path:
-    """A copy of what git tracks or would track, in `folder`, beside a link to the checkout's ../shared."""
+    """Copies all files that git tracks or would track to `folder`, next to a link to ../shared."""
     listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
                             check=True, capture_output=True).stdout.decode().split("\0")
     copy = folder / root.name
@@ -150,8 +151,8 @@ def copy_tree(root: Path, folder: Path) -> Path:
     return copy
 
 
-def tried(copy: Path, mutation: Mutation, full: bool) -> Outcome:
-    """What the tests make of one fault, which is taken back afterwards."""
+def run_mutation(copy: Path, mutation: Mutation, full: bool) -> Outcome:
+    """Applies a fault, runs its tests, and reverts it."""
     path = copy / mutation.file
     before = path.read_bytes()
     try:
@@ -159,15 +160,15 @@ def tried(copy: Path, mutation: Mutation, full: bool) -> Outcome:
         first = run(copy, mutation.tests, "-x")
         if first.status != PASSED or not full:
             return first
-        whole = run(copy, [], "-x")
-        return dataclasses.replace(whole, seconds=first.seconds + whole.seconds)
+        all_tests = run(copy, [], "-x")
+        return dataclasses.replace(all_tests, seconds=first.seconds + all_tests.seconds)
     finally:
         path.write_bytes(before)
 
 
 def run(copy: Path, tests: Sequence[str], *options: str) -> Outcome:
-    """The default tests of some files, or of all where none is named."""
-    # No compiled modules: of a file that is changed twice in a second an old one could be taken for the new.
+    """Runs the default tests of some files, or of all files if none is named."""
+    # No bytecode: if a file changes twice within a second, Python could load outdated bytecode.
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     start = time.monotonic()
     done = subprocess.run(
@@ -190,18 +191,18 @@ def _in_copy(copies: queue.SimpleQueue[Path], work: Callable[[Path], Outcome]) -
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(prog="tools/mutations.py", description=str(__doc__).splitlines()[0])
-    parser.add_argument("--only", type=_numbers, metavar="N,M", help="numbers of the list; all by default")
-    parser.add_argument("--jobs", type=_count, default=1, help="copies that are tested at once [1]")
+    parser.add_argument("--only", type=_numbers, metavar="N,M", help="numbers of faults in the list [all]")
+    parser.add_argument("--jobs", type=_count, default=1, help="number of copies tested in parallel [1]")
     parser.add_argument("--full", action="store_true",
-                        help="run the whole default tier where the listed tests do not fail")
+                        help="run the whole default tier if the fault's tests do not fail")
     parser.add_argument("--min-caught", type=int, metavar="N",
-                        help=f"end with 1 if fewer are caught [{MIN_CAUGHT}; with --only, all of them]")
+                        help=f"exit with 1 if fewer are caught [{MIN_CAUGHT}; with --only, all of them]")
     return parser.parse_args(argv)
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number ≥ 1, found {text!r}")
     return int(text)
 
 

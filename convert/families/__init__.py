@@ -1,4 +1,4 @@
-"""One file for each family of checkpoints, and how a source's family is told."""
+"""The families of checkpoints, one module each, and the detection of a source's family."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from .sae import SAE
 from .tilelli import ATOME, TILELLI
 from .vanilla import VANILLA
 
-# In the order in which they are asked: the first that recognises a source has it.
+# In order of precedence: the first family that recognises a source is used.
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (GPT_NEOX, GEMMA4, T5, SAE, LRD, VANILLA, ATOME, TILELLI)}
 OTHER_NAMES = {"chronos": "t5"}
 
 
-def family_of(source: Source, named: str | None) -> Family:
-    """The family that was named, or that recognises the source.
+def family_of(source: Source, name: str | None) -> Family:
+    """Returns the family of this name, or the first that recognises the source if `name` is None.
 
     Raises:
-        InputError: there is no such family, or none recognises it.
+        InputError: no family has this name, or none recognises the source.
     """
-    if named is not None:
-        name = OTHER_NAMES.get(named, named)
-        if name not in FAMILIES:
+    if name is not None:
+        family_name = OTHER_NAMES.get(name, name)
+        if family_name not in FAMILIES:
             raise InputError(f"--from: expected one of {', '.join([*FAMILIES, *OTHER_NAMES])}, "
-                             f"found '{named}'")
-        return FAMILIES[name]
-    found = next((family for family in FAMILIES.values() if family.recognises(source)), None)
-    if found is None and source.is_directory and "family" in source.tree:
-        raise InputError(f"{source.path}: a model directory already, which tilelli_jax.load reads; "
-                         "--to torch converts it back")
-    if found is None:
-        kind = source.tree.get("model_type")
-        what = f"model_type '{kind}'" if kind else f"tensors like {', '.join(list(source.tensors)[:3])}"
-        raise InputError(f"{source.path}: of no family known here ({what}); expected one of "
-                         f"{', '.join(FAMILIES)}, which --from may name")
-    return found
+                             f"found '{name}'")
+        return FAMILIES[family_name]
+    recognised = next((family for family in FAMILIES.values() if family.recognises(source)), None)
+    if recognised is None and source.is_directory and "family" in source.config:
+        raise InputError(f"{source.path}: expected a checkpoint to convert, found a model directory; "
+                         "tilelli_jax.load reads it, --to torch converts it back")
+    if recognised is None:
+        kind = source.config.get("model_type")
+        contents = f"model_type '{kind}'" if kind else f"tensors like {', '.join(list(source.tensors)[:3])}"
+        raise InputError(f"{source.path}: expected a checkpoint of a known family ({', '.join(FAMILIES)}; "
+                         f"--from selects one), found {contents}")
+    return recognised

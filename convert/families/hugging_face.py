@@ -1,4 +1,4 @@
-"""Families whose maps the networks themselves bring, for `from_pretrained`."""
+"""Hugging Face families; their maps of names are those of the networks' `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def _family(network: type[Pretrained]) -> Family:
     theirs = network.hugging_face
 
     def recognises(source: Source) -> bool:
-        return source.is_directory and source.tree.get("model_type") in theirs.model_types
+        return source.is_directory and source.config.get("model_type") in theirs.model_types
 
-    def plan(source: Source, settings: Mapping[str, Any]) -> Plan:
+    def plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
         if not source.is_directory:
-            raise InputError(f"{source.path}: a file of PyTorch; --from {theirs.family} reads a Hugging Face "
-                             "directory")
-        where = f"{source.path / hugging_face.CONFIG}"
+            raise InputError(f"{source.path}: expected a directory, found a PyTorch file; "
+                             f"--from {theirs.family} reads a Hugging Face directory")
+        config_path = f"{source.path / hugging_face.CONFIG}"
         source = source.with_names(theirs.present_name)
-        said = hugging_face.settings(theirs, source.tree, source.tensors, where)
-        config = configured(network.config_class, said, settings, where)
+        inferred = hugging_face.settings(theirs, source.config, source.tensors, config_path)
+        config = configured(network.config_class, inferred, overrides, config_path)
         return make_plan(theirs.family, network, config, theirs.names, source, theirs.ignored(config))
 
     return Family(theirs.family, recognises, plan)

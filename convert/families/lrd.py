@@ -1,4 +1,4 @@
-"""Recall's sidecar, `lrd.pt`: a state dict, the scalers as NumPy arrays, and a temperature."""
+"""Recall's sidecar network, `lrd.pt`: a state dict, scalers as NumPy arrays, a temperature."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ NAMES = {
     "temperature": Theirs("T")}
 
 
-def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
-    temperature = source.rest.get("T")
+def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
+    temperature = source.other_entries.get("T")
     if not isinstance(temperature, float):
-        raise InputError(f"{source.path}: T: expected the temperature, a number, found {temperature!r}")
+        raise InputError(f"{source.path}: T: expected the temperature (a number), found {temperature!r}")
     source = dataclasses.replace(source, tensors={**source.tensors, "T": in_memory(np.array(temperature))})
-    found = source.tensors
-    three, n_features = shape_of(source, found, "gru.weight_ih_l0", 2)
-    (n_globals,) = shape_of(source, found, "gscaler.mean", 1)
-    said = {"family": "lrd", "n_features": n_features, "n_globals": n_globals, "d_hidden": three // 3,
-            "features": source.rest.get("feat_names", []), "globals": source.rest.get("global_names", [])}
-    config = configured(SidecarConfig, said, settings, str(source.path))
+    tensors = source.tensors
+    gate_rows, n_features = shape_of(source, tensors, "gru.weight_ih_l0", 2)
+    (n_globals,) = shape_of(source, tensors, "gscaler.mean", 1)
+    inferred = {"family": "lrd", "n_features": n_features, "n_globals": n_globals, "d_hidden": gate_rows // 3,
+                "features": source.other_entries.get("feat_names", []),
+                "globals": source.other_entries.get("global_names", [])}
+    config = configured(SidecarConfig, inferred, overrides, str(source.path))
     return make_plan("lrd", Sidecar, config, NAMES, source, {})
 
 
-def tree_of(config: Any, state: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The file as Recall reads it."""
+def tree_of(config: Any, state: Mapping[str, Tensor], other_entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of the `.pt` file in Recall's format; `state` holds tensors under Recall's names."""
     def scaler(name: str, *keys: str) -> dict[str, np.ndarray]:
         return {key: np.array(state[f"{name}.{key}"].read()) for key in keys}
 
     weights = {name: tensor for name, tensor in state.items() if name.startswith(("gru.", "head."))}
-    return {**rest, "state_dict": weights, "fscaler": scaler("fscaler", "mean", "std"),
+    return {**other_entries, "state_dict": weights, "fscaler": scaler("fscaler", "mean", "std"),
             "gscaler": scaler("gscaler", "mean", "scale"), "T": float(state["T"].read()),
             "n_feat": config.n_features, "n_global": config.n_globals, "hidden": config.d_hidden,
             "feat_names": list(config.features), "global_names": list(config.globals)}

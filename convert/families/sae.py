@@ -1,4 +1,4 @@
-"""TopK sparse autoencoders: fm-difficulty-probe's `.pt` files, directories of SAELens and sparsify."""
+"""TopK sparse autoencoders: `.pt` files of fm-difficulty-probe, directories of SAELens and sparsify."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tilelli_jax.tensors import Tensor, in_memory, write_file
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import AUTOENCODERS, Source
-from .stated import cannot_be_told, shape_of
+from .stated import cannot_infer, shape_of
 
-HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out)")  # of TransformerLens
-NEARLY = 1e-2  # a length of 1, in bfloat16
+HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out)")  # TransformerLens
+UNIT_NORM_TOLERANCE = 1e-2  # a norm counts as 1 within this; bfloat16 needs it
 NAMES: Names = {"encoder.kernel": Theirs("W_enc"), "encoder.bias": Theirs("b_enc"),
                 "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
 SPARSIFY: Names = {"encoder.kernel": turned("encoder.weight"), "encoder.bias": Theirs("encoder.bias"),
                    "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
 
-# What a configuration may say, as far as it changes the numbers; absent is as good.
-UNDERSTOOD: dict[str, tuple[Any, ...]] = {
+# Keys of cfg.json that affect the outputs, and the values that are supported; a missing key is accepted.
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "architecture": ("topk",), "activation": ("topk",), "activation_fn": ("topk",),
     "activation_fn_str": ("topk",), "signed": (False,), "transcode": (False,),
     "skip_connection": (False,), "apply_b_dec_to_input": (True,), "normalize_activations": ("none", None),
     "rescale_acts_by_decoder_norm": (False,), "reshape_activations": ("none", None),
     "normalize_io": (False,), "multi_topk": (False, True), "finetuning_scaling_factor": (False,),
     "noise_scale": (0, None), "hook_head_index": (None,), "seqpos_slice": (None, [None], [])}
-# And what changes none, or is checked below.
-HARMLESS = {
+# Keys that do not affect the outputs, or are checked in `_plan`.
+IGNORED_KEYS = {
     "k", "activation_fn_kwargs", "d_in", "d_sae", "num_latents", "expansion_factor", "normalize_decoder",
     "dtype", "device", "metadata", "model_name", "model_class_name", "hook_name", "hook_layer", "hook_point",
     "hook_point_layer", "prepend_bos", "dataset_path", "dataset_trust_remote_code", "context_size",
@@ -44,75 +44,78 @@ HARMLESS = {
     "sae_id", "release"}
 
 
-def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
-    for key, values in UNDERSTOOD.items():
-        if key in source.tree and source.tree[key] not in values:
+def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
+    for key, values in SUPPORTED_VALUES.items():
+        if key in source.config and source.config[key] not in values:
             raise InputError(f"{source.path}: {key}: expected {' or '.join(map(repr, values))}, "
-                             f"found {source.tree[key]!r}")
+                             f"found {source.config[key]!r}")
     if "encoder.weight" in source.tensors and "W_enc" not in source.tensors:
         names = SPARSIFY
         n_latents, d_model = shape_of(source, source.tensors, "encoder.weight", 2)
     else:
         names = NAMES
         d_model, n_latents = shape_of(source, source.tensors, "W_enc", 2)
-    if source.is_directory and (unknown := sorted(source.tree.keys() - UNDERSTOOD.keys() - HARMLESS)):
-        raise InputError(f"{source.path}: {unknown[0]}: not known here, and might change the numbers; if it "
-                         "does not, take it out of cfg.json")
-    said: dict[str, Any] = {"family": "sae", "d_model": d_model, "n_latents": n_latents, **_about(source)}
+    unknown = sorted(source.config.keys() - SUPPORTED_VALUES.keys() - IGNORED_KEYS)
+    if source.is_directory and unknown:
+        raise InputError(f"{source.path}: {unknown[0]}: unknown key, which might affect the outputs; if it "
+                         "does not, remove it from cfg.json")
+    inferred: dict[str, Any] = {"family": "sae", "d_model": d_model, "n_latents": n_latents,
+                                **_activation_settings(source)}
     for keys, size in ((("d_in",), d_model), (("d_sae", "num_latents"), n_latents)):
         for key in keys:
-            if source.tree.get(key, size) != size:
-                raise InputError(f"{source.path}: {key}: expected {size}, as the tensors have it, found "
-                                 f"{source.tree[key]!r}")
-    found = _k(source)
-    if found is None and "k" not in settings:  # the file does not hold it; its name sometimes does
-        raise cannot_be_told(source, "k")
-    if found is not None:
-        said["k"] = found
-        if settings.get("k", found) != found:
-            raise InputError(f"--set k: expected {found}, as {source.path} says, found {settings['k']!r}")
-    config = configured(SAEConfig, said, settings, str(source.path))
+            if source.config.get(key, size) != size:
+                raise InputError(f"{source.path}: {key}: expected {size}, the size in the tensors, found "
+                                 f"{source.config[key]!r}")
+    k = _k(source)
+    if k is None and "k" not in overrides:  # at most the name of such a file gives k
+        raise cannot_infer(source, "k")
+    if k is not None:
+        inferred["k"] = k
+        if overrides.get("k", k) != k:
+            raise InputError(f"--set k: expected {k}, the value in {source.path}, found {overrides['k']!r}")
+    config = configured(SAEConfig, inferred, overrides, str(source.path))
     return make_plan("sae", TopKSAE, config, names, source, {})
 
 
 def _k(source: Source) -> Any:
-    """How many latents are active, where the configuration says it, in one of two places; None elsewhere."""
-    nested = source.tree.get("activation_fn_kwargs")
+    """The number of active latents, from one of two keys of the configuration; None if it has neither."""
+    nested = source.config.get("activation_fn_kwargs")
     nested = {} if nested is None else nested
     if not isinstance(nested, dict) or nested.keys() - {"k"}:
-        raise InputError(f"{source.path}: activation_fn_kwargs: expected k alone, found {nested!r:.60}")
-    found = [tree["k"] for tree in (source.tree, nested) if "k" in tree]
-    if len(found) == 2 and found[0] != found[1]:
-        raise InputError(f"{source.path}: k is {found[0]!r}, and activation_fn_kwargs.k {found[1]!r}")
-    return found[0] if found else None
+        raise InputError(f"{source.path}: activation_fn_kwargs: expected only k, found {nested!r:.60}")
+    k_values = [tree["k"] for tree in (source.config, nested) if "k" in tree]
+    if len(k_values) == 2 and k_values[0] != k_values[1]:
+        raise InputError(f"{source.path}: activation_fn_kwargs.k: expected {k_values[0]!r}, the value of k, "
+                         f"found {k_values[1]!r}")
+    return k_values[0] if k_values else None
 
 
-def _about(source: Source) -> dict[str, Any]:
-    """What of the decoder has length 1, and what the activations are of, as far as the source says."""
-    tree = source.tree
+def _activation_settings(source: Source) -> dict[str, Any]:
+    """Settings on the decoder's unit norm (from its tensor) and on the activations (model, layer, hook)."""
+    tree = source.config
     metadata: Any = tree.get("metadata") if isinstance(tree.get("metadata"), dict) else tree
-    said: dict[str, Any] = {"unit_norm": "none"}
+    inferred: dict[str, Any] = {"unit_norm": "none"}
     if "W_dec" in source.tensors and len(source.tensors["W_dec"].shape) == 2:
-        with np.errstate(over="ignore"):  # whose length is not 1
+        with np.errstate(over="ignore"):  # an overflow means that the norm is not 1
             squares = np.square(source.tensors["W_dec"].read(), dtype=np.float32)
         for name, axis in (("columns", 0), ("rows", 1)):
-            if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < NEARLY:
-                said["unit_norm"] = name
+            if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < UNIT_NORM_TOLERANCE:
+                inferred["unit_norm"] = name
     for ours, theirs, kind in (("of_model", "model_name", str), ("layer", "hook_layer", int)):
         if isinstance(metadata.get(theirs), kind):
-            said[ours] = metadata[theirs]
+            inferred[ours] = metadata[theirs]
     if hook := HOOK.fullmatch(str(metadata.get("hook_name"))):
-        said |= {"layer": int(hook[1]), "place": hook[2]}
+        inferred |= {"layer": int(hook[1]), "place": hook[2]}
     elif isinstance(metadata.get("hook_name"), str):
-        said["place"] = metadata["hook_name"]
-    return said
+        inferred["place"] = metadata["hook_name"]
+    return inferred
 
 
 def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor], out: Path) -> None:
-    """Writes the directory that SAELens or sparsify reads.
+    """Writes a directory for SAELens or sparsify.
 
-    SAELens keeps a BatchTopK as what it is after training: a JumpReLU with one threshold for all latents.
-    What `most_active` leaves out has no place there.
+    SAELens stores a trained BatchTopK SAE as a JumpReLU with one threshold for all latents; the limit
+    `max_active` cannot be stored.
 
     Raises:
         InputError: `out` already exists, or cannot be written.
@@ -145,7 +148,7 @@ def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor]
 
 def _recognises(source: Source) -> bool:
     if source.is_directory:
-        return "W_dec" in source.tensors and "model_type" not in source.tree
+        return "W_dec" in source.tensors and "model_type" not in source.config
     return "W_enc" in source.tensors
 
 

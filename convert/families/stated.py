@@ -1,4 +1,4 @@
-"""What the Tilelli `.pt` files say of themselves, in one place for the families among them."""
+"""Shared by the families of Tilelli `.pt` files: settings and shapes read from a file."""
 
 from __future__ import annotations
 
@@ -17,86 +17,89 @@ from tilelli_jax.tensors import Tensor
 from ..plan import Assumption
 from ..source import Source
 
-PARTS = "quantized_parts"  # of a configuration of ours in a .pt file
+PARTS = "quantized_parts"  # key in .pt files written by this library: which weights are quantised
 _WRAPPERS = re.compile(r"^((module|_orig_mod|base|model)\.)+")
 
 
 def stripped(source: Source) -> Source:
-    """Without the prefixes that wrappers leave: `base.`, `module.`, `_orig_mod.`, `model.`."""
+    """Removes the prefixes `base.`, `module.`, `_orig_mod.` and `model.` of wrappers from tensor names."""
     return source.with_names(lambda name: _WRAPPERS.sub("", name))
 
 
-def tied_twice(found: Mapping[str, Tensor], table: str, unembed: str) -> dict[str, str]:
-    """The unembedding, where it is there and is the embedding table over again, as shared parameters are."""
-    return {unembed: table} if is_same(found, table, unembed) else {}
+def tied_duplicates(tensors: Mapping[str, Tensor], table: str, unembed: str) -> dict[str, str]:
+    """Maps the unembedding to the embedding table if both are stored with the same numbers, else empty."""
+    return {unembed: table} if is_same(tensors, table, unembed) else {}
 
 
-def shape_of(source: Source, found: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
-    """The shape of a tensor that has to be there.
+def shape_of(source: Source, tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
+    """Returns the shape of a required tensor.
 
     Raises:
-        InputError: it is not, or has another number of axes.
+        InputError: the tensor is missing, or does not have `rank` axes.
     """
-    if name not in found:
+    if name not in tensors:
         raise InputError(f"{source.path}: missing: {name}")
-    if len(found[name].shape) != rank:
-        raise InputError(f"{source.path}: {name}: expected {rank} axes, found {found[name].shape}")
-    return found[name].shape
+    if len(tensors[name].shape) != rank:
+        raise InputError(f"{source.path}: {name}: expected {rank} axes, found {tensors[name].shape}")
+    return tensors[name].shape
 
 
 def quantizer_of(source: Source) -> dict[str, Any]:
-    """Settings of the quantiser, as far as the configuration says them.
+    """Returns the `quantizer` setting from the key `quantize` of the configuration; empty without that key.
 
-    `quantize` may be true or false, or a quantiser's name.
+    `quantize` is true, false, null or the name of a quantiser.
 
     Raises:
-        InputError: it says something else.
+        InputError: `quantize` has another value.
     """
-    if "quantize" not in source.tree:
+    if "quantize" not in source.config:
         return {}
-    said = source.tree["quantize"]
-    known = typing.get_args(QuantizerName)
-    name = {True: "ternary", False: "none", None: "none"}.get(said, said) if isinstance(
-        said, bool | None) else str(said)
-    if name not in known:
+    value = source.config["quantize"]
+    names = typing.get_args(QuantizerName)
+    name = {True: "ternary", False: "none", None: "none"}.get(value, value) if isinstance(
+        value, bool | None) else str(value)
+    if name not in names:
         raise InputError(f"{source.path}: config: quantize: expected true, false or one of "
-                         f"{', '.join(known)}, found {said!r}")
+                         f"{', '.join(names)}, found {value!r}")
     return {"quantizer": name}
 
 
-def quantized_parts(config: Any, said: Mapping[str, Any]) -> list[Assumption]:
-    """Which weights a quantiser takes, where nothing says it: feed-forward and attention, and what else?
+def quantized_parts(config: Any, known: Mapping[str, Any]) -> list[Assumption]:
+    """The assumption on which weights are quantised; empty if the source or the user says it.
+
+    Attention and feed-forward weights are always among them; the alternatives differ in the other parts.
 
     Args:
-        config: of our network, with what is assumed.
-        said: what the source and the user say.
+        config: configuration of the network, with the assumed parts.
+        known: settings that the source and the user give.
     """
-    if config.quantizer == "none" or "quantize" in said:
+    if config.quantizer == "none" or "quantize" in known:
         return []
     hint = typing.get_type_hints(type(config))["quantize"]
     parts = typing.get_args(typing.get_args(hint)[0])
-    there = {"conv": {"local", "wide"} & set(getattr(config, "pathways", ())),
-             "router": len(getattr(config, "pathways", ())) * getattr(config, "n_banks", 1) > 1,
-             "embed": True, "unembed": not config.tie_embeddings}
-    open_ = [part for part in parts if there.get(part)]
+    present = {"conv": {"local", "wide"} & set(getattr(config, "pathways", ())),
+               "router": len(getattr(config, "pathways", ())) * getattr(config, "n_banks", 1) > 1,
+               "embed": True, "unembed": not config.tie_embeddings}
+    optional = [part for part in parts if present.get(part)]
     others = [tuple(part for part in parts if (part in config.quantize) != (part in flipped))
-              for n in range(len(open_)) for flipped in itertools.combinations(open_, n + 1)]
+              for n in range(len(optional)) for flipped in itertools.combinations(optional, n + 1)]
     return [Assumption("quantize", config.quantize, sorted(others, key=len),
-                       f"nothing says which weights are quantised ({config.quantizer}); "
+                       f"the source does not specify which weights are quantised ({config.quantizer}); "
                        f"{', '.join(config.quantize)} are assumed")]
 
 
-def cannot_be_told(source: Source, key: str) -> InputError:
-    return InputError(f"{source.path}: {key}: cannot be told from the tensors, and its configuration does "
-                      f"not say it; add --set {key}=…")
+def cannot_infer(source: Source, key: str) -> InputError:
+    """The error for a setting that neither the tensors nor the configuration determine."""
+    return InputError(f"{source.path}: {key}: cannot be inferred from the tensors, and the configuration "
+                      f"does not specify it; add --set {key}=…")
 
 
-def is_ours(source: Source, family: str) -> bool:
-    """Whether the file was written here, and says everything of the network."""
-    return source.tree.get("family") == family and PARTS in source.tree
+def has_library_settings(source: Source, family: str) -> bool:
+    """Whether this library wrote the file, which then contains the complete configuration."""
+    return source.config.get("family") == family and PARTS in source.config
 
 
-def our_settings(cls: type, source: Source) -> dict[str, Any]:
-    """The settings of our configuration in a file that was written here."""
-    tree = {**source.tree, "quantize": source.tree[PARTS]}
+def library_settings(cls: type, source: Source) -> dict[str, Any]:
+    """The configuration in a file that this library wrote."""
+    tree = {**source.config, "quantize": source.config[PARTS]}
     return {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}

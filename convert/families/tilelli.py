@@ -1,9 +1,10 @@
-"""Tilelli's routed networks in `.pt` files, whose names are published only in part.
+"""Tilelli's routed networks in `.pt` files, whose tensor names are published only in part.
 
-So a tensor is known by the end of its name and by its shape: `blocks.3.sparse.heads.5.Wq.weight`,
-`blocks.3.paths.1.Wq.weight` and `blocks.3.attn.q_proj.weight` are all queries, of one head or of
-several fused. What a block has is read off block 0; the other blocks must have the same. What no
-tensor can tell (top_k, the quantiser, …) comes from the file's configuration or from `--set`.
+A tensor is therefore identified by the end of its name and by its shape:
+`blocks.3.sparse.heads.5.Wq.weight`, `blocks.3.paths.1.Wq.weight` and `blocks.3.attn.q_proj.weight` are all
+queries, of one head or of several fused heads. The parts of a block are inferred from block 0; the other
+blocks must have the same parts. Settings that no tensor determines (top_k, the quantiser, …) come from the
+file's configuration or from `--set`.
 """
 
 from __future__ import annotations
@@ -20,72 +21,73 @@ from tilelli_jax.tensors import Tensor
 from ..plan import Assumption, Family, Plan, configured, make_plan
 from ..source import Source
 from .stated import (
-    cannot_be_told,
-    is_ours,
-    our_settings,
+    cannot_infer,
+    has_library_settings,
+    library_settings,
     quantized_parts,
     quantizer_of,
     stripped,
-    tied_twice,
+    tied_duplicates,
 )
 
 _BLOCK = re.compile(r"(blocks|layers|h)\.(\d+)\.(.+)")
-_TOP: dict[str, tuple[str, int]] = {  # part → how its name ends, number of axes
+_TOP_PATTERNS: dict[str, tuple[str, int]] = {  # part → pattern of the end of its name, number of axes
     "embed": (r"(tok_?|token_)?(embed(ding)?|emb|wte)(\.weight)?", 2),
     "positions": (r"(pos_?(embed(ding)?|emb)?|position_embed(ding)?s?|positions|wpe)(\.weight)?", 2),
     "final_norm": (r"(final_norm|norm_final|norm_f|ln_f|norm)\.weight", 1),
     "unembed": (r"(unembed|lm_head|head|out)\.weight", 2), "abstain": (r"abstain\.weight", 2)}
-_PARTS: dict[str, tuple[str, int]] = {
+_BLOCK_PATTERNS: dict[str, tuple[str, int]] = {
     "query": (r"(W_?q|q_proj|query|q)(\.weight)?", 2), "key": (r"(W_?k|k_proj|key|k)(\.weight)?", 2),
     "value": (r"(W_?v|v_proj|value|v)(\.weight)?", 2),
     "router": (r"(router|gate)(\.\w+)?\.weight", 2), "up": (r"(up|up_proj|w1|fc1)(\.weight)?", 2),
     "down": (r"(down|down_proj|w2|fc2)(\.weight)?", 2), "a_raw": ("a_raw", 1), "b": ("b", 1),
     "c": (r"c(_out)?", 1), "norm": (r"\w*(norm|ln)\w*\.weight", 1)}
-_ORDER = ("local", "wide", "state", "sparse", "dense")  # of pathways, in the router
-_SAID_AS = {"local_kernel": "kernel_size"}  # of our settings, what their configuration calls them
+_PATHWAY_ORDER = ("local", "wide", "state", "sparse", "dense")  # default order in the router
+_FILE_KEYS = {"local_kernel": "kernel_size"}  # our setting → its key in the file's configuration
 
 
-def _inventory(names: Mapping[str, Tensor], parts: Mapping[str, tuple[str, int]]) -> dict[str, list[str]]:
-    """Which names are which part, in the order of the file."""
-    found: dict[str, list[str]] = {}
-    for name, tensor in names.items():
-        for part, (ending, rank) in parts.items():
+def _find_parts(tensors: Mapping[str, Tensor],
+                patterns: Mapping[str, tuple[str, int]]) -> dict[str, list[str]]:
+    """Groups tensor names by part; keeps the order of the file."""
+    grouped: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        for part, (ending, rank) in patterns.items():
             if len(tensor.shape) == rank and re.search(rf"(^|\.){ending}$", name):
-                found.setdefault(part, []).append(name)
+                grouped.setdefault(part, []).append(name)
                 break
-    return found
+    return grouped
 
 
-def _natural(name: str) -> list[Any]:
-    """Numbers by their size: heads.2 before heads.10."""
+def _numeric_key(name: str) -> list[Any]:
+    """Sort key that compares numbers by value: heads.2 before heads.10."""
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
 
 
-def _by_shape(inside: Mapping[str, Tensor], d_model: int, found: dict[str, list[str]]) -> None:
-    """Adds what only a shape tells: convolutions, and feed-forward weights without names."""
-    known = {name for names in found.values() for name in names}
-    for name, tensor in inside.items():
+def _add_by_shape(block_tensors: Mapping[str, Tensor], d_model: int, parts: dict[str, list[str]]) -> None:
+    """Adds parts identified by shape only: convolutions, and feed-forward weights with unknown names."""
+    known = {name for names in parts.values() for name in names}
+    for name, tensor in block_tensors.items():
         shape = tensor.shape
         if len(shape) == 3 and shape[:2] == (d_model, 1):
-            found.setdefault("conv", []).append(name)
+            parts.setdefault("conv", []).append(name)
         elif len(shape) == 2 and name not in known and shape[0] != shape[1] and d_model in shape:
             part = "up" if shape[1] == d_model else "down"
-            found.setdefault(part, []).append(name)
+            parts.setdefault(part, []).append(name)
 
 
-def _pattern(names: list[str]) -> str:
-    """The one name that all are, with `{h}` for the number that counts them up from 0.
+def _common_pattern(names: list[str]) -> str:
+    """Returns one pattern for all names, with `{h}` for the number that runs from 0 to `len(names) - 1`.
 
     Raises:
-        ValueError: there is no such number.
+        ValueError: the names do not differ in exactly one such number.
     """
     if len(names) == 1:
         return names[0]
     pieces = [re.split(r"(\d+)", name) for name in names]
     if len({len(piece) for piece in pieces}) == 1:
         differing = [i for i, column in enumerate(zip(*pieces, strict=True)) if len(set(column)) > 1]
-        counted = set(map(str, range(len(names))))
-        if len(differing) == 1 and {piece[differing[0]] for piece in pieces} == counted:
+        expected = set(map(str, range(len(names))))
+        if len(differing) == 1 and {piece[differing[0]] for piece in pieces} == expected:
             piece = list(pieces[0])
             piece[differing[0]] = "{h}"
             return "".join(piece)
@@ -93,30 +95,31 @@ def _pattern(names: list[str]) -> str:
 
 
 class _Layout:
-    """What block 0 has, as settings and as names."""
+    """Settings and tensor names, inferred from block 0 and from the tensors outside of blocks."""
 
-    def __init__(self, source: Source, settings: Mapping[str, Any]) -> None:
-        self.source, self.settings = source, settings
+    def __init__(self, source: Source, overrides: Mapping[str, Any]) -> None:
+        self.source, self.overrides = source, overrides
         self.tensors = source.tensors
         blocks = [match for match in map(_BLOCK.fullmatch, self.tensors) if match]
         if not blocks:
-            raise InputError(f"{source.path}: no tensor is called blocks.0.…; a --map may rename them")
+            raise InputError(f"{source.path}: expected tensors named blocks.0.…, found none; --map can "
+                             "rename tensors")
         self.stem, self.n_layers = blocks[0][1], 1 + max(int(match[2]) for match in blocks)
-        inside = {match[3]: self.tensors[match[0]] for match in blocks if match[2] == "0"}
-        if not inside:
+        block_tensors = {match[3]: self.tensors[match[0]] for match in blocks if match[2] == "0"}
+        if not block_tensors:
             raise InputError(f"{source.path}: missing: {self.stem}.0.…")
-        self.inside = dict(sorted(inside.items(), key=lambda item: _natural(item[0])))
+        self.block_tensors = dict(sorted(block_tensors.items(), key=lambda item: _numeric_key(item[0])))
         top = {name: tensor for name, tensor in self.tensors.items() if not _BLOCK.fullmatch(name)}
-        self.top = {part: names[0] for part, names in _inventory(top, _TOP).items()}
+        self.top = {part: names[0] for part, names in _find_parts(top, _TOP_PATTERNS).items()}
         if "embed" not in self.top:
             raise InputError(f"{source.path}: missing: embed.weight")
         self.vocab_size, self.d_model = self.tensors[self.top["embed"]].shape
         self.n_banks = self._n_banks()
-        self.parts = _inventory(self.inside, _PARTS)
-        _by_shape(self.inside, self.d_model, self.parts)
-        self.doubled = tied_twice(self.tensors, self.top["embed"], self.top.get("unembed", ""))
+        self.parts = _find_parts(self.block_tensors, _BLOCK_PATTERNS)
+        _add_by_shape(self.block_tensors, self.d_model, self.parts)
+        self.tied = tied_duplicates(self.tensors, self.top["embed"], self.top.get("unembed", ""))
         self.names: dict[str, Theirs] = {}
-        self.said: dict[str, Any] = {"family": "routed"}
+        self.inferred: dict[str, Any] = {"family": "routed"}
 
     def read(self) -> None:
         self._top()
@@ -126,14 +129,14 @@ class _Layout:
         self._attention()
         self._dense()
         self._router()
-        self.said["pathways"] = self._pathways()
-        self._stated()
+        self.inferred["pathways"] = self._pathways()
+        self._apply_file_config()
 
     def _top(self) -> None:
-        self.said |= {"vocab_size": self.vocab_size, "d_model": self.d_model, "n_layers": self.n_layers,
-                      "tie_embeddings": "unembed" not in self.top or bool(self.doubled),
-                      "abstain_head": "abstain" in self.top,
-                      "positions": "learned" if "positions" in self.top else "none"}
+        self.inferred |= {"vocab_size": self.vocab_size, "d_model": self.d_model, "n_layers": self.n_layers,
+                          "tie_embeddings": "unembed" not in self.top or bool(self.tied),
+                          "abstain_head": "abstain" in self.top,
+                          "positions": "learned" if "positions" in self.top else "none"}
         self.names["embed.kernel"] = Theirs(self.top["embed"])
         for part, ours in (("unembed", "unembed.kernel"), ("abstain", "abstain.kernel")):
             if part in self.top:
@@ -142,136 +145,137 @@ class _Layout:
             self.names["abstain.bias"] = Theirs("abstain.bias")
         if "positions" in self.top:
             self.names["positions.table"] = Theirs(self.top["positions"])
-            self.said["max_seq_len"] = self.tensors[self.top["positions"]].shape[0]
-        elif "max_seq_len" in self.source.tree:
-            self.said["max_seq_len"] = self.source.tree["max_seq_len"]
+            self.inferred["max_seq_len"] = self.tensors[self.top["positions"]].shape[0]
+        elif "max_seq_len" in self.source.config:
+            self.inferred["max_seq_len"] = self.source.config["max_seq_len"]
         norm = self.top.get("final_norm", "final_norm.weight").removesuffix(".weight")
         self.names |= {"final_norm.scale": Theirs(f"{norm}.weight"),
                        "final_norm.bias": Theirs(f"{norm}.bias")}
 
     def _norms(self) -> None:
         norms = sorted((name.removesuffix(".weight") for name in self.parts.get("norm", ["norm.weight"])),
-                       key=_natural)
-        self.said["second_norm"] = "none"
+                       key=_numeric_key)
+        self.inferred["second_norm"] = "none"
         if len(norms) > 1:
             hints = {kind for kind, hint in (("dense", "dense|ffn|mlp"), ("mix", "mix|post"))
                      if any(re.search(hint, norm) for norm in norms)}
             if len(hints) == 1:
-                self.said["second_norm"] = hints.pop()
+                self.inferred["second_norm"] = hints.pop()
                 norms.sort(key=lambda norm: bool(re.search("dense|ffn|mlp|mix|post", norm)))
-            elif "second_norm" not in self.settings:
-                raise cannot_be_told(self.source, "second_norm")
+            elif "second_norm" not in self.overrides:
+                raise cannot_infer(self.source, "second_norm")
         for ours, norm in zip(("norm", "norm2"), norms, strict=False):
-            self._put(f"{ours}.scale", Theirs(f"{norm}.weight"))
-            self._put(f"{ours}.bias", Theirs(f"{norm}.bias"))
+            self._add_name(f"{ours}.scale", Theirs(f"{norm}.weight"))
+            self._add_name(f"{ours}.bias", Theirs(f"{norm}.bias"))
 
     def _convolutions(self) -> None:
-        found = self.parts.get("conv", [])
-        sizes = sorted({self.inside[name].shape[2] for name in found})
-        said = {name: "wide" if "wide" in name else "local" for name in found
-                if ("wide" in name) != ("local" in name)}
-        for name in found:  # where no name says it, the longer of two is the wide one
-            said.setdefault(name, "wide" if len(sizes) > 1 and self.inside[name].shape[2] == sizes[-1]
-                            else "local")
+        kernels = self.parts.get("conv", [])
+        sizes = sorted({self.block_tensors[name].shape[2] for name in kernels})
+        pathway_of = {name: "wide" if "wide" in name else "local" for name in kernels
+                      if ("wide" in name) != ("local" in name)}
+        for name in kernels:  # if the name does not say which, the longer of two kernels is wide
+            longest = len(sizes) > 1 and self.block_tensors[name].shape[2] == sizes[-1]
+            pathway_of.setdefault(name, "wide" if longest else "local")
         for pathway in ("local", "wide"):
-            names = [name for name in found if said[name] == pathway]
+            names = [name for name in kernels if pathway_of[name] == pathway]
             if names:
-                self.said[f"{pathway}_kernel"] = self.inside[names[0]].shape[2]
+                self.inferred[f"{pathway}_kernel"] = self.block_tensors[names[0]].shape[2]
             for bank, name in self._banked(pathway, names):
-                self._put(f"{bank}.kernel", Theirs(name, "taps"))
+                self._add_name(f"{bank}.kernel", Theirs(name, "taps"))
                 bias = f"{name.removesuffix('.weight')}.bias"
-                if bias in self.inside:
-                    self.said["conv_bias"] = True
-                    self._put(f"{bank}.bias", Theirs(bias))
+                if bias in self.block_tensors:
+                    self.inferred["conv_bias"] = True
+                    self._add_name(f"{bank}.bias", Theirs(bias))
 
     def _state(self) -> None:
         for part in ("a_raw", "b", "c"):
             for bank, name in self._banked("state", self.parts.get(part, [])):
-                self._put(f"{bank}.{part}", Theirs(name))
+                self._add_name(f"{bank}.{part}", Theirs(name))
 
     def _attention(self) -> None:
         if "query" not in self.parts:
             return
         values = self.parts.get("value", [])
         per_bank = max(1, len(values) // self.n_banks)
-        n_heads = per_bank if per_bank > 1 else max(1, self.inside[values[0]].shape[0] // self.d_model
+        n_heads = per_bank if per_bank > 1 else max(1, self.block_tensors[values[0]].shape[0] // self.d_model
                                                     if values else 1)
-        rows = self.inside[self.parts["query"][0]].shape[0]
-        split = len(self.parts["query"]) // self.n_banks > 1
-        self.said |= {"n_heads": n_heads, "d_head": rows if split else rows // n_heads}
+        rows = self.block_tensors[self.parts["query"][0]].shape[0]
+        heads_apart = len(self.parts["query"]) // self.n_banks > 1
+        self.inferred |= {"n_heads": n_heads, "d_head": rows if heads_apart else rows // n_heads}
         for part in ("query", "key", "value"):
             for bank, name in self._banked("sparse", self.parts.get(part, [])):
-                self._put(f"{bank}.{part}.kernel",
-                          turned(name) if "{h}" in name else Theirs(name, "fused heads"))
+                self._add_name(f"{bank}.{part}.kernel",
+                               turned(name) if "{h}" in name else Theirs(name, "fused heads"))
 
     def _dense(self) -> None:
         for part in ("up", "down"):
             for bank, name in self._banked("dense", self.parts.get(part, [])):
-                self._put(f"{bank}.{part}.kernel", turned(name))
+                self._add_name(f"{bank}.{part}.kernel", turned(name))
         if "up" in self.parts:
-            self.said["dense_expand"] = self.inside[self.parts["up"][0]].shape[0] // self.d_model
+            self.inferred["dense_expand"] = self.block_tensors[self.parts["up"][0]].shape[0] // self.d_model
 
     def _router(self) -> None:
         for name in self.parts.get("router", ["router.weight"])[:1]:
-            self._put("router.kernel", turned(name))
+            self._add_name("router.kernel", turned(name))
             bias = f"{name.removesuffix('.weight')}.bias"
-            if bias in self.inside:
-                self.said["router_bias"] = True
-                self._put("router.bias", Theirs(bias))
+            if bias in self.block_tensors:
+                self.inferred["router_bias"] = True
+                self._add_name("router.bias", Theirs(bias))
 
-    def _stated(self) -> None:
-        """What the file's configuration adds, and what it must not contradict."""
-        tree = self.source.tree
+    def _apply_file_config(self) -> None:
+        """Adds settings from the file's configuration; raises InputError if it contradicts the tensors."""
+        tree = self.source.config
         for ours in ("vocab_size", "d_model", "n_layers", "n_heads", "d_head", "dense_expand",
                      "local_kernel"):
-            theirs = _SAID_AS.get(ours, ours)
-            if theirs in tree and ours in self.said and tree[theirs] != self.said[ours]:
-                raise InputError(f"{self.source.path}: its configuration says {theirs} {tree[theirs]!r}, its "
-                                 f"tensors {self.said[ours]}")
+            theirs = _FILE_KEYS.get(ours, ours)
+            if theirs in tree and ours in self.inferred and tree[theirs] != self.inferred[ours]:
+                raise InputError(f"{self.source.path}: configuration: {theirs}: expected "
+                                 f"{self.inferred[ours]}, the value in the tensors, found {tree[theirs]!r}")
         for key in ("top_k", "head_reduction"):
             if key in tree:
-                self.said[key] = tree[key]
-        self.said |= {"n_banks": self.n_banks, **quantizer_of(self.source)}
+                self.inferred[key] = tree[key]
+        self.inferred |= {"n_banks": self.n_banks, **quantizer_of(self.source)}
 
     def _pathways(self) -> list[str]:
-        """In the router's order: by the numbers that they are called by, or else as it always is."""
-        found = [name for name in _ORDER if any(f"blocks.{{i}}.{name}." in ours for ours in self.names)]
-        first = {name: next(place.name for ours, place in self.names.items()
-                            if f"blocks.{{i}}.{name}." in ours) for name in found}
+        """Pathways in the router's order: by the numbers in their names, or else the default order."""
+        pathways = [name for name in _PATHWAY_ORDER
+                    if any(f"blocks.{{i}}.{name}." in ours for ours in self.names)]
+        first_names = {name: next(place.name for ours, place in self.names.items()
+                                  if f"blocks.{{i}}.{name}." in ours) for name in pathways}
         numbers = {name: re.match(r"(\w+\.\{i\}\.[a-zA-Z_]+)\.(\d+)\.", theirs)
-                   for name, theirs in first.items()}
+                   for name, theirs in first_names.items()}
         matches = [match for match in numbers.values() if match]
-        if len(matches) == len(found) > 1 and len({match[1] for match in matches}) == 1 and (
-                len({match[2] for match in matches}) == len(found)):
-            found.sort(key=lambda name: int(numbers[name][2]))  # type: ignore[index]
-        return found
+        if len(matches) == len(pathways) > 1 and len({match[1] for match in matches}) == 1 and (
+                len({match[2] for match in matches}) == len(pathways)):
+            pathways.sort(key=lambda name: int(numbers[name][2]))  # type: ignore[index]
+        return pathways
 
     def _n_banks(self) -> int:
-        n = self.settings.get("n_banks", self.source.tree.get("n_banks", 1))
+        n = self.overrides.get("n_banks", self.source.config.get("n_banks", 1))
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InputError(f"{self.source.path}: n_banks: expected a whole number ≥ 1, found {n!r}")
         return n
 
     def _banked(self, pathway: str, names: list[str]) -> Iterable[tuple[str, str]]:
-        """For each bank what we call the pathway, and the name, with `{h}` where heads are apart."""
+        """Yields our name and the file's name of the pathway for each bank, with `{h}` for separate heads."""
         n_banks = self.n_banks
-        each = len(names) // n_banks
+        per_bank = len(names) // n_banks
         for bank in range(n_banks if names else 0):
-            mine = names[bank * each:(bank + 1) * each]
+            bank_names = names[bank * per_bank:(bank + 1) * per_bank]
             try:
-                yield pathway if bank == 0 else f"{pathway}_{bank}", _pattern(mine)
+                yield pathway if bank == 0 else f"{pathway}_{bank}", _common_pattern(bank_names)
             except (ValueError, IndexError):
                 raise InputError(
-                    f"{self.source.path}: cannot tell which of {', '.join(names)} is which; a --map may "
-                    "rename them, --set n_banks=N say how many banks there are") from None
+                    f"{self.source.path}: cannot infer the order of {', '.join(names)}; rename them with "
+                    "--map, or give the number of banks with --set n_banks=N") from None
 
-    def _put(self, ours: str, theirs: Theirs) -> None:
+    def _add_name(self, ours: str, theirs: Theirs) -> None:
         name = f"{self.stem}.{{i}}.{theirs.name}"
         self.names[f"blocks.{{i}}.{ours}"] = Theirs(name, theirs.how)
 
 
 def names_of(config: RoutedConfig) -> Names:
-    """What we call everything in a `.pt` file where no original says how: as atome's files do."""
+    """Names in a `.pt` file without a conversion record: those of atome's files."""
     names = {"embed.kernel": Theirs("embed.weight"), "positions.table": Theirs("pos_embed.weight"),
              "final_norm.scale": Theirs("final_norm.weight"), "final_norm.bias": Theirs("final_norm.bias"),
              "unembed.kernel": turned("unembed.weight"), "abstain.kernel": turned("abstain.weight"),
@@ -300,40 +304,42 @@ def names_of(config: RoutedConfig) -> Names:
     return names
 
 
-def _plan(source: Source, settings: Mapping[str, Any], family: str, defaults: Mapping[str, Any]) -> Plan:
+def _plan(source: Source, overrides: Mapping[str, Any], family: str, defaults: Mapping[str, Any]) -> Plan:
     source = stripped(source)
-    if is_ours(source, "routed"):
-        config = configured(RoutedConfig, our_settings(RoutedConfig, source), settings, str(source.path))
+    if has_library_settings(source, "routed"):
+        config = configured(RoutedConfig, library_settings(RoutedConfig, source), overrides, str(source.path))
         return make_plan(family, RoutedLM, config, names_of(config), source, {})
-    layout = _Layout(source, settings)
+    layout = _Layout(source, overrides)
     layout.read()
-    said = {**defaults, **layout.said}
+    inferred = {**defaults, **layout.inferred}
     for key in ("top_k", "quantizer"):
-        if key not in said and key not in settings and (key != "top_k" or "sparse" in said["pathways"]):
-            raise cannot_be_told(source, key)
-    config = configured(RoutedConfig, said, settings, str(source.path))
-    assumptions = quantized_parts(config, {**said, **settings})
-    if "sparse" in config.pathways and config.n_heads > 1 and "head_reduction" not in {**said, **settings}:
-        assumptions.append(Assumption("head_reduction", "mean", ("sum",), "nothing says whether heads are "
-                                      "averaged or summed; mean is assumed"))
-    return make_plan(family, RoutedLM, config, layout.names, source, {}, assumptions, layout.doubled)
+        needed = key != "top_k" or "sparse" in inferred["pathways"]
+        if key not in inferred and key not in overrides and needed:
+            raise cannot_infer(source, key)
+    config = configured(RoutedConfig, inferred, overrides, str(source.path))
+    assumptions = quantized_parts(config, {**inferred, **overrides})
+    several_heads = "sparse" in config.pathways and config.n_heads > 1
+    if several_heads and "head_reduction" not in {**inferred, **overrides}:
+        assumptions.append(Assumption("head_reduction", "mean", ("sum",), "the source does not specify "
+                                      "whether heads are averaged or summed; mean is assumed"))
+    return make_plan(family, RoutedLM, config, layout.names, source, {}, assumptions, layout.tied)
 
 
 def _is_routed(source: Source) -> bool:
     if source.is_directory:
         return False
     blocks = {match[3]: source.tensors[name] for name in source.tensors if (match := _BLOCK.search(name))}
-    return is_ours(source, "routed") or "router" in _inventory(blocks, _PARTS)
+    return has_library_settings(source, "routed") or "router" in _find_parts(blocks, _BLOCK_PATTERNS)
 
 
 def _is_atome(source: Source) -> bool:
-    return _is_routed(source) and "n_pathways" in source.tree and not any(
+    return _is_routed(source) and "n_pathways" in source.config and not any(
         re.search(r"\.(up|down)\.weight$", name) for name in source.tensors)
 
 
-# atome quantises all its products; its files do not say so.
+# atome quantises all its matrix products; its files do not record this.
 _ATOME = {"quantizer": "ternary", "quantize": ["conv", "attention", "router", "embed", "unembed"]}
 TILELLI = Family("tilelli", _is_routed,
-                 lambda source, settings: _plan(source, settings, "tilelli", {}))
+                 lambda source, overrides: _plan(source, overrides, "tilelli", {}))
 ATOME = Family("atome", _is_atome,
-               lambda source, settings: _plan(source, settings, "atome", _ATOME))
+               lambda source, overrides: _plan(source, overrides, "atome", _ATOME))

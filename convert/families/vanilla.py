@@ -1,4 +1,4 @@
-"""The vanilla transformer that Tilelli's authors compare with, in a `.pt` file."""
+"""The vanilla transformer baseline of Tilelli's authors, in a `.pt` file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tilelli_jax.pretrained.mapping import Theirs, turned
 from ..plan import Family, Plan, configured, make_plan
 from ..source import Source
 from .stated import (
-    cannot_be_told,
-    is_ours,
-    our_settings,
+    cannot_infer,
+    has_library_settings,
+    library_settings,
     quantized_parts,
     quantizer_of,
     shape_of,
     stripped,
-    tied_twice,
+    tied_duplicates,
 )
 
 _BLOCK = "blocks.{i}."
@@ -39,31 +39,32 @@ def _recognises(source: Source) -> bool:
     return not source.is_directory and any(name.endswith("attn.qkv.weight") for name in source.tensors)
 
 
-def _plan(source: Source, settings: Mapping[str, Any]) -> Plan:
+def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
     source = stripped(source)
-    found = source.tensors
-    doubled = tied_twice(found, "tok_embed.weight", "unembed.weight")
-    if is_ours(source, "vanilla"):
-        config = configured(VanillaConfig, our_settings(VanillaConfig, source), settings, str(source.path))
+    tensors = source.tensors
+    tied = tied_duplicates(tensors, "tok_embed.weight", "unembed.weight")
+    if has_library_settings(source, "vanilla"):
+        config = configured(VanillaConfig, library_settings(VanillaConfig, source), overrides,
+                            str(source.path))
         return make_plan("vanilla", VanillaLM, config, NAMES, source, {})
-    vocab_size, d_model = shape_of(source, found, "tok_embed.weight", 2)
-    up, _ = shape_of(source, found, "blocks.0.ffn.up.weight", 2)
-    said: dict[str, Any] = {
+    vocab_size, d_model = shape_of(source, tensors, "tok_embed.weight", 2)
+    up, _ = shape_of(source, tensors, "blocks.0.ffn.up.weight", 2)
+    inferred: dict[str, Any] = {
         "family": "vanilla", "vocab_size": vocab_size, "d_model": d_model, "dense_expand": up // d_model,
-        "n_layers": 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks.")),
-        "tie_embeddings": "unembed.weight" not in found or bool(doubled),
-        "abstain_head": "abstain.weight" in found, **quantizer_of(source)}
-    if "pos_embed.weight" in found:
-        said["max_seq_len"] = found["pos_embed.weight"].shape[0]
+        "n_layers": 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        "tie_embeddings": "unembed.weight" not in tensors or bool(tied),
+        "abstain_head": "abstain.weight" in tensors, **quantizer_of(source)}
+    if "pos_embed.weight" in tensors:
+        inferred["max_seq_len"] = tensors["pos_embed.weight"].shape[0]
     else:
-        said |= {"positions": "none", "max_seq_len": source.tree.get("max_seq_len", 256)}
-    if "n_heads" in source.tree:
-        said["n_heads"] = source.tree["n_heads"]
-    elif "n_heads" not in settings:
-        raise cannot_be_told(source, "n_heads")
-    config = configured(VanillaConfig, said, settings, str(source.path))
-    assumptions = quantized_parts(config, {**said, **settings})
-    return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, assumptions, doubled)
+        inferred |= {"positions": "none", "max_seq_len": source.config.get("max_seq_len", 256)}
+    if "n_heads" in source.config:
+        inferred["n_heads"] = source.config["n_heads"]
+    elif "n_heads" not in overrides:
+        raise cannot_infer(source, "n_heads")
+    config = configured(VanillaConfig, inferred, overrides, str(source.path))
+    assumptions = quantized_parts(config, {**inferred, **overrides})
+    return make_plan("vanilla", VanillaLM, config, NAMES, source, {}, assumptions, tied)
 
 
 VANILLA = Family("vanilla", _recognises, _plan)

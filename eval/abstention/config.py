@@ -1,4 +1,4 @@
-"""What a study of abstention is: every key of configs/abstention*.yaml."""
+"""The configuration of an abstention study: every key of configs/abstention*.yaml."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from tilelli_jax.models.decoder import ComputeConfig
 from .variants import BASE, VARIANTS
 
 DATA_FILES = ("chat", "semantic", "answers", "bare", "held_out", "calibration")
-GIVEN = (BASE, *(name for name, one in VARIANTS.items() if one.kind != "fitted"))
+GIVEN = (BASE, *(name for name, variant in VARIANTS.items() if variant.kind != "fitted"))
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipeConfig(Section):
-    """How networks are trained: a training configuration, and what is different here."""
+    """How networks are trained: a training configuration and overrides."""
 
-    train: str = setting("", "its file")
-    set: tuple[str, ...] = setting((), "keys of it with other values, as on a command line: train.steps=50")
+    train: str = setting("", "training configuration, a name or a file")
+    set: tuple[str, ...] = setting((), "key=value overrides of that file, as on a command line: "
+                                       "[train.steps=50]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,27 +30,29 @@ class RecipeConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Section):
-    """The three kinds of runs; everything else of them, the study sets itself."""
+    """How each kind of network is trained. The study sets the data, the start and the losses itself."""
 
-    base: RecipeConfig = setting(RecipeConfig("abstention-base"), "the network that reads")
-    chat: RecipeConfig = setting(RecipeConfig("abstention-chat"), "v4, which learns to chat")
-    variant: RecipeConfig = setting(RecipeConfig("abstention-variant"), "all that begin from v4")
-    sae: RecipeConfig = setting(RecipeConfig("abstention-sae"), "the autoencoder of v4")
+    base: RecipeConfig = setting(RecipeConfig("abstention-base"), "pretraining of the base network on text")
+    chat: RecipeConfig = setting(RecipeConfig("abstention-chat"), "fine-tuning of the base to v4, on chat")
+    variant: RecipeConfig = setting(RecipeConfig("abstention-variant"), "fine-tuning of v4 to each variant")
+    sae: RecipeConfig = setting(RecipeConfig("abstention-sae"), "sparse autoencoder of v4's activations")
 
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig(Section):
-    """What is learned from, made of the village."""
+    """The data of the study: prompt–response pairs about the generated village, or your own files."""
 
-    pairs: int = setting(20_000, "of a prompt and its response, for each kind of data", min=20)
-    unanswerable: float = setting(0.5, "share of them", above=0, below=1)
-    seed: int = setting(0, "of what is asked", min=0, max=2**31 - 1)
-    calibration: int = setting(200, "questions to put the threshold by, in no other use", min=20)
-    held_out: int = setting(4000, "pairs that no network learns from: for the loss of the chat, and for "
-                            "probes on v4", min=40)
-    files: tuple[str, ...] = setting((), "in place of the village's: some of chat=FILE, semantic=FILE, "
-                                     "answers=FILE, bare=FILE, held_out=FILE, calibration=FILE, each as "
-                                     "chat.source takes them")
+    pairs: int = setting(20_000, "prompt–response pairs in each training file", min=20)
+    unanswerable: float = setting(0.5, "fraction of the pairs whose prompt nobody can answer", above=0,
+                                  below=1)
+    seed: int = setting(0, "random seed of the generated pairs", min=0, max=2**31 - 1)
+    calibration: int = setting(200, "answerable prompts of the calibration split, which sets the thresholds "
+                               "and nothing else", min=20)
+    held_out: int = setting(4000, "held-out pairs, on which no network is trained: for the chat loss and to "
+                            "fit the probes on v4", min=40)
+    files: tuple[str, ...] = setting((), "your own files in place of the generated ones: some of chat=FILE, "
+                                     "semantic=FILE, answers=FILE, bare=FILE, held_out=FILE, "
+                                     "calibration=FILE, each in the format of chat.source")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,51 +64,53 @@ class PairsConfig(Section):
             raise InputError(f"files: expected each once, found {', '.join(names)}")
 
     @property
-    def given(self) -> dict[str, str]:
-        """Of `files`, name → path."""
+    def own_files(self) -> dict[str, str]:
+        """The entries of `files`: name → path."""
         return dict(entry.split("=", 1) for entry in self.files)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswersConfig(Section):
-    """What is generated after each prompt, greedily."""
+    """Greedy generation of an answer to each prompt."""
 
-    max_new: int = setting(48, "bytes", min=1)
-    batch_size: int = setting(64, "at once", min=1)
+    max_new: int = setting(48, "maximum length of an answer, in bytes", min=1)
+    batch_size: int = setting(64, "prompts per batch during generation", min=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedConfig(Section):
-    """Heads and probes that are fitted to what v4 says, and change nothing of it."""
+    """Heads and probes that are fitted to v4's activations and leave v4 unchanged."""
 
-    prompts: int = setting(4000, "at most: for heads, of what v8b and v9 learn from; for probes, of what no "
-                           "network does", min=40)
-    rank: int = setting(8, "directions of the low-rank head", min=1)
-    latents: int = setting(8, "latents of the autoencoder for each dimension", min=1)
-    jobs: int = setting(-1, "probes fitted side by side; -1 takes every core", min=-1)
+    prompts: int = setting(4000, "maximum number of prompts to fit to: heads use the training data of v8b "
+                           "and v9, probes the held-out pairs", min=40)
+    rank: int = setting(8, "number of principal directions of the low-rank head", min=1)
+    latents: int = setting(8, "autoencoder latents per dimension of the residual stream", min=1)
+    jobs: int = setting(-1, "processes that fit probes in parallel; -1: one per core", min=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstentionConfig(Section):
-    """One study."""
+    """One abstention study."""
 
-    name: str = setting("", "what the report calls it; by default that of the file")
-    out: str = setting("", "directory; by default runs/ and the name of the file")
-    variants: tuple[str, ...] = setting(tuple(VARIANTS), f"some of {', '.join(VARIANTS)}; those that they "
-                                        "begin from are made as well")
-    seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "each is a base of its own and all that begins from it")
-    given: tuple[str, ...] = setting((), "networks that are there and need no training: base=DIR, v4=DIR …; "
-                                     "of one seed")
-    training: TrainingConfig = setting(TrainingConfig(), "how the others are trained")
-    pairs: PairsConfig = setting(PairsConfig(), "what they learn from")
-    prompts: str = setting("", "a directory or file of evaluation prompts; empty: the built-in ones")
-    batch_size: int = setting(32, "prompts read at once", min=1)
-    answers: AnswersConfig = setting(AnswersConfig(), "what they answer")
-    fitted: FittedConfig = setting(FittedConfig(), "heads and probes on a network that stays as it is")
-    target_fpr: float = setting(0.05, "share of answerable prompts that may be declined", above=0, below=1)
-    replicates: int = setting(1000, "of the bootstrap", min=100)
-    seed: int = setting(42, "of the bootstrap", min=0, max=2**32 - 1)
-    compute: ComputeConfig = setting(ComputeConfig(), "how the networks are run")
+    name: str = setting("", "title of the report; empty: the name of the configuration file")
+    out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
+    variants: tuple[str, ...] = setting(tuple(VARIANTS), f"variants to train, of {', '.join(VARIANTS)}; the "
+                                        "variants that they start from are trained as well")
+    seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "random seeds; each trains its own base network and "
+                                     "all variants of it")
+    given: tuple[str, ...] = setting((), "existing networks to use instead of training them: base=DIR, "
+                                     "v4=DIR …; for one seed only")
+    training: TrainingConfig = setting(TrainingConfig(), "how the other networks are trained")
+    pairs: PairsConfig = setting(PairsConfig(), "training, held-out and calibration data")
+    prompts: str = setting("", "file or directory of evaluation prompts; empty: the built-in prompts")
+    batch_size: int = setting(32, "prompts per batch when signals are measured", min=1)
+    answers: AnswersConfig = setting(AnswersConfig(), "how answers are generated")
+    fitted: FittedConfig = setting(FittedConfig(), "heads and probes on the frozen v4")
+    target_fpr: float = setting(0.05, "target false-positive rate: fraction of answerable prompts on which a "
+                                "network may abstain", above=0, below=1)
+    replicates: int = setting(1000, "number of bootstrap replicates", min=100)
+    seed: int = setting(42, "random seed of the bootstrap", min=0, max=2**32 - 1)
+    compute: ComputeConfig = setting(ComputeConfig(), "precision and layout of the networks at evaluation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,10 +118,11 @@ class AbstentionConfig(Section):
         if wrong := [name for name in self.variants if name not in VARIANTS]:
             raise InputError(f"variants: expected some of {known}, found {wrong[0]}")
         if not self.variants or len(set(self.variants)) != len(self.variants):
-            raise InputError(f"variants: expected different ones, one at least, of {known}")
+            raise InputError(f"variants: expected at least one of {known}, each once, found "
+                             f"{list(self.variants)}")
         if (not self.seeds or len(set(self.seeds)) != len(self.seeds)
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError("seeds: expected different whole numbers from 0 to 2³² − 1, one at least, found "
+            raise InputError("seeds: expected at least one whole number from 0 to 2³² − 1, each once, found "
                              f"{list(self.seeds)}")
         for entry in self.given:
             name, equals, path = entry.partition("=")
@@ -125,10 +131,10 @@ class AbstentionConfig(Section):
         if len(self.networks) != len(self.given):
             raise InputError(f"given: expected each network once, found {list(self.given)}")
         if self.networks and len(self.seeds) > 1:
-            raise InputError(f"seeds: expected one where {next(iter(self.networks))} is given, as it is one "
+            raise InputError(f"seeds: expected one seed, because {next(iter(self.networks))} is one given "
                              f"network, found {list(self.seeds)}")
 
     @property
     def networks(self) -> dict[str, str]:
-        """Of `given`, name → directory."""
+        """The entries of `given`: name → directory."""
         return dict(entry.split("=", 1) for entry in self.given)

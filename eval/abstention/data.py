@@ -1,4 +1,4 @@
-"""What the networks of a study learn from, made of the village or given: JSON lines in one directory."""
+"""The data of an abstention study, generated from the village or given as files: JSON lines."""
 
 from __future__ import annotations
 
@@ -17,84 +17,86 @@ from tilelli_jax.json_text import lines
 from ..thresholds import conformal_min_items
 from .config import PairsConfig
 
-MAX_LEFT_OUT = 0.2  # of the pairs, for being too long
-LEARNED = ("chat", "semantic", "answers", "bare")  # what networks learn from
-FITTED = ("semantic", "held_out")  # what heads and probes are fitted to
-LEAST = 20  # of these, prompts of either kind
+MAX_TOO_LONG = 0.2  # fraction of the pairs that may be left out because they are too long
+TRAINING = ("chat", "semantic", "answers", "bare")  # files on which networks are trained
+FITTED = ("semantic", "held_out")  # files to which heads and probes are fitted
+MIN_FITTED = 20  # answerable prompts, and unanswerable ones, in each file of FITTED
 
 
-def check(options: PairsConfig, longest: int, most: int | None, target_fpr: float) -> None:
-    """Of the files that are given, all that can be known before anything is made.
+def check(options: PairsConfig, longest: int, max_prompt: int | None, target_fpr: float) -> None:
+    """Checks the user's files before any network is trained.
 
     Args:
-        longest: bytes of a pair to train on.
-        most: bytes of a prompt in its turn that the network reads; None: any.
+        longest: maximum length of a training pair, in bytes.
+        max_prompt: maximum length of a prompt as a turn, in bytes; None: no limit.
 
     Raises:
-        InputError: one cannot be read, has a pair or a prompt that is too long, or too few to calibrate with,
-            or to fit heads and probes to.
+        InputError: a file cannot be read, has a pair or a prompt that is too long, or has too few prompts for
+            the calibration or to fit heads and probes.
     """
-    for name, path in options.given.items():
+    for name, path in options.own_files.items():
         pairs = read_pairs(Path(path))
         if name != "bare" and (bare := [pair for pair in pairs if not pair.response]):
-            raise InputError(f"{bare[0].where}: expected prompt and response, as {name} has them, found text "
+            raise InputError(f"{bare[0].where}: expected a prompt and a response for {name}, found text "
                              "alone")
-        known, unknown = ({pair.prompt for pair in pairs if pair.answerable == it} for it in (True, False))
+        answerable, unanswerable = ({pair.prompt for pair in pairs if pair.answerable == value}
+                                    for value in (True, False))
         if name == "calibration":
             for pair in pairs:
-                if most is not None and (size := len(asked(pair.prompt).encode())) > most:
+                if max_prompt is not None and (size := len(asked(pair.prompt).encode())) > max_prompt:
                     raise InputError(f"{pair.where}: prompt: takes {size} bytes as a turn, and the network "
-                                     f"reads {most}")
-            if len(known) < (least := conformal_min_items(target_fpr)):
-                raise InputError(f"{path}: expected {least} prompts with an answer at least, to hold "
-                                 f"target_fpr {target_fpr:g}, found {len(known)}")
+                                     f"reads {max_prompt}")
+            if len(answerable) < (needed := conformal_min_items(target_fpr)):
+                raise InputError(f"{path}: expected at least {needed} prompts with an answer for target_fpr "
+                                 f"{target_fpr:g}, found {len(answerable)}")
             continue
         for pair in pairs:
-            if (size := _size(pair)) > longest:
-                raise InputError(f"{pair.where}: takes a train.seq_len of {size}, found {longest}")
-        if name in FITTED and min(len(known), len(unknown)) < LEAST:
-            raise InputError(f"{path}: expected {LEAST} prompts with an answer and {LEAST} without at least, "
-                             f"to fit heads and probes to, found {len(known)} and {len(unknown)}")
+            if (size := _seq_len(pair)) > longest:
+                raise InputError(f"{pair.where}: train.seq_len: expected at least {size}, found {longest}")
+        if name in FITTED and min(len(answerable), len(unanswerable)) < MIN_FITTED:
+            raise InputError(f"{path}: expected at least {MIN_FITTED} prompts with an answer and "
+                             f"{MIN_FITTED} without, to fit heads and probes, found {len(answerable)} and "
+                             f"{len(unanswerable)}")
 
 
-def given(options: PairsConfig) -> dict[str, str]:
-    """Fingerprints of the files that are given."""
-    return {name: fingerprint([Path(path)]) for name, path in options.given.items()}
+def fingerprints(options: PairsConfig) -> dict[str, str]:
+    """Returns name → fingerprint of each of the user's files."""
+    return {name: fingerprint([Path(path)]) for name, path in options.own_files.items()}
 
 
 def write(path: Path, options: PairsConfig, world: village.World, longest: int,
           notify: Callable[[str], None]) -> None:
-    """All files of `config.DATA_FILES` as `path/NAME.jsonl`.
+    """Writes every file of `config.DATA_FILES` as `path/NAME.jsonl`.
 
-    What a network learns from has no prompt of held_out or calibration in it, and these have none in common.
+    No prompt of held_out or calibration occurs in the training files, and these two share none.
 
     Args:
-        longest: bytes of a pair, at most; longer ones are left out, and told of.
+        longest: maximum length of a pair, in bytes; longer ones are left out and counted in a log line.
 
     Raises:
-        InputError: more than MOST_LEFT_OUT of the pairs are too long, or a file that is given has a prompt
-            in it that it must not have.
+        InputError: more than MAX_TOO_LONG of the pairs are too long, or a user's file has a prompt that must
+            not occur in it.
     """
     calibration = village.calibration(world, options.calibration, options.seed)
-    spoken_for = {one.prompt for one in calibration}
+    reserved = {question.prompt for question in calibration}
 
     def chat(name: str, pairs: int, seed: int, kinds: Sequence[str], *, held_out: bool = False) -> bytes:
         drawn = village.chat(world, 2 * pairs, seed, options.unanswerable, kinds,
                              "calibration" if held_out else "train")
-        fitting = [one for one in drawn if _size(Pair(one.prompt, one.response, True, "")) <= longest]
-        if (lost := 1 - len(fitting) / len(drawn)) > MAX_LEFT_OUT:
+        fitting = [pair for pair in drawn if _seq_len(Pair(pair.prompt, pair.response, True, "")) <= longest]
+        if (too_long := 1 - len(fitting) / len(drawn)) > MAX_TOO_LONG:
             raise InputError(f"train.seq_len: expected room for most pairs, found {longest}, too little for "
-                             f"{lost:.0%} of {name}")
+                             f"{too_long:.0%} of {name}")
         if held_out:  # each prompt once
-            fitting = [one for one in {one.prompt: one for one in fitting}.values()
-                       if one.prompt not in spoken_for]
-        few = "" if len(fitting) >= pairs else f" of {pairs} asked for, as no others are different"
-        notify(f"data: {name}: {min(len(fitting), pairs)} pairs{few}; {lost:.1%} of those drawn are longer "
-             f"than {longest} bytes, and left out")
+            fitting = [pair for pair in {pair.prompt: pair for pair in fitting}.values()
+                       if pair.prompt not in reserved]
+        shortage = "" if len(fitting) >= pairs else f" of {pairs} requested, as no other distinct pairs exist"
+        notify(f"data: {name}: {min(len(fitting), pairs)} pairs{shortage}; left out {too_long:.1%} of the "
+               f"drawn pairs, which are longer than {longest} bytes")
         return files.of_chat(fitting[:pairs])
     bare = [(text, known) for text, known in village.bare(
         world, options.pairs, options.seed, options.unanswerable) if len(text.encode()) <= longest]
-    made: dict[str, Callable[[], bytes]] = {
+    generators: dict[str, Callable[[], bytes]] = {
         "chat": lambda: chat("chat", options.pairs, 2 * options.seed, village.SEMANTIC),
         "semantic": lambda: chat("semantic", options.pairs, 2 * options.seed + 1, village.SEMANTIC),
         "answers": lambda: chat("answers", options.pairs, 2 * options.seed, ("garbled", "mismatched")),
@@ -102,31 +104,32 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         "held_out": lambda: chat("held_out", options.held_out, 2 * options.seed, village.SEMANTIC,
                                  held_out=True),
         "calibration": lambda: files.of_calibration(calibration)}
-    contents = {name: b"".join(text_chunks(Path(options.given[name]))) if name in options.given else content()
-                for name, content in made.items()}
-    _check_apart(contents, options.given)
+    own_files = options.own_files
+    contents = {name: b"".join(text_chunks(Path(own_files[name]))) if name in own_files else generate()
+                for name, generate in generators.items()}
+    _check_disjoint(contents, own_files)
     for name, content in contents.items():
         write_atomically(path / f"{name}.jsonl", content)
 
 
 def prompts_of(content: bytes) -> set[str]:
-    """What the lines of a file, which has been read before, ask or say."""
+    """Returns the prompts or bare texts of a file that has passed `read_pairs`."""
     rows = [row for _, row in lines(content.decode(), "pairs.files")]
     return {(row["text"] if "text" in row else row["prompt"]).strip() for row in rows}
 
 
-def _check_apart(contents: Mapping[str, bytes], given: Mapping[str, str]) -> None:
-    found = {name: prompts_of(content) for name, content in contents.items()}
-    for name, others in (("calibration", [*LEARNED, "held_out"]), ("held_out", LEARNED)):
+def _check_disjoint(contents: Mapping[str, bytes], own_files: Mapping[str, str]) -> None:
+    prompts = {name: prompts_of(content) for name, content in contents.items()}
+    for name, others in (("calibration", [*TRAINING, "held_out"]), ("held_out", TRAINING)):
         for other in others:
-            if shared := found[name] & found[other]:
-                called = [given.get(one, f"the village's {one}") for one in (name, other)]
-                raise InputError(f"pairs.files: {called[0]}: expected no prompt that is in {called[1]}, "
-                                 f"found {min(shared)!r:.60}")
+            if shared := prompts[name] & prompts[other]:
+                first, second = (own_files.get(file, f"the village's {file}") for file in (name, other))
+                raise InputError(f"pairs.files: {first}: expected no prompt that is in {second}, found "
+                                 f"{min(shared)!r:.60}")
 
 
-def _size(pair: Pair) -> int:
-    """The train.seq_len that it takes."""
+def _seq_len(pair: Pair) -> int:
+    """Returns the smallest train.seq_len that holds the pair."""
     if not pair.response:
         return len(pair.prompt.encode())
     return len((asked(pair.prompt) + answered(pair.response)).encode()) - 1

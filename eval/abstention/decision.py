@@ -1,12 +1,11 @@
-"""Which signal tells what a network does not know, by a rule fixed beforehand; and how much is declined.
+"""Which signals predict that a network does not know: AUROC, a pre-registered rule, abstention rates.
 
-Every score points one way here: up, where something is not known. POINTS says which signals do so by
-themselves (1) and which rise with what is known and are negated (−1). An AUROC is the chance that a
-prompt of a regime scores above one in domain, ties half: the same number that the confidence has for
-telling what is in domain.
+All scores here rise where something is not known. DIRECTIONS says which signals do so already (1) and which
+rise with knowledge and are negated (−1). An AUROC is the probability that a prompt of a regime scores above a
+prompt of in_domain, with ties counted half.
 
-Scores are `[seeds, prompts]`, a row for each network that was trained. Their AUROC is the mean over the
-rows, and the bootstrap draws prompts, and rows where there are several.
+Scores are `[seeds, prompts]`, one row per trained network. An AUROC is the mean over the rows. The bootstrap
+resamples prompts, and rows where there are several.
 """
 
 from __future__ import annotations
@@ -22,55 +21,55 @@ from tilelli_jax.data.village import ANSWERABLE
 from tilelli_jax.signals.names import BLOCK
 
 from ..checks import Floats
-from ..stats import Interval, PairedBootstrap, bootstrap_two_way, exact_share, holm
+from ..stats import Interval, PairedBootstrap, bootstrap_two_way, exact_fraction, holm
 
 IN_DOMAIN = "in_domain"
-POINTS: dict[str, int] = {
+DIRECTIONS: dict[str, int] = {
     "max_softmax_last": -1, "max_softmax_mean": -1, "abstain_p": 1, "router_conf": -1,
     "router_entropy": 1,
-    # Nothing is published of these. We expect a network in doubt to differ more from block to block and
-    # from position to position, and to settle later on what it says.
+    # The published study gives no direction for these. We expect a network in doubt to vary more between
+    # blocks and positions, and to settle on its output in later layers.
     "router_entropy_var": 1, "lens_entropy": 1, "lens_settling": 1, "lens_margin": -1,
-    "raw_probe": 1, "sae_probe": 1}  # these are fitted to point up
+    "raw_probe": 1, "sae_probe": 1}  # probes are fitted to predict "not known"
 
-# The rule.
+# The pre-registered rule.
 BASELINES = ("max_softmax_last", "max_softmax_mean", "abstain_p")
-MARGIN = 0.02  # by which a signal's AUROC exceeds that of the best baseline
-ENOUGH = 4  # regimes that it wins
-TELLING = ("gibberish", "factual_misleading", "neo_false_inability")  # one of these among them
+MARGIN = 0.02  # a signal's AUROC must exceed that of the best baseline by this much
+MIN_WINS = 4  # regimes that a signal must win
+KEY_REGIMES = ("gibberish", "factual_misleading", "neo_false_inability")  # at least one of these among them
 REPLICATES = 1000
 LEVEL = 0.95
 
 
 class Table(NamedTuple):
-    """What every prompt scored."""
+    """The scores of every prompt."""
 
     regimes: NDArray[np.str_]  # [prompts]
-    scores: dict[str, Floats]  # each [seeds, prompts], all pointing up
+    scores: dict[str, Floats]  # each [seeds, prompts], all rising with "not known"
 
     @property
-    def others(self) -> tuple[str, ...]:
-        """The regimes but in_domain, in the order in which they come."""
+    def other_regimes(self) -> tuple[str, ...]:
+        """All regimes except in_domain, in order of appearance."""
         return tuple(name for name in dict.fromkeys(self.regimes.tolist()) if name != IN_DOMAIN)
 
 
 class SignalComparison(NamedTuple):
-    """A signal against the best baseline, in one regime."""
+    """A signal compared with the best baseline in one regime."""
 
     signal: str
     regime: str
     auroc: Interval
-    baseline: str
-    best: Interval
+    baseline: str  # the baseline with the highest AUROC
+    baseline_auroc: Interval
     difference: Interval
     wins: bool
-    p: float  # of "not every baseline is beaten", two-sided bootstrap, before correction
-    p_corrected: float  # Holm over all duels
+    p: float  # of "some baseline is at least as good": two-sided bootstrap, before correction
+    p_corrected: float  # Holm over all comparisons
     wins_corrected: bool
 
 
 class Verdict(NamedTuple):
-    """What the rule says of a signal, why, and what is left of it after correction."""
+    """The outcome of the rule for one signal, its reason, and the outcome after correction."""
 
     signal: str
     wins: tuple[str, ...]
@@ -80,46 +79,46 @@ class Verdict(NamedTuple):
     proven_corrected: bool
 
 
-class Judgement(NamedTuple):
-    """`caution` is to stand wherever the verdicts do."""
+class RuleResult(NamedTuple):
+    """The outcome of the rule. Print `caution` wherever the verdicts are printed."""
 
-    duels: list[SignalComparison]
+    comparisons: list[SignalComparison]
     verdicts: list[Verdict]
     caution: str
 
 
 def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
-          points: Mapping[str, int] = POINTS) -> Table:
-    """Scores `[prompts]` or `[seeds, prompts]` as they were measured, turned so that they point up.
+          directions: Mapping[str, int] = DIRECTIONS) -> Table:
+    """Turns measured scores `[prompts]` or `[seeds, prompts]` so that all rise with "not known".
 
     Args:
-        points: for each signal 1 or −1, said before the scores are looked at.
+        directions: 1 or −1 for each signal, fixed before the scores are inspected.
 
     Raises:
-        ValueError: a signal without a direction, another shape, what is no number, no prompt in domain.
+        ValueError: a signal has no direction, the wrong shape or a NaN, or no prompt is in domain.
     """
-    found, n = {}, len(regimes)
-    for name, given in scores.items():
-        if points.get(name) not in (1, -1):
-            raise ValueError(f"points: expected 1 or -1 for {name}, found {points.get(name)}")
-        values = np.atleast_2d(np.asarray(given, float))
+    turned, n = {}, len(regimes)
+    for name, raw in scores.items():
+        if directions.get(name) not in (1, -1):
+            raise ValueError(f"directions: expected 1 or -1 for {name}, found {directions.get(name)}")
+        values = np.atleast_2d(np.asarray(raw, float))
         if values.ndim != 2 or values.shape[1] != n or np.isnan(values).any():
             raise ValueError(f"{name}: expected numbers [seeds, {n}], found shape {values.shape}"
                              + (" with NaN" if np.isnan(values).any() else ""))
-        found[name] = points[name] * values
+        turned[name] = directions[name] * values
     if IN_DOMAIN not in regimes:
         raise ValueError(f"regimes: expected {IN_DOMAIN} among them, found none")
-    return Table(np.asarray(regimes), found)
+    return Table(np.asarray(regimes), turned)
 
 
 def direction(signal: str) -> int:
-    """1 or −1 as POINTS says, also of a single block; 0 for what is no signal."""
-    return POINTS["router_entropy"] if signal.startswith(BLOCK) else POINTS.get(signal, 0)
+    """Returns 1 or −1 as in DIRECTIONS, also for a single block; 0 if the name is not a signal."""
+    return DIRECTIONS["router_entropy"] if signal.startswith(BLOCK) else DIRECTIONS.get(signal, 0)
 
 
-def versus(scored: Table, unknown: Collection[str], known: Collection[str] = (IN_DOMAIN,), *,
-           replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> PairedBootstrap:
-    """How well every signal tells the prompts of some regimes from those of others."""
+def bootstrap_auroc(scored: Table, unknown: Collection[str], known: Collection[str] = (IN_DOMAIN,), *,
+                    replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> PairedBootstrap:
+    """Bootstraps the AUROC of every signal: prompts of `unknown` regimes against those of `known` regimes."""
     chosen = np.isin(scored.regimes, [*unknown, *known])
     labels = np.isin(scored.regimes[chosen], list(unknown)).astype(int)
     return PairedBootstrap(labels, {name: score[:, chosen] for name, score in scored.scores.items()},
@@ -128,149 +127,152 @@ def versus(scored: Table, unknown: Collection[str], known: Collection[str] = (IN
 
 def by_regime(scored: Table, *, replicates: int = REPLICATES,
               seed: int = 42) -> dict[str, dict[str, Interval]]:
-    """Regime → signal → AUROC of in_domain against it."""
-    found = {}
-    for regime in scored.others:
-        drawn = versus(scored, [regime], replicates=replicates, seed=seed)
-        found[regime] = {name: drawn.interval(name) for name in scored.scores}
-    return found
+    """Returns regime → signal → AUROC of that regime against in_domain."""
+    aurocs = {}
+    for regime in scored.other_regimes:
+        bootstrap = bootstrap_auroc(scored, [regime], replicates=replicates, seed=seed)
+        aurocs[regime] = {name: bootstrap.interval(name) for name in scored.scores}
+    return aurocs
 
 
 def cross_regime(scored: Table, *, replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
-    """Signal → AUROC of in_domain against all the rest: the published number.
+    """Returns signal → AUROC of all other regimes against in_domain: the published metric.
 
-    Of the rest, three can be answered (ANSWERABLE). To score them high is no merit; see `unanswerable`.
+    Three of the other regimes can be answered (ANSWERABLE), so a high score there is no merit; see
+    `unanswerable`.
     """
-    drawn = versus(scored, scored.others, replicates=replicates, seed=seed)
-    return {name: drawn.interval(name) for name in scored.scores}
+    bootstrap = bootstrap_auroc(scored, scored.other_regimes, replicates=replicates, seed=seed)
+    return {name: bootstrap.interval(name) for name in scored.scores}
 
 
 def unanswerable(scored: Table, *, answerable: Collection[str] = ANSWERABLE,
                  replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
-    """Signal → AUROC of the regimes that can be answered against those that cannot.
+    """Returns signal → AUROC of the unanswerable regimes against the answerable ones.
 
-    That is what an abstention is for. It is no part of the published rule.
+    This is the purpose of abstention. It is not part of the published rule.
     """
-    known = [regime for regime in (IN_DOMAIN, *scored.others) if regime in answerable]
-    unknown = [regime for regime in scored.others if regime not in answerable]
-    drawn = versus(scored, unknown, known, replicates=replicates, seed=seed)
-    return {name: drawn.interval(name) for name in scored.scores}
+    known = [regime for regime in (IN_DOMAIN, *scored.other_regimes) if regime in answerable]
+    unknown = [regime for regime in scored.other_regimes if regime not in answerable]
+    bootstrap = bootstrap_auroc(scored, unknown, known, replicates=replicates, seed=seed)
+    return {name: bootstrap.interval(name) for name in scored.scores}
 
 
 # --- The rule --------------------------------------------------------------------------------
 
 
 def apply_rule(scored: Table, signals: Sequence[str] | None = None, baselines: Sequence[str] = BASELINES, *,
-          replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> Judgement:
-    """The rule, as fixed: and beside it what it says after correction.
+               replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> RuleResult:
+    """Applies the pre-registered rule, and the rule with correction for multiple comparisons.
 
-    A signal wins a regime if its AUROC exceeds that of the best baseline there by MARGIN at least and
-    the interval of the difference excludes 0. It is proven if it wins ENOUGH regimes, one of TELLING
-    among them.
+    A signal wins a regime if its AUROC exceeds that of the best baseline by at least MARGIN and the interval
+    of the difference excludes 0. It is proven if it wins MIN_WINS regimes, among them one of KEY_REGIMES.
 
-    Corrected, a regime is won if the difference is as large, and "some baseline is as good" is rejected
-    at 1 − `level` after Holm's correction over all duels. p is the largest over the baselines, so that
-    none is chosen by the data; it is read off replicates so many that the correction can be passed. Of a
-    few seeds it is too small, as intervals are too short (`PairedBootstrap`).
+    With correction, a signal wins a regime if the difference is as large and "some baseline is at least as
+    good" is rejected at 1 − `level` after Holm's correction over all comparisons. The p of a comparison is
+    the maximum over the baselines, so that the data do not choose one. It uses enough replicates for the
+    correction to be passable. With few seeds p is too small, as intervals are too short (`PairedBootstrap`).
 
     Args:
-        signals: those to be judged; None takes all but the baselines. A baseline that is judged is held
-            against the others.
+        signals: the signals to test; None takes all except the baselines. A baseline among them is compared
+            with the other baselines.
 
     Raises:
-        ValueError: a signal or baseline that was not measured, or none to be compared with.
+        ValueError: a signal or baseline was not measured, or a signal has no baseline.
     """
-    judged = list(signals if signals is not None else
+    tested = list(signals if signals is not None else
                   [name for name in scored.scores if name not in baselines])
-    if unknown := [name for name in (*judged, *baselines) if name not in scored.scores]:
+    if unknown := [name for name in (*tested, *baselines) if name not in scored.scores]:
         raise ValueError(f"scores: expected {', '.join(unknown)} among them, "
                          f"found {', '.join(scored.scores)}")
-    against = {name: [other for other in baselines if other != name] for name in judged}
-    if not all(against.values()):
-        raise ValueError("baselines: expected one at least besides the signal, found none")
-    tests = len(judged) * len(scored.others)
-    fine = max(replicates, math.ceil(5 * tests / (1 - level)))
-    duels = []
-    for regime in scored.others if judged else ():
-        drawn = versus(scored, [regime], replicates=replicates, seed=seed, level=level)
-        finely = versus(scored, [regime], replicates=fine, seed=seed, level=level)
-        for name in judged:
-            best = max(against[name], key=lambda other: drawn.points[other])
-            difference = drawn.difference(name, best)
-            p = max(_p_ahead(finely, name, other) if drawn.points[name] > drawn.points[other] else 1.0
-                    for other in against[name])
-            duels.append(SignalComparison(name, regime, drawn.interval(name), best, drawn.interval(best), difference,
-                              _ahead(difference) and difference.low > 0, p, math.nan, False))
-    corrected = holm([duel.p for duel in duels])
-    duels = [duel._replace(p_corrected=float(p),
-                           wins_corrected=bool(_ahead(duel.difference) and p <= 1 - level))
-             for duel, p in zip(duels, corrected, strict=True)]
+    rivals = {name: [other for other in baselines if other != name] for name in tested}
+    if not all(rivals.values()):
+        raise ValueError("baselines: expected at least one besides the signal, found none")
+    tests = len(tested) * len(scored.other_regimes)
+    p_replicates = max(replicates, math.ceil(5 * tests / (1 - level)))
+    comparisons = []
+    for regime in scored.other_regimes if tested else ():
+        bootstrap = bootstrap_auroc(scored, [regime], replicates=replicates, seed=seed, level=level)
+        p_bootstrap = bootstrap_auroc(scored, [regime], replicates=p_replicates, seed=seed, level=level)
+        for name in tested:
+            best = max(rivals[name], key=lambda other: bootstrap.points[other])
+            difference = bootstrap.difference(name, best)
+            p = max(_p(p_bootstrap, name, other) if bootstrap.points[name] > bootstrap.points[other] else 1.0
+                    for other in rivals[name])
+            comparisons.append(SignalComparison(
+                name, regime, bootstrap.interval(name), best, bootstrap.interval(best), difference,
+                _exceeds_margin(difference) and difference.low > 0, p, math.nan, False))
+    corrected = holm([comparison.p for comparison in comparisons])
+    comparisons = [
+        comparison._replace(p_corrected=float(p),
+                            wins_corrected=bool(_exceeds_margin(comparison.difference) and p <= 1 - level))
+        for comparison, p in zip(comparisons, corrected, strict=True)]
     verdicts = []
-    for name in judged:
-        wins = tuple(duel.regime for duel in duels if duel.signal == name and duel.wins)
-        left = tuple(duel.regime for duel in duels if duel.signal == name and duel.wins_corrected)
-        verdicts.append(Verdict(name, wins, is_proven(wins), _reason(wins, len(scored.others)), left,
-                                is_proven(left)))
-    return Judgement(duels, verdicts, caution(len(judged), len(scored.others), level))
+    for name in tested:
+        own = [comparison for comparison in comparisons if comparison.signal == name]
+        wins = tuple(comparison.regime for comparison in own if comparison.wins)
+        wins_corrected = tuple(comparison.regime for comparison in own if comparison.wins_corrected)
+        verdicts.append(Verdict(name, wins, is_proven(wins), _reason(wins, len(scored.other_regimes)),
+                                wins_corrected, is_proven(wins_corrected)))
+    return RuleResult(comparisons, verdicts, caution(len(tested), len(scored.other_regimes), level))
 
 
 def is_proven(wins: Collection[str]) -> bool:
-    """Whether so many regimes are enough, and the right ones among them."""
-    return len(wins) >= ENOUGH and any(regime in TELLING for regime in wins)
+    """Whether there are at least MIN_WINS regimes, and one of KEY_REGIMES among them."""
+    return len(wins) >= MIN_WINS and any(regime in KEY_REGIMES for regime in wins)
 
 
 def caution(signals: int, regimes: int, level: float = LEVEL) -> str:
-    """What the rule leaves out of account, in words."""
+    """Returns a paragraph on the false-positive rate of the rule."""
     tests, chance = signals * regimes, (1 - level) / 2
     return (
-        f"The rule makes {tests} comparisons ({signals} signals, {regimes} regimes) and corrects for "
-        "none. Where a signal is as good as the best baseline and no better, its interval lies above 0 "
-        f"with a chance of about {chance:.1%}: {tests * chance:.2g} of these {tests} on average, and one "
-        f"at least with {1 - (1 - chance) ** tests:.0%}, were they independent. They are not. All regimes "
-        "are compared with the same prompts in domain, and all signals come from the same networks: what "
-        f"is won by luck is won several times over, so {ENOUGH} regimes are no {ENOUGH}-fold proof. That "
-        f"the best baseline is chosen by the same prompts, and the margin of {MARGIN:g}, work against a "
-        "signal. The corrected verdict holds the chance that any regime is falsely won at about "
-        f"{1 - level:.0%}.")
+        f"The rule makes {tests} comparisons ({signals} signals, {regimes} regimes) without correction for "
+        "multiple comparisons. A signal that is only as good as the best baseline wins a regime with "
+        f"probability about {chance:.1%}. Over {tests} independent comparisons this gives "
+        f"{tests * chance:.2g} false wins on average, and at least one with probability "
+        f"{1 - (1 - chance) ** tests:.0%}. The comparisons are not independent: all regimes share the "
+        f"in-domain prompts, and all signals come from the same networks. False wins come together, so "
+        f"{MIN_WINS} regimes are not {MIN_WINS} independent proofs. Two choices work against a signal: the "
+        f"same prompts select the best baseline, and the margin is {MARGIN:g}. The corrected verdict limits "
+        f"the probability of any false win to about {1 - level:.0%}.")
 
 
-def _p_ahead(drawn: PairedBootstrap, name: str, other: str) -> float:
-    """1 where nothing varies from one draw to another, of which there is no p."""
-    p = drawn.p(name, other)
+def _p(bootstrap: PairedBootstrap, name: str, other: str) -> float:
+    """Returns p, or 1 where no replicate differs from another and p is undefined."""
+    p = bootstrap.p(name, other)
     return 1.0 if math.isnan(p) else p
 
 
-def _ahead(difference: Interval) -> bool:
-    return difference.point >= MARGIN - 1e-9  # 0.82 − 0.80 is a little less than 0.02 in binary
+def _exceeds_margin(difference: Interval) -> bool:
+    return difference.point >= MARGIN - 1e-9  # in binary, 0.82 − 0.80 is a little less than 0.02
 
 
 def _reason(wins: Collection[str], regimes: int) -> str:
     if is_proven(wins):
         return f"wins {len(wins)} of {regimes} regimes"
-    if len(wins) < ENOUGH:
-        return f"wins {len(wins)} of {regimes} regimes, {ENOUGH} are needed"
-    return f"wins {len(wins)} of {regimes} regimes, but none of {', '.join(TELLING)}"
+    if len(wins) < MIN_WINS:
+        return f"wins {len(wins)} of {regimes} regimes; the rule requires {MIN_WINS}"
+    return f"wins {len(wins)} of {regimes} regimes, but none of {', '.join(KEY_REGIMES)}"
 
 
-# --- What is declined ------------------------------------------------------------------------
+# --- Abstention ------------------------------------------------------------------------------
 
 
-def abstained(scored: Table, signal: str, thresholds: ArrayLike, *, replicates: int = REPLICATES,
-              seed: int = 42, level: float = LEVEL) -> dict[str, Interval]:
-    """Regime → share of its prompts that are declined: scores above the threshold.
+def abstention_rates(scored: Table, signal: str, thresholds: ArrayLike, *, replicates: int = REPLICATES,
+                     seed: int = 42, level: float = LEVEL) -> dict[str, Interval]:
+    """Returns regime → fraction of its prompts whose score is above the threshold.
 
-    That of in_domain is the false-positive rate. The intervals resample prompts and seeds; of one seed, and
-    where all or none are declined, they are those of `exact_share`, for prompts alone.
+    The rate on in_domain is the false-positive rate. Intervals resample prompts and seeds. With one seed, or
+    where the rate is 0 or 1, they are those of `exact_share`, over prompts alone.
 
     Args:
-        thresholds: one, or one for each seed, pointing up as the scores do.
+        thresholds: one, or one per seed, in the direction of the scores in the table.
     """
-    lines = np.broadcast_to(np.asarray(thresholds, float), len(scored.scores[signal]))
-    declined = scored.scores[signal] > lines[:, None]
+    by_seed = np.broadcast_to(np.asarray(thresholds, float), len(scored.scores[signal]))
+    abstains = scored.scores[signal] > by_seed[:, None]
 
-    def share(here: NDArray[np.bool_]) -> Interval:
-        found = declined[:, here]
-        if len(found) == 1 or found.mean() in (0, 1):
-            return exact_share(round(float(found.mean()) * found.shape[1]), found.shape[1], level)
-        return bootstrap_two_way(found, replicates=replicates, seed=seed, level=level)
-    return {regime: share(scored.regimes == regime) for regime in (IN_DOMAIN, *scored.others)}
+    def rate(in_regime: NDArray[np.bool_]) -> Interval:
+        chosen = abstains[:, in_regime]
+        if len(chosen) == 1 or chosen.mean() in (0, 1):
+            return exact_fraction(round(float(chosen.mean()) * chosen.shape[1]), chosen.shape[1], level)
+        return bootstrap_two_way(chosen, replicates=replicates, seed=seed, level=level)
+    return {regime: rate(scored.regimes == regime) for regime in (IN_DOMAIN, *scored.other_regimes)}

@@ -1,9 +1,9 @@
-"""What an answer looks like: a refusal, an affirmation, a loop, broken text. Stated rules, no judgement.
+"""Pattern-based detectors of refusals, affirmations, loops and broken text in generated answers.
 
-They are those that the published study names, for English answers of some 48 bytes, and err as such
-rules do: "The Unknown Soldier" is a refusal, and a longer text has some three characters five times
-without any loop. `eval.matching.is_refusal` has another aim: whether an answer to a question of facts
-begins by declining.
+The rules are those of the published study, for English answers of about 48 bytes. They have false positives:
+"The Unknown Soldier" counts as a refusal, and a long text repeats some three characters five times without
+a loop. `eval.matching.is_refusal` is different: it checks whether the answer to a factual question begins
+with a refusal.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _AFFIRMATION = re.compile(r"\W*(?:yes|sure|indeed|correct)\b|.*\bthat(?:'s| is) 
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether one of the phrases of not knowing occurs anywhere, or nothing is said at all."""
+    """Whether the answer contains a phrase such as "I don't know", or is empty."""
     return not answer.strip() or _REFUSAL.search(plain(answer)) is not None
 
 
 def is_affirmation(answer: str) -> bool:
-    """Whether it begins with yes, sure, indeed or correct, as words; or has "that's true" in it."""
+    """Whether the answer begins with the word yes, sure, indeed or correct, or contains "that's true"."""
     return _AFFIRMATION.match(plain(answer)) is not None
 
 
 def is_loop(answer: str) -> bool:
-    """Whether it has 15 characters or more, and some three in a row occur five times, overlaps too."""
+    """Whether it has at least 15 characters and some 3-character span occurs 5 times, overlaps included."""
     text = answer.strip()
     spans = Counter(text[i:i + LOOP_SPAN] for i in range(len(text) - LOOP_SPAN + 1))
     return len(text) >= LOOP_LENGTH and max(spans.values()) >= LOOP_TIMES
 
 
 def is_utf8(answer: bytes) -> bool:
-    """Whether it is UTF-8; a character that the end cuts off is no fault of it."""
+    """Whether it is valid UTF-8; an incomplete last character is allowed, as the length limit may cut it."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(answer)
     except UnicodeDecodeError:
@@ -49,18 +49,17 @@ def is_utf8(answer: bytes) -> bool:
 
 
 def distinct(answers: Sequence[str], n: int) -> float:
-    """Different runs of n words as a share of all, over all answers (distinct-n, Li et al. 2016).
+    """Returns distinct n-grams of words as a fraction of all n-grams (distinct-n, Li et al. 2016).
 
-    1 where none comes twice; NaN where there are none. It falls as answers grow in number: compare equal
-    numbers only.
+    NaN if there are no n-grams. The value falls with the number of answers: compare equal numbers only.
     """
-    runs = [tuple(words[i:i + n]) for words in map(str.split, answers)
-            for i in range(len(words) - n + 1)]
-    return len(set(runs)) / len(runs) if runs else math.nan
+    ngrams = [tuple(words[i:i + n]) for words in map(str.split, answers)
+              for i in range(len(words) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
 
 
 class Health(NamedTuple):
-    """Shares, over all answers."""
+    """Fractions of all answers; distinct_n as in `distinct`."""
 
     valid_utf8: float
     loops: float
@@ -70,13 +69,13 @@ class Health(NamedTuple):
 
 
 def health(answers: Sequence[bytes]) -> Health:
-    """How sound generated text is; NaN where there is none."""
+    """Summarises generated answers; NaN if there are none."""
     texts = [answer.decode(errors="replace") for answer in answers]
 
-    def share(found: Sequence[bool]) -> float:
-        return sum(found) / len(found) if found else math.nan
-    return Health(share([is_utf8(answer) for answer in answers]),
-                  share([is_loop(text) for text in texts]), share([not text.strip() for text in texts]),
+    def fraction(flags: Sequence[bool]) -> float:
+        return sum(flags) / len(flags) if flags else math.nan
+    return Health(fraction([is_utf8(answer) for answer in answers]),
+                  fraction([is_loop(text) for text in texts]), fraction([not text.strip() for text in texts]),
                   distinct(texts, 1), distinct(texts, 2))
 
 
@@ -84,5 +83,5 @@ def health(answers: Sequence[bytes]) -> Health:
 
 
 def plain(text: str) -> str:
-    """Lower case, straight quotes, single spaces."""
+    """Returns the text in lower case, with straight quotes and single spaces."""
     return " ".join(text.casefold().replace("’", "'").split())

@@ -1,13 +1,13 @@
-"""Heads and probes on a network that stays as it is: what its activations tell of what it does not know.
+"""Heads and probes on a frozen network: predict from its activations whether it knows the answer.
 
-    pooled      logistic regression on the mean of the last stream over the prompt
-    low_rank    the same on the last position, through its leading principal directions alone
-    raw_probe   the study of difficulty's probe on the stream at the last position, of the layer that
-                cross-validation chooses
-    sae_probe   the same on the codes of a TopK autoencoder of that layer
+    pooled      logistic regression on the residual stream after the final norm, mean over the prompt
+    low_rank    logistic regression on the leading principal directions of that stream at the last position
+    raw_probe   the difficulty study's probe on the residual stream at the last position, of the layer that
+                cross-validation selects
+    sae_probe   the same probe on the codes of a TopK autoencoder of that layer
 
-The heads are fitted to what v8b and v9 learn from, and differ from these in method alone; the probes, which
-are signals of v4, to prompts that v4 has not learned.
+The heads are fitted to the training data of v8b and v9, so that only the method differs from these. The
+probes are signals of v4 and are fitted to prompts on which v4 was not trained.
 """
 
 from __future__ import annotations
@@ -41,93 +41,95 @@ from .measure import turn
 
 SCORES = ("pooled", "low_rank", "raw_probe", "sae_probe")
 PLACE = "resid_post"
-STRENGTHS = (1e-3, 1e-2, 0.1, 1.0)
+C_VALUES = (1e-3, 1e-2, 0.1, 1.0)
 
 
-class Found(NamedTuple):
-    """What heads and probes say of each list of prompts, score → `[prompts]`, and how they came about (JSON).
+class FittedScores(NamedTuple):
+    """The scores of heads and probes for each list of prompts, score → `[prompts]`, and how they were fitted.
 
-    `about["heads"]` has for each head the parameters fitted, and the seconds taken, reading included.
+    `result` is JSON. `result["heads"]` has for each head the number of fitted parameters, and the time in
+    seconds, including the passes of the network.
     """
 
     scores: list[dict[str, Floats]]
-    about: dict[str, Any]
+    result: dict[str, Any]
 
 
-def fit(path: Path, model: Any, taught: Mapping[str, bool], held_out: Mapping[str, bool],
-        asked: Sequence[Sequence[str]], options: FittedConfig, sae: RecipeConfig, seed: int,
-        batch_size: int) -> Found:
-    """Fits all of them to prompts, and asks them of others.
+def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts: Mapping[str, bool],
+        evaluated: Sequence[Sequence[str]], options: FittedConfig, sae: RecipeConfig, seed: int,
+        batch_size: int) -> FittedScores:
+    """Fits all heads and probes, and scores other prompts with them.
 
     Args:
-        path: a directory for the autoencoder's rows and run.
-        taught: prompt → whether it can be answered, for the heads.
-        held_out: likewise, for the probes; v4 has learned from none of them.
-        asked: lists of prompts.
+        path: a directory for the autoencoder's activations and run.
+        head_prompts: prompt → whether it can be answered; the heads are fitted to these.
+        probe_prompts: likewise for the probes; v4 was not trained on them.
+        evaluated: lists of prompts to score.
 
     Raises:
         TrainingStopped: see `networks.trained`.
     """
     reader = UncertaintyReader(model, batch_size=batch_size)
-    others = [[turn(prompt) for prompt in prompts] for prompts in asked]
-    there = [reader.read(some, "features") for some in others]
+    evaluated_turns = [[turn(prompt) for prompt in prompts] for prompts in evaluated]
+    evaluated_features = [reader.read(turns, "features") for turns in evaluated_turns]
 
     begun = time.monotonic()
-    unknown, turns = _labels(taught), [turn(prompt) for prompt in taught]
-    lesson = reader.read(turns, "heads")
-    read_in = time.monotonic() - begun
-    pooled, pooled_in = _timed(make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-                               lesson.pooled, unknown)
-    rank = min(options.rank, lesson.hidden.shape[1])
-    low_rank, low_rank_in = _timed(
+    unknown, turns = _labels(head_prompts), [turn(prompt) for prompt in head_prompts]
+    head_features = reader.read(turns, "heads")
+    read_seconds = time.monotonic() - begun
+    pooled, pooled_seconds = _timed(make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+                                    head_features.pooled, unknown)
+    rank = min(options.rank, head_features.hidden.shape[1])
+    low_rank, low_rank_seconds = _timed(
         make_pipeline(StandardScaler(), PCA(rank, random_state=seed), LogisticRegression(max_iter=2000)),
-        lesson.hidden, unknown)
+        head_features.hidden, unknown)
 
-    unknown, turns = _labels(held_out), [turn(prompt) for prompt in held_out]
-    here = reader.read(turns, "probes")
+    unknown, turns = _labels(probe_prompts), [turn(prompt) for prompt in probe_prompts]
+    probe_features = reader.read(turns, "probes")
     folds = stratified(unknown, number_of_folds(unknown), seed=seed)
-    how = ProbeOptions(strengths=STRENGTHS, seed=seed, jobs=options.jobs)
-    probes = [fit_probe(here.read.final[:, layer], unknown, folds, how)
+    probe_options = ProbeOptions(c_values=C_VALUES, seed=seed, jobs=options.jobs)
+    probes = [fit_probe(probe_features.read.final[:, layer], unknown, folds, probe_options)
               for layer in range(model.config.n_layers)]
-    areas = [max(probe.cross_validated.values()) for probe in probes]
-    layer = int(np.argmax(areas))
+    aurocs = [max(probe.cross_validated.values()) for probe in probes]
+    layer = int(np.argmax(aurocs))
 
-    coder = _autoencoder(path, model, turns, layer, options, sae, seed, batch_size)
-    encoder = UncertaintyReader(model, sae=coder, batch_size=batch_size, lens=False)
-    codes = [_dense(encoder.read(some, "codes"), coder.config.n_latents) for some in (turns, *others)]
-    of_codes = fit_probe(codes[0], unknown, folds, how)
-    scores = [{"pooled": pooled.predict_proba(found.pooled)[:, 1],
-               "low_rank": low_rank.predict_proba(found.hidden)[:, 1],
-               "raw_probe": probes[layer].probabilities(found.read.final[:, layer]),
-               "sae_probe": of_codes.probabilities(code)}
-              for found, code in zip(there, codes[1:], strict=True)]
-    return Found(scores, {
-        "prompts": {"heads": len(taught), "probes": len(held_out)},
-        "layer": layer, "layers": areas, "rank": rank,
+    autoencoder = _autoencoder(path, model, turns, layer, options, sae, seed, batch_size)
+    encoder = UncertaintyReader(model, sae=autoencoder, batch_size=batch_size, lens=False)
+    codes = [_sparse_codes(encoder.read(some, "codes"), autoencoder.config.n_latents)
+             for some in (turns, *evaluated_turns)]
+    sae_probe = fit_probe(codes[0], unknown, folds, probe_options)
+    scores = [{"pooled": pooled.predict_proba(features.pooled)[:, 1],
+               "low_rank": low_rank.predict_proba(features.hidden)[:, 1],
+               "raw_probe": probes[layer].probabilities(features.read.final[:, layer]),
+               "sae_probe": sae_probe.probabilities(list_codes)}
+              for features, list_codes in zip(evaluated_features, codes[1:], strict=True)]
+    return FittedScores(scores, {
+        "prompts": {"heads": len(head_prompts), "probes": len(probe_prompts)},
+        "layer": layer, "layers": aurocs, "rank": rank,
         "variance_of_rank": float(low_rank[1].explained_variance_ratio_.sum()),
-        "heads": {"pooled": {"trained_parameters": lesson.pooled.shape[1] + 1,
-                             "seconds": read_in + pooled_in},
-                  # The directions are fitted as well.
+        "heads": {"pooled": {"trained_parameters": head_features.pooled.shape[1] + 1,
+                             "seconds": read_seconds + pooled_seconds},
+                  # The principal directions are fitted as well.
                   "low_rank": {"trained_parameters": low_rank[1].components_.size + rank + 1,
-                               "seconds": read_in + low_rank_in}},
-        "raw_probe": _about(probes[layer]), "sae_probe": _about(of_codes),
+                               "seconds": read_seconds + low_rank_seconds}},
+        "raw_probe": _probe_result(probes[layer]), "sae_probe": _probe_result(sae_probe),
         "autoencoder": RunDirectory(path / "run").read_summary()})
 
 
 def _labels(prompts: Mapping[str, bool]) -> np.ndarray:
-    """1 where a prompt cannot be answered."""
-    return np.array([not known for known in prompts.values()], int)
+    """Returns 1 where a prompt cannot be answered."""
+    return np.array([not answerable for answerable in prompts.values()], int)
 
 
 def _timed(pipeline: Pipeline, features: np.ndarray, labels: np.ndarray) -> tuple[Pipeline, float]:
-    """It fitted, and how many seconds that took."""
+    """Returns the fitted pipeline and the time that the fit took, in seconds."""
     begun = time.monotonic()
     return pipeline.fit(features, labels), time.monotonic() - begun
 
 
 def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, options: FittedConfig,
                  sae: RecipeConfig, seed: int, batch_size: int) -> Any:
-    """One of the stream at every position of the prompts."""
+    """Trains an autoencoder of the residual stream at every position of the prompts."""
     d_model, rows = model.config.d_model, path / "rows"
     if not rows.exists():
         write_activations(rows, _streams(model, turns, layer, batch_size), {"place": PLACE, "layer": layer})
@@ -137,25 +139,25 @@ def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, op
 
 
 def _streams(model: Any, turns: Sequence[Prompt], layer: int, batch_size: int) -> Iterator[np.ndarray]:
-    """The stream after a layer at every position, one prompt after the other: `[time, d_model]`."""
+    """Yields the residual stream after a layer, prompt by prompt: `[time, d_model]`."""
     longest = max(len(prompt.ids) for prompt in turns)
     scorer = Scorer(model, recording((PLACE,), (layer,)), nll=False, batch_size=batch_size)
-    # Positions past a prompt's end stand for its last: they are cut off again.
+    # Shorter prompts repeat their last position as padding, which the yield cuts off.
     texts = [Text(prompt.ids, np.minimum(np.arange(longest), len(prompt.ids) - 1).tolist())
              for prompt in turns]
-    for i, found in scorer(texts, what="rows"):
-        yield found.seen[PLACE][0][:len(turns[i].ids)]
+    for i, scored in scorer(texts, what="rows"):
+        yield scored.seen[PLACE][0][:len(turns[i].ids)]
 
 
-def _dense(found: Uncertainty, n_latents: int) -> scipy.sparse.csr_array:
-    """The codes as sparse rows, `[prompts, n_latents]`."""
-    assert found.codes is not None
-    codes: Codes = found.codes
-    # Indices of 32 bits: scikit-learn takes no others.
+def _sparse_codes(uncertainty: Uncertainty, n_latents: int) -> scipy.sparse.csr_array:
+    """Returns the codes as sparse rows, `[prompts, n_latents]`."""
+    assert uncertainty.codes is not None
+    codes: Codes = uncertainty.codes
+    # scikit-learn requires 32-bit indices.
     rows = np.repeat(np.arange(len(codes.values), dtype=np.int32), codes.values.shape[1])
     return scipy.sparse.csr_array((np.ravel(codes.values), (rows, np.ravel(codes.latents))),
                                   shape=(len(codes.values), n_latents))
 
 
-def _about(probe: Fitted) -> dict[str, Any]:
-    return {"strength": probe.strength, "cross_validated": max(probe.cross_validated.values())}
+def _probe_result(probe: Fitted) -> dict[str, Any]:
+    return {"strength": probe.c_value, "cross_validated": max(probe.cross_validated.values())}

@@ -1,4 +1,4 @@
-"""What a network shows of every prompt, and what it answers: columns of one row for each prompt."""
+"""Measures one network: its signals and its greedy answer for every prompt, as columns `[prompts]`."""
 
 from __future__ import annotations
 
@@ -25,80 +25,89 @@ from .detectors import health, is_affirmation, is_loop, is_refusal, is_utf8
 
 Columns = dict[str, np.ndarray]
 BYTES = 256
-HELD_OUT = 500  # pairs, at most, of which the chat loss is measured
+HELD_OUT = 500  # maximum number of pairs over which the chat loss is measured
 
 
 def turn(prompt: str) -> TokenPrompt:
-    """A prompt as the user's turn, and the beginning of the model's; the question is what the user says."""
+    """Returns a prompt as the user's turn and the start of the model's; the user's text is the question."""
     ids = asked(prompt).encode()
     return TokenPrompt(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
 
 
-def check_bytes(config: Any, what: str) -> None:
-    """Raises InputError where such a network does not read bytes. `what` names it."""
+def check_bytes(config: Any, name: str) -> None:
+    """Raises InputError if such a network does not read bytes.
+
+    Args:
+        name: the network, for the error message.
+    """
     tokens = getattr(config, "vocab_size", None)
     if not isinstance(config, RoutedConfig | VanillaConfig) or config.vocab_size < BYTES:
-        raise InputError(f"{what}: expected a network that reads bytes, routed or vanilla, found family "
+        raise InputError(f"{name}: expected a network that reads bytes, routed or vanilla, found family "
                          f"{config.family}" + (f" of {tokens} tokens" if tokens else ""))
 
 
 def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
-    """Raises InputError where a prompt with its answer is longer than the window of such a network."""
+    """Raises InputError if a prompt with its answer is longer than the network's context window."""
     for prompt in prompts:
         if (needed := len(turn(prompt).ids) + max_new) > config.max_seq_len and config.positions == "learned":
             raise InputError(f"prompts: {prompt!r:.60} takes {needed} bytes with its answer, and the network "
                              f"reads {config.max_seq_len}; shorten it, or answers.max_new")
 
 
-def read(reader: UncertaintyReader, prompts: Sequence[str], what: str) -> Columns:
-    """Every signal of prompts in turns, `[prompts]` each, under the names of `decision.POINTS`.
+def signals(reader: UncertaintyReader, prompts: Sequence[str], name: str) -> Columns:
+    """Returns every signal of prompts as turns, `[prompts]` each, by the names of `decision.DIRECTIONS`.
 
     Args:
-        what: is read, for the terminal and for errors.
+        name: what is measured, for progress lines and errors.
 
     Raises:
-        InputError: one is no number, as of a network whose weights are too large.
+        InputError: a signal is NaN, as where the weights are too large.
     """
-    found = by_name(reader.read([turn(prompt) for prompt in prompts], what))
-    for name, values in found.items():
+    columns = by_name(reader.read([turn(prompt) for prompt in prompts], name))
+    for signal, values in columns.items():
         if (broken := np.isnan(values)).any():
-            raise InputError(f"{what}: {name}: expected numbers, found NaN for the prompt "
+            raise InputError(f"{name}: {signal}: expected numbers, found NaN for the prompt "
                              f"{prompts[int(broken.argmax())]!r:.60}: the network is broken there")
-    return found
+    return columns
 
 
 def answers(model: Any, prompts: Sequence[str], options: AnswersConfig) -> list[bytes]:
-    """What is generated greedily after each prompt, to the end of the model's turn."""
-    found = decoding.generate(model, [asked(prompt) for prompt in prompts], max_new=options.max_new,
-                              temperature=0, stop=STOP, batch_size=options.batch_size)
-    return [made.data for made in found]
+    """Generates an answer to each prompt greedily, up to the end of the model's turn."""
+    generated = decoding.generate(model, [asked(prompt) for prompt in prompts], max_new=options.max_new,
+                                  temperature=0, stop=STOP, batch_size=options.batch_size)
+    return [continuation.data for continuation in generated]
 
 
-def is_right(answer: bytes, expected: str | None) -> bool:
-    """Whether its words are said, and not denied or declined (eval/matching.py); never where nobody knows."""
+def is_correct(answer: bytes, expected: str | None) -> bool:
+    """Whether the answer states the expected words without denial or refusal (eval/matching.py).
+
+    False if the prompt has no answer.
+    """
     return expected is not None and is_match(answer.decode(errors="replace"), [expected])
 
 
-def spoken(prompts: Sequence[Prompt], said: Sequence[bytes]) -> dict[str, Any]:
-    """Health of all answers, and of every regime what share is right, refused, affirmed, a loop, UTF-8.
+def summarise(prompts: Sequence[Prompt], generated: Sequence[bytes]) -> dict[str, Any]:
+    """Returns JSON: health of all answers, and for every regime the fraction that is correct, a refusal, an
+    affirmation, a loop, and valid UTF-8.
 
-    JSON. `right` is None where a regime has no right answers.
+    `correct` is None in a regime whose prompts have no answers.
     """
     regimes = {}
-    for regime in dict.fromkeys(one.regime for one in prompts):
-        here = [(one, answer) for one, answer in zip(prompts, said, strict=True) if one.regime == regime]
-        texts = [answer.decode(errors="replace") for _, answer in here]
-        right = [is_right(answer, one.answer) for one, answer in here if one.answer is not None]
-        regimes[regime] = {"right": float(np.mean(right)) if right else None,
+    for regime in dict.fromkeys(prompt.regime for prompt in prompts):
+        pairs = [(prompt, answer) for prompt, answer in zip(prompts, generated, strict=True)
+                 if prompt.regime == regime]
+        texts = [answer.decode(errors="replace") for _, answer in pairs]
+        correct = [is_correct(answer, prompt.answer) for prompt, answer in pairs if prompt.answer is not None]
+        regimes[regime] = {"correct": float(np.mean(correct)) if correct else None,
                            "refused": float(np.mean([is_refusal(text) for text in texts])),
                            "affirmed": float(np.mean([is_affirmation(text) for text in texts])),
                            "loops": float(np.mean([is_loop(text) for text in texts])),
-                           "valid_utf8": float(np.mean([is_utf8(answer) for _, answer in here]))}
-    return {"health": health(said)._asdict(), "regimes": regimes}
+                           "valid_utf8": float(np.mean([is_utf8(answer) for _, answer in pairs]))}
+    return {"health": health(generated)._asdict(), "regimes": regimes}
 
 
 def chat_loss(model: Any, pairs: Sequence[Pair], batch_size: int) -> float:
-    """Mean cross-entropy of held-out responses, nats per byte."""
+    """Returns the mean cross-entropy of held-out responses, in nats per byte."""
     chosen = pairs[:HELD_OUT]
     longest = max(len((asked(pair.prompt) + answered(pair.response)).encode()) for pair in chosen)
     rows = pack_rows(chosen, longest, pack=False)

@@ -1,9 +1,9 @@
-"""Prompts of an evaluation, read from JSON lines: those of the repository, or a user's own.
+"""Reads evaluation prompts from JSON lines: the built-in ones or your own.
 
     {"prompt": "…", "regime": "in_domain", "answer": "…"}
 
-`answer`, which may be left out, is what a right answer has in it. Other keys are not looked at. A
-directory holds any number of .jsonl files; one that is called after a regime holds only that.
+`answer` is optional: the words that a correct answer contains. Other keys are ignored. A directory may hold
+any number of .jsonl files; a file named after a regime holds prompts of that regime only.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from tilelli_jax.data.village import REGIMES, Prompt
 from tilelli_jax.errors import InputError
 
 BUILT_IN = Path(__file__).with_suffix("")
-LEAST = 2  # prompts of a regime: of one alone nothing can be resampled
+MIN_PROMPTS = 2  # prompts of a regime: a single one cannot be resampled
 
 
 def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[Prompt]:
-    """The prompts of a directory or file, regime by regime.
+    """Returns the prompts of a directory or file, sorted by regime.
 
     Args:
-        regimes: those that it must have prompts of; all of the others are read as well.
+        regimes: regimes that must have prompts; prompts of other regimes are read as well.
 
     Raises:
-        InputError: no such file, a line that is no prompt, one that was there before, a regime with
+        InputError: the file does not exist, a line is not a prompt or repeats an earlier one, or a regime has
             fewer than two prompts.
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: expected .jsonl files of prompts, found none")
-    found: dict[str, tuple[Prompt, str]] = {}
+    by_text: dict[str, tuple[Prompt, str]] = {}
     for file in files:
         for where, row in json_lines(file):
-            one = _prompt(row, where, file)
-            if one.prompt in found:
-                raise InputError(f"{where}: prompt: the same as in {found[one.prompt][1]}")
-            found[one.prompt] = one, where
-    counts = Counter(one.regime for one, _ in found.values())
+            prompt = _prompt(row, where, file)
+            if prompt.prompt in by_text:
+                raise InputError(f"{where}: prompt: the same as in {by_text[prompt.prompt][1]}")
+            by_text[prompt.prompt] = prompt, where
+    counts = Counter(prompt.regime for prompt, _ in by_text.values())
     if missing := [regime for regime in regimes if not counts[regime]]:
         raise InputError(f"{path}: expected prompts of {len(regimes)} regime{'s' * (len(regimes) > 1)}, "
                          f"found none of {', '.join(missing)}")
-    for one, where in found.values():
-        if counts[one.regime] < LEAST:
-            raise InputError(f"{where}: the only prompt of {one.regime}, expected {LEAST} at least")
-    return sorted((one for one, _ in found.values()), key=lambda one: REGIMES.index(one.regime))
+    for prompt, where in by_text.values():
+        if counts[prompt.regime] < MIN_PROMPTS:
+            raise InputError(f"{where}: expected at least {MIN_PROMPTS} prompts of {prompt.regime}, found 1")
+    return sorted((prompt for prompt, _ in by_text.values()), key=lambda prompt: REGIMES.index(prompt.regime))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def _prompt(row: Any, where: str, file: Path) -> Prompt:
         raise InputError(f"{where}: regime: expected one of {', '.join(REGIMES)}, "
                          f"found {row.get('regime', 'nothing')!r:.40}")
     if file.stem in REGIMES and regime != file.stem:
-        raise InputError(f"{where}: regime: expected {file.stem}, as the file is called, found {regime}")
+        raise InputError(f"{where}: regime: expected {file.stem}, the name of the file, found {regime}")
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise InputError(f"{where}: answer: expected text or none, found {answer!r:.40}")
     return Prompt(prompt, regime, answer)

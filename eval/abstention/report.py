@@ -1,4 +1,4 @@
-"""What a study of abstention has found, in one report."""
+"""The report of an abstention study."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .decision import IN_DOMAIN
 from .statements import (
     COHERENT,
     GARBLED,
-    KNOWS,
+    MIN_KNOWN,
     Statement,
     answer_v9,
-    called,
-    head,
+    chat_quality,
+    head_auroc,
     statements,
 )
 from .study import Study
@@ -39,255 +39,270 @@ Rows = list[dict[str, Any]]
 
 
 def collect(study: Study) -> dict[str, Any]:
-    """Every stage's result, made if need be: what results.json holds."""
-    made = study.evaluation
+    """Returns the content of results.json; runs the stages that are missing."""
+    path = study.evaluation
     fitted = {seed: read_result(study.fitted(seed)) for seed in study.config.seeds} if (
         study.has_fitted) else {}
-    return {"config": config_lib.to_dict(study.config), "stage": made.name, "fitted": fitted,
-            "of_the_village": study.of_the_village,
-            **read_result(made)}
+    return {"config": config_lib.to_dict(study.config), "stage": path.name, "fitted": fitted,
+            "village_files": study.village_files, **read_result(path)}
 
 
-def write(study: Study, out: Path, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes results.json, report.md, report.html, figures/ and variants.*; returns what was found.
+def write(study: Study, out: Path, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes results.json, report.md, report.html, figures/ and variants.*; returns the results.
 
     Args:
-        out: where.
-        how: what made it, for the last section.
+        out: directory to write to.
+        name: the study's name, for the title.
+        provenance: command, seeds, commit and machine, for the last section.
     """
-    found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
-    report = Report(f"{name}: who can say that it does not know?")
-    _opening(report, found)
-    _statements(report, found)
-    _signals(report, found)
-    _rule(report, found)
-    _answers(report, found)
-    _cost(report, found)
-    report.finish(out, found, how)
-    write_tables(out / "variants", rows(found), f"{name}: variants")
-    return found
+    results = json.loads(as_json(collect(study) | {"name": name}))  # as a reader of results.json gets it
+    report = Report(f"{name}: can a network learn to say that it does not know?")
+    _overview(report, results)
+    _statements(report, results)
+    _signals(report, results)
+    _rule(report, results)
+    _answers(report, results)
+    _cost(report, results)
+    report.finish(out, results, provenance)
+    write_tables(out / "variants", rows(results), f"{name}: variants")
+    return results
 
 
-def rows(found: Tree) -> Rows:
-    """A line for each variant: the abstention, and what became of the chat."""
-    lines = []
-    for name, one in found["variants"].items():
-        heard, gate = one["signals"].get(HEAD), one["abstention"]
-        lines.append({
-            "variant": name, "what": VARIANTS[name].what,
-            "AUROC": heard and Interval.from_tree(heard["cross"]),
-            "AUROC, unknown only": heard and Interval.from_tree(heard["unanswerable"]),
-            "gibberish declined": gate and Interval.from_tree(gate["calibrated"]["gibberish"]),
-            "false positives": gate and Interval.from_tree(gate["calibrated"][IN_DOMAIN]),
-            "known in domain": one["known"] and Interval.from_tree(one["known"]),
-            "of v4's": one["known_of_start"] and Interval.from_tree(one["known_of_start"]),
+def rows(results: Tree) -> Rows:
+    """One row per variant: its abstention, and the quality of its chat."""
+    table = []
+    for name, variant in results["variants"].items():
+        head, abstention = variant["signals"].get(HEAD), variant["abstention"]
+        table.append({
+            "variant": name, "description": VARIANTS[name].what,
+            "AUROC": head and Interval.from_tree(head["cross_regime"]),
+            "AUROC, unanswerable": head and Interval.from_tree(head["unanswerable"]),
+            "abstains on gibberish": abstention and Interval.from_tree(abstention["calibrated"]["gibberish"]),
+            "false positives": abstention and Interval.from_tree(abstention["calibrated"][IN_DOMAIN]),
+            "known": variant["known"] and Interval.from_tree(variant["known"]),
+            "known, relative to v4": (variant["known_relative_to_v4"]
+                                      and Interval.from_tree(variant["known_relative_to_v4"])),
             "chat": "the start" if name == CHAT else
-                    "as v4, to the bit" if one["same_answers"] and all(one["same_answers"]) else
-                    called(found, name),
-            "router drift": one["drift"] and float(np.mean(one["drift"])),
+                    "identical to v4" if variant["same_answers"] and all(variant["same_answers"]) else
+                    chat_quality(results, name),
+            "router drift, nats": variant["drift"] and float(np.mean(variant["drift"])),
             "published": VARIANTS[name].published or None})
-    return lines
+    return table
 
 
-def of_signals(found: Tree, name: str, what: str = "cross") -> Rows:
-    """The signals of a variant, the best first."""
-    signals = found["variants"][name]["signals"]
-    order = sorted(signals, key=lambda signal: -signals[signal][what]["point"])
-    return [{"signal": signal, "cross-regime": Interval.from_tree(signals[signal]["cross"]),
-             "unknown against answerable": Interval.from_tree(signals[signal]["unanswerable"]),
-             "seeds": " ".join(f"{area:.3f}" for area in signals[signal]["runs"]),
-             **{regime: area["point"] for regime, area in signals[signal]["regimes"].items()}}
+def signal_rows(results: Tree, name: str, metric: str = "cross_regime") -> Rows:
+    """The signals of a variant, best first."""
+    signals = results["variants"][name]["signals"]
+    order = sorted(signals, key=lambda signal: -signals[signal][metric]["point"])
+    return [{"signal": signal, "AUROC, cross-regime": Interval.from_tree(signals[signal]["cross_regime"]),
+             "AUROC, unanswerable": Interval.from_tree(signals[signal]["unanswerable"]),
+             "cross-regime, by seed": " ".join(f"{auroc:.3f}" for auroc in signals[signal]["by_seed"]),
+             **{regime: auroc["point"] for regime, auroc in signals[signal]["regimes"].items()}}
             for signal in order if not signal.startswith(BLOCK)]
 
 
-def of_blocks(found: Tree) -> Rows:
-    """The cross-regime AUROC of each block's router entropy."""
-    return [{"variant": name, **{signal.replace(BLOCK, "block "): one["signals"][signal]["cross"]["point"]
-                                 for signal in one["signals"] if signal.startswith(BLOCK)}}
-            for name, one in found["variants"].items()
-            if any(signal.startswith(BLOCK) for signal in one["signals"])]
+def block_rows(results: Tree) -> Rows:
+    """The cross-regime AUROC of the router entropy in each block."""
+    return [{"variant": name,
+             **{signal.replace(BLOCK, "block "): variant["signals"][signal]["cross_regime"]["point"]
+                for signal in variant["signals"] if signal.startswith(BLOCK)}}
+            for name, variant in results["variants"].items()
+            if any(signal.startswith(BLOCK) for signal in variant["signals"])]
 
 
-def of_heads(found: Tree) -> Rows:
-    """Differences of heads, by cross-regime AUROC."""
-    return [{"heads": f"{one['a']} − {one['b']}", "difference": Interval.from_tree(one["difference"]),
-             "p": format_p(one["p"]), "p, Holm": format_p(one["p_holm"])} for one in found["between"]]
+def head_rows(results: Tree) -> Rows:
+    """Differences between abstain heads in cross-regime AUROC."""
+    return [{"heads": f"{row['a']} − {row['b']}", "difference": Interval.from_tree(row["difference"]),
+             "p": format_p(row["p"]), "p, Holm": format_p(row["p_holm"])}
+            for row in results["head_comparisons"]]
 
 
-def of_verdicts(found: Tree) -> Rows:
-    """The rule, of every variant and signal: regimes won as fixed beforehand, and after correction."""
-    return [{"variant": name, "signal": one["signal"], "wins": ", ".join(one["wins"]) or "none",
-             "proven": one["proven"], "wins, corrected": ", ".join(one["wins_corrected"]) or "none",
-             "proven, corrected": one["proven_corrected"]}
-            for name, variant in found["variants"].items()
-            if variant["rule"] and VARIANTS[name].kind != "fitted"  # whose signals are v4's
-            for one in variant["rule"]["verdicts"]]
+def verdict_rows(results: Tree) -> Rows:
+    """The rule for every variant and signal: regimes won as pre-registered, and after correction."""
+    return [{"variant": name, "signal": verdict["signal"], "wins": ", ".join(verdict["wins"]) or "none",
+             "proven": verdict["proven"], "wins, corrected": ", ".join(verdict["wins_corrected"]) or "none",
+             "proven, corrected": verdict["proven_corrected"]}
+            for name, variant in results["variants"].items()
+            if variant["rule"] and VARIANTS[name].kind != "fitted"  # their signals are v4's
+            for verdict in variant["rule"]["verdicts"]]
 
 
-def of_abstention(found: Tree) -> Rows:
-    """What share of every regime is declined at the calibrated threshold."""
-    return [{"variant": name, **{regime: share["point"] for regime, share in
-                                 one["abstention"]["calibrated"].items()},
-             "above ½ in domain": one["abstention"]["half"][IN_DOMAIN]["point"],
-             "above ½, gibberish": one["abstention"]["half"]["gibberish"]["point"]}
-            for name, one in found["variants"].items() if one["abstention"]]
+def abstention_rows(results: Tree) -> Rows:
+    """The fraction of every regime on which the head abstains, at the calibrated threshold."""
+    return [{"variant": name, **{regime: rate["point"] for regime, rate in
+                                 variant["abstention"]["calibrated"].items()},
+             "above ½, in_domain": variant["abstention"]["above_half"][IN_DOMAIN]["point"],
+             "above ½, gibberish": variant["abstention"]["above_half"]["gibberish"]["point"]}
+            for name, variant in results["variants"].items() if variant["abstention"]]
 
 
-def of_health(found: Tree) -> Rows:
-    """How sound what is generated is."""
-    return [{"variant": name, "chat loss, nats/byte": float(np.mean(one["chat_loss"])),
-             "valid UTF-8": one["health"]["valid_utf8"], "loops": one["health"]["loops"],
-             "loops in domain": one["regimes"][IN_DOMAIN]["loops"],
-             "distinct-1": one["health"]["distinct_1"], "distinct-2": one["health"]["distinct_2"],
-             **{f"right, {regime}": share["point"] for regime, share in one["right"].items()},
-             } for name, one in found["variants"].items()]
+def answer_rows(results: Tree) -> Rows:
+    """The quality of generated answers."""
+    return [{"variant": name, "chat loss, nats/byte": float(np.mean(variant["chat_loss"])),
+             "valid UTF-8": variant["health"]["valid_utf8"], "loops": variant["health"]["loops"],
+             "loops, in_domain": variant["regimes"][IN_DOMAIN]["loops"],
+             "distinct-1": variant["health"]["distinct_1"], "distinct-2": variant["health"]["distinct_2"],
+             **{f"accuracy, {regime}": accuracy["point"] for regime, accuracy in variant["accuracy"].items()},
+             } for name, variant in results["variants"].items()]
 
 
-def of_refusals(found: Tree, key: str) -> Rows:
-    """What share of the answers refuses or affirms, by regime."""
-    return [{"variant": name, **{regime: shares[key] for regime, shares in one["regimes"].items()}}
-            for name, one in found["variants"].items()]
+def detector_rows(results: Tree, key: str) -> Rows:
+    """The fraction of answers that a detector finds, by regime; `key` is "refused" or "affirmed"."""
+    return [{"variant": name, **{regime: rates[key] for regime, rates in variant["regimes"].items()}}
+            for name, variant in results["variants"].items()]
 
 
-def of_costs(found: Tree) -> Rows:
-    """What every variant took, the mean over seeds."""
-    def whole(mean: float | None) -> int | None:
+def cost_rows(results: Tree) -> Rows:
+    """The training cost of every variant, mean over seeds."""
+    def rounded(mean: float | None) -> int | None:
         return None if mean is None else round(mean)
-    return [{"variant": name, "trained parameters": whole(one["cost"]["trained_parameters"]),
-             "of": whole(one["cost"]["parameters"]), "updates": whole(one["cost"]["steps"]),
-             "positions": whole(one["cost"]["tokens"]), "seconds": one["cost"]["seconds"]}
-            for name, one in found["variants"].items() if one["cost"]]
+    return [{"variant": name, "trained parameters": rounded(variant["cost"]["trained_parameters"]),
+             "parameters": rounded(variant["cost"]["parameters"]),
+             "updates": rounded(variant["cost"]["steps"]),
+             "tokens": rounded(variant["cost"]["tokens"]), "seconds": variant["cost"]["seconds"]}
+            for name, variant in results["variants"].items() if variant["cost"]]
 
 
-def of_statements(found: Tree) -> Rows:
-    """Published, criterion, found, and whether it is reproduced."""
-    return [{"variant": one.variant, "published": one.published, "criterion": one.criterion,
-             "found": one.found, "reproduced": _verdict(one)} for one in statements(found)]
+def statement_rows(results: Tree) -> Rows:
+    """Each published statement, its criterion, the result, and whether it is reproduced."""
+    return [{"variant": statement.variant, "published": statement.published,
+             "criterion": statement.criterion, "result": statement.result,
+             "reproduced": _outcome(statement)} for statement in statements(results)]
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _verdict(one: Statement) -> str:
-    return "not to be told" if one.reproduced is None else "yes" if one.reproduced else "**no**"
+def _outcome(statement: Statement) -> str:
+    return "inconclusive" if statement.reproduced is None else "yes" if statement.reproduced else "**no**"
 
 
-def _opening(report: Report, found: Tree) -> None:
-    seeds, asked = found["seeds"], found["prompts"]
+def _overview(report: Report, results: Tree) -> None:
+    seeds, prompts = results["seeds"], results["prompts"]
     report.paragraph(
-        f"{len(found['variants'])} variants, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
-        f"{sum(asked.values())} prompts in {len(asked)} regimes. Intervals are of 95 % and resample prompts"
-        + (" and seeds." if len(seeds) > 1 else "; **one seed says nothing of others**."))
-    if texts := answer_v9(found):
+        f"{len(results['variants'])} variants, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+        f"{sum(prompts.values())} prompts in {len(prompts)} regimes. Intervals are 95 % bootstrap intervals "
+        + ("over prompts and seeds." if len(seeds) > 1 else
+           "over prompts; **with one seed they do not cover the variation between seeds**."))
+    if texts := answer_v9(results):
         report.heading("v9: the abstain head alone")
         report.points(texts)
-    report.table(rows(found))
-    report.paragraph(
-        f"AUROC: of the abstain head, in_domain against all other regimes, as published; and of the regimes "
-        f"that nobody can answer against those that can be answered ({', '.join(ANSWERABLE)}), which is what "
-        "abstaining is for. Declined and false positives: at thresholds calibrated on other prompts. Known: "
-        "questions in domain answered rightly, of those whose answer does not stand in the question. Chat: "
-        f"coherent if that is surely at least {COHERENT:g} of v4's, garbled if surely below {GARBLED:g}; "
-        f"not to be told where v4 knows less than {KNOWS:g} itself. Router drift: KL(routing of v4 ‖ its "
-        "own), nats.")
-    if found["of_the_village"]:
-        report.paragraph("**Of the village, of which a given network may know nothing, and prompts of one's "
-                         "own may not be:** "
-                         f"{', '.join(found['of_the_village'])}. What is learned from and calibrated on such "
-                         "data says little of other networks and prompts (`pairs.files`).")
-    heads = {name: one for name, one in found["variants"].items() if HEAD in one["signals"]}
+    report.table(rows(results))
+    report.points([
+        "AUROC: the abstain head, all other regimes against in_domain, as published. AUROC, unanswerable: "
+        f"the unanswerable regimes against the answerable ones ({', '.join(ANSWERABLE)}); this is the "
+        "purpose of abstention.",
+        "Abstains on gibberish, false positives (in_domain): abstention rates at thresholds that are "
+        "calibrated on other prompts.",
+        "Known: accuracy on in-domain questions that do not contain their answer.",
+        f"Chat: coherent if the interval of known, relative to v4, is at least {COHERENT:g}; garbled if it "
+        f"is below {GARBLED:g}; inconclusive if the interval is too wide, or if v4 itself knows less than "
+        f"{MIN_KNOWN:g}.",
+        "Router drift: KL divergence of the variant's routing from v4's, KL(v4 ‖ variant), in nats."])
+    if results["village_files"]:
+        report.paragraph("**Data about the built-in village, which your networks and prompts may not "
+                         f"cover:** {', '.join(results['village_files'])}. Training and calibration on these "
+                         "data say little about other networks and prompts; set `pairs.files`.")
+    heads = {name: variant for name, variant in results["variants"].items() if HEAD in variant["signals"]}
     if heads:
-        points = {name: (one["known_runs"], one["signals"][HEAD]["runs"]) for name, one in heads.items()
-                  if one["known_runs"]}
-        start = found["variants"].get(CHAT, {}).get("known_runs")
+        points = {name: (variant["known_by_seed"], variant["signals"][HEAD]["by_seed"])
+                  for name, variant in heads.items() if variant["known_by_seed"]}
+        start = results["variants"].get(CHAT, {}).get("known_by_seed")
         if points:
             report.figure("signal-and-chat", figures.tradeoff(
-                points, "known in domain", "AUROC of the abstain head, cross-regime",
+                points, "known (accuracy in domain)", "AUROC of the abstain head, cross-regime",
                 mark=float(np.mean(start)) if start else None),
-                "A signal, and what it cost: every mark is a seed; the dotted line is v4")
-        report.figure("heads", figures.ladder({name: head(found, name) for name in heads}),
-                      "Cross-regime AUROC of the abstain heads")
-    if found["between"]:
-        report.table(of_heads(found))
+                "AUROC of the abstain head against the accuracy of the chat. Each mark is one seed; the "
+                "dotted line is v4.")
+        report.figure("heads", figures.ladder({name: head_auroc(results, name) for name in heads}),
+                      "Cross-regime AUROC of the abstain heads, with 95 % intervals.")
+    if results["head_comparisons"]:
+        report.paragraph("Differences between heads in cross-regime AUROC: bootstrap p over prompts and "
+                         "seeds, with Holm's correction over all rows.")
+        report.table(head_rows(results))
 
 
-def _statements(report: Report, found: Tree) -> None:
-    report.heading("What was published, and what is found here")
-    report.paragraph("Criteria were fixed before the networks were trained. What is not reproduced at this "
-                     "scale, on these prompts, may hold at another. Not to be told: the interval has its "
-                     "criterion inside, or v4 lacks what the sentence is about.")
-    report.table(of_statements(found))
+def _statements(report: Report, results: Tree) -> None:
+    report.heading("Published statements and results")
+    report.paragraph("The criteria were fixed before the networks were trained. A statement that is not "
+                     "reproduced at this scale and on these prompts may hold at another scale. Inconclusive: "
+                     "the interval includes the limit of the criterion, or v4 lacks what the statement "
+                     "needs.")
+    report.table(statement_rows(results))
 
 
-def _signals(report: Report, found: Tree) -> None:
+def _signals(report: Report, results: Tree) -> None:
     report.heading("Signals")
-    report.paragraph("AUROC of in_domain against each regime. in_domain, "
-                     + ", ".join(ANSWERABLE[1:]) + " can be answered: a high AUROC there is no merit.")
-    for name in found["variants"]:
+    report.paragraph("AUROC of each regime against in_domain. " + ", ".join(ANSWERABLE[1:])
+                     + " can be answered: a high AUROC there is no merit.")
+    for name in results["variants"]:
         if VARIANTS[name].kind != "fitted":
             report.heading(f"{name}: {VARIANTS[name].what}", 3)
-            report.table(of_signals(found, name))
-    if blocks := of_blocks(found):
-        report.heading("Router entropy, block by block", 3)
+            report.table(signal_rows(results, name))
+    if blocks := block_rows(results):
+        report.heading("Router entropy by block", 3)
         report.table(blocks)
-    if found["fitted"]:
-        one = next(iter(found["fitted"].values()))
-        report.paragraph(f"The heads of pooled and low-rank were fitted to {one['prompts']['heads']} prompts "
-                         "of those that v8b and v9 learn from, the probes of v4 to "
-                         f"{one['prompts']['probes']} that no network learned from, of layer {one['layer']}, "
-                         f"chosen by cross-validation. The {one['rank']} directions of low-rank have "
-                         f"{one['variance_of_rank']:.0%} of the variance, and the autoencoder explains "
-                         f"{one['autoencoder'].get('explained_variance', np.nan):.0%} (first seed).")
+    if results["fitted"]:
+        fitted = next(iter(results["fitted"].values()))
+        report.paragraph(
+            f"The heads pooled and low-rank are fitted to {fitted['prompts']['heads']} prompts of the "
+            f"training data of v8b and v9. The probes on v4 are fitted to {fitted['prompts']['probes']} "
+            f"held-out prompts, at layer {fitted['layer']}, selected by cross-validation. The "
+            f"{fitted['rank']} directions of low-rank cover {fitted['variance_of_rank']:.0%} of the "
+            f"variance; the autoencoder explains "
+            f"{fitted['autoencoder'].get('explained_variance', np.nan):.0%} (first seed).")
 
 
-def _rule(report: Report, found: Tree) -> None:
-    verdicts = of_verdicts(found)
+def _rule(report: Report, results: Tree) -> None:
+    verdicts = verdict_rows(results)
     if not verdicts:
         return
     report.heading("The pre-registered rule")
-    proven = [f"{one['signal']} of {one['variant']}" for one in verdicts if one["proven"]]
-    judged = {name: one["rule"] for name, one in found["variants"].items() if one["rule"]}
-    report.paragraph(f"Proven by it: {', '.join(proven) or 'none'}. After correction: "
-                     + (", ".join(f"{one['signal']} of {one['variant']}" for one in verdicts
-                                  if one["proven, corrected"]) or "none")
-                     + f". That corrects within a variant; {len(judged)} variants with "
-                     f"{sum(len(rule['duels']) for rule in judged.values())} comparisons stand here, and "
-                     "those that write as v4 does share its softmax and router. Baselines: "
-                     + "; ".join(f"{name}: {', '.join(rule['baselines'])}" for name, rule in judged.items())
+    proven, proven_corrected = (
+        ", ".join(f"{verdict['signal']} of {verdict['variant']}" for verdict in verdicts
+                  if verdict[key]) or "none"
+        for key in ("proven", "proven, corrected"))
+    rules = {name: variant["rule"] for name, variant in results["variants"].items() if variant["rule"]}
+    report.paragraph(f"Proven by the rule: {proven}. After correction: {proven_corrected}. The correction is "
+                     f"within a variant, over its signals and regimes; the table covers {len(rules)} "
+                     f"variants with {sum(len(rule['comparisons']) for rule in rules.values())} comparisons "
+                     "in total. Variants that generate as v4 does share its softmax and router signals. "
+                     "Baselines: "
+                     + "; ".join(f"{name}: {', '.join(rule['baselines'])}" for name, rule in rules.items())
                      + ".")
     report.table(verdicts)
-    caution = next(one["rule"]["caution"] for one in found["variants"].values() if one["rule"])
-    report.paragraph(caution)
+    report.paragraph(next(iter(rules.values()))["caution"])
 
 
-def _answers(report: Report, found: Tree) -> None:
-    report.heading("Abstention")
-    report.table(of_abstention(found))
-    report.heading("What they say")
-    report.table(of_health(found))
-    report.paragraph("Refusals, by regime:")
-    report.table(of_refusals(found, "refused"))
-    report.paragraph("Affirmations, by regime:")
-    report.table(of_refusals(found, "affirmed"))
-    shown = [name for name in found["variants"] if not VARIANTS[name].generates_as_before]
-    examples = {name: found["variants"][name]["examples"] for name in shown}
-    lines = [{"regime": one["regime"], "prompt": one["prompt"],
+def _answers(report: Report, results: Tree) -> None:
+    report.heading("Abstention rates")
+    report.table(abstention_rows(results))
+    report.heading("Generated answers")
+    report.table(answer_rows(results))
+    report.paragraph("Fraction of answers that are refusals, by regime:")
+    report.table(detector_rows(results, "refused"))
+    report.paragraph("Fraction of answers that are affirmations, by regime:")
+    report.table(detector_rows(results, "affirmed"))
+    shown = [name for name in results["variants"] if not VARIANTS[name].generates_as_before]
+    examples = {name: results["variants"][name]["examples"] for name in shown}
+    table = [{"regime": example["regime"], "prompt": example["prompt"],
               **{name: examples[name][i]["answer"] for name in shown}}
-             for i, one in enumerate(examples[shown[0]])] if shown else []
-    report.heading("Answers of the first seed", 3)
-    report.table(lines)
+             for i, example in enumerate(examples[shown[0]])] if shown else []
+    report.heading("Examples, first seed", 3)
+    report.table(table)
 
 
-def _cost(report: Report, found: Tree) -> None:
-    if lines := of_costs(found):
-        report.heading("Cost")
-        report.table(lines)
+def _cost(report: Report, results: Tree) -> None:
+    if table := cost_rows(results):
+        report.heading("Training cost")
+        report.table(table)
 
 
-def summary(found: Tree) -> Sequence[Sequence[str]]:
-    """The table that the command ends with."""
-    def of(value: Any, digits: int = 3) -> str:
+def summary(results: Tree) -> Sequence[Sequence[str]]:
+    """The table that the command prints at the end."""
+    def point(value: Any, digits: int = 3) -> str:
         return "–" if value is None else f"{value.point if isinstance(value, Interval) else value:.{digits}f}"
-    return [["variant", "AUROC", "unknown only", "gibberish", "false pos.", "known", "chat"], *(
-        [one["variant"], of(one["AUROC"]), of(one["AUROC, unknown only"]), of(one["gibberish declined"], 2),
-         of(one["false positives"], 2), of(one["known in domain"], 2), one["chat"]] for one in rows(found))]
+    return [["variant", "AUROC", "unanswerable", "gibberish", "false pos.", "known", "chat"], *(
+        [row["variant"], point(row["AUROC"]), point(row["AUROC, unanswerable"]),
+         point(row["abstains on gibberish"], 2), point(row["false positives"], 2), point(row["known"], 2),
+         row["chat"]] for row in rows(results))]

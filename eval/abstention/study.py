@@ -1,8 +1,9 @@
-"""The stages of a study of abstention: each reads what stands on disk, and leaves its result there.
+"""The stages of an abstention study. Each reads the results of earlier stages and writes its own.
 
     data → networks of every seed (base → v4 → the others) → measured, fitted → evaluate
-What each is made of is its key (eval/stages.py). Networks that are trained are runs of
-`tilelli train` in out/networks/: they resume, and tell of themselves, as any other does.
+
+A stage's directory is named by a hash of everything that the result depends on (eval/stages.py). Networks are
+trained as runs of `tilelli train` in out/networks/: they resume and log as any other run does.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ from .config import DATA_FILES, AbstentionConfig, RecipeConfig
 from .measure import Columns
 from .variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, dependencies
 
-FEW = 30  # prompts of a regime, of which the study was meant to have so many
-PROMPTS, CALIBRATION = "prompts.parquet", "calibration.parquet"  # of a measured network: a row for each
+FEW = 30  # prompts of a regime below which intervals are wide: a note is printed
+PROMPTS, CALIBRATION = "prompts.parquet", "calibration.parquet"  # of a measured network: a row per prompt
 
 
 class Study:
-    """One configuration. Directories of results are made when first asked for.
+    """One abstention study. Attributes and methods run the stages that they need.
 
     Args:
-        tell: called with a line for what is being made.
+        config: the configuration of the study.
+        out: output directory.
+        notify: called with a line of text for each stage and run that starts.
     """
 
     def __init__(self, config: AbstentionConfig, out: Path,
@@ -58,65 +61,67 @@ class Study:
         self.variants = dependencies(config.variants)
 
     def check(self) -> None:
-        """What can be known before anything is trained.
+        """Checks the configuration before any network is trained.
 
         Raises:
-            InputError: prompts, training configurations or given networks are not there or do not fit, or
-                the output directory cannot be written.
+            InputError: prompts, training configurations or given networks do not exist or do not fit
+                together, or the output directory cannot be written.
         """
         self._check_networks()
         start = self._start_config()
         data.check(self.config.pairs, self._longest,
                    start.max_seq_len if start.positions == "learned" else None, self.config.target_fpr)
-        measure.check_lengths([one.prompt for one in self.prompts], start, self.config.answers.max_new)
+        measure.check_lengths([prompt.prompt for prompt in self.prompts], start,
+                              self.config.answers.max_new)
         self.stages.open()
         self._warn()
 
     def _warn(self) -> None:
-        """What is allowed, and hardly meant."""
-        few = {regime: n for regime, n in Counter(one.regime for one in self.prompts).items() if n < FEW}
-        if few:
+        """Prints notes on settings that are allowed but probably not intended."""
+        counts = Counter(prompt.regime for prompt in self.prompts)
+        if few := [regime for regime, n in counts.items() if n < FEW]:
             self.notify(f"note: prompts: fewer than {FEW} of {', '.join(few)}: intervals will be wide")
-        if lacking := self.of_the_village:
-            self.notify(f"note: pairs.files: {', '.join(lacking)}: of the village, of which a network that is "
-                      "given may know nothing, and prompts of one's own may not be")
+        if missing := self.village_files:
+            self.notify(f"note: pairs.files: {', '.join(missing)}: generated from the built-in village, "
+                        "which your own networks and prompts may not cover")
 
     @property
-    def of_the_village(self) -> list[str]:
-        """Data that are made of the village although networks or prompts are somebody's own."""
+    def village_files(self) -> list[str]:
+        """The data files generated from the village although networks or prompts are the user's own."""
         own = self.config.prompts or {BASE, CHAT} & self.config.networks.keys()
-        return [name for name in DATA_FILES if name not in self.config.pairs.given] if own else []
+        return [name for name in DATA_FILES if name not in self.config.pairs.own_files] if own else []
 
-    # --- What is learned from, and what is asked --------------------------------------------------
+    # --- Data and prompts -------------------------------------------------------------------------
 
     @functools.cached_property
     def world(self) -> village.World:
-        """The village that the base reads of; of a base that is there, that of training.base all the same."""
-        told = self._experiment(self.config.training.base).data
-        return (village.world(told.village_seed, told.village_people) if told.source == "village" else
+        """The village of training.base, also where the base network is given."""
+        data = self._experiment(self.config.training.base).data
+        return (village.world(data.village_seed, data.village_people) if data.source == "village" else
                 village.world())
 
     @functools.cached_property
     def prompts(self) -> list[village.Prompt]:
-        found = prompts.read(self.config.prompts or prompts.BUILT_IN)
+        """The evaluation prompts."""
+        evaluation = prompts.read(self.config.prompts or prompts.BUILT_IN)
         if not self.config.prompts and self.world.seed:
-            raise InputError(f"prompts: expected others than the built-in ones, which are of village_seed 0, "
-                             f"for {self.world.seed}: tilelli data --source village-prompts "
-                             "makes them")
-        return found
+            raise InputError(f"prompts: expected prompts about village_seed {self.world.seed} (tilelli data "
+                             "--source village-prompts writes them), found the built-in ones, which are "
+                             "about village_seed 0")
+        return evaluation
 
     @functools.cached_property
     def data(self) -> Path:
-        """JSON lines: a file for each of `config.DATA_FILES`; see `data.write`."""
+        """The directory with a file of JSON lines for each of `config.DATA_FILES`; see `data.write`."""
         pairs = self.config.pairs
         manifest = recipe("data", village=[self.world.seed, len(self.world.people)], longest=self._longest,
-                         options=without(config_lib.to_dict(pairs), "files"), given=data.given(pairs))
+                          options=without(config_lib.to_dict(pairs), "files"), given=data.fingerprints(pairs))
         return self.stages.make("data", manifest, lambda path: data.write(
             path, pairs, self.world, self._longest, self.notify))
 
     @property
     def _longest(self) -> int:
-        """What both kinds of runs have room for."""
+        """The length of a pair, in bytes, for which both kinds of runs have room."""
         training = self.config.training
         return min(self._experiment(part).train.seq_len for part in (training.chat, training.variant))
 
@@ -127,10 +132,10 @@ class Study:
 
     @once
     def network(self, name: str, seed: int) -> Path:
-        """The model directory of `base` or a variant, trained if need be.
+        """The model directory of `base` or a variant; trains the network if it does not exist.
 
         Raises:
-            TrainingStopped: a run has not come to its end.
+            TrainingStopped: a run was stopped before its end.
         """
         if name in self.config.networks:
             return Path(self.config.networks[name])
@@ -147,83 +152,81 @@ class Study:
         held_out = [self._file("held_out")] if variant.data == "chat" else []
         return self._trained(name, seed, part, [
             f"chat.shuffle_seed={seed}", *_as_overrides(variant), f"chat.source={source}",
-            f"train.init_from={start}", *(f"chat.valid={one}" for one in held_out)])
+            f"train.init_from={start}", *(f"chat.valid={file}" for file in held_out)])
 
     @once
     def measured(self, name: str, seed: int) -> Path:
-        """What a variant of a seed shows of every prompt, and answers: PROMPTS, CALIBRATION, result.json."""
+        """The directory with signals and answers of a variant: PROMPTS, CALIBRATION, result.json."""
         variant, config = VARIANTS[name], self.config
         path, start = self.network(name, seed), self.network(CHAT, seed)
         manifest = recipe(
-            "measured", name=name, network=contents(path), start=contents(start), prompts=self._asked,
+            "measured", name=name, network=contents(path), start=contents(start), prompts=self._prompts_hash,
             data=fingerprint([self._file("calibration"), self._file("held_out")]),
-            answers=config_lib.to_dict(config.answers), held_out=measure.HELD_OUT, run_by=self._run_by,
+            answers=config_lib.to_dict(config.answers), held_out=measure.HELD_OUT, numerics=self._numerics,
             fitted=self.fitted(seed).name if variant.kind == "fitted" else None)
         work = self._measure_fitted if variant.kind == "fitted" else self._measure
-        return self.stages.make(f"{name}-{seed}", manifest, lambda at: work(at, name, seed))
+        return self.stages.make(f"{name}-{seed}", manifest, lambda directory: work(directory, name, seed))
 
     @once
     def fitted(self, seed: int) -> Path:
-        """What heads and probes on v4 say: PROMPTS, CALIBRATION, result.json, and the autoencoder."""
+        """The directory with the scores of heads and probes: PROMPTS, CALIBRATION, result.json."""
         options = self.config.fitted
-        manifest = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._asked,
-                         data=fingerprint([self._file(name) for name in ("calibration", "held_out",
-                                                                         "semantic")]),
-                         options=without(config_lib.to_dict(options), "jobs"), run_by=self._run_by,
-                         sae=self._recipe(self.config.training.sae), seed=seed)
+        data_files = [self._file(name) for name in ("calibration", "held_out", "semantic")]
+        manifest = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._prompts_hash,
+                          data=fingerprint(data_files), options=without(config_lib.to_dict(options), "jobs"),
+                          numerics=self._numerics, sae=self._recipe(self.config.training.sae), seed=seed)
 
         def work(path: Path) -> None:
-            found = fitted.fit(path, self._load(self.network(CHAT, seed)), self._labelled("semantic"),
-                               self._labelled("held_out"),
-                               [[one.prompt for one in self.prompts], self.calibration], options,
-                               self.config.training.sae, seed, self.config.batch_size)
-            for file, scores in zip((PROMPTS, CALIBRATION), found.scores, strict=True):
+            fit = fitted.fit(path, self._load(self.network(CHAT, seed)), self._labelled("semantic"),
+                             self._labelled("held_out"),
+                             [[prompt.prompt for prompt in self.prompts], self.calibration], options,
+                             self.config.training.sae, seed, self.config.batch_size)
+            for file, scores in zip((PROMPTS, CALIBRATION), fit.scores, strict=True):
                 write_columns(path / file, scores)
-            write_result(path, found.about)
+            write_result(path, fit.result)
         return self.stages.make(f"fitted-{seed}", manifest, work)
 
     @functools.cached_property
     def calibration(self) -> list[str]:
-        """Answerable prompts that nothing is learned from."""
+        """The answerable prompts of the calibration split."""
         return [pair.prompt for pair in read_pairs(self._file("calibration")) if pair.answerable]
 
     def _labelled(self, name: str) -> dict[str, bool]:
-        """Prompt → whether it can be answered, each once, as many as heads and probes are fitted to."""
-        found = {pair.prompt: pair.answerable for pair in read_pairs(self._file(name))}
-        return dict(list(found.items())[:self.config.fitted.prompts])
+        """Returns prompt → whether it can be answered, for as many as heads and probes are fitted to."""
+        labels = {pair.prompt: pair.answerable for pair in read_pairs(self._file(name))}
+        return dict(list(labels.items())[:self.config.fitted.prompts])
 
     @functools.cached_property
     def evaluation(self) -> Path:
-        """The tables of the report."""
+        """The directory with the tables of the report: result.json."""
         config = self.config
-        made = {name: {seed: self.measured(name, seed) for seed in config.seeds} for name in self.variants}
-        of_fitted = {seed: self.fitted(seed) for seed in config.seeds} if self.has_fitted else {}
-        manifest = recipe("evaluate", measured={name: [path.name for path in some.values()]
-                                               for name, some in made.items()},
-                         fitted=[path.name for path in of_fitted.values()], target_fpr=config.target_fpr,
-                         prompts=self._asked,
-                         replicates=config.replicates, seed=config.seed)
+        paths = {name: {seed: self.measured(name, seed) for seed in config.seeds} for name in self.variants}
+        fitted_paths = {seed: self.fitted(seed) for seed in config.seeds} if self.has_fitted else {}
+        manifest = recipe("evaluate", measured={name: [path.name for path in by_seed.values()]
+                                                for name, by_seed in paths.items()},
+                          fitted=[path.name for path in fitted_paths.values()], target_fpr=config.target_fpr,
+                          prompts=self._prompts_hash, replicates=config.replicates, seed=config.seed)
 
         def work(path: Path) -> None:
-            found = {name: [self._read(at, of_fitted.get(seed) if name == CHAT else None)
-                            for seed, at in some.items()] for name, some in made.items()}
-            write_result(path, evaluate.evaluate(self.prompts, found, config))
+            measured = {name: [self._read(directory, fitted_paths.get(seed) if name == CHAT else None)
+                               for seed, directory in by_seed.items()] for name, by_seed in paths.items()}
+            write_result(path, evaluate.evaluate(self.prompts, measured, config))
         return self.stages.make("evaluate", manifest, work)
 
     # ---------------------------------------------------------------------------------------------
 
     @property
     def has_fitted(self) -> bool:
-        """Whether heads and probes are fitted."""
+        """Whether the study fits heads and probes."""
         return any(VARIANTS[name].kind == "fitted" for name in self.variants)
 
     @property
-    def _run_by(self) -> list[str]:
-        """What rounding depends on."""
+    def _numerics(self) -> list[str]:
+        """What the rounding of measured signals depends on."""
         return [self.config.compute.dtype, jax.default_backend(), str(self.config.batch_size)]
 
     @functools.cached_property
-    def _asked(self) -> str:
+    def _prompts_hash(self) -> str:
         return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
     def _experiment(self, part: RecipeConfig) -> ExperimentConfig:
@@ -239,7 +242,7 @@ class Study:
         return config_lib.parse_overrides(part.set, config_lib.read_yaml(part.train))
 
     def _start_config(self) -> Any:
-        """Of the network that the variants begin with: of one that is there, or of the one to be made."""
+        """Returns the configuration of v4 or the base if given, otherwise of the base to be trained."""
         for name in (CHAT, BASE):
             if name in self.config.networks:
                 return store.load_config(self.config.networks[name])
@@ -250,40 +253,40 @@ class Study:
         for part in (training.base, training.chat, training.variant, training.sae):
             self._experiment(part)
         start = self._start_config()
-        found = {name: store.load_config(path) for name, path in given.items()}
-        for name, config in found.items():
+        configs = {name: store.load_config(path) for name, path in given.items()}
+        for name, config in configs.items():
             measure.check_bytes(config, f"given: {name}={given[name]}")
         measure.check_bytes(start, "training.base")
-        for name, config in found.items():
+        for name, config in configs.items():
             if name in VARIANTS and VARIANTS[name].has_head and not config.abstain_head:
                 raise InputError(f"given: {name}={given[name]}: expected a network with an abstain head, "
                                  "found none")
-            if (there := _shape(config)) != _shape(start):
-                raise InputError(f"given: {name}={given[name]}: expected family, d_model, n_layers and "
-                                 f"pathways as of the others, {_shape(start)}, found {there}")
+            if (shape := _shape(config)) != _shape(start):
+                raise InputError(f"given: {name}={given[name]}: expected the family, d_model, n_layers and "
+                                 f"pathways of the other networks, {_shape(start)}, found {shape}")
         for name in self.variants:
             if VARIANTS[name].needs_router and not isinstance(start, RoutedConfig):
-                raise InputError(f"variants: {name} trains or judges the router; {start.family} has none")
+                raise InputError(f"variants: {name} requires a router, which family {start.family} lacks")
 
-    def _trained(self, name: str, seed: int, part: RecipeConfig, changes: Sequence[str]) -> Path:
-        """A run's model directory.
+    def _trained(self, name: str, seed: int, part: RecipeConfig, overrides: Sequence[str]) -> Path:
+        """Trains a network and returns its model directory.
 
         Args:
-            changes: keys that the study sets.
+            overrides: settings of the study, which take precedence over the configuration's.
         """
-        changes = [*part.set, f"seed={seed}", *changes]
-        experiment = config_lib.load(ExperimentConfig, part.train, changes)
+        overrides = [*part.set, f"seed={seed}", *overrides]
+        experiment = config_lib.load(ExperimentConfig, part.train, overrides)
         run = run_path(self.out / "networks", f"{name}-{seed}", experiment)
         if not RunDirectory(run).summary.is_file():
             self.notify(f"{name}, seed {seed}: {run}")
-        return trained(part.train, run, changes)
+        return trained(part.train, run, overrides)
 
     def _spliced(self, name: str, seed: int) -> Path:
         head, onto = self.network(SPLICED_FROM, seed), self.network(CHAT, seed)
         manifest = recipe("splice", head=contents(head), onto=contents(onto))
 
         def work(path: Path) -> None:
-            shutil.rmtree(path / "model", ignore_errors=True)  # of an interruption
+            shutil.rmtree(path / "model", ignore_errors=True)  # left by an interrupted run
             splice(head, onto, path / "model")
         return self.stages.make(f"{name}-network-{seed}", manifest, work) / "model"
 
@@ -295,23 +298,23 @@ class Study:
         start = self._load(self.network(CHAT, seed))
         routed = "router" in model.places and "router" in start.places
         reader = UncertaintyReader(model, before=start if routed else None, batch_size=config.batch_size)
-        asked_for = [one.prompt for one in self.prompts]
-        said = measure.answers(model, asked_for, config.answers)
+        texts = [prompt.prompt for prompt in self.prompts]
+        answers = measure.answers(model, texts, config.answers)
         held_out = read_pairs(self._file("held_out"))
         run = RunDirectory(self.network(name, seed).parent)
-        write_columns(path / CALIBRATION, measure.read(reader, self.calibration, "calibration"))
+        write_columns(path / CALIBRATION, measure.signals(reader, self.calibration, "calibration"))
         write_columns(path / PROMPTS, {
-            "prompt": asked_for, "regime": [one.regime for one in self.prompts],
-            "answer": said, "right": [measure.is_right(answer, one.answer)
-                                      for answer, one in zip(said, self.prompts, strict=True)],
-            **measure.read(reader, asked_for, f"{name}-{seed}")})
+            "prompt": texts, "regime": [prompt.regime for prompt in self.prompts],
+            "answer": answers, "correct": [measure.is_correct(answer, prompt.answer)
+                                           for answer, prompt in zip(answers, self.prompts, strict=True)],
+            **measure.signals(reader, texts, f"{name}-{seed}")})
         write_result(path, {
-            **measure.spoken(self.prompts, said),
+            **measure.summarise(self.prompts, answers),
             "chat_loss": measure.chat_loss(model, held_out, config.batch_size),
             "cost": _cost(run)})
 
     def _measure_fitted(self, path: Path, name: str, seed: int) -> None:
-        """As v4, whose network it is, but for the abstention."""
+        """Writes the measurements of v4, whose network it is, with the fitted head's abstain_p."""
         start, heads, column = self.measured(CHAT, seed), self.fitted(seed), name.replace("-", "_")
         for file in (PROMPTS, CALIBRATION):
             columns: dict[str, Any] = read_columns(start / file)
@@ -319,34 +322,37 @@ class Study:
         cost = {"steps": None, "tokens": None, "parameters": None, **read_result(heads)["heads"][column]}
         write_result(path, read_result(start) | {"cost": cost})
 
-    def _read(self, path: Path, heads: Path | None) -> evaluate.Measured:
-        """A measured network; of v4, what the probes say beside its own signals."""
+    def _read(self, path: Path, fitted_path: Path | None) -> evaluate.Measured:
+        """Reads a measured network; for v4, adds the scores of the probes in `fitted_path`."""
         columns: list[Columns] = [read_columns(path / file) for file in (PROMPTS, CALIBRATION)]
-        if heads is not None:
-            for found, file in zip(columns, (PROMPTS, CALIBRATION), strict=True):
-                found |= {name: values for name, values in read_columns(heads / file).items()
+        if fitted_path is not None:
+            for table, file in zip(columns, (PROMPTS, CALIBRATION), strict=True):
+                table |= {name: values for name, values in read_columns(fitted_path / file).items()
                           if name.endswith("probe")}
         return evaluate.Measured(columns[0], columns[1], read_result(path))
 
 
 def _shape(config: RoutedConfig | VanillaConfig) -> tuple[str | int, ...]:
-    """What networks have to have in common, to be compared with each other."""
-    ways = (*config.pathways, config.n_banks) if isinstance(config, RoutedConfig) else ()
-    return config.family, config.d_model, config.n_layers, *ways
+    """Returns what networks must have in common to be compared."""
+    pathways = (*config.pathways, config.n_banks) if isinstance(config, RoutedConfig) else ()
+    return config.family, config.d_model, config.n_layers, *pathways
 
 
 def _as_overrides(variant: Variant) -> list[str]:
-    """What of a training configuration makes this variant."""
-    return [f"finetune.train=[{','.join(variant.trains)}]", f"finetune.cross_entropy_weight={variant.cross_entropy_weight}",
-            f"finetune.abstain_weight={variant.abstain_weight}", f"finetune.router_entropy_weight={variant.router_entropy_weight}",
-            f"finetune.router_kl_weight={variant.router_kl_weight}", f"chat.abstain_position={variant.abstain_position}",
+    """Returns the overrides of a training configuration that train this variant."""
+    return [f"finetune.train=[{','.join(variant.trains)}]",
+            f"finetune.cross_entropy_weight={variant.cross_entropy_weight}",
+            f"finetune.abstain_weight={variant.abstain_weight}",
+            f"finetune.router_entropy_weight={variant.router_entropy_weight}",
+            f"finetune.router_kl_weight={variant.router_kl_weight}",
+            f"chat.abstain_position={variant.abstain_position}",
             f"chat.loss_on={'all' if variant.data == 'chat' else 'answerable'}", "train.export=last"]
 
 
 def _cost(run: RunDirectory) -> dict[str, Any] | None:
-    """What training took, where the network is of a run."""
+    """Returns the cost of training; None if the network is not of a run."""
     if not run.summary.is_file():
         return None
-    found = run.read_summary()
-    return {name: found.get(name) for name in ("steps", "tokens", "seconds", "parameters",
-                                               "trained_parameters")}
+    summary = run.read_summary()
+    return {name: summary.get(name) for name in ("steps", "tokens", "seconds", "parameters",
+                                                 "trained_parameters")}

@@ -1,6 +1,6 @@
-"""A threshold for one network, chosen by prompts that it can answer, and kept beside its weights.
+"""Calibrates the abstention threshold of one network and saves it in the model directory.
 
-`chat` and `generate` keep to it with --abstain (`tilelli_jax.abstain_rule`).
+`chat` and `generate` apply it with --abstain (`tilelli_jax.abstain_rule`).
 """
 
 from __future__ import annotations
@@ -27,80 +27,83 @@ from .decision import direction
 
 
 class Prompts(NamedTuple):
-    """Those of a file that can be answered, each with the words that name its line in an error."""
+    """The answerable prompts of a file, each with its file and line for error messages."""
 
     texts: list[tuple[str, str]]
-    left_out: int  # rows that say of themselves that they cannot be
+    left_out: int  # rows with `"answerable": false`
 
 
 def read_prompts(path: Path) -> Prompts:
-    """JSON lines with a prompt, and `answerable` where that is false; other keys are not looked at.
+    """Reads JSON lines with `prompt` and optionally `answerable` (default true); other keys are ignored.
 
     Raises:
-        InputError: the file cannot be read, a line holds no prompt, or none can be answered.
+        InputError: the file cannot be read, a line has no prompt, or no prompt is answerable.
     """
-    found, left_out = [], 0
+    texts, left_out = [], 0
     for where, row in json_lines(path):
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with a prompt, found {row!r:.40}")
-        text, known = text_of(row, "prompt", where), row.get("answerable", True)
-        if not isinstance(known, bool):
-            raise InputError(f"{where}: answerable: expected true or false, found {known!r:.40}")
-        if known:
-            found.append((text, where))
-        left_out += not known
-    if not found:
+        text, answerable = text_of(row, "prompt", where), row.get("answerable", True)
+        if not isinstance(answerable, bool):
+            raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
+        if answerable:
+            texts.append((text, where))
+        left_out += not answerable
+    if not texts:
         raise InputError(f"{path}: expected prompts that can be answered, found none")
-    return Prompts(found, left_out)
+    return Prompts(texts, left_out)
 
 
 def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr: float,
          template: str) -> AbstainRule:
-    """Reads every prompt as a turn, chooses the threshold and writes it into the model directory.
+    """Measures the signal of every prompt as a turn, chooses the threshold, and writes the rule.
 
     Args:
-        prompts: with the words that name them, see `Prompts`.
+        path: the model directory.
+        prompts: texts with file and line, see `Prompts`.
 
     Raises:
-        InputError: the share is none, or the network has no such signal, does not read bytes, or reads
-            none as long as a prompt.
+        InputError: the target rate is out of range, or the network lacks the signal, does not read bytes, or
+            has too short a context window for a prompt.
     """
     if not 0 < target_fpr < 1:
-        raise InputError(f"--fpr: expected a share above 0 and below 1, found {target_fpr}")
+        raise InputError(f"--fpr: expected a fraction above 0 and below 1, found {target_fpr}")
     abstain_rule.check_template(template)
     model = store.load(path)
     if not getattr(model, "reads_bytes", False):
         raise InputError(f"{path}: expected a network that reads bytes, found family "
                          f"{model.config.family}")
     if signal not in (known := names(model)):
-        lacks = "; this network has no abstain head" if signal == HEAD else ""
-        raise InputError(f"--signal: expected one that {path} has, of {', '.join(known)}, found "
-                         f"{signal!r:.60}{lacks}")
-    most = max_time(model)
+        reason = "; this network has no abstain head" if signal == HEAD else ""
+        raise InputError(f"--signal: expected a signal of {path}, one of {', '.join(known)}, found "
+                         f"{signal!r:.60}{reason}")
+    longest = max_time(model)
     for text, where in prompts:
-        if most is not None and (needed := len(asked(text).encode())) > most:
-            raise InputError(f"{where}: prompt: takes {needed} bytes as a turn, and {path} reads {most}")
-    points = direction(signal)
-    scores = points * abstain_rule.measured(abstain_rule.reader_of(model, signal), [asked(text) for text, _ in prompts],
-                                    signal)
+        if longest is not None and (needed := len(asked(text).encode())) > longest:
+            raise InputError(f"{where}: prompt: takes {needed} bytes as a turn, and {path} reads {longest}")
+    sign = direction(signal)
+    scores = sign * abstain_rule.measured(abstain_rule.reader_of(model, signal),
+                                          [asked(text) for text, _ in prompts], signal)
     if not np.isfinite(scores).all():
         raise InputError(f"{path}: {signal}: expected numbers, found some that are not finite")
-    found = conformal_threshold(scores, target_fpr)
-    made = AbstainRule(
-        signal, 1 if points == 1 else -1, NEVER if math.isinf(found.value) else points * found.value,
-        template, target_fpr, len(prompts), found.measured, tuple(found.expected), abstain_rule.of_network(path))
-    abstain_rule.write(path, made)
-    return made
+    threshold = conformal_threshold(scores, target_fpr)
+    rule = AbstainRule(
+        signal, 1 if sign == 1 else -1, NEVER if math.isinf(threshold.value) else sign * threshold.value,
+        template, target_fpr, len(prompts), threshold.measured, tuple(threshold.expected),
+        abstain_rule.of_network(path))
+    abstain_rule.write(path, rule)
+    return rule
 
 
-def told(made: AbstainRule) -> str:
-    """A table for the terminal; and where nothing can be promised, why."""
-    mean, low, high = made.expected_fpr
-    declined = round(made.measured_fpr * made.prompts)
-    lines = [table([["declines", "of these prompts", "of others, foreseen"],
-                    [made.rule, f"{declined} of {made.prompts}: {made.measured_fpr:.1%}",
+def format_rule(rule: AbstainRule) -> str:
+    """Returns a table for the terminal, and a warning if the threshold is "never"."""
+    mean, low, high = rule.expected_fpr
+    count = round(rule.measured_fpr * rule.prompts)
+    lines = [table([["abstains", "on these prompts", "on new prompts, expected"],
+                    [rule.rule, f"{count} of {rule.prompts}: {rule.measured_fpr:.1%}",
                      f"{mean:.1%} [{low:.1%}, {high:.1%}]"]])]
-    if made.threshold == NEVER:
-        lines.append(f"Never: {made.prompts} prompts are too few to hold {made.target_fpr:.4g}; "
-                     f"it takes {conformal_min_items(made.target_fpr)} at least.")
+    if rule.threshold == NEVER:
+        lines.append(f"The model never abstains: {rule.prompts} prompts are too few for a false-positive "
+                     f"rate of {rule.target_fpr:.4g}, which requires at least "
+                     f"{conformal_min_items(rule.target_fpr)}.")
     return "\n".join(lines)

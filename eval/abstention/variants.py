@@ -1,4 +1,4 @@
-"""What the study trains, from which network and on what: the published variants, and our controls."""
+"""The variants of the study: the published ones and our controls, their start, data and losses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class Variant(NamedTuple):
     """One network of the study.
 
     Attributes:
-        kind: trained from another one; a head spliced onto it; or a head fitted to what it says, the network
-            itself as it is.
-        start: the variant that it begins from; "base" is the network that has read, and not chatted.
-        trains: groups of parameters (`tilelli_jax.training.groups`).
-        data: what it learns from. chat: questions, answered and declined; semantic: likewise, but the
-            declined are not imitated; answers: chat with answers that are gibberish or another's; bare: text
-            without turns, and gibberish.
+        kind: trained: fine-tuned from the start; spliced: the start with another network's abstain head;
+            fitted: a head fitted to the activations of the unchanged start.
+        start: the variant from which it starts; "base" is the network pretrained on text, without chat.
+        what: a description for reports.
+        trains: groups of parameters to train (`tilelli_jax.training.groups`).
+        data: the training data. chat: questions that the response answers or refuses; semantic: likewise, but
+            no loss on refusals; answers: chat in which some answers are gibberish or belong to another
+            question; bare: text without turns, and gibberish.
         abstain_position: see `data.chat_pairs.ChatConfig`.
-        cross_entropy_weight, abstain_weight, router_entropy_weight, router_kl_weight: of the losses.
-        what: in words.
-        published: what its authors report; empty for ours.
+        cross_entropy_weight, abstain_weight, router_entropy_weight, router_kl_weight: weights of the losses.
+        published: the published result; empty for our controls.
     """
 
     kind: Kind
@@ -39,17 +39,17 @@ class Variant(NamedTuple):
 
     @property
     def has_head(self) -> bool:
-        """Whether there is an abstention to be heard."""
+        """Whether the variant has an abstain head."""
         return self.abstain_weight > 0 or self.kind != "trained"
 
     @property
     def needs_router(self) -> bool:
-        """Whether a network without a router cannot be this."""
+        """Whether the variant requires a network with a router."""
         return "router" in self.trains or self.router_entropy_weight > 0 or self.router_kl_weight > 0
 
     @property
     def generates_as_before(self) -> bool:
-        """Whether nothing that has part in generation is changed."""
+        """Whether it leaves every parameter that affects generation unchanged."""
         return self.kind != "trained" or self.trains == ("abstain",)
 
 
@@ -57,35 +57,36 @@ BASE, CHAT = "base", "v4"
 _JOINT = {"kind": "trained", "start": CHAT, "trains": ("router", "abstain"), "cross_entropy_weight": 1.0,
           "abstain_weight": 1.0}
 VARIANTS: dict[str, Variant] = {
-    CHAT: Variant("trained", BASE, "fine-tuned on chat, all of it", ("everything",), "chat",
+    CHAT: Variant("trained", BASE, "base fine-tuned on chat, all parameters", ("everything",), "chat",
                   cross_entropy_weight=1.0, published="cross-regime AUROC of every signal 0.51 to 0.55"),
-    "v5": Variant("trained", CHAT, "router alone; bare text against gibberish", ("router",), "bare",
+    "v5": Variant("trained", CHAT, "router only; bare text against gibberish", ("router",), "bare",
                   router_entropy_weight=1.0, published="chat destroyed"),
-    "v6": Variant("trained", CHAT, "router alone; chat against chat with wrong answers", ("router",),
+    "v6": Variant("trained", CHAT, "router only; chat against chat with wrong answers", ("router",),
                   "answers", "pair", cross_entropy_weight=1.0, router_entropy_weight=1.0,
-                  published="chat survives; sees form, not meaning"),
-    "v7": Variant(**_JOINT, what="router and abstain head, metacognition 20",  # type: ignore[arg-type]
+                  published="chat survives; detects form, not meaning"),
+    "v7": Variant(**_JOINT, what="router and abstain head, router_entropy_weight 20",  # type: ignore[arg-type]
                   router_entropy_weight=20.0, published="abstain_p 0.76, gibberish 93 %, garbled"),
-    "v8a": Variant(**_JOINT, what="router and abstain head, metacognition 5",  # type: ignore[arg-type]
+    "v8a": Variant(**_JOINT, what="router and abstain head, router_entropy_weight 5",  # type: ignore[arg-type]
                    router_entropy_weight=5.0, published="abstain_p 0.80, garbled"),
-    "v8b": Variant(**_JOINT, what="router and abstain head, no metacognition",  # type: ignore[arg-type]
+    "v8b": Variant(**_JOINT, what="router and abstain head, router_entropy_weight 0",  # type: ignore[arg-type]
                    published="abstain_p 0.85, gibberish 100 %, garbled"),
-    "splice": Variant("spliced", CHAT, "the abstain head of v7 on v4",
+    "splice": Variant("spliced", CHAT, "v4 with the abstain head of v7",
                       published="abstain_p 0.54, 27 % false positives"),
-    "v9": Variant("trained", CHAT, "abstain head alone, all else frozen", ("abstain",), abstain_weight=1.0,
-                  published="predicted, never run: AUROC stays high, chat stays coherent"),
-    "tether": Variant(**_JOINT, what="as v8b, the routing tied to that of v4",  # type: ignore[arg-type]
+    "v9": Variant("trained", CHAT, "abstain head only, all else frozen", ("abstain",), abstain_weight=1.0,
+                  published="predicted, not run: AUROC stays high, chat stays coherent"),
+    "tether": Variant(**_JOINT, what="as v8b, with a KL penalty towards v4's routing",  # type: ignore[arg-type]
                       router_kl_weight=1.0),
-    "pooled": Variant("fitted", CHAT, "a head on the mean over the prompt, all frozen"),
-    "low-rank": Variant("fitted", CHAT, "a head of few directions of the last position, all frozen"),
+    "pooled": Variant("fitted", CHAT, "head on the mean over the prompt, network frozen"),
+    "low-rank": Variant("fitted", CHAT, "head on a few principal directions of the last position, network "
+                                        "frozen"),
 }
 SPLICED_FROM = "v7"
 
 
 def dependencies(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The variants named and those that they begin from, in the order of VARIANTS."""
-    wanted = set(names)
-    if "splice" in wanted:
-        wanted.add(SPLICED_FROM)
-    wanted |= {VARIANTS[name].start for name in wanted} - {BASE}
-    return tuple(name for name in VARIANTS if name in wanted)
+    """Returns the named variants and those that they start from, in the order of VARIANTS."""
+    needed = set(names)
+    if "splice" in needed:
+        needed.add(SPLICED_FROM)
+    needed |= {VARIANTS[name].start for name in needed} - {BASE}
+    return tuple(name for name in VARIANTS if name in needed)

@@ -1,12 +1,12 @@
-"""What is claimed against what was found, line by line. Nothing here asks a network.
+"""Compares claims with measurements, line by line. Runs no network.
 
-A tolerance t means, as a share of 1:
-    parameters   found / claimed lies from 1 − t to 1 + t. All else of the architecture has to be equal.
-    AUROC        found lies at most t beside what is claimed, in AUROC. As a share of the number it would
-                 make little sense: chance is ½, not 0; and a signal turned round, 0.46 for 0.54, which
-                 tells as much, would be held to less.
-    answers      as many more or fewer as t of those that are asked, whole ones: 1 of 20, none of 10. Of
-                 "at least", more are never too many.
+A tolerance t, a fraction, applies as follows:
+    parameters   measured / claimed is from 1 − t to 1 + t. All other keys of the architecture must be equal.
+    AUROC        measured differs from claimed by at most t, in AUROC. A relative tolerance would make little
+                 sense: chance is ½, not 0, and the equally informative inverted signal, 0.46 for 0.54, would
+                 get another tolerance.
+    answers      the count differs by at most t · n, rounded down to whole answers: 1 of 20, none of 10. For
+                 "at least", more is always allowed.
 """
 
 from __future__ import annotations
@@ -16,80 +16,84 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..stats import Interval, exact_share
+from ..stats import Interval, exact_fraction
 from .config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
-from .measurements import Found
+from .measurements import Measurements
 
-ARCHITECTURE, AREAS = "architecture", "cross-regime AUROC"
+ARCHITECTURE, CROSS_REGIME = "architecture", "cross-regime AUROC"
 HELD_OUT, FALSE_INABILITY = "held-out abstention", "false inability"
-SLACK = 1e-9  # 7 − 0.05 · 20 is to be 6, whatever it is in binary
+SLACK = 1e-9  # so that 7 − 0.05 · 20 is 6 despite binary rounding
 
 
 class Line(NamedTuple):
-    """One thing that is claimed, or found though nothing is claimed of it."""
+    """One quantity that is claimed or measured."""
 
-    claim: str  # which of the four
-    what: str
-    expected: str | None  # None: it is not claimed
-    found: str | None  # None: the network has no such thing
-    interval: Interval | None  # of 95 %: what prompts so few can tell, an AUROC or a share
-    holds: bool | None  # None: it is not claimed
+    claim: str  # one of the four claims
+    quantity: str
+    expected: str | None  # None: not claimed
+    measured: str | None  # None: the network has no such signal
+    interval: Interval | None  # 95 % interval of an AUROC or a fraction
+    holds: bool | None  # None: not claimed
 
 
-def check(found: Found, claims: ClaimsConfig, tolerance: float) -> list[Line]:
-    """Every line of the four claims, in their order."""
-    held_out, neo = claims.held_out, claims.false_inability
-    lines = [*architecture(found.architecture, claims.architecture, tolerance),
-             *areas(found.areas, claims.cross_regime, tolerance),
-             answers(HELD_OUT, "refused", [one.refused for one in found.held_out], held_out.at_least,
-                     tolerance, at_least=True)]
+def check(measurements: Measurements, claims: ClaimsConfig, tolerance: float) -> list[Line]:
+    """Returns the lines of the four claims, in their order."""
+    held_out, false_inability = claims.held_out, claims.false_inability
+    lines = [*architecture(measurements.architecture, claims.architecture, tolerance),
+             *cross_regime(measurements.cross_regime, claims.cross_regime, tolerance),
+             answers(HELD_OUT, "refused", [answer.refused for answer in measurements.held_out],
+                     held_out.at_least, tolerance, at_least=True)]
     if held_out.templates:
-        lines.append(answers(HELD_OUT, "by template", [one.by_template for one in found.held_out],
+        lines.append(answers(HELD_OUT, "by template",
+                             [answer.by_template for answer in measurements.held_out],
                              held_out.template_at_least, tolerance, at_least=True))
-    return [*lines, answers(FALSE_INABILITY, "refused", [one.refused for one in found.false_inability],
-                            neo.refused, tolerance)]
+    return [*lines, answers(FALSE_INABILITY, "refused",
+                            [answer.refused for answer in measurements.false_inability],
+                            false_inability.refused, tolerance)]
 
 
-def architecture(found: ArchitectureConfig, claimed: ArchitectureConfig, tolerance: float) -> list[Line]:
-    """A line for each key; parameters within the tolerance, all else equal."""
+def architecture(measured: ArchitectureConfig, claimed: ArchitectureConfig, tolerance: float) -> list[Line]:
+    """Returns a line for each key: parameters within the tolerance, all others equal."""
     lines = []
     for field in dataclasses.fields(ArchitectureConfig):
-        is_, wanted = getattr(found, field.name), getattr(claimed, field.name)
+        value, claim = getattr(measured, field.name), getattr(claimed, field.name)
         expected, holds = None, None
-        if wanted is not None and field.name == "parameters":
-            expected = f"{wanted:,} ± {100 * tolerance:g} %"
-            holds = abs(is_ - wanted) <= tolerance * wanted + SLACK
-        elif wanted is not None:
-            expected, holds = _written(wanted), is_ == wanted
-        lines.append(Line(ARCHITECTURE, field.name, expected, _written(is_), None, holds))
+        if claim is not None and field.name == "parameters":
+            expected = f"{claim:,} ± {100 * tolerance:g} %"
+            holds = abs(value - claim) <= tolerance * claim + SLACK
+        elif claim is not None:
+            expected, holds = _format(claim), value == claim
+        lines.append(Line(ARCHITECTURE, field.name, expected, _format(value), None, holds))
     return lines
 
 
-def areas(found: Mapping[str, Interval], claimed: CrossRegimeConfig, tolerance: float) -> list[Line]:
-    """A line for each signal that is claimed or found; one that is claimed and absent does not hold."""
+def cross_regime(measured: Mapping[str, Interval], claimed: CrossRegimeConfig,
+                 tolerance: float) -> list[Line]:
+    """Returns a line for each signal that is claimed or measured; a claimed signal that is absent fails."""
     lines = []
-    for name in dict.fromkeys((*found, *claimed.ranges)):
-        area, expected, holds = found.get(name), None, None
+    for name in dict.fromkeys((*measured, *claimed.ranges)):
+        auroc, expected, holds = measured.get(name), None, None
         if name in claimed.ranges:
             low, high = claimed.ranges[name]
-            between = f"{low:.3f}" if low == high else f"{low:.3f} … {high:.3f}"
-            expected = f"{between} ± {tolerance:g}"
+            limits = f"{low:.3f}" if low == high else f"{low:.3f} … {high:.3f}"
+            expected = f"{limits} ± {tolerance:g}"
             reach = tolerance + SLACK
-            holds = area is not None and low - reach <= area.point <= high + reach
-        point = None if area is None else f"{area.point:.3f}"
-        lines.append(Line(AREAS, name, expected, point, area, holds))
+            holds = auroc is not None and low - reach <= auroc.point <= high + reach
+        point = None if auroc is None else f"{auroc.point:.3f}"
+        lines.append(Line(CROSS_REGIME, name, expected, point, auroc, holds))
     return lines
 
 
-def answers(claim: str, what: str, found: Sequence[bool], claimed: int | None, tolerance: float, *,
+def answers(claim: str, quantity: str, flags: Sequence[bool], claimed: int | None, tolerance: float, *,
             at_least: bool = False) -> Line:
-    """How many of the answers are so, with the exact interval of their share.
+    """Returns a line for the number of answers that are flagged, with the exact interval of their fraction.
 
     Args:
-        found: `[answers]`, one at least.
-        at_least: whether more than are claimed are as well.
+        flags: `[answers]`, at least one.
+        claimed: the claimed count; None: not claimed.
+        at_least: whether larger counts meet the claim as well.
     """
-    n, count = len(found), sum(found)
+    n, count = len(flags), sum(flags)
     expected, holds = None, None
     if claimed is not None:
         low, high = allowed(claimed, n, tolerance)
@@ -97,24 +101,24 @@ def answers(claim: str, what: str, found: Sequence[bool], claimed: int | None, t
         expected = f"at least {claimed} of {n}" if at_least else f"{claimed} of {n}"
         expected += f" ({low} … {high})" if (low < claimed if at_least else low < high) else ""
         holds = low <= count <= high
-    return Line(claim, what, expected, f"{count} of {n}", exact_share(count, n), holds)
+    return Line(claim, quantity, expected, f"{count} of {n}", exact_fraction(count, n), holds)
 
 
 def allowed(count: int, n: int, tolerance: float) -> tuple[int, int]:
-    """The fewest and the most of n that lie no more than the tolerance's share of n beside a count."""
+    """Returns the smallest and the largest count within `tolerance` · n of `count`."""
     reach = math.floor(tolerance * n + SLACK)
     return max(0, count - reach), min(n, count + reach)
 
 
 def failing(lines: Sequence[Line]) -> list[str]:
-    """The claims that do not hold, each once, in their order."""
+    """Returns the claims that do not hold, each once, in their order."""
     return list(dict.fromkeys(line.claim for line in lines if line.holds is False))
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _written(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return f"{value:,}" if isinstance(value, int) else value

@@ -1,11 +1,11 @@
-"""Four claims of a network: architecture, cross-regime AUROC, held-out abstention, false inability.
+"""Checks four claims about a network: architecture, cross-regime AUROC, held-out abstention, false inability.
 
-    tilelli claims --model DIR [--expect FILE] [--prompts PATH] [--tolerance 0.05] [--out FILE]
+    tilelli claims --model DIR [--expect NAME] [--prompts PATH] [--tolerance 0.05] [--out FILE]
     tilelli claims --model DIR --write-expected FILE
 
-Ends with 0 if all that is claimed holds, 1 if something does not, 2 if it could not be asked. By default
-the claims are those published of the original's v4; --write-expected makes a file of what this network
-is and does, which it and others can be compared with. See docs/claims.md.
+Exit status: 0 if every claim holds, 1 if a claim fails, 2 if the check could not run. By default the claims
+are the published ones about the original's v4. --write-expected measures this network and writes a claims
+file, which later checks can use with --expect. See docs/claims.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tilelli_jax.tables import table
 from ..abstention import prompts
 from ..tables import as_json
 from . import measurements
-from .check import AREAS, Line, check, failing
+from .check import CROSS_REGIME, Line, check, failing
 from .config import ClaimsConfig
-from .measurements import Answer, Found
+from .measurements import Answer, Measurements
 
 PUBLISHED = "claims-published"
-TOLERANCE = 0.05  # the original's
+TOLERANCE = 0.05  # as in the original's scripts
 
 
 @command
@@ -40,63 +40,64 @@ def main(argv: Sequence[str]) -> int:
     claims = config_lib.load(ClaimsConfig, options.expect)
     for option, path in (("--out", options.out), ("--write-expected", options.write_expected)):
         _check_writable(option, path)
-    asked = measurements.choose(options.prompts or prompts.BUILT_IN, claims)
-    measurements.check(options.model, asked, claims.answers)
-    found = measurements.find(options.model, asked, claims)
+    selection = measurements.select(options.prompts or prompts.BUILT_IN, claims)
+    measurements.check(options.model, selection, claims.answers)
+    measured = measurements.measure(options.model, selection, claims)
     source = f"{options.expect}" + (f": {claims.of}" if claims.of else "")
     contents = {}
     if options.write_expected:
-        asked_what = options.prompts or "the built-in prompts"
-        claims = measurements.as_claims(found, claims, f"{options.model}, asked {asked_what}")
-        source = f"what was found of it, now in {options.write_expected}"
+        prompts_name = options.prompts or "the built-in prompts"
+        claims = measurements.as_claims(measured, claims, f"{options.model}, measured on {prompts_name}")
+        source = f"its own measurements, written to {options.write_expected}"
         contents[options.write_expected] = config_lib.dump(claims).encode()
-    lines = check(found, claims, options.tolerance)
+    lines = check(measured, claims, options.tolerance)
     if options.out:
-        contents[options.out] = as_json(_tree(options, claims, lines, found))
+        contents[options.out] = as_json(_tree(options, claims, lines, measured))
     try:
         write_together(contents)
     except OSError as error:
         raise InputError(f"{error.filename or 'output'}: cannot be written: {error.strerror}") from None
-    print(f"{options.model} against {source}\n\n{table(_rows(lines))}\n")
-    fails = failing(lines)
-    print(f"does not hold: {', '.join(fails)}" if fails else "all that is claimed holds")
-    return 1 if fails else 0
+    print(f"{options.model}, compared with {source}\n\n{table(_rows(lines))}\n")
+    failed = failing(lines)
+    print(f"failed: {', '.join(failed)}" if failed else "every claim holds")
+    return 1 if failed else 0
 
 
 # ---------------------------------------------------------------------------------------------
 
 
 def _rows(lines: Sequence[Line]) -> list[list[str]]:
-    """What a terminal shows. Shares are in per cent, an AUROC is not."""
-    rows = [["claim", "", "expected", "found", "95 % interval", "holds"]]
+    """Returns the table for the terminal: intervals of fractions in per cent, of AUROC as numbers."""
+    rows = [["claim", "quantity", "expected", "measured", "95 % interval", "holds"]]
     for line in lines:
-        area = line.interval
-        within = ("" if area is None else
-                  f"{area.low:.3f} … {area.high:.3f}" if line.claim == AREAS else
-                  f"{area.low:.0%} … {area.high:.0%}")
-        rows.append([line.claim, line.what, "–" if line.expected is None else line.expected,
-                     "absent" if line.found is None else line.found, within,
+        interval = line.interval
+        limits = ("" if interval is None else
+                  f"{interval.low:.3f} … {interval.high:.3f}" if line.claim == CROSS_REGIME else
+                  f"{interval.low:.0%} … {interval.high:.0%}")
+        rows.append([line.claim, line.quantity, "–" if line.expected is None else line.expected,
+                     "absent" if line.measured is None else line.measured, limits,
                      {True: "yes", False: "NO", None: "–"}[line.holds]])
     return rows
 
 
-def _tree(options: argparse.Namespace, claims: ClaimsConfig, lines: Sequence[Line], found: Found) -> Any:
-    """What --out writes: the table, and what was said to each prompt."""
-    def said(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        return [one._asdict() for one in answers]
+def _tree(options: argparse.Namespace, claims: ClaimsConfig, lines: Sequence[Line],
+          measured: Measurements) -> Any:
+    """Returns the content of --out: the table, and the answer to each prompt."""
+    def rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+        return [answer._asdict() for answer in answers]
     return {"model": options.model, "expect": str(options.write_expected or options.expect),
             "of": claims.of, "prompts": options.prompts or "built-in", "tolerance": options.tolerance,
             "holds": not failing(lines), "claims": [line._asdict() for line in lines],
-            "answers": {"held_out": said(found.held_out),
-                        "false_inability": said(found.false_inability)}}
+            "answers": {"held_out": rows(measured.held_out),
+                        "false_inability": rows(measured.false_inability)}}
 
 
 def _check_writable(option: str, path: Path | None) -> None:
-    """Before a long wait, not after it."""
+    """Raises InputError before the measurements if the result could not be written after them."""
     if path is None:
         return
     if path.is_dir():
-        raise InputError(f"{option}: {path} is a directory, expected a file")
+        raise InputError(f"{option}: {path}: expected a file, found a directory")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
@@ -109,20 +110,21 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                             formatter_class=argparse.RawDescriptionHelpFormatter,
                             epilog=f"keys of --expect, with their defaults:\n{keys}")
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
-    parser.add_argument("--expect", default=PUBLISHED, metavar="FILE",
-                        help="YAML file of what is claimed [%(default)s]")
+    parser.add_argument("--expect", default=PUBLISHED, metavar="NAME",
+                        help="claims to check, a name or a YAML file [%(default)s]")
     parser.add_argument("--prompts", metavar="PATH",
-                        help="a directory or file of prompts in seven regimes [the built-in ones]")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="SHARE",
-                        help="of the parameters, of the answers asked for, and in AUROC [%(default)s]")
+                        help="directory or file of prompts in seven regimes [the built-in prompts]")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="X",
+                        help="allowed deviation: a fraction of the parameters and of the number of answers, "
+                             "and an absolute difference in AUROC [%(default)s]")
     parser.add_argument("--write-expected", type=Path, metavar="FILE",
-                        help="write what was found of this network there, as a file for --expect")
+                        help="write the measurements of this network as a claims file for --expect")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="write the table, and what was said, as JSON")
+                        help="write the table and all answers as JSON")
     options = parser.parse_args(argv)
     if not (math.isfinite(options.tolerance) and 0 <= options.tolerance < 1):
-        raise InputError(f"--tolerance: expected a share from 0 to below 1, found {options.tolerance}")
-    both = [os.path.realpath(path) for path in (options.out, options.write_expected) if path]
-    if len(set(both)) < len(both):
-        raise InputError(f"--out: {options.out}: expected another file than --write-expected")
+        raise InputError(f"--tolerance: expected a number from 0 to below 1, found {options.tolerance}")
+    outputs = [os.path.realpath(path) for path in (options.out, options.write_expected) if path]
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"--out: expected another file than --write-expected, found {options.out} for both")
     return options

@@ -1,4 +1,4 @@
-"""What a network is, what its signals tell and what it declines: all that the claims are about."""
+"""Measures what the claims are about: architecture, cross-regime AUROC and abstention of a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tilelli_jax.signals.names import BLOCK
 from tilelli_jax.signals.uncertainty import UncertaintyReader
 from tilelli_jax.training.step import parameter_count, split_params
 
-from ..abstention import measure, prompts
+from ..abstention import measure as measure_lib
+from ..abstention import prompts
 from ..abstention.config import AnswersConfig
 from ..abstention.decision import cross_regime
 from ..abstention.detectors import is_refusal, plain
@@ -22,20 +23,20 @@ from ..abstention.evaluate import Measured, scores_of
 from ..stats import Interval
 from .config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
 
-HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # the regimes whose prompts are answered
-BATCH = 64  # prompts read at once: each batch of other lengths is compiled anew
+HELD_OUT, FALSE_INABILITY = "ood_topic", "neo_false_inability"  # regimes whose prompts the network answers
+BATCH = 64  # prompts per batch when signals are measured; each batch shape is compiled separately
 
 
-class Asked(NamedTuple):
-    """Prompts: all of the seven regimes, which are read, and those that are answered."""
+class Selection(NamedTuple):
+    """The prompts of all seven regimes, whose signals are measured, and those that the network answers."""
 
-    read: list[Prompt]
+    prompts: list[Prompt]
     held_out: list[str]
     false_inability: list[str]
 
 
 class Answer(NamedTuple):
-    """What was said to a prompt, and whether that is a refusal: by the detector, and by a template."""
+    """The answer to a prompt, and whether it is a refusal: by the detector, and by a template."""
 
     prompt: str
     answer: str
@@ -43,93 +44,94 @@ class Answer(NamedTuple):
     by_template: bool
 
 
-class Found(NamedTuple):
-    """Of one network. `areas` are signal → cross-regime AUROC, of every signal that it has."""
+class Measurements(NamedTuple):
+    """The measurements of one network. `cross_regime` maps each of its signals to its cross-regime AUROC."""
 
     architecture: ArchitectureConfig
-    areas: dict[str, Interval]
+    cross_regime: dict[str, Interval]
     held_out: list[Answer]
     false_inability: list[Answer]
 
 
-def choose(path: str | Path, claims: ClaimsConfig) -> Asked:
-    """The prompts of a directory or file, and the first of those that are answered.
+def select(path: str | Path, claims: ClaimsConfig) -> Selection:
+    """Reads the prompts of a directory or file, and selects the first ones of the regimes to answer.
 
     Raises:
-        InputError: as `prompts.read`, or there are fewer than are to be asked.
+        InputError: as `prompts.read`, or there are fewer prompts than the claims require.
     """
     every = prompts.read(path)
 
     def first(key: str, regime: str, file: str, n: int) -> list[str]:
-        some = prompts.read(file, [regime]) if file else every
-        chosen = [one.prompt for one in some if one.regime == regime][:n]
-        if len(chosen) < n:
-            raise InputError(f"{file or path}: expected {n} prompts of {regime}, as {key}.prompts says, "
-                             f"found {len(chosen)}")
-        return chosen
-    held_out, neo = claims.held_out, claims.false_inability
-    return Asked(every, first("held_out", HELD_OUT, held_out.file, held_out.prompts),
-                 first("false_inability", FALSE_INABILITY, neo.file, neo.prompts))
+        candidates = prompts.read(file, [regime]) if file else every
+        texts = [prompt.prompt for prompt in candidates if prompt.regime == regime][:n]
+        if len(texts) < n:
+            raise InputError(f"{file or path}: expected {n} prompts of {regime} ({key}.prompts), found "
+                             f"{len(texts)}")
+        return texts
+    held_out, false_inability = claims.held_out, claims.false_inability
+    return Selection(every, first("held_out", HELD_OUT, held_out.file, held_out.prompts),
+                     first("false_inability", FALSE_INABILITY, false_inability.file, false_inability.prompts))
 
 
-def check(path: str | Path, asked: Asked, answers: AnswersConfig) -> None:
-    """What can be known before a tensor is read.
+def check(path: str | Path, selection: Selection, answers: AnswersConfig) -> None:
+    """Checks the model's configuration before any tensor is read.
 
     Raises:
-        InputError: it is no model directory, of a network that does not read bytes, or of one with too
-            short a window for the prompts.
+        InputError: the path is not a model directory, the network does not read bytes, or its context window
+            is too short for the prompts.
     """
     config = store.load_config(path)
-    measure.check_bytes(config, str(path))
-    every = [one.prompt for one in asked.read]
-    measure.check_lengths([*every, *asked.held_out, *asked.false_inability], config, answers.max_new)
+    measure_lib.check_bytes(config, str(path))
+    texts = [prompt.prompt for prompt in selection.prompts]
+    measure_lib.check_lengths([*texts, *selection.held_out, *selection.false_inability], config,
+                              answers.max_new)
 
 
-def find(path: str | Path, asked: Asked, claims: ClaimsConfig) -> Found:
-    """Reads every prompt once, and has those that are to be answered answered greedily.
+def measure(path: str | Path, selection: Selection, claims: ClaimsConfig) -> Measurements:
+    """Measures the signals in one pass per prompt, and generates answers greedily.
 
     Raises:
-        InputError: the model cannot be read, or a signal of it is no number.
+        InputError: the model cannot be read, or a signal is NaN.
     """
     model = store.load(path)
-    questions = [*asked.held_out, *asked.false_inability]
-    said = measure.answers(model, questions, claims.answers)
-    made = [_answer(prompt, answer.decode(errors="replace"), claims.held_out.templates)
-            for prompt, answer in zip(questions, said, strict=True)]
+    questions = [*selection.held_out, *selection.false_inability]
+    generated = measure_lib.answers(model, questions, claims.answers)
+    answers = [_answer(prompt, answer.decode(errors="replace"), claims.held_out.templates)
+               for prompt, answer in zip(questions, generated, strict=True)]
     reader = UncertaintyReader(model, batch_size=BATCH)
-    columns = measure.read(reader, [one.prompt for one in asked.read], str(path))
-    scored = scores_of([Measured(columns, {}, {})], [one.regime for one in asked.read])
-    return Found(_architecture(model), cross_regime(scored), made[:len(asked.held_out)],
-                 made[len(asked.held_out):])
+    columns = measure_lib.signals(reader, [prompt.prompt for prompt in selection.prompts], str(path))
+    scored = scores_of([Measured(columns, {}, {})], [prompt.regime for prompt in selection.prompts])
+    return Measurements(_architecture(model), cross_regime(scored), answers[:len(selection.held_out)],
+                        answers[len(selection.held_out):])
 
 
-def as_claims(found: Found, claims: ClaimsConfig, of: str) -> ClaimsConfig:
-    """What was found as what is claimed, to be asked for in the same way.
+def as_claims(measurements: Measurements, claims: ClaimsConfig, source: str) -> ClaimsConfig:
+    """Returns the measurements as claims, with the prompts and generation settings of other claims.
 
     Args:
-        claims: which has the way of asking.
-        of: in words, what was measured.
+        claims: the claims whose settings to keep.
+        source: in words, what was measured.
     """
-    areas = {name: area.point for name, area in found.areas.items()}
-    blocks = [name for name in areas if name.startswith(BLOCK)]
-    named = {name: area for name, area in areas.items() if name not in blocks}
+    aurocs = {name: auroc.point for name, auroc in measurements.cross_regime.items()}
+    blocks = [name for name in aurocs if name.startswith(BLOCK)]
+    named = {name: auroc for name, auroc in aurocs.items() if name not in blocks}
     return dataclasses.replace(
-        claims, of=of, architecture=found.architecture,
-        cross_regime=CrossRegimeConfig(**named, router_entropy_b=tuple(areas[name] for name in blocks)),
+        claims, of=source, architecture=measurements.architecture,
+        cross_regime=CrossRegimeConfig(**named, router_entropy_b=tuple(aurocs[name] for name in blocks)),
         held_out=dataclasses.replace(
-            claims.held_out, at_least=sum(one.refused for one in found.held_out),
-            template_at_least=(sum(one.by_template for one in found.held_out)
+            claims.held_out, at_least=sum(answer.refused for answer in measurements.held_out),
+            template_at_least=(sum(answer.by_template for answer in measurements.held_out)
                                if claims.held_out.templates else None)),
         false_inability=dataclasses.replace(
-            claims.false_inability, refused=sum(one.refused for one in found.false_inability)))
+            claims.false_inability, refused=sum(answer.refused for answer in measurements.false_inability)))
 
 
 # ---------------------------------------------------------------------------------------------
 
 
 def _answer(prompt: str, answer: str, templates: tuple[str, ...]) -> Answer:
-    begins = any(plain(answer).startswith(plain(template)) for template in templates)
-    return Answer(prompt, answer.strip(), is_refusal(answer), begins)
+    by_template = any(plain(answer).startswith(plain(template)) for template in templates)
+    return Answer(prompt, answer.strip(), is_refusal(answer), by_template)
 
 
 def _architecture(model: Decoder) -> ArchitectureConfig:

@@ -1,9 +1,9 @@
-"""Which network learns more, of one size and budget?
+"""Which network reaches the lower loss at equal size and budget?
 
-    tilelli compare --config FILE [--stage train|evaluate|all] [key=value …]
+    tilelli compare --config NAME [--stage train|evaluate|all] [key=value …]
 
-Trains every model with every seed on every text, and tests what sets them apart. Runs that are there
-are taken as they are: the same command again goes on where it stopped. `all` ends with a report.
+Trains every model with every seed on every text, and tests the differences in validation loss. Finished
+runs are reused: the same command again resumes the comparison. `all` ends with a report.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.errors import command
 from tilelli_jax.tables import table
 
-from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..inputs.commands import provenance_rows, quiet_logs, run_study
 from ..stages import print_to_stderr
 from . import report
 from .config import ComparisonConfig
@@ -35,23 +35,23 @@ def main(argv: Sequence[str]) -> int:
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
-    said = shlex.join([*PROG.split(), *argv])
-    return carry_out(lambda: run(study, options.stage, name, said))
+    command_line = shlex.join([*PROG.split(), *argv])
+    return run_study(lambda: run(study, options.stage, name, command_line), command_line)
 
 
-def run(study: Study, stage: str, name: str, said: str) -> int:
-    """One stage, or all of them and the report."""
+def run(study: Study, stage: str, name: str, command_line: str) -> int:
+    """Runs one stage, or all stages and the report."""
     if stage == "train":
-        count = sum(len(runs) for found in study.runs.values() for runs in found.values())
+        count = sum(len(runs) for by_model in study.runs.values() for runs in by_model.values())
         print(f"train: {count} runs in {study.out / 'runs'}")
         return 0
     if stage == "evaluate":
         print(f"evaluate: {study.evaluation}")
         return 0
-    found = report.write(study, name, how_made(said, study.config.seeds))
-    for text in found["texts"]:
-        print(f"\n{text} (p corrected by Holm)\n{table(report.summary(found, text))}")
-    print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))
+    results = report.write(study, name, provenance_rows(command_line, study.config.seeds))
+    for text in results["texts"]:
+        print(f"\n{text} (p after Holm's correction)\n{table(report.summary(results, text))}")
+    print("\n" + "\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(results)))
     print(f"\nreport: {study.out / 'report.html'} (and report.md)")
     return 0
 
@@ -59,5 +59,5 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = config_lib.command_line(PROG, __doc__, ComparisonConfig, "lite-vs-vanilla",
                                      "'texts=[stories,my.txt]'")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="last stage to run [%(default)s]")
     return parser.parse_intermixed_args(argv)

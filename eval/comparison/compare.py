@@ -1,4 +1,4 @@
-"""What losses come to: means, spreads, and what sets each model apart from the reference."""
+"""Statistics of validation losses: mean, standard deviation, and tests of each model against a reference."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ TESTS = ("welch", "unpaired", "paired")
 
 
 def compare(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Of one text: a tree of JSON. p is two-sided; `p_holm` is corrected, test by test.
+    """Returns the statistics of one text as JSON. p is two-sided; `p_holm` is corrected within each test.
 
     Args:
-        losses: model → nats/byte `[seeds]`, in one order of the seeds; the first is the reference.
+        losses: model → nats/byte `[seeds]`, in the same order of seeds; the first model is the reference.
     """
     reference, *others = losses
-    theirs = np.asarray(losses[reference], float)
+    reference_losses = np.asarray(losses[reference], float)
     comparisons: list[dict[str, Any]] = []
     for name in others:
-        its = np.asarray(losses[name], float)
-        apart, pairs = welch(its, theirs), paired_t(its - theirs)
-        unpaired, paired = exact_relabelling(its, theirs), exact_sign_flips(its - theirs)
+        model_losses = np.asarray(losses[name], float)
+        differences = model_losses - reference_losses
+        welch_test, paired_test = welch(model_losses, reference_losses), paired_t(differences)
+        unpaired = exact_relabelling(model_losses, reference_losses)
+        paired = exact_sign_flips(differences)
         comparisons.append({
-            "model": name, "difference": apart.difference, "freedom": apart.freedom,
-            "differences": (its - theirs).tolist(), "paired_difference": pairs.difference,
-            "p": {"welch": apart.p, "unpaired": unpaired.p, "paired": paired.p},
-            "least": {"unpaired": unpaired.least, "paired": paired.least},
+            "model": name, "difference": welch_test.difference, "freedom": welch_test.freedom,
+            "differences": differences.tolist(), "paired_difference": paired_test.difference,
+            "p": {"welch": welch_test.p, "unpaired": unpaired.p, "paired": paired.p},
+            "min_p": {"unpaired": unpaired.least, "paired": paired.least},
             "arrangements": {"unpaired": unpaired.arrangements, "paired": paired.arrangements}})
     for test in TESTS:
-        for one, p in zip(comparisons, holm([one["p"][test] for one in comparisons]), strict=True):
-            one.setdefault("p_holm", {})[test] = float(p)
+        corrected = holm([comparison["p"][test] for comparison in comparisons])
+        for comparison, p in zip(comparisons, corrected, strict=True):
+            comparison.setdefault("p_holm", {})[test] = float(p)
     return {"reference": reference, "comparisons": comparisons, "losses": {
-        name: {"mean": float(np.mean(found)), "sd": float(np.std(found, ddof=1)), "each": list(found)}
-        for name, found in losses.items()}}
+        name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)), "by_seed": list(values)}
+        for name, values in losses.items()}}

@@ -1,4 +1,4 @@
-"""What a comparison of networks is: every key of configs/lite-vs-vanilla.yaml."""
+"""The configuration of a comparison of networks: every key of configs/lite-vs-vanilla.yaml."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 
-MAX_SEEDS = 10  # the exact tests look at every arrangement: C(20, 10) = 184,756 of them
+MAX_SEEDS = 10  # the exact test enumerates every relabelling: C(20, 10) = 184,756
 
 
 @dataclasses.dataclass(frozen=True)
 class TuningConfig(Section):
-    """How each model comes by its learning rate."""
+    """Selection of each model's learning rate."""
 
     rates: tuple[float, ...] = setting(
-        (), "learning rates that each model is tried with on each text, the same for all; empty: "
-        "each as its configuration has it")
-    seed: int = setting(100, "of those runs: none of the seeds that are compared", min=0,
-                        max=2**32 - 1)
+        (), "learning rates to try for each model on each text, the same for all models; empty: no search, "
+        "each model keeps the rate of its configuration")
+    seed: int = setting(100, "random seed of the search runs; must differ from the seeds that are compared",
+                        min=0, max=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,27 +35,27 @@ class TuningConfig(Section):
 class ComparisonConfig(Section):
     """One comparison: models, texts and seeds."""
 
-    name: str = setting("", "what the report calls it; by default that of the file")
-    out: str = setting("", "directory; by default runs/ and the name of the file")
+    name: str = setting("", "title of the report; empty: the name of the configuration file")
+    out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
     models: tuple[tuple[str, ...], ...] = setting(
-        (), "each a list: its name, its training configuration, and key=value settings that take "
-        "precedence over that file's, as on the command line of tilelli train")
-    reference: str = setting("", "the model that the others are compared with; empty: the first")
-    overrides: tuple[str, ...] = setting((), "settings of all models, e.g. [train.steps=2000]")
-    texts: tuple[str, ...] = setting(("stories",), "what they learn from, each as data.source has it")
+        (), "models to compare, each a list: name, training configuration, and key=value overrides as on the "
+        "command line of tilelli train")
+    reference: str = setting("", "name of the model that the others are compared with; empty: the first")
+    overrides: tuple[str, ...] = setting((), "key=value overrides for all models, e.g. [train.steps=2000]")
+    texts: tuple[str, ...] = setting(("stories",), "texts to train on, each in the format of data.source")
     seeds: tuple[int, ...] = setting(
-        (0, 1, 2, 3, 4), "each of the weights and of the order of the training windows: of one seed all "
-        "models see the same batches")
-    tolerance: float = setting(0.01, "by how much numbers of parameters may differ, as a share of the "
+        (0, 1, 2, 3, 4), "random seeds of the weights and of the order of the training data; with the same "
+        "seed all models see the same batches")
+    tolerance: float = setting(0.01, "maximum difference in the number of parameters, as a fraction of the "
                                "reference's", min=0, below=1)
-    tuning: TuningConfig = setting(TuningConfig(), "learning rates")
+    tuning: TuningConfig = setting(TuningConfig(), "learning-rate search")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in self.models:
-            if len(one) < 2 or not all(one):
+        for entry in self.models:
+            if len(entry) < 2 or not all(entry):
                 raise InputError("models: expected lists of a name, a training configuration and "
-                                 f"key=value settings, found {list(one)}")
+                                 f"key=value overrides, found {list(entry)}")
         names = [name for name, *_ in self.models]
         _check_names("models", names, 2)
         if self.reference and self.reference not in names:
@@ -66,18 +66,18 @@ class ComparisonConfig(Section):
             raise InputError(f"seeds: expected 2 to {MAX_SEEDS} different whole numbers from 0 to "
                              f"2³² − 1, found {list(self.seeds)}")
         if self.tuning.rates and self.tuning.seed in self.seeds:
-            raise InputError(f"tuning.seed: expected none of the seeds {list(self.seeds)}, found "
+            raise InputError(f"tuning.seed: expected a seed other than {list(self.seeds)}, found "
                              f"{self.tuning.seed}")
 
 
 def file_name(text: str) -> str:
-    """What files are called that are made for a model or a text: `books/*.txt` → `books`."""
+    """Returns the file name for a model or a text: `books/*.txt` → `books`."""
     path = Path(text)
     stem = path.stem if re.search(r"\w", path.stem) else path.parent.name
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "text"
 
 
-def _check_names(key: str, names: Sequence[str], least: int) -> None:
-    """Raises InputError unless there are enough, and their files can be told apart."""
-    if len(names) < least or len({file_name(name) for name in names}) != len(names):
-        raise InputError(f"{key}: expected {least} of different names at least, found {list(names)}")
+def _check_names(key: str, names: Sequence[str], minimum: int) -> None:
+    """Raises InputError unless there are at least `minimum` names whose file names all differ."""
+    if len(names) < minimum or len({file_name(name) for name in names}) != len(names):
+        raise InputError(f"{key}: expected at least {minimum} with different names, found {list(names)}")

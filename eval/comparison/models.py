@@ -1,4 +1,4 @@
-"""Who is compared: training configurations, their sizes, and that they differ in what they may."""
+"""The models of a comparison: training configurations, sizes, and checks that they are comparable."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from tilelli_jax.training.step import parameter_count, split_params
 
 from .config import ComparisonConfig
 
-CODES = {"ternary": 3, "power3": 7}  # how many values a code can have
-FULL = 32  # bits of a float32
-# What the study itself sets, for each run.
+CODES = {"ternary": 3, "power3": 7}  # number of values of a quantised weight
+FLOAT_BITS = 32  # of a float32 weight
+# Keys that the study sets for each run.
 SET_HERE = ("run_dir", "seed", "data.source", "data.shuffle_seed", "train.eval_bytes", "train.export")
-# What has to be alike, so that runs of one seed see the same batches and are measured on the same bytes.
-ALIKE = ("data.", "train.", "optimizer.name")
+# Keys that must be equal, so that runs of one seed see the same batches and are evaluated on the same bytes.
+MUST_MATCH = ("data.", "train.", "optimizer.name")
 
 
 class ComparedModel(NamedTuple):
-    """A way to train a network.
+    """A model under comparison.
 
     Attributes:
-        config: its training configuration.
-        settings: key=value texts that take precedence over that file's.
+        name: the name in reports.
+        config: the training configuration, a name or a file.
+        settings: key=value overrides of that configuration.
     """
 
     name: str
@@ -39,21 +40,21 @@ class ComparedModel(NamedTuple):
     settings: tuple[str, ...]
 
     def overrides(self, text: str, seed: int, rate: float | None = None) -> list[str]:
-        """The settings of one run, its directory apart.
+        """Returns the overrides of one run, without its directory.
 
         Args:
-            rate: its learning rate; None: that of its configuration.
+            rate: the learning rate; None: that of the configuration.
         """
         return [*self.settings, f"data.source={text}", f"seed={seed}", f"data.shuffle_seed={seed}",
-                # All of the validation part is compared, after the last update.
+                # The loss is that of the whole validation split after the last update.
                 "train.eval_bytes=0", "train.export=last",
                 *([] if rate is None else [f"optimizer.learning_rate={rate!r}"])]
 
     def experiment(self, text: str, seed: int, rate: float | None = None) -> ExperimentConfig:
-        """That run, as `tilelli train` would have it.
+        """Returns the configuration of one run, as `tilelli train` loads it.
 
         Raises:
-            InputError: its configuration is not there, or says what cannot be.
+            InputError: the configuration does not exist or is not valid.
         """
         try:
             return config_lib.load(ExperimentConfig, self.config, self.overrides(text, seed, rate))
@@ -62,13 +63,13 @@ class ComparedModel(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Of a network.
+    """The size of a network.
 
     Attributes:
-        parameters: how many numbers are trained.
-        quantised: how many of them are seen through a quantiser.
-        bits_per_weight: what one of those says, log₂ of its values; 32 where none is quantised.
-        bits_per_parameter: the mean over all, those not quantised at 32; scales are not counted.
+        parameters: number of trainable parameters.
+        quantised: number of those that are quantised in the forward pass.
+        bits_per_weight: bits of a quantised weight, log₂ of its number of values; 32 if none is quantised.
+        bits_per_parameter: mean over all parameters, unquantised ones at 32 bits; scales are not counted.
     """
 
     parameters: int
@@ -78,54 +79,55 @@ class Size(NamedTuple):
 
 
 def models(config: ComparisonConfig) -> list[ComparedModel]:
-    """In their order, the reference first."""
-    found = [ComparedModel(name, path, (*settings, *config.overrides))
-             for name, path, *settings in config.models]
-    return sorted(found, key=lambda one: one.name != (config.reference or found[0].name))
+    """Returns the models in the order of the configuration, but the reference first."""
+    compared = [ComparedModel(name, path, (*settings, *config.overrides))
+                for name, path, *settings in config.models]
+    return sorted(compared, key=lambda model: model.name != (config.reference or compared[0].name))
 
 
 def size(model: Any) -> Size:
-    """Of a network's configuration, by shapes alone: no array is made."""
-    outline = nnx.eval_shape(lambda: build(model, 0))
-    parameters = parameter_count(split_params(outline)[1])
-    quantised = {name: weight for name, weight in weights(outline).items() if weight.quantizer.levels}
+    """Returns the size of a network from its configuration; uses shapes only and allocates no array."""
+    network = nnx.eval_shape(lambda: build(model, 0))
+    parameters = parameter_count(split_params(network)[1])
+    quantised = {name: weight for name, weight in weights(network).items() if weight.quantizer.levels}
     sizes = [math.prod(weight.kernel.shape) for weight in quantised.values()]
     bits = [math.log2(CODES[str(weight.quantizer.levels)]) for weight in quantised.values()]
-    said = sum(size * each for size, each in zip(sizes, bits, strict=True))
+    total_bits = sum(size * each for size, each in zip(sizes, bits, strict=True))
     count = sum(sizes)
-    return Size(parameters, count, said / count if count else FULL,
-                (said + FULL * (parameters - count)) / parameters)
+    return Size(parameters, count, total_bits / count if count else FLOAT_BITS,
+                (total_bits + FLOAT_BITS * (parameters - count)) / parameters)
 
 
-def check(found: Sequence[ComparedModel], text: str, seed: int, tolerance: float) -> dict[str, Size]:
-    """The size of each model, by name.
+def check(compared: Sequence[ComparedModel], text: str, seed: int, tolerance: float) -> dict[str, Size]:
+    """Checks that the models are comparable, and returns model name → size.
 
     Raises:
-        InputError: a configuration is not there, is none of a network that learns from text, sets what
-            the study sets, has another budget or other batches than the reference (the first), or a
-            number of parameters that differs from its by more than `tolerance`.
+        InputError: a configuration does not exist, does not train a network on text, sets a key that the
+            study sets, differs from the reference (the first model) in budget or batches, or has a number of
+            parameters that differs from the reference's by more than `tolerance`.
     """
     sizes: dict[str, Size] = {}
-    first = found[0].experiment(text, seed)
-    for one in found:
-        for setting in one.settings:
+    reference = compared[0]
+    reference_config = reference.experiment(text, seed)
+    for model in compared:
+        for setting in model.settings:
             if (key := setting.partition("=")[0]) in SET_HERE:
-                raise InputError(f"models: {one.name}: expected no {key}, which the study itself "
-                                 f"sets, found '{setting}'")
-        config = one.experiment(text, seed)
+                raise InputError(f"models: {model.name}: expected no {key}, which the study itself sets, "
+                                 f"found '{setting}'")
+        config = model.experiment(text, seed)
         if isinstance(config.model, SAEConfig) or config.chat or config.train.init_from:
-            raise InputError(f"models: {one.name}: expected a network that learns from text, from "
-                             f"random weights; {one.config} has none")
-        for key, (theirs, its) in config_lib.differences(first, config).items():
-            if key.startswith(ALIKE):
-                raise InputError(f"models: {one.name}: {key}: expected {theirs}, as {found[0].name} "
-                                 f"has it, found {its}")
-        sizes[one.name] = size(config.model)
-    of_first = sizes[found[0].name].parameters
-    for name, one_size in sizes.items():
-        apart = one_size.parameters / of_first - 1
-        if abs(apart) > tolerance:
+            raise InputError(f"models: {model.name}: expected the configuration of a network trained on text "
+                             f"from random weights, found {model.config}")
+        for key, (expected, value) in config_lib.differences(reference_config, config).items():
+            if key.startswith(MUST_MATCH):
+                raise InputError(f"models: {model.name}: {key}: expected {expected}, the value of "
+                                 f"{reference.name}, found {value}")
+        sizes[model.name] = size(config.model)
+    expected_count = sizes[reference.name].parameters
+    for name, model_size in sizes.items():
+        deviation = model_size.parameters / expected_count - 1
+        if abs(deviation) > tolerance:
             raise InputError(
-                f"models: {name}: expected as many parameters as {found[0].name} ({of_first:,}) "
-                f"within {tolerance:.1%} (tolerance), found {one_size.parameters:,} ({apart:+.1%})")
+                f"models: {name}: expected the number of parameters of {reference.name} ({expected_count:,}) "
+                f"within {tolerance:.1%} (tolerance), found {model_size.parameters:,} ({deviation:+.1%})")
     return sizes

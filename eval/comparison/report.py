@@ -1,4 +1,4 @@
-"""What a comparison has found, in one report."""
+"""The report of a comparison."""
 
 from __future__ import annotations
 
@@ -21,197 +21,220 @@ from .config import file_name
 from .study import Study
 
 Tree = Mapping[str, Any]
-CALLED = {"welch": "Welch", "unpaired": "exact", "paired": "exact, paired"}
-DECIDING = ("welch", "unpaired")  # of five pairs the paired p cannot come below 0.0625
+TEST_NAMES = {"welch": "Welch", "unpaired": "exact", "paired": "exact, paired"}
+DECIDING = ("welch", "unpaired")  # with five pairs the paired exact p cannot be below 0.0625
 
 
 def collect(study: Study) -> dict[str, Any]:
-    """Every stage's result, made if need be: what results.json holds."""
-    made = study.evaluation
+    """Returns the content of results.json; runs the stages that are missing."""
+    path = study.evaluation
     return {
-        "config": config_lib.to_dict(study.config), "stage": made.name,
+        "config": config_lib.to_dict(study.config), "stage": path.name,
         "sizes": {name: size._asdict() for name, size in study.sizes.items()},
         "bytes": {text: {"train": len(corpus.train), "valid": len(corpus.valid)}
                   for text, corpus in study.corpora.items()},
-        "tuning": {text: {name: read_result(path) for name, path in found.items()}
-                   for text, found in study.rates.items()},
-        **read_result(made)}
+        "tuning": {text: {name: read_result(stage) for name, stage in stages.items()}
+                   for text, stages in study.rates.items()},
+        **read_result(path)}
 
 
-def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes results.json, report.md, report.html, figures/, models.* and differences.*; returns
-    what was found.
+def write(study: Study, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes results.json, report.md, report.html, figures/, models.* and differences.*; returns the results.
 
     Args:
-        how: what made it, for the last section.
+        name: the comparison's name, for the title.
+        provenance: command, seeds, commit and machine, for the last section.
     """
-    found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
-    report = Report(f"{name}: which network learns more, of one size and budget?")
-    report.points(verdicts(found))
-    report.paragraph(limits(found))
-    for text in found["texts"]:
-        _text(report, found, text)
-    _learning_rates(report, found)
-    _method(report, found)
-    report.finish(study.out, found, how)
-    for table, of_text in (("models", rows), ("differences", differences)):
-        write_tables(study.out / table, [{"text": text, **row} for text in found["texts"]
-                                         for row in of_text(found, text)], f"{name}: {table}")
-    return found
+    results = json.loads(as_json(collect(study) | {"name": name}))  # as a reader of results.json gets it
+    report = Report(f"{name}: which network reaches the lower loss at equal size and budget?")
+    report.points(verdicts(results))
+    report.paragraph(limits(results))
+    for text in results["texts"]:
+        _text(report, results, text)
+    _learning_rates(report, results)
+    _method(report, results)
+    report.finish(study.out, results, provenance)
+    for table, rows_of in (("models", rows), ("differences", differences)):
+        write_tables(study.out / table, [{"text": text, **row} for text in results["texts"]
+                                         for row in rows_of(results, text)], f"{name}: {table}")
+    return results
 
 
-def rows(found: Tree, text: str) -> list[dict[str, Any]]:
-    """What each model is and came to on one text, the reference first."""
-    there, made = found["texts"][text], []
-    for name, losses in there["losses"].items():
-        size, runs = found["sizes"][name], there["runs"][name]
-        made.append({
+def rows(results: Tree, text: str) -> list[dict[str, Any]]:
+    """The size and the losses of each model on one text, the reference first."""
+    of_text, table = results["texts"][text], []
+    for name, losses in of_text["losses"].items():
+        size, runs = results["sizes"][name], of_text["runs"][name]
+        table.append({
             "model": name, "parameters": f"{size['parameters']:,}",
-            "bits per weight": size["bits_per_weight"], "per parameter": size["bits_per_parameter"],
+            "bits per weight": size["bits_per_weight"], "bits per parameter": size["bits_per_parameter"],
             "nats/byte": f"{losses['mean']:.4f} ± {losses['sd']:.4f}",
-            "each seed": ", ".join(f"{loss:.4f}" for loss in losses["each"]),
+            "nats/byte, by seed": ", ".join(f"{loss:.4f}" for loss in losses["by_seed"]),
             "tokens": f"{runs[0]['tokens']:,}",
             "seconds": f"{statistics.mean(run['seconds'] for run in runs):.0f}"})
-    return made
+    return table
 
 
-def differences(found: Tree, text: str) -> list[dict[str, Any]]:
-    """What sets the others apart from the reference on one text; nats/byte, below 0 they are better."""
-    there = found["texts"][text]
+def differences(results: Tree, text: str) -> list[dict[str, Any]]:
+    """The difference of each model from the reference on one text, in nats/byte; negative: lower loss."""
+    of_text = results["texts"][text]
     return [{
-        "model": one["model"],
-        f"less {there['reference']}": format_interval(Interval.from_tree(one["difference"]), 4, sign=True),
-        "paired": format_interval(Interval.from_tree(one["paired_difference"]), 4, sign=True),
-        **{f"p, {CALLED[test]}": one["p"][test] for test in TESTS},
-        **{f"Holm, {CALLED[test]}": one["p_holm"][test] for test in TESTS}}
-        for one in there["comparisons"]]
+        "model": row["model"],
+        f"Δ vs {of_text['reference']}": format_interval(Interval.from_tree(row["difference"]), 4, sign=True),
+        "Δ, paired": format_interval(Interval.from_tree(row["paired_difference"]), 4, sign=True),
+        **{f"p, {TEST_NAMES[test]}": row["p"][test] for test in TESTS},
+        **{f"p Holm, {TEST_NAMES[test]}": row["p_holm"][test] for test in TESTS}}
+        for row in of_text["comparisons"]]
 
 
-def verdicts(found: Tree) -> list[str]:
-    """What the numbers say, and no more than that."""
-    return [_verdict(there, one, text) for text, there in found["texts"].items()
-            for one in there["comparisons"]]
+def verdicts(results: Tree) -> list[str]:
+    """Returns a sentence for each model and text: losses, difference, tests and conclusion."""
+    return [_verdict(of_text, comparison, text) for text, of_text in results["texts"].items()
+            for comparison in of_text["comparisons"]]
 
 
-def is_significant(one: Tree) -> bool:
-    """Whether a difference may be called one: by Welch's test and by relabelling, both corrected."""
-    return all(conclusions.is_significant(one["p_holm"][test]) for test in DECIDING)
+def is_significant(comparison: Tree) -> bool:
+    """Whether Welch's test and the exact relabelling test are both significant after Holm's correction."""
+    return all(conclusions.is_significant(comparison["p_holm"][test]) for test in DECIDING)
 
 
-def limits(found: Tree) -> str:
-    """What none of it says."""
-    sizes = [size["parameters"] for size in found["sizes"].values()]
-    run = next(iter(next(iter(found["texts"].values()))["runs"].values()))[0]
-    return (f"All of this is at {min(sizes):,} to {max(sizes):,} parameters, after {run['tokens']:,} "
-            f"bytes of learning ({run['steps']:,} updates), on the texts named: it says nothing of "
-            "larger networks, of other texts, or of longer training, where the order may be another. "
-            "Intervals and p are for other seeds on the same text; another text would differ, too.")
+def limits(results: Tree) -> str:
+    """Returns a paragraph on the scope of the comparison."""
+    sizes = [size["parameters"] for size in results["sizes"].values()]
+    run = next(iter(next(iter(results["texts"].values()))["runs"].values()))[0]
+    return (f"All results are for {min(sizes):,} to {max(sizes):,} parameters, trained on {run['tokens']:,} "
+            f"bytes ({run['steps']:,} updates) of the texts named. Larger networks, other texts or longer "
+            "training may rank the models differently. Intervals and p cover the variation between seeds on "
+            "the same text, not between texts.")
 
 
-def summary(found: Tree, text: str) -> list[list[str]]:
-    """The closing table of the terminal, of one text."""
-    there = found["texts"][text]
-    apart = {row["model"]: row for row in differences(found, text)}
-    less = f"less {there['reference']}"
-    made = [["model", "parameters", "bits/weight", "nats/byte", less,
-             *(f"p {CALLED[test]}" for test in TESTS)]]
-    for row in rows(found, text):
-        one = apart.get(row["model"])
-        made.append([row["model"], row["parameters"], f"{row['bits per weight']:.2f}",
-                     row["nats/byte"], "–" if one is None else one[less],
-                     *("–" if one is None else format_p(one[f"Holm, {CALLED[test]}"])
-                       for test in TESTS)])
-    return made
+def summary(results: Tree, text: str) -> list[list[str]]:
+    """The table that the command prints at the end, for one text."""
+    of_text = results["texts"][text]
+    by_model = {row["model"]: row for row in differences(results, text)}
+    delta = f"Δ vs {of_text['reference']}"
+    table = [["model", "parameters", "bits/weight", "nats/byte", delta,
+              *(f"p {TEST_NAMES[test]}" for test in TESTS)]]
+    for row in rows(results, text):
+        difference = by_model.get(row["model"])
+        table.append([row["model"], row["parameters"], f"{row['bits per weight']:.2f}",
+                      row["nats/byte"], "–" if difference is None else difference[delta],
+                      *("–" if difference is None else format_p(difference[f"p Holm, {TEST_NAMES[test]}"])
+                        for test in TESTS)])
+    return table
 
 
-def at_an_end(found: Tree) -> list[str]:
-    """Models, with their text, whose best learning rate may lie outside those that were tried."""
-    rates = found["config"]["tuning"]["rates"]
-    return [f"{name} on {text}" for text, tuned in found["tuning"].items()
-            for name, one in tuned.items() if one["chosen"] in (min(rates), max(rates))]
+def at_boundary(results: Tree) -> list[str]:
+    """Returns the models, with their text, whose best learning rate is the lowest or highest tried."""
+    rates = results["config"]["tuning"]["rates"]
+    return [f"{name} on {text}" for text, by_model in results["tuning"].items()
+            for name, tuned in by_model.items() if tuned["chosen"] in (min(rates), max(rates))]
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _verdict(there: Tree, one: Tree, text: str) -> str:
-    name, reference = one["model"], there["reference"]
-    change = Interval.from_tree(one["difference"])
-    below = sum(difference < 0 for difference in one["differences"])
-    ps = "; ".join(f"{CALLED[test]} {format_p(one['p_holm'][test])}" for test in TESTS)
-    return (f"**{name}** on {text}: {there['losses'][name]['mean']:.4f} nats/byte, {reference} "
-            f"{there['losses'][reference]['mean']:.4f}; difference {format_interval(change, 4, sign=True)}, lower "
-            f"in {below} of {len(one['differences'])} pairs; corrected p: {ps}. " + (
-                "No difference that is sure." if not is_significant(one) else
-                f"{name} has learned more." if change.point < 0 else f"{name} has learned less."))
+def _verdict(of_text: Tree, comparison: Tree, text: str) -> str:
+    name, reference = comparison["model"], of_text["reference"]
+    change = Interval.from_tree(comparison["difference"])
+    lower = sum(difference < 0 for difference in comparison["differences"])
+    return (f"**{name}** on {text}: {of_text['losses'][name]['mean']:.4f} nats/byte, {reference} "
+            f"{of_text['losses'][reference]['mean']:.4f}; difference "
+            f"{format_interval(change, 4, sign=True)}, lower in {lower} of "
+            f"{len(comparison['differences'])} pairs. "
+            + _conclusion(of_text, comparison, change.point < 0))
 
 
-def _text(report: Report, found: Tree, text: str) -> None:
-    there, name = found["texts"][text], file_name(text)
+def _conclusion(of_text: Tree, comparison: Tree, lower: bool) -> str:
+    """Returns one sentence: significant, not significant or inconclusive, with the tests and corrected p."""
+    name, corrected = comparison["model"], comparison["p_holm"]
+    tests = (f"Welch's p {_p(corrected['welch'])}, exact p {_p(corrected['unpaired'])} after Holm's "
+             "correction")
+    if is_significant(comparison):
+        return (f"The difference is significant ({tests}): {name} has the "
+                + ("lower loss." if lower else "higher loss."))
+    seeds, tested = len(comparison["differences"]), len(of_text["comparisons"])
+    min_p = comparison["min_p"]["unpaired"]
+    if (corrected_min_p := min(1.0, min_p * tested)) >= ALPHA:
+        correction = (f" ({corrected_min_p:.3f} after correction for {tested} comparisons)" if tested > 1
+                      else "")
+        return (f"The difference is inconclusive ({tests}): significance requires both tests below "
+                f"{ALPHA:g}, and with {seeds} seeds the exact p cannot be below {min_p:.3f}{correction}.")
+    return f"The difference is not significant ({tests}; significance requires both below {ALPHA:g})."
+
+
+def _p(p: float | None) -> str:
+    """Returns `= 0.023` or `< 0.001`."""
+    text = format_p(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _text(report: Report, results: Tree, text: str) -> None:
+    of_text, name = results["texts"][text], file_name(text)
     report.heading(text)
-    report.paragraph(f"{found['bytes'][text]['train']:,} bytes to learn from; the loss is that after "
-                     f"the last update, on all {found['bytes'][text]['valid']:,} bytes of the "
-                     "validation part.")
-    report.table(rows(found, text))
+    report.paragraph(f"Trained on {results['bytes'][text]['train']:,} bytes. The loss is that after the last "
+                     f"update, on all {results['bytes'][text]['valid']:,} bytes of the validation split.")
+    report.table(rows(results, text))
     report.figure(f"losses-{name}", figures.dots(
-        {model: losses["each"] for model, losses in there["losses"].items()},
-        unit="validation loss, nats/byte"), "Every run's last validation loss.")
-    report.table(differences(found, text))
+        {model: losses["by_seed"] for model, losses in of_text["losses"].items()},
+        unit="validation loss, nats/byte"), "Validation loss after the last update, one dot per run.")
+    report.table(differences(results, text))
     report.figure(f"differences-{name}", figures.effects(
-        {one["model"]: Interval.from_tree(one["paired_difference"])
-         for one in there["comparisons"]}, unit="nats/byte"),
-        f"Mean paired difference to {there['reference']}, with Student's interval over the "
-        f"{len(found['config']['seeds'])} pairs; below 0 the model has the lower loss.")
-    report.table([{"seed": seed, **{one["model"]: f"{one['differences'][i]:+.4f}"
-                                    for one in there["comparisons"]}}
-                  for i, seed in enumerate(found["config"]["seeds"])])
+        {row["model"]: Interval.from_tree(row["paired_difference"])
+         for row in of_text["comparisons"]}, unit="nats/byte"),
+        f"Mean paired difference from {of_text['reference']}, with Student's 95 % interval over "
+        f"{len(results['config']['seeds'])} pairs; below 0 the model has the lower loss.")
+    report.table([{"seed": seed, **{row["model"]: f"{row['differences'][i]:+.4f}"
+                                    for row in of_text["comparisons"]}}
+                  for i, seed in enumerate(results["config"]["seeds"])])
 
 
-def _learning_rates(report: Report, found: Tree) -> None:
+def _learning_rates(report: Report, results: Tree) -> None:
     report.heading("Learning rates")
-    if not found["tuning"]:
-        report.paragraph("Each is as its training configuration has it; none was looked for here.")
+    if not results["tuning"]:
+        report.paragraph("Each model uses the learning rate of its training configuration, without a "
+                         "search.")
         return
-    tuning = found["config"]["tuning"]
-    report.paragraph(f"Each model was tried on each text with the same {len(tuning['rates'])} rates, "
-                     f"by a run of full length each (seed {tuning['seed']}, none of those compared), and "
-                     "learned with the best: as much looking for one as for another. It was chosen by "
-                     "the last loss on the validation part, which is also what is compared.")
+    tuning = results["config"]["tuning"]
+    report.paragraph(f"For each model and text, the same {len(tuning['rates'])} learning rates were tried in "
+                     f"one run of full length each (seed {tuning['seed']}, which is not compared), and the "
+                     "best was used. It was selected by the last loss on the validation split, which is also "
+                     "the split that is compared.")
     report.table([{"text": text, "model": name,
-                   **{f"at {rate}": loss for rate, loss in one["losses"].items()},
-                   "chosen": f"{one['chosen']:g}"}
-                  for text, tuned in found["tuning"].items() for name, one in tuned.items()])
-    if at_the_end := at_an_end(found):
-        report.paragraph("The best is the lowest or the highest that was tried, so that there may be a "
-                         f"better one beyond, for {', '.join(at_the_end)}.")
+                   **{f"nats/byte at {rate}": loss for rate, loss in tuned["losses"].items()},
+                   "selected": f"{tuned['chosen']:g}"}
+                  for text, by_model in results["tuning"].items() for name, tuned in by_model.items()])
+    if boundary := at_boundary(results):
+        report.paragraph("The best rate is the lowest or the highest that was tried, so a better one may lie "
+                         f"beyond, for {', '.join(boundary)}.")
 
 
-def _method(report: Report, found: Tree) -> None:
-    seeds = found["config"]["seeds"]
-    comparisons = next(iter(found["texts"].values()))["comparisons"]
-    least, ways = comparisons[0]["least"], comparisons[0]["arrangements"]
-    never = too_few = ""
-    if least["paired"] >= ALPHA:
-        never = f", and so never below {ALPHA:g}, however large the difference"
-    if least["unpaired"] * len(comparisons) >= ALPHA:
-        too_few = " With so few runs none can be."
-    report.heading("How it is compared")
+def _method(report: Report, results: Tree) -> None:
+    seeds = results["config"]["seeds"]
+    comparisons = next(iter(results["texts"].values()))["comparisons"]
+    min_p, arrangements = comparisons[0]["min_p"], comparisons[0]["arrangements"]
+    never = few_groups_warning = ""
+    if min_p["paired"] >= ALPHA:
+        never = f", so never below {ALPHA:g}, however large the difference"
+    if min_p["unpaired"] * len(comparisons) >= ALPHA:
+        few_groups_warning = " With so few runs no difference can be significant."
+    report.heading("Statistical tests")
     report.points([
-        f"{len(seeds)} runs of each model (seeds {', '.join(map(str, seeds))}). A seed is that of "
-        "the weights and of the order of the text: runs of one seed see the same batches, which makes "
-        "the pairs.",
-        "The loss is that after the last update, not the lowest on the way: the budget is what is "
-        "alike, and the lowest of many looks at the validation part is too low, the more so the "
-        "noisier a run is.",
-        "Welch: interval and p take the runs for independent draws of two normal distributions. That "
-        "runs of one seed share their batches is left to the paired test: what it makes alike in them "
-        "makes Welch's and the exact p too large, not too small.",
-        f"exact: all {ways['unpaired']:,} ways to tell which runs are whose; p cannot be below "
-        f"{least['unpaired']:.4f}. exact, paired: all {ways['paired']:,} ways to exchange the two runs "
-        f"of a seed; p cannot be below {least['paired']:.4f}{never}.",
-        f"Holm's correction is for the {len(comparisons)} comparisons of one text, test by test. A "
-        "difference is called one where Welch's and the exact p, of all runs, are both below "
-        f"{ALPHA:g} after it.{too_few}",
-        "bits per weight: log₂ of the values that a quantised weight can have; per parameter: the mean "
-        "over all, those not quantised at 32. seconds: of a run, mean, whatever else was running.",
+        f"{len(seeds)} runs of each model (seeds {', '.join(map(str, seeds))}). A seed sets the weights and "
+        "the order of the training data: runs of the same seed see the same batches and form the pairs.",
+        "The loss is that after the last update, not the lowest during training. The budget is equal, and "
+        "the minimum over many evaluations is biased downwards, the more so the noisier a run is.",
+        "Welch: interval and p assume that the runs are independent draws from two normal distributions. "
+        "They ignore that runs of the same seed share their batches, which the paired test uses; this makes "
+        "Welch's and the exact p too large, not too small.",
+        f"exact: permutation test over all {arrangements['unpaired']:,} assignments of the runs to the two "
+        f"models; p cannot be below {min_p['unpaired']:.4f}. exact, paired: over all "
+        f"{arrangements['paired']:,} ways to swap the two runs of each seed; p cannot be below "
+        f"{min_p['paired']:.4f}{never}.",
+        f"Holm's correction covers all comparisons of one text ({len(comparisons)}), separately for each "
+        "test. A difference is significant if Welch's and the exact p (unpaired, over all runs) are both "
+        f"below {ALPHA:g} after correction.{few_groups_warning}",
+        "bits per weight: log₂ of the number of values of a quantised weight. bits per parameter: mean over "
+        "all parameters, unquantised ones at 32 bits. seconds: mean duration of a run; other work on the "
+        "machine may have slowed it.",
     ])

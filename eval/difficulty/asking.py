@@ -1,6 +1,6 @@
-"""Asking a language model: its surprise at prompts and endings, and its activations there.
+"""Scores prompts and endings with a language model: their NLL, and the model's activations.
 
-A prompt is cut at its head to the tokens that the protocol allows. Nothing is put before it.
+A prompt that is too long loses its first tokens. No token is added before a prompt.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ Encode = Callable[[str], list[int]]
 
 
 class Answers(NamedTuple):
-    """What a network makes of questions.
+    """A network's results on questions.
 
-    `prompt_nats` `[items]`: mean surprise at the prompt's tokens but the first, NaN where there is none.
-    `ending_nats` `[items, endings]`: mean surprise at each ending's tokens.
-    `ending_tokens` int `[items, endings]`: how many there are; `prompt_tokens` int `[items]`.
-    `activations`: layer → for each item `[positions, d_model]`.
+    Attributes:
+        prompt_nats: `[items]`, mean NLL of the prompt's tokens except the first; NaN for a prompt of one
+            token.
+        ending_nats: `[items, endings]`, mean NLL of each ending's tokens.
+        prompt_tokens: int `[items]`, the number of tokens of each prompt.
+        ending_tokens: int `[items, endings]`, the number of tokens of each ending.
+        activations: layer → one array `[positions, d_model]` for each item.
     """
 
     prompt_nats: Floats
@@ -38,15 +41,18 @@ class Answers(NamedTuple):
 
 
 class NLLScorer:
-    """One network, asked in batches of like lengths: one pass of prompt and ending for each ending.
+    """Scores questions with one causal network, in batches of similar length.
 
-    A causal network's surprise at the prompt is in the pass of its first ending.
+    Each ending takes one pass over prompt and ending. The prompt's NLL comes from the pass of the first
+    ending.
 
     Args:
-        max_tokens: of a prompt.
-        place, layers: of the activations that are kept.
-        positions: boundary: the prompt's last token where there is one ending, otherwise each ending's
-            first. all: the prompt's, but the first `skip`.
+        encode: the tokenizer: text → token ids.
+        max_tokens: maximum length of a prompt in tokens.
+        place, layers: the hook and the layers of the returned activations.
+        positions: "boundary": the prompt's last token for questions with one ending, otherwise the first
+            token of each ending. "all": all positions of the prompt except the first `skip`.
+        dtype: dtype of the returned activations.
     """
 
     def __init__(self, model: Any, encode: Encode, *, max_tokens: int, place: str = "",
@@ -60,7 +66,7 @@ class NLLScorer:
         if layers and positions == "boundary":
             tap_of = recording((place,), tuple(self.layers))
         elif layers:
-            def tap_of(aux_model: Any, beside: Any) -> Tap:
+            def tap_of(aux_model: Any, metadata: Any) -> Tap:
                 return Tap(record=(place,), layers=tuple(self.layers))
         self._scorer = Scorer(model, tap_of, batch_size=batch_size, mesh=mesh)
 
@@ -68,60 +74,65 @@ class NLLScorer:
         return self.encode(question.prompt)[-self.max_tokens:]
 
     def ask(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Answers:
-        """Args: numbers: of the questions, for what is said of one that goes wrong; by default 0, 1, ….
+        """Scores questions.
+
+        Args:
+            numbers: the item number of each question, for error messages; None: 0, 1, ….
 
         Raises:
-            InputError: an ending has no tokens, there are more than a network with learned positions reads,
-                or activations are not finite (named by item and layer).
+            InputError: a prompt or an ending has no tokens, a token id is too large, a text is longer than a
+                network with learned positions can read, or an NLL or an activation is not finite.
         """
-        known = range(len(questions)) if numbers is None else numbers
+        item_numbers = range(len(questions)) if numbers is None else numbers
         prompts = [self.prompt_ids(question) for question in questions]
         endings = [[self.encode(ending) for ending in question.endings] for question in questions]
         for i, ids in enumerate(endings):
             if not prompts[i] or not all(ids) or len(ids) != len(endings[0]):
-                raise InputError(f"item {known[i]}: expected tokens in the prompt and in every one of "
-                                 f"{len(endings[0])} endings")
+                raise InputError(f"item {item_numbers[i]}: expected at least one token in the prompt and in "
+                                 f"each of {len(endings[0])} endings")
             if (largest := max(map(max, [prompts[i], *ids]))) >= self.vocab_size:
-                raise InputError(f"item {known[i]}: expected tokens below the network's {self.vocab_size}, "
-                                 f"found {largest}: is the tokenizer the network's own?")
+                raise InputError(f"item {item_numbers[i]}: expected token ids below the network's vocabulary "
+                                 f"size {self.vocab_size}, found {largest}: does the tokenizer belong to the "
+                                 "network?")
             longest = len(prompts[i]) + max(map(len, ids))
             if self._scorer.most is not None and longest > self._scorer.most:
-                raise InputError(f"item {known[i]}: prompt and ending have {longest} tokens, and the network "
-                                 f"reads {self._scorer.most}; data.max_tokens cuts prompts")
+                raise InputError(f"item {item_numbers[i]}: expected at most {self._scorer.most} tokens, the "
+                                 f"network's context length, found {longest} in prompt and ending; "
+                                 "data.max_tokens shortens prompts")
         several = len(endings[0]) > 1
-        of = [(i, j) for i, ids in enumerate(endings) for j in range(len(ids))]
+        pairs = [(i, j) for i, ids in enumerate(endings) for j in range(len(ids))]
         at_boundary = self.layers and self.positions == "boundary"
         texts = [Text(prompts[i] + endings[i][j],
-                      [len(prompts[i]) - (0 if several else 1)] if at_boundary else ()) for i, j in of]
+                      [len(prompts[i]) - (0 if several else 1)] if at_boundary else ()) for i, j in pairs]
         nats = np.zeros((len(questions), len(endings[0])))
         prompt_nats = np.zeros(len(questions))
-        kept: dict[int, list[Any]] = {
+        activations: dict[int, list[Any]] = {
             layer: [[None] * len(ids) for ids in endings] for layer in self.layers}
-        for index, result in self._scorer(texts, what="asking"):
-            i, j = of[index]
+        for index, result in self._scorer(texts, what="scoring"):
+            i, j = pairs[index]
             n = len(prompts[i])
             nats[i, j] = result.nats[n - 1:].mean(dtype=np.float64)
             if j == 0:
                 prompt_nats[i] = result.nats[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
             if not np.isfinite(nats[i, j]):
-                raise InputError(f"item {known[i]}: the surprise at ending {j} is not finite")
+                raise InputError(f"item {item_numbers[i]}: the NLL of ending {j} is not finite")
             if self.layers and (j == 0 or self.positions == "boundary"):
-                for layer, values in self._kept(result, n, known[i]):
-                    kept[layer][i][j] = values
+                for layer, values in self._activations(result, n, item_numbers[i]):
+                    activations[layer][i][j] = values
         joined = {layer: [np.concatenate([part for part in parts if part is not None]) for parts in items]
-                  for layer, items in kept.items()}
+                  for layer, items in activations.items()}
         return Answers(prompt_nats, nats, np.array([len(ids) for ids in prompts]),
-                       np.array([[len(ids) for ids in found] for found in endings]), joined)
+                       np.array([[len(ids) for ids in item] for item in endings]), joined)
 
-    def _kept(self, result: Scored, prompt_tokens: int, item: int) -> list[tuple[int, np.ndarray]]:
-        found = []
+    def _activations(self, result: Scored, prompt_tokens: int, item: int) -> list[tuple[int, np.ndarray]]:
+        arrays = []
         for layer, values in zip(self.layers, result.seen[self.place], strict=True):
             if self.positions == "all":
                 values = values[min(self.skip, prompt_tokens - 1):prompt_tokens]
-            with np.errstate(over="ignore"):  # the next line names it
+            with np.errstate(over="ignore"):  # the check below reports overflow
                 stored = values.astype(self.dtype)
             if not np.isfinite(stored).all():
                 raise InputError(f"item {item}, layer {layer}: activations are not finite as "
-                                 f"{stored.dtype}; extract.dtype=float32 has room for more")
-            found.append((layer, stored))
-        return found
+                                 f"{stored.dtype}; extract.dtype=float32 has a larger range")
+            arrays.append((layer, stored))
+        return arrays

@@ -1,10 +1,10 @@
-"""Do the latents that predict difficulty also cause it? What leaving them out of a reconstruction does.
+"""Do the latents that predict difficulty also cause it? Ablation of single latents in the reconstruction.
 
-The effect of a latent is how much the network's loss (surprise at the right answer in nats, or the CRPS of
-a forecast) changes when that latent alone is left out of the reconstruction: Δ = (left out) −
-(reconstructed). Its p is of the mean
-over the items being 0, corrected for the number of latents; beside it stand latents drawn at random among
-those as often active: an effect that they have, too, is none of the chosen ones.
+The effect of a latent is the change of the network's loss (the NLL of the right answer in nats, or the CRPS
+of a forecast) when the reconstruction omits that latent alone: Δ = loss(ablated) − loss(reconstructed). The
+null hypothesis of its p is a mean change of 0 over the items; p is corrected (Holm) for the number of
+latents. Random latents of similar activation frequency serve as controls: an effect that the controls share
+is not specific to the chosen latents.
 """
 
 from __future__ import annotations
@@ -21,33 +21,39 @@ from ..probes import Block, ProbeOptions, make_probe
 from ..stats import Interval, bootstrap_mean, bootstrap_p, holm
 
 
-def rank_latents(codes: Block, labels: ArrayLike, most: int, *, strength: float = 0.1,
+def rank_latents(codes: Block, labels: ArrayLike, number: int, *, c_value: float = 0.1,
                  options: ProbeOptions | None = None) -> list[int]:
-    """The latents on which an L1 probe leans most, the first first.
+    """Returns the latents with the largest absolute weights in an L1 probe, largest first.
 
     Args:
-        codes: `[training rows, n_latents]`.
+        codes: `[train items, n_latents]`.
+        number: maximum number of latents.
+        c_value: C of the probe.
 
     Returns:
-        Those it uses: fewer than `most` where it uses fewer (W12: the published study took others then).
+        Latents with nonzero weight only, so possibly fewer than `number` (W12: the published study then
+        filled the list with latents of weight 0).
     """
     sparse = scipy.sparse.issparse(codes)
-    probe = make_probe(strength, sparse, options or ProbeOptions()).fit(codes, np.asarray(labels))
+    probe = make_probe(c_value, sparse, options or ProbeOptions()).fit(codes, np.asarray(labels))
     weight = np.abs(probe[-1].coef_[0])
-    found = np.argsort(-weight)[:most]
-    return [int(latent) for latent in found if weight[latent] > 0]
+    order = np.argsort(-weight)[:number]
+    return [int(latent) for latent in order if weight[latent] > 0]
 
 
-def as_often_active(active: ArrayLike, chosen: Sequence[int], number: int, *, seed: int = 42,
-                    near: int = 20) -> dict[int, list[int]]:
-    """For each chosen latent, others drawn at random among those that are about as often active.
+def frequency_matched_controls(active: ArrayLike, chosen: Sequence[int], number: int, *, seed: int = 42,
+                               neighbors: int = 20) -> dict[int, list[int]]:
+    """Draws control latents of similar activation frequency for each chosen latent.
 
-    In turn, one of the `near` nearest in how often they are active, that is active at all, has not been
-    drawn yet, and is not chosen itself.
+    The chosen latents take turns. Each draw picks at random one of the `neighbors` latents closest in
+    frequency, among those that are active at least once, not drawn before and not chosen.
 
     Args:
-        active: `[n_latents]`, in how many rows each is active, where the patch will be.
-        number: of controls for each; fewer where the latents run out.
+        active: `[n_latents]`, the number of rows in which each latent is active, at the positions to patch.
+        number: controls per chosen latent; fewer if no latents remain.
+
+    Returns:
+        chosen latent → its controls.
     """
     rng = np.random.default_rng(seed)
     active = np.asarray(active)
@@ -56,11 +62,11 @@ def as_often_active(active: ArrayLike, chosen: Sequence[int], number: int, *, se
     drawn: dict[int, list[int]] = {latent: [] for latent in chosen}
     for _ in range(number):
         for latent in chosen:
-            left = np.flatnonzero(free)
-            if not len(left):
+            candidates = np.flatnonzero(free)
+            if not len(candidates):
                 return drawn
-            gap = np.abs(active[left] - active[latent])
-            pick = int(rng.choice(left[np.argsort(gap, kind="stable")[:near]]))
+            gap = np.abs(active[candidates] - active[latent])
+            pick = int(rng.choice(candidates[np.argsort(gap, kind="stable")[:neighbors]]))
             drawn[latent].append(pick)
             free[pick] = False
     return drawn
@@ -68,7 +74,13 @@ def as_often_active(active: ArrayLike, chosen: Sequence[int], number: int, *, se
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Of one latent: its mean change, p alone and corrected, and in how many items it changed anything."""
+    """The effect of ablating one latent.
+
+    Attributes:
+        change: mean change of the loss over the items.
+        p, p_holm: p-value of the mean change, uncorrected and Holm-corrected.
+        items_changed: number of items whose loss changed at all.
+    """
 
     change: Interval
     p: float
@@ -77,15 +89,20 @@ class Effect:
 
     @property
     def is_significant(self) -> bool:
-        """At 5 %, corrected."""
+        """Whether the corrected p is below 0.05."""
         return self.p_holm < 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Effects:
-    """What patching did: means in nats or CRPS, and an Effect for each latent, chosen ones and controls.
+    """The effects of patching on the loss, in nats or CRPS.
 
-    `matched`: chosen latent → its controls.
+    Attributes:
+        natural: mean loss of the unpatched network.
+        reconstructed: mean loss with the reconstruction.
+        reconstruction: mean change of the loss by the reconstruction.
+        chosen, controls: latent → the effect of ablating it.
+        matched: chosen latent → its controls.
     """
 
     natural: float
@@ -95,8 +112,8 @@ class Effects:
     controls: Mapping[int, Effect]
     matched: Mapping[int, Sequence[int]]
 
-    def as_large(self, latent: int) -> int:
-        """How many of a chosen latent's controls have a mean change that is at least as large."""
+    def controls_as_large(self, latent: int) -> int:
+        """Returns how many controls of a chosen latent have at least as large an absolute mean change."""
         size = abs(self.chosen[latent].change.point)
         return sum(abs(self.controls[other].change.point) >= size for other in self.matched[latent])
 
@@ -104,12 +121,15 @@ class Effects:
 def effects(table: NDArray[np.floating], chosen: Sequence[int],
             matched: Mapping[int, Sequence[int]] | None = None, *, groups: ArrayLike | None = None,
             replicates: int = 2000, seed: int = 42) -> Effects:
-    """Means, intervals and p-values of a table of losses.
+    """Computes means, intervals and p-values from a table of losses.
 
     Args:
-        table: `[items, 2 + chosen + controls]`: as it is, reconstructed, and with each latent left out.
-        matched: chosen latent → its controls, which stand in the table in this order; None: there are none.
-        groups: `[items]`, what the bootstrap draws together.
+        table: `[items, 2 + chosen + controls]`: unpatched, reconstructed, and with each latent ablated.
+        matched: chosen latent → its controls, in the order of the table's columns; None: no controls.
+        groups: `[items]`, the group of each item; the bootstrap resamples whole groups.
+
+    Raises:
+        ValueError: the table has another shape, or a loss is not finite.
     """
     table, matched = np.asarray(table, float), matched or {latent: [] for latent in chosen}
     controls = [other for latent in chosen for other in matched[latent]]
@@ -118,13 +138,13 @@ def effects(table: NDArray[np.floating], chosen: Sequence[int],
     if not np.isfinite(table).all():
         raise ValueError(f"table: item {int(np.argwhere(~np.isfinite(table))[0, 0])} has no finite loss")
 
-    def each(latents: Sequence[int], changes: Floats) -> dict[int, Effect]:
+    def effects_of(latents: Sequence[int], changes: Floats) -> dict[int, Effect]:
         p = [bootstrap_p(change, seed=seed, groups=groups) for change in changes.T]
-        return {latent: Effect(bootstrap_mean(change, replicates=replicates, seed=seed, groups=groups), raw,
+        return {latent: Effect(bootstrap_mean(change, replicates=replicates, seed=seed, groups=groups), raw_p,
                                float(corrected), int((change != 0).sum()))
-                for latent, change, raw, corrected in zip(latents, changes.T, p, holm(p), strict=True)}
+                for latent, change, raw_p, corrected in zip(latents, changes.T, p, holm(p), strict=True)}
     changes = table[:, 2:] - table[:, 1:2]
     return Effects(float(table[:, 0].mean()), float(table[:, 1].mean()),
                    bootstrap_mean(table[:, 1] - table[:, 0], replicates=replicates, seed=seed, groups=groups),
-                   each(chosen, changes[:, :len(chosen)]), each(controls, changes[:, len(chosen):]),
-                   matched)
+                   effects_of(chosen, changes[:, :len(chosen)]),
+                   effects_of(controls, changes[:, len(chosen):]), matched)

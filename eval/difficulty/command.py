@@ -1,7 +1,7 @@
-"""Runs a study of difficulty: tilelli difficulty --config FILE [--stage STAGE] [key=value …].
+"""Runs a difficulty study: tilelli difficulty --config NAME [--stage STAGE] [key=value …].
 
-A stage makes what it needs of those before it, and takes what is there: the same command again goes on
-where it stopped. `all` ends with a report.
+A stage first runs the stages it depends on, and reuses results already on disk: the same command continues an
+interrupted run. `--stage all` (the default) ends with a report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.tables import table
 
-from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..inputs.commands import provenance_rows, quiet_logs, run_study
 from ..stages import print_to_stderr
 from . import report
 from .config import StudyConfig
@@ -35,32 +35,32 @@ def main(argv: Sequence[str]) -> int:
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
-    report.others(config)
-    said = shlex.join(["tilelli", "difficulty", *argv])
-    return carry_out(lambda: run(study, options.stage, name, said))
+    report.other_studies(config)
+    command_line = shlex.join(["tilelli", "difficulty", *argv])
+    return run_study(lambda: run(study, options.stage, name, command_line), command_line)
 
 
-def run(study: Study, stage: str, name: str, said: str) -> int:
-    """One stage, or all of them and the report."""
+def run(study: Study, stage: str, name: str, command_line: str) -> int:
+    """Runs one stage and prints its directory, or runs all stages and prints the report's summary."""
     if stage in ("synthesize", "all"):
-        rows = report.write(study, name, how_made(said, [study.config.seed]))
+        rows = report.write(study, name, provenance_rows(command_line, [study.config.seed]))
         print(f"\n{table(report.summary(rows, study.config), right=(0,))}\n")
-        for layer, told in report.collect(study)["layers"].items():
+        for layer, results in report.collect(study)["layers"].items():
             print("\n".join(f"layer {layer}: {text.replace('`', '').replace('**', '')}"
-                            for text in report.verdicts(told)))
+                            for text in report.conclusions_of(results)))
         print(f"\nreport: {study.out / 'report.html'} (and report.md)")
         return 0
     paths: list[Path | None]
     if stage == "extract":
         paths = [study.extract, study.items]
     elif stage == "sae":
-        paths = [layer.judged_path for layer in study.layers.values()]
+        paths = [layer.evaluation_path for layer in study.layers.values()]
     else:
         paths = [getattr(layer, stage) for layer in study.layers.values()]
     for path in paths:
         if path is None:
-            needed = "a section dear" if stage == "cascade" else "sae.path or sae.train"
-            raise InputError(f"--stage {stage}: expected a configuration with {needed}")
+            required = "a section large_model" if stage == "cascade" else "sae.path or sae.train"
+            raise InputError(f"--stage {stage}: expected a configuration with {required}, found none")
         print(f"{stage}: {path}")
     return 0
 
@@ -68,6 +68,6 @@ def run(study: Study, stage: str, name: str, said: str) -> int:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = config_lib.command_line("tilelli difficulty", __doc__, StudyConfig, "difficulty-demo",
                                      "probe.replicates=500")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
-    parser.add_argument("--data", metavar="FILE", help="a local file in place of data.source")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="the stage to run [%(default)s]")
+    parser.add_argument("--data", metavar="FILE", help="a local file to read instead of data.source")
     return parser.parse_intermixed_args(argv)

@@ -1,4 +1,4 @@
-"""What a study of difficulty is: every key of configs/difficulty-*.yaml."""
+"""The configuration of a difficulty study: every key of configs/difficulty-*.yaml."""
 
 from __future__ import annotations
 
@@ -15,53 +15,61 @@ from ..inputs.networks import NetworkConfig
 
 @dataclasses.dataclass(frozen=True)
 class SquadConfig(Section):
-    """Questions about paragraphs; hard is an answer that surprises."""
+    """Questions about paragraphs. An item is hard if the NLL of the right answer is high."""
 
-    family: Literal["squad"] = setting("squad", "which kind of data")
-    source: str = setting("hf:rajpurkar/squad", "hf:NAME (its validation part), or a file: JSON, JSON lines "
-                          "or parquet")
-    items: int = setting(5000, "the first of them", min=10)
-    max_tokens: int = setting(200, "of a prompt, cut at its head", min=2)
+    family: Literal["squad"] = setting("squad", "the kind of data")
+    source: str = setting(
+        "hf:rajpurkar/squad", "the data: hf:NAME (its validation split), or a JSON, JSON lines or parquet "
+        "file")
+    items: int = setting(5000, "number of items: the first rows of the source", min=10)
+    max_tokens: int = setting(
+        200, "maximum length of a prompt in tokens; longer prompts lose their beginning", min=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class HellaSwagConfig(Section):
-    """Beginnings with four endings; hard is where another than the right one surprises least."""
+    """Contexts with four endings. An item is hard if a wrong ending has the lowest NLL."""
 
-    family: Literal["hellaswag"] = setting("hellaswag", "which kind of data")
-    source: str = setting("hf:Rowan/hellaswag", "as for squad")
-    items: int = setting(5000, "the first of them", min=10)
-    max_tokens: int = setting(124, "of a prompt, cut at its head", min=2)
-    domain: Literal["all", "activitynet", "wikihow"] = setting("all", "which of its two sources")
+    family: Literal["hellaswag"] = setting("hellaswag", "the kind of data")
+    source: str = setting(
+        "hf:Rowan/hellaswag", "the data: hf:NAME (its validation split), or a JSON, JSON lines or parquet "
+        "file")
+    items: int = setting(5000, "number of items: the first rows of the source", min=10)
+    max_tokens: int = setting(
+        124, "maximum length of a prompt in tokens; longer prompts lose their beginning", min=2)
+    domain: Literal["all", "activitynet", "wikihow"] = setting(
+        "all", "which of its two source data sets to use")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(Section):
-    """Pieces of a text and how it goes on; hard is what surprises."""
+    """Pieces of a text and their continuations. An item is hard if the NLL of the continuation is high."""
 
-    family: Literal["text"] = setting("text", "which kind of data")
-    source: str = setting("stories", "stories (built in, none of those that are trained on) or a text file")
-    items: int = setting(2000, "the first pieces", min=10)
-    prompt: int = setting(160, "characters of a piece", min=2)
-    ending: int = setting(16, "characters of how it goes on", min=1)
-    separator: str = setting("\n\n", "between documents, which keep their pieces together; empty: blocks of "
-                             "16 pieces")
-    max_tokens: int = setting(4096, "of a prompt, cut at its head", min=2)
+    family: Literal["text"] = setting("text", "the kind of data")
+    source: str = setting("stories", "stories (built in; no training run uses these stories) or a text file")
+    items: int = setting(2000, "number of items: the first pieces of the text", min=10)
+    prompt: int = setting(160, "length of a prompt in characters", min=2)
+    ending: int = setting(16, "length of a continuation in characters", min=1)
+    separator: str = setting(
+        "\n\n", "text between two documents; the pieces of one document form one group; empty: 16 "
+        "consecutive pieces form one group")
+    max_tokens: int = setting(
+        4096, "maximum length of a prompt in tokens; longer prompts lose their beginning", min=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class SeriesConfig(Section):
-    """Windows of a time series and what comes after; hard is what is forecast badly."""
+    """Windows of a time series and the values after them. An item is hard if the forecast's CRPS is high."""
 
-    family: Literal["series"] = setting("series", "which kind of data")
-    source: str = setting("ETTh1.csv", "a CSV or parquet file")
-    column: str = setting("OT", "the values")
-    items: int = setting(1_000_000, "the first windows", min=10)
-    context: int = setting(512, "values that are read", min=16)
-    horizon: int = setting(96, "values that are forecast", min=1)
-    stride: int = setting(24, "values between the starts of two windows", min=1)
-    season: int = setting(24, "values of a season", min=1)
-    samples: int = setting(100, "futures drawn of each window", min=2)
+    family: Literal["series"] = setting("series", "the kind of data")
+    source: str = setting("ETTh1.csv", "the series: a CSV or parquet file")
+    column: str = setting("OT", "the column that holds the values")
+    items: int = setting(1_000_000, "maximum number of windows: the first of the series", min=10)
+    context: int = setting(512, "values of a window that the network reads", min=16)
+    horizon: int = setting(96, "values after a window that the network forecasts", min=1)
+    stride: int = setting(24, "values between the starts of two consecutive windows", min=1)
+    season: int = setting(24, "values in one season", min=1)
+    samples: int = setting(100, "sampled forecasts for each window", min=2)
 
 
 DataConfig = SquadConfig | HellaSwagConfig | TextConfig | SeriesConfig
@@ -69,80 +77,92 @@ DataConfig = SquadConfig | HellaSwagConfig | TextConfig | SeriesConfig
 
 @dataclasses.dataclass(frozen=True)
 class ExtractConfig(Section):
-    """What is kept of the network's activations."""
+    """Which activations of the network are stored."""
 
-    place: str = setting("resid_post", "where, as its taps name it (Chronos: encoder.resid_post)")
-    layers: tuple[int, ...] = setting((), "at which layers; each is a study of its own")
+    place: str = setting("resid_post", "hook name of the activations (Chronos: encoder.resid_post)")
+    layers: tuple[int, ...] = setting((), "layers, counted from 0; each gets its own ladder of probes")
     positions: Literal["boundary", "all"] = setting(
-        "boundary", "the last of the prompt (of several endings, the first of each), or all of the prompt; "
-        "of a series always all")
-    skip: int = setting(1, "first positions of a text that are never looked at: without a token for the "
-                        "beginning, networks keep an enormous value there", min=0)
-    dtype: Literal["float16", "float32"] = setting("float16", "type on disk")
-    batch_size: int = setting(16, "texts (windows) at once", min=1)
-    shard_items: int = setting(512, "items in a file; after each of them one may stop and go on later",
-                               min=1)
+        "boundary", "boundary: the last token of the prompt (with several endings, the first token of each);"
+        " all: every position of the prompt; a series always stores all positions")
+    skip: int = setting(
+        1, "number of first positions of a text to ignore; networks without a BOS token have activations of "
+        "enormous norm at the first position", min=0)
+    dtype: Literal["float16", "float32"] = setting("float16", "number format on disk")
+    batch_size: int = setting(16, "texts (windows) in a batch", min=1)
+    shard_items: int = setting(
+        512, "items in a file; an interrupted extraction continues after the last complete file", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.layers or len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
-            raise InputError("layers: expected different layers, one at least, counted from 0")
+            raise InputError("layers: expected different layers, at least one, counted from 0, found "
+                             f"{list(self.layers)}")
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig(Section):
-    """What is learned from and what is held out. Series are always split in time."""
+    """The split into train and test items. A series is always split in time."""
 
     by: Literal["group", "topic", "order"] = setting(
-        "group", "whole paragraphs (documents), whole topics, or the first rows, as published")
-    train: float = setting(0.7, "share that is learned from", above=0, below=1)
-    max_similarity: float = setting(0.7, "test prompts whose cosine of TF-IDF with one to learn from is as large are "
-                           "left out", above=0)
-    memorized_nll: float = setting(0.4055, "prompts that surprise no more for each token are known by heart, "
-                                "and left out", min=0)
+        "group", "what the split keeps together: whole paragraphs (documents), whole topics, or nothing "
+        "(order: the first items train, as in the published study)")
+    train: float = setting(0.7, "fraction of the items in the train split", above=0, below=1)
+    max_similarity: float = setting(
+        0.7, "a test prompt is excluded if its TF-IDF cosine with a train prompt is at least this", above=0)
+    memorized_nll: float = setting(
+        0.4055, "a prompt is excluded as memorized if its mean NLL per token is at most this many nats",
+        min=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelConfig(Section):
-    """What is hard, where the data themselves do not say what is wrong."""
+    """Which items count as hard, for data without wrong answers."""
 
-    quantile: float = setting(0.75, "from this quantile of the surprise (CRPS) on", above=0, below=1)
-    of: Literal["train", "all"] = setting("train", "whose quantile; all looks at the test rows")
+    quantile: float = setting(
+        0.75, "an item is hard if its NLL (CRPS) is at least this quantile", above=0, below=1)
+    of: Literal["train", "all"] = setting(
+        "train", "items whose quantile is used: the train items, or all items (all leaks test items into the"
+        " labels)")
 
 
 @dataclasses.dataclass(frozen=True)
 class SAEStageConfig(Section):
-    """The autoencoder: one that there is, or one that is trained on the items to learn from."""
+    """The sparse autoencoder: an existing one, or one trained on the train items."""
 
-    path: str = setting("", "model directory; {layer} stands for the layer")
-    train: str = setting("", "in place of path: its training configuration")
-    min_steps: int = setting(200, "refused after fewer updates", min=0)
-    max_dead: float = setting(0.5, "refused with a larger share of latents never active on held-out items",
-                               min=0, max=1)
-    min_explained: float = setting(0.3, "refused when less of the variance is explained there", max=1)
-    min_gain_over_random: float = setting(0.1, "and when it is not so much more than one with random weights "
-                                      "explains", min=0, max=1)
-    held_out: int = setting(200, "test items that this is measured on", min=1)
-    force: bool = setting(False, "go on with one that is refused; the report says so")
+    path: str = setting("", "model directory of an existing autoencoder; {layer} is replaced by the layer")
+    train: str = setting("", "training configuration of a new autoencoder, instead of path")
+    min_steps: int = setting(
+        200, "minimum number of training updates; an autoencoder with fewer is rejected", min=0)
+    max_dead: float = setting(
+        0.5, "maximum fraction of latents never active on held-out items; an autoencoder with more is "
+        "rejected", min=0, max=1)
+    min_explained: float = setting(
+        0.3, "minimum fraction of variance explained on held-out items; an autoencoder with less is rejected",
+        max=1)
+    min_gain_over_random: float = setting(
+        0.1, "minimum gain in explained variance over an autoencoder with random weights", min=0, max=1)
+    held_out: int = setting(200, "number of test items for these checks", min=1)
+    force: bool = setting(False, "continue with a rejected autoencoder; the report says so")
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig(Section):
-    """Ladder, intervals and tests."""
+    """The ladder of probes, its intervals and its tests."""
 
-    folds: int = setting(5, "of cross-validation, at most", min=2)
-    replicates: int = setting(2000, "of the bootstrap; its least p is 2 / (replicates + 1), before "
-                              "correction", min=400)
-    jobs: int = setting(-1, "fits side by side; -1 takes every core", min=-1)
+    folds: int = setting(5, "maximum number of cross-validation folds", min=2)
+    replicates: int = setting(
+        2000, "bootstrap replicates; the smallest possible p is 2 / (replicates + 1), before correction",
+        min=400)
+    jobs: int = setting(-1, "number of parallel fits; -1 uses every core", min=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class CascadeConfig(Section):
-    """What a call costs."""
+    """The cost of one call of each model of the cascade."""
 
-    small: float = setting(1.0, "of the network", above=0)
-    large: float = setting(5.0, "of the larger one", above=0)
-    pay_both: bool = setting(True, "an item handed on has cost the cheap call, too")
+    small: float = setting(1.0, "cost of one call of the studied network", above=0)
+    large: float = setting(5.0, "cost of one call of the larger model", above=0)
+    pay_both: bool = setting(True, "whether a routed item costs both calls, or only that of the larger model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,50 +172,51 @@ class CascadeConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig(Section):
-    """Latents that are left out, one at a time."""
+    """Ablation of single latents."""
 
-    latents: int = setting(5, "those on which a probe leans most", min=1)
-    controls: int = setting(10, "for each of them: as often active, drawn at random", min=0)
-    strength: float = setting(0.1, "C of that probe", above=0)
-    items: int = setting(500, "test items, drawn at random; 0 for all", min=0)
+    latents: int = setting(5, "number of latents to ablate: those with the largest probe weights", min=1)
+    controls: int = setting(
+        10, "random control latents of similar activation frequency, for each ablated latent", min=0)
+    c_value: float = setting(0.1, "C (inverse penalty) of the L1 probe that ranks the latents", above=0)
+    items: int = setting(500, "number of test items, drawn at random; 0 uses all", min=0)
     positions: tuple[Literal["all", "boundary"], ...] = setting(
-        ("all", "boundary"), "patched: all of the prompt, its last one")
-    samples: int = setting(20, "of a series: futures drawn for each patch, with the same random numbers",
-                           min=2)
-    horizon: int = setting(64, "of a series: values forecast", min=1)
+        ("all", "boundary"), "positions to patch: all of the prompt, or its last one")
+    samples: int = setting(
+        20, "for a series: sampled forecasts per patch, with the same random numbers for every patch", min=2)
+    horizon: int = setting(64, "for a series: number of values to forecast", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.positions:
-            raise InputError("positions: expected some of all, boundary, found none")
+            raise InputError("positions: expected all, boundary or both, found none")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig(Section):
-    """One study: a kind of data, and a network."""
+    """One study: a data set and a network."""
 
-    name: str = setting("", "what the report calls it; by default that of the file")
-    out: str = setting("", "directory; by default runs/ and the name of the file")
-    seed: int = setting(42, "of all that is drawn", min=0, max=2**32 - 1)
-    data: DataConfig = setting(SquadConfig(), "what is asked")
-    network: NetworkConfig = setting(None, "the network that is studied")
-    large_model: NetworkConfig | None = setting(None, "a larger one that hard items could be handed to")
-    extract: ExtractConfig = setting(None, "what is kept of its activations")
-    split: SplitConfig = setting(SplitConfig(), "what is learned from")
-    labels: LabelConfig = setting(LabelConfig(), "what is hard")
-    sae: SAEStageConfig = setting(SAEStageConfig(), "the autoencoder")
-    probe: ProbeConfig = setting(ProbeConfig(), "the ladder")
-    cascade: CascadeConfig = setting(CascadeConfig(), "what calls cost")
-    causal: CausalConfig = setting(CausalConfig(), "patching")
-    also: tuple[str, ...] = setting((), "directories of other studies, for the table of all")
-    compute: ComputeConfig = setting(ComputeConfig(), "how the networks are run")
+    name: str = setting("", "name of the study in its report; empty: the name of the configuration file")
+    out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
+    seed: int = setting(42, "seed of all random numbers", min=0, max=2**32 - 1)
+    data: DataConfig = setting(SquadConfig(), "the items")
+    network: NetworkConfig = setting(None, "the network under study")
+    large_model: NetworkConfig | None = setting(None, "a larger model for the cascade; none: no cascade")
+    extract: ExtractConfig = setting(None, "the activations to store")
+    split: SplitConfig = setting(SplitConfig(), "the split into train and test items")
+    labels: LabelConfig = setting(LabelConfig(), "which items count as hard")
+    sae: SAEStageConfig = setting(SAEStageConfig(), "the sparse autoencoder; without path and train: none")
+    probe: ProbeConfig = setting(ProbeConfig(), "the ladder of probes")
+    cascade: CascadeConfig = setting(CascadeConfig(), "the costs of the cascade")
+    causal: CausalConfig = setting(CausalConfig(), "the ablation of latents")
+    also: tuple[str, ...] = setting((), "output directories of other studies to include in the summary table")
+    compute: ComputeConfig = setting(ComputeConfig(), "number format and compilation of the networks")
     mesh: MeshConfig = setting(MeshConfig(), "the devices")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.network is None:
-            raise InputError("network: expected a section with path or train")
+            raise InputError("network: expected a section with path or train, found none")
         if self.extract is None:
-            raise InputError("extract: expected a section with layers")
+            raise InputError("extract: expected a section with layers, found none")
         if self.sae.path and self.sae.train:
-            raise InputError("sae.path: expected it or sae.train, not both")
+            raise InputError("sae.path: expected either sae.path or sae.train, found both")

@@ -1,8 +1,8 @@
-"""Asking a network all items, a shard at a time; what was asked before an interruption is not asked again.
+"""Runs a network on all items, shard by shard. An interrupted extraction continues after its last shard.
 
-    metadata.parquet            one row for each item: its numbers, and where its activations are
-    shard-00000.safetensors     the numbers of some items (`numbers.NAME`), how many positions each has
-                                (`positions`), and `layer.11 [positions of all of them, d_model]`
+    metadata.parquet            one row per item: its numbers, and the location of its activations
+    shard-00000.safetensors     for some items: `numbers.NAME`, the number of positions of each item
+                                (`positions`), and `layer.11 [sum of positions, d_model]`
 """
 
 from __future__ import annotations
@@ -15,30 +15,37 @@ import numpy as np
 
 from ..inputs.shards import Shards, fill
 from ..tables import write_columns
-from .subject import Measured, Numbers, Subject
+from .subject import Measurements, Numbers, Subject
 
 METADATA = "metadata.parquet"
 
 
 def extract(path: Path, subject: Subject, network: Any, items: Sequence[int], layers: Sequence[int],
             shard_items: int) -> None:
-    """Fills a directory; see `shards.fill`.
+    """Fills a directory with shards (see `shards.fill`) and writes metadata.parquet.
 
     Raises:
-        InputError: shards that are there hold other items.
+        InputError: existing shards contain other items.
     """
     fill(path, items, shard_items,
-         lambda chosen: _arrays(subject.measure(network, chosen, layers), len(chosen)))
-    found = Extraction(path)
-    parts = found.shards.parts
-    shard = np.repeat(np.arange(len(parts)), [part["item"].shape[0] for part in parts])
-    about = {name: [values[i] for i in found.items.tolist()] for name, values in subject.about.items()}
-    write_columns(path / METADATA, {"item": found.items, **about, **found.numbers,
-                                  "positions": found.positions, "shard": shard})
+         lambda shard: _arrays(subject.measure(network, shard, layers), len(shard)))
+    extraction = Extraction(path)
+    parts = extraction.shards.parts
+    shard_numbers = np.repeat(np.arange(len(parts)), [part["item"].shape[0] for part in parts])
+    metadata = {name: [values[i] for i in extraction.items.tolist()]
+                for name, values in subject.metadata.items()}
+    write_columns(path / METADATA, {"item": extraction.items, **metadata, **extraction.numbers,
+                                    "positions": extraction.positions, "shard": shard_numbers})
 
 
 class Extraction:
-    """What was extracted: `items` `[n]` as they were asked, `numbers` and `positions` in their order."""
+    """The result of `extract`.
+
+    Attributes:
+        items: `[n]`, the item indices in the order of extraction.
+        positions: `[n]`, the number of stored positions of each item.
+        numbers: name → `[n, …]`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.shards = path, Shards(path)
@@ -47,16 +54,16 @@ class Extraction:
                                  for name in self.shards.names if name.startswith("numbers.")}
 
     def activations(self, layer: int) -> Iterator[np.ndarray]:
-        """Of each item in order, `[positions, d_model]` in the type on disk: read as they are asked for."""
+        """Yields each item's activations `[positions, d_model]`, in the dtype on disk, shard by shard."""
         for shard in self.shards.parts:
             tensor = shard[f"layer.{layer}"]
-            whole = tensor.mapped() if tensor.mapped else tensor.read()
-            yield from np.split(whole, np.cumsum(shard["positions"].read())[:-1])
+            values = tensor.mapped() if tensor.mapped else tensor.read()
+            yield from np.split(values, np.cumsum(shard["positions"].read())[:-1])
 
 
-def _arrays(found: Measured, n: int) -> dict[str, np.ndarray]:
-    layers = found.activations
+def _arrays(measurements: Measurements, n: int) -> dict[str, np.ndarray]:
+    layers = measurements.activations
     counts = [len(rows) for rows in next(iter(layers.values()))] if layers else [0] * n
     return {"positions": np.asarray(counts, np.int64),
-            **{f"numbers.{name}": values for name, values in found.numbers.items()},
+            **{f"numbers.{name}": values for name, values in measurements.numbers.items()},
             **{f"layer.{layer}": np.concatenate(rows) for layer, rows in layers.items()}}

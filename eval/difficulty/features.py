@@ -1,8 +1,8 @@
-"""An item's activations as one row: raw, and as an autoencoder's codes.
+"""Features of an item from its activations: pooled raw values, and pooled codes of an autoencoder.
 
-An item with one position is that position. Of several, mean, maximum and last stand side by side. Codes
-are pooled after every position has been encoded, a few items at a time: all codes of all positions never
-exist at once.
+An item with one position keeps the values of that position. For items with several positions, the mean, the
+maximum and the last position are concatenated. Every position is encoded before pooling, a few items at a
+time, so that the codes of all positions never need to be in memory together.
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ from ..checks import Floats
 from .extract import Extraction
 
 FILE = "features.safetensors"
-ROWS = 8192  # positions that are encoded at once
+ROWS = 8192  # positions in one batch of the encoder
 
 
 class Features(NamedTuple):
-    """Of all items: `raw` f32 `[items, d]` and `codes` CSR `[items, n]` as pooled for probes; `most` CSR
-    `[items, n_latents]`, each latent's largest value at any position."""
+    """Features of all items.
+
+    Attributes:
+        raw: f32 `[items, d]`, pooled activations.
+        codes: CSR `[items, n]`, pooled codes; None without autoencoder.
+        max_codes: CSR `[items, n_latents]`, the maximum of each latent over the positions.
+    """
 
     raw: Floats
     codes: scipy.sparse.csr_array | None
-    most: scipy.sparse.csr_array | None
+    max_codes: scipy.sparse.csr_array | None
 
 
 def pooled(values: np.ndarray, several: bool) -> np.ndarray:
-    """`[positions, d]` → f32 `[d]`, the last; or `[3 d]` where items have several: mean, maximum, last."""
+    """Pools `[positions, d]` to f32 `[d]`, the last; with `several` to mean, maximum and last `[3 d]`."""
     values = np.asarray(values, np.float32)
     if not several:
         return values[-1]
@@ -46,7 +51,7 @@ def pooled(values: np.ndarray, several: bool) -> np.ndarray:
 
 
 def encoded(sae: TopKSAE, items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each item the codes of its positions: values f32 and latents int32, `[positions, k]`."""
+    """Yields the codes of each item's positions: values f32 and latent indices int32, `[positions, k]`."""
     graph, params = nnx.split(sae)
 
     @jax.jit
@@ -54,69 +59,70 @@ def encoded(sae: TopKSAE, items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndar
         codes = nnx.merge(graph, params).encode(x)
         return codes.values, codes.latents
 
-    def run(held: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rows = np.concatenate(held).astype(np.float32)
+    def run(batch: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rows = np.concatenate(batch).astype(np.float32)
         size = max(ROWS, -(-len(rows) // ROWS) * ROWS)
-        whole = np.zeros((size, rows.shape[1]), np.float32)
-        whole[:len(rows)] = rows
-        values, latents = jax.device_get(encode(params, jnp.asarray(whole)))
-        ends = np.cumsum([len(part) for part in held])
-        yield from ((values[end - len(part):end], latents[end - len(part):end])
-                    for part, end in zip(held, ends, strict=True))
+        padded = np.zeros((size, rows.shape[1]), np.float32)
+        padded[:len(rows)] = rows
+        values, latents = jax.device_get(encode(params, jnp.asarray(padded)))
+        ends = np.cumsum([len(item) for item in batch])
+        yield from ((values[end - len(item):end], latents[end - len(item):end])
+                    for item, end in zip(batch, ends, strict=True))
 
-    held: list[np.ndarray] = []
-    waiting = 0
+    batch: list[np.ndarray] = []
+    positions = 0
     for values in items:
-        if held and waiting + len(values) > ROWS:
-            yield from run(held)
-            held, waiting = [], 0
-        held.append(values)
-        waiting += len(values)
-    if held:
-        yield from run(held)
+        if batch and positions + len(values) > ROWS:
+            yield from run(batch)
+            batch, positions = [], 0
+        batch.append(values)
+        positions += len(values)
+    if batch:
+        yield from run(batch)
 
 
-def make_features(path: Path, found: Extraction, layer: int, sae: TopKSAE | None) -> None:
-    """Writes what `read_features` reads."""
-    several = bool((found.positions > 1).any())
-    raw = np.stack([pooled(values, several) for values in found.activations(layer)])
+def make_features(path: Path, extraction: Extraction, layer: int, sae: TopKSAE | None) -> None:
+    """Computes the features of all items and writes them to `path`; `read_features` reads them."""
+    several = bool((extraction.positions > 1).any())
+    raw = np.stack([pooled(values, several) for values in extraction.activations(layer)])
     arrays: dict[str, np.ndarray] = {"raw": raw}
     if sae is not None:
         rows = [_pooled_codes(values, latents, sae.config.n_latents, several)
-                for values, latents in encoded(sae, found.activations(layer))]
-        for name, matrices in (("codes", [codes for codes, _ in rows]), ("most", [most for _, most in rows])):
-            whole = scipy.sparse.vstack(matrices, format="csr")
-            arrays |= {f"{name}.values": whole.data.astype(np.float32),
-                       f"{name}.columns": whole.indices.astype(np.int32),
-                       f"{name}.starts": whole.indptr.astype(np.int64),
-                       f"{name}.shape": np.array(whole.shape)}
+                for values, latents in encoded(sae, extraction.activations(layer))]
+        for name, matrices in (("codes", [codes for codes, _ in rows]),
+                               ("max_codes", [max_codes for _, max_codes in rows])):
+            matrix = scipy.sparse.vstack(matrices, format="csr")
+            arrays |= {f"{name}.values": matrix.data.astype(np.float32),
+                       f"{name}.columns": matrix.indices.astype(np.int32),
+                       f"{name}.starts": matrix.indptr.astype(np.int64),
+                       f"{name}.shape": np.array(matrix.shape)}
     write_file(path / FILE, {name: in_memory(array) for name, array in arrays.items()})
 
 
 def read_features(path: Path) -> Features:
-    """What `make_features` wrote."""
+    """Reads the features that `make_features` wrote."""
     tensors = {name: tensor.read() for name, tensor in read_file(path / FILE).items()}
 
     def sparse(name: str) -> scipy.sparse.csr_array | None:
         if f"{name}.values" not in tensors:
             return None
-        # liblinear reads 32-bit rows only.
+        # liblinear accepts 32-bit indices only.
         parts = (tensors[f"{name}.values"].astype(np.float64), tensors[f"{name}.columns"],
                  tensors[f"{name}.starts"].astype(np.int32))
         return scipy.sparse.csr_array(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
-    return Features(tensors["raw"], sparse("codes"), sparse("most"))
+    return Features(tensors["raw"], sparse("codes"), sparse("max_codes"))
 
 
 def _pooled_codes(values: np.ndarray, latents: np.ndarray, n: int,
                   several: bool) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
-    """One item's rows `[1, n or 3 n]` and `[1, n]`."""
+    """Returns one item's pooled codes `[1, n or 3 n]` and its maximum codes `[1, n]`."""
     positions = len(values)
-    total, most = np.zeros(n), np.zeros(n, np.float32)
+    total, maximum = np.zeros(n), np.zeros(n, np.float32)
     np.add.at(total, latents.ravel(), values.ravel())
-    np.maximum.at(most, latents.ravel(), values.ravel())
-    largest = scipy.sparse.csr_array(most[None])
+    np.maximum.at(maximum, latents.ravel(), values.ravel())
+    max_codes = scipy.sparse.csr_array(maximum[None])
     if not several:
-        return largest, largest
+        return max_codes, max_codes
     last = np.zeros(n)
     last[latents[-1]] = values[-1]
-    return scipy.sparse.csr_array(np.concatenate([total / positions, most, last])[None]), largest
+    return scipy.sparse.csr_array(np.concatenate([total / positions, maximum, last])[None]), max_codes

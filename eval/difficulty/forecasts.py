@@ -1,4 +1,4 @@
-"""The study of Chronos: windows of a time series."""
+"""The subject of a study of Chronos: windows of a time series."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from ..folds import Folds, forward, number_of_folds, usable
 from ..inputs.networks import NetworkConfig
 from . import cheap, series
 from .config import SeriesConfig, StudyConfig
-from .subject import Block, Measured, Numbers, Positions
+from .subject import Block, Measurements, Numbers, Positions
 
-ROWS_FOR_ONE = 3  # training windows for each fold, at least
+MIN_ROWS_PER_FOLD = 3  # train windows
 
 
 class Forecasts:
-    """See `subject.Subject`. Neighbouring windows that overlap are one group after the other."""
+    """See `subject.Subject`. Windows that start within the same span of the series form a group."""
 
     unit = "CRPS"
 
     def __init__(self, config: StudyConfig, mesh: Mesh | None = None) -> None:
-        """Raises InputError: the series cannot be read, or is too short."""
+        """Raises InputError if the series cannot be read or is too short."""
         assert isinstance(config.data, SeriesConfig)
         data = config.data
         self.config, self.data, self.mesh = config, data, mesh
         values = series.read_series(Path(data.source), data.column)
         self.span = data.context + data.horizon
         if len(values) < self.span:
-            raise InputError(f"data.source: {data.source}: expected at least {self.span} values, as "
-                             f"data.context and data.horizon have, found {len(values)}")
-        found = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
-        self.windows = series.Windows(found.starts[:data.items], found.contexts[:data.items],
-                                      found.futures[:data.items])
-        # What the windows cover: the split is of them, however few of the series they are.
+            raise InputError(f"data.source: {data.source}: expected at least {self.span} values "
+                             f"(data.context + data.horizon), found {len(values)}")
+        windows = series.windows(values, context=data.context, horizon=data.horizon, stride=data.stride)
+        self.windows = series.Windows(windows.starts[:data.items], windows.contexts[:data.items],
+                                      windows.futures[:data.items])
+        # The split in time divides the part of the series that the windows cover.
         self.length = len(values)
-        if len(self) < len(found.starts):
+        if len(self) < len(windows.starts):
             self.length = int(self.windows.starts[-1]) + self.span
         if len(self) < 10:
             raise InputError(f"data.source: {data.source}: expected at least 10 windows, found {len(self)}")
-        # What is resampled together: windows that start within one span of each other.
+        # Windows that start within the same span overlap, and are resampled together.
         self.groups = np.array([str(start // self.span) for start in self.windows.starts.tolist()])
-        self.about: Mapping[str, Sequence[Any]] = {"start": self.windows.starts.tolist()}
+        self.metadata: Mapping[str, Sequence[Any]] = {"start": self.windows.starts.tolist()}
         self.fingerprint = hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -64,25 +64,25 @@ class Forecasts:
     def open(self, config: NetworkConfig, path: str) -> Chronos:
         network = open_network(path, self.config.compute, self.mesh)
         if not isinstance(network, FlaxT5ForConditionalGeneration):
-            raise InputError(f"{path}: expected a Chronos, found family {network.config.family}")
+            raise InputError(f"{path}: expected a Chronos model, found family {network.config.family}")
         if network.config.chronos is None:
-            raise InputError(f"{path}: expected a Chronos, found a T5 whose configuration says nothing of "
-                             "series")
-        most = network.config.chronos.context_length
-        if self.data.context > most:
-            raise InputError(f"data.context: {path} reads {most} values at most; expected no more, found "
+            raise InputError(f"{path}: expected a Chronos model, found a T5 without Chronos settings in "
+                             "its configuration")
+        limit = network.config.chronos.context_length
+        if self.data.context > limit:
+            raise InputError(f"data.context: expected at most {limit}, the context length of {path}, found "
                              f"{self.data.context}")
         return Chronos(network)
 
-    def measure(self, network: Chronos, items: Sequence[int], layers: Sequence[int]) -> Measured:
+    def measure(self, network: Chronos, items: Sequence[int], layers: Sequence[int]) -> Measurements:
         options, data, chosen = self.config.extract, self.data, np.asarray(items)
         contexts, futures = self.windows.contexts[chosen], self.windows.futures[chosen]
         amount, mase = np.zeros(len(chosen)), np.zeros(len(chosen))
-        for found, samples in forecasts(network, contexts, data.horizon, samples=data.samples,
-                                        seed=self.config.seed, numbers=items, batch_size=options.batch_size,
-                                        mesh=self.mesh):
-            amount[found], mase[found] = series.scores(samples, contexts[found], futures[found], data.season)
-        kept: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+        for rows, samples in forecasts(network, contexts, data.horizon, samples=data.samples,
+                                       seed=self.config.seed, numbers=items, batch_size=options.batch_size,
+                                       mesh=self.mesh):
+            amount[rows], mase[rows] = series.scores(samples, contexts[rows], futures[rows], data.season)
+        activations: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
         if layers:
             try:
                 for layer in layers:
@@ -91,27 +91,27 @@ class Forecasts:
                 raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
             for i, values in encoded(network, contexts, place=options.place, layers=layers,
                                      batch_size=options.batch_size, mesh=self.mesh):
-                for layer, one in zip(layers, values, strict=True):
-                    kept[layer].append(self._stored(one, items[i], layer))
-        return Measured({"amount": amount, "mase": mase}, kept)
+                for layer, array in zip(layers, values, strict=True):
+                    activations[layer].append(self._stored(array, items[i], layer))
+        return Measurements({"amount": amount, "mase": mase}, activations)
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         return series.split_in_time(self.windows.starts, self.span, self.length, self.config.split.train)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
-        found = cheap.series_statistics(self.windows.contexts, self.data.season)
-        # A constant window has no autocorrelation; 0 says so.
-        return {"cheap": Block(cheap.SERIES_STATISTICS, np.nan_to_num(found, nan=0.0))}
+        statistics = cheap.series_statistics(self.windows.contexts, self.data.season)
+        # The autocorrelation of a constant window is undefined; 0 replaces it.
+        return {"cheap": Block(cheap.SERIES_STATISTICS, np.nan_to_num(statistics, nan=0.0))}
 
-    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
-        if np.bincount(labels, minlength=2).min() < 2:  # no two folds
+    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], max_folds: int) -> Folds:
+        if np.bincount(labels, minlength=2).min() < 2:  # too few for two folds
             return []
         starts = self.windows.starts[train]
-        number = number_of_folds(labels, most, ROWS_FOR_ONE)
+        number = number_of_folds(labels, max_folds, MIN_ROWS_PER_FOLD)
         return usable(forward(starts, starts + self.span, number), labels)
 
-    def rows(self, network: Chronos, items: Sequence[int], layer: int,
-             positions: Positions = "all") -> Iterator[np.ndarray]:
+    def activation_rows(self, network: Chronos, items: Sequence[int], layer: int,
+                        positions: Positions = "all") -> Iterator[np.ndarray]:
         options = self.config.extract
         order = np.random.default_rng(self.config.seed).permutation(np.asarray(items))
         for i, values in encoded(network, self.windows.contexts[order], place=options.place, layers=[layer],
@@ -119,8 +119,8 @@ class Forecasts:
             chosen = values[0] if positions == "all" else values[0, -1:]
             yield self._stored(chosen, int(order[i]), layer)
 
-    def patched(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
-                layer: int, positions: Positions) -> Floats:
+    def patched_losses(self, network: Chronos, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
+                       layer: int, positions: Positions) -> Floats:
         options, chosen = self.config.causal, np.asarray(items)
         horizon = min(options.horizon, self.data.horizon)
         return patched_crps(network, sae, self.windows.contexts[chosen],
@@ -131,9 +131,9 @@ class Forecasts:
                             mesh=self.mesh)
 
     def _stored(self, values: np.ndarray, item: int, layer: int) -> np.ndarray:
-        with np.errstate(over="ignore"):  # the next line names it
+        with np.errstate(over="ignore"):  # the check below reports overflow
             stored = values.astype(self.config.extract.dtype)
         if not np.isfinite(stored).all():
             raise InputError(f"item {item}, layer {layer}: activations are not finite as "
-                                 f"{stored.dtype}; extract.dtype=float32 has room for more")
+                             f"{stored.dtype}; extract.dtype=float32 has a larger range")
         return stored

@@ -1,4 +1,4 @@
-"""The table of items: what is hard, what is learned from, what it costs to be wrong, and cheap features."""
+"""The table of items: split, labels, errors, groups and features that need no activations."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ TABLE = "items.parquet"
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """Of all items, in order.
+    """All items, in the order of the data.
 
     Attributes:
-        split: `[items]`, train, test or purge.
-        hard: `[items]`, 0 or 1.
-        error: `[items]`, what answering costs: 1 where the answer is wrong, or the amount.
-        groups: `[items]`, what belongs together.
-        domain: `[items]`, a part of the data that results are told for by itself; may be empty.
-        blocks: features that need no activations, with the columns that tell something.
-        constant: block → its columns that say the same of all training rows, and were left out.
+        split: `[items]`, "train", "test" or "purge".
+        hard: `[items]`, the label: 0 or 1.
+        error: `[items]`, the cost of answering: 1 for a wrong answer and 0 for a right one, or the NLL or
+            CRPS.
+        groups: `[items]`, the group of each item; the bootstrap resamples whole groups.
+        domain: `[items]`, the part of the data, for separate results per domain; may be empty.
+        blocks: features that need no activations, without constant columns.
+        constant: block → its columns that are constant over the train items, and were removed.
     """
 
     split: NDArray[np.str_]
@@ -52,13 +53,14 @@ class Items:
         return np.flatnonzero(self.split == "test")
 
 
-def make_items(path: Path, subject: Subject, found: Extraction, config: StudyConfig) -> None:
+def make_items(path: Path, subject: Subject, extraction: Extraction, config: StudyConfig) -> None:
     """Writes items.parquet.
 
     Raises:
-        InputError: a split is empty or of one class, an item is on both sides, or a number is not finite.
+        InputError: a split is empty or has a single class, train and test share a prompt, or a number is not
+            finite.
     """
-    numbers = found.numbers
+    numbers = extraction.numbers
     amount = numbers["amount"].astype(float)
     if not np.isfinite(amount).all():
         raise InputError(f"item {int(np.flatnonzero(~np.isfinite(amount))[0])}: its {subject.unit} are not "
@@ -69,11 +71,12 @@ def make_items(path: Path, subject: Subject, found: Extraction, config: StudyCon
     else:
         reference = split == "train" if config.labels.of == "train" else np.ones(len(split), bool)
         if not reference.any():
-            raise InputError("split: the train part is empty")
+            raise InputError("split: the train split is empty")
         hard, error = labels.hard_by_quantile(amount, reference, config.labels.quantile), amount
     check_split(split, hard, subject)
-    columns = {"item": found.items, "split": split, "group": subject.groups, "hard": hard, "error": error,
-               "amount": amount, "domain": list(subject.about.get("domain", [""] * len(split)))}
+    columns = {"item": extraction.items, "split": split, "group": subject.groups, "hard": hard,
+               "error": error, "amount": amount,
+               "domain": list(subject.metadata.get("domain", [""] * len(split)))}
     for name, block in subject.blocks(numbers, split).items():
         bad = ~np.isfinite(block.values) & (split != "purge")[:, None]
         if bad.any():
@@ -84,26 +87,27 @@ def make_items(path: Path, subject: Subject, found: Extraction, config: StudyCon
 
 
 def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subject) -> None:
-    """Raises InputError where nothing could be learned, or what is learned would be known of the test."""
+    """Raises InputError if a split is empty, a split has a single class, or train and test share a prompt."""
     for part in ("train", "test"):
-        found = hard[split == part]
-        if not len(found):
-            raise InputError(f"split: the {part} part is empty")
-        if len(np.unique(found)) < 2:
-            raise InputError(f"split: all {len(found)} items of the {part} part are "
-                             f"{'hard' if found[0] else 'easy'}; expected both")
-    prompts = subject.about.get("prompt")
+        labels_of_part = hard[split == part]
+        if not len(labels_of_part):
+            raise InputError(f"split: the {part} split is empty")
+        if len(np.unique(labels_of_part)) < 2:
+            raise InputError(f"split: expected hard and easy items in the {part} split, found "
+                             f"{len(labels_of_part)} {'hard' if labels_of_part[0] else 'easy'} items")
+    prompts = subject.metadata.get("prompt")
     if prompts is not None:
         texts = np.asarray(prompts, dtype=object)
-        known = dict(zip(texts[split == "train"], np.flatnonzero(split == "train").tolist(), strict=True))
+        train = np.flatnonzero(split == "train")
+        train_items = dict(zip(texts[train], train.tolist(), strict=True))
         for item in np.flatnonzero(split == "test").tolist():
-            if texts[item] in known:
-                raise InputError(f"split: item {item} of the test part is item {known[texts[item]]} of the "
-                                 "train part, to the letter")
+            if texts[item] in train_items:
+                raise InputError("split: expected different prompts in train and test, found that of test "
+                                 f"item {item} in train item {train_items[texts[item]]}")
 
 
 def read_items(path: Path) -> Items:
-    """What `make_items` wrote, without features that are constant over the training rows."""
+    """Reads items.parquet, and removes features that are constant over the train items."""
     table = read_columns(path / TABLE)
     split = table["split"].astype(str)
     blocks: dict[str, Block] = {}
@@ -111,12 +115,12 @@ def read_items(path: Path) -> Items:
     for name in dict.fromkeys(column.partition(".")[0] for column in table if "." in column):
         columns = [column for column in table if column.startswith(f"{name}.")]
         values = np.stack([table[column] for column in columns], axis=1).astype(float)
-        short = [column.partition(".")[2] for column in columns]
-        dead = constant_columns(values[split == "train"])
-        kept = [i for i in range(len(columns)) if i not in dead]
-        if dead:
-            constant[name] = [short[i] for i in dead]
-        if kept:
-            blocks[name] = Block(tuple(short[i] for i in kept), values[:, kept])
+        features = [column.partition(".")[2] for column in columns]
+        removed = constant_columns(values[split == "train"])
+        remaining = [i for i in range(len(columns)) if i not in removed]
+        if removed:
+            constant[name] = [features[i] for i in removed]
+        if remaining:
+            blocks[name] = Block(tuple(features[i] for i in remaining), values[:, remaining])
     return Items(split, table["hard"].astype(np.int64), table["error"].astype(float),
                  table["group"].astype(str), table["domain"].astype(str), blocks, constant)

@@ -1,6 +1,6 @@
-"""What a study makes of features and scores: a tree of JSON for each stage, and tables beside it.
+"""Computes the results of the stages from features and scores: a JSON tree per stage, and tables.
 
-Nothing here asks a network. Rows of the tables of scores are the held-out items.
+Nothing here runs a network. The rows of all tables of scores are the test items.
 """
 
 from __future__ import annotations
@@ -22,42 +22,43 @@ from .items import Items
 
 Tree = dict[str, Any]
 Table = dict[str, np.ndarray]  # column → [rows]
-ABOUT = ("item", "hard", "error", "group")  # columns of scores that are no rung's
-SHARES = (0.1, 0.25, 0.5)  # of the items that are handed on: said beforehand, not picked on the held-out ones
+ITEM_COLUMNS = ("item", "hard", "error", "group")  # columns of a table of scores that are not rungs
+FRACTIONS = (0.1, 0.25, 0.5)  # of items to route to the larger model; fixed, not tuned on the test items
 
 
-class Drawn(NamedTuple):
-    """Of the bootstrap: how many sets are drawn, and from which seed."""
+class BootstrapOptions(NamedTuple):
+    """The number of bootstrap replicates, and their seed."""
 
     replicates: int
     seed: int
 
 
 def rung_names(scores: Mapping[str, Any]) -> list[str]:
-    """The columns of a table of scores that are rungs'."""
-    return [name for name in scores if name not in ABOUT]
+    """Returns the columns of a table of scores that are rungs."""
+    return [name for name in scores if name not in ITEM_COLUMNS]
 
 
-def probe(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, options: ProbeOptions, drawn: Drawn,
-          notify: ladder.Notify) -> tuple[Tree, Table]:
-    """The ladder: every rung's areas, in all and in each domain, its comparisons, and its scores.
+def probe_ladder(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, options: ProbeOptions,
+                 bootstrap: BootstrapOptions, notify: ladder.Notify) -> tuple[Tree, Table]:
+    """Fits the ladder. Returns every rung's metrics (overall and per domain), the comparisons, and the
+    scores.
 
     Args:
-        blocks: `[items, features]`, of all items.
-        folds: of the items to learn from.
+        blocks: name → features of all items, `[items, features]`.
+        folds: the cross-validation folds of the train items.
     """
     train, test = items.train, items.test
-    climbed = probes.climb(
+    climbed = probes.fit_ladder(
         {name: block[train] for name, block in blocks.items()}, items.hard[train],
         {name: block[test] for name, block in blocks.items()}, items.hard[test], folds,
         rungs=ladder.rungs(blocks), comparisons=ladder.COMPARISONS, options=options,
-        replicates=drawn.replicates, seed=drawn.seed, groups=items.groups[test], notify=notify)
+        replicates=bootstrap.replicates, seed=bootstrap.seed, groups=items.groups[test], notify=notify)
     hard, domain = items.hard[test], items.domain[test]
 
-    def told(rung: probes.RungResult) -> Tree:
-        return {"auroc": rung.auroc, "auprc": auprc(hard, rung.probabilities), "C": rung.probe.strength,
+    def rung_results(rung: probes.RungResult) -> Tree:
+        return {"auroc": rung.auroc, "auprc": auprc(hard, rung.probabilities), "C": rung.probe.c_value,
                 "constant": rung.is_constant,
-                "cross_validated": rung.probe.cross_validated[rung.probe.strength],
+                "cross_validated": rung.probe.cross_validated[rung.probe.c_value],
                 "domains": {name: auroc(hard[domain == name], rung.probabilities[domain == name])
                             for name in sorted(set(domain.tolist()) - {""})}}
     scores = {"item": test, "hard": hard, "error": items.error[test], "group": items.groups[test],
@@ -66,92 +67,99 @@ def probe(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, option
         "test": len(test), "train": len(train), "purged": int((items.split == "purge").sum()),
         "hard": float(hard.mean()), "hard_train": float(items.hard[train].mean()),
         "groups": len(np.unique(items.groups[test])), "constant": items.constant,
-        "constant_inner": {name: len(probes.constant_columns(blocks[name][train]))
-                           for name in ("raw", "sae") if name in blocks},
-        "rungs": {name: told(rung) for name, rung in climbed.rungs.items()},
+        "constant_activations": {name: len(probes.constant_columns(blocks[name][train]))
+                                 for name in ("raw", "sae") if name in blocks},
+        "rungs": {name: rung_results(rung) for name, rung in climbed.rungs.items()},
         "folds": len(folds),
         "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm,
                          "delong": c.delong.p}
                         for c in climbed.comparisons]}, scores
 
 
-def abstain(scores: Mapping[str, np.ndarray], drawn: Drawn) -> Tree:
-    """Risk and coverage of every rung."""
+def selective_metrics(scores: Mapping[str, np.ndarray], bootstrap: BootstrapOptions) -> Tree:
+    """Returns the risk–coverage curve of every rung."""
     errors, groups = scores["error"].astype(float), scores["group"].astype(str)
 
-    def told(name: str) -> Tree:
-        found = selective.risk_coverage(errors, scores[name], replicates=drawn.replicates, seed=drawn.seed,
-                                        groups=groups)
-        return {"risks": found.risks, "low": found.low, "high": found.high, "aurc": found.aurc,
-                "fraction_of_oracle": found.fraction_of_oracle}
+    def rung_results(name: str) -> Tree:
+        curve = selective.risk_coverage(errors, scores[name], replicates=bootstrap.replicates,
+                                        seed=bootstrap.seed, groups=groups)
+        return {"risks": curve.risks, "low": curve.low, "high": curve.high, "aurc": curve.aurc,
+                "fraction_of_oracle": curve.fraction_of_oracle}
     return {"mean_error": float(errors.mean()), "coverages": selective.GRID,
             "oracle": selective.Order(errors, errors).risks(selective.GRID),
-            "rungs": {name: told(name) for name in rung_names(scores)}}
+            "rungs": {name: rung_results(name) for name in rung_names(scores)}}
 
 
 def calibrate(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, options: ProbeOptions,
-              strengths: Mapping[str, float], notify: ladder.Notify) -> tuple[Tree, Table]:
-    """Every rung, fitted anew with its C, as it is and recalibrated out of fold; and its probabilities."""
+              c_values: Mapping[str, float], notify: ladder.Notify) -> tuple[Tree, Table]:
+    """Refits every rung with its C and recalibrates it out of fold. Returns metrics and probabilities.
+
+    Args:
+        c_values: rung → its C.
+    """
     train, test = items.train, items.test
     by_name = {rung.name: rung for rung in ladder.rungs(blocks)}
-    found: Tree = {}
+    results: Tree = {}
     table: Table = {"hard": items.hard[test]}
-    for name, strength in strengths.items():
+    for name, c_value in c_values.items():
         notify(name)
         features = probes.columns(blocks, by_name[name].blocks)
-        fitted = probes.make_probe(strength, not isinstance(features, np.ndarray), options).fit(
+        fitted = probes.make_probe(c_value, not isinstance(features, np.ndarray), options).fit(
             features[train], items.hard[train])
         variants = calibration.recalibrate(fitted, features[train], items.hard[train], features[test],
                                            items.hard[test], folds)
-        found[name] = {kind: {"ece": v.ece, "brier": v.brier, "log_loss": v.log_loss, "auroc": v.auroc}
-                       for kind, v in variants.items()}
+        results[name] = {kind: {"ece": v.ece, "brier": v.brier, "log_loss": v.log_loss, "auroc": v.auroc}
+                         for kind, v in variants.items()}
         table |= {f"{name}.{kind}": v.probabilities for kind, v in variants.items()}
-    return {"rungs": found}, table
+    return {"rungs": results}, table
 
 
 def cascade_metrics(scores: Mapping[str, np.ndarray], large: Floats, options: CascadeConfig,
-            drawn: Drawn) -> tuple[Tree, Table]:
-    """Cost and error where hard items go to a larger model.
+                    bootstrap: BootstrapOptions) -> tuple[Tree, Table]:
+    """Returns cost and error of routing hard items to a larger model.
 
     Args:
-        dear: its error on each held-out item.
+        large: `[test items]`, the larger model's errors.
     """
-    small, costs = scores["error"].astype(float), cascade.Costs(options.small, options.large, options.pay_both)
+    costs = cascade.Costs(options.small, options.large, options.pay_both)
+    small = scores["error"].astype(float)
     groups = scores["group"].astype(str)
 
-    def told(name: str) -> Tree:
-        return {str(share): cascade.against_random_routing(small, large, scores[name], costs, share, groups=groups,
-                                                 replicates=drawn.replicates, seed=drawn.seed)
-                for share in SHARES}
+    def rung_results(name: str) -> Tree:
+        return {str(fraction): cascade.against_random_routing(
+            small, large, scores[name], costs, fraction, groups=groups, replicates=bootstrap.replicates,
+            seed=bootstrap.seed) for fraction in FRACTIONS}
     return {"always_small": float(small.mean()), "always_large": float(large.mean()),
             "large_better": float((large < small).mean()),
-            "rungs": {name: told(name) for name in rung_names(scores)}}, {
+            "rungs": {name: rung_results(name) for name in rung_names(scores)}}, {
                 "item": scores["item"], "small": small, "large": large}
 
 
 def effects(losses: Mapping[str, Floats], chosen: list[int], matched: Mapping[str, Mapping[int, list[int]]],
-            groups: np.ndarray, drawn: Drawn) -> Tree:
-    """What patching did, for each set of positions; p is corrected for the latents and the sets together.
+            groups: np.ndarray, bootstrap: BootstrapOptions) -> Tree:
+    """Returns the effects of patching per set of positions; Holm corrects over all latents and sets together.
 
     Args:
         losses: positions → `[items, 2 + chosen + controls]`.
         matched: positions → chosen latent → its controls.
     """
-    found = {where: causal.effects(table, chosen, matched[where], groups=groups, replicates=drawn.replicates,
-                                   seed=drawn.seed) for where, table in losses.items()}
-    corrected = iter(holm([e.p for effects in found.values() for e in effects.chosen.values()]).tolist())
+    results = {positions: causal.effects(table, chosen, matched[positions], groups=groups,
+                                         replicates=bootstrap.replicates, seed=bootstrap.seed)
+               for positions, table in losses.items()}
+    corrected = iter(holm([e.p for effects in results.values() for e in effects.chosen.values()]).tolist())
 
-    def told(effect: causal.Effect) -> Tree:
+    def effect_results(effect: causal.Effect) -> Tree:
         return {"change": effect.change, "p": effect.p, "items_changed": effect.items_changed}
 
-    def one(effects: causal.Effects, latent: int) -> Tree:
+    def latent_results(effects: causal.Effects, latent: int) -> Tree:
         p, controls = next(corrected), effects.matched[latent]
-        sure = p < 0.05
-        return told(effects.chosen[latent]) | {
-            "p_holm": p, "sure": sure, "controls": len(controls), "as_large": effects.as_large(latent),
-            "beyond": sure and len(controls) > 0 and effects.as_large(latent) == 0}
-    return {where: {"natural": effects.natural, "reconstructed": effects.reconstructed,
-                    "reconstruction": effects.reconstruction,
-                    "chosen": {latent: one(effects, latent) for latent in chosen},
-                    "controls": {latent: told(effect) for latent, effect in effects.controls.items()},
-                    "matched": effects.matched} for where, effects in found.items()}
+        significant, as_large = p < 0.05, effects.controls_as_large(latent)
+        return effect_results(effects.chosen[latent]) | {
+            "p_holm": p, "significant": significant, "controls": len(controls), "controls_as_large": as_large,
+            "exceeds_controls": significant and len(controls) > 0 and as_large == 0}
+    return {positions: {
+        "natural": effects.natural, "reconstructed": effects.reconstructed,
+        "reconstruction": effects.reconstruction,
+        "chosen": {latent: latent_results(effects, latent) for latent in chosen},
+        "controls": {latent: effect_results(effect) for latent, effect in effects.controls.items()},
+        "matched": effects.matched} for positions, effects in results.items()}

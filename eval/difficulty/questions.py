@@ -1,4 +1,4 @@
-"""The study of language models: SQuAD, HellaSwag, or pieces of any text."""
+"""The subject of a study of language models: SQuAD, HellaSwag, or pieces of any text."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ..inputs.rows import hugging_face, read_rows
 from . import cheap, labels, texts
 from .asking import NLLScorer
 from .config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
-from .subject import Block, Measured, Numbers, Positions
+from .subject import Block, Measurements, Numbers, Positions
 from .texts import Question
 
-PARTS = 20  # that the groups are dealt into before some of them are held out
+PARTS = 20  # folds of whole groups; the test split consists of some of these folds
 
 
 class Questions:
@@ -44,27 +44,28 @@ class Questions:
     unit = "nats"
 
     def __init__(self, config: StudyConfig, mesh: Mesh | None = None) -> None:
-        """Raises InputError: the data cannot be read, or are too few."""
+        """Raises InputError if the data cannot be read, or have too few items or groups."""
         assert isinstance(config.data, SquadConfig | HellaSwagConfig | TextConfig)
         self.config, self.data, self.mesh = config, config.data, mesh
-        self.questions = _read(config.data)
+        self.questions = _read_questions(config.data)
         if len(self.questions) < 10:
             raise InputError(f"data.source: {config.data.source}: expected at least 10 items, found "
                              f"{len(self.questions)}")
-        by_topic = config.split.by == "topic"  # what is held out together is resampled together, too
+        by_topic = config.split.by == "topic"  # the bootstrap resamples the groups of the split
         self.groups = np.array([question.topic if by_topic else question.group
                                 for question in self.questions])
-        self.about: Mapping[str, Sequence[Any]] = {
+        self.metadata: Mapping[str, Sequence[Any]] = {
             "prompt": [question.prompt for question in self.questions],
             "answer": [question.endings[question.right] for question in self.questions],
             "topic": [question.topic for question in self.questions],
             "domain": [question.domain for question in self.questions]}
         self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        self._asker: tuple[Language, tuple[int, ...], NLLScorer] | None = None
-        found = len(np.unique(self.groups[self._parts == "train"]))
-        if found < 2:  # known before anything is extracted
-            raise InputError("split.by: expected at least two groups to learn from, for folds that keep them "
-                             f"whole, found {found} (of a text: data.separator)")
+        self._cached_scorer: tuple[Language, tuple[int, ...], NLLScorer] | None = None
+        train_groups = len(np.unique(self.groups[self._parts == "train"]))
+        if train_groups < 2:  # fails before the extraction
+            raise InputError("split.by: expected at least two groups in the train split, for "
+                             f"cross-validation over whole groups, found {train_groups} (for a text, see "
+                             "data.separator)")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -72,56 +73,57 @@ class Questions:
     def open(self, config: NetworkConfig, path: str) -> Language:
         return open_language(path, config.tokenizer, self.config.compute, self.mesh)
 
-    def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measured:
-        scorer = self._asker_of(network, tuple(layers))
-        chosen = [self.questions[i] for i in items]
-        found = scorer.ask(chosen, items)
-        right = np.array([question.right for question in chosen])
-        at = np.arange(len(chosen))
-        numbers = {"amount": found.ending_nats[at, right], "prompt_nats": found.prompt_nats,
-                   "prompt_tokens": found.prompt_tokens, "answer_tokens": found.ending_tokens[at, right]}
-        if found.ending_nats.shape[1] > 1:  # of equals, the first
-            picked = found.ending_nats.argmin(axis=1)
+    def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measurements:
+        scorer = self._scorer(network, tuple(layers))
+        questions = [self.questions[i] for i in items]
+        answers = scorer.ask(questions, items)
+        right = np.array([question.right for question in questions])
+        rows = np.arange(len(questions))
+        numbers = {"amount": answers.ending_nats[rows, right], "prompt_nats": answers.prompt_nats,
+                   "prompt_tokens": answers.prompt_tokens,
+                   "answer_tokens": answers.ending_tokens[rows, right]}
+        if answers.ending_nats.shape[1] > 1:  # ties: argmin picks the first
+            picked = answers.ending_nats.argmin(axis=1)
             numbers |= {"picked": picked, "wrong": (picked != right).astype(np.int64)}
-        return Measured(numbers, found.activations)
+        return Measurements(numbers, answers.activations)
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         options = self.config.split
-        return labels.purged(self._parts, self.about["prompt"], numbers["prompt_nats"],
+        return labels.purged(self._parts, self.metadata["prompt"], numbers["prompt_nats"],
                              memorized_nll=options.memorized_nll, max_similarity=options.max_similarity)
 
     @functools.cached_property
     def _parts(self) -> NDArray[np.str_]:
-        """train or test for each item, before any is purged."""
+        """Returns train or test for each item, before purging."""
         options = self.config.split
         if options.by == "order":
             return labels.split_in_order(len(self), options.train)
-        return dealt(self.groups, np.array(self.about["domain"]), options.train, self.config.seed)
+        return split_groups(self.groups, np.array(self.metadata["domain"]), options.train, self.config.seed)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
-        found = cheap.prompt_statistics(self.about["prompt"], split == "train", self.groups.tolist())
-        return {"cheap": Block(tuple(found), np.stack(list(found.values()), axis=1)),
-                "surprise": Block(("prompt_nats",), numbers["prompt_nats"][:, None]),
+        statistics = cheap.prompt_statistics(self.metadata["prompt"], split == "train", self.groups.tolist())
+        return {"cheap": Block(tuple(statistics), np.stack(list(statistics.values()), axis=1)),
+                "nll": Block(("prompt_nats",), numbers["prompt_nats"][:, None]),
                 "length": Block(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
 
-    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
+    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], max_folds: int) -> Folds:
         groups = self.groups[train]
-        k = min(number_of_folds(labels, most), len(np.unique(groups)))  # groups are kept whole
-        if k < 2 or np.bincount(labels, minlength=2).min() < 2:  # no two folds
+        k = min(number_of_folds(labels, max_folds), len(np.unique(groups)))  # folds consist of whole groups
+        if k < 2 or np.bincount(labels, minlength=2).min() < 2:  # too few for two folds
             return []
         return usable(stratified(labels, k, seed=self.config.seed, groups=groups), labels)
 
-    def rows(self, network: Language, items: Sequence[int], layer: int,
-             positions: Positions = "all") -> Iterator[np.ndarray]:
-        options, whole = self.config.extract, positions == "all"
-        ids = [self._ids(network, i) if whole else self._prompt(network, i) for i in items]
-        found = rows_of(network.model, ids, place=options.place, layer=layer, numbers=items,
-                        skip=options.skip if whole else 0, seed=self.config.seed,
-                        dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
-        return (values if whole else values[-1:] for values in found)
+    def activation_rows(self, network: Language, items: Sequence[int], layer: int,
+                        positions: Positions = "all") -> Iterator[np.ndarray]:
+        options, all_positions = self.config.extract, positions == "all"
+        ids = [self._ids(network, i) if all_positions else self._prompt(network, i) for i in items]
+        rows = rows_of(network.model, ids, place=options.place, layer=layer, numbers=items,
+                       skip=options.skip if all_positions else 0, seed=self.config.seed,
+                       dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
+        return (values if all_positions else values[-1:] for values in rows)
 
-    def patched(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
-                layer: int, positions: Positions) -> Floats:
+    def patched_losses(self, network: Language, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
+                       layer: int, positions: Positions) -> Floats:
         options = self.config.extract
         rows = []
         for i in items:
@@ -129,7 +131,7 @@ class Questions:
             start = min(options.skip, prompt - 1) if positions == "all" else prompt - 1
             rows.append(Patched(self._ids(network, i), prompt, start, prompt))
         return patched_nll(network.model, sae, rows, latents, place=options.place, layer=layer,
-                            batch_size=options.batch_size, mesh=self.mesh)
+                           batch_size=options.batch_size, mesh=self.mesh)
 
     def _prompt(self, network: Language, item: int) -> list[int]:
         return network.encode(self.questions[item].prompt)[-self.data.max_tokens:]
@@ -138,62 +140,65 @@ class Questions:
         question = self.questions[item]
         return self._prompt(network, item) + network.encode(question.endings[question.right])
 
-    def _asker_of(self, network: Language, layers: tuple[int, ...]) -> NLLScorer:
-        if self._asker is None or self._asker[0] is not network or self._asker[1] != layers:
+    def _scorer(self, network: Language, layers: tuple[int, ...]) -> NLLScorer:
+        cached = self._cached_scorer
+        if cached is None or cached[0] is not network or cached[1] != layers:
             options = self.config.extract
             try:
                 for layer in layers:
                     check_place(network.model, options.place, layer)
             except ValueError as error:
                 raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
-            self._asker = network, layers, NLLScorer(
+            cached = self._cached_scorer = network, layers, NLLScorer(
                 network.model, network.encode, max_tokens=self.data.max_tokens, place=options.place,
                 layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,
                 dtype=np.dtype(options.dtype), mesh=self.mesh)
-        return self._asker[2]
+        return cached[2]
 
 
-def dealt(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float, seed: int) -> NDArray[np.str_]:
-    """train or test for each item, whole groups at random, every domain in the same shares: `[items]`.
+def split_groups(groups: NDArray[np.str_], domains: NDArray[np.str_], train: float,
+                 seed: int) -> NDArray[np.str_]:
+    """Splits whole groups at random, with the same fractions in every domain: train or test, `[items]`.
 
     Raises:
         InputError: there are fewer than two groups.
     """
-    # The dealer wants as many items in a domain at least.
-    most = int(np.unique(domains, return_counts=True)[1].max())
-    parts = min(PARTS, len(np.unique(groups)), most)
+    # StratifiedGroupKFold requires a domain with at least as many items as folds.
+    largest_domain = int(np.unique(domains, return_counts=True)[1].max())
+    parts = min(PARTS, len(np.unique(groups)), largest_domain)
     if parts < 2:
-        raise InputError(f"split.by: expected at least two groups to tell apart, found {parts} (of a text: "
+        raise InputError(f"split.by: expected at least two groups, found {parts} (for a text, see "
                          "data.separator)")
     split = np.full(len(groups), "train", dtype="<U5")
-    held = min(max(1, round((1 - train) * parts)), parts - 1)
-    dealer = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    test_parts = min(max(1, round((1 - train) * parts)), parts - 1)
+    splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a domain with fewer items than there are parts
-        for number, (_, out) in enumerate(dealer.split(groups, domains, groups)):
-            if number < held:
-                split[out] = "test"
+        warnings.simplefilter("ignore")  # about domains with fewer items than folds
+        for number, (_, items) in enumerate(splitter.split(groups, domains, groups)):
+            if number < test_parts:
+                split[items] = "test"
     return split
 
 
-def _read(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
+def _read_questions(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
     if isinstance(data, TextConfig):
-        whole = data.prompt + data.ending
-        text = (texts.built_in(data.items, whole) if data.source == "stories" else
-                _text(Path(data.source)))
+        size = data.prompt + data.ending
+        text = (texts.built_in(data.items, size) if data.source == "stories" else
+                _read_text(Path(data.source)))
         return texts.passages(text, prompt=data.prompt, ending=data.ending,
                               separator=data.separator)[:data.items]
-    most = data.items if getattr(data, "domain", "all") == "all" else 10**9
-    rows = (hugging_face(data.source, most) if data.source.startswith("hf:") else
-            read_rows(Path(data.source), most))
+    # A filter by domain needs all rows.
+    max_rows = data.items if getattr(data, "domain", "all") == "all" else 10**9
+    rows = (hugging_face(data.source, max_rows) if data.source.startswith("hf:") else
+            read_rows(Path(data.source), max_rows))
     if isinstance(data, SquadConfig):
         return texts.squad(rows, data.source)
-    found = texts.hellaswag(rows, data.source)
-    return [question for question in found if data.domain in ("all", question.domain)][:data.items]
+    questions = texts.hellaswag(rows, data.source)
+    return [question for question in questions if data.domain in ("all", question.domain)][:data.items]
 
 
-def _text(path: Path) -> str:
-    """With line ends as Unix has them and without a byte-order mark: a text from Windows is the same text."""
+def _read_text(path: Path) -> str:
+    """Reads a text; its line ends and a byte-order mark make no difference to the pieces."""
     try:
         return re.sub(r"\r\n?", "\n", read_text(path))
     except InputError as error:
@@ -201,5 +206,5 @@ def _text(path: Path) -> str:
 
 
 def with_source(config: StudyConfig, source: str) -> StudyConfig:
-    """The study with its data from elsewhere."""
+    """Returns the configuration with another data source."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))

@@ -1,4 +1,4 @@
-"""What a study has found, in one report; and its line in the table of all studies."""
+"""The report of a study, and its rows in the summary table of several studies."""
 
 from __future__ import annotations
 
@@ -23,103 +23,108 @@ from .config import SeriesConfig, StudyConfig
 from .measures import rung_names
 from .study import Study, read_results
 
-LEGEND = ("P: the published rungs. C: controls: the answer's length and the surprise at the prompt, without "
-          "and with activations beside them.")
+LEGEND = ("P: the rungs of the published study. C: controls, which use the answer's length or the prompt's "
+          "NLL, without and with activations.")
 
 
 def collect(study: Study) -> dict[str, Any]:
-    """Every stage's result, made if need be: what results.json holds."""
-    found: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit,
-                             "layers": {}}
+    """Returns the results of all stages, and runs those that are missing: the contents of results.json."""
+    study_results: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit,
+                                     "layers": {}}
     for number, layer in study.layers.items():
-        judged = layer.judged
-        told: dict[str, Any] = {"stages": {}}
-        if judged is not None:
-            told["sae"] = {name: getattr(judged, name)
-                           for name in ("steps", "explained", "probed", "untrained", "dead", "l0", "rows")}
-            told["sae"] |= {**judged.losses._asdict(), "recovered": judged.losses.recovered}
-            told["sae"]["faults"] = layer.faults(judged)
+        evaluation = layer.evaluation
+        results: dict[str, Any] = {"stages": {}}
+        if evaluation is not None:
+            results["sae"] = {name: getattr(evaluation, name) for name in (
+                "steps", "explained", "explained_probed", "explained_random", "dead", "l0", "rows")}
+            results["sae"] |= {**evaluation.losses._asdict(), "recovered": evaluation.losses.recovered}
+            results["sae"]["faults"] = layer.faults(evaluation)
         for name in ("probe", "selective", "calibrate", "cascade", "causal"):
             path = getattr(layer, name)
             if path is not None:
-                told[name], told["stages"][name] = read_result(path), path.name
-        found["layers"][str(number)] = told
-    return found
+                results[name], results["stages"][name] = read_result(path), path.name
+        study_results["layers"][str(number)] = results
+    return study_results
 
 
-def write(study: Study, name: str, how: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Writes results.json, report.md, report.html, figures/ and synthesis.*; returns the rows of the latter.
+def write(study: Study, name: str, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Writes results.json, report.md, report.html, figures/ and synthesis.*; returns the rows of synthesis.*.
 
     Args:
-        how: what made it, for the last section.
+        provenance: the command, versions and machine, for the last section.
     """
-    found = json.loads(as_json(collect(study)))  # as it will be read
-    found["name"] = name
-    rows = [*lines(found), *others(study.config)]
+    study_results = json.loads(as_json(collect(study)))  # the same types as when read from disk
+    study_results["name"] = name
+    rows = [*synthesis_rows(study_results), *other_studies(study.config)]
     report = Report(f"{name}: what predicts difficulty?")
-    _opening(report, study, found)
-    for layer, told in found["layers"].items():
-        if len(found["layers"]) > 1:
+    _opening(report, study, study_results)
+    for layer, results in study_results["layers"].items():
+        if len(study_results["layers"]) > 1:
             report.heading(f"Layer {layer}")
-        _layer(report, study, int(layer), told, found["unit"])
+        _layer(report, study, int(layer), results, study_results["unit"])
     report.heading("All studies")
-    report.paragraph("The difference of latents and raw values is P3 − P2, with p of a paired test, "
-                     "corrected for the comparisons of its study. Causal: chosen latents that change the "
-                     "loss for sure, and more than all of their controls do. Selective: of the rung that "
-                     "cross-validation prefers, the share of the oracle's gain. Cascade − coin: with a "
-                     "quarter of the items handed on by that rung, its error less that of a coin of the same "
-                     "cost.")
+    report.paragraph("Latents − raw: the difference of AUROC between P3 and P2. Corrected p: of its paired "
+                     "bootstrap test, with Holm's correction for the comparisons of the study. Causal: the "
+                     "number of chosen latents whose ablation changes the loss significantly (corrected p < "
+                     "0.05) and more than the ablation of any of their controls. Fraction of oracle gain: in "
+                     "selective answering, for the P rung preferred by cross-validation. Cascade − random: "
+                     "the error when that rung routes 25% of the items to the larger model, minus the error "
+                     "of random routing at equal cost.")
     report.table(rows)
-    report.finish(study.out, found, how)
+    report.finish(study.out, study_results, provenance)
     write_tables(study.out / "synthesis", rows, "All studies")
     return rows
 
 
-def lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A study's rows in the table of all: one for each layer."""
+def synthesis_rows(study_results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a study's rows in the summary table: one for each layer."""
     rows = []
-    for layer, told in found["layers"].items():
-        probe, best = told["probe"], preferred(told["probe"])
+    for layer, results in study_results["layers"].items():
+        probe, best = results["probe"], preferred(results["probe"])
         rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
         row: dict[str, Any] = {
-            "study": found["name"], "layer": int(layer), "test items": probe["test"], "hard": probe["hard"],
-            **{short: rungs.get(name) for short, name in (
+            "study": study_results["name"], "layer": int(layer), "test items": probe["test"],
+            "fraction hard": probe["hard"],
+            **{column: rungs.get(name) for column, name in (
                 ("P1 cheap", "P1_cheap"), ("P2 + raw", "P2_cheap_raw"), ("P3 + latents", "P3_cheap_sae"),
                 ("C1 length", "C1_length"))}}
         headline: Mapping[str, Any] = next(
             (c for c in probe["comparisons"] if (c["a"], c["b"]) == ("P3_cheap_sae", "P2_cheap_raw")), {})
         row["latents − raw"] = _interval(headline.get("difference"))
-        row["p"] = headline.get("p_holm")
-        for where in ("all", "boundary"):
-            effects = told.get("causal", {}).get("positions", {}).get(where)
-            row[f"causal, {where}"] = None if effects is None else (
-                f"{0 if probe['groups'] < FEW else sum(e['beyond'] for e in effects['chosen'].values())} of "
-                f"{len(effects['chosen'])}")
-        row["selective"] = _interval(told["selective"]["rungs"][best]["fraction_of_oracle"])
-        handed = told.get("cascade", {"rungs": {}})["rungs"].get(best, {})
-        row["cascade − coin"] = _interval(handed.get("0.25"))
-        if told.get("sae", {}).get("faults"):
+        row["corrected p"] = headline.get("p_holm")
+        for positions in ("all", "boundary"):
+            effects = results.get("causal", {}).get("positions", {}).get(positions)
+            if effects is None:
+                row[f"causal, {positions}"] = None
+                continue
+            exceeding = sum(e["exceeds_controls"] for e in effects["chosen"].values())
+            row[f"causal, {positions}"] = (
+                f"{0 if probe['groups'] < FEW else exceeding} of {len(effects['chosen'])}")
+        row["fraction of oracle gain"] = _interval(results["selective"]["rungs"][best]["fraction_of_oracle"])
+        routed = results.get("cascade", {"rungs": {}})["rungs"].get(best, {})
+        row["cascade − random"] = _interval(routed.get("0.25"))
+        if results.get("sae", {}).get("faults"):
             row["study"] += " (autoencoder forced)"
         rows.append(row)
     return rows
 
 
-def others(config: StudyConfig) -> list[dict[str, Any]]:
-    """The rows of other studies, which the configuration names.
+def other_studies(config: StudyConfig) -> list[dict[str, Any]]:
+    """Returns the summary rows of the studies under the key `also`.
 
     Raises:
-        InputError: one has no results, or they are none of a study of difficulty.
+        InputError: a study has no results, or they are not those of a difficulty study.
     """
     rows = []
     for path in map(Path, config.also):
-        found = read_results(path)
+        study_results = read_results(path)
         with as_expected(path / RESULTS):
-            rows += [_checked(row) for row in lines(found)]
+            rows += [_checked(row) for row in synthesis_rows(study_results)]
     return rows
 
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError or OverflowError where a cell is not of its column's kind: no table takes both."""
+    """Returns the row. Raises ValueError or OverflowError if a cell has the wrong type for its column."""
     for name, value in row.items():
         is_text = name == "study" or name.startswith("causal")
         for cell in [value.point, value.low, value.high] if isinstance(value, Interval) else [value]:
@@ -131,7 +136,7 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def preferred(probe: Mapping[str, Any]) -> str:
-    """The rung of the highest cross-validated AUROC that is no control: chosen without the test rows."""
+    """Returns the P rung with the highest cross-validated AUROC. The choice does not use the test items."""
     rungs = {name: rung["cross_validated"] for name, rung in probe["rungs"].items() if name.startswith("P")}
     return max(rungs, key=lambda name: rungs[name])
 
@@ -139,204 +144,223 @@ def preferred(probe: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _opening(report: Report, study: Study, found: Mapping[str, Any]) -> None:
-    config, unit = study.config, found["unit"]
-    first = next(iter(found["layers"].values()))["probe"]
-    hard = ("where the network prefers a wrong ending" if config.data.family == "hellaswag" else
-            f"with at least the {unit} of the {config.labels.quantile:.0%} quantile of the "
-            + ("items to learn from" if config.labels.of == "train" else "items, test ones among them"))
+def _opening(report: Report, study: Study, study_results: Mapping[str, Any]) -> None:
+    config, unit = study.config, study_results["unit"]
+    first = next(iter(study_results["layers"].values()))["probe"]
+    error = "NLL in nats" if unit == "nats" else unit
+    hard = ("if the network prefers a wrong ending" if config.data.family == "hellaswag" else
+            f"if its {error} is at least the {config.labels.quantile:.0%} quantile of "
+            + ("the train items" if config.labels.of == "train" else "all items, including the test items"))
     report.paragraph(
-        f"Of {len(study.subject)} items of `{config.data.family}` ({config.data.source}), {first['train']} "
-        f"to learn from and {first['test']} held out in {first['groups']} groups ({first['purged']} left "
-        f"out), an item counts as hard {hard}: {first['hard_train']:.1%} of those to learn from, "
-        f"{first['hard']:.1%} of those held out. Intervals are of 95 % and resample whole groups; C "
-        f"was chosen over {first['folds']} folds.")
-    for layer, told in found["layers"].items():
-        report.points([f"**Layer {layer}.** {text}" for text in verdicts(told)])
+        f"The study uses {len(study.subject)} items of `{config.data.family}` ({config.data.source}): "
+        f"{first['train']} train items, {first['test']} test items in {first['groups']} groups, and "
+        f"{first['purged']} excluded items. An item counts as hard {hard}: {first['hard_train']:.1%} of the "
+        f"train items and {first['hard']:.1%} of the test items. Intervals are 95% bootstrap intervals that "
+        f"resample whole groups; {first['folds']}-fold cross-validation chose C, the inverse penalty of the "
+        "probes.")
+    for layer, results in study_results["layers"].items():
+        report.points([f"**Layer {layer}.** {text}" for text in conclusions_of(results)])
     if first["constant"]:
-        report.paragraph("Left out, as they say the same of every item to learn from: " + ", ".join(
+        report.paragraph("Features removed because they are constant over the train items: " + ", ".join(
             f"`{block}.{name}`" for block, names in first["constant"].items() for name in names) + ".")
 
 
-def verdicts(told: Mapping[str, Any]) -> list[str]:
-    """What the numbers say, and no more than that."""
-    probe, best = told["probe"], preferred(told["probe"])
+def conclusions_of(results: Mapping[str, Any]) -> list[str]:
+    """Returns the conclusions for one layer: sentences that claim no more than the tests support."""
+    probe, best = results["probe"], preferred(results["probe"])
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     area = rungs[best]
     assert area is not None
     few = probe["groups"] < FEW
-    said = [f"`{best}`, which cross-validation prefers among P1 to P5, has AUROC {conclusions.format_interval(area)}: "
-            f"{conclusions.against_chance(area, probe['groups'])}."]
-    controls = [f"`{name}` {conclusions.format_interval(found)}" for name in ("C1_length", "C2_cheap_surprise")
-                if (found := rungs.get(name)) is not None]
+    sentences = [f"`{best}`, preferred by cross-validation among P1 to P5, has AUROC "
+                 f"{conclusions.format_interval(area)}: "
+                 f"{conclusions.compare_with_chance(area, probe['groups'])}."]
+    controls = [f"`{name}` {conclusions.format_interval(interval)}" for name in ("C1_length", "C2_cheap_nll")
+                if (interval := rungs.get(name)) is not None]
     if controls:
-        said.append(f"What needs no activations comes to: {', '.join(controls)}.")
-    said += conclusions.too_few(probe["groups"])
-    names = {("P3_cheap_sae", "P2_cheap_raw"): "Latents in place of raw values",
-             ("P2_cheap_raw", "P1_cheap"): "Raw values beside cheap features",
-             ("P4_raw_only", "C1_length"): "Raw values in place of the answer's length",
-             ("C3_length_raw", "C1_length"): "Raw values beside the answer's length",
-             ("C5_surprise_raw", "C2_cheap_surprise"): "Raw values beside the prompt's surprise"}
+        sentences.append(f"AUROC of the controls without activations: {', '.join(controls)}.")
+    sentences += conclusions.few_groups_warning(probe["groups"])
+    names = {("P3_cheap_sae", "P2_cheap_raw"): "Latents instead of raw activations (P3 − P2)",
+             ("P2_cheap_raw", "P1_cheap"): "Raw activations in addition to cheap features (P2 − P1)",
+             ("P4_raw_only", "C1_length"): "Raw activations instead of the answer's length (P4 − C1)",
+             ("C3_length_raw", "C1_length"): "Raw activations in addition to the answer's length (C3 − C1)",
+             ("C5_nll_raw", "C2_cheap_nll"): "Raw activations in addition to the prompt's NLL (C5 − C2)"}
     for comparison in probe["comparisons"]:
         name = names.get((comparison["a"], comparison["b"]))
         change, p = _interval(comparison["difference"]), comparison["p_holm"]
         if name is None or change is None or p is None:
             continue
-        gain = "a gain" if change.point > 0 else "a loss"
-        verdict = gain if conclusions.is_significant(p, probe["groups"]) else "no difference that is sure"
-        said.append(f"{name}: {conclusions.format_interval(change, sign=True)}, corrected p {conclusions.format_p(p)}: "
-                    f"{verdict}.")
-    if causal := told.get("causal"):
-        for where, effects in causal["positions"].items():
+        direction = "a significant gain" if change.point > 0 else "a significant loss"
+        verdict = direction if conclusions.is_significant(p, probe["groups"]) else "not significant"
+        sentences.append(f"{name}: {conclusions.format_interval(change, sign=True)} AUROC, corrected p "
+                         f"{conclusions.format_p(p)}: {verdict}.")
+    if causal := results.get("causal"):
+        for positions, effects in causal["positions"].items():
             chosen = effects["chosen"].values()
-            sure, beyond = (0 if few else sum(e[key] for e in chosen) for key in ("sure", "beyond"))
+            significant, exceeding = (0 if few else sum(e[key] for e in chosen)
+                                      for key in ("significant", "exceeds_controls"))
             if not chosen:
-                said.append("The probe on latents uses none: nothing is left out.")
+                sentences.append("The probe on latents gives no latent a nonzero weight, so none is ablated.")
                 break
-            said.append(f"Patched at {where}: leaving out {sure} of {len(chosen)} chosen latents changes the "
-                        f"loss for sure; {beyond} of them change it more than all of their controls do.")
-    gained = Interval.from_tree(told["selective"]["rungs"][best]["fraction_of_oracle"])
-    said.append(f"Answering what `{best}` takes for easy has {conclusions.format_interval(gained)} of what an oracle "
-                "gains.")
-    if "cascade" in told:
-        handed = Interval.from_tree(told["cascade"]["rungs"][best]["0.25"])
-        said.append(f"Handing a quarter of the items on by `{best}` errs {conclusions.format_interval(handed)} against "
-                    "random routing at equal cost: " + ("not told apart." if few or not handed.excludes_zero else
-                                "better." if handed.high < 0 else "worse."))
-    for fault in told.get("sae", {}).get("faults", []):
-        said.append(f"**The autoencoder should not have been used: {fault}.** `sae.force` was set.")
-    return said
+            sentences.append(f"Positions patched: {positions}. The ablation of {significant} of "
+                             f"{len(chosen)} chosen latents changes the loss significantly (corrected p < "
+                             f"0.05); {exceeding} of them change it more than any of their controls.")
+    gain = Interval.from_tree(results["selective"]["rungs"][best]["fraction_of_oracle"])
+    sentences.append(f"Selective answering, ranked by `{best}`, reaches {conclusions.format_interval(gain)} "
+                     "of the oracle's gain.")
+    if "cascade" in results:
+        routed = Interval.from_tree(results["cascade"]["rungs"][best]["0.25"])
+        sentences.append(f"If `{best}` routes 25% of the items to the larger model, the error differs by "
+                         f"{conclusions.format_interval(routed)} from random routing at equal cost: "
+                         + ("not significant (the 95% interval includes 0, or there are too few groups)."
+                            if few or not routed.excludes_zero else
+                            "better." if routed.high < 0 else "worse."))
+    for fault in results.get("sae", {}).get("faults", []):
+        sentences.append(f"**The autoencoder fails a quality check: {fault}.** `sae.force` was set.")
+    return sentences
 
 
-def _layer(report: Report, study: Study, layer: int, told: Mapping[str, Any], unit: str) -> None:
-    if sae := told.get("sae"):
+def _layer(report: Report, study: Study, layer: int, results: Mapping[str, Any], unit: str) -> None:
+    if sae := results.get("sae"):
         report.heading("The autoencoder", 3)
-        seen = ("whether it has learned from them is not known" if study.config.sae.path else
-                "none that it has learned from")
-        report.paragraph(f"On held-out items, {seen}. Variance explained at all positions, where it is "
-                         "probed, and by random weights of its shape. Loss recovered: how far the network "
-                         "gets with the reconstruction of all of the prompt, from zeros there (0) to what it "
-                         "is (1).")
+        overlap = ("It is not known whether the autoencoder was trained on these "
+                   "items." if study.config.sae.path
+                   else "The autoencoder was not trained on these items.")
+        report.paragraph(f"Quality on held-out items. {overlap} The explained variance is given at all "
+                         "positions, at the probed positions, and at all positions for an autoencoder of the "
+                         "same shape with random weights. Loss recovered compares the network's loss with "
+                         "the reconstruction at all positions of the prompt to zeros at these positions (0) "
+                         "and to the unpatched network (1).")
         report.table([{"updates": sae["steps"], "rows": sae["rows"],
-                       "variance explained": sae["explained"], "where probed": sae["probed"],
-                       "random weights": sae["untrained"], "L0": sae["l0"], "never active": sae["dead"],
-                       f"loss, {unit}": sae["natural"], "reconstructed": sae["reconstructed"],
-                       "zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
-    _ladder(report, layer, told["probe"])
+                       "variance explained": sae["explained"], "at probed positions": sae["explained_probed"],
+                       "by random weights": sae["explained_random"], "L0": sae["l0"],
+                       "fraction of dead latents": sae["dead"],
+                       f"loss ({unit})": sae["natural"], "loss, reconstructed": sae["reconstructed"],
+                       "loss, zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
+    _ladder(report, layer, results["probe"])
     scores = read_columns(study.layers[layer].probe / "scores.parquet")
-    best = preferred(told["probe"])
-    _selective(report, layer, told["selective"], scores, unit, best)
-    _calibration(report, layer, told["calibrate"], study, best)
-    if "cascade" in told:
-        _cascade(report, layer, told["cascade"], scores, study, unit, best)
-    if "causal" in told:
-        _causal(report, study.config, layer, told["causal"])
+    best = preferred(results["probe"])
+    _selective(report, layer, results["selective"], scores, unit)
+    _calibration(report, layer, results["calibrate"], study, best)
+    if "cascade" in results:
+        _cascade(report, layer, results["cascade"], scores, study, unit)
+    if "causal" in results:
+        _causal(report, study.config, layer, results["causal"])
 
 
 def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
-    report.heading("Ladder", 3)
+    report.heading("The ladder of probes", 3)
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
-                  f"AUROC of each rung on {probe['test']} held-out items. {LEGEND} Intervals are of one "
-                  "rung or difference each; p is corrected for all of them.")
+                  f"AUROC of each rung on {probe['test']} test items. {LEGEND} Intervals are not corrected "
+                  "for multiple comparisons. The corrected p is (Holm, over all differences of the table).")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
     report.table([{"rung": name, "AUROC": rungs[name], "AUPRC": rung["auprc"], "C": rung["C"],
-                   "cross-validated": rung["cross_validated"],
-                   **({"says": "the same of every item"} if rung["constant"] else {}),
-                   **{f"in {domain}": rung["domains"].get(domain) for domain in domains if len(domains) > 1}}
+                   "cross-validated AUROC": rung["cross_validated"],
+                   **({"note": "constant score"} if rung["constant"] else {}),
+                   **{f"AUROC, {domain}": rung["domains"].get(domain)
+                      for domain in domains if len(domains) > 1}}
                   for name, rung in probe["rungs"].items()])
     report.table([{"difference": f"{c['a']} − {c['b']}", "AUROC": _interval(c["difference"]), "p": c["p"],
-                   "corrected p": c["p_holm"], "DeLong, items alone": c["delong"]}
+                   "corrected p": c["p_holm"], "DeLong p, ungrouped": c["delong"]}
                   for c in probe["comparisons"]])
 
 
-def _selective(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray],
-               unit: str, best: str) -> None:
-    report.heading("Answering only what seems easy", 3)
+def _selective(report: Report, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
+               unit: str) -> None:
+    report.heading("Selective answering", 3)
     curves = {name: selective.RiskCoverage(
-        np.asarray(told["coverages"]), np.asarray(rung["risks"]), np.asarray(rung["low"]),
+        np.asarray(results["coverages"]), np.asarray(rung["risks"]), np.asarray(rung["low"]),
         np.asarray(rung["high"]), Interval.from_tree(rung["aurc"]),
         Interval.from_tree(rung["fraction_of_oracle"]))
-        for name, rung in told["rungs"].items()}
-    what = _error(scores, unit)
-    shown = {name: curve for name, curve in curves.items() if name.startswith("P")}
+        for name, rung in results["rungs"].items()}
+    error = _error_name(scores, unit)
+    published = {name: curve for name, curve in curves.items() if name.startswith("P")}
     report.figure(f"risk-coverage-{layer}",
-                  figures.risk_coverage(shown, told["oracle"], told["mean_error"], unit=what),
-                  f"{what.capitalize()} of the items answered, those first that a rung takes for easy.")
-    half = list(told["coverages"]).index(0.5)
-    report.table([{"rung": name, "AURC": curve.aurc, "of the oracle's gain": curve.fraction_of_oracle,
-                   f"{what} at half": float(curve.risks[half]), "at all": told["mean_error"]}
+                  figures.risk_coverage(published, results["oracle"], results["mean_error"], unit=error),
+                  f"Risk–coverage curves: {error} of the answered items, as a function of the fraction "
+                  "answered. Each rung answers the items with the lowest predicted probability of being "
+                  "hard.")
+    half = list(results["coverages"]).index(0.5)
+    report.table([{"rung": name, "AURC": curve.aurc, "fraction of oracle gain": curve.fraction_of_oracle,
+                   f"{error} at coverage 0.5": float(curve.risks[half]),
+                   "at coverage 1": results["mean_error"]}
                   for name, curve in curves.items()])
 
 
-def _calibration(report: Report, layer: int, told: Mapping[str, Any], study: Study, best: str) -> None:
-    report.heading("Can the probability be believed?", 3)
+def _calibration(report: Report, layer: int, results: Mapping[str, Any], study: Study, best: str) -> None:
+    report.heading("Calibration", 3)
     table = read_columns(study.layers[layer].calibrate / "probabilities.parquet")
-    kinds = list(told["rungs"][best])
+    kinds = list(results["rungs"][best])
     report.figure(f"reliability-{layer}", figures.reliability(
         {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
-        f"`{best}` as it is (trained with balanced classes) and recalibrated out of "
-        "fold. A temperature cannot undo the shift that balancing makes where one class is rarer.")
-    report.table([{"rung": name, "kind": kind, "ECE": v["ece"], "Brier": v["brier"],
+        f"Reliability of `{best}`: raw (trained with balanced class weights) and recalibrated out of fold. A "
+        "temperature cannot undo the shift from balanced class weights when one class is rarer.")
+    report.table([{"rung": name, "calibration": kind, "ECE": v["ece"], "Brier": v["brier"],
                    "log loss, nats": v["log_loss"], "AUROC": v["auroc"]}
-                  for name, kinds in told["rungs"].items() for kind, v in kinds.items()])
+                  for name, kinds in results["rungs"].items() for kind, v in kinds.items()])
 
 
-def _cascade(report: Report, layer: int, told: Mapping[str, Any], scores: Mapping[str, np.ndarray],
-             study: Study, unit: str, best: str) -> None:
-    report.heading("Handing hard items on", 3)
+def _cascade(report: Report, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
+             study: Study, unit: str) -> None:
+    report.heading("Cascade: routing hard items to the larger model", 3)
     path = study.layers[layer].cascade
     assert path is not None
     errors, options = read_columns(path / "errors.parquet"), study.config.cascade
-    what = _error(scores, unit)
+    error = _error_name(scores, unit)
     costs = cascade.Costs(options.small, options.large, options.pay_both)
     names = [name for name in rung_names(scores) if name.startswith("P")]
     report.figure(f"pareto-{layer}", figures.pareto(
         {name: cascade.frontier(errors["small"], errors["large"], scores[name], costs) for name in names},
         cascade.oracle_frontier(errors["small"], errors["large"], costs),
-        (told["always_small"], told["always_large"]), costs, unit=what),
-        f"The larger model costs {options.large:g} where the cheap one costs {options.small:g}"
-        + (", and an item handed on costs both." if options.pay_both else "."))
-    report.paragraph(f"The larger model is better on {told['large_better']:.1%} of the held-out items: "
-                     f"{told['always_large']:.3f} against {told['always_small']:.3f} on average.")
-    report.paragraph("With a share of the items handed on that was said beforehand, the error less that of a "
-                     "coin of the same cost, which pays for the model that it picks alone (below 0: better "
-                     "than the coin).")
-    report.table([{"rung": name, **{f"{float(share):.0%} handed on": _interval(gain)
-                                    for share, gain in rung.items()}}
-                  for name, rung in told["rungs"].items()])
+        (results["always_small"], results["always_large"]), costs, unit=error),
+        f"Error against mean cost. A call of the larger model costs {options.large:g}, one of the small "
+        f"model {options.small:g}" + ("; a routed item costs both." if options.pay_both else "."))
+    report.paragraph(f"The larger model has the lower error on {results['large_better']:.1%} of the test "
+                     f"items. Mean error ({error}): {results['always_large']:.3f} for the larger model, "
+                     f"{results['always_small']:.3f} for the small one.")
+    report.paragraph("The table compares each rung with random routing at equal cost: the error of the "
+                     "cascade minus that of random routing (below 0: better). The fraction of routed items "
+                     "is fixed in advance. Random routing calls, and pays for, only one of the two models "
+                     "per item.")
+    report.table([{"rung": name, **{f"{float(fraction):.0%} routed": _interval(difference)
+                                    for fraction, difference in rung.items()}}
+                  for name, rung in results["rungs"].items()])
 
 
-def _causal(report: Report, config: StudyConfig, layer: int, told: Mapping[str, Any]) -> None:
-    report.heading("Do the latents cause it?", 3)
-    drawn = ""
+def _causal(report: Report, config: StudyConfig, layer: int, results: Mapping[str, Any]) -> None:
+    report.heading("Causal effects of the latents", 3)
+    sampling = ""
     if isinstance(config.data, SeriesConfig):
-        drawn = (f" Each loss is of {config.causal.samples} futures of "
-                 f"{min(config.causal.horizon, config.data.horizon)} values, drawn with the same random "
-                 "numbers; the boundary is the end token's position.")
-    report.paragraph(f"What leaving one latent out of the reconstruction does to the loss of {told['items']} "
-                     f"held-out items, in {told['unit']}; controls are latents drawn at random among those "
-                     f"as often active.{drawn}")
-    for where, effects in told["positions"].items():
+        sampling = (f" Each loss is the CRPS of {config.causal.samples} sampled forecasts of "
+                    f"{min(config.causal.horizon, config.data.horizon)} values, with the same random numbers "
+                    "for every patch; the boundary is the position of the end token.")
+    report.paragraph(f"Change of the loss, in {results['unit']}, when the reconstruction omits one latent, "
+                     f"on {results['items']} test items. Controls are random latents of similar activation "
+                     f"frequency.{sampling}")
+    for positions, effects in results["positions"].items():
         if not effects["chosen"]:
-            report.paragraph("The probe on latents uses none of them.")
+            report.paragraph("The probe on latents gives no latent a nonzero weight, so none is ablated.")
             continue
         bars = {f"latent {name}": Interval.from_tree(e["change"]) for name, e in effects["chosen"].items()}
         bars |= {f"control {name}": Interval.from_tree(e["change"])
                  for name, e in list(effects["controls"].items())[:5]}
-        report.figure(f"causal-{layer}-{where}", figures.effects(bars, unit=told["unit"]),
-                      f"Patched: {where}. Intervals of one latent each, not corrected; the first five "
-                      f"controls. The reconstruction alone: "
-                      f"{conclusions.format_interval(Interval.from_tree(effects['reconstruction']), 4)}.")
-        report.table([{"patched": where, "latent": name, "change": _interval(e["change"]), "p": e["p"],
-                       "corrected p": e["p_holm"], "items changed": e["items_changed"],
-                       "controls as large": f"{e['as_large']} of {e['controls']}"}
+        reconstruction = conclusions.format_interval(Interval.from_tree(effects["reconstruction"]), 4)
+        report.figure(f"causal-{layer}-{positions}", figures.effects(bars, unit=results["unit"]),
+                      f"Positions patched: {positions}. Intervals are not corrected for multiple "
+                      "comparisons; only the first five controls are shown. The reconstruction alone changes "
+                      f"the loss by {reconstruction}.")
+        report.table([{"positions": positions, "latent": name, "change of loss": _interval(e["change"]),
+                       "p": e["p"], "corrected p": e["p_holm"], "items changed": e["items_changed"],
+                       "controls with as large a change": f"{e['controls_as_large']} of {e['controls']}"}
                       for name, e in effects["chosen"].items()])
 
 
-def _error(scores: Mapping[str, np.ndarray], unit: str) -> str:
-    """What an error is called."""
-    return "share of wrong answers" if np.isin(scores["error"], (0, 1)).all() else f"mean {unit}"
+def _error_name(scores: Mapping[str, np.ndarray], unit: str) -> str:
+    """Returns the name of the mean error, with its unit."""
+    if np.isin(scores["error"], (0, 1)).all():
+        return "fraction of wrong answers"
+    return "mean NLL (nats)" if unit == "nats" else f"mean {unit}"
 
 
 def _interval(tree: Mapping[str, Any] | None) -> Interval | None:
@@ -344,8 +368,8 @@ def _interval(tree: Mapping[str, Any] | None) -> Interval | None:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], config: StudyConfig) -> list[list[str]]:
-    """The closing table of the terminal."""
+    """Returns the summary table that the command prints: header and one row per layer."""
     head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
-    own = rows[:len(config.extract.layers)]
+    rows_of_study = rows[:len(config.extract.layers)]
     return [head, *([str(row["layer"]), *("–" if row[name] is None else conclusions.format_interval(row[name])
-                                          for name in head[1:])] for row in own)]
+                                          for name in head[1:])] for row in rows_of_study)]

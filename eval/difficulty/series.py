@@ -1,4 +1,4 @@
-"""Windows of a time series that a forecaster is asked to continue, and how well it does."""
+"""Windows of a time series, their split in time, and the scores of forecasts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..inputs.rows import columns_of, read_rows
 
 
 def read_series(path: Path, column: str) -> Floats:
-    """One column of a CSV file with a header, or of another file of rows: `[time]`, f64.
+    """Reads one column of a CSV file with a header, or of another file of rows: `[time]`, f64.
 
     Raises:
-        InputError: it cannot be read, has no such column or no rows, or a cell of it is no finite number;
-            rows are counted from 0, below the header.
+        InputError: the file cannot be read, has no rows or no such column, or a cell is not a finite number
+            (the message counts rows from 0, after the header).
     """
-    rows = read_rows(path, most=None)
+    rows = read_rows(path, None)
     if not any(column in row for row in rows):
         raise InputError(f"{path}: expected the column '{column}'; {columns_of(rows[0])}")
     cells = [row.get(column) for row in rows]
@@ -36,8 +36,13 @@ def read_series(path: Path, column: str) -> Floats:
 
 
 class Windows(NamedTuple):
-    """Pieces of a series: starts int `[windows]`, contexts f64 `[windows, context]`, and what came then,
-    futures f64 `[windows, horizon]`."""
+    """Windows of a series.
+
+    Attributes:
+        starts: int `[windows]`.
+        contexts: f64 `[windows, context]`, the values that the network reads.
+        futures: f64 `[windows, horizon]`, the values after them.
+    """
 
     starts: NDArray[np.int64]
     contexts: Floats
@@ -45,7 +50,7 @@ class Windows(NamedTuple):
 
 
 def windows(values: ArrayLike, *, context: int = 512, horizon: int = 96, stride: int = 24) -> Windows:
-    """All windows that begin at a multiple of `stride` and end within the values `[time]`.
+    """Returns all windows of the values `[time]` that start at a multiple of `stride`.
 
     Raises:
         InputError: the series is shorter than one window, or a length is less than 1.
@@ -55,8 +60,8 @@ def windows(values: ArrayLike, *, context: int = 512, horizon: int = 96, stride:
         if length < 1:
             raise InputError(f"{name}: expected at least 1, found {length}")
     if values.ndim != 1 or len(values) < context + horizon:
-        raise InputError(f"values: expected [time] with at least {context + horizon} of them, the context "
-                         f"and the horizon, found {list(values.shape)}")
+        raise InputError(f"values: expected [time] with at least {context + horizon} values (context + "
+                         f"horizon), found {list(values.shape)}")
     pieces = sliding_window_view(values, context + horizon)[::stride]
     starts = np.arange(len(pieces)) * stride
     return Windows(starts, pieces[:, :context].copy(), pieces[:, context:].copy())
@@ -64,14 +69,14 @@ def windows(values: ArrayLike, *, context: int = 512, horizon: int = 96, stride:
 
 def split_in_time(starts: Sequence[int] | NDArray[np.integer], span: int, length: int,
                   train: float = 0.7) -> NDArray[np.str_]:
-    """"train", "test" or "purge" for each window: `[windows]`.
+    """Returns "train", "test" or "purge" for each window: `[windows]`.
 
-    With the cut after the first share of the series, training windows end before it, and test windows
-    begin a whole span after it: no test window lies beside what was learned from.
+    The cut is after the fraction `train` of the series. Train windows end before the cut. Test windows start
+    at least one span after it, so that no test window is adjacent to training data.
 
     Args:
-        span: of a window, context and horizon.
-        length: of the series.
+        span: length of a window, context and horizon.
+        length: length of the series.
     """
     starts, cut = np.asarray(starts), int(train * length)
     return np.where(starts + span <= cut, "train", np.where(starts >= cut + span, "test", "purge"))
@@ -79,11 +84,12 @@ def split_in_time(starts: Sequence[int] | NDArray[np.integer], span: int, length
 
 def scores(samples: ArrayLike, contexts: ArrayLike, futures: ArrayLike,
            season: int = 24) -> tuple[Floats, Floats]:
-    """How far each forecast is off: (CRPS, MASE), each `[batch]`, f64; less is better.
+    """Returns the errors of forecasts: (CRPS, MASE), each `[batch]`, f64; lower is better.
 
-    The CRPS is in the series' unit, its mean over the horizon. MASE (Hyndman & Koehler 2006) is the mean
-    error of the samples' mean, divided by that of saying, in the context, what was a season ago; where
-    that is 0 or nothing (the context is no longer than a season), by 1e-5.
+    The CRPS is the mean over the horizon, in the unit of the series. The MASE (Hyndman & Koehler 2006) is the
+    mean absolute error of the sample mean, divided by the mean absolute error of the seasonal naive forecast
+    within the context. If the latter is 0 or undefined (the context is not longer than a season), the divisor
+    is 1e-5.
 
     Args:
         samples: `[batch, samples, horizon]`.
@@ -112,7 +118,7 @@ def scores(samples: ArrayLike, contexts: ArrayLike, futures: ArrayLike,
 
 
 def _number(cell: Any) -> float:
-    """NaN where it is none."""
+    """Returns the cell as a number, or NaN if it is not one."""
     try:
         return float(cell)
     except (TypeError, ValueError, OverflowError):

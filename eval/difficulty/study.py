@@ -1,8 +1,8 @@
-"""The stages of a study: each reads what stands on disk, and leaves its result there.
+"""The stages of a study. Each reads the results of earlier stages from disk and writes its own.
 
-    extract → items → sae → judged → features → probe → selective, calibrate, cascade; causal
-A stage makes what it needs of those before it. What it is made of is its key (eval/stages.py): the
-contents of networks and data, its options, and the keys of the stages that it reads.
+    extract → items → sae → sae_eval → features → probe → selective, calibrate, cascade; causal
+A stage first runs the stages it depends on. Its key (eval/stages.py) is a hash of everything its result
+depends on: the contents of networks and data, its options, and the keys of the stages it reads.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from ..probes import Block, ProbeOptions
 from ..stages import RESULTS, Stages, key, read_result, recipe, without, write_result
 from ..tables import read_columns, write_columns
 from . import autoencoder, causal, measures
-from .autoencoder import Judged
+from .autoencoder import SAEEvaluation
 from .config import SeriesConfig, StudyConfig
 from .extract import Extraction, extract
 from .features import make_features, read_features
 from .forecasts import Forecasts
 from .items import Items, make_items, read_items
 from .ladder import Notify
-from .measures import Drawn
+from .measures import BootstrapOptions
 from .questions import Questions
 from .subject import Subject
 
 
 class Study:
-    """One configuration. `extract`, `items` and `dear` are directories of results, made when first asked for.
+    """One configuration. `extract`, `items` and `large` are directories of results, computed at first access.
 
     Args:
-        tell: called with a line for what is being made.
+        notify: receives a progress line for each step.
     """
 
     def __init__(self, config: StudyConfig, out: Path, notify: Notify = lambda line: None) -> None:
         self.config, self.out, self.notify = config, out, notify
         self.stages = Stages(out / "stages", notify)
         self.mesh = make_mesh(config.mesh)
-        self.studied = networks.Studied(config.network, out)
+        self.studied = networks.StudyNetwork(config.network, out)
         self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
 
     def check(self) -> None:
-        """What can be known before anything is asked.
+        """Checks all inputs before the first computation.
 
         Raises:
-            InputError: another study's results, a network, an autoencoder or a training configuration is not
-                there, or the output directory cannot be written.
+            InputError: another study's results, a network, an autoencoder or a training configuration is
+                missing, or the output directory cannot be written.
         """
         config = self.config
         for path in config.also:
@@ -74,8 +74,8 @@ class Study:
 
     @functools.cached_property
     def subject(self) -> Subject:
-        kind = Forecasts if isinstance(self.config.data, SeriesConfig) else Questions
-        return kind(self.config, self.mesh)
+        subject_class = Forecasts if isinstance(self.config.data, SeriesConfig) else Questions
+        return subject_class(self.config, self.mesh)
 
     @functools.cached_property
     def network(self) -> Any:
@@ -84,64 +84,66 @@ class Study:
     @functools.cached_property
     def extract(self) -> Path:
         options = self.config.extract
-        manifest = recipe("extract", **self._asked, layers=sorted(options.layers), positions=options.positions)
+        manifest = recipe("extract", **self._dependencies, layers=sorted(options.layers),
+                          positions=options.positions)
         return self.stages.make("extract", manifest, lambda path: extract(
             path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
 
     @functools.cached_property
     def items(self) -> Path:
         manifest = recipe("items", extract=self.extract.name, split=config_lib.to_dict(self.config.split),
-                         labels=config_lib.to_dict(self.config.labels), seed=self.config.seed)
+                          labels=config_lib.to_dict(self.config.labels), seed=self.config.seed)
         return self.stages.make("items", manifest, lambda path: make_items(
             path, self.subject, Extraction(self.extract), self.config))
 
     @functools.cached_property
     def table(self) -> Items:
-        """What `items` holds."""
+        """The table of items."""
         return read_items(self.items)
 
     @functools.cached_property
     def folds(self) -> Folds:
-        """Of the items to learn from. Raises InputError where they do not bear two folds."""
+        """The cross-validation folds of the train items. Raises InputError if fewer than two are possible."""
         table = self.table
-        found = self.subject.folds(table.hard[table.train], table.train, self.config.probe.folds)
-        if len(found) < 2:
-            raise InputError(f"probe.folds: the {len(table.train)} items to learn from leave {len(found)} "
-                             "folds that have both hard and easy items; expected two at least")
-        return found
+        folds = self.subject.folds(table.hard[table.train], table.train, self.config.probe.folds)
+        if len(folds) < 2:
+            raise InputError("probe.folds: expected at least two folds with both hard and easy items, found "
+                             f"{len(folds)} for the {len(table.train)} train items")
+        return folds
 
     @functools.cached_property
     def large(self) -> Path | None:
-        """The larger model, asked the test items; None where the study has none."""
+        """The larger model's results on the test items; None if the study has no larger model."""
         section = self.config.large_model
         if section is None:
             return None
         items = self.table.test.tolist()
-        large = networks.Studied(section, self.out, "large_model")
-        manifest = recipe("large_model", **self._asked | {"network": large.contents}, items=key({"items": items}))
+        large = networks.StudyNetwork(section, self.out, "large_model")
+        manifest = recipe("large_model", **self._dependencies | {"network": large.contents},
+                          items=key({"items": items}))
 
-        def work(made: Path) -> None:
+        def work(path: Path) -> None:
             network = self.subject.open(section, str(large.path))
-            extract(made, self.subject, network, items, (), self.config.extract.shard_items)
+            extract(path, self.subject, network, items, (), self.config.extract.shard_items)
         return self.stages.make("large_model", manifest, work)
 
-    def dear_errors(self, asked: Extraction) -> np.ndarray:
-        """The larger model's error on what it was asked, in the unit of the cheap one's: `[items]`.
+    def large_model_errors(self, large: Extraction) -> np.ndarray:
+        """Returns the larger model's error on its items, in the unit of the small model's error: `[items]`.
 
-        Surprise is a mean over an answer's tokens; with another tokenizer these are others, so that it is
-        taken over the cheap network's.
+        The NLL of an answer is a mean over its tokens. If the tokenizers differ, the mean of the larger model
+        is rescaled to the number of tokens of the small model.
         """
-        if "wrong" in asked.numbers:
-            return asked.numbers["wrong"].astype(float)
-        amount = asked.numbers["amount"].astype(float)
-        if "answer_tokens" not in asked.numbers:
+        if "wrong" in large.numbers:
+            return large.numbers["wrong"].astype(float)
+        amount = large.numbers["amount"].astype(float)
+        if "answer_tokens" not in large.numbers:
             return amount
-        own = Extraction(self.extract).numbers["answer_tokens"][asked.items]
-        return amount * asked.numbers["answer_tokens"] / own
+        small_tokens = Extraction(self.extract).numbers["answer_tokens"][large.items]
+        return amount * large.numbers["answer_tokens"] / small_tokens
 
     @functools.cached_property
-    def _asked(self) -> dict[str, Any]:
-        """What every answer of a network depends on."""
+    def _dependencies(self) -> dict[str, Any]:
+        """Everything that a network's results on the items depend on."""
         options = self.config.extract
         return {"network": self.studied.contents, "data": self.subject.fingerprint,
                 "subject": without(config_lib.to_dict(self.config.data), "source"),
@@ -151,14 +153,17 @@ class Study:
 
 
 class Layer:
-    """The stages of one layer, likewise; None where the study has no autoencoder, or no larger model."""
+    """The stages of one layer: directories of results, computed at first access.
+
+    A stage is None if it needs an autoencoder or a larger model and the study has none.
+    """
 
     def __init__(self, study: Study, layer: int) -> None:
         self.study, self.config, self.layer = study, study.config, layer
 
     @functools.cached_property
     def model(self) -> Path | None:
-        """The autoencoder's directory, after it has been trained if that is what the study says."""
+        """The autoencoder's model directory; trains it first if the configuration says so."""
         options = self.config.sae
         if options.path:
             return Path(options.path.format(layer=self.layer))
@@ -166,86 +171,88 @@ class Layer:
 
     @functools.cached_property
     def sae(self) -> Path | None:
-        """None also where it is given."""
+        """The training of the autoencoder; None if the study uses an existing one."""
         study, options = self.study, self.config.sae
         if not options.train:
             return None
         items = study.table.train.tolist()
-        manifest = recipe("sae", **study._asked, layer=self.layer, items=key({"items": items}),
-                         source=config_lib.read_yaml(options.train))
-        return self._make("sae", manifest, lambda made: autoencoder.learn(
-            made, self.config, study.subject, study.network, items, self.layer, study.studied.name))
+        manifest = recipe("sae", **study._dependencies, layer=self.layer, items=key({"items": items}),
+                          source=config_lib.read_yaml(options.train))
+        return self._make("sae", manifest, lambda path: autoencoder.train_sae(
+            path, self.config, study.subject, study.network, items, self.layer, study.studied.name))
 
     @functools.cached_property
-    def judged_path(self) -> Path | None:
+    def evaluation_path(self) -> Path | None:
+        """The evaluation of the autoencoder on held-out items."""
         study = self.study
         if self.model is None:
             return None
         test = study.table.test
-        few = min(self.config.sae.held_out, len(test))
-        items = np.sort(np.random.default_rng(self.config.seed).choice(test, few, replace=False)).tolist()
-        manifest = recipe("judged", extract=study.extract.name, layer=self.layer, items=key({"items": items}),
-                         model=networks.contents(self.model))
-        return self._make("judged", manifest, lambda made: autoencoder.judge(
-            made, Path(self.model or ""), self.config, study.subject, study.network,
+        number = min(self.config.sae.held_out, len(test))
+        items = np.sort(np.random.default_rng(self.config.seed).choice(test, number, replace=False)).tolist()
+        manifest = recipe("sae_eval", extract=study.extract.name, layer=self.layer,
+                          items=key({"items": items}), model=networks.contents(self.model))
+        return self._make("sae_eval", manifest, lambda path: autoencoder.evaluate(
+            path, Path(self.model or ""), self.config, study.subject, study.network,
             Extraction(study.extract), items, self.layer))
 
     @functools.cached_property
-    def judged(self) -> Judged | None:
-        """The autoencoder's measures. Raises InputError for one that has learned too little."""
-        if self.judged_path is None:
+    def evaluation(self) -> SAEEvaluation | None:
+        """The autoencoder's quality. Raises InputError if it is insufficient, unless sae.force is set."""
+        if self.evaluation_path is None:
             return None
-        found = autoencoder.read(self.judged_path)
-        if (faults := self.faults(found)) and not self.config.sae.force:
-            raise InputError(f"{self.model}: refused: {'; '.join(faults)}; sae.force=true goes on, and the "
-                             "report says so")
-        return found
+        evaluation = autoencoder.read_evaluation(self.evaluation_path)
+        if (faults := self.faults(evaluation)) and not self.config.sae.force:
+            raise InputError(f"{self.model}: autoencoder rejected: {'; '.join(faults)}; sae.force=true "
+                             "continues with it, and the report says so")
+        return evaluation
 
-    def faults(self, judged: Judged) -> list[str]:
-        """Why no conclusion should rest on the autoencoder."""
-        return judged.faults(self.config.sae, self.study.studied.name)
+    def faults(self, evaluation: SAEEvaluation) -> list[str]:
+        """Returns the reasons to reject the autoencoder; empty if there are none."""
+        return evaluation.faults(self.config.sae, self.study.studied.name)
 
     @functools.cached_property
     def features(self) -> Path:
-        judged, study = self.judged, self.study
-        sae = None if judged is None else networks.contents(Path(self.model or ""))
+        evaluation, study = self.evaluation, self.study
+        sae = None if evaluation is None else networks.contents(Path(self.model or ""))
         manifest = recipe("features", extract=study.extract.name, layer=self.layer, sae=sae)
         return self._make("features", manifest, lambda path: make_features(
             path, Extraction(study.extract), self.layer,
-            None if judged is None else store.load(self.model or "")))
+            None if evaluation is None else store.load(self.model or "")))
 
     @functools.cached_property
     def probe(self) -> Path:
         study = self.study
         manifest = recipe("probe", items=study.items.name, features=self.features.name,
-                         options=without(config_lib.to_dict(self.config.probe), "jobs"),
-                         seed=self.config.seed)
+                          options=without(config_lib.to_dict(self.config.probe), "jobs"),
+                          seed=self.config.seed)
 
         def work(path: Path) -> None:
-            tree, scores = measures.probe(study.table, self._blocks, study.folds, self._options, self._drawn,
-                                          lambda rung: self._notify("probe", rung))
+            tree, scores = measures.probe_ladder(
+                study.table, self._blocks, study.folds, self._options, self._bootstrap,
+                lambda rung: self._notify("probe", rung))
             write_columns(path / "scores.parquet", scores)
             write_result(path, tree)
         return self._make("probe", manifest, work)
 
     @functools.cached_property
     def scores(self) -> dict[str, np.ndarray]:
-        """Every rung's P(hard) of the held-out items."""
+        """The scores of the test items: each rung's P(hard)."""
         return read_columns(self.probe / "scores.parquet")
 
     @functools.cached_property
     def selective(self) -> Path:
         manifest = recipe("selective", probe=self.probe.name)
         return self._make("selective", manifest, lambda path: write_result(
-            path, measures.abstain(self.scores, self._drawn)))
+            path, measures.selective_metrics(self.scores, self._bootstrap)))
 
     @functools.cached_property
     def calibrate(self) -> Path:
         study = self.study
 
         def work(path: Path) -> None:
-            strengths = {name: rung["C"] for name, rung in read_result(self.probe)["rungs"].items()}
-            tree, table = measures.calibrate(study.table, self._blocks, study.folds, self._options, strengths,
+            c_values = {name: rung["C"] for name, rung in read_result(self.probe)["rungs"].items()}
+            tree, table = measures.calibrate(study.table, self._blocks, study.folds, self._options, c_values,
                                              lambda rung: self._notify("calibrate", rung))
             write_columns(path / "probabilities.parquet", table)
             write_result(path, tree)
@@ -257,71 +264,73 @@ class Layer:
         if large is None:
             return None
         manifest = recipe("cascade", probe=self.probe.name, large=large.name, seed=self.config.seed,
-                         costs=config_lib.to_dict(self.config.cascade))
+                          costs=config_lib.to_dict(self.config.cascade))
 
         def work(path: Path) -> None:
-            asked = Extraction(large)
-            if asked.items.tolist() != self.scores["item"].tolist():
-                raise InputError(f"{large}: expected the test items in their order")
-            tree, table = measures.cascade_metrics(self.scores, self.study.dear_errors(asked), self.config.cascade,
-                                           self._drawn)
+            extraction = Extraction(large)
+            if extraction.items.tolist() != self.scores["item"].tolist():
+                raise InputError(f"{large}: expected the test items in order, found other items")
+            tree, table = measures.cascade_metrics(self.scores, self.study.large_model_errors(extraction),
+                                                   self.config.cascade, self._bootstrap)
             write_columns(path / "errors.parquet", table)
             write_result(path, tree)
         return self._make("cascade", manifest, work)
 
     @functools.cached_property
     def causal(self) -> Path | None:
-        if self.judged is None:
+        if self.evaluation is None:
             return None
         manifest = recipe("causal", features=self.features.name, items=self.study.items.name,
-                         options=config_lib.to_dict(self.config.causal), seed=self.config.seed,
-                         replicates=self.config.probe.replicates)
+                          options=config_lib.to_dict(self.config.causal), seed=self.config.seed,
+                          replicates=self.config.probe.replicates)
         return self._make("causal", manifest, self._causal)
 
     # ---------------------------------------------------------------------------------------------
 
     def _causal(self, path: Path) -> None:
         options, study, table = self.config.causal, self.study, self.study.table
-        most = read_features(self.features).most
-        assert most is not None and self.judged_path is not None
-        chosen = causal.rank_latents(most[table.train], table.hard[table.train], options.latents,
-                                     strength=options.strength, options=self._options)
-        active = read_columns(self.judged_path / autoencoder.ACTIVE)  # where each will be patched, or nearly
+        codes = read_features(self.features).max_codes
+        assert codes is not None and self.evaluation_path is not None
+        chosen = causal.rank_latents(codes[table.train], table.hard[table.train], options.latents,
+                                     c_value=options.c_value, options=self._options)
+        active = read_columns(self.evaluation_path / autoencoder.ACTIVE)  # at about the patched positions
         matched: dict[str, dict[int, list[int]]] = {
-            where: causal.as_often_active(active[where], chosen, options.controls, seed=self.config.seed)
-            for where in options.positions}
+            positions: causal.frequency_matched_controls(active[positions], chosen, options.controls,
+                                                         seed=self.config.seed)
+            for positions in options.positions}
         items = table.test
         if 0 < options.items < len(items):
             rng = np.random.default_rng(self.config.seed)
             items = np.sort(rng.choice(items, options.items, replace=False))
         model = store.load(self.model or "")
         losses: dict[str, np.ndarray] = {}
-        for where in options.positions:
-            latents = [*chosen, *(other for others in matched[where].values() for other in others)]
+        for positions in options.positions:
+            controls = [control for latent in chosen for control in matched[positions][latent]]
+            latents = [*chosen, *controls]
             names = ["natural", "reconstructed", *map(str, latents)]
-            self._notify("causal", f"{where}, {len(items)} items × {len(names)}")
-            file = path / f"losses-{where}.parquet"
+            self._notify("causal", f"{positions}, {len(items)} items × {len(names)}")
+            file = path / f"losses-{positions}.parquet"
             if not file.is_file():
-                found = study.subject.patched(study.network, model, items.tolist(), latents, self.layer,
-                                              where)
-                if not np.isfinite(found).all():
-                    bad = int(items[np.argwhere(~np.isfinite(found))[0, 0]])
-                    raise InputError(f"item {bad}, layer {self.layer}: its patched {study.subject.unit} are "
+                patched = study.subject.patched_losses(study.network, model, items.tolist(), latents,
+                                                       self.layer, positions)
+                if not np.isfinite(patched).all():
+                    bad = int(items[np.argwhere(~np.isfinite(patched))[0, 0]])
+                    raise InputError(f"item {bad}, layer {self.layer}: the patched {study.subject.unit} are "
                                      "not finite")
-                write_columns(file, {"item": items, **dict(zip(names, found.T, strict=True))})
+                write_columns(file, {"item": items, **dict(zip(names, patched.T, strict=True))})
             columns = read_columns(file)
-            losses[where] = np.stack([columns[name] for name in names], axis=1)
+            losses[positions] = np.stack([columns[name] for name in names], axis=1)
         write_result(path, {"items": len(items), "unit": study.subject.unit, "positions": measures.effects(
-            losses, chosen, matched, table.groups[items], self._drawn)})
+            losses, chosen, matched, table.groups[items], self._bootstrap)})
 
     @functools.cached_property
     def _blocks(self) -> dict[str, Block]:
-        """All that a rung may see, `[items, features]` each."""
-        found = read_features(self.features)
+        """The feature blocks of all rungs, `[items, features]` each."""
+        features = read_features(self.features)
         blocks: dict[str, Block] = {name: block.values for name, block in self.study.table.blocks.items()}
-        blocks["raw"] = found.raw
-        if found.codes is not None:
-            blocks["sae"] = found.codes
+        blocks["raw"] = features.raw
+        if features.codes is not None:
+            blocks["sae"] = features.codes
         return blocks
 
     @property
@@ -329,18 +338,18 @@ class Layer:
         return ProbeOptions(seed=self.config.seed, jobs=self.config.probe.jobs)
 
     @property
-    def _drawn(self) -> Drawn:
-        return Drawn(self.config.probe.replicates, self.config.seed)
+    def _bootstrap(self) -> BootstrapOptions:
+        return BootstrapOptions(self.config.probe.replicates, self.config.seed)
 
     def _make(self, name: str, manifest: Mapping[str, Any], work: Callable[[Path], None]) -> Path:
         return self.study.stages.make(f"{name}-{self.layer}", manifest, work)
 
-    def _notify(self, stage: str, what: str) -> None:
-        self.study.notify(f"{stage}-{self.layer}: {what}")
+    def _notify(self, stage: str, step: str) -> None:
+        self.study.notify(f"{stage}-{self.layer}: {step}")
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What another study has found: its results.json."""
+    """Reads the results.json of another study."""
     try:
         return read_json(path / RESULTS)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""What a study asks of a kind of data: its items, and how a network is measured on them."""
+"""The interface between a study and a kind of data: its items, and how a network is measured on them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ Positions = Literal["all", "boundary"]
 Numbers = dict[str, np.ndarray]  # name → [items, …]
 
 
-class Measured(NamedTuple):
-    """Of some items: numbers `[items, …]`, and activations, layer → for each item `[positions, d_model]`.
+class Measurements(NamedTuple):
+    """Results of one network on some items.
 
-    Among the numbers are `amount` `[items]` f64, what difficulty is measured by, in the subject's unit;
-    where the data say what is wrong, `wrong` `[items]`, 0 or 1.
+    Attributes:
+        numbers: name → `[items, …]`. Always contains `amount` `[items]` f64, the measure of difficulty, in
+            the subject's unit; for data with wrong answers also `wrong` `[items]`, 0 or 1.
+        activations: layer → one array `[positions, d_model]` for each item.
     """
 
     numbers: Numbers
@@ -37,45 +39,46 @@ class Block(NamedTuple):
 
 
 class Subject(Protocol):
-    """A kind of data. Networks are what `open` gives; items are told by their numbers.
+    """A kind of data. Methods identify items by their index, and take networks that `open` returned.
 
     Attributes:
-        unit: of `amount`.
-        groups: `[items]`, what belongs together: resampled together, never on both sides of a split.
-        about: columns for the table of items: `[items]` each.
-        fingerprint: of the data.
+        unit: the unit of `amount`.
+        groups: `[items]`. A group is resampled as a whole, and never in both train and test.
+        metadata: columns of the table of items, `[items]` each.
+        fingerprint: hash of the data.
     """
 
     unit: str
     groups: NDArray[np.str_]
-    about: Mapping[str, Sequence[Any]]
+    metadata: Mapping[str, Sequence[Any]]
     fingerprint: str
 
     def __len__(self) -> int: ...
 
     def open(self, config: NetworkConfig, path: str) -> Any:
-        """Raises InputError where the network is none that can be asked this."""
+        """Loads a network. Raises InputError if it is of another kind than the data need."""
 
-    def measure(self, network: Any, items: Sequence[int], layers: Sequence[int]) -> Measured:
-        """One jitted pass in batches; what was compiled is kept for the next call."""
+    def measure(self, network: Any, items: Sequence[int], layers: Sequence[int]) -> Measurements:
+        """Runs the network on the items, in jitted batches; later calls reuse the compilation."""
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
-        """`[items]`: train, test or purge."""
+        """Returns "train", "test" or "purge" for each item: `[items]`."""
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
-        """`cheap` needs no network; `surprise` its output at the prompt; `length` is a control."""
+        """Returns features: `cheap` needs no network, `nll` is the prompt's NLL, `length` is a control."""
 
-    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], most: int) -> Folds:
-        """Of the training rows, for cross-validation."""
+    def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], max_folds: int) -> Folds:
+        """Returns the cross-validation folds of the train items."""
 
-    def rows(self, network: Any, items: Sequence[int], layer: int,
-             positions: Positions = "all") -> Iterator[np.ndarray]:
-        """Activations of items in random order, `[positions, d_model]` each, for an autoencoder.
+    def activation_rows(self, network: Any, items: Sequence[int], layer: int,
+                        positions: Positions = "all") -> Iterator[np.ndarray]:
+        """Yields the activations of the items in random order, `[positions, d_model]` each, for an
+        autoencoder.
 
         Args:
-            positions: all, or the one that a patch at the boundary changes.
+            positions: all positions, or the one that a patch at the boundary changes.
         """
 
-    def patched(self, network: Any, sae: TopKSAE, items: Sequence[int], latents: Sequence[int], layer: int,
-                positions: Positions) -> Floats:
-        """Losses `[items, 2 + latents]`: as it is, reconstructed, and with each latent left out."""
+    def patched_losses(self, network: Any, sae: TopKSAE, items: Sequence[int], latents: Sequence[int],
+                       layer: int, positions: Positions) -> Floats:
+        """Returns losses `[items, 2 + latents]`: unpatched, reconstructed, and with each latent ablated."""

@@ -1,1 +1,1 @@
-"""What studies share: rows of data sets, networks to ask, shards of what was found."""
+"""Inputs that all studies share: rows of data sets, networks, shards of results."""

@@ -1,4 +1,4 @@
-"""Networks that a study asks: directories that are there, or runs that it makes first."""
+"""The networks of a study: existing model directories, or networks that the study trains first."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 
 from ..stages import key
 
-WHERE = ("chat.source", "chat.valid", "train.init_from")  # paths of what is read
-EXPORTED = "train.export"  # free for a run, which is ended anew with it; of its network it decides
+PATH_KEYS = ("chat.source", "chat.valid", "train.init_from")  # settings that are paths of inputs
+EXPORT_KEY = "train.export"  # a run may change it on resuming, but it decides which network is exported
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig(Section):
-    """A network that is asked."""
+    """A network: an existing model directory, or one to train."""
 
-    path: str = setting("", "its directory, ours or of Hugging Face")
-    tokenizer: str = setting("", "directory or file of the tokenizer; empty: the network's own")
-    train: str = setting("", "in place of path: the training configuration of a network that is made first")
+    path: str = setting("", "model directory, of this project or of Hugging Face")
+    tokenizer: str = setting(
+        "", "directory or file of the tokenizer; empty: the tokenizer in the model directory")
+    train: str = setting(
+        "", "training configuration, file or name; the study trains this network first. Instead of path")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.path) == bool(self.train):
-            raise InputError("path: expected a network's directory, or train, how to make one; found " + (
-                f"path '{self.path}' and train '{self.train}' (an empty train= takes that away)"
-                if self.path else "neither"))
+            found = (f"path '{self.path}' and train '{self.train}' (train= with no value removes it)"
+                     if self.path else "neither")
+            raise InputError("path: expected a network's directory, or train with a training configuration, "
+                             f"found {found}")
 
 
 class TrainingStopped(Exception):
-    """A run has ended before its end, and has said why; `status` is that of its command."""
+    """A training run stopped early and reported why; `status` is the exit status of its command."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"training ended with status {status}")
@@ -54,68 +57,72 @@ class TrainingStopped(Exception):
 
 
 def check(section: NetworkConfig) -> None:
-    """Raises InputError where a network's directory, tokenizer or training configuration is not there."""
+    """Raises InputError if a network's directory, tokenizer or training configuration does not exist."""
     if section.train:
         config_lib.read_yaml(section.train)
     elif not Path(section.path).is_dir():
         raise InputError(f"{section.path}: expected the directory of a network, found " + (
             "a file" if Path(section.path).exists() else
-            "nothing; one of Hugging Face's hub is fetched first: `hf download NAME --local-dir DIR`, after "
-            "`hf auth login` and agreeing to its terms there where it is gated"))
+            "nothing; download a model of the Hugging Face hub with `hf download NAME --local-dir DIR` (for "
+            "a gated model, run `hf auth login` and accept its terms first)"))
     if section.tokenizer and not Path(section.tokenizer).exists():
         raise InputError(f"{section.tokenizer}: expected a tokenizer, found nothing")
 
 
 def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
-    """One sitting of `tilelli train`, in this process: the model directory it ends with.
+    """Runs or resumes `tilelli train` in this process, and returns the model directory of the finished run.
+
+    Args:
+        config: training configuration, file or name.
+        run: run directory.
 
     Raises:
-        TrainingStopped: it has not come to its end.
+        TrainingStopped: the run stopped before its last update.
     """
     directory = RunDirectory(run)
     if directory.is_complete():
         return directory.model
-    with contextlib.redirect_stdout(sys.stderr):  # the study's own output is its results
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the study's results
         status = train_command.main(["--config", config, f"run_dir={run}", *overrides])
     if status or not directory.summary.is_file():
-        # A run that SIGTERM ends has saved itself and ends well; the study that it was part of has not.
+        # A run that receives SIGTERM saves its state and returns status 0, but the study is not finished.
         raise TrainingStopped(status or 128 + signal.SIGTERM)
     return directory.model
 
 
 def run_path(parent: Path, role: str, experiment: ExperimentConfig,
              reads: Mapping[str, str] | None = None) -> Path:
-    """`parent/ROLE-KEY`: the run directory of a network that a study trains.
+    """Returns `parent/ROLE-KEY`, the run directory of a network that a study trains.
 
-    The key is of all that the network depends on: of the contents of what it reads, not of where that
-    stands, and of no setting that a run may change between two sittings.
+    The key is a hash of everything that the network depends on: the settings, and the contents (not the
+    paths) of the inputs. Settings that a run may change when it resumes do not count.
 
     Args:
-        reads: fingerprints of what it reads; None looks them up.
+        reads: fingerprints of the inputs; None computes them.
 
     Raises:
-        InputError: what it reads cannot be read.
+        InputError: an input cannot be read.
     """
     manifest = {name: value for name, value in config_lib.settings(experiment).items()
-               if name not in WHERE and (name == EXPORTED or not name.startswith(FREE_KEYS))}
+                if name not in PATH_KEYS and (name == EXPORT_KEY or not name.startswith(FREE_KEYS))}
     return parent / f"{role}-{key({'settings': manifest, 'reads': reads or _reads(experiment)})}"
 
 
 def _reads(experiment: ExperimentConfig) -> dict[str, str]:
-    found = {}
+    fingerprints = {}
     if experiment.train.init_from:
-        found["start"] = contents(Path(experiment.train.init_from))
+        fingerprints["start"] = contents(Path(experiment.train.init_from))
     if experiment.chat is not None:
-        return found | {"pairs": open_pairs(experiment.chat).fingerprint()}
-    return found | {"corpus": open_corpus(experiment.data).fingerprint()}
+        return fingerprints | {"pairs": open_pairs(experiment.chat).fingerprint()}
+    return fingerprints | {"corpus": open_corpus(experiment.data).fingerprint()}
 
 
-class Studied:
-    """The network of a section, in a study's directory.
+class StudyNetwork:
+    """The network of a configuration section; trains it at first access if the section says so.
 
     Args:
-        out: of the study.
-        role: what it is called where it is trained.
+        out: the study's output directory.
+        role: first part of the name of the run directory.
     """
 
     def __init__(self, section: NetworkConfig, out: Path, role: str = "network") -> None:
@@ -123,10 +130,9 @@ class Studied:
 
     @functools.cached_property
     def path(self) -> Path:
-        """Its directory, after it has been trained if that is what the section says.
+        """The model directory; trains the network first if the section says so.
 
-        What is trained stands in `out/networks/` (`run_path`): it resumes and tells of itself as any other
-        run does.
+        The run directory is in `out/networks/` (see `run_path`). It resumes and logs like any other run.
         """
         if self.section.path:
             return Path(self.section.path)
@@ -135,33 +141,37 @@ class Studied:
 
     @property
     def name(self) -> str:
-        """That of its directory; of a model/ in a run, the run's."""
+        """The name of the model directory; for the model/ of a run, the name of the run directory."""
         path = self.path.resolve()
         return path.parent.name if path.name == "model" else path.name
 
     @functools.cached_property
     def contents(self) -> str:
-        """See `contents`."""
+        """The fingerprint of the network, see the function `contents`."""
         return contents(self.path, self.section.tokenizer)
 
 
 def contents(path: Path, tokenizer: str = "") -> str:
-    """A fingerprint of a model directory's configuration and weights, and of a tokenizer elsewhere.
+    """Returns a fingerprint of a model directory's configuration and weights, and of a separate tokenizer.
 
-    A threshold that was chosen for the network makes no other network of it.
+    A stored abstention threshold does not change the fingerprint.
+
+    Args:
+        tokenizer: directory or file of a tokenizer outside the model directory; empty: none.
 
     Raises:
-        InputError: one of its files cannot be read.
+        InputError: a file cannot be read.
     """
     try:
         files = [file for file in path.iterdir()
                  if file.suffix in (".json", ".safetensors", ".jinja") and file.name != abstain_rule.FILE]
         if tokenizer:
-            other = Path(tokenizer)
-            beside = other if other.is_dir() else other.parent
-            files += [other / TOKENIZER if other.is_dir() else other, *(
-                beside / name for name in (TOKENIZER_CONFIG, *CHAT_TEMPLATES) if (beside / name).is_file())]
-        for file in files:  # one that says something else than it is might be read for ever
+            separate = Path(tokenizer)
+            directory = separate if separate.is_dir() else separate.parent
+            files += [separate / TOKENIZER if separate.is_dir() else separate, *(
+                directory / name for name in (TOKENIZER_CONFIG, *CHAT_TEMPLATES)
+                if (directory / name).is_file())]
+        for file in files:  # checks headers and sizes first: hashing a corrupt sparse file could take hours
             if file.suffix == ".safetensors":
                 read_file(file)
             elif (size := check_regular(file)) > MAX_BYTES:

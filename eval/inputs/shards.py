@@ -1,6 +1,7 @@
-"""What was found of many items, a shard at a time: what was there before an interruption is not made anew.
+"""Stores results for many items shard by shard, so that an interrupted computation resumes after its last
+shard.
 
-    shard-00000.safetensors     `item` int64 [items of this shard], and arrays of theirs
+    shard-00000.safetensors     `item` int64 [items of this shard], and arrays with one row per item
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from tilelli_jax.tensors import Tensor, in_memory, read_file, write_file
 
 def fill(path: Path, items: Sequence[int], shard_items: int,
          work: Callable[[Sequence[int]], Mapping[str, np.ndarray]]) -> Shards:
-    """Shards of all items in a directory; those that are there are taken as they are, whole as each is.
+    """Computes and writes the missing shards of a directory, and returns all shards.
 
-    They may be of another size.
+    Existing shards are reused, even if they have another number of items than `shard_items`.
 
     Args:
-        work: some of the items → their arrays, by name.
+        shard_items: number of items in a new shard.
+        work: computes the arrays of some items: name → array.
 
     Raises:
-        InputError: shards that are there hold other items.
+        InputError: existing shards contain other items.
     """
     number = done = 0
     while done < len(items):
@@ -36,18 +38,22 @@ def fill(path: Path, items: Sequence[int], shard_items: int,
             arrays = {"item": np.asarray(chosen, np.int64), **work(chosen)}
             write_file(file, {name: in_memory(np.ascontiguousarray(array)) for name, array in arrays.items()})
         number, done = number + 1, done + read_file(file)["item"].shape[0]
-    found = Shards(path)
-    if found.items.tolist() != list(items):
-        raise InputError(f"{path}: its shards do not hold the items in order; without them all are asked "
-                         "anew")
-    return found
+    shards = Shards(path)
+    if shards.items.tolist() != list(items):
+        raise InputError(f"{path}: expected shards of the study's items, in order, found shards of other "
+                         "items; delete the shards to recompute them")
+    return shards
 
 
 class Shards:
-    """The shards of a directory, in order; `items` int64 `[items]`.
+    """The shards of a directory, in order.
+
+    Attributes:
+        parts: one dictionary per shard, name → tensor.
+        items: int64 `[items]`.
 
     Raises:
-        InputError: there are none.
+        InputError: the directory contains no shards.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,9 +65,9 @@ class Shards:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the arrays."""
+        """The names of the arrays."""
         return tuple(self.parts[0])
 
     def joined(self, name: str) -> np.ndarray:
-        """An array of all items."""
+        """Returns an array over the items of all shards."""
         return np.concatenate([part[name].read() for part in self.parts])

@@ -1,4 +1,4 @@
-"""What a network answers, and the text of it."""
+"""Greedy answers of a network, and the answer text in what it generates."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from tilelli_jax.signals.scoring import max_time
 from .config import AnswersConfig
 
 THOUGHT = re.compile(r"<\|channel>thought\n?.*?(?:<channel\|>|$)|<think>.*?(?:</think>|$)", re.DOTALL)
-MARKS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_turn|im_end|eot_id|endoftext|s)"
-                   r"\|?>")
+MARKERS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_turn|im_end|eot_id|endoftext|s)"
+                     r"\|?>")
 
 
 def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
-    """The tokens that end an answer."""
-    known = [language.tokenizer.token(text) for text in config.ends] if not language.model.reads_bytes else [
-        language.tokenizer.token("\n")]
-    own = getattr(language.model.config, "end_ids", ())
-    return tuple(dict.fromkeys([*own, *(token for token in known if token is not None)]))
+    """Returns the tokens that end an answer: the network's own, then those of `config.ends`.
+
+    For a network that reads bytes, a newline replaces `config.ends`.
+    """
+    tokenizer = language.tokenizer
+    texts = ["\n"] if language.model.reads_bytes else config.ends
+    configured = [token for token in map(tokenizer.token, texts) if token is not None]
+    return tuple(dict.fromkeys([*getattr(language.model.config, "end_ids", ()), *configured]))
 
 
 def answer(language: Language, prompts: Sequence[Prompt], config: AnswersConfig) -> list[np.ndarray]:
-    """The likeliest answer's tokens to each prompt (greedy), without the one that ended it: int32 `[n]`."""
-    most, ends = max_time(language.model), answer_ends(language, config)
-    room = [config.max_new if most is None else max(1, min(config.max_new, most - len(prompt.ids) + 1))
-            for prompt in prompts]
-    found: dict[int, np.ndarray] = {}
-    for new in sorted(set(room)):  # a long prompt shortens no other's answer
-        rows = [i for i, own in enumerate(room) if own == new]
-        made = generate_ids(language.model, [prompts[i].ids for i in rows], max_new=new, temperature=0.0,
-                            end_ids=ends, batch_size=config.batch_size)
-        found |= {i: one.ids for i, one in zip(rows, made, strict=True)}
-    return [found[i] for i in range(len(prompts))]
+    """Decodes greedily. Returns each answer's tokens without the one that ended it: int32 `[n]`."""
+    max_length, ends = max_time(language.model), answer_ends(language, config)
+    budgets = [config.max_new if max_length is None else
+               max(1, min(config.max_new, max_length - len(prompt.ids) + 1)) for prompt in prompts]
+    answers: dict[int, np.ndarray] = {}
+    for max_new in sorted(set(budgets)):  # separate batches: a long prompt must not shorten other answers
+        rows = [i for i, budget in enumerate(budgets) if budget == max_new]
+        generated = generate_ids(language.model, [prompts[i].ids for i in rows], max_new=max_new,
+                                 temperature=0.0, end_ids=ends, batch_size=config.batch_size)
+        answers |= {i: continuation.ids for i, continuation in zip(rows, generated, strict=True)}
+    return [answers[i] for i in range(len(prompts))]
 
 
-def said(text: str) -> str:
-    """The first line of an answer that is not empty, without thoughts and the marks of turns."""
-    plain = MARKS.sub("", THOUGHT.sub("", text))
+def answer_text(text: str) -> str:
+    """Returns the first non-empty line of generated text, without thoughts and turn markers."""
+    plain = MARKERS.sub("", THOUGHT.sub("", text))
     return next((line.strip() for line in plain.splitlines() if line.strip()), "")

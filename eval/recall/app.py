@@ -1,6 +1,6 @@
-"""The page of one network and its sidecar, served: tilelli recall app (extra: app).
+"""Serves the page of one network and its sidecar: `tilelli recall app` (extra: app).
 
-Whoever can reach it can ask the network; by default that is this machine alone.
+Whoever can reach the address can query the network. The default address is this machine only.
 """
 
 from __future__ import annotations
@@ -31,77 +31,78 @@ ARENAS = 2
 
 
 def share_arenas() -> None:
-    """Lets all threads of this process take memory from the same few arenas, where glibc can be told so.
+    """Makes all threads of this process allocate from ARENAS glibc arenas; does nothing without glibc.
 
-    By default each of the first threads has an arena to itself, and what is free in one serves no other:
-    after 10,000 questions the page held 130 MiB more that way. A thread that has an arena keeps it.
+    By default each of the first threads has an arena to itself, and free memory in one arena serves no
+    other thread: after 10,000 questions the page held 130 MiB more. A thread that has an arena keeps it.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # musl has no such function
             ctypes.CDLL(None).mallopt(-8, ARENAS)  # M_ARENA_MAX
 
 
-share_arenas()  # JAX starts its threads with the first array, before the page is served
+share_arenas()  # at import: JAX starts its threads with the first array, before the page is served
 
 
-def open_door(host: str, port: int) -> socket.socket:
-    """Where the page will be heard; port 0 is any that is free.
+def open_socket(host: str, port: int) -> socket.socket:
+    """Returns a socket bound to the address; port 0 chooses a free one.
 
     Raises:
-        InputError: there is no such place, or it is taken.
+        InputError: the address does not exist or is in use.
     """
     if not 0 <= port < 2**16:
         raise InputError(f"--port: expected a number from 0 to {2**16 - 1}, found {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        door = socket.socket(family, kind, protocol)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            door.bind(address)
+            listener.bind(address)
         except OSError:
-            door.close()
+            listener.close()
             raise
     except (OSError, UnicodeError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise InputError(f"--host, --port: {host}:{port}: cannot be listened at: {told}") from None
-    return door
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--host, --port: {host}:{port}: cannot bind to this address: {reason}") from None
+    return listener
 
 
-def serve(predictor: KnowledgePredictor, door: socket.socket, *, model: str, sidecar: str, study: str | Path,
-          max_new_tokens: int = thought_seeding.MAX_NEW, allowed: Sequence[str] = ()) -> int:
-    """Until it is interrupted.
+def serve(predictor: KnowledgePredictor, listener: socket.socket, *, model: str, sidecar: str,
+          study: str | Path, max_new_tokens: int = thought_seeding.MAX_NEW,
+          allowed: Sequence[str] = ()) -> int:
+    """Serves the page until a signal ends it. Returns the exit status.
 
     Args:
-        model, sidecar: where they are, to be told of.
-        study: of `find_study`.
-        allowed: names under which the page may be asked for, besides its address and localhost.
+        model, sidecar: their directories, shown in the page's last tab.
+        study: what `find_study` returned.
+        allowed: host names that requests may use, besides the page's address and localhost.
     """
-    host, port = door.getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    # What is uploaded and made goes with the page.
-    with tempfile.TemporaryDirectory(prefix="recall-app-") as room:
-        os.environ["GRADIO_TEMP_DIR"] = room
+    # Uploads and files of scores are deleted when the page ends.
+    with tempfile.TemporaryDirectory(prefix="recall-app-") as directory:
+        os.environ["GRADIO_TEMP_DIR"] = directory
         queue = RequestQueue(predictor, max_new_tokens)
-        page = build(queue, facts(predictor, model, sidecar), study, Path(room))
+        page = build(queue, facts(predictor, model, sidecar), study, Path(directory))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the page's own libraries think of each other
+            warnings.simplefilter("ignore")  # the page's libraries warn about each other
             app = mounted(page, host, port, allowed)
         server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        server.says = f"{url} (Ctrl-C ends it)"
+        server.greeting = f"{url} (Ctrl-C ends it)"
         with interrupts.deferred(call=server.leave):
-            server.run([door])
+            server.run([listener])
         print()
     return 0
 
 
 class _Server(uvicorn.Server):
-    """Says where it is when it can be asked, and not before."""
+    """Prints its address once it accepts requests."""
 
-    says = ""
+    greeting = ""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Not here: all commands have the same handlers."""
+        """Leaves signals to the handlers that all commands share."""
         yield
 
     def leave(self, number: int) -> None:
@@ -109,4 +110,4 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self.says, flush=True)
+        print(self.greeting, flush=True)

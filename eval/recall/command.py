@@ -4,8 +4,8 @@
     tilelli recall predict --model DIR --sidecar DIR QUESTION … [--questions FILE]
     tilelli recall app --model DIR --sidecar DIR [--study DIR] [--port N]
 
-A stage makes what it needs of those before it, and takes what is there: the same command again goes on
-where it stopped. `all` ends with a report.
+Each stage first runs the stages that it depends on and reuses finished results, so the same command
+continues where it was interrupted. `all` ends with a report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tilelli_jax.files import write_atomically
 from tilelli_jax.json_text import check_text
 from tilelli_jax.tables import table
 
-from ..inputs.commands import carry_out, how_made, quiet_logs
+from ..inputs.commands import provenance_rows, quiet_logs, run_study
 from ..inputs.rows import read_rows, text_of
 from ..stages import print_to_stderr
 from ..tables import shown
@@ -39,67 +39,72 @@ PROG = "tilelli recall"
 
 @command
 def main(argv: Sequence[str]) -> int:
+    """`tilelli recall`: runs one stage of a study, or all stages and the report."""
     quiet_logs()
     options = _options(argv)
     config = config_lib.load(RecallConfig, options.config, options.overrides)
     name = config.name or Path(options.config).stem
     study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     study.check()
-    said = shlex.join([*PROG.split(), *argv])
-    return carry_out(lambda: run(study, options.stage, name, said))
+    command_line = shlex.join([*PROG.split(), *argv])
+    return run_study(lambda: run(study, options.stage, name, command_line), command_line)
 
 
-def run(study: Study, stage: str, name: str, said: str) -> int:
-    """One stage, or all of them and the report."""
+def run(study: Study, stage: str, name: str, command_line: str) -> int:
+    """Runs one stage, or all stages and the report. Returns the exit status."""
     if stage != "all":
         path = {"build": lambda: study.build, "fit": lambda: study.fitted,
                 "evaluate": lambda: study.evaluation}[stage]()
         print(f"{stage}: {path}")
         return 0
-    found = report.write(study, name, how_made(said, study.config.fit.seeds))
-    sidecar = study.keep_sidecar()
-    print(f"\n{_examples(found)}\n\n{table(report.summary(found))}\n")
-    print("\n".join(text.replace("`", "").replace("**", "") for text in report.verdicts(found)))
+    results = report.write(study, name, provenance_rows(command_line, study.config.fit.seeds))
+    sidecar = study.export_sidecar()
+    print(f"\n{_examples(results)}\n\n{table(report.summary(results))}\n")
+    print("\n".join(text.replace("`", "").replace("**", "") for text in report.conclusions(results)))
     print(f"\nsidecar: {sidecar}, of the network {study.studied.path}"
           f"\nreport: {study.out / 'report.html'} (and report.md)")
     return 0
 
 
-def _examples(found: Mapping[str, Any]) -> str:
-    """Some of the held-out questions as a table for a terminal."""
-    rows = report.of_examples(found)
+def _examples(results: Mapping[str, Any]) -> str:
+    """Returns a table of some held-out questions for the terminal."""
+    rows = report.example_rows(results)
     return table([list(rows[0]), *([shown(cell) for cell in row.values()] for row in rows)], right=(3,))
 
 
 @command
 def demo(argv: Sequence[str]) -> int:
-    """`tilelli demo`: the study of `recall-demo`, and what to do next."""
+    """`tilelli demo`: runs the study `recall-demo` and prints the commands to try next."""
     parser = ArgumentParser(prog="tilelli demo", description=(
         "Trains a small network on a made-up world of facts, some of which it reads often, some rarely and "
-        "some never; asks it 1200 questions; and shows which it knows, what the sidecar said before each "
-        "answer, and how far that can be trusted. About two minutes on two CPU cores. The same command "
-        "continues where it was interrupted."))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of recall-demo")
+        "some never; asks it 1200 questions; and shows which of them it answers correctly, what the sidecar "
+        "predicted before each answer, and how reliable these predictions are. About two minutes on two CPU "
+        "cores. The same command continues where it was interrupted."))
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings that take precedence over those of recall-demo")
     options = parser.parse_args(argv)
     out = Path("runs", "demo-recall")
     status = main(["--config", "recall-demo", f"out={out}", *options.overrides])
     if status == 0:
         network = next((out / "networks").glob("*/model"))
         sidecar = out / SIDECAR
-        print(f"\nask it yourself:  tilelli recall predict --model {network} --sidecar {sidecar} QUESTION …"
-              f"\nas a page:        tilelli recall app --model {network} --sidecar {sidecar}")
+        print(f"\nask your own questions:  tilelli recall predict --model {network} --sidecar {sidecar} "
+              "QUESTION …"
+              f"\nin a browser:            tilelli recall app --model {network} --sidecar {sidecar}")
     return status
 
 
 @command
 def predict(argv: Sequence[str]) -> int:
-    """`tilelli recall predict`: a table for questions of the command line, JSON lines for those of a file."""
+    """`tilelli recall predict`: prints a table for questions given as arguments, JSON lines for a file's."""
     quiet_logs()
-    parser = _parser_with_sidecar("predict", "P(knows) of questions, from one pass of each.")
+    parser = _parser_with_sidecar("predict", "Predicts P(knows) of questions from one forward pass of each "
+                                  "prompt; nothing is generated.")
     parser.add_argument("--questions", type=Path, metavar="FILE",
-                        help="rows with a question; prints JSON lines")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON lines there")
-    parser.add_argument("question", nargs="*", help="a question to ask")
+                        help="JSON lines, JSON, CSV or parquet with a column `question`; prints JSON lines")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="write JSON lines to this file instead of printing")
+    parser.add_argument("question", nargs="*", help="a question")
     options = parser.parse_intermixed_args(argv)
     questions = list(options.question)
     check_text(questions, "question")
@@ -109,9 +114,9 @@ def predict(argv: Sequence[str]) -> int:
     if not questions:
         raise InputError("expected a question, or --questions FILE")
     predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
-                         any_network=options.any_network)
-    found = predictor.ask(questions)
-    lines = "".join(json.dumps(as_row(told), ensure_ascii=False) + "\n" for told in found)
+                               any_network=options.any_network)
+    predictions = predictor.ask(questions)
+    lines = "".join(json.dumps(as_row(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
     if options.out is not None:
         try:
             write_atomically(options.out, lines.encode())
@@ -121,8 +126,9 @@ def predict(argv: Sequence[str]) -> int:
         sys.stdout.write(lines)
     else:
         print(table([["P(knows)", "verdict", "strongest write", "question"], *(
-            [f"{told.p:.3f}", told.verdict or "–", f"layer {told.strongest_layer}: {told.strongest_write!r}",
-             told.question] for told in found)], right=(0,)))
+            [f"{prediction.p:.3f}", prediction.verdict or "–",
+             f"layer {prediction.strongest_layer}: {prediction.strongest_write!r}", prediction.question]
+            for prediction in predictions)], right=(0,)))
     return 0
 
 
@@ -130,40 +136,47 @@ def predict(argv: Sequence[str]) -> int:
 def app(argv: Sequence[str]) -> int:
     """`tilelli recall app`: serves the page until a signal ends it."""
     quiet_logs()
-    parser = _parser_with_sidecar("app", "A page for the browser that asks one network and its sidecar.")
+    parser = _parser_with_sidecar("app", "Serves a page for the browser: P(knows), signals and answers of "
+                                  "one network with its sidecar.")
     parser.add_argument("--study", default="", metavar="DIR",
-                        help="whose results the page shows [that of the sidecar]")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at [%(default)s]")
+                        help="directory of the study whose results the page shows [the sidecar's parent]")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME",
-                        help="a name for the page besides its address and localhost, as a proxy's")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="0: any [%(default)s]")
+                        help="also accept requests for this host name, e.g. a proxy's; the page's address "
+                        "and localhost are always accepted")
+    parser.add_argument("--port", type=int, default=7860, metavar="N",
+                        help="port to listen on; 0 chooses a free one [%(default)s]")
     parser.add_argument("--max-new", type=int, default=1024, metavar="N",
-                        help="tokens of an answer with its thoughts, at most [%(default)s]")
+                        help="maximum number of tokens of an answer with its thought [%(default)s]")
     options = parser.parse_args(argv)
     if options.max_new < 1:
         raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
     from . import app as page
     from . import info
-    # A network can be large: whatever can be refused is, before it is read.
+    # All other options are checked before the network, which can be large, is loaded.
     study = info.find_study(options.study, options.sidecar)
-    with page.open_door(options.host, options.port) as door:
+    with page.open_socket(options.host, options.port) as listener:
         predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
-                             any_network=options.any_network)
-        return page.serve(predictor, door, model=options.model, sidecar=options.sidecar, study=study,
+                                   any_network=options.any_network)
+        return page.serve(predictor, listener, model=options.model, sidecar=options.sidecar, study=study,
                           max_new_tokens=options.max_new, allowed=options.allow_host)
 
 
 def _parser_with_sidecar(name: str, summary: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{PROG} {name}", description=summary)
-    parser.add_argument("--model", required=True, metavar="DIR", help="the network")
-    parser.add_argument("--sidecar", required=True, metavar="DIR", help="a study's, or a converted one")
-    parser.add_argument("--tokenizer", default="", metavar="DIR", help="if not the network's own")
+    parser.add_argument("--model", required=True, metavar="DIR", help="directory of the network")
+    parser.add_argument("--sidecar", required=True, metavar="DIR",
+                        help="directory of the sidecar: a study's OUT/sidecar, or a converted lrd.pt")
+    parser.add_argument("--tokenizer", default="", metavar="DIR",
+                        help="tokenizer to use in place of the network's own")
     parser.add_argument("--any-network", action="store_true",
-                        help="accept a sidecar that was trained on another network")
+                        help="accept a sidecar that was trained on another network; its probabilities are "
+                        "then not calibrated")
     return parser
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = config_lib.command_line(PROG, __doc__, RecallConfig, "recall-demo", "fit.seeds=[0,1,2,3,4]")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="[%(default)s]")
+    parser.add_argument("--stage", choices=STAGES, default="all",
+                        help="the stage to run, after those that it depends on [%(default)s]")
     return parser.parse_intermixed_args(argv)

@@ -1,15 +1,15 @@
-"""The sidecar and its rivals: what each says of every question, learned from one part of them.
+"""The sidecar and the methods that it is compared with, all fitted to the train split.
 
-    sidecar                a GRU over the layers on signals A and B (several runs, one for each seed)
-    layer probe            logistic on the stream at the last position, at the best layer
-    globals                logistic on the ten features of the whole prompt
-    entropies              logistic on three entropies a layer (TriLens)
-    negative entropy       of the next token: nothing is learned
+    sidecar                a GRU over the layers on signals A and B (one run for each seed)
+    layer probe            logistic regression on the residual stream at the last position, best layer
+    globals                logistic regression on the ten features of the whole prompt
+    entropies              logistic regression on three entropies per layer (TriLens)
+    negative entropy       of the next token; nothing is fitted
     familiarity            minus the Mahalanobis distance to known questions
     robustness             minus the divergence under noise
-    words, length, …       controls that need no network (controls.py)
-Scores rise with the chance of knowing. What is learned sees train; choices look at validate; what turns
-scores into probabilities is fitted on calibrate.
+    words, length, …       controls that do not use the network (controls.py)
+Scores rise with the probability of a correct answer. Methods are fitted to the train split, the validate
+split selects hyperparameters, and the calibrate split fits the map from scores to probabilities.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ Rows = NDArray[np.intp]
 
 
 class Method(NamedTuple):
-    """Scores f64 `[runs, questions]`, NaN where it says nothing; and what is to be told of how they came."""
+    """`scores` f64 `[runs, questions]`, NaN for a question without a score; `info`: what was selected."""
 
     scores: Floats
-    about: dict[str, Any]
+    info: dict[str, Any]
 
 
 class FittedMethods(NamedTuple):
-    """What every method says, what is to be told of it, the sidecars, and the calibrator of each of them."""
+    """Scores and info of every method; the sidecar of each seed with its calibrator."""
 
     methods: Methods
-    about: dict[str, dict[str, Any]]
+    info: dict[str, dict[str, Any]]
     sidecars: list[Sidecar]
     calibrators: list[Calibrator]
 
 
 def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
         notify: Callable[[str], None] = lambda line: None) -> FittedMethods:
-    """Every method, learned from the questions of one data set, or of all.
+    """Fits every method to the questions of one data set, or of all.
 
-    A method that says nothing of the questions to calibrate on, or of one kind of them only, is left out.
+    A method is omitted if its scores on the calibrate split cover only one label.
     """
-    train, validate, calibrate = (table.rows(part, dataset) for part in ("train", "validate", "calibrate"))
+    train, validate, calibrate = (table.rows(split, dataset) for split in ("train", "validate", "calibrate"))
     sidecars: list[Sidecar] = []
     methods: dict[str, Method] = {}
     runs = []
@@ -76,7 +76,8 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
         except ValueError as error:
             raise InputError(f"fit.sidecar: {error}") from None
         sidecars.append(learned.sidecar)
-        runs.append({"seed": seed, "epoch": learned.best, "validation": learned.scores[learned.best - 1]})
+        runs.append({"seed": seed, "epoch": learned.best,
+                     "validation_auroc": learned.scores[learned.best - 1]})
     methods[SIDECAR] = Method(np.stack([logits_of(sidecar, table.by_layer, table.overall)
                                         for sidecar in sidecars]), {"runs": runs})
     if table.final is not None:
@@ -84,8 +85,9 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
         methods["layer probe"] = _layer_probe(table.final, table.known, train, validate, options)
     for name, features in (("globals", table.overall), ("entropies", table.entropies)):
         notify(name)
-        probe, about = _chosen(features.reshape(len(features), -1), table.known, train, validate, options)
-        methods[name] = Method(probe[None], about)
+        log_odds, info = _best_probe(features.reshape(len(features), -1), table.known, train, validate,
+                                     options)
+        methods[name] = Method(log_odds[None], info)
     methods["negative entropy"] = Method(-table.overall[None, :, 0].astype(float), {})
     if table.final is not None:
         methods["familiarity"] = _familiarity(table.final, table.known, train, options)
@@ -95,15 +97,16 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
     for name, scores in controls.controls(table.text.tolist(), table.known, table.dataset, train,
                                           table.popularity).items():
         methods[name] = Method(np.asarray(scores, float)[None], {"control": True})
-    found: Methods = {}
+    fitted: Methods = {}
     calibrators: dict[str, list[Calibrator]] = {}
     for name, method in methods.items():
-        if _says(method, table, calibrate):
-            calibrators[name] = [_calibrated(run, table.known, calibrate, options) for run in method.scores]
-            found[name] = Scores(method.scores, np.stack([
+        if _covers_both_labels(method, table, calibrate):
+            calibrators[name] = [_calibrator(run, table.known, calibrate, options) for run in method.scores]
+            fitted[name] = Scores(method.scores, np.stack([
                 np.where(np.isnan(run), np.nan, calibrator(np.nan_to_num(run)))
                 for run, calibrator in zip(method.scores, calibrators[name], strict=True)]))
-    return FittedMethods(found, {name: methods[name].about for name in found}, sidecars, calibrators[SIDECAR])
+    return FittedMethods(fitted, {name: methods[name].info for name in fitted}, sidecars,
+                         calibrators[SIDECAR])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,46 +116,51 @@ def _examples(table: Table, rows: Rows) -> Examples:
     return Examples(table.by_layer[rows], table.overall[rows], table.known[rows])
 
 
-def _calibrated(scores: Floats, known: NDArray, rows: Rows, options: FitConfig) -> Calibrator:
-    heard = rows[~np.isnan(scores[rows])]
-    return CALIBRATORS[options.calibrate](scores[heard], known[heard])
+def _scored_rows(scores: Floats, rows: Rows) -> Rows:
+    return rows[~np.isnan(scores[rows])]
 
 
-def _says(scored: Method, table: Table, rows: Rows) -> bool:
-    """Whether it says something of known and of unknown questions there."""
-    heard = rows[~np.isnan(scored.scores[0, rows])]
-    return len(np.unique(table.known[heard])) == 2
+def _calibrator(scores: Floats, known: NDArray, rows: Rows, options: FitConfig) -> Calibrator:
+    scored = _scored_rows(scores, rows)
+    return CALIBRATORS[options.calibrate](scores[scored], known[scored])
 
 
-def _logistic(strength: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+def _covers_both_labels(method: Method, table: Table, rows: Rows) -> bool:
+    """Returns whether the method scores both known and unknown questions among these rows."""
+    return len(np.unique(table.known[_scored_rows(method.scores[0], rows)])) == 2
 
 
-def _chosen(features: np.ndarray, known: np.ndarray, train: Rows, validate: Rows,
-            options: FitConfig) -> tuple[Floats, dict[str, Any]]:
-    """Log odds `[questions]` of the probe whose C is the best on validate; of equals, the smallest."""
+def _logistic(c_value: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c_value, max_iter=2000))
+
+
+def _best_probe(features: np.ndarray, known: np.ndarray, train: Rows, validate: Rows,
+                options: FitConfig) -> tuple[Floats, dict[str, Any]]:
+    """Selects C by AUROC on the validate split, the smallest of equals. Returns log odds and info."""
     best: tuple[float, float, Pipeline] | None = None
-    for strength in sorted(options.strengths):
-        probe = _logistic(strength).fit(features[train].astype(float), known[train])
+    for c_value in sorted(options.c_values):
+        probe = _logistic(c_value).fit(features[train].astype(float), known[train])
         area = auroc(known[validate], probe.decision_function(features[validate].astype(float)))
         if best is None or area > best[0]:
-            best = area, strength, probe
+            best = area, c_value, probe
     assert best is not None
-    return best[2].decision_function(features.astype(float)), {"C": best[1], "validation": best[0]}
+    return best[2].decision_function(features.astype(float)), {"C": best[1], "validation_auroc": best[0]}
 
 
 def _layer_probe(final: np.ndarray, known: np.ndarray, train: Rows, validate: Rows,
                  options: FitConfig) -> Method:
-    """The layer whose probe is the best on validate; of equals, the first."""
-    found = Parallel(n_jobs=options.jobs)(delayed(_chosen)(final[:, layer], known, train, validate, options)
-                                for layer in range(final.shape[1]))
-    areas = [about["validation"] for _, about in found]
+    """Selects the layer by AUROC on the validate split, the first of equals."""
+    probes = Parallel(n_jobs=options.jobs)(
+        delayed(_best_probe)(final[:, layer], known, train, validate, options)
+        for layer in range(final.shape[1]))
+    areas = [info["validation_auroc"] for _, info in probes]
     best = int(np.argmax(areas))
-    return Method(found[best][0][None], {"layer": best, **found[best][1], "by_layer": areas})
+    log_odds, info = probes[best]
+    return Method(log_odds[None], {"layer": best, **info, "by_layer": areas})
 
 
 def _familiarity(final: np.ndarray, known: np.ndarray, train: Rows, options: FitConfig) -> Method:
     layer = int(options.familiarity * final.shape[1])
-    values = final[:, layer].astype(float)
-    found = Familiarity.fit(values[train], known[train])
-    return Method(-found.distance(values)[None], {"layer": layer, "shrinkage": found.shrinkage})
+    activations = final[:, layer].astype(float)
+    model = Familiarity.fit(activations[train], known[train])
+    return Method(-model.distance(activations)[None], {"layer": layer, "shrinkage": model.shrinkage})

@@ -1,4 +1,4 @@
-"""What came of the questions, and which of them are learned from: `questions.parquet`."""
+"""Grades the answers and assigns every question to a split: the columns of `questions.parquet`."""
 
 from __future__ import annotations
 
@@ -18,43 +18,51 @@ from .questions import Question
 Columns = dict[str, Any]
 
 
-def labelled(asked: Sequence[Question], spoken: Sequence[str], match: Rule, options: SplitConfig) -> Columns:
-    """Columns `[questions]`: what was asked and said, whether that was right or declined, group and part.
+def label(questions: Sequence[Question], answers: Sequence[str], match: Rule, options: SplitConfig
+          ) -> Columns:
+    """Returns columns `[questions]`: question and answer, whether it is correct or a refusal, group, split.
+
+    Args:
+        answers: the network's answers.
 
     Raises:
-        InputError: a part is left empty.
+        InputError: a split is empty.
     """
-    known = np.array([is_match(one, question.answers, match)
-                      for one, question in zip(spoken, asked, strict=True)], np.int64)
-    datasets = [question.dataset for question in asked]
-    group = groups(asked)
-    return {"id": [q.id for q in asked], "dataset": datasets, "question": [q.text for q in asked],
-            "group": group, "popularity": [q.popularity for q in asked], "answer": spoken,
-            "answers": [json.dumps(q.answers, ensure_ascii=False) for q in asked],
-            "entity": [q.entity for q in asked], "known": known,
-            "refused": [is_refusal(one) and not right for one, right in zip(spoken, known, strict=True)],
-            "part": parts(group, datasets, known, options)}
+    known = np.array([is_match(answer, question.answers, match)
+                      for answer, question in zip(answers, questions, strict=True)], np.int64)
+    datasets = [question.dataset for question in questions]
+    group = groups(questions)
+    return {"id": [q.id for q in questions], "dataset": datasets, "question": [q.text for q in questions],
+            "group": group, "popularity": [q.popularity for q in questions], "answer": answers,
+            "answers": [json.dumps(q.answers, ensure_ascii=False) for q in questions],
+            "entity": [q.entity for q in questions], "known": known,
+            "refused": [is_refusal(answer) and not correct
+                        for answer, correct in zip(answers, known, strict=True)],
+            "split": assign_splits(group, datasets, known, options)}
 
 
-def groups(asked: Sequence[Question]) -> np.ndarray:
-    """What belongs together, `[questions]`: equal questions, equal ids, one entity."""
-    return splits.same([q.text for q in asked], [q.id for q in asked], [q.entity for q in asked])
+def groups(questions: Sequence[Question]) -> np.ndarray:
+    """Returns group numbers `[questions]`: questions with equal text, id or entity share a group."""
+    return splits.group_ids([q.text for q in questions], [q.id for q in questions],
+                            [q.entity for q in questions])
 
 
-def parts(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options: SplitConfig) -> np.ndarray:
-    """The part of each question, `[questions]`. Raises InputError where one is left empty."""
+def assign_splits(group: np.ndarray, datasets: Sequence[str], known: np.ndarray, options: SplitConfig
+                  ) -> np.ndarray:
+    """Returns the split of each question, `[questions]`. Raises InputError if a split is empty."""
     if options.by == "published":
-        published = splits.published(datasets, known, options.seed, options.validate, options.test)["main"]
-        found = {"train": published["train"], "validate": published["val"], "test": published["test"]}
+        published = splits.published_splits(datasets, known, options.seed, options.validate, options.test)
+        main = published["main"]
+        rows_of = {"train": main["train"], "validate": main["val"], "test": main["test"]}
     else:
-        shares = {"train": 1 - options.validate - options.calibrate - options.test,
-                  "validate": options.validate, "calibrate": options.calibrate, "test": options.test}
-        strata = [f"{name}|{one}" for name, one in zip(datasets, known, strict=True)]
+        fractions = {"train": 1 - options.validate - options.calibrate - options.test,
+                     "validate": options.validate, "calibrate": options.calibrate, "test": options.test}
+        strata = [f"{name}|{label}" for name, label in zip(datasets, known, strict=True)]
         try:
-            found = splits.grouped(group, strata, shares, options.seed)
+            rows_of = splits.grouped_splits(group, strata, fractions, options.seed)
         except ValueError as error:
             raise InputError(f"split.{error}") from None
-    part = np.empty(len(known), "<U9")
-    for name, rows in found.items():
-        part[rows] = name
-    return part
+    split = np.empty(len(known), "<U9")
+    for name, rows in rows_of.items():
+        split[rows] = name
+    return split

@@ -1,6 +1,6 @@
-"""The page itself: what stands where, and which click leads to what (extra: app).
+"""The page's layout and its event handlers (extra: app).
 
-It asks no other machine: no fonts or scripts come from elsewhere, and no statistics go there.
+The page contacts no other machine: it loads no remote fonts or scripts and sends no statistics.
 """
 
 from __future__ import annotations
@@ -11,50 +11,51 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it would ask elsewhere for its newest version
-# It would keep records of 10,000 requests, and make a table of them after each.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else gradio looks up its newest version online
+# Else gradio keeps records of 10,000 requests and builds a table of them after each.
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 
 import fastapi
 import gradio as gr
-from gradio.route_utils import FnIndexInferError  # of an endpoint that there is not
+from gradio.route_utils import FnIndexInferError  # a request for an unknown endpoint
 
 from tilelli_jax.hosts import App, Receive, Scope, Send, TrustedHosts
 
 from ..tables import Row, markdown
 from . import thought_seeding
 from .handlers import DEPTHS, batched, generated, probed
-from .info import MEANING, conclusions, memory_told, pictures
+from .info import MEANING, memory_text, study_figures, study_markdown
 from .request_queue import RequestQueue
 from .uploads import Page, one_line
 
 log = logging.getLogger(__name__)
-FORMING = ["depth", "layer", "it would say"]
+TOKEN_COLUMNS = ["depth", "layer", "most likely next token"]
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
-                          font_mono=["ui-monospace", "monospace"])  # no others, which would be fetched
+                          font_mono=["ui-monospace", "monospace"])  # system fonts: others are downloaded
 STYLE = """
-.said { font-size: 1.1rem; min-height: 1.6rem } .refused { color: #B33A00; font-size: 1.1rem }
+.result { font-size: 1.1rem; min-height: 1.6rem } .refused { color: #B33A00; font-size: 1.1rem }
 .answers pre, .answers code { white-space: pre-wrap !important; word-break: break-word }
 .figures .two { display: grid; gap: 1rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)) }
 .figures figure { margin: 0 } .figures img { width: 100%; background: white }
 .figures figcaption { text-align: center }
-.told { overflow-x: auto }
-.told table { font-variant-numeric: tabular-nums } .told td, .told th { white-space: nowrap }
+.wide { overflow-x: auto }
+.wide table { font-variant-numeric: tabular-nums } .wide td, .wide th { white-space: nowrap }
 """
 
 
-def build(queue: RequestQueue, about: Sequence[Row], study: str | Path, files: Path) -> gr.Blocks:
-    """The page.
+def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, files: Path) -> gr.Blocks:
+    """Builds the page.
 
     Args:
-        about: what its last tab tells, as rows of a table.
-        study: the directory of a study that is shown; or a text that says why there is none.
-        files: a directory for what can be downloaded; gradio makes a copy if it is not GRADIO_TEMP_DIR.
+        info_rows: the table of its last tab.
+        study: directory of the study to show, or a text that says why there is none.
+        files: directory for downloads; gradio copies each file if this is not GRADIO_TEMP_DIR.
     """
-    # Of those that share a name one goes on to the desk, and the others wait in the page's queue.
-    probes, speech, batches = [dict[str, Any](concurrency_limit=1, concurrency_id=name)
-                               for name in ("probes", "speech", "batches")]
+    # Of the events that share an id, one is passed to the request queue; the others wait in gradio's queue.
+    probe_limit, generate_limit, batch_limit = [
+        dict[str, Any](concurrency_limit=1, concurrency_id=name) for name in ("probe", "generate", "batch")]
+    low_start, high_start = thought_seeding.start_bounds(queue.predictor.rule.thresholds)
     with Page(title="Does it know?", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("## Does it know, before it answers?")
         with gr.Tab("Probe"):
@@ -62,7 +63,7 @@ def build(queue: RequestQueue, about: Sequence[Row], study: str | Path, files: P
                 question = gr.Textbox(label="Question", lines=1, scale=4, elem_id="question")
                 probe = gr.Button("Probe (no answer generated)", variant="primary", scale=1,
                                   elem_id="probe")
-            said = gr.HTML(elem_id="said")
+            prediction = gr.HTML(elem_id="prediction")
             with gr.Row():
                 with gr.Column(scale=3, min_width=260):
                     gauge = gr.Plot(show_label=False, elem_id="gauge")
@@ -70,99 +71,103 @@ def build(queue: RequestQueue, about: Sequence[Row], study: str | Path, files: P
                     crystallisation = gr.Plot(show_label=False, elem_id="crystallisation")
                 with gr.Column(scale=5, min_width=320):
                     writes = gr.Plot(show_label=False, elem_id="writes")
-            forming = gr.Dataframe(headers=FORMING, label="What is forming, at the end of the prompt",
-                                   interactive=False, datatype="str", elem_id="forming",
-                                   column_widths=["15%", "15%", "70%"], row_count=len(DEPTHS))
-            shown = [said, gauge, crystallisation, writes, forming]
-            gr.Markdown("### Does it, then?")
-            golds = gr.Textbox(label="Right answers, with | between them: what is said is compared",
-                               lines=1, elem_id="golds")
+            tokens = gr.Dataframe(headers=TOKEN_COLUMNS, interactive=False, datatype="str", elem_id="tokens",
+                                  label="Logit lens at the last position of the prompt",
+                                  column_widths=["15%", "15%", "70%"], row_count=len(DEPTHS))
+            outputs = [prediction, gauge, crystallisation, writes, tokens]
+            gr.Markdown("### Generate an answer")
+            correct = gr.Textbox(label="Correct answers, separated by | (optional: the answer is compared "
+                                 "with them)", lines=1, elem_id="correct")
             with gr.Row():
-                low = gr.Slider(0, 1, thought_seeding.LOW, step=0.01,
-                                label="low: below it, it is told not to guess")
-                high = gr.Slider(0, 1, thought_seeding.HIGH, step=0.01,
-                                 label="high: from it on, it is told to answer directly")
+                low = gr.Slider(0, 1, low_start, step=0.001, elem_id="low",
+                                label="low: below this P(knows) the thought seed tells it not to guess")
+                high = gr.Slider(0, 1, high_start, step=0.001, elem_id="high",
+                                 label="high: from this P(knows) on the thought seed tells it to answer "
+                                 "directly")
             with gr.Row():
                 with gr.Column():
-                    plain = gr.Button("Generate: baseline", elem_id="generate-baseline")
-                    spoken = gr.Markdown(elem_classes="answers", elem_id="baseline", latex_delimiters=[])
+                    generate_baseline = gr.Button("Generate: baseline", elem_id="generate-baseline")
+                    baseline = gr.Markdown(elem_classes="answers", elem_id="baseline", latex_delimiters=[])
                 with gr.Column():
-                    seeded = gr.Button("Generate: thought seed", elem_id="generate-seeded")
-                    led = gr.Markdown(elem_classes="answers", elem_id="seeded", latex_delimiters=[])
+                    generate_seeded = gr.Button("Generate: thought seed", elem_id="generate-seeded")
+                    seeded = gr.Markdown(elem_classes="answers", elem_id="seeded", latex_delimiters=[])
             for event, name in ((probe.click, "probe"), (question.submit, "submit")):
-                event(lambda text: probed(queue, text), question, shown, api_name=name, **probes)
+                event(lambda text: probed(queue, text), question, outputs, api_name=name, **probe_limit)
 
-            def baseline(text: str, right: str) -> Iterator[str]:
-                yield from generated(queue, text, right)
+            def on_baseline(text: str, correct: str) -> Iterator[str]:
+                yield from generated(queue, text, correct)
 
-            def led_by(text: str, right: str, low: float, high: float) -> Iterator[str]:
-                yield from generated(queue, text, right, (low, high))
-            plain.click(baseline, [question, golds], spoken, api_name="baseline", **speech)
-            seeded.click(led_by, [question, golds, low, high], led, api_name="seeded", **speech)
+            def on_seeded(text: str, correct: str, low: float, high: float) -> Iterator[str]:
+                yield from generated(queue, text, correct, (low, high))
+            generate_baseline.click(on_baseline, [question, correct], baseline, api_name="baseline",
+                                    **generate_limit)
+            generate_seeded.click(on_seeded, [question, correct, low, high], seeded, api_name="seeded",
+                                  **generate_limit)
         with gr.Tab("Batch"):
             gr.Markdown("A file of questions: JSON lines, a JSON list, CSV or parquet, with a column "
                         "`question`. Nothing is generated.")
             with gr.Row():
-                given = gr.File(label="Questions", file_types=[".jsonl", ".json", ".csv", ".parquet"],
-                                elem_id="given", height=140)
-                made = gr.File(label="Scores", file_count="multiple", interactive=False, elem_id="made",
-                               height=140)
-            ask_all = gr.Button("Probe them all", variant="primary", elem_id="batch")
-            told = gr.HTML(elem_id="told")
+                upload = gr.File(label="Questions", file_types=[".jsonl", ".json", ".csv", ".parquet"],
+                                 elem_id="upload", height=140)
+                downloads = gr.File(label="Scores", file_count="multiple", interactive=False,
+                                    elem_id="downloads", height=140)
+            probe_all = gr.Button("Probe all", variant="primary", elem_id="batch")
+            summary = gr.HTML(elem_id="summary")
             table = gr.Dataframe(interactive=False, wrap=True, elem_id="scores")
 
-            def batch(path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-                found = batched(queue, path, files, lambda n, of: progress((n, of), unit="questions"))
-                page.delete_old_files()  # now, as one of them may have been read
-                return found
-            ask_all.click(batch, given, [told, table, made], api_name="batch", **batches)
+            def on_batch(path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
+                results = batched(queue, path, files, lambda n, total: progress((n, total), unit="questions"))
+                page.delete_old_files()  # not earlier: the batch may have read one of them
+                return results
+            probe_all.click(on_batch, upload, [summary, table, downloads], api_name="batch", **batch_limit)
         with gr.Tab("Evaluation", elem_id="evaluation"):
             if isinstance(study, Path):
-                gr.Markdown(conclusions(study), elem_classes="told", latex_delimiters=[])
-                gr.HTML(pictures(study), elem_classes="figures")
+                gr.Markdown(study_markdown(study), elem_classes="wide", latex_delimiters=[])
+                gr.HTML(study_figures(study), elem_classes="figures")
             else:
                 gr.Markdown(study)
         with gr.Tab("Info") as info:
-            gr.Markdown(markdown(about), elem_classes="told")
-            memory = gr.Markdown(memory_told(), elem_id="memory")
+            gr.Markdown(markdown(info_rows), elem_classes="wide")
+            memory = gr.Markdown(memory_text(), elem_id="memory")
             gr.Markdown(MEANING)
-            info.select(memory_told, None, memory, api_visibility="private")
-    return page.queue(api_open=False)  # else requests could pass by the queue, and their mistakes were 500
+            info.select(memory_text, None, memory, api_visibility="private")
+    # With an open API, requests could bypass the queue, and their errors would be status 500.
+    return page.queue(api_open=False)
 
 
 def mounted(page: gr.Blocks, host: str, port: int, allowed: Sequence[str] = ()) -> TrustedHosts:
-    """The page as a server's application.
+    """Returns the page as an ASGI application.
 
     Args:
-        allowed: names under which it may be asked for, besides its address and localhost.
+        allowed: host names that requests may use, besides the page's address and localhost.
     """
-    # Swagger, its documentation, would come from elsewhere.
+    # The API documentation (Swagger) would load scripts from another machine.
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = gr.mount_gradio_app(fastapi.FastAPI(**options), page, "/", server_name=host, server_port=port,
                               theme=THEME, css=STYLE, footer_links=[], ssr_mode=False, show_error=False,
                               pwa=False, enable_monitoring=False, app_kwargs=options | {
-                                  "exception_handlers": dict.fromkeys(MISTAKES, _refused)})
-    return TrustedHosts(_ended(app), allowed)
+                                  "exception_handlers": dict.fromkeys(CLIENT_ERRORS, _bad_request)})
+    return TrustedHosts(_closing_broken_streams(app), allowed)
 
 
-# What gradio's routes raise where a request names what there is not, or is of another form than they expect.
-MISTAKES = (FnIndexInferError, LookupError, ValueError, TypeError, AttributeError)
+# What gradio's routes raise for a request that names something unknown or has an unexpected form.
+CLIENT_ERRORS = (FnIndexInferError, LookupError, ValueError, TypeError, AttributeError)
 
 
-async def _refused(request: fastapi.Request, error: Exception) -> fastapi.responses.JSONResponse:
-    """400 with a text, and one line in the log."""
+async def _bad_request(request: fastapi.Request, error: Exception) -> fastapi.responses.JSONResponse:
+    """Answers with status 400 and a text; logs one line."""
     log.warning("%s %r: %s", request.method, request.url.path, one_line(error))
     return fastapi.responses.JSONResponse(
         {"detail": "request: expected an endpoint of this page with its data, found another"}, 400)
 
 
-def _ended(app: App) -> App:
-    """The application; a stream that tells of a mistake ends there, with one line in the log."""
+def _closing_broken_streams(app: App) -> App:
+    """Wraps the application: a client error in a started response ends the stream and logs one line."""
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
-        except RuntimeError as error:  # Starlette's, where a mistake is found after the answer has begun
-            if not isinstance(error.__cause__, (fastapi.HTTPException, *MISTAKES)):
+        except RuntimeError as error:  # Starlette raises it for an error after the response has started
+            if not isinstance(error.__cause__, (fastapi.HTTPException, *CLIENT_ERRORS)):
                 raise
             log.warning("%s %r: %s", scope["method"], scope["path"], one_line(error.__cause__))
             await send({"type": "http.response.body", "body": b""})

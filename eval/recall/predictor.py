@@ -1,9 +1,9 @@
-"""P(the model knows) of questions, from one pass of each prompt and nothing generated.
+"""P(knows) of questions, from one forward pass of each prompt; nothing is generated.
 
-    from .predictor import open_knower
-    knower = open_knower("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
-    for told in knower.ask(["Where does Mira Holt live?"]):
-        print(told.p, told.verdict, told.strongest_write)
+    from tilelli_jax.eval.recall.predictor import open_predictor
+    predictor = open_predictor("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
+    for prediction in predictor.ask(["Where does Mira Holt live?"]):
+        print(prediction.p, prediction.verdict, prediction.strongest_write)
 """
 
 from __future__ import annotations
@@ -35,23 +35,27 @@ from .verdicts import VerdictRule
 
 
 class Prediction(NamedTuple):
-    """Of one question: `p`, P(knows); the word for it, None without thresholds; the most definite write in
-    the middle of the depth: its layer, counted from 0, and its token as text; and all that was read."""
+    """The prediction for one question.
+
+    `p` is P(knows); `verdict` is None without thresholds. `strongest_layer` (counted from 0) and
+    `strongest_write` are the layer and the token of the MLP write with the highest peak in the middle
+    layers. `outputs` are all signals of the prompt.
+    """
 
     question: str
     p: float
     verdict: Verdict | None
     strongest_layer: int
     strongest_write: str
-    read: PromptOutputs
+    outputs: PromptOutputs
 
 
 @dataclasses.dataclass
 class KnowledgePredictor:
-    """One network with a sidecar; what was compiled serves the next call.
+    """One network with its sidecar; compiled programs are reused between calls.
 
     Attributes:
-        judge: what makes probabilities and words of the sidecar's scores.
+        rule: calibration and thresholds of the sidecar's scores.
     """
 
     language: Language
@@ -61,77 +65,85 @@ class KnowledgePredictor:
     reader: PromptReader
 
     def ask(self, questions: Sequence[str]) -> list[Prediction]:
-        """Raises InputError where a question is empty or longer than is read, or a number of it is none."""
+        """Returns one prediction for each question.
+
+        Raises:
+            InputError: a question is empty or too long, or the network or the sidecar returns numbers that
+                are not finite.
+        """
         where = (lambda i: "the question") if len(questions) == 1 else (lambda i: f"question {i + 1}")
         prompts = [self.prompter(question, where(i)) for i, question in enumerate(questions)]
-        found = dict(self.reader(prompts))
-        reads = [found[i] for i in range(len(prompts))]
-        if not reads:
+        by_index = dict(self.reader(prompts))
+        outputs = [by_index[i] for i in range(len(prompts))]
+        if not outputs:
             return []
-        for i, read in enumerate(reads):
-            if not np.isfinite(read.final).all():  # the features are 0 then, and any P of them is made up
-                raise InputError(f"{where(i)}: the network's stream is not finite: it is broken there")
-        scores = logits_of(self.sidecar, np.stack([read.crystallisation.by_layer for read in reads]),
-                           np.stack([read.crystallisation.overall for read in reads]))
-        chances, decode = self.rule.probabilities(scores), self.language.tokenizer.decode
-        if np.isnan(chances).any():
-            raise InputError("P(knows): expected numbers, found NaN: the sidecar is broken")
-        return [Prediction(question, float(p), self.rule.word(float(score)),
-                     int(read.crystallisation.strongest_layer),
-                     decode([int(read.crystallisation.strongest_token)]), read)
-                for question, p, score, read in zip(questions, chances, scores, reads, strict=True)]
+        for i, output in enumerate(outputs):
+            if not np.isfinite(output.final).all():  # the features would be 0, and P(knows) meaningless
+                raise InputError(f"{where(i)}: expected a finite residual stream, found infinite or NaN "
+                                 "values: the network's weights may be damaged")
+        scores = logits_of(self.sidecar, np.stack([output.crystallisation.by_layer for output in outputs]),
+                           np.stack([output.crystallisation.overall for output in outputs]))
+        probabilities, decode = self.rule.probabilities(scores), self.language.tokenizer.decode
+        if np.isnan(probabilities).any():
+            raise InputError("P(knows): expected numbers, found NaN: the sidecar's weights may be damaged")
+        return [Prediction(question, float(p), self.rule.verdict(float(score)),
+                           int(output.crystallisation.strongest_layer),
+                           decode([int(output.crystallisation.strongest_token)]), output)
+                for question, p, score, output in zip(questions, probabilities, scores, outputs, strict=True)]
 
 
 def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | Path = "",
-                prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
-                mesh: Mesh | None = None, batch_size: int = 16, max_bytes: int = 2**31,
-                any_network: bool = False) -> KnowledgePredictor:
-    """Opens a network and a sidecar that was learned on it.
+                   prompt: PromptConfig | None = None, compute: ComputeConfig | None = None,
+                   mesh: Mesh | None = None, batch_size: int = 16, max_bytes: int = 2**31,
+                   any_network: bool = False) -> KnowledgePredictor:
+    """Opens a network and the sidecar that was trained on it.
 
     Args:
-        model: directory of the network, ours or of Hugging Face.
-        sidecar: directory that a study has left, or a converted lrd.pt.
-        prompt, compute: in place of how the sidecar's study asked, and ran the network.
-        any_network: use a sidecar on another network than its own.
+        model: directory of the network, in Tilelli's or Hugging Face's format.
+        sidecar: OUT/sidecar of a study, or a converted lrd.pt.
+        prompt, compute: replace the prompt and the data type of the sidecar's study.
+        any_network: accept a sidecar that was trained on another network.
 
     Raises:
-        InputError: one of them cannot be read, or the sidecar is none for this network.
+        InputError: one of them cannot be read, or the sidecar was trained on another network.
     """
     networks.check(NetworkConfig(path=str(model), tokenizer=str(tokenizer)))
-    found = store.load(sidecar)
-    if not isinstance(found, Sidecar):
-        raise InputError(f"{sidecar}: expected a sidecar, found family {found.config.family}")
-    check_features(found, sidecar)
+    loaded = store.load(sidecar)
+    if not isinstance(loaded, Sidecar):
+        raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")
+    check_features(loaded, sidecar)
     rule = verdicts.read(Path(sidecar))
     language = open_language(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
     if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat is None and prompt is None:
-        raise InputError(f"{sidecar}: has no {verdicts.FILE}, so that questions are put as a chat, and the "
-                         f"tokenizer of {model} has no chat_template")
+        raise InputError(f"{sidecar}: without {verdicts.FILE} prompts use a chat template: expected a "
+                         f"chat_template in the tokenizer of {model}, found none")
     if rule.network and not any_network:
         layers = language.model.config.n_layers
         if layers != rule.network["n_layers"]:
-            raise InputError(f"{sidecar}: was learned on a network of {rule.network['n_layers']} layers, "
-                             f"and {model} has {layers}; --any-network uses it all the same")
+            raise InputError(f"{sidecar}: trained on another network: expected {rule.network['n_layers']} "
+                             f"layers in {model}, found {layers}; --any-network accepts it")
         if rule.network["contents"] != networks.contents(Path(model), str(tokenizer)):
-            raise InputError(f"{sidecar}: was learned on '{rule.network['name']}', whose weights are not "
-                             f"those of {model}; --any-network uses it all the same")
+            raise InputError(f"{sidecar}: trained on '{rule.network['name']}': expected its weights in "
+                             f"{model}, found others; --any-network accepts them")
     reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes, rounded=rule.rounded,
-                    mesh=mesh)
-    return KnowledgePredictor(language, found, rule, Prompter(language, prompt or rule.prompt), reader)
+                          mesh=mesh)
+    return KnowledgePredictor(language, loaded, rule, Prompter(language, prompt or rule.prompt), reader)
 
 
-def as_row(told: Prediction) -> dict[str, object]:
-    """What a file of predictions says of one question."""
-    return {"question": told.question, "p": told.p, "verdict": told.verdict,
-            "strongest_write_layer": told.strongest_layer, "strongest_write": told.strongest_write}
+def as_row(prediction: Prediction) -> dict[str, object]:
+    """Returns a prediction as a row of a file of scores."""
+    return {"question": prediction.question, "p": prediction.p, "verdict": prediction.verdict,
+            "strongest_write_layer": prediction.strongest_layer,
+            "strongest_write": prediction.strongest_write}
 
 
 def check_features(sidecar: Sidecar, source: str | Path) -> None:
-    """Raises InputError where a sidecar reads other features than those that there are."""
-    for kind, wanted, names, n in (("features", BY_LAYER, sidecar.config.features, sidecar.config.n_features),
-                                   ("globals", OVERALL, sidecar.config.globals, sidecar.config.n_globals)):
-        if n != len(wanted):
-            raise InputError(f"{source}: n_{kind}: expected {len(wanted)}, found {n}")
-        for i, (name, expected) in enumerate(zip(names, wanted, strict=False)):
-            if name != expected:
-                raise InputError(f"{source}: {kind}: expected {expected} at {i}, found {name}")
+    """Raises InputError if a sidecar expects other features than BY_LAYER and OVERALL."""
+    config = sidecar.config
+    for kind, expected, names, n in (("features", BY_LAYER, config.features, config.n_features),
+                                     ("globals", OVERALL, config.globals, config.n_globals)):
+        if n != len(expected):
+            raise InputError(f"{source}: n_{kind}: expected {len(expected)}, found {n}")
+        for i, (name, expected_name) in enumerate(zip(names, expected, strict=False)):
+            if name != expected_name:
+                raise InputError(f"{source}: {kind}: expected {expected_name} at {i}, found {name}")

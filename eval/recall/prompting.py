@@ -1,4 +1,4 @@
-"""How questions become prompts."""
+"""Turns questions into prompts."""
 
 from __future__ import annotations
 
@@ -9,61 +9,62 @@ from tilelli_jax.signals.scoring import max_time
 
 from .config import PromptConfig
 
-STAND_IN = "\ue000"  # for private use: in no template
+PLACEHOLDER = "\ue000"  # a private-use character, which no template contains
 
 
 class Prompter:
-    """Puts questions to one network, always in the same way.
+    """Builds the prompts of one network from one template.
 
     Raises:
-        InputError: a chat is wanted, and the network's tokenizer has no template for one.
+        InputError: the template is "chat" and the network's tokenizer has no chat template.
     """
 
     def __init__(self, language: Language, config: PromptConfig) -> None:
         if config.template == "chat" and language.chat is None:
-            raise InputError("prompt.template: chat: the network's tokenizer has no chat_template; expected "
-                             "a text such as 'Q: {question}\\nA:'")
+            raise InputError("prompt.template: chat: expected a chat_template in the network's tokenizer, "
+                             "found none; use a text such as 'Q: {question}\\nA:'")
         self.language, self.config = language, config
-        self.most = max_time(language.model)
+        self.max_length = max_time(language.model)
         self.vocab_size = language.model.config.vocab_size
-        # Looked for by itself, a short question could be found in what stands before it.
-        self._start = self.text(STAND_IN).find(STAND_IN)
+        # Searching for the question itself could find it earlier, in the template.
+        self._start = self.text(PLACEHOLDER).find(PLACEHOLDER)
 
     def text(self, question: str, *, thinking: bool = False) -> str:
-        """What the network reads."""
-        asked = question.strip() + self.config.instruction
+        """Returns the prompt as text."""
+        content = question.strip() + self.config.instruction
         if self.config.template != "chat":
-            return self.config.template.replace("{question}", asked)
+            return self.config.template.replace("{question}", content)
         assert self.language.chat is not None
-        return self.language.chat.ask(asked, thinking=thinking)
+        return self.language.chat.ask(content, thinking=thinking)
 
     def __call__(self, question: str, where: str = "the question") -> Prompt:
-        """Its tokens, and which of them are the question's (the instruction's are not).
+        """Returns the prompt's tokens and the range of the question's tokens, without the instruction's.
 
         Args:
-            where: what it is called where it is refused.
+            where: names the question in errors.
 
         Raises:
-            InputError: it is empty, or longer than the network reads.
+            InputError: the question is empty or contains a special token, or the prompt has no tokens, is too
+                long, or has tokens outside the network's vocabulary.
         """
         if not question.strip():
-            raise InputError(f"{where} is empty")
-        for steering in self.language.tokenizer.special:
-            if steering in question:
-                raise InputError(f"{where} holds {steering}, which steers the network")
+            raise InputError(f"{where}: expected text, found an empty question")
+        for special in self.language.tokenizer.special:
+            if special in question:
+                raise InputError(f"{where}: expected no special tokens, found {special}")
         text, plain, start = self.text(question), question.strip(), self._start
         if start < 0 or text[start:start + len(plain)] != plain:
-            start = text.find(plain)  # -1 where the template changes it: the end of the prompt stands for it
+            start = text.find(plain)  # -1 if the template alters the question: then the range is empty
         ids, spans = self.language.tokenizer.place(text, special=self.config.template != "chat")
         inside = [i for i, (first, last) in enumerate(spans)
                   if first < start + len(plain) and last > start >= 0]
         if not ids:
-            raise InputError(f"{where}: expected a prompt with tokens in it, found {text!r:.40}, which "
-                             "prompt.template makes of it")
-        if self.most is not None and len(ids) > self.most:
-            raise InputError(f"{where} has {len(ids)} tokens with its prompt, and the network reads "
-                             f"{self.most}")
+            raise InputError(f"{where}: expected a prompt with tokens, found {text!r:.40} from "
+                             "prompt.template")
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise InputError(f"{where}: expected at most {self.max_length} tokens with its prompt, the "
+                             f"network's maximum, found {len(ids)}")
         if ids and max(ids) >= self.vocab_size:
-            raise InputError(f"{where}: expected tokens below the network's {self.vocab_size}, found "
-                             f"{max(ids)}: is the tokenizer the network's own?")
+            raise InputError(f"{where}: expected tokens below {self.vocab_size}, the network's "
+                             f"vocabulary size, found {max(ids)}: the tokenizer may be another network's")
         return Prompt(ids, inside[0], inside[-1] + 1) if inside else Prompt(ids, 0, 0)

@@ -1,4 +1,4 @@
-"""Questions with their right answers: PopQA, TriviaQA, the built-in world of facts, and files."""
+"""Questions with their correct answers: PopQA, TriviaQA, the built-in world of facts, and files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from tilelli_jax.data import facts
 from tilelli_jax.errors import InputError
 
 from ..inputs.rows import Row, columns_of, hugging_face, read_rows
-from .config import LEAST, QuestionsConfig
+from .config import MIN_QUESTIONS, QuestionsConfig
 
 HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
        "triviaqa": ("hf:mandarjoshi/trivia_qa#rc.nocontext", "validation")}
 BUILT_IN = "facts"
-COLUMNS = ("question, answers (a list, or texts between |), and if there are any id, dataset, group, "
+COLUMNS = ("question, answers (a list, or texts separated by |), and optionally id, dataset, group, "
            "popularity")
 
 
 class Question(NamedTuple):
-    """`answers` are the right ones; `entity` whom or what it is about, or None; `popularity` NaN for none."""
+    """One question.
+
+    `answers` are the correct ones; `entity` is what it is about, or None; `popularity` is NaN if unknown.
+    """
 
     id: str
     dataset: str
@@ -40,50 +43,51 @@ class Question(NamedTuple):
 
 
 def read(config: QuestionsConfig) -> list[Question]:
-    """As many of each source, drawn and put in order by the seed.
+    """Samples equally many questions from each source and shuffles them, both with the configured seed.
 
     Raises:
-        InputError: a source cannot be read, or there are too few.
+        InputError: a source cannot be read, or there are fewer than MIN_QUESTIONS questions.
     """
     n, stems = len(config.sources), [Path(source).stem for source in config.sources]
     for source, stem in zip(config.sources, stems, strict=True):
         if stems.count(stem) > 1:
-            raise InputError(f"questions.sources: {source}: expected files of different names, which are "
-                             "those of their data sets")
-    share = config.items // n
-    found: list[Question] = []
+            raise InputError(f"questions.sources: expected files with different names, which name their data "
+                             f"sets, found {source} and another '{stem}'")
+    per_source = config.items // n
+    questions: list[Question] = []
     for i, source in enumerate(config.sources):
-        found += _of_source(source, share if i < n - 1 else config.items - share * (n - 1), config)
-    if len(found) < LEAST:
-        raise InputError(f"questions.sources: {', '.join(config.sources)}: expected {LEAST} questions at "
-                         f"least, found {len(found)}")
-    return [found[i] for i in np.random.default_rng(config.seed).permutation(len(found))]
+        limit = per_source if i < n - 1 else config.items - per_source * (n - 1)
+        questions += _of_source(source, limit, config)
+    if len(questions) < MIN_QUESTIONS:
+        raise InputError(f"questions.sources: {', '.join(config.sources)}: expected at least {MIN_QUESTIONS} "
+                         f"questions, found {len(questions)}")
+    return [questions[i] for i in np.random.default_rng(config.seed).permutation(len(questions))]
 
 
-def _of_source(source: str, most: int, config: QuestionsConfig) -> list[Question]:
+def _of_source(source: str, limit: int, config: QuestionsConfig) -> list[Question]:
     if source == BUILT_IN:
         world = facts.facts(config.facts_seed, config.facts_people)
-        every = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
-                          float(fact.times)) for i, fact in enumerate(world)]
-        return _some(every, most, config.seed)
+        questions = [Question(f"facts-{i}", BUILT_IN, fact.question, (fact.answer,), fact.entity,
+                              float(fact.times)) for i, fact in enumerate(world)]
+        return _sample(questions, limit, config.seed)
     if source in HUB:
-        name, part = HUB[source]
-        return of_rows(hugging_face(name, most, part=part, seed=config.seed), source, source)
+        name, split = HUB[source]
+        return of_rows(hugging_face(name, limit, part=split, seed=config.seed), source, source)
     path = Path(source)
-    return _some(of_rows(read_rows(path, 10**9), source, path.stem), most, config.seed)
+    return _sample(of_rows(read_rows(path, 10**9), source, path.stem), limit, config.seed)
 
 
-def _some(every: Sequence[Question], most: int, seed: int) -> list[Question]:
-    if len(every) <= most:
-        return list(every)
-    return [every[i] for i in np.sort(np.random.default_rng(seed).permutation(len(every))[:most])]
+def _sample(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+    if len(questions) <= limit:
+        return list(questions)
+    return [questions[i] for i in np.sort(np.random.default_rng(seed).permutation(len(questions))[:limit])]
 
 
 def of_rows(rows: Sequence[Row], source: str, dataset: str) -> list[Question]:
-    """Rows as PopQA or TriviaQA has them, or with the columns of COLUMNS.
+    """Converts rows in PopQA's or TriviaQA's format, or with the columns of COLUMNS.
 
     Raises:
-        InputError: a row has not; it is named.
+        InputError: a row, which the message names, has another format.
     """
     return [_question(row, f"{source}, row {i}", dataset, str(i)) for i, row in enumerate(rows, 1)]
 
@@ -94,51 +98,52 @@ def _question(row: Row, where: str, dataset: str, number: str) -> Question:
         raise InputError(f"{where}: question: expected text, found {row.get('question', 'nothing')!r:.40}; "
                          f"{columns_of(row)}, expected are {COLUMNS}")
     if "possible_answers" in row:
-        return Question(f"popqa-{row.get('id', number)}", "popqa", text, _texts(
-            [*_list(row["possible_answers"], where), *([row["obj"]] if row.get("obj") else [])], where),
-            _entity(row.get("s_uri") or row.get("subj")), _number(row.get("s_pop"), where))
+        answers = [*_list(row["possible_answers"], where), *([row["obj"]] if row.get("obj") else [])]
+        return Question(f"popqa-{row.get('id', number)}", "popqa", text, _texts(answers, where),
+                        _entity(row.get("s_uri") or row.get("subj")), _number(row.get("s_pop"), where))
     if isinstance(row.get("answer"), dict):
         answer = row["answer"]
-        said = [answer.get("value"), *_list(answer.get("aliases") or [], where),
-                *_list(answer.get("normalized_aliases") or [], where)]
+        answers = [answer.get("value"), *_list(answer.get("aliases") or [], where),
+                   *_list(answer.get("normalized_aliases") or [], where)]
         return Question(f"triviaqa-{row.get('question_id', number)}", "triviaqa", text,
-                        _texts([one for one in said if one], where))
-    # A row's number says which of its file it is, not which of its data set: two files may share one.
-    own = str(row.get("dataset") or dataset)
-    name = f"{dataset}, row {number}" if row.get("id") in (None, "") else f"{own}-{row['id']}"
+                        _texts([text for text in answers if text], where))
+    # An id is unique within the row's data set; a row number only within its file, as files can share one.
+    row_dataset = str(row.get("dataset") or dataset)
+    name = f"{dataset}, row {number}" if row.get("id") in (None, "") else f"{row_dataset}-{row['id']}"
     entity = _entity(row.get("group"))
-    return Question(name, own, text, _texts(_list(row.get("answers"), where), where),
-                    None if entity is None else f"{own}: {entity}", _number(row.get("popularity"), where))
+    return Question(name, row_dataset, text, _texts(_list(row.get("answers"), where), where),
+                    None if entity is None else f"{row_dataset}: {entity}",
+                    _number(row.get("popularity"), where))
 
 
-def _list(given: Any, where: str) -> list[Any]:
-    if isinstance(given, int | float):
-        given = [given]
-    if isinstance(given, str):
-        given = _written_list(given, where) if given.strip().startswith("[") else given.split("|")
-    if not isinstance(given, list):
-        raise InputError(f"{where}: answers: expected a list of texts, or texts between |, found "
-                         f"{'nothing' if given is None else repr(given):.40}; the columns are {COLUMNS}")
-    return given
+def _list(value: Any, where: str) -> list[Any]:
+    if isinstance(value, int | float):
+        value = [value]
+    if isinstance(value, str):
+        value = _parse_list(value, where) if value.strip().startswith("[") else value.split("|")
+    if not isinstance(value, list):
+        raise InputError(f"{where}: answers: expected a list of texts, or texts separated by |, found "
+                         f"{'nothing' if value is None else repr(value):.40}; the columns are {COLUMNS}")
+    return value
 
 
-def _written_list(text: str, where: str) -> list[Any]:
-    """A list as JSON has it, or as Python prints it, which is what pandas writes into a CSV file."""
-    for read in (json.loads, _literal):
+def _parse_list(text: str, where: str) -> list[Any]:
+    """Parses a list in JSON, or as Python prints it, which is what pandas writes into a CSV file."""
+    for parse in (json.loads, _literal):
         try:
-            found = read(text)
+            parsed = parse(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             continue
-        if isinstance(found, list):
-            return found
-    if not text.strip().endswith("]"):  # "[sic] a title"
+        if isinstance(parsed, list):
+            return parsed
+    if not text.strip().endswith("]"):  # a text such as "[sic] a title"
         return text.split("|")
-    raise InputError(f"{where}: answers: expected a list as JSON or Python writes it, or texts between |, "
+    raise InputError(f"{where}: answers: expected a list in JSON or Python syntax, or texts separated by |, "
                      f"found {text!r:.60}")
 
 
 def _literal(text: str) -> Any:
-    """Raises SyntaxError for texts side by side, as numpy prints them: Python would take them for one."""
+    """Raises SyntaxError for adjacent texts without a comma, as numpy prints them: Python joins them."""
     kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline)
              if token.type not in (tokenize.NL, tokenize.NEWLINE)]
     if any(a == b == tokenize.STRING for a, b in itertools.pairwise(kinds)):
@@ -146,32 +151,32 @@ def _literal(text: str) -> Any:
     return ast.literal_eval(text.strip())
 
 
-def _texts(given: Sequence[Any], where: str) -> tuple[str, ...]:
-    for one in given:
-        if isinstance(one, bool) or not isinstance(one, str | int | float) or one != one:
-            raise InputError(f"{where}: answers: expected texts, found {one!r:.40}")
-    # A number beside a missing one is read as 1912.0.
-    plain = [str(int(one)) if isinstance(one, float) and one.is_integer() else
-             re.sub(r"^(\d+)\.0$", r"\1", str(one).strip()) for one in given]
-    found = tuple(dict.fromkeys(one for one in plain if one))
-    if not found:
-        raise InputError(f"{where}: answers: expected one at least, found none")
-    return found
+def _texts(values: Sequence[Any], where: str) -> tuple[str, ...]:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+            raise InputError(f"{where}: answers: expected texts, found {value!r:.40}")
+    # pandas reads whole numbers as 1912.0 if another cell of the column is empty.
+    texts = [str(int(value)) if isinstance(value, float) and value.is_integer() else
+             re.sub(r"^(\d+)\.0$", r"\1", str(value).strip()) for value in values]
+    distinct = tuple(dict.fromkeys(text for text in texts if text))
+    if not distinct:
+        raise InputError(f"{where}: answers: expected at least one, found none")
+    return distinct
 
 
-def _entity(given: Any) -> str | None:
-    if given is None or given == "" or given != given:  # NaN: a missing one among numbers
+def _entity(value: Any) -> str | None:
+    if value is None or value == "" or value != value:  # NaN: a missing value in a column of numbers
         return None
-    return str(int(given)) if isinstance(given, float) and given.is_integer() else str(given)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _number(given: Any, where: str) -> float:
-    if given is None or given == "" or given != given:
+def _number(value: Any, where: str) -> float:
+    if value is None or value == "" or value != value:
         return math.nan
     try:
-        found = float(given)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
-        found = -1.0
-    if not 0 <= found < math.inf:
-        raise InputError(f"{where}: popularity: expected a number from 0, found {given!r:.40}")
-    return found
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise InputError(f"{where}: popularity: expected a number from 0, found {value!r:.40}")
+    return number

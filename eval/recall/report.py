@@ -1,4 +1,4 @@
-"""What a study of recall has found, in one report."""
+"""The report of a recall study: tables, figures and conclusions, from results.json."""
 
 from __future__ import annotations
 
@@ -14,289 +14,351 @@ from tilelli_jax.json_text import read_json
 from tilelli_jax.signals.crystallisation import band
 
 from .. import figures, metrics, selective
-from ..conclusions import against_chance, format_interval, format_p, is_significant, too_few
+from ..conclusions import (
+    FEW,
+    compare_with_chance,
+    few_groups_warning,
+    format_interval,
+    format_p,
+    is_significant,
+)
 from ..report import Report
 from ..stages import RESULTS, read_result
 from ..stats import Interval
 from ..tables import as_json
 from ..tables import write as write_tables
 from . import verdicts as verdict_file
-from .evaluate import WORDS
+from .evaluate import VERDICTS
 from .fit import SIDECAR
 from .study import Study
 
-SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures
+SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures; gives each its colour
+COMPARED = ("negative entropy", "words", "layer probe", "globals")  # with the sidecar, in the conclusions
+DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
 
 def collect(study: Study) -> dict[str, Any]:
-    """Every stage's result, made if need be: what results.json holds."""
-    made = {name: getattr(study, name) for name in ("signals", "answers", "build", "fitted", "verdict",
-                                                    "evaluation")}
-    rule = verdict_file.read(made["verdict"])
-    return {"config": config_lib.to_dict(study.config), "fit": read_result(made["fitted"]),
-            "stages": {name: path.name for name, path in made.items()}, "verdict": rule.to_dict(),
-            "thresholds": rule.thresholds._asdict(), **read_result(made["evaluation"])}
+    """Returns the content of results.json; runs the stages that are not finished."""
+    paths = {name: getattr(study, name) for name in ("signals", "answers", "build", "fitted", "verdict",
+                                                     "evaluation")}
+    rule = verdict_file.read(paths["verdict"])
+    return {"config": config_lib.to_dict(study.config), "fit": read_result(paths["fitted"]),
+            "stages": {name: path.name for name, path in paths.items()}, "verdict": rule.to_dict(),
+            "thresholds": rule.thresholds._asdict(), **read_result(paths["evaluation"])}
 
 
-def write(study: Study, name: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes results.json, report.md, report.html, figures/ and methods.*; returns what was found.
+def write(study: Study, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes results.json, report.md, report.html, figures/ and methods.*; returns the results.
 
     Args:
-        how: what made it, for the last section.
+        name: of the study, for titles.
+        provenance: rows of the last section.
     """
-    found = json.loads(as_json(collect(study) | {"name": name}))  # as it will be read
+    results = json.loads(as_json(collect(study) | {"name": name}))  # exactly what a reader of the file sees
     report = Report(f"{name}: does it know before it answers?")
-    _opening(report, study, found)
-    _examples(report, found)
-    _methods(report, found)
-    _calibration(report, found)
-    _verdicts(report, found)
-    _selective(report, found)
-    _elsewhere(report, found)
-    _depth(report, found, study.config.fit.strengths)
-    report.finish(study.out, found, how)
-    write_tables(study.out / "methods", rows(found), f"{name}: methods")
-    return found
+    _add_summary(report, results)
+    _add_examples(report, results)
+    _add_methods(report, results)
+    _add_calibration(report, results)
+    _add_verdicts(report, results)
+    _add_risk_coverage(report, results)
+    _add_transfer(report, results)
+    _add_layers(report, results, study.config.fit.c_values)
+    report.finish(study.out, results, provenance)
+    write_tables(study.out / "methods", method_rows(results), f"{name}: methods")
+    return results
 
 
-def rows(found: Tree) -> list[dict[str, Any]]:
-    """The table of methods on the held-out questions, the best first."""
-    against = {one["against"]: one for one in found["comparisons"]}
-    order = sorted(found["methods"], key=lambda name: -found["methods"][name]["auroc"]["point"])
+def method_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns the table of methods on the test split, highest AUROC first."""
+    comparisons = {comparison["baseline"]: comparison for comparison in results["comparisons"]}
+    methods = results["methods"]
     return [{
-        "method": name, "questions": found["methods"][name]["questions"],
-        **{head: _interval(found["methods"][name][key]) for head, key in (
+        "method": name, "questions": methods[name]["questions"],
+        **{column: _interval(methods[name][key]) for column, key in (
             ("AUROC", "auroc"), ("AUPRC", "auprc"), ("Brier", "brier"), ("ECE", "ece"))},
-        "ECE by chance": found["methods"][name]["ece_of_calibrated"],
-        "sidecar − it": _interval(against.get(name, {}).get("difference")),
-        "p": against.get(name, {}).get("p_holm")} for name in order]
+        "ECE if calibrated": methods[name]["ece_if_calibrated"],
+        DELTA: _interval(comparisons.get(name, {}).get("difference")),
+        "p (Holm)": comparisons.get(name, {}).get("p_holm")}
+        for name in sorted(methods, key=lambda name: -methods[name]["auroc"]["point"])]
 
 
-def of_datasets(found: Tree) -> list[dict[str, Any]]:
-    """How much of each data set is known."""
-    return [{"data set": name, "questions": about["questions"], "known": about["known"],
-             "refused": about["refused"], "known of those answered": about["known_of_answered"]}
-            for name, about in found["datasets"].items()]
+def dataset_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns the fractions of known and refused questions in each data set."""
+    return [{"data set": name, "questions": dataset["questions"], "known": dataset["known"],
+             "refused": dataset["refused"], "known among answered": dataset["known_among_answered"]}
+            for name, dataset in results["datasets"].items()]
 
 
-def of_examples(found: Tree) -> list[dict[str, Any]]:
-    """Some of the held-out questions, from the highest P(knows) to the lowest."""
-    return [{"question": one["question"], "answer": one["answer"], "right": "yes" if one["right"] else "no",
-             "P(knows)": one["p"], "verdict": one["verdict"] or "–"} for one in found["examples"]]
+def example_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns some held-out questions, highest P(knows) first."""
+    return [{"question": example["question"], "answer": example["answer"],
+             "correct": "yes" if example["correct"] else "no", "P(knows)": example["p"],
+             "verdict": example["verdict"] or "–"} for example in results["examples"]]
 
 
-def of_words(found: Tree) -> list[dict[str, Any]]:
-    """How often the kept sidecar says each word, and how often rightly."""
-    return [{"word": word, "questions": found["verdicts"][word]["questions"],
-             "share": found["verdicts"][word]["share"], "known": found["verdicts"][word]["known"],
-             "precision": _interval(found["verdicts"][word]["precision"])} for word in WORDS]
+def verdict_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns how often the exported sidecar gives each verdict, and its precision."""
+    verdicts = results["verdicts"]
+    return [{"verdict": verdict, "questions": verdicts[verdict]["questions"],
+             "fraction": verdicts[verdict]["fraction"], "known": verdicts[verdict]["known"],
+             "precision": _interval(verdicts[verdict]["precision"])} for verdict in VERDICTS]
 
 
-def elsewhere(found: Tree) -> list[dict[str, Any]]:
-    """Within one data set, and from one to another; nothing where there is but one."""
-    return [*(_area_row(f"within {name}", one) for name, one in found["within"].items()),
-            *(_area_row(name, one) for name, one in found["cross"].items())]
+def transfer_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns AUROCs within and across data sets; empty for a single data set."""
+    return [*(_area_row(f"within {name}", result) for name, result in results["within_dataset"].items()),
+            *(_area_row(name, result) for name, result in results["cross_dataset"].items())]
 
 
-def differences(found: Tree) -> list[dict[str, Any]]:
-    """The sidecar against the others there; p corrected within a row's where."""
-    return [{"where": name, "sidecar −": one["against"], "questions": one["questions"],
-             "AUROC": _interval(one["difference"]), "p": one["p_holm"]}
-            for name, there in (*((f"within {name}", one) for name, one in found["within"].items()),
-                                *found["cross"].items()) for one in there["comparisons"]]
+def transfer_differences(results: Tree) -> list[dict[str, Any]]:
+    """Returns the comparisons within and across data sets; p is corrected within each `questions from`."""
+    return [{"questions from": name, "method": comparison["baseline"], "questions": comparison["questions"],
+             DELTA: _interval(comparison["difference"]), "p (Holm)": comparison["p_holm"]}
+            for name, result in (*((f"within {name}", result)
+                                   for name, result in results["within_dataset"].items()),
+                                 *results["cross_dataset"].items())
+            for comparison in result["comparisons"]]
 
 
-def by_popularity(found: Tree) -> list[dict[str, Any]]:
-    """From the rarest to the most popular; nothing where that is not known."""
-    return [{"data set": name, "popularity": f"{one['from']:g} to {one['to']:g}",
-             "questions": one["questions"], "known": one["known"],
-             **{method: _interval(one.get("methods", {}).get(method, {}).get("auroc"))
-                for method in SHOWN if method in found["methods"]}}
-            for name, some in found["slices"].items() for one in some]
+def popularity_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns AUROCs by quartile of popularity; empty where the popularity is unknown."""
+    return [{"data set": name, "popularity": f"{result['from']:g} to {result['to']:g}",
+             "questions": result["questions"], "known": result["known"],
+             **{method: _interval(result.get("methods", {}).get(method, {}).get("auroc"))
+                for method in SHOWN if method in results["methods"]}}
+            for name, bins in results["by_popularity"].items() for result in bins]
 
 
-def verdicts(found: Tree) -> list[str]:
-    """What the numbers say, and no more than that."""
-    sidecar, groups = found["methods"][SIDECAR], found["groups"]
+def conclusions(results: Tree) -> list[str]:
+    """Returns sentences that claim no more than the intervals and corrected p-values support."""
+    sidecar, groups = results["methods"][SIDECAR], results["groups"]
     area, runs = Interval.from_tree(sidecar["auroc"]), sidecar["runs"]
     seeds = (f"mean of {len(runs)} seeds, {min(runs):.3f} to {max(runs):.3f}" if len(runs) > 1 else
              "one seed")
-    texts = [f"The sidecar tells known from unknown held-out questions with AUROC {format_interval(area)} ({seeds}): "
-             f"{against_chance(area, groups)}.", *too_few(groups, "questions")]
-    for one in found["comparisons"]:
-        if one["against"] in ("negative entropy", "words", "layer probe", "globals"):
-            change = Interval.from_tree(one["difference"])
-            below = Interval.from_tree(found["methods"][one["against"]]["auroc"]).high < 0.5
-            texts.append(f"Against {_of(one['against'])}: {format_interval(change, sign=True)}, corrected p "
-                         f"{format_p(one['p_holm'])}: " + (
-                             "no difference that is sure." if not is_significant(one["p_holm"], groups) else
-                             "the sidecar is better." if change.point > 0 else "the sidecar is worse.")
-                         + (" (That one is worse than chance itself.)" if below else ""))
-    texts.append(f"Its probabilities err by {format_interval(Interval.from_tree(sidecar['ece']))} (ECE, 10 bins); "
-                 f"chance alone would make {sidecar['ece_of_calibrated']:.3f} of true ones.")
-    for name, there in found["cross"].items():
-        if SIDECAR not in there["methods"]:
-            texts.append(f"Learned from one data set alone, {name}: {there['questions']} questions that "
-                         "share no group with it, too few of a kind to tell.")
-            continue
-        of = there["methods"][SIDECAR]
-        area = Interval.from_tree(of["auroc"])
-        texts.append(f"Learned from one data set alone, {name}: AUROC {format_interval(area)} on {there['questions']} "
-                     f"questions in {there['groups']} groups, ECE {of['ece']['point']:.3f}: "
-                     f"{against_chance(area, there['groups'])}.")
-    for name, why in found["fit"].get("left_out", {}).items():
-        texts.append(f"Nothing was learned from {name} alone: {why}.")
+    texts = [f"The sidecar separates known from unknown held-out questions with AUROC "
+             f"{format_interval(area)} ({seeds}): {_versus_chance(area, groups)}.",
+             *few_groups_warning(groups, "questions")]
+    texts += [_comparison_sentence(comparison, results) for comparison in results["comparisons"]
+              if comparison["baseline"] in COMPARED]
+    texts.append(f"Calibration: the sidecar's ECE (10 bins) is "
+                 f"{format_interval(Interval.from_tree(sidecar['ece']))}; perfectly calibrated probabilities "
+                 f"would have {sidecar['ece_if_calibrated']:.3f} from sampling alone.")
+    for name, result in results["cross_dataset"].items():
+        texts.append(_transfer_sentence(name, result))
+    for name, reason in results["fit"].get("excluded_datasets", {}).items():
+        texts.append(f"No method is trained on {name} alone: {reason}.")
     return texts
+
+
+def summary(results: Tree) -> list[list[str]]:
+    """Returns the table that the command prints at its end."""
+    return [["method", "AUROC", "ECE", DELTA, "p (Holm)"], *([
+        row["method"], format_interval(row["AUROC"]), f"{row['ECE'].point:.3f}",
+        "–" if row[DELTA] is None else format_interval(row[DELTA]),
+        "–" if row["p (Holm)"] is None else format_p(row["p (Holm)"])] for row in method_rows(results))]
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Returns results.json of a study's directory. Raises InputError if it cannot be read."""
+    return read_json(path / RESULTS)
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _opening(report: Report, study: Study, found: Tree) -> None:
-    parts = found["parts"]
+def _few_groups(groups: int) -> str:
+    return (f"inconclusive, because these questions form only {groups} groups, and with fewer than {FEW} "
+            "intervals are too narrow and p-values too small")
+
+
+def _versus_chance(area: Interval, groups: int) -> str:
+    return _few_groups(groups) if groups < FEW else compare_with_chance(area, groups)
+
+
+def _comparison_sentence(comparison: Tree, results: Tree) -> str:
+    baseline, groups, p = comparison["baseline"], results["groups"], comparison["p_holm"]
+    p_text = "p is undefined" if p is None else f"p {format_p(p)}" if p < 0.001 else f"p = {format_p(p)}"
+    difference = Interval.from_tree(comparison["difference"])
+    if groups < FEW:
+        verdict = _few_groups(groups)
+    elif p is None:
+        verdict = "inconclusive, because the bootstrap replicates do not differ"
+    elif not is_significant(p, groups):
+        verdict = "the difference is not significant"
+    else:
+        verdict = f"the sidecar is significantly {'better' if difference.point > 0 else 'worse'}"
+    below_chance = Interval.from_tree(results["methods"][baseline]["auroc"]).high < 0.5
+    return (f"Sidecar minus {_description(baseline)}: ΔAUROC {format_interval(difference, sign=True)}, "
+            f"paired bootstrap, Holm-corrected {p_text}: {verdict}."
+            + (f" ({_description(baseline).capitalize()} is worse than chance.)" if below_chance else ""))
+
+
+def _transfer_sentence(name: str, result: Tree) -> str:
+    if SIDECAR not in result["methods"]:
+        return (f"Trained on one data set, tested on the other ({name}): inconclusive, because the "
+                f"{result['questions']} questions that share no group with the training questions include "
+                "too few known or unknown ones.")
+    metrics = result["methods"][SIDECAR]
+    area = Interval.from_tree(metrics["auroc"])
+    return (f"Trained on one data set, tested on the other ({name}): AUROC {format_interval(area)} on "
+            f"{result['questions']} questions in {result['groups']} groups, ECE "
+            f"{metrics['ece']['point']:.3f}: {_versus_chance(area, result['groups'])}.")
+
+
+def _add_summary(report: Report, results: Tree) -> None:
+    splits = results["splits"]
     report.paragraph(
-        f"{found['questions']} questions, of which the network answers {found['known_all']:.1%} rightly and "
-        f"{found['refused']:.1%} not at all. Learned from {parts['train']}, chosen by {parts['validate']}, "
-        f"calibrated on {_calibrated(found)}; {found['test']} in {found['groups']} groups held out "
-        f"({found['known']:.1%} known). Nothing is generated to predict: one pass of the prompt. Intervals "
-        "are of 95 % and resample whole groups; a method of several seeds is told by their mean.")
-    report.points(verdicts(found))
-    report.table(of_datasets(found))
+        f"The network answers {results['known_all']:.1%} of {results['questions']} questions correctly and "
+        f"refuses {results['refused']:.1%}. Methods are trained on {splits['train']} questions and selected "
+        f"on {splits['validate']}; probabilities are calibrated on {_calibration_set(results)}; "
+        f"{results['test']} questions in {results['groups']} groups are held out ({results['known']:.1%} "
+        "known). A prediction takes one forward pass of the prompt; nothing is generated. Intervals are 95 % "
+        "bootstrap intervals over whole groups. A method with several seeds is reported as their mean.")
+    report.points(conclusions(results))
+    report.table(dataset_rows(results))
 
 
-def _examples(report: Report, found: Tree) -> None:
-    report.heading("Some of the questions")
-    report.paragraph("Held-out questions, evenly spaced from the highest P(knows) to the lowest. P(knows) is "
-                     "from one pass of the question, before the answer.")
-    report.table(of_examples(found))
+def _add_examples(report: Report, results: Tree) -> None:
+    report.heading("Examples")
+    report.paragraph("Held-out questions at evenly spaced ranks, from the highest P(knows) to the lowest. "
+                     "P(knows) is predicted from one pass of the question, before the answer.")
+    report.table(example_rows(results))
 
 
-def _calibrated(found: Tree) -> str:
-    part = found["fit"]["calibrated_on"]
-    return (f"{found['parts'][part]} questions of their own" if part == "calibrate" else
-            f"the {found['parts'][part]} questions that choices looked at")
+def _calibration_set(results: Tree) -> str:
+    split = results["fit"]["calibrated_on"]
+    return (f"{results['splits'][split]} other questions" if split == "calibrate" else
+            f"the {results['splits'][split]} validation questions")
 
 
-def _methods(report: Report, found: Tree) -> None:
-    report.heading("What predicts that it knows?")
-    intervals = {row["method"]: row["AUROC"] for row in rows(found)}
-    report.figure("methods", figures.ladder(intervals), "AUROC on the held-out questions. " + LEGEND)
-    report.table(rows(found))
-    chosen = {name: about for name, about in found["fit"]["methods"].items() if "C" in about}
-    report.table([{"method": name, "layer": about.get("layer"), "C": about["C"],
-                   "AUROC on validate": about["validation"]} for name, about in chosen.items()])
+def _add_methods(report: Report, results: Tree) -> None:
+    report.heading("Methods")
+    rows = method_rows(results)
+    report.figure("methods", figures.ladder(_in_figure_order({row["method"]: row["AUROC"] for row in rows})),
+                  "AUROC of each method on the held-out questions, with 95 % intervals. " + LEGEND)
+    report.paragraph("Comparisons: paired bootstrap over groups of questions, p corrected by Holm's method. "
+                     "ECE if calibrated: the ECE that perfectly calibrated probabilities would have from "
+                     "sampling alone.")
+    report.table(rows)
+    selected = {name: info for name, info in results["fit"]["methods"].items() if "C" in info}
+    report.table([{"method": name, "layer": info.get("layer"), "C": info["C"],
+                   "validation AUROC": info["validation_auroc"]} for name, info in selected.items()])
 
 
-LEGEND = ("sidecar: a GRU over the layers on what the logit lens and the writes say. layer probe: the stream "
-          "at the last position, at the layer that is best on validate. globals, entropies: ten numbers of "
-          "the prompt, three entropies a layer. words, length, dataset, popularity: controls that no network "
-          "is asked for.")
+LEGEND = ("sidecar: a GRU over the layers on logit-lens and MLP-write features. layer probe: logistic "
+          "regression on the residual stream at the last position, at the layer with the best validation "
+          "AUROC. globals, entropies: logistic regression on ten numbers of the prompt, and on three "
+          "entropies per layer. words, length, dataset, popularity: controls that do not use the network.")
 
 
-def _calibration(report: Report, found: Tree) -> None:
-    report.heading("Can the probability be believed?")
-    curves = {name: metrics.Reliability(np.asarray(c["confidence"]), np.asarray(c["accuracy"]),
-                                        np.asarray(c["counts"]))
-              for name in SHOWN if (c := found["reliability"].get(name))}
-    report.figure("reliability", figures.reliability(curves), "Observed frequency over mean predicted "
-                  "probability, on the held-out questions; probabilities by "
-                  f"{found['config']['fit']['calibrate']} on "
-                  f"{_calibrated(found)}. Of the sidecar, the run that was kept.")
+def _in_figure_order(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Puts the SHOWN methods first: figures colour by position, so each keeps its colour in all figures."""
+    order = [*(name for name in SHOWN if name in intervals),
+             *(name for name in intervals if name not in SHOWN)]
+    return {name: intervals[name] for name in order}
 
 
-def _verdicts(report: Report, found: Tree) -> None:
+def _add_calibration(report: Report, results: Tree) -> None:
+    report.heading("Calibration")
+    curves = {name: metrics.Reliability(np.asarray(curve["confidence"]), np.asarray(curve["accuracy"]),
+                                        np.asarray(curve["counts"]))
+              for name in SHOWN if (curve := results["reliability"].get(name))}
+    report.figure("reliability", figures.reliability(curves), "Observed frequency of correct answers against "
+                  "mean predicted probability, on the held-out questions. Probabilities are calibrated ("
+                  f"{results['config']['fit']['calibrate']}) on {_calibration_set(results)}. The sidecar is "
+                  "the exported run.")
+
+
+def _add_verdicts(report: Report, results: Tree) -> None:
     report.heading("Verdicts")
-    aim, at = found["config"]["verdict"], found["thresholds"]
-    promised = (f"is promised for new questions of the same kind with {aim['confidence']:.0%} confidence"
-                if aim["guarantee"] else "was reached on the questions to calibrate on: no promise")
-    fitted, silent = found["fit"], [word for name, word in (("green", WORDS[0]), ("red", WORDS[2]))
-                                    if at[name] is None]
-    if len(silent) == 2:
-        report.paragraph(f"No word is said: with {_calibrated(found)}, one of each group heard, a precision "
-                         f"of {aim['precision']:.0%} cannot be promised with {aim['confidence']:.0%} "
-                         "confidence." if aim["guarantee"] else "No word is said: no threshold reaches a "
-                         f"precision of {aim['precision']:.0%} on {_calibrated(found)}.")
+    options, thresholds, fit = results["config"]["verdict"], results["thresholds"], results["fit"]
+    precision, confidence = f"{options['precision']:.0%}", f"{options['confidence']:.0%}"
+    unused = [verdict for name, verdict in (("green", VERDICTS[0]), ("red", VERDICTS[2]))
+              if thresholds[name] is None]
+    if len(unused) == 2:
+        report.paragraph(
+            f"There are no thresholds, so no verdict is given: {_calibration_set(results)}, one of each group"
+            f", do not suffice to guarantee a precision of {precision} with {confidence} confidence."
+            if options["guarantee"] else "There are no thresholds, so no verdict is given: none reaches a "
+            f"precision of {precision} on {_calibration_set(results)}.")
         return
-    report.paragraph(f"The kept sidecar (seed {fitted['seeds'][fitted['run']]}) says one of three words: "
-                     + ", ".join(f"{word} P(knows) {at[name]:.3f}" for name, word in (
-                         ("green", "the first from"), ("red", "the last below")) if at[name] is not None)
-                     + f". A precision of {aim['precision']:.0%} {promised}." + (
-                         f" None does that for '{silent[0]}', which is never said." if silent else ""))
-    report.table(of_words(found))
+    limits = ", ".join(f"'{verdict}' {bound} P(knows) = {thresholds[name]:.3f}" for name, verdict, bound in (
+        ("green", VERDICTS[0], "from"), ("red", VERDICTS[2], "below")) if thresholds[name] is not None)
+    target = (f"is guaranteed for new questions of the same kind with {confidence} confidence"
+              if options["guarantee"] else
+              "was reached on the calibration questions and is not guaranteed for new ones")
+    report.paragraph(
+        f"The exported sidecar (seed {fit['seeds'][fit['selected_run']]}) gives the verdicts {limits}, and "
+        f"otherwise 'uncertain'. A precision of {precision} {target}."
+        + (f" No threshold achieves this for '{unused[0]}', which is never given." if unused else ""))
+    report.table(verdict_rows(results))
 
 
-def _selective(report: Report, found: Tree) -> None:
-    report.heading("Answering only what it seems to know")
-    risk = found["risk"]
+def _add_risk_coverage(report: Report, results: Tree) -> None:
+    report.heading("Selective answering")
+    risk = results["risk"]
     curves = {name: selective.RiskCoverage(
-        np.asarray(risk["coverages"]), np.asarray(one["risks"]), np.asarray(one["low"]),
-        np.asarray(one["high"]), Interval.from_tree(one["aurc"]),
-        Interval.from_tree(one["fraction_of_oracle"]))
-        for name in SHOWN if (one := risk["methods"].get(name))}
+        np.asarray(risk["coverages"]), np.asarray(curve["risks"]), np.asarray(curve["low"]),
+        np.asarray(curve["high"]), Interval.from_tree(curve["aurc"]),
+        Interval.from_tree(curve["fraction_of_oracle"]))
+        for name in SHOWN if (curve := risk["methods"].get(name))}
     report.figure("risk-coverage", figures.risk_coverage(
-        curves, risk["oracle"], risk["mean_error"], unit="share of wrong answers"),
-        "Share of wrong answers among the questions answered, those first that a method takes for known.")
-    report.table([{"method": name, "AURC": _interval(one["aurc"]),
-                   "of the oracle's gain": _interval(one["fraction_of_oracle"])}
-                  for name, one in risk["methods"].items()])
+        curves, risk["oracle"], risk["mean_error"], unit="fraction of wrong answers"),
+        "Risk–coverage: fraction of wrong answers among the questions answered, when each method answers the "
+        "questions with its highest scores first.")
+    report.table([{"method": name, "AURC": _interval(curve["aurc"]),
+                   "fraction of the oracle's gain": _interval(curve["fraction_of_oracle"])}
+                  for name, curve in risk["methods"].items()])
 
 
-def _elsewhere(report: Report, found: Tree) -> None:
-    if found["within"] or found["cross"]:
-        report.heading("Within one data set, and from one to another")
-        report.paragraph("Within: learned from all, held-out questions of one data set, so that telling the "
-                         "data sets apart is no help. From one to another: learned, chosen and calibrated on "
-                         "one alone, compared with all of the other.")
-        report.table(elsewhere(found))
-        report.table(differences(found))
-    if found["not_refused"]:
+def _add_transfer(report: Report, results: Tree) -> None:
+    if results["within_dataset"] or results["cross_dataset"]:
+        report.heading("Within and across data sets")
+        report.paragraph("Within: trained on all data sets, tested on held-out questions of one, so that "
+                         "recognising the data set does not help. Across (a → b): trained, selected and "
+                         "calibrated on one data set, tested on all questions of the other that share no "
+                         "group with it. p is corrected within each row of the first table.")
+        report.table(transfer_rows(results))
+        report.table(transfer_differences(results))
+    if results["answered_only"]:
         report.heading("Without refusals")
-        report.paragraph("An answer that asks for more, or declines, is not right; to predict it is easier "
-                         "than to predict an error. The held-out questions that were answered:")
-        report.table([_area_row("answered", found["not_refused"])])
-    if any(found["slices"].values()):
-        report.heading("From the rarest to the most popular")
-        report.table(by_popularity(found))
+        report.paragraph("An answer that refuses or asks for more context is not correct, and is easier to "
+                         "predict than an error. AUROCs on the held-out questions without refusals:")
+        report.table([_area_row("answered", results["answered_only"])])
+    if any(results["by_popularity"].values()):
+        report.heading("By popularity")
+        report.table(popularity_rows(results))
 
 
-def _depth(report: Report, found: Tree, strengths: Sequence[float]) -> None:
-    report.heading("Where in the depth?")
-    entropy = found["by_depth"]
+def _add_layers(report: Report, results: Tree, c_values: Sequence[float]) -> None:
+    report.heading("By layer")
+    entropy = results["entropy_by_layer"]
     low, high = band(len(entropy["known"]))
     report.figure("entropy", figures.by_depth(entropy, (low, high), unit="entropy of the next token, nats"),
-                  "What the logit lens says at the last position of the prompt, layer by layer: mean entropy "
-                  f"over the held-out questions. Shaded: layers {low} to {high}, where writes are told of.")
-    if probe := found["fit"]["methods"].get("layer probe"):
-        report.figure("layer-probe", figures.by_depth({"layer probe": probe["by_layer"]},
-                                                      unit="AUROC on validate", line=0.5),
-                      f"Logistic probes of the stream at each layer, the best of C in {list(strengths)}.")
+                  "Mean entropy of the logit lens at the last position of the prompt, by layer, over the "
+                  f"held-out questions. Shaded: layers {low} to {high}, for the strongest MLP write.")
+    if probe := results["fit"]["methods"].get("layer probe"):
+        # The empty curve takes the sidecar's colour; matplotlib omits labels with "_" from legends.
+        curves = {f"_{SIDECAR}": [], "layer probe": probe["by_layer"]}
+        report.figure("layer-probe", figures.by_depth(curves, unit="validation AUROC", line=0.5),
+                      "Validation AUROC of a logistic probe of the residual stream at each layer, with the "
+                      f"best C of {list(c_values)}.")
 
 
-def _area_row(name: str, one: Tree) -> dict[str, Any]:
-    return {"where": name, "questions": one["questions"], "known": one["known"],
-            **{method: _interval(of["auroc"]) for method, of in one["methods"].items()
+def _area_row(name: str, result: Tree) -> dict[str, Any]:
+    return {"questions from": name, "questions": result["questions"], "known": result["known"],
+            **{method: _interval(metrics["auroc"]) for method, metrics in result["methods"].items()
                if method in (*SHOWN, "length", "popularity")},
-            "ECE, sidecar": _interval(one["methods"].get(SIDECAR, {}).get("ece"))}
+            "ECE, sidecar": _interval(result["methods"].get(SIDECAR, {}).get("ece"))}
 
 
-def _of(method: str) -> str:
-    return {"words": "the words of the question alone", "layer probe": "the best layer's probe",
-            "globals": "ten numbers of the prompt", "negative entropy": "negative entropy"}[method]
+def _description(method: str) -> str:
+    return {"words": "the control on the question's words", "layer probe": "the layer probe",
+            "globals": "the probe on ten numbers of the prompt",
+            "negative entropy": "the negative entropy of the next token"}[method]
 
 
 def _interval(tree: Tree | None) -> Interval | None:
     return None if tree is None else Interval.from_tree(tree)
-
-
-def summary(found: Tree) -> list[list[str]]:
-    """The closing table of the terminal."""
-    return [["method", "AUROC", "ECE", "sidecar − it", "p"], *([
-        row["method"], format_interval(row["AUROC"]), f"{row['ECE'].point:.3f}",
-        "–" if row["sidecar − it"] is None else format_interval(row["sidecar − it"]),
-        "–" if row["p"] is None else format_p(row["p"])] for row in rows(found))]
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """What a study has left in its directory. Raises InputError where it cannot be read."""
-    return read_json(path / RESULTS)

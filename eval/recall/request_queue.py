@@ -1,4 +1,4 @@
-"""One network and all who ask it at once."""
+"""One network shared by concurrent requests."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from .predictor import KnowledgePredictor, Prediction
 
 
 class RequestQueue:
-    """One network, which is asked one thing at a time: clicks that come together wait for each other.
+    """Runs requests to one network one at a time, in order of arrival.
 
-    Long things are done in pieces, and whoever has come meanwhile is heard between two of them.
+    Long requests are split into pieces; requests that arrive meanwhile run between two pieces.
     """
 
     def __init__(self, predictor: KnowledgePredictor, max_new_tokens: int = thought_seeding.MAX_NEW) -> None:
         self.predictor, self.max_new_tokens = predictor, max_new_tokens
-        self._one = ThreadPoolExecutor(1, "network")  # first come, first served: a lock would not be so
+        self._worker = ThreadPoolExecutor(1, "network")  # unlike a lock, it serves in order of arrival
 
     def ask(self, questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Prediction]:
-        """As `Knower.ask`.
+        """Runs `KnowledgePredictor.ask` in batches.
 
         Args:
-            done: called with how many have been read.
+            done: called with the number of questions done after each batch.
         """
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         size = self.predictor.reader.batch_size
         for start in range(0, len(questions), size):
-            found += self._one.submit(self.predictor.ask, questions[start:start + size]).result()
-            done(len(found))
-        return found
+            batch = questions[start:start + size]
+            predictions += self._worker.submit(self.predictor.ask, batch).result()
+            done(len(predictions))
+        return predictions
 
     def answer_seeded(self, question: str, thought: str = "") -> Iterator[thought_seeding.SeededAnswer]:
-        """As `thoughts.speak`."""
-        one = self._one.submit
-        pieces = one(thought_seeding.answer_seeded, self.predictor, question, thought, most=self.max_new_tokens).result()
-        while (spoken := one(next, pieces, None).result()) is not None:
-            yield spoken
+        """Runs `thought_seeding.answer_seeded` piece by piece."""
+        submit = self._worker.submit
+        states = submit(thought_seeding.answer_seeded, self.predictor, question, thought,
+                        max_new=self.max_new_tokens).result()
+        while (state := submit(next, states, None).result()) is not None:
+            yield state

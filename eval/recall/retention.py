@@ -1,7 +1,7 @@
-"""What a served page keeps of requests that are over: little, and not for long.
+"""Limits what a served page keeps of finished requests.
 
-Gradio keeps a copy of the page's layout for each session (0.1 MB; of 10,000 sessions by default), which
-messages each session waits for (of all sessions, for ever), and every file that was uploaded or made.
+Gradio keeps a copy of the page's layout for each session (0.1 MB; for 10,000 sessions by default), the
+messages of every session (without limit), and every uploaded or generated file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-SESSIONS = 100  # whose layout is kept; no session of this page has a state that could be lost
+SESSIONS = 100  # sessions whose layout is kept; sessions of this page have no state to lose
 HOURS = 24  # that files are kept
 
 
 def forget_sessions(queue: Any) -> None:
-    """Drops from gradio's queue the sessions that wait for no message.
+    """Removes sessions that wait for no message from gradio's queue.
 
     Args:
-        queue: that of a `gr.Blocks`; to be called in its server's event loop.
+        queue: of a `gr.Blocks`; call this in its server's event loop.
     """
     waiting, messages = queue.pending_event_ids_session, queue.pending_messages_per_session
     for session in [session for session, events in waiting.items() if not events or session not in messages]:
@@ -29,12 +29,12 @@ def forget_sessions(queue: Any) -> None:
 
 
 def delete_old(folder: Path, hours: float = HOURS) -> None:
-    """Deletes the files and directories of `folder` in which nothing has changed for so many hours.
+    """Deletes files and directories of `folder` that were last modified more than `hours` ago.
 
-    A directory is as old as the last file that was put into it.
+    A directory's time is that of the last file added to it.
     """
     before = time.time() - 3600 * hours
     for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # who else deletes it, is welcome
+        with contextlib.suppress(FileNotFoundError):  # another process may delete it first
             if path.lstat().st_mtime < before:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

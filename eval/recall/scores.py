@@ -1,6 +1,6 @@
-"""What every method says of every question, on disk: one parquet table of scopes, methods and runs.
+"""Scores of every method for every question, stored as one parquet table.
 
-A scope is the data set that was learned from, or None for all of them.
+A scope is the data set that a method was trained on; None means all of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Scope = str | None
 
 
 class Scores(NamedTuple):
-    """Of one method, f64 `[runs, questions]` each: log odds or what rises with them, and P(knows).
+    """One method's scores (log odds, or any increasing function of them) and P(knows).
 
-    NaN where it says nothing of a question.
+    Both are f64 `[runs, questions]`, NaN for a question that the method does not score.
     """
 
     scores: Floats
@@ -31,33 +31,33 @@ class Scores(NamedTuple):
 Methods = dict[str, Scores]
 
 
-def heard(methods: Methods, rows: np.ndarray) -> list[str]:
-    """The methods that say something of all these questions."""
-    return [name for name, found in methods.items() if not np.isnan(found.scores[:, rows]).any()]
+def complete_methods(methods: Methods, rows: np.ndarray) -> list[str]:
+    """Returns the methods that score all of these questions."""
+    return [name for name, scores in methods.items() if not np.isnan(scores.scores[:, rows]).any()]
 
 
-def write(path: Path, found: Mapping[Scope, Methods]) -> None:
-    """Into a stage's directory."""
+def write(path: Path, scopes: Mapping[Scope, Methods]) -> None:
+    """Writes FILE into a stage's directory."""
     columns: dict[str, list] = {"scope": [], "method": [], "run": [], "question": [], "score": [], "p": []}
-    for scope, methods in found.items():
-        for name, (scores, chances) in methods.items():
+    for scope, methods in scopes.items():
+        for name, (scores, probabilities) in methods.items():
             n = scores.shape[1]
             for run in range(len(scores)):
-                parts = [scope] * n, [name] * n, [run] * n, range(n), scores[run], chances[run]
-                for column, values in zip(columns.values(), parts, strict=True):
-                    column.extend(values)
+                values = [scope] * n, [name] * n, [run] * n, range(n), scores[run], probabilities[run]
+                for column, part in zip(columns.values(), values, strict=True):
+                    column.extend(part)
     write_columns(path / FILE, columns)
 
 
 def read(path: Path) -> dict[Scope, Methods]:
-    """What `write` wrote."""
+    """Returns what `write` stored."""
     columns = read_columns(path / FILE)
     runs: dict[tuple[Scope, str], list[slice]] = {}
     starts = np.flatnonzero(columns["question"] == 0).tolist()
     for start, stop in zip(starts, [*starts[1:], len(columns["question"])], strict=True):
         runs.setdefault((columns["scope"][start], columns["method"][start]), []).append(slice(start, stop))
-    found: dict[Scope, Methods] = {}
-    for (scope, name), parts in runs.items():
-        found.setdefault(scope, {})[name] = Scores(*(
-            np.stack([columns[column][part].astype(float) for part in parts]) for column in ("score", "p")))
-    return found
+    scopes: dict[Scope, Methods] = {}
+    for (scope, name), slices in runs.items():
+        scopes.setdefault(scope, {})[name] = Scores(*(
+            np.stack([columns[column][rows].astype(float) for rows in slices]) for column in ("score", "p")))
+    return scopes

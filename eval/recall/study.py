@@ -1,7 +1,7 @@
-"""The stages of a study of recall: each reads what stands on disk, and leaves its result there.
+"""The stages of a recall study; each reads its inputs from disk and writes its result there.
 
     signals, answers → questions → fit → verdict → evaluate
-What each is made of is its key (eval/stages.py).
+The hash of everything that a result depends on is part of its directory's name (eval/stages.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..inputs.shards import Shards, fill
 from ..stages import Stages, read_result, recipe, without, write_result
 from ..tables import write_columns
 from . import evaluate, fit, labelling, questions, scores, table, verdicts
-from .answering import answer, said
+from .answering import answer, answer_text
 from .config import RecallConfig
 from .prompting import Prompter
 from .scores import Methods, Scope
@@ -38,14 +38,15 @@ from .table import QUESTIONS, Table
 from .verdicts import VerdictRule
 
 MIN_GROUPS = 8
-SIDECAR = "sidecar"  # of a stage: the directory of the run that is best on validate
+SIDECAR = "sidecar"  # directory of the sidecar that is best on the validate split
 
 
 class Study:
-    """One configuration. Directories of results are made when first asked for.
+    """One configured study. A stage runs when its directory is first accessed.
 
     Args:
-        tell: called with a line for what is being made.
+        out: output directory.
+        notify: called with a line for each step.
     """
 
     def __init__(self, config: RecallConfig, out: Path,
@@ -53,31 +54,31 @@ class Study:
         self.config, self.out, self.notify = config, out, notify
         self.stages = Stages(out / "stages", notify)
         self.mesh = make_mesh(config.mesh)
-        self.studied = networks.Studied(config.network, out)
+        self.studied = networks.StudyNetwork(config.network, out)
 
     def check(self) -> None:
-        """What can be known before anything is asked.
+        """Checks everything that does not need the network to run.
 
         Raises:
-            InputError: the network or its training configuration is not there, the questions cannot be read,
-                or the output directory cannot be written.
+            InputError: the network or its training configuration does not exist, the questions cannot be
+                read or form too few groups, or the output directory cannot be written.
         """
         networks.check(self.config.network)
         groups = len(set(labelling.groups(self.questions).tolist()))
         if groups < MIN_GROUPS and self.config.split.by == "group":
-            raise InputError(f"questions.sources: expected {MIN_GROUPS} groups at least (equal questions, "
-                             f"equal ids, one entity), found {groups}")
+            raise InputError(f"questions.sources: expected at least {MIN_GROUPS} groups (questions with "
+                             f"equal text, id or entity form one), found {groups}")
         if self.config.network.train and "facts" in self.config.questions.sources:
             self._check_world()
         self.stages.open()
 
     @functools.cached_property
     def questions(self) -> list[questions.Question]:
-        found = questions.read(self.config.questions)
-        if len(found) < self.config.questions.items:
-            self.notify(f"questions: {len(found)}, which are all that there are; "
-                      f"{self.config.questions.items} were asked for")
-        return found
+        available = questions.read(self.config.questions)
+        if len(available) < self.config.questions.items:
+            self.notify(f"questions: all {len(available)} available ones are used; questions.items is "
+                        f"{self.config.questions.items}")
+        return available
 
     @functools.cached_property
     def language(self) -> Language:
@@ -91,44 +92,47 @@ class Study:
 
     @functools.cached_property
     def signals(self) -> Path:
-        """Shards: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_token`,
-        `tokens` (how many a prompt has), and as configured `final` and `robustness`; see `table.Table`."""
+        """Runs one pass of each prompt. Returns a directory of shards.
+
+        Arrays: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_token`, `tokens`
+        (length of the prompt) and, as configured, `final` and `robustness`; see `table.Table`.
+        """
         options = self.config.signals
-        manifest = recipe("signals", **self._asked, options=without(
+        manifest = recipe("signals", **self._inputs, options=without(
             config_lib.to_dict(options), "batch_size", "max_bytes", "shard_items"))
 
         def work(path: Path) -> None:
             model = self.language.model
             reader = PromptReader(model, batch_size=options.batch_size, max_bytes=options.max_bytes,
-                            rounded=options.rounded, mesh=self.mesh)
+                                  rounded=options.rounded, mesh=self.mesh)
             noise = Robustness(model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,
                                batch_size=options.batch_size, mesh=self.mesh) if options.noise else None
             fill(path, range(len(self.prompts)), options.shard_items,
-                 lambda chosen: self._read(reader, noise, chosen))
-        if not self.stages.is_made("signals", manifest):
-            self.prompts  # noqa: B018 (what cannot be asked is refused before anything is)
+                 lambda rows: self._signals(reader, noise, rows))
+        if not self.stages.is_complete("signals", manifest):
+            self.prompts  # noqa: B018 (raises InputError for an invalid question before the stage starts)
         return self.stages.make("signals", manifest, work)
 
     @functools.cached_property
     def answers(self) -> Path:
-        """Shards: `tokens`, those of all answers, and `lengths`, how many each has."""
+        """Generates the answers. Returns a directory of shards: `tokens` of all answers, and `lengths`."""
         options = self.config.answers
-        manifest = recipe("answers", **self._asked, max_new=options.max_new, ends=options.ends)
+        manifest = recipe("answers", **self._inputs, max_new=options.max_new, ends=options.ends)
 
-        def some(chosen: Sequence[int]) -> dict[str, np.ndarray]:
-            found = answer(self.language, [self.prompts[i] for i in chosen], options)
-            return {"tokens": np.concatenate([*found, np.zeros(0, np.int32)]).astype(np.int32),
-                    "lengths": np.array([len(ids) for ids in found], np.int64)}
+        def shard(rows: Sequence[int]) -> dict[str, np.ndarray]:
+            answers = answer(self.language, [self.prompts[i] for i in rows], options)
+            return {"tokens": np.concatenate([*answers, np.zeros(0, np.int32)]).astype(np.int32),
+                    "lengths": np.array([len(ids) for ids in answers], np.int64)}
 
         def work(path: Path) -> None:
-            fill(path, range(len(self.prompts)), self.config.signals.shard_items, some)
+            fill(path, range(len(self.prompts)), self.config.signals.shard_items, shard)
         return self.stages.make("answers", manifest, work)
 
     @functools.cached_property
     def build(self) -> Path:
-        """`questions.parquet`: what was asked, said and known, and to which part each question belongs."""
+        """Grades the answers and assigns splits. Returns the directory of `questions.parquet`."""
         manifest = recipe("questions", signals=self.signals.name, answers=self.answers.name,
-                               match=self.config.answers.match, parts=config_lib.to_dict(self.config.split))
+                          match=self.config.answers.match, splits=config_lib.to_dict(self.config.split))
         return self.stages.make("questions", manifest, self._label)
 
     @functools.cached_property
@@ -137,78 +141,84 @@ class Study:
 
     @functools.cached_property
     def fitted(self) -> Path:
-        """`scores.parquet`: what every method says of all questions, learned from all and from each data set;
-        the sidecars; and in result.json what was learned and chosen."""
+        """Fits every method to all data sets and to each alone.
+
+        Returns the directory of `scores.parquet` (every method's scores of all questions), the sidecars, and
+        result.json (what was selected).
+        """
         manifest = recipe("fit", questions=self.build.name,
-                         options=without(config_lib.to_dict(self.config.fit), "jobs"))
-        table.check_parts(self.table)  # before anything is learned
+                          options=without(config_lib.to_dict(self.config.fit), "jobs"))
+        table.check_splits(self.table)  # before any fit
         return self.stages.make("fit", manifest, self._fit)
 
     @functools.cached_property
     def verdict(self) -> Path:
-        """`verdict.json`: calibration and thresholds of the sidecar that is kept."""
+        """Chooses thresholds. Returns the directory of `verdict.json`, which the exported sidecar uses."""
         manifest = recipe("verdict", fit=self.fitted.name, options=config_lib.to_dict(self.config.verdict))
-        return self.stages.make("verdict", manifest, self._judge)
+        return self.stages.make("verdict", manifest, self._choose_thresholds)
 
     @functools.cached_property
     def evaluation(self) -> Path:
+        """Evaluates all methods on the test split. Returns the directory of result.json."""
         manifest = recipe("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
-                         seed=self.config.seed)
+                          seed=self.config.seed)
         return self.stages.make("evaluate", manifest, self._evaluate)
 
-    def keep_sidecar(self) -> Path:
-        """`out/sidecar`: the sidecar that is best on validate, with all that `--predict` needs."""
-        made, path = read_result(self.fitted), self.out / SIDECAR
-        (path / verdicts.FILE).unlink(missing_ok=True)  # no thresholds beside another's weights
-        store.save(store.load(self.fitted / f"{SIDECAR}-{made['seeds'][made['run']]}"), path)
+    def export_sidecar(self) -> Path:
+        """Writes `out/sidecar`, for `tilelli recall predict`: the sidecar with the best validation AUROC."""
+        fit_result, path = read_result(self.fitted), self.out / SIDECAR
+        (path / verdicts.FILE).unlink(missing_ok=True)  # no thresholds beside another sidecar's weights
+        seed = fit_result["seeds"][fit_result["selected_run"]]
+        store.save(store.load(self.fitted / f"{SIDECAR}-{seed}"), path)
         verdicts.write(path, verdicts.read(self.verdict))
         return path
 
     # ---------------------------------------------------------------------------------------------
 
     def _check_world(self) -> None:
-        """Raises InputError where the network is to learn of another world than it is asked about."""
-        learned = config_lib.load(ExperimentConfig, self.config.network.train).data
+        """Raises InputError if the network is trained on another world of facts than the questions' one."""
+        data = config_lib.load(ExperimentConfig, self.config.network.train).data
         for name in ("facts_people", "facts_seed"):
-            asked, told = getattr(self.config.questions, name), getattr(learned, name)
-            if learned.source == "facts" and asked != told:
-                raise InputError(f"questions.{name}: expected {told}, as data.{name} of "
-                                 f"{self.config.network.train}, found {asked}")
+            actual, expected = getattr(self.config.questions, name), getattr(data, name)
+            if data.source == "facts" and actual != expected:
+                raise InputError(f"questions.{name}: expected {expected}, as data.{name} of "
+                                 f"{self.config.network.train}, found {actual}")
 
     @functools.cached_property
-    def _asked(self) -> dict[str, Any]:
-        """What everything that a network says depends on."""
-        asked = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        return {"network": self.studied.contents, "questions": asked,
+    def _inputs(self) -> dict[str, Any]:
+        """Everything that the network's outputs depend on, for manifests."""
+        digest = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
+        return {"network": self.studied.contents, "questions": digest,
                 "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
-    def _read(self, reader: PromptReader, noise: Robustness | None,
-              chosen: Sequence[int]) -> dict[str, np.ndarray]:
-        prompts = [self.prompts[i] for i in chosen]
-        found = dict(reader(prompts, "signals"))
-        in_order = [found[i] for i in range(len(prompts))]
-        arrays = {name: np.stack([getattr(read.crystallisation, name) for read in in_order])
+    def _signals(self, reader: PromptReader, noise: Robustness | None,
+                 rows: Sequence[int]) -> dict[str, np.ndarray]:
+        prompts = [self.prompts[i] for i in rows]
+        by_index = dict(reader(prompts, "signals"))
+        outputs = [by_index[i] for i in range(len(prompts))]
+        arrays = {name: np.stack([getattr(output.crystallisation, name) for output in outputs])
                   for name in ("by_layer", "overall", "entropies", "best", "strongest_layer",
                                "strongest_token")}
         arrays["tokens"] = np.array([len(prompt.ids) for prompt in prompts], np.int64)
         options = self.config.signals
         if options.final:
-            with np.errstate(over="ignore"):  # the next lines name it
-                arrays["final"] = np.stack([read.final for read in in_order]).astype(options.dtype)
+            with np.errstate(over="ignore"):  # an overflow raises InputError below
+                arrays["final"] = np.stack([output.final for output in outputs]).astype(options.dtype)
             if not (finite := np.isfinite(arrays["final"]).all(axis=(1, 2))).all():
-                bad = self.questions[chosen[int(np.argmin(finite))]].id
-                raise InputError(f"question {bad}: the stream is not finite as {options.dtype}; "
-                                 "signals.dtype=float32 has room for more")
+                question = self.questions[rows[int(np.argmin(finite))]].id
+                raise InputError(f"question {question}: expected a residual stream that is finite as "
+                                 f"{options.dtype}, found infinite or NaN values; signals.dtype=float32 has "
+                                 "a larger range")
         if noise is not None:
-            arrays["robustness"] = noise([prompt.ids for prompt in prompts], list(chosen))
+            arrays["robustness"] = noise([prompt.ids for prompt in prompts], list(rows))
         return arrays
 
     def _label(self, path: Path) -> None:
         answers, signals, tokenizer = Shards(self.answers), Shards(self.signals), self.language.tokenizer
-        each = np.split(answers.joined("tokens"), np.cumsum(answers.joined("lengths"))[:-1])
-        spoken = [said(tokenizer.decode(ids.tolist())) for ids in each]
-        columns = labelling.labelled(self.questions, spoken, self.config.answers.match, self.config.split)
+        tokens = np.split(answers.joined("tokens"), np.cumsum(answers.joined("lengths"))[:-1])
+        texts = [answer_text(tokenizer.decode(ids.tolist())) for ids in tokens]
+        columns = labelling.label(self.questions, texts, self.config.answers.match, self.config.split)
         write_columns(path / QUESTIONS, {
             **columns, "tokens": signals.joined("tokens"),
             "strongest_write_layer": signals.joined("strongest_layer"),
@@ -216,47 +226,48 @@ class Study:
                                 for token in signals.joined("strongest_token").tolist()]})
 
     def _fit(self, path: Path) -> None:
-        options, found = self.config.fit, self.table
-        # Of several data sets, each is learned from alone as well.
-        scopes: list[Scope] = [None]
-        left_out = {}
-        for name in found.datasets if options.cross and len(found.datasets) > 1 else ():
+        options, data = self.config.fit, self.table
+        scopes: list[Scope] = [None]  # all data sets; then each alone, if there are several
+        excluded = {}
+        for name in data.datasets if options.cross and len(data.datasets) > 1 else ():
             try:
-                table.check_parts(found, name)
+                table.check_splits(data, name)
                 scopes.append(name)
             except InputError as error:
-                left_out[name] = str(error)
-                self.notify(f"fit: nothing is learned from {name} alone: {error}")
+                excluded[name] = str(error)
+                self.notify(f"fit: no method is trained on {name} alone: {error}")
         methods: dict[Scope, Methods] = {}
         for scope in scopes:
-            of = "" if scope is None else f"from {scope} alone: "
-            fitted = fit.fit(found, options, scope, notify=functools.partial(self._notify, f"fit: {of}"))
+            prefix = "fit: " if scope is None else f"fit: {scope} alone: "
+            fitted = fit.fit(data, options, scope, notify=functools.partial(self._notify, prefix))
             methods[scope] = fitted.methods
             if scope is None:
-                runs = fitted.about[fit.SIDECAR]["runs"]
-                best = int(np.argmax([run["validation"] for run in runs]))
+                runs = fitted.info[fit.SIDECAR]["runs"]
+                best = int(np.argmax([run["validation_auroc"] for run in runs]))
                 for seed, sidecar in zip(options.seeds, fitted.sidecars, strict=True):
                     store.save(sidecar, path / f"{SIDECAR}-{seed}")
                 write_result(path, {
-                    "methods": fitted.about, "seeds": list(options.seeds), "run": best,
-                    "calibrator": fitted.calibrators[best].to_dict(), "calibrated_on": found.calibrated_on,
-                    "left_out": left_out})
+                    "methods": fitted.info, "seeds": list(options.seeds), "selected_run": best,
+                    "calibrator": fitted.calibrators[best].to_dict(), "calibrated_on": data.calibrated_on,
+                    "excluded_datasets": excluded})
         scores.write(path, methods)
 
-    def _judge(self, path: Path) -> None:
-        made, config, rows = read_result(self.fitted), self.config, self.table.rows("calibrate")
-        found = scores.read(self.fitted)[None][fit.SIDECAR].scores[made["run"], rows]
-        at = verdicts.thresholds(self.table.known[rows], found, self.table.group[rows], config.verdict)
+    def _choose_thresholds(self, path: Path) -> None:
+        fit_result, config, rows = read_result(self.fitted), self.config, self.table.rows("calibrate")
+        log_odds = scores.read(self.fitted)[None][fit.SIDECAR].scores[fit_result["selected_run"], rows]
+        thresholds = verdicts.thresholds(self.table.known[rows], log_odds, self.table.group[rows],
+                                         config.verdict)
         verdicts.write(path, VerdictRule(
-            calibrator_from_dict(made["calibrator"]), at.green, at.red, config_lib.to_dict(config.verdict),
+            calibrator_from_dict(fit_result["calibrator"]), thresholds.green, thresholds.red,
+            config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "contents": self.studied.contents,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded,
             config.compute.dtype))
 
     def _evaluate(self, path: Path) -> None:
-        made, config = read_result(self.fitted), self.config
-        write_result(path, evaluate.evaluate(self.table, scores.read(self.fitted), made["run"],
+        run, config = read_result(self.fitted)["selected_run"], self.config
+        write_result(path, evaluate.evaluate(self.table, scores.read(self.fitted), run,
                                              verdicts.read(self.verdict), config.replicates, config.seed))
 
-    def _notify(self, stage: str, what: str) -> None:
-        self.notify(stage + what)
+    def _notify(self, prefix: str, line: str) -> None:
+        self.notify(prefix + line)

@@ -1,4 +1,4 @@
-"""All questions of a study with what was read and said, as arrays `[questions, …]`."""
+"""All questions of a study with their signals, answers and labels, as arrays `[questions, …]`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from ..inputs.shards import Shards
 from ..tables import read_columns
 
 QUESTIONS = "questions.parquet"
-PARTS = ("train", "validate", "calibrate", "test")
+SPLITS = ("train", "validate", "calibrate", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """n questions.
+    """Arrays over n questions.
 
     Attributes:
-        by_layer: f32 `[n, layers, 12]`, and `overall` f32 `[n, 10]`: signals A and B.
-        entropies: f32 `[n, layers, 3]`: of attention's write, the feed-forward write, the stream (TriLens).
-        final: `[n, layers, d_model]`, the stream at the last position, or None where it was not kept.
-        robustness: f32 `[n]`, nats, or None.
-        known: int `[n]`: 1 where the answer was right; `refused` bool `[n]`: where none was given.
-        part: `[n]`, of PARTS; `group` int `[n]`, what belongs together.
-        text, answer, dataset: `[n]`: the question, what the network answered, and the data set.
-        popularity: f64 `[n]`, NaN for none.
+        by_layer, overall: signals A (crystallisation) and B (MLP-write specificity): f32 `[n, layers, 12]`
+            for each layer, and f32 `[n, 10]` for the whole prompt.
+        entropies: f32 `[n, layers, 3]`, nats: of the attention write, the MLP write, the stream (TriLens).
+        final: `[n, layers, d_model]`, the residual stream at the last position; None if it was not kept.
+        robustness: f32 `[n]`, divergence under noise in nats; None if it was not measured.
+        known: int `[n]`, 1 for a correct answer; `refused` bool `[n]`, True for a refusal.
+        split: `[n]`, one of SPLITS; `group` int `[n]`, the number of the question's group.
+        text, answer, dataset: `[n]`: the question, the network's answer, and the data set.
+        popularity: f64 `[n]`, NaN if unknown.
     """
 
     by_layer: np.ndarray
@@ -39,7 +40,7 @@ class Table:
     robustness: np.ndarray | None
     known: NDArray[np.int64]
     refused: NDArray[np.bool_]
-    part: np.ndarray
+    split: np.ndarray
     group: np.ndarray
     text: np.ndarray
     answer: np.ndarray
@@ -52,32 +53,35 @@ class Table:
 
     @property
     def calibrated_on(self) -> str:
-        """The part that probabilities and thresholds come from."""
-        return "calibrate" if (self.part == "calibrate").any() else "validate"
+        """The split that probabilities and thresholds are fitted to."""
+        return "calibrate" if (self.split == "calibrate").any() else "validate"
 
-    def rows(self, part: str, dataset: str | None = None) -> NDArray[np.intp]:
-        """Of a part, in one data set or all. Where there is no calibrate, validate stands in."""
-        mask = self.part == (self.calibrated_on if part == "calibrate" else part)
+    def rows(self, split: str, dataset: str | None = None) -> NDArray[np.intp]:
+        """Returns the row numbers of a split, in one data set or all.
+
+        "calibrate" returns the validate split if there are no calibration questions.
+        """
+        mask = self.split == (self.calibrated_on if split == "calibrate" else split)
         return np.flatnonzero(mask if dataset is None else mask & (self.dataset == dataset))
 
 
 def read(signals: Path, questions: Path) -> Table:
-    """Of the directories of two stages."""
+    """Reads the table from the directories of the stages `signals` and `questions`."""
     shards, columns = Shards(signals), read_columns(questions / QUESTIONS)
     return Table(
         shards.joined("by_layer"), shards.joined("overall"), shards.joined("entropies"),
         shards.joined("final") if "final" in shards.names else None,
         shards.joined("robustness") if "robustness" in shards.names else None,
-        columns["known"].astype(np.int64), columns["refused"].astype(bool), columns["part"].astype(str),
+        columns["known"].astype(np.int64), columns["refused"].astype(bool), columns["split"].astype(str),
         columns["group"], columns["question"].astype(str), columns["answer"].astype(str),
         columns["dataset"].astype(str), columns["popularity"].astype(float))
 
 
-def check_parts(table: Table, dataset: str | None = None) -> None:
-    """Raises InputError where a part has not both kinds of questions: nothing can be learned or told."""
-    for part in PARTS:
-        found = np.bincount(table.known[table.rows(part, dataset)], minlength=2)
-        if found.min() < 2:
+def check_splits(table: Table, dataset: str | None = None) -> None:
+    """Raises InputError if a split has fewer than two known or two unknown questions."""
+    for split in SPLITS:
+        unknown, known = np.bincount(table.known[table.rows(split, dataset)], minlength=2)
+        if min(known, unknown) < 2:
             where = f" of {dataset}" if dataset else ""
-            raise InputError(f"split.{part}: expected two known and two unknown questions{where} at least, "
-                             f"found {found[1]} and {found[0]}: ask more questions, or others")
+            raise InputError(f"split.{split}: expected at least two known and two unknown questions{where}, "
+                             f"found {known} and {unknown}: use more or other questions")

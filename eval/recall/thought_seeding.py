@@ -1,12 +1,12 @@
-"""Telling a network, in its own thoughts, how likely it is to know; and what it says after them.
+"""Thought seeding: puts P(knows) into a network's own thought or prompt, and generates its answer.
 
-A thought seed is a sentence in the first person with P(knows) in whole percent, and what is to be done
-about it. Where it is put depends on how the network is asked:
+A thought seed is a sentence in the first person with P(knows) in whole percent and an instruction. Its place
+depends on the prompt:
 
-    a chat whose network thinks     thinking is on, a thought is opened, and the seed begins it, unclosed
-    any other chat                  at the beginning of the network's own turn
+    chat, network with thoughts     thinking is enabled, a thought is opened, the seed is its unclosed start
+    any other chat                  at the start of the network's own turn
     a template (`Q: …` and so on)   a line of its own before the prompt
-Without a seed a network is asked in the same way: thinking is on where there is such a thing.
+Without a seed the prompt is the same: thinking is enabled for a network with thoughts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ import numpy as np
 from tilelli_jax import decoding
 from tilelli_jax.errors import InputError
 
-from .answering import MARKS, answer_ends, said
+from ..thresholds import Thresholds
+from .answering import MARKERS, answer_ends, answer_text
 from .config import AnswersConfig
 from .predictor import KnowledgePredictor
 
-LOW, HIGH = 0.4, 0.7  # of P(knows)
-MAX_NEW = 1024  # tokens of thought and answer, where nothing else limits them
-CHUNK = 8  # tokens decoded between two looks at them: few enough to read along
+LOW, HIGH = 0.4, 0.7  # bounds of P(knows) for a sidecar without thresholds
+MAX_NEW = 1024  # default maximum number of tokens of thought and answer
+CHUNK = 8  # tokens decoded between two updates of the page
 
 
 class Channel(NamedTuple):
-    """What stands around a network's thoughts; `begin` and `close` are tokens of their own."""
+    """The text around a network's thoughts: `begin`, `rest`, thought, `close`.
+
+    `begin` and `close` are single tokens.
+    """
 
     begin: str
     rest: str
@@ -39,118 +43,137 @@ class Channel(NamedTuple):
 CHANNELS = (Channel("<|channel>", "thought\n", "<channel|>"), Channel("<think>", "\n", "</think>"))
 
 
-class Asked(NamedTuple):
-    """`text` is what the network reads; `channel` None where it does not think, and `begun` where it
-    already does; `first_line`: whether its answer is a line, and what comes after is no longer it."""
+class SeededPrompt(NamedTuple):
+    """A prompt for an answer.
+
+    `channel` is None for a network without thoughts; `in_thought` says whether the prompt ends inside a
+    thought; `first_line` says whether the answer ends with its first line.
+    """
 
     text: str
     channel: Channel | None
-    begun: bool
+    in_thought: bool
     first_line: bool
 
 
 class SeededAnswer(NamedTuple):
-    """`answer` is None as long as a thought has not ended. `done`: whether the network has ended it
-    itself; None while it is still speaking."""
+    """The state of a generation.
+
+    `answer` is None until the thought ends. `done` is None during generation, then says whether the network
+    ended the answer itself.
+    """
 
     thought: str
     answer: str | None
     done: bool | None
 
 
+def start_bounds(thresholds: Thresholds) -> tuple[float, float]:
+    """Returns low and high for `seed` from a sidecar's thresholds on P(knows), to three digits.
+
+    LOW or HIGH replaces a missing threshold. Low is at most high: where they overlap, green takes precedence.
+    """
+    green, red = thresholds
+    high = round(max(HIGH, red or 0.0) if green is None else green, 3)
+    return min(round(LOW if red is None else red, 3), high), high
+
+
 def seed(p: float, low: float = LOW, high: float = HIGH) -> str:
-    """What a network is made to think of P(knows): below `low` not to guess, from `high` on to answer.
+    """Returns the thought for P(knows): below `low` do not guess, from `high` on answer directly.
 
     Raises:
-        InputError: low is above high, or one of them no chance.
+        InputError: low is above high, or one of them is not a probability.
     """
     if not 0 <= low <= high <= 1:
-        raise InputError("low and high: expected chances, low not above high, found "
+        raise InputError("low and high: expected probabilities with low at most high, found "
                          f"{low:g} and {high:g}")
     if not 0 <= p <= 1:
-        raise ValueError(f"p: expected a chance, found {p}")
-    # Short, as a network that reads bytes may have room for little more than its question.
-    told = f"An inner probe gives me {int(100 * p + 0.5)}% to know this."
+        raise ValueError(f"p: expected a probability, found {p}")
+    # Short, because a network that reads bytes may have room for little more than its question.
+    estimate = f"An inner probe gives me {int(100 * p + 0.5)}% to know this."
     if p < low:
-        return f"{told} I will not guess: I say that I do not know."
+        return f"{estimate} I will not guess: I say that I do not know."
     if p < high:
-        return f"{told} I say first that I am unsure, then my best answer."
-    return f"{told} I answer directly."
+        return f"{estimate} I say first that I am unsure, then my best answer."
+    return f"{estimate} I answer directly."
 
 
 def channel_of(predictor: KnowledgePredictor) -> Channel | None:
-    """How the network thinks; None where its tokenizer knows no thoughts."""
-    known = predictor.language.tokenizer.token
+    """Returns the thought channel whose tokens the network's tokenizer has, or None."""
+    token_of = predictor.language.tokenizer.token
     return next((channel for channel in CHANNELS
-                 if known(channel.begin) is not None and known(channel.close) is not None), None)
+                 if token_of(channel.begin) is not None and token_of(channel.close) is not None), None)
 
 
-def asked(predictor: KnowledgePredictor, question: str, thought: str = "") -> Asked:
-    """A question as it is put for an answer, perhaps with a thought; see the module."""
-    prompter = predictor.prompter
+def seeded_prompt(predictor: KnowledgePredictor, question: str, thought: str = "") -> SeededPrompt:
+    """Returns the prompt for an answer, with the thought seed if there is one; see the module."""
+    prompter, line = predictor.prompter, f"{thought}\n" * bool(thought)
     if prompter.config.template != "chat":
-        return Asked(f"{thought}\n" * bool(thought) + prompter.text(question), None, False, True)
+        return SeededPrompt(line + prompter.text(question), None, False, True)
     text, channel = prompter.text(question, thinking=True), channel_of(predictor)
     if channel is None:
-        return Asked(text + f"{thought}\n" * bool(thought), None, False, False)
-    begun = text.rstrip().endswith((channel.begin, (channel.begin + channel.rest).rstrip()))
+        return SeededPrompt(text + line, None, False, False)
+    in_thought = text.rstrip().endswith((channel.begin, (channel.begin + channel.rest).rstrip()))
     if not thought:
-        return Asked(text, channel, begun, False)
-    return Asked(text + ("" if begun else channel.begin + channel.rest) + thought, channel, True, False)
+        return SeededPrompt(text, channel, in_thought, False)
+    opening = "" if in_thought else channel.begin + channel.rest
+    return SeededPrompt(text + opening + thought, channel, True, False)
 
 
-def split(made: str, asked: Asked) -> tuple[str, str | None]:
-    """The thought and the answer of what was generated; None for an answer that was not come to.
+def split(generated: str, prompt: SeededPrompt) -> tuple[str, str | None]:
+    """Splits generated text into thought and answer; the answer is None if the thought did not end.
 
-    The answer is what follows the last end of a thought. A thought without an end is none.
+    The answer is what follows the end of the last thought.
     """
-    if asked.first_line:
-        return "", said(made)
-    if asked.channel is None:
-        return "", _plain(made)
-    begin, rest, close = asked.channel
-    thought, ended, after = made.rpartition(close)
-    if begin in after or (asked.begun and not ended):
-        return _plain(made.replace(begin + rest, "")), None
+    if prompt.first_line:
+        return "", answer_text(generated)
+    if prompt.channel is None:
+        return "", _plain(generated)
+    begin, rest, close = prompt.channel
+    thought, ended, after = generated.rpartition(close)
+    if begin in after or (prompt.in_thought and not ended):
+        return _plain(generated.replace(begin + rest, "")), None
     return _plain(thought.replace(begin + rest, "")), _plain(after)
 
 
-def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str = "", *, most: int = MAX_NEW,
-          chunk: int = CHUNK) -> Iterator[SeededAnswer]:
-    """The likeliest answer (greedy) as it comes: all of it so far, each time.
+def answer_seeded(predictor: KnowledgePredictor, question: str, thought: str = "", *, max_new: int = MAX_NEW,
+                  chunk: int = CHUNK) -> Iterator[SeededAnswer]:
+    """Decodes greedily; each item of the iterator contains everything generated so far.
 
     Args:
-        most: tokens, if the network has room for so many.
+        max_new: maximum number of tokens, limited by the network's maximum length.
+        chunk: tokens between two items.
 
     Raises:
-        InputError: at once, not with the first piece: the question is empty, or leaves no room.
+        InputError: at the call, before the first item: the question is empty or leaves no room for an answer.
     """
-    predictor.prompter(question)  # refuses what cannot be asked
-    how = asked(predictor, question, thought)
+    predictor.prompter(question)  # raises InputError for an invalid question
+    prompt = seeded_prompt(predictor, question, thought)
     language = predictor.language
-    ids, reads = language.encode(how.text), language.model.config.max_seq_len
-    if reads - len(ids) < 1:
-        beside = "its prompt and the thought" if thought else "its prompt"
-        raise InputError(f"the question has {len(ids)} tokens with {beside}, and the network reads "
-                         f"{reads}: there is no room for an answer")
+    ids, max_length = language.encode(prompt.text), language.model.config.max_seq_len
+    if max_length - len(ids) < 1:
+        parts = "its prompt and the thought" if thought else "its prompt"
+        raise InputError(f"the question: expected fewer than {max_length} tokens with {parts}, the network's "
+                         f"maximum, found {len(ids)}: there is no room for an answer")
     ends = answer_ends(language, AnswersConfig())
-    pieces = decoding.stream_ids(language.model, ids, max_new=min(most, reads - len(ids)),
+    pieces = decoding.stream_ids(language.model, ids, max_new=min(max_new, max_length - len(ids)),
                                  temperature=0.0, end_ids=ends, chunk=chunk)
-    return _spoken(predictor, how, pieces)
+    return _states(predictor, prompt, pieces)
 
 
-def _spoken(predictor: KnowledgePredictor, how: Asked, pieces: Iterator[decoding.ContinuedIds]) -> Iterator[SeededAnswer]:
+def _states(predictor: KnowledgePredictor, prompt: SeededPrompt, pieces: Iterator[decoding.ContinuedIds]
+            ) -> Iterator[SeededAnswer]:
     ids, ended, decode = np.zeros(0, np.int32), False, predictor.language.tokenizer.decode
     for piece in pieces:
         ids, ended = np.concatenate([ids, piece.ids]), piece.ended
-        made = decode(ids.tolist())
-        if ended or (how.first_line and "\n" in made.lstrip()):
+        generated = decode(ids.tolist())
+        if ended or (prompt.first_line and "\n" in generated.lstrip()):
             ended = True
             break
-        whole = made.rstrip("\N{REPLACEMENT CHARACTER}")  # which may be half a character
-        yield SeededAnswer(*split(whole, how), None)
-    yield SeededAnswer(*split(decode(ids.tolist()), how), ended)
+        complete = generated.rstrip("\N{REPLACEMENT CHARACTER}")  # drops a character that is incomplete
+        yield SeededAnswer(*split(complete, prompt), None)
+    yield SeededAnswer(*split(decode(ids.tolist()), prompt), ended)
 
 
 def _plain(text: str) -> str:
-    return MARKS.sub("", text).strip()
+    return MARKERS.sub("", text).strip()

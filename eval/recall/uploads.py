@@ -1,4 +1,4 @@
-"""Which files a client of the page may name: those uploaded to this process, and no others (extra: app)."""
+"""Restricts the files that a request to the page may name to those uploaded to this process (extra: app)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class Page(gr.Blocks):
-    """A page whose every endpoint refuses files that were not uploaded to it, and that keeps little.
+    """A page whose endpoints all reject files that were not uploaded to it, and that keeps few sessions.
 
-    Gradio copies each file that the data of a request name, whatever the component, to where it can be
-    downloaded. Its own check is off in a page that is mounted, and lets links and addresses pass.
+    Gradio copies every file that a request names, for any component, to a directory from which it can be
+    downloaded. Gradio's own check is disabled in a mounted page, and accepts links and URLs.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -29,66 +29,65 @@ class Page(gr.Blocks):
         self.state_session_capacity = SESSIONS
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
-        """What gradio calls with the data of every request, before it looks at the files in them."""
+        """Checks the data of every request; gradio calls this before it opens the files in them."""
         forget_sessions(self._queue)
         try:
             check(inputs, uploads())
             if len(inputs) < len(block_fn.inputs):
                 raise InputError(f"data: expected {len(block_fn.inputs)} values, found {len(inputs)}")
             return await super().preprocess_data(block_fn, inputs, *rest, **more)
-        except Exception as error:  # data of another kind than the components take
-            said = str(error) if isinstance(error, InputError) else f"data: {one_line(error)}"
-            log.warning("%s: %s", block_fn.api_name, said)
-            # Shown as HTML, and it may quote what was sent.
-            raise gr.Error(html.escape(said, quote=False), print_exception=False) from None
+        except Exception as error:  # data of a type that the components do not accept
+            message = str(error) if isinstance(error, InputError) else f"data: {one_line(error)}"
+            log.warning("%s: %s", block_fn.api_name, message)
+            # The message is shown as HTML and may quote the request.
+            raise gr.Error(html.escape(message, quote=False), print_exception=False) from None
 
     def delete_old_files(self) -> None:
-        """Deletes what was uploaded or made more than `retention.HOURS` ago, and gradio's record of it.
+        """Deletes uploads and generated files older than `retention.HOURS`, and gradio's record of them.
 
-        Gradio's own `delete_cache` leaves the directories, and the empty file that it makes of each upload.
+        Gradio's own `delete_cache` leaves the directories and the empty file that it creates for each upload.
         """
         delete_old(uploads())
         for names in self.temp_file_sets:
-            for name in list(names):  # a copy: the server's thread adds to it
+            for name in list(names):  # a copy, because the server's thread adds to the set
                 if not os.path.exists(name):
                     names.discard(name)
 
 
 def one_line(error: Exception) -> str:
-    """What an error of another library says, in one line of at most 300 letters."""
-    said = f"{type(error).__name__}: {error}"
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())[:300]
+    """Formats another library's error as one line of at most 300 characters."""
+    text = f"{type(error).__name__}: {error}"
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:300]
 
 
 def uploads() -> Path:
-    """Where gradio puts what is uploaded."""
+    """Returns the directory of gradio's uploads."""
     return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
 def check(data: Any, uploads: Path) -> None:
-    """Raises InputError where `data`, a tree of JSON, names a file that is not a regular one in `uploads`.
+    """Raises InputError if `data`, a JSON tree, names a file that is not a regular file in `uploads`.
 
-    A file is a mapping with a `path`. What lies in `uploads` is meant by its resolved path: links are not
-    followed out of it.
+    A file is a mapping with a `path`. Paths are resolved, so links out of `uploads` are rejected.
     """
-    left = [data]
-    while left:  # not by recursion: a client says how deep the tree is
-        one = left.pop()
-        if isinstance(one, dict):
-            if "path" in one and not _uploaded(one["path"], uploads):
+    pending = [data]
+    while pending:  # not recursive, because the client chooses the depth of the tree
+        node = pending.pop()
+        if isinstance(node, dict):
+            if "path" in node and not _is_uploaded(node["path"], uploads):
                 raise InputError("file: expected one that was uploaded to this page in the last "
                                  f"{HOURS} hours, found another")
-            left.extend(one.values())
-        elif isinstance(one, list | tuple):
-            left.extend(one)
+            pending.extend(node.values())
+        elif isinstance(node, list | tuple):
+            pending.extend(node)
 
 
-def _uploaded(path: Any, uploads: Path) -> bool:
-    if not isinstance(path, str):
-        return path is None
+def _is_uploaded(name: Any, uploads: Path) -> bool:
+    if not isinstance(name, str):
+        return name is None
     try:
-        found, room = Path(path), uploads.resolve(strict=True)
-        real = found.resolve(strict=True)
-    except (OSError, ValueError, RuntimeError):  # no such file, a name that is none, links in a circle
+        path, directory = Path(name), uploads.resolve(strict=True)
+        resolved = path.resolve(strict=True)
+    except (OSError, ValueError, RuntimeError):  # no such file, an invalid name, a cycle of links
         return False
-    return real.is_relative_to(room) and real.is_file() and not found.is_symlink()
+    return resolved.is_relative_to(directory) and resolved.is_file() and not path.is_symlink()

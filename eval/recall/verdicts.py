@@ -1,4 +1,4 @@
-"""From a sidecar's score to a probability and a word, and the file that keeps both: SIDECAR/verdict.json."""
+"""Calibration and thresholds of a sidecar's scores, and the file that stores them: SIDECAR/verdict.json."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ FILE = "verdict.json"
 
 @dataclasses.dataclass(frozen=True)
 class VerdictRule:
-    """What stands beside a sidecar.
+    """How a sidecar's score becomes P(knows) and a verdict.
 
     Attributes:
-        calibrator: of its log odds.
-        green, red: thresholds of its own, uncalibrated chance σ(log odds): from green on it likely knows,
-            below red it likely does not; None: that is said of nothing. A guarantee needs a score that was
-            not fitted to the questions it is given on, and the calibrator was.
+        calibrator: maps log odds to P(knows).
+        green, red: thresholds on the uncalibrated probability σ(log odds): from green on "likely knows",
+            below red "likely beyond its knowledge"; None: that verdict is never given. They are
+            uncalibrated because a guarantee needs a score that was not fitted to the calibration
+            questions, and the calibrator was.
         aim: how the thresholds were chosen: `precision`, `guarantee`, `confidence`.
-        network: what it was learned on: `name`, `contents` (a fingerprint), `n_layers`.
-        prompt, rounded, dtype: how that was asked, read and run.
+        network: the network that the sidecar was trained on: `name`, `contents` (a fingerprint), `n_layers`.
+        prompt, rounded, dtype: the prompt, the rounding of the logit lens and the data type used with it.
     """
 
     calibrator: Calibrator = Temperature(1.0)
@@ -48,23 +49,23 @@ class VerdictRule:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def probabilities(self, scores: Floats) -> Floats:
-        """Log odds → P(knows)."""
+        """Maps log odds to P(knows)."""
         return self.calibrator(scores)
 
-    def word(self, score: float) -> Verdict | None:
-        """None where there are no thresholds at all."""
+    def verdict(self, score: float) -> Verdict | None:
+        """Returns the verdict for log odds, or None if there are no thresholds."""
         if self.green is None and self.red is None:
             return None
         return verdict(float(expit(score)), self.green, self.red)
 
     @property
     def thresholds(self) -> Thresholds:
-        """Green and red as P(knows)."""
-        return Thresholds(*(None if at is None else float(self.calibrator(logit(at)))
-                            for at in (self.green, self.red)))
+        """Green and red on the scale of P(knows)."""
+        return Thresholds(*(None if threshold is None else float(self.calibrator(logit(threshold)))
+                            for threshold in (self.green, self.red)))
 
     def to_dict(self) -> dict[str, Any]:
-        """A tree for JSON."""
+        """Returns a JSON tree that `from_dict` reads."""
         return {"calibrator": self.calibrator.to_dict(), "green": self.green, "red": self.red,
                 "aim": dict(self.aim), "network": dict(self.network),
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
@@ -72,27 +73,29 @@ class VerdictRule:
 
 
 def thresholds(known: np.ndarray, scores: Floats, group: np.ndarray, options: VerdictConfig) -> Thresholds:
-    """Of the uncalibrated chance σ(score), on the questions to calibrate on: `[questions]` each.
+    """Chooses thresholds on the uncalibrated probability σ(score). All inputs: `[calibration questions]`.
 
-    With a guarantee one question of each group is heard: those that belong together are no new draws.
+    A guarantee uses one question of each group, because questions of a group are not independent.
     """
-    chance = expit(scores)
+    probabilities = expit(scores)
     if not options.guarantee:
-        return precision_thresholds(known, chance, options.precision)
+        return precision_thresholds(known, probabilities, options.precision)
     first = np.unique(group, return_index=True)[1]
-    return guaranteed_thresholds(known[first], chance[first], options.precision, options.confidence)
+    return guaranteed_thresholds(known[first], probabilities[first], options.precision, options.confidence)
 
 
 def write(path: Path, rule: VerdictRule) -> None:
-    """Into a sidecar's directory."""
+    """Writes FILE into a sidecar's directory."""
     write_atomically(path / FILE, as_json(rule.to_dict()))
 
 
 def read(path: Path) -> VerdictRule:
-    """Of a sidecar's directory; one that has none (a converted one) says P(knows) as it is, and no word.
+    """Reads FILE from a sidecar's directory.
+
+    Without the file (a converted sidecar), returns uncalibrated probabilities and no thresholds.
 
     Raises:
-        InputError: the file is none that `write` has written.
+        InputError: the content is not what `write` writes.
     """
     file = path / FILE
     if not file.is_file():
@@ -102,16 +105,16 @@ def read(path: Path) -> VerdictRule:
 
 
 def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
-    """What `to_dict` gave. Raises ValueError, KeyError or InputError where it is not."""
+    """Reads what `to_dict` returned. Raises ValueError, KeyError or InputError for another tree."""
     for name in ("green", "red"):
-        found = tree[name]
-        if found is not None and not (isinstance(found, int | float) and 0 <= found <= 1):
-            raise ValueError(f"{name}: expected a chance or null, found {found!r:.40}")
+        value = tree[name]
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ValueError(f"{name}: expected a probability or null, found {value!r:.40}")
     aim, network = dict(tree["aim"]), dict(tree["network"])
     if network and [type(network.get(key)) for key in ("name", "contents", "n_layers")] != [str, str, int]:
         raise ValueError("network: expected its name, contents and n_layers, or nothing")
     if not all(isinstance(aim.get(key, 0.5), int | float) for key in ("precision", "confidence")):
         raise ValueError("aim: expected numbers under precision and confidence")
     return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], aim, network,
-                 config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
-                 ComputeConfig(dtype=tree["dtype"]).dtype)
+                       config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
+                       ComputeConfig(dtype=tree["dtype"]).dtype)

@@ -1,4 +1,4 @@
-"""How sure a number is (`resampling`: intervals), and whether a difference is one (`significance`: tests)."""
+"""Statistics: confidence intervals (`resampling`) and tests of differences (`significance`)."""
 
 from .resampling import (
     Interval,
@@ -6,7 +6,7 @@ from .resampling import (
     bootstrap_mean,
     bootstrap_of,
     bootstrap_two_way,
-    exact_share,
+    exact_fraction,
     percentiles,
     resampled_counts,
 )
@@ -28,7 +28,7 @@ from .significance import (
 )
 
 __all__ = [
-    "MOST_ARRANGEMENTS",
+    "MAX_ARRANGEMENTS",
     "DeLong",
     "ExactTest",
     "Interval",
@@ -41,8 +41,8 @@ __all__ = [
     "bootstrap_two_way",
     "delong",
     "delong_covariance",
+    "exact_fraction",
     "exact_relabelling",
-    "exact_share",
     "exact_sign_flips",
     "holm",
     "paired_t",

@@ -1,4 +1,4 @@
-"""Hugging Face directories to model directories and back, through the command."""
+"""The convert command: Hugging Face directories to model directories and back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ NETWORKS: dict[str, Any] = {
 }
 REFERENCES = ["pythia_tiny/parallel", "gemma4_tiny/e4b", "gemma4_tiny/e2b", "chronos_tiny/model",
               "recall_cases/tiny_gemma4_with_tokenizer", "difficulty/tiny_world/tiny_base"]
-MORE = ["gemma4_tiny/e2b", "recall_cases/tiny_gemma4_with_tokenizer", "difficulty/tiny_world/tiny_base"]
+SLOW_REFERENCES = ["gemma4_tiny/e2b", "recall_cases/tiny_gemma4_with_tokenizer",
+                   "difficulty/tiny_world/tiny_base"]
 SMALL = ["gpt_neox", "gemma4", "chronos"]
 COMPANIONS = {"tokenizer.json": b'{"version": "1.0"}', "tokenizer_config.json": b"{}",
               "special_tokens_map.json": b"[]", "generation_config.json": b'{"eos_token_id": 1}',
@@ -69,13 +70,13 @@ def run(*arguments: object) -> int:
 @functools.cache
 def weights(name: str) -> dict[str, np.ndarray]:
     config = NETWORKS[name]
-    found = outline(FAMILIES[config.family][1], config)
-    return random_weights({key: leaf.shape for key, leaf in found.items()}, 0)
+    leaves = outline(FAMILIES[config.family][1], config)
+    return random_weights({key: leaf.shape for key, leaf in leaves.items()}, 0)
 
 
 @functools.cache
 def network(name: str, dtype: str = "float32") -> Any:
-    """Random weights, which `dtype` can hold."""
+    """The network with random weights, rounded to `dtype`."""
     kind = tensors.DTYPES["BF16" if dtype == "bfloat16" else "F32"]
     return from_arrays(NETWORKS[name],
                        {key: np.float32(array.astype(kind)) for key, array in weights(name).items()})
@@ -83,7 +84,7 @@ def network(name: str, dtype: str = "float32") -> Any:
 
 @pytest.fixture
 def source(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A directory as transformers has it, of the network and type that the test asks for."""
+    """A Hugging Face directory of the network and type in the test's parameter."""
     name, dtype = request.param
     network(name, dtype).save_pretrained(tmp_path / "source", dtype=dtype)
     return tmp_path / "source"
@@ -94,48 +95,48 @@ def stored(path: Path) -> dict[str, np.ndarray]:
             for name, array in safetensors.numpy.load_file(file).items()}
 
 
-def assert_same_arrays(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_arrays(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
+        assert actual[name].tobytes() == array.tobytes(), name
 
 
 def config_of(path: Path) -> Any:
     return json.loads((path / "config.json").read_text())
 
 
-def listing(path: Path) -> dict[str, bytes]:
+def file_contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(("source", "name", "dtype"), [
     pytest.param((name, dtype), name, dtype, id=f"{name}-{dtype}", marks=[pytest.mark.exhaustive] * (
-        (dtype == "bfloat16" and name != "t5") or name == "t5, untied"))  # of others: see test_another_type
+        (dtype == "bfloat16" and name != "t5") or name == "t5, untied"))  # for others see test_dtype
     for name in NETWORKS for dtype in ("float32", "bfloat16")], indirect=["source"])
-def test_there_and_back(source: Path, name: str, dtype: str, tmp_path: Path) -> None:
-    """The same network to the last bit, and its directory again, configuration and all."""
+def test_round_trip(source: Path, name: str, dtype: str, tmp_path: Path) -> None:
+    """The weights are bitwise equal, and converting back restores tensors and configuration."""
     assert run(source, tmp_path / "out") == 0
-    found = tilelli_jax.load(tmp_path / "out")
-    assert found.config == NETWORKS[name]
-    assert_same_weights(found, network(name, dtype))
+    model = tilelli_jax.load(tmp_path / "out")
+    assert model.config == NETWORKS[name]
+    assert_same_weights(model, network(name, dtype))
     assert {str(array.dtype) for array in stored(tmp_path / "out").values()} == {dtype}
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
     assert_same_arrays(stored(tmp_path / "back"), stored(source))
     assert config_of(tmp_path / "back") == config_of(source)
-    assert listing(tmp_path / "back").keys() == {"config.json", TENSORS}
+    assert file_contents(tmp_path / "back").keys() == {"config.json", TENSORS}
 
 
 @needs(STORED)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in MORE))
-                                  for name in REFERENCES])
-def test_what_transformers_wrote(name: str, tmp_path: Path) -> None:
-    """Directories of theirs, one of them in float16: tensors to the last bit, and the same network."""
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW_REFERENCES)) for name in REFERENCES])
+def test_round_trip_of_transformers_directories(name: str, tmp_path: Path) -> None:
+    """Directories written by transformers, one in float16: tensors are restored bitwise."""
     source = STORED / name
     assert run(source, tmp_path / "out") == 0
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
     assert_same_arrays(stored(tmp_path / "back"), stored(source))
-    assert listing(tmp_path / "back").keys() == {
+    assert file_contents(tmp_path / "back").keys() == {
         path.name for path in source.iterdir() if not re.search("npz$|keys", path.name)}
     original = config_of(source)
     assert original.get("text_config", original).keys() <= config_of(tmp_path / "back").keys()
@@ -146,10 +147,10 @@ def test_what_transformers_wrote(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
                                               for name in SMALL], indirect=["source"])
-def test_several_files_both_ways(source: Path, name: str, tmp_path: Path,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_directories_both_ways(source: Path, name: str, tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
     expected = stored(source)
-    # The default is bound when the function is made: this is where the command takes it from.
+    # The default is bound when the function is defined, so it is patched in __kwdefaults__.
     monkeypatch.setitem(tensors.write_directory.__kwdefaults__, "shard_bytes", 4000)
     network(name).save_pretrained(tmp_path / "shards")
     shards = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
@@ -165,46 +166,46 @@ def test_several_files_both_ways(source: Path, name: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize("source", [("t5", "float32")], indirect=True)
-def test_what_the_configuration_says_beside_comes_back(source: Path, tmp_path: Path) -> None:
-    beside = {"dropout_rate": 0.25, "task_specific_params": {"summarize": {"prefix": "é"}}}
-    original = {**config_of(source), **beside}
+def test_unknown_configuration_keys_are_restored(source: Path, tmp_path: Path) -> None:
+    extra_keys = {"dropout_rate": 0.25, "task_specific_params": {"summarize": {"prefix": "é"}}}
+    original = {**config_of(source), **extra_keys}
     (source / "config.json").write_text(json.dumps(original))
     assert run(source, tmp_path / "out", "--set", "norm_eps=1e-3") == 0
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
     assert config_of(tmp_path / "back") == {**original, "layer_norm_epsilon": 1e-3}
-    # Of another network put there by hand it says nothing.
+    # After the network was replaced by hand, the extra keys no longer apply.
     config = config_of(tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "norm_eps": 2e-3}))
     assert run(tmp_path / "out", tmp_path / "other", "--to", "torch") == 0
-    assert not beside.keys() & config_of(tmp_path / "other").keys()
+    assert not extra_keys.keys() & config_of(tmp_path / "other").keys()
 
 
 @pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
-def test_what_belongs_to_the_tokenizer_is_carried_along(source: Path, tmp_path: Path) -> None:
+def test_tokenizer_files_are_copied(source: Path, tmp_path: Path) -> None:
     for name, content in COMPANIONS.items():
         (source / name).write_bytes(content)
-    (source / "README.md").write_text("of theirs")
+    (source / "README.md").write_text("not copied")
     (source / "optimizer.pt").write_bytes(b"no")
     assert run(source, tmp_path / "out") == 0
-    out = listing(tmp_path / "out")
+    out = file_contents(tmp_path / "out")
     assert out.keys() == {"config.json", TENSORS, "conversion.json", *COMPANIONS}
     assert all(out[name] == content for name, content in COMPANIONS.items())
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
-    back = listing(tmp_path / "back")
+    back = file_contents(tmp_path / "back")
     assert back.keys() == {"config.json", TENSORS, *COMPANIONS}
     assert all(back[name] == content for name, content in COMPANIONS.items())
 
 
 @pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
                                               for name in SMALL], indirect=["source"])
-def test_another_type(source: Path, name: str, tmp_path: Path) -> None:
-    """Rounded on the way in, or on the way back."""
+def test_dtype(source: Path, name: str, tmp_path: Path) -> None:
+    """`--dtype` rounds when converting and when converting back."""
     expected = {key: array.astype(tensors.DTYPES["BF16"]) for key, array in stored(source).items()}
     assert run(source, tmp_path / "small", "--dtype", "bfloat16") == 0
     assert_same_weights(tilelli_jax.load(tmp_path / "small"), network(name, "bfloat16"))
     assert run(tmp_path / "small", tmp_path / "one", "--to", "torch") == 0
-    assert run(source, tmp_path / "whole") == 0
-    assert run(tmp_path / "whole", tmp_path / "two", "--to", "torch", "--dtype", "bfloat16") == 0
+    assert run(source, tmp_path / "full") == 0
+    assert run(tmp_path / "full", tmp_path / "two", "--to", "torch", "--dtype", "bfloat16") == 0
     for back in ("one", "two"):
         assert_same_arrays(stored(tmp_path / back), expected)
         assert config_of(tmp_path / back) == config_of(source) | {"dtype": "bfloat16",
@@ -217,10 +218,10 @@ def test_another_type(source: Path, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "name"), [pytest.param((name, "float32"), name, id=name)
                                               for name in SMALL], indirect=["source"])
 def test_inspect(source: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every tensor, what becomes of it, and the configuration; nothing is written."""
+    """Lists every tensor, what it becomes, and the configuration; writes nothing."""
     arrays = stored(source) | {"spare.weight": np.ones((2, 3), np.float16)}
     safetensors.numpy.save_file(arrays, source / TENSORS)
-    before = listing(tmp_path)
+    before = file_contents(tmp_path)
     assert run("--inspect", source) == 0
     out = capsys.readouterr().out
     rows = {line.split()[0]: line for line in out.splitlines() if line.split()}
@@ -233,11 +234,11 @@ def test_inspect(source: Path, name: str, tmp_path: Path, capsys: pytest.Capture
     assert f"{len(arrays)} tensors, {sum(array.size for array in arrays.values()):,} numbers" in out
     assert f"family {NETWORKS[name].family}" in out and f"d_model: {NETWORKS[name].d_model}\n" in out
     assert out.splitlines()[-1].startswith("cannot be converted: ") and "spare.weight" in out.splitlines()[-1]
-    assert listing(tmp_path) == before
+    assert file_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
-def test_inspect_says_why_a_tensor_is_not_needed(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_explains_an_ignored_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays = stored(source) | {"gpt_neox.layers.0.attention.bias": np.ones((1, 1, 4, 4), bool)}
     safetensors.numpy.save_file(arrays, source / TENSORS)
     assert run("--inspect", source) == 0
@@ -248,8 +249,8 @@ def test_inspect_says_why_a_tensor_is_not_needed(source: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
-def test_a_companion_that_is_far_too_large(source: Path, tmp_path: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_companion_file_too_large(source: Path, tmp_path: Path,
+                                  capsys: pytest.CaptureFixture[str]) -> None:
     assert run(source, tmp_path / "out") == 0
     capsys.readouterr()
     for directory, more in ((source, ()), (tmp_path / "out", ("--to", "torch"))):
@@ -262,7 +263,7 @@ def test_a_companion_that_is_far_too_large(source: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("source", [("t5", "float32")], indirect=True)
-def test_inspect_of_what_is_no_known_family(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_an_unknown_family(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = set(stored(source))
     (source / "config.json").write_text('{"model_type": "llama"}')
     assert run("--inspect", source) == 0
@@ -272,11 +273,11 @@ def test_inspect_of_what_is_no_known_family(source: Path, capsys: pytest.Capture
 
 
 def largest_difference(out: str) -> float:
-    """What `--check` said, in units of the largest output."""
-    said = re.search(r"^largest difference from transformers [\d.]+: (\S+), of outputs up to (\S+);", out,
-                     re.MULTILINE)
-    assert said is not None, out
-    return float(said[1]) / float(said[2])
+    """The largest difference that `--check` reports, relative to the largest output."""
+    match = re.search(r"^largest difference from transformers [\d.]+: (\S+), with outputs up to (\S+);", out,
+                      re.MULTILINE)
+    assert match is not None, out
+    return float(match[1]) / float(match[2])
 
 
 @needs_transformers
@@ -291,11 +292,11 @@ def test_check(source: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 @needs_transformers
 @pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
-def test_check_sees_what_is_not_the_same(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_detects_differences(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
     assert run(source, tmp_path / "rough", "--check", "--dtype", "bfloat16") == 0
     assert 1e-3 < largest_difference(capsys.readouterr().out) < 0.1
-    turned = mapping.LAYOUTS["turned"]  # from here on, square kernels stay the wrong way round
+    turned = mapping.LAYOUTS["turned"]  # from here on, square kernels are not transposed
     wrong = dataclasses.replace(turned, ours=lambda a, to: a if a.shape == to else turned.ours(a, to))
     monkeypatch.setitem(mapping.LAYOUTS, "turned", wrong)
     assert run(source, tmp_path / "wrong", "--check") == 0
@@ -303,14 +304,14 @@ def test_check_sees_what_is_not_the_same(source: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("source", [("gpt_neox", "float32")], indirect=True)
-def test_an_empty_directory_is_filled(source: Path, tmp_path: Path,
-                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_output_directory_is_accepted(source: Path, tmp_path: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     assert run(source, tmp_path / "out") == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.startswith(f"{tmp_path / 'out'}: gpt_neox, {len(stored(source))} arrays, ")
-    shutil.rmtree(source)  # nothing is read from it any more
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith(f"{tmp_path / 'out'}: gpt_neox, {len(stored(source))} arrays, ")
+    shutil.rmtree(source)  # the result does not depend on the source
     assert_same_weights(tilelli_jax.load(tmp_path / "out"), network("gpt_neox"))
     assert run(tmp_path / "out", tmp_path / "deep" / "down" / "back", "--to", "torch") == 0
     assert (tmp_path / "deep" / "down" / "back" / TENSORS).is_file()
@@ -318,22 +319,22 @@ def test_an_empty_directory_is_filled(source: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_numbers_that_become_zero_are_counted(back: bool, tmp_path: Path,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_round_to_zero_are_counted(back: bool, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
     arrays = {key: array.astype(np.float32) for key, array in weights("gpt_neox").items()}
     arrays["unembed.kernel"] = np.full_like(arrays["unembed.kernel"], 1e-12)
     arrays["embed.kernel"][0, :3] = [1e-9, 0, 2.0]
     model = from_arrays(NETWORKS["gpt_neox"], arrays)
     source, out = tmp_path / "source", tmp_path / "out"
     tilelli_jax.save(model, source) if back else model.save_pretrained(source)
-    given = [source, out, *(["--to", "torch"] if back else [])]
-    assert run(*given, "--dtype", "float16") == 0
+    arguments = [source, out, *(["--to", "torch"] if back else [])]
+    assert run(*arguments, "--dtype", "float16") == 0
     expected = {key: int(((array.astype(np.float16) == 0) & (array != 0)).sum())
                 for key, array in arrays.items()}
-    whole, unembed = sum(array.size for array in arrays.values()), arrays["unembed.kernel"].size
+    total, unembed = sum(array.size for array in arrays.values()), arrays["unembed.kernel"].size
     assert expected["unembed.kernel"] == unembed and expected["embed.kernel"] >= 1
     assert capsys.readouterr().err == (
-        f"note: {sum(expected.values()):,} of the {whole:,} numbers are not 0 and become 0 in float16, "
+        f"note: {sum(expected.values()):,} of the {total:,} numbers are nonzero and become 0 in float16, "
         f"{unembed:,} of them in unembed.kernel\n")
     shutil.rmtree(out)
-    assert run(*given) == 0 and capsys.readouterr().err == ""
+    assert run(*arguments) == 0 and capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What the command refuses: one line that begins with "error: ", status 2, nothing left behind."""
+"""Invalid input to the convert command: one line "error: …", exit status 2, no files left behind."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def everything(path: Path) -> dict[str, bytes | None]:
-    """What is below a directory; None for a directory."""
-    return {str(one.relative_to(path)): one.read_bytes() if one.is_file() else None
-            for one in sorted(path.rglob("*"))}
+def contents_of(path: Path) -> dict[str, bytes | None]:
+    """Relative path → content of all files below a directory; None for directories."""
+    return {str(entry.relative_to(path)): entry.read_bytes() if entry.is_file() else None
+            for entry in sorted(path.rglob("*"))}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`hf`, a Hugging Face directory; `shards`, the same in several files; `model` and `lite`, ours."""
-    path = tmp_path_factory.mktemp("made")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`hf`: a Hugging Face directory; `shards`: the same, sharded; `model` and `lite`: model directories."""
+    path = tmp_path_factory.mktemp("originals")
     model, _ = random_network(
         GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40), 0)
     model.save_pretrained(path / "hf")
@@ -54,39 +54,41 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def there(made: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+def work_dir(originals: Path, tmp_path: Path) -> Path:
+    """A copy that the test may damage."""
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def config(path: Path, **changes: Any) -> None:
+def edit_config(path: Path, **changes: Any) -> None:
+    """Changes keys of config.json; the value "deleted" removes a key."""
     tree = json.loads((path / "config.json").read_text())
-    tree = {key: value for key, value in {**tree, **changes}.items() if value != "gone"}
+    tree = {key: value for key, value in {**tree, **changes}.items() if value != "deleted"}
     (path / "config.json").write_text(json.dumps(tree))
 
 
-def cut(path: Path, length: int) -> None:
+def truncate(path: Path, length: int) -> None:
+    """Cuts the tensor file to this length, or by this length if it is negative."""
     content = (path / TENSORS).read_bytes()
     (path / TENSORS).write_bytes(content[:length] if length >= 0 else content[:len(content) + length])
 
 
-def changed(path: Path, **arrays: np.ndarray | None) -> None:
+def edit_tensors(path: Path, **arrays: np.ndarray | None) -> None:
     """Adds or removes tensors; `__` in a name is a dot."""
-    found = safetensors.numpy.load_file(path / TENSORS)
+    stored = safetensors.numpy.load_file(path / TENSORS)
     for name, array in arrays.items():
         if array is None:
-            del found[name.replace("__", ".")]
+            del stored[name.replace("__", ".")]
         else:
-            found[name.replace("__", ".")] = array
-    safetensors.numpy.save_file(found, path / TENSORS)
+            stored[name.replace("__", ".")] = array
+    safetensors.numpy.save_file(stored, path / TENSORS)
 
 
 def shards(path: Path) -> list[Path]:
     return sorted(path.glob("model-*.safetensors"))
 
 
-def say(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.write_text(text)
 
 
@@ -95,271 +97,279 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-HF, OUT = "{there}/hf", "{there}/out"
+HF, OUT = "{dir}/hf", "{dir}/out"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-HIGH = np.full((61, 24), 7e4, np.float32)
+TOO_LARGE = np.full((61, 24), 7e4, np.float32)
 NAN = np.full((61, 24), np.nan, np.float32)
-BACK = ["{there}/model", OUT, "--to", "torch"]
-BACK_TO_A_FILE = ["{there}/lite", "{there}/x.pt", "--to", "torch"]
-ONE, NEXT = np.ones(1, np.float32), np.ones((3, 5), np.float32)
-# what is done to the directory, the arguments, and what the line says
+BACK = ["{dir}/model", OUT, "--to", "torch"]
+BACK_TO_A_FILE = ["{dir}/lite", "{dir}/x.pt", "--to", "torch"]
+VECTOR, MATRIX = np.ones(1, np.float32), np.ones((3, 5), np.float32)
+# name → damage to the directory, arguments, parts of the error line
 SOURCES: dict[str, tuple[Callable[[Path], Any], list[str], list[str]]] = {
-    "nothing there": (lambda p: None, ["{there}/nowhere", OUT], ["{there}/nowhere: no such file or dir"]),
+    "no such path": (lambda p: None, ["{dir}/nowhere", OUT], ["{dir}/nowhere: no such file or dir"]),
     "a safetensors file": (lambda p: None, [HF + "/model.safetensors", OUT],
-                           ["{there}/hf/model.safetensors: expected its directory"]),
+                           ["{dir}/hf/model.safetensors: expected its directory"]),
     "no config.json": (lambda p: (p / "hf/config.json").unlink(), [HF, OUT],
-                       ["{there}/hf: ", "it has no config.json"]),
-    "an empty directory": (lambda p: (p / "empty").mkdir(), ["{there}/empty", OUT],
-                           ["{there}/empty: ", "it has no config.json"]),
-    "a config.json that is none": (lambda p: say(p / "hf/config.json", "{"), [HF, OUT],
-                                   ["{there}/hf/config.json: not JSON"]),
-    "a config.json that is a list": (lambda p: say(p / "hf/config.json", "[]"), [HF, OUT],
-                                     ["{there}/hf/config.json: expected an object"]),
-    "a model type that is not known": (lambda p: config(p / "hf", model_type="llama"), [HF, OUT],
-                                       ["{there}/hf: ", "'llama'", "gpt_neox, gemma4, t5", "--from"]),
-    "no model type": (lambda p: config(p / "hf", model_type="gone"), [HF, OUT], ["{there}/hf: ", "--from"]),
-    "a model type of another kind": (lambda p: config(p / "hf", model_type=["t5"]), [HF, OUT],
-                                     ["{there}/hf: ", "['t5']"]),
-    "a setting that is missing": (lambda p: config(p / "hf", hidden_size="gone"), [HF, OUT],
-                                  ["{there}/hf/config.json: expected the key 'hidden_size'"]),
-    "a setting of another kind": (lambda p: config(p / "hf", hidden_size="many"), [HF, OUT],
-                                  ["{there}/hf/config.json: ", "d_model: expected a whole number"]),
-    **{f"a setting that makes no sense: {key}": (
-        lambda p, key=key, value=value: config(p / "hf", **{key: value}), [HF, OUT],
-        ["{there}/hf/config.json: "])
+                       ["{dir}/hf: ", "it has no config.json"]),
+    "an empty directory": (lambda p: (p / "empty").mkdir(), ["{dir}/empty", OUT],
+                           ["{dir}/empty: ", "it has no config.json"]),
+    "a config.json that is no JSON": (lambda p: write_text(p / "hf/config.json", "{"), [HF, OUT],
+                                      ["{dir}/hf/config.json: not JSON"]),
+    "a config.json that is a list": (lambda p: write_text(p / "hf/config.json", "[]"), [HF, OUT],
+                                     ["{dir}/hf/config.json: expected an object"]),
+    "a model type that is not known": (lambda p: edit_config(p / "hf", model_type="llama"), [HF, OUT],
+                                       ["{dir}/hf: ", "'llama'", "gpt_neox, gemma4, t5", "--from"]),
+    "no model type": (lambda p: edit_config(p / "hf", model_type="deleted"), [HF, OUT],
+                      ["{dir}/hf: ", "--from"]),
+    "a model type of the wrong type": (lambda p: edit_config(p / "hf", model_type=["t5"]), [HF, OUT],
+                                       ["{dir}/hf: ", "['t5']"]),
+    "a setting that is missing": (lambda p: edit_config(p / "hf", hidden_size="deleted"), [HF, OUT],
+                                  ["{dir}/hf/config.json: expected the key 'hidden_size'"]),
+    "a setting of the wrong type": (lambda p: edit_config(p / "hf", hidden_size="many"), [HF, OUT],
+                                    ["{dir}/hf/config.json: ", "d_model: expected a whole number"]),
+    **{f"an invalid setting: {key}": (
+        lambda p, key=key, value=value: edit_config(p / "hf", **{key: value}), [HF, OUT],
+        ["{dir}/hf/config.json: "])
        for key, value in {"rope_parameters": {"rope_theta": "wide"}, "rope_scaling": ["linear"],
                           "layer_norm_eps": None, "eos_token_id": 1.5}.items()},
-    "rope parameters that are a list": (lambda p: config(p / "hf", rope_parameters=["default"]), [HF, OUT],
-                                        ["{there}/hf/config.json: "]),
-    "no tensors": (lambda p: (p / "hf" / TENSORS).unlink(), [HF, OUT], ["{there}/hf: ", "is missing"]),
-    "other shapes": (lambda p: config(p / "hf", intermediate_size=41), [HF, OUT],
+    "rope parameters that are a list": (
+        lambda p: edit_config(p / "hf", rope_parameters=["default"]), [HF, OUT], ["{dir}/hf/config.json: "]),
+    "no tensors": (lambda p: (p / "hf" / TENSORS).unlink(), [HF, OUT], ["{dir}/hf: ", "is missing"]),
+    "other shapes": (lambda p: edit_config(p / "hf", intermediate_size=41), [HF, OUT],
                      ["of another shape: gpt_neox.layers.0.mlp.dense_4h_to_h.weight (24, 40) instead of ",
                       "gpt_neox.layers.1.mlp.dense_h_to_4h.bias (40,) instead of (41,)"]),
     "tensors missing and left over": (
-        lambda p: changed(p / "hf", extra=ONE, gpt_neox__more=NEXT, embed_out__weight=None,
-                          gpt_neox__layers__1__mlp__dense_h_to_4h__bias=None), [HF, OUT],
+        lambda p: edit_tensors(p / "hf", extra=VECTOR, gpt_neox__more=MATRIX, embed_out__weight=None,
+                               gpt_neox__layers__1__mlp__dense_h_to_4h__bias=None), [HF, OUT],
         ["missing: embed_out.weight, gpt_neox.layers.1.mlp.dense_h_to_4h.bias;",
          "not known: extra, gpt_neox.more"]),
-    **{f"a file cut off at {n}": (lambda p, n=n: cut(p / "hf", n), [HF, OUT],
-                                  ["{there}/hf/model.safetensors: ", "cannot be read"])
+    **{f"a file truncated at {n}": (lambda p, n=n: truncate(p / "hf", n), [HF, OUT],
+                                    ["{dir}/hf/model.safetensors: ", "cannot be read"])
        for n in (0, 1, 7, 8, 9, 500, 5000, -1000, -1)},
-    "a shard that is missing": (lambda p: shards(p / "shards")[1].unlink(), ["{there}/shards", OUT],
-                                ["{there}/shards: model-00002-of-", "is missing, which", INDEX]),
+    "a shard that is missing": (lambda p: shards(p / "shards")[1].unlink(), ["{dir}/shards", OUT],
+                                ["{dir}/shards: model-00002-of-", "is missing, which", INDEX]),
     "a shard in the place of another": (
-        lambda p: shutil.copy(shards(p / "shards")[0], shards(p / "shards")[1]), ["{there}/shards", OUT],
-        ["{there}/shards/model-00002-of-", "its tensors are not those that", "they differ by"]),
-    "a shard that is cut off": (lambda p: shards(p / "shards")[2].write_bytes(b"\x00" * 100),
-                                ["{there}/shards", OUT], ["{there}/shards/model-00003-of-", "no safeten"]),
-    "an index that is none": (lambda p: say(p / "shards" / INDEX, "{}"), ["{there}/shards", OUT],
-                              [INDEX, "weight_map"]),
-    "an index of older files that are not there": (
+        lambda p: shutil.copy(shards(p / "shards")[0], shards(p / "shards")[1]), ["{dir}/shards", OUT],
+        ["{dir}/shards/model-00002-of-", "its tensors are not those that", "they differ by"]),
+    "a damaged shard": (lambda p: shards(p / "shards")[2].write_bytes(b"\x00" * 100),
+                        ["{dir}/shards", OUT], ["{dir}/shards/model-00003-of-", "no safeten"]),
+    "an index without weight_map": (lambda p: write_text(p / "shards" / INDEX, "{}"), ["{dir}/shards", OUT],
+                                    [INDEX, "weight_map"]),
+    "an index of missing .bin files": (
         lambda p: ((p / "hf" / TENSORS).unlink(),
-                   say(p / "hf/pytorch_model.bin.index.json", '{"weight_map": {"a": "part-1.bin"}}')),
-        [HF, OUT], ["{there}/hf: part-1.bin is missing"]),
-    "an index of nothing": (lambda p: say(p / "shards" / INDEX, '{"weight_map": {}}'),
-                            ["{there}/shards", OUT],
-                            [INDEX + ": weight_map: expected at least one tensor, found none"]),
-    "an index of nothing in older files": (
+                   write_text(p / "hf/pytorch_model.bin.index.json", '{"weight_map": {"a": "part-1.bin"}}')),
+        [HF, OUT], ["{dir}/hf: part-1.bin is missing"]),
+    "an empty index": (lambda p: write_text(p / "shards" / INDEX, '{"weight_map": {}}'),
+                       ["{dir}/shards", OUT],
+                       [INDEX + ": weight_map: expected at least one tensor, found none"]),
+    "an empty index of .bin files": (
         lambda p: ((p / "hf" / TENSORS).unlink(),
-                   say(p / "hf/pytorch_model.bin.index.json", '{"weight_map": {}}')),
+                   write_text(p / "hf/pytorch_model.bin.index.json", '{"weight_map": {}}')),
         [HF, OUT], ["pytorch_model.bin.index.json: weight_map: expected at least one tensor, found none"]),
     "a file of no tensors": (lambda p: safetensors.numpy.save_file({}, p / "hf" / TENSORS), [HF, OUT],
-                             ["{there}/hf: expected tensors that fit this configuration, found none"]),
-    "a weight of whole numbers": (
-        lambda p: changed(p / "hf", embed_out__weight=np.ones((61, 24), np.int64)), [HF, OUT],
-        ["{there}/hf: embed_out.weight: expected floating-point numbers, found int64"]),
-    "a weight of ours of whole numbers": (
-        lambda p: changed(p / "model", unembed__kernel=np.ones((24, 61), np.int8)), BACK,
-        ["{there}/model: unembed.kernel: expected floating-point numbers, found int8"]),
+                             ["{dir}/hf: expected tensors that fit this configuration, found none"]),
+    "an integer weight": (
+        lambda p: edit_tensors(p / "hf", embed_out__weight=np.ones((61, 24), np.int64)), [HF, OUT],
+        ["{dir}/hf: embed_out.weight: expected floating-point numbers, found int64"]),
+    "an integer weight in a model directory": (
+        lambda p: edit_tensors(p / "model", unembed__kernel=np.ones((24, 61), np.int8)), BACK,
+        ["{dir}/model: unembed.kernel: expected floating-point numbers, found int8"]),
     "a weight that is not finite": (
-        lambda p: changed(p / "hf", embed_out__weight=NAN), [HF, OUT],
-        ["error: {there}/hf: unembed.kernel: holds numbers that are not finite\n"]),
-    "a weight of ours that is not finite": (
-        lambda p: changed(p / "model", unembed__kernel=NAN.T.copy()), BACK,
-        ["error: {there}/model: unembed.kernel: holds numbers that are not finite\n"]),
+        lambda p: edit_tensors(p / "hf", embed_out__weight=NAN), [HF, OUT],
+        ["error: {dir}/hf: unembed.kernel: contains numbers that are not finite\n"]),
+    "a weight in a model directory that is not finite": (
+        lambda p: edit_tensors(p / "model", unembed__kernel=NAN.T.copy()), BACK,
+        ["error: {dir}/model: unembed.kernel: contains numbers that are not finite\n"]),
     "a weight that is too large": (
-        lambda p: changed(p / "hf", embed_out__weight=HIGH), [HF, OUT, "--dtype", "float16"],
-        ["error: {there}/hf: unembed.kernel: expected numbers that float16 can hold, found 70000 (and 14"]),
-    "a weight of ours that is too large": (
-        lambda p: changed(p / "model", unembed__kernel=HIGH.T.copy()), [*BACK, "--dtype", "float16"],
-        ["error: {there}/model: unembed.kernel: expected numbers that float16 can hold, found 70000"]),
-    "an end outside the vocabulary": (
-        lambda p: config(p / "hf", eos_token_id=61), [HF, OUT],
-        ["{there}/hf/config.json: eos_token_id: expected ids of the vocabulary, 0 to 60, found 61"]),
-    "another end outside the vocabulary": (
-        lambda p: say(p / "hf/generation_config.json", '{"eos_token_id": [1, -1]}'), [HF, OUT],
-        ["{there}/hf/generation_config.json: eos_token_id: expected ids of the vocabulary, 0 to 60"]),
+        lambda p: edit_tensors(p / "hf", embed_out__weight=TOO_LARGE), [HF, OUT, "--dtype", "float16"],
+        ["error: {dir}/hf: unembed.kernel: expected numbers that float16 can hold, found 70000 (and 14"]),
+    "a weight in a model directory that is too large": (
+        lambda p: edit_tensors(p / "model", unembed__kernel=TOO_LARGE.T.copy()),
+        [*BACK, "--dtype", "float16"],
+        ["error: {dir}/model: unembed.kernel: expected numbers that float16 can hold, found 70000"]),
+    "an end token outside the vocabulary": (
+        lambda p: edit_config(p / "hf", eos_token_id=61), [HF, OUT],
+        ["{dir}/hf/config.json: eos_token_id: expected ids of the vocabulary, 0 to 60, found 61"]),
+    "an end token in generation_config.json outside the vocabulary": (
+        lambda p: write_text(p / "hf/generation_config.json", '{"eos_token_id": [1, -1]}'), [HF, OUT],
+        ["{dir}/hf/generation_config.json: eos_token_id: expected ids of the vocabulary, 0 to 60"]),
     "quantised weights": (
-        lambda p: config(p / "hf", quantization_config={"quant_method": "bitsandbytes"}), [HF, OUT],
-        ["{there}/hf/config.json: quantization_config: expected weights that are not quantised, found quan"]),
+        lambda p: edit_config(p / "hf", quantization_config={"quant_method": "bitsandbytes"}), [HF, OUT],
+        ["{dir}/hf/config.json: quantization_config: expected weights that are not quantised, found quan"]),
     **{f"a pipe called {name}": (lambda p, name=name: pipe(p / "hf" / name), [HF, OUT],
                                  [f"{name}: cannot be read: expected a regular file, found a pipe"])
        for name in (TENSORS, "config.json", "generation_config.json", "tokenizer.json")},
-    "a pipe": (lambda p: pipe(p / "pipe.pt"), ["{there}/pipe.pt", OUT],
-               ["{there}/pipe.pt: cannot be read: expected a regular file, found a pipe"]),
-    "a link to itself": (lambda p: (p / "x.pt").symlink_to("x.pt"), ["{there}/x.pt", OUT],
-                         ["{there}/x.pt: cannot be read: Too many levels of symbolic links"]),
-    **{f"a pointer called {name}": (lambda p, name=name: say(p / "hf" / name, POINTER), [HF, OUT],
-                                    [f"{{there}}/hf/{name}: is a git-lfs pointer, not the file"])
+    "a pipe": (lambda p: pipe(p / "pipe.pt"), ["{dir}/pipe.pt", OUT],
+               ["{dir}/pipe.pt: cannot be read: expected a regular file, found a pipe"]),
+    "a link to itself": (lambda p: (p / "x.pt").symlink_to("x.pt"), ["{dir}/x.pt", OUT],
+                         ["{dir}/x.pt: cannot be read: Too many levels of symbolic links"]),
+    **{f"a pointer called {name}": (lambda p, name=name: write_text(p / "hf" / name, POINTER), [HF, OUT],
+                                    [f"{{dir}}/hf/{name}: is a git-lfs pointer, not the file"])
        for name in ("config.json", "generation_config.json", "tokenizer.json", "spiece.model")},
-    "a pointer for an index": (lambda p: say(p / "shards" / INDEX, POINTER), ["{there}/shards", OUT],
-                               ["{there}/shards/" + INDEX + ": is a git-lfs pointer, not the file"]),
-    "a pointer beside a model of ours": (lambda p: say(p / "model/tokenizer.json", POINTER), BACK,
-                                         ["{there}/model/tokenizer.json: is a git-lfs pointer"]),
-    "a model directory": (lambda p: None, ["{there}/model", OUT], ["{there}/model: "]),
+    "a pointer for an index": (lambda p: write_text(p / "shards" / INDEX, POINTER), ["{dir}/shards", OUT],
+                               ["{dir}/shards/" + INDEX + ": is a git-lfs pointer, not the file"]),
+    "a pointer in a model directory": (lambda p: write_text(p / "model/tokenizer.json", POINTER), BACK,
+                                       ["{dir}/model/tokenizer.json: is a git-lfs pointer"]),
+    "a model directory": (lambda p: None, ["{dir}/model", OUT], ["{dir}/model: "]),
 }
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "nothing": ([], ["SOURCE"]),
     "no OUT": ([HF], ["expected SOURCE and OUT"]),
-    "too much": ([HF, OUT, "more"], ["more"]),
-    "an option that is none": ([HF, OUT, "--fast"], ["--fast"]),
+    "too many arguments": ([HF, OUT, "more"], ["more"]),
+    "an unknown option": ([HF, OUT, "--fast"], ["--fast"]),
     "inspect with OUT": (["--inspect", HF, OUT], ["--inspect: expected SOURCE alone"]),
     "inspect with --to": (["--inspect", HF, "--to", "torch"], ["--inspect: expected SOURCE alone"]),
-    "inspect of nothing": (["--inspect", "{there}/nowhere"], ["{there}/nowhere: no such file"]),
-    "a type that is not known": ([HF, OUT, "--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
-    "a family that is none": ([HF, OUT, "--from", "llama"], ["--from: expected one of gpt_neox", "'llama'"]),
-    **{f"of family {name}": ([HF, OUT, "--from", name], ["{there}/hf", says]) for name, says in {
+    "inspect of a missing path": (["--inspect", "{dir}/nowhere"], ["{dir}/nowhere: no such file"]),
+    "an unknown dtype": ([HF, OUT, "--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
+    "an unknown family": ([HF, OUT, "--from", "llama"], ["--from: expected one of gpt_neox", "'llama'"]),
+    **{f"of family {name}": ([HF, OUT, "--from", name], ["{dir}/hf", expected]) for name, expected in {
         "t5": "model_type: expected t5, found 'gpt_neox'", "chronos": "model_type: expected t5",
         "gemma4": "model_type: expected gemma4_text", "sae": "missing: W_enc", "lrd": "T: expected",
         "vanilla": "missing: tok_embed.weight", "tilelli": "blocks.0", "atome": "blocks.0"}.items()},
-    "a key that is not known": ([HF, OUT, "--set", "n_haeds=3"], ["'n_haeds'", "'n_heads'"]),
-    "a value of another kind": ([HF, OUT, "--set", "n_heads=many"], ["n_heads: expected a whole number"]),
+    "an unknown key": ([HF, OUT, "--set", "n_haeds=3"], ["'n_haeds'", "'n_heads'"]),
+    "a value of the wrong type": ([HF, OUT, "--set", "n_heads=many"], ["n_heads: expected a whole number"]),
     "a value out of bounds": ([HF, OUT, "--set", "n_heads=0"], ["n_heads: expected a whole number ≥ 1"]),
     "a value that the tensors contradict": ([HF, OUT, "--set", "d_hidden=48"], ["of another shape: "]),
     "no value": ([HF, OUT, "--set", "n_heads"], ["'n_heads': expected key.subkey=value"]),
-    "a map that is not there": ([HF, OUT, "--map", "{there}/nowhere"], ["{there}/nowhere: no such file"]),
-    "OUT is SOURCE": ([HF, HF], ["{there}/hf: already exists"]),
-    "OUT is there": ([HF, "{there}/lite"], ["{there}/lite: already exists"]),
-    "OUT is a file": ([HF, "{there}/hf/config.json"], ["{there}/hf/config.json: already exists"]),
-    "OUT below a file": ([HF, "{there}/hf/config.json/out"], ["config.json/out: cannot be written"]),
+    "a missing map": ([HF, OUT, "--map", "{dir}/nowhere"], ["{dir}/nowhere: no such file"]),
+    "OUT is SOURCE": ([HF, HF], ["{dir}/hf: already exists"]),
+    "OUT exists": ([HF, "{dir}/lite"], ["{dir}/lite: already exists"]),
+    "OUT is a file": ([HF, "{dir}/hf/config.json"], ["{dir}/hf/config.json: already exists"]),
+    "OUT below a file": ([HF, "{dir}/hf/config.json/out"], ["config.json/out: cannot be written"]),
     "OUT where nothing can be written": ([HF, "/proc/out"], ["/proc/out: cannot be written"]),
-    "to what is not known": (["{there}/model", OUT, "--to", "jax"], ["--to", "'jax'"]),
-    "to, of a family": ([*BACK, "--from", "t5"], ["--to: expected no --from"]),
-    "to, with a setting": ([*BACK, "--set", "a=1"], ["--to: expected no --from"]),
-    "to, with a check": ([*BACK, "--check"], ["--check"]),
-    "to, of nothing": (["{there}/nowhere", OUT, "--to", "torch"],
-                       ["{there}/nowhere: expected a model directory", "nothing"]),
-    "to, of a file": ([HF + "/config.json", OUT, "--to", "torch"], ["expected a model directory", "a file"]),
-    "to, of theirs": ([HF, OUT, "--to", "torch"], ["{there}/hf: a Hugging Face directory, no model"]),
-    "to, OUT there": (["{there}/model", HF, "--to", "torch"], ["{there}/hf: already exists"]),
-    "to, a file of tensors for a Hugging Face family": (["{there}/model", "{there}/x.pt", "--to", "torch"],
-                                                        ["{there}/x.pt"]),
-    "to, a directory for a family of files": (["{there}/lite", OUT, "--to", "torch"],
-                                              ["{there}/out: expected a file name that ends in .pt"]),
+    "--to an unknown format": (["{dir}/model", OUT, "--to", "jax"], ["--to", "'jax'"]),
+    "--to with --from": ([*BACK, "--from", "t5"], ["--to: expected no --from"]),
+    "--to with --set": ([*BACK, "--set", "a=1"], ["--to: expected no --from"]),
+    "--to with --check": ([*BACK, "--check"], ["--check"]),
+    "--to of a missing path": (["{dir}/nowhere", OUT, "--to", "torch"],
+                               ["{dir}/nowhere: expected a model directory", "nothing"]),
+    "--to of a file": ([HF + "/config.json", OUT, "--to", "torch"], ["expected a model directory", "a file"]),
+    "--to of a Hugging Face directory": ([HF, OUT, "--to", "torch"],
+                                         ["{dir}/hf: a Hugging Face directory, no model"]),
+    "--to an existing OUT": (["{dir}/model", HF, "--to", "torch"], ["{dir}/hf: already exists"]),
+    "--to a file for a Hugging Face family": (["{dir}/model", "{dir}/x.pt", "--to", "torch"],
+                                              ["{dir}/x.pt"]),
+    "--to a directory for a family of files": (["{dir}/lite", OUT, "--to", "torch"],
+                                               ["{dir}/out: expected a file name that ends in .pt"]),
 }
 MAPS: dict[str, tuple[str, list[str]]] = {
-    "no YAML": ("a: [", ["{map}: not YAML"]),
+    "not YAML": ("a: [", ["{map}: not YAML"]),
     "a list": ("- a", ["{map}: expected keys with values, found a list"]),
     "a number for a name": ("embed_out.weight: 3", ["{map}: expected lines of"]),
-    "names that nothing has": ("'gpt_neox.layers.{i}.w': x.{i}\nembed_out.weight: embed_out.weight",
-                               ["--map: no tensor is called 'gpt_neox.layers.{{i}}.w'"]),
-    "one name for two": ("embed_out.weight: gpt_neox.embed_in.weight",
-                         ["two tensors", "'gpt_neox.embed_in.weight'"]),
-    "a number from nowhere": ("'gpt_neox.layers.{i}.mlp.dense_h_to_4h.bias': 'x.{j}'", ["{j}"]),
+    "names that match no tensor": ("'gpt_neox.layers.{i}.w': x.{i}\nembed_out.weight: embed_out.weight",
+                                   ["--map: expected names of tensors, found 'gpt_neox.layers.{{i}}.w'"]),
+    "one name for two tensors": ("embed_out.weight: gpt_neox.embed_in.weight",
+                                 ["expected unique tensor names", "'gpt_neox.embed_in.weight'"]),
+    "an undefined number": ("'gpt_neox.layers.{i}.mlp.dense_h_to_4h.bias': 'x.{j}'", ["{j}"]),
     "a number twice": ("'gpt_neox.layers.{i}.mlp.{i}': x", ["{i}"]),
     "a number without a name": ("'gpt_neox.layers.{i}.mlp.dense_h_to_4h.bias': 'x.{}'", ["{}"]),
     "a brace alone": ("'gpt_neox.layers.{i}.mlp.dense_h_to_4h.bias': 'x.{'", ["x.{"]),
 }
 
 
-def refused(there: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], *says: str) -> None:
-    before = everything(there)
-    assert run(*(argument.format(there=there) for argument in arguments)) == 2
+def assert_refused(work_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
+                   *expected: str) -> None:
+    before = contents_of(work_dir)
+    assert run(*(argument.format(dir=work_dir) for argument in arguments)) == 2
     out, err = capsys.readouterr()
-    assert_one_line(err, *says)
+    assert_one_line(err, *expected)
     assert out == ""
-    assert everything(there) == before
+    assert contents_of(work_dir) == before
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source(name: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil, arguments, says = SOURCES[name]
-    spoil(there)
-    refused(there, capsys, arguments, *(part.replace("{there}", str(there)) for part in says))
+def test_invalid_source(name: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, arguments, expected = SOURCES[name]
+    damage(work_dir)
+    assert_refused(work_dir, capsys, arguments,
+                   *(part.replace("{dir}", str(work_dir)) for part in expected))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option(name: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, says = OPTIONS[name]
-    refused(there, capsys, arguments, *(part.replace("{there}", str(there)) for part in says))
+def test_invalid_options(name: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = OPTIONS[name]
+    assert_refused(work_dir, capsys, arguments,
+                   *(part.replace("{dir}", str(work_dir)) for part in expected))
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_a_map(name: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text, says = MAPS[name]
-    (there / "map.yaml").write_text(text)
-    refused(there, capsys, [HF, OUT, "--map", "{there}/map.yaml"],
-            *(part.replace("{map}", f"{there}/map.yaml").replace("{{i}}", "{i}") for part in says))
+def test_invalid_map(name: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, expected = MAPS[name]
+    (work_dir / "map.yaml").write_text(text)
+    assert_refused(work_dir, capsys, [HF, OUT, "--map", "{dir}/map.yaml"],
+                   *(part.replace("{map}", f"{work_dir}/map.yaml").replace("{{i}}", "{i}")
+                     for part in expected))
 
 
 @pytest.mark.parametrize(("directory", "out"), [("model", "out"), ("lite", "x.pt")])
-@pytest.mark.parametrize(("changes", "says"), [
-    ({"extra": ONE, "blocks__0__more": NEXT}, ["extra", "blocks.0.more"]),
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"extra": VECTOR, "blocks__0__more": MATRIX}, ["extra", "blocks.0.more"]),
     ({"final_norm__bias": None, "embed__kernel": None}, ["missing: embed.kernel, final_norm.bias"]),
-    ({"embed__kernel": NEXT}, ["of another shape: embed.kernel (3, 5) instead of"])])
-def test_a_model_directory_that_is_not_whole(directory: str, out: str, changes: dict[str, Any],
-                                             says: list[str], there: Path,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
-    """None may come to be a checkpoint that others cannot read."""
-    changed(there / directory, **changes)
-    refused(there, capsys, ["{there}/" + directory, "{there}/" + out, "--to", "torch"], *says)
+    ({"embed__kernel": MATRIX}, ["of another shape: embed.kernel (3, 5) instead of"])])
+def test_model_directory_with_wrong_tensors(directory: str, out: str, changes: dict[str, Any],
+                                            expected: list[str], work_dir: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """Must not be written as a checkpoint that other programs cannot read."""
+    edit_tensors(work_dir / directory, **changes)
+    assert_refused(work_dir, capsys, ["{dir}/" + directory, "{dir}/" + out, "--to", "torch"], *expected)
 
 
 @pytest.mark.parametrize("length", [0, 8, 500, -1])
-def test_a_model_directory_that_is_cut_off(length: int, there: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
-    cut(there / "model", length)
-    refused(there, capsys, BACK, f"{there}/model/model.safetensors: ")
+def test_truncated_model_directory(length: int, work_dir: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    truncate(work_dir / "model", length)
+    assert_refused(work_dir, capsys, BACK, f"{work_dir}/model/model.safetensors: ")
 
 
 FAILURES = [InputError("the file ends before it"), OSError(errno.EIO, "Input/output error"),
             KeyboardInterrupt()]
 
 
-@pytest.mark.parametrize("arguments", [[HF, OUT], ["{there}/shards", OUT], BACK, BACK_TO_A_FILE],
-                         ids=["in", "in, from shards", "back", "back to a file"])
+@pytest.mark.parametrize("arguments", [[HF, OUT], ["{dir}/shards", OUT], BACK, BACK_TO_A_FILE],
+                         ids=["convert", "convert shards", "convert back", "convert back to a file"])
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-def test_reading_that_fails_in_the_middle(failure: BaseException, arguments: list[str], there: Path,
-                                          monkeypatch: pytest.MonkeyPatch,
-                                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_reading_fails_midway(failure: BaseException, arguments: list[str], work_dir: Path,
+                              monkeypatch: pytest.MonkeyPatch,
+                              capsys: pytest.CaptureFixture[str]) -> None:
     if arguments[1].endswith(".pt"):
         pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    real, asked = tensors._entry, []
+    original_entry, parts_read = tensors._entry, []
 
-    def entry(*given: Any) -> Tensor:
-        tensor = real(*given)
+    def entry(*entry_arguments: Any) -> Tensor:
+        tensor = original_entry(*entry_arguments)
 
         def parts() -> Iterator[np.ndarray]:
-            asked.append(given[1])
-            if len(asked) > 10:
+            parts_read.append(entry_arguments[1])
+            if len(parts_read) > 10:
                 raise failure
             yield from tensor.parts()
 
         return Tensor(tensor.shape, tensor.dtype, parts)
 
     monkeypatch.setattr(tensors, "_entry", entry)
-    before = everything(there)
-    assert run(*(argument.format(there=there) for argument in arguments)) == (
+    before = contents_of(work_dir)
+    assert run(*(argument.format(dir=work_dir) for argument in arguments)) == (
         130 if isinstance(failure, KeyboardInterrupt) else 2)
-    assert len(asked) == 11
+    assert len(parts_read) == 11
     err = capsys.readouterr().err
     if isinstance(failure, KeyboardInterrupt):
         assert err == "interrupted\n"
     else:
         assert_one_line(err, str(failure.args[-1]))
-    assert everything(there) == before
+    assert contents_of(work_dir) == before
 
 
-@pytest.mark.parametrize("arguments", [[HF, OUT], BACK, BACK_TO_A_FILE], ids=["in", "back", "back to a file"])
-def test_a_disk_that_is_full(arguments: list[str], there: Path, monkeypatch: pytest.MonkeyPatch,
-                             capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [[HF, OUT], BACK, BACK_TO_A_FILE],
+                         ids=["convert", "convert back", "convert back to a file"])
+def test_full_disk(arguments: list[str], work_dir: Path, monkeypatch: pytest.MonkeyPatch,
+                   capsys: pytest.CaptureFixture[str]) -> None:
     if arguments[1].endswith(".pt"):
         pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 
-    def put(content: Any, file: BinaryIO) -> None:
+    def write_half(content: Any, file: BinaryIO) -> None:
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_put", put)
-    out = arguments[1].format(there=there)
-    refused(there, capsys, arguments, f"{out}: cannot be written: No space left on device")
+    monkeypatch.setattr(files, "_put", write_half)
+    out = arguments[1].format(dir=work_dir)
+    assert_refused(work_dir, capsys, arguments, f"{out}: cannot be written: No space left on device")

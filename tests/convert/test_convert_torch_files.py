@@ -1,4 +1,4 @@
-"""PyTorch files through the command: SAEs, sidecars, transformers' older directories, trained checkpoints."""
+"""Converts PyTorch files: SAEs, sidecars, older transformers directories, trained checkpoints."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.convert.torch_files import (
     PARENT,
     as_torch,
     assert_same_tree,
+    file_config,
     load_pt,
     run,
-    said_of,
     save_pt,
     state_of,
     weights,
@@ -53,34 +53,34 @@ def sae_state(dtype: str = "float32") -> dict[str, np.ndarray]:
     (lambda state: state, ["--set", "k=4"]),
     (lambda state: {"state_dict": state, "config": {"k": 4}}, []),
     (lambda state: {"model": state, "cfg": {"k": 4, "d_model": 6}, "step": 7}, [])],
-    ids=["the state alone", "with its k", "with what training left"])
-def test_an_sae(wrap: Callable[[Any], Any], settings: list[str], dtype: str, tmp_path: Path) -> None:
+    ids=["state dict only", "with k", "with training state"])
+def test_sae(wrap: Callable[[Any], Any], settings: list[str], dtype: str, tmp_path: Path) -> None:
     source = save_pt(tmp_path / "source.pt", wrap(sae_state(dtype)))
     assert run(source, tmp_path / "out", *settings) == 0
-    found = tilelli_jax.load(tmp_path / "out")
-    assert found.config == SAEConfig(d_model=6, n_latents=20, k=4, unit_norm="none")
+    model = tilelli_jax.load(tmp_path / "out")
+    assert model.config == SAEConfig(d_model=6, n_latents=20, k=4, unit_norm="none")
     state = {name: np.float32(array) for name, array in sae_state(dtype).items()}
     x = np.random.default_rng(1).standard_normal((5, 6)).astype(np.float32)
     values = (x - state["b_dec"]) @ state["W_enc"] + state["b_enc"]
     codes = np.where(values >= np.sort(values, 1)[:, -4:][:, :1], np.maximum(values, 0), 0)
-    np.testing.assert_allclose(found(x), codes @ state["W_dec"] + state["b_dec"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(x), codes @ state["W_dec"] + state["b_dec"], rtol=1e-4, atol=1e-5)
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
 
 
-def test_an_sae_converted_before_there_was_a_choice(tmp_path: Path) -> None:
-    """Its record lacks the newer keys, and is heeded all the same."""
+def test_conversion_record_without_newer_keys(tmp_path: Path) -> None:
+    """A record written before the keys `activation` and `max_active` existed is still used."""
     source = save_pt(tmp_path / "source.pt", {"model": sae_state(), "cfg": {"k": 4}, "step": 7})
     assert run(source, tmp_path / "out") == 0
     record = tmp_path / "out" / "conversion.json"
     tree = json.loads(record.read_text())
-    assert [tree["ours"].pop(key) for key in ("activation", "max_active")] == ["topk", 0]
+    assert [tree["model_config"].pop(key) for key in ("activation", "max_active")] == ["topk", 0]
     record.write_text(json.dumps(tree))
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
 
 
-def test_an_sae_does_not_tell_its_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sae_without_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_pt(tmp_path / "sae_topk_8.pt", sae_state())
     assert run(source, tmp_path / "out") == 2
     assert_one_line(capsys.readouterr().err, f"{source}: k: ", "--set k=")
@@ -89,7 +89,7 @@ def test_an_sae_does_not_tell_its_k(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def sidecar_tree(**changes: Any) -> dict[str, Any]:
-    """As Recall writes it: scalers and names come out of NumPy and scikit-learn."""
+    """The contents of Recall's file: scalers and names are NumPy objects, as scikit-learn makes them."""
     rng = np.random.default_rng(0)
     shapes = {"gru.weight_ih_l0": (15, 3), "gru.weight_hh_l0": (15, 5), "gru.bias_ih_l0": (15,),
               "gru.bias_hh_l0": (15,), "head.0.weight": (5, 14), "head.0.bias": (5,),
@@ -105,16 +105,16 @@ def sidecar_tree(**changes: Any) -> dict[str, Any]:
             "global_names": [np.str_(f"g{i}") for i in range(4)]} | changes
 
 
-@pytest.mark.parametrize("changes", [{}, {"val_auc": 0.8983, "epoch": 12}], ids=["as it is", "and more"])
-def test_a_sidecar(changes: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"val_auc": 0.8983, "epoch": 12}], ids=["plain", "further entries"])
+def test_sidecar(changes: dict[str, Any], tmp_path: Path) -> None:
     tree = sidecar_tree(**changes)
     torch.save(tree, tmp_path / "source.pt")
     assert run(tmp_path / "source.pt", tmp_path / "out") == 0
-    found = tilelli_jax.load(tmp_path / "out")
-    assert found.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=5,
+    model = tilelli_jax.load(tmp_path / "out")
+    assert model.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=5,
                                          features=("entropy", "margin", "peak"),
                                          globals=("g0", "g1", "g2", "g3"))
-    arrays = to_arrays(found)
+    arrays = to_arrays(model)
     state = {name: tensor.numpy() for name, tensor in tree["state_dict"].items()}
     np.testing.assert_array_equal(arrays["gru.input.kernel"], state["gru.weight_ih_l0"].T)
     np.testing.assert_array_equal(arrays["gru.state.bias"], state["gru.bias_hh_l0"])
@@ -123,11 +123,11 @@ def test_a_sidecar(changes: dict[str, Any], tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays["global_scaler.mean"], np.float32(tree["gscaler"]["mean"]))
     assert arrays["temperature"] == np.float32(tree["T"])
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
-    assert_same_tree(load_pt(tmp_path / "back.pt"), tree)  # the scalers in float64 still, and T
+    assert_same_tree(load_pt(tmp_path / "back.pt"), tree)  # scalers and T are still float64
 
 
-def test_a_sidecar_of_our_own(tmp_path: Path) -> None:
-    """Made here, not converted: Recall can read it, and it comes back."""
+def test_sidecar_trained_here(tmp_path: Path) -> None:
+    """A sidecar that was not converted is written in Recall's format and read back."""
     arrays = {name: np.asarray(leaf) for name, leaf in to_arrays(_sidecar()).items()}
     tilelli_jax.save(_sidecar(), tmp_path / "saved")
     assert run(tmp_path / "saved", tmp_path / "x.pt", "--to", "torch") == 0
@@ -152,7 +152,7 @@ def _sidecar() -> Any:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_pytorch_model_bin(shards: int, tmp_path: Path) -> None:
-    """Directories from before safetensors, in one file or with an index."""
+    """Directories without safetensors, in one file or with an index."""
     import safetensors.torch
     config = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
     model, _ = random_network(config, 0)
@@ -168,15 +168,15 @@ def test_pytorch_model_bin(shards: int, tmp_path: Path) -> None:
         (source / "pytorch_model.bin.index.json").write_text(json.dumps(
             {"weight_map": {key: name for name, part in parts.items() for key in part}}))
     assert run(source, tmp_path / "out") == 0
-    found = tilelli_jax.load(tmp_path / "out")
-    assert found.config == config
-    assert_same_weights(found, model)
+    model = tilelli_jax.load(tmp_path / "out")
+    assert model.config == config
+    assert_same_weights(model, model)
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
     assert_same_tree(safetensors.torch.load_file(tmp_path / "back" / "model.safetensors"), state)
 
 
-def tilelli_tree(config: RoutedConfig, **called: str) -> dict[str, Any]:
-    return {"model": as_torch(state_of(weights(config), **called)), "config": said_of(config)}
+def tilelli_tree(config: RoutedConfig, **part_names: str) -> dict[str, Any]:
+    return {"model": as_torch(state_of(weights(config), **part_names)), "config": file_config(config)}
 
 
 ALL_AT_ONCE = dataclasses.replace(PARENT, n_banks=2, second_norm="mix", conv_bias=True, router_bias=True,
@@ -194,8 +194,8 @@ def vanilla_tree() -> dict[str, Any]:
                       for name, shape in VANILLA.items()}, "config": {"n_heads": 2, "quantize": False}}
 
 
-# name → family, what its file holds, what has to be said beside
-KINDS: dict[str, tuple[str, Callable[[], Any], list[str]]] = {
+# name → family, contents of the file, required arguments
+CASES: dict[str, tuple[str, Callable[[], Any], list[str]]] = {
     "Lite": ("tilelli", lambda: tilelli_tree(LITE), []),
     "parent": ("tilelli", lambda: tilelli_tree(PARENT, head=""), []),
     "all at once": ("tilelli", lambda: tilelli_tree(ALL_AT_ONCE, bank="{path}.{bank}", norm2="norm_mix",
@@ -206,10 +206,10 @@ KINDS: dict[str, tuple[str, Callable[[], Any], list[str]]] = {
     "lrd": ("lrd", sidecar_tree, [])}
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", CASES)
 def test_inspect(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every tensor with what becomes of it, arrays of NumPy's and a number among them."""
-    family, tree, settings = KINDS[name][0], KINDS[name][1](), KINDS[name][2]
+    """Lists what every tensor becomes, NumPy arrays and the temperature included."""
+    family, tree, settings = CASES[name][0], CASES[name][1](), CASES[name][2]
     torch.save(tree, tmp_path / "source.pt")
     before = (tmp_path / "source.pt").read_bytes()
     assert run("--inspect", tmp_path / "source.pt", *settings) == 0
@@ -220,8 +220,8 @@ def test_inspect(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
                   for key, array in tree[scaler].items()} | {"T": np.array(tree["T"])}
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split()}
     for key, tensor in state.items():
-        row, kind = rows[key], str(tensor.dtype).removeprefix("torch.")
-        assert row[1:3] == ["×".join(map(str, tensor.shape)) or "scalar", kind], key
+        row, dtype = rows[key], str(tensor.dtype).removeprefix("torch.")
+        assert row[1:3] == ["×".join(map(str, tensor.shape)) or "scalar", dtype], key
         assert row[3] not in ("?", "not"), key
     assert f": {len(state)} tensors, " in out and f"\nfamily {family};" in out
     assert "cannot be converted" not in out
@@ -230,20 +230,20 @@ def test_inspect(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def largest_difference(out: str) -> float:
-    """What `--check` said, in units of the largest output."""
-    said = re.search(r"^largest difference from [^:]+: (\S+), of outputs up to (\S+);", out, re.MULTILINE)
-    assert said is not None, out
-    return float(said[1]) / float(said[2])
+    """The largest difference that `--check` reports, relative to the largest output."""
+    match = re.search(r"^largest difference from [^:]+: (\S+), with outputs up to (\S+);", out, re.MULTILINE)
+    assert match is not None, out
+    return float(match[1]) / float(match[2])
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "parent"))
-                                  for name in KINDS])
+                                  for name in CASES])
 def test_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, tree, settings = KINDS[name]
+    _, tree, settings = CASES[name]
     torch.save(tree(), tmp_path / "source.pt")
     assert run(tmp_path / "source.pt", tmp_path / "out", "--check", *settings) == 0
     assert largest_difference(capsys.readouterr().out) < 1e-5
-    if name in ("Lite", "lrd"):  # and it tells a difference where there is one
+    if name in ("Lite", "lrd"):  # the check detects rounding
         assert run(tmp_path / "source.pt", tmp_path / "rough", "--check", "--dtype", "bfloat16") == 0
         assert largest_difference(capsys.readouterr().out) > 1e-4
 
@@ -251,12 +251,13 @@ def test_check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @needs_reference
 @pytest.mark.parametrize("case", ["short", "wild", *(pytest.param(case, marks=pytest.mark.exhaustive)
                                                      for case in ("e4b", "one"))])
-def test_recalls_sidecar(case: str, sidecar: Path) -> None:
+def test_recall_sidecar_outputs(case: str, sidecar: Path) -> None:
     stored = np.load(STORED / "recall_cases" / "sidecar_cases.npz")
     model = tilelli_jax.load(sidecar)
-    features, whole = stored[f"{case}/feats"], stored[f"{case}/globals"]
-    np.testing.assert_allclose(model.logits(features, whole), stored[f"{case}/logit"], atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(model(features, whole), stored[f"{case}/prob"], atol=1e-5, rtol=0)
+    features, globals_ = stored[f"{case}/feats"], stored[f"{case}/globals"]
+    np.testing.assert_allclose(model.logits(features, globals_), stored[f"{case}/logit"],
+                               atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(model(features, globals_), stored[f"{case}/prob"], atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_reference
-def test_recalls_file_comes_back(sidecar: Path, tmp_path: Path) -> None:
+def test_recall_file_round_trip(sidecar: Path, tmp_path: Path) -> None:
     assert run(sidecar, tmp_path / "back.pt", "--to", "torch") == 0
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(STORED / "checkpoints" / "lrd.pt"))
 
@@ -275,31 +276,31 @@ def test_recalls_file_comes_back(sidecar: Path, tmp_path: Path) -> None:
 @needs_reference
 @pytest.mark.parametrize(("name", "size"), [("golden/sae_topk_8_ref.pt", (64, 256)),
                                             ("tiny_world/sae/squad.pt", (32, 128))])
-def test_a_stored_sae(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_stored_sae(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     source = STORED / "difficulty" / name
     assert run(source, tmp_path / "out", "--set", "k=8") == 0
-    found, state = tilelli_jax.load(tmp_path / "out"), load_pt(source)
-    assert found.config == SAEConfig(d_model=size[0], n_latents=size[1], k=8, unit_norm="columns")
+    model, state = tilelli_jax.load(tmp_path / "out"), load_pt(source)
+    assert model.config == SAEConfig(d_model=size[0], n_latents=size[1], k=8, unit_norm="columns")
     for ours, theirs in (("encoder.kernel", "W_enc"), ("encoder.bias", "b_enc"), ("decoder.kernel", "W_dec"),
                          ("bias", "b_dec")):
-        np.testing.assert_array_equal(to_arrays(found)[ours], state[theirs].numpy())
+        np.testing.assert_array_equal(to_arrays(model)[ours], state[theirs].numpy())
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
     assert_same_tree(load_pt(tmp_path / "back.pt"), state)
 
 
 @needs_reference
 def test_atome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained; all of its products are quantised, which its file does not say."""
+    """The trained atome; all matrix products are quantised, which its file does not record."""
     source = STORED / "checkpoints" / "atome_1m_v1.pt"
     assert run(source, tmp_path / "out", "--check") == 0
-    said = capsys.readouterr()
-    assert "944,640 numbers" in said.out and said.err == ""
-    assert largest_difference(said.out) < 1e-4
-    found, tree = tilelli_jax.load(tmp_path / "out"), load_pt(source)
-    assert found.config == RoutedConfig(
+    captured = capsys.readouterr()
+    assert "944,640 parameters" in captured.out and captured.err == ""
+    assert largest_difference(captured.out) < 1e-4
+    model, tree = tilelli_jax.load(tmp_path / "out"), load_pt(source)
+    assert model.config == RoutedConfig(
         d_model=256, n_layers=8, positions="none", n_heads=1, d_head=64, top_k=4, local_kernel=5,
         pathways=("local", "state", "sparse"), quantizer="ternary", quantize=ATOME.quantize)
-    arrays = to_arrays(found)
+    arrays = to_arrays(model)
     assert sum(array.size for array in arrays.values()) == 944_640
     assert_same_tree(as_torch(state_of(arrays, head="")), dict(tree["state_dict"]))
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0

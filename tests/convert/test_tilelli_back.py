@@ -1,4 +1,4 @@
-"""Model directories of our own to `.pt` files, whose names are then ours to choose, and back again."""
+"""Model directories that were not converted, written to `.pt` files with default names and read back."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.convert.torch_files import (
     as_torch,
     assert_holds,
     assert_same_tree,
+    file_config,
     load_pt,
     network,
     run,
-    said_of,
     save_pt,
     state_of,
     weights,
@@ -32,7 +32,7 @@ from tilelli_jax.models.vanilla import VanillaConfig
 pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 
 VANILLA = VanillaConfig(vocab_size=11, d_model=8, n_layers=2, max_seq_len=6, n_heads=2, dense_expand=2)
-OWN: dict[str, tuple[Any, dict[str, Any]]] = {
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Lite": (LITE, {}),
     "one head": (LITE, {"n_heads": 1}),
     "tied": (LITE, {"tie_embeddings": True}),
@@ -65,15 +65,15 @@ OWN: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-# One by one what "all at once" and the tests of vanilla below have together.
-EXHAUSTIVE = ("tied", "a norm of the mix", "biases", "abstain head", "quantised", "parent's banks",
-              "vanilla, without positions", "vanilla, quantised")
+# Single features that "all at once" and the vanilla tests below cover together.
+SLOW = ("tied", "a norm of the mix", "biases", "abstain head", "quantised", "parent's banks",
+        "vanilla, without positions", "vanilla, quantised")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in EXHAUSTIVE))
-                                  for name in OWN])
-def test_a_directory_of_our_own(name: str, tmp_path: Path) -> None:
-    base, changes = OWN[name]
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW))
+                                  for name in MODELS])
+def test_model_directory_round_trip(name: str, tmp_path: Path) -> None:
+    base, changes = MODELS[name]
     config = dataclasses.replace(base, **changes)
     tilelli_jax.save(network(config), tmp_path / "saved")
     assert run(tmp_path / "saved", tmp_path / "x.pt", "--to", "torch") == 0
@@ -81,17 +81,17 @@ def test_a_directory_of_our_own(name: str, tmp_path: Path) -> None:
     assert_holds(tmp_path / "again", config)
 
 
-def test_the_names_are_those_of_the_siblings(tmp_path: Path) -> None:
-    """Lite's as atome's authors have them: others read our files by them."""
+def test_tensor_names_are_those_of_atome(tmp_path: Path) -> None:
+    """So that other programs for these files can read ours."""
     tilelli_jax.save(network(LITE), tmp_path / "saved")
     assert run(tmp_path / "saved", tmp_path / "x.pt", "--to", "torch") == 0
     tree = load_pt(tmp_path / "x.pt")
     assert_same_tree(tree["state_dict"], as_torch(state_of(weights(LITE))))
-    assert said_of(LITE).items() <= tree["config"].items()
+    assert file_config(LITE).items() <= tree["config"].items()
 
 
-def test_another_type_on_the_way_in(tmp_path: Path) -> None:
-    source = save_pt(tmp_path / "source.pt", {"config": said_of(LITE),
+def test_dtype_when_converting(tmp_path: Path) -> None:
+    source = save_pt(tmp_path / "source.pt", {"config": file_config(LITE),
                                               "state_dict": state_of(weights(LITE))})
     assert run(source, tmp_path / "out", "--dtype", "bfloat16") == 0
     assert_holds(tmp_path / "out", LITE, "bfloat16", loaded=True)
@@ -100,16 +100,16 @@ def test_another_type_on_the_way_in(tmp_path: Path) -> None:
                      as_torch(state_of(weights(LITE, "bfloat16"))))
 
 
-def test_another_type_on_the_way_back(tmp_path: Path) -> None:
+def test_dtype_when_converting_back(tmp_path: Path) -> None:
     tilelli_jax.save(network(LITE), tmp_path / "saved")
     assert run(tmp_path / "saved", tmp_path / "x.pt", "--to", "torch", "--dtype", "bfloat16") == 0
     assert_same_tree(load_pt(tmp_path / "x.pt")["state_dict"],
                      as_torch(state_of(weights(LITE, "bfloat16"))))
 
 
-def test_a_network_put_in_the_place_of_the_converted_one(tmp_path: Path) -> None:
-    """As a training run does that begins with it: the file tells what is there now."""
-    source = save_pt(tmp_path / "source.pt", {"config": said_of(LITE), "model": state_of(weights(LITE))})
+def test_replaced_network(tmp_path: Path) -> None:
+    """After training overwrites the converted network, the `.pt` file holds the new one."""
+    source = save_pt(tmp_path / "source.pt", {"config": file_config(LITE), "model": state_of(weights(LITE))})
     assert run(source, tmp_path / "out") == 0
     config = dataclasses.replace(LITE, top_k=2, n_layers=3, quantizer="ternary")
     tilelli_jax.save(network(config), tmp_path / "out")
@@ -118,8 +118,8 @@ def test_a_network_put_in_the_place_of_the_converted_one(tmp_path: Path) -> None
     assert_holds(tmp_path / "again", config)
 
 
-def test_a_file_without_a_configuration(tmp_path: Path) -> None:
-    """What had to be said by hand need not be said again of the file that is written."""
+def test_file_without_configuration(tmp_path: Path) -> None:
+    """Settings given by --set are in the written file, so it needs no --set."""
     source = save_pt(tmp_path / "source.pt", {"state_dict": state_of(weights(LITE))})
     settings = ["--set", "top_k=3", "--set", "quantizer=none", "--set", "n_heads=2"]
     assert run(source, tmp_path / "out", *settings) == 0
@@ -129,11 +129,11 @@ def test_a_file_without_a_configuration(tmp_path: Path) -> None:
     assert_holds(tmp_path / "again", LITE)
 
 
-def test_what_training_left_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The optimizer's tensors are no part of a model directory: that they stay behind is said."""
+def test_training_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The optimizer's tensors are not converted, and a note says so."""
     moments = {0: {"step": np.array(5.0, np.float32), "exp_avg": np.ones(3, np.float32)}}
     source = save_pt(tmp_path / "source.pt", {
-        "config": said_of(LITE), "model": state_of(weights(LITE)), "step": 5,
+        "config": file_config(LITE), "model": state_of(weights(LITE)), "step": 5,
         "optimizer": {"state": moments, "param_groups": [{"lr": 1e-3, "params": [0]}]},
         "ema": np.ones(3, np.float32)})
     assert run(source, tmp_path / "out") == 0
@@ -148,21 +148,21 @@ def test_what_training_left_in_the_file(tmp_path: Path, capsys: pytest.CaptureFi
     pytest.param(changes, dtype, marks=[pytest.mark.exhaustive] * (bool(changes) and dtype != "float32"))
     for changes in ({}, {"abstain_head": True, "tie_embeddings": True}, {"positions": "none"})
     for dtype in NUMPY])
-def test_vanilla_and_back(changes: dict[str, Any], dtype: str, tmp_path: Path) -> None:
-    """Their names for it, and the rows of qkv as they lie."""
+def test_vanilla_round_trip(changes: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    """With the file's tensor names; the rows of qkv keep their order."""
     config = dataclasses.replace(VANILLA, **changes)
     arrays = weights(config, dtype)
-    renamed = {"embed.kernel": "tok_embed.weight", "positions.table": "pos_embed.weight",
-               "final_norm.scale": "norm_final.weight", "final_norm.bias": "norm_final.bias"}
+    file_names = {"embed.kernel": "tok_embed.weight", "positions.table": "pos_embed.weight",
+                  "final_norm.scale": "norm_final.weight", "final_norm.bias": "norm_final.bias"}
     state = {}
     for name, array in arrays.items():
-        turned = name.endswith("kernel") and name != "embed.kernel"
-        theirs = renamed.get(name) or name.replace("kernel", "weight").replace("scale", "weight").replace(
+        is_kernel = name.endswith("kernel") and name != "embed.kernel"
+        theirs = file_names.get(name) or name.replace("kernel", "weight").replace("scale", "weight").replace(
             "attention", "attn").replace("dense", "ffn")
-        state[theirs] = array.T if turned else array
-    said = {key: getattr(config, key) for key in ("vocab_size", "d_model", "n_layers", "n_heads",
-                                                  "max_seq_len")} | {"quantize": False}
-    source = save_pt(tmp_path / "source.pt", {"config": said, "model": state, "step": 3})
+        state[theirs] = array.T if is_kernel else array
+    config_dict = {key: getattr(config, key) for key in ("vocab_size", "d_model", "n_layers", "n_heads",
+                                                         "max_seq_len")} | {"quantize": False}
+    source = save_pt(tmp_path / "source.pt", {"config": config_dict, "model": state, "step": 3})
     assert run(source, tmp_path / "out") == 0
     assert_holds(tmp_path / "out", config, dtype)
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
@@ -170,13 +170,13 @@ def test_vanilla_and_back(changes: dict[str, Any], dtype: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("base", [LITE, VANILLA], ids=["Lite", "vanilla"])
-def test_what_such_files_do_not_hold(base: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The learned scales of LSQ have no name in them; and the other way likewise."""
+def test_lsq_scales_are_refused(base: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`.pt` files have no names for the learned scales of LSQ, so both directions are refused."""
     tilelli_jax.save(network(dataclasses.replace(base, quantizer="lsq")), tmp_path / "saved")
     assert run(tmp_path / "saved", tmp_path / "x.pt", "--to", "torch") == 2
     assert_one_line(capsys.readouterr().err, "alpha")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
-    source = save_pt(tmp_path / "source.pt", {"config": said_of(LITE) | {"quantize": "lsq"},
+    source = save_pt(tmp_path / "source.pt", {"config": file_config(LITE) | {"quantize": "lsq"},
                                               "model": state_of(weights(LITE))})
     assert run(source, tmp_path / "out") == 2
     assert_one_line(capsys.readouterr().err, "alpha")

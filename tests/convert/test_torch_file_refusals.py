@@ -1,4 +1,4 @@
-"""`.pt` files that are none, are damaged, would run code, or hold another network than they say."""
+"""`.pt` files that are refused: other files, damaged files, code, and networks that contradict the file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.convert.torch_files import (
     LITE,
     as_torch,
     assert_holds,
+    file_config,
     network,
     run,
-    said_of,
     save_pt,
     state_of,
     weights,
@@ -34,7 +34,7 @@ from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
 torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-NO_FILE = "no PyTorch file, or cut off"
+NOT_PYTORCH = "not a PyTorch file, or truncated"
 
 
 @pytest.fixture(scope="module")
@@ -44,90 +44,99 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(lite: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy that the test may damage."""
     return Path(shutil.copy(lite, tmp_path / "source.pt"))
 
 
-def tree(said: dict[str, Any] | None = None, more: dict[str, Any] | None = None,
+def tree(config: dict[str, Any] | None = None, extra_tensors: dict[str, Any] | None = None,
          without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a good file of Lite holds, with more tensors and without those whose names begin so."""
+    """Contents of a valid file of Lite, with changes to its configuration and its tensors.
+
+    Args:
+        without: prefixes of the tensor names to drop.
+    """
     state = {name: array for name, array in state_of(weights(LITE)).items()
              if not name.startswith(without)}
-    return {"config": {**said_of(LITE), **(said or {})}, "model": {**state, **(more or {})}}
+    return {"config": {**file_config(LITE), **(config or {})}, "model": {**state, **(extra_tensors or {})}}
 
 
-def refused(source: Path, capsys: pytest.CaptureFixture[str], *says: str,
-            arguments: tuple[str, ...] = ()) -> None:
+def assert_refused(source: Path, capsys: pytest.CaptureFixture[str], *expected: str,
+                   arguments: tuple[str, ...] = ()) -> None:
     before = sorted(source.parent.iterdir())
     assert run(source, source.parent / "out", *arguments) == 2
     out, err = capsys.readouterr()
-    assert_one_line(err, *says)
+    assert_one_line(err, *expected)
     assert out == ""
     assert sorted(source.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 100, 1000, 0.5, 0.9, -22, -1])
-def test_a_file_that_is_cut_off(length: float, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_file(length: float, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = source.read_bytes()
     source.write_bytes(content[:int(len(content) * length) if isinstance(length, float) else length])
-    refused(source, capsys, f"{source}: cannot be read: {NO_FILE}")
+    assert_refused(source, capsys, f"{source}: cannot be read: {NOT_PYTORCH}")
 
 
-@pytest.mark.parametrize(("make", "found"), [
+@pytest.mark.parametrize(("make", "kind"), [
     (os.mkfifo, "a pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")])
-def test_what_might_never_end_is_not_read(make: Callable[[Path], None], found: str, source: Path,
-                                          capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipes_and_devices_are_not_read(make: Callable[[Path], None], kind: str, source: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
     source.unlink()
     make(source)
-    refused(source, capsys, f"{source}: cannot be read: expected a regular file, found {found}")
+    assert_refused(source, capsys, f"{source}: cannot be read: expected a regular file, found {kind}")
 
 
-def test_a_damaged_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bytearray(source.read_bytes())
     numbers = weights(LITE)["blocks.1.dense.down.kernel"].T.tobytes()
-    at = content.find(numbers)
-    assert at > 0
-    content[at + 5] ^= 1
+    offset = content.find(numbers)
+    assert offset > 0
+    content[offset + 5] ^= 1
     source.write_bytes(content)
-    refused(source, capsys, f"{source}: cannot be read: ", "/data/", "is damaged (its checksum differs)")
+    assert_refused(source, capsys, f"{source}: cannot be read: ", "/data/",
+                   "is damaged (its checksum differs)")
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x80])
-def test_a_damaged_byte_anywhere(bit: int, tmp_path: Path) -> None:
-    """It is refused or changes nothing, as one of a date in the archive does; never a traceback."""
+def test_any_damaged_byte(bit: int, tmp_path: Path) -> None:
+    """The file is refused, or the contents are unchanged (for dates in the archive); never a traceback."""
     path = save_pt(tmp_path / "x.pt", {"state_dict": {"a": np.arange(6.0), "b": np.ones((2, 3), np.float32)},
                                        "config": {"top_k": 3}})
     content = path.read_bytes()
-    expected, found = told(checkpoint.read(path)), {}
-    for at in range(0, len(content), 5):
-        path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1:])
+    expected, outcomes = exact_contents(checkpoint.read(path)), {}
+    for offset in range(0, len(content), 5):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ bit]) + content[offset + 1:])
         try:
-            found[at] = "same" if told(checkpoint.read(path)) == expected else "other numbers"
+            same = exact_contents(checkpoint.read(path)) == expected
+            outcomes[offset] = "same" if same else "other numbers"
         except InputError as error:
-            found[at] = "refused" if str(error).startswith(f"{path}: ") else str(error)
+            outcomes[offset] = "refused" if str(error).startswith(f"{path}: ") else str(error)
         except Exception as error:
-            found[at] = repr(error)
-    assert {"refused", "same"} <= set(found.values())
-    assert not {at: one for at, one in found.items() if one not in ("refused", "same")}
+            outcomes[offset] = repr(error)
+    assert {"refused", "same"} <= set(outcomes.values())
+    assert not {offset: outcome for offset, outcome in outcomes.items()
+                if outcome not in ("refused", "same")}
 
 
-def told(read: Any) -> Any:
-    return read["config"], {name: (tensor.dtype, tensor.shape, tensor.read().tobytes())
-                            for name, tensor in read["state_dict"].items()}
+def exact_contents(contents: Any) -> Any:
+    return contents["config"], {name: (tensor.dtype, tensor.shape, tensor.read().tobytes())
+                                for name, tensor in contents["state_dict"].items()}
 
 
 OTHER_FILES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-    "a pickle of old": (lambda p: torch.save(as_torch(tree()), p, _use_new_zipfile_serialization=False),
-                        ["a pickle of PyTorch before 1.6"]),
-    "text": (lambda p: p.write_text("no tensors here\n" * 100), [NO_FILE]),
-    "an archive of something else": (lambda p: archive(p, zipfile.ZIP_STORED), ["cannot be read"]),
+    "an old pickle": (lambda p: torch.save(as_torch(tree()), p, _use_new_zipfile_serialization=False),
+                      ["a pickle of PyTorch before 1.6"]),
+    "text": (lambda p: p.write_text("no tensors here\n" * 100), [NOT_PYTORCH]),
+    "another archive": (lambda p: archive(p, zipfile.ZIP_STORED), ["cannot be read"]),
     "a compressed archive": (lambda p: archive(p, zipfile.ZIP_DEFLATED), ["compressed"]),
     "a list": (lambda p: torch.save([torch.ones(3)], p), ["expected a dict of tensors, found a list"]),
     "a tensor": (lambda p: torch.save(torch.ones(3), p), ["expected a dict of tensors, found a Tensor"]),
-    "nothing": (lambda p: torch.save({}, p), ["holds no tensors"]),
-    "no tensors": (lambda p: torch.save({"model": {}, "config": {"top_k": 3}}, p), ["holds no tensors"]),
+    "an empty dict": (lambda p: torch.save({}, p), ["expected tensors in a state dict"]),
+    "no tensors": (lambda p: torch.save({"model": {}, "config": {"top_k": 3}}, p),
+                   ["expected tensors in a state dict"]),
     "another network": (lambda p: torch.save({"fc.weight": torch.ones(3, 3)}, p),
-                        ["of no family known here (tensors like fc.weight)", "--from"]),
+                        ["expected a checkpoint of a known family", "--from",
+                         "found tensors like fc.weight"]),
 }
 
 
@@ -137,14 +146,14 @@ def archive(path: Path, compression: int) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)
-def test_another_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write, says = OTHER_FILES[name]
+def test_other_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, expected = OTHER_FILES[name]
     write(tmp_path / "source.pt")
-    refused(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: ", *says)
+    assert_refused(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: ", *expected)
 
 
-class Runs:
-    """Pickled as a call."""
+class Call:
+    """Pickles as a function call."""
 
     def __init__(self, call: Callable[..., Any], *arguments: Any):
         self.call, self.arguments = call, arguments
@@ -155,50 +164,50 @@ class Runs:
 
 @pytest.mark.parametrize(("call", "name"), [
     (os.system, f"'{os.system.__module__}.system'"), (os.remove, f"'{os.remove.__module__}.remove'"),
-    (subprocess.check_output, ".check_output'"),  # of a module that Python 2 called otherwise
+    (subprocess.check_output, ".check_output'"),  # of a module with another name in Python 2
     (builtins.exec, "exec'"), (np.load, "'numpy.load'")])
-@pytest.mark.parametrize("where", ["in the state", "beside it", "in place of the file"])
+@pytest.mark.parametrize("where", ["state dict", "other entry", "whole file"])
 def test_code_is_not_run(call: Callable[..., Any], name: str, where: str, tmp_path: Path,
                          capsys: pytest.CaptureFixture[str]) -> None:
     mark = tmp_path / "mark"
     mark.write_text("still here")
     argument = {os.system: f"rm {mark}", subprocess.check_output: ["rm", str(mark)], os.remove: str(mark),
                 builtins.exec: f"open({str(mark)!r}, 'w')"}.get(call, str(mark))
-    runs = Runs(call, argument)
+    call_object = Call(call, argument)
     good = as_torch(tree())
-    bad = {"in the state": {**good, "model": {**good["model"], "extra": runs}},
-           "beside it": {**good, "args": {"deep": [runs]}}, "in place of the file": runs}[where]
+    bad = {"state dict": {**good, "model": {**good["model"], "extra": call_object}},
+           "other entry": {**good, "args": {"deep": [call_object]}}, "whole file": call_object}[where]
     torch.save(bad, tmp_path / "source.pt")
-    refused(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: refused: ", name)
+    assert_refused(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: refused: ", name)
     assert run("--inspect", tmp_path / "source.pt") == 2
     assert_one_line(capsys.readouterr().err, name)
     assert mark.read_text() == "still here"
 
 
-ODD: dict[str, Callable[[], Any]] = {
+UNSUPPORTED: dict[str, Callable[[], Any]] = {
     "a module": lambda: torch.nn.Linear(2, 2), "arguments": lambda: argparse.Namespace(lr=1e-3),
     "a path": lambda: pathlib.PurePosixPath("data"), "objects": lambda: np.array([{"a": 1}], object),
     "complex numbers": lambda: torch.zeros(2, dtype=torch.complex64),
-    "complex numbers of NumPy's": lambda: np.zeros(2, complex),
+    "complex NumPy numbers": lambda: np.zeros(2, complex),
     "a date": lambda: np.array("2020-01-01", "M8[D]"),
     "8-bit floats": lambda: torch.zeros(2).to(torch.float8_e4m3fn),
     "a sparse tensor": lambda: torch.eye(3).to_sparse(),
-    "a tensor of no device": lambda: torch.zeros(2, device="meta"), "itself": lambda: loop()}
+    "a tensor without data": lambda: torch.zeros(2, device="meta"), "a cycle": lambda: loop()}
 
 
 def loop() -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    made["again"] = made
-    return made
+    tree_arguments: dict[str, Any] = {}
+    tree_arguments["again"] = tree_arguments
+    return tree_arguments
 
 
-@pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("where", ["in the state", "beside it"])
-def test_what_is_not_let_in(name: str, where: str, tmp_path: Path,
-                            capsys: pytest.CaptureFixture[str]) -> None:
-    """One line; PyTorch's advice to read the file without a guard is not passed on."""
+@pytest.mark.parametrize("name", UNSUPPORTED)
+@pytest.mark.parametrize("where", ["state dict", "other entry"])
+def test_unsupported_objects_are_refused(name: str, where: str, tmp_path: Path,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """The error is one line and does not repeat PyTorch's advice to disable weights_only."""
     bad = as_torch(tree())
-    (bad["model"] if where == "in the state" else bad)["odd"] = ODD[name]()
+    (bad["model"] if where == "state dict" else bad)["odd"] = UNSUPPORTED[name]()
     torch.save(bad, tmp_path / "source.pt")
     before = sorted(tmp_path.iterdir())
     assert run(tmp_path / "source.pt", tmp_path / "out") == 2
@@ -212,39 +221,40 @@ def test_what_is_not_let_in(name: str, where: str, tmp_path: Path,
     pytest.param(value, id=str(value)) for value in (
         torch.float32, torch.device("cpu"), torch.ones(2), np.ones(2), {1, 2}, b"x", {(1, 2): 3}, {3: "a"},
         (0.9, 0.95), float("nan"))])
-def test_what_a_configuration_may_hold(value: Any, tmp_path: Path) -> None:
-    """Beside what we read of it: a type or a device, as training scripts leave them there."""
-    torch.save(as_torch(tree()) | {"config": said_of(LITE) | {"odd": value}}, tmp_path / "source.pt")
+def test_objects_allowed_in_a_configuration(value: Any, tmp_path: Path) -> None:
+    """Values that the converter does not use, such as a dtype or a device, do not prevent the conversion."""
+    torch.save(as_torch(tree()) | {"config": file_config(LITE) | {"odd": value}}, tmp_path / "source.pt")
     assert run(tmp_path / "source.pt", tmp_path / "out") == 0
     assert_holds(tmp_path / "out", LITE)
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
 
 
-MANY = np.ones((3, 5), np.float32)
-# name → what its file holds (the arguments of `tree`), more arguments, what the line says
+MATRIX = np.ones((3, 5), np.float32)
+# name → arguments of `tree`, further command-line arguments, parts of the error line
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     "tensors missing and left over": (
-        {"more": {"extra": MANY, "blocks.0.more": MANY[0]},
+        {"extra_tensors": {"extra": MATRIX, "blocks.0.more": MATRIX[0]},
          "without": ("blocks.1.dense.up.weight", "final_norm.bias")}, (),
         ["missing: blocks.1.dense.up.weight, final_norm.bias;", "not known: blocks.0.more, extra"]),
     "a block that is missing": ({"without": ("blocks.0.",)}, (), ["blocks.0."]),
     "no embedding": ({"without": ("embed.weight",)}, (), ["missing: embed.weight"]),
     "no final norm": ({"without": ("final_norm",)}, (), ["missing: final_norm.bias, final_norm.weight"]),
-    "a block of another shape": ({"more": {"blocks.1.dense.up.weight": MANY}}, (),
+    "a block of another shape": ({"extra_tensors": {"blocks.1.dense.up.weight": MATRIX}}, (),
                                  ["of another shape: blocks.1.dense.up.weight (3, 5) instead of (16, 8)"]),
-    "two names for one once prefixes are gone": ({"more": {"base.unembed.weight": np.zeros((11, 8))}}, (),
-                                                 ["unembed.weight"]),
-    **{f"a configuration of {key} {value!r}": ({"said": {key: value}}, (), [says]) for key, value, says in (
-        ("n_heads", 3, "its configuration says n_heads 3, its tensors 2"),
-        ("d_model", 16, "its configuration says d_model 16, its tensors 8"),
-        ("n_layers", 3, "its configuration says n_layers 3, its tensors 2"),
-        ("vocab_size", 256, "vocab_size 256"), ("dense_expand", 4, "dense_expand 4"),
-        ("kernel_size", 7, "kernel_size 7"), ("top_k", "four", "top_k: expected a whole number"),
+    "equal names after removing prefixes": ({"extra_tensors": {"base.unembed.weight": np.zeros((11, 8))}}, (),
+                                            ["unembed.weight"]),
+    **{f"a configuration of {key} {value!r}": (
+        {"config": {key: value}}, (), [expected]) for key, value, expected in (
+        ("n_heads", 3, "configuration: n_heads: expected 2, the value in the tensors, found 3"),
+        ("d_model", 16, "d_model: expected 8, the value in the tensors, found 16"),
+        ("n_layers", 3, "n_layers: expected 2, the value in the tensors, found 3"),
+        ("vocab_size", 256, "vocab_size: expected 11"), ("dense_expand", 4, "dense_expand: expected 2"),
+        ("kernel_size", 7, "kernel_size: expected 5"), ("top_k", "four", "top_k: expected a whole number"),
         ("top_k", 0, "top_k: expected a whole number ≥ 1"), ("head_reduction", "max", "head_reduction: "),
         ("quantize", "int8", "quantize: expected true, false or"), ("quantize", 1, "quantize: expected"),
         ("n_banks", None, "n_banks"), ("n_banks", "two", "n_banks"), ("n_banks", 0, "n_banks"),
         ("n_banks", 2, "n_banks"), ("n_banks", 1.5, "n_banks"))},
-    **{f"--set {setting}": ({}, ("--set", setting), [says]) for setting, says in (
+    **{f"--set {setting}": ({}, ("--set", setting), [expected]) for setting, expected in (
         ("top_j=3", "'top_j'"), ("top_k=many", "top_k: expected a whole number"),
         ("n_banks=two", "n_banks: expected a whole"), ("n_banks=0", "n_banks: expected a whole number ≥ 1"),
         ("n_banks=-1", "n_banks: expected a whole number ≥ 1"), ("n_banks=[2]", "n_banks: expected a whole"),
@@ -252,7 +262,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ("tie_embeddings=true", "not known: unembed.weight"),
         ("quantizer=int8", "quantizer: expected none or"), ("pathways=[local]", "not known: "),
         ("pathways=local", "pathways: expected a list"))},
-    **{f"--from {name}": ({}, ("--from", name), [says]) for name, says in (
+    **{f"--from {name}": ({}, ("--from", name), [expected]) for name, expected in (
         ("vanilla", "missing: tok_embed.weight"), ("sae", "missing: W_enc"), ("lrd", "T: expected"),
         ("gpt_neox", "--from gpt_neox reads a Hugging Face directory"),
         ("t5", "--from t5 reads a Hugging Face directory"))},
@@ -260,20 +270,21 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_another_network(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made, arguments, says = NETWORKS[name]
-    refused(save_pt(tmp_path / "source.pt", tree(**made)), capsys, *says, arguments=arguments)
+def test_wrong_network(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree_arguments, arguments, expected = NETWORKS[name]
+    source = save_pt(tmp_path / "source.pt", tree(**tree_arguments))
+    assert_refused(source, capsys, *expected, arguments=arguments)
 
 
-def test_an_array_among_the_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """NumPy's, in the state dict: it is none of the network's, and not passed over in silence."""
-    made = as_torch(tree())
-    made["model"]["extra"] = np.ones(3)
-    torch.save(made, tmp_path / "source.pt")
-    refused(tmp_path / "source.pt", capsys, "extra")
+def test_numpy_array_in_the_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown NumPy array in the state dict is reported, not ignored."""
+    tree_arguments = as_torch(tree())
+    tree_arguments["model"]["extra"] = np.ones(3)
+    torch.save(tree_arguments, tmp_path / "source.pt")
+    assert_refused(tmp_path / "source.pt", capsys, "extra")
 
 
-def test_out_is_there_already(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_output(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tilelli_jax.save(network(LITE), tmp_path / "saved")
     (tmp_path / "back.pt").write_text("mine")
     assert run(tmp_path / "saved", tmp_path / "back.pt", "--to", "torch") == 2
@@ -286,48 +297,48 @@ def test_out_is_there_already(source: Path, tmp_path: Path, capsys: pytest.Captu
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 
-def test_a_file_that_is_changed_while_it_is_read(source: Path, monkeypatch: pytest.MonkeyPatch,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
-    real, asked = np.fromfile, []
+def test_file_truncated_while_reading(source: Path, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    original_fromfile, reads = np.fromfile, []
 
-    def fromfile(*given: Any) -> np.ndarray:
-        asked.append(given)
-        return real(*given)[:-1] if len(asked) > 5 else real(*given)
+    def fromfile(*arguments: Any) -> np.ndarray:
+        reads.append(arguments)
+        return original_fromfile(*arguments)[:-1] if len(reads) > 5 else original_fromfile(*arguments)
 
     monkeypatch.setattr(np, "fromfile", fromfile)
-    refused(source, capsys, f"{source}: the file ends before one of its tensors")
-    assert len(asked) == 6
+    assert_refused(source, capsys, f"{source}: the file ends before the end of one of its tensors")
+    assert len(reads) == 6
 
 
 @pytest.mark.parametrize("change", [
     {"note": {"\ud800": 1}}, {"note": ["\ud800"]}, {"optimizer\ud800": {"a": np.zeros(2)}},
     {"config": {"\ud800": 1}}, {"model": {"\ud800": np.zeros(2)}}])
-def test_texts_that_no_file_takes(change: dict[str, Any], source: Path,
-                                  capsys: pytest.CaptureFixture[str]) -> None:
-    whole = tree()
-    save_pt(source, {**whole, **{key: {**whole[key], **value} if key in whole else value
-                                 for key, value in change.items()}})
-    refused(source, capsys, f"{source}: expected text, found half a character (a lone surrogate)")
+def test_lone_surrogates_are_refused(change: dict[str, Any], source: Path,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    contents = tree()
+    save_pt(source, {**contents, **{key: {**contents[key], **value} if key in contents else value
+                                    for key, value in change.items()}})
+    assert_refused(source, capsys, f"{source}: expected text, found a lone surrogate")
 
 
-@pytest.mark.parametrize("spoil", [
+@pytest.mark.parametrize("damage", [
     lambda record: "{", lambda record: "[]", lambda record: json.dumps({"names": 3}),
     lambda record: json.dumps({**record, "names": {"embed.kernel": "x"}}),
     lambda record: json.dumps({**record, "names": {**record["names"], "embed.kernel": ["x", "sideways"]}}),
     lambda record: json.dumps({**record, "names": {**record["names"], "embed.kernel": [["x"], "as it is"]}}),
     lambda record: json.dumps({**record, "names": {**record["names"], "embed.kernel": ["x", {"a": 1}]}}),
-    lambda record: json.dumps({**record, "doubled": {"x": "no such tensor"}}),
-    lambda record: json.dumps({**record, "called": {"x": 3}}),
-    lambda record: json.dumps({**record, "rest": 3})],
-    ids=["cut off", "a list", "no names", "half a name", "an unknown layout", "no text", "no layout",
-         "twice nothing", "called a number", "no rest"])
-def test_a_record_that_is_none(spoil: Callable[[Any], str], source: Path,
-                               capsys: pytest.CaptureFixture[str]) -> None:
-    """conversion.json, edited by hand or of another version."""
+    lambda record: json.dumps({**record, "tied_duplicates": {"x": "no such tensor"}}),
+    lambda record: json.dumps({**record, "original_names": {"x": 3}}),
+    lambda record: json.dumps({**record, "other_entries": 3})],
+    ids=["truncated", "list", "no names", "incomplete name", "unknown layout", "name is no text",
+         "layout is no text", "duplicate of nothing", "original name is a number", "no other entries"])
+def test_invalid_conversion_record(damage: Callable[[Any], str], source: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """conversion.json edited by hand or from another version."""
     out = source.parent / "out"
     assert run(source, out) == 0
     record = out / "conversion.json"
-    record.write_text(spoil(json.loads(record.read_text())))
+    record.write_text(damage(json.loads(record.read_text())))
     capsys.readouterr()
     assert run(out, source.parent / "x.pt", "--to", "torch") == 2
     assert_one_line(capsys.readouterr().err, f"{record}: ")

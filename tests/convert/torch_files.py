@@ -1,4 +1,4 @@
-"""PyTorch checkpoints as others write them, made of our arrays without the converter's help."""
+"""Writes PyTorch checkpoints in the layouts of other programs, from our arrays, without the converter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ATOME = RoutedConfig(vocab_size=11, d_model=8, n_layers=2, positions="none", n_h
                      quantize=("conv", "attention", "router", "embed", "unembed"))
 NUMPY = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
-# What atome's authors call everything; `{h}` is a head. A layout says what it calls otherwise.
+# Names in atome's files; `{h}` is a head. A layout overrides some of them.
 NAMES = {
     "prefix": "", "embed": "embed.weight", "positions": "pos_embed.weight", "final_norm": "final_norm",
     "unembed": "unembed.weight", "block": "blocks", "norm": "norm", "norm2": "norm2",
@@ -39,7 +39,7 @@ NAMES = {
     "dense": "dense", "bank": "{path}", "head": "heads.{h}.", "query": "Wq", "key": "Wk", "value": "Wv",
     "up": "up", "down": "down", "a_raw": "a_raw", "b": "b", "c": "c_out"}
 ORDER = ("embed", "positions", "blocks", "norm", "local", "wide", "state", "sparse", "dense", "router",
-         "norm2", "final_norm", "unembed", "abstain")  # in which a network's modules are made
+         "norm2", "final_norm", "unembed", "abstain")  # order in which a network creates its modules
 
 
 def run(*arguments: object) -> int:
@@ -48,23 +48,23 @@ def run(*arguments: object) -> int:
 
 @functools.cache
 def weights(config: Any, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Random weights of a network of this configuration, in that type."""
+    """Random weights of a network of this configuration, in this type."""
     if dtype != "float32":
         return {name: array.astype(NUMPY[dtype]) for name, array in weights(config).items()}
-    found = outline(FAMILIES[config.family][1], config)
-    return random_weights({name: leaf.shape for name, leaf in found.items()}, 0)
+    actual = outline(FAMILIES[config.family][1], config)
+    return random_weights({name: leaf.shape for name, leaf in actual.items()}, 0)
 
 
 @functools.cache
 def network(config: Any) -> Any:
-    """The network that has them."""
+    """The network with these weights."""
     return from_arrays(config, weights(config))
 
 
 def assert_holds(path: Path, config: Any, dtype: str = "float32", loaded: bool = False) -> None:
-    """A model directory is that network: its configuration, and its weights to the last bit.
+    """Asserts that a model directory has this configuration and exactly these weights.
 
-    Loading it as well takes a tenth of a second.
+    Loading the model as well takes 0.1 s.
     """
     stored = safetensors.numpy.load_file(path / TENSORS)
     assert load_config(path) == config
@@ -73,46 +73,49 @@ def assert_holds(path: Path, config: Any, dtype: str = "float32", loaded: bool =
         assert (stored[name].dtype, stored[name].shape) == (array.dtype, array.shape), name
         assert stored[name].tobytes() == array.tobytes(), name
     if loaded:
-        found = tilelli_jax.load(path)
-        assert found.config == config
-        for name, array in to_arrays(found).items():
+        actual = tilelli_jax.load(path)
+        assert actual.config == config
+        for name, array in to_arrays(actual).items():
             assert array.tobytes() == np.float32(weights(config, dtype)[name]).tobytes(), name
 
 
 def state_of(arrays: Mapping[str, np.ndarray], **renamed: str) -> dict[str, np.ndarray]:
-    """A routed network's arrays under their names, turned as PyTorch has them."""
-    called, state = NAMES | renamed, {}
-    for name in sorted(arrays, key=_place):
-        array, (first, *rest) = arrays[name], name.split(".")
-        if first == "abstain":  # a head beside the network, outside of what wraps that
+    """A routed network's arrays under the file's names and in PyTorch's layout."""
+    part_names, state = NAMES | renamed, {}
+    for name in sorted(arrays, key=_order_key):
+        array, (part, *rest) = arrays[name], name.split(".")
+        if part == "abstain":  # the abstain head lies outside the wrapped network
             state[name.replace("kernel", "weight")] = array.T
-        elif first == "blocks":
-            block = f"{called['prefix']}{called['block']}.{rest[0]}."
-            state |= {block + theirs: part for theirs, part in _in_block(called, rest[1:], array)}
-        elif first == "final_norm":
-            state[f"{called['prefix']}{called[first]}.{_weight(rest[0])}"] = array
+        elif part == "blocks":
+            block = f"{part_names['prefix']}{part_names['block']}.{rest[0]}."
+            state |= {block + theirs: part for theirs, part in _in_block(part_names, rest[1:], array)}
+        elif part == "final_norm":
+            state[f"{part_names['prefix']}{part_names[part]}.{_weight(rest[0])}"] = array
         else:
-            state[called["prefix"] + called[first]] = array.T if first == "unembed" else array
+            state[part_names["prefix"] + part_names[part]] = array.T if part == "unembed" else array
     return state
 
 
-def _in_block(called: Mapping[str, str], ours: list[str], array: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    first, *_, last = ours
-    if first in ("norm", "norm2"):
-        return [(f"{called[first]}.{_weight(last)}", array)]
-    if first == "router":
-        return [(f"{called[first]}.{_weight(last)}", array.T)]  # of a bias, itself
-    kind, _, bank = first.partition("_")
-    path = called["bank"].format(path=called[kind], bank=bank or 0)
+def _in_block(part_names: Mapping[str, str], ours: list[str],
+              array: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Names within the block and arrays in PyTorch's layout, for one array of ours."""
+    part, *_, last = ours
+    if part in ("norm", "norm2"):
+        return [(f"{part_names[part]}.{_weight(last)}", array)]
+    if part == "router":
+        return [(f"{part_names[part]}.{_weight(last)}", array.T)]  # a bias is its own transpose
+    kind, _, bank = part.partition("_")
+    path = part_names["bank"].format(path=part_names[kind], bank=bank or 0)
     if kind in ("local", "wide"):
         return [(f"{path}.{_weight(last)}", array if last == "bias" else array.T[:, None])]
     if kind == "state":
-        return [(f"{path}.{called[last]}", array)]
+        return [(f"{path}.{part_names[last]}", array)]
     if kind == "dense":
-        return [(f"{path}.{called[ours[1]]}.weight", array.T)]
-    letter, heads = called[ours[1]], [head.T for head in array]
-    if called["head"]:
-        return [(f"{path}.{called['head'].format(h=h)}{letter}.weight", head) for h, head in enumerate(heads)]
+        return [(f"{path}.{part_names[ours[1]]}.weight", array.T)]
+    letter, heads = part_names[ours[1]], [head.T for head in array]
+    if part_names["head"]:
+        return [(f"{path}.{part_names['head'].format(h=h)}{letter}.weight", head)
+                for h, head in enumerate(heads)]
     return [(f"{path}.{letter}.weight", np.concatenate(heads))]
 
 
@@ -120,7 +123,7 @@ def _weight(name: str) -> str:
     return "bias" if name == "bias" else "weight"
 
 
-def _place(name: str) -> tuple[list[tuple[int, int]], str]:
+def _order_key(name: str) -> tuple[list[tuple[int, int]], str]:
     places = []
     for part in name.split("."):
         match = re.fullmatch(r"(\w+?)(?:_(\d+))?", part)
@@ -130,8 +133,8 @@ def _place(name: str) -> tuple[list[tuple[int, int]], str]:
     return places, name
 
 
-def said_of(config: RoutedConfig) -> dict[str, Any]:
-    """The configuration that Tilelli's files have."""
+def file_config(config: RoutedConfig) -> dict[str, Any]:
+    """The configuration in the format of Tilelli's files."""
     return {key: getattr(config, key) for key in
             ("vocab_size", "d_model", "n_layers", "n_heads", "top_k", "dense_expand", "max_seq_len")} | {
         "quantize": False if config.quantizer == "none" else config.quantizer} | (
@@ -139,7 +142,7 @@ def said_of(config: RoutedConfig) -> dict[str, Any]:
 
 
 def save_pt(path: Path, tree: Any) -> Path:
-    """A `.pt` file of this tree, its NumPy arrays as tensors."""
+    """Writes this tree to a `.pt` file, NumPy arrays as tensors."""
     import torch
     torch.save(as_torch(tree), path)
     return path
@@ -158,32 +161,33 @@ def as_torch(tree: Any) -> Any:
 
 
 def load_pt(path: Path) -> Any:
-    """Of files that the tests have made or the project ships: it unpickles."""
+    """Loads by unpickling, so only for files from the tests or the project."""
     import torch
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
-def assert_same_tree(found: Any, expected: Any, where: str = "") -> None:
-    """The same names, and the same tensors and values in them to the last bit."""
+def assert_same_tree(actual: Any, expected: Any, where: str = "") -> None:
+    """Asserts equal names, and exactly equal tensors and values."""
     import torch
     if isinstance(expected, dict):
-        assert isinstance(found, dict), (where, found)
-        assert set(found) == set(expected), (where, sorted(map(str, set(found) ^ set(expected))))
+        assert isinstance(actual, dict), (where, actual)
+        assert set(actual) == set(expected), (where, sorted(map(str, set(actual) ^ set(expected))))
         for key, value in expected.items():
-            assert_same_tree(found[key], value, f"{where}/{key}")
+            assert_same_tree(actual[key], value, f"{where}/{key}")
     elif isinstance(expected, torch.Tensor):
-        assert isinstance(found, torch.Tensor), (where, found)
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape), where
-        one, other = (tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (found, expected))
-        assert one.equal(other), where
+        assert isinstance(actual, torch.Tensor), (where, actual)
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), where
+        actual_bytes, expected_bytes = (tensor.detach().contiguous().view(-1).view(torch.uint8)
+                                        for tensor in (actual, expected))
+        assert actual_bytes.equal(expected_bytes), where
     elif isinstance(expected, np.ndarray):
-        assert isinstance(found, np.ndarray), (where, found)
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape), where
-        assert found.tobytes() == expected.tobytes(), where
+        assert isinstance(actual, np.ndarray), (where, actual)
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), where
+        assert actual.tobytes() == expected.tobytes(), where
     elif isinstance(expected, list | tuple):
-        assert type(found) is type(expected) and len(found) == len(expected), (where, found, expected)
-        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same_tree(one, other, f"{where}/{i}")
+        assert type(actual) is type(expected) and len(actual) == len(expected), (where, actual, expected)
+        for i, (actual_item, expected_item) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_tree(actual_item, expected_item, f"{where}/{i}")
     else:
         plain = expected.item() if isinstance(expected, np.generic) else expected
-        assert type(found) is type(plain) and found == plain, (where, found, expected)
+        assert type(actual) is type(plain) and actual == plain, (where, actual, expected)

@@ -1,4 +1,4 @@
-"""Pairs as turns in rows of bytes: where what is learned, what shares a row, and what is held out."""
+"""Pairs as turns in rows of bytes: loss weights, packing, batches, and held-out prompts."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def test_a_turn_is_what_chat_says_and_ends_where_chat_stops() -> None:
+def test_turns_have_the_format_of_the_chat_command() -> None:
     assert asked("hi") == "USER: hi\nTILELLI:"
-    whole = asked("hi") + answered("Hello.")
-    assert whole.partition(chat.STOP)[0] == "USER: hi\nTILELLI: Hello." and whole.endswith("\nUSER:")
+    turns = asked("hi") + answered("Hello.")
+    assert turns.partition(chat.STOP)[0] == "USER: hi\nTILELLI: Hello." and turns.endswith("\nUSER:")
 
 
 def test_one_pair_in_a_row() -> None:
@@ -51,74 +51,75 @@ def test_one_pair_in_a_row() -> None:
     row = source.gather(np.array([0]))
     text = "USER: hé\nTILELLI: ok\nUSER:".encode()
     assert bytes(row.bytes[0]) == text.ljust(41, b"\0")
-    given = len("USER: hé\nTILELLI:".encode())
+    end = len("USER: hé\nTILELLI:".encode())
     predicted = bytes(row.bytes[0, 1:][row.response[0] == 1])
     assert predicted == b" ok\nUSER:" and set(row.response[0]) == {0, 1}
-    assert bytes(row.bytes[0, :-1][row.prompt[0] > 0]) == text[:given]
+    assert bytes(row.bytes[0, :-1][row.prompt[0] > 0]) == text[:end]
     np.testing.assert_allclose(row.prompt[0].sum(), 1, rtol=1e-6)
-    assert np.flatnonzero(row.last[0]).tolist() == [given - 1] and text[given - 1:given] == b":"
-    assert row.inside[0].sum() == len(text) - 1 and row.unanswerable[0].sum() == given
-    # And none at all.
+    assert np.flatnonzero(row.last[0]).tolist() == [end - 1] and text[end - 1:end] == b":"
+    assert row.inside[0].sum() == len(text) - 1 and row.unanswerable[0].sum() == end
+    # An empty row.
     empty = source.gather(np.array([-1]))
     assert not any(array.any() for array in empty[:-1])
 
 
-def test_what_is_judged_and_what_is_imitated() -> None:
-    """The whole of a pair up to the end of its answer; of pairs without an answer nothing is learned."""
+def test_loss_on_answerable_pairs_and_abstaining_after_the_answer() -> None:
+    """The abstain position covers the pair up to its answer's end; unanswerable responses have no loss."""
     pairs = [Pair("who", "I.", True, "line 1"), Pair("what", "hm", False, "line 2")]
     source = pack_rows(pairs, 40, pack=False, loss_on="answerable", abstain_position="pair")
-    found = source.gather(np.array([0, 1]))
+    batch = source.gather(np.array([0, 1]))
     for row, text in enumerate(("USER: who\nTILELLI: I.", "USER: what\nTILELLI: hm")):
-        assert bytes(found.bytes[row, :-1][found.prompt[row] > 0]).decode() == text
-        assert np.flatnonzero(found.last[row]).tolist() == [len(text) - 1]
-        assert found.prompt[row].sum() == pytest.approx(1)
-        assert found.unanswerable[row].sum() == (len(text) if row else 0)
-    assert bytes(found.bytes[0, 1:][found.response[0] == 1]) == b" I.\nUSER:" and not found.response[1].any()
+        assert bytes(batch.bytes[row, :-1][batch.prompt[row] > 0]).decode() == text
+        assert np.flatnonzero(batch.last[row]).tolist() == [len(text) - 1]
+        assert batch.prompt[row].sum() == pytest.approx(1)
+        assert batch.unanswerable[row].sum() == (len(text) if row else 0)
+    assert bytes(batch.bytes[0, 1:][batch.response[0] == 1]) == b" I.\nUSER:" and not batch.response[1].any()
     assert source.counts.tolist() == [[9, 1, 26], [0, 1, 27]]
     packed = pack_rows(pairs, 60, pack=True, loss_on="answerable", abstain_position="pair")
     assert packed.counts[:, 0].sum() == 9 and packed.gather(np.array([0])).response.sum() == 9
 
 
-def test_bare_text_is_in_no_turn(tmp_path: Path) -> None:
+def test_plain_text_is_outside_any_turn(tmp_path: Path) -> None:
     path = written(tmp_path / "bare.jsonl", [{"text": " In Gorham "}, {"text": "xq", "answerable": False}])
     pairs = read_pairs(path)
     source = pack_rows(pairs, 9, pack=False)
-    found = source.gather(np.array([0, 1]))
-    assert bytes(found.bytes[0]) == b"In Gorham\0" and bytes(found.bytes[1, :2]) == b"xq"
-    assert found.prompt[0].tolist() == [np.float32(1 / 9)] * 9 and found.last.sum(1).tolist() == [1, 1]
-    assert not found.response.any() and found.unanswerable.sum(1).tolist() == [0, 2]
+    batch = source.gather(np.array([0, 1]))
+    assert bytes(batch.bytes[0]) == b"In Gorham\0" and bytes(batch.bytes[1, :2]) == b"xq"
+    assert batch.prompt[0].tolist() == [np.float32(1 / 9)] * 9 and batch.last.sum(1).tolist() == [1, 1]
+    assert not batch.response.any() and batch.unanswerable.sum(1).tolist() == [0, 2]
     batch = next(iter(training_rows(source, batch_size=2, seed=0)))
     assert not batch.response.any() and batch.last.sum() == pytest.approx(1)
     with pytest.raises(InputError, match=r"line 1: takes a train.seq_len of 9, found 8"):
         pack_rows(pairs, 8, pack=False)
-    with pytest.raises(InputError, match=r"^chat.pack: expected false, as .*line 1 is bare text"):
+    with pytest.raises(InputError, match=r"^chat.pack: expected false, as .*line 1 is plain text"):
         pack_rows(pairs, 9, pack=True)
     both = written(tmp_path / "both.jsonl", [{"text": "a", "prompt": "b"}])
-    with pytest.raises(InputError, match=r"line 1: text: expected alone, found prompt beside it"):
+    with pytest.raises(InputError, match=r"line 1: text: expected no prompt with it, found one"):
         read_pairs(both)
 
 
 def test_packed_rows() -> None:
-    """Every pair once and whole, the end of one turn the beginning of the next, little left over."""
+    """Every pair occurs once and uncut, a turn's end is the next one's start, and rows are almost full."""
     pairs = pairs_of(200)
     source = pack_rows(pairs, 100, pack=True, seed=3)
     assert sorted(pair for row in source.rows for pair in row) == list(range(200))
-    found = source.gather(np.arange(len(source)))
+    batch = source.gather(np.arange(len(source)))
     for i, row in enumerate(source.rows):
         text = "".join(asked(pairs[pair].prompt) + f" {pairs[pair].response}\n" for pair in row) + "USER:"
-        assert bytes(found.bytes[i]).rstrip(b"\0").decode() == text
-        predicted = bytes(found.bytes[i, 1:][found.response[i] == 1]).decode()
+        assert bytes(batch.bytes[i]).rstrip(b"\0").decode() == text
+        predicted = bytes(batch.bytes[i, 1:][batch.response[i] == 1]).decode()
         assert predicted == "".join(answered(pairs[pair].response) for pair in row)
-        assert found.last[i].sum() == len(row) == pytest.approx(found.prompt[i].sum())
-        assert found.inside[i].sum() == len(text.encode()) - 1
-        there = found.unanswerable[i][found.last[i] == 1]
-        assert there.tolist() == [not pairs[pair].answerable for pair in row]
-    assert found.inside.mean() > 0.9  # one in each: a third
+        assert batch.last[i].sum() == len(row) == pytest.approx(batch.prompt[i].sum())
+        assert batch.inside[i].sum() == len(text.encode()) - 1
+        flags = batch.unanswerable[i][batch.last[i] == 1]
+        assert flags.tolist() == [not pairs[pair].answerable for pair in row]
+    assert batch.inside.mean() > 0.9  # with one pair per row: a third
     alone = pack_rows(pairs, 100, pack=False)
     assert alone.rows == [[i] for i in range(200)]
-    counts = [(array == 1).sum(1) for array in (found.response, found.last, found.inside)]
+    counts = [(array == 1).sum(1) for array in (batch.response, batch.last, batch.inside)]
     np.testing.assert_array_equal(source.counts, np.stack(counts, 1))
-    assert pack_rows(pairs, 100, pack=True, seed=3).rows == source.rows != pack_rows(pairs, 100, pack=True).rows
+    assert pack_rows(pairs, 100, pack=True, seed=3).rows == source.rows
+    assert pack_rows(pairs, 100, pack=True).rows != source.rows
 
 
 def batches(source: ChatRows, n: int, **options: Any) -> list[ChatBatch]:
@@ -128,25 +129,25 @@ def batches(source: ChatRows, n: int, **options: Any) -> list[ChatBatch]:
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_batches(pack: bool) -> None:
-    """Shares of the global batch, for any number of processes; each row once in an epoch."""
+    """Weights sum to 1 over the global batch, for any number of processes; each row once per epoch."""
     source = pack_rows(pairs_of(60), 90, pack=pack)
     n = len(source)
-    whole = batches(source, n, batch_size=8)
-    for batch in whole:
+    global_batches = batches(source, n, batch_size=8)
+    for batch in global_batches:
         for name in WEIGHTS:
             assert getattr(batch, name).sum() == pytest.approx(1, rel=1e-5)
-    seen = np.concatenate([batch.rows for batch in whole])
+    seen = np.concatenate([batch.rows for batch in global_batches])
     for epoch in range(8):
         assert sorted(seen[epoch * n:(epoch + 1) * n]) == list(range(n))
     assert seen[:n].tolist() != seen[n:2 * n].tolist()
     parts = [batches(source, 5, batch_size=8, rows=rows) for rows in ([0, 1, 2, 5], [3, 4, 6, 7])]
-    for batch, first, second in zip(whole, *parts, strict=False):
-        for ours, one, other in zip(batch, first, second, strict=True):
-            np.testing.assert_array_equal(ours[[0, 1, 2, 5]], one)
-            np.testing.assert_array_equal(ours[[3, 4, 6, 7]], other)
+    for batch, first, second in zip(global_batches, *parts, strict=False):
+        for array, first_part, second_part in zip(batch, first, second, strict=True):
+            np.testing.assert_array_equal(array[[0, 1, 2, 5]], first_part)
+            np.testing.assert_array_equal(array[[3, 4, 6, 7]], second_part)
 
 
-def test_a_position_is_how_many_rows_were_given() -> None:
+def test_the_state_is_the_number_of_rows_read() -> None:
     source = pack_rows(pairs_of(30), 60, pack=False)
     iterator = iter(training_rows(source, batch_size=4, seed=1))
     for _ in range(5):
@@ -156,11 +157,11 @@ def test_a_position_is_how_many_rows_were_given() -> None:
     expected = next(iterator)
     other = iter(training_rows(source, batch_size=4, seed=1))
     other.set_state(state)
-    for ours, theirs in zip(next(other), expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for resumed_array, array in zip(next(other), expected, strict=True):
+        np.testing.assert_array_equal(resumed_array, array)
 
 
-def test_rows_of_another_length_go_on_after_as_many_pairs() -> None:
+def test_rows_of_another_length_resume_after_the_same_number_of_pairs() -> None:
     short, long = (pack_rows(pairs_of(60), length, pack=True) for length in (90, 180))
     assert len(short) > len(long)
     iterator = iter(training_rows(short, batch_size=4, seed=1, prefetch=0))
@@ -174,32 +175,32 @@ def test_rows_of_another_length_go_on_after_as_many_pairs() -> None:
 
 def test_validation_rows() -> None:
     source = pack_rows(pairs_of(10), 60, pack=False)
-    found = list(validation_rows(source, batch_size=4))
-    assert np.concatenate([batch.rows for batch in found]).tolist() == [*range(10), -1, -1]
-    assert sum(batch.last.sum() for batch in found) == 10
+    batch = list(validation_rows(source, batch_size=4))
+    assert np.concatenate([batch.rows for batch in batch]).tolist() == [*range(10), -1, -1]
+    assert sum(batch.last.sum() for batch in batch) == 10
     some = list(validation_rows(source, batch_size=4, most=3, rows=[1, 3]))
     assert [batch.rows.tolist() for batch in some] == [[1, -1]]
 
 
 def test_held_out_prompts(tmp_path: Path) -> None:
-    """A prompt is on one side only, and its text alone says on which."""
+    """A prompt is in one split only, which its text alone determines."""
     rows = [{"prompt": f"q{i % 40}", "response": f"a{i}", "answerable": i % 2 == 0, "group": 7}
             for i in range(60)]
     splits = open_pairs(ChatConfig(source=str(written(tmp_path / "a.jsonl", rows)), valid_fraction=0.25))
     held_out = {pair.prompt for pair in splits.valid}
     assert len(held_out) == 10 and not held_out & {pair.prompt for pair in splits.train}
     assert len(splits.train) + len(splits.valid) == 60
-    turned = open_pairs(ChatConfig(source=str(written(tmp_path / "b.jsonl", rows[::-1])),
-                                   valid_fraction=0.25))
-    assert {pair.prompt for pair in turned.valid} == held_out
-    assert turned.fingerprint() != splits.fingerprint()
+    reversed_splits = open_pairs(ChatConfig(source=str(written(tmp_path / "b.jsonl", rows[::-1])),
+                                            valid_fraction=0.25))
+    assert {pair.prompt for pair in reversed_splits.valid} == held_out
+    assert reversed_splits.fingerprint() != splits.fingerprint()
     again = open_pairs(ChatConfig(source=str(written(tmp_path / "c.jsonl", rows)), valid_fraction=0.25))
     assert again.fingerprint() == splits.fingerprint()
     other = open_pairs(ChatConfig(source=str(tmp_path / "a.jsonl"), valid=str(tmp_path / "b.jsonl")))
     assert len(other.train) == len(other.valid) == 60 and other.valid[0].where.endswith("b.jsonl, line 1")
 
 
-def test_what_is_read(tmp_path: Path) -> None:
+def test_read_pairs(tmp_path: Path) -> None:
     path = written(tmp_path / "chat.jsonl", [{"prompt": " hi\n", "response": "a\nb", "answerable": False}])
     path.write_text("\n" + path.read_text() + "\n")
     assert read_pairs(path) == [Pair("hi", "a\nb", False, f"{path}, line 2")]
@@ -214,11 +215,11 @@ GOOD = {"prompt": "a", "response": "b"}
     ([{"prompt": 3, "response": "b"}], ["line 1: prompt: expected text, found 3"]),
     ([{"prompt": "a", "response": " "}], ["line 1: response: expected text"]),
     ([GOOD | {"answerable": 1}], ["line 1: answerable: expected true or false, found 1"]),
-    ([GOOD | {"response": "x\nUSER: y"}], ["line 1: response", "begins USER:"]),
-    ([GOOD | {"prompt": "TILELLI: y"}], ["line 1: prompt", "begins TILELLI:"]),
-    ([GOOD | {"prompt": "\ud800"}], ["line 1: expected text, found half a character"]),
+    ([GOOD | {"response": "x\nUSER: y"}], ["line 1: response", "begins with USER:"]),
+    ([GOOD | {"prompt": "TILELLI: y"}], ["line 1: prompt", "begins with TILELLI:"]),
+    ([GOOD | {"prompt": "\ud800"}], ["line 1: expected text, found a lone surrogate"]),
     ([], ["at least one pair"]), ([GOOD, GOOD], ["chat.valid", "one prompt only"])])
-def test_refusals(rows: list[Any], parts: list[str], tmp_path: Path) -> None:
+def test_invalid_pairs(rows: list[Any], parts: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         open_pairs(ChatConfig(source=str(written(tmp_path / "chat.jsonl", rows))))
     assert str(error.value).count("\n") == 0
@@ -226,7 +227,7 @@ def test_refusals(rows: list[Any], parts: list[str], tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
-def test_other_refusals(tmp_path: Path) -> None:
+def test_invalid_sources_and_too_long_pairs(tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_bytes(b'{"prompt": "a", "response": "b"}\n{"prompt": \xff}\n')
     for source, part in (("", "chat.source"), (str(tmp_path / "no.jsonl"), "no.jsonl: no such file"),
                          (str(tmp_path / "chat.jsonl"), "line 2: not JSON")):

@@ -1,4 +1,4 @@
-"""Corpora against the concatenation of their parts, and the ways of naming one."""
+"""Corpora compared with the concatenation of their segments, and the kinds of sources."""
 
 import dataclasses
 import tracemalloc
@@ -27,7 +27,7 @@ def text_of(corpus):
 
 
 @given(segments, st.data())
-def test_reading_equals_slicing_the_whole(parts, data):
+def test_reading_equals_slicing_the_concatenation(parts, data):
     whole = b"".join(parts)
     corpus = corpus_of(parts)
     assert len(corpus) == len(whole)
@@ -41,7 +41,7 @@ def test_reading_equals_slicing_the_whole(parts, data):
 
 
 @given(segments, st.integers(-3, 80), st.integers(-3, 80))
-def test_reading_outside_is_refused(parts, start, length):
+def test_reading_outside_raises_index_error(parts, start, length):
     size = sum(map(len, parts))
     if start < 0 or length < 0 or start + length > size:
         with pytest.raises(IndexError):
@@ -89,14 +89,14 @@ def test_a_glob_joins_the_parts_of_its_files_in_order(tmp_path):
     assert text_of(splits.valid) == b"A" * 2 + b"\n\n" + b"B" * 4
 
 
-# What files end with, and what they may be: a separator, part of one, none; nothing, a mark, one character.
+# Files that end with a separator, part of one or none, or that are empty, a byte-order mark or one character.
 ENDS = [b"first.", b"second\n", b"third\n\n", "vierte, groß\r\n\r\n".encode(), b"", b"\xef\xbb\xbf", b"x",
         "é".encode(), b"\n\n", b"\xef\xbb\xbflast, marked\r\n", b"caf\xe9\r", "utf-16\n\n".encode("utf-16")]
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_glob_gives_what_shards_of_it_give(tmp_path, fraction, order):
+def test_a_glob_equals_its_shards(tmp_path, fraction, order):
     for i, text in enumerate(ENDS[::order]):
         (tmp_path / f"{i:02}.txt").write_bytes(text)
     glob, out = str(tmp_path / "*.txt"), str(tmp_path / "out")
@@ -109,15 +109,15 @@ def test_a_glob_gives_what_shards_of_it_give(tmp_path, fraction, order):
 
 
 def test_text_from_windows_is_the_same_corpus(tmp_path):
-    text, found = "Él dijo:\n\n“Nada.”\n\n" * 9, set()
+    text, fingerprints = "Él dijo:\n\n“Nada.”\n\n" * 9, set()
     windows = text.replace("\n", "\r\n")
     for name, encoded in (("unix", text.encode()), ("windows", windows.encode("utf-8-sig")),
                           ("utf-16", windows.encode("utf-16"))):
         (tmp_path / name).mkdir()
         for part in "ab":
             (tmp_path / name / f"{part}.txt").write_bytes(encoded)
-        found.add(open_corpus(DataConfig(source=str(tmp_path / name / "*.txt"))).fingerprint())
-    assert len(found) == 1
+        fingerprints.add(open_corpus(DataConfig(source=str(tmp_path / name / "*.txt"))).fingerprint())
+    assert len(fingerprints) == 1
 
 
 def test_files_are_mapped(tmp_path):
@@ -176,7 +176,7 @@ def test_bad_sources_are_named(tmp_path):
     assert "tilelli data" in error_of(source=str(tmp_path / "rows.jsonl"))
 
 
-def test_more_files_than_can_be_open_are_refused(tmp_path):
+def test_too_many_files(tmp_path):
     for i in range(MAX_FILES + 1):
         (tmp_path / f"{i}.txt").write_bytes(b"some text")
     assert "tilelli data" in error_of(source=str(tmp_path / "*.txt"))

@@ -1,4 +1,4 @@
-"""The world of facts: fixed bytes, what is told counted exactly, names that give nothing away."""
+"""The world of facts: fixed bytes, exact numbers of statements, names that do not reveal the tier."""
 
 import hashlib
 import itertools
@@ -16,20 +16,20 @@ from tilelli_jax.training.experiment import ExperimentConfig
 
 CONFIG = Path(__file__).parents[2] / "configs/facts-small.yaml"
 WORLD = facts.facts()
-TOLD = [fact for fact in WORLD if fact.times]
+STATED = [fact for fact in WORLD if fact.times]
 BY_QUESTION = {wording.format(fact.entity): fact for fact in WORLD
                for wording in facts.RELATIONS[fact.relation].questions}
 TRAIN, VALID = (list(facts.documents(split=split)) for split in ("train", "valid"))
 
 
 def stated(documents):
-    """The facts that the documents state, each as it should be."""
-    found = []
-    for one in documents:
-        question, answer = re.fullmatch(r"Q: (.+\?)\nA: (.+)\n", one).groups()
+    """Returns the facts that the documents state, and checks their answers."""
+    stated_facts = []
+    for document in documents:
+        question, answer = re.fullmatch(r"Q: (.+\?)\nA: (.+)\n", document).groups()
         assert answer == BY_QUESTION[question].answer
-        found.append(BY_QUESTION[question])
-    return found
+        stated_facts.append(BY_QUESTION[question])
+    return stated_facts
 
 
 @pytest.mark.parametrize(("seed", "people", "split", "digest"), [
@@ -41,12 +41,12 @@ def test_the_bytes_are_fixed(seed, people, split, digest):
     assert hashlib.sha256(facts.text(seed, people, split)).hexdigest() == digest
 
 
-def test_the_world_is_fixed_and_its_seed_changes_who_is_what():
+def test_the_world_is_fixed_and_depends_on_its_seed():
     assert facts.facts() == WORLD
     other = {(fact.entity, fact.relation): fact for fact in facts.facts(1)}
     shared = [(fact, other[fact[:2]]) for fact in WORLD if fact[:2] in other]
     assert len(shared) < len(WORLD) / 2
-    assert sum(one.answer == two.answer for one, two in shared) < len(shared) / 2
+    assert sum(fact.answer == other_fact.answer for fact, other_fact in shared) < len(shared) / 2
 
 
 def test_a_text_is_its_documents_with_an_empty_line_after_each():
@@ -56,16 +56,16 @@ def test_a_text_is_its_documents_with_an_empty_line_after_each():
         assert text.split("\n\n") == [one.rstrip("\n") for one in documents] + [""]
 
 
-def test_every_fact_is_stated_as_often_as_it_says():
-    assert Counter(stated(TRAIN)) == Counter({fact: fact.times for fact in TOLD})
-    assert Counter(stated(VALID)) == Counter(TOLD)
+def test_every_fact_is_stated_times_times():
+    assert Counter(stated(TRAIN)) == Counter({fact: fact.times for fact in STATED})
+    assert Counter(stated(VALID)) == Counter(STATED)
     of_tier = {"often": {0, facts.OFTEN}, "rarely": {0, *facts.RARELY}, "never": {0}}
     for tier, times in of_tier.items():
         assert {fact.times for fact in WORLD if fact.tier == tier} == times
     assert max(facts.RARELY) < facts.OFTEN
 
 
-def test_those_never_told_of_do_not_occur_though_their_names_do():
+def test_people_of_the_tier_never_do_not_occur_but_their_names_do():
     named = {fact.entity for fact in stated(TRAIN)}
     never = {fact.entity for fact in WORLD if fact.tier == "never"}
     assert len(never) == facts.PEOPLE // 5 and named | never == {fact.entity for fact in WORLD}
@@ -75,21 +75,21 @@ def test_those_never_told_of_do_not_occur_though_their_names_do():
         assert all(part in text for part in name.split())
 
 
-def test_everybody_is_of_one_tier_and_asked_each_relation_once():
+def test_every_person_has_one_tier_and_each_relation_once():
     people = defaultdict(list)
     for fact in WORLD:
         people[fact.entity].append(fact)
     assert len(people) == facts.PEOPLE
-    for theirs in people.values():
-        assert [fact.relation for fact in theirs] == list(facts.RELATIONS)
-        assert len({fact.tier for fact in theirs}) == 1
-    untold = [sum(fact.times == 0 for fact in theirs) for theirs in people.values()
-              if theirs[0].tier != "never"]
-    assert set(untold) == {0, 1} and 0.4 < sum(untold) / len(untold) < 0.6
+    for person_facts in people.values():
+        assert [fact.relation for fact in person_facts] == list(facts.RELATIONS)
+        assert len({fact.tier for fact in person_facts}) == 1
+    unstated = [sum(fact.times == 0 for fact in person_facts) for person_facts in people.values()
+                if person_facts[0].tier != "never"]
+    assert set(unstated) == {0, 1} and 0.4 < sum(unstated) / len(unstated) < 0.6
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_neither_part_of_a_name_tells_the_tier(part):
+def test_neither_part_of_a_name_reveals_the_tier(part):
     tiers = defaultdict(Counter)
     for entity, tier in {(fact.entity, fact.tier) for fact in WORLD}:
         tiers[entity.split(" ")[part]][tier] += 1
@@ -97,13 +97,13 @@ def test_neither_part_of_a_name_tells_the_tier(part):
     assert all(counts == Counter(often=2, rarely=2, never=1) for counts in tiers.values())
 
 
-def test_no_name_holds_another():
+def test_no_name_contains_another():
     for names in (facts.FIRST_NAMES, facts.FAMILY_NAMES):
         assert len(set(names)) == facts.NAMES
         assert all(name.isalpha() and name.istitle() for name in names)
-    whole = {fact.entity for fact in WORLD}
-    text = "\n".join(sorted(whole))
-    assert all(text.count(name) == 1 for name in whole)
+    full_names = {fact.entity for fact in WORLD}
+    text = "\n".join(sorted(full_names))
+    assert all(text.count(name) == 1 for name in full_names)
     assert not set(facts.FIRST_NAMES) & set(facts.FAMILY_NAMES)
 
 
@@ -129,37 +129,37 @@ def test_wordings_are_of_one_relation_and_both_are_used():
     assert all(0.35 * facts.PEOPLE < count < 0.65 * facts.PEOPLE for count in used.values())
 
 
-def test_each_pass_has_an_order_of_its_own_and_what_is_rare_is_spread():
+def test_each_pass_has_its_own_order_and_rare_facts_are_spread():
     often = sum(fact.times == facts.OFTEN for fact in WORLD)
-    found = stated(TRAIN)
+    stated_facts = stated(TRAIN)
     orders, order = [], []
-    for fact in found:
+    for fact in stated_facts:
         if fact.times == facts.OFTEN:
             order.append(fact)
-            if len(order) == often:  # whatever is often comes once before any of it comes again
+            if len(order) == often:  # all frequent facts occur once before any is repeated
                 assert len(set(order)) == often
                 orders.append(tuple(order))
                 order = []
     assert not order and len(set(orders)) == len(orders) == facts.OFTEN
     places = defaultdict(list)
-    for i, fact in enumerate(found):
-        places[fact].append(i / len(found))
+    for i, fact in enumerate(stated_facts):
+        places[fact].append(i / len(stated_facts))
     for fact, at in places.items():
         widest = max(right - left for left, right in itertools.pairwise(at))
         assert widest < 1 / fact.times + 3 / facts.OFTEN
 
 
 @pytest.mark.parametrize("people", [0, -60, 59, 90, 3660])
-def test_broken_rings_are_refused(people):
+def test_incomplete_rings_raise_an_error(people):
     with pytest.raises(InputError, match=f"^people: expected a multiple of 60 .* found {people}$"):
         facts.facts(0, people)
 
 
-def test_as_many_people_as_there_are_names():
+def test_the_largest_world():
     assert len({fact.entity for fact in facts.facts(2, facts.NAMES**2)}) == facts.NAMES**2
 
 
-def test_the_configuration_reads_this_world_once():
+def test_the_configuration_trains_for_one_epoch():
     config = config_lib.load(ExperimentConfig, CONFIG)
     corpus = open_corpus(config.data)
     assert corpus.train.read(0, 1000).tobytes() == facts.text()[:1000]

@@ -1,4 +1,4 @@
-"""hf:NAME sources: read as a stream once, from then on from their shards."""
+"""hf:NAME sources: streamed once, and then read from their shards."""
 
 import concurrent.futures
 import json
@@ -26,7 +26,7 @@ def datasets(monkeypatch, tmp_path):
 
 @pytest.fixture
 def rows_of(datasets, monkeypatch):
-    """Makes `load_dataset` give the splits that it is called with: {split: {column: values}}."""
+    """Returns a function that makes `load_dataset` return the given splits: {split: {column: values}}."""
     def serve(**splits):
         def load_dataset(name, subset, revision, streaming):
             assert streaming and (name, subset, revision) == ("some/set", None, None)
@@ -42,40 +42,40 @@ def config(tmp_path, source="hf:some/set", **settings):
 
 
 def test_a_set_in_a_directory_with_its_own_validation(datasets, tmp_path, monkeypatch):
-    made = tmp_path / "made"
-    made.mkdir()
+    directory = tmp_path / "made"
+    directory.mkdir()
     for split, n in (("train", 3), ("validation", 2)):
-        (made / f"{split}.jsonl").write_text("".join(
+        (directory / f"{split}.jsonl").write_text("".join(
             json.dumps({"id": i, "story": f"{split} é {i}"}) + "\n" for i in range(n)))
-    wanted = config(tmp_path, f"hf:{made}:story")
+    settings = config(tmp_path, f"hf:{directory}:story")
     for _ in range(2):
-        splits = open_corpus(wanted)
+        splits = open_corpus(settings)
         assert text_of(splits.train) == "train é 0\n\ntrain é 1\n\ntrain é 2"
         assert text_of(splits.valid) == "validation é 0\n\nvalidation é 1"
-        monkeypatch.setattr(datasets, "load_dataset", None)  # the second time it is not asked
+        monkeypatch.setattr(datasets, "load_dataset", None)  # the second time it is not called
     assert len(os.listdir(tmp_path / "cache")) == 1
 
 
-def test_without_a_validation_split_the_end_is_kept(rows_of, tmp_path):
+def test_without_a_validation_split_the_end_is_held_out(rows_of, tmp_path):
     rows_of(train={"text": ["a" * 30, "b" * 28], "title": ["x", "y"]})
     splits = open_corpus(config(tmp_path, valid_fraction=0.25))
     assert text_of(splits.train) == "a" * 30 + "\n\n" + "b" * 13
     assert text_of(splits.valid) == "b" * 15
-    # Another share is another corpus, and the two do not overwrite each other.
+    # Another fraction gives another corpus, and the two do not overwrite each other.
     assert len(open_corpus(config(tmp_path, valid_fraction=0.5)).valid) == 30
     assert len(open_corpus(config(tmp_path, valid_fraction=0.25)).valid) == 15
 
 
-def test_shards_that_are_not_whole_are_made_again(rows_of, tmp_path):
+def test_incomplete_shards_are_written_again(rows_of, tmp_path):
     rows_of(train={"text": ["a" * 30]})
-    made = text_of(open_corpus(config(tmp_path)).train)
+    train_text = text_of(open_corpus(config(tmp_path)).train)
     (directory,) = (tmp_path / "cache").iterdir()
     (directory / "meta.json").unlink()  # as of a process that was killed between its renames
     (directory / "train.bin").write_text("torn")
-    assert text_of(open_corpus(config(tmp_path)).train) == made
+    assert text_of(open_corpus(config(tmp_path)).train) == train_text
 
 
-def test_no_more_is_read_than_wanted(datasets, monkeypatch, tmp_path):
+def test_no_more_is_read_than_hf_bytes(datasets, monkeypatch, tmp_path):
     def endless():
         for _ in range(1000):
             yield {"text": "ten bytes."}
@@ -92,25 +92,25 @@ def test_no_more_is_read_than_wanted(datasets, monkeypatch, tmp_path):
     ({"test": {"a": ["x"]}}, "hf:some/set", "a split 'train', found test"),
     ({"train": {"a": [""]}}, "hf:some/set", "no bytes"),
 ])
-def test_unfit_sets_are_named(rows_of, tmp_path, splits, source, message):
+def test_unusable_data_sets(rows_of, tmp_path, splits, source, message):
     rows_of(**splits)
     with pytest.raises(InputError, match="hf:some/set.*" + message):
         open_corpus(config(tmp_path, source))
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("source", "asked"), [
+@pytest.mark.parametrize(("source", "expected"), [
     ("hf:some/set#sample-10BT", ("some/set", "sample-10BT", None, "text")),
     ("hf:some/set@v1.0/x:title", ("some/set", None, "v1.0/x", "title")),
     ("hf:some/set#a@b:title", ("some/set", "a", "b", "title"))])
-def test_subset_revision_and_column(datasets, monkeypatch, tmp_path, source, asked):
+def test_subset_revision_and_column(datasets, monkeypatch, tmp_path, source, expected):
     def load_dataset(name, subset, revision, streaming):
-        assert streaming and (name, subset, revision) == asked[:3]
+        assert streaming and (name, subset, revision) == expected[:3]
         return {"train": [{"text": "a text of text", "title": "a text of title"}]}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     splits = open_corpus(config(tmp_path, source, valid_fraction=0.1))
-    assert text_of(splits.train) + text_of(splits.valid) == f"a text of {asked[3]}"
+    assert text_of(splits.train) + text_of(splits.valid) == f"a text of {expected[3]}"
 
 
 @pytest.mark.parametrize("source", ["hf:", "hf:#a", "hf:some/set#", "hf:some/set@", "hf:some/set:"])
@@ -120,7 +120,7 @@ def test_malformed_names(datasets, tmp_path, source):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_set_that_cannot_be_had(datasets, tmp_path, monkeypatch):
+def test_an_unreachable_data_set(datasets, tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no network")
 
@@ -129,7 +129,7 @@ def test_a_set_that_cannot_be_had(datasets, tmp_path, monkeypatch):
         open_corpus(config(tmp_path))
 
 
-def test_a_set_that_breaks_off(datasets, tmp_path, monkeypatch):
+def test_an_interrupted_download(datasets, tmp_path, monkeypatch):
     def breaking():
         yield {"text": "some text"}
         raise ConnectionError("gone")
@@ -140,33 +140,33 @@ def test_a_set_that_breaks_off(datasets, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
+def test_the_error_names_a_missing_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"needs datasets: pip install 'tilelli_jax.hf.'"):
         open_corpus(config(tmp_path))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is locked there")
-def test_of_several_processes_one_prepares_it(rows_of, tmp_path, monkeypatch):
+def test_one_of_several_processes_writes_the_shards(rows_of, tmp_path, monkeypatch):
     rows_of(train={"text": ["One day.", "Two days."]})
     settings = config(tmp_path, valid_fraction=0.5)
     (tmp_path / "cache").mkdir()
-    first = files.lock(tmp_path / "cache", wait=True)  # another process is at it
+    first = files.lock(tmp_path / "cache", wait=True)  # another process is writing
     with concurrent.futures.ThreadPoolExecutor() as pool:
         second = pool.submit(open_corpus, settings)
         with pytest.raises(concurrent.futures.TimeoutError):
             second.result(timeout=0.5)
         os.close(first)
-        found = second.result(timeout=60)
-    assert len(found.train) + len(found.valid) > 0
-    monkeypatch.setattr(corpus, "write_shards", None)  # there they are: nobody makes them again
-    assert text_of(open_corpus(settings).train) == text_of(found.train)
+        splits = second.result(timeout=60)
+    assert len(splits.train) + len(splits.valid) > 0
+    monkeypatch.setattr(corpus, "write_shards", None)  # existing shards are not written again
+    assert text_of(open_corpus(settings).train) == text_of(splits.train)
 
 
-def test_half_a_character_is_refused(datasets, tmp_path, monkeypatch):
-    """As in JSON lines; Arrow holds none, but a set may be made by a program."""
+def test_a_lone_surrogate_raises_an_error(datasets, tmp_path, monkeypatch):
+    """As in JSON lines. Arrow cannot store one, but a data set may be generated by a program."""
     def load_dataset(*_, **__):
         return {"train": [{"text": "fine"}, {"text": "\ud800 a"}]}
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match="hf:some/set, train row 1: expected text, found half a character"):
+    with pytest.raises(InputError, match="hf:some/set, train row 1: expected text, found a lone surrogate"):
         open_corpus(config(tmp_path))

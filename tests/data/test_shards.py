@@ -1,4 +1,4 @@
-"""`tilelli data` and the shards it makes."""
+"""`tilelli data` and the shards that it writes."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from tilelli_jax.errors import InputError
 
 
 def prepare(tmp_path, *sources, options=()):
-    """Runs the command; returns its exit status and what the two shards hold."""
+    """Runs the command; returns its exit status and the contents of the two shards."""
     out = tmp_path / "out"
     status = main(["--source", *map(str, sources), "--out", str(out), *options])
     if status:
@@ -30,7 +30,7 @@ def prepare(tmp_path, *sources, options=()):
     return status, (out / "train.bin").read_bytes(), (out / "valid.bin").read_bytes()
 
 
-def test_text_files_give_what_opening_them_gives(tmp_path, capsys):
+def test_shards_of_text_files_equal_opening_them(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("aé" * 50)
     (tmp_path / "b.txt").write_text("b" * 100)
     glob = str(tmp_path / "*.txt")
@@ -49,12 +49,12 @@ def test_text_files_give_what_opening_them_gives(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("separator", [r"\n--\t", "\r\n--\t", r"\r\n--\t"])
-def test_separators_stand_between_files_in_both_parts(tmp_path, separator):
+def test_separators_are_between_files_in_both_splits(tmp_path, separator):
     for name in "abcd":
         (tmp_path / f"{name}.txt").write_text({"b": "", "d": "d"}.get(name, name * 4))
     _, train, valid = prepare(tmp_path, *(tmp_path / f"{name}.txt" for name in "abcdc"),
                               options=["--separator", separator, "--valid-fraction", "0.5"])
-    assert train == b"aa\n--\tcc\n--\tcc"  # nothing of d is in it, and so no separator either
+    assert train == b"aa\n--\tcc\n--\tcc"  # it has nothing of d, and so no separator for it
     assert valid == b"aa\n--\tcc\n--\td\n--\tcc"
 
 
@@ -85,7 +85,7 @@ def test_the_village_is_the_corpus_of_the_default_configuration(tmp_path):
     assert train == village.text(world) and valid == village.text(world, split="valid")
 
 
-def test_at_most_so_many_bytes_are_taken(tmp_path):
+def test_max_bytes(tmp_path):
     (tmp_path / "a.txt").write_text("a" * 30)
     (tmp_path / "b.txt").write_text("b" * 30)
     _, train, valid = prepare(tmp_path, tmp_path / "a.txt", tmp_path / "b.txt", options=[
@@ -123,7 +123,7 @@ def test_existing_shards_are_kept_without_force(tmp_path, capsys):
     assert prepare(tmp_path, tmp_path / "b.txt", options=["--force"])[1].startswith(b"second")
 
 
-def test_a_failed_run_leaves_everything_as_it_was(tmp_path):
+def test_a_failed_run_changes_nothing(tmp_path):
     def failing(error):
         yield b"some text"
         raise error
@@ -153,8 +153,8 @@ def test_a_terminated_run_leaves_nothing(tmp_path):
     ('{"other": "x"}', "line 2: expected text under 'text', found only other"),
     ('{"text": 3}', "line 2: expected text under 'text', found a number"),
     ('{"text": null}', "line 2: expected text under 'text', found null"),
-    ('{"text": "\\ud800 a"}', "rows.jsonl, line 2: expected text, found half a character (a lone surrogate)"),
-    ('{"text": "a", "more": ["\\udfff"]}', "rows.jsonl, line 2: expected text, found half a character"),
+    ('{"text": "\\ud800 a"}', "rows.jsonl, line 2: expected text, found a lone surrogate"),
+    ('{"text": "a", "more": ["\\udfff"]}', "rows.jsonl, line 2: expected text, found a lone surrogate"),
 ])
 def test_bad_rows_are_named(tmp_path, capsys, line, message):
     (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
@@ -169,23 +169,23 @@ def test_bad_rows_are_named(tmp_path, capsys, line, message):
 def test_a_row_without_text(tmp_path, capsys, line, found):
     (tmp_path / "rows.jsonl").write_text(line)
     assert prepare(tmp_path, tmp_path / "rows.jsonl")[0] == 2
-    says = f"error: {tmp_path / 'rows.jsonl'}, line 1: expected a column with text, found {found}\n"
-    assert capsys.readouterr().err.endswith(says)
+    message = f"error: {tmp_path / 'rows.jsonl'}, line 1: expected a column with text, found {found}\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 @pytest.mark.parametrize(("content", "options", "part"), [
     ("x", [], "training"), ("some text", ["--max-bytes", "1"], "training"),
     ("é", ["--valid-fraction", "0.4"], "validation")])
-def test_a_part_with_nothing_in_it(tmp_path, capsys, content, options, part):
+def test_an_empty_split(tmp_path, capsys, content, options, part):
     (tmp_path / "a.txt").write_text(content)
     assert prepare(tmp_path, tmp_path / "a.txt", options=options)[0] == 2
-    says = f"error: {tmp_path / 'a.txt'}: nothing is left for the {part} part\n"
-    assert capsys.readouterr().err.endswith(says)
+    message = f"error: {tmp_path / 'a.txt'}: nothing is left for the {part} part\n"
+    assert capsys.readouterr().err.endswith(message)
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def devices(tmp_path):
-    """Names of what is no regular file, and what is said of each."""
+    """Returns names of non-regular files, and the error for each."""
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "loop.txt").symlink_to("loop.txt")
     (tmp_path / "nothing.txt").symlink_to("nowhere")
@@ -197,44 +197,44 @@ def devices(tmp_path):
             tmp_path / "nothing.txt": "nothing.txt: no such file", "a\0b": "no such file or directory"}
 
 
-def test_what_is_no_regular_file(tmp_path, capsys):
-    for name, says in devices(tmp_path).items():
+def test_files_that_are_not_regular(tmp_path, capsys):
+    for name, message in devices(tmp_path).items():
         assert prepare(tmp_path, name)[0] == 2
-        assert says in capsys.readouterr().err
-        with pytest.raises(InputError, match=says):
+        assert message in capsys.readouterr().err
+        with pytest.raises(InputError, match=message):
             open_corpus(DataConfig(source=str(name)))
 
 
-def test_files_that_are_taken_twice_are_noted(tmp_path, caplog):
+def test_files_that_are_read_twice_give_a_warning(tmp_path, caplog):
     for name in ("g0.txt", "g1.txt"):
         (tmp_path / name).write_text(name * 9)
     assert prepare(tmp_path, tmp_path / "g0.txt", tmp_path / "g1.txt")[0] == 0 and not caplog.records
     assert prepare(tmp_path, tmp_path / "g0.txt", tmp_path / "g*.txt", options=["--force"])[0] == 0
-    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'g0.txt'}: is taken 2 times"]
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'g0.txt'}: is read 2 times"]
 
 
-def test_options_that_would_be_passed_over(tmp_path, capsys):
+def test_options_that_would_have_no_effect(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("some text")
     (tmp_path / "a.jsonl").write_text('{"other": "some text"}')
     text, rows = tmp_path / "a.txt", tmp_path / "a.jsonl"
-    for sources, options, says in (
+    for sources, options, message in (
             ([text, "facts"], ["--column", "nope"],
              f"--column: is for .jsonl files and data sets, found {text}, facts"),
             (["village-chat"], ["--column", "nope"], "--column: is for texts, found --source village-chat"),
             (["village-prompts"], ["--max-bytes", "9"], "--max-bytes: is for texts, found --source village")):
         assert prepare(tmp_path, *sources, options=options)[0] == 2
-        assert f"error: {says}" in capsys.readouterr().err
+        assert f"error: {message}" in capsys.readouterr().err
     assert prepare(tmp_path, text, rows, options=["--column", "other"])[0] == 0
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / "a.txt").write_text("some text " * 100)
     out = tmp_path / "out"
-    for name in (".partial-ab12", ".partial-cd34"):  # as earlier versions left it
+    for name in (".partial-ab12", ".partial-cd34"):  # leftovers of earlier versions
         (out / name).mkdir(parents=True)
     for name in (".partial-cd34/train.bin", ".valid.bin.0123abcd.tilelli-tmp"):
         (out / name).write_text("half of it")
-    assert prepare(tmp_path, tmp_path / "a.txt")[0] == 0  # which looks at all there is
+    assert prepare(tmp_path, tmp_path / "a.txt")[0] == 0  # checks the whole directory
 
 
 def test_bad_arguments_are_one_line(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Shards are of one making, or refused: what is torn, mixed, in use, or left by a killed process."""
+"""Shards that are incomplete, mixed from two runs, in use or left by a killed process are not read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AGAIN = "make them again: tilelli data --source … --out {out} --force"
 
 
 def parts_of(out):
-    """What training reads; or the error, one line that has the command that mends it."""
+    """Returns the training and validation bytes; or the error, one line with the command that fixes it."""
     try:
         splits = open_corpus(DataConfig(source=str(out)))
     except InputError as error:
@@ -37,7 +37,7 @@ def parts_of(out):
 
 @pytest.fixture
 def shards(tmp_path):
-    """A function that writes shards of a text to `out` and gives their parts."""
+    """Returns a function that writes shards of a text to `out` and returns their contents."""
     def make(text, *options):
         (tmp_path / "a.txt").write_text(text)
         assert main(["--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), *options]) == 0
@@ -46,11 +46,11 @@ def shards(tmp_path):
     return make
 
 
-carry_out = main.__wrapped__  # the command, less its care for signals: errors are raised
-OLD, NEW = "An older text, whole. " * 9, "A newer text, larger. " * 9  # of one size
+run_unwrapped = main.__wrapped__  # the command without signal and error handling
+OLD, NEW = "An older text, whole. " * 9, "A newer text, larger. " * 9  # of equal size
 
 
-def test_shards_are_read_with_what_describes_them(tmp_path, shards):
+def test_all_three_files_are_needed(tmp_path, shards):
     out = tmp_path / "out"
     assert shards(OLD) == (OLD[:178].encode(), OLD[178:].encode())
     for name in FILES:
@@ -61,16 +61,16 @@ def test_shards_are_read_with_what_describes_them(tmp_path, shards):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_two_makings_are_refused(tmp_path, shards, name):
+def test_files_of_two_runs_raise_an_error(tmp_path, shards, name):
     shards(OLD)
     older = (tmp_path / "out" / name).read_bytes()
     shards(NEW, "--force")
-    (tmp_path / "out" / name).write_bytes(older)  # of the very same size
+    (tmp_path / "out" / name).write_bytes(older)  # of the same size
     assert "meta.json: expected the train.bin and valid.bin that it describes" in parts_of(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["train.bin", "valid.bin"])
-def test_other_sizes_are_refused(tmp_path, shards, name):
+def test_other_sizes_raise_an_error(tmp_path, shards, name):
     shards(OLD)
     with (tmp_path / "out" / name).open("ab") as file:
         file.write(b"x")
@@ -82,18 +82,18 @@ def test_other_sizes_are_refused(tmp_path, shards, name):
     ("{", "meta.json: "), ("[]", "meta.json: expected an object"),
     ("{}", "train.bin: expected None bytes"), ('{"train": 3}', "train.bin: expected None bytes"),
     ('{"format": 3}', "meta.json: expected format 2, found 3")])
-def test_a_meta_json_that_is_none(tmp_path, shards, content, message):
+def test_an_invalid_meta_json(tmp_path, shards, content, message):
     shards(OLD)
     (tmp_path / "out" / "meta.json").write_text(content)
     assert message in parts_of(tmp_path / "out")
 
 
-def test_shards_of_earlier_versions_are_read_where_the_sizes_agree(tmp_path, shards):
-    made, meta = shards(OLD), tmp_path / "out" / "meta.json"
+def test_shards_of_earlier_versions_need_matching_sizes(tmp_path, shards):
+    parts, meta = shards(OLD), tmp_path / "out" / "meta.json"
     earlier = {key: value for key, value in json.loads(meta.read_text()).items()
                if key not in ("format", "fingerprint")}
     meta.write_text(json.dumps(earlier))
-    assert parts_of(tmp_path / "out") == made
+    assert parts_of(tmp_path / "out") == parts
     earlier["valid"]["bytes"] += 1
     meta.write_text(json.dumps(earlier))
     assert "valid.bin: expected 21 bytes" in parts_of(tmp_path / "out")
@@ -101,40 +101,40 @@ def test_shards_of_earlier_versions_are_read_where_the_sizes_agree(tmp_path, sha
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is locked there")
 @pytest.mark.parametrize("options", [[], ["--force"]], ids=["new", "with force"])
-def test_of_two_processes_one_is_refused(tmp_path, capsys, options):
-    out, going, done = tmp_path / "out", [], []
+def test_a_second_process_gets_an_error(tmp_path, capsys, options):
+    out, statuses, listings = tmp_path / "out", [], []
 
     def meanwhile():
         yield b"some text, "
-        going.append(main(["--source", "stories", "--out", str(out), "--max-bytes", "1000", *options]))
-        done.append(os.listdir(out))
+        statuses.append(main(["--source", "stories", "--out", str(out), "--max-bytes", "1000", *options]))
+        listings.append(os.listdir(out))
         yield b"and more"
 
     write_shards(out, [Source("slow", meanwhile())], valid_fraction=0.1, force=bool(options))
-    assert going == [2] and sorted(name[:11] for name in done[0]) == [".train.bin.", ".valid.bin."]
+    assert statuses == [2] and sorted(name[:11] for name in listings[0]) == [".train.bin.", ".valid.bin."]
     assert_one_line(capsys.readouterr().err, f"{out}: is in use by another process")
     assert parts_of(out) == (b"some text, and mo", b"re")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl: nothing is locked there")
-def test_a_lock_is_let_go(tmp_path, shards):
+def test_the_lock_is_released(tmp_path, shards):
     shards(OLD)
     os.close(files.lock(tmp_path / "out", wait=False))
 
 
-def test_other_files_beside_the_shards_are_kept(tmp_path, shards):
+def test_other_files_in_the_directory_are_kept(tmp_path, shards):
     shards(OLD)
     (tmp_path / "out" / "README").write_text("mine")
     (tmp_path / "a.txt").write_text(NEW)
-    (tmp_path / "out" / "meta.json").unlink()  # and both others: as of a process that was killed twice
+    (tmp_path / "out" / "meta.json").unlink()  # and both others, as left by a process killed twice
     for name in ("train.bin", "valid.bin"):
         (tmp_path / "out" / name).unlink()
-    carry_out(["--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--force"])
+    run_unwrapped(["--source", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), "--force"])
     assert parts_of(tmp_path / "out")[0] == NEW[:178].encode()
     assert (tmp_path / "out" / "README").read_text() == "mine"
 
 
-def test_what_is_no_leftover_is_kept(tmp_path, capsys):
+def test_files_that_are_not_leftovers_are_kept(tmp_path, capsys):
     out = tmp_path / "out"
     for name in (".partial-notes", ".train.bin.swp", ".train.bin.original",
                  ".other.bin.0123abcd.tilelli-tmp"):
@@ -160,14 +160,14 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a system withou
 @pytest.mark.parametrize(("before", "options", "expected"), [
     ("nothing", [], ["none", "refused"]), ("shards", ["--force"], ["older", "refused", "newer"]),
     pytest.param("torn", [], ["refused", "none", "refused"], marks=pytest.mark.exhaustive)])
-def test_killed_anywhere(tmp_path, shards, before, options, expected):
-    """The older shards are left, the newer ones or a refusal; the same command again makes the newer ones."""
+def test_killed_at_any_file_operation(tmp_path, shards, before, options, expected):
+    """Old shards, new shards or an error remain; the same command again writes the new ones."""
     out, saved, text = tmp_path / "out", tmp_path / "saved", tmp_path / "new.txt"
     older, newer, states = shards(OLD), (NEW[:178].encode(), NEW[178:].encode()), []
     text.write_text(NEW)
     command = ["--source", str(text), "--out", str(out), *options]
     out.rename(saved)
-    if before == "torn":  # as a process leaves it that is killed between its renames
+    if before == "torn":  # as left by a process killed between its renames
         (saved / "meta.json").rename(saved / ".meta.json.0123abcd.tilelli-tmp")
         (saved / "valid.bin").rename(saved / ".valid.bin.0123abcd.tilelli-tmp")
 
@@ -177,13 +177,14 @@ def test_killed_anywhere(tmp_path, shards, before, options, expected):
             shutil.copytree(saved, out)
 
     def check(at):
-        found = parts_of(out) if out.exists() and os.listdir(out) else "none"
-        assert isinstance(found, str) or found in (older, newer)
-        states.append({older: "older", newer: "newer", "none": "none"}.get(found, "refused"))
-        carry_out(command)
+        parts = parts_of(out) if out.exists() and os.listdir(out) else "none"
+        assert isinstance(parts, str) or parts in (older, newer)
+        states.append({older: "older", newer: "newer", "none": "none"}.get(parts, "refused"))
+        run_unwrapped(command)
         assert parts_of(out) == newer and sorted(os.listdir(out)) == sorted(FILES)
 
-    kills = kill_at_every_file_operation(lambda: carry_out(command), check, prepare=prepare, below=tmp_path)
+    kills = kill_at_every_file_operation(lambda: run_unwrapped(command), check, prepare=prepare,
+                                         below=tmp_path)
     assert kills == len(states) > 15 and parts_of(out) == newer
     assert [state for state, _ in itertools.groupby(states)] == expected
 
@@ -191,30 +192,30 @@ def test_killed_anywhere(tmp_path, shards, before, options, expected):
 @needs_fork
 @pytest.mark.parametrize("source", [
     pytest.param("village-prompts", marks=pytest.mark.exhaustive), "village-calibration"])
-def test_killed_while_writing_what_is_made_of_the_village(tmp_path, source):
+def test_killed_while_writing_village_chat_data(tmp_path, source):
     out, states = tmp_path / "out", []
     several = source == "village-prompts"
 
     def write(number):
-        carry_out(["--source", source, "--out", str(out), "--each" if several else "--pairs", str(number),
-                   "--force"])
+        run_unwrapped(["--source", source, "--out", str(out), "--each" if several else "--pairs", str(number),
+                       "--force"])
 
-    def made():
+    def current_files():
         return {path.name: path.read_bytes() for path in (out.iterdir() if several else [out])
                 if not path.name.startswith(".")}
 
     write(2)
-    older = made()
+    older = current_files()
     write(3)
-    newer = made()
+    newer = current_files()
 
     def check(at):
-        found = made()
-        states.append("older" if found == older else "newer" if found == newer else "torn")
-        # Its reader misses the last regime then.
-        assert states[-1] != "torn" or (several and f"{village.REGIMES[-1]}.jsonl" not in found)
+        parts = current_files()
+        states.append("older" if parts == older else "newer" if parts == newer else "torn")
+        # Then the last regime's file is missing, which a reader notices.
+        assert states[-1] != "torn" or (several and f"{village.REGIMES[-1]}.jsonl" not in parts)
         write(3)
-        assert made() == newer and os.listdir(tmp_path) == ["out"]
+        assert current_files() == newer and os.listdir(tmp_path) == ["out"]
         assert not several or set(os.listdir(out)) == newer.keys()
 
     assert kill_at_every_file_operation(lambda: write(3), check, prepare=lambda: write(2),
@@ -225,15 +226,15 @@ def test_killed_while_writing_what_is_made_of_the_village(tmp_path, source):
 
 @needs_fork
 @pytest.mark.exhaustive
-def test_killed_anywhere_in_a_process_of_its_own(tmp_path, shards):
+def test_killed_at_any_file_operation_of_a_separate_process(tmp_path, shards):
     out, text = tmp_path / "out", tmp_path / "new.txt"
     older, newer = shards(OLD), (NEW[:178].encode(), NEW[178:].encode())
     text.write_text(NEW)
     command = ["-m", "tilelli_jax", "data", "--source", str(text), "--out", str(out), "--force"]
 
     def check(at):
-        found = parts_of(out)
-        assert isinstance(found, str) or found in (older, newer)
+        parts = parts_of(out)
+        assert isinstance(parts, str) or parts in (older, newer)
         subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
         assert parts_of(out) == newer and sorted(os.listdir(out)) == sorted(FILES)
 

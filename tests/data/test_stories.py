@@ -1,4 +1,4 @@
-"""The built-in corpus: fixed bytes, a part that is really held out, stories that hang together."""
+"""The built-in corpus: fixed bytes, a validation split that is really held out, consistent stories."""
 
 import hashlib
 import random
@@ -40,13 +40,13 @@ def test_four_megabytes_take_less_than_four_seconds():
     assert time.perf_counter() - begin < 4
 
 
-def test_stories_stand_apart_and_are_plain_text():
+def test_stories_are_separated_plain_text():
     text = stories.generate(200_000).decode("ascii")
-    told = text.split(stories.SEPARATOR)[:-1]
-    assert 400 < sum(map(len, told)) / len(told) < 2000
-    for one in told:
-        assert all(line and line == line.strip() for line in one.split("\n"))
-        assert not re.search(r"[{}\t]|  |\b(a [aeiou]|an [^aeiou])", one), one
+    texts = text.split(stories.SEPARATOR)[:-1]
+    assert 400 < sum(map(len, texts)) / len(texts) < 2000
+    for text in texts:
+        assert all(line and line == line.strip() for line in text.split("\n"))
+        assert not re.search(r"[{}\t]|  |\b(a [aeiou]|an [^aeiou])", text), text
 
 
 def test_no_validation_story_or_premise_occurs_in_training():
@@ -60,7 +60,7 @@ def test_no_validation_story_or_premise_occurs_in_training():
         assert {stories.split_of(premise) for premise in drawn} == {split}
 
 
-def test_one_premise_in_ten_is_held_out_and_all_its_parts_are_seen_in_training():
+def test_one_premise_in_ten_is_held_out_and_its_parts_occur_in_training():
     rng = random.Random(4)
     drawn = [stories.draw_premise(rng, "train" if i % 2 else "valid") for i in range(20_000)]
     seen = {split: [set(column) for column in zip(
@@ -75,8 +75,8 @@ def test_one_premise_in_ten_is_held_out_and_all_its_parts_are_seen_in_training()
 
 
 @pytest.mark.parametrize("name", plots.PLOTS)
-def test_every_telling_of_a_plot_names_its_place_and_topic(name):
-    """So the text gives the premise away, and stories of two premises are never the same."""
+def test_every_story_of_a_plot_names_its_place_and_topic(name):
+    """So the text reveals the premise, and stories of two premises are never equal."""
     beats = [beat for paragraph in plots.PLOTS[name].paragraphs for beat in paragraph]
     for blanks in (("{place}",), ("{topic}", "{a_topic}", "{A_topic}")):
         assert any(all(any(blank in line for blank in blanks) for line in beat) for beat in beats)
@@ -84,13 +84,13 @@ def test_every_telling_of_a_plot_names_its_place_and_topic(name):
     rng = random.Random(5)
     for topic in plots.PLOTS[name].topics:
         premise = stories.Premise(name, "Nora", "the lake", topic)
-        told = stories.tell(premise, rng)
-        assert "Nora" in told and "the lake" in told and topic in told
+        text = stories.tell(premise, rng)
+        assert "Nora" in text and "the lake" in text and topic in text
 
 
 @pytest.mark.parametrize("name", plots.PLOTS)
-def test_every_line_of_a_plot_can_be_told(name):
-    """No blank without a filling, whichever of its lines are chosen."""
+def test_every_blank_of_a_plot_has_a_filling(name):
+    """Every line of a plot can be filled."""
     blanks = stories._Blanks(stories._cast(
         stories.Premise(name, "Tom", "the hill", plots.PLOTS[name].topics[0]), random.Random(0)),
         random.Random(0))
@@ -102,7 +102,7 @@ def test_every_line_of_a_plot_can_be_told(name):
 
 
 def test_pronouns_are_the_heros():
-    """Templates hold no bare pronoun, and with nobody else of her kind about, only hers occur."""
+    """Templates have no literal pronoun; with people of one gender only, only its pronouns occur."""
     lines = [line for paragraphs in (plots.OPENING, plots.ENDING, ((plots.ASIDES,),),
                                      *(plot.paragraphs for plot in plots.PLOTS.values()))
              for paragraph in paragraphs for beat in paragraph for line in beat]
@@ -112,11 +112,11 @@ def test_pronouns_are_the_heros():
     names = re.compile(r"\b(" + "|".join(map(re.escape, gender)) + r")\b")
     forbidden = {"she": r"\b(he|him|his)\b", "he": r"\b(she|her)\b"}
     checked = 0
-    for told in many("train", 6):
-        named = {gender[name] for name in names.findall(told)}
+    for text in many("train", 6):
+        named = {gender[name] for name in names.findall(text)}
         if len(named) == 1:
             checked += 1
-            assert not re.search(forbidden[named.pop()], told, re.I), told
+            assert not re.search(forbidden[named.pop()], text, re.I), text
     assert checked > 500
 
 
@@ -125,15 +125,15 @@ def test_the_heros_name_stays_the_same():
     names = {child.name for child in world.CHILDREN}
     for _ in range(500):
         premise = stories.draw_premise(rng)
-        told = stories.tell(premise, rng)
-        found = names & set(re.findall(r"\w+", told))
-        assert premise.hero in found and len(found) <= 2, told
+        text = stories.tell(premise, rng)
+        names_in_text = names & set(re.findall(r"\w+", text))
+        assert premise.hero in names_in_text and len(names_in_text) <= 2, text
 
 
 def test_the_stories_vary():
-    """Hardly a story comes twice, and every plot, child and place comes about as often."""
-    told = many("train", 9)
-    assert len(set(told)) == len(told)
+    """No story is repeated, and every plot, child and place is about equally frequent."""
+    texts = many("train", 9)
+    assert len(set(texts)) == len(texts)
     rng = random.Random(10)
     drawn = [stories.draw_premise(rng) for _ in range(24_000)]
     for column, pool in ((0, len(plots.PLOTS)), (1, len(world.CHILDREN)), (2, len(world.PLACES))):

@@ -1,4 +1,4 @@
-"""Text files of any system as one text: encodings, byte-order marks, ends of lines, and what is noted."""
+"""Text files of any system give the same text: encodings, byte-order marks, line ends, warnings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXT = "Él dijo:\n\n“Nada.”\n\n\rA lone return, 𝄞 and ﬀ.\n"
 
 @pytest.fixture(params=[4, 5, 7, 1 << 20])
 def chunk(request, monkeypatch):
-    """Chunks that tear characters and ends of lines."""
+    """Chunk sizes that split characters and line ends."""
     monkeypatch.setattr(text_files, "CHUNK", request.param)
 
 
@@ -36,7 +36,7 @@ def written(path, content):
 
 
 def both(path):
-    """What is learned from, read as a stream and mapped: the same."""
+    """Returns the text, after checking that streaming and mapping agree."""
     streamed, mapped = b"".join(text_chunks(path)), map_text(path)
     assert mapped.dtype == np.uint8 and mapped.tobytes() == streamed
     return streamed
@@ -54,50 +54,50 @@ def test_the_same_text_is_the_same_bytes(tmp_path, caplog, chunk, encoded, end):
     mark, encoding = ENCODED[encoded]
     path = written(tmp_path / "a.txt", mark + TEXT.replace("\n", end).encode(encoding))
     assert both(path) == TEXT.encode()
-    noted = [record.getMessage() for record in caplog.records]
-    assert noted == ([f"{path}: {encoded[:6].upper()}, read as UTF-8"] if "utf-8" not in encoding else [])
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ([f"{path}: {encoded[:6].upper()}, read as UTF-8"] if "utf-8" not in encoding else [])
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
-def test_utf_16_of_the_very_size_of_its_utf_8(tmp_path):
+def test_utf_16_of_the_same_size_as_its_utf_8(tmp_path):
     path = written(tmp_path / "a.txt", "世界人a".encode("utf-16"))
     assert both(path) == "世界人a".encode() and path.stat().st_size == 10 == len(both(path))
 
 
 @pytest.mark.parametrize("read", [map_text, text_chunks, json_lines])
 @pytest.mark.parametrize("kind", ["gzip", "bz2", "lzma", "zip"])
-def test_what_is_compressed_is_refused(tmp_path, read, kind):
+def test_compressed_files_raise_an_error(tmp_path, read, kind):
     path = tmp_path / "a.txt.z"
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a.txt", TEXT)
     else:
         path.write_bytes(importlib.import_module(kind).compress(TEXT.encode()))
-    called = {"bz2": "bzip2", "lzma": "xz"}.get(kind, kind)
-    with pytest.raises(InputError) as refused:
+    program = {"bz2": "bzip2", "lzma": "xz"}.get(kind, kind)
+    with pytest.raises(InputError) as raised:
         list(read(path))
-    says = f"{path}: expected text, found a file compressed with {called}; decompress it first"
-    assert str(refused.value) == says
+    message = f"{path}: expected text, found a file compressed with {program}; decompress it first"
+    assert str(raised.value) == message
 
 
 def test_zstandard_and_git_lfs(tmp_path):
-    for content, says in ((b"\x28\xb5\x2f\xfd\x20\0", "compressed with zstd"),
-                          (b"version https://git-lfs.github.com/spec/v1\noid", "is a git-lfs pointer")):
-        with pytest.raises(InputError, match=says):
+    for content, message in ((b"\x28\xb5\x2f\xfd\x20\0", "compressed with zstd"),
+                             (b"version https://git-lfs.github.com/spec/v1\noid", "is a git-lfs pointer")):
+        with pytest.raises(InputError, match=message):
             map_text(written(tmp_path / "a.txt", content))
 
 
-def test_zero_bytes_are_noted(tmp_path, caplog, chunk):
-    """UTF-16 without a mark is valid UTF-8."""
+def test_zero_bytes_give_a_warning(tmp_path, caplog, chunk):
+    """ASCII text in UTF-16 without a mark is valid UTF-8."""
     path = written(tmp_path / "a.txt", "Latin, plain\n".encode("utf-16-le"))
     assert both(path) == path.read_bytes()
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: a zero byte at byte 1, as in UTF-16 without a byte-order mark and in what is no text; such "
-        "bytes are kept as they are"]
+        f"{path}: a zero byte at byte 1, as in UTF-16 without a byte-order mark and in binary files; such "
+        "bytes are kept unchanged"]
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b""]), max_size=9))
-def test_ends_of_lines_torn_between_chunks(chunks):
+def test_line_ends_split_between_chunks(chunks):
     assert b"".join(with_line_feeds(chunks)) == b"".join(chunks).replace(b"\r\n", b"\n")
 
 
@@ -105,20 +105,20 @@ def test_ends_of_lines_torn_between_chunks(chunks):
     ("caf\u00e9 cr\u00e8me".encode("latin-1"), 3), ("caf\u00e9".encode("latin-1"), 3),  # the last byte of all
     (codecs.BOM_UTF8 + "aé\n".encode() + b"\x93quoted\x94\n", 7), ("é".encode() * 9 + b"\xc3", 18),
     ("a\r\né".encode("cp1252"), 3)])
-def test_other_bytes_are_kept_and_noted_once(tmp_path, caplog, chunk, content, position):
+def test_other_bytes_are_kept_with_one_warning(tmp_path, caplog, chunk, content, position):
     path = written(tmp_path / "a.txt", content)
     assert both(path) == content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
     (source,) = open_sources(str(path))
     assert b"".join(source.train) == both(path)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: not UTF-8 at byte {position}; such bytes are kept as they are"]
+        f"{path}: not UTF-8 at byte {position}; such bytes are kept unchanged"]
 
 
 @pytest.mark.parametrize(("content", "message"), [
     (codecs.BOM_UTF16_LE + "abc".encode("utf-16-le") + b"x", "expected UTF-16.* at byte 8"),
     (codecs.BOM_UTF16_LE + "abcdef".encode("utf-16-le") + b"\x00\xd8a\x00", "expected UTF-16.* at byte 14"),
     (codecs.BOM_UTF32_BE + b"\x00\x11\x00\x00", "expected UTF-32.* at byte 4")])
-def test_a_mark_that_lies_is_refused(tmp_path, chunk, content, message):
+def test_a_wrong_byte_order_mark_raises_an_error(tmp_path, chunk, content, message):
     path = written(tmp_path / "a.txt", content)
     for read in (map_text, lambda path: list(text_chunks(path))):
         with pytest.raises(InputError, match=message) as error:
@@ -127,25 +127,25 @@ def test_a_mark_that_lies_is_refused(tmp_path, chunk, content, message):
 
 
 @pytest.mark.parametrize("content", [b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF32_LE])
-def test_nothing_but_a_mark_is_nothing(tmp_path, content):
+def test_a_file_with_only_a_mark_is_empty(tmp_path, content):
     assert both(written(tmp_path / "a.txt", content)) == b""
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 @pytest.mark.parametrize("read", [map_text, text_chunks, json_lines])
-def test_a_pipe_is_not_waited_for(tmp_path, read):
+def test_a_pipe_raises_an_error_instead_of_blocking(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="pipe: cannot be read: expected a regular file, found a pipe"):
         list(read(tmp_path / "pipe"))
 
 
-def test_a_text_as_it_is_to_be_read_is_mapped_and_others_leave_nothing(tmp_path, monkeypatch):
+def test_text_that_needs_no_conversion_is_mapped_and_copies_leave_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     for mark in (b"", codecs.BOM_UTF8):
         path = written(tmp_path / "a.txt", mark + TEXT.encode())
         mapped = map_text(path)
-        with path.open("r+b") as file:  # the very file
+        with path.open("r+b") as file:  # the file itself
             file.seek(len(mark))
             file.write(b"#")
         assert mapped[:2].tobytes() == b"#" + TEXT.encode()[1:2]
@@ -186,7 +186,7 @@ def test_pairs_from_any_system(tmp_path, chunk, encoded, end):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
 def test_records_from_any_system(tmp_path, end):
-    for name in ("a.jsonl", "A.JSONL"):  # as Windows may call it
+    for name in ("a.jsonl", "A.JSONL"):  # as on Windows
         path = written(tmp_path / name, (end.join(json.dumps({"text": f"one{end}{end}{n}"}) for n in "ab")
                                          ).encode("utf-8-sig"))
         (source,) = open_sources(str(path), separator=b"--")
@@ -194,7 +194,7 @@ def test_records_from_any_system(tmp_path, end):
         path.unlink()
 
 
-def test_a_line_that_is_not_utf_8_is_refused(tmp_path, caplog):
+def test_a_line_that_is_not_utf_8_raises_an_error(tmp_path, caplog):
     path = written(tmp_path / "a.jsonl", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n')
     with pytest.raises(InputError, match=r"line 2: not JSON: expected UTF-8, found byte 0xe9 at position 15"):
         list(json_lines(path))

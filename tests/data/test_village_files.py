@@ -1,4 +1,4 @@
-"""The village as files: the prompts of the repository, chat and calibration by the command, refusals."""
+"""The village's files: the repository's prompts, chat and calibration by the command, invalid options."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ PROMPTS = Path(__file__).parents[2] / "eval/abstention/prompts"
 WORLD = village.world()
 
 
-def test_the_files_of_the_repository_are_what_the_generator_gives(tmp_path):
+def test_the_repository_files_equal_the_generated_ones(tmp_path):
     assert main(["--source", "village-prompts", "--out", str(tmp_path / "p")]) == 0
-    made = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()}
-    assert made == {path.name: path.read_bytes() for path in PROMPTS.iterdir()}
-    assert made.keys() == {f"{regime}.jsonl" for regime in village.REGIMES}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in PROMPTS.iterdir()}
+    assert files.keys() == {f"{regime}.jsonl" for regime in village.REGIMES}
     rows = [json.loads(line) for regime in village.REGIMES
-            for line in made[f"{regime}.jsonl"].splitlines()]
+            for line in files[f"{regime}.jsonl"].splitlines()]
     assert [village.Prompt(**row) for row in rows] == village.prompts(WORLD)
 
 
@@ -39,13 +39,13 @@ def test_chat_and_calibration_as_files(tmp_path, capsys):
     out = tmp_path / "calibration.jsonl"
     assert main(["--source", "village-calibration", "--out", str(out), "--pairs", "9"]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == [one.prompt for one in village.calibration(WORLD, 9)]
+    assert [row["prompt"] for row in rows] == [pair.prompt for pair in village.calibration(WORLD, 9)]
     assert all(row["answerable"] and row["response"] for row in rows)
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--source", "village-chat", "stories"], "goes with no other source"),
-    (["--source", "stories", "village-chat"], "goes with no other source"),
+    (["--source", "village-chat", "stories"], "cannot be combined with other sources"),
+    (["--source", "stories", "village-chat"], "cannot be combined with other sources"),
     (["--source", "stories", "--pairs", "3"], "--pairs: is for --source village-chat or village-"),
     (["--source", "village-prompts", "--kinds", "niche"], "--kinds: is for --source village-chat"),
     (["--source", "village-chat", "--village-seed", "-1"], "--village-seed: expected 0 to"),
@@ -55,13 +55,13 @@ def test_chat_and_calibration_as_files(tmp_path, capsys):
     (["--source", "village-calibration", "--pairs", "100000"], "there are about"),
     (["--source", "village-prompts", "--each", "-1"], "at least 0"),
 ])
-def test_bad_options_are_one_line_and_leave_nothing(tmp_path, capsys, options, message):
+def test_invalid_options_are_one_line_and_write_nothing(tmp_path, capsys, options, message):
     assert main([*options, "--out", str(tmp_path / "out")]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path, capsys):
+def test_a_failed_write_leaves_nothing(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for out, message in ((tmp_path / "file" / "chat.jsonl", "cannot be written"),
                          (tmp_path, "is a directory")):

@@ -1,4 +1,4 @@
-"""The order of reading: epochs, processes, resuming; and every validation byte once."""
+"""Order of windows over epochs, processes and resuming; and every validation byte is predicted once."""
 
 import itertools
 import json
@@ -47,7 +47,7 @@ def test_an_epoch_reads_each_stratum_once(size, seq_len, seed):
 
 
 @pytest.mark.exhaustive
-def test_so_does_an_epoch_of_many_windows():
+def test_an_epoch_of_many_windows():
     """From 2 ** 16 windows on, the order is Grain's own shuffle."""
     n = (1 << 16) + 100
     *parts, second = (batch.starts for batch in take(training_batches(
@@ -83,7 +83,7 @@ def test_every_start_is_reached_and_jitter_is_even():
 def test_rows_of_the_processes_make_up_the_global_batch(position, prefetch, batch_size):
     corpus = corpus_of(300)
     options = {"seq_len": 7, "seed": 5, "prefetch": prefetch}
-    whole = take(training_batches(corpus, batch_size=batch_size, start=position * batch_size, **options), 2)
+    batches = take(training_batches(corpus, batch_size=batch_size, start=position * batch_size, **options), 2)
     for n in (1, 2, 4):
         shares = [list(range(batch_size))[i::n] for i in range(n)]
         if n <= batch_size:
@@ -91,12 +91,12 @@ def test_rows_of_the_processes_make_up_the_global_batch(position, prefetch, batc
         parts = [take(training_batches(corpus, batch_size=batch_size, rows=np.array(rows, int),
                                        start=position * batch_size, **options), 2)
                  for rows in shares]
-        for at, batch in enumerate(whole):
+        for at, batch in enumerate(batches):
             for rows, part in zip(shares, parts, strict=True):
                 assert equal(part[at], (batch.bytes[rows], batch.starts[rows]))
     half = take(training_batches(corpus, batch_size=batch_size, rows=slice(0, batch_size // 2),
                                  start=position * batch_size, **options), 1)[0]
-    assert equal(half, (whole[0].bytes[:batch_size // 2], whole[0].starts[:batch_size // 2]))
+    assert equal(half, (batches[0].bytes[:batch_size // 2], batches[0].starts[:batch_size // 2]))
 
 
 @few
@@ -113,16 +113,16 @@ def test_resuming_continues_bit_for_bit(position, ahead, prefetch, start):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = [next(iterator) for _ in range(3)]
-    # Into an iterator that is elsewhere already, was started elsewhere, and has read ahead.
+    # Into an iterator at another position, with another start, that has read ahead.
     other = iter(batches())
     for _ in range(ahead):
         next(other)
     other.set_state(state)
     assert all(equal(a, b) for a, b in zip(expected, [next(other) for _ in range(3)], strict=True))
-    # The state counts windows from the beginning of all, whatever `start` was.
+    # The state counts windows from the beginning, for any `start`.
     begun = take(batches(start=start + 4 * position), 3)
     assert all(equal(a, b) for a, b in zip(expected, begun, strict=True))
-    # And it may be set where a process reads other rows.
+    # The state also applies to a process that reads other rows.
     half = iter(batches(rows=slice(2, 4)))
     half.set_state(state)
     assert equal(next(half), (expected[0].bytes[2:], expected[0].starts[2:]))
@@ -130,20 +130,20 @@ def test_resuming_continues_bit_for_bit(position, ahead, prefetch, start):
 
 @few
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=4))
-def test_another_batch_size_goes_on_with_the_next_window(sizes):
-    """Nothing is left out and nothing read twice, however the windows fall into batches."""
-    corpus, state, found = corpus_of(150), None, []
+def test_another_batch_size_resumes_with_the_next_window(sizes):
+    """No window is skipped or read twice, for any division into batches."""
+    corpus, state, starts = corpus_of(150), None, []
     for size, n in sizes:
         iterator = iter(training_batches(corpus, batch_size=size, seq_len=6, seed=1, prefetch=0))
         if state:
             iterator.set_state(state)
-        found += [start for _ in range(n) for start in next(iterator).starts]
+        starts += [start for _ in range(n) for start in next(iterator).starts]
         state = iterator.get_state()
-    one = iter(training_batches(corpus, batch_size=1, seq_len=6, seed=1, prefetch=0))
-    assert found == [next(one).starts[0] for _ in found]
+    singles = iter(training_batches(corpus, batch_size=1, seq_len=6, seed=1, prefetch=0))
+    assert starts == [next(singles).starts[0] for _ in starts]
 
 
-def test_another_length_goes_on_after_as_many_bytes():
+def test_another_length_resumes_after_the_same_number_of_bytes():
     corpus = corpus_of(150)
     state = {"examples": 5, "size": 6}  # 30 bytes, which are 3.75 windows of 8
     iterator = iter(training_batches(corpus, batch_size=2, seq_len=8, seed=1))
@@ -153,18 +153,18 @@ def test_another_length_goes_on_after_as_many_bytes():
     assert equal(next(iterator), next(begun))
 
 
-def test_the_state_stays_small_and_far_positions_are_quick():
+def test_the_state_is_small_and_far_positions_are_fast():
     iterator = iter(training_batches(corpus_of(150), batch_size=4, seq_len=6, seed=1,
                                      start=10**12))
     next(iterator)
     assert len(json.dumps(iterator.get_state())) < 60
 
 
-def test_too_short_a_corpus_says_how_short():
+def test_a_too_short_corpus():
     take(training_batches(corpus_of(9), batch_size=2, seq_len=8, seed=0), 2)
-    with pytest.raises(InputError, match=r"8 needs 9 bytes to learn from, found 8"):
+    with pytest.raises(InputError, match=r"8 needs 9 bytes to train on, found 8"):
         training_batches(corpus_of(8), batch_size=2, seq_len=8, seed=0)
-    with pytest.raises(InputError, match="1 bytes"):
+    with pytest.raises(InputError, match="expected at least 2 bytes, found 1"):
         validation_batches(corpus_of(1), batch_size=2, seq_len=8)
 
 
@@ -175,24 +175,24 @@ def test_validation_predicts_each_byte_but_the_first_once(size, seq_len, batch_s
                                                           prefetch):
     corpus = corpus_of(size)
     text = corpus.read(0, size)[:most]
-    predicted, given_ = [], []
+    predicted, inputs = [], []
     for batch in validation_batches(corpus, batch_size=batch_size, seq_len=seq_len, max_bytes=most,
                                     prefetch=prefetch):
         assert batch.bytes.shape == (batch_size, seq_len + 1) and batch.bytes.dtype == np.uint8
         assert batch.mask.shape == (batch_size, seq_len) and batch.mask.dtype == np.bool_
         predicted.append(batch.bytes[:, 1:][batch.mask])
-        given_.append(batch.bytes[:, :-1][batch.mask])
+        inputs.append(batch.bytes[:, :-1][batch.mask])
         assert not batch.bytes[:, 1:][~batch.mask].any() and batch.mask.any()
     assert np.array_equal(np.concatenate(predicted), text[1:])
-    assert np.array_equal(np.concatenate(given_), text[:-1])
+    assert np.array_equal(np.concatenate(inputs), text[:-1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_validation_rows_make_up_the_global_batch(n):
     corpus = corpus_of(333)
-    whole = list(validation_batches(corpus, batch_size=8, seq_len=10))
+    global_batches = list(validation_batches(corpus, batch_size=8, seq_len=10))
     parts = [list(validation_batches(corpus, batch_size=8, seq_len=10,
                                      rows=slice(i * 8 // n, (i + 1) * 8 // n))) for i in range(n)]
-    assert len(whole) == 5
-    for batch, *shares in zip(whole, *parts, strict=True):
+    assert len(global_batches) == 5
+    for batch, *shares in zip(global_batches, *parts, strict=True):
         assert equal(batch, [np.concatenate(column) for column in zip(*shares, strict=True)])

@@ -1,4 +1,4 @@
-"""The autoencoder and the sidecar against float64 and stored references, and as model directories."""
+"""Compares the autoencoder and the sidecar with float64 and stored references; model directories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.models.arrays import outline
 
 needs_reference = needs(STORED)
-NOISE = noise(1, steps=3)  # of the largest number; measured: 2e-7
+NOISE = noise(1, steps=3)  # relative to the largest number; measured: 2e-7
 SAE = SAEConfig(d_model=6, n_latents=20, k=4)
 BATCH = SAEConfig(d_model=6, n_latents=20, k=2, activation="batch_topk")
 SIDECAR = SidecarConfig(n_features=3, n_globals=4, d_hidden=5)
@@ -29,58 +29,58 @@ SIDECAR = SidecarConfig(n_features=3, n_globals=4, d_hidden=5)
 
 def random_arrays(config: SAEConfig | SidecarConfig) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    found = outline(store.FAMILIES[config.family][1], config)
+    result = outline(store.FAMILIES[config.family][1], config)
     return {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
-        0.5 * rng.standard_normal(leaf.shape)).astype(np.float32) for name, leaf in found.items()}
+        0.5 * rng.standard_normal(leaf.shape)).astype(np.float32) for name, leaf in result.items()}
 
 
-def test_the_autoencoder_is_its_formula() -> None:
+def test_autoencoder_matches_its_formula() -> None:
     arrays = random_arrays(SAE)
-    arrays["encoder.bias"] -= 1.5  # so that fewer than k are above zero for some
+    arrays["encoder.bias"] -= 1.5  # so that some rows have fewer than k positive values
     sae = store.from_arrays(SAE, arrays)
     x = np.random.default_rng(1).standard_normal((7, 3, 6))
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
     pre = (x - w["bias"]) @ w["encoder.kernel"] + w["encoder.bias"]
     codes = np.where(pre >= np.sort(pre)[..., -4, None], np.maximum(pre, 0), 0)
     assert set(np.unique((codes > 0).sum(-1))) >= {3, 4}
-    found = jax.jit(sae.encode)(jnp.asarray(x))
-    assert distance(sae.dense(found), codes) < NOISE
+    result = jax.jit(sae.encode)(jnp.asarray(x))
+    assert distance(sae.dense(result), codes) < NOISE
     assert distance(jax.jit(sae.__call__)(jnp.asarray(x)), codes @ w["decoder.kernel"] + w["bias"]) < NOISE
     with pytest.raises(InputError, match="k: expected at most n_latents 3, found 4"):
         SAEConfig(n_latents=3, k=4)
 
 
-def test_with_a_threshold() -> None:
-    """A latent is active above it, if it is among the most that a row may have."""
+def test_batch_topk_autoencoder_applies_its_threshold() -> None:
+    """Latents above the threshold are active, limited to the `max_active` largest of a row."""
     arrays = {**random_arrays(BATCH), "threshold": np.float32(0.7)}
     x = np.random.default_rng(1).standard_normal((7, 3, 6))
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
     pre = (x - w["bias"]) @ w["encoder.kernel"] + w["encoder.bias"]
-    every = np.where(pre > 0.7, pre, 0)
-    some = np.where(pre >= np.sort(pre)[..., -3, None], every, 0)
-    assert (every != some).any() and len(np.unique((every > 0).sum(-1))) > 3
-    for most, codes in ((20, every), (3, some)):
-        sae = store.from_arrays(dataclasses.replace(BATCH, max_active=most), arrays)
-        found = jax.jit(sae.encode)(jnp.asarray(x))
-        assert found.values.shape == (7, 3, most) and distance(sae.dense(found), codes) < NOISE
-        whole = jax.jit(sae.__call__)(jnp.asarray(x))
-        assert distance(whole, codes @ w["decoder.kernel"] + w["bias"]) < NOISE
+    active_codes = np.where(pre > 0.7, pre, 0)
+    limited_codes = np.where(pre >= np.sort(pre)[..., -3, None], active_codes, 0)
+    assert (active_codes != limited_codes).any() and len(np.unique((active_codes > 0).sum(-1))) > 3
+    for limit, codes in ((20, active_codes), (3, limited_codes)):
+        sae = store.from_arrays(dataclasses.replace(BATCH, max_active=limit), arrays)
+        result = jax.jit(sae.encode)(jnp.asarray(x))
+        assert result.values.shape == (7, 3, limit) and distance(sae.dense(result), codes) < NOISE
+        global_features = jax.jit(sae.__call__)(jnp.asarray(x))
+        assert distance(global_features, codes @ w["decoder.kernel"] + w["bias"]) < NOISE
         assert jax.eval_shape(lambda x, sae=sae: sae.encode(x, 5), x).values.shape == (7, 3, 5)
     assert jax.eval_shape(store.from_arrays(BATCH, arrays).encode, x).values.shape == (7, 3, 8)
 
 
-def test_a_directory_from_before_there_was_a_choice(tmp_path: Path) -> None:
+def test_directories_without_the_activation_setting_load(tmp_path: Path) -> None:
     store.save(store.from_arrays(SAE, random_arrays(SAE)), tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    old = {name: value for name, value in said.items() if name not in ("activation", "max_active")}
-    assert len(old) == len(said) - 2
+    stored_config = json.loads((tmp_path / "config.json").read_text())
+    old = {name: value for name, value in stored_config.items() if name not in ("activation", "max_active")}
+    assert len(old) == len(stored_config) - 2
     (tmp_path / "config.json").write_text(json.dumps(old))
-    found = store.load(tmp_path)
-    assert found.config == SAE and found.config.activation == "topk" and found.threshold is None
+    result = store.load(tmp_path)
+    assert result.config == SAE and result.config.activation == "topk" and result.threshold is None
 
 
 @needs_reference
-def test_the_autoencoder_of_the_reference() -> None:
+def test_autoencoder_matches_the_reference() -> None:
     stored = np.load(STORED / "difficulty" / "golden" / "sae_step.npz")
     k = int((stored["nodead_acts"] > 0).sum(1).max())
     sae = store.from_arrays(SAEConfig(d_model=24, n_latents=96, k=k), {
@@ -91,11 +91,11 @@ def test_the_autoencoder_of_the_reference() -> None:
     assert distance(sae.decode(codes), stored["nodead_recon"]) < NOISE
 
 
-def test_the_sidecar_is_its_formula() -> None:
+def test_sidecar_matches_its_formula() -> None:
     arrays = random_arrays(SIDECAR)
     sidecar = store.from_arrays(SIDECAR, arrays)
     rng = np.random.default_rng(1)
-    features, whole = rng.standard_normal((6, 9, 3)), rng.standard_normal((6, 4))
+    features, global_features = rng.standard_normal((6, 9, 3)), rng.standard_normal((6, 4))
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
 
     def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -110,10 +110,10 @@ def test_the_sidecar_is_its_formula() -> None:
         h = (1 - z) * n + z * h
         states.append(h)
     pooled = np.concatenate([np.mean(states, 0), h,
-                             (whole - w["global_scaler.mean"]) / w["global_scaler.scale"]], 1)
+                             (global_features - w["global_scaler.mean"]) / w["global_scaler.scale"]], 1)
     hidden = np.maximum(pooled @ w["hidden.kernel"] + w["hidden.bias"], 0)
     logits = (hidden @ w["out.kernel"] + w["out.bias"])[:, 0]
-    inputs = jnp.asarray(features), jnp.asarray(whole)
+    inputs = jnp.asarray(features), jnp.asarray(global_features)
     assert distance(jax.jit(sidecar.logits)(*inputs), logits) < NOISE
     assert distance(jax.jit(sidecar.__call__)(*inputs), sigmoid(logits / w["temperature"])) < NOISE
 

@@ -1,4 +1,4 @@
-"""Every statistic on degenerate inputs: the right number, NaN where there is none, or one line of refusal."""
+"""Every statistic on degenerate inputs: the right number, NaN where undefined, or a one-line ValueError."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INPUTS: dict[str, tuple[Any, Any]] = {
     "denormal": (LABELS, [5e-324, 0.0, *SCORES[2:]])}
 
 
-def wide(labels: Any, scores: Any) -> Any:
+def bootstrap_interval(labels: Any, scores: Any) -> Any:
     return stats.PairedBootstrap(labels, {"a": scores}, replicates=40).interval("a")
 
 
@@ -48,15 +48,15 @@ def halves(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 COSTS = cascade.Costs()
-# Of each function: labels and scores → what is compared; what becomes of each input, in the order of INPUTS.
-# = the number of the same scores with 9 in the place of infinity; n NaN; r refused.
+# Function name → (labels and scores → result; expected outcome of each input, in the order of INPUTS).
+# Outcomes: = the same result as with 9 in place of infinity; n NaN; r ValueError.
 TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "auroc": (metrics.auroc, "rnn= rr ===== rrrrr rrrr =="),
     "auroc_weighted": (lambda y, s: metrics.auroc_weighted(y, s, [[1, 2, 0, 1, 1, 1][:len(y)]]),
                        "rnn= rr ===== rrrrr rrrr =="),
     "auroc_relabelled": (lambda y, s: metrics.auroc_relabelled([y], s), "rnn= rr ===== rrrrr rrrr =="),
     "auprc": (metrics.auprc, "r=== rr ===== rrrrr rrrr =="),
-    "PairedBootstrap": (wide, "rnn= rr ===== rrrrr rrrr =="),
+    "PairedBootstrap": (bootstrap_interval, "rnn= rr ===== rrrrr rrrr =="),
     "bootstrap_of": (lambda y, s: stats.bootstrap_of(metrics.auroc, y, s, replicates=20),
                      "rnn= rr ===== rrrrr rrrr =="),
     "permute_labels": (lambda y, s: stats.permute_labels(y, s, SCORES[:len(y)], permutations=20)[:5],
@@ -72,8 +72,9 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
                       "r=== rr ===== ===rr rrrr =="),
     "frontier": (lambda y, s: cascade.frontier(y, [0] * len(y), s, COSTS).errors,
                  "r=== rr ===== ===rr rrrr =="),
-    "against_coin": (lambda y, s: cascade.against_random_routing(y, [0] * len(y), s, COSTS, 0.5, replicates=20),
-                     "r=== rr ===== ===rr rrrr =="),
+    "against_random_routing": (lambda y, s: cascade.against_random_routing(y, [0] * len(y), s, COSTS, 0.5,
+                                                                           replicates=20),
+                               "r=== rr ===== ===rr rrrr =="),
     "platt": (lambda y, s: calibration.platt(s, y).slope, "rrr= rr rrrrr rrrrr rrrr r="),
     "temperature": (lambda y, s: calibration.temperature(s, y).temperature, "rrr= rr rrrrr rrrrr rrrr r="),
     "isotonic": (lambda y, s: calibration.isotonic(s, y).y, "r=== rr rrrrr rrrrr rrrr r="),
@@ -91,21 +92,21 @@ TABLE: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "conformal_threshold": (lambda _, s: thresholds.conformal_threshold(s, 0.3).measured,
                             "r=== rr ===== ===== =rrr =="),
 }
-# Those that draw nothing, and for which no item has a place of its own.
+# Functions whose result does not depend on the order of the items.
 WITHOUT_ORDER = {"auroc", "auroc_relabelled", "auprc", "guaranteed_thresholds", "aurc", "fraction_of_oracle",
                  "frontier", "platt", "temperature", "isotonic", "brier", "log_loss",
                  "expected_calibration_error", "exact_sign_flips", "paired_t", "conformal_threshold"}
 
 
-def numbers(found: Any) -> np.ndarray:
-    """As an array; 7 stands for None, a threshold that there is not."""
-    return np.array([7 if value is None else value for value in np.ravel(np.asarray(found, object))], float)
+def numbers(result: Any) -> np.ndarray:
+    """Returns a result as an array; 7 stands for None, an undefined threshold."""
+    return np.array([7 if value is None else value for value in np.ravel(np.asarray(result, object))], float)
 
 
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.filterwarnings("error")
-def test_a_degenerate_input(name: str, kind: str) -> None:
+def test_degenerate_inputs(name: str, kind: str) -> None:
     function, outcomes = TABLE[name]
     expected = dict(zip(INPUTS, outcomes.replace(" ", ""), strict=True))[kind]
     labels, scores = INPUTS[kind]
@@ -114,62 +115,63 @@ def test_a_degenerate_input(name: str, kind: str) -> None:
             function(labels, scores)
         assert "\n" not in str(refused.value)
         return
-    found = numbers(function(labels, scores))
+    result = numbers(function(labels, scores))
     if expected == "n":
-        assert np.isnan(found).any() and not np.isinf(found).any()
+        assert np.isnan(result).any() and not np.isinf(result).any()
         return
-    assert np.isfinite(found[~np.isnan(found)]).all() and not np.isnan(found).all()
-    alike = np.clip(np.array(scores, float), -9, 9).tolist()
-    np.testing.assert_array_equal(found, numbers(function(labels, alike)))
+    assert np.isfinite(result[~np.isnan(result)]).all() and not np.isnan(result).all()
+    clipped = np.clip(np.array(scores, float), -9, 9).tolist()
+    np.testing.assert_array_equal(result, numbers(function(labels, clipped)))
     if name in WITHOUT_ORDER:
         order = np.random.default_rng(0).permutation(len(scores))
-        again = function([labels[i] for i in order], [scores[i] for i in order])
-        np.testing.assert_allclose(numbers(again), found, rtol=1e-9, atol=0)  # sums in another order
+        permuted = function([labels[i] for i in order], [scores[i] for i in order])
+        np.testing.assert_allclose(numbers(permuted), result, rtol=1e-9, atol=0)  # sums in another order
 
 
-# --- Arguments besides -----------------------------------------------------------------------
+# --- Other arguments -------------------------------------------------------------------------
 
 ROWS, RAGGED, MASKED = np.arange(40.0), [[0, 1], [1]], np.ma.masked_array(SCORES, [1, 0, 0, 0, 0, 0])
 X, Y = np.stack([ROWS, ROWS % 7], axis=1), (ROWS % 3 == 0).astype(int)
 FOLDS = folds.stratified(Y, 2)
 ORDER = selective.Order(LABELS, SCORES)
-QUICK = probes.ProbeOptions(strengths=(0.1,), jobs=1)
-DRAWN = stats.PairedBootstrap(LABELS, {"a": SCORES, "b": SCORES[::-1]}, replicates=20)
+QUICK = probes.ProbeOptions(c_values=(0.1,), jobs=1)
+BOOTSTRAP = stats.PairedBootstrap(LABELS, {"a": SCORES, "b": SCORES[::-1]}, replicates=20)
 FRONTIER = cascade.frontier(LABELS, SCORES, SCORES, COSTS)
 FITTED = probes.fit_probe(X, Y, FOLDS, QUICK)
-KNOWN = Familiarity.fit(X, Y)
-WHOLE = (0, -1, 2.5, True, "7", None, NAN)  # none of which is a whole number from 1
-SHARE = (0, 1, -0.5, NAN, "0.5", None, True, [0.5])
-COUNTED: dict[str, Callable[[Any], Any]] = {
+FAMILIARITY = Familiarity.fit(X, Y)
+NOT_COUNTS = (0, -1, 2.5, True, "7", None, NAN)
+NOT_FRACTIONS = (0, 1, -0.5, NAN, "0.5", None, True, [0.5])
+COUNT_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "bins": lambda n: metrics.reliability(LABELS, SCORES, n),
-    "bins of an error": lambda n: metrics.expected_calibration_error(LABELS, SCORES, n),
-    "bins of chance": lambda n: metrics.calibrated_error(SCORES, bins=n),
-    "draws": lambda n: metrics.calibrated_error(SCORES, draws=n),
+    "bins of the ECE": lambda n: metrics.expected_calibration_error(LABELS, SCORES, n),
+    "bins of the calibrated error": lambda n: metrics.expected_ece_if_calibrated(SCORES, bins=n),
+    "draws": lambda n: metrics.expected_ece_if_calibrated(SCORES, draws=n),
     "replicates": lambda n: stats.bootstrap_mean(SCORES, replicates=n),
     "replicates of p": lambda n: stats.bootstrap_p(SCORES, replicates=n),
-    "replicates of two ways": lambda n: stats.bootstrap_two_way([SCORES], replicates=n),
-    "replicates of any": lambda n: stats.bootstrap_of(metrics.auroc, LABELS, SCORES, replicates=n),
+    "replicates of runs and items": lambda n: stats.bootstrap_two_way([SCORES], replicates=n),
+    "replicates of any statistic": lambda n: stats.bootstrap_of(metrics.auroc, LABELS, SCORES, replicates=n),
     "replicates of areas": lambda n: stats.PairedBootstrap(LABELS, {"a": SCORES}, replicates=n),
     "replicates of counts": lambda n: stats.resampled_counts(6, n, 0),
     "replicates of risks": lambda n: selective.risk_coverage(LABELS, SCORES, replicates=n),
-    "replicates of a coin": lambda n: cascade.against_random_routing(LABELS, SCORES, SCORES, COSTS, 0.5, replicates=n),
+    "replicates of a cascade": lambda n: cascade.against_random_routing(
+        LABELS, SCORES, SCORES, COSTS, 0.5, replicates=n),
     "items": lambda n: stats.resampled_counts(n, 5, 0),
     "permutations": lambda n: stats.permute_labels(LABELS, SCORES, SCORES, permutations=n),
-    "n": lambda n: stats.exact_share(0, n), "k": lambda k: folds.shuffled(40, k),
+    "n": lambda n: stats.exact_fraction(0, n), "k": lambda k: folds.shuffled(40, k),
     "k of strata": lambda k: folds.stratified(Y, k), "k forward": lambda k: folds.forward(ROWS, ROWS + 1, k),
-    "rows": lambda n: folds.shuffled(n), "most": lambda n: folds.number_of_folds(Y, n),
-    "rows_for_one": lambda n: folds.number_of_folds(Y, rows_for_one=n),
+    "rows": lambda n: folds.shuffled(n), "max_folds": lambda n: folds.number_of_folds(Y, n),
+    "rows_for_one": lambda n: folds.number_of_folds(Y, min_rows_per_fold=n),
     "max_iter": lambda n: probes.ProbeOptions(max_iter=n)}
-SEEDED: dict[str, Callable[[Any], Any]] = {
+SEED_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "mean": lambda seed: stats.bootstrap_mean(SCORES, seed=seed),
     "p": lambda seed: stats.bootstrap_p(SCORES, seed=seed),
-    "two ways": lambda seed: stats.bootstrap_two_way([SCORES], seed=seed),
+    "runs and items": lambda seed: stats.bootstrap_two_way([SCORES], seed=seed),
     "areas": lambda seed: stats.PairedBootstrap(LABELS, {"a": SCORES}, seed=seed),
     "labels": lambda seed: stats.permute_labels(LABELS, SCORES, SCORES, seed=seed),
-    "chance": lambda seed: metrics.calibrated_error(SCORES, seed=seed),
+    "calibrated error": lambda seed: metrics.expected_ece_if_calibrated(SCORES, seed=seed),
     "strata": lambda seed: folds.stratified(Y, seed=seed), "folds": lambda seed: folds.shuffled(9, seed=seed),
     "probe": lambda seed: probes.ProbeOptions(seed=seed)}
-SHARED: dict[str, Callable[[Any], Any]] = {
+FRACTION_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "floor": lambda x: metrics.log_loss(LABELS, SCORES, x),
     "level of percentiles": lambda x: stats.percentiles(np.array(SCORES), x),
     "level of a mean": lambda x: stats.bootstrap_mean(SCORES, level=x),
@@ -177,14 +179,14 @@ SHARED: dict[str, Callable[[Any], Any]] = {
     "level of delong": lambda x: stats.delong(LABELS, SCORES, SCORES, x),
     "level of welch": lambda x: stats.welch([1, 2], [1, 2], x),
     "level of t": lambda x: stats.paired_t([1, 2], x),
-    "level of a share": lambda x: stats.exact_share(1, 3, x),
+    "level of a fraction": lambda x: stats.exact_fraction(1, 3, x),
     "level of a threshold": lambda x: thresholds.conformal_threshold(SCORES, 0.5, x),
     "target": lambda x: thresholds.precision_thresholds(LABELS, SCORES, x),
-    "target that is kept": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, x, 0.9),
+    "target with a guarantee": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, x, 0.9),
     "confidence": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, x),
     "target_fpr": lambda x: thresholds.conformal_threshold(SCORES, x),
-    "target_fpr of the least": lambda x: thresholds.conformal_min_items(x)}
-ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
+    "target_fpr of the minimum": lambda x: thresholds.conformal_min_items(x)}
+ARRAY_ARGUMENTS: dict[str, Callable[[Any], Any]] = {  # called with ragged rows and with masked arrays
     "labels": lambda x: metrics.auroc(x, SCORES), "scores": lambda x: metrics.auroc(LABELS, x),
     "labels of rows": lambda x: metrics.auroc_relabelled(x, SCORES), "scores to rank": metrics.midranks,
     "weights": lambda x: metrics.auroc_weighted(LABELS, SCORES, x),
@@ -192,7 +194,7 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
     "weights of risks": lambda x: ORDER.risks(None, x),
     "coverages": lambda x: ORDER.risks(x), "errors": lambda x: selective.aurc(x, SCORES),
     "values": stats.bootstrap_mean, "values of p": stats.bootstrap_p,
-    "values of two ways": stats.bootstrap_two_way,
+    "values of runs and items": stats.bootstrap_two_way,
     "groups": lambda x: stats.bootstrap_mean(SCORES, groups=x),
     "replicates": stats.percentiles, "a": lambda x: stats.PairedBootstrap(LABELS, {"a": x}),
     "a of labels": lambda x: stats.permute_labels(LABELS, x, SCORES),
@@ -203,7 +205,7 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
     "small": lambda x: cascade.frontier(x, SCORES, SCORES, COSTS),
     "large": lambda x: cascade.against_random_routing(SCORES, x, SCORES, COSTS, 0.5),
     "thresholds": lambda x: cascade.frontier(SCORES, SCORES, SCORES, COSTS, x),
-    "share": COSTS.of, "grid": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, 0.9, x),
+    "fraction": COSTS.mean, "grid": lambda x: thresholds.guaranteed_thresholds(LABELS, SCORES, 0.9, 0.9, x),
     "scores of prompts": lambda x: thresholds.conformal_threshold(x, 0.5),
     "scores of platt": lambda x: calibration.platt(x, LABELS),
     "scores of isotonic": lambda x: calibration.isotonic(x, LABELS),
@@ -214,19 +216,20 @@ ARRAYS: dict[str, Callable[[Any], Any]] = {  # with ragged rows, and with a mask
     "labels of usable": lambda x: folds.usable([], x),
     "features": lambda x: probes.fit_probe(x, LABELS, FOLDS, QUICK),
     "labels of a probe": lambda x: probes.fit_probe(X[:6], x, FOLDS, QUICK),
-    "features asked": FITTED.probabilities, "values of the known": lambda x: Familiarity.fit(x, LABELS),
-    "known": lambda x: Familiarity.fit(X[:6], x), "values asked": KNOWN.distance}
+    "features to predict": FITTED.probabilities, "values to fit": lambda x: Familiarity.fit(x, LABELS),
+    "known": lambda x: Familiarity.fit(X[:6], x), "values to compare": FAMILIARITY.distance}
 REFUSED: list[tuple[str, Callable[[], Any]]] = [
-    *((name, lambda make=make, n=n: make(n)) for name, make in COUNTED.items() for n in WHOLE),
-    *(("seed", lambda make=make, n=n: make(n)) for make in SEEDED.values()
+    *((name, lambda make=make, n=n: make(n)) for name, make in COUNT_ARGUMENTS.items() for n in NOT_COUNTS),
+    *(("seed", lambda make=make, n=n: make(n)) for make in SEED_ARGUMENTS.values()
       for n in (-1, 0.5, True, None, "1")),
-    *((name, lambda make=make, x=x: make(x)) for name, make in SHARED.items() for x in SHARE),
-    *((name, lambda make=make, x=x: make(x)) for name, make in ARRAYS.items()
+    *((name, lambda make=make, x=x: make(x)) for name, make in FRACTION_ARGUMENTS.items()
+      for x in NOT_FRACTIONS),
+    *((name, lambda make=make, x=x: make(x)) for name, make in ARRAY_ARGUMENTS.items()
       for x in (RAGGED, MASKED, [MASKED, MASKED])),
     *(("coverages", lambda x=x: ORDER.risks(x)) for x in ([0], [2], [-1], [NAN], 0.5, ["a"], [[0.5]])),
     *(("weights", lambda x=x: ORDER.risks(None, x))
       for x in ([[1] * 6], [0] * 6, [0.5] * 6, [-1] * 6, [NAN] * 6, [1e200] * 6, [1] * 5, 1)),
-    *(("right", lambda x=x: stats.exact_share(x, 3)) for x in (1.5, "1", -1, 4, None, True)),
+    *(("successes", lambda x=x: stats.exact_fraction(x, 3)) for x in (1.5, "1", -1, 4, None, True)),
     *((name, lambda x=x, name=name: cascade.Costs(**{name: x}))
       for name in ("small", "large") for x in (NAN, INF, -5, "1", None)),
     *(("large", lambda x=x: cascade.against_random_routing(LABELS, SCORES, SCORES, x, 0.5))
@@ -234,17 +237,17 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("large", lambda: FRONTIER.dominating(0.5, 0.4, cascade.Costs(2, 2))),
     ("always_small", lambda: FRONTIER.dominating(NAN, 0.4, COSTS)),
     ("always_large", lambda: FRONTIER.dominating(0.5, None, COSTS)),
-    *(("share", lambda x=x: cascade.against_random_routing(LABELS, SCORES, SCORES, COSTS, x))
+    *(("fraction", lambda x=x: cascade.against_random_routing(LABELS, SCORES, SCORES, COSTS, x))
       for x in (0, 1.1, NAN, "0.5", None)),
-    *(("share", lambda x=x: COSTS.of(x)) for x in (-0.1, [0.5, NAN], 2)),
+    *(("fraction", lambda x=x: COSTS.mean(x)) for x in (-0.1, [0.5, NAN], 2)),
     *(("score", lambda x=x: thresholds.verdict(x, 0.8, 0.3)) for x in (None, "1", NAN, [1.0])),
     ("green", lambda: thresholds.verdict(0.5, NAN, 0.3)),
     ("red", lambda: thresholds.verdict(0.5, 0.8, NAN)),
     ("p", lambda: stats.holm(["a"])), ("p", lambda: stats.holm([1.5])),
     ("p", lambda: stats.holm([[0.5], [2]])),
-    ("name", lambda: DRAWN.interval("z")), ("a", lambda: DRAWN.difference("z", "a")),
-    ("b", lambda: DRAWN.p("a", "z")), ("replicates", lambda: stats.percentiles(np.array([NAN, 1.0]))),
-    ("probabilities", lambda: metrics.calibrated_error([])),
+    ("name", lambda: BOOTSTRAP.interval("z")), ("a", lambda: BOOTSTRAP.difference("z", "a")),
+    ("b", lambda: BOOTSTRAP.p("a", "z")), ("replicates", lambda: stats.percentiles(np.array([NAN, 1.0]))),
+    ("probabilities", lambda: metrics.expected_ece_if_calibrated([])),
     ("values", lambda: stats.bootstrap_two_way([["a"]])), ("values", lambda: stats.bootstrap_mean(
         np.array([0.5, "0.7"], object))),
     ("labels", lambda: folds.number_of_folds([])), ("labels", lambda: folds.number_of_folds([0, 1, 2])),
@@ -273,7 +276,7 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("features", lambda: FITTED.probabilities(X[:, :1])),
     ("features", lambda: FITTED.probabilities(X * NAN)),
     ("features", lambda: FITTED.probabilities(scipy.sparse.csr_array(X[:, :1]))),
-    *(("strengths", lambda x=x: probes.ProbeOptions(strengths=x))
+    *(("c_values", lambda x=x: probes.ProbeOptions(c_values=x))
       for x in ((), (0,), (NAN,), ("1",), (INF,))),
     ("intercept_scaling", lambda: probes.ProbeOptions(intercept_scaling=0)),
     *(("jobs", lambda x=x: probes.ProbeOptions(jobs=x)) for x in (0, -2, 1.5)),
@@ -281,11 +284,11 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("blocks", lambda: probes.columns({"cheap": X}, ["raw"])),
     ("blocks", lambda: probes.columns({"cheap": X}, [])),
     ("blocks", lambda: probes.columns({"cheap": X, "raw": X[1:]}, ["small", "raw"])),
-    ("test_labels", lambda: probes.climb({"cheap": X}, Y, {"cheap": X}, Y + 1, FOLDS)),
+    ("test_labels", lambda: probes.fit_ladder({"cheap": X}, Y, {"cheap": X}, Y + 1, FOLDS)),
     ("values", lambda: Familiarity.fit(X[:30], Y)), ("values", lambda: Familiarity.fit(np.ones((40, 2)), Y)),
     ("values", lambda: Familiarity.fit(np.full((40, 2), 0.1), Y)),
-    ("values", lambda: KNOWN.distance(X[:, :1])),
-    ("values", lambda: KNOWN.distance(X * NAN)),
+    ("values", lambda: FAMILIARITY.distance(X[:, :1])),
+    ("values", lambda: FAMILIARITY.distance(X * NAN)),
     *(("scores", lambda x=x: calibration.Platt(1.0, 0.0)(x)) for x in (NAN, [0, NAN], "a", [None])),
     ("slope", lambda: calibration.Platt("1", 0.0)),
     ("temperature", lambda: calibration.Temperature(None)),
@@ -294,21 +297,21 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
 
 @pytest.mark.parametrize("number", range(len(REFUSED)))
 @pytest.mark.filterwarnings("error")
-def test_an_argument_that_is_refused(number: int) -> None:
+def test_an_invalid_argument_is_refused(number: int) -> None:
     name, call = REFUSED[number]
     with pytest.raises(ValueError) as refused:
         call()
-    said = str(refused.value)
-    assert said.startswith(f"{name.partition(' ')[0]}: expected ") and ", found " in said and "\n" not in said
-    assert len(said) < 220
+    message = str(refused.value)
+    assert message.startswith(f"{name.partition(' ')[0]}: expected ") and ", found " in message
+    assert "\n" not in message and len(message) < 220
 
 
-def test_numbers_that_are_numpys() -> None:
-    """They are taken as Python's are."""
+def test_numpy_numbers_are_accepted() -> None:
+    """NumPy scalars work like Python's numbers."""
     assert metrics.reliability(LABELS, SCORES, np.int64(5)).counts.sum() == 6
-    assert stats.exact_share(np.int64(1), np.int32(3)) == stats.exact_share(1, 3)
+    assert stats.exact_fraction(np.int64(1), np.int32(3)) == stats.exact_fraction(1, 3)
     assert thresholds.verdict(np.float32(0.9), np.float64(0.8), None) == "likely knows"
     assert thresholds.verdict(INF, 0.8, 0.3) == "likely knows"
     assert stats.bootstrap_mean(SCORES, level=np.float32(0.5)).low > 0
-    assert cascade.Costs(np.float32(1), np.int64(5)).of(1.0) == 6
+    assert cascade.Costs(np.float32(1), np.int64(5)).mean(1.0) == 6
     assert len(folds.shuffled(np.int64(10), np.int64(2), seed=np.int64(3))) == 2

@@ -1,4 +1,4 @@
-"""Figures are drawn, show what they are given, and are told apart without colour."""
+"""Figures show their data, have distinct line styles without colour, and one style per name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scored() -> tuple[np.ndarray, np.ndarray]:
     return (rng.random(80) < scores).astype(float), scores
 
 
-def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
+def all_figures(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
     errors, scores = scored
     curve = risk_coverage(errors, scores, replicates=20)
     costs = Costs()
@@ -38,23 +38,36 @@ def drawn(scored: tuple[np.ndarray, np.ndarray]) -> dict[str, figures.Figure]:
         "by_depth": figures.by_depth({"known": [1.0, 0.5, 0.2], "unknown": [1.0, 0.9, 0.8]}, (1, 1))}
 
 
-def test_what_is_drawn(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    found = drawn(scored)
-    for name, figure in found.items():
+def test_figures_show_their_data(scored: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    drawn = all_figures(scored)
+    for name, figure in drawn.items():
         figures.save(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert figure.axes[0].get_xlabel()
-    figures.save(found["ladder"], tmp_path / "ladder.svg")
+    figures.save(drawn["ladder"], tmp_path / "ladder.svg")
     assert b"<svg" in (tmp_path / "ladder.svg").read_bytes()
-    ticks = [tick.get_text() for tick in found["ladder"].axes[0].get_yticklabels()]
-    assert ticks == ["P1", "P2"] and found["ladder"].axes[0].get_ylim() == (1.6, -0.7)
-    marks = found["tradeoff"].axes[0].lines
-    assert [line.get_xdata().tolist() for line in marks[:2]] == [[0.1, 0.2], [0.9, 0.9]] and len(marks) == 4
-    assert [tick.get_text() for tick in found["dots"].axes[0].get_xticklabels()] == ["Lite", "vanilla"]
-    labels = [text.get_text() for text in found["risk_coverage"].axes[0].get_legend().get_texts()]
-    assert labels[0] == "at random" and labels[-1] == "oracle" and labels[1].startswith("P1: ")
+    ticks = [tick.get_text() for tick in drawn["ladder"].axes[0].get_yticklabels()]
+    assert ticks == ["P1", "P2"] and drawn["ladder"].axes[0].get_ylim() == (1.6, -0.7)
+    lines = drawn["tradeoff"].axes[0].lines
+    assert [line.get_xdata().tolist() for line in lines[:2]] == [[0.1, 0.2], [0.9, 0.9]] and len(lines) == 4
+    assert [tick.get_text() for tick in drawn["dots"].axes[0].get_xticklabels()] == ["Lite", "vanilla"]
+    labels = [text.get_text() for text in drawn["risk_coverage"].legends[0].get_texts()]
+    assert labels[0] == "random order" and labels[-1] == "oracle" and labels[1].startswith("P1: ")
 
 
 def test_lines_differ_without_colour() -> None:
-    looks = [figures.line_style(n) for n in range(14)]
-    assert len({(str(line_style.dash), line_style.mark) for line_style in looks}) == 14
+    styles = [figures.line_style(n) for n in range(14)]
+    assert len({(str(style.dash), style.mark) for style in styles}) == 14
+
+
+def test_a_name_has_one_style_in_all_figures(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    drawn = all_figures(scored)
+    colour = figures.style_of("P1").colour
+    ladder, curves = drawn["ladder"].axes[0], drawn["risk_coverage"].axes[0]
+    assert ladder.lines[1].get_color() == colour
+    assert [line.get_color() for line in curves.lines if line.get_label().startswith("P1")] == [colour]
+
+
+def test_markers_at_the_ends_are_inside_the_axes() -> None:
+    axes = figures.reliability({"raw": reliability([0, 1], [0, 1])}).axes[0]
+    assert all(low < 0 and high > 1 for low, high in (axes.get_xlim(), axes.get_ylim()))

@@ -1,4 +1,4 @@
-"""Matching answers: Recall's stored cases, and what the strict rule does otherwise."""
+"""Answer matching: Recall's stored cases, and where the strict rule differs from Recall's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = STORED / "recall_cases" / "match_cases.json"
 
 
 @needs(CASES)
-def test_recalls_cases() -> None:
+def test_recalls_stored_cases() -> None:
     cases = json.loads(CASES.read_text())
     assert len(cases) >= 20
     for case in cases:
@@ -27,7 +27,7 @@ def test_recalls_cases() -> None:
         assert is_match(case["prediction"], case["golds"], "recall") == case["match"], case
 
 
-@pytest.mark.parametrize(("said", "gold", "strict", "recall"), [
+@pytest.mark.parametrize(("answer", "gold", "strict", "recall"), [
     ("Jane", "Jane Austen", False, True), ("I", "I, Claudius", False, True),
     ("Austen", "Jane Austen", False, False),
     ("the novelist Jane Austen", "Jane Austen", True, True), ("catalog", "cat", False, False),
@@ -47,7 +47,7 @@ def test_recalls_cases() -> None:
     ("I don't know. Maybe Paris", "Paris", False, True), ("The The", "The The", True, False),
     ("", "x", False, False),
     ("x", "", False, False), ("日本", "日本", True, True),
-    # Signs make another answer of it.
+    # Signs change the answer.
     ("-5", "5", False, True), ("5", "-5", False, True), ("−5", "-5", True, False),
     ("-5 degrees", "–5", True, False), ("from 3-5", "5", True, True), ("1914-1918", "1918", True, True),
     ("$5", "5", False, True), ("it costs $5", "$5", True, True), ("€5", "$5", False, False),
@@ -56,15 +56,15 @@ def test_recalls_cases() -> None:
     ("C#", "C", False, True), ("A+", "A", False, False), ("Disney+", "Disney", False, True),
     (".NET", "net", False, True), ("the .NET framework", ".NET", True, True),
     ("The end. Paris", "Paris", True, True), ("@", "@", True, False), ("@", "#", False, False),
-    # And scripts without spaces have words.
+    # Scripts without spaces.
     ("答案是北京。", "北京", True, False), ("上海", "北京", False, False),
     ("がくせい", "かくせい", False, False),
     ("คำตอบคือกรุงเทพ", "กรุงเทพ", True, False)])
-def test_both_rules(said: str, gold: str, strict: bool, recall: bool) -> None:
-    assert (is_match(said, [gold]), is_match(said, [gold], "recall")) == (strict, recall)
+def test_both_rules(answer: str, gold: str, strict: bool, recall: bool) -> None:
+    assert (is_match(answer, [gold]), is_match(answer, [gold], "recall")) == (strict, recall)
 
 
-@pytest.mark.parametrize(("one", "other"), [
+@pytest.mark.parametrize(("first", "second"), [
     ("twenty-one", "20"), ("twenty-first", "20"), ("one hundred", "1"), ("one hundred and five", "5"),
     ("5 million", "5"), ("1/2 million", "1,000,000"), ("$5 million", "$5"),
     ("−.5", ".5"), (".5", "5"), ("10²", "102"), ("10²", "10"), ("3²", "32"), ("10⁻³", "10³"), ("x²", "x2"),
@@ -77,12 +77,12 @@ def test_both_rules(said: str, gold: str, strict: bool, recall: bool) -> None:
     ("B♭", "B"), ("C♯", "C"), ("F♯ minor", "F minor"), ("F♯m", "F"), ("A*", "A"), ("O-", "O"), ("AB-", "AB"),
     ("A–", "A"), ("O−", "O"), ("H⁻", "H"), ("H⁺", "H"), ("NO₃⁻", "NO₃"),
     ("ดู", "ดุ"), ("ป่า", "ป้า"), ("ดู", "ด"), ("क्", "क")])
-def test_signs_and_marks_make_another_answer(one: str, other: str) -> None:
-    assert not is_match(one, [other]) and not is_match(other, [one])
-    assert is_match(one, [one]) and is_match(other, [other])
+def test_signs_and_marks_change_the_answer(first: str, second: str) -> None:
+    assert not is_match(first, [second]) and not is_match(second, [first])
+    assert is_match(first, [first]) and is_match(second, [second])
 
 
-@pytest.mark.parametrize(("said", "gold"), [
+@pytest.mark.parametrize(("answer", "gold"), [
     ("twenty-one", "21"), ("Twenty–one", "21"), ("twenty one", "21"), ("two hundred and five", "205"),
     ("two hundred and three hundred", "300"), ("two hundred and three hundred", "200"),
     ("one hundred twenty thousand", "120,000"), ("a hundred", "100"), ("1.5 million", "1,500,000"),
@@ -96,71 +96,71 @@ def test_signs_and_marks_make_another_answer(one: str, other: str) -> None:
     ("C♯", "C#"), ("B♭", "Bb"), ("A–", "A-"), ("H⁻", "H-"), ("A—", "A"), ("Paris–", "Paris"), ("**A**", "A"),
     ("The answer is *5*", "5"), ("<b>5</b>", "5"), ("5️⃣", "5"),
     ("Ὀδύσσεια", "οδυσσεια"), ("ёлка", "елка"), ("مُحَمَّد", "محمد"), ("𝐀bc", "abc")])
-def test_two_ways_to_write_one_answer(said: str, gold: str) -> None:
-    assert is_match(said, [gold])
+def test_spellings_of_one_answer_match(answer: str, gold: str) -> None:
+    assert is_match(answer, [gold])
 
 
-@pytest.mark.parametrize(("given", "says"), [
-    ((None, ["a"]), "said: expected text, found None"), (("a", [5]), "golds: expected text, found 5"),
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((None, ["a"]), "answer: expected text, found None"), (("a", [5]), "golds: expected text, found 5"),
     (("a", "a"), "golds: expected a list of texts, found 'a'"),
     (("a", None), "golds: expected a list of texts, found None"),
     (("a", ["a"], "nope"), "rule: expected strict or recall, found 'nope'"),
     (("a", ["a"], []), "rule: expected strict or recall, found []")])
-def test_what_cannot_be_compared_is_one_line(given: tuple[Any, ...], says: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
-        is_match(*given)
-    with pytest.raises(ValueError, match=r"^said: expected text, found None$"):
+def test_invalid_arguments_are_refused_in_one_line(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        is_match(*arguments)
+    with pytest.raises(ValueError, match=r"^answer: expected text, found None$"):
         is_refusal(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("piece", [
     "a ", "*a", "<", "1.", "one ", "million ", "1/", "-", "=", "$", "1,", "²", "½", "a.", "minus ", "ก", "^2",
     "+", "é", "5 €"])
-def test_long_texts_take_time_in_proportion(piece: str) -> None:
-    """A few seconds at most; more than a minute, where it were in proportion to the square."""
-    long = piece * (400_000 // len(piece))
-    began = time.process_time()
-    is_match(long, ["b", f"{long[:100_000]}c"])
-    assert time.process_time() - began < 15
+def test_time_is_linear_in_the_text_length(piece: str) -> None:
+    """Linear time takes a few seconds; quadratic time would take more than a minute."""
+    text = piece * (400_000 // len(piece))
+    start = time.process_time()
+    is_match(text, ["b", f"{text[:100_000]}c"])
+    assert time.process_time() - start < 15
 
 
-@pytest.mark.parametrize(("said", "refuses"), [
+@pytest.mark.parametrize(("answer", "refuses"), [
     ("I don't know.", True), ("I do not have information about that", True), ("Sorry, I'm not sure", True),
     ("Please provide more context about who you mean", True), ("I need more information", True),
     ("It is unknown.", True), ("I'm unable to tell", True), ("I cannot determine which film", True),
     ("Insufficient information", True), ("Paris", False), ("Know Your Enemy", False), ("I", False),
     ("", False),
     ("Unforgiven", False), ("The Unknown Soldier", False)])
-def test_refusals(said: str, refuses: bool) -> None:
-    assert is_refusal(said) == refuses
+def test_refusals(answer: str, refuses: bool) -> None:
+    assert is_refusal(answer) == refuses
 
 
 @given(st.lists(st.sampled_from(["paris", "the", "7", "rome", "u.s.", "né", "or"]), min_size=1, max_size=5))
-def test_an_answer_matches_itself(said: list[str]) -> None:
-    text = " ".join(said)
+def test_an_answer_matches_itself(parts: list[str]) -> None:
+    text = " ".join(parts)
     assert is_match(text, [text]) and words(" ".join(words(text))) == words(text)
 
 
 @given(st.text(max_size=30), st.lists(st.text(max_size=10), max_size=3))
-def test_any_text_at_all(said: str, golds: list[str]) -> None:
+def test_any_text_is_accepted(answer: str, golds: list[str]) -> None:
     for rule in ("strict", "recall"):
-        assert is_match(said, golds, rule) in (True, False)  # type: ignore[arg-type]
-        assert not is_match(said, [], rule)  # type: ignore[arg-type]
+        assert is_match(answer, golds, rule) in (True, False)  # type: ignore[arg-type]
+        assert not is_match(answer, [], rule)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("said", [
+@pytest.mark.parametrize("answer", [
     "The author of *1985* is not specified without more context.", "The title is not provided.",
     "Please provide the title of the book.", "Could you please provide more details?",
     "As an AI, I have no access to that.", "Sorry, I don't know.", "It has not been identified."])
-def test_refusals_of_many_kinds(said: str) -> None:
-    assert is_refusal(said) and not is_match(said, ["Paris"])
+def test_refusals_never_match(answer: str) -> None:
+    assert is_refusal(answer) and not is_match(answer, ["Paris"])
 
 
-@pytest.mark.parametrize("said", [
+@pytest.mark.parametrize("answer", [
     "Paris", "He was given the prize in 1969.", "Not specified elsewhere: Paris",
     "Paris. Please tell me if that helps.", "John Please"])
-def test_answers_that_are_no_refusals(said: str) -> None:
-    assert not is_refusal(said)
+def test_answers_that_are_not_refusals(answer: str) -> None:
+    assert not is_refusal(answer)
 
 
 PUBLISHED = STORED / "data" / "recall_dataset.parquet"
@@ -168,7 +168,7 @@ PUBLISHED = STORED / "data" / "recall_dataset.parquet"
 
 @needs(PUBLISHED)
 def test_refusals_among_the_published_answers() -> None:
-    """About a quarter of all (most of them PopQA's), of which hardly any is right."""
+    """About a quarter of the published answers (mostly PopQA's) are refusals; hardly any of them is right."""
     import pyarrow.parquet
     rows = pyarrow.parquet.read_table(PUBLISHED).to_pylist()
     refused = [row for row in rows if is_refusal(row["prediction"])]

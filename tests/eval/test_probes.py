@@ -1,4 +1,4 @@
-"""Probes against scikit-learn's own search, optimality conditions, and signals planted where we know."""
+"""Probes compared with scikit-learn's grid search, with optimality conditions, and on planted signals."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tilelli_jax.eval import probes
 from tilelli_jax.eval.folds import stratified
-from tilelli_jax.eval.probes import Climbed, ProbeOptions, climb, fit_probe
+from tilelli_jax.eval.probes import LadderResult, ProbeOptions, fit_ladder, fit_probe
 
 from tests.eval.running import draws
 
-QUICK = ProbeOptions(strengths=(0.01, 0.1), jobs=1)
+QUICK = ProbeOptions(c_values=(0.01, 0.1), jobs=1)
 
 
 def problem(seed: int = 0, rows: int = 150, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -36,54 +36,54 @@ def codes(seed: int = 0, rows: int = 150, width: int = 40, active: float = 0.1) 
 
 
 @pytest.mark.parametrize("scale_once", [True, False])
-def test_the_search_is_scikit_learns(scale_once: bool) -> None:
+def test_the_search_equals_scikit_learns(scale_once: bool) -> None:
     features, labels = problem()
     model = LogisticRegression(l1_ratio=1.0, solver="liblinear", class_weight="balanced", max_iter=2000,
                                random_state=42)
     splitter = StratifiedKFold(5, shuffle=True, random_state=42)
     pipeline = model if scale_once else make_pipeline(StandardScaler(), model)
-    shown = StandardScaler().fit_transform(features) if scale_once else features
+    inputs = StandardScaler().fit_transform(features) if scale_once else features
     key = "C" if scale_once else "logisticregression__C"
-    theirs = GridSearchCV(pipeline, {key: list(probes.STRENGTHS)}, scoring="roc_auc", cv=splitter)
-    theirs.fit(shown, labels)
+    theirs = GridSearchCV(pipeline, {key: list(probes.C_VALUES)}, scoring="roc_auc", cv=splitter)
+    theirs.fit(inputs, labels)
     ours = fit_probe(features, labels, stratified(labels),
                      ProbeOptions(intercept_scaling=1.0, scale_once=scale_once))
-    assert ours.strength == theirs.best_params_[key]
+    assert ours.c_value == theirs.best_params_[key]
     np.testing.assert_allclose(list(ours.cross_validated.values()), theirs.cv_results_["mean_test_score"],
                                atol=1e-12)
-    np.testing.assert_array_equal(ours.probabilities(features), theirs.predict_proba(shown)[:, 1])
+    np.testing.assert_array_equal(ours.probabilities(features), theirs.predict_proba(inputs)[:, 1])
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_the_optimum(sparse: bool) -> None:
-    """‖w‖₁ + C Σ sᵢ log(1 + exp(−yᵢ fᵢ)): |slope| ≤ 1 everywhere, −sign(w) where w ≠ 0, the intercept's 0."""
+def test_the_optimality_conditions(sparse: bool) -> None:
+    """‖w‖₁ + C Σ sᵢ log(1 + exp(−yᵢ fᵢ)): |gradient| ≤ 1, −sign(w) where w ≠ 0, 0 for the intercept."""
     features, labels = (codes(), problem()[1]) if sparse else problem()
     probe = fit_probe(scipy.sparse.csr_array(features) if sparse else features, labels, stratified(labels),
-                      ProbeOptions(strengths=(0.3,)))
+                      ProbeOptions(c_values=(0.3,)))
     scale = features.std(axis=0)
-    middle = 0 if sparse else features.mean(axis=0)
-    shown = (features - middle) / np.where(scale > 0, scale, 1)
-    chances = probe.probabilities(scipy.sparse.csr_array(features) if sparse else features)
+    mean = 0 if sparse else features.mean(axis=0)
+    inputs = (features - mean) / np.where(scale > 0, scale, 1)
+    probabilities = probe.probabilities(scipy.sparse.csr_array(features) if sparse else features)
     weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
-    slopes = 0.3 * shown.T @ (weights * (chances - labels))
-    assert 0 < (probe.weights != 0).sum() < len(slopes)
-    assert (np.abs(slopes) < 1.01).all()
-    np.testing.assert_allclose(slopes[probe.weights != 0], -np.sign(probe.weights[probe.weights != 0]),
+    gradient = 0.3 * inputs.T @ (weights * (probabilities - labels))
+    assert 0 < (probe.weights != 0).sum() < len(gradient)
+    assert (np.abs(gradient) < 1.01).all()
+    np.testing.assert_allclose(gradient[probe.weights != 0], -np.sign(probe.weights[probe.weights != 0]),
                                atol=0.01)
-    assert abs(0.3 * weights @ (chances - labels)) < 0.05  # the intercept is as good as free
+    assert abs(0.3 * weights @ (probabilities - labels)) < 0.05  # the intercept is almost unpenalised
 
 
-def test_sparse_columns_are_dense_ones() -> None:
-    """The same probabilities, though sparse columns are not centred."""
+def test_sparse_columns_equal_dense_ones() -> None:
+    """The probabilities agree although sparse columns are not centred."""
     labels = problem()[1]
     dense = fit_probe(codes(), labels, stratified(labels), QUICK)
     sparse = fit_probe(scipy.sparse.csr_array(codes()), labels, stratified(labels), QUICK)
-    assert dense.strength == sparse.strength
+    assert dense.c_value == sparse.c_value
     np.testing.assert_allclose(dense.probabilities(codes(1)),
                                sparse.probabilities(scipy.sparse.csr_array(codes(1))), atol=2e-3)
 
 
-def test_blocks_side_by_side() -> None:
+def test_blocks_are_concatenated() -> None:
     blocks = {"a": np.ones((3, 2)), "b": np.zeros((3, 1)), "c": scipy.sparse.csr_array(np.eye(3))}
     np.testing.assert_array_equal(probes.columns(blocks, ["a", "b"]), np.c_[np.ones((3, 2)), np.zeros(3)])
     mixed = probes.columns(blocks, ["b", "c"])
@@ -97,35 +97,35 @@ def test_constant_columns_are_found() -> None:
         assert probes.constant_columns(block) == [0, 1]
 
 
-def test_equals_go_to_the_stronger_penalty() -> None:
-    """With C so small that every probe is constant, all means are ½."""
+def test_ties_select_the_stronger_penalty() -> None:
+    """C is so small that every probe is constant, and all mean AUROCs are ½."""
     features, labels = problem()
-    found = fit_probe(features, labels, stratified(labels),
-                      ProbeOptions(strengths=(1e-5, 1e-6, 1e-7), jobs=1))
-    assert found.strength == 1e-7 and set(found.cross_validated.values()) == {0.5}
+    probe = fit_probe(features, labels, stratified(labels),
+                      ProbeOptions(c_values=(1e-5, 1e-6, 1e-7), jobs=1))
+    assert probe.c_value == 1e-7 and set(probe.cross_validated.values()) == {0.5}
 
 
-def planted(where: str, seed: int, rows: int, replicates: int = 200) -> Climbed:
-    """A ladder whose label depends on one column of one block, or on nothing."""
+def planted(block: str, seed: int, rows: int, replicates: int = 200) -> LadderResult:
+    """Fits a ladder to labels that depend on one column of the block, or on nothing if it is empty."""
     rng = np.random.default_rng(seed)
     blocks: dict[str, Any] = {"cheap": rng.standard_normal((rows, 3)), "raw": rng.standard_normal((rows, 8)),
                               "sae": codes(seed, rows, 20, active=0.5)}
-    cause = blocks[where][:, 0] if where else None
+    cause = blocks[block][:, 0] if block else None
     signal = 0 if cause is None else 2.5 * (cause - cause.mean()) / cause.std()
     labels = (rng.random(rows) < expit(signal * np.ones(rows))).astype(int)
     blocks["sae"] = scipy.sparse.csr_array(blocks["sae"])
     half = rows // 2
-    return climb({name: block[:half] for name, block in blocks.items()}, labels[:half],
-                 {name: block[half:] for name, block in blocks.items()}, labels[half:],
+    return fit_ladder({name: values[:half] for name, values in blocks.items()}, labels[:half],
+                 {name: values[half:] for name, values in blocks.items()}, labels[half:],
                  stratified(labels[:half], 2), rungs=probes.LADDER[:3], options=QUICK, replicates=replicates)
 
 
-@pytest.mark.parametrize(("where", "signs"), [
+@pytest.mark.parametrize(("block", "signs"), [
     ("sae", {"P2_cheap_raw-P1_cheap": 0, "P3_cheap_sae-P1_cheap": 1, "P3_cheap_sae-P2_cheap_raw": 1}),
     ("raw", {"P2_cheap_raw-P1_cheap": 1, "P3_cheap_sae-P1_cheap": 0, "P3_cheap_sae-P2_cheap_raw": -1}),
     ("cheap", {"P2_cheap_raw-P1_cheap": 0, "P3_cheap_sae-P1_cheap": 0, "P3_cheap_sae-P2_cheap_raw": 0})])
-def test_a_planted_signal_is_found_where_it_is(where: str, signs: dict[str, int]) -> None:
-    climbed = planted(where, 0, rows=500)
+def test_a_planted_signal_is_found_in_its_block(block: str, signs: dict[str, int]) -> None:
+    climbed = planted(block, 0, rows=500)
     for comparison in climbed.comparisons:
         sign = signs[f"{comparison.a}-{comparison.b}"]
         assert (comparison.p_holm < 0.01) == bool(sign)
@@ -135,13 +135,13 @@ def test_a_planted_signal_is_found_where_it_is(where: str, signs: dict[str, int]
 
 
 @draws(30, 200)
-def test_where_there_is_nothing_nothing_is_found(n: int) -> None:
-    """Any of the three comparisons at 5 %, corrected: at most 5 % of the ladders, and 3 standard errors."""
-    found = [min(c.p_holm for c in planted("", seed, 140, 2).comparisons) < 0.05 for seed in range(n)]
-    assert np.mean(found) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)
+def test_false_positives_without_a_signal(n: int) -> None:
+    """At most 5 % of the ladders, plus 3 standard errors, have a comparison with corrected p < 0.05."""
+    significant = [min(c.p_holm for c in planted("", seed, 140, 2).comparisons) < 0.05 for seed in range(n)]
+    assert np.mean(significant) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)
 
 
-def test_folds_of_one_class_are_refused() -> None:
+def test_folds_with_one_class_are_refused() -> None:
     features, labels = problem()
     ones, zeros = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     bad = [(np.r_[ones[:9], zeros[:9]], np.r_[ones[9:], zeros[9:]]), (np.r_[ones[:9], zeros[:9]], zeros[9:])]
@@ -149,15 +149,15 @@ def test_folds_of_one_class_are_refused() -> None:
         fit_probe(features, labels, bad, QUICK)
 
 
-def test_side_by_side_is_one_by_one() -> None:
+def test_parallel_fits_equal_sequential_ones() -> None:
     features, labels = problem(rows=300, width=60)
-    found = [fit_probe(features, labels, stratified(labels), ProbeOptions(jobs=jobs)) for jobs in (1, 2)]
-    assert found[0].cross_validated == found[1].cross_validated
+    fits = [fit_probe(features, labels, stratified(labels), ProbeOptions(jobs=jobs)) for jobs in (1, 2)]
+    assert fits[0].cross_validated == fits[1].cross_validated
 
 
-def test_a_probe_that_finds_nothing_says_so() -> None:
+def test_a_constant_probe_is_reported() -> None:
     features, labels = problem()
-    climbed = climb({"cheap": features}, labels, {"cheap": features}, labels, stratified(labels),
-                    rungs=probes.LADDER[:1], options=ProbeOptions(strengths=(1e-6,), jobs=1))
+    climbed = fit_ladder({"cheap": features}, labels, {"cheap": features}, labels, stratified(labels),
+                    rungs=probes.LADDER[:1], options=ProbeOptions(c_values=(1e-6,), jobs=1))
     result = climbed.rungs["P1_cheap"]
     assert result.is_constant and tuple(result.auroc) == (0.5, 0.5, 0.5) and not climbed.comparisons

@@ -1,4 +1,4 @@
-"""Rows of files as people have them: their formats, encodings and separators, and what is said of others."""
+"""Reading rows of files: formats, encodings and separators, and errors for other files."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ def test_formats(name: str, content: bytes, tmp_path: Path) -> None:
     assert read_rows(tmp_path / name, 1) == ROWS[:1]
 
 
-def test_parquet_of_any_case(tmp_path: Path) -> None:
+def test_the_case_of_the_suffix_makes_no_difference(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.PARQUET")
     assert read_rows(tmp_path / "a.PARQUET") == ROWS
 
 
-def test_windows_1252_is_read_with_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_windows_1252_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.csv").write_bytes(cells(",").encode("cp1252"))
     with caplog.at_level(logging.WARNING):
         assert read_rows(tmp_path / "a.csv") == ROWS
     assert "not UTF-8 at byte 27; read as Windows-1252" in caplog.text
 
 
-def test_a_cell_of_any_length(tmp_path: Path) -> None:
-    before = csv.field_size_limit()
+def test_long_cells(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
     (tmp_path / "a.csv").write_text(f"question,answers\nq,{'x' * 200_000}\n")
     assert len(read_rows(tmp_path / "a.csv")[0]["answers"]) == 200_000
-    assert csv.field_size_limit() == before
+    assert csv.field_size_limit() == limit
 
 
-@pytest.mark.parametrize(("name", "content", "said"), [
+@pytest.mark.parametrize(("name", "content", "message"), [
     ("a.xlsx", b"PK", "is a spreadsheet; expected JSON lines"), ("a.csv.gz", b"\x1f\x8b", "is compressed"),
     ("a.csv", b"question\0\xff", "is no text"), ("a.txt", b"Who?", "found text that begins with 'Who?'"),
     ("a.csv", b"q\n\x81", "not UTF-8 at byte 2, nor Windows-1252"),
@@ -84,48 +84,48 @@ def test_a_cell_of_any_length(tmp_path: Path) -> None:
      "a list, found text, 'a'"),
     ("a.parquet", b"PAR1", "cannot be read"), ("a.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
     ("a.json", b"[" * 100_000, "expected at most 100 levels"), ("a.jsonl", b'{"a":' * 100_000, "")])
-def test_what_is_not_read(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as refused:
         read_rows(tmp_path / name)
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
     assert str(refused.value).startswith(str(tmp_path / name))
 
 
-def asked(*rows: dict[str, Any]) -> list[tuple[str, ...]]:
+def answers(*rows: dict[str, Any]) -> list[tuple[str, ...]]:
     return [question.answers for question in of_rows([{"question": "q", **row} for row in rows], "f", "f")]
 
 
-def test_lists_as_programs_write_them() -> None:
+def test_printed_lists_are_parsed() -> None:
     written = ["['Jane Austen', 'Austen']", '["Jane Austen", "Austen"]', "Jane Austen|Austen",
                "[\n'Jane Austen',\n'Austen']", ["Jane Austen", "Austen"]]
-    assert asked(*({"answers": one} for one in written)) == [("Jane Austen", "Austen")] * len(written)
-    assert asked({"answers": "[sic] a title"}, {"answers": "['it\\'s']"}) == [("[sic] a title",), ("it's",)]
-    # As numpy prints them, Python would take two texts for one; and what is none is no answer.
-    for one in ("['Jane Austen' 'Austen']", "['a', b]", "[" * 5000 + "]" * 5000, "[__import__('os')]"):
+    assert answers(*({"answers": text} for text in written)) == [("Jane Austen", "Austen")] * len(written)
+    assert answers({"answers": "[sic] a title"}, {"answers": "['it\\'s']"}) == [("[sic] a title",), ("it's",)]
+    # Python would concatenate the two texts that NumPy prints; the others are not lists.
+    for text in ("['Jane Austen' 'Austen']", "['a', b]", "[" * 5000 + "]" * 5000, "[__import__('os')]"):
         with pytest.raises(InputError, match="answers: expected"):
-            asked({"answers": one})
+            answers({"answers": text})
 
 
-def test_numbers_beside_missing_ones() -> None:
-    """What was 1912 is 1912.0 where another is missing; a missing group is none, and NA one."""
-    assert asked({"answers": 1912.0}, {"answers": "1912.0"}, {"answers": [2.5, 3.0]}) == [
+def test_numbers_in_columns_with_missing_values() -> None:
+    """1912 becomes 1912.0 if another value is missing; a missing group is None, and NA is a group."""
+    assert answers({"answers": 1912.0}, {"answers": "1912.0"}, {"answers": [2.5, 3.0]}) == [
         ("1912",), ("1912",), ("2.5", "3")]
     rows = [{"question": "q", "answers": "a", "group": group} for group in (float("nan"), None, "NA", 7.0)]
     assert [question.entity for question in of_rows(rows, "f", "f")] == [None, None, "f: NA", "f: 7"]
 
 
-def test_a_missing_column_is_reported_with_those_there_are() -> None:
+def test_the_error_for_a_missing_column_lists_the_columns() -> None:
     with pytest.raises(InputError, match=r"f, row 1: question: .* the columns here are Query, label"):
         of_rows([{"Query": "q", "label": 1}], "f", "f")
     with pytest.raises(InputError, match=r"the columns here are Question, ' question '"):
         of_rows([{"Question": "q", " question ": "q"}], "f", "f")
-    for row, told in (({"text": 5}, "a number, 5"), ({"text": None}, "null"),
+    for row, description in (({"text": 5}, "a number, 5"), ({"text": None}, "null"),
                       ({"text": ["a"]}, "a list, ['a']"), ({"text": " "}, "' '"), ({"Text": "a"}, "nothing")):
         with pytest.raises(InputError) as refused:
             text_of(row, "text", "f, row 1")
-        assert str(refused.value) == (f"f, row 1: text: expected text, found {told}; the columns here are "
-                                      f"{', '.join(row)}")
+        assert str(refused.value) == (f"f, row 1: text: expected text, found {description}; the columns here "
+                                      f"are {', '.join(row)}")
     assert text_of({"text": "a "}, "text", "f") == "a "
     with pytest.raises(InputError, match=r"f: row 0: context: .* the columns here are question, expected"):
         texts.squad([{"question": "q"}], "f")
@@ -138,17 +138,17 @@ TRIVIA = {"Data": [{"Question": "Q?", "QuestionId": "1", "Answer": {"Value": "A"
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_official_files(indent: int | None, tmp_path: Path) -> None:
+def test_original_formats(indent: int | None, tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text(json.dumps(SQUAD, indent=indent))
-    found, = texts.squad(read_rows(tmp_path / "squad.json"), "squad")  # the one that can be answered
+    found, = texts.squad(read_rows(tmp_path / "squad.json"), "squad")  # the question with an answer
     assert found.prompt == "Context: C\nQuestion: Q?\nAnswer:" and found.endings == (" A",)
     assert (found.topic, found.group) == ("T", "C")
     (tmp_path / "trivia.json").write_text(json.dumps(TRIVIA, indent=indent))
-    asked_for, = of_rows(read_rows(tmp_path / "trivia.json"), "trivia", "trivia")
-    assert (asked_for.id, asked_for.text, asked_for.answers) == ("triviaqa-1", "Q?", ("A", "B"))
+    question, = of_rows(read_rows(tmp_path / "trivia.json"), "trivia", "trivia")
+    assert (question.id, question.text, question.answers) == ("triviaqa-1", "Q?", ("A", "B"))
 
 
-def test_questions_of_which_none_can_be_answered() -> None:
+def test_questions_without_answers_are_refused() -> None:
     row = {"title": "T", "context": "C", "question": "Q?", "answers": {"text": [], "answer_start": []}}
-    with pytest.raises(InputError, match="f: expected a question with an answer at least, found none"):
+    with pytest.raises(InputError, match="f: expected at least one question with an answer, found none"):
         texts.squad([row], "f")

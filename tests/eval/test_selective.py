@@ -1,4 +1,4 @@
-"""Risk and coverage against brute force over all orders of equals, and known answers."""
+"""Risk and coverage compared with brute force over all orders of ties, and with closed forms."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ITEMS = st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2)), min_size=1, max_
 
 
 def all_orders(errors: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The mean of the risks over every order that the scores allow."""
-    found = [np.cumsum(errors[list(order)]) / np.arange(1, len(errors) + 1)
+    """Returns the mean of the risks over every order that the scores allow."""
+    risks = [np.cumsum(errors[list(order)]) / np.arange(1, len(errors) + 1)
              for order in itertools.permutations(range(len(errors)))
              if (np.diff(scores[list(order)]) >= 0).all()]
-    return np.mean(found, axis=0)
+    return np.mean(risks, axis=0)
 
 
 @given(ITEMS)
@@ -33,23 +33,23 @@ def test_expected_risks(items: list[tuple[float, int]]) -> None:
 
 
 @given(ITEMS, st.integers(0, 2**32 - 1))
-def test_weights_are_repeated_items(items: list[tuple[float, int]], seed: int) -> None:
+def test_weights_equal_repeated_items(items: list[tuple[float, int]], seed: int) -> None:
     errors, scores = (np.array(column, float) for column in zip(*items, strict=True))
     weights = np.random.default_rng(seed).integers(0, 4, len(errors))
     weights[0] += 1
-    again = selective.Order(np.repeat(errors, weights), np.repeat(scores, weights))
-    found = selective.Order(errors, scores)
-    np.testing.assert_allclose(found.risks(weights=weights), again.risks(), atol=1e-12)
-    np.testing.assert_allclose(found.risks([0.3, 1.0], weights), again.risks([0.3, 1.0]), atol=1e-12)
+    repeated = selective.Order(np.repeat(errors, weights), np.repeat(scores, weights))
+    weighted = selective.Order(errors, scores)
+    np.testing.assert_allclose(weighted.risks(weights=weights), repeated.risks(), atol=1e-12)
+    np.testing.assert_allclose(weighted.risks([0.3, 1.0], weights), repeated.risks([0.3, 1.0]), atol=1e-12)
 
 
-def test_a_constant_score_is_no_score() -> None:
-    """However its equals are ordered by a sort: nothing of the oracle's gain, at any coverage."""
+def test_a_constant_score_equals_random_order() -> None:
+    """It has no part of the oracle's gain at any coverage, however a sort orders its ties."""
     errors = np.random.default_rng(0).integers(0, 2, 72)
-    found = selective.risk_coverage(errors, np.full(72, 0.5), replicates=200)
-    np.testing.assert_allclose(found.risks, errors.mean())
-    assert found.fraction_of_oracle.point == pytest.approx(0, abs=1e-12)
-    np.testing.assert_allclose(found.fraction_of_oracle[1:], 0, atol=1e-12)
+    curve = selective.risk_coverage(errors, np.full(72, 0.5), replicates=200)
+    np.testing.assert_allclose(curve.risks, errors.mean())
+    assert curve.fraction_of_oracle.point == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(curve.fraction_of_oracle[1:], 0, atol=1e-12)
 
 
 def test_the_oracle_and_its_opposite() -> None:
@@ -57,37 +57,37 @@ def test_the_oracle_and_its_opposite() -> None:
     assert selective.fraction_of_oracle(errors, errors) == 1.0
     assert selective.fraction_of_oracle(errors, -errors) < -1
     assert math.isnan(selective.fraction_of_oracle(np.ones(5), np.arange(5.0)))
-    # Answered in order of the errors: nothing up to 60 %, then (k − 60) / k.
+    # The oracle's risk is 0 up to 60 % coverage, then (k − 60) / k.
     k = np.arange(1, 101)
     assert selective.aurc(errors, errors) == pytest.approx(np.mean(np.maximum(0, k - 60) / k))
 
 
 def test_equal_errors_have_no_oracle() -> None:
-    """Sums of equal errors differ by rounding; so do errors that were computed."""
+    """Sums of equal errors differ by rounding, and so do computed errors."""
     for errors in ([0.1] * 10, [0.1, 0.3 - 0.2] * 5):
         assert math.isnan(selective.fraction_of_oracle(errors, range(10)))
-        found = selective.risk_coverage(errors, range(10), replicates=200).fraction_of_oracle
-        assert all(map(math.isnan, found))
-    few = selective.risk_coverage([0.1, 0.1, 0.1, 0.9], range(4), replicates=200)
-    assert few.fraction_of_oracle == pytest.approx((1, 1, 1))  # of those replicates that have both
+        fraction = selective.risk_coverage(errors, range(10), replicates=200).fraction_of_oracle
+        assert all(map(math.isnan, fraction))
+    curve = selective.risk_coverage([0.1, 0.1, 0.1, 0.9], range(4), replicates=200)
+    assert curve.fraction_of_oracle == pytest.approx((1, 1, 1))  # over the replicates with both errors
 
 
 @draws(40, 200)
 def test_intervals_cover_the_risk(n: int) -> None:
-    """P(error) = score, uniform: the risk at coverage c is c / 2, the area 1/4; 95 % of the intervals."""
+    """P(error) = score, uniform: risk c / 2 at coverage c, AURC 1/4. 95 % of the intervals cover them."""
     rng, hits = np.random.default_rng(0), np.zeros(3)
     for _ in range(n):
         scores = rng.random(300)
         errors = rng.random(300) < scores
-        found = selective.risk_coverage(errors, scores, coverages=(0.3, 0.8), replicates=200)
+        curve = selective.risk_coverage(errors, scores, coverages=(0.3, 0.8), replicates=200)
         truth = np.array([0.15, 0.4])
-        hits[:2] += (found.low <= truth) & (truth <= found.high)
-        hits[2] += found.aurc.low <= 0.25 <= found.aurc.high
+        hits[:2] += (curve.low <= truth) & (truth <= curve.high)
+        hits[2] += curve.aurc.low <= 0.25 <= curve.aurc.high
     assert (np.abs(hits / n - 0.95) < 3.5 * math.sqrt(0.95 * 0.05 / n)).all(), hits
 
 
-def test_what_is_no_order() -> None:
-    with pytest.raises(ValueError, match="one length"):
+def test_invalid_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="equal length"):
         selective.aurc([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match=r"scores: expected numbers, found 1 of 2 .the first is item 1. NaN"):
+    with pytest.raises(ValueError, match=r"scores: expected numbers, found NaN for 1 of 2 items"):
         selective.aurc([1.0, 2.0], [1.0, math.nan])

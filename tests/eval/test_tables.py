@@ -1,4 +1,4 @@
-"""Tables in three forms, all of the same rows."""
+"""Tables as JSON, parquet, Markdown and CSV, all of the same rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROWS = [{"rung": "P1|cheap", "auroc": Interval(0.59, 0.551, 0.627), "C": 0.3, "n
         {"rung": "P2", "auroc": Interval(0.5, 0.5, 0.5), "C": 1e-4, "n": 7, "constant": True}]
 
 
-def test_three_files(tmp_path: Path) -> None:
+def test_write_writes_three_files(tmp_path: Path) -> None:
     tables.write(tmp_path / "probes", ROWS, "Probes")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probes.json", "probes.md", "probes.parquet"]
-    found = json.loads((tmp_path / "probes.json").read_text())
-    assert found[0] == {"rung": "P1|cheap", "auroc": {"point": 0.59, "low": 0.551, "high": 0.627}, "C": 0.3,
-                        "n": 1500, "p": None}
+    rows = json.loads((tmp_path / "probes.json").read_text())
+    assert rows[0] == {"rung": "P1|cheap", "auroc": {"point": 0.59, "low": 0.551, "high": 0.627}, "C": 0.3,
+                       "n": 1500, "p": None}
     columns = pyarrow.parquet.read_table(tmp_path / "probes.parquet").to_pydict()
     assert columns["auroc_low"] == [0.551, 0.5] and columns["constant"] == [None, True]
     assert (tmp_path / "probes.md").read_text().splitlines() == [
@@ -42,36 +42,36 @@ def test_cells(value: object, text: str) -> None:
     assert tables.shown(value) == text
 
 
-def test_json_knows_no_nan() -> None:
+def test_json_has_null_for_nan() -> None:
     assert json.loads(tables.as_json({"a": [math.inf, np.float64(1.5)], 3: np.arange(2)})) == {
         "a": [None, 1.5], "3": [0, 1]}
 
 
-def test_a_table_is_text_whatever_is_in_it() -> None:
-    """What an untrained network writes: bytes that would make the report a binary file."""
+def test_control_characters_are_removed_from_tables() -> None:
+    """An untrained network generates bytes that would make the report a binary file."""
     text = tables.markdown([{"answer": "a\x00b\rc\x1b[0m|\x85é\n"}])
     assert "a b c [0m\\| é" in text and all(letter.isprintable() for letter in text.replace("\n", ""))
 
 
-def test_a_spreadsheet_runs_nothing() -> None:
-    """Texts that it would take for formulas are marked; all else is read back as it was."""
+def test_csv_contains_no_formulas() -> None:
+    """Texts that a spreadsheet would run as formulas get an apostrophe; all others are unchanged."""
     formulas = ["=1+1", "+1", "-1", "@SUM(1)", "\tWho?", "\r1", "\n1", " \n1", " =1", "\u00a0=1", "\ufeff=1",
                 "＝1", "＋1", "－1", "＠a", "\u200b=1+1", "\xad=1", "\u2060 \u202e@a", "\x00=1", "\u3000-1"]
-    harmless = ["a=1", "'=1", "1-2", "", "Who?", "a; b|c", "a, -1", "a\nb = 1", "; 1", "\u200b", "ä",
-                "\ud800"]
-    rows = [{"text": text, "p": -0.5} for text in [*formulas, *harmless]] + [{"text": None, "p": 1}]
+    other_texts = ["a=1", "'=1", "1-2", "", "Who?", "a; b|c", "a, -1", "a\nb = 1", "; 1", "\u200b", "ä",
+                   "\ud800"]
+    rows = [{"text": text, "p": -0.5} for text in [*formulas, *other_texts]] + [{"text": None, "p": 1}]
     content = tables.as_csv(rows)
     assert content.startswith(b"\xef\xbb\xbf")
-    found = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    assert [row["text"] for row in found] == [f"'{text}" for text in formulas] + harmless[:-1] + ["?", ""]
-    assert {row["p"] for row in found} == {"-0.5", "1"}
+    cells = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    assert [row["text"] for row in cells] == [f"'{text}" for text in formulas] + other_texts[:-1] + ["?", ""]
+    assert {row["p"] for row in cells} == {"-0.5", "1"}
 
 
 @pytest.mark.parametrize(("text", "cell"), [
     (" ;=1+1", " ;'=1+1"), ("a;=1", "a;'=1"), ("a; \u200b@b", "a;' \u200b@b"), ("a|+1", "a|'+1"),
     ("a\t-1", "a\t'-1"), ("a\n=b", "a\n'=b"), ("a\r\n=b", "a\r\n'=b"), ("a\u2028=b", "a\u2028'=b"),
     ("\t=1", "'\t'=1"), ("=1;=2", "'=1;'=2")])
-def test_a_spreadsheet_runs_no_part_of_a_cell(text: str, cell: str) -> None:
-    """As one whose separator is the semicolon, or that takes a line break for the next row."""
+def test_csv_contains_no_formulas_within_a_cell(text: str, cell: str) -> None:
+    """Some spreadsheets split cells at semicolons, or start a row at a line break inside quotes."""
     content = tables.as_csv([{text: text}]).decode("utf-8-sig")
     assert list(csv.reader(io.StringIO(content, newline=""))) == [[cell], [cell]]

@@ -1,4 +1,4 @@
-"""Thresholds against Recall's, against exact sums, and against what they promise of unseen items."""
+"""Thresholds compared with Recall's and with exact sums, and their guarantees on unseen items."""
 
 from __future__ import annotations
 
@@ -26,39 +26,41 @@ from tests.eval.running import draws
 from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
-Chance = Callable[[np.ndarray], np.ndarray]  # of a 1, by the score
+Chance = Callable[[np.ndarray], np.ndarray]  # score → probability of a 1
 ITEMS = st.lists(st.tuples(st.booleans(), st.integers(0, 8)), min_size=1, max_size=40)
 
 
-def taken_apart(items: list[tuple[bool, int]]) -> tuple[np.ndarray, np.ndarray]:
+def to_arrays(items: list[tuple[bool, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([int(label) for label, _ in items]), np.array([score / 8 for _, score in items])
 
 
 @needs(CASES)
-def test_the_rule_of_ranks_is_recalls() -> None:
+def test_the_rank_rule_equals_recalls() -> None:
     with np.load(CASES, allow_pickle=False) as cases:
         numbers = sorted({name.partition("/")[0] for name in cases})
         assert len(numbers) == 4
         for k in numbers:
-            found = precision_thresholds(cases[f"{k}/y"], cases[f"{k}/p"], 0.85)
-            assert found == (cases[f"{k}/green"], cases[f"{k}/red"])
+            thresholds = precision_thresholds(cases[f"{k}/y"], cases[f"{k}/p"], 0.85)
+            assert thresholds == (cases[f"{k}/green"], cases[f"{k}/red"])
 
 
 @given(ITEMS, st.sampled_from((0.5, 0.75, 0.85)))
-def test_the_rule_of_ranks_rank_by_rank(items: list[tuple[bool, int]], target: float) -> None:
-    def last(ranked: list[tuple[bool, int]], right: bool) -> float | None:
-        found = None
+def test_the_rank_rule_rank_by_rank(items: list[tuple[bool, int]], target: float) -> None:
+    def last_score(ranked: list[tuple[bool, int]], correct: bool) -> float | None:
+        score = None
         for k in range(1, len(ranked) + 1):
-            if sum(label == right for label, _ in ranked[:k]) >= target * k:
-                found = ranked[k - 1][1] / 8
-        return found
-    down, up = sorted(items, key=lambda item: -item[1]), sorted(items, key=lambda item: item[1])
-    assert precision_thresholds(*taken_apart(items), target) == (last(down, True), last(up, False))
+            if sum(label == correct for label, _ in ranked[:k]) >= target * k:
+                score = ranked[k - 1][1] / 8
+        return score
+    descending = sorted(items, key=lambda item: -item[1])
+    ascending = sorted(items, key=lambda item: item[1])
+    assert precision_thresholds(*to_arrays(items), target) == (
+        last_score(descending, True), last_score(ascending, False))
 
 
 def test_verdicts() -> None:
-    said = [verdict(score, 0.8, 0.3) for score in (0.9, 0.8, 0.79, 0.3, 0.29)]
-    assert said == ["likely knows"] * 2 + ["uncertain"] * 2 + ["likely beyond its knowledge"]
+    verdicts = [verdict(score, 0.8, 0.3) for score in (0.9, 0.8, 0.79, 0.3, 0.29)]
+    assert verdicts == ["likely knows"] * 2 + ["uncertain"] * 2 + ["likely beyond its knowledge"]
     assert [verdict(score, 0.4, 0.7) for score in (0.8, 0.5, 0.4, 0.39)] == [
         "likely knows", "likely knows", "likely knows", "likely beyond its knowledge"]
     assert [verdict(score, None, None) for score in (0.0, 1.0)] == ["uncertain", "uncertain"]
@@ -68,113 +70,114 @@ def test_verdicts() -> None:
         verdict(float("nan"), 0.8, 0.3)
 
 
-# --- Promises --------------------------------------------------------------------------------
+# --- Guarantees ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [10, 36, 37, 45, 100])
 @pytest.mark.parametrize("thresholds", [1, 19])
-def test_a_promise_is_made_from_just_as_many_right_as_it_takes(n: int, thresholds: int) -> None:
-    """The exact binomial tail, in whole numbers; beyond the grid's other thresholds there is no item."""
+def test_the_number_of_correct_items_that_a_guarantee_requires(n: int, thresholds: int) -> None:
+    """Compared with the exact binomial tail in fractions; no item lies beyond the grid's other thresholds."""
     grid = [0.5, *np.linspace(2, 3, thresholds - 1)]
     def tail(k: int) -> Fraction:
         t = Fraction(17, 20)
         return sum((comb(n, i) * t**i * (1 - t) ** (n - i) for i in range(k, n + 1)), Fraction(0))
     for k in range(n + 1):
         labels, scores = np.arange(n) < k, np.full(n, 0.75)
-        enough = tail(k) <= Fraction(1, 20) / thresholds
+        significant = tail(k) <= Fraction(1, 20) / thresholds
         above = guaranteed_thresholds(labels, scores, 0.85, 0.9, grid)
-        assert above.green == (0.5 if enough else None), k
-        # Without green, which would hold red back.
+        assert above.green == (0.5 if significant else None), k
+        # Mirrored: green is undefined, and red is not limited by it.
         below = guaranteed_thresholds(~labels, -scores, 0.85, 0.9, np.negative(grid))
-        assert below.green is not None or below.red == (-0.5 if enough else None), k
-        assert not enough or below == (None, -0.5), k
-    assert tail(n) > Fraction(1, 20) / 19 or n >= 37  # of 36, not even all of them are enough
+        assert below.green is not None or below.red == (-0.5 if significant else None), k
+        assert not significant or below == (None, -0.5), k
+    assert tail(n) > Fraction(1, 20) / 19 or n >= 37  # 36 items are too few even if all are correct
 
 
-def too_low(chance: Chance, found: Thresholds, target: float) -> tuple[bool, bool]:
-    """Whether the true precisions, of scores that are uniform on [0, 1], lie below the target."""
+def too_low(chance: Chance, thresholds: Thresholds, target: float) -> tuple[bool, bool]:
+    """Returns whether the true precisions (green, red) for uniform scores on [0, 1] are below the target."""
     dense = (np.arange(20_000) + 0.5) / 20_000
-    green, red = found
+    green, red = thresholds
     known = chance(dense[dense >= green]) if green is not None else dense[:0]
     unknown = 1 - chance(dense[dense < red]) if red is not None else dense[:0]
     return known.size > 0 and known.mean() < target, unknown.size > 0 and unknown.mean() < target
 
 
 def just_short(scores: np.ndarray) -> np.ndarray:
-    """Of the upper half 1 in 200 too few is known, of the lower too many: nothing may be promised."""
+    """The precision is 0.845 in both halves, just below 0.85: no threshold may be guaranteed."""
     return np.where(scores >= 0.5, 0.845, 0.155)
 
 
 def rising(scores: np.ndarray) -> np.ndarray:
-    """Green holds from 0.46 on, red up to 0.54: either may be promised up to the middle."""
+    """Green is valid from 0.46 on, red up to 0.54: both may be guaranteed up to the middle."""
     return 1 / (1 + np.exp(-12 * (scores - 0.5)))
 
 
 @draws(100, 400)
 @pytest.mark.parametrize("chance", [just_short, rising])
-def test_promises_are_kept_which_the_rule_of_ranks_does_not_keep(chance: Chance, n: int) -> None:
-    """Over many calibration sets: too much is promised by no more of them than the confidence allows."""
+def test_guarantees_hold_where_the_rank_rule_fails(chance: Chance, n: int) -> None:
+    """Over many calibration sets, the guarantee fails no more often than the confidence allows."""
     rng = np.random.default_rng(0)
     target, confidence = 0.85, 0.9
     allowed = n * (1 - confidence)
     slack = 3 * np.sqrt(allowed * confidence)
-    promised, ranked, uncorrected, made = 0, 0, 0, 0
+    guaranteed_failures, rank_failures, uncorrected_failures, complete = 0, 0, 0, 0
     for _ in range(n):
         scores = rng.random(450)
         labels = (rng.random(450) < chance(scores)).astype(int)
-        found = guaranteed_thresholds(labels, scores, target, confidence)
-        promised += any(too_low(chance, found, target))
-        made += None not in found
-        ranked += any(too_low(chance, precision_thresholds(labels, scores, target), target))
-        alone = [guaranteed_thresholds(labels, scores, target, confidence, [line]) for line in GRID]
-        uncorrected += any(any(too_low(chance, one, target)) for one in alone)
-    assert promised <= allowed + slack
-    assert ranked > 5 * allowed
+        guaranteed = guaranteed_thresholds(labels, scores, target, confidence)
+        guaranteed_failures += any(too_low(chance, guaranteed, target))
+        complete += None not in guaranteed
+        rank_failures += any(too_low(chance, precision_thresholds(labels, scores, target), target))
+        single = [guaranteed_thresholds(labels, scores, target, confidence, [candidate])
+                  for candidate in GRID]
+        uncorrected_failures += any(any(too_low(chance, pair, target)) for pair in single)
+    assert guaranteed_failures <= allowed + slack
+    assert rank_failures > 5 * allowed
     if chance is just_short:
-        assert allowed + slack < uncorrected, "thresholds of which each is tested alone promise too much"
+        assert allowed + slack < uncorrected_failures, "uncorrected tests fail more often than allowed"
     else:
-        assert made > 0.95 * n, "what may be promised is found"
+        assert complete > 0.95 * n, "valid thresholds are found"
 
 
-def test_one_threshold_errs_as_often_as_it_may() -> None:
-    """The confidence is used up where there is nothing to correct for: half of it by either side."""
+def test_a_single_threshold_uses_the_full_error_probability() -> None:
+    """With one candidate there is no correction: each side fails with half the error probability."""
     rng = np.random.default_rng(1)
     n, sets = 2000, 4000
-    known = rng.binomial(n, 0.85, sets)  # at the target: to promise more than it is wrong
-    made = {k: guaranteed_thresholds(np.arange(n) < k, np.ones(n), 0.85, 0.8, [0.5]).green is not None
-            for k in np.unique(known)}
-    share = np.mean([made[k] for k in known])
-    assert 0.08 < share < 0.1 + 3 * np.sqrt(0.09 / sets)
+    known = rng.binomial(n, 0.85, sets)  # precision just at the target
+    guaranteed = {k: guaranteed_thresholds(np.arange(n) < k, np.ones(n), 0.85, 0.8, [0.5]).green is not None
+                  for k in np.unique(known)}
+    fraction = np.mean([guaranteed[k] for k in known])
+    assert 0.08 < fraction < 0.1 + 3 * np.sqrt(0.09 / sets)
 
 
 @given(ITEMS, st.sampled_from((0.3, 0.6, 0.9)))
-def test_green_is_never_below_red(items: list[tuple[bool, int]], target: float) -> None:
-    labels, scores = taken_apart(items)
+def test_red_is_never_above_green(items: list[tuple[bool, int]], target: float) -> None:
+    labels, scores = to_arrays(items)
     green, red = guaranteed_thresholds(labels, scores, target, 0.5)
     assert green is None or red is None or red <= green
-    # The same items seen from the other side, where no score lies on a threshold.
+    # Mirrored items, with a grid on which no score lies.
     grid = np.array(GRID) + 0.003
     ours = guaranteed_thresholds(labels, scores, target, 0.5, grid)
-    other = guaranteed_thresholds(1 - labels, -scores, target, 0.5, -grid)
+    mirrored = guaranteed_thresholds(1 - labels, -scores, target, 0.5, -grid)
     if ours.green is None:
-        assert other.green == (None if ours.red is None else -ours.red)
+        assert mirrored.green == (None if ours.red is None else -ours.red)
 
 
-def test_a_score_on_the_threshold_is_greens() -> None:
+def test_a_score_on_the_threshold_counts_for_green() -> None:
     scores, grid = np.full(100, 0.5), [0.5]
     assert guaranteed_thresholds(np.ones(100), scores, 0.85, 0.9, grid) == (0.5, None)
     assert guaranteed_thresholds(np.zeros(100), scores, 0.85, 0.9, grid) == (None, None)
 
 
-def test_green_wins_where_both_could_be_promised() -> None:
-    """Two heaps, parted well: at a low target, "knows" and "does not" could be said of everything."""
+def test_green_takes_precedence_if_both_could_be_guaranteed() -> None:
+    """Two well-separated clusters: at a low target each verdict could be given to all items."""
     labels, scores = np.repeat([0, 1], 500), np.repeat([0.2, 0.8], 500)
-    wide = (0.1, 0.5, 0.9)
-    assert guaranteed_thresholds(labels, scores, 0.4, 0.9, wide) == (0.1, None)
-    assert guaranteed_thresholds(labels, scores, 0.9, 0.9, wide) == (0.5, 0.5)
+    grid = (0.1, 0.5, 0.9)
+    assert guaranteed_thresholds(labels, scores, 0.4, 0.9, grid) == (0.1, None)
+    assert guaranteed_thresholds(labels, scores, 0.9, 0.9, grid) == (0.5, 0.5)
 
 
-def test_what_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     labels, scores = [0, 1], [0.2, 0.8]
     for target in (0.0, 1.0):
         with pytest.raises(ValueError, match="target"):
@@ -192,17 +195,17 @@ def test_what_is_refused() -> None:
         precision_thresholds(labels, [0.1, float("nan")], 0.8)
 
 
-# --- Declining -------------------------------------------------------------------------------
+# --- Abstention ------------------------------------------------------------------------------
 
 
 def test_a_conformal_threshold_by_hand() -> None:
-    found = conformal_threshold([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0], 0.2)
-    assert found.value == 8.0 and found.measured == 1 / 9  # the ⌈10 · 0.8⌉-th
-    assert found.expected.point == 0.2
-    assert found.expected[1:] == pytest.approx(scipy.stats.beta(2, 8).ppf([0.025, 0.975]))
-    few, equal = conformal_threshold([1.0, 2.0], 0.2), conformal_threshold(np.ones(50), 0.1)
-    assert few.value == math.inf and few.expected == (0, 0, 0)
-    assert equal.value == 1.0 and equal.measured == 0
+    threshold = conformal_threshold([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0], 0.2)
+    assert threshold.value == 8.0 and threshold.measured == 1 / 9  # the ⌈10 · 0.8⌉-th
+    assert threshold.expected.point == 0.2
+    assert threshold.expected[1:] == pytest.approx(scipy.stats.beta(2, 8).ppf([0.025, 0.975]))
+    few_groups_warning, tied = conformal_threshold([1.0, 2.0], 0.2), conformal_threshold(np.ones(50), 0.1)
+    assert few_groups_warning.value == math.inf and few_groups_warning.expected == (0, 0, 0)
+    assert tied.value == 1.0 and tied.measured == 0
     for scores, target in (([], 0.1), ([math.nan], 0.1), ([[1.0]], 0.1), ([1.0], 0.0), ([1.0], 1.0)):
         with pytest.raises(ValueError, match="expected"):
             conformal_threshold(scores, target)
@@ -210,24 +213,24 @@ def test_a_conformal_threshold_by_hand() -> None:
 
 @draws(300, 1000)
 @pytest.mark.parametrize(("items", "target"), [(60, 0.05), (200, 0.1), (37, 0.27)])
-def test_a_conformal_threshold_keeps_its_promises(items: int, target: float, n: int) -> None:
-    """Of many calibrations the true rates' mean is at most the target, and their range as foreseen."""
+def test_a_conformal_threshold_has_its_nominal_rates(items: int, target: float, n: int) -> None:
+    """Over many calibrations the mean true rate is at most the target, and the range is as expected."""
     rng = np.random.default_rng(items)
     truth = scipy.stats.norm.isf(target)
     rates, covered = [], 0
     for _ in range(n):
-        found = conformal_threshold(rng.standard_normal(items), target)
-        rates.append(scipy.stats.norm.sf(found.value))
-        covered += found.interval.low <= truth <= found.interval.high
+        threshold = conformal_threshold(rng.standard_normal(items), target)
+        rates.append(scipy.stats.norm.sf(threshold.value))
+        covered += threshold.interval.low <= truth <= threshold.interval.high
     error = np.std(rates) / math.sqrt(n)
-    assert found.expected.point - 4 * error < np.mean(rates) < target + 4 * error
-    inside = np.mean([found.expected.low <= rate <= found.expected.high for rate in rates])
+    assert threshold.expected.point - 4 * error < np.mean(rates) < target + 4 * error
+    inside = np.mean([threshold.expected.low <= rate <= threshold.expected.high for rate in rates])
     assert abs(inside - 0.95) < 4 * math.sqrt(0.95 * 0.05 / n)
     assert covered / n > 0.95 - 4 * math.sqrt(0.95 * 0.05 / n)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1, 0.3, 0.5, 0.9])
-def test_how_many_scores_a_conformal_threshold_takes(target: float) -> None:
-    least = conformal_min_items(target)
-    assert math.isfinite(conformal_threshold(np.arange(least), target).value)
-    assert least == 1 or math.isinf(conformal_threshold(np.arange(least - 1), target).value)
+def test_the_minimum_number_of_scores_of_a_conformal_threshold(target: float) -> None:
+    minimum = conformal_min_items(target)
+    assert math.isfinite(conformal_threshold(np.arange(minimum), target).value)
+    assert minimum == 1 or math.isinf(conformal_threshold(np.arange(minimum - 1), target).value)

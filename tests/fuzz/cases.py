@@ -1,4 +1,4 @@
-"""One test for each spoilt input, and the directories that they are copies of."""
+"""The tests of mutated inputs: their parameters, the valid inputs, and the checks."""
 
 from __future__ import annotations
 
@@ -11,52 +11,53 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz.running import Target, carry_out, complaints, spoil
+from tests.fuzz.running import Target, faults_of, mutate_copy, run_target
 
 
 class Bases:
-    """Inputs that are not spoilt, each made once, in a directory of its own."""
+    """Creates each valid input once, in a separate directory."""
 
     def __init__(self, parent: Path) -> None:
         self.parent = parent
-        self._made: dict[Callable[[], None], Path] = {}
+        self._paths: dict[Callable[[], None], Path] = {}
 
-    def of(self, target: Target) -> Path:
-        if target.make not in self._made:
-            path = self.parent / str(len(self._made))
+    def get(self, target: Target) -> Path:
+        if target.make not in self._paths:
+            path = self.parent / str(len(self._paths))
             path.mkdir()
             with contextlib.chdir(path), contextlib.redirect_stdout(io.StringIO()):
                 target.make()
-            self._made[target.make] = path
-        return self._made[target.make]
+            self._paths[target.make] = path
+        return self._paths[target.make]
 
 
-def numbered(targets: Iterable[Target]) -> list[Any]:
-    """As values of a parameter: every input of every target. All of them, and for `make test-all` alone."""
+def input_params(targets: Iterable[Target]) -> list[Any]:
+    """Parameters of a test, one for every input of every target, all marked for `make test-all` only."""
     return [pytest.param(target, number, id=f"{target.name}, {number}", marks=pytest.mark.exhaustive)
             for target in targets for number in range(target.inputs)]
 
 
-def named(targets: Iterable[Target]) -> list[Any]:
-    """As values of a parameter: every target, likewise."""
+def target_params(targets: Iterable[Target]) -> list[Any]:
+    """Parameters of a test, one for every target, all marked for `make test-all` only."""
     return [pytest.param(target, id=target.name, marks=pytest.mark.exhaustive) for target in targets]
 
 
-def check(target: Target, number: int, base: Path, place: Path) -> None:
-    """Fails with all that there is to say about an input, where the command does not end as it should."""
-    done = spoil(target, base, place, number)
-    found = carry_out(target, place)
-    shutil.rmtree(place)
-    if said := complaints(target, found):
-        pytest.fail(f"{target.main.__module__} {target.argv}\ninput {number}: {done}\n" + "\n".join(said)
-                    + f"\nstatus {found.status}, {found.seconds:.1f} s\n{found.err[:3000]}", pytrace=False)
+def check(target: Target, number: int, base: Path, directory: Path) -> None:
+    """Mutates an input, runs the command, and fails with a full report if the command has a fault."""
+    mutation = mutate_copy(target, base, directory, number)
+    outcome = run_target(target, directory)
+    shutil.rmtree(directory)
+    if faults := faults_of(target, outcome):
+        lines = [f"{target.main.__module__} {target.argv}", f"input {number}: {mutation}", *faults,
+                 f"status {outcome.status}, {outcome.seconds:.1f} s", outcome.err[:3000]]
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
-def check_unspoilt(target: Target, base: Path, place: Path) -> None:
-    """Fails where a command does not take its input, or refuses it for another reason than it should."""
-    shutil.copytree(base, place, symlinks=True)
-    found = carry_out(target, place)
-    shutil.rmtree(place)
-    assert not complaints(target, found), found
-    assert found.status == (2 if target.refused else target.statuses[0]), found
-    assert target.refused in found.err
+def check_valid_input(target: Target, base: Path, directory: Path) -> None:
+    """Fails if a command refuses its valid input, or refuses it with another error than the expected one."""
+    shutil.copytree(base, directory, symlinks=True)
+    outcome = run_target(target, directory)
+    shutil.rmtree(directory)
+    assert not faults_of(target, outcome), outcome
+    assert outcome.status == (2 if target.expected_error else target.statuses[0]), outcome
+    assert target.expected_error in outcome.err

@@ -1,4 +1,4 @@
-"""Ways to change a table: its columns, their types, its cells and rows. Of CSV and parquet alike."""
+"""Mutators of CSV and parquet tables: columns, types, cells and rows."""
 
 from __future__ import annotations
 
@@ -17,44 +17,45 @@ CELLS: tuple[Any, ...] = (None, "", "nan", float("nan"), float("inf"), -1.0, 1e3
 
 
 def dropped(columns: Columns, rng: Rng) -> tuple[Columns, str]:
-    name = _name(columns, rng)
+    name = _random_name(columns, rng)
     return {key: cells for key, cells in columns.items() if key != name}, f"{name}: dropped"
 
 
 def renamed(columns: Columns, rng: Rng) -> tuple[Columns, str]:
-    name = _name(columns, rng)
-    other = (f"{name}s", "", name.upper(), " ", "x" * 5000)[rng.integers(5)]
-    return ({other if key == name else key: cells for key, cells in columns.items()},
-            f"{name}: called {other!r:.30}")
+    name = _random_name(columns, rng)
+    new_name = (f"{name}s", "", name.upper(), " ", "x" * 5000)[rng.integers(5)]
+    return ({new_name if key == name else key: cells for key, cells in columns.items()},
+            f"{name}: renamed to {new_name!r:.30}")
 
 
-def of_another_type(columns: Columns, rng: Rng) -> tuple[Columns, str]:
-    name = _name(columns, rng)
-    kinds: dict[str, Callable[[Any], Any]] = {
+def with_another_type(columns: Columns, rng: Rng) -> tuple[Columns, str]:
+    name = _random_name(columns, rng)
+    conversions: dict[str, Callable[[Any], Any]] = {
         "text": lambda cell: f"{cell}!", "numbers": lambda cell: 0.5, "lists": lambda cell: [str(cell)],
-        "true": lambda cell: True, "nothing": lambda cell: None, "mappings": lambda cell: {"a": str(cell)},
+        "true": lambda cell: True, "null": lambda cell: None, "mappings": lambda cell: {"a": str(cell)},
         "bytes": lambda cell: b"\xff\xfe"}
-    kind = list(kinds)[rng.integers(len(kinds))]
-    return columns | {name: [kinds[kind](cell) for cell in columns[name]]}, f"{name}: became {kind}"
+    conversion = list(conversions)[rng.integers(len(conversions))]
+    cells = [conversions[conversion](cell) for cell in columns[name]]
+    return columns | {name: cells}, f"{name}: became {conversion}"
 
 
 def with_a_cell(columns: Columns, rng: Rng) -> tuple[Columns, str]:
-    name = _name(columns, rng)
+    name = _random_name(columns, rng)
     cells = list(columns[name])
     row = int(rng.integers(len(cells)))
     cells[row] = CELLS[rng.integers(len(CELLS))]
-    there = [cell for cell in cells if cell is not None]
-    if len({type(cell) for cell in there}) > 1:  # a column has one type
-        kind = float if all(isinstance(cell, int | float) for cell in there) else str
-        cells = [cell if cell is None else kind(cell) for cell in cells]
+    cells_present = [cell for cell in cells if cell is not None]
+    if len({type(cell) for cell in cells_present}) > 1:  # a column has one type
+        cell_type = float if all(isinstance(cell, int | float) for cell in cells_present) else str
+        cells = [cell if cell is None else cell_type(cell) for cell in cells]
     return columns | {name: cells}, f"{name}: row {row} became {cells[row]!r:.30}"
 
 
-def rows_twice(columns: Columns, rng: Rng) -> tuple[Columns, str]:
-    return {name: [*cells, *cells] for name, cells in columns.items()}, "all rows twice"
+def with_repeated_rows(columns: Columns, rng: Rng) -> tuple[Columns, str]:
+    return {name: [*cells, *cells] for name, cells in columns.items()}, "all rows repeated"
 
 
-def no_rows(columns: Columns, rng: Rng) -> tuple[Columns, str]:
+def without_rows(columns: Columns, rng: Rng) -> tuple[Columns, str]:
     return {name: [] for name in columns}, "no rows"
 
 
@@ -62,9 +63,9 @@ def one_row(columns: Columns, rng: Rng) -> tuple[Columns, str]:
     return {name: cells[:1] for name, cells in columns.items()}, "one row"
 
 
-def all_alike(columns: Columns, rng: Rng) -> tuple[Columns, str]:
-    name = _name(columns, rng)
-    return columns | {name: columns[name][:1] * len(columns[name])}, f"{name}: all rows like the first"
+def with_constant_column(columns: Columns, rng: Rng) -> tuple[Columns, str]:
+    name = _random_name(columns, rng)
+    return columns | {name: columns[name][:1] * len(columns[name])}, f"{name}: all rows set to the first"
 
 
 def shuffled(columns: Columns, rng: Rng) -> tuple[Columns, str]:
@@ -72,17 +73,17 @@ def shuffled(columns: Columns, rng: Rng) -> tuple[Columns, str]:
     return {name: [cells[i] for i in order] for name, cells in columns.items()}, "rows in another order"
 
 
-CHANGES = (*(dropped,) * 2, renamed, *(of_another_type,) * 3, *(with_a_cell,) * 3, rows_twice, no_rows,
-           one_row, all_alike, shuffled)
+CHANGES = (*(dropped,) * 2, renamed, *(with_another_type,) * 3, *(with_a_cell,) * 3, with_repeated_rows,
+           without_rows, one_row, with_constant_column, shuffled)
 
 
 def _parquet(change: Callable[[Columns, Rng], tuple[Columns, str]]) -> Callable[[Path, Rng], str]:
     def mutate(path: Path, rng: Rng) -> str:
         import pyarrow
         import pyarrow.parquet
-        columns, told = change(pyarrow.parquet.read_table(path).to_pydict(), rng)
+        columns, description = change(pyarrow.parquet.read_table(path).to_pydict(), rng)
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
-        return told
+        return description
     mutate.__name__ = change.__name__
     return mutate
 
@@ -91,19 +92,19 @@ def _csv(change: Callable[[Columns, Rng], tuple[Columns, str]]) -> Callable[[Pat
     def mutate(path: Path, rng: Rng) -> str:
         separator = "\t" if path.suffix == ".tsv" else ","
         head, *rows = csv.reader(io.StringIO(path.read_text()), delimiter=separator)
-        columns, told = change({name: [row[i] for row in rows] for i, name in enumerate(head)}, rng)
+        columns, description = change({name: [row[i] for row in rows] for i, name in enumerate(head)}, rng)
         text = io.StringIO()
         writer = csv.writer(text, delimiter=separator)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
         path.write_text(text.getvalue())
-        return told
+        return description
     mutate.__name__ = change.__name__
     return mutate
 
 
 def ragged(path: Path, rng: Rng) -> str:
-    """A line of CSV with a cell more or less, or a quote that never ends."""
+    """A CSV line with an additional or a missing cell, or with an unclosed quote."""
     lines = path.read_text().splitlines()
     number, kind = int(rng.integers(len(lines))), int(rng.integers(3))
     lines[number] = (lines[number] + ",more", lines[number].rpartition(",")[0], '"' + lines[number])[kind]
@@ -111,16 +112,16 @@ def ragged(path: Path, rng: Rng) -> str:
     return f"line {number + 1} became {lines[number]!r:.60}"
 
 
-def head_twice(path: Path, rng: Rng) -> str:
+def with_repeated_header(path: Path, rng: Rng) -> str:
     text = path.read_text()
     head = text.partition("\n")[0]
     path.write_text(f"{head},{head}\n" + text.partition("\n")[2])
-    return "its head twice"
+    return "header repeated"
 
 
-OF_PARQUET = tuple(map(_parquet, CHANGES))
-OF_CSV = (*map(_csv, CHANGES), ragged, head_twice)
+PARQUET_MUTATORS = tuple(map(_parquet, CHANGES))
+CSV_MUTATORS = (*map(_csv, CHANGES), ragged, with_repeated_header)
 
 
-def _name(columns: Columns, rng: Rng) -> str:
+def _random_name(columns: Columns, rng: Rng) -> str:
     return list(columns)[rng.integers(len(columns))]

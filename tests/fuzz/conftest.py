@@ -1,4 +1,4 @@
-"""What the tests of spoilt inputs share: the directories that these are copies of."""
+"""Fixtures of the tests of mutated inputs: the valid inputs, and no network access."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is gone may stand for a data set of the hub, which nobody asks here."""
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses data sets of the Hugging Face hub, which a mutated configuration may request."""
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         raise ConnectionError("there is no network")
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))

@@ -1,4 +1,4 @@
-"""Commands that read model directories and checkpoints: generate, chat, splice, convert."""
+"""Fuzz targets that read model directories and checkpoints: generate, chat, splice, convert."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from tilelli_jax.convert.command import main as convert
 
-from tests.convert.torch_files import LITE, said_of, save_pt, state_of, weights
+from tests.convert.torch_files import LITE, file_config, save_pt, state_of, weights
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network
 from tilelli_jax import abstain_rule, store
@@ -31,8 +31,8 @@ from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.tensors import INDEX, TENSORS, in_memory, write_directory
 
-HEADED = RoutedConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, d_head=8, top_k=4, dense_expand=1,
-                      pathways=("local", "dense"), abstain_head=True)
+ABSTAINING = RoutedConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, d_head=8, top_k=4,
+                          dense_expand=1, pathways=("local", "dense"), abstain_head=True)
 PLAIN = VanillaConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, dense_expand=1)
 GPT_NEOX = GPTNeoXConfig(vocab_size=20, d_model=8, n_layers=2, max_seq_len=32, n_heads=2, d_hidden=12)
 GEMMA4 = Gemma4Config(
@@ -45,7 +45,7 @@ CHRONOS = dataclasses.replace(T5, chronos=ChronosConfig(n_tokens=20, context_len
 COMPANIONS = {"tokenizer.json": '{"version": "1.0"}', "tokenizer_config.json": '{"chat_template": "{{ x }}"}',
               "generation_config.json": '{"eos_token_id": 1, "decoder_start_token_id": 0}'}
 SOURCE = Path("source")
-D, N = 6, 20  # of autoencoders
+D, N = 6, 20  # width and latents of the autoencoders
 CONFIGS: dict[str, dict[str, Any]] = {
     "saelens": {"architecture": "topk", "d_in": D, "d_sae": N, "k": 4, "apply_b_dec_to_input": True,
                 "normalize_activations": "none",
@@ -59,8 +59,8 @@ def save(config: Any, path: Path) -> None:
     store.save(store.build(config) if is_autoencoder else random_network(config, 0)[0], path)
 
 
-def save_in_files(config: Any, path: Path) -> None:
-    """A model directory of two files and an index."""
+def save_sharded(config: Any, path: Path) -> None:
+    """Writes a model directory of two tensor files and an index."""
     tensors = {name: in_memory(array) for name, array in random_network(config, 0)[1].items()}
     save(config, path)
     content = (path / store.CONFIG).read_bytes()
@@ -69,18 +69,18 @@ def save_in_files(config: Any, path: Path) -> None:
     write_directory(path, tensors, {store.CONFIG: content}, writer="tilelli_jax", shard_bytes=half)
 
 
-def save_gate(path: Path) -> None:
-    abstain_rule.write(path, AbstainRule("abstain_p", 1, 0.5, "I do not know.", 0.1, 20, 0.05, (0.09, 0.02, 0.2),
-                          abstain_rule.of_network(path)))
+def save_abstain_rule(path: Path) -> None:
+    abstain_rule.write(path, AbstainRule("abstain_p", 1, 0.5, "I do not know.", 0.1, 20, 0.05,
+                                         (0.09, 0.02, 0.2), abstain_rule.of_network(path)))
 
 
 # --- generate, chat, splice ----------------------------------------------------------------------
 
 
-def _models() -> None:
-    save(HEADED, Path("model"))
-    save_gate(Path("model"))
-    save_in_files(PLAIN, Path("plain"))
+def _make_models() -> None:
+    save(ABSTAINING, Path("model"))
+    save_abstain_rule(Path("model"))
+    save_sharded(PLAIN, Path("plain"))
     Path("prompts.txt").write_text("What?\nWho is it?\n")
     Path("prompts.jsonl").write_text('{"prompt": "What?"}\n{"prompt": "Who is it?", "n": [1]}\n')
 
@@ -88,50 +88,50 @@ def _models() -> None:
 # --- convert ------------------------------------------------------------------------------------
 
 
-def _pt() -> None:
+def _make_pt() -> None:
     pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     state = state_of(weights(LITE))
-    rest = {"config": said_of(LITE), "step": 3, "note": ["x", {"y": 1.5}]}
-    save_pt(Path("source.pt"), {**rest, "model": state})
+    entries = {"config": file_config(LITE), "step": 3, "note": ["x", {"y": 1.5}]}
+    save_pt(Path("source.pt"), {**entries, "model": state})
     renamed = {name.replace("embed", "table"): array for name, array in state.items()}
-    save_pt(Path("renamed.pt"), {**rest, "model": renamed})
+    save_pt(Path("renamed.pt"), {**entries, "model": renamed})
     Path("map.yaml").write_text("table.weight: embed.weight\nuntable.weight: unembed.weight\n"
                                 "pos_table.weight: pos_embed.weight\n")
 
 
-def _hugging_face(config: Any) -> None:
+def _make_hugging_face(config: Any) -> None:
     random_network(config, 0)[0].save_pretrained(SOURCE)
     for name, text in COMPANIONS.items():
         (SOURCE / name).write_text(text)
 
 
-def _with_index() -> None:
-    """The weights in two files that an index names."""
-    _hugging_face(GPT_NEOX)
+def _make_sharded() -> None:
+    """A Hugging Face directory with the weights in two files and an index."""
+    _make_hugging_face(GPT_NEOX)
     tensors = safetensors.numpy.load_file(SOURCE / TENSORS)
     (SOURCE / TENSORS).unlink()
     names = sorted(tensors)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, some in parts.items():
-        safetensors.numpy.save_file({name: tensors[name] for name in some}, SOURCE / file)
-    weight_map = {name: file for file, some in parts.items() for name in some}
+    for file, shard_names in parts.items():
+        safetensors.numpy.save_file({name: tensors[name] for name in shard_names}, SOURCE / file)
+    weight_map = {name: file for file, shard_names in parts.items() for name in shard_names}
     (SOURCE / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
 
 
-def _as_torch() -> None:
-    """The weights in a pickled file."""
+def _make_pickled() -> None:
+    """A Hugging Face directory with the weights in a pickled file."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
-    _hugging_face(GPT_NEOX)
+    _make_hugging_face(GPT_NEOX)
     file = SOURCE / TENSORS
     save_pt(file.with_name("pytorch_model.bin"), dict(safetensors.numpy.load_file(file)))
     file.unlink()
 
 
-def _autoencoders() -> None:
+def _make_autoencoders() -> None:
     rng = np.random.default_rng(0)
     encoder, decoder = rng.standard_normal((D, N)), rng.standard_normal((N, D))
-    kept = {"W_enc": encoder, "b_enc": np.zeros(N), "W_dec": decoder, "b_dec": np.zeros(D)}
-    names = {"saelens": ("sae_weights.safetensors", kept), "sparsify": ("sae.safetensors", {
+    saelens_arrays = {"W_enc": encoder, "b_enc": np.zeros(N), "W_dec": decoder, "b_dec": np.zeros(D)}
+    names = {"saelens": ("sae_weights.safetensors", saelens_arrays), "sparsify": ("sae.safetensors", {
         "encoder.weight": encoder.T, "encoder.bias": np.zeros(N), "W_dec": decoder, "b_dec": np.zeros(D)})}
     for layout, (file, arrays) in names.items():
         Path(layout).mkdir()
@@ -140,41 +140,42 @@ def _autoencoders() -> None:
                                      for name, array in arrays.items()}, Path(layout, file))
 
 
-def _converted() -> None:
-    """What convert has made, for the way back."""
-    _pt()
+def _make_converted() -> None:
+    """Model directories written by convert, to be converted back."""
+    _make_pt()
     assert convert(["source.pt", "lite"]) == 0
-    _hugging_face(CHRONOS)
+    _make_hugging_face(CHRONOS)
     assert convert(["source", "chronos"]) == 0
     save(SAEConfig(d_model=D, n_latents=N, k=4), Path("sae"))
     shutil.rmtree(SOURCE)
 
 
-ONE = "--max-new 1 --temperature 0 --out out.jsonl"  # byte of each answer
+ONE_BYTE = "--max-new 1 --temperature 0 --out out.jsonl"  # one byte per answer
 GENERATE = (
-    Target("generate", _models, generate, f"--model model --prompt x {ONE}",
+    Target("generate", _make_models, generate, f"--model model --prompt x {ONE_BYTE}",
            "model model/config.json model/model.safetensors", 40),
-    Target("generate, in files", _models, generate, f"--model plain --prompt x {ONE}", "plain/*", 40),
-    Target("generate, prompts", _models, generate, f"--model plain --prompts-file prompts.txt {ONE}",
-           "prompts.txt", 20),
-    Target("generate, JSON lines", _models, generate, f"--model plain --prompts-file prompts.jsonl {ONE}",
-           "prompts.jsonl", 30),
-    Target("generate, abstention", _models, generate, f"--model model --prompt x --abstain {ONE}",
+    Target("generate, in files", _make_models, generate, f"--model plain --prompt x {ONE_BYTE}", "plain/*",
+           40),
+    Target("generate, prompts", _make_models, generate,
+           f"--model plain --prompts-file prompts.txt {ONE_BYTE}", "prompts.txt", 20),
+    Target("generate, JSON lines", _make_models, generate,
+           f"--model plain --prompts-file prompts.jsonl {ONE_BYTE}", "prompts.jsonl", 30),
+    Target("generate, abstention", _make_models, generate, f"--model model --prompt x --abstain {ONE_BYTE}",
            "model/abstain.json", 30),
-    Target("chat", _models, chat.main, "--model model --abstain", "model/*", 30),
-    Target("splice", _models, splice, "--head model --onto plain out", "model/* plain/*", 30))
-FORTH, DIRECTORY = "source out", "source source/*"
+    Target("chat", _make_models, chat.main, "--model model --abstain", "model/*", 30),
+    Target("splice", _make_models, splice, "--head model --onto plain out", "model/* plain/*", 30))
+ARGUMENTS, MUTATED = "source out", "source source/*"
 CONVERT = (
-    Target("convert, .pt", _pt, convert, "source.pt out", "source.pt", 45),
-    Target("convert, map", _pt, convert, "renamed.pt out --map map.yaml", "map.yaml", 30),
-    Target("convert, inspect", _pt, convert, "--inspect source.pt", "source.pt", 20),
-    Target("convert, Pythia", _with_index, convert, FORTH, DIRECTORY, 60),
-    Target("convert, pickled", _as_torch, convert, FORTH, DIRECTORY, 40),
-    Target("convert, Gemma", partial(_hugging_face, GEMMA4), convert, FORTH, DIRECTORY, 50),
-    Target("convert, Chronos", partial(_hugging_face, CHRONOS), convert, FORTH, DIRECTORY, 50),
-    Target("convert, SAELens", _autoencoders, convert, "saelens out", "saelens saelens/*", 30),
-    Target("convert, sparsify", _autoencoders, convert, "sparsify out", "sparsify sparsify/*", 30),
-    Target("convert, back to .pt", _converted, convert, "lite out.pt --to torch", "lite/*", 30),
-    Target("convert, back", _converted, convert, "chronos out --to torch", "chronos/*", 40),
-    Target("convert, to SAELens", _converted, convert, "sae out --to saelens", "sae sae/*", 20))
+    Target("convert, .pt", _make_pt, convert, "source.pt out", "source.pt", 45),
+    Target("convert, map", _make_pt, convert, "renamed.pt out --map map.yaml", "map.yaml", 30),
+    Target("convert, inspect", _make_pt, convert, "--inspect source.pt", "source.pt", 20),
+    Target("convert, Pythia", _make_sharded, convert, ARGUMENTS, MUTATED, 60),
+    Target("convert, pickled", _make_pickled, convert, ARGUMENTS, MUTATED, 40),
+    Target("convert, Gemma", partial(_make_hugging_face, GEMMA4), convert, ARGUMENTS, MUTATED, 50),
+    Target("convert, Chronos", partial(_make_hugging_face, CHRONOS), convert, ARGUMENTS, MUTATED, 50),
+    Target("convert, SAELens", _make_autoencoders, convert, "saelens out", "saelens saelens/*", 30),
+    Target("convert, sparsify", _make_autoencoders, convert, "sparsify out", "sparsify sparsify/*", 30),
+    Target("convert, back to .pt", _make_converted, convert, "lite out.pt --to torch", "lite/*", 30),
+    Target("convert, back", _make_converted, convert, "chronos out --to torch", "chronos/*", 40),
+    Target("convert, to SAELens", _make_converted, convert, "sae out --to saelens", "sae sae/*", 20))
 TARGETS = (*GENERATE, *CONVERT)

@@ -1,4 +1,4 @@
-"""Studies of difficulty, abstention and comparison, and claims: what they read, stages, results."""
+"""Fuzz targets of the difficulty, abstention and comparison studies and of claims."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tilelli_jax.eval.difficulty.published.command import main as published
 from tilelli_jax.eval.tables import write_columns
 
 from tests.eval.difficulty import made_up_kit
-from tests.fuzz.networks import HEADED, save
-from tests.fuzz.recall import BYTES, NOWHERE, OUT, finish, write_lines, write_yaml
+from tests.fuzz.networks import ABSTAINING, save
+from tests.fuzz.recall import BYTES, NO_MODEL, OUT, run_silently, write_lines, write_yaml
 from tests.fuzz.running import Target
 from tests.fuzz.training import TEXT
 from tilelli_jax.data import stories
@@ -40,8 +40,8 @@ ITEMS: dict[str, dict[str, Any]] = {
     "series.csv": {"family": "series", **WINDOWS}, "series.parquet": {"family": "series", **WINDOWS}}
 
 
-def _items() -> None:
-    """Items of every kind, and a directory that is no network."""
+def _make_items() -> None:
+    """Items of every family, and an empty directory in place of the network."""
     Path("text.txt").write_bytes(stories.generate(8000))
     write_lines("hellaswag.jsonl", [
         {"ctx_a": f"A cat {i} sits", "ctx_b": "and then", "endings": [f"runs {word} {i}" for word in "abcd"],
@@ -66,35 +66,35 @@ def _items() -> None:
             "causal": {"items": 10, "controls": 1, "latents": 2}})
 
 
-def _difficulty() -> None:
-    _items()
+def _make_difficulty() -> None:
+    _make_items()
     save(BYTES, Path("network"))
     tree = yaml.safe_load(Path("text.txt.yaml").read_text())
     write_yaml("study.yaml", tree | {"network": {"path": "network"}, "large_model": {"path": "network"}})
-    finish(difficulty, "--config", "study.yaml")
+    run_silently(difficulty, "--config", "study.yaml")
     shutil.copytree("out", "another", ignore=shutil.ignore_patterns("stages"))
 
 
-READ = partial(Target, make=_items, main=difficulty, writes=OUT, tells=True, refused=NOWHERE)
-MADE = partial(Target, make=_difficulty, main=difficulty, writes=OUT, tells=True)
+ITEMS_READER = partial(Target, make=_make_items, main=difficulty, writes=OUT, prints_progress=True,
+                       expected_error=NO_MODEL)
+STUDY = partial(Target, make=_make_difficulty, main=difficulty, writes=OUT, prints_progress=True)
 DIFFICULTY = (
-    READ("difficulty, configuration", argv="--config text.txt.yaml --stage extract out=out",
-         spoilt="text.txt.yaml",
-         inputs=40),
-    *(READ(f"difficulty, {name}", argv=f"--config {name}.yaml --stage extract", spoilt=name, inputs=25)
-      for name in ITEMS),
-    MADE("difficulty, network", argv="--config study.yaml --stage extract", spoilt="network network/*",
-         inputs=30),
-    MADE("difficulty, autoencoder", argv="--config study.yaml --stage sae", spoilt="sae sae/*", inputs=30),
-    *(MADE(f"difficulty, stages, {stage}", argv=f"--config study.yaml --stage {stage}", spoilt=STAGES,
-           inputs=30) for stage in ("calibrate", "cascade", "causal")),
-    MADE("difficulty, another study", argv="--config study.yaml --stage synthesize also=[another]",
-         spoilt="another another/results.json", inputs=30))
+    ITEMS_READER("difficulty, configuration", argv="--config text.txt.yaml --stage extract out=out",
+                 mutated="text.txt.yaml", inputs=40),
+    *(ITEMS_READER(f"difficulty, {name}", argv=f"--config {name}.yaml --stage extract", mutated=name,
+                   inputs=25) for name in ITEMS),
+    STUDY("difficulty, network", argv="--config study.yaml --stage extract", mutated="network network/*",
+          inputs=30),
+    STUDY("difficulty, autoencoder", argv="--config study.yaml --stage sae", mutated="sae sae/*", inputs=30),
+    *(STUDY(f"difficulty, stages, {stage}", argv=f"--config study.yaml --stage {stage}", mutated=STAGES,
+            inputs=30) for stage in ("calibrate", "cascade", "causal")),
+    STUDY("difficulty, another study", argv="--config study.yaml --stage synthesize also=[another]",
+          mutated="another another/results.json", inputs=30))
 
 # --- The published protocol ----------------------------------------------------------------------
 
 
-def _kit(modality: str) -> None:
+def _make_kit(modality: str) -> None:
     made_up_kit.make(Path(), modality, n_boot=2)
     names = ("nll_natural", "nll_recon", "nll_ablate_3", "nll_ablate_5")
     losses = {name: np.random.default_rng(0).gamma(2.0, size=12) for name in names}
@@ -103,14 +103,14 @@ def _kit(modality: str) -> None:
                             {"window_id": np.arange(12), **losses})
 
 
-LLM, TSFM = partial(_kit, "llm"), partial(_kit, "tsfm")
+LLM, TSFM = partial(_make_kit, "llm"), partial(_make_kit, "tsfm")
 PUBLISHED = (
     Target("published, configuration", LLM, published, "--config kit.yaml --out out sae_ckpt.mid=nowhere",
-           "kit.yaml", 40, tells=True, refused="nowhere: no such directory"),
+           "kit.yaml", 40, prints_progress=True, expected_error="nowhere: no such directory"),
     Target("published, questions", LLM, published, "--config kit.yaml --out out",
-           "m.parquet dear.parquet a.safetensors sae sae/* theirs/*", 70, tells=True),
+           "m.parquet dear.parquet a.safetensors sae sae/* theirs/*", 70, prints_progress=True),
     Target("published, series", TSFM, published, "--config kit.yaml --out out",
-           "m.parquet dear.parquet s.csv", 50, tells=True))
+           "m.parquet dear.parquet s.csv", 50, prints_progress=True))
 
 # --- Abstention, its thresholds, and claims ------------------------------------------------------
 
@@ -121,9 +121,9 @@ RECIPES = ("base", "chat", "variant", "sae")
 PAIRS = ("semantic", "calibration", "held_out")
 
 
-def _abstention() -> None:
-    """Data, a network and training configurations of one's own, and claims."""
-    save(dataclasses.replace(HEADED, max_seq_len=128), Path("v4"))
+def _make_abstention() -> None:
+    """Data, a network, custom training configurations, and claims."""
+    save(dataclasses.replace(ABSTAINING, max_seq_len=128), Path("v4"))
     for name in RECIPES:
         shutil.copy(ROOT / f"configs/abstention-{name}.yaml", f"{name}.yaml")
     write_lines("prompts.jsonl", [{"prompt": f"{regime} {i}?", "regime": regime, "answer": "it"}
@@ -141,27 +141,27 @@ def _abstention() -> None:
     write_yaml("claims.yaml", CLAIMS)
 
 
-def _abstention_data() -> None:
-    _abstention()
-    finish(abstention, "--config", "abstention.yaml", "--stage", "data", "out=out")
+def _make_abstention_data() -> None:
+    _make_abstention()
+    run_silently(abstention, "--config", "abstention.yaml", "--stage", "data", "out=out")
 
 
 DATA = partial(Target, main=abstention, argv="--config abstention.yaml --stage data out=out", writes=OUT,
-               tells=True)
+               prints_progress=True)
 ABSTENTION = (
-    DATA("abstention, configuration", _abstention, spoilt="*.yaml", inputs=70),
-    DATA("abstention, data", _abstention, spoilt="*.jsonl v4/config.json", inputs=60),
-    DATA("abstention, stages", _abstention_data, spoilt=STAGES, inputs=30),
-    Target("abstention, threshold", _abstention, calibrate,
+    DATA("abstention, configuration", _make_abstention, mutated="*.yaml", inputs=70),
+    DATA("abstention, data", _make_abstention, mutated="*.jsonl v4/config.json", inputs=60),
+    DATA("abstention, stages", _make_abstention_data, mutated=STAGES, inputs=30),
+    Target("abstention, threshold", _make_abstention, calibrate,
            "--model v4 --on calibration.jsonl --fpr 0.1", "calibration.jsonl v4 v4/*", 40),
-    Target("claims", _abstention, claims,
+    Target("claims", _make_abstention, claims,
            "--model v4 --expect claims.yaml --prompts prompts.jsonl --out out.json",
            "claims.yaml prompts.jsonl v4/*", 60, statuses=(1, 0, 2)))
 
 # --- Comparison ----------------------------------------------------------------------------------
 
 
-def _contenders() -> None:
+def _make_models() -> None:
     Path("text.txt").write_bytes(stories.generate(3000))
     write_yaml("model.yaml", TEXT)
     write_yaml("comparison.yaml", {
@@ -169,18 +169,19 @@ def _contenders() -> None:
             ["faster", "model.yaml", "optimizer.learning_rate=0.1"], ["full", "model.yaml"]]})
 
 
-def _comparison() -> None:
-    _contenders()
-    finish(comparison, "--config", "comparison.yaml")
+def _make_comparison() -> None:
+    _make_models()
+    run_silently(comparison, "--config", "comparison.yaml")
 
 
 A_RUN = "out/runs/full-*-0-*"
 COMPARISON = (
-    # What is read first is refused last: a text that is not there.
-    Target("comparison, configuration", _contenders, comparison,
-           "--config comparison.yaml texts=[nowhere.txt] out=out", "*.yaml", 50, OUT, tells=True,
-           refused="nowhere.txt: no such file"),
-    Target("comparison, runs", _comparison, comparison, "--config comparison.yaml --stage evaluate", " ".join(
+    # The missing text is reported only after the configuration has been read.
+    Target("comparison, configuration", _make_models, comparison,
+           "--config comparison.yaml texts=[nowhere.txt] out=out", "*.yaml", 50, OUT, prints_progress=True,
+           expected_error="nowhere.txt: no such file"),
+    Target("comparison, runs", _make_comparison, comparison, "--config comparison.yaml --stage evaluate",
+           " ".join(
         [A_RUN, *(f"{A_RUN}/{name}" for name in ("config.yaml", "summary.json", "metrics.jsonl", "model/*")),
-         STAGES]), 60, OUT, tells=True))
+         STAGES]), 60, OUT, prints_progress=True))
 TARGETS = (*DIFFICULTY, *PUBLISHED, *ABSTENTION, *COMPARISON)

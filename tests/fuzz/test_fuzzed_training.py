@@ -1,4 +1,4 @@
-"""Spoilt texts, pairs, activations and runs, through every command that reads them."""
+"""Mutated texts, pairs, activations and runs, given to every command that reads them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.cases import Bases, check, check_unspoilt, named, numbered
+from tests.fuzz.cases import Bases, check, check_valid_input, input_params, target_params
 from tests.fuzz.running import Target
 from tests.fuzz.training import TARGETS
 
 
-@pytest.mark.parametrize("target", named(TARGETS))
-def test_an_input_that_is_whole(target: Target, bases: Bases, tmp_path: Path) -> None:
-    check_unspoilt(target, bases.of(target), tmp_path / "place")
+@pytest.mark.parametrize("target", target_params(TARGETS))
+def test_valid_input(target: Target, bases: Bases, tmp_path: Path) -> None:
+    check_valid_input(target, bases.get(target), tmp_path / "input")
 
 
-@pytest.mark.parametrize(("target", "number"), numbered(TARGETS))
-def test_a_spoilt_input(target: Target, number: int, bases: Bases, tmp_path: Path) -> None:
-    check(target, number, bases.of(target), tmp_path / "place")
+@pytest.mark.parametrize(("target", "number"), input_params(TARGETS))
+def test_mutated_input(target: Target, number: int, bases: Bases, tmp_path: Path) -> None:
+    check(target, number, bases.get(target), tmp_path / "input")

@@ -1,4 +1,4 @@
-"""The fuzzer itself: its mutators repeat what they do, it sees faults, and a few of its inputs."""
+"""Tests of the fuzzer: its mutators are deterministic, it detects faults; and a few of its inputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tilelli_jax.eval.tables import write_columns
 
 from tests.fuzz import networks, recall, running, studies, training
 from tests.fuzz.cases import Bases, check
-from tests.fuzz.mutators import OF_KIND, kind_of
-from tests.fuzz.running import Target, carry_out, complaints, generator
+from tests.fuzz.mutators import BY_KIND, kind_of
+from tests.fuzz.running import Target, faults_of, generator, run_target
 from tilelli_jax.errors import InputError, command
 from tilelli_jax.tensors import in_memory, write_file
 
-DAILY = {target.name: target for target in training.TARGETS
+QUICK = {target.name: target for target in training.TARGETS
          if target.name in ("data", "train, configuration")}
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of every kind but of pickled ones, and a directory."""
+    """A file of every kind except .pt, and a directory."""
     path = tmp_path_factory.mktemp("samples")
     (path / "a.json").write_text('{"a": {"b": [1, 2.5, "x"]}, "c": null}')
     (path / "a.jsonl").write_text('{"a": 1}\n{"a": [2]}\n')
@@ -42,38 +42,38 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(path: Path) -> object:
-    """What can be compared of it."""
+    """Properties of a path that can be compared."""
     if path.is_symlink() or not path.is_file():
         return path.is_symlink(), path.is_dir(), path.exists()
     return path.stat().st_size, path.read_bytes() if path.stat().st_size < 10**6 else b""
 
 
-@pytest.mark.parametrize("kind", sorted(OF_KIND.keys() - {"pt"}))
-def test_a_mutator_repeats_what_it_does(kind: str, samples: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", sorted(BY_KIND.keys() - {"pt"}))
+def test_mutators_are_deterministic(kind: str, samples: Path, tmp_path: Path) -> None:
     file = next(path for path in samples.iterdir() if kind_of(path) == kind)
-    for mutate in OF_KIND[kind]:
-        found = []
+    for mutate in BY_KIND[kind]:
+        outcomes = []
         for number in (0, 0, 1, 2, 3):
-            place = Path(tempfile.mkdtemp(dir=tmp_path)) / file.name
-            (shutil.copytree if file.is_dir() else shutil.copy)(file, place)
-            told = mutate(place, generator("x", number))
-            listed = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-            found.append((told, content(place), listed))
-        assert found[0] == found[1], mutate.__name__
+            copy = Path(tempfile.mkdtemp(dir=tmp_path)) / file.name
+            (shutil.copytree if file.is_dir() else shutil.copy)(file, copy)
+            description = mutate(copy, generator("x", number))
+            names = sorted(path.name for path in copy.iterdir()) if copy.is_dir() else []
+            outcomes.append((description, content(copy), names))
+        assert outcomes[0] == outcomes[1], mutate.__name__
         before = content(file), sorted(path.name for path in file.iterdir()) if file.is_dir() else []
-        assert any(one[1:] != before for one in found), f"{mutate.__name__} changes nothing"
+        assert any(outcome[1:] != before for outcome in outcomes), f"{mutate.__name__} changes nothing"
 
 
-def test_every_input_is_of_another_kind_before_one_comes_again(bases: Bases) -> None:
-    target = DAILY["train, configuration"]
-    plan = target.plan(bases.of(target))
-    ways = OF_KIND["yaml"]
-    assert plan == target.plan(bases.of(target)) and len(plan) == target.inputs
-    assert [way for _, way in plan[:len(ways)]] != list(ways)
-    assert {id(way) for _, way in plan[:len(ways)]} == set(map(id, ways))
+def test_plan_uses_all_mutators_before_repeating(bases: Bases) -> None:
+    target = QUICK["train, configuration"]
+    plan = target.plan(bases.get(target))
+    mutators = BY_KIND["yaml"]
+    assert plan == target.plan(bases.get(target)) and len(plan) == target.inputs
+    assert [mutator for _, mutator in plan[:len(mutators)]] != list(mutators)
+    assert {id(mutator) for _, mutator in plan[:len(mutators)]} == set(map(id, mutators))
 
 
-def test_there_are_inputs_enough() -> None:
+def test_targets_cover_all_commands() -> None:
     targets = [*networks.TARGETS, *training.TARGETS, *recall.TARGETS, *studies.TARGETS]
     assert sum(target.inputs for target in targets) >= 1000
     assert len({target.name for target in targets}) == len(targets)
@@ -83,66 +83,66 @@ def test_there_are_inputs_enough() -> None:
             "convert", "eval.abstention", "eval.claims", "eval.comparison", "eval.difficulty",
             "eval.difficulty.published", "eval.recall")),
         *(f"tilelli_jax.commands.{name}" for name in ("chat", "data", "generate", "launch_check", "splice")),
-        "tilelli_jax.train"}, "every one that reads a file"
+        "tilelli_jax.train"}, "all commands that read files are covered"
 
 
-# --- What it sees --------------------------------------------------------------------------------
+# --- Detection of faults --------------------------------------------------------------------------------
 
 
-def refused() -> None:
+def refuses() -> None:
     raise InputError("a.json: b: expected c, found d")
 
 
-def wrong() -> None:
+def raises() -> None:
     raise KeyError("b")
 
 
-def in_two_lines() -> None:
+def prints_two_errors() -> None:
     print("error: one", file=sys.stderr)
-    refused()
+    refuses()
 
 
-def half_written() -> None:
+def leaves_a_directory() -> None:
     Path("out").mkdir()
-    refused()
+    refuses()
 
 
-def slow() -> None:
+def exceeds_the_time() -> None:
     try:
         time.sleep(5)
     except Exception:
-        print("this catches it not")
+        print("not reached")
 
 
-def greedy() -> None:
+def exceeds_the_memory() -> None:
     np.ones(1 << 25)
 
 
-def warning() -> None:
+def warns() -> None:
     warnings.warn("overflow", RuntimeWarning, stacklevel=1)
 
 
-@pytest.mark.parametrize(("work", "said"), [
-    (refused, ""), (lambda: None, ""), (wrong, "raised Traceback"),
-    (in_two_lines, "did not end with one line"), (half_written, "left out"), (slow, "raised Traceback"),
-    (greedy, "took "), (warning, "warned overflow")])
-def test_faults_are_seen(work: Callable[[], None], said: str, tmp_path: Path,
-                         monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("action", "expected_fault"), [
+    (refuses, ""), (lambda: None, ""), (raises, "raised Traceback"),
+    (prints_two_errors, "did not end with exactly one line"), (leaves_a_directory, "left out"),
+    (exceeds_the_time, "raised Traceback"), (exceeds_the_memory, "took "), (warns, "warned overflow")])
+def test_faults_are_detected(action: Callable[[], None], expected_fault: str, tmp_path: Path,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
     @command
     def main(argv: list[str]) -> None:
         assert argv == ["some", "words"]
-        work()
-    if work is slow:
-        monkeypatch.setattr(running, "SECONDS", 0.5)
-    monkeypatch.setattr(running, "BYTES", running.memory("VmRSS") + (100 << 20))
+        action()
+    if action is exceeds_the_time:
+        monkeypatch.setattr(running, "TIME_LIMIT", 0.5)
+    monkeypatch.setattr(running, "MEMORY_LIMIT", running.memory("VmRSS") + (100 << 20))
     target = Target("x", lambda: None, main, "some words", "", 0)
-    found = complaints(target, carry_out(target, tmp_path))
-    assert [one.startswith(said) for one in found[:1]] == [True] * bool(said), found
+    faults = faults_of(target, run_target(target, tmp_path))
+    assert [fault.startswith(expected_fault) for fault in faults[:1]] == [True] * bool(expected_fault), faults
 
 
-@pytest.mark.parametrize("name", DAILY)
-def test_a_few_spoilt_inputs(name: str, bases: Bases, tmp_path: Path) -> None:
-    """Of those that `make test-all` runs all of."""
-    target = DAILY[name]
+@pytest.mark.parametrize("name", QUICK)
+def test_a_few_mutated_inputs(name: str, bases: Bases, tmp_path: Path) -> None:
+    """A part of the inputs that `make test-all` runs completely."""
+    target = QUICK[name]
     for number in range(8):
-        check(target, number, bases.of(target), tmp_path / str(number))
+        check(target, number, bases.get(target), tmp_path / str(number))

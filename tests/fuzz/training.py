@@ -1,4 +1,4 @@
-"""Commands that read text, pairs, activations and runs: data, train, launch_check."""
+"""Fuzz targets that read text, pairs, activations and runs: data, train, launch_check."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ TEXT: dict[str, Any] = {
     "optimizer": {"name": "adamw", "learning_rate": 1e-2, "warmup_steps": 1}}
 CHAT: dict[str, Any] = {
     "model": MODEL | {"max_seq_len": 48, "abstain_head": True},
-    "chat": {"source": "chat.jsonl", "valid": "valid.jsonl"}, "finetune": {"abstain": 0.5},
+    "chat": {"source": "chat.jsonl", "valid": "valid.jsonl"}, "finetune": {"abstain_weight": 0.5},
     "optimizer": TEXT["optimizer"], "train": SHORT | {"init_from": "start", "seq_len": 48, "export": "last"}}
 SAE: dict[str, Any] = {"model": {"family": "sae", "d_model": 4, "n_latents": 8, "k": 2},
                        "activations": {"source": "rows"}, "optimizer": TEXT["optimizer"], "train": SHORT}
-# Every kind of value that a configuration of a run has.
-WHOLE: dict[str, Any] = {
+# A configuration with every type of value.
+FULL: dict[str, Any] = {
     "seed": 3, "model": {"family": "routed", "d_model": 8, "n_layers": 1, "max_seq_len": 16, "n_heads": 1,
                          "pathways": ["local", "dense"], "dense_expand": 1, "quantizer": "ternary"},
     "compute": {"dtype": "float32", "remat": False}, "mesh": {"data": 1, "fsdp": 1},
@@ -44,8 +44,7 @@ WHOLE: dict[str, Any] = {
     "log": {"tensorboard": False},
     "report": {"prompts": ["Once"], "trigram": True, "reference": None}}
 
-
-# What a checkpoint calls its arrays is drawn anew in every run, and is left alone.
+# The array files of a checkpoint have random names, so they are not mutated.
 CHECKPOINT = ("*.json", "*.txt", "notes", "notes/*", "state", "state/_*", "state/*.ocdbt", "state/d",
               "state/ocdbt.process_0", "state/ocdbt.process_0/*.ocdbt")
 STOPPED = " ".join(["stopped", *(f"stopped/{name}" for name in (
@@ -53,53 +52,54 @@ STOPPED = " ".join(["stopped", *(f"stopped/{name}" for name in (
                                                                       for name in CHECKPOINT)))])
 
 
-def _pairs(name: str, n: int) -> None:
+def _write_pairs(name: str, n: int) -> None:
     Path(name).write_text("".join(json.dumps({
         "prompt": f"Where is {i}?", "response": "In it." if i % 2 else "Unknown.",
         "answerable": bool(i % 2)}) + "\n" for i in range(n)))
 
 
-def _texts() -> None:
+def _make_texts() -> None:
     Path("text.txt").write_bytes(stories.generate(3000))
     Path("rows.jsonl").write_text("".join(
         json.dumps({"text": f"This is text {i}, and so on. " * 4, "id": i}) + "\n" for i in range(20)))
     assert data(["--source", "text.txt", "rows.jsonl", "--out", "shards"]) == 0
-    _pairs("chat.jsonl", 24)
-    _pairs("valid.jsonl", 8)
+    _write_pairs("chat.jsonl", 24)
+    _write_pairs("valid.jsonl", 8)
     save(VanillaConfig(d_model=8, n_layers=1, max_seq_len=48, n_heads=1, dense_expand=1), Path("start"))
     rows = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float16)
     write_activations(Path("rows"), [rows], {"of_model": "x", "place": "y", "layer": 1}, shard_rows=100)
-    for name, tree in (("text", TEXT), ("chat", CHAT), ("sae", SAE), ("whole", WHOLE)):
+    for name, tree in (("text", TEXT), ("chat", CHAT), ("sae", SAE), ("full", FULL)):
         Path(f"{name}.yaml").write_text(yaml.safe_dump(tree))
 
 
-def _runs() -> None:
-    """A complete run, and one that was stopped after its first update."""
-    _texts()
+def _make_runs() -> None:
+    """A complete run, and a run stopped after its first update."""
+    _make_texts()
     assert train(["--config", "text.yaml", "run_dir=finished"]) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "should_stop", lambda step: True)
         assert train(["--config", "text.yaml", "run_dir=stopped"]) == 0
 
 
-RUN = partial(Target, main=train, tells=True, statuses=(0, 2, DIVERGED))
+RUN = partial(Target, main=train, prints_progress=True, statuses=(0, 2, DIVERGED))
 TARGETS = (
-    Target("data", _texts, data, "--source text.txt rows.jsonl --out made --max-bytes 1000000",
+    Target("data", _make_texts, data, "--source text.txt rows.jsonl --out made --max-bytes 1000000",
            "text.txt rows.jsonl", 60),
-    # All of a configuration is read, and then refused for a text that is not there.
-    Target("train, configuration", _texts, train, "--config whole.yaml data.source=nowhere.txt",
-           "whole.yaml", 80, refused="nowhere.txt: no such file"),
-    Target("launch_check", _texts, launch_check.main, "--topology none:1 --config whole.yaml",
-           "whole.yaml", 30, refused="tilelli launch-check needs libtpu"),
-    RUN("train, text", _texts, argv="--config text.yaml", spoilt="text.txt", inputs=24, large=False),
-    RUN("train, shards", _texts, argv="--config text.yaml data.source=shards", spoilt="shards shards/*",
+    # The missing text is reported only after the configuration has been read.
+    Target("train, configuration", _make_texts, train, "--config full.yaml data.source=nowhere.txt",
+           "full.yaml", 80, expected_error="nowhere.txt: no such file"),
+    Target("launch_check", _make_texts, launch_check.main, "--topology none:1 --config full.yaml",
+           "full.yaml", 30, expected_error="tilelli launch-check needs libtpu"),
+    RUN("train, text", _make_texts, argv="--config text.yaml", mutated="text.txt", inputs=24, large=False),
+    RUN("train, shards", _make_texts, argv="--config text.yaml data.source=shards", mutated="shards shards/*",
         inputs=40),
-    RUN("train, pairs", _texts, argv="--config chat.yaml train.steps=2",
-        spoilt="chat.jsonl valid.jsonl chat.yaml", inputs=30),
-    RUN("train, model", _texts, argv="--config chat.yaml train.steps=2", spoilt="start start/*", inputs=24),
-    RUN("train, activations", _texts, argv="--config sae.yaml train.steps=2", spoilt="rows rows/* sae.yaml",
-        inputs=40),
-    RUN("train, stopped", _runs, argv="--config text.yaml run_dir=stopped", spoilt=STOPPED, inputs=60,
+    RUN("train, pairs", _make_texts, argv="--config chat.yaml train.steps=2",
+        mutated="chat.jsonl valid.jsonl chat.yaml", inputs=30),
+    RUN("train, model", _make_texts, argv="--config chat.yaml train.steps=2", mutated="start start/*",
+        inputs=24),
+    RUN("train, activations", _make_texts, argv="--config sae.yaml train.steps=2",
+        mutated="rows rows/* sae.yaml", inputs=40),
+    RUN("train, stopped", _make_runs, argv="--config text.yaml run_dir=stopped", mutated=STOPPED, inputs=60,
         writes="stopped stopped/*"),
-    RUN("train, complete", _runs, argv="--config text.yaml run_dir=finished",
-        spoilt="finished/* finished/model/*", inputs=40, writes="finished finished/*"))
+    RUN("train, complete", _make_runs, argv="--config text.yaml run_dir=finished",
+        mutated="finished/* finished/model/*", inputs=40, writes="finished finished/*"))

@@ -1,4 +1,4 @@
-"""The local launcher, with programs that need no JAX: what it starts, shows, passes on and ends."""
+"""The local launcher with programs that need no JAX: starting, output, signals and ending."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finish(launcher: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def pids(folder: Path, count: int) -> list[int]:
-    """The process ids that programs leave in `folder`, once all of them are there."""
+    """Waits until `count` programs have written their process ids to `folder`, and returns them."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         texts = [path.read_text() for path in folder.glob("*.pid")]
@@ -65,10 +65,10 @@ def gone(numbers: list[int]) -> bool:
 WAIT = "Path(sys.argv[1], f'{os.getpid()}.pid').write_text(f'{os.getpid()}\\n'); time.sleep(600)\n"
 AFTER_OTHERS = "while len(list(Path(sys.argv[1]).glob('*.pid'))) < {}: time.sleep(0.02)\n"
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(),
-                                reason="only Linux's /proc tells which processes are left")
+                                reason="only Linux's /proc lists the running processes")
 
 
-def test_every_process_gets_its_part_and_the_first_one_is_shown(tmp_path):
+def test_every_process_gets_its_environment_and_the_first_ones_output_is_printed(tmp_path):
     program = """
 keys = ("TILELLI_COORDINATOR", "TILELLI_NUM_PROCESSES", "JAX_PLATFORMS", "XLA_FLAGS")
 Path(sys.argv[1], str(i)).write_text("|".join(os.environ[key] for key in keys))
@@ -87,7 +87,7 @@ print("error of", i, file=sys.stderr)
     assert "--xla_force_host_platform_device_count=2" in flags
 
 
-def test_flags_of_the_environment_stay_and_its_platform_does_not(monkeypatch):
+def test_xla_flags_are_kept_and_the_platform_is_replaced(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     environment = local._environment("127.0.0.1:1", 2, 0, 4)
@@ -97,9 +97,9 @@ def test_flags_of_the_environment_stay_and_its_platform_does_not(monkeypatch):
 
 
 @needs_proc
-def test_one_failure_ends_all_with_its_status_and_its_last_words(tmp_path):
+def test_one_failure_ends_all_with_its_status_and_last_lines(tmp_path):
     program = "if i == 1:\n " + AFTER_OTHERS.format(2) + " print('what went wrong'); sys.exit(3)\n" + WAIT
-    launcher = start(program, str(tmp_path), processes=3, grace=1000)  # not needed: SIGTERM suffices
+    launcher = start(program, str(tmp_path), processes=3, grace=1000)  # not used up: SIGTERM suffices
     others = pids(tmp_path, 2)
     status, _, err = finish(launcher)
     assert status == 3
@@ -107,16 +107,16 @@ def test_one_failure_ends_all_with_its_status_and_its_last_words(tmp_path):
     assert gone(others)
 
 
-def test_the_first_failure_counts_not_its_echo(tmp_path):
-    """What others die of once one has failed says nothing: here 1 exits with 9 upon SIGTERM."""
+def test_the_first_failure_counts_not_those_it_causes(tmp_path):
+    """Exit statuses after the first failure do not matter: here process 1 exits with 9 on SIGTERM."""
     program = ("if i == 0:\n " + AFTER_OTHERS.format(1) + " sys.exit(2)\n"
                "signal.signal(signal.SIGTERM, lambda *_: os._exit(9))\n" + WAIT)
     status, _, err = finish(start(program, str(tmp_path)))
     assert status == 2
-    assert "failed first" not in err  # process 0 has been shown all along
+    assert "failed first" not in err  # process 0's output is printed anyway
 
 
-def test_a_process_that_ignores_the_end_is_killed_after_the_grace(tmp_path):
+def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path):
     program = ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
                "if i == 0:\n " + AFTER_OTHERS.format(1) + " sys.exit(4)\n" + WAIT)
     launcher = start(program, str(tmp_path), grace=0.5)
@@ -125,7 +125,7 @@ def test_a_process_that_ignores_the_end_is_killed_after_the_grace(tmp_path):
     assert gone(others)
 
 
-def test_a_signal_that_ends_a_process_is_told_as_shells_do():
+def test_a_killed_process_gives_status_128_plus_signal():
     assert finish(start("if i == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"))[0] == 128 + 9
 
 
@@ -147,16 +147,16 @@ signal.signal(signal.SIGTERM, stop); signal.signal(signal.SIGINT, stop)
 @needs_proc
 def test_the_second_signal_kills(tmp_path):
     program = """
-def go_on(*_):
+def keep_running(*_):
     Path(sys.argv[1], f"{i}.asked").touch()
     time.sleep(600)
-signal.signal(signal.SIGTERM, go_on)
+signal.signal(signal.SIGTERM, keep_running)
 """ + WAIT
     launcher = start(program, str(tmp_path))
     children = pids(tmp_path, 2)
     launcher.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("*.asked"))) < 2:  # two signals at once would be one
+    while len(list(tmp_path.glob("*.asked"))) < 2:  # two simultaneous signals would be merged
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert launcher.poll() is None
@@ -168,7 +168,7 @@ signal.signal(signal.SIGTERM, go_on)
 
 @needs_proc
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent (prctl)")
-def test_nobody_outlives_a_launcher_that_is_killed(tmp_path):
+def test_no_process_outlives_a_killed_launcher(tmp_path):
     launcher = start(WAIT, str(tmp_path))
     children = pids(tmp_path, 2)
     launcher.kill()
@@ -177,7 +177,7 @@ def test_nobody_outlives_a_launcher_that_is_killed(tmp_path):
 
 
 @needs_proc
-def test_what_a_process_started_itself_is_ended_too(tmp_path):
+def test_workers_of_a_process_are_also_killed(tmp_path):
     program = """
 import subprocess
 worker = subprocess.Popen(["sleep", "600"])
@@ -190,18 +190,18 @@ Path(sys.argv[1], f"{i}.pid").write_text(f"{worker.pid}\\n")
 
 
 def test_command_line(monkeypatch):
-    asked = []
-    monkeypatch.setattr(local, "run", lambda *arguments: asked.append(arguments) or 7)
-    given = ["--config", "c.yaml", "train.steps=5"]
-    assert local.main(["--processes", "3", "--devices", "4", "--", *given]) == 7
-    assert asked == [([sys.executable, "-m", "tilelli_jax.train", "--distributed", *given], 3, 4, 10.0)]
+    calls = []
+    monkeypatch.setattr(local, "run", lambda *arguments: calls.append(arguments) or 7)
+    train = ["--config", "c.yaml", "train.steps=5"]
+    assert local.main(["--processes", "3", "--devices", "4", "--", *train]) == 7
+    assert calls == [([sys.executable, "-m", "tilelli_jax.train", "--distributed", *train], 3, 4, 10.0)]
     with pytest.raises(SystemExit):
         local.main(["--processes", "0", "--", "--config", "c.yaml"])
 
 
 @needs_proc
-def test_of_two_that_end_one_just_after_the_other_the_first_is_told(tmp_path):
-    """What kills one, another may die of within milliseconds."""
+def test_of_two_nearly_simultaneous_failures_the_first_is_reported(tmp_path):
+    """After one process is killed, another may fail within milliseconds."""
     program = """
 mark = Path(sys.argv[1], "pid")
 if i == 1:
@@ -229,7 +229,7 @@ sys.exit(1)
 
 
 class Child:
-    """A process that has ended with `status`, and is seen to once `before` has been seen to."""
+    """A process that has ended with `status`; `wait` returns after `before.wait` has returned."""
 
     def __init__(self, status, before=None):
         self.status, self.before, self.seen = status, before, threading.Event()
@@ -238,7 +238,7 @@ class Child:
     def wait(self):
         if self.before:
             assert self.before.seen.wait(60)
-            time.sleep(0.1)  # the other thread has passed on what it has seen
+            time.sleep(0.1)  # let the other thread report first
         self.seen.set()
         return self.status
 
@@ -250,25 +250,25 @@ class Child:
 
 
 @pytest.mark.parametrize(("first", "second", "received", "expected"), [
-    (1, -signal.SIGKILL, [], (1, 137)),  # failed because the other was killed, and was seen before
+    (1, -signal.SIGKILL, [], (1, 137)),  # failed because the other was killed, and was noticed first
     (1, -signal.SIGSEGV, [], (1, 139)),
     (-signal.SIGABRT, -signal.SIGKILL, [], (1, 137)),
     (-signal.SIGKILL, -signal.SIGSEGV, [], (0, 137)),
     (3, -signal.SIGABRT, [], (0, 3)),  # aborted itself because the other failed
-    (3, -signal.SIGTERM, [signal.SIGTERM], (0, 3)),  # by the signal that was passed on
+    (3, -signal.SIGTERM, [signal.SIGTERM], (0, 3)),  # by the forwarded signal
     (3, 4, [], (0, 3)), (0, 4, [], (1, 4)), (0, -signal.SIGTERM, [], (1, 143)), (0, 0, [], (0, 0))])
-def test_a_killed_process_is_the_cause_however_late_it_is_seen(monkeypatch, first, second, received,
-                                                               expected):
+def test_a_killed_process_is_the_cause_even_if_noticed_late(monkeypatch, first, second, received,
+                                                            expected):
     monkeypatch.setattr(local, "CAUSE_SECONDS", 60.0)  # ends when both have
     one = Child(first)
     two = Child(second, before=one)
     assert local._wait([one, two], received, 60.0) == expected
 
 
-def test_the_cause_of_a_failure_is_not_looked_for_for_long(monkeypatch):
-    """The others are ended, and what they then die of is not the cause."""
+def test_the_wait_for_the_cause_of_a_failure_is_short(monkeypatch):
+    """The others are then terminated, and their exit status is not the cause."""
     monkeypatch.setattr(local, "CAUSE_SECONDS", 0.01)
-    asked = Child(0)
-    late = Child(-signal.SIGKILL, before=asked)
-    late.terminate = asked.seen.set
+    terminated = Child(0)
+    late = Child(-signal.SIGKILL, before=terminated)
+    late.terminate = terminated.seen.set
     assert local._wait([Child(5), late], [], 60.0) == (0, 5)

@@ -1,4 +1,4 @@
-"""Launch scripts and manifests: they parse, agree with the code, and do what they say to stand-ins."""
+"""Launch scripts and manifests: they parse, match the code, and call stand-ins correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """Makes a command that writes down its arguments, a line each, and a PATH that finds it."""
+    """Returns a function that creates a command logging its arguments, one per line, and a PATH with it."""
     def make(name: str) -> tuple[Path, str]:
         log = tmp_path / "arguments"
         command = tmp_path / "bin" / name
@@ -45,7 +45,7 @@ def test_shell_scripts_parse(script):
     assert os.access(script, os.X_OK)
 
 
-def test_slurm_starts_training_with_what_it_is_given(stand_in):
+def test_slurm_starts_training_with_its_arguments(stand_in):
     log, path = stand_in("srun")
     result = run("slurm.sh", "--config", "configs/demo.yaml", "run_dir=/a b", PATH=path, PYTHON="py")
     assert result.returncode == 0, result.stderr
@@ -54,7 +54,7 @@ def test_slurm_starts_training_with_what_it_is_given(stand_in):
     assert run("slurm.sh", PATH=path).returncode == 2
 
 
-def test_slurm_has_a_task_for_each_gpu_and_asks_for_the_signal():
+def test_slurm_has_a_task_per_gpu_and_requests_the_signal():
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", (LAUNCH / "slurm.sh").read_text(), re.MULTILINE))
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert options["signal"].startswith("TERM@")
@@ -74,13 +74,13 @@ def test_tpu_vm_calls_gcloud(stand_in, arguments, expected):
     log, path = stand_in("gcloud")
     result = run("tpu_vm.sh", *arguments, PATH=path, **TPU)
     assert result.returncode == 0, result.stderr
-    said = log.read_text().splitlines()
-    assert said[:3] == ["compute", "tpus", "tpu-vm"]
-    assert said[3:3 + len(expected)] == expected
+    logged = log.read_text().splitlines()
+    assert logged[:3] == ["compute", "tpus", "tpu-vm"]
+    assert logged[3:3 + len(expected)] == expected
 
 
 def test_tpu_vm_runs_on_all_workers_with_arguments_as_given(stand_in, tmp_path):
-    """The remote command, run here by a shell as the workers would, in a made-up clone."""
+    """Runs the remote command in a local shell, as the workers would, in a stand-in for the clone."""
     log, path = stand_in("gcloud")
     assert run("tpu_vm.sh", "run", "--config", "c.yaml", "run_dir=/a b/$c", PATH=path, **TPU).returncode == 0
     before, _, command = log.read_text().partition("--command=")
@@ -89,7 +89,7 @@ def test_tpu_vm_runs_on_all_workers_with_arguments_as_given(stand_in, tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
-    # Not this machine's processes, among which training may well be.
+    # Hide this machine's processes, which may include training.
     (tmp_path / "bin" / "pgrep").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "bin" / "pgrep").chmod(0o755)
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
@@ -99,7 +99,7 @@ def test_tpu_vm_runs_on_all_workers_with_arguments_as_given(stand_in, tmp_path):
     assert output.read_text().splitlines() == [*TRAIN, "--config", "c.yaml", "run_dir=/a b/$c"]
 
 
-def test_tpu_vm_says_how_to_use_it(stand_in):
+def test_tpu_vm_prints_its_usage(stand_in):
     _, path = stand_in("gcloud")
     result = run("tpu_vm.sh", "start", PATH=path, **TPU)
     assert result.returncode == 2
@@ -111,7 +111,7 @@ def test_tpu_vm_says_how_to_use_it(stand_in):
 
 
 def pod(tmp_path: Path, program: str) -> subprocess.Popen[str]:
-    """pod.sh with a program in Python instead of the interpreter that it starts; `sys.argv` as given."""
+    """Starts pod.sh with a Python program in place of the interpreter; `sys.argv` has its arguments."""
     python = tmp_path / "python"
     imports = "import signal, sys, time\nfrom pathlib import Path\n"
     python.write_text(f"#!{sys.executable}\n{imports}{program}")
@@ -126,23 +126,23 @@ COMPLETE = "run = Path(sys.argv[-1].partition('=')[2]); run.mkdir(); (run / 'sum
 
 
 def test_pod_succeeds_when_the_run_is_complete(tmp_path):
-    launched = pod(tmp_path, COMPLETE + "print(*sys.argv[1:], sep='|')")
-    out, _ = launched.communicate(timeout=30)
-    assert launched.returncode == 0
+    process = pod(tmp_path, COMPLETE + "print(*sys.argv[1:], sep='|')")
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
     assert out == "|".join([*TRAIN, "--config", "c.yaml", "a=b c", f"run_dir={tmp_path / 'run'}"]) + "\n"
 
 
-def test_pod_asks_to_be_started_again_when_the_run_is_not(tmp_path):
+def test_pod_requests_a_restart_when_the_run_is_not_complete(tmp_path):
     assert pod(tmp_path, "pass").wait(30) == 75
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_pod_fails_as_training_does(tmp_path, status):
+def test_pod_fails_with_the_status_of_training(tmp_path, status):
     assert pod(tmp_path, COMPLETE + f"sys.exit({status})").wait(30) == status
 
 
 @pytest.mark.parametrize(("rest", "status"), [("", 75), (COMPLETE, 0), ("sys.exit(3)", 3)])
-def test_pod_passes_sigterm_on_and_waits(tmp_path, rest, status):
+def test_pod_forwards_sigterm_and_waits(tmp_path, rest, status):
     program = f"""
 def stop(*_):
     time.sleep(0.3)  # saving takes time
@@ -153,13 +153,13 @@ signal.signal(signal.SIGTERM, stop)
 Path({str(tmp_path / "started")!r}).touch()
 time.sleep(600)
 """
-    launched = pod(tmp_path, program)
+    process = pod(tmp_path, program)
     deadline = time.monotonic() + 30
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    launched.send_signal(signal.SIGTERM)
-    assert launched.wait(30) == status
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == status
     assert (tmp_path / "stopped").exists()
 
 
@@ -182,7 +182,7 @@ def test_jobset(kind):
     assert job["completionMode"] == "Indexed"
     assert job["backoffLimit"] == 0
     pod_spec = job["template"]["spec"]
-    assert pod_spec["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+    assert pod_spec["restartPolicy"] == "Never"  # podFailurePolicy requires it
     for rule in job["podFailurePolicy"]["rules"]:
         assert rule["onExitCodes"]["containerName"] == container["name"]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
@@ -195,7 +195,7 @@ def test_jobset(kind):
     assert any(run_dir.is_relative_to(mount["mountPath"]) for mount in container["volumeMounts"])
 
 
-def test_jobset_of_gpus_tells_the_processes_of_each_other():
+def test_jobset_of_gpus_connects_the_processes():
     manifest, replicated, job, container = jobset("gpu")
     environment = {item["name"]: item for item in container["env"]}
     name = manifest["metadata"]["name"]
@@ -207,7 +207,7 @@ def test_jobset_of_gpus_tells_the_processes_of_each_other():
     assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
-def test_jobset_of_tpus_has_a_pod_for_each_node_of_the_slice():
+def test_jobset_of_tpus_has_a_pod_per_node_of_the_slice():
     _, _, job, container = jobset("tpu")
     topology = job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     chips = 1
@@ -226,7 +226,7 @@ def test_sky():
         assert subprocess.run(["bash", "-n"], input=task[step], text=True).returncode == 0
 
 
-def test_readme_tells_of_every_file():
+def test_readme_mentions_every_file():
     text = (LAUNCH / "README.md").read_text()
     for path in LAUNCH.iterdir():
         if path.is_file() and path.name != "README.md":

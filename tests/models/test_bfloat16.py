@@ -1,6 +1,6 @@
-"""Every network of another family in bfloat16: errors of the size that transformers' own have.
+"""Pretrained families in bfloat16: the errors have the same size as those of transformers.
 
-The same errors are not asked for: sums are rounded in other orders.
+The errors themselves differ, because sums are rounded in another order.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def t5() -> Any:
         feed_forward_proj="relu", initializer_factor=1.0, decoder_start_token_id=0))
 
 
-NETWORKS: dict[str, Any] = {  # theirs, ours, and how many arrays of ids go in
+NETWORKS: dict[str, Any] = {  # theirs, ours, and the number of inputs
     "gpt_neox": (neox, FlaxGPTNeoXForCausalLM, 1), "gemma4": (gemma4, FlaxGemma4ForCausalLM, 1),
     "t5": (t5, FlaxT5ForConditionalGeneration, 2)}
 
 
 @pytest.mark.parametrize("family", [
     pytest.param(name, marks=[pytest.mark.exhaustive] * (name != "gpt_neox")) for name in NETWORKS])
-def test_errors_are_of_the_size_of_the_originals(family: str, tmp_path: Path) -> None:
+def test_errors_are_similar_to_those_of_transformers(family: str, tmp_path: Path) -> None:
     import torch
     make, ours, n_inputs = NETWORKS[family]
     torch.manual_seed(0)
@@ -65,11 +65,11 @@ def test_errors_are_of_the_size_of_the_originals(family: str, tmp_path: Path) ->
     def theirs(model: Any) -> np.ndarray:
         names = ("input_ids", "decoder_input_ids")
         with torch.no_grad():
-            given = {name: torch.from_numpy(ids) for name, ids in zip(names, inputs, strict=False)}
-            return model(**given).logits.float().numpy()
+            tensors = {name: torch.from_numpy(ids) for name, ids in zip(names, inputs, strict=False)}
+            return model(**tensors).logits.float().numpy()
 
     exact, rough = theirs(original), theirs(original.bfloat16())
     model = ours.from_pretrained(tmp_path, ComputeConfig(dtype="bfloat16"), param_dtype="bfloat16")
-    found = np.asarray(jax.jit(model)(*inputs), np.float32)
-    ratio = np.abs(found - exact).mean() / np.abs(rough - exact).mean()
+    result = np.asarray(jax.jit(model)(*inputs), np.float32)
+    ratio = np.abs(result - exact).mean() / np.abs(rough - exact).mean()
     assert 0.3 < ratio < 1.2, ratio  # measured: 1.01, 0.88, 0.93

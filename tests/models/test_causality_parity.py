@@ -1,4 +1,4 @@
-"""What comes later has no part in a logit, what came before has: by changes and by gradients."""
+"""Logits depend on earlier tokens and not on later ones: checked by changed inputs and by gradients."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ CASES: dict[str, ModelConfig] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_changed_byte_changes_nothing_before_it(case: str) -> None:
+def test_logits_do_not_depend_on_later_bytes(case: str) -> None:
     model, _ = random_network(CASES[case], seed=0)
     base = np.random.default_rng(0).integers(0, TIME, TIME)
     rows = np.tile(base, (TIME + 1, 1))  # the last row stays as it is
     rows[np.arange(TIME), np.arange(TIME)] += TIME
-    run = jax.jit(model.__call__)  # for each row the very same operations
+    run = jax.jit(model.__call__)  # identical operations for each row
     logits = np.concatenate([run(row[None].astype(np.int32)) for row in rows])
     for t in range(TIME):
         changed = np.any(logits[t] != logits[-1], axis=-1)
@@ -47,17 +47,17 @@ def test_a_changed_byte_changes_nothing_before_it(case: str) -> None:
 
 @pytest.mark.parametrize("case", ["lite", "parent", "vanilla"])
 def test_no_gradient_flows_from_a_logit_to_later_bytes(case: str) -> None:
-    """Every position has a byte of its own, so a row of the table is a position of the input."""
+    """Every position has a different byte, so each row of the embedding table is one input position."""
     model, _ = random_network(CASES[case], seed=0)
     graph, params, *rest = nnx.split(model, nnx.Param, ...)
     ids = jnp.arange(TIME)[None]
 
     @jax.jit
     def influence(params: nnx.State) -> jax.Array:
-        """[time of the logit, row of the table]: the norm of the one's gradient by the other."""
+        """[time of the logit, row of the table]: norm of the logit's gradient with respect to the row."""
         jacobian = jax.jacrev(lambda params: nnx.merge(graph, params, *rest)(ids)[0, :, 0])(params)
         return jnp.linalg.norm(jacobian["embed"]["kernel"][...], axis=-1)
 
-    found = np.asarray(influence(params))[:, :TIME]
-    assert np.all(found[np.triu_indices(TIME, 1)] == 0)
-    assert np.all(np.diag(found) > 0) and found[TIME - 1, :-1].max() > 0
+    norms = np.asarray(influence(params))[:, :TIME]
+    assert np.all(norms[np.triu_indices(TIME, 1)] == 0)
+    assert np.all(np.diag(norms) > 0) and norms[TIME - 1, :-1].max() > 0

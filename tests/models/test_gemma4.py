@@ -1,4 +1,4 @@
-"""Gemma 4 against stored references, and against transformers on random weights of every variant."""
+"""Compares Gemma 4 with stored references, and with transformers on random weights of every variant."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from tilelli_jax.store import from_arrays, load, save
 TINY_REFERENCES = {"e4b": STORED / "gemma4_tiny" / "e4b", "e2b": STORED / "gemma4_tiny" / "e2b"}
 WITH_TOKENIZER = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
 needs_reference = needs(STORED)
-# Of the largest number. Measured: 3.9e-5 on the references, 6.5e-5 on random networks (SSE4.2, AVX2, and at
-# full optimisation): their streams grow fifty-fold through norms of small writes, and noise with them.
+# Relative to the largest number. Measured: 3.9e-5 on the references, 6.5e-5 on random networks (SSE4.2, AVX2,
+# and at full optimisation). Norms of small writes amplify the stream fifty-fold, and rounding errors too.
 NOISE = noise(50, steps=3)
 
 TINY = Gemma4Config(
@@ -45,40 +45,40 @@ TINY = Gemma4Config(
     d_per_layer=4, vocab_per_layer=61)
 VARIANTS: dict[str, Gemma4Config] = {
     "E4B": TINY,
-    "E2B: one head of keys, double width": dataclasses.replace(
+    "E2B: one key head, double width": dataclasses.replace(
         TINY, n_kv_heads=1, n_kv_heads_full=1, double_wide=True,
         layers=("sliding", "sliding", "full", "sliding", "full"), n_shared_layers=2),
-    "31B: values made of keys, nothing per layer": dataclasses.replace(
+    "31B: shared projection, no per-layer embeddings": dataclasses.replace(
         TINY, layers=("sliding", "full"), d_per_layer=0, n_shared_layers=0, key_is_value=True, n_kv_heads=4,
         n_kv_heads_full=2, window=3),
     "26B-A4B: experts": dataclasses.replace(
         TINY, layers=("sliding", "full"), d_per_layer=0, n_shared_layers=0, key_is_value=True,
         n_kv_heads_full=1, n_experts=6, experts_per_token=2, d_expert=8),
-    "all that a layer can have": dataclasses.replace(
+    "all options of a layer": dataclasses.replace(
         TINY, n_experts=5, experts_per_token=3, d_expert=4, softcap=0.0, vocab_per_layer=70,
         rotary_fraction_full=0.5, rotary_theta=500.0, rotary_theta_full=2000.0, norm_eps=1e-5),
-    "untied, full layers alone": dataclasses.replace(
+    "untied, full layers only": dataclasses.replace(
         TINY, layers=("full",) * 2, n_shared_layers=1, tie_embeddings=False, d_head=8, end_ids=(1, 9)),
 }
 
 
-def left_out(names: Iterable[str], *exhaustive: str) -> list[Any]:
-    """As values of a parameter; some for `make test-all` alone: what they have, others have, too."""
+def with_exhaustive(names: Iterable[str], *exhaustive: str) -> list[Any]:
+    """Test parameters; those in `exhaustive` run in `make test-all` only."""
     return [pytest.param(name, marks=pytest.mark.exhaustive) if name in exhaustive else name
             for name in names]
 
 
 def tapping(model: FlaxGemma4ForCausalLM) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """ids → logits, and what all places hold."""
+    """ids → logits, and the activations at all places."""
     run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
 
     def numbers(ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        logits, seen = run(jnp.asarray(ids))
-        return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
+        logits, recorded = run(jnp.asarray(ids))
+        return np.asarray(logits), {place: np.asarray(value) for place, value in recorded.items()}
     return numbers
 
 
-# Compiled once for all tests that ask for it: always [3, TIME] ids, then.
+# All tests use ids of the shape [3, TIME], so that each network is compiled once.
 TIME = 17
 IDS = np.random.default_rng(1).integers(0, 61, (3, TIME))
 
@@ -96,22 +96,22 @@ def reference(name: str) -> tuple[FlaxGemma4ForCausalLM, Callable[..., Any]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget() -> Iterator[None]:
+def _clear_caches() -> Iterator[None]:
     yield
     variant.cache_clear()
     reference.cache_clear()
 
 
 @needs_reference
-@pytest.mark.parametrize("name", left_out(TINY_REFERENCES, "e4b"))
-def test_the_stored_reference(name: str) -> None:
+@pytest.mark.parametrize("name", with_exhaustive(TINY_REFERENCES, "e4b"))
+def test_matches_the_stored_reference(name: str) -> None:
     path = TINY_REFERENCES[name]
     (model, run), stored = reference(name), np.load(path / "ref_f32.npz")
-    logits, seen = run(stored["input_ids"])
+    logits, recorded = run(stored["input_ids"])
     assert distance(logits, stored["logits"]) < NOISE
-    assert distance(seen["embed"], stored["embeddings"]) == 0
+    assert distance(recorded["embed"], stored["embeddings"]) == 0
     for place, theirs in (("resid_post", "hidden"), ("mlp_write", "mlp"), ("resid_mid", "resid")):
-        for i, layer in enumerate(seen[place]):
+        for i, layer in enumerate(recorded[place]):
             assert distance(layer, stored[theirs][:, i]) < NOISE, (place, i)
     frequencies = np.load(path / "rope_inv_freq.npz")
     for kind, layer in (("sliding", 0), ("full", model.config.layers.index("full"))):
@@ -120,59 +120,59 @@ def test_the_stored_reference(name: str) -> None:
 
 
 @needs_reference
-@pytest.mark.parametrize("name", left_out(TINY_REFERENCES, "e4b"))
-def test_padded_batches_of_the_reference(name: str) -> None:
+@pytest.mark.parametrize("name", with_exhaustive(TINY_REFERENCES, "e4b"))
+def test_padded_batches_match_the_reference(name: str) -> None:
     (model, run), stored = reference(name), np.load(TINY_REFERENCES[name] / "ref_f32_padded.npz")
-    right, seen = run(stored["input_ids_right"])
+    right, recorded = run(stored["input_ids_right"])
     for row, length in enumerate(stored["lens"]):
         assert distance(right[row, :length], stored["logits_right"][row, :length]) < NOISE
         for place, theirs in (("resid_post", "hidden_right"), ("mlp_write", "mlp_right")):
-            assert distance(seen[place][:, row, :length], stored[theirs][row, :, :length]) < NOISE
+            assert distance(recorded[place][:, row, :length], stored[theirs][row, :, :length]) < NOISE
     masked = jax.jit(model)
     for ids, mask, expected in ((f"input_ids_{side}", f"mask_{side}", f"logits_{side}")
                                 for side in ("left", "right")):
         counts = stored[mask] > 0
-        found = np.asarray(masked(jnp.asarray(stored[ids]), jnp.asarray(stored[mask])))
-        assert distance(found[counts], stored[expected][counts]) < NOISE
+        result = np.asarray(masked(jnp.asarray(stored[ids]), jnp.asarray(stored[mask])))
+        assert distance(result[counts], stored[expected][counts]) < NOISE
 
 
 @needs_reference
 @pytest.mark.exhaustive  # in test_bfloat16.py is a smaller network
 @pytest.mark.parametrize("path", [*TINY_REFERENCES.values(), WITH_TOKENIZER], ids=lambda path: path.name)
-def test_bfloat16_is_as_near_as_the_original(path: Path) -> None:
-    """Errors of the original's own size, not the original's errors: sums are rounded in other orders."""
+def test_bfloat16_error_is_similar_to_the_original(path: Path) -> None:
+    """The errors have the same size as the original's but differ: sums are rounded in another order."""
     reference = path if (path / "ref_f32.npz").exists() else TINY_REFERENCES["e4b"]
     exact, rough = np.load(reference / "ref_f32.npz"), np.load(reference / "ref_bf16.npz")
     model = FlaxGemma4ForCausalLM.from_pretrained(path, ComputeConfig(dtype="bfloat16"),
                                                   param_dtype="bfloat16")
-    logits, seen = tapping(model)(rough["input_ids"])
+    logits, recorded = tapping(model)(rough["input_ids"])
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {"bfloat16"}
-    for found, name in ((logits, "logits"), (np.swapaxes(seen["mlp_write"], 0, 1), "mlp")):
+    for result, name in ((logits, "logits"), (np.swapaxes(recorded["mlp_write"], 0, 1), "mlp")):
         theirs = np.abs(rough[name] - exact[name]).mean()
-        ours = np.abs(np.float32(found) - exact[name]).mean()
+        ours = np.abs(np.float32(result) - exact[name]).mean()
         assert 0 < ours < 1.2 * theirs, name
 
 
 @needs_reference
-@pytest.mark.exhaustive  # caches have the numbers of the forward pass, and that has those of the reference
+@pytest.mark.exhaustive  # other tests compare caches with the forward pass, and that with the reference
 @pytest.mark.parametrize("name", TINY_REFERENCES)
-def test_greedy_tokens_of_the_reference(name: str) -> None:
+def test_greedy_tokens_match_the_reference(name: str) -> None:
     stored, model = np.load(TINY_REFERENCES[name] / "ref_generate.npz"), reference(name)[0]
     prompt, out = stored["prompt"], stored["out"]
     n = prompt.shape[1]
     step = jax.jit(model.step)
     prefill = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, out.shape[1]))
     logits, caches = prefill(jnp.asarray(prompt), jnp.array([n]))
-    found = [int(jnp.argmax(logits))]
+    result = [int(jnp.argmax(logits))]
     for at in range(n, out.shape[1] - 1):
-        logits, caches = step(jnp.array(found[-1:]), caches, jnp.array([at]))
-        found.append(int(jnp.argmax(logits)))
-    assert found == out[0, n:].tolist()
+        logits, caches = step(jnp.array(result[-1:]), caches, jnp.array([at]))
+        result.append(int(jnp.argmax(logits)))
+    assert result == out[0, n:].tolist()
 
 
 @needs_transformers
-@pytest.mark.parametrize("name", left_out(VARIANTS, "E4B"))
-def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", with_exhaustive(VARIANTS, "E4B"))
+def test_transformers_reads_the_saved_directory_and_agrees(name: str, tmp_path: Path) -> None:
     import torch
     import transformers
     config, (model, run) = VARIANTS[name], variant(name)
@@ -181,39 +181,39 @@ def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) 
     writes: dict[int, Any] = {}
     for i, layer in enumerate(theirs.model.layers):
         layer.post_feedforward_layernorm.register_forward_hook(
-            lambda module, given, made, i=i: writes.__setitem__(i, made))
+            lambda module, given, n_new, i=i: writes.__setitem__(i, n_new))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(IDS), output_hidden_states=True, use_cache=False)
-    logits, seen = run(IDS)
+    logits, recorded = run(IDS)
     assert distance(logits, expected.logits) < NOISE
     for i in range(config.n_layers):
-        assert distance(seen["resid_pre"][i], expected.hidden_states[i]) < NOISE, i
-        assert distance(seen["mlp_write"][i], writes[i]) < NOISE, i
+        assert distance(recorded["resid_pre"][i], expected.hidden_states[i]) < NOISE, i
+        assert distance(recorded["mlp_write"][i], writes[i]) < NOISE, i
 
-    # And back: what transformers writes is the same network to the last bit.
+    # The directory written by transformers holds the same network, bit for bit.
     theirs.save_pretrained(tmp_path / "theirs")
     again = FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "theirs")
     assert again.config == config
     assert_same_weights(again, model)
 
 
-@pytest.mark.parametrize("name", left_out(
-    VARIANTS, "E4B", "31B: values made of keys, nothing per layer", "all that a layer can have",
-    "untied, full layers alone"))
-def test_cached_logits_are_those_of_the_forward_pass(name: str) -> None:
-    """Rows of different lengths, past the window of the sliding layers."""
+@pytest.mark.parametrize("name", with_exhaustive(
+    VARIANTS, "E4B", "31B: shared projection, no per-layer embeddings", "all options of a layer",
+    "untied, full layers only"))
+def test_cached_logits_match_the_forward_pass(name: str) -> None:
+    """Rows of different lengths, beyond the window of the sliding layers."""
     model, run = variant(name)
     expected, lengths = run(IDS)[0], np.array([3, 9, 1])
     prefill = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, 16))
     logits, caches = prefill(jnp.asarray(IDS[:, :9]), jnp.asarray(lengths))
     step, rows = jax.jit(model.step), np.arange(3)
-    for made in range(5):
-        assert distance(logits, expected[rows, lengths + made - 1]) < NOISE
-        logits, caches = step(jnp.asarray(IDS[rows, lengths + made]), caches, jnp.asarray(lengths + made))
+    for n_new in range(5):
+        assert distance(logits, expected[rows, lengths + n_new - 1]) < NOISE
+        logits, caches = step(jnp.asarray(IDS[rows, lengths + n_new]), caches, jnp.asarray(lengths + n_new))
 
 
-@pytest.mark.parametrize("name", left_out(VARIANTS, "E4B"))
-def test_a_later_symbol_changes_nothing_before_it(name: str) -> None:
+@pytest.mark.parametrize("name", with_exhaustive(VARIANTS, "E4B"))
+def test_logits_do_not_depend_on_later_tokens(name: str) -> None:
     other = IDS.copy()
     other[:, 7] = (IDS[:, 7] + 1) % 61
     before, after = (variant(name)[1](ids)[0] for ids in (IDS, other))
@@ -221,8 +221,8 @@ def test_a_later_symbol_changes_nothing_before_it(name: str) -> None:
     assert (before[:, 7:] != after[:, 7:]).any(-1).all()
 
 
-def test_a_table_on_the_host(tmp_path: Path) -> None:
-    """The same numbers; the table is a memory map of the file, and no array of the device."""
+def test_host_table(tmp_path: Path) -> None:
+    """The result is the same; the table is a memory map of the file, not a device array."""
     config = dataclasses.replace(TINY, layers=("full",), n_shared_layers=0)
     model, arrays = random_network(config, 0)
     ids = jnp.asarray(IDS[:2, :9])
@@ -230,20 +230,20 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
     save(model, tmp_path / "ours")
     model.save_pretrained(tmp_path / "theirs")
     compute = ComputeConfig(host_tables=True)
-    for found in (load(tmp_path / "ours", compute),
-                  FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "theirs", compute)):
-        assert isinstance(found.embed_per_layer.rows.array, np.memmap)
-        assert not any("embed_per_layer" in str(path) for path, _ in nnx.to_flat_state(nnx.state(found)))
-        assert distance(jax.jit(found)(ids), expected) < NOISE
+    for result in (load(tmp_path / "ours", compute),
+                   FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "theirs", compute)):
+        assert isinstance(result.embed_per_layer.rows.array, np.memmap)
+        assert not any("embed_per_layer" in str(path) for path, _ in nnx.to_flat_state(nnx.state(result)))
+        assert distance(jax.jit(result)(ids), expected) < NOISE
         rows = arrays["embed_per_layer.kernel"][IDS[:2, :9]]
-        np.testing.assert_array_equal(found.embed_per_layer(ids), rows)
-        assert to_arrays(found).keys() == arrays.keys()
-        found.save_pretrained(tmp_path / "again")
+        np.testing.assert_array_equal(result.embed_per_layer(ids), rows)
+        assert to_arrays(result).keys() == arrays.keys()
+        result.save_pretrained(tmp_path / "again")
         assert_same_weights(FlaxGemma4ForCausalLM.from_pretrained(tmp_path / "again"), model)
 
     def decoded(lengths: jax.Array) -> jax.Array:
-        _, caches = found.prefill(ids, lengths, 12)
-        return found.step(jnp.zeros(2, jnp.int32), caches, lengths)[0]
+        _, caches = result.prefill(ids, lengths, 12)
+        return result.step(jnp.zeros(2, jnp.int32), caches, lengths)[0]
     assert jnp.isfinite(jax.jit(decoded)(jnp.array([9, 4]))).all()
     with pytest.raises(ValueError, match="has no random weights"):
         FlaxGemma4ForCausalLM(config, rngs=nnx.Rngs(0), compute=compute)(ids)
@@ -251,7 +251,7 @@ def test_a_table_on_the_host(tmp_path: Path) -> None:
 
 @functools.cache
 def sizes(config: Gemma4Config) -> dict[str, tuple[int, ...]]:
-    """Of every array, by name."""
+    """The shape of every array, by name."""
     return {name: leaf.shape for name, leaf in outline(FlaxGemma4ForCausalLM, config).items()}
 
 
@@ -262,7 +262,7 @@ def n_parameters(config: Gemma4Config) -> int:
 @needs_reference
 @pytest.mark.exhaustive
 def test_the_shapes_of_e4b() -> None:
-    """Every tensor of the published network by name and shape, and none of them made."""
+    """Compares names and shapes of all tensors of the published network, without allocating them."""
     stored = json.loads((STORED / "gemma4_tiny/e4b_real_text_keys.json").read_text())
     tree = json.loads((STORED / "gemma4_tiny/e4b_real_text_config.json").read_text())
     config = Gemma4Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in
@@ -284,11 +284,11 @@ EXPERTS = Gemma4Config(d_model=2816, layers=(*("sliding",) * 5, "full") * 5, n_h
 
 @pytest.mark.exhaustive
 def test_published_sizes() -> None:
-    """E4B's count is known; of the others their names tell it, 26B-A4B's of what a token goes through.
+    """E4B's count is published; for the others the name gives it, for 26B-A4B that of active parameters.
 
-    Those have layers of two kinds, all of a kind alike: their sizes are worked out on two and three layers.
+    All layers of a kind have the same size, so the totals follow from networks with two and three layers.
     """
-    def of_two_kinds(config: Gemma4Config) -> float:
+    def extrapolated(config: Gemma4Config) -> float:
         both, one_more_full, one_more_sliding = (
             n_parameters(dataclasses.replace(config, layers=layers))
             for layers in (("sliding", "full"), ("sliding", "full", "full"), ("sliding", "sliding", "full")))
@@ -297,9 +297,9 @@ def test_published_sizes() -> None:
             config.n_layers - full - 1) * (one_more_sliding - both)
 
     assert n_parameters(Gemma4Config()) / 1e9 == pytest.approx(7.463, abs=5e-4)
-    assert round(of_two_kinds(LARGE) / 1e9) == 31
+    assert round(extrapolated(LARGE) / 1e9) == 31
     unused = EXPERTS.n_layers * 120 * 3 * EXPERTS.d_model * EXPERTS.d_expert
-    assert round((of_two_kinds(EXPERTS) - unused) / 1e9) == 4
+    assert round((extrapolated(EXPERTS) - unused) / 1e9) == 4
 
 
 @pytest.mark.exhaustive
@@ -310,19 +310,19 @@ def test_published_sizes_layer_by_layer() -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kept") / "saved"
     random_network(TINY, 0)[0].save_pretrained(path)
     return path
 
 
 @pytest.fixture
-def saved(kept: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(kept, tmp_path / "saved"))
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_once, tmp_path / "saved"))
 
 
 def test_the_text_decoder_of_the_multimodal_network(saved: Path, tmp_path: Path) -> None:
-    """Under its prefix, with parts for images, and keys that the last layers have but do not use."""
+    """Reads the text decoder under its prefix, ignoring image parts and unused keys of the last layers."""
     expected = FlaxGemma4ForCausalLM.from_pretrained(saved)
     arrays = {name.replace("model.", "model.language_model.", 1): array
               for name, array in safetensors.numpy.load_file(saved / "model.safetensors").items()}
@@ -338,9 +338,9 @@ def test_the_text_decoder_of_the_multimodal_network(saved: Path, tmp_path: Path)
     outer = {"model_type": "gemma4", "eos_token_id": [1, 50],
              "text_config": {**tree, "global_head_dim": full["head_dim"], "num_global_key_value_heads": None}}
     (other / "config.json").write_text(json.dumps(outer))
-    found = FlaxGemma4ForCausalLM.from_pretrained(other)
-    assert found.config == dataclasses.replace(expected.config, end_ids=(1, 50))
-    assert_same_weights(found, expected)
+    result = FlaxGemma4ForCausalLM.from_pretrained(other)
+    assert result.config == dataclasses.replace(expected.config, end_ids=(1, 50))
+    assert_same_weights(result, expected)
 
 
 def rewritten(path: Path, **changes: Any) -> None:
@@ -348,15 +348,15 @@ def rewritten(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps({**tree, **changes}))
 
 
-@pytest.mark.parametrize(("changes", "says"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"model_type": "gemma3"}, "model_type: expected gemma4_text or gemma4, found 'gemma3'"),
     ({"hidden_activation": "relu"}, "hidden_activation: expected gelu_pytorch_tanh, found relu"),
     ({"attention_bias": True}, "attention_bias: expected False, found True"),
     ({"use_bidirectional_attention": "all"}, "expected a causal network, found all"),
     ({"layer_types": ["linear_attention"]}, "layer_types: expected sliding_attention or full_attention"),
-    ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layers: expected at least one, the last"),
-    ({"num_kv_shared_layers": 3}, "n_shared_layers: expected a layer of the kind full before the 3"),
-    ({"num_hidden_layers": 9}, "num_hidden_layers: expected the "),
+    ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "layers: expected at least one layer"),
+    ({"num_kv_shared_layers": 3}, "n_shared_layers: expected a layer of kind full before the last 3"),
+    ({"num_hidden_layers": 9}, "num_hidden_layers: expected 4, the length of layer_types"),
     ({"layer_types": "full_attention"}, "layer_types: expected a list, found text"),
     ({"rope_parameters": [1]}, "rope_parameters: expected an object, found a list"),
     ({"rope_parameters": {"sliding_attention": 3}},
@@ -373,7 +373,7 @@ def rewritten(path: Path, **changes: Any) -> None:
      "n_kv_heads_full: expected a whole number ≥ 1, found 0"),
     ({"quantization_config": {}}, "quantization_config: expected weights that are not quantised, found"),
     ({"eos_token_id": [1, 10**9]}, "eos_token_id: expected ids of the vocabulary, 0 to "),
-    ({"num_attention_heads": 3}, "n_heads: expected a multiple of the 2 heads of keys, found 3"),
+    ({"num_attention_heads": 3}, "n_heads: expected a multiple of 2 key heads, found 3"),
     ({"per_layer_config": {"1": {"head_dim": 12}, "03": {"head_dim": 6}}},
      r"per_layer_config: expected the same heads in all full layers, found [(6, 2), (12, 2)]"),
     ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}, "full_attention": {}}},
@@ -381,11 +381,11 @@ def rewritten(path: Path, **changes: Any) -> None:
     ({"enable_moe_block": True, "num_experts": 2, "top_k_experts": 3, "moe_intermediate_size": 4},
      "experts_per_token: expected 1 to 2"),
 ])
-def test_a_configuration_that_is_none(saved: Path, changes: dict[str, Any], says: str) -> None:
+def test_invalid_configurations_raise(saved: Path, changes: dict[str, Any], message: str) -> None:
     rewritten(saved, **changes)
     with pytest.raises(InputError) as raised:
         FlaxGemma4ForCausalLM.from_pretrained(saved)
-    assert says in str(raised.value) and str(raised.value).startswith(f"{saved}/config.json: ")
+    assert message in str(raised.value) and str(raised.value).startswith(f"{saved}/config.json: ")
 
 
 def test_a_round_trip_through_our_own_directory(tmp_path: Path) -> None:
@@ -397,22 +397,22 @@ def test_a_round_trip_through_our_own_directory(tmp_path: Path) -> None:
         assert_same_weights(again, model)
 
 
-def test_edits_reach_the_layer_that_they_name() -> None:
-    """Silencing all writes of the last layer leaves its scalar's multiple of what entered it."""
+def test_edits_apply_to_the_named_layer() -> None:
+    """Without its writes, the last layer multiplies its input by its scalar."""
     model = random_network(TINY, 0)[0]
 
-    def silent(value: jax.Array, layer: int | None) -> jax.Array:
+    def ablate(value: jax.Array, layer: int | None) -> jax.Array:
         return jnp.zeros_like(value) if layer == 3 else value
 
     tap = Tap(record=("resid_pre", "resid_post"), layers=(3,),
-              edit=dict.fromkeys(("attn_out", "mlp_write", "ple_write"), silent))
-    _, seen = jax.jit(lambda ids: model.tapped(ids, tap))(jnp.arange(8)[None])
+              edit=dict.fromkeys(("attn_out", "mlp_write", "ple_write"), ablate))
+    _, recorded = jax.jit(lambda ids: model.tapped(ids, tap))(jnp.arange(8)[None])
     scalar = model.blocks[3].scalar[...]
-    np.testing.assert_allclose(seen["resid_post"][0], seen["resid_pre"][0] * scalar, rtol=1e-5)
-    assert seen["resid_pre"].shape == (1, 1, 8, 24)
+    np.testing.assert_allclose(recorded["resid_post"][0], recorded["resid_pre"][0] * scalar, rtol=1e-5)
+    assert recorded["resid_pre"].shape == (1, 1, 8, 24)
 
 
-def test_arrays_come_back(tmp_path: Path) -> None:
-    model, arrays = random_network(VARIANTS["all that a layer can have"], 1)
+def test_arrays_round_trip(tmp_path: Path) -> None:
+    model, arrays = random_network(VARIANTS["all options of a layer"], 1)
     np.testing.assert_equal(to_arrays(model), arrays)
     assert_same_weights(from_arrays(model.config, arrays), model)

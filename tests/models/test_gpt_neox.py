@@ -1,4 +1,4 @@
-"""GPT-NeoX against stored references and against transformers on random weights."""
+"""Compares GPT-NeoX with stored references, and with transformers on random weights."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ from tilelli_jax.tensors import INDEX
 
 REFERENCE = STORED / "pythia_tiny" / "parallel"
 needs_reference = needs(REFERENCE)
-NOISE = noise(1, steps=5)  # of the largest logit or state; measured: 7e-7, here and on the reference
+NOISE = noise(1, steps=5)  # relative to the largest logit or activation; measured: 7e-7
 
 TINY = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
 VARIANTS: dict[str, GPTNeoXConfig] = {
     "as Pythia": TINY,
     "in sequence": dataclasses.replace(TINY, parallel_residual=False, n_heads=2),
-    "all channels turn": dataclasses.replace(TINY, rotary_fraction=1.0, rotary_theta=500.0, n_layers=3),
-    "half of them, no attention bias": dataclasses.replace(TINY, rotary_fraction=0.5, attention_bias=False,
-                                                            n_heads=4, norm_eps=1e-3),
+    "all channels rotated": dataclasses.replace(TINY, rotary_fraction=1.0, rotary_theta=500.0, n_layers=3),
+    "half rotated, no attention bias": dataclasses.replace(TINY, rotary_fraction=0.5, attention_bias=False,
+                                                           n_heads=4, norm_eps=1e-3),
 }
 
 
 def tapped(model: FlaxGPTNeoXForCausalLM, ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
-    logits, seen = run(jnp.asarray(ids))
-    return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
+    logits, recorded = run(jnp.asarray(ids))
+    return np.asarray(logits), {place: np.asarray(value) for place, value in recorded.items()}
 
 
 @needs_reference
-def test_the_stored_reference() -> None:
+def test_matches_the_stored_reference() -> None:
     stored = np.load(REFERENCE / "ref_f32.npz")
     model = FlaxGPTNeoXForCausalLM.from_pretrained(REFERENCE)
-    logits, seen = tapped(model, stored["input_ids"])
+    logits, recorded = tapped(model, stored["input_ids"])
     assert distance(logits, stored["logits"]) < NOISE
     for place, name in (("resid_post", "layer_out"), ("mlp_write", "mlp_out"), ("attn_out", "attn_out")):
-        assert distance(np.swapaxes(seen[place], 0, 1), stored[name]) < NOISE, place
-    assert distance(seen["embed"], stored["hf_hidden_states"][:, 0]) == 0
+        assert distance(np.swapaxes(recorded[place], 0, 1), stored[name]) < NOISE, place
+    assert distance(recorded["embed"], stored["hf_hidden_states"][:, 0]) == 0
     right = jax.jit(model)(stored["input_ids_right"])
     for ours, theirs, length in zip(right, stored["logits_right"], stored["lens"], strict=True):
         assert distance(ours[:length], theirs[:length]) < NOISE
 
 
 @needs_reference
-def test_greedy_tokens_of_the_reference() -> None:
-    """With caches."""
+def test_greedy_tokens_match_the_reference() -> None:
+    """Decodes with caches."""
     stored = np.load(REFERENCE / "ref_f32.npz")
     model = FlaxGPTNeoXForCausalLM.from_pretrained(REFERENCE)
     prompt, out = stored["gen_prompt"], stored["gen_out"]
@@ -74,11 +74,11 @@ def test_greedy_tokens_of_the_reference() -> None:
     prefill = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, out.shape[1]))
     step = jax.jit(model.step)
     logits, caches = prefill(jnp.asarray(prompt), jnp.array([n]))
-    found = [int(jnp.argmax(logits))]
+    result = [int(jnp.argmax(logits))]
     for at in range(n, out.shape[1] - 1):
-        logits, caches = step(jnp.array(found[-1:]), caches, jnp.array([at]))
-        found.append(int(jnp.argmax(logits)))
-    assert found == out[0, n:].tolist()
+        logits, caches = step(jnp.array(result[-1:]), caches, jnp.array([at]))
+        result.append(int(jnp.argmax(logits)))
+    assert result == out[0, n:].tolist()
 
 
 def random_weights(config: GPTNeoXConfig) -> dict[str, np.ndarray]:
@@ -95,7 +95,7 @@ def shapes(config: GPTNeoXConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 @needs_transformers
 @pytest.mark.parametrize("name", VARIANTS)
-def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) -> None:
+def test_transformers_reads_the_saved_directory_and_agrees(name: str, tmp_path: Path) -> None:
     import torch
     import transformers
     config = VARIANTS[name]
@@ -105,12 +105,12 @@ def test_transformers_reads_what_is_saved_and_agrees(name: str, tmp_path: Path) 
     ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 17))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids), output_hidden_states=True)
-    logits, seen = tapped(model, ids)
+    logits, recorded = tapped(model, ids)
     assert distance(logits, expected.logits) < NOISE
     for i in range(config.n_layers):
-        assert distance(seen["resid_pre"][i], expected.hidden_states[i]) < NOISE
+        assert distance(recorded["resid_pre"][i], expected.hidden_states[i]) < NOISE
 
-    # And back: what transformers writes is the same network to the last bit.
+    # The directory written by transformers holds the same network, bit for bit.
     theirs.save_pretrained(tmp_path / "theirs")
     again = FlaxGPTNeoXForCausalLM.from_pretrained(tmp_path / "theirs")
     assert again.config == config
@@ -136,19 +136,19 @@ def test_bfloat16_is_near_float32() -> None:
     assert 0 < np.abs(rough - exact).mean() / exact.std() < 0.02  # measured: 0.006
 
 
-@pytest.mark.parametrize("name", ["in sequence", "half of them, no attention bias", *(
-    pytest.param(name, marks=pytest.mark.exhaustive) for name in ("as Pythia", "all channels turn"))])
-def test_cached_logits_are_those_of_the_forward_pass(name: str) -> None:
+@pytest.mark.parametrize("name", ["in sequence", "half rotated, no attention bias", *(
+    pytest.param(name, marks=pytest.mark.exhaustive) for name in ("as Pythia", "all channels rotated"))])
+def test_cached_logits_match_the_forward_pass(name: str) -> None:
     config = VARIANTS[name]
     model = from_arrays(config, random_weights(config))
     ids = jnp.asarray(np.random.default_rng(1).integers(0, config.vocab_size, (3, 14)))
     expected, lengths = np.asarray(jax.jit(model)(ids)), np.array([3, 9, 1])
     prefill, step = jax.jit(lambda ids, lengths: model.prefill(ids, lengths, 16)), jax.jit(model.step)
     logits, caches = prefill(ids[:, :9], jnp.asarray(lengths))
-    for made in range(5):
+    for n_new in range(5):
         rows = np.arange(3)
-        assert distance(logits, expected[rows, lengths + made - 1]) < NOISE
-        logits, caches = step(ids[rows, lengths + made], caches, jnp.asarray(lengths + made))
+        assert distance(logits, expected[rows, lengths + n_new - 1]) < NOISE
+        logits, caches = step(ids[rows, lengths + n_new], caches, jnp.asarray(lengths + n_new))
 
 
 @pytest.mark.parametrize(("config", "count"), [
@@ -160,15 +160,15 @@ def test_published_sizes(config: GPTNeoXConfig, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kept") / "saved"
     from_arrays(TINY, random_weights(TINY)).save_pretrained(path)
     return path
 
 
 @pytest.fixture
-def saved(kept: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(kept, tmp_path / "saved"))
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_once, tmp_path / "saved"))
 
 
 def rewritten(path: Path, **changes: Any) -> None:
@@ -187,7 +187,7 @@ def indexed(path: Path, index: str) -> None:
     (path / INDEX).write_text(index)
 
 
-@pytest.mark.parametrize(("spoil", "says"), [
+@pytest.mark.parametrize(("spoil", "message"), [
     (lambda path: (path / "config.json").unlink(), "no Hugging Face directory: it has no config.json"),
     (lambda path: (path / "config.json").write_text("["), "config.json: not JSON"),
     (lambda path: rewritten(path, model_type="llama"), "model_type: expected gpt_neox, found 'llama'"),
@@ -218,20 +218,22 @@ def indexed(path: Path, index: str) -> None:
     (lambda path: rewritten(path, quantization_config={"quant_method": "bitsandbytes"}),
      "config.json: quantization_config: expected weights that are not quantised, found quant_method 'bits"),
     (lambda path: rewritten(path, quantization_config=[]), "quantization_config: expected an object, found"),
-    *((lambda path, ids=ids: rewritten(path, eos_token_id=ids), f"config.json: eos_token_id: expected {says}")
-      for ids, says in ((10**9, "ids of the vocabulary, 0 to 60, found 1000000000"), ([3, 61], "ids of the"),
-                        (-1, "ids of the vocabulary, 0 to 60, found -1"), (True, "ids, found True"),
-                        ("3", "ids, found '3'"), (1.5, "ids, found 1.5"), ([None], "ids, found None"))),
+    *((lambda path, ids=ids: rewritten(path, eos_token_id=ids),
+       f"config.json: eos_token_id: expected {expected}")
+      for ids, expected in (
+          (10**9, "ids of the vocabulary, 0 to 60, found 1000000000"), ([3, 61], "ids of the"),
+          (-1, "ids of the vocabulary, 0 to 60, found -1"), (True, "ids, found True"),
+          ("3", "ids, found '3'"), (1.5, "ids, found 1.5"), ([None], "ids, found None"))),
     (lambda path: rewritten(path, bos_token_id=61), "bos_token_id: expected ids of the vocabulary, 0 to 60"),
     *((lambda path, ids=ids: (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids})),
-       f"generation_config.json: eos_token_id: expected ids of the vocabulary, 0 to 60, found {found}")
-      for ids, found in ((61, 61), ([1, -1], -1))),
+       f"generation_config.json: eos_token_id: expected ids of the vocabulary, 0 to 60, found {result}")
+      for ids, result in ((61, 61), ([1, -1], -1))),
 ])
-def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
+def test_invalid_directories_raise(saved: Path, spoil: Any, message: str) -> None:
     spoil(saved)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError) as caught:
         FlaxGPTNeoXForCausalLM.from_pretrained(saved)
-    assert says in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @needs_transformers
@@ -240,7 +242,8 @@ def test_what_is_no_such_directory(saved: Path, spoil: Any, says: str) -> None:
 @pytest.mark.parametrize("parameters", [{}, {"rope_type": "default", "rope_theta": 500.0},
                                         {"rope_type": "default", "partial_rotary_factor": 0.5}])
 @pytest.mark.parametrize("older", [{}, {"rotary_pct": 0.75, "rotary_emb_base": 5000}])
-def test_three_places_of_the_rotation(older: Any, parameters: Any, scaling: Any, tmp_path: Path) -> None:
+def test_rotary_settings_are_read_as_in_transformers(
+        older: Any, parameters: Any, scaling: Any, tmp_path: Path) -> None:
     import transformers
     tree = {**GPT_NEOX.tree_of(TINY), "rope_parameters": parameters, "rope_scaling": scaling, **older}
     tree = {key: value for key, value in tree.items() if value != {} and (older or "rotary" not in key)}
@@ -251,60 +254,59 @@ def test_three_places_of_the_rotation(older: Any, parameters: Any, scaling: Any,
         theirs["rope_theta"], theirs["partial_rotary_factor"])
 
 
-@pytest.mark.parametrize(("changes", "says"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta: expected a number > 0, found 0"),
     ({"rope_parameters": {"partial_rotary_factor": 0}}, "rope_parameters.partial_rotary_factor: expected"),
     ({"rope_scaling": {"rope_theta": None}}, "rope_scaling.rope_theta: expected a number > 0, found null"),
     ({"rope_parameters": {}, "rotary_emb_base": 0}, "rotary_emb_base: expected a number > 0, found 0"),
     ({"rope_parameters": None, "rotary_pct": False}, "rotary_pct: expected a number > 0, found true")])
-def test_a_rotation_that_is_none(saved: Path, changes: Any, says: str) -> None:
-    """What is stated is never passed over for a default, zero neither."""
+def test_invalid_rotary_settings_raise(saved: Path, changes: Any, message: str) -> None:
+    """An invalid value, even zero, is not replaced by a default."""
     rewritten(saved, **changes)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as caught:
         FlaxGPTNeoXForCausalLM.from_pretrained(saved)
-    assert str(refused.value).startswith(f"{saved / 'config.json'}: {says}")
+    assert str(caught.value).startswith(f"{saved / 'config.json'}: {message}")
 
 
 @pytest.mark.parametrize(("changes", "key"), [
-    ({"rotary_pct": 0.5}, "rope_parameters.partial_rotary_factor is 0.25, and rotary_pct 0.5"),
-    ({"rotary_emb_base": 500}, "rope_parameters.rope_theta is 10000.0, and rotary_emb_base 500")])
-def test_two_places_that_differ(saved: Path, changes: Any, key: str,
-                                caplog: pytest.LogCaptureFixture) -> None:
-    """As transformers reads them, and with a note."""
+    ({"rotary_pct": 0.5}, "rope_parameters.partial_rotary_factor is 0.25, but rotary_pct is 0.5"),
+    ({"rotary_emb_base": 500}, "rope_parameters.rope_theta is 10000.0, but rotary_emb_base is 500")])
+def test_contradicting_rotary_settings_are_read_as_in_transformers_with_a_warning(
+        saved: Path, changes: Any, key: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved).config
     assert not caplog.records
     rewritten(saved, **changes)
     assert FlaxGPTNeoXForCausalLM.from_pretrained(saved).config == expected
-    assert f"{key}; the first is taken, as in transformers" in caplog.text
+    assert f"{key}; using rope_parameters" in caplog.text
 
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"type": "linear", "factor": 1.0}, {}, None])
-def test_scaling_of_positions_that_scales_nothing(saved: Path, scaling: Any) -> None:
+def test_neutral_position_scaling_is_accepted(saved: Path, scaling: Any) -> None:
     expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved).config
     rewritten(saved, rope_scaling=scaling)
     assert FlaxGPTNeoXForCausalLM.from_pretrained(saved).config == expected
 
 
-def test_all_that_ends_a_text(saved: Path) -> None:
-    """By generation_config.json, where it says so, as in transformers."""
+def test_end_ids_come_from_generation_config(saved: Path) -> None:
+    """End ids of generation_config.json take precedence, as in transformers."""
     for ends, expected in (([0, 5, 7], (0, 5, 7)), (3, (3,)), (None, (0,))):
         rewritten(saved, eos_token_id=0)
         (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
         assert FlaxGPTNeoXForCausalLM.from_pretrained(saved).config.end_ids == expected
 
 
-def test_a_single_file_beside_an_index(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The file is read, as in transformers, and a note names both."""
+def test_a_single_file_takes_precedence_over_an_index(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The single file is read, as in transformers, and a warning names both."""
     expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
     (saved / INDEX).write_text('{"weight_map": {"a": "no.safetensors"}}')
     assert_same_weights(FlaxGPTNeoXForCausalLM.from_pretrained(saved), expected)
     assert f"has both model.safetensors and {INDEX}" in caplog.text
 
 
-def test_masks_and_batches_that_are_none(saved: Path) -> None:
+def test_invalid_masks_and_ids_raise(saved: Path) -> None:
     model = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
     ids = jnp.zeros((2, 4), jnp.int32)
-    with pytest.raises(ValueError, match="mask: expected the ids that count to stand together"):
+    with pytest.raises(ValueError, match="mask: expected contiguous unmasked ids in each row"):
         model(ids, jnp.array([[1, 1, 1, 1], [1, 0, 1, 1]]))
     with pytest.raises(ValueError, match="mask: expected the shape of ids"):
         model(ids, jnp.ones((2, 3)))
@@ -316,12 +318,12 @@ def test_masks_and_batches_that_are_none(saved: Path) -> None:
         ComputeConfig(dtype="int8")
 
 
-def test_several_files_and_old_names(saved: Path, tmp_path: Path) -> None:
-    """As large and old checkpoints are: in shards, with the causal mask, with another name of the head."""
+def test_sharded_files_and_old_names_load(saved: Path, tmp_path: Path) -> None:
+    """Large and old checkpoints have shards, the causal mask, and another name of the head."""
     expected = FlaxGPTNeoXForCausalLM.from_pretrained(saved)
     arrays = safetensors.numpy.load_file(saved / "model.safetensors")
     arrays["lm_head.weight"] = arrays.pop("embed_out.weight")
-    for name in list(arrays)[::3]:  # as DDP and torch.compile call them
+    for name in list(arrays)[::3]:  # names in DDP and torch.compile
         arrays[f"module._orig_mod.{name}"] = arrays.pop(name)
     arrays["gpt_neox.layers.0.attention.bias"] = np.ones((1, 1, 4, 4), bool)
     arrays["gpt_neox.layers.1.attention.rotary_emb.inv_freq"] = np.ones(3, np.float32)
@@ -333,5 +335,5 @@ def test_several_files_and_old_names(saved: Path, tmp_path: Path) -> None:
     index = {key: name for name, part in shards.items() for key in part}
     (other / INDEX).write_text(json.dumps({"weight_map": index}))
     shutil.copy(saved / "config.json", other)
-    found = FlaxGPTNeoXForCausalLM.from_pretrained(other)
-    assert_same_weights(found, expected)
+    result = FlaxGPTNeoXForCausalLM.from_pretrained(other)
+    assert_same_weights(result, expected)

@@ -1,4 +1,4 @@
-"""The surprise at next tokens, of all logits at once or of a few positions at a time."""
+"""NLL of next tokens, from all logits at once or in chunks of positions."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ TAPS = {"off": OFF, "records": Tap(record=("embed", "resid_post", "hidden")),
 
 
 def tolerance(numbers: np.ndarray) -> float:
-    """Of what is as large as that after two layers and a softmax."""
+    """Tolerance for numbers of this size after two layers and a softmax."""
     return noise(numbers, 1.0, steps=4)
 
 
-def restated(logits: np.ndarray) -> np.ndarray:
-    """−log of the softmax at the next tokens, in float64."""
+def nll_of_logits(logits: np.ndarray) -> np.ndarray:
+    """NLL of the next tokens from the logits, in float64."""
     logits = np.asarray(logits[:, :-1], np.float64)
     right = np.take_along_axis(logits, IDS[:, 1:, None], axis=2)[..., 0]
     return np.log(np.exp(logits).sum(axis=2)) - right
 
 
 @functools.cache
-def whole(name: str) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """By tap: all logits, and what is recorded."""
+def all_logits(name: str) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """For each tap: all logits and the recorded activations."""
     model, _ = random_network(NETWORKS[name], 0)
     return jax.tree.map(np.asarray, jax.jit(
         lambda ids: {tap: model.tapped(ids, TAPS[tap]) for tap in TAPS})(jnp.asarray(IDS)))
@@ -59,42 +59,42 @@ def whole(name: str) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
 QUICK = (("routed", 4), ("vanilla", 1), ("gpt_neox", TIME), ("gemma4", 5))
 
 
-@pytest.mark.parametrize(("name", "at_once"), [  # of the 11 that have a next one
-    pytest.param(name, at_once, marks=() if (name, at_once) in QUICK else pytest.mark.exhaustive)
-    for name in NETWORKS for at_once in (1, 4, 5, TIME)])
-def test_nats_are_those_of_all_logits(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "chunk_time"), [  # of 11 positions with a next token
+    pytest.param(name, chunk_time, marks=() if (name, chunk_time) in QUICK else pytest.mark.exhaustive)
+    for name in NETWORKS for chunk_time in (1, 4, 5, TIME)])
+def test_chunked_nll_matches_all_logits(name: str, chunk_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = random_network(NETWORKS[name], 0)
-    taps = TAPS if at_once == 4 else {"off": OFF}
-    monkeypatch.setattr(decoder, "CHUNK", at_once * ROWS * 19)
-    found = jax.jit(lambda ids: {tap: model.nats(ids, taps[tap]) for tap in taps})(jnp.asarray(IDS))
-    for tap, (nats, seen) in found.items():
-        logits, expected = whole(name)[tap]
-        assert nats.shape == (ROWS, TIME - 1) and nats.dtype == jnp.float32
-        np.testing.assert_allclose(nats, restated(logits), rtol=0, atol=tolerance(logits))
-        assert set(seen) == set(taps[tap].record)
-        for place, value in seen.items():
+    taps = TAPS if chunk_time == 4 else {"off": OFF}
+    monkeypatch.setattr(decoder, "CHUNK", chunk_time * ROWS * 19)
+    results = jax.jit(lambda ids: {tap: model.nll(ids, taps[tap]) for tap in taps})(jnp.asarray(IDS))
+    for tap, (nll, recorded) in results.items():
+        logits, expected = all_logits(name)[tap]
+        assert nll.shape == (ROWS, TIME - 1) and nll.dtype == jnp.float32
+        np.testing.assert_allclose(nll, nll_of_logits(logits), rtol=0, atol=tolerance(logits))
+        assert set(recorded) == set(taps[tap].record)
+        for place, value in recorded.items():
             np.testing.assert_allclose(value, expected[place], rtol=0, atol=tolerance(expected[place]))
 
 
 @pytest.mark.parametrize("time", [1, 2])
-def test_of_the_shortest_texts(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nll_of_the_shortest_texts(time: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "CHUNK", 1)
     model, _ = random_network(NETWORKS["gpt_neox"], 0)
-    nats, _ = jax.jit(model.nats)(jnp.asarray(IDS[:, :time]))
-    logits, _ = whole("gpt_neox")["off"]
-    np.testing.assert_allclose(nats, restated(logits)[:, :time - 1], rtol=0, atol=tolerance(logits))
+    nll, _ = jax.jit(model.nll)(jnp.asarray(IDS[:, :time]))
+    logits, _ = all_logits("gpt_neox")["off"]
+    np.testing.assert_allclose(nll, nll_of_logits(logits)[:, :time - 1], rtol=0, atol=tolerance(logits))
 
 
-def test_logits_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_logits_are_never_materialised(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = random_network(NETWORKS["gpt_neox"], 0)
-    text = jax.jit(lambda ids: model.nats(ids)[0])
+    text = jax.jit(lambda ids: model.nll(ids)[0])
 
     def shapes() -> str:
         jax.clear_caches()
         return text.lower(IDS).as_text()
     assert f"tensor<{ROWS * TIME}x19xf32>" in shapes()
     monkeypatch.setattr(decoder, "CHUNK", 4 * ROWS * 19)
-    found = shapes()
-    assert f"tensor<{ROWS * 4}x19xf32>" in found
-    assert all(f"tensor<{size}x19xf32>" not in found
+    results = shapes()
+    assert f"tensor<{ROWS * 4}x19xf32>" in results
+    assert all(f"tensor<{size}x19xf32>" not in results
                for size in (f"{ROWS * TIME}", f"{ROWS}x{TIME}", f"{ROWS}x{TIME - 1}"))

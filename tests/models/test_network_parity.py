@@ -1,4 +1,4 @@
-"""Whole networks against the loops (float64) and against PyTorch (f32, gradients as well)."""
+"""Compares whole networks with loops in float64, and with PyTorch in f32 (logits and gradients)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
-# Of the largest, through two layers and the unembedding, and for gradients back again. Measured: f32 against
-# float64 7e-7, gradients against PyTorch's 6e-6 (all these cases; SSE4.2 and AVX2, too). One key or one trit
-# chosen otherwise moves them by more than 1e-3.
+# Relative to the largest number, after two layers and the unembedding, for gradients also backwards.
+# Measured in all cases, with SSE4.2 and AVX2: f32 and float64 differ by 7e-7, gradients from PyTorch's by
+# 6e-6. One different key or ternary code changes them by more than 1e-3.
 LOGITS, GRADIENTS = noise(1, steps=3), noise(1, steps=8)
 
 VOCAB, TIME = 17, 13
@@ -62,14 +62,14 @@ CASES: dict[str, ModelConfig] = {
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Bytes [batch, time], the second row with repetitions, and the gradient of their logits."""
+    """Bytes [batch, time], the second row with repetitions, and the gradient at the logits."""
     rng = np.random.default_rng(1)
     ids = rng.integers(0, VOCAB, (2, TIME))
     ids[1] = np.resize(ids[1, :3], TIME)
     return ids.astype(np.int32), rng.standard_normal((2, TIME, VOCAB)).astype(np.float32)
 
 
-@functools.cache  # both tests of a case ask for it, and compiling is what takes the time
+@functools.cache  # both tests of a case use it, and compilation is slow
 def ours(case: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
     """The library's parameters, logits and gradients by name."""
     model, arrays = random_network(CASES[case], seed=len(case))
@@ -86,7 +86,7 @@ def ours(case: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.nda
                                         if not name.endswith("rotation")}
 
 
-# One of each kind of block and of quantiser; the others are left to the exhaustive tests.
+# One case for each kind of block and quantiser; the exhaustive tests run the others.
 QUICK = ("atome", "banks", "second norm", "ternary row", "hadamard 12", "lsq", "power3 row",
          "vanilla ternary")
 cases = pytest.mark.parametrize("case", [
@@ -94,7 +94,7 @@ cases = pytest.mark.parametrize("case", [
 
 
 @cases
-def test_logits_are_those_of_loops_in_float64(case: str) -> None:
+def test_logits_match_float64_loops(case: str) -> None:
     arrays, logits, _ = ours(case)
     expected = brute.forward(config_lib.to_dict(CASES[case]), arrays, inputs()[0])
     assert distance(logits, expected) < LOGITS
@@ -102,18 +102,18 @@ def test_logits_are_those_of_loops_in_float64(case: str) -> None:
 
 @needs_torch
 @cases
-def test_logits_and_gradients_are_those_of_pytorch(case: str) -> None:
+def test_logits_and_gradients_match_pytorch(case: str) -> None:
     arrays, logits, gradients = ours(case)
-    theirs, their_gradients = of_pytorch(config_lib.to_dict(CASES[case]), arrays, "exact")
-    assert distance(logits, theirs) < LOGITS
-    assert all(np.any(value) for value in their_gradients.values())  # all take part
+    torch_logits, their_gradients = pytorch_results(config_lib.to_dict(CASES[case]), arrays, "exact")
+    assert distance(logits, torch_logits) < LOGITS
+    assert all(np.any(value) for value in their_gradients.values())  # all parameters have gradients
     largest, name = farthest(gradients, their_gradients)
     assert largest < GRADIENTS, name
 
 
-def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
-               form: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits, and gradients by name."""
+def pytorch_results(config: dict[str, Any], arrays: dict[str, np.ndarray],
+                    form: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """PyTorch's logits, and gradients by name."""
     import torch
     from tilelli_jax.convert import torch_networks
 
@@ -127,11 +127,11 @@ def of_pytorch(config: dict[str, Any], arrays: dict[str, np.ndarray],
 
 @needs_torch
 @pytest.mark.parametrize("case", ["lite", "atome"])
-def test_the_restatement_is_the_same_in_all_its_forms(case: str) -> None:
-    """`torch.topk` leaves the order of ties open; where there are none, it must not matter."""
+def test_all_forms_of_the_pytorch_reference_agree(case: str) -> None:
+    """`torch.topk` does not define the order of ties; without ties all forms must agree."""
     _, arrays = random_network(CASES[case], seed=0)
     config = config_lib.to_dict(CASES[case])
-    exact, *others = (of_pytorch(config, arrays, form) for form in ("exact", "fast", "written"))
+    exact, *others = (pytorch_results(config, arrays, form) for form in ("exact", "fast", "written"))
     for logits, gradients in others:
         assert distance(logits, exact[0]) < LOGITS
         assert farthest(gradients, exact[1])[0] < GRADIENTS

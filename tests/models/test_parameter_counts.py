@@ -1,4 +1,4 @@
-"""The sizes of the shipped configurations, to the last parameter."""
+"""Exact parameter counts of the shipped configurations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shipped(name: str) -> ModelConfig:
 
 
 def n_parameters(config: ModelConfig) -> int:
-    """Counted on shapes alone: nothing is computed."""
+    """Counted from shapes, without computing weights."""
     params = nnx.state(nnx.eval_shape(lambda: build(config, 0)), nnx.Param)
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -44,7 +44,7 @@ def test_shipped_configuration_has_its_published_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_restatement_has_the_same_size(name: str) -> None:
+def test_pytorch_reference_has_the_same_size(name: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from tilelli_jax.convert import torch_networks
 
@@ -53,8 +53,8 @@ def test_restatement_has_the_same_size(name: str) -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == SHIPPED[name]
 
 
-def test_options_that_a_stored_checkpoint_may_have() -> None:
-    """Lite tied, with a second norm or with convolution biases: the published ~10.12 M."""
+def test_sizes_of_checkpoint_options() -> None:
+    """Tied Lite with a second norm or convolution biases has the published ~10.12 M parameters."""
     tied = RoutedConfig(tie_embeddings=True)
     assert n_parameters(tied) == 10_179_072 - 256 * 256
     for second_norm in ("mix", "dense"):
@@ -63,13 +63,13 @@ def test_options_that_a_stored_checkpoint_may_have() -> None:
     assert n_parameters(RoutedConfig(router_bias=True)) == 10_179_072 + 8 * 3
 
 
-def test_banks_repeat_every_pathway_and_its_share_of_the_router() -> None:
+def test_banks_repeat_every_pathway_and_its_router_columns() -> None:
     block = 5 * 256 + 8 * (2 * 256 * 48 + 256 * 256) + 2 * 4 * 256 * 256 + 3 * 256
     assert n_parameters(RoutedConfig(n_banks=3)) == 10_179_072 + 8 * 2 * block
 
 
-def test_learned_scales_are_one_for_each_tensor_and_rotations_none() -> None:
-    """LSQ: the convolution, 3 × 8 heads, up and down; a stored rotation is no parameter."""
+def test_each_tensor_has_one_learned_scale_and_rotations_are_not_parameters() -> None:
+    """LSQ scales: the convolution, 3 × 8 heads, up and down. A stored rotation is not a parameter."""
     lsq = RoutedConfig(quantizer="lsq")
     assert n_parameters(lsq) == 10_179_072 + 8 * (1 + 3 * 8 + 2)
     small = RoutedConfig(d_model=12, quantizer="hadamard")
@@ -82,15 +82,15 @@ RUNS = [path for path in sorted(CONFIGS.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_every_shipped_configuration_is_one(path: Path) -> None:
-    """It loads, its header names a command with itself, and its network can be built."""
+def test_shipped_configurations_load_and_build(path: Path) -> None:
+    """The file loads, its header contains a command with its name, and its network can be built."""
     config = config_lib.load(ExperimentConfig, path)
     assert f"--config {path.stem}" in path.read_text() or path.stem == "demo"
     assert n_parameters(config.model) > 0
 
 
-def test_the_demo_and_what_it_is_held_against_are_of_one_size_and_budget() -> None:
-    ours, rival = (config_lib.load(ExperimentConfig, CONFIGS / f"{name}.yaml")
-                   for name in ("demo", "demo-vanilla"))
-    assert abs(n_parameters(ours.model) / n_parameters(rival.model) - 1) < 0.03
-    assert (ours.data, ours.train) == (rival.data, rival.train)
+def test_demo_and_its_baseline_have_the_same_size_and_budget() -> None:
+    ours, baseline = (config_lib.load(ExperimentConfig, CONFIGS / f"{name}.yaml")
+                      for name in ("demo", "demo-vanilla"))
+    assert abs(n_parameters(ours.model) / n_parameters(baseline.model) - 1) < 0.03
+    assert (ours.data, ours.train) == (baseline.data, baseline.train)

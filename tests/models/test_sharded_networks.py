@@ -1,4 +1,4 @@
-"""Networks laid over eight devices: the same logits as on one, and no device holds the whole."""
+"""Networks sharded over eight devices compute the same logits as on one; no device holds all weights."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ CASES = {
     "t5": (T5, FlaxT5ForConditionalGeneration)}
 MESHES = [MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=1, tensor=4),
           MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=4)]
-# Of the largest logit. Measured: 6e-6 at most, on several kinds of CPU: other orders of sums.
+# Relative to the largest logit, because sums are in another order. Measured on several CPUs: at most 6e-6.
 NOISE = noise(1, steps=13)
 
 
 def pairs(*quick: tuple[str, int]) -> list[Any]:
-    """Every network on every mesh, but for these for `make test-all` alone."""
+    """Every network on every mesh; all but those in `quick` run in `make test-all` only."""
     return [pytest.param(name, mesh, id=f"{name}-{mesh}",
                          marks=() if (name, i) in quick else pytest.mark.exhaustive)
             for name in CASES for i, mesh in enumerate(MESHES)]
@@ -62,28 +62,29 @@ def inputs(name: str) -> list[np.ndarray]:
 
 
 def forward(model: nnx.Module) -> Callable[..., jax.Array]:
-    """Of parameters and inputs: one program for all that have the same shapes and places."""
+    """(parameters, inputs) → logits; one compiled program for networks of the same shapes and shardings."""
     graph, _ = nnx.split(model)
     return jax.jit(lambda params, *ids: nnx.merge(graph, params)(*ids))
 
 
 @functools.cache
-def logits_alone(name: str) -> np.ndarray:
+def logits_on_one_device(name: str) -> np.ndarray:
     model = random_network(CASES[name][0], 0)[0]
     return np.asarray(forward(model)(nnx.state(model), *inputs(name)))
 
 
 @functools.cache
-def written_alone(name: str) -> list[list[int]]:
-    return written(random_network(CASES[name][0], 0)[0], name)
+def decode_on_one_device(name: str) -> list[list[int]]:
+    return decode(random_network(CASES[name][0], 0)[0], name)
 
 
-def written(model: Any, name: str) -> list[list[int]]:
-    """Greedily, after the inputs or after prompts of all lengths."""
+def decode(model: Any, name: str) -> list[list[int]]:
+    """Greedy tokens after the inputs (T5) or after prompts of all lengths."""
     if name == "t5":
         return np.asarray(continue_ids(model, jnp.asarray(inputs(name)[0]), n=6, temperature=0)).tolist()
     prompts = [np.arange(1, 2 + n) for n in range(8)]
-    return [made.ids.tolist() for made in generate_ids(model, prompts, max_new=6, temperature=0, end_ids=())]
+    outputs = generate_ids(model, prompts, max_new=6, temperature=0, end_ids=())
+    return [output.ids.tolist() for output in outputs]
 
 
 @pytest.mark.parametrize("name", [
@@ -91,7 +92,7 @@ def written(model: Any, name: str) -> list[list[int]]:
     *(pytest.param(name, marks=pytest.mark.exhaustive)
       for name in ("gpt_neox", "gemma4", "gemma4 with experts", "t5"))])
 def test_parameters_in_bfloat16(name: str, tmp_path: Path) -> None:
-    """Rounded once, when they are read; computed with in float32 they differ by that rounding alone."""
+    """Weights are rounded when they are read; results in float32 differ only by this rounding."""
     config, _ = CASES[name]
     model, arrays = random_network(config, 0)
     store.save(model, tmp_path)
@@ -100,8 +101,8 @@ def test_parameters_in_bfloat16(name: str, tmp_path: Path) -> None:
     rounded = store.from_arrays(config, {key: np.asarray(array.astype(jnp.bfloat16), np.float32)
                                          for key, array in arrays.items()})
     run = forward(half)
-    expected, found = (np.asarray(run(nnx.state(of), *inputs(name))) for of in (rounded, half))
-    assert distance(found, expected) < NOISE < 1e-3 < distance(found, logits_alone(name))
+    expected, result = (np.asarray(run(nnx.state(network), *inputs(name))) for network in (rounded, half))
+    assert distance(result, expected) < NOISE < 1e-3 < distance(result, logits_on_one_device(name))
     store.save(half, tmp_path / "half")
     again = store.load(tmp_path / "half", param_dtype="stored")
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(half))
@@ -115,23 +116,23 @@ def test_logits_are_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path)
     model = random_network(config, 0)[0]
     store.save(model, tmp_path / "ours")
     mesh = make_mesh(mesh_config)
-    laid = store.load(tmp_path / "ours", mesh=mesh)
-    leaves = jax.tree.leaves(nnx.state(laid, nnx.Param))
-    whole = sum(leaf.nbytes for leaf in leaves)
-    here = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    sharded = store.load(tmp_path / "ours", mesh=mesh)
+    leaves = jax.tree.leaves(nnx.state(sharded, nnx.Param))
+    total_bytes = sum(leaf.nbytes for leaf in leaves)
+    local_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     parts = mesh_config.fsdp * mesh_config.tensor
-    assert here < 1.35 * whole / parts, "kernels are split; norms and the like are copied"
+    assert local_bytes < 1.35 * total_bytes / parts, "only small arrays such as norms are replicated"
     with jax.set_mesh(mesh):
         ids = [jax.device_put(part, jax.NamedSharding(mesh, batch_spec(2))) for part in inputs(name)]
-        logits = forward(laid)(nnx.state(laid), *ids)
+        logits = forward(sharded)(nnx.state(sharded), *ids)
     assert len(logits.sharding.device_set) == 8
-    assert distance(np.asarray(logits), logits_alone(name)) < NOISE
+    assert distance(np.asarray(logits), logits_on_one_device(name)) < NOISE
     if network is not None:
         model.save_pretrained(tmp_path / "theirs")
         again = network.from_pretrained(tmp_path / "theirs", mesh=mesh)
-        assert_same_weights(again, laid)
+        assert_same_weights(again, sharded)
         assert ([leaf.sharding for leaf in jax.tree.leaves(nnx.state(again))]
-                == [leaf.sharding for leaf in jax.tree.leaves(nnx.state(laid))])
+                == [leaf.sharding for leaf in jax.tree.leaves(nnx.state(sharded))])
 
 
 @pytest.mark.eight_devices
@@ -139,35 +140,35 @@ def test_logits_are_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path)
 def test_decoding_is_the_same(name: str, mesh_config: MeshConfig, tmp_path: Path) -> None:
     store.save(random_network(CASES[name][0], 0)[0], tmp_path)
     mesh = make_mesh(mesh_config)
-    laid = store.load(tmp_path, mesh=mesh)
+    sharded = store.load(tmp_path, mesh=mesh)
     with jax.set_mesh(mesh):
-        found = written(laid, name)
-    assert found == written_alone(name)
+        result = decode(sharded, name)
+    assert result == decode_on_one_device(name)
 
 
 @pytest.mark.eight_devices
-def test_a_table_on_the_host_beside_a_mesh(tmp_path: Path) -> None:
+def test_host_table_with_a_mesh(tmp_path: Path) -> None:
     model = random_network(ONE_LAYER, 0)[0]
     store.save(model, tmp_path)
     mesh = make_mesh(MESHES[2])
-    laid = store.load(tmp_path, ComputeConfig(host_tables=True), mesh=mesh)
+    sharded = store.load(tmp_path, ComputeConfig(host_tables=True), mesh=mesh)
     ids = inputs("gemma4")[0]
     expected = np.asarray(forward(model)(nnx.state(model), ids))
     with jax.set_mesh(mesh):
-        found = jax.jit(laid.__call__)(jax.device_put(ids, jax.NamedSharding(mesh, batch_spec(2))))
-        rows = laid.embed_per_layer(ids)
-    assert distance(np.asarray(found), expected) < NOISE
+        result = jax.jit(sharded.__call__)(jax.device_put(ids, jax.NamedSharding(mesh, batch_spec(2))))
+        rows = sharded.embed_per_layer(ids)
+    assert distance(np.asarray(result), expected) < NOISE
     np.testing.assert_array_equal(rows, model.embed_per_layer.kernel[...][ids])
 
 
 @pytest.mark.eight_devices
 @pytest.mark.exhaustive
-def test_a_table_on_the_host_beside_a_mesh_without_jit(tmp_path: Path) -> None:
+def test_host_table_with_a_mesh_without_jit(tmp_path: Path) -> None:
     model = random_network(ONE_LAYER, 0)[0]
     store.save(model, tmp_path)
     mesh = make_mesh(MESHES[2])
-    laid = store.load(tmp_path, ComputeConfig(host_tables=True), mesh=mesh)
+    sharded = store.load(tmp_path, ComputeConfig(host_tables=True), mesh=mesh)
     ids = inputs("gemma4")[0]
     expected = np.asarray(forward(model)(nnx.state(model), ids))
     with jax.set_mesh(mesh):
-        assert distance(np.asarray(laid(ids)), expected) < NOISE
+        assert distance(np.asarray(sharded(ids)), expected) < NOISE

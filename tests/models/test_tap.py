@@ -1,4 +1,4 @@
-"""Recording and editing at the named places of a network."""
+"""Recording and editing activations at the places of a network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ IDS = np.random.default_rng(0).integers(0, 19, (2, TIME))
 
 
 ALL = {**CONFIGS, **{name: config for name, config in OTHERS.items() if name != "t5"}}
-NOISE = noise(1, steps=8)  # of the largest number of a place; measured: 2e-6
+NOISE = noise(1, steps=8)  # relative to the largest activation of a place; measured: 2e-6
 
 
 def network(name: str, **compute: Any) -> CausalLM:
@@ -52,31 +52,31 @@ def network(name: str, **compute: Any) -> CausalLM:
 
 
 def tapped(model: CausalLM, tap: Tap, ids: np.ndarray = IDS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    logits, seen = jax.jit(lambda ids: model.tapped(ids, tap))(ids)
-    return np.asarray(logits), {place: np.asarray(value) for place, value in seen.items()}
+    logits, recorded = jax.jit(lambda ids: model.tapped(ids, tap))(ids)
+    return np.asarray(logits), {place: np.asarray(value) for place, value in recorded.items()}
 
 
 @functools.cache
-def everything(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The logits, and what all places hold."""
+def all_places(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The logits, and the activations at all places."""
     model = network(name)
     return tapped(model, Tap(record=model.places))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_recorded_adds_up(name: str) -> None:
-    logits, seen = everything(name)
-    assert set(seen) == set(network(name).places) and np.array_equal(seen["logits"], logits)
-    assert seen["embed"].shape == (2, TIME, 8) and seen["resid_post"].shape == (LAYERS, 2, TIME, 8)
-    np.testing.assert_array_equal(seen["resid_pre"][0], seen["embed"])
-    np.testing.assert_array_equal(seen["resid_pre"][1:], seen["resid_post"][:-1])
+def test_recorded_writes_sum_to_the_stream(name: str) -> None:
+    logits, recorded = all_places(name)
+    assert set(recorded) == set(network(name).places) and np.array_equal(recorded["logits"], logits)
+    assert recorded["embed"].shape == (2, TIME, 8) and recorded["resid_post"].shape == (LAYERS, 2, TIME, 8)
+    np.testing.assert_array_equal(recorded["resid_pre"][0], recorded["embed"])
+    np.testing.assert_array_equal(recorded["resid_pre"][1:], recorded["resid_post"][:-1])
     sums = {"routed": [("resid_post", "resid_pre", "mix")],
             "vanilla": [("resid_mid", "resid_pre", "attn_out"), ("resid_post", "resid_mid", "mlp_write")]}
-    for whole, one, other in sums[name]:
-        np.testing.assert_allclose(seen[whole], seen[one] + seen[other], rtol=0,
-                                   atol=noise(seen[one], seen[other]))
+    for complete, one, other in sums[name]:
+        np.testing.assert_allclose(recorded[complete], recorded[one] + recorded[other], rtol=0,
+                                   atol=noise(recorded[one], recorded[other]))
     if name == "routed":
-        assert seen["router"].shape == (LAYERS, 2, TIME, 3)
+        assert recorded["router"].shape == (LAYERS, 2, TIME, 3)
 
 
 @pytest.mark.parametrize(("name", "compute"), [
@@ -84,24 +84,24 @@ def test_what_is_recorded_adds_up(name: str) -> None:
     *(pytest.param(name, compute, marks=pytest.mark.exhaustive) for name, compute in (
         ("vanilla", {}), ("routed", {"remat": True}), ("routed", {"scan_layers": False}),
         ("vanilla", {"scan_layers": False})))], ids=str)
-def test_some_layers_and_positions(name: str, compute: dict[str, bool]) -> None:
+def test_recording_some_layers_and_positions(name: str, compute: dict[str, bool]) -> None:
     model = network(name, **compute)
-    logits, whole = tapped(model, Tap(record=model.places)) if compute else everything(name)
+    logits, complete = tapped(model, Tap(record=model.places)) if compute else all_places(name)
     layers, rows, positions = (0, ALL[name].n_layers - 1), np.arange(2)[:, None], np.array([[3, 0], [10, 10]])
     some_logits, some = tapped(model, Tap(record=model.places, layers=layers,
                                           positions=jnp.asarray(positions)))
-    assert distance(some_logits, logits) < NOISE and some.keys() == whole.keys()
+    assert distance(some_logits, logits) < NOISE and some.keys() == complete.keys()
     for place, value in some.items():
         layered = place not in ("embed", "hidden", "logits")
-        expected = (whole[place][list(layers)][:, rows, positions] if layered else
-                    whole[place][rows, positions])
+        expected = (complete[place][list(layers)][:, rows, positions] if layered else
+                    complete[place][rows, positions])
         assert value.shape == expected.shape, place
-        np.testing.assert_allclose(value, expected, rtol=0, atol=NOISE * np.abs(whole[place]).max())
+        np.testing.assert_allclose(value, expected, rtol=0, atol=NOISE * np.abs(complete[place]).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_patched_stream_gives_the_other_texts_logits(name: str) -> None:
-    """From resid_post of one layer on, nothing is left of the text that the stream is taken from."""
+    """A donor's stream at resid_post replaces the stream, so the logits are those of the donor's text."""
     model, other = network(name), (IDS + 1) % 19
 
     @jax.jit
@@ -109,36 +109,35 @@ def test_a_patched_stream_gives_the_other_texts_logits(name: str) -> None:
         return model.tapped(ids, Tap(record=("resid_post",), edit={
             "resid_post": lambda value, i: jnp.where(i == layer, stream, value)}))
     nothing = jnp.zeros((2, TIME, 8))
-    own, _ = patched(IDS, nothing, -1)
+    unpatched, _ = patched(IDS, nothing, -1)
     expected, donor = patched(other, nothing, -1)
-    assert distance(own, everything(name)[0]) < NOISE < 0.01 < distance(own, expected)
+    assert distance(unpatched, all_places(name)[0]) < NOISE < 0.01 < distance(unpatched, expected)
     for layer in range(LAYERS):
         stream = donor["resid_post"][layer]
-        found, seen = patched(IDS, stream, layer)
-        assert distance(found, expected) < NOISE
-        np.testing.assert_array_equal(seen["resid_post"][layer], stream)  # as edited
+        result, recorded = patched(IDS, stream, layer)
+        assert distance(result, expected) < NOISE
+        np.testing.assert_array_equal(recorded["resid_post"][layer], stream)  # as edited
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_place_can_be_edited(name: str) -> None:
-    """Edited to what they were they change nothing; otherwise each of them changes something."""
+    """Editing a place to its own value changes nothing; a different value changes the logits."""
     model = network(name)
 
     @jax.jit
-    def edited(ids: jax.Array, which: jax.Array) -> jax.Array:
+    def edited(ids: jax.Array, selected: jax.Array) -> jax.Array:
         def edit(i: int) -> Any:
-            # Adding the same to all of a stream is nothing to the LayerNorm after it; doubling the last
-            # stream is neither.
-            return lambda value, layer: jnp.where(which == i, 0.5 * value[..., ::-1] + 1, value)
+            # A LayerNorm removes a constant added to the stream, and a factor of the last stream.
+            return lambda value, layer: jnp.where(selected == i, 0.5 * value[..., ::-1] + 1, value)
         return model.tapped(ids, Tap(edit={place: edit(i) for i, place in enumerate(model.places)}))[0]
-    own, _ = everything(name)
-    assert distance(edited(IDS, -1), own) < NOISE
+    unedited, _ = all_places(name)
+    assert distance(edited(IDS, -1), unedited) < NOISE
     for i, place in enumerate(model.places):
-        assert np.abs(edited(IDS, i) - own).max() > 1e-3, place
+        assert np.abs(edited(IDS, i) - unedited).max() > 1e-3, place
 
 
-def test_what_is_edited_is_what_the_function_makes() -> None:
-    """At every layer by its number, at places outside the blocks without one."""
+def test_edits_are_called_with_every_place_and_layer() -> None:
+    """Inside the blocks the function receives the layer's index, outside None."""
     model, calls = network("vanilla"), []
 
     def edit(place: str) -> Any:
@@ -147,26 +146,26 @@ def test_what_is_edited_is_what_the_function_makes() -> None:
     jax.eval_shape(lambda ids: model.tapped(ids, tap), IDS)
     inside = ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")
     assert calls == [("embed", None), *((place, i) for i in range(LAYERS) for place in inside),
-                    ("hidden", None), ("logits", None)]
+                     ("hidden", None), ("logits", None)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_unused_it_adds_nothing_to_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unused_tap_does_not_change_the_program(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(name)
 
     def program() -> str:
         return jax.jit(lambda ids: model(ids)).lower(IDS).as_text()
 
-    with_it = program()
-    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, seen: value)
-    assert program() == with_it
+    with_tap = program()
+    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, recorded: value)
+    assert program() == with_tap
     monkeypatch.undo()
     recording = jax.jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",)))).lower(IDS).as_text()
-    assert recording != with_it
+    assert recording != with_tap
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_unused_it_adds_nothing_to_other_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unused_tap_does_not_change_other_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = random_network(OTHERS[name], 0)
     graph, params = nnx.split(model)
     ids = [jnp.zeros((2, 7), jnp.int32)] * (2 if name == "t5" else 1)
@@ -174,17 +173,17 @@ def test_unused_it_adds_nothing_to_other_networks(name: str, monkeypatch: pytest
     def program() -> str:
         return jax.jit(lambda params, *ids: nnx.merge(graph, params)(*ids)).lower(params, *ids).as_text()
 
-    with_it = program()
-    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, seen: value)
-    assert program() == with_it
+    with_tap = program()
+    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, recorded: value)
+    assert program() == with_tap
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "gemma4"])
-def test_taps_that_do_not_fit(name: str) -> None:
+def test_invalid_positions_and_edits_raise(name: str) -> None:
     model, ids = network(name), jnp.arange(14).reshape(2, 7)
 
-    def refuses(says: str, **tap: Any) -> None:
-        with pytest.raises(ValueError, match=says):
+    def refuses(message: str, **tap: Any) -> None:
+        with pytest.raises(ValueError, match=message):
             jax.eval_shape(lambda ids: model.tapped(ids, Tap(**tap)), ids)
     for bad in (jnp.array([[7], [0]]), jnp.array([[0], [-1]])):
         refuses("tap: positions: expected 0 to 6, found ", record=("embed",), positions=bad)
@@ -195,7 +194,7 @@ def test_taps_that_do_not_fit(name: str) -> None:
 
 
 def test_gradients_flow_through_an_edit() -> None:
-    """The slope of the logits' weighted sum: float noise of the sum over the step is the tolerance."""
+    """Compares the gradient with finite differences; the tolerance is the rounding error over the step."""
     model, probe = network("vanilla"), np.random.default_rng(1).standard_normal((2, TIME, 19))
 
     @jax.jit
@@ -205,22 +204,22 @@ def test_gradients_flow_through_an_edit() -> None:
         return (model.tapped(IDS, tap)[0] * probe).sum()
 
     _, gradient = loss(jnp.zeros(8))
-    step, rise = np.float32(2e-2), np.zeros(8)
+    step, slope = np.float32(2e-2), np.zeros(8)
     for i in range(8):
         (above, _), (below, _) = (loss(sign * step * jnp.eye(8)[i]) for sign in (1, -1))
-        rise[i] = (float(above) - float(below)) / (2 * step)
-    assert distance(gradient, rise) < 2e-3  # measured: 7e-5
+        slope[i] = (float(above) - float(below)) / (2 * step)
+    assert distance(gradient, slope) < 2e-3  # measured: 7e-5
 
 
-@pytest.mark.parametrize(("tap", "says"), [
-    (Tap(record=("resid",)), "tap: no place 'resid' here; expected some of embed, resid_pre, "),
-    (Tap(edit={"mlp": lambda value, layer: value}), "tap: no place 'mlp' here"),
+@pytest.mark.parametrize(("tap", "message"), [
+    (Tap(record=("resid",)), "tap: expected places among embed, resid_pre, .*, found 'resid'"),
+    (Tap(edit={"mlp": lambda value, layer: value}), "tap: expected places among .*, found 'mlp'"),
     (Tap(record=("embed",), layers=(3,)), "tap: layers: expected 0 to 2, found 3")])
-def test_places_that_are_none(tap: Tap, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_unknown_places_and_layers_raise(tap: Tap, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         network("vanilla").tapped(IDS, tap)
 
 
-def test_a_tap_says_what_it_is() -> None:
+def test_by_layer_and_within() -> None:
     assert not OFF.by_layer and Tap(layers=(1,)).by_layer and Tap(edit={"embed": lambda v, _: v}).by_layer
     assert dataclasses.replace(OFF, layer=4) == OFF.within(4)

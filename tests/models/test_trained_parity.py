@@ -24,7 +24,7 @@ pytestmark = [needs(CHECKPOINT), needs(TEXT)]
 
 @pytest.fixture(scope="module")
 def atome(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The checkpoint, converted as its users convert it."""
+    """The checkpoint, converted with the command."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from tilelli_jax.convert.command import main as convert
     out = tmp_path_factory.mktemp("atome") / "atome"
@@ -32,15 +32,15 @@ def atome(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load(out)
 
 
-def settled(name: str, kernel: np.ndarray) -> np.ndarray:
-    """The kernel's trits times its scale, worked out in float64."""
+def quantised_exactly(name: str, kernel: np.ndarray) -> np.ndarray:
+    """The kernel's ternary codes times its scale, computed in float64."""
     if not name.endswith("kernel"):
         return kernel
     scale = np.abs(kernel.astype(np.float64)).mean()
     return (np.clip(np.round(kernel / scale), -1, 1) * scale).astype(np.float32)
 
 
-def restated(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> Any:
+def pytorch_reference(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> Any:
     from tilelli_jax.convert import torch_networks
     theirs = torch_networks.build(config_lib.to_dict(config), "exact")
     torch_networks.load_arrays(theirs, arrays)
@@ -48,53 +48,53 @@ def restated(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> Any:
 
 
 @pytest.mark.exhaustive
-def test_trained_atome_has_its_loss_and_pytorchs_logits(atome: Any) -> None:
+def test_trained_atome_matches_the_published_loss_and_pytorchs_logits(atome: Any) -> None:
     import torch
     checkpoint = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
     arrays = to_arrays(atome)
     assert sum(array.size for array in arrays.values()) == 944_640
     text = np.frombuffer(TEXT.read_bytes(), np.uint8).astype(np.int32)
     windows = text[: 3600 * 257].reshape(-1, 257)[::450]
-    ids, following = windows[:, :-1], windows[:, 1:]
+    ids, targets = windows[:, :-1], windows[:, 1:]
 
     def run(config: RoutedConfig, arrays: dict[str, np.ndarray]) -> np.ndarray:
         return np.asarray(jax.jit(from_arrays(config, arrays).__call__)(jnp.asarray(ids)))
 
     def loss(logits: np.ndarray) -> float:
         log_p = jax.nn.log_softmax(jnp.asarray(logits))
-        return -float(jnp.mean(jnp.take_along_axis(log_p, jnp.asarray(following[..., None]), -1)))
+        return -float(jnp.mean(jnp.take_along_axis(log_p, jnp.asarray(targets[..., None]), -1)))
 
-    # Training leaves weights exactly half way between two trits: an ulp in the scale decides.
-    # PyTorch's mean puts 4 of the 944,640 elsewhere than float64 does, which is 1e-4 in the loss.
-    # So the scales are settled first, and the networks compared without a quantiser.
+    # Trained weights may lie exactly half way between two codes, where one ulp of the scale decides. With
+    # PyTorch's mean, 4 of 944,640 codes differ from float64, which changes the loss by 1e-4. So the test
+    # fixes the scales first and compares the networks without a quantiser.
     plain = dataclasses.replace(atome.config, quantizer="none")
-    fixed = {name: settled(name, array) for name, array in arrays.items()}
+    fixed = {name: quantised_exactly(name, array) for name, array in arrays.items()}
     with torch.no_grad():
-        expected = restated(plain, fixed)(torch.from_numpy(ids)).numpy()
-    found = run(plain, fixed)
-    # Where two keys score almost the same, rounding decides which is the fourth: a few tokens
-    # differ by that, and hardly the loss.
-    assert (np.abs(found - expected).max(-1) > 1e-3).mean() < 0.01
-    assert abs(loss(found) - loss(expected)) < 1e-5  # measured: 1e-7 (AVX2, SSE4.2)
+        expected = pytorch_reference(plain, fixed)(torch.from_numpy(ids)).numpy()
+    logits = run(plain, fixed)
+    # If two keys have almost the same score, rounding decides which one is selected as the fourth: a few
+    # logits differ, the loss hardly.
+    assert (np.abs(logits - expected).max(-1) > 1e-3).mean() < 0.01
+    assert abs(loss(logits) - loss(expected)) < 1e-5  # measured: 1e-7 (AVX2, SSE4.2)
 
     quantised = loss(run(atome.config, arrays))
-    assert abs(quantised - loss(found)) < 1e-3
-    # 1.0545 nats on validation windows that are not published; without any one of the quantised
-    # parts it is 1.38 or more. Eight windows of this text scatter by 0.04.
+    assert abs(quantised - loss(logits)) < 1e-3
+    # The published loss is 1.0545 nats on validation windows that are not published; without quantising
+    # any one of the parts it is at least 1.38. Eight windows of this text vary by 0.04.
     assert abs(quantised - checkpoint["val_loss"]) < 0.12
 
 
-@pytest.mark.exhaustive  # its logits are PyTorch's, and decoding is tested where it is made
-def test_trained_atome_writes_as_its_restatement_does(atome: Any) -> None:
-    """The same greedy bytes after several beginnings, and they are a story's."""
+@pytest.mark.exhaustive  # other tests cover its logits and decoding separately
+def test_trained_atome_decodes_like_the_pytorch_reference(atome: Any) -> None:
+    """The greedy bytes after several prompts are the same, and most words occur in the training text."""
     import torch
     plain = dataclasses.replace(atome.config, quantizer="none")
-    fixed = {name: settled(name, array) for name, array in to_arrays(atome).items()}
+    fixed = {name: quantised_exactly(name, array) for name, array in to_arrays(atome).items()}
     prompts = [b"Once upon a time, there was a little", b"Tom and his dog", b"The sun was"]
-    made = tilelli_jax.generate(from_arrays(plain, fixed), prompts, max_new=60, temperature=0.0)
-    theirs = restated(plain, fixed)
-    for prompt, ours in zip(prompts, made, strict=True):
-        # Its own greedy bytes are these if, at each of them, it would have chosen the same after all before.
+    outputs = tilelli_jax.generate(from_arrays(plain, fixed), prompts, max_new=60, temperature=0.0)
+    theirs = pytorch_reference(plain, fixed)
+    for prompt, ours in zip(prompts, outputs, strict=True):
+        # The reference decodes the same bytes if, after each prefix, its most likely byte is the next one.
         assert len(ours.data) == 60
         with torch.no_grad():
             chosen = theirs(torch.tensor([list(prompt + ours.data)]))[0].argmax(-1)

@@ -1,4 +1,4 @@
-"""The trigram baseline against counting with dicts."""
+"""Compares the trigram baseline with counts in dicts."""
 
 import math
 from collections import Counter, defaultdict
@@ -32,9 +32,9 @@ class Brute:
     def probability(self, context, byte):
         p = 1 / 256
         for n in range(len(context) + 1):
-            seen = self.after[n].get(context[len(context) - n:], {})
-            lean = self.strengths[n] * max(1, len(seen))
-            p = (seen.get(byte, 0) + lean * p) / (sum(seen.values()) + lean)
+            counts = self.after[n].get(context[len(context) - n:], {})
+            weight = self.strengths[n] * max(1, len(counts))
+            p = (counts.get(byte, 0) + weight * p) / (sum(counts.values()) + weight)
         return p
 
     def nats_per_byte(self, text):
@@ -48,7 +48,7 @@ VALID = stories.generate(500, 0, "valid") + bytes(range(256))
 
 @pytest.mark.parametrize("chunk", [1000, 5397])  # 5397: the last chunk counts a single triple
 def test_equals_brute_force(monkeypatch, chunk):
-    monkeypatch.setattr(trigram, "CHUNK", chunk)  # so that several are counted and looked up
+    monkeypatch.setattr(trigram, "CHUNK", chunk)  # so that there are several chunks
     model = fit_trigram(corpus_of(TEXT))
     brute = Brute(TEXT, model.strengths)
     assert model.nats_per_byte(corpus_of(VALID, 3)) == pytest.approx(
@@ -60,12 +60,12 @@ def test_equals_brute_force(monkeypatch, chunk):
         brute.nats_per_byte(long), rel=1e-12)
 
 
-def test_strengths_are_the_best_ones_on_the_end_of_training():
+def test_strengths_minimise_the_nll_on_the_end_of_training():
     model = fit_trigram(corpus_of(TEXT))
-    seen, held_out = TEXT[:5400], TEXT[5400:]
+    counts, held_out = TEXT[:5400], TEXT[5400:]
 
     def nats(strengths):
-        brute = Brute(seen, strengths)
+        brute = Brute(counts, strengths)
         return -sum(math.log(brute.probability(held_out[i - 2:i], held_out[i]))
                     for i in range(2, len(held_out)))
     best = nats(model.strengths)
@@ -81,8 +81,8 @@ def test_strengths_are_the_best_ones_on_the_end_of_training():
 def test_probabilities_sum_to_one(text, context):
     model = fit_trigram(corpus_of(text))
     every = np.arange(256)
-    for known in range(3):
-        given_ = [np.full(256, byte) for byte in context[:known]]
+    for n_context in range(3):
+        given_ = [np.full(256, byte) for byte in context[:n_context]]
         p = model.probability(*given_, every)
         assert p.shape == (256,) and p.min() > 0
         assert p.sum() == pytest.approx(1, abs=1e-12)
@@ -98,7 +98,7 @@ def test_closed_forms():
 
 
 def test_more_context_helps_on_text():
-    """Below the entropy of single bytes, and below what one byte of context gives."""
+    """The trigram NLL is below the bigram NLL, which is below the unigram NLL."""
     model = fit_trigram(corpus_of(stories.generate(300_000)))
     valid = stories.generate(30_000, 0, "valid")
     text = np.frombuffer(valid, np.uint8)
@@ -108,11 +108,11 @@ def test_more_context_helps_on_text():
 
 
 def test_only_the_first_bytes_are_counted():
-    assert all(np.array_equal(a.seen, b.seen) for a, b in zip(
+    assert all(np.array_equal(a.counts, b.counts) for a, b in zip(
         fit_trigram(corpus_of(TEXT), max_bytes=1000).orders,
         fit_trigram(corpus_of(TEXT[:1000])).orders, strict=True))
 
 
 def test_nothing_to_predict():
-    with pytest.raises(InputError, match="1 bytes"):
+    with pytest.raises(InputError, match="corpus: expected at least 2 bytes to predict, found 1"):
         fit_trigram(corpus_of(TEXT)).nats_per_byte(corpus_of(b"x"))

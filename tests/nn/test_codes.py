@@ -1,4 +1,4 @@
-"""Sparse codes against the dense formulas, in numbers and gradients."""
+"""Compares the sparse-code functions with the dense formulas, in values and gradients."""
 
 from __future__ import annotations
 
@@ -15,77 +15,80 @@ from tests.tolerance import noise
 from tilelli_jax.nn import codes
 
 
-@pytest.fixture(params=["touching what is active", "dense"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codes, "DENSE", 0.0 if request.param == "dense" else 1.0)
+@pytest.fixture(params=["sparse", "dense"])
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces all products to be sparse, or all to be dense."""
+    monkeypatch.setattr(codes, "DENSE_FRACTION", 0.0 if request.param == "dense" else 1.0)
 
 
-def problem(n: int = 7, d: int = 5, features: int = 24) -> tuple[Any, ...]:
+def random_inputs(n: int = 7, d: int = 5, features: int = 24) -> tuple[Any, ...]:
     rng = np.random.default_rng(0)
     return tuple(jnp.asarray(0.4 * rng.standard_normal(shape), jnp.float32)
                  for shape in ((n, d), (d,), (d, features), (features,), (features, d)))
 
 
 def reconstruct(top: Callable, mix: Callable) -> Callable:
-    """A whole autoencoder's scalar, whose gradients pass both functions."""
+    """A scalar function of an autoencoder; its gradients use both functions."""
     def objective(x: Any, center: Any, kernel: Any, bias: Any, decoder: Any) -> jax.Array:
-        values, which = top(x, center, kernel, bias)
-        return jnp.sum(jnp.sin(mix(jax.nn.relu(values), which, decoder) + center) * x)
+        values, indices = top(x, center, kernel, bias)
+        return jnp.sum(jnp.sin(mix(jax.nn.relu(values), indices, decoder) + center) * x)
     return objective
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("k", [1, 4, 24])
-def test_numbers_and_gradients_are_those_of_the_dense_formulas(k: int) -> None:
-    sparse = reconstruct(lambda *a: codes.top_features(*a, k), codes.mixed_rows)
+def test_values_and_gradients_match_the_dense_formulas(k: int) -> None:
+    sparse = reconstruct(lambda *a: codes.top_features(*a, k), codes.weighted_rows)
     dense = reconstruct(lambda x, c, w, b: jax.lax.top_k((x - c) @ w + b, k),
-                        lambda values, which, w: codes.dense_codes(values, which, len(w)) @ w)
-    given = problem()
+                        lambda values, indices, w: codes.dense_codes(values, indices, len(w)) @ w)
+    inputs = random_inputs()
     arguments = tuple(range(5))
-    found, expected = (jax.jit(jax.value_and_grad(of, arguments))(*given) for of in (sparse, dense))
-    chex.assert_trees_all_close(found, expected, atol=noise(10.0), rtol=0)  # sums of up to 10
+    result, expected = (jax.jit(jax.value_and_grad(objective, arguments))(*inputs)
+                        for objective in (sparse, dense))
+    chex.assert_trees_all_close(result, expected, atol=noise(10.0), rtol=0)  # sums of up to 10
 
 
-@pytest.mark.usefixtures("way")
-def test_against_loops() -> None:
+@pytest.mark.usefixtures("method")
+def test_sums_match_loops() -> None:
     rng = np.random.default_rng(1)
     values, rows = rng.standard_normal((6, 3)), rng.standard_normal((6, 4))
-    which = np.stack([rng.permutation(9)[:3] for _ in range(6)])
+    indices = np.stack([rng.permutation(9)[:3] for _ in range(6)])
     kernel = rng.standard_normal((9, 4))
     expected, mixed = np.zeros((9, 4)), np.zeros((6, 4))
     for i in range(6):
         for j in range(3):
-            expected[which[i, j]] += values[i, j] * rows[i]
-            mixed[i] += values[i, j] * kernel[which[i, j]]
-    np.testing.assert_allclose(codes.add_rows(jnp.asarray(values), jnp.asarray(which), jnp.asarray(rows), 9),
+            expected[indices[i, j]] += values[i, j] * rows[i]
+            mixed[i] += values[i, j] * kernel[indices[i, j]]
+    jax_values, jax_indices = jnp.asarray(values), jnp.asarray(indices)
+    np.testing.assert_allclose(codes.add_rows(jax_values, jax_indices, jnp.asarray(rows), 9),
                                expected, rtol=0, atol=noise(expected, 3.0))
-    np.testing.assert_allclose(codes.mixed_rows(jnp.asarray(values), jnp.asarray(which), jnp.asarray(kernel)),
+    np.testing.assert_allclose(codes.weighted_rows(jax_values, jax_indices, jnp.asarray(kernel)),
                                mixed, rtol=0, atol=noise(mixed, 3.0))
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_the_largest_of_all(k: int) -> None:
+def test_batch_top_k_keeps_the_largest_and_their_gradients(k: int) -> None:
     values = np.maximum(np.random.default_rng(0).standard_normal((8, 5)), 0).astype(np.float32)
     order = np.argsort(-values.ravel())[:8 * k]
     expected = np.where(np.isin(np.arange(40), order).reshape(8, 5), values, 0)
-    found, back = jax.vjp(jax.jit(lambda v: codes.largest_of_all(v, jnp.int32(k))), jnp.asarray(values))
-    np.testing.assert_array_equal(found, expected)
+    result, back = jax.vjp(jax.jit(lambda v: codes.largest_of_all(v, jnp.int32(k))), jnp.asarray(values))
+    np.testing.assert_array_equal(result, expected)
     slope, = back(jnp.ones((8, 5)))
     np.testing.assert_array_equal(np.where(values > 0, slope, 0), (expected > 0).astype(np.float32))
-    assert codes.largest_of_all(jnp.ones((2, 3)), 1).all()  # equals stay
+    assert codes.largest_of_all(jnp.ones((2, 3)), 1).all()  # equal values stay
 
 
-def test_equals_go_to_the_first() -> None:
-    values, which = codes.top_features(jnp.ones((2, 1)), jnp.zeros(1), jnp.ones((1, 6)), jnp.zeros(6), 3)
-    assert which.tolist() == [[0, 1, 2]] * 2 and (values == 1).all()
-    chex.assert_shape((values, which), (2, 3))
+def test_ties_go_to_the_lower_index() -> None:
+    values, indices = codes.top_features(jnp.ones((2, 1)), jnp.zeros(1), jnp.ones((1, 6)), jnp.zeros(6), 3)
+    assert indices.tolist() == [[0, 1, 2]] * 2 and (values == 1).all()
+    chex.assert_shape((values, indices), (2, 3))
 
 
 def test_bfloat16_operands() -> None:
-    """Products of rounded operands, sums in f32."""
-    x, center, kernel, bias, decoder = problem()
+    """Operands are rounded to bfloat16; sums are in f32."""
+    x, center, kernel, bias, decoder = random_inputs()
     exact, _ = codes.top_features(x, center, kernel, bias, 4)
-    rough, which = codes.top_features(x, center, kernel, bias, 4, jnp.bfloat16)
+    rough, indices = codes.top_features(x, center, kernel, bias, 4, jnp.bfloat16)
     assert rough.dtype == jnp.float32 and 0 < np.abs(rough - exact).max() < 0.1
-    mixed = codes.mixed_rows(rough, which, decoder, jnp.bfloat16)
-    assert 0 < np.abs(mixed - codes.mixed_rows(rough, which, decoder)).max() < 0.1
+    mixed = codes.weighted_rows(rough, indices, decoder, jnp.bfloat16)
+    assert 0 < np.abs(mixed - codes.weighted_rows(rough, indices, decoder)).max() < 0.1

@@ -1,4 +1,4 @@
-"""Every layer against PyTorch: the result, and the gradients of the input and of all parameters."""
+"""Compares every layer with PyTorch: output, and gradients of the input and all parameters."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tilelli_jax.nn.router import Router
 from tilelli_jax.nn.ssm import DiagonalSSM, associative, linear_recurrence, stepwise
 
 BATCH, TIME, WIDTH = 2, 11, 8
-NOISE = noise(1, steps=5)  # f32 against f32 is at 8e-7 of the largest magnitude in all these cases
+NOISE = noise(1, steps=5)  # relative to the largest magnitude; measured in all cases: 8e-7
 PLAIN, TERNARY = quantizer("none"), quantizer("ternary")
 
-# Name: ours, and the modules of `torch_layers` and `torch_networks` (in one namespace) as theirs.
+# Name → our layer, and the PyTorch layer from `torch_layers` or `torch_networks`.
 LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
     "linear": (lambda rngs: Linear(WIDTH, 5, PLAIN, rngs=rngs, bias=True),
                lambda theirs: theirs.Linear(WIDTH, 5, bias=True)),
@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
 
 
 def with_weights(make: Callable[[nnx.Rngs], Any]) -> tuple[Any, dict[str, np.ndarray]]:
-    """The layer with random weights, and these by name; its own initial ones are not computed."""
+    """The layer with random weights, and these weights by name. The initial weights are not computed."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     leaves = named(state)
     arrays = random_weights({name: leaf.shape for name, leaf in leaves.items()}, seed=0)
@@ -76,13 +76,13 @@ def with_weights(make: Callable[[nnx.Rngs], Any]) -> tuple[Any, dict[str, np.nda
 
 
 def series() -> np.ndarray:
-    # Not centred and small, so that a missing mean or another epsilon in the norm shows.
+    # Small and not centred, so that a norm without the mean or with another epsilon fails.
     noise = np.random.default_rng(0).standard_normal((BATCH, TIME, WIDTH))
     return (0.1 * noise + 0.05).astype(np.float32)
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_layer_is_that_of_pytorch(case: str) -> None:
+def test_layer_matches_pytorch(case: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from tilelli_jax.convert import torch_networks
 
@@ -103,16 +103,16 @@ def test_layer_is_that_of_pytorch(case: str) -> None:
             return jnp.sum(y * probe), y
         return jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
-    (gradients, of_x), result = run(params, jnp.asarray(series()))
+    (gradients, d_x), result = run(params, jnp.asarray(series()))
     assert distance(result, y.detach().numpy()) < NOISE
-    assert distance(of_x, x.grad.numpy()) < NOISE
-    found = {name: np.asarray(value) for name, value in named(gradients).items()}
-    largest, name = farthest(found, torch_networks.named_gradients(theirs))
+    assert distance(d_x, x.grad.numpy()) < NOISE
+    by_name = {name: np.asarray(value) for name, value in named(gradients).items()}
+    largest, name = farthest(by_name, torch_networks.named_gradients(theirs))
     assert largest < NOISE, name
 
 
 @pytest.mark.parametrize("kind", ["none", "ternary", "ternary_row", "power3_row", "lsq"])
-def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
+def test_embedding_and_tied_unembedding_match_pytorch(kind: Any) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from tilelli_jax.convert import torch_networks
 
@@ -133,8 +133,8 @@ def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
 
     gradients, result = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert distance(result, y.detach().numpy()) < NOISE
-    found = {name: np.asarray(value) for name, value in named(gradients).items()}
-    largest, name = farthest(found, torch_networks.named_gradients(theirs))
+    by_name = {name: np.asarray(value) for name, value in named(gradients).items()}
+    largest, name = farthest(by_name, torch_networks.named_gradients(theirs))
     assert largest < NOISE, name
 
 
@@ -142,15 +142,15 @@ def test_embedding_and_its_tied_use_are_those_of_pytorch(kind: Any) -> None:
 def test_router_sums_to_one_and_is_a_softmax(bias: bool) -> None:
     layer, arrays = with_weights(lambda rngs: Router(WIDTH, 5, PLAIN, rngs=rngs, bias=bias))
     x = series() * np.array([10, 1000], np.float32)[:, None, None]  # the second row saturates
-    shares = np.asarray(layer(jnp.asarray(x)))
+    weights = np.asarray(layer(jnp.asarray(x)))
     logits = x.astype(np.float64) @ arrays["kernel"] + arrays.get("bias", 0.0)
-    np.testing.assert_allclose(shares, brute.softmax(logits), rtol=0, atol=noise(logits))
-    np.testing.assert_allclose(shares.sum(-1), 1.0, rtol=0, atol=noise(1.0))
-    assert shares.min() >= 0 and shares[1].max() > 0.999
+    np.testing.assert_allclose(weights, brute.softmax(logits), rtol=0, atol=noise(logits))
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=0, atol=noise(1.0))
+    assert weights.min() >= 0 and weights[1].max() > 0.999
 
 
 @pytest.mark.parametrize("taps", [1, 5, TIME + 4])
-def test_convolution_is_the_loop(taps: int) -> None:
+def test_convolution_matches_the_loop(taps: int) -> None:
     layer, arrays = with_weights(lambda rngs: CausalConv(WIDTH, taps, PLAIN, rngs=rngs, bias=True))
     x = series()
     expected = [brute.causal_conv(row.astype(np.float64), arrays["kernel"], arrays["bias"])
@@ -166,8 +166,8 @@ def backwards(kernel: jax.Array, x: jax.Array, d_y: jax.Array) -> tuple[jax.Arra
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("taps", [1, 5, TIME + 4])
-def test_gradients_of_a_convolution(taps: int, dtype: Any) -> None:
-    """Those of the loop in float64; in bfloat16, of operands that it can hold, but for the result."""
+def test_convolution_gradients_match_the_loop(taps: int, dtype: Any) -> None:
+    """Gradients match the float64 loop; in bfloat16 the operands are exact and only the result is rounded."""
     rng = np.random.default_rng(taps)
     kernel, x, d_y = (rng.integers(-4, 5, shape).astype(np.float64)
                       for shape in ((taps, WIDTH), (2, TIME, WIDTH), (2, TIME, WIDTH)))
@@ -177,13 +177,13 @@ def test_gradients_of_a_convolution(taps: int, dtype: Any) -> None:
             d_kernel[k] += (x[:, t - taps + 1 + k] * d_y[:, t]).sum(0)
             d_x[:, t - taps + 1 + k] += kernel[k] * d_y[:, t]
     y, gradients = backwards(*(jnp.asarray(value, dtype) for value in (kernel, x, d_y)))
-    for found, expected in zip(gradients, (d_kernel, d_x), strict=True):
-        assert found.dtype == y.dtype == dtype
-        # Sums of small integers are exact in float32: what is left is one rounding of the result.
-        assert np.array_equal(found, jnp.asarray(expected, dtype))
+    for result, expected in zip(gradients, (d_kernel, d_x), strict=True):
+        assert result.dtype == y.dtype == dtype
+        # Sums of small integers are exact in float32; only the result is rounded.
+        assert np.array_equal(result, jnp.asarray(expected, dtype))
 
 
-def test_state_space_is_its_recurrence_and_its_convolution() -> None:
+def test_state_space_matches_recurrence_and_convolution() -> None:
     layer, arrays = with_weights(lambda rngs: DiagonalSSM(WIDTH, rngs=rngs))
     arrays["a_raw"] = np.array([-2, -0.7, 0, 1e-3, 0.5, 1.5, 3, 30], np.float32)  # tanh(30) is 1
     layer.a_raw[...] = jnp.asarray(arrays["a_raw"])
@@ -197,17 +197,17 @@ def test_state_space_is_its_recurrence_and_its_convolution() -> None:
     assert distance(layer(jnp.asarray(x)), convolved) < NOISE
 
     decay, drive = jnp.tanh(layer.a_raw[...]), layer.b[...] * x
-    # One of these runs on CPU, the other elsewhere: both are held to the loop, here on one device.
+    # CPUs use one of these, accelerators the other; the test compares both with the loop.
     for form in (stepwise, associative):
         forwards, backwards = jax.jit(lambda decay, drive, form=form: (
             form(decay, drive), form(decay, drive[:, ::-1], reverse=True)[:, ::-1]))(decay, drive)
         assert distance(forwards * layer.c[...], loop) < NOISE
-        assert distance(backwards * layer.c[...], loop) < NOISE  # what gradients run through
+        assert distance(backwards * layer.c[...], loop) < NOISE  # the form that gradients use
 
 
 @pytest.mark.parametrize("time", [1, 2, TIME])
-def test_gradients_of_the_recurrence(time: int) -> None:
-    """Those of automatic differentiation through the plain loop."""
+def test_recurrence_gradients_match_automatic_differentiation(time: int) -> None:
+    """Compares with automatic differentiation of a plain loop."""
     rng = np.random.default_rng(time)
     decay = jnp.asarray(rng.uniform(-1, 1, WIDTH), jnp.float32)
     drive, direction = (jnp.asarray(rng.standard_normal((BATCH, time, WIDTH)), jnp.float32) for _ in range(2))
@@ -219,13 +219,13 @@ def test_gradients_of_the_recurrence(time: int) -> None:
         return jnp.stack(states, axis=1)
 
     ours, expected = jax.jit(lambda *given: tuple(
-        jax.vjp(of, decay, drive)[1](*given) for of in (linear_recurrence, loop)))(direction)
-    for found, value in zip(ours, expected, strict=True):
-        assert found.dtype == value.dtype and distance(found, np.asarray(value)) < NOISE
+        jax.vjp(function, decay, drive)[1](*given) for function in (linear_recurrence, loop)))(direction)
+    for result, value in zip(ours, expected, strict=True):
+        assert result.dtype == value.dtype and distance(result, np.asarray(value)) < NOISE
 
 
-def test_state_space_remembers_over_a_whole_context() -> None:
-    """An impulse decays as aⁱ over 256 steps: no window, and no loss of precision on the way."""
+def test_impulse_response_is_exact_over_the_full_context() -> None:
+    """An impulse decays as aⁱ over 256 steps, without a window and without loss of precision."""
     layer, _ = with_weights(lambda rngs: DiagonalSSM(1, rngs=rngs))
     layer.a_raw[...] = jnp.array([3.0])  # a = 0.995
     impulse = jnp.zeros((1, 256, 1)).at[0, 0].set(1.0)

@@ -1,7 +1,6 @@
-"""Quantisers number by number against the loops, and their gradients against what they should be.
+"""Compares quantisers with loops, and their gradients with closed forms.
 
-The gradients' closed forms need no second framework; those of whole networks are compared with
-PyTorch's in tests/models.
+tests/models compares the gradients of whole networks with PyTorch.
 """
 
 from __future__ import annotations
@@ -22,43 +21,43 @@ EVERY: list[Any] = ["none", "ternary", "ternary_row", "hadamard", "lsq", "power3
 
 
 def kernel() -> Any:
-    """Heads and columns of very different size, with a heavy tail that reaches the ninth level."""
+    """Heads and columns of very different scale, with a heavy tail that reaches level 9."""
     rng = np.random.default_rng(0)
     size = np.array([1, 30])[:, None, None] * np.array([0.1, 1, 2, 5, 0.3])
     return (size * rng.standard_t(2, (HEADS, IN, OUT))).astype(np.float32)
 
 
-def aids(kind: str) -> dict[str, Any]:
+def arguments(kind: str) -> dict[str, Any]:
     if kind == "lsq":
         return {"alpha": np.array([0.4, 7.0], np.float32)}
     return {"rotation": brute.sylvester(IN).astype(np.float32)} if kind == "hadamard" else {}
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_values_are_those_of_the_loops(kind: Any) -> None:
-    found = quantizer(kind)(jnp.asarray(kernel()), **aids(kind))
-    expected = brute.quantize(kernel().astype(np.float64), kind, **aids(kind))
-    np.testing.assert_allclose(found, expected, rtol=1e-5,
+def test_values_match_the_loops(kind: Any) -> None:
+    result = quantizer(kind)(jnp.asarray(kernel()), **arguments(kind))
+    expected = brute.quantize(kernel().astype(np.float64), kind, **arguments(kind))
+    np.testing.assert_allclose(result, expected, rtol=1e-5,
                                atol=noise(kernel()) if kind == "hadamard" else 0)
 
 
 @pytest.mark.parametrize("kind", ["ternary", "power3"])
 def test_values_on_a_boundary(kind: Any) -> None:
-    """The mean magnitude is 1 exactly, and so are the boundaries: 0.5, and 2 and 6 for powers of three."""
+    """The mean magnitude is exactly 1, so the boundaries are exactly 0.5, and 2 and 6 for powers of three."""
     weights = np.zeros(32, np.float32)
     weights[:9] = 0.5, -0.5, 2, -2, 6, -6, 9, 3, 3
     levels = [0, 0, 1, -1, 1, -1, 1, 1, 1] if kind == "ternary" else [0, 0, 1, -1, 3, -3, 9, 3, 3]
-    found = quantizer(kind)(jnp.asarray(weights[:, None]))
-    np.testing.assert_array_equal(found[:, 0], np.r_[levels, np.zeros(23)])
+    result = quantizer(kind)(jnp.asarray(weights[:, None]))
+    np.testing.assert_array_equal(result[:, 0], np.r_[levels, np.zeros(23)])
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_gradient_goes_straight_through(kind: Any) -> None:
-    """Identity to the kernel, outside the clipping range as well, and none through the scale."""
+def test_gradient_passes_straight_through(kind: Any) -> None:
+    """The gradient of the kernel is the identity, also outside the clipping range; none passes the scale."""
     probe = np.random.default_rng(1).standard_normal((HEADS, IN, OUT)).astype(np.float32)
-    gradient = jax.grad(lambda w: jnp.sum(quantizer(kind)(w, **aids(kind)) * probe))(
+    gradient = jax.grad(lambda w: jnp.sum(quantizer(kind)(w, **arguments(kind)) * probe))(
         jnp.asarray(kernel()))
-    if kind == "hadamard":  # there and back through the rotation
+    if kind == "hadamard":  # rotated and rotated back
         np.testing.assert_allclose(gradient, probe, rtol=0, atol=noise(probe))
     else:
         np.testing.assert_array_equal(gradient, probe)
@@ -76,26 +75,26 @@ def test_gradient_of_the_learned_scale() -> None:
                                atol=noise(probe / np.sqrt(6)))
 
 
-def test_gradients_of_the_learned_scales_are_those_of_pytorch() -> None:
+def test_gradients_of_learned_scales_match_pytorch() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     from tilelli_jax.convert import torch_layers
 
     probe = np.random.default_rng(1).standard_normal((HEADS, IN, OUT)).astype(np.float32)
-    alpha = aids("lsq")["alpha"]
-    found = jax.grad(lambda a: jnp.sum(quantizer("lsq")(kernel(), alpha=a) * probe))(alpha)
+    alpha = arguments("lsq")["alpha"]
+    result = jax.grad(lambda a: jnp.sum(quantizer("lsq")(kernel(), alpha=a) * probe))(alpha)
     theirs = torch.from_numpy(alpha).requires_grad_()
     y = torch_layers.quantised(torch.from_numpy(kernel()), "lsq", theirs)
     (y * torch.from_numpy(probe)).sum().backward()
-    np.testing.assert_allclose(found, theirs.grad.numpy(), rtol=0, atol=noise(probe))
+    np.testing.assert_allclose(result, theirs.grad.numpy(), rtol=0, atol=noise(probe))
 
 
 def test_learned_scale_starts_at_the_mean_magnitude() -> None:
-    found = quantizer("lsq").initial_alpha(jnp.asarray(kernel()))
-    np.testing.assert_allclose(found, np.abs(kernel()).mean((1, 2)), rtol=1e-5)
+    result = quantizer("lsq").initial_alpha(jnp.asarray(kernel()))
+    np.testing.assert_allclose(result, np.abs(kernel()).mean((1, 2)), rtol=1e-5)
 
 
-def test_half_way_rounds_to_even_and_a_zero_kernel_stays() -> None:
-    # The mean magnitude is 1, so that 0.5 and 1.5 lie exactly half way.
+def test_ties_round_to_even_and_a_zero_kernel_stays_zero() -> None:
+    # The mean magnitude is 1, so 0.5 and 1.5 are exact ties.
     weight = jnp.array([[0.5, -0.5, 1.5, -1.5, 1.0, 1.0]])
     np.testing.assert_array_equal(quantizer("ternary")(weight), [[0, 0, 1, -1, 1, 1]])
     for kind in EVERY[1:3] + EVERY[5:]:
@@ -103,7 +102,7 @@ def test_half_way_rounds_to_even_and_a_zero_kernel_stays() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 64])
-def test_hadamard_is_sylvesters(size: int) -> None:
+def test_hadamard_matches_sylvesters_construction(size: int) -> None:
     matrix = hadamard(size)
     np.testing.assert_allclose(matrix, brute.sylvester(size), rtol=1e-6)
     np.testing.assert_allclose(matrix @ matrix, np.eye(size), rtol=0, atol=noise(1.0))

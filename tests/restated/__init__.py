@@ -1,4 +1,4 @@
-"""Independent reference implementations in NumPy, and helpers of tests: random weights, distances.
+"""Independent reference implementations in NumPy, and test helpers: random weights, distances.
 
-`brute` imports nothing of the library. The references in PyTorch are in convert/torch_networks.py.
+`brute` does not import the library. The PyTorch references are in convert/torch_networks.py.
 """

@@ -1,4 +1,4 @@
-"""Losses and training of TopK autoencoders once more: over dense codes, and in PyTorch as was published."""
+"""Reference implementations of TopK autoencoders: loss over dense codes, and published PyTorch training."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 
 def dense_loss(params: Any, x: np.ndarray, config: SAEConfig, prefixes: tuple[int, ...]) -> jax.Array:
-    """Dense codes, chosen by sorting; the mean over the prefixes of the fraction of variance unexplained."""
+    """Fraction of variance unexplained with dense codes selected by sorting, averaged over the prefixes."""
     w = by_name(params)
     codes = jnp.maximum((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
-    kept = np.asarray(jax.lax.stop_gradient(codes))
+    detached = np.asarray(jax.lax.stop_gradient(codes))
     if config.activation == "batch_topk":
-        order = np.argsort(-kept.ravel())[:len(x) * config.k]
-        chosen = np.isin(np.arange(kept.size), order).reshape(kept.shape)
+        order = np.argsort(-detached.ravel())[:len(x) * config.k]
+        chosen = np.isin(np.arange(detached.size), order).reshape(detached.shape)
     else:
-        chosen = kept >= -np.sort(-kept, axis=1)[:, config.k - 1:config.k]
+        chosen = detached >= -np.sort(-detached, axis=1)[:, config.k - 1:config.k]
     codes = jnp.where(chosen, codes, 0)
-    left = [((codes[:, :n] @ w["W_dec"][:n] + w["b_dec"] - x)**2).mean()
-            for n in (*prefixes, config.n_latents)]
-    return sum(left) / len(left) / ((x - x.mean(axis=0))**2).mean()
+    errors = [((codes[:, :n] @ w["W_dec"][:n] + w["b_dec"] - x)**2).mean()
+              for n in (*prefixes, config.n_latents)]
+    return sum(errors) / len(errors) / ((x - x.mean(axis=0))**2).mean()
 
 
 class Restated(NamedTuple):
@@ -44,25 +44,25 @@ def restated_training(start: dict[str, np.ndarray], batches: list[np.ndarray], k
     import torch
     p = {name: torch.tensor(array).requires_grad_() for name, array in start.items()}
     rule = torch.optim.Adam(p.values(), lr=3e-3)
-    silent, found = torch.zeros(p["b_enc"].shape[0]), []
+    silent, losses = torch.zeros(p["b_enc"].shape[0]), []
     for step, batch in enumerate(batches):
         for group in rule.param_groups:
             group["lr"] = 3e-3 * min(1.0, step / 10)
         x, dead = torch.from_numpy(batch), silent > dead_after
         before = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
-        values, which = before.topk(k, dim=-1)
-        codes = torch.zeros_like(before).scatter(-1, which, values.relu())
-        made = codes @ p["W_dec"] + p["b_dec"]
-        loss = ((made - x)**2).mean()
+        values, indices = before.topk(k, dim=-1)
+        codes = torch.zeros_like(before).scatter(-1, indices, values.relu())
+        reconstruction = codes @ p["W_dec"] + p["b_dec"]
+        loss = ((reconstruction - x)**2).mean()
         if dead.any():
-            values, which = before[:, dead].topk(min(aux_k, int(dead.sum())), dim=-1)
-            others = torch.zeros_like(before[:, dead]).scatter(-1, which, values.relu()) @ p["W_dec"][dead]
-            loss = loss + ((others - (x - made.detach()))**2).mean()
+            values, indices = before[:, dead].topk(min(aux_k, int(dead.sum())), dim=-1)
+            others = torch.zeros_like(before[:, dead]).scatter(-1, indices, values.relu()) @ p["W_dec"][dead]
+            loss = loss + ((others - (x - reconstruction.detach()))**2).mean()
         rule.zero_grad()
         loss.backward()
         rule.step()
         with torch.no_grad():
             p["W_dec"] /= p["W_dec"].norm(dim=0, keepdim=True).clamp_min(1e-12)
         silent = torch.where((codes > 0).any(dim=0), 0.0, silent + 1)
-        found.append(loss.item())
-    return Restated({name: array.detach().numpy() for name, array in p.items()}, found)
+        losses.append(loss.item())
+    return Restated({name: array.detach().numpy() for name, array in p.items()}, losses)

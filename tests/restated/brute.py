@@ -1,4 +1,4 @@
-"""The networks and their parts as loops over float64 numbers: slow, and hard to get wrong.
+"""Reference implementations of the networks and layers as simple loops in float64.
 
 Arrays have the library's names and layouts: kernels (in, out), used as x @ K. A sequence is
 [time, width]; only `forward` takes a batch.
@@ -31,13 +31,13 @@ def softmax(x: Array) -> Array:
 
 
 def causal_conv(x: Array, kernel: Array, bias: Array | float = 0.0) -> Array:
-    """The last of the kernel's taps [taps, width] meets the current position."""
+    """Causal convolution with kernel [taps, width]; the last tap multiplies the current position."""
     y = np.zeros_like(x)
     for t in range(len(x)):
         for tap in range(len(kernel)):
-            at = t - (len(kernel) - 1 - tap)
-            if at >= 0:
-                y[t] += kernel[tap] * x[at]
+            position = t - (len(kernel) - 1 - tap)
+            if position >= 0:
+                y[t] += kernel[tap] * x[position]
     return y + bias
 
 
@@ -51,34 +51,34 @@ def state_space(x: Array, a_raw: Array, b: Array, c: Array) -> Array:
 
 
 def state_space_kernel(a_raw: Array, b: Array, c: Array, time: int) -> Array:
-    """The same as a causal convolution: its kernel [time, width], the last tap for the present."""
+    """The equivalent causal convolution kernel [time, width]; the last tap is the current position."""
     return np.stack([c * np.tanh(a_raw) ** (time - 1 - tap) * b for tap in range(time)])
 
 
 def top_k_attention(q: Array, k: Array, v: Array, top_k: int) -> Array:
-    """One head; q, k [time, d_head], v [time, any]. Of equal scores the earliest are kept."""
+    """One head; q, k [time, d_head], v [time, any]. Ties keep the earliest positions."""
     y = np.zeros_like(v)
     for t in range(len(q)):
         scores = [float(q[t] @ k[s]) / math.sqrt(q.shape[1]) for s in range(t + 1)]
-        kept = sorted(range(t + 1), key=lambda s: (-scores[s], s))[:top_k]
+        selected = sorted(range(t + 1), key=lambda s: (-scores[s], s))[:top_k]
         largest = max(scores)
-        weights = {s: math.exp(scores[s] - largest) for s in kept}
-        for s in kept:
+        weights = {s: math.exp(scores[s] - largest) for s in selected}
+        for s in selected:
             y[t] += weights[s] / sum(weights.values()) * v[s]
     return y
 
 
 def level(ratio: float, powers: bool) -> float:
-    """The level that w / scale is rounded to."""
+    """The level to which w / scale is rounded."""
     if not powers:
-        return float(min(max(round(ratio), -1), 1))  # Python, too, rounds half to even
-    size = sum(rise for bound, rise in ((0.5, 1), (2, 2), (6, 6)) if abs(ratio) > bound)
-    return math.copysign(size, ratio)
+        return float(min(max(round(ratio), -1), 1))  # Python rounds half to even
+    magnitude = sum(step for bound, step in ((0.5, 1), (2, 2), (6, 6)) if abs(ratio) > bound)
+    return math.copysign(magnitude, ratio)
 
 
 def quantize(kernel: Array, kind: str, alpha: Array | None = None,
              rotation: Array | None = None) -> Array:
-    """A kernel [..., in, out] as the forward pass sees it, every number by itself."""
+    """Quantises a kernel [..., in, out], number by number."""
     if kind == "none":
         return kernel
     if kernel.ndim > 2:
@@ -88,8 +88,8 @@ def quantize(kernel: Array, kind: str, alpha: Array | None = None,
         return rotation @ quantize(rotation.T @ kernel, "ternary")
     result = np.zeros_like(kernel)
     for column in range(kernel.shape[1]):
-        measured = kernel[:, column] if kind.endswith("_row") else kernel
-        scale = max(np.abs(measured).mean(), 1e-5) if alpha is None else float(alpha)
+        scaled_part = kernel[:, column] if kind.endswith("_row") else kernel
+        scale = max(np.abs(scaled_part).mean(), 1e-5) if alpha is None else float(alpha)
         for row in range(kernel.shape[0]):
             result[row, column] = scale * level(kernel[row, column] / scale, "power3" in kind)
     return result
@@ -102,13 +102,13 @@ def sylvester(size: int) -> Array:
 
 
 def forward(cfg: dict[str, Any], arrays: dict[str, Array], ids: Array) -> Array:
-    """The network of that configuration: integers [batch, time] -> logits [batch, time, vocab]."""
+    """Logits of the configured network: integers [batch, time] -> [batch, time, vocab]."""
     arrays = {name: value.astype(np.float64) for name, value in arrays.items()}
     return np.stack([_sequence(cfg, arrays, row) for row in ids])
 
 
 def _sequence(cfg: dict[str, Any], arrays: dict[str, Array], ids: Array) -> Array:
-    # An entry of the table is a row, and a row's scale is that of an output feature: turn it.
+    # The table's rows are its output features, which have the scales: transpose it for quantisation.
     table = _kernel(cfg, {**arrays, "embed.kernel": arrays["embed.kernel"].T}, "embed", "embed").T
     x = np.stack([table[i] for i in ids])
     if cfg["positions"] == "learned":
@@ -120,30 +120,30 @@ def _sequence(cfg: dict[str, Any], arrays: dict[str, Array], ids: Array) -> Arra
     return x @ (table.T if cfg["tie_embeddings"] else _kernel(cfg, arrays, "unembed", "unembed"))
 
 
-def routed_block(cfg: dict[str, Any], arrays: dict[str, Array], at: str, x: Array) -> Array:
-    h = _norm(arrays, f"{at}.norm", x)
-    logits = h @ _kernel(cfg, arrays, f"{at}.router", "router")
-    shares = softmax(logits + arrays.get(f"{at}.router.bias", 0.0))
+def routed_block(cfg: dict[str, Any], arrays: dict[str, Array], prefix: str, x: Array) -> Array:
+    h = _norm(arrays, f"{prefix}.norm", x)
+    logits = h @ _kernel(cfg, arrays, f"{prefix}.router", "router")
+    weights = softmax(logits + arrays.get(f"{prefix}.router.bias", 0.0))
     mix, i = np.zeros_like(x), 0
     for bank in range(cfg["n_banks"]):
         for kind in cfg["pathways"]:
-            name = f"{at}.{kind}_{bank}" if bank else f"{at}.{kind}"
-            own = kind == "dense" and cfg["second_norm"] == "dense"
-            y = _pathway(cfg, arrays, name, kind, _norm(arrays, f"{at}.norm2", x) if own else h)
-            mix, i = mix + shares[:, i : i + 1] * y, i + 1
-    return x + (_norm(arrays, f"{at}.norm2", mix) if cfg["second_norm"] == "mix" else mix)
+            name = f"{prefix}.{kind}_{bank}" if bank else f"{prefix}.{kind}"
+            second_norm = kind == "dense" and cfg["second_norm"] == "dense"
+            y = _pathway(cfg, arrays, name, kind, _norm(arrays, f"{prefix}.norm2", x) if second_norm else h)
+            mix, i = mix + weights[:, i : i + 1] * y, i + 1
+    return x + (_norm(arrays, f"{prefix}.norm2", mix) if cfg["second_norm"] == "mix" else mix)
 
 
-def transformer_block(cfg: dict[str, Any], arrays: dict[str, Array], at: str, x: Array) -> Array:
-    qkv = _norm(arrays, f"{at}.norm1", x) @ _kernel(cfg, arrays, f"{at}.attention.qkv", "attention")
+def transformer_block(cfg: dict[str, Any], arrays: dict[str, Array], prefix: str, x: Array) -> Array:
+    qkv = _norm(arrays, f"{prefix}.norm1", x) @ _kernel(cfg, arrays, f"{prefix}.attention.qkv", "attention")
     time, width = x.shape
     size = width // cfg["n_heads"]
     heads = []
     for first in range(0, width, size):
         q, k, v = (qkv[:, first + part * width :][:, :size] for part in range(3))
-        heads.append(top_k_attention(q, k, v, top_k=time))  # all of them: dense attention
-    x = x + np.concatenate(heads, 1) @ _kernel(cfg, arrays, f"{at}.attention.out", "attention")
-    return x + _pathway(cfg, arrays, f"{at}.dense", "dense", _norm(arrays, f"{at}.norm2", x))
+        heads.append(top_k_attention(q, k, v, top_k=time))  # all keys: dense attention
+    x = x + np.concatenate(heads, 1) @ _kernel(cfg, arrays, f"{prefix}.attention.out", "attention")
+    return x + _pathway(cfg, arrays, f"{prefix}.dense", "dense", _norm(arrays, f"{prefix}.norm2", x))
 
 
 def _norm(arrays: dict[str, Array], name: str, x: Array) -> Array:
@@ -167,7 +167,7 @@ def _pathway(cfg: dict[str, Any], arrays: dict[str, Array], name: str, kind: str
 
 
 def _kernel(cfg: dict[str, Any], arrays: dict[str, Array], name: str, part: str) -> Array:
-    """The kernel of that name, quantised if the configuration says so."""
+    """The kernel with this name, quantised according to the configuration."""
     kernel, kind = arrays[f"{name}.kernel"], cfg["quantizer"]
     if part not in cfg.get("quantize", QUANTIZED):
         return kernel

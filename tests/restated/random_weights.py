@@ -1,4 +1,4 @@
-"""Random weights that leave nothing at its neutral value, and networks of the library with them."""
+"""Random weights without neutral values such as scales of 1, and networks with these weights."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from tilelli_jax.store import from_arrays
 
 
 def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """The network with random weights, and these by name; both are the caller's own.
+    """The network with random weights, and the weights by name; callers may modify both.
 
-    Only the shapes of its own initial weights are worked out, and once for each configuration: that takes
-    longer than most of what is done with the network.
+    Shapes are computed once for each configuration, because this takes longer than most tests.
     """
-    graph, state, arrays = _made(config, seed)
-    own = jax.tree.map(lambda array: jax.device_put(array, may_alias=False), state)
-    return nnx.merge(graph, own), {name: a.copy() for name, a in arrays.items()}
+    graph, state, arrays = _cached(config, seed)
+    copies = jax.tree.map(lambda array: jax.device_put(array, may_alias=False), state)
+    return nnx.merge(graph, copies), {name: a.copy() for name, a in arrays.items()}
 
 
 @functools.lru_cache(maxsize=32)
-def _made(config: Any, seed: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
-    """The network as its structure and arrays of numpy, which are no device's."""
-    found = outline(FAMILIES[config.family][1], config)
-    arrays = random_weights({name: leaf.shape for name, leaf in found.items()}, seed)
+def _cached(config: Any, seed: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """The network's structure, and its state and weights as NumPy arrays."""
+    shapes = outline(FAMILIES[config.family][1], config)
+    arrays = random_weights({name: leaf.shape for name, leaf in shapes.items()}, seed)
     graph, state = nnx.split(from_arrays(config, arrays))
     return graph, jax.tree.map(np.array, state), arrays
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Arrays f32 of these names: a test on scales of 1 and biases of 0 would see neither."""
+    """Random f32 arrays by name. Scales of 1 and biases of 0 would hide errors in their use."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
     for name, shape in sorted(shapes.items(), reverse=True):  # a kernel before its alpha
@@ -57,6 +56,6 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str
             case "bias" | "table":
                 value = 0.3 * noise
             case _:
-                raise ValueError(f"{name}: what is it?")
+                raise ValueError(f"{name}: unknown kind of array")
         arrays[name] = np.asarray(value, np.float32)
     return arrays

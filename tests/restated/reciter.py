@@ -1,4 +1,4 @@
-"""A network whose every answer is known beforehand: it recites a text."""
+"""A network with known outputs: it recites a text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tilelli_jax.store import build, from_arrays
 
 
 def reciter(text: bytes, size: int = 128, sureness: float = 20.0) -> Decoder:
-    """After n bytes of anything it continues with text[n:], and then with zeros.
+    """A network that continues any n bytes with text[n:] and then zeros.
 
-    Position t is the t-th unit vector and nothing else is said about a byte, so the t-th row of
-    the unembedding holds the logits that follow it.
+    The embedding of position t is the t-th unit vector and all other embeddings are zero, so row t of
+    the unembedding holds the logits after position t.
     """
     config = VanillaConfig(d_model=size, n_layers=1, max_seq_len=size, n_heads=1, dense_expand=1)
     leaves = named(nnx.state(nnx.eval_shape(lambda: build(config))))

@@ -1,4 +1,4 @@
-"""From a network's activations to an autoencoder that stands in their place."""
+"""Collecting activations, and training an autoencoder on them."""
 
 from __future__ import annotations
 
@@ -36,27 +36,30 @@ def texts(lengths: list[int]) -> list[list[int]]:
     return [rng.integers(0, 61, length).tolist() for length in lengths]
 
 
-def test_rows_of_each_text(model: Any) -> None:
-    given = texts([5, 1, 33, 2])
-    found = list(rows_of(model, given, place="mlp_write", layer=1, skip=1, dtype=np.float32, batch_size=2))
-    assert sorted(len(rows) for rows in found) == [1, 4, 32]  # that of one token left out
-    by_length = {len(ids) - 1: ids for ids in given}
-    for rows, ids in ((rows, by_length[len(rows)]) for rows in found):
-        _, seen = jax.jit(lambda ids: model.tapped(ids, Tap(record=("mlp_write",))))(jnp.asarray([ids]))
-        np.testing.assert_allclose(rows, seen["mlp_write"][1, 0, 1:], atol=2e-5)
+def test_rows_are_the_activations_of_each_text(model: Any) -> None:
+    inputs = texts([5, 1, 33, 2])
+    results = list(rows_of(model, inputs, place="mlp_write", layer=1, skip=1, dtype=np.float32, batch_size=2))
+    assert sorted(len(rows) for rows in results) == [1, 4, 32]  # without the text of one token
+    by_length = {len(ids) - 1: ids for ids in inputs}
+    for rows, ids in ((rows, by_length[len(rows)]) for rows in results):
+        _, recorded = jax.jit(lambda ids: model.tapped(ids, Tap(record=("mlp_write",))))(jnp.asarray([ids]))
+        np.testing.assert_allclose(rows, recorded["mlp_write"][1, 0, 1:], atol=2e-5)
 
 
-def test_the_last_rows_are_as_any_others(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held-out rows are the last ones: they must not be those of the shortest texts."""
+def test_the_last_rows_are_a_random_sample(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training holds out the last rows, which must not be those of the shortest texts."""
     monkeypatch.setattr(scoring, "RUN", 1)
     lengths = [4] * 16 + [30] * 16
-    found = [len(rows) for rows in rows_of(model, texts(lengths), place="resid_post", layer=0, batch_size=4)]
-    assert 0.25 < np.mean(np.array(found[16:]) == 29) < 0.75
-    again = [len(rows) for rows in rows_of(model, texts(lengths), place="resid_post", layer=0, batch_size=4)]
-    assert again == found
+
+    def row_counts() -> list[int]:
+        rows = rows_of(model, texts(lengths), place="resid_post", layer=0, batch_size=4)
+        return [len(part) for part in rows]
+    counts = row_counts()
+    assert 0.25 < np.mean(np.array(counts[16:]) == 29) < 0.75
+    assert row_counts() == counts
 
 
-def test_what_is_not_finite_is_named(model: Any) -> None:
+def test_activations_that_are_not_finite_raise(model: Any) -> None:
     large = build(CONFIG, 0)
     large.unroll()
     large.blocks[2].mlp.down.bias[...] += 1e6
@@ -66,10 +69,10 @@ def test_what_is_not_finite_is_named(model: Any) -> None:
 
 @pytest.mark.skipif("max_isa=SSE4_2" in os.environ["XLA_FLAGS"],
                     reason="XLA has no conversion of float16 for CPUs without the instruction (F16C)")
-def test_from_a_network_to_its_autoencoder_and_back(model: Any, tmp_path: Path) -> None:
-    """Collected, written, learned from, spliced: more of the loss comes back than before learning."""
-    given = texts([64] * 60)
-    write_activations(tmp_path / "rows", rows_of(model, given, place="resid_post", layer=1, skip=0),
+def test_training_an_autoencoder_increases_the_recovered_loss(model: Any, tmp_path: Path) -> None:
+    """Collects and stores activations, trains an autoencoder, and measures the loss that it recovers."""
+    inputs = texts([64] * 60)
+    write_activations(tmp_path / "rows", rows_of(model, inputs, place="resid_post", layer=1, skip=0),
                       {"place": "resid_post", "layer": 1}, shard_rows=1000)
     stored = open_activations(tmp_path / "rows")
     assert (len(stored), stored.d_model, len(stored.shards)) == (60 * 64, 16, 4)
@@ -80,13 +83,13 @@ def test_from_a_network_to_its_autoencoder_and_back(model: Any, tmp_path: Path) 
             "train": {"steps": 150, "batch_size": 256, "eval_every": 150, "eval_batch_size": 64}}
     (tmp_path / "sae.yaml").write_text(yaml.safe_dump(tree))
     assert main(["--config", str(tmp_path / "sae.yaml"), f"run_dir={tmp_path / 'run'}"]) == 0
-    learned, held_out = tilelli_jax.load(tmp_path / "run" / "model"), texts([64] * 68)[60:]
-    before = spliced(model, build(learned.config, 0), held_out, place="resid_post", layer=1, skip=0)
-    after = spliced(model, learned, held_out, place="resid_post", layer=1, skip=0)
+    trained, held_out = tilelli_jax.load(tmp_path / "run" / "model"), texts([64] * 68)[60:]
+    before = spliced(model, build(trained.config, 0), held_out, place="resid_post", layer=1, skip=0)
+    after = spliced(model, trained, held_out, place="resid_post", layer=1, skip=0)
     logits = np.asarray(jax.jit(model)(jnp.asarray(held_out)), np.float64)[:, :-1]
     right = np.take_along_axis(logits, np.asarray(held_out)[:, 1:, None], axis=2)[..., 0]
-    nats = (np.log(np.exp(logits).sum(axis=-1)) - right).mean()
-    assert after.natural == before.natural == pytest.approx(nats, abs=1e-5)
+    nll = (np.log(np.exp(logits).sum(axis=-1)) - right).mean()
+    assert after.natural == before.natural == pytest.approx(nll, abs=1e-5)
     assert after.zeroed == before.zeroed
     assert abs(after.reconstructed - after.natural) < 0.5 * abs(before.reconstructed - before.natural)
     assert after.recovered == (after.zeroed - after.reconstructed) / (after.zeroed - after.natural)

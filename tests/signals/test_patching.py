@@ -1,4 +1,4 @@
-"""Patches against the stored hook of the published study, and closed forms."""
+"""Compares patches with the stored hook of the published study and with closed forms."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ compiled = nnx.jit(reconstructed)
 @needs(GOLDEN)
 @pytest.mark.parametrize(("name", "start", "stop"), [
     ("all", 0, 7), ("last", 6, 7), ("span", None, None), ("single", None, None), ("empty", 3, 3)])
-def test_the_stored_hook(name: str, start: int | None, stop: int | None) -> None:
+def test_matches_the_stored_hook(name: str, start: int | None, stop: int | None) -> None:
     golden = np.load(GOLDEN / "patch_hook.npz")
     before = golden["H"]
-    if start is None:  # where the stored result differs from what went in
+    if start is None:  # positions where the stored result differs from the input
         changed = np.flatnonzero((golden[f"rec_{name}"] != before).any(axis=(0, 2)))
         start, stop = int(changed[0]), int(changed[-1]) + 1
         assert len(changed) == stop - start
@@ -40,14 +40,14 @@ def test_the_stored_hook(name: str, start: int | None, stop: int | None) -> None
     inside = np.arange(7)[(np.arange(7) >= start) & (np.arange(7) < stop)]
     outside = np.setdiff1d(np.arange(7), inside)
     for latent, stored in ((NOTHING, "rec"), (int(golden["feat"]), "abl")):
-        found = compiled(sae, before, Patch(*(np.full(2, n) for n in (start, stop, latent))))
-        np.testing.assert_allclose(found, golden[f"{stored}_{name}"], atol=1e-5)
-        np.testing.assert_array_equal(found[:, outside], before[:, outside])
+        result = compiled(sae, before, Patch(*(np.full(2, n) for n in (start, stop, latent))))
+        np.testing.assert_allclose(result, golden[f"{stored}_{name}"], atol=1e-5)
+        np.testing.assert_array_equal(result[:, outside], before[:, outside])
 
 
 @functools.cache
 def stored_k() -> int:
-    """How many latents are active in the stored autoencoder."""
+    """Number of active latents in the stored autoencoder."""
     golden = np.load(GOLDEN / "patch_hook.npz")
     return next(k for k in range(1, 97) if _fits(golden, k))
 
@@ -63,7 +63,7 @@ def _fits(golden: dict, k: int) -> bool:
     ("resid_post", 2, 3, "layer: expected 0 to 1"),
     ("resid_post", -1, 3, "layer: expected 0 to 1"), ("resid_post", 1, 0, "target: text 0: expected 1 to 4"),
     ("resid_post", 1, 5, "target: text 0")])
-def test_what_would_patch_nothing_is_refused(place: str, layer: int, target: int, message: str) -> None:
+def test_invalid_patches_raise(place: str, layer: int, target: int, message: str) -> None:
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
     sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match=message):
@@ -78,49 +78,50 @@ def test_a_patch_with_a_threshold() -> None:
     codes = value @ sae.encoder.kernel[...]
     codes = np.where(codes > 1, codes, 0)
     latent = int(codes.sum(axis=(0, 1)).argmax())
-    found = reconstructed(sae, jnp.asarray(value), Patch(
+    result = reconstructed(sae, jnp.asarray(value), Patch(
         jnp.array([1, 1, 3]), jnp.array([4, 4, 3]), jnp.array([NOTHING, latent, NOTHING])))
     codes[1, :, latent] = 0
     expected = value.copy()
     expected[:2, 1:4] = codes[:2, 1:4] @ sae.decoder.kernel[...]
     assert (codes > 0).sum(-1).max() <= 16
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_a_patch_in_a_network() -> None:
-    """Rows of one batch: as it is, reconstructed, and with a latent left out, each as alone."""
+def test_patched_network_matches_separate_passes() -> None:
+    """Rows of one batch (unpatched, reconstructed, one latent ablated) match separate passes."""
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=3, n_heads=2, d_hidden=32), 0)
     sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 31, (1, 9)))
 
     @jax.jit
-    def tapped(ids: jax.Array, patch: Patch | None = None, made: jax.Array | None = None) -> Any:
+    def tapped(ids: jax.Array, patch: Patch | None = None, reconstruction: jax.Array | None = None) -> Any:
         tap = Tap(record=("resid_post",), layers=(1,))
         if patch is not None:
             tap = patching(sae, "resid_post", 1, patch)
-        elif made is not None:
-            tap = Tap(edit={"resid_post": lambda v, at: made if at == 1 else v})
+        elif reconstruction is not None:
+            tap = Tap(edit={"resid_post": lambda v, at: reconstruction if at == 1 else v})
         return model.tapped(ids, tap)
-    natural, seen = tapped(ids)
-    codes = sae.encode(seen["resid_post"][0])
+    natural, recorded = tapped(ids)
+    codes = sae.encode(recorded["resid_post"][0])
     latent = int(codes.latents[0, 4, 0])
     patch = Patch(jnp.array([0, 2, 2]), jnp.array([0, 6, 6]), jnp.array([NOTHING, NOTHING, latent]))
     three = jnp.repeat(ids, 3, axis=0)
-    found, _ = tapped(three, patch)
-    np.testing.assert_allclose(found[0], natural[0], atol=1e-5)
+    result, _ = tapped(three, patch)
+    np.testing.assert_allclose(result[0], natural[0], atol=1e-5)
     for row in (1, 2):
-        made = compiled(sae, seen["resid_post"][0], Patch(*(part[row:row + 1] for part in patch)))
-        expected, _ = tapped(ids, None, made)
-        np.testing.assert_allclose(found[row], expected[0], atol=1e-5)
-    gone = (np.asarray(codes.latents) == latent) & (np.asarray(codes.values) > 0)
-    touched = np.flatnonzero(gone[0, 2:6].any(axis=1)) + 2
-    assert len(touched) and np.abs(found[2] - found[1])[touched[0]:].max() > 1e-4
-    np.testing.assert_allclose(found[2, :touched[0]], found[1, :touched[0]], atol=1e-5)  # causal
-    # And by the function that does it all.
+        row_patch = Patch(*(part[row:row + 1] for part in patch))
+        reconstruction = compiled(sae, recorded["resid_post"][0], row_patch)
+        expected, _ = tapped(ids, None, reconstruction)
+        np.testing.assert_allclose(result[row], expected[0], atol=1e-5)
+    active = (np.asarray(codes.latents) == latent) & (np.asarray(codes.values) > 0)
+    affected = np.flatnonzero(active[0, 2:6].any(axis=1)) + 2
+    assert len(affected) and np.abs(result[2] - result[1])[affected[0]:].max() > 1e-4
+    np.testing.assert_allclose(result[2, :affected[0]], result[1, :affected[0]], atol=1e-5)  # causal
+    # The same by `patched_nll`.
     texts = [Patched(ids[0].tolist(), target=7, start=2, stop=6), Patched(ids[0, :5].tolist(), 3, 0, 5)]
-    nats = patched_nll(model, sae, texts, [latent], place="resid_post", layer=1, batch_size=2)
-    chances = jax.nn.log_softmax(found[:, 6:8])
+    nll = patched_nll(model, sae, texts, [latent], place="resid_post", layer=1, batch_size=2)
+    chances = jax.nn.log_softmax(result[:, 6:8])
     following = np.asarray(ids[:, 7:9])[..., None]
     expected = -np.take_along_axis(np.asarray(chances), following, axis=2).mean(axis=(1, 2))
-    assert nats.shape == (2, 3)
-    np.testing.assert_allclose(nats[0], expected, atol=1e-5)
+    assert nll.shape == (2, 3)
+    np.testing.assert_allclose(nll[0], expected, atol=1e-5)

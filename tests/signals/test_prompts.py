@@ -1,4 +1,4 @@
-"""Reading prompts: in any batches, any pieces of the vocabulary, on any devices, for every causal network."""
+"""Prompt signals do not depend on batches, vocabulary chunks or devices, for every causal network."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CONFIGS: dict[str, Any] = {
     "vanilla": VanillaConfig(d_model=16, n_layers=3, max_seq_len=64, n_heads=2),
     "routed": RoutedConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2, d_head=8, top_k=4,
                            quantizer="ternary")}
-# Of the largest number. That of the stored Gemma doubles every second layer, whatever the program: measured
-# 2e-5 after its twelve, and 1e-6 of the others.
+# Relative to the largest number. In the stored Gemma, rounding errors double every second layer: measured
+# 2e-5 after its twelve layers, and 1e-6 for the others.
 NOISE = {"gpt_neox": noise(1, steps=3), "vanilla": noise(1, steps=3), "routed": noise(1, steps=3),
-         "gemma4": noise(10, steps=3)}  # whose small writes are normed
+         "gemma4": noise(10, steps=3)}  # its norms amplify small writes
 NETWORKS = ["routed", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("gpt_neox", "vanilla")),
             pytest.param("gemma4", marks=[needs(GEMMA), pytest.mark.exhaustive])]
 
@@ -43,15 +43,15 @@ def network(name: str) -> Any:
 
 def some_prompts(model: Any) -> list[Prompt]:
     rng = np.random.default_rng(0)
-    lengths = [12, 12, 40, 40, 12, 12, 12]  # few different ones: each is compiled for in the test below
+    lengths = [12, 12, 40, 40, 12, 12, 12]  # few different lengths, because `alone` compiles each
     spans = [(2, 9), (0, 5), (10, 31), (4, 4), (0, 12), (5, 12), (1, 1)]
     return [Prompt(rng.integers(0, min(90, model.config.vocab_size), n).tolist(), *span)
             for n, span in zip(lengths, spans, strict=True)]
 
 
-def assert_same(found: dict[int, PromptOutputs], expected: dict[int, PromptOutputs], name: str) -> None:
-    assert sorted(found) == sorted(expected)
-    for i, read in found.items():
+def assert_same(results: dict[int, PromptOutputs], expected: dict[int, PromptOutputs], name: str) -> None:
+    assert sorted(results) == sorted(expected)
+    for i, read in results.items():
         pairs = {field: (getattr(read.crystallisation, field), getattr(expected[i].crystallisation, field))
                  for field in read.crystallisation._fields} | {"final": (read.final, expected[i].final)}
         for field, (a, b) in pairs.items():
@@ -61,38 +61,39 @@ def assert_same(found: dict[int, PromptOutputs], expected: dict[int, PromptOutpu
 
 @functools.cache
 def alone(name: str) -> dict[int, PromptOutputs]:
-    """Each prompt alone, without the reader: its own pass without padding, at all of its positions."""
+    """Signals of each prompt from a separate pass without padding, recording all positions."""
     model = network(name)
     places = places_of(model)
 
     @jax.jit
     def read(ids: jax.Array, question: jax.Array) -> tuple[Any, jax.Array]:
-        _, seen = model.tapped(ids, Tap(record=tuple(place for place in places if place)))
-        inner = LayerActivations(*(seen[place] if place else None for place in places))
-        return crystallisation(model.unembedding(), inner, question), inner.stream[:, 0, -1]
-    found = {}
+        _, recorded = model.tapped(ids, Tap(record=tuple(place for place in places if place)))
+        activations = LayerActivations(*(recorded[place] if place else None for place in places))
+        return crystallisation(model.unembedding(), activations, question), activations.stream[:, 0, -1]
+    results = {}
     for i, prompt in enumerate(some_prompts(model)):
         at = np.arange(len(prompt.ids))[None]
         question = (prompt.start <= at) & (at < prompt.stop)
         signals, stream = jax.device_get(read(np.array([prompt.ids]), question))
-        found[i] = PromptOutputs(type(signals)(*(part[0] for part in signals)), stream)
-    return found
+        results[i] = PromptOutputs(type(signals)(*(part[0] for part in signals)), stream)
+    return results
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_batches_and_pieces_change_nothing(name: str) -> None:
+def test_results_do_not_depend_on_batches_and_chunks(name: str) -> None:
     model = network(name)
     batch_size = 4 if name == "gpt_neox" else 7  # in two batches, or in one
-    assert_same(dict(PromptReader(model, batch_size=batch_size, chunk=32)(some_prompts(model))), alone(name), name)
+    reader = PromptReader(model, batch_size=batch_size, chunk=32)
+    assert_same(dict(reader(some_prompts(model))), alone(name), name)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("name", ["gpt_neox", "routed", "vanilla", NETWORKS[-1]])
-def test_eight_devices_change_nothing(name: str) -> None:
+def test_results_do_not_depend_on_the_number_of_devices(name: str) -> None:
     model, mesh = network(name), make_mesh(MeshConfig(data=4, tensor=2))
-    found = dict(PromptReader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model)))
-    assert_same(found, alone(name), name)
+    results = dict(PromptReader(model, batch_size=8, chunk=33, mesh=mesh)(some_prompts(model)))
+    assert_same(results, alone(name), name)
 
 
 SMALL_GEMMA = Gemma4Config(vocab_size=61, d_model=12, layers=("sliding", "full"), max_seq_len=64, n_heads=2,
@@ -101,28 +102,28 @@ SMALL_GEMMA = Gemma4Config(vocab_size=61, d_model=12, layers=("sliding", "full")
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "gemma4"])
-def test_the_unembedding_is_that_of_the_network(name: str) -> None:
+def test_unembedding_matches_the_networks_logits(name: str) -> None:
     model = random_network(SMALL_GEMMA if name == "gemma4" else CONFIGS[name], 0)[0]
     ids = np.array([some_prompts(model)[0].ids]) % model.config.vocab_size
 
     @jax.jit
     def read(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits, seen = model.tapped(ids, Tap(record=("resid_post",)))
+        logits, recorded = model.tapped(ids, Tap(record=("resid_post",)))
         unembedding = model.unembedding()
-        normed = unembedding.norm(seen["resid_post"][-1, 0])
-        whole = unembedding.logits(normed, 0, unembedding.vocab_size)
-        return logits[0], whole, unembedding.logits(normed, 3, 20)
-    logits, whole, piece = read(ids)
-    np.testing.assert_allclose(whole, logits, atol=noise(logits))
+        normed = unembedding.norm(recorded["resid_post"][-1, 0])
+        all_logits = unembedding.logits(normed, 0, unembedding.vocab_size)
+        return logits[0], all_logits, unembedding.logits(normed, 3, 20)
+    logits, all_logits, piece = read(ids)
+    np.testing.assert_allclose(all_logits, logits, atol=noise(logits))
     np.testing.assert_allclose(piece, logits[:, 3:23], atol=noise(logits))
 
 
-def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_shrink_to_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("vanilla")
     prompts = some_prompts(model)
     sizes: list[int] = []
 
-    def batch(self: PromptReader, prompts: Sequence[Prompt]) -> list[Prompt]:  # gives back what it was given
+    def batch(self: PromptReader, prompts: Sequence[Prompt]) -> list[Prompt]:  # returns its input
         sizes.append(len(prompts))
         return list(prompts)
     monkeypatch.setattr(PromptReader, "_batch", batch)
@@ -131,7 +132,7 @@ def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -
     assert sizes[0] == 2 and max(sizes) <= 4 and sum(sizes) == 7, sizes
     sizes.clear()
     list(PromptReader(model, batch_size=7, max_bytes=3 * PromptReader(model).bytes_of(25))(prompts))
-    assert sizes[0] == 2, "not padded to four, which would be more than there is room for"
+    assert sizes[0] == 2, "not padded to four, which would exceed the memory limit"
     sizes.clear()
     list(PromptReader(model, batch_size=7, max_bytes=1)(prompts))
     assert sizes == [1] * 7
@@ -141,6 +142,6 @@ def test_memory_is_bounded_by_smaller_batches(monkeypatch: pytest.MonkeyPatch) -
     (Prompt([], 0, 0), "prompt 0: expected 1 to 64 ids, found 0"),
     (Prompt([1, 2], 1, 3), r"the question inside its 2 ids, found \[1, 3\)"),
     (Prompt([1] * 65, 0, 1), "prompt 0: expected 1 to 64 ids, found 65")])
-def test_what_is_no_prompt(prompt: Prompt, message: str) -> None:
+def test_invalid_prompts_raise(prompt: Prompt, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(PromptReader(network("vanilla"))([prompt]))

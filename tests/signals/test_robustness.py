@@ -1,4 +1,4 @@
-"""Signal C by hand, and that a prompt's noise is its own."""
+"""Perturbation robustness matches a separate computation; noise depends on the prompt, not the batch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tilelli_jax.signals.robustness import Robustness
 CONFIG = GPTNeoXConfig(vocab_size=40, d_model=16, n_layers=4, n_heads=2, d_hidden=32)
 
 
-def test_by_hand() -> None:
-    """Noise drawn from the same keys, added by a tap of our own; whole distributions."""
+def test_matches_a_separate_computation() -> None:
+    """Adds noise from the same keys with a separate tap, and compares full distributions."""
     model = random_network(CONFIG, 0)[0]
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]]
     robustness = Robustness(model, sigma=0.5, k=3, seed=4, batch_size=2)
-    found = robustness(prompts)
+    result = robustness(prompts)
 
     @jax.jit
     def divergence(ids: jax.Array, noise: jax.Array) -> jax.Array:
         def noisy(value: jax.Array, at: int | None) -> jax.Array:
             rms = jnp.sqrt((value**2).mean(-1, keepdims=True))
-            return value + 0.5 * rms * noise[None] if at == 1 else value  # the band of four begins there
+            return value + 0.5 * rms * noise[None] if at == 1 else value  # the middle band begins at 1
         before = jax.nn.log_softmax(model(ids)[0, -1])
         after = jax.nn.log_softmax(model.tapped(ids, Tap(edit={"resid_pre": noisy}))[0][0, -1])
         return (jnp.exp(before) * (before - after)).sum()
@@ -37,13 +37,13 @@ def test_by_hand() -> None:
         for i in range(3):
             noise = np.asarray(jax.random.normal(jax.random.fold_in(key, i), (7, 16)))[:len(prompt)]
             divergences.append(float(divergence(np.array([prompt]), noise)))
-        assert found[number] == pytest.approx(np.mean(divergences), rel=1e-3, abs=1e-6)
-    assert (found > 1e-3).all()
-    np.testing.assert_allclose(robustness(prompts[1:], numbers=[1]), found[1:], rtol=1e-3)
+        assert result[number] == pytest.approx(np.mean(divergences), rel=1e-3, abs=1e-6)
+    assert (result > 1e-3).all()
+    np.testing.assert_allclose(robustness(prompts[1:], numbers=[1]), result[1:], rtol=1e-3)
 
 
 @pytest.mark.exhaustive
-def test_more_noise_moves_more_and_none_nothing() -> None:
+def test_divergence_grows_with_the_noise() -> None:
     model = random_network(CONFIG, 0)[0]
     prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
     none, some, much = (Robustness(model, sigma=sigma, batch_size=4)(prompts) for sigma in (0.0, 0.1, 1.0))
@@ -53,16 +53,16 @@ def test_more_noise_moves_more_and_none_nothing() -> None:
     np.testing.assert_allclose(alone, some[2:3], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("how", "message"), [({"sigma": -1.0}, "sigma ≥ 0"), ({"k": 0}, "k ≥ 1"),
-                                              ({"layer": 4}, "layer: expected 0 to 3, found 4")])
-def test_refusals(how: dict, message: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), [({"sigma": -1.0}, "sigma ≥ 0"), ({"k": 0}, "k ≥ 1"),
+                                                    ({"layer": 4}, "layer: expected 0 to 3, found 4")])
+def test_invalid_arguments_raise(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Robustness(random_network(CONFIG, 0)[0], **how)
+        Robustness(random_network(CONFIG, 0)[0], **arguments)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.eight_devices
-def test_eight_devices_find_what_one_finds() -> None:
+def test_eight_devices_match_one() -> None:
     model = random_network(CONFIG, 0)[0]
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [7, 8, 9]]
     shared = Robustness(model, sigma=0.3, batch_size=3, mesh=make_mesh(MeshConfig()))

@@ -1,4 +1,4 @@
-"""Runs that several files look at: one complete, one stopped half-way."""
+"""Runs that several test files share: one complete, one stopped half-way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tilelli_jax.training import loop
 
 @pytest.fixture(scope="session")
 def tiny(tiny):
-    """With two pathways instead of three: every run traces its step anew."""
+    """Uses two pathways instead of three, because every run traces its step again."""
     return tiny | {"model": tiny["model"] | {"pathways": ["local", "dense"]}}
 
 
@@ -49,8 +49,8 @@ def half_way(tiny_file, tmp_path_factory):
 
 
 @pytest.fixture
-def taken_up(half_way, tiny_file, tmp_path):
-    """A copy of that directory, and the command that goes on with it."""
+def resumable(half_way, tiny_file, tmp_path):
+    """A copy of the half-way run's directory, and the command that resumes it."""
     run_dir = tmp_path / "run"
     shutil.copytree(half_way, run_dir)
     return run_dir, ["--config", str(tiny_file), f"run_dir={run_dir}"]

@@ -1,4 +1,4 @@
-"""What a run directory holds, read from outside, and a checkpoint damaged."""
+"""Reads a run directory's losses and checkpoints, and damages a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def losses(run_dir):
 
 
 def damage(run_dir, step):
-    """Cuts off the largest of a checkpoint's array files."""
+    """Truncates the largest of a checkpoint's array files."""
     largest = max((run_dir / "checkpoints" / str(step) / "state" / "d").iterdir(),
                   key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])

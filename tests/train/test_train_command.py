@@ -1,7 +1,7 @@
-"""The train command inside this process: what a complete run leaves behind.
+"""The train command inside this process: the outputs of a complete run.
 
-How one goes on is in test_train_resume.py, what it refuses in test_train_refusals.py; runs of processes of
-their own, killed and interrupted, are in training/test_interrupted.py.
+test_train_resume.py tests resuming, test_train_refusals.py invalid input, training/test_interrupted.py
+separate processes that are killed and interrupted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def test_metrics(finished):
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3  # it learns
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
-    assert rows[0]["tokens_per_second"] is None  # compilation is no speed
+    assert rows[0]["tokens_per_second"] is None  # the first step includes compilation
     assert all(row["tokens_per_second"] > 0 for row in rows[2:])
 
 
@@ -115,7 +115,7 @@ def test_what_is_printed(finished):
 def test_the_same_command_on_a_complete_run(finished, capsys):
     run_dir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
-    assert main(["--config", str(run_dir / "config.yaml")]) == 0  # the file knows its run_dir
+    assert main(["--config", str(run_dir / "config.yaml")]) == 0  # the file contains its run_dir
     out, err = capsys.readouterr()
     assert f"{run_dir} is complete" in out and "this run, best" in out and err == ""
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
@@ -128,10 +128,10 @@ def test_a_complete_run_with_another_report_and_export(finished, tiny_file, tmp_
     args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.export=last"]
     assert main([*args, 'report.prompts=["Two"]']) == 0
     out = capsys.readouterr().out
-    assert "going on from step 12" in out and "[1] Two|" in out and "byte trigrams" not in out
+    assert "resuming from step 12" in out and "[1] Two|" in out and "byte trigrams" not in out
     assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 12
     assert losses(run_dir) == losses(finished[0])
-    # And what the same command again shows is what it showed at the end.
+    # The same command again prints the same report.
     assert main([*args, 'report.prompts=["Two"]']) == 0
     again = capsys.readouterr().out
     assert "is complete" in again
@@ -153,15 +153,15 @@ def test_starting_from_a_model(finished, tiny_file, tmp_path):
     args = ["--config", str(tiny_file), f"run_dir={tmp_path / 'next'}",
             f"train.init_from={run_dir / 'model'}", "train.steps=1", "train.eval_every=1"]
     assert main(args) == 0
-    # The first loss is that of the model taken up, on the first batch.
+    # The first loss is that of the starting model, on the first batch.
     assert losses(tmp_path / "next")[1] < losses(run_dir)[1] - 0.3
 
 
-def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tmp_path, monkeypatch, caplog):
+def test_the_best_weights_are_exported_instead_of_later_ones(tiny_file, tmp_path, monkeypatch, caplog):
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}"]
-    found = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(text_module, "make_evaluate", lambda *_, **__: lambda params: next(found))
+    losses_to_return = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(text_module, "make_evaluate", lambda *_, **__: lambda params: next(losses_to_return))
     assert main(args) == 0
     assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 8
 
@@ -179,7 +179,7 @@ def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tm
         return np.asarray(tilelli_jax.load(run_dir / "model").embed.kernel[...])
     assert np.array_equal(exported(), kernel_of(8)) and not np.array_equal(exported(), kernel_of(12))
 
-    # Should the best checkpoint be lost in the meantime, the last weights are better than none.
+    # If the best checkpoint is lost in the meantime, the last weights are exported.
     (run_dir / "summary.json").unlink()
     damage(run_dir, 8)
     assert main(args) == 0
@@ -188,14 +188,14 @@ def test_the_best_weights_are_exported_though_later_ones_are_worse(tiny_file, tm
     assert "8: damaged checkpoint" in caplog.text and "gets the last weights" in caplog.text
 
 
-def test_a_run_killed_while_it_wrote_its_end(finished, tiny_file, tmp_path, capsys):
+def test_a_run_killed_while_writing_its_outputs(finished, tiny_file, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(finished[0], run_dir)
     for name in ("summary.json", "loss.png"):
         (run_dir / name).unlink()
     shutil.rmtree(run_dir / "model")
     assert main(["--config", str(tiny_file), f"run_dir={run_dir}"]) == 0
-    assert "going on from step 12" in capsys.readouterr().out
+    assert "resuming from step 12" in capsys.readouterr().out
     for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
         assert (run_dir / name).read_bytes() == (finished[0] / name).read_bytes()
     assert (run_dir / "loss.png").exists() and (run_dir / "summary.json").exists()
@@ -227,15 +227,15 @@ def test_the_default_run_directory(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "should_stop", lambda step: True)
     assert main(["--config", "small.yaml"]) == 0
     assert checkpoints(tmp_path / "runs" / "small") == ["1"]
-    # The saved configuration is that of the same run.
+    # The saved configuration resumes the same run.
     monkeypatch.setattr(loop, "should_stop", lambda step: step == 2)
     assert main(["--config", "runs/small/config.yaml"]) == 0
     assert "2" in checkpoints(tmp_path / "runs" / "small")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small"]
 
 
-def test_what_a_file_compares_with_is_left_out_on_other_data(tiny, tmp_path, capsys, caplog):
-    """Its reference is a loss on the file's data; on others it would say nothing."""
+def test_the_reference_is_dropped_on_other_data(tiny, tmp_path, capsys, caplog):
+    """The reference is a loss on the config file's data, so it does not apply to other data."""
     text = tmp_path / "mine.txt"
     text.write_text("Once upon a time there was a fox. " * 30)
     path = tmp_path / "tiny.yaml"
@@ -246,7 +246,7 @@ def test_what_a_file_compares_with_is_left_out_on_other_data(tiny, tmp_path, cap
     printed = capsys.readouterr().out
     assert "a rival" not in printed and "byte trigrams" in printed
     assert "note: byte trigrams predict this text better than the network" in printed
-    assert "only 102 bytes to validate on: the validation loss says little" in caplog.text
+    assert "only 102 bytes to validate on: the validation loss is unreliable" in caplog.text
     assert main(["--config", str(path), f"data.source={text}", f"run_dir={tmp_path / 'other'}",
                  "train.steps=2", "report.reference=0.4"]) == 0
     assert "a rival" in capsys.readouterr().out

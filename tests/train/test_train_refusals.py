@@ -1,4 +1,4 @@
-"""What the train command refuses: one line that begins with "error: ", status 2, nothing left behind."""
+"""Invalid input of the train command: one line that begins with "error: ", status 2, no files written."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BAD = {
     "directory without shards": (["data.source={dir}"], ["train.bin"]),
     "source shorter than a sequence": (["data.source={dir}/short.txt"], ["train.seq_len: 16 needs 17 bytes"]),
     "nothing to validate on": (["data.source={dir}/hundred.txt", "data.valid_fraction=0.001"],
-                               ["validation part"]),
+                               ["validation split"]),
     "one byte to validate on": (["data.source={dir}/hundred.txt", "data.valid_fraction=0.01"],
-                                ["the validation part has 1 bytes, and a prediction needs 2"]),
+                                ["the validation split: expected at least 2 bytes, found 1"]),
     "unknown key": (["train.stepz=5"], ["unknown key 'train.stepz'", "'train.steps'"]),
     "unknown section": (["optimiser.learning_rate=1"], ["'optimiser'", "'optimizer'"]),
     "key in another section": (["train.learning_rate=1"], ["'optimizer.learning_rate'"]),
@@ -83,7 +83,7 @@ def test_bad_input(case, model, tiny_file, place, capsys):
     assert out == "" and sorted(place.rglob("*")) == before
 
 
-def test_shards_that_are_not_whole(tiny_file, place, capsys):
+def test_incomplete_shards(tiny_file, place, capsys):
     (place / "shards").mkdir()
     for name in ("train.bin", "valid.bin"):  # no meta.json, which is written last
         (place / "shards" / name).write_bytes(b"a" * 100)
@@ -110,14 +110,14 @@ def test_bad_configuration_file(text, parts, place, capsys):
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("overrides", "says"), [
+@pytest.mark.parametrize(("overrides", "message"), [
     (["model.d_model=1000000"], "model: its parameters and optimiser take"),
     (["train.steps=99999999999"], "train.steps: expected a whole number ≥ 1 and ≤ 2147483647"),
     (["--resume"], "--resume: run does not exist; without --resume a run begins there")])
-def test_more_than_there_is(tiny_file, place, capsys, overrides, says):
+def test_unavailable_resources(tiny_file, place, capsys, overrides, message):
     before = sorted(place.rglob("*"))
     assert main(["--config", str(tiny_file), "run_dir=run", *overrides]) == 2
-    assert_one_line(capsys.readouterr().err, says)
+    assert_one_line(capsys.readouterr().err, message)
     assert sorted(place.rglob("*")) == before
 
 

@@ -1,4 +1,4 @@
-"""A run that stopped half-way: how it goes on, with what it may go on, and what it must not."""
+"""Resuming a run that stopped half-way: allowed and forbidden changes, damaged checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def test_stopping_saves(half_way):
 
 @pytest.mark.parametrize("mesh", [
     (1, 1, 1), pytest.param((2, 2, 2), marks=[pytest.mark.eight_devices, pytest.mark.exhaustive])], ids=str)
-def test_going_on(finished, taken_up, capsys, mesh):
-    run_dir, args = taken_up
+def test_resuming(finished, resumable, capsys, mesh):
+    run_dir, args = resumable
     sizes = [f"mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)]
     assert main([*args, *sizes]) == 0
-    assert "going on from step 7" in capsys.readouterr().out
+    assert "resuming from step 7" in capsys.readouterr().out
     expected = losses(finished[0])
     if mesh == (1, 1, 1):
         assert losses(run_dir) == expected  # to the last bit
         assert (run_dir / "model/model.safetensors").read_bytes() == (
             finished[0] / "model/model.safetensors").read_bytes()
-    else:  # sums over eight devices are rounded otherwise, and five updates of Adam make more of it
+    else:  # sums over eight devices round differently, and five updates of Adam amplify it
         assert losses(run_dir) == pytest.approx(expected, rel=1e-4)
     assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 12 * 8 * 16
 
 
-def test_a_damaged_newest_checkpoint(finished, taken_up, capsys, caplog):
-    run_dir, args = taken_up
+def test_a_damaged_newest_checkpoint(finished, resumable, capsys, caplog):
+    run_dir, args = resumable
     damage(run_dir, 7)
     assert main(args) == 0
-    assert "going on from step 6" in capsys.readouterr().out
-    assert "7: damaged checkpoint" in caplog.text and "passed over, going on from step 6" in caplog.text
+    assert "resuming from step 6" in capsys.readouterr().out
+    assert "7: damaged checkpoint" in caplog.text and "skipped, continuing from step 6" in caplog.text
     assert losses(run_dir) == losses(finished[0])
     assert "damaged-7" in checkpoints(run_dir)
 
 
-def test_every_checkpoint_damaged(taken_up, capsys):
-    run_dir, args = taken_up
+def test_every_checkpoint_damaged(resumable, capsys):
+    run_dir, args = resumable
     for step in (4, 6, 7):
         damage(run_dir, step)
     before = sorted(run_dir.rglob("*"))
@@ -61,8 +61,8 @@ def test_every_checkpoint_damaged(taken_up, capsys):
     assert sorted(run_dir.rglob("*")) == before
 
 
-def test_other_settings_are_refused(taken_up, capsys):
-    run_dir, args = taken_up
+def test_other_settings_raise_an_error(resumable, capsys):
+    run_dir, args = resumable
     before = (run_dir / "config.yaml").read_text()
     assert main([*args, "train.batch_size=16"]) == 2
     assert_one_line(capsys.readouterr().err, "train.batch_size was 8 and is now 16", "--resume")
@@ -70,8 +70,8 @@ def test_other_settings_are_refused(taken_up, capsys):
 
 
 @pytest.mark.exhaustive
-def test_another_text_is_noticed(taken_up, text_file, tmp_path, capsys):
-    run_dir, args = taken_up
+def test_changed_text_raises_an_error(resumable, text_file, tmp_path, capsys):
+    run_dir, args = resumable
     text = tmp_path / "text.txt"
     changed = bytearray(text_file.read_bytes())
     changed[1000] ^= 1
@@ -80,14 +80,14 @@ def test_another_text_is_noticed(taken_up, text_file, tmp_path, capsys):
     (run_dir / "config.yaml").write_text(
         (run_dir / "config.yaml").read_text().replace(str(text_file), str(text)))
     assert main([*args, f"data.source={text}"]) == 2
-    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from",
+    assert_one_line(capsys.readouterr().err, f"{text} is not the data that {run_dir} was trained on",
                     "--resume")
     assert sorted(run_dir.rglob("*")) == before
 
 
 @pytest.mark.exhaustive
-def test_another_text_may_be_gone_on_with(taken_up, text_file, tiny_file, tmp_path, capsys):
-    run_dir, _ = taken_up
+def test_changed_text_is_allowed_with_resume(resumable, text_file, tiny_file, tmp_path, capsys):
+    run_dir, _ = resumable
     text = tmp_path / "text.txt"
     text.write_bytes(text_file.read_bytes())
     args = ["--config", str(tiny_file), f"run_dir={run_dir}", "--resume", f"data.source={text}"]
@@ -100,33 +100,33 @@ def test_another_text_may_be_gone_on_with(taken_up, text_file, tiny_file, tmp_pa
     capsys.readouterr()
     args.remove("--resume")
     assert main(args) == 2
-    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from",
+    assert_one_line(capsys.readouterr().err, f"{text} is not the data that {run_dir} was trained on",
                     "--resume")
     assert main([*args, "--resume"]) == 0
-    text.write_bytes(text_file.read_bytes())  # complete with the changed one: that is told, too
+    text.write_bytes(text_file.read_bytes())  # the run is complete with the changed text
     capsys.readouterr()
     assert main(args) == 2
-    assert_one_line(capsys.readouterr().err, f"data.source: {text} is not what {run_dir} has learned from")
+    assert_one_line(capsys.readouterr().err, f"{text} is not the data that {run_dir} was trained on")
 
 
 @pytest.mark.exhaustive
-def test_a_run_that_began_from_a_model_goes_on_without_it(taken_up, finished, tmp_path):
-    run_dir, args = taken_up
+def test_a_run_resumes_without_its_starting_model(resumable, finished, tmp_path):
+    run_dir, args = resumable
     start = f"train.init_from={tmp_path / 'gone'}"
     assert main([*args, "--resume", start]) == 0
     assert losses(run_dir) == losses(finished[0])
 
 
 @pytest.mark.exhaustive
-def test_a_request_to_stop_while_the_model_is_written(taken_up, finished, monkeypatch):
-    run_dir, args = taken_up
+def test_a_request_to_stop_while_the_model_is_written(resumable, finished, monkeypatch):
+    run_dir, args = resumable
     save = train_module.store.save
 
-    def save_and_be_told_to_stop(*what):
+    def save_after_a_signal(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        save(*what)
+        save(*arguments)
 
-    monkeypatch.setattr(train_module.store, "save", save_and_be_told_to_stop)
+    monkeypatch.setattr(train_module.store, "save", save_after_a_signal)
     with pytest.raises(SystemExit, match="143"):
         main(args)
     assert not (run_dir / "summary.json").exists()
@@ -135,9 +135,9 @@ def test_a_request_to_stop_while_the_model_is_written(taken_up, finished, monkey
     assert (run_dir / "summary.json").exists() and losses(run_dir) == losses(finished[0])
 
 
-@pytest.mark.parametrize("mended", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys, mended):
-    run_dir, args = taken_up
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_divergence_is_explained_and_can_be_fixed(finished, resumable, capsys, fixed):
+    run_dir, args = resumable
     assert main([*args, "--resume", "optimizer.learning_rate=1e38"]) == 3
     error = capsys.readouterr().err
     assert error.startswith("error: step 8: the loss is ")
@@ -146,24 +146,24 @@ def test_divergence_is_explained_and_can_be_mended(finished, taken_up, capsys, m
         assert part in error
     assert checkpoints(run_dir) == ["4", "6", "7"] and list(losses(run_dir)) == list(range(1, 8))
     assert not (run_dir / "summary.json").exists()
-    if mended:
+    if fixed:
         assert main([*args, "--resume"]) == 0
         assert losses(run_dir) == losses(finished[0])
 
 
 def test_tokens_and_windows_under_another_batch_size(tiny_file, tmp_path, capsys):
-    """Each update counts as it was set; the settings that no update ran with are not recorded."""
+    """Each update counts its own batch size; settings that no update ran with are not recorded."""
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.steps=4", "train.checkpoint_every=2"]
     assert main(args) == 0
-    kept = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     for settings in (["train.steps=2"], ["train.batch_size=16"], ["train.steps=3", "seed=4"]):
         assert main([*args, *settings, "--resume"]) == 2
-        assert_one_line(capsys.readouterr().err, "train.steps: ", "has made 4 updates; expected more of them")
-    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == kept
+        assert_one_line(capsys.readouterr().err, "train.steps: ", "has run 4 updates already; expected more")
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert main([*args, "train.steps=6", "train.batch_size=16", "--resume"]) == 0
-    found = [row["tokens"] for row in read_metrics(run_dir / "metrics.jsonl")]
-    assert found == [128, 256, 384, 512, 768, 1024]
+    tokens = [row["tokens"] for row in read_metrics(run_dir / "metrics.jsonl")]
+    assert tokens == [128, 256, 384, 512, 768, 1024]
     assert json.loads((run_dir / "summary.json").read_text())["tokens"] == 1024
     assert (run_dir / "config.yaml").read_text().splitlines()[-1] == (
         "# from step 4: train.steps: 6 (before: 4), train.batch_size: 16 (before: 8)")
@@ -172,8 +172,8 @@ def test_tokens_and_windows_under_another_batch_size(tiny_file, tmp_path, capsys
 
 
 @pytest.mark.exhaustive
-def test_a_disk_that_is_full(tiny_file, train_command, environment, tmp_path):
-    """One line that names the file and the cause; the checkpoint before is kept, and the run goes on."""
+def test_a_full_disk(tiny_file, train_command, environment, tmp_path):
+    """The error is one line with file and cause; the previous checkpoint stays, and the run resumes."""
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}", "train.checkpoint_every=4"]
     assert main([*args, "train.steps=4"]) == 0
@@ -187,8 +187,8 @@ def test_a_disk_that_is_full(tiny_file, train_command, environment, tmp_path):
     assert checkpoints(run_dir)[-1] == "8"
 
 
-def test_where_an_older_checkpoint_was_in_the_data(half_way):
-    """It counts batches, of the size that config.yaml says."""
+def test_the_data_position_of_an_older_checkpoint(half_way):
+    """It counts batches of the size in config.yaml."""
     run = RunDirectory(half_way)
     assert train_module._position({"next_index": 7}, 16, run) == {"examples": 7 * 8, "size": 16}
     state = {"examples": 5, "size": 32}

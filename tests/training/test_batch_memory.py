@@ -1,4 +1,4 @@
-"""Batches that memory cannot hold are refused before anything is made of them."""
+"""A batch larger than memory raises InputError before anything is allocated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = 2**30
 
 
 def tree_of(task: str, path: Path) -> dict[str, Any]:
-    """A configuration of each kind of task."""
+    """Returns a configuration for a kind of task."""
     train = {"steps": 1, "batch_size": 4, "seq_len": 64, "eval_batch_size": 4}
     if task == "text":
         return {"model": SMALL, "train": train}
@@ -38,11 +38,11 @@ def tree_of(task: str, path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("key", ["batch_size", "eval_batch_size"])
 @pytest.mark.parametrize(("task", "row_bytes"), [("text", 65), ("chat", 18 * 64), ("sae", 8)])
-def test_a_batch_that_memory_cannot_hold(task: str, row_bytes: int, key: str, tmp_path: Path,
-                                         monkeypatch: pytest.MonkeyPatch,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_larger_than_memory(task: str, row_bytes: int, key: str, tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(reading, "memory_bytes", lambda: 10e9)
-    monkeypatch.setattr(f"tilelli_jax.training.{task}.local_rows", None)  # nothing of a batch is made
+    monkeypatch.setattr(f"tilelli_jax.training.{task}.local_rows", None)  # no batch is allocated
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree_of(task, tmp_path)))
     arguments = ["--config", str(tmp_path / "a.yaml"), f"run_dir={tmp_path / 'run'}", f"train.{key}={ROWS}"]
     assert main(arguments) == 2
@@ -52,7 +52,7 @@ def test_a_batch_that_memory_cannot_hold(task: str, row_bytes: int, key: str, tm
 
 
 def test_the_largest_batch_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several processes each holds its part, and the places of all rows."""
+    """Each of several processes holds its part, and the indices of all rows."""
     monkeypatch.setattr(reading, "memory_bytes", lambda: 100 * (PLACE + 50))
     check_batches(100, 100, 50, 1)
     check_batches(100, 100, 100, 2)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what a damaged one does, and restoring to another mesh."""
+"""Checkpoints: which are kept, how damaged ones are handled, and restoring to another mesh."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tilelli_jax.training.step import TrainState
 
 
 def state_of(step, sizes=(1, 1, 1)):
-    """A state whose numbers tell its step, its matrix spread over `fsdp`."""
+    """A state whose numbers identify its step, with its matrix sharded over `fsdp`."""
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
     whole, parts = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("fsdp", "tensor")))
     matrix = np.arange(256, dtype=np.float32).reshape(16, 16) + step
@@ -39,7 +39,7 @@ OUTLINE = outline_of(state_of(0))
 
 @pytest.fixture
 def open_at(tmp_path):
-    """Opens the checkpoints in a directory, and closes them in the end."""
+    """Opens the checkpoints in a directory, and closes them at the end."""
     opened = []
 
     def open_at(path=tmp_path / "checkpoints", keep=2):
@@ -65,7 +65,7 @@ def assert_is(restored, step):
     assert restored.notes["step"] == step and restored.notes["data"] == {"at": step}
 
 
-def test_what_was_saved_comes_back(open_at):
+def test_a_saved_state_is_restored(open_at):
     save(open_at(), 7)
     restored = open_at().latest(OUTLINE)
     assert_is(restored, 7)
@@ -81,11 +81,11 @@ def test_newest_and_best_are_kept(open_at):
     checkpoints = open_at(keep=2)
     save(checkpoints, 1, 2, 3, 4, 5, best=2)
     assert checkpoints.steps() == [2, 4, 5] and folders(checkpoints) == ["2", "4", "5"]
-    save(checkpoints, 6, best=6)  # a new best one lets the old one go
+    save(checkpoints, 6, best=6)  # the old best is removed
     assert folders(checkpoints) == ["5", "6"]
 
 
-def test_the_best_is_kept_over_a_restart(open_at):
+def test_the_best_is_kept_after_a_restart(open_at):
     save(open_at(keep=1), 1, 2, 3, best=2)
     again = open_at(keep=1)
     assert_is(again.latest(OUTLINE), 3)
@@ -135,7 +135,7 @@ def two_checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over(two_checkpoints, tmp_path, open_at, caplog, capfd, damage):
+def test_a_damaged_checkpoint_is_skipped(two_checkpoints, tmp_path, open_at, caplog, capfd, damage):
     path = tmp_path / "copy"
     shutil.copytree(two_checkpoints, path)
     DAMAGES[damage](path / "2")
@@ -145,14 +145,14 @@ def test_a_damaged_checkpoint_is_passed_over(two_checkpoints, tmp_path, open_at,
         assert_is(checkpoints.latest(OUTLINE), 1)
     warning, = (record for record in caplog.records if record.name.startswith("tilelli_jax"))
     reason = "cannot be restored" if damage == "all missing" else r"damaged checkpoint \(.*\)"
-    assert re.fullmatch(f"{path}/2: {reason}.*; passed over, going on from step 1", warning.getMessage())
-    assert "Traceback" not in capfd.readouterr().err  # Orbax never came near it
+    assert re.fullmatch(f"{path}/2: {reason}.*; skipped, continuing from step 1", warning.getMessage())
+    assert "Traceback" not in capfd.readouterr().err  # Orbax did not read it
     assert checkpoints.steps() == [1] and "damaged-2" in folders(checkpoints)
     save(checkpoints, 2)
     assert_is(open_at(path).latest(OUTLINE), 2)
 
 
-def test_two_damaged_ones_and_the_same_one_twice(open_at, caplog):
+def test_several_damaged_checkpoints_and_one_damaged_twice(open_at, caplog):
     checkpoints = open_at(keep=3)
     save(checkpoints, 1, 2, 3)
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_two_damaged_ones_and_the_same_one_twice(open_at, caplog):
         assert_is(checkpoints.latest(OUTLINE), 1)
         assert folders(checkpoints) == ["1", "damaged-2", "damaged-3"]
         save(checkpoints, 2, 3)
-    assert len([record for record in caplog.records if "passed over" in record.message]) == 4
+    assert len([record for record in caplog.records if "skipped" in record.message]) == 4
 
 
 def test_all_damaged(open_at):
@@ -170,9 +170,10 @@ def test_all_damaged(open_at):
     save(checkpoints, 1, 2)
     for step in (1, 2):
         truncated(largest(checkpoints.path / str(step)))
-    with pytest.raises(InputError, match=r"2: damaged checkpoint \(state/d/.*no other that can be read"):
+    message = r"2: damaged checkpoint \(state/d/.*no other checkpoint is readable"
+    with pytest.raises(InputError, match=message):
         open_at().latest(OUTLINE)
-    assert folders(checkpoints) == ["1", "2"]  # still there, to be looked at
+    assert folders(checkpoints) == ["1", "2"]  # kept for inspection
 
 
 def test_the_list_names_every_array_file(two_checkpoints):
@@ -182,14 +183,14 @@ def test_the_list_names_every_array_file(two_checkpoints):
     assert set(listed) == found and any(name.startswith("state/d/") for name in found)
 
 
-def test_a_checkpoint_without_its_list_is_taken_as_it_is(two_checkpoints, tmp_path, open_at):
+def test_a_checkpoint_without_a_file_list_is_not_checked(two_checkpoints, tmp_path, open_at):
     path = tmp_path / "copy"
     shutil.copytree(two_checkpoints, path)
     (path / "2" / SEAL).unlink()
     assert_is(open_at(path).latest(OUTLINE), 2)
 
 
-def test_what_a_killed_process_left_does_not_count(two_checkpoints, tmp_path, open_at):
+def test_an_incomplete_checkpoint_is_ignored(two_checkpoints, tmp_path, open_at):
     path = tmp_path / "copy"
     shutil.copytree(two_checkpoints, path)
     shutil.copytree(path / "2", path / "3.orbax-checkpoint-tmp")
@@ -206,10 +207,10 @@ def test_another_mesh(open_at, before, after):
     checkpoints = open_at()
     checkpoints.save(state_of(3, before), {"step": 3, "best_step": 3})
     checkpoints.wait()
-    wanted = state_of(3, after)
-    restored = open_at().latest(outline_of(wanted)).state
-    jax.tree.map(np.testing.assert_array_equal, restored, wanted)
-    assert restored.params["kernel"].sharding == wanted.params["kernel"].sharding
+    expected = state_of(3, after)
+    restored = open_at().latest(outline_of(expected)).state
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    assert restored.params["kernel"].sharding == expected.params["kernel"].sharding
 
 
 def test_a_checkpoint_of_another_network(two_checkpoints, tmp_path, open_at):
@@ -218,10 +219,10 @@ def test_a_checkpoint_of_another_network(two_checkpoints, tmp_path, open_at):
     other = OUTLINE._replace(params={"another": OUTLINE.params["kernel"]})
     with pytest.raises(InputError, match="2: cannot be restored"):
         open_at(path).latest(other)
-    assert_is(open_at(path).latest(OUTLINE), 2)  # it was not taken for a damaged one
+    assert_is(open_at(path).latest(OUTLINE), 2)  # it was not treated as damaged
 
 
-def test_what_remembers_nothing_is_stored_as_it_was_before_there_was_memory():
+def test_an_empty_memory_is_not_stored():
     state = TrainState(jnp.int32(1), {"kernel": jnp.ones(2)}, (), jnp.uint32([0, 1]))
     assert list(checkpoint._tree(state)) == ["step", "params", "opt_state", "key"]
     assert list(checkpoint._tree(state._replace(memory={"silent": jnp.zeros(2)})))[-1] == "memory"

@@ -1,4 +1,4 @@
-"""What is said of numbers that are not finite."""
+"""Sentences that locate numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -41,27 +41,28 @@ def test_a_poisoned_parameter_and_the_first_block_it_reaches(network):
     def poison(params):
         params["blocks"]["dense"]["up"]["kernel"][1, 2, 3] = np.nan
         return params
-    found = sentences(network, poison)
-    assert found[0] == "parameters not finite before the update: blocks.dense.up.kernel"
-    assert found[1] == "the residual stream is not finite after block 1 of 3"
-    assert found[2] == "the logits are not finite"
-    assert found[3].startswith("gradients not finite: ") and " and " in found[3] and " more" in found[3]
+    messages = sentences(network, poison)
+    assert messages[0] == "parameters not finite before the update: blocks.dense.up.kernel"
+    assert messages[1] == "the residual stream is not finite after block 1 of 3"
+    assert messages[2] == "the logits are not finite"
+    assert messages[3].startswith("gradients not finite: ")
+    assert " and " in messages[3] and " more" in messages[3]
 
 
 def test_an_overflow_in_the_unembedding(network):
     def poison(params):
         params["unembed"]["kernel"] *= 1e38
         return params
-    found = sentences(network, poison)
-    assert found[0].startswith("the residual stream is finite")
-    assert found[1] == "the logits are not finite"
-    assert not [sentence for sentence in found if sentence.startswith("parameters")]
+    messages = sentences(network, poison)
+    assert messages[0].startswith("the residual stream is finite")
+    assert messages[1] == "the logits are not finite"
+    assert not [sentence for sentence in messages if sentence.startswith("parameters")]
 
 
 def test_a_gradient_alone(network):
     def loss(model, batch, key):
         total, metrics = next_byte_loss(0.0)(model, batch, key)
         return total + jnp.sqrt(0.0 * jnp.sum(model.final_norm.bias[...])), metrics
-    found = sentences(network, loss=loss)
-    assert found[1].startswith("the logits are finite")
-    assert found[2] == "gradients not finite: final_norm.bias"
+    messages = sentences(network, loss=loss)
+    assert messages[1].startswith("the logits are finite")
+    assert messages[2] == "gradients not finite: final_norm.bias"

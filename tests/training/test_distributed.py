@@ -1,4 +1,4 @@
-"""Who belongs to a run, and stopping: in this process, and in two real ones of four devices each."""
+"""Joining and stopping a distributed run: in this process, and in two processes of four devices each."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def main():
     folder, fails = Path(sys.argv[1]), sys.argv[2] == "fails"
     process, devices = jax.process_index(), jax.device_count()
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
     numbers = jax.make_array_from_callback((devices,), split, lambda i: jnp.arange(devices)[i])
-    total, stopped = jax.jit(jnp.sum, out_shardings=whole), None
+    total, stopped = jax.jit(jnp.sum, out_shardings=replicated), None
 
     def compiled_late(x):
         if process == 1:
             time.sleep(1)
             (folder / "compiled").touch()
         return x + 1
-    waits = distributed.together(jax.jit(compiled_late))
+    waits = distributed.compile_barrier(jax.jit(compiled_late))
     waited = int(waits(jnp.zeros(3))[0]) == 1 and (folder / "compiled").exists()
     again = waits(jnp.ones(3)).tolist() == [2.0] * 3 and waits(jnp.ones(4)).shape == (4,)
     with distributed.signals_deferred():
@@ -57,7 +57,7 @@ def main():
                  waited=waited, again=again)))
         return distributed.stop_status()
 
-distributed.exit_with(main)
+sys.exit(distributed.exit_on_failure(lambda argv: main())())
 """
 START = f"""
 import sys
@@ -94,13 +94,13 @@ def test_two_processes_compute_together_and_a_signal_to_one_stops_both_at_one_st
     assert first["total"] == sum(range(8))
     assert (first["devices"], first["local"]) == (8, 4)
     assert first["stopped"] is not None
-    # The other compiled for a second longer, and communicated nothing.
+    # The other process compiled for a second longer, without communicating.
     assert first["waited"] and first["again"]
 
 
 @pytest.mark.exhaustive
-def test_a_failure_of_one_ends_both_at_once(tmp_path):
-    """JAX's own way out would wait five minutes for a process that waits in a collective."""
+def test_one_failing_process_ends_both_immediately(tmp_path):
+    """JAX's normal exit would wait five minutes for a process that waits in a collective."""
     launcher = start(tmp_path, "fails")
     _, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 1
@@ -116,7 +116,7 @@ def test_sigterm_to_a_single_process_is_reported_and_the_old_handler_returns():
         assert distributed.should_stop(2)
         assert distributed.should_stop(3)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert not distributed.should_stop(1)  # nothing later is stopped by an old signal
+    assert not distributed.should_stop(1)  # an old signal does not stop later work
 
 
 def test_the_first_interrupt_is_reported_and_the_second_interrupts():
@@ -148,26 +148,26 @@ def test_wrong_environment(monkeypatch, environment, message):
     assert "\n" not in str(raised.value)
 
 
-def test_nothing_is_detected(monkeypatch):
-    """The message names all that would have been detected."""
-    asked = []
+def test_without_a_detected_cluster_the_message_names_all(monkeypatch):
+    """The error lists every cluster that would be detected."""
+    calls = []
 
     def detect(*arguments, **more):
-        asked.append((arguments, more))
+        calls.append((arguments, more))
         raise ValueError("coordinator_address should be defined.")
     for name in (distributed.COORDINATOR, distributed.NUM_PROCESSES, distributed.PROCESS_ID):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", detect)
     with pytest.raises(InputError) as raised:
         distributed.initialize()
-    assert asked == [((), {})]
+    assert calls == [((), {})]
     for name in (distributed.COORDINATOR, "launch/local.py", "srun", "TPU", "GKE", "mpirun"):
         assert name in str(raised.value)
 
 
 @pytest.mark.exhaustive
-def test_nothing_to_detect():
-    """Outside any cluster; the message names all that would have been one."""
+def test_outside_any_cluster():
+    """The error lists every cluster that would be detected."""
     clean = {key: value for key, value in os.environ.items()
              if not key.startswith(("TILELLI_", "SLURM_", "OMPI_", "JAX_COORDINATOR", "KUBERNETES_"))}
     program = ("from tilelli_jax.errors import command\nfrom tilelli_jax.training import distributed\n"
@@ -182,7 +182,7 @@ def test_nothing_to_detect():
 
 @pytest.mark.exhaustive
 def test_slurm_is_detected():
-    """Two tasks, as srun describes them to JAX."""
+    """Two tasks with the environment that srun sets."""
     job = 1 + os.getpid() % 4000  # JAX derives the port from it
     slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1",
              "SLURM_NTASKS": "2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -1,4 +1,4 @@
-"""Runs that fine-tune a model on pairs: where they start, what they leave alone, resuming, refusals."""
+"""Fine-tuning runs: starting model, untouched parameters, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VANILLA = VanillaConfig(d_model=16, n_layers=1, max_seq_len=64, n_heads=2, dense
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models to start from, and pairs of two kinds that a letter tells apart."""
+    """Models to start from, and answerable and unanswerable pairs with distinguishable prompts."""
     path = tmp_path_factory.mktemp("finetune")
     tilelli_jax.save(build(ROUTED, 0), path / "routed")
     tilelli_jax.save(build(VANILLA, 0), path / "vanilla")
@@ -70,11 +70,11 @@ def only_head(folder: Path) -> Path:
 
 
 def test_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain fine-tuning: nats per byte of responses, from the model's own network."""
+    """Plain fine-tuning of the whole starting network, in nats per byte of the responses."""
     args = configured(folder, tmp_path / "run")
     assert main([*args, "train.steps=30", "train.eval_every=30", "chat.pack=true"]) == 0
     out = capsys.readouterr().out
-    assert "pairs (" in out and "nats/byte" in out and "of which" not in out and "to learn from in" in out
+    assert "pairs (" in out and "nats/byte" in out and "of which" not in out and "to train on in" in out
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["valid_loss"] < rows[0]["loss"] - 1 and "bits_per_byte" in rows[0]
     assert {"nats", "router_entropy_loss", "router_entropy", "zero_fraction"} <= rows[0].keys()
@@ -86,18 +86,19 @@ def test_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_only_the_head(folder: Path, only_head: Path) -> None:
-    """A network without one gets it; nothing else changes, and so nothing that is generated."""
+    """A network without a head gets one; no other parameter changes, nor any generated text."""
     before, after = (tilelli_jax.load(path) for path in (folder / "routed", only_head / "model"))
-    ours, theirs = to_arrays(after), to_arrays(before)
-    assert ours.keys() - theirs.keys() == {"abstain.kernel", "abstain.bias"}
-    for name, array in theirs.items():
-        assert ours[name].tobytes() == array.tobytes(), name
-    said = [[made.data for made in tilelli_jax.generate(model, ["USER: hi\nTILELLI:", "Once"], max_new=40,
-                                                        temperature=1.0, seed=3)]
-            for model in (before, after)]
-    assert said[0] == said[1]
+    after_arrays, before_arrays = to_arrays(after), to_arrays(before)
+    assert after_arrays.keys() - before_arrays.keys() == {"abstain.kernel", "abstain.bias"}
+    for name, array in before_arrays.items():
+        assert after_arrays[name].tobytes() == array.tobytes(), name
+    texts = [[output.data for output in tilelli_jax.generate(
+        model, ["USER: hi\nTILELLI:", "Once"], max_new=40, temperature=1.0, seed=3)]
+             for model in (before, after)]
+    assert texts[0] == texts[1]
     summary = summary_of(only_head)
-    assert summary["trained_parameters"] == 17 and summary["parameters"] == sum(a.size for a in ours.values())
+    assert summary["trained_parameters"] == 17
+    assert summary["parameters"] == sum(array.size for array in after_arrays.values())
     rows = read_metrics(only_head / "metrics.jsonl")
     assert rows[0]["abstain"] == pytest.approx(np.log(2), rel=1e-6)  # a head of zeros
     assert rows[-1]["valid_loss"] < rows[0]["abstain"]
@@ -108,26 +109,30 @@ def test_only_the_head(folder: Path, only_head: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_head_goes_on_from_a_model_that_has_one(folder: Path, only_head: Path, tmp_path: Path) -> None:
-    """And a frozen one may guide a router."""
+def test_training_continues_from_an_existing_head(folder: Path, only_head: Path, tmp_path: Path) -> None:
+    """A frozen head can also train a router."""
     args = configured(folder, tmp_path / "run", train=["router"], cross_entropy_weight=0, abstain_weight=1)
     assert main([*args, f"train.init_from={only_head / 'model'}", "train.steps=4"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[0]["abstain"] < 0.999 * np.log(2)
-    ours, theirs = (to_arrays(tilelli_jax.load(path / "model")) for path in (tmp_path / "run", only_head))
-    assert {name for name in ours if ours[name].tobytes() != theirs[name].tobytes()} == {
-        f"blocks.{i}.router.kernel" for i in range(2)}
+    after_arrays, before_arrays = (to_arrays(tilelli_jax.load(path / "model"))
+                                   for path in (tmp_path / "run", only_head))
+    changed = {name for name, array in after_arrays.items()
+               if array.tobytes() != before_arrays[name].tobytes()}
+    assert changed == {f"blocks.{i}.router.kernel" for i in range(2)}
 
 
 @pytest.mark.exhaustive
-def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                      capsys: pytest.CaptureFixture[str]) -> None:
-    """To the bit, the tether's memory too, and without the model that it began from."""
-    goal = {"train": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2, "router_kl_weight": 0.5}
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+        folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """To the bit, including the router_kl memory, and without the starting model."""
+    goal = {"train": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2,
+            "router_kl_weight": 0.5}
     shutil.copytree(folder / "routed", tmp_path / "start")
     start = f"train.init_from={tmp_path / 'start'}"
-    whole = [*configured(folder, tmp_path / "whole", **goal), start]
-    assert main(whole) == 0
+    uninterrupted = [*configured(folder, tmp_path / "whole", **goal), start]
+    assert main(uninterrupted) == 0
     assert "parameters, of which 81 are trained;" in capsys.readouterr().out  # 2 · 16 · 2 + 16 + 1
     parts = [*configured(folder, tmp_path / "parts", **goal), start]
     with monkeypatch.context() as patch:
@@ -136,17 +141,17 @@ def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
     shutil.rmtree(tmp_path / "start")
     jax.clear_caches()
     assert main(parts) == 0
-    assert "going on from step 3" in capsys.readouterr().out
+    assert "resuming from step 3" in capsys.readouterr().out
     assert ((tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
             == (tmp_path / "parts" / "model" / "model.safetensors").read_bytes())
-    told = [[{key: value for key, value in row.items() if "second" not in key}
+    rows = [[{key: value for key, value in row.items() if "second" not in key}
              for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("whole", "parts")]
-    assert told[0] == told[1] and told[0][-1]["router_kl"] > 0 == round(told[0][0]["router_kl"], 6)
+    assert rows[0] == rows[1] and rows[0][-1]["router_kl"] > 0 == round(rows[0][0]["router_kl"], 6)
     assert main(parts) == 0  # complete
     assert "is complete" in capsys.readouterr().out
     assert main([*parts, "finetune.train=[router]", "--resume"]) == 2
     assert_one_line(capsys.readouterr().err, "finetune.train was")
-    # What was saved of the configuration is all of it.
+    # The saved configuration is complete.
     saved = yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())
     assert saved["model"]["abstain_head"] is True and saved["model"]["d_model"] == 16
 
@@ -157,8 +162,10 @@ def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
     (["finetune.train=[]"], ["finetune.train", "at least one"]),
     (["finetune.train=[abstain]"], ["finetune.abstain_weight", "above 0"]),
     (["finetune.cross_entropy_weight=0"], ["cross_entropy_weight, abstain_weight, router_entropy_weight"]),
-    (["finetune.train=[router]", "finetune.abstain_weight=1"], ["finetune.abstain_weight", "has no abstain head"]),
-    (["train.init_from={dir}/vanilla", "finetune.router_entropy_weight=1"], ["finetune.router_entropy_weight", "no router"]),
+    (["finetune.train=[router]", "finetune.abstain_weight=1"],
+     ["finetune.abstain_weight", "has no abstain head"]),
+    (["train.init_from={dir}/vanilla", "finetune.router_entropy_weight=1"],
+     ["finetune.router_entropy_weight", "no router"]),
     (["train.init_from={dir}/vanilla", "finetune.train=[router]"], ["parameters of 'router'", "attention"]),
     (["train.init_from=", "finetune.train=[router]"], ["finetune.train: expected everything"]),
     (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
@@ -169,24 +176,24 @@ def test_interrupted_is_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
     (["train.seq_len=30"], ["chat.jsonl, line", "takes a train.seq_len of"]),
     (["train.seq_len=65"], ["train.seq_len: expected at most model.max_seq_len 64"]),
     (["report.trigram=true"], ["report.trigram"])])
-def test_refusals(change: list[str], parts: list[str], folder: Path, tmp_path: Path,
-                  capsys: pytest.CaptureFixture[str]) -> None:
-    changes = [one.replace("{dir}", str(folder)) for one in change]
+def test_invalid_settings(change: list[str], parts: list[str], folder: Path, tmp_path: Path,
+                          capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [override.replace("{dir}", str(folder)) for override in change]
     assert main([*configured(folder, tmp_path / "run"), *changes]) == 2
     assert_one_line(capsys.readouterr().err, *parts)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("part", ["source", "valid"])
-def test_pairs_of_which_none_counts(part: str, folder: Path, tmp_path: Path,
-                                    capsys: pytest.CaptureFixture[str]) -> None:
-    """A mean over no byte would be a loss of 0.0, the best of all."""
+def test_pairs_without_a_response_in_the_loss(part: str, folder: Path, tmp_path: Path,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean over zero bytes would be a loss of 0.0, and count as the best."""
     files = {name: tmp_path / f"{name}.jsonl" for name in ("source", "valid")}
     for name, path in files.items():
         path.write_text("".join(json.dumps({"prompt": f"{name[0]}{i}", "response": "b",
                                             "answerable": name != part}) + "\n" for i in range(8)))
     assert main([*configured(folder, tmp_path / "run"), f"chat.source={files['source']}",
                  f"chat.valid={files['valid']}", "chat.loss_on=answerable"]) == 2
-    assert_one_line(capsys.readouterr().err, "cross_entropy_weight: expected 0", f"{part}.jsonl has no response",
-                    "learn from" if part == "source" else "validate on")
+    assert_one_line(capsys.readouterr().err, "cross_entropy_weight: expected 0",
+                    f"{part}.jsonl has no response", "train on" if part == "source" else "validate on")
     assert not (tmp_path / "run").exists()

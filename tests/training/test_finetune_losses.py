@@ -1,4 +1,4 @@
-"""Fine-tuning's losses against sums written out in float64, and what of a network they move."""
+"""Fine-tuning losses compared with explicit float64 sums, and the parameters that they update."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import MeshConfig, make_mesh, path_name, place_rows
 from tilelli_jax.store import build
-from tilelli_jax.training.chat_loss import FinetuneConfig, chat_loss, tethered
+from tilelli_jax.training.chat_loss import FinetuneConfig, chat_loss, finetune_hooks
 from tilelli_jax.training.groups import GROUPS, Group, merge, select, trained_of
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training, parameter_count, split_params
@@ -31,12 +31,13 @@ ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, dense_expand=2, p
 PAIRS = [Pair("hi", "ok", True, "1"), Pair("who is Xu?", "I do not know.", False, "2"),
          Pair("what", "a b c", True, "3"), Pair("wég", "d", False, "4"), Pair("a", "b", True, "5"),
          Pair("abc", "de", True, "6"), Pair("xy", "z", False, "7"), Pair("u", "vw", True, "8")]
-ALL = FinetuneConfig(cross_entropy_weight=0.5, abstain_weight=2.0, router_entropy_weight=3.0, router_kl_weight=0.7)
+ALL = FinetuneConfig(cross_entropy_weight=0.5, abstain_weight=2.0, router_entropy_weight=3.0,
+                     router_kl_weight=0.7)
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, eps=1e-3, clip_norm=0.0, weight_decay=0.5)
 
 
 def batch_of(source: ChatRows, parts: int = 1) -> dict[str, np.ndarray]:
-    """All rows as one batch `[parts, rows, …]`, as the task places it."""
+    """Returns all rows as one batch `[parts, rows, …]`, as the task places it."""
     batch: ChatBatch = next(iter(training_rows(source, batch_size=len(source), seed=0, prefetch=0)))
     return {name: (array if array.dtype != np.float32 else array * np.float32(parts)).reshape(
         parts, -1, array.shape[-1]) for name, array in batch._asdict().items() if name != "rows"}
@@ -49,7 +50,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def before() -> Any:
-    """The network that the tether holds to: another router."""
+    """The starting network for router_kl: the same network with another router."""
     other = random_network(ROUTED, seed=4)[0]
     model = random_network(ROUTED, seed=3)[0]
     model.blocks.router.kernel[...] = other.blocks.router.kernel[...]
@@ -61,34 +62,34 @@ def jitted(graph: Any) -> Any:
     return jax.jit(lambda state, ids: nnx.merge(graph, state).tapped(ids, Tap(record=("router", "abstain"))))
 
 
-def looker(model: Any) -> Callable[[bytes], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Bytes, all but the last of which are read → logits `[time, 256]`, abstain logits `[time]`, routing
-    `[blocks, time, paths]`, float64. The padding is behind them, where nothing sees it."""
+def forward_pass(model: Any) -> Callable[[bytes], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns a function: bytes, of which all but the last are read → logits `[time, 256]`, abstain logits
+    `[time]`, routing `[blocks, time, paths]`, float64. Padding follows the bytes and does not affect them."""
     graph, state = nnx.split(model)
 
-    def look(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids = np.frombuffer(text.ljust(TIME + 1, b"\0"), np.uint8).astype(np.int32)[None, :-1]
         logits, seen = jitted(graph)(state, ids)
         n = len(text) - 1
         return (np.asarray(logits, np.float64)[0, :n], np.asarray(seen["abstain"], np.float64)[0, :n],
                 np.asarray(seen["router"], np.float64)[:, 0, :n])
-    return look
+    return run
 
 
 def by_hand(model: Any, before: Any, pairs: list[Pair]) -> dict[str, float]:
-    """The terms, of each pair alone."""
+    """Returns the terms, computed for each pair separately."""
     nats, abstain, unsure, drift = [], [], [], []
-    look, look_before = looker(model), looker(before)
+    run, run_before = forward_pass(model), forward_pass(before)
     for pair in pairs:
         given, text = asked(pair.prompt).encode(), (asked(pair.prompt) + answered(pair.response)).encode()
-        logits, z, r = look(text)
+        logits, z, r = run(text)
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         nats += [-log_p[t - 1, text[t]] for t in range(len(given), len(text))]
         z = z[len(given) - 1]
         abstain.append(-np.log(1 / (1 + np.exp(z if pair.answerable else -z))))
         h = (-(r * np.log(r)).sum(-1) / np.log(r.shape[-1]))[:, :len(given)].mean()
         unsure.append(h if pair.answerable else 1 - h)
-        p = look_before(text)[2]
+        p = run_before(text)[2]
         drift += list((p * (np.log(p) - np.log(r))).sum(-1).mean(0))
     return {"nats": np.mean(nats), "abstain": np.mean(abstain), "router_entropy_loss": np.mean(unsure),
             "router_kl": np.mean(drift)}
@@ -107,16 +108,16 @@ def test_the_terms_of_rows_with_one_pair_are_those_of_each_pair_alone(model: Any
     assert told["router_entropy"].shape == (2,) and 0.1 < expected["router_entropy_loss"] < 0.9
 
 
-def test_packed_rows_are_read_as_one_conversation(model: Any) -> None:
-    """Each term over the same bytes, but with what came before in sight."""
+def test_packed_rows_are_one_conversation(model: Any) -> None:
+    """Each term covers the same bytes, but the earlier turns are visible."""
     source = pack_rows(PAIRS, TIME, pack=True)
     assert len(source) < len(PAIRS)
     batch = {name: array[0] for name, array in batch_of(source).items()} | {"start": split_params(model)[1]}
     found = jax.jit(chat_loss(ALL))(model, batch, jax.random.key(0))[1]
-    nats, entropies, look = [], [], looker(model)
+    nats, entropies, run = [], [], forward_pass(model)
     for row in source.rows:
         text = b"".join(source.turns[pair][0][:-len("USER:")] for pair in row) + b"USER:"
-        logits, _, r = look(text)
+        logits, _, r = run(text)
         log_p, at = logits - np.log(np.exp(logits).sum(-1, keepdims=True)), 0
         for pair in row:
             whole, given, _ = source.turns[pair]
@@ -129,8 +130,8 @@ def test_packed_rows_are_read_as_one_conversation(model: Any) -> None:
     assert float(found["router_kl"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_where_metacognition_pushes(model: Any) -> None:
-    """Down the gradient, the routers are surer of prompts with an answer, and less sure of the others."""
+def test_the_router_entropy_loss_moves_entropy_in_both_directions(model: Any) -> None:
+    """Along the negative gradient, entropy falls on prompts with an answer and rises on the others."""
     loss = chat_loss(FinetuneConfig(cross_entropy_weight=0, router_entropy_weight=1.0))
     network, params = split_params(model)
     gradient = jax.jit(jax.grad(lambda p, batch: loss(network.merge(p), batch, jax.random.key(0))[0]))
@@ -147,7 +148,7 @@ def test_where_metacognition_pushes(model: Any) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# Groups, and what an update of one leaves alone.
+# Groups, and the parameters that an update of a group leaves unchanged.
 
 
 EVERY = (dataclasses.replace(ROUTED, pathways=("local", "state", "sparse", "dense")),
@@ -174,14 +175,14 @@ def test_every_parameter_is_in_one_group(config: ModelConfig) -> None:
 
 @pytest.mark.parametrize(("groups", "expected"), [
     (["router"], 6144), (["abstain"], 257), (["router", "abstain"], 6401), (["everything"], 10_179_329)])
-def test_how_many_parameters_of_lite_are_trained(groups: list[str], expected: int) -> None:
+def test_number_of_trained_parameters_of_lite(groups: list[str], expected: int) -> None:
     lite = dataclasses.replace(RoutedConfig(), abstain_head=True)
     params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: build(lite, 0)), nnx.Param))
     assert parameter_count(select(params, trained_of(groups))) == expected
 
 
 class Run:
-    """A state and its updates on some devices."""
+    """A training state and its updates on some devices."""
 
     def __init__(self, start: Any, goal: FinetuneConfig, sizes: tuple[int, int, int] = (1, 1, 1),
                  optimizer: OptimizerConfig = ADAMW) -> None:
@@ -189,7 +190,7 @@ class Run:
         with jax.set_mesh(self.mesh):
             self.training = make_training(start.config, ComputeConfig(), optimizer, steps=3,
                                           loss=chat_loss(goal), seed=0, mesh=self.mesh, model=start,
-                                          hooks=tethered(goal))
+                                          hooks=finetune_hooks(goal))
             self.state = self.training.make_state()
 
     def __call__(self, batch: dict[str, np.ndarray], times: int = 1) -> Any:
@@ -207,9 +208,10 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("goal", [
     dataclasses.replace(ALL, train=("router",)),
-    FinetuneConfig(train=("abstain",), cross_entropy_weight=0, abstain_weight=1), FinetuneConfig(train=("norms", "embed"))])
-def test_what_is_not_trained_keeps_every_bit(model: Any, goal: FinetuneConfig) -> None:
-    """Whatever the weight decay; it has no gradient and no moments either."""
+    FinetuneConfig(train=("abstain",), cross_entropy_weight=0, abstain_weight=1),
+    FinetuneConfig(train=("norms", "embed"))])
+def test_untrained_parameters_stay_unchanged(model: Any, goal: FinetuneConfig) -> None:
+    """Even with weight decay; they have no gradient and no moments either."""
     run, trained = Run(model, goal), trained_of(goal.train)
     start = flat(jax.device_get(run.state.params))
     metrics = run(batch_of(pack_rows(PAIRS, TIME, pack=False)), times=2)
@@ -225,40 +227,41 @@ def test_what_is_not_trained_keeps_every_bit(model: Any, goal: FinetuneConfig) -
             np.testing.assert_array_equal(value, start[name])
 
 
-def test_gradients_of_the_head_reach_the_router_though_nothing_asks_for_its_entropy(model: Any) -> None:
-    """With both trained: what moves a router whose own loss has no weight."""
+def test_gradients_of_the_abstain_head_reach_the_router(model: Any) -> None:
+    """If both are trained, the head's loss alone moves the router."""
     run = Run(model, FinetuneConfig(train=("router", "abstain"), cross_entropy_weight=0, abstain_weight=1))
     start = flat(jax.device_get(run.state.params))["blocks.router.kernel"]
     run(batch_of(pack_rows(PAIRS, TIME, pack=False)))
     assert np.abs(flat(run.state.params)["blocks.router.kernel"] - start).max() > 1e-4
 
 
-def test_a_tether_holds(model: Any) -> None:
-    """It begins at 0, and the heavier it is, the less far the routing goes."""
+def test_router_kl_limits_the_change_of_routing(model: Any) -> None:
+    """It starts at 0, and a larger weight keeps the routing closer to the start."""
     drifts = []
     for weight in (1e-6, 10.0):
-        run = Run(model, FinetuneConfig(train=("router",), cross_entropy_weight=0, router_entropy_weight=1, router_kl_weight=weight))
+        run = Run(model, FinetuneConfig(train=("router",), cross_entropy_weight=0, router_entropy_weight=1,
+                                        router_kl_weight=weight))
         batch = batch_of(pack_rows(PAIRS, TIME, pack=False))
         assert run(batch)["router_kl"] == pytest.approx(0, abs=1e-6)
         drifts.append(float(run(batch, times=6)["router_kl"]))
     assert 0 < drifts[1] < 0.5 * drifts[0]
 
 
-def test_parts_are_one_batch(model: Any) -> None:
-    """Though they hold different numbers of pairs and bytes."""
+def test_accumulated_parts_equal_one_batch(model: Any) -> None:
+    """Also if the parts have different numbers of pairs and bytes."""
     source = pack_rows(PAIRS, TIME, pack=True)
     source = dataclasses.replace(source, rows=source.rows[:len(source) // 2 * 2])
     assert len({tuple(counts) for counts in source.counts}) == len(source) > 1
     goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"), router_kl_weight=0)
-    whole, parts = Run(model, goal), Run(model, goal)
-    expected, found = whole(batch_of(source)), parts(batch_of(source, parts=2))
+    one_batch, parts = Run(model, goal), Run(model, goal)
+    expected, found = one_batch(batch_of(source)), parts(batch_of(source, parts=2))
     for name in ("loss", "nats", "abstain", "router_entropy_loss", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=2e-5), name
 
 
 @pytest.mark.exhaustive
 @pytest.mark.eight_devices
-def test_eight_devices_are_one() -> None:
+def test_eight_devices_equal_one() -> None:
     model = random_network(ROUTED, seed=3)[0]
     goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"))
     batch = batch_of(pack_rows(PAIRS, TIME, pack=False))
@@ -271,7 +274,7 @@ def test_eight_devices_are_one() -> None:
                                    atol=1e-5 * np.abs(value).max())
 
 
-def test_muon_where_nothing_is_left_for_it(model: Any) -> None:
+def test_muon_without_any_matrix_to_train(model: Any) -> None:
     goal = FinetuneConfig(train=("router", "abstain"), abstain_weight=1)
     run = Run(model, goal, optimizer=dataclasses.replace(ADAMW, name="muon"))
     start = flat(jax.device_get(run.state.params))

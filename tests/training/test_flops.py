@@ -1,4 +1,4 @@
-"""Formulas against counting: the operations of the traced network, and loops over positions."""
+"""FLOP formulas compared with counts: of the traced network, and by loops over positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATOME = RoutedConfig(d_model=32, n_layers=2, max_seq_len=16, n_heads=2, d_head=8
 
 
 def multiplied_weights(config) -> int:
-    """Numbers in the model's kernels, less the embedding's where it is only looked up."""
+    """Returns the number of weights in the kernels, without an untied embedding, which is a look-up."""
     params = jax.tree_util.tree_flatten_with_path(build_params(config))[0]
     names = [(path_name(path), leaf) for path, leaf in params]
     kernels = {name: math.prod(leaf.shape) for name, leaf in names if "kernel" in name
@@ -43,20 +43,20 @@ def build_params(config):
 def test_six_operations_for_every_weight_and_attention_by_position(config):
     time = 11
     attention = 0
-    for t in range(1, time + 1):  # position t sees t keys
+    for t in range(1, time + 1):  # position t attends to t keys
         if config.family == "vanilla":
             attention += config.n_layers * config.d_model * t * (2 * 2 * 3)
         else:
-            kept = min(t, config.top_k)
+            selected = min(t, config.top_k)
             heads = config.n_layers * config.n_banks * config.n_heads
-            attention += heads * (2 * config.d_head * t + 4 * config.d_head * kept
-                                  + 6 * config.d_model * kept)
+            attention += heads * (2 * config.d_head * t + 4 * config.d_head * selected
+                                  + 6 * config.d_model * selected)
     expected = 6 * multiplied_weights(config) + attention / time
     assert train_flops_per_token(config, time) == pytest.approx(expected, rel=1e-12)
 
 
 def test_forward_products_of_the_traced_vanilla_network():
-    """A third of the formula is the traced forward pass, but for the masked half of attention."""
+    """The traced forward pass is a third of the formula, apart from the masked half of attention."""
     batch, time = 2, VANILLA.max_seq_len
     jaxpr = jax.make_jaxpr(build(VANILLA))(jnp.zeros((batch, time), jnp.int32))
     traced = product_flops(jaxpr.jaxpr) / (batch * time)
@@ -65,7 +65,7 @@ def test_forward_products_of_the_traced_vanilla_network():
 
 
 def product_flops(jaxpr) -> int:
-    """2 · multiplications of every dot_general, those of a scan's body as often as it runs."""
+    """Returns 2 · multiplications of every dot_general; a scan's body counts once per iteration."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -80,7 +80,7 @@ def product_flops(jaxpr) -> int:
     return total
 
 
-def test_default_length_is_the_networks_own():
+def test_the_default_length_is_max_seq_len():
     assert train_flops_per_token(ATOME) == train_flops_per_token(ATOME, ATOME.max_seq_len)
     assert train_flops_per_token(ATOME, 8) < train_flops_per_token(ATOME)
 

@@ -1,4 +1,4 @@
-"""Training in a process of its own: killed, terminated and interrupted, it ends as if left alone."""
+"""Training in a separate process that is killed, terminated or interrupted gives the uninterrupted result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tilelli_jax.training.log import read_metrics
 
 STEPS = 60
 OVERRIDES = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.eval_every=20"]
-PATIENCE = 300  # seconds; a start takes a few, on an idle machine
+PATIENCE = 300  # seconds; a start takes a few on an idle machine
 NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 class Training:
-    """`tilelli train` in a process of its own."""
+    """`tilelli train` in a separate process."""
 
     def __init__(self, command, environment, run_dir):
         self.run_dir = run_dir
@@ -30,7 +30,7 @@ class Training:
                                         stderr=subprocess.PIPE, text=True)
 
     def at_row(self, row):
-        """Waits until so many steps are logged; says whether the process is still running."""
+        """Waits until `row` steps are logged; returns whether the process is still running."""
         path = self.run_dir / "metrics.jsonl"
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -40,7 +40,7 @@ class Training:
         return False
 
     def end(self, number=None):
-        """Sends a signal, and waits: exit status, what was printed, what was complained about."""
+        """Sends a signal, and waits; returns exit status, stdout and stderr."""
         if number is not None:
             self.process.send_signal(number)
         out, err = self.process.communicate(timeout=PATIENCE)
@@ -49,7 +49,7 @@ class Training:
 
 @pytest.fixture(scope="module")
 def reference(tiny_file, tmp_path_factory):
-    """The directory of a run that nothing interrupted. It leaves its programs in the store."""
+    """The directory of an uninterrupted run. It fills the compilation cache."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
     assert main(["--config", str(tiny_file), f"run_dir={run_dir}", *OVERRIDES]) == 0
     return run_dir
@@ -62,7 +62,7 @@ def reference(tiny_file, tmp_path_factory):
     ids=["killed", "killed and interrupted", "killed and terminated"])
 def test_an_interrupted_run_equals_the_uninterrupted_one(reference, train_command, environment, tmp_path,
                                                          numbers, last_environment):
-    # The saved configuration reproduces the run, too.
+    # The saved configuration also reproduces the run.
     resumed = tmp_path / "resumed"
     again = [*train_command, "--config", str(reference / "config.yaml"), f"run_dir={resumed}"]
     seed = time.time_ns()
@@ -74,28 +74,28 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(reference, train_comman
         last += rng.randint(1, 8)
         if not process.at_row(last):
             pytest.fail(f"ended by itself: {process.end()}")
-        time.sleep(rng.uniform(0.0, 0.02))  # the moment within the step is up to chance
+        time.sleep(rng.uniform(0.0, 0.02))  # a random moment within the step
         status, out, err = process.end(number)
         last = len(read_metrics(resumed / "metrics.jsonl"))
         if number == signal.SIGKILL:
             assert status == -signal.SIGKILL
             continue
-        # Saved just there, and nothing said but that.
+        # It saved at this step, and printed nothing else.
         assert status == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
-        assert f"stopped and saved at step {last} of {STEPS}; the same command goes on" in out
+        assert f"stopped and saved at step {last} of {STEPS}; the same command resumes" in out
         assert (resumed / "checkpoints" / str(last)).is_dir() and not (resumed / "summary.json").exists()
         assert err.strip() == ("" if number == signal.SIGTERM else
                                "saving and stopping; press Ctrl-C again to stop immediately")
     status, out, err = Training(again, environment | READ_ONLY | last_environment, resumed).end()
-    assert (status, err) == (0, "") and "going on from step " in out
-    assert number == signal.SIGKILL or f"going on from step {last}" in out
+    assert (status, err) == (0, "") and "resuming from step " in out
+    assert number == signal.SIGKILL or f"resuming from step {last}" in out
 
     assert_same_run(resumed, reference)
 
 
 @pytest.mark.exhaustive
 def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp_path):
-    """While starting, training, saving and ending. Compiled as users have it."""
+    """While starting, training, saving and ending, with a user's compilation cache."""
     environment = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8",
                                  "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     reference, resumed = tmp_path / "reference", tmp_path / "resumed"
@@ -112,7 +112,7 @@ def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp
     rng = random.Random(seed)
     print(f"moments drawn with seed {seed}")
     last = 0
-    # After how many more rows, and by the clock from then on.
+    # Additional rows to wait for, and then a time span in seconds.
     for more, span in ((0, starting / 2), (1, 0.3 * training), (STEPS, ending)):
         process = Training([*command, f"run_dir={resumed}"], environment | READ_ONLY, resumed)
         if more:
@@ -127,18 +127,19 @@ def test_killed_at_any_time_on_a_mesh(train_command, environment, tiny_file, tmp
 
 
 def assert_same_run(resumed, reference):
-    def kept(run_dir):
-        """What does not depend on the clock."""
+    def timeless_rows(run_dir):
+        """Returns the metrics that do not depend on time."""
         return [{key: value for key, value in row.items() if key not in ("seconds", "tokens_per_second")}
                 for row in read_metrics(run_dir / "metrics.jsonl")]
-    assert [row["step"] for row in kept(resumed)] == list(range(1, STEPS + 1))
-    for ours, theirs in zip(kept(resumed), kept(reference), strict=True):
-        assert ours == theirs  # to the last bit
+    assert [row["step"] for row in timeless_rows(resumed)] == list(range(1, STEPS + 1))
+    for resumed_row, reference_row in zip(timeless_rows(resumed), timeless_rows(reference), strict=True):
+        assert resumed_row == reference_row  # to the last bit
     for name in ("model.safetensors", "config.json"):
         assert (resumed / "model" / name).read_bytes() == (reference / "model" / name).read_bytes()
-    ours, theirs = (json.loads((run_dir / "summary.json").read_text()) for run_dir in (resumed, reference))
-    elsewhen = {"seconds": 0, "git_commit": ""}  # a commit may fall between the two
-    assert ours | elsewhen == theirs | elsewhen
+    summary, expected = (json.loads((run_dir / "summary.json").read_text())
+                         for run_dir in (resumed, reference))
+    changing = {"seconds": 0, "git_commit": ""}  # a commit may fall between the two
+    assert summary | changing == expected | changing
 
 
 @pytest.mark.exhaustive

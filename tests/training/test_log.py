@@ -1,4 +1,4 @@
-"""Where metrics go: the JSON lines, TensorBoard, the terminal."""
+"""Metrics in JSON lines, TensorBoard, Weights & Biases and the terminal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_a_row_is_a_line_of_plain_json(tmp_path):
     log = open_log(path)
     log.write({"step": 1, "loss": np.float32(0.5), "use": np.array([[0.25, 0.75]], np.float32), "rate": None})
     log.write({"step": 2, "loss": float("nan"), "use": np.array([np.inf, 1.0])})
-    # Before it is closed: a killed process leaves what it has logged.
+    # Checked before closing: a killed process leaves what it has logged.
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "loss": 0.5, "use": [[0.25, 0.75]], "rate": None},
         {"step": 2, "loss": None, "use": [None, 1.0]}]
     log.close()
 
 
-def test_rows_past_the_step_taken_up_are_dropped(tmp_path):
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "loss": 1}}\n' for step in range(1, 6)) + '{"step": 6, "lo')
     log = open_log(path, from_step=3)
@@ -42,7 +42,7 @@ def test_rows_past_the_step_taken_up_are_dropped(tmp_path):
     assert [row["loss"] for row in read_metrics(path)] == [1, 1, 1, 2]
 
 
-def test_reading_stops_at_a_line_that_was_cut_off(tmp_path):
+def test_reading_stops_at_a_truncated_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
@@ -98,7 +98,7 @@ def test_tensorboard(tmp_path):
     scalars, restarts = events(tmp_path / "tensorboard")
     assert scalars == [(1, "loss", 0.5), (1, "router_use/0/0", 0.25), (1, "router_use/0/1", 0.75),
                        (2, "loss", 0.25), (2, "loss", 0.125)]
-    assert restarts[-1] == 2  # TensorBoard drops what the first sitting logged from there on
+    assert restarts[-1] == 2  # TensorBoard drops the first session's events from this step on
 
 
 WANDB = """
@@ -107,20 +107,20 @@ def init(**settings):
     return Run(settings)
 class Run:
     def __init__(self, settings):
-        self.file = open(settings["dir"] + "/said.jsonl", "a")
-        self.say(settings)
-    def say(self, what):
-        print(json.dumps(what), file=self.file, flush=True)
+        self.file = open(settings["dir"] + "/calls.jsonl", "a")
+        self.record(settings)
+    def record(self, call):
+        print(json.dumps(call), file=self.file, flush=True)
     def log(self, row, step):
-        self.say([step, row])
+        self.record([step, row])
     def finish(self):
-        self.say("finished")
+        self.record("finished")
         self.file.close()
 """
 
 
 def test_weights_and_biases(tmp_path, monkeypatch):
-    """A stand-in that writes down what it is told: one run for all sittings, another for others."""
+    """A stand-in for wandb records its calls: all sessions of a run share one id, other runs have another."""
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "wandb.py").write_text(WANDB)
     monkeypatch.syspath_prepend(tmp_path / "packages")
@@ -134,13 +134,13 @@ def test_weights_and_biases(tmp_path, monkeypatch):
             log = open_log(tmp_path / run / "metrics.jsonl", from_step=step, config=config)
             log.write({"step": step + 1, "loss": 0.5, "router_use": np.array([[0.25, 0.75]])})
             log.close()
-        said = [json.loads(line) for line in (tmp_path / run / "said.jsonl").read_text().splitlines()]
+        calls = [json.loads(line) for line in (tmp_path / run / "calls.jsonl").read_text().splitlines()]
         rows = [[step, {"step": step, "loss": 0.5, "router_use/0/0": 0.25, "router_use/0/1": 0.75}]
                 for step in (1, 2)]
-        assert said == [said[0], rows[0], "finished", said[0], rows[1], "finished"]
-        ids.append(said[0].pop("id"))
-        assert said[0] == {"project": "mine", "dir": str(tmp_path / run), "name": "test", "config": {},
-                           "resume": "allow"}
+        assert calls == [calls[0], rows[0], "finished", calls[0], rows[1], "finished"]
+        ids.append(calls[0].pop("id"))
+        assert calls[0] == {"project": "mine", "dir": str(tmp_path / run), "name": "test", "config": {},
+                            "resume": "allow"}
     assert ids[0] != ids[1]
     monkeypatch.delitem(sys.modules, "wandb")
 
@@ -153,10 +153,10 @@ class Terminal(io.StringIO):
 def test_progress_on_a_terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    progress = Progress(20, 10, NATS.told)
+    progress = Progress(20, 10, NATS.format)
     progress.update(11, 0.6931, None)
     progress.update(12, 0.6931, 1234.5)
-    progress.say("a line")
+    progress.print_line("a line")
     progress._bar.refresh()
     progress.close()
     shown = terminal.getvalue()
@@ -164,10 +164,10 @@ def test_progress_on_a_terminal(monkeypatch):
         assert part in shown
 
 
-def test_progress_elsewhere(capsys):
+def test_progress_without_a_terminal(capsys):
     for show in (True, False):
-        progress = Progress(20, 0, NATS.told, show=show)
+        progress = Progress(20, 0, NATS.format, show=show)
         progress.update(1, 1.0, 5.0)
-        progress.say(f"a line {show}")
+        progress.print_line(f"a line {show}")
         progress.close()
     assert capsys.readouterr() == ("a line True\n", "")

@@ -1,4 +1,4 @@
-"""The loop alone, with a network that is one number: what happens when, and in which order."""
+"""The training loop with a one-number network: what happens at which step, and in which order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Saved:
 
 
 class Setup:
-    """A trainer whose loss at update i is 10 − i, and whose validation losses are given."""
+    """A trainer whose loss at update i is 10 − i, with prescribed validation losses."""
 
     def __init__(self, path, valid=lambda step: 10.0 - step, bad=None, **settings):
         self.saved, self.dispatched, self.recorded, self.path = Saved(), [], [], path
@@ -81,14 +81,14 @@ class Setup:
     def run(self, run_state=None):
         run_state = run_state or RunState()
         task = SimpleNamespace(
-            place=lambda batch: batch.bytes, describe_batch=describe_batch, logged=("zero_fraction",), tokens=4,
-            flops_per_token=2.0, loss_unit=NATS)
+            place=lambda batch: batch.bytes, describe_batch=describe_batch, logged=("zero_fraction",),
+            tokens=4, flops_per_token=2.0, loss_unit=NATS)
         trainer = Trainer(
             config=self.config, task=task, update=self.update,
             evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
             extra=lambda params: {"zero_fraction": np.float32(0.25), "not_logged": 1.0}, peak_flops=100.0,
             checkpoints=self.saved, notes={"corpus": "c"}, record=self.record,
-            progress=Progress(10, 0, NATS.told, show=False),
+            progress=Progress(10, 0, NATS.format, show=False),
             log=MetricsLog(self.path, LogConfig(), from_step=run_state.step, name="", settings={}))
         try:
             return trainer.run(State(run_state.step, 0.0), Batches(run_state.step), run_state)
@@ -105,7 +105,7 @@ def path(tmp_path):
 
 
 @pytest.mark.eight_devices
-def test_what_happens_when(path):
+def test_schedule_of_logs_validation_and_checkpoints(path):
     setup = Setup(path)
     state, run_state = setup.run()
     assert state.step == 10 and setup.dispatched == list(range(10))
@@ -119,7 +119,7 @@ def test_what_happens_when(path):
     assert {step: row["valid_loss"] for step, row in rows.items() if "valid_loss" in row} == {5: 5.0, 10: 0.0}
     assert rows[10]["valid_bits_per_byte"] == 0.0 and rows[2]["tokens"] == 8
     measured = [row for row in rows.values() if row["tokens_per_second"]]
-    assert measured  # mfu: two operations a token, of 100 a second on each of 8 devices
+    assert measured  # mfu: two operations per token, peak 100 per second on each of 8 devices
     assert all(row["mfu"] == pytest.approx(row["tokens_per_second"] * 2 / 800) for row in measured)
 
 
@@ -134,18 +134,18 @@ def test_only_a_better_loss_is_best(path):
 
 
 @pytest.mark.parametrize("at", [3, 4, 5])
-def test_a_request_to_stop_saves_at_once(path, monkeypatch, at):
+def test_a_request_to_stop_saves_immediately(path, monkeypatch, at):
     monkeypatch.setattr(loop, "should_stop", lambda step: step == at)
     setup = Setup(path)
     state, run_state = setup.run()
     assert state.step == run_state.step == at and setup.saved.steps()[-1] == at
     assert setup.saved.notes[-1]["valid_loss"] == (5.0 if at == 5 else math.inf)
-    # What goes on from there ends as if nothing had been.
+    # The resumed run ends like an uninterrupted one.
     monkeypatch.undo()
     notes = {key: value for key, value in setup.saved.notes[-1].items() if key not in ("data", "corpus")}
-    rest = Setup(path)
-    _, run_state = rest.run(RunState(**notes))
-    assert rest.dispatched == list(range(at, 10))
+    resumed = Setup(path)
+    _, run_state = resumed.run(RunState(**notes))
+    assert resumed.dispatched == list(range(at, 10))
     assert run_state._replace(seconds=0) == RunState(10, 0, 0.0, 10, 0.0, 40)
     assert run_state.seconds >= notes["seconds"]
     assert [row["loss"] for row in setup.rows().values()] == [10, 9, 7, 6, 5, 3, 1]
@@ -157,13 +157,13 @@ def test_bad_numbers_stop_the_run_and_nothing_bad_is_saved(path, bad):
     with pytest.raises(Diverged) as raised:
         setup.run()
     message = str(raised.value)
-    assert message.startswith(f"step {bad}: the loss is nan, the norm of the gradient 1 ")
+    assert message.startswith(f"step {bad}: the loss is nan, the gradient norm 1 ")
     assert f"batch {bad - 1} of the data" in message and "windows start at bytes 40, 50 of" in message
     assert "- one reason\n" in message and "- another\n" in message
     good = [step for step in (4, 5, 8) if step < bad]
     assert setup.saved.steps() == good
     assert message.endswith(f"last good checkpoint: {f'step {good[-1]}' if good else 'none yet'}")
-    # One more update may have been on its way; it left the state alone.
+    # One more update may have been dispatched; it left the state unchanged.
     assert setup.dispatched[-1] in (bad - 1, bad)
     assert all(step < bad for step in setup.rows())
 

@@ -1,4 +1,4 @@
-"""The training loss and the validation loss against sums written out."""
+"""The training and validation losses compared with explicit sums."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ VANILLA = VanillaConfig(d_model=8, n_layers=1, max_seq_len=TIME, n_heads=1, dens
 ROWS = np.random.default_rng(1).integers(0, 256, (4, TIME + 1)).astype(np.uint8)
 
 
-@pytest.fixture  # arrays are of no use after the devices have changed
+@pytest.fixture  # arrays become invalid when the devices change
 def vanilla():
     return build(VANILLA, 0)
 
 
 def nats(model, rows):
-    """−ln p of every byte but the first of each row, in double precision: [rows, time]."""
+    """Returns −ln p of every byte except the first of each row, in double precision: [rows, time]."""
     logits = np.asarray(jax.jit(model)(jnp.asarray(rows[:, :-1].astype(np.int32))), np.float64)
     below = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     return below - np.take_along_axis(logits, rows[:, 1:, None].astype(int), 2)[..., 0]
@@ -41,9 +41,9 @@ def test_training_loss_of_a_routed_network():
         {"bytes": jnp.asarray(ROWS)})
     assert float(metrics["loss"]) == pytest.approx(nats(model, ROWS).mean(), rel=1e-5)
 
-    _, seen = jax.jit(lambda ids: model.tapped(ids, Tap(record=("router",))))(
+    _, activations = jax.jit(lambda ids: model.tapped(ids, Tap(record=("router",))))(
         jnp.asarray(ROWS[:, :-1].astype(np.int32)))
-    weights = np.asarray(seen["router"], np.float64)  # [blocks, batch, time, paths]
+    weights = np.asarray(activations["router"], np.float64)  # [blocks, batch, time, paths]
     use = weights.mean((1, 2))
     balance = (3 * (use**2).sum(-1) - 1).mean()
     assert float(metrics["load_balance"]) == pytest.approx(balance, rel=1e-4)
@@ -69,7 +69,7 @@ def test_masked_sum(vanilla):
 @pytest.mark.parametrize(("sizes", "batch_size"), [
     ((1, 1, 1), 3), pytest.param((2, 2, 2), 8, marks=pytest.mark.eight_devices)])
 def test_validation_loss(vanilla, sizes, batch_size):
-    """Every byte but the first counts once, however the text falls into windows and batches."""
+    """Every byte except the first counts once, for any division into windows and batches."""
     network, params = split_params(vanilla)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
     text = np.random.default_rng(2).integers(0, 256, 301).astype(np.uint8)
@@ -80,6 +80,6 @@ def test_validation_loss(vanilla, sizes, batch_size):
             batches = validation_batches(ByteCorpus([text]), batch_size=batch_size, seq_len=TIME,
                                          rows=local_rows(mesh, batch_size), max_bytes=size)
             evaluate = make_evaluate(network, batches, mesh, batch_size=batch_size)
-            found = [evaluate(params), evaluate(params)]
-        assert found[0] == pytest.approx(expected[:size - 1].mean(), rel=1e-6)
-        assert found[0] == found[1]
+            losses = [evaluate(params), evaluate(params)]
+        assert losses[0] == pytest.approx(expected[:size - 1].mean(), rel=1e-6)
+        assert losses[0] == losses[1]

@@ -1,4 +1,4 @@
-"""Schedules at their corners, who is decayed, who gets Muon, and both rules against a second one."""
+"""Schedules, which parameters are decayed or get Muon, and both optimisers against references."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def params_of(config):
     return jax.device_get(jax.jit(lambda: split_params(build(config, 0))[1])())
 
 
-def moved(config, optimizer, grads):
-    """One update of a network's parameters, by path."""
+def first_update(config, optimizer, grads):
+    """Returns the first update and the initial value of each parameter, by path."""
     params = params_of(config)
     rule = make_optimizer(optimizer, 10)
     updates = jax.jit(lambda grads, params: rule.update(grads, rule.init(params), params)[0])(
@@ -100,24 +100,25 @@ def zeros(params):
 @pytest.mark.parametrize("config", [LITE, VANILLA], ids=["routed", "vanilla"])
 def test_kernels_are_decayed_and_nothing_else(config, name):
     settings = OptimizerConfig(name=name, learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
-    whole = moved(config, settings, zeros)
-    for path, (update, before) in whole.items():
+    updates = first_update(config, settings, zeros)
+    for path, (update, before) in updates.items():
         np.testing.assert_allclose(update, -0.05 * before if path.endswith(".kernel") else 0.0, rtol=1e-5)
-    kept = {path.rsplit(".", 1)[1] for path in whole if not path.endswith(".kernel")}
-    assert kept == {"scale", "bias", "table"} | ({"a_raw", "b", "c", "alpha"} if config is LITE else set())
+    not_decayed = {path.rsplit(".", 1)[1] for path in updates if not path.endswith(".kernel")}
+    assert not_decayed == {"scale", "bias", "table"} | (
+        {"a_raw", "b", "c", "alpha"} if config is LITE else set())
 
 
 def spread_of_update(config):
-    """How much the sizes of the entries of a first update differ, by path, if Muon is chosen.
+    """Returns the standard deviation of the first Muon update's absolute entries, by path.
 
-    Adam's first update is ±1 whatever the gradient; an orthogonalised one has entries of all sizes.
+    Adam's first update is ±1 for any gradient; an orthogonalised one has entries of all sizes.
     """
     def grads(params):
         rng = np.random.default_rng(0)
         return jax.tree.map(lambda p: rng.standard_normal(p.shape, np.float32), params)
     settings = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0,
                                clip_norm=0.0)
-    return {path: np.abs(update).std() for path, (update, _) in moved(config, settings, grads).items()}
+    return {path: np.abs(update).std() for path, (update, _) in first_update(config, settings, grads).items()}
 
 
 @pytest.mark.parametrize(("config", "matrices"), [
@@ -126,7 +127,7 @@ def spread_of_update(config):
              f"dense{bank}.up", f"dense{bank}.down")}),
     (VANILLA, {f"blocks.{name}.kernel" for name in
                ("attention.qkv", "attention.out", "dense.up", "dense.down")})], ids=["routed", "vanilla"])
-def test_muon_takes_the_matrices_inside_the_blocks(config, matrices):
+def test_muon_updates_the_matrices_inside_the_blocks(config, matrices):
     spread = spread_of_update(config)
     assert {path for path, deviation in spread.items() if deviation > 1e-2} == matrices
 
@@ -142,7 +143,7 @@ def newton_schulz(matrix, steps=5):
     return wide if x.shape[0] <= x.shape[1] else wide.T
 
 
-def test_muon_orthogonalises_every_layer_and_head_by_itself():
+def test_muon_orthogonalises_each_layer_and_head_separately():
     shapes = {"blocks": {"sparse": {"query": {"kernel": (2, 3, 16, 4)}, "value": {"kernel": (2, 3, 8, 8)}},
                          "dense": {"up": {"kernel": (2, 6, 12)}}}}
     rng = np.random.default_rng(0)
@@ -157,16 +158,16 @@ def test_muon_orthogonalises_every_layer_and_head_by_itself():
     updates, _ = rule.update(grads[1], state, params)
 
     def expected(param, first, second):
-        # Nesterov momentum with both averages freed of their bias, as optax has it.
+        # Nesterov momentum with bias correction of both averages, as in optax.
         average = (1 - beta) * (beta * first + second) / (1 - beta**3)
         momentum = beta * average + (1 - beta) * second / (1 - beta**2)
         stacked = momentum.astype(np.float64).reshape(-1, *momentum.shape[-2:])
-        turned = np.stack([newton_schulz(matrix) for matrix in stacked]).reshape(momentum.shape)
-        return -rate * (0.2 * np.sqrt(max(momentum.shape[-2:])) * turned + decay * param)
+        orthogonal = np.stack([newton_schulz(matrix) for matrix in stacked]).reshape(momentum.shape)
+        return -rate * (0.2 * np.sqrt(max(momentum.shape[-2:])) * orthogonal + decay * param)
 
-    wanted = jax.tree.map(expected, params, *grads)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), updates, wanted)
-    # Neither all layers as one matrix nor all heads: those would be far off.
+    references = jax.tree.map(expected, params, *grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), updates, references)
+    # Treating all layers or all heads as one matrix would give other singular values.
     update, param = (tree["blocks"]["dense"]["up"]["kernel"] for tree in (updates, params))
     direction = np.asarray(update + rate * decay * param) / (rate * 0.2 * np.sqrt(12))
     singular = np.linalg.svd(direction, compute_uv=False)
@@ -196,31 +197,31 @@ ADAMW = OptimizerConfig(learning_rate=0.05, schedule="constant", warmup_steps=0,
 
 
 def test_adamw_is_optax_adamw():
-    theirs = optax.adamw(0.05, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1,
-                         mask={"layer": {"kernel": True, "bias": False}})
+    reference = optax.adamw(0.05, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1,
+                            mask={"layer": {"kernel": True, "bias": False}})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-                 descend(make_optimizer(ADAMW, 5)), descend(theirs))
+                 descend(make_optimizer(ADAMW, 5)), descend(reference))
 
 
 def test_adamw_is_torch_adamw():
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     params = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in TOY["layer"].items()}
-    theirs = torch.optim.AdamW(
+    reference = torch.optim.AdamW(
         [{"params": [params["kernel"]], "weight_decay": 0.1},
          {"params": [params["bias"]], "weight_decay": 0.0}], lr=0.05, betas=(0.8, 0.9), eps=1e-6)
     for step in range(5):
         for name, gradient in toy_gradients(step)["layer"].items():
             params[name].grad = torch.tensor(gradient)
-        theirs.step()
-    ours = descend(make_optimizer(ADAMW, 5))["layer"]
+        reference.step()
+    params_after = descend(make_optimizer(ADAMW, 5))["layer"]
     for name, value in params.items():
-        np.testing.assert_allclose(ours[name], value.detach().numpy(), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(params_after[name], value.detach().numpy(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5, 1e3])
 def test_the_global_norm_is_clipped(clip_norm):
     settings = OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_steps=0, weight_decay=0.0,
-                               b1=0.0, b2=0.0, eps=1e4, clip_norm=clip_norm)  # so large an eps: SGD / eps
+                               b1=0.0, b2=0.0, eps=1e4, clip_norm=clip_norm)   # Adam becomes SGD / eps
     rule = make_optimizer(settings, 5)
     grads = toy_gradients(0)
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))

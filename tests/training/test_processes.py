@@ -1,4 +1,4 @@
-"""Two processes of four devices each, through the local launcher: the run of one process with eight."""
+"""Two processes of four devices each, started by the local launcher, give one process's run on eight."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from tilelli_jax.train import main
 from tilelli_jax.training.log import read_metrics
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
-PATIENCE = 300  # seconds; a start takes a few, on an idle machine
-# Parameters in parts on both processes.
+PATIENCE = 300  # seconds; a start takes a few on an idle machine
+# Shards parameters over both processes.
 MESH = ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2")
-# No quantiser, whose rounding would make jumps of errors of the last bit, and an epsilon that keeps
-# Adam from making whole updates of them; no clipping, which would hide a wrong scale; a schedule
-# that does not know the length of the run.
+# No quantiser, whose rounding amplifies last-bit errors; an epsilon that keeps Adam from turning such errors
+# into full updates; no clipping, which would hide a wrong scale; a schedule independent of the run's length.
 OVERRIDES = ["model.quantizer=none", "optimizer.schedule=constant", "optimizer.eps=1e-3",
              "optimizer.clip_norm=0", "train.keep=4"]
-SAME = noise(1, steps=12)  # how far what 12 updates make may lie apart, of the largest number
+SAME = noise(1, steps=12)  # tolerance after 12 updates, relative to the largest number
 MIXED = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
 
 pytestmark = pytest.mark.eight_devices
@@ -56,7 +55,7 @@ def by_one(command, tmp_path_factory):
 
 
 def go_back(run_dir, step):
-    """Makes of a complete run one whose checkpoint at `step` is damaged, and that has no later ones."""
+    """Turns a complete run into one with a damaged checkpoint at `step` and no later checkpoints."""
     for checkpoint in (run_dir / "checkpoints").iterdir():
         if checkpoint.name.isdecimal() and int(checkpoint.name) > step:
             shutil.rmtree(checkpoint)
@@ -68,13 +67,13 @@ def go_back(run_dir, step):
 
 
 def launched(args):
-    """The command of two processes of four devices each."""
+    """Returns the command for two processes of four devices each."""
     return [sys.executable, str(LAUNCHER), "--processes", "2", "--devices", "4", "--grace", "1", "--", *args]
 
 
 @pytest.fixture
 def launch(environment):
-    """Starts two processes; ends what is left of them."""
+    """Starts two processes, and kills them at the end."""
     started = []
 
     def launch(args, more={}):  # noqa: B006
@@ -93,19 +92,20 @@ def losses(run_dir):
 
 def assert_same_end(run_dir, other):
     assert losses(run_dir) == pytest.approx(losses(other), rel=SAME)
-    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run_dir, other))
+    run_summary, other_summary = (json.loads((path / "summary.json").read_text())
+                                  for path in (run_dir, other))
     for key in ("best_valid_loss", "final_valid_loss"):
-        assert ours[key] == pytest.approx(theirs[key], rel=SAME)
+        assert run_summary[key] == pytest.approx(other_summary[key], rel=SAME)
     for key in ("best_step", "steps", "tokens", "parameters", "exported_step"):
-        assert ours[key] == theirs[key]
-    ours, theirs = (to_arrays(tilelli_jax.load(path / "model")) for path in (run_dir, other))
-    for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=SAME, atol=SAME * np.abs(array).max())
+        assert run_summary[key] == other_summary[key]
+    run_summary, other_summary = (to_arrays(tilelli_jax.load(path / "model")) for path in (run_dir, other))
+    for name, array in other_summary.items():
+        np.testing.assert_allclose(run_summary[name], array, rtol=SAME, atol=SAME * np.abs(array).max())
 
 
 @pytest.fixture(scope="module")
 def by_two(by_one, command, environment, tmp_path_factory):
-    """The directory of a run that two processes took over from one, and what they printed."""
+    """The directory of a run that two processes resumed from one process, and their output."""
     run_dir = tmp_path_factory.mktemp("by two") / "run"
     shutil.copytree(by_one, run_dir)
     go_back(run_dir, 9)  # both must reach the same conclusion
@@ -115,38 +115,38 @@ def by_two(by_one, command, environment, tmp_path_factory):
     return run_dir, done.stdout, done.stderr
 
 
-def test_two_take_over_from_one(by_one, by_two):
+def test_two_processes_resume_the_run_of_one(by_one, by_two):
     run_dir, out, err = by_two
-    assert "9: damaged checkpoint" in err and "passed over" in err and err.count("\n") == 1
-    assert "going on from step 8" in out and "8 × cpu" in out and out.count("this run, best") == 1
+    assert "9: damaged checkpoint" in err and "skipped" in err and err.count("\n") == 1
+    assert "resuming from step 8" in out and "8 × cpu" in out and out.count("this run, best") == 1
     assert_same_end(run_dir, by_one)
 
 
 @pytest.mark.exhaustive
-def test_one_takes_over_from_two(by_one, by_two, command, tmp_path, capsys, caplog):
-    """From the checkpoint that the two have saved at step 9, on another mesh."""
+def test_one_process_resumes_the_run_of_two(by_one, by_two, command, tmp_path, capsys, caplog):
+    """From the checkpoint that the two processes saved at step 9, on another mesh."""
     run_dir = tmp_path / "run"
     shutil.copytree(by_two[0], run_dir)
     go_back(run_dir, 12)
     assert main(command(run_dir, mesh=MIXED)) == 0
     assert "12: damaged checkpoint" in caplog.text
-    assert "going on from step 9" in capsys.readouterr().out
+    assert "resuming from step 9" in capsys.readouterr().out
     assert_same_end(run_dir, by_one)
 
 
 @pytest.mark.exhaustive
-def test_one_goes_on_alike_on_another_mesh(by_one, command, tmp_path, capsys):
+def test_one_process_resumes_on_another_mesh(by_one, command, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(by_one, run_dir)
     go_back(run_dir, 8)
     assert main(command(run_dir, mesh=("mesh.data=8",))) == 0
-    assert "going on from step 6" in capsys.readouterr().out
+    assert "resuming from step 6" in capsys.readouterr().out
     assert_same_end(run_dir, by_one)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("mesh", [("mesh.data=8",), MIXED], ids=str)
-def test_two_are_one_on_other_meshes_too(by_one, command, launch, tmp_path, mesh):
+def test_two_processes_equal_one_on_other_meshes(by_one, command, launch, tmp_path, mesh):
     process = launch(command(tmp_path / "run", mesh=mesh))
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "") and "8 × cpu" in out
@@ -155,8 +155,8 @@ def test_two_are_one_on_other_meshes_too(by_one, command, launch, tmp_path, mesh
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(),
-                    reason="only Linux's /proc tells which process is which")
-def test_one_of_two_is_killed_and_both_go_on(command, launch, tmp_path):
+                    reason="only Linux's /proc identifies the processes")
+def test_one_of_two_processes_is_killed_and_the_run_resumes(command, launch, tmp_path):
     alone, torn = tmp_path / "alone", tmp_path / "torn"
     steps = ("train.steps=40", "train.checkpoint_every=5", "train.eval_every=10")
     process = launch(command(alone, *steps))
@@ -188,13 +188,13 @@ def wait_for_row(launcher, run_dir, row):
 
 
 def children(launcher):
-    """The launcher's processes by their number in the run."""
+    """Returns the launcher's processes by their number in the run."""
     pids = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return {process_number(int(pid)): int(pid) for pid in pids}
 
 
 def process_number(pid):
-    """Which process of its run a process is."""
+    """Returns a process's number in its run."""
     for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
         if entry.startswith(b"TILELLI_PROCESS_ID="):
             return int(entry.partition(b"=")[2])
@@ -203,7 +203,7 @@ def process_number(pid):
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(),
-                    reason="only Linux's /proc tells which process is which")
+                    reason="only Linux's /proc identifies the processes")
 def test_sigterm_to_one_stops_and_saves_both(by_one, command, launch, tmp_path):
     run_dir = tmp_path / "run"
     launcher = launch(command(run_dir, "train.steps=100000", "train.checkpoint_every=10"))
@@ -214,21 +214,21 @@ def test_sigterm_to_one_stops_and_saves_both(by_one, command, launch, tmp_path):
     last = max(losses(run_dir))
     assert f"stopped and saved at step {last} of 100000" in out
     assert (run_dir / "checkpoints" / str(last)).is_dir()
-    # From the first step on, it was the run of one process.
+    # From the first step on, it equals the run of one process.
     expected = losses(by_one)
     assert {step: losses(run_dir)[step] for step in expected} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.exhaustive
-def test_two_fine_tune_as_one(launch, tmp_path):
-    """Held-out pairs are measured once more at the end, by the first process alone."""
+def test_two_processes_fine_tune_like_one(launch, tmp_path):
+    """At the end the first process alone evaluates the held-out pairs once more."""
     tilelli_jax.save(build(RoutedConfig(d_model=16, n_layers=1, max_seq_len=48, n_heads=2, d_head=8, top_k=4,
                                         dense_expand=2), 0), tmp_path / "start")
     pairs = [{"prompt": f"Who is {i}?", "response": "Nobody.", "answerable": i % 2 == 0} for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     config = tmp_path / "chat.yaml"
     config.write_text(yaml.safe_dump({
-        "chat": {"source": str(tmp_path / "pairs.jsonl")}, "finetune": {"abstain": 1.0},
+        "chat": {"source": str(tmp_path / "pairs.jsonl")}, "finetune": {"abstain_weight": 1.0},
         "optimizer": {"eps": 1e-3, "schedule": "constant"},
         "train": {"init_from": str(tmp_path / "start"), "steps": 4, "batch_size": 8, "seq_len": 48,
                   "log_every": 1, "eval_every": 2, "eval_batch_size": 8, "checkpoint_every": 2}}))

@@ -1,4 +1,4 @@
-"""The closing report: its table, its figure, its continuations."""
+"""The report at the end of a run: table, figure and continuations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUMMARY = {"best_step": 20, "best_valid_loss": math.log(2), "steps": 30, "final_
            "trigram_valid_loss": None}
 
 
-def test_the_table_has_what_is_known():
+def test_the_table_has_the_known_losses():
     rows = report.losses_table(SUMMARY, ReportConfig(), NATS).splitlines()
     assert rows[0].split() == ["validation", "loss", "nats/byte", "bits/byte"]
     assert rows[2].split()[-2:] == ["0.6931", "1.0000"] and "best (step 20)" in rows[2]
@@ -29,7 +29,7 @@ def test_the_table_has_what_is_known():
     assert more[5].startswith("byte trigrams") and len(more) == 6
 
 
-def test_a_measure_without_another_unit():
+def test_a_loss_without_a_second_unit():
     rows = report.losses_table(SUMMARY, ReportConfig(), UNEXPLAINED).splitlines()
     assert rows[0].split(None, 2)[2] == "of the variance unexplained" and rows[2].split()[-1] == "0.6931"
 
@@ -67,4 +67,4 @@ def test_continuations(recwarn):
     assert first.startswith("[1] Once|") and second.startswith("Twice upon|")
     assert report.continuations(model, config, seed=1) == f"{first}\n\n[2] {second}"
     assert report.continuations(model, config, seed=2) != f"{first}\n\n[2] {second}"
-    assert not recwarn.list  # though the second one is longer than the window
+    assert not recwarn.list  # although the second one is longer than the window

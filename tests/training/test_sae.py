@@ -1,4 +1,4 @@
-"""Runs that train autoencoders: one trainer, resuming, refusals."""
+"""Runs that train sparse autoencoders: shared trainer, resuming, errors."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def configured(activations: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run(activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One trainer: the same run directory, table, figure and resuming as for text."""
+    """The run directory, table, figure and resuming are the same as for text."""
     config, run = configured(activations, tmp_path), tmp_path / "run"
     assert main(["--config", str(config), f"run_dir={run}", "train.steps=20"]) == 0
-    assert "2,700 activations to learn from, 300 to validate on" in capsys.readouterr().out
+    assert "2,700 activations to train on, 300 to validate on" in capsys.readouterr().out
     assert main(["--config", str(config), f"run_dir={run}", "--resume"]) == 0
     out = capsys.readouterr().out
-    assert "going on from step 20" in out and "of the variance unexplained" in out and "bits" not in out
+    assert "resuming from step 20" in out and "of the variance unexplained" in out and "bits" not in out
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 40 and {"fvu", "l0", "dead", "valid_loss", "mse"} <= rows[-1].keys()
     assert rows[-1]["valid_loss"] < 0.9 * rows[0]["loss"]
@@ -57,7 +57,7 @@ def test_a_run(activations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.exhaustive
-def test_interrupted_is_uninterrupted(activations: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_equals_an_uninterrupted_one(activations: Path, tmp_path: Path) -> None:
     config = configured(activations, tmp_path)
     for run, steps in (("whole", (40,)), ("parts", (20, 40))):
         for n in steps:
@@ -69,8 +69,8 @@ def test_interrupted_is_uninterrupted(activations: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.exhaustive
-def test_a_run_of_a_whole_batch_and_nested(activations: Path, tmp_path: Path) -> None:
-    """Interrupted or not, to the bit, its threshold as well; and held-out rows go by that."""
+def test_batch_topk_with_prefixes(activations: Path, tmp_path: Path) -> None:
+    """Interrupted or not, the weights and threshold are equal to the bit; held-out rows use the threshold."""
     config = configured(activations, tmp_path)
     for run, steps in (("whole", (40,)), ("parts", (20, 40))):
         for n in steps:
@@ -85,9 +85,9 @@ def test_a_run_of_a_whole_batch_and_nested(activations: Path, tmp_path: Path) ->
     assert rows[-1]["threshold"] > 0 and {"fvu", "l0", "dead"} <= rows[-1].keys()
     assert rows[-1]["valid_loss"] < 0.9 * rows[0]["loss"]
     held_out = open_activations(activations).part(2700, 3000)
-    found = (model.encode(jnp.asarray(held_out.gather(np.arange(300)), jnp.float32)).values > 0).sum()
+    n_active = (model.encode(jnp.asarray(held_out.gather(np.arange(300)), jnp.float32)).values > 0).sum()
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())["held_out"]
-    assert summary["l0"] == pytest.approx(float(found) / 300) and 1 < summary["l0"] < 9
+    assert summary["l0"] == pytest.approx(float(n_active) / 300) and 1 < summary["l0"] < 9
 
 
 @pytest.mark.parametrize(("change", "parts"), [
@@ -104,8 +104,8 @@ def test_a_run_of_a_whole_batch_and_nested(activations: Path, tmp_path: Path) ->
     (["model.activation=batchtopk"], ["model.activation", "topk or batch_topk"]),
     (["sae.prefixes=[8,8]"], ["sae.prefixes: expected rising numbers", "n_latents 32", "found 8, 8"]),
     (["sae.prefixes=[0,8]"], ["sae.prefixes"]), (["sae.prefixes=[8,32]"], ["sae.prefixes"])])
-def test_refusals(change: list[str], parts: list[str], activations: Path, tmp_path: Path,
-                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings(change: list[str], parts: list[str], activations: Path, tmp_path: Path,
+                          capsys: pytest.CaptureFixture[str]) -> None:
     config = configured(activations, tmp_path)
     assert main(["--config", str(config), f"run_dir={tmp_path / 'run'}", *change]) == 2
     assert_one_line(capsys.readouterr().err, *parts)

@@ -1,4 +1,4 @@
-"""What autoencoders learn for: the stored step, a restated training loop, known dictionaries, meshes."""
+"""The autoencoder loss: a stored step, a reimplemented training loop, known dictionaries, meshes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from tilelli_jax.training.step import TrainState, make_training, split_params
 
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}
-# The published study's: Adam as PyTorch has it, plain mean squares, columns of length 1.
+# As published: PyTorch's Adam, plain mean squared errors, columns of length 1.
 PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=16)
-ADAM = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=10, zero_first_rate=True, b2=0.999,
-                       weight_decay=0, clip_norm=0)
+ADAM = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=10, zero_first_rate=True,
+                       b2=0.999, weight_decay=0, clip_norm=0)
 
 
 def stored(arrays: dict[str, Any], d: int, n: int, k: int) -> TopKSAE:
@@ -53,7 +53,7 @@ def coded(model: TopKSAE, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 @needs(GOLDEN)
 @pytest.mark.parametrize("case", ["nodead", "dead"])
 def test_the_stored_step(case: str) -> None:
-    """One step of the published study's own code: codes, reconstruction, losses and gradients."""
+    """Compares with one step of the published code: codes, reconstruction, losses and gradients."""
     golden = np.load(GOLDEN / "sae_step.npz")
     model = stored({name: golden[f"p0_{name}"] for name in NAMES.values()}, 24, 96, k=6)
     dense, decoded = coded(model, golden["x"])
@@ -68,7 +68,7 @@ def test_the_stored_step(case: str) -> None:
 
 
 @needs(GOLDEN)
-def test_fewer_dead_than_could_learn() -> None:
+def test_fewer_dead_latents_than_aux_k() -> None:
     golden = np.load(GOLDEN / "sae_step.npz")
     model = stored({name: golden[f"p0_{name}"] for name in NAMES.values()}, 24, 96, k=6)
     assert golden["fewdead_mask"].sum() == 3
@@ -90,7 +90,7 @@ def losses(model: TopKSAE, x: np.ndarray, dead: np.ndarray) -> tuple[Any, Any, A
 
 @needs_torch
 def test_the_published_training_curve() -> None:
-    """Sixty steps from the same weights on the same batches, with latents that die on the way."""
+    """Sixty steps from the same weights on the same batches, during which latents die."""
     rng = np.random.default_rng(0)
     d, n, k = 16, 64, 4
     bound = {"W_enc": (6 / n)**0.5, "W_dec": (6 / d)**0.5}
@@ -108,15 +108,15 @@ def test_the_published_training_curve() -> None:
     training = make_training(model.config, ComputeConfig(), ADAM, steps=1000, loss=loss, seed=0, mesh=mesh,
                              model=model, hooks=hooks)
     with jax.set_mesh(mesh):
-        state, seen = training.make_state(), []
+        state, history = training.make_state(), []
         for step, batch in enumerate(batches):
             state, metrics = training.update(state, {"activations": jnp.asarray(batch)[None]}, np.int32(step))
-            seen.append(metrics)
-    np.testing.assert_allclose([float(row["objective"]) for row in seen], expected.losses, rtol=2e-4)
-    assert max(float(row["dead"]) for row in seen) > 0.05 and "fired" not in seen[0]
+            history.append(metrics)
+    np.testing.assert_allclose([float(row["objective"]) for row in history], expected.losses, rtol=2e-4)
+    assert max(float(row["dead"]) for row in history) > 0.05 and "fired" not in history[0]
     for name, array in by_name(state.params).items():
-        theirs = expected.params[name]
-        assert np.abs(array - theirs).mean() < 1e-3 * np.abs(theirs).mean(), name
+        reference = expected.params[name]
+        assert np.abs(array - reference).mean() < 1e-3 * np.abs(reference).mean(), name
 
 
 # --- By default ---------------------------------------------------------------------------------
@@ -128,16 +128,16 @@ ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=
 def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *, devices: int = 1,
             mesh: MeshConfig | None = None, parts: int = 1, model: TopKSAE | None = None,
             compute: ComputeConfig | None = None) -> tuple[Any, list[dict[str, Any]]]:
-    """Parameters after one update for each batch, and the metrics of each."""
+    """Returns the parameters after one update per batch, and each update's metrics."""
     where = make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
     training = training_of(config, objective, batches, where, model, compute)
     with jax.set_mesh(where):
-        state, seen = training.make_state(), []
+        state, history = training.make_state(), []
         for step, batch in enumerate(batches):
             placed = place_rows(batch.reshape(parts, -1, batch.shape[-1]), where, len(batch) // parts, axis=1)
             state, metrics = training.update(state, {"activations": placed}, np.int32(step))
-            seen.append(jax.device_get(metrics))
-    return jax.device_get(state.params), seen
+            history.append(jax.device_get(metrics))
+    return jax.device_get(state.params), history
 
 
 def training_of(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], mesh: Any,
@@ -150,18 +150,18 @@ def training_of(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.
 def trained_at_length(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *,
                       model: TopKSAE | None = None,
                       compute: ComputeConfig | None = None) -> tuple[Any, dict[str, np.ndarray]]:
-    """The same for many batches, in one program on one device; metrics are arrays over the updates."""
+    """Like `trained`, in one program on one device; metrics are arrays over the updates."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     training = training_of(config, objective, batches, mesh, model, compute)
 
     @jax.jit
     def run(state: TrainState, rows: jax.Array) -> Any:
-        def update(state: TrainState, given: tuple[jax.Array, jax.Array]) -> Any:
-            return training.update(state, {"activations": given[0][None]}, given[1])
+        def update(state: TrainState, inputs: tuple[jax.Array, jax.Array]) -> Any:
+            return training.update(state, {"activations": inputs[0][None]}, inputs[1])
         return jax.lax.scan(update, state, (rows, jnp.arange(len(batches))))
     with jax.set_mesh(mesh):
-        state, seen = run(training.make_state(), np.stack(batches))
-    return jax.device_get(state.params), jax.device_get(seen)
+        state, history = run(training.make_state(), np.stack(batches))
+    return jax.device_get(state.params), jax.device_get(history)
 
 
 @pytest.mark.exhaustive
@@ -172,13 +172,13 @@ def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...])
     rows, dictionary = mixtures(40_000, d=32, atoms=48, active=3)
     batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1200)]
     config = SAEConfig(d_model=32, n_latents=96, k=3, activation=activation)
-    params, seen = trained_at_length(config, ObjectiveConfig(dead_after=5000, prefixes=prefixes), batches)
+    params, history = trained_at_length(config, ObjectiveConfig(dead_after=5000, prefixes=prefixes), batches)
     decoder = params["decoder"]["kernel"]
     np.testing.assert_allclose(np.linalg.norm(decoder, axis=1), 1, atol=1e-5)
     best = (dictionary @ decoder.T).max(axis=1)
     assert (best >= 0.9).mean() >= 0.9
-    assert seen["fvu"][-1] < 0.1 < seen["fvu"][0] and seen["l0"][-1] <= 3
-    # As it is used afterwards, with a threshold instead of a batch: about as many, as good.
+    assert history["fvu"][-1] < 0.1 < history["fvu"][0] and history["l0"][-1] <= 3
+    # In inference, with a threshold instead of a batch, sparsity and fit are similar.
     model = split_params(TopKSAE(config, rngs=nnx.Rngs(0)))[0].merge(params)
     found = describe(model, Activations(Path(), (rows[:4000],), {}, "", 0, 4000))
     assert found["explained_variance"] > 0.9 and 2.5 < found["l0"] < 3.5
@@ -186,9 +186,9 @@ def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...])
 
 @pytest.mark.parametrize(("activation", "max_active", "prefixes"), [
     ("topk", 0, (5, 20)), ("batch_topk", 0, ()), ("batch_topk", 48, ()), ("batch_topk", 48, (5, 20))])
-def test_the_loss_is_that_of_dense_codes(activation: Any, max_active: int,
-                                         prefixes: tuple[int, ...]) -> None:
-    """Numbers and gradients; where 4 · k codes are kept of a row, as where all are."""
+def test_the_loss_equals_that_of_dense_codes(activation: Any, max_active: int,
+                                             prefixes: tuple[int, ...]) -> None:
+    """Compares values and gradients, with all codes of a row and with at most 4 · k."""
     config = SAEConfig(d_model=16, n_latents=48, k=4, activation=activation, max_active=max_active)
     x, _ = mixtures(64, d=16, atoms=24, active=3)
     model = TopKSAE(config, rngs=nnx.Rngs(0))
@@ -212,7 +212,7 @@ def test_the_loss_is_that_of_dense_codes(activation: Any, max_active: int,
         assert not grads["threshold"].any()
 
 
-def test_a_bound_of_k_is_topk() -> None:
+def test_batch_topk_with_max_active_k_is_topk() -> None:
     rows, _ = mixtures(64 * 6, d=16, atoms=24, active=3)
     config = SAEConfig(d_model=16, n_latents=32, k=4)
     expected, _ = trained(config, ObjectiveConfig(), list(rows.reshape(6, 64, 16)))
@@ -224,23 +224,24 @@ def test_a_bound_of_k_is_topk() -> None:
 
 
 def test_the_threshold_is_a_moving_average() -> None:
-    """Of the smallest active values, the first as it is; learning does not depend on it."""
+    """The threshold averages the smallest active values and starts at the first; training ignores it."""
     rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
     config = SAEConfig(d_model=16, n_latents=32, k=3, activation="batch_topk")
     batches = list(rows.reshape(12, 64, 16))
     batches[5] = np.zeros_like(batches[5]) - 100  # nothing is active
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     model.encoder.kernel[...] = jnp.abs(model.encoder.kernel[...])
-    alone, seen = trained(config, ObjectiveConfig(threshold_decay=0), batches, model=model)
-    mean, told = trained(config, ObjectiveConfig(threshold_decay=0.8), batches, model=model)
-    smallest = [float(row["threshold"]) for row in seen]
-    assert seen[5]["l0"] == 0 and smallest[5] == smallest[4] and len(set(smallest)) == 11
+    alone, history = trained(config, ObjectiveConfig(threshold_decay=0), batches, model=model)
+    mean, averaged_history = trained(config, ObjectiveConfig(threshold_decay=0.8), batches, model=model)
+    smallest = [float(row["threshold"]) for row in history]
+    assert history[5]["l0"] == 0 and smallest[5] == smallest[4] and len(set(smallest)) == 11
     expected = smallest[0]
-    for step, row in enumerate(told):
+    for step, row in enumerate(averaged_history):
         if step and step != 5:
             expected = 0.8 * expected + 0.2 * smallest[step]
         assert float(row["threshold"]) == pytest.approx(expected, rel=1e-5)
-    assert mean.pop("threshold") == told[-1]["threshold"] and alone.pop("threshold") == seen[-1]["threshold"]
+    assert mean.pop("threshold") == averaged_history[-1]["threshold"]
+    assert alone.pop("threshold") == history[-1]["threshold"]
     chex.assert_trees_all_close(mean, alone, rtol=1e-5, atol=1e-5)  # two programs: rounding may differ
 
 
@@ -249,14 +250,15 @@ def test_bfloat16_learns_as_well() -> None:
     rows, _ = mixtures(20_000, d=32, atoms=48, active=3)
     batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1000)]
     config, objective = ROUNDED
-    left = {}
+    final_fvu = {}
     for dtype in ("float32", "bfloat16"):
         compute = ComputeConfig(dtype=dtype)  # type: ignore[arg-type]
-        params, seen = trained_at_length(config, objective, batches, compute=compute)
-        left[dtype] = np.mean(seen["fvu"][-50:])
+        params, history = trained_at_length(config, objective, batches, compute=compute)
+        final_fvu[dtype] = np.mean(history["fvu"][-50:])
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
-    assert left["bfloat16"] != left["float32"] < 0.1
-    assert left["bfloat16"] == pytest.approx(left["float32"], rel=0.05)  # measured, three runs: −2 to +1.5 %
+    assert final_fvu["bfloat16"] != final_fvu["float32"] < 0.1
+    # Measured, three runs: −2 to +1.5 %.
+    assert final_fvu["bfloat16"] == pytest.approx(final_fvu["float32"], rel=0.05)
 
 
 def test_bfloat16_rounds_operands_alone() -> None:
@@ -271,12 +273,13 @@ def test_bfloat16_rounds_operands_alone() -> None:
     with jax.set_mesh(mesh):
         program = jax.make_jaxpr(training.update)(training.outline, batch, np.int32(0))
     sums = list(operations(program.jaxpr, ("dot_general", "reduce_sum", "scatter-add", "add", "add_any")))
-    assert {str(var.aval.dtype) for one in sums for var in one.outvars} <= {"float32", "int32", "uint32"}
-    assert any(var.aval.dtype == jnp.bfloat16 for one in sums for var in one.invars)
+    assert {str(var.aval.dtype) for operation in sums for var in operation.outvars} <= {
+        "float32", "int32", "uint32"}
+    assert any(var.aval.dtype == jnp.bfloat16 for operation in sums for var in operation.invars)
 
 
 def operations(program: Any, names: tuple[str, ...]) -> Iterator[Any]:
-    """The operations of a program that have these names, however deep."""
+    """Yields the operations of a program with these names, at any depth."""
     for equation in program.eqns:
         if equation.primitive.name in names:
             yield equation
@@ -299,16 +302,16 @@ def test_meshes_change_nothing(mesh: MeshConfig, parts: int, activation: Any) ->
     config = SAEConfig(d_model=16, n_latents=32, k=4, activation=activation)
     objective = ObjectiveConfig(normalize=parts == 1, dead_after=64,  # a part has its own variance
                                 prefixes=() if activation == "topk" else (8, 16))
-    expected, told = trained(config, objective, batches)
-    found, seen = trained(config, objective, batches, devices=8, mesh=mesh, parts=parts)
+    expected, reference_history = trained(config, objective, batches)
+    found, history = trained(config, objective, batches, devices=8, mesh=mesh, parts=parts)
     chex.assert_trees_all_close(found, expected, atol=2e-4)
-    for row, other in zip(seen, told, strict=True):
+    for row, other in zip(history, reference_history, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-3) and row["dead"] == other["dead"]
 
 
 @pytest.mark.exhaustive
 def test_dead_latents_come_back() -> None:
-    """Latents that look away from all data learn by foretelling the residual, and only so."""
+    """Latents that no input activates learn by predicting the residual, and only so."""
     rows, _ = mixtures(128 * 250, d=16, atoms=24, active=4)
     batches, config = list(rows.reshape(250, 128, 16)), SAEConfig(d_model=16, n_latents=64, k=4)
     dead = {}
@@ -322,24 +325,24 @@ def test_dead_latents_come_back() -> None:
 
 
 @pytest.mark.parametrize("activation", ["topk", "batch_topk"])
-def test_k_falls_to_what_it_is_to_be(activation: Any) -> None:
+def test_k_falls_from_k_start_to_k(activation: Any) -> None:
     rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
-    _, seen = trained(SAEConfig(d_model=16, n_latents=32, k=2, activation=activation),
-                      ObjectiveConfig(k_start=10, k_steps=8), list(rows.reshape(12, 64, 16)))
-    most = [row["l0"] for row in seen]
+    _, history = trained(SAEConfig(d_model=16, n_latents=32, k=2, activation=activation),
+                         ObjectiveConfig(k_start=10, k_steps=8), list(rows.reshape(12, 64, 16)))
+    most = [row["l0"] for row in history]
     assert most[0] > 6 and max(most[8:]) <= 2 and most[4] < most[0]
 
 
-def test_gradients_along_the_rows_are_taken_out() -> None:
+def test_gradients_along_the_rows_are_removed() -> None:
     config = SAEConfig(d_model=8, n_latents=16, k=4)
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     _, params = split_params(model)
     _, hooks = make_objective(config, ObjectiveConfig(), batch_size=4, steps=10)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), params)
-    kept = hooks.transform_grads(params, grads)["decoder"]["kernel"]
-    np.testing.assert_allclose(jnp.sum(kept * params["decoder"]["kernel"], axis=1), 0, atol=1e-5)
-    assert jnp.abs(kept).max() > 0.1
+    projected = hooks.transform_grads(params, grads)["decoder"]["kernel"]
+    np.testing.assert_allclose(jnp.sum(projected * params["decoder"]["kernel"], axis=1), 0, atol=1e-5)
+    assert jnp.abs(projected).max() > 0.1
 
 
 def test_the_geometric_median() -> None:
@@ -356,14 +359,15 @@ def test_latents_lie_over_the_tensor_axis() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = SAEConfig(d_model=16, n_latents=32, k=4)
     loss, hooks = make_objective(config, ObjectiveConfig(), batch_size=8, steps=9)
-    training = make_training(config, ComputeConfig(), FAST, steps=9, loss=loss, seed=0, mesh=mesh, hooks=hooks)
+    training = make_training(config, ComputeConfig(), FAST, steps=9, loss=loss, seed=0, mesh=mesh,
+                             hooks=hooks)
     specs = jax.tree.map(lambda leaf: tuple(leaf.sharding.spec), training.outline.params)
     assert specs["encoder"]["kernel"] == ("fsdp", "tensor")
     assert specs["decoder"]["kernel"] == ("tensor", "fsdp")
 
 
-def test_the_published_configuration_counts_as_it_was() -> None:
-    """Dead after more than 50 updates without being active, however short the run."""
+def test_dead_after_of_the_published_configuration() -> None:
+    """A latent is dead after more than 50 updates without firing, also in a short run."""
     config = config_lib.load(ExperimentConfig, Path(__file__).parents[2] / "configs" / "sae-published.yaml",
                              ["train.steps=60"])
     assert isinstance(config.model, SAEConfig)

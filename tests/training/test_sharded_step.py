@@ -1,4 +1,4 @@
-"""Training on eight devices is training on one: the same losses, gradients and parameters."""
+"""Training on eight devices gives the same losses, gradients and parameters as on one."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ NETWORKS = {
 MORE = {"ternary": dataclasses.replace(NETWORKS["routed"], quantizer="ternary",
                                        pathways=("local", "sparse", "dense"))}
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
-# Adam divides by the root of the second moment: with a small epsilon, gradients that are 0 but for
-# rounding would become updates of full size. No clipping, which would hide a wrong scale.
+# Adam divides by the root of the second moment: with a small epsilon, gradients that are 0 up to rounding
+# would become full-size updates. No clipping, which would hide a wrong scale.
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, eps=1e-3, clip_norm=0.0)
 
-NOISE = noise(1, steps=10)  # of the largest number of an array; measured: up to 2e-6
+NOISE = noise(1, steps=10)  # relative to an array's largest number; measured: up to 2e-6
 
 
 class Run:
-    """Some updates on a mesh, starting from the parameters that the seed gives on one device."""
+    """Some updates on a mesh, from the parameters that the seed gives on one device."""
 
     def __init__(self, name, sizes, start=None, optimizer=ADAMW, parts=1, compute=None):
         self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
@@ -61,27 +61,27 @@ class Run:
 
 @functools.cache
 def alone(name):
-    """A network's run on one device."""
+    """Returns a network's run on one device."""
     return Run(name, (1, 1, 1))
 
 
 def assert_same_run(run, reference):
     np.testing.assert_allclose(run.losses, reference.losses, rtol=NOISE)
     np.testing.assert_allclose(run.grad_norms, reference.grad_norms, rtol=NOISE)
-    for ours, theirs in zip(jax.tree.leaves(run.state.params),
-                            jax.tree.leaves(reference.state.params), strict=True):
-        # Of a parameter that came close to 0 the rounding errors are those of its neighbours.
-        np.testing.assert_allclose(ours, theirs, rtol=NOISE, atol=NOISE * np.abs(theirs).max())
+    for array, expected in zip(jax.tree.leaves(run.state.params),
+                               jax.tree.leaves(reference.state.params), strict=True):
+        # A parameter close to 0 has the rounding errors of its neighbours.
+        np.testing.assert_allclose(array, expected, rtol=NOISE, atol=NOISE * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "mesh"), [
     pytest.param(name, mesh, marks=[] if (name, mesh) == ("routed", "mixed") else [pytest.mark.exhaustive])
     for name in NETWORKS for mesh in MESHES])
-def test_a_mesh_changes_no_number(name, mesh):
+def test_a_mesh_changes_no_result(name, mesh):
     reference = alone(name)
     run = Run(name, MESHES[mesh], reference.start)
     assert_same_run(run, reference)
-    # Copies along `data`; parts along the other axes, of the moments as of the parameters.
+    # Parameters and moments are replicated along `data` and sharded along the other axes.
     for tree, copy in ((run.state.params, reference.state.params),
                        (run.state.opt_state, reference.state.opt_state)):
         share = first_device_bytes(tree) / first_device_bytes(copy)
@@ -99,16 +99,16 @@ def test_muon_and_accumulation_on_a_mesh(name):
 
 
 @pytest.mark.exhaustive
-def test_a_ternary_network_with_the_optimizer_as_it_comes():
-    """Small epsilon, clipping and trits make jumps of rounding errors; here there happen to be few."""
+def test_a_ternary_network_with_the_default_optimizer():
+    """Small epsilon, clipping and ternary rounding amplify rounding errors; here only few weights differ."""
     settings = OptimizerConfig(warmup_steps=2)
     alone = Run("ternary", (1, 1, 1), optimizer=settings)
     run = Run("ternary", (2, 2, 2), alone.start, optimizer=settings)
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-5)
-    ours, theirs, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
-                           for state in (run.state, alone.state, alone.start))
-    moved = np.abs(theirs - start)
-    assert np.mean(np.abs(ours - theirs) > 1e-2 * moved.mean()) < 1e-3  # measured: 0 to 2e-5 of them
+    params, expected, start = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+                               for state in (run.state, alone.state, alone.start))
+    moved = np.abs(expected - start)
+    assert np.mean(np.abs(params - expected) > 1e-2 * moved.mean()) < 1e-3  # measured: 0 to 2e-5 of them
 
 
 @pytest.mark.exhaustive
@@ -116,7 +116,7 @@ def test_bfloat16_and_remat_on_a_mesh():
     compute = ComputeConfig(dtype="bfloat16", remat=True)
     alone = Run("routed", (1, 1, 1), compute=compute)
     run = Run("routed", (2, 2, 2), alone.start, compute=compute)
-    # Sums of other partial sums, rounded to 8 bits.
+    # Other partial sums, rounded to 8 bits.
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-3)  # measured: up to 1.3e-4
     np.testing.assert_allclose(run.grad_norms, alone.grad_norms, rtol=1e-2)  # 1.3e-3
 
@@ -135,7 +135,7 @@ def first_device_bytes(tree):
 
 
 def assert_scores_stay(hlo):
-    """No collective moves attention scores, [… time, time]: each device has its own rows'."""
+    """Checks that no collective moves attention scores, [… time, time]: each device computes its own."""
     results = re.findall(r" = (.*?) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", hlo)
     shapes = [tuple(map(int, shape.split(","))) for result in results
               for shape in re.findall(r"\[([\d,]+)\]", result)]

@@ -1,4 +1,4 @@
-"""Learning a sidecar: what it learns, from what, and by which steps."""
+"""Training a sidecar: accuracy, scalers, early stopping and the update rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = SidecarOptions(d_hidden=8, epochs=15, batch_size=50)
 
 
 def examples(n: int, seed: int, *, shift: float = 0.0) -> Examples:
-    """Known where a feature rises with depth: no single layer and nothing of the whole tells."""
+    """Known if a feature rises with depth: neither a single layer nor the global features suffice."""
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((n, 5, 3)).astype(np.float32)
     known = rng.integers(0, 2, n)
@@ -26,21 +26,21 @@ def examples(n: int, seed: int, *, shift: float = 0.0) -> Examples:
     return Examples(features, rng.standard_normal((n, 4)).astype(np.float32) * 3 + 7, known)
 
 
-def test_it_learns_what_only_the_layers_together_tell() -> None:
+def test_it_learns_a_trend_over_layers() -> None:
     train, validate, test = (examples(n, seed) for seed, n in enumerate((400, 100, 300)))
-    found = learn(train, validate, auroc, SMALL, names=("a", "b", "c"), names_whole=tuple("defg"), seed=3)
-    scores = logits_of(found.sidecar, test.features, test.whole)
+    result = learn(train, validate, auroc, SMALL, names=("a", "b", "c"), names_whole=tuple("defg"), seed=3)
+    scores = logits_of(result.sidecar, test.features, test.whole)
     assert auroc(test.known, scores) > 0.93
-    assert found.best == int(np.argmax(found.scores)) + 1 and len(found.scores) <= SMALL.epochs
-    # It is the best epoch's, not the last one's.
-    again = logits_of(found.sidecar, validate.features, validate.whole)
-    assert auroc(validate.known, again) == pytest.approx(max(found.scores), abs=1e-12)
-    assert found.sidecar.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=8,
-                                                 features=("a", "b", "c"), globals=tuple("defg"))
+    assert result.best == int(np.argmax(result.scores)) + 1 and len(result.scores) <= SMALL.epochs
+    # The sidecar is that of the best epoch, not of the last.
+    again = logits_of(result.sidecar, validate.features, validate.whole)
+    assert auroc(validate.known, again) == pytest.approx(max(result.scores), abs=1e-12)
+    assert result.sidecar.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=8,
+                                                  features=("a", "b", "c"), globals=tuple("defg"))
 
 
 @pytest.mark.exhaustive
-def test_the_seed_is_all_that_is_drawn_from() -> None:
+def test_the_seed_determines_the_weights() -> None:
     train, validate = examples(120, 0), examples(60, 1)
     options = SidecarOptions(d_hidden=4, epochs=2, batch_size=50)
     a, b, c = (to_arrays(learn(train, validate, auroc, options, seed=seed).sidecar) for seed in (1, 1, 2))
@@ -48,9 +48,9 @@ def test_the_seed_is_all_that_is_drawn_from() -> None:
     assert np.abs(a["out.kernel"] - c["out.kernel"]).max() > 0.01
 
 
-def test_the_scalers_are_those_of_the_training_questions() -> None:
+def test_the_scalers_are_fitted_to_the_training_questions() -> None:
     train = examples(80, 0, shift=5.0)
-    train.whole[:, 2] = 4.0  # which tells nothing, and must not divide by nothing
+    train.whole[:, 2] = 4.0  # a constant feature must not cause a division by zero
     sidecar = Sidecar(SidecarConfig(n_features=3, n_globals=4, d_hidden=4), rngs=nnx.Rngs(0))
     fit_scalers(sidecar, train)
     flat = train.features.reshape(-1, 3).astype(float)
@@ -60,16 +60,16 @@ def test_the_scalers_are_those_of_the_training_questions() -> None:
     assert sidecar.global_scaler.scale[...][2] == 1.0
 
 
-def test_patience_ends_it() -> None:
+def test_patience_stops_training() -> None:
     train, validate = examples(60, 0), examples(40, 1)
     falling = iter(range(100, 0, -1))
-    found = learn(train, validate, lambda known, logits: next(falling),
-                  SidecarOptions(d_hidden=4, epochs=50, patience=3, batch_size=60))
-    assert (found.best, len(found.scores)) == (1, 4)
+    result = learn(train, validate, lambda known, logits: next(falling),
+                   SidecarOptions(d_hidden=4, epochs=50, patience=3, batch_size=60))
+    assert (result.best, len(result.scores)) == (1, 4)
 
 
-def test_one_step_is_that_of_torch() -> None:
-    """Adam with the decay in the gradient, pos_weight, the mean over questions: three epochs of one batch."""
+def test_three_updates_equal_those_of_torch() -> None:
+    """Adam with L2 penalty, pos_weight, mean over questions: three epochs of one batch."""
     torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     train, validate = examples(40, 0), examples(40, 1)
     known = np.array([1] * 10 + [0] * 30)  # classes out of balance
@@ -100,16 +100,16 @@ def test_one_step_is_that_of_torch() -> None:
         loss(logits[:, 0], torch.tensor(known, dtype=torch.float32)).backward()
         optimizer.step()
     rising = iter(range(3))
-    found = to_arrays(learn(train, validate, lambda known, logits: next(rising), options).sidecar)
+    result = to_arrays(learn(train, validate, lambda known, logits: next(rising), options).sidecar)
     for name, array in trained.items():
-        np.testing.assert_allclose(found[name], array.detach().numpy(), atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(result[name], array.detach().numpy(), atol=2e-5, err_msg=name)
 
 
-def test_what_cannot_be_learned_from() -> None:
+def test_invalid_training_data() -> None:
     train, validate = examples(40, 0), examples(40, 1)
     with pytest.raises(ValueError, match="validate: expected known and unknown questions, found one kind"):
         learn(train, validate._replace(known=np.ones(40, int)), auroc, SMALL)
-    with pytest.raises(ValueError, match="seed 0: after epoch 1 its logits are not finite; a smaller"):
+    with pytest.raises(ValueError, match="seed 0: after epoch 1 the logits are not finite; a smaller"):
         learn(train, validate, auroc, dataclasses.replace(SMALL, learning_rate=1e30))
     train.features[3, 2, 1] = np.nan
     with pytest.raises(ValueError, match="train: a feature is not finite"):

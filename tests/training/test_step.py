@@ -1,4 +1,4 @@
-"""One update: accumulation, precision, remat, scan, donation, and what it does with bad numbers."""
+"""One update: accumulation, precision, remat, scan, donation, and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class Training:
         return jax.device_get(metrics)
 
 
-def assert_close(ours, theirs, rtol=4e-5):
-    """Leaf by leaf; where a number is close to 0, in units of its array. Measured: up to 4e-6."""
-    def one(a, b):
+def assert_close(found, expected, rtol=4e-5):
+    """Compares leaf by leaf; numbers close to 0 relative to their array's largest. Measured: up to 4e-6."""
+    def compare(a, b):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
-    jax.tree.map(one, jax.device_get(ours), jax.device_get(theirs))
+    jax.tree.map(compare, jax.device_get(found), jax.device_get(expected))
 
 
 @pytest.fixture(scope="module")
@@ -67,26 +67,26 @@ def two_updates():
     return [training(ROWS), training(ROWS[::-1])], training.state
 
 
-def test_accumulated_parts_are_one_batch(two_updates):
+def test_accumulated_parts_equal_one_batch(two_updates):
     metrics, state = two_updates
     training = Training(ROUTED)
-    for rows, whole in zip((ROWS, ROWS[::-1]), metrics, strict=True):
+    for rows, expected in zip((ROWS, ROWS[::-1]), metrics, strict=True):
         accumulated = training(rows, parts=3)
-        # The load balance of three parts is not that of the whole; it was given no weight.
-        assert accumulated.pop("load_balance") != whole["load_balance"]
-        assert_close(accumulated, {key: whole[key] for key in accumulated})
+        # The load balance of three parts differs from that of the batch; its weight is 0 here.
+        assert accumulated.pop("load_balance") != expected["load_balance"]
+        assert_close(accumulated, {key: expected[key] for key in accumulated})
     assert_close(training.state.params, state.params)
 
 
 @pytest.mark.parametrize("compute", [
     pytest.param(ComputeConfig(remat=True), marks=pytest.mark.exhaustive), ComputeConfig(scan_layers=False)],
                          ids=["remat", "unrolled"])
-def test_how_layers_are_run_changes_nothing(two_updates, compute):
+def test_compute_options_change_no_result(two_updates, compute):
     metrics, state = two_updates
     training = Training(ROUTED, compute)
     for rows, expected in zip((ROWS, ROWS[::-1]), metrics, strict=True):
         found = training(rows)
-        # The balance is a difference of numbers near 1, and has their rounding errors.
+        # The load balance is a difference of numbers near 1, with their rounding errors.
         np.testing.assert_allclose(found.pop("load_balance"), expected["load_balance"], atol=1e-6)
         assert_close(found, {key: expected[key] for key in found})
     assert_close(training.state.params, state.params)
@@ -103,7 +103,7 @@ def test_bfloat16_trains_and_keeps_float32_parameters(two_updates):
     training = Training(ROUTED, ComputeConfig(dtype="bfloat16"))
     losses = [float(training(ROWS)["loss"]) for _ in range(8)]
     assert losses[0] == pytest.approx(float(metrics[0]["loss"]), rel=2e-2)
-    assert losses[0] != float(metrics[0]["loss"])  # it did compute in another type
+    assert losses[0] != float(metrics[0]["loss"])  # it computed in another type
     assert losses[-1] < losses[0] - 0.5
     floats = [leaf for leaf in jax.tree.leaves((training.state.params, training.state.opt_state))
               if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -140,14 +140,14 @@ def test_the_state_is_donated(traced_once):
 
 
 def bomb(model, batch, key):
-    """A loss that is not finite for batches whose first byte is 7; its gradient is not where it is 9."""
+    """A loss that is not finite if the batch's first byte is 7; its gradient is not finite if it is 9."""
     total, metrics = next_byte_loss(0.0)(model, batch, key)
     first = batch["bytes"][0, 0]
     total = total + jnp.sqrt(jnp.where(first == 9, 0.0 * total, 1.0))  # at 0, its slope is infinite
     return total * jnp.where(first == 7, jnp.nan, 1.0), metrics
 
 
-def test_a_bad_update_leaves_the_state_as_it_was():
+def test_an_update_that_is_not_finite_leaves_the_state_unchanged():
     training = Training(VANILLA, loss=bomb)
     good = ROWS.copy()
     good[0, 0] = 8
@@ -155,25 +155,25 @@ def test_a_bad_update_leaves_the_state_as_it_was():
     for step, first in ((1, 7), (2, 9)):
         bad = ROWS.copy()
         bad[0, 0] = first
-        kept = jax.device_get(training.state)
+        before = jax.device_get(training.state)
         metrics = training(bad)
         assert not metrics["finite"]
         assert np.isfinite(metrics["objective"]) == (first == 9)
         assert not np.isfinite(metrics["grad_norm"])
-        # What was dispatched before anybody looked changes nothing either.
+        # An update dispatched before the failure was noticed changes nothing either.
         assert training(good, index=step + 1)["finite"]
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), kept)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), before)
         training(good, index=step)
         assert int(training.state.step) == step + 1
 
 
-def test_an_update_that_overflows_is_a_bad_one():
+def test_an_overflowing_update_leaves_the_state_unchanged():
     training = Training(VANILLA, optimizer=OptimizerConfig(learning_rate=1e38, warmup_steps=0))
-    kept = jax.device_get(training.state)
+    before = jax.device_get(training.state)
     metrics = training(ROWS)
     assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
     assert not metrics["finite"] and not np.isfinite(metrics["update_norm"])
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), kept)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state), before)
 
 
 def test_starting_from_a_model():
@@ -183,5 +183,5 @@ def test_starting_from_a_model():
     training = Training(VANILLA, start=model)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state.params), params)
     training(ROWS)
-    assert not model.embed.kernel[...].is_deleted()  # the caller may still use it
+    assert not model.embed.kernel[...].is_deleted()  # the caller can still use it
     np.testing.assert_array_equal(model.embed.kernel[...], params["embed"]["kernel"])

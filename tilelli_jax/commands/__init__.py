@@ -1,1 +1,1 @@
-"""The commands that need the library alone; those of the studies lie beside them, in eval and convert."""
+"""Commands that need the library only; eval and convert have the commands of studies and conversion."""

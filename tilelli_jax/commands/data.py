@@ -1,12 +1,12 @@
 """Prepares shards: `tilelli data --source SRC … --out DIR`.
 
-DIR gets train.bin, valid.bin and meta.json; `data.source=DIR` then trains on it. Sources are joined in
+Writes train.bin, valid.bin and meta.json to DIR; `data.source=DIR` then trains on it. Sources are joined in
 order, the files of a glob in the order of their names: the end of each goes to valid.bin and the rest to
 train.bin, with the separator between two. `data.source='*.txt'` joins files in the same way: with the same
 valid_fraction and the default separator it trains on the same bytes.
 
-Of the village there is more than text: `village-chat` and `village-calibration` are written to a file of JSON
-lines, `village-prompts` to a directory with one such file for each regime.
+The village also has chat data: `village-chat` and `village-calibration` are written to a file of JSON lines,
+`village-prompts` to a directory with one such file per regime.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tilelli_jax.errors import ArgumentParser, InputError, command
 from tilelli_jax.tables import table
 
 log = logging.getLogger(__name__)
-# Options of what is made of the village, and for which of it.
+# Options of the village's chat data, and the sources that each applies to.
 VILLAGE = {"pairs": ("village-chat", "village-calibration"), "each": ("village-prompts",),
            "unanswerable": ("village-chat",), "kinds": ("village-chat",),
            "seed": ("village-chat", "village-calibration", "village-prompts"),
            "people": ("village-chat", "village-calibration", "village-prompts"),
            "village_seed": ("village-chat", "village-calibration", "village-prompts")}
-MADE = VILLAGE["seed"]
-TEXT = ("column", "max_bytes")  # options of texts alone
+CHAT_DATA = VILLAGE["seed"]
+TEXT = ("column", "max_bytes")  # options for text sources only
 
 
 @command
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("--out, --source: expected a name, found an empty one")
     out = Path(arguments.out)
     _check_village(arguments)
-    if arguments.source[0] in MADE:
+    if arguments.source[0] in CHAT_DATA:
         _write_village(arguments.source[0], out, arguments)
         return
     if arguments.max_bytes is not None and arguments.max_bytes < 1:
@@ -64,34 +64,35 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_files(names: Sequence[str], column: str | None) -> None:
-    """Notes what is taken twice. Raises InputError where a column is named and nothing there has any."""
+    """Warns of sources read twice. Raises InputError if --column is given but no source has columns."""
     files = {name: named_files(name) for name in names}
-    taken = [one for name in names for one in [str(path.resolve()) for path in files[name]] or [name]]
-    for one, count in collections.Counter(taken).items():
+    inputs = [source for name in names for source in [str(path.resolve()) for path in files[name]] or [name]]
+    for source, count in collections.Counter(inputs).items():
         if count > 1:
-            log.warning("%s: is taken %d times", one, count)
+            log.warning("%s: is read %d times", source, count)
     if column is not None and not any(is_data_set(name) or any(map(is_json_lines, files[name]))
                                       for name in names):
         raise InputError(f"--column: is for .jsonl files and data sets, found {', '.join(names)}")
 
 
 def _separator(text: str) -> bytes:
-    """As texts are read: with `\\n` for `\\r\\n`."""
-    for escape, meant in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t"), ("\r\n", "\n")):
-        text = text.replace(escape, meant)
+    """Decodes escapes; `\\r\\n` becomes `\\n`, as in texts."""
+    for escape, character in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t"), ("\r\n", "\n")):
+        text = text.replace(escape, character)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+    except UnicodeEncodeError:  # the command line's bytes are not UTF-8
         raise InputError(f"--separator: expected UTF-8, found {text!r}") from None
 
 
 def _check_village(arguments: argparse.Namespace) -> None:
-    made = [source for source in arguments.source if source in MADE]
-    if made and len(arguments.source) > 1:
-        raise InputError(f"--source: {made[0]} goes with no other source, found {len(arguments.source)}")
-    for name in TEXT if made else ():
+    chat_sources = [source for source in arguments.source if source in CHAT_DATA]
+    if chat_sources and len(arguments.source) > 1:
+        raise InputError(f"--source: {chat_sources[0]} cannot be combined with other sources, "
+                         f"found {len(arguments.source)}")
+    for name in TEXT if chat_sources else ():
         if getattr(arguments, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')}: is for texts, found --source {made[0]}")
+            raise InputError(f"--{name.replace('_', '-')}: is for texts, found --source {chat_sources[0]}")
     for name, sources in VILLAGE.items():
         if getattr(arguments, name) is not None and arguments.source[0] not in sources:
             raise InputError(f"--{name.replace('_', '-')}: is for --source {' or '.join(sources)}, "
@@ -106,20 +107,20 @@ def _write_village(source: str, out: Path, arguments: argparse.Namespace) -> Non
                           village.DEFAULT if arguments.people is None else arguments.people)
     seed = arguments.seed or 0
     if source == "village-prompts":
-        each = village.EACH if arguments.each is None else arguments.each
+        n_prompts = village.EACH if arguments.each is None else arguments.each
         contents = {out / name: content for name, content in
-                    village_files.of_regimes(village.prompts(world, each, seed)).items()}
-        with replace_files(out, [path.name for path in contents], force=arguments.force) as beside:
+                    village_files.of_regimes(village.prompts(world, n_prompts, seed)).items()}
+        with replace_files(out, [path.name for path in contents], force=arguments.force) as temporary:
             for path, content in contents.items():
-                beside[path.name].write_bytes(content)
+                temporary[path.name].write_bytes(content)
     else:
-        pairs, share = arguments.pairs, arguments.unanswerable
+        pairs, fraction = arguments.pairs, arguments.unanswerable
         if source == "village-calibration":
             content = village_files.of_calibration(
                 village.calibration(world, 200 if pairs is None else pairs, seed))
         else:
             content = village_files.of_chat(village.chat(
-                world, 20_000 if pairs is None else pairs, seed, 0.5 if share is None else share,
+                world, 20_000 if pairs is None else pairs, seed, 0.5 if fraction is None else fraction,
                 tuple(arguments.kinds or village.SEMANTIC)))
         contents = {out: content}
         village_files.write(contents, arguments.force)
@@ -138,34 +139,37 @@ def _table(out: Path, meta: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     parser = ArgumentParser(prog="tilelli data", description=(
-        "Makes byte shards (train.bin, valid.bin, meta.json) from text, reading it piece by "
-        "piece, so that it may be larger than memory."))
+        "Writes byte shards (train.bin, valid.bin, meta.json) from text. Reads text in chunks, so that it "
+        "may be larger than memory."))
     parser.add_argument("--source", required=True, nargs="+", metavar="SRC", help=(
         "text files, .jsonl files, globs of them, hf:NAME[#SUBSET][@REVISION][:COLUMN] (Hugging Face), "
         "stories, facts or village (built in); village-chat, village-calibration, village-prompts"))
     parser.add_argument("--out", required=True, metavar="DIR",
-                        help="the directory that gets the shards; for village-chat and "
-                        "village-calibration the file")
+                        help="output directory of the shards; for village-chat and village-calibration the "
+                        "output file")
     parser.add_argument("--valid-fraction", type=float, default=defaults["valid_fraction"],
-                        metavar="F", help="share of each source, at its end, that is kept for "
+                        metavar="F", help="fraction of each source, at its end, held out for "
                         "validation [%(default)s]")
-    parser.add_argument("--column", metavar="C", help="the field with the text, in .jsonl files "
-                        "and data sets [text, or the only one that holds a string]")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="take at most so many bytes (a "
-                        "validation part that a source has itself comes on top) [everything]")
-    parser.add_argument("--separator", default="\\n\\n", metavar="STR", help="put between two "
-                        r"files or records, in both shards; \n, \r and \t are understood, \r\n is \n, as in "
-                        "texts [%(default)s]")
-    parser.add_argument("--force", action="store_true", help="replace the shards in DIR, or the files")
-    made = parser.add_argument_group("what is made of the village")
-    made.add_argument("--pairs", type=int, metavar="N",
-                      help="of chat, with repetition [20000]; for calibration, all different [200]")
-    made.add_argument("--seed", type=int, metavar="S", help="of what is asked about it [0]")
-    made.add_argument("--people", type=int, metavar="P", help="data.village_people of the text that was "
-                      f"read [{village.DEFAULT}]")
-    made.add_argument("--village-seed", type=int, metavar="S", help="data.village_seed of that text [0]")
-    made.add_argument("--unanswerable", type=float, metavar="F", help="share of the pairs [0.5]")
-    made.add_argument("--kinds", nargs="+", metavar="K", help="of those, some of "
-                      f"{', '.join(village.KINDS)} [{' '.join(village.SEMANTIC)}]")
-    made.add_argument("--each", type=int, metavar="N", help=f"prompts of a regime [{village.EACH}]")
+    parser.add_argument("--column", metavar="C", help="field with the text, in .jsonl files "
+                        "and data sets [text, or the only field with a string]")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="maximum number of bytes to read, without "
+                        "the sources' own validation splits [everything]")
+    parser.add_argument("--separator", default="\\n\\n", metavar="STR", help="text between two "
+                        r"files or records, in both shards; \n, \r and \t are escapes, \r\n becomes \n, as "
+                        "in texts [%(default)s]")
+    parser.add_argument("--force", action="store_true", help="replace existing shards or files")
+    group = parser.add_argument_group("chat data of the village (village-chat, -calibration, -prompts)")
+    group.add_argument("--pairs", type=int, metavar="N",
+                       help="number of pairs: of chat, with repetition [20000]; for calibration, all "
+                       "different [200]")
+    group.add_argument("--seed", type=int, metavar="S", help="seed of the questions [0]")
+    group.add_argument("--people", type=int, metavar="P",
+                       help=f"data.village_people of the training text [{village.DEFAULT}]")
+    group.add_argument("--village-seed", type=int, metavar="S",
+                       help="data.village_seed of the training text [0]")
+    group.add_argument("--unanswerable", type=float, metavar="F",
+                       help="fraction of chat pairs without an answer [0.5]")
+    group.add_argument("--kinds", nargs="+", metavar="K", help="kinds of unanswerable questions, from "
+                       f"{', '.join(village.KINDS)} [{' '.join(village.SEMANTIC)}]")
+    group.add_argument("--each", type=int, metavar="N", help=f"number of prompts per regime [{village.EACH}]")
     return parser

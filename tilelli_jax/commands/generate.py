@@ -26,50 +26,52 @@ from tilelli_jax.sampling import Sampling
 def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     prompts = _prompts(options)
-    how = sampling.from_options(options)
+    sampling_options = sampling.from_options(options)
     if options.out:
         _check_writable(options.out)
     model = store.load(options.model)
-    given = [_asked(prompt) for prompt in prompts] if options.turn else prompts
+    inputs = [_as_turn(prompt) for prompt in prompts] if options.turn else prompts
     abstain = abstain_rule.read(options.model, model) if options.abstain else None
     if abstain and not options.turn:
-        print("note: the threshold of --abstain was chosen by prompts in turns, as --turn makes them; of "
-              "others it promises nothing", file=sys.stderr)
-    abstained = ([False] * len(given) if abstain is None else
-                abstain.abstains(abstain_rule.reader_of(model, abstain.signal), given))
-    # A prompt draws by its number, so the others go on as they would without those that are declined.
-    found = ([] if all(abstained) else
-             _continued(model, given, [*options.stop, *([STOP] if options.turn else [])], how))
+        print("note: the threshold of --abstain was calibrated on prompts in chat turns, as --turn formats "
+              "them; its error rate does not hold for other prompts", file=sys.stderr)
+    abstained = ([False] * len(inputs) if abstain is None else
+                 abstain.abstains(abstain_rule.reader_of(model, abstain.signal), inputs))
+    # Each prompt samples with its own index, so abstentions do not change the other continuations.
+    outputs = ([] if all(abstained) else
+               _continued(model, inputs, [*options.stop, *([STOP] if options.turn else [])],
+                          sampling_options))
     if abstain:
-        instead = decoding.Continuation(abstain.answer.encode(), stopped=True, slid=False)
-        found = [instead if no else found[i] for i, no in enumerate(abstained)]
+        abstention = decoding.Continuation(abstain.answer.encode(), stopped=True, slid=False)
+        outputs = [abstention if abstains else outputs[i] for i, abstains in enumerate(abstained)]
     if options.out or options.prompts_file or len(prompts) > 1:
-        lines = "".join(json.dumps({"prompt": _text(prompt), "text": made.text, "stopped": made.stopped,
-                                    **({"abstained": no} if abstain else {})}, ensure_ascii=False) + "\n"
-                        for prompt, made, no in zip(prompts, found, abstained, strict=True))
+        rows = ({"prompt": _text(prompt), "text": output.text, "stopped": output.stopped,
+                 **({"abstained": abstains} if abstain else {})}
+                for prompt, output, abstains in zip(prompts, outputs, abstained, strict=True))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if options.out:
             with _writing(options.out):
                 write_atomically(options.out, lines.encode())
         else:
             sys.stdout.write(lines)
     else:
-        print(_text(given[0] + found[0].data))
+        print(_text(inputs[0] + outputs[0].data))
     return 0
 
 
 def _continued(model: Decoder, prompts: list[bytes], stop: list[str],
-               how: Sampling) -> list[decoding.Continuation]:
-    """All of them; what there is to be warned of goes to stderr."""
-    with warnings.catch_warnings(record=True) as said:
+               sampling_options: Sampling) -> list[decoding.Continuation]:
+    """Returns the continuations of all prompts; prints warnings on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = decoding.generate(model, prompts, stop=stop, **dataclasses.asdict(how))
-    for warning in said:
+        outputs = decoding.generate(model, prompts, stop=stop, **dataclasses.asdict(sampling_options))
+    for warning in caught:
         print(f"note: {warning.message}", file=sys.stderr)
-    return found
+    return outputs
 
 
-def _asked(prompt: bytes) -> bytes:
-    """A prompt as the user's turn, whatever bytes it has."""
+def _as_turn(prompt: bytes) -> bytes:
+    """Formats a prompt as the user's turn; its bytes need not be UTF-8."""
     return asked(prompt.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
@@ -78,17 +80,18 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT",
-                        help="what to continue; given more than once, prints JSONL")
+                        help="text to continue; may be repeated, then prints JSONL")
     source.add_argument("--prompts-file", type=Path, metavar="FILE",
-                        help="one prompt a line, or .jsonl with a key 'prompt'; prints JSONL")
+                        help="file with one prompt per line, or .jsonl with a key 'prompt'; prints JSONL")
     sampling.add_options(parser, temperature=0.8)
     parser.add_argument("--stop", action="append", default=[], metavar="STR",
-                        help="end at this string (may be given again)")
+                        help="end a continuation at this string; may be repeated")
     parser.add_argument("--turn", action="store_true",
-                        help="each prompt is the user's turn, as in chat; ends with the model's")
+                        help="treat each prompt as the user's turn, as in chat; end with the model's turn")
     parser.add_argument("--abstain", action="store_true",
-                        help=f"decline what is beyond the threshold of DIR/{abstain_rule.FILE}, in its words")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL there instead of printing")
+                        help=f"abstain, with the answer of DIR/{abstain_rule.FILE}, if a prompt's signal is "
+                        "beyond its threshold")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSONL to this file, do not print")
     options = parser.parse_args(argv)
     if "" in options.stop:
         raise InputError("--stop: expected at least one character")
@@ -99,7 +102,7 @@ def _prompts(options: argparse.Namespace) -> list[bytes]:
     if options.prompt is not None:
         if "" in options.prompt:
             raise InputError("--prompt: expected at least one character")
-        return [os.fsencode(prompt) for prompt in options.prompt]  # whatever bytes were on the command line
+        return [os.fsencode(prompt) for prompt in options.prompt]   # bytes need not be UTF-8
     path: Path = options.prompts_file
     lines = read_bytes(path).removeprefix(codecs.BOM_UTF8).splitlines()
     prompts = [_prompt(line, f"{path}, line {i}", path.suffix == ".jsonl")
@@ -127,7 +130,7 @@ def _text(data: bytes) -> str:
 
 
 def _check_writable(path: Path) -> None:
-    """Before a long wait, not after it."""
+    """Raises InputError if the output cannot be written, before the long generation instead of after it."""
     if path.is_dir():
         raise InputError(f"--out: {path} is a directory, expected a file")
     with _writing(path):

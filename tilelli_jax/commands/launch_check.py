@@ -1,9 +1,9 @@
-"""Compiles a run's training step for a TPU slice that is not there, and tells what it would take.
+"""Compiles a run's training step for a TPU slice without using one, and reports what it needs.
 
     tilelli launch-check --topology v5e:2x4 --config FILE [key=value …]
 
-Prints memory per device, the collectives of a step and its floating-point operations. Needs the
-extra `tpu` (the TPU compiler); runs on any Linux x86 CPU.
+Prints memory per device, a step's collectives and floating-point operations. Needs the extra `tpu` (the TPU
+compiler); runs on any Linux x86 CPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HBM = {"TPU v4": 32 * GIB, "TPU v5 lite": 16 * GIB, "TPU v5": 95 * GIB, "TPU v6 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a compiled step takes: bytes per device, and operations of the whole slice."""
+    """Resources of a compiled step: bytes per device, and operations of the whole slice."""
 
     config: str
     topology: str
@@ -50,13 +50,13 @@ class Report:
     mesh: dict[str, int]
     arguments: int
     outputs: int
-    aliased: int  # of the outputs, what is written over donated arguments
+    aliased: int  # bytes of outputs that reuse donated arguments
     temporary: int
     program: int
     hbm: int | None
     collectives: list[Collectives]
     step_flops: float
-    peak_seconds: float | None  # step_flops at the devices' best
+    peak_seconds: float | None  # time of step_flops at the devices' peak FLOP/s; None if unknown
     compile_seconds: float
 
     @property
@@ -72,9 +72,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--topology", required=True, action="append", metavar="KIND:SHAPE",
                         help="TPU slice, e.g. v5e:2x4, v5p:2x2x2, v6e:4x4; may be repeated")
     parser.add_argument("--config", required=True, action="append", metavar="FILE",
-                        help="YAML file of settings; may be repeated")
-    parser.add_argument("--markdown", action="store_true", help="a table with a row for each")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for training")
+                        help="YAML file of settings, or the name of a shipped one; may be repeated")
+    parser.add_argument("--markdown", action="store_true",
+                        help="print a Markdown table with a row per topology and config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="settings that override the file's, as for tilelli train")
     options = parser.parse_intermixed_args(argv)
     configs = {path: config_lib.load(ExperimentConfig, path, options.overrides)
                for path in options.config}
@@ -89,16 +91,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice, good for compiling only.
+    """Returns the devices of a TPU slice, which can be compiled for but not run on.
 
     Raises:
-        InputError: the TPU compiler is not installed, or knows no such slice.
+        InputError: the TPU compiler is not installed, or the slice is unknown to it.
     """
     from jax.experimental import topologies
 
-    # Nothing here is to look for a TPU, nor to wait for a metadata server that would describe one.
+    # Do not look for a TPU, nor wait for a metadata server that would describe one.
     jax.config.update("jax_platforms", "cpu")
-    # Without one, its compiler may also be loaded by several processes at a time.
+    # Without a TPU, several processes may load its compiler at the same time.
     for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
                        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
         os.environ.setdefault(key, value)
@@ -111,19 +113,19 @@ def topology_devices(name: str) -> list[jax.Device]:
                          f"v6e:4x4: {error}") from None
     except RuntimeError as error:
         needed = extras.missing("libtpu", "tilelli launch-check")
-        raise InputError(f"{needed}, in an environment of its own beside a CPU or GPU one: {error}") from None
+        raise InputError(f"{needed}, in an environment separate from that for CPU or GPU: {error}") from None
 
 
 def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.Device]) -> Report:
-    """Compiles the training step of `config` for these devices and reads off what it takes.
+    """Compiles the training step of `config` for these devices and reports its resources.
 
     Raises:
-        InputError: the mesh or the batch does not fit the slice, or the step not its memory.
+        InputError: the mesh or the batch does not fit the slice, or the step does not fit its memory.
     """
     if isinstance(config.model, SAEConfig):
         raise InputError(f"{name}: model.family: expected a network for text, found sae")
     if config.chat is not None:
-        raise InputError(f"{name}: chat: expected a run that learns from text")
+        raise InputError(f"{name}: chat: expected a run that trains on text, found a section chat")
     mesh = make_mesh(config.mesh, devices)
     try:
         config.train.check_shared(batch_devices(mesh))
@@ -161,34 +163,34 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
 
 
 def text(report: Report) -> str:
-    """A report for the terminal."""
+    """Formats a report for the terminal."""
     mesh = " · ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     hbm = f" of {_size(report.hbm)}" if report.hbm else ""
-    peak = (f", at best {1e3 * report.peak_seconds:.3g} ms at these devices' peak"
+    peak = (f", at least {1e3 * report.peak_seconds:.3g} ms at these devices' peak FLOP/s"
             if report.peak_seconds else "")
     lines = [
         f"{report.config} on {report.topology}: {report.devices} × {report.device_kind}, mesh {mesh} "
         f"(compiled in {report.compile_seconds:.0f} s)",
-        f"  memory per device   {_size(report.total)}{hbm}: arguments {_size(report.arguments)}, "
-        f"outputs {_size(report.outputs)} ({_size(report.aliased)} of them over arguments), "
+        f"  memory per device     {_size(report.total)}{hbm}: arguments {_size(report.arguments)}, "
+        f"outputs {_size(report.outputs)} ({_size(report.aliased)} of them in donated arguments), "
         f"temporary {_size(report.temporary)}, program {_size(report.program)}",
-        f"  collectives a step  {_collectives(report) or 'none'}",
-        f"  operations a step   {report.step_flops:.3g} FLOPs by formula{peak}"]
+        f"  collectives per step  {_collectives(report) or 'none'}",
+        f"  operations per step   {report.step_flops:.3g} FLOPs by formula{peak}"]
     return "\n".join(lines)
 
 
 def markdown_head() -> str:
     return ("| config | slice | mesh d·f·t | arguments | outputs | temporary | total per device "
-            "| collectives a step: times, bytes | FLOPs a step | at peak |\n"
+            "| collectives per step: count, bytes | FLOPs per step | time at peak |\n"
             "|---|---|---|---|---|---|---|---|---|---|")
 
 
 def markdown_row(report: Report) -> str:
-    share = f" ({report.total / report.hbm:.1%})" if report.hbm else ""
+    fraction = f" ({report.total / report.hbm:.1%})" if report.hbm else ""
     peak = f"{1e3 * report.peak_seconds:.3g} ms" if report.peak_seconds else "unknown"
     cells = (report.config, report.topology, "·".join(map(str, report.mesh.values())),
              _size(report.arguments), _size(report.outputs), _size(report.temporary),
-             _size(report.total) + share, _collectives(report) or "none",
+             _size(report.total) + fraction, _collectives(report) or "none",
              f"{report.step_flops:.3g}", peak)
     return f"| {' | '.join(cells)} |"
 

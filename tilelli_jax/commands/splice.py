@@ -1,6 +1,6 @@
-"""Puts one model's abstain head onto another: tilelli splice --head DIR --onto DIR OUT.
+"""Copies one model's abstain head onto another: tilelli splice --head DIR --onto DIR OUT.
 
-What comes out generates what the model of --onto does, to the bit: the head has no part in that.
+The new model generates exactly the same text as the model of --onto: the head does not affect generation.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--head", type=Path, required=True, metavar="DIR",
                         help="model directory with the head")
     parser.add_argument("--onto", type=Path, required=True, metavar="DIR",
-                        help="model directory that gets it, in place of its own if it has one")
+                        help="model directory that gets the head, in place of its own if it has one")
     parser.add_argument("out", type=Path, metavar="OUT",
-                        help="model directory to write; must not be there yet")
+                        help="model directory to write; must not exist")
     options = parser.parse_args(argv)
     splice(options.head, options.onto, options.out)
     print(f"{options.out}: {options.onto} with the abstain head of {options.head}")
@@ -35,21 +35,21 @@ def splice(head: Path, onto: Path, out: Path) -> None:
     """Writes the model of `onto` with the abstain head of `head`.
 
     Raises:
-        InputError: `out` already exists, or one of the models cannot give or take a head.
+        InputError: `out` already exists, or a model has no head or cannot have one.
     """
     if out.exists():  # before the models are read
         raise InputError(f"{out}: already exists; choose another OUT")
     try:
-        found = head_of(store.load(head))
+        abstain_head = head_of(store.load(head))
     except InputError as error:
-        raise _named(head, error) from None
+        raise _with_path(head, error) from None
     try:
-        made = with_head(store.load(onto), found)
+        model = with_head(store.load(onto), abstain_head)
     except InputError as error:
-        raise _named(onto, error) from None
+        raise _with_path(onto, error) from None
     with new_directory(out) as path:
-        store.save(made, path)
+        store.save(model, path)
 
 
-def _named(path: Path, error: InputError) -> InputError:
+def _with_path(path: Path, error: InputError) -> InputError:
     return error if str(error).startswith(str(path)) else InputError(f"{path}: {error}")

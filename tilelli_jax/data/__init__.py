@@ -1,1 +1,1 @@
-"""Byte text: where it comes from, how it is cut into windows, in what order it is read."""
+"""Data sets: byte text, pairs of prompt and response, and activations, read as Grain pipelines."""

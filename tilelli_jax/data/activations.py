@@ -1,6 +1,6 @@
-"""Activations on disk: rows of one width in shards, written as they come and read at random.
+"""Activations on disk: rows of one width in shards, written sequentially and read at random.
 
-    DIR/activations.json        what they are, and the shards with their rows
+    DIR/activations.json          description of the activations, and the list of shards with their sizes
         shard-00000.safetensors   one tensor, `activations [rows, d_model]`
 """
 
@@ -31,13 +31,13 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class ActivationsConfig(Section):
-    """Activations to learn from."""
+    """Activations to train an autoencoder on."""
 
-    source: str = setting("", "a directory of activations")
+    source: str = setting("", "directory of activations")
     valid_fraction: float = setting(
-        0.1, "share of the rows, at the end, that is kept for validation", above=0, below=1)
+        0.1, "fraction of the rows, at the end, held out for validation", above=0, below=1)
     shuffle_seed: int = setting(0, "seed of the order of training rows", min=0, max=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", min=0, max=1000)
+    prefetch: int = setting(2, "batches to read ahead of the current update; 0: none", min=0, max=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Activations:
     """Rows `[start, stop)` of a directory of activations, as memory maps.
 
     Attributes:
-        about: what the index says of them: `of_model`, `place`, `layer` and more.
+        about: description from the index: `of_model`, `place`, `layer` and more.
     """
 
     path: Path
@@ -63,70 +63,72 @@ class Activations:
         return self.shards[0].shape[1]
 
     def part(self, start: int, stop: int) -> Activations:
-        """Some of these rows."""
+        """Returns rows `[start, stop)` of these."""
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """rows `[n]` → `[n, d_model]` in the type they are stored in."""
+        """Returns rows by index, `[n]` → `[n, d_model]`, in their stored type."""
         rows = np.asarray(rows) + self.start
         ends = np.cumsum([len(shard) for shard in self.shards])
-        which = np.searchsorted(ends, rows, side="right")
+        shard_of_row = np.searchsorted(ends, rows, side="right")
         out = np.empty((len(rows), self.d_model), self.shards[0].dtype)
-        for shard in np.unique(which):
-            here = which == shard
-            before = ends[shard] - len(self.shards[shard])
-            out[here] = self.shards[shard][rows[here] - before]
+        for shard in np.unique(shard_of_row):
+            in_shard = shard_of_row == shard
+            first = ends[shard] - len(self.shards[shard])
+            out[in_shard] = self.shards[shard][rows[in_shard] - first]
         return out
 
     def blocks(self, rows: int = 8192) -> Iterator[np.ndarray]:
-        """All rows in order, some at a time."""
+        """Yields all rows in order, in blocks of `rows`."""
         for start in range(0, len(self), rows):
             yield self.gather(np.arange(start, min(start + rows, len(self))))
 
 
-def write_activations(out: Path, parts: Iterable[np.ndarray], about: dict[str, Any], *,
+def write_activations(out: Path, parts: Iterable[np.ndarray], info: dict[str, Any], *,
                       shard_rows: int = 1 << 17) -> None:
-    """Writes a directory that appears when it is whole.
+    """Writes a directory of activations, which appears only when it is complete.
 
     Args:
-        parts: `[rows, d_model]`, one after the other, all of one width and type.
-        about: what they are; JSON.
+        parts: arrays `[rows, d_model]`, in order, all of one width and type.
+        info: description of the activations; JSON.
 
     Raises:
-        InputError: `out` already exists, there are no rows, or they are not of one kind or not finite.
+        InputError: `out` already exists, there are no rows, or they differ in width or type or are not
+            finite.
     """
-    with new_directory(out) as made:
+    with new_directory(out) as directory:
         shards: list[dict[str, Any]] = []
         for rows in _regrouped(parts, shard_rows):
             if rows.dtype not in FLOATS or not is_finite(rows):
                 raise InputError(f"{out}: activations: expected finite floating-point numbers")
             name = f"shard-{len(shards):05}.safetensors"
-            write_file(made / name, {TENSOR: in_memory(rows)})
+            write_file(directory / name, {TENSOR: in_memory(rows)})
             shards.append({"file": name, "rows": len(rows),
                            "sha256": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()})
         if not shards:
             raise InputError(f"{out}: activations: expected at least one row, found none")
-        write_json(made / INDEX, {"format": FORMAT, "d_model": rows.shape[1], "shards": shards,
-                                  "about": about})
+        write_json(directory / INDEX, {"format": FORMAT, "d_model": rows.shape[1], "shards": shards,
+                                       "about": info})
 
 
 def _regrouped(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    held: list[np.ndarray] = []
+    buffer: list[np.ndarray] = []
     for part in parts:
-        if part.ndim != 2 or (held and (part.shape[1], part.dtype) != (held[0].shape[1], held[0].dtype)):
+        if part.ndim != 2 or (buffer and (part.shape[1], part.dtype) !=
+                              (buffer[0].shape[1], buffer[0].dtype)):
             raise InputError("activations: expected rows of one width and type, "
                              f"found {part.dtype} {part.shape}")
-        held.append(part)
-        while sum(map(len, held)) >= size:
-            rows = np.concatenate(held)
-            held = [rows[size:]]
+        buffer.append(part)
+        while sum(map(len, buffer)) >= size:
+            rows = np.concatenate(buffer)
+            buffer = [rows[size:]]
             yield rows[:size]
-    if sum(map(len, held)):
-        yield np.concatenate(held)
+    if sum(map(len, buffer)):
+        yield np.concatenate(buffer)
 
 
 def open_activations(path: str | Path) -> Activations:
-    """Raises InputError where it is no such directory, or its shards are not those of its index."""
+    """Opens a directory of activations. Raises InputError if it is none or differs from its index."""
     path = Path(path)
     if not os.path.lexists(path / INDEX):
         raise InputError(f"{path}: expected a directory of activations, which has {INDEX}")
@@ -141,21 +143,22 @@ def open_activations(path: str | Path) -> Activations:
             if shard.shape != expected:
                 raise InputError(f"{path / entry['file']}: expected shape {expected}, found {shard.shape}")
             shards.append(shard)
-        about = dict(index["about"])
+        info = dict(index["about"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path / INDEX}: makes no sense: {error!r}") from None
+        raise InputError(f"{path / INDEX}: expected an index of activations, found an invalid one: "
+                         f"{error!r}") from None
     if len({shard.dtype for shard in shards}) != 1:
         raise InputError(f"{path / INDEX}: expected shards of one type")
     digest = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-    return Activations(path, tuple(shards), about, digest, 0, sum(map(len, shards)))
+    return Activations(path, tuple(shards), info, digest, 0, sum(map(len, shards)))
 
 
 def _map(path: Path) -> np.ndarray:
-    found = read_file(path)
-    tensor = found.get(TENSOR)
-    if len(found) != 1 or tensor is None or tensor.dtype not in FLOATS or len(tensor.shape) != 2:
+    tensors = read_file(path)
+    tensor = tensors.get(TENSOR)
+    if len(tensors) != 1 or tensor is None or tensor.dtype not in FLOATS or len(tensor.shape) != 2:
         raise InputError(f"{path}: expected one tensor, '{TENSOR}', of floating-point rows")
     assert tensor.mapped is not None
     return tensor.mapped()
@@ -163,11 +166,11 @@ def _map(path: Path) -> np.ndarray:
 
 def training_rows(source: Activations, *, batch_size: int, seed: int, rows: Rows | None = None,
                   prefetch: int = 2) -> grain.IterDataset[np.ndarray]:
-    """Endless batches of rows in random order, each row once in an epoch: `[rows, d_model]` as stored.
+    """Returns endless batches of rows in random order, each row once per epoch: `[rows, d_model]` as stored.
 
     Args:
-        rows: of a batch, those that this process reads; all of them by default.
+        rows: indices of a batch's rows that this process reads; None: all.
     """
     chosen = ALL if rows is None else rows
     order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
-    return Batches(order, batch_size, lambda found: source.gather(found[chosen]), prefetch=prefetch)
+    return Batches(order, batch_size, lambda indices: source.gather(indices[chosen]), prefetch=prefetch)

@@ -1,4 +1,4 @@
-"""One long array of bytes, put together from pieces that are never read in whole."""
+"""A byte corpus: several memory-mapped segments, read as one long array."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class ByteCorpus:
-    """Segments of bytes, one after the other, read as if they were one array.
+    """A concatenation of byte segments, read as one array.
 
-    The segments are uint8 [length], usually memory-mapped: reading touches only what is asked for.
+    The segments are uint8 [length], usually memory-mapped, so a read touches only the requested bytes.
     """
 
     def __init__(self, segments: Sequence[np.ndarray]) -> None:
@@ -22,18 +22,18 @@ class ByteCorpus:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """The bytes [start, start + length): a copy, uint8 [length].
+        """Returns a copy of the bytes [start, start + length), uint8 [length].
 
         Raises:
-            IndexError: part of them lies outside the corpus.
+            IndexError: the range exceeds the corpus.
         """
         return self.gather([start], length)[0]
 
     def gather(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-        """A stretch of `length` bytes from each of `starts` [n]: uint8 [n, length].
+        """Returns `length` bytes from each of `starts` [n]: uint8 [n, length].
 
         Raises:
-            IndexError: part of a stretch lies outside the corpus.
+            IndexError: a range exceeds the corpus.
         """
         starts = np.asarray(starts, np.int64)
         if length < 0 or (starts < 0).any() or (starts + length > len(self)).any():
@@ -44,7 +44,7 @@ class ByteCorpus:
         return out
 
     def fingerprint(self) -> str:
-        """Tells other texts apart by their length and 256 stretches of 4 KiB, spread evenly."""
+        """Returns the length and a hash of 256 evenly spaced stretches of 4 KiB, which identify the text."""
         length = min(len(self), 4096)
         starts = np.linspace(0, len(self) - length, 256, dtype=np.int64)
         stretches = self.gather(np.unique(starts), length)

@@ -1,15 +1,14 @@
-"""Pairs of a prompt and its response, as turns in rows of bytes: Grain pipelines.
+"""Pairs of a prompt and its response as chat turns in rows of bytes, read as Grain pipelines.
 
-A row holds one pair (`pack: false`), or several after one another, the beginning of one turn being the
-end of the one before (`pack: true`). Networks here have nothing that would make them forget within
-a row: in a packed one a pair is read as a later turn of the conversation before it. No pair is ever cut.
+A row holds one pair (`pack: false`), or several in sequence (`pack: true`), where the start of a turn also
+ends the previous one. The networks have no reset within a row, so a packed pair is read as a later turn of
+the conversation before it. No pair is ever cut.
 
-A line may hold bare text in place of a pair: it stands outside of any turn, nothing of it is a response, and
-all of it is judged.
+A line may hold plain text instead of a pair: it is in no turn, has no response, and all of it is prompt.
 
-Which pairs are in a row is settled once; an epoch reads each row once, in random order. As with
-windows, every process knows the whole batch and fills its own rows: a position is one integer, and the
-batch there is the same for any number of processes.
+Pairs are assigned to rows once; an epoch reads each row once, in random order. As with windows, every
+process knows the whole batch and fills its own rows: a position in the data is one integer, and the batch at
+a position is the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -32,36 +31,37 @@ from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, read_ahead, sh
 from tilelli_jax.data.turns import STOP, answered, asked, text_of
 from tilelli_jax.errors import InputError
 
-POSITION = 18  # bytes of a batch for each position: 1 of text, 4 weights of 4, 1 mark
-SHARED = len(STOP) - 1  # bytes that end a turn and begin the next
+POSITION = 18  # bytes per position of a batch: 1 of text, 4 float32 weights, 1 flag
+SHARED = len(STOP) - 1  # bytes that both end a turn and begin the next
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatConfig(Section):
-    """Pairs of a prompt and its response, to fine-tune on."""
+    """Pairs of a prompt and its response to fine-tune on."""
 
     source: str = setting(
-        "", "a .jsonl file: prompt, response, and answerable where that is false, on each line; or text "
-        "alone, which is in no turn")
-    valid: str = setting("", "such a file to validate on; empty: a part of the source")
+        "", ".jsonl file with prompt and response on each line, and answerable: false for pairs without an "
+        "answer; a line may have text instead, which is read outside any turn")
+    valid: str = setting("", ".jsonl file of validation pairs; empty: a fraction of the source")
     valid_fraction: float = setting(
-        0.1, "share of the source's different prompts that is kept for validation; their text decides "
-        "which", above=0, below=1)
+        0.1, "fraction of the source's distinct prompts held out for validation, chosen by a hash of their "
+        "text", above=0, below=1)
     pack: bool = setting(
-        False, "several pairs in a training row, each read as a later turn of those before it; "
-        "otherwise one, padded. Validation always has one")
+        False, "put several pairs in a training row, each read as a later turn of those before it; false: "
+        "one padded pair per row, as always in validation")
     loss_on: Literal["all", "answerable"] = setting(
-        "all", "whose responses are learned; those of the others are read, no more")
+        "all", "pairs whose responses count in the cross-entropy: all, or those with an answer")
     abstain_position: Literal["prompt", "pair"] = setting(
-        "prompt", "over what the routers' entropy is judged, and at whose end the abstain head is: the "
-        "prompt, or prompt and response")
+        "prompt", "positions over which the router-entropy loss averages, and at whose last one the abstain "
+        "head is trained: the prompt, or prompt and response")
     shuffle_seed: int = setting(
-        0, "seed of the order of training rows, and of which pairs share one", min=0, max=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", min=0, max=1000)
+        0, "seed of the order of training rows, and of the assignment of pairs to packed rows", min=0,
+        max=2**32 - 1)
+    prefetch: int = setting(2, "batches to read ahead of the current update; 0: none", min=0, max=1000)
 
 
 class Pair(NamedTuple):
-    """`where` names its line in an error. Bare text is a prompt without any response."""
+    """A prompt and its response, empty for plain text; `where` is its line, for errors."""
 
     prompt: str
     response: str
@@ -70,17 +70,17 @@ class Pair(NamedTuple):
 
 
 class ChatBatch(NamedTuple):
-    """Rows of a batch. At position t byte t is read and byte t + 1 predicted: all but `bytes` and `rows`
-    are `[rows, seq_len]`.
+    """Rows of a batch. Position t reads byte t and predicts byte t + 1; arrays are `[rows, seq_len]` by
+    default.
 
     Attributes:
-        bytes: uint8 `[rows, seq_len + 1]`, zeros in the padding.
-        response: f32, 1 where a byte of a response is predicted that is to be learned.
-        prompt: f32, over the positions of a prompt, or of what else is judged; they add up to 1 for each.
+        bytes: uint8 `[rows, seq_len + 1]`, zero in the padding.
+        response: f32, 1 where the predicted byte is of a response that counts in the loss.
+        prompt: f32, weights over the positions of `ChatConfig.abstain_position`; they sum to 1 per pair.
         last: f32, 1 at the last of these positions.
-        inside: f32, 1 at all positions but the padding.
-        unanswerable: bool, true over these positions of pairs that have no answer.
-        rows: int64 `[rows]`: which row of all; −1 for none.
+        inside: f32, 1 at all positions except padding.
+        unanswerable: bool, true at these positions in pairs without an answer.
+        rows: int64 `[rows]`: index of each row in `ChatRows.rows`; −1 for an empty row.
     """
 
     bytes: np.ndarray
@@ -93,25 +93,25 @@ class ChatBatch(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Pairs to learn from and pairs to validate on."""
+    """The training and the validation pairs."""
 
     train: list[Pair]
     valid: list[Pair]
 
     def fingerprint(self) -> str:
-        """Of all that is learned from or validated on; not of the files' names."""
+        """Returns a hash of all pairs' contents, independent of file names."""
         texts = json.dumps([[pair[:3] for pair in part] for part in self])
         return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def open_pairs(config: ChatConfig) -> Splits:
-    """Raises InputError where a file cannot be read or used, or nothing is left to validate on."""
+    """Reads the pairs. Raises InputError if a file is unreadable or unusable, or a split would be empty."""
     if not config.source:
         raise InputError("chat.source: expected a .jsonl file, found nothing")
     pairs = read_pairs(Path(config.source))
     if config.valid:
         return Splits(pairs, read_pairs(Path(config.valid)))
-    # By the text: neither a file in some order nor a prompt that stands in it twice does harm.
+    # Split by prompt text, so that neither the file's order nor repeated prompts matter.
     prompts = sorted({pair.prompt for pair in pairs},
                      key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     if len(prompts) < 2:
@@ -123,20 +123,20 @@ def open_pairs(config: ChatConfig) -> Splits:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a JSONL file; what else its lines hold is passed over.
+    """Returns the pairs of a JSONL file; ignores other keys of its lines.
 
     Raises:
-        InputError: the file cannot be read or has no pairs, or a line is no pair that can be a turn.
+        InputError: the file is unreadable or has no pairs, or a line is not a pair that can be a turn.
     """
     pairs = []
     for where, row in json_lines(path):
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected prompt and response, or text, found {row!r:.40}")
-        bare = "text" in row
-        if bare and (more := [key for key in ("prompt", "response") if key in row]):
-            raise InputError(f"{where}: text: expected alone, found {more[0]} beside it")
-        prompt = text_of(row, "text" if bare else "prompt", where)
-        response = "" if bare else text_of(row, "response", where)
+        is_plain = "text" in row
+        if is_plain and (other_keys := [key for key in ("prompt", "response") if key in row]):
+            raise InputError(f"{where}: text: expected no {other_keys[0]} with it, found one")
+        prompt = text_of(row, "text" if is_plain else "prompt", where)
+        response = "" if is_plain else text_of(row, "response", where)
         answerable = row.get("answerable", True)
         if not isinstance(answerable, bool):
             raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
@@ -150,26 +150,32 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 class Turn(NamedTuple):
-    """The bytes of a pair; how many of them, from the first, the model is given, and how many are judged."""
+    """The bytes of a pair as a turn.
+
+    Attributes:
+        text: prompt and response with their turn markers.
+        prompt_length: number of leading bytes that are the prompt.
+        abstain_length: number of leading bytes up to `ChatConfig.abstain_position`.
+    """
 
     text: bytes
-    given: int
-    judged: int
+    prompt_length: int
+    abstain_length: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatRows:
-    """Pairs laid into rows of `seq_len + 1` bytes.
+    """Pairs packed into rows of `seq_len + 1` bytes.
 
     Attributes:
-        turns: of each pair its bytes, how many of them the model is given, and how many are judged.
-        imitated: bool `[pairs]`, whether its response is learned.
-        rows: the pairs of each row, in order.
+        turns: the bytes of each pair.
+        has_loss: bool `[pairs]`, whether the pair's response counts in the loss.
+        rows: indices of the pairs in each row, in order.
     """
 
     pairs: Sequence[Pair]
     turns: list[Turn]
-    imitated: Sequence[bool]
+    has_loss: Sequence[bool]
     rows: list[list[int]]
     seq_len: int
 
@@ -178,62 +184,64 @@ class ChatRows:
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
-        """Of each row: bytes that are learned, pairs, and positions that are not padding, `[rows, 3]`."""
-        responses = np.array([len(turn.text) - turn.given for turn in self.turns]) * np.array(self.imitated)
+        """Per row: response bytes in the loss, pairs, and positions that are not padding, `[rows, 3]`."""
+        responses = np.array([len(turn.text) - turn.prompt_length for turn in self.turns])
+        responses = responses * np.array(self.has_loss)
         lengths = np.array([len(turn.text) - SHARED for turn in self.turns])
         return np.array([[responses[row].sum(), len(row), lengths[row].sum() + SHARED - 1]
                          for row in self.rows])
 
     def gather(self, rows: np.ndarray) -> ChatBatch:
-        """rows int `[n]`, −1 for one that is empty."""
+        """Returns rows by index, int `[n]`; −1 gives an empty row."""
         shape = len(rows), self.seq_len
         response, prompt, last, inside = (np.zeros(shape, np.float32) for _ in range(4))
-        found = ChatBatch(np.zeros((len(rows), self.seq_len + 1), np.uint8), response, prompt, last,
+        batch = ChatBatch(np.zeros((len(rows), self.seq_len + 1), np.uint8), response, prompt, last,
                           inside, np.zeros(shape, bool), np.asarray(rows, np.int64))
         for i, row in enumerate(rows):
             at = 0
             for pair in self.rows[row] if row >= 0 else ():
-                text, given, judged = self.turns[pair]
-                stop, end = at + len(text), at + judged
-                found.bytes[i, at:stop] = np.frombuffer(text, np.uint8)
-                response[i, at + given - 1:stop - 1] = self.imitated[pair]
-                prompt[i, at:end] = 1 / judged
+                text, prompt_length, abstain_length = self.turns[pair]
+                stop, end = at + len(text), at + abstain_length
+                batch.bytes[i, at:stop] = np.frombuffer(text, np.uint8)
+                response[i, at + prompt_length - 1:stop - 1] = self.has_loss[pair]
+                prompt[i, at:end] = 1 / abstain_length
                 last[i, end - 1] = 1
                 inside[i, at:stop - 1] = 1
-                found.unanswerable[i, at:end] = not self.pairs[pair].answerable
+                batch.unanswerable[i, at:end] = not self.pairs[pair].answerable
                 at = stop - SHARED
-        return found
+        return batch
 
     def lines(self, rows: np.ndarray) -> list[str]:
-        """Where the pairs of some rows come from."""
+        """Returns the file lines of the pairs in some rows."""
         return [self.pairs[pair].where for row in rows if row >= 0 for pair in self.rows[row]]
 
 
 def pack_rows(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
-        loss_on: Literal["all", "answerable"] = "all",
-        abstain_position: Literal["prompt", "pair"] = "prompt") -> ChatRows:
-    """Puts pairs into rows: one in each, or, packed, each into the fullest row that has room for it.
+              loss_on: Literal["all", "answerable"] = "all",
+              abstain_position: Literal["prompt", "pair"] = "prompt") -> ChatRows:
+    """Puts pairs into rows: one per row, or, if packed, each into the fullest row that has room for it.
 
     Args:
-        seed: of the order in which pairs are packed.
-        imitate, judge: see `ChatConfig`.
+        seed: seed of the order in which pairs are packed.
+        loss_on, abstain_position: see `ChatConfig`.
 
     Raises:
-        InputError: a pair is longer than a row, or bare text is to be packed.
+        InputError: a pair is longer than a row, or plain text is to be packed.
     """
     turns = []
     for pair in pairs:
-        bare = not pair.response
-        given = (pair.prompt if bare else asked(pair.prompt)).encode()
-        rest = b"" if bare else answered(pair.response).encode()
-        needed = max(len(given), len(given) + len(rest) - 1)
+        is_plain = not pair.response
+        prompt = (pair.prompt if is_plain else asked(pair.prompt)).encode()
+        response = b"" if is_plain else answered(pair.response).encode()
+        needed = max(len(prompt), len(prompt) + len(response) - 1)
         if needed > seq_len:
             raise InputError(f"{pair.where}: takes a train.seq_len of {needed}, found {seq_len}; pairs are "
-                             "not cut: leave it out, or train on longer rows")
-        if bare and pack:
-            raise InputError(f"chat.pack: expected false, as {pair.where} is bare text, found true")
-        turns.append(Turn(given + rest, len(given), len(given) if bare or abstain_position == "prompt" else
-                          len(given) + len(rest) - len(STOP)))
+                             "not cut: remove it, or train on longer rows")
+        if is_plain and pack:
+            raise InputError(f"chat.pack: expected false, as {pair.where} is plain text, found true")
+        on_prompt = is_plain or abstain_position == "prompt"
+        abstain_length = len(prompt) if on_prompt else len(prompt) + len(response) - len(STOP)
+        turns.append(Turn(prompt + response, len(prompt), abstain_length))
     rows = ([[i] for i in range(len(pairs))] if not pack else
             _packed([len(turn.text) for turn in turns], seq_len + 1, np.random.default_rng(seed)))
     return ChatRows(pairs, turns, [pair.answerable or loss_on == "all" for pair in pairs], rows, seq_len)
@@ -241,12 +249,12 @@ def pack_rows(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
 
 def _packed(lengths: list[int], size: int, rng: np.random.Generator) -> list[list[int]]:
     rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # room and row, the fullest first
+    open_rows: list[tuple[int, int]] = []  # free bytes and row, the fullest row first
     least = min(lengths) - SHARED
     for i in map(int, rng.permutation(len(lengths))):
-        found = bisect.bisect_left(open_rows, (lengths[i] - SHARED, -1))
-        if found < len(open_rows):
-            room, row = open_rows.pop(found)
+        position = bisect.bisect_left(open_rows, (lengths[i] - SHARED, -1))
+        if position < len(open_rows):
+            room, row = open_rows.pop(position)
             room -= lengths[i] - SHARED
             rows[row].append(i)
         else:
@@ -259,39 +267,39 @@ def _packed(lengths: list[int], size: int, rng: np.random.Generator) -> list[lis
 
 def training_rows(source: ChatRows, *, batch_size: int, seed: int, rows: Rows | None = None,
                   prefetch: int = 2) -> grain.IterDataset[ChatBatch]:
-    """Endless batches in random order, each row once in an epoch.
+    """Returns endless batches of rows in random order, each row once per epoch.
 
-    What is 1 in `ChatRows.gather` is a share of the global batch here: `response`, `prompt`, `last` and
-    `inside` add up to 1 over all its rows, so that sums over them are means.
+    The weights of `ChatRows.gather` are normalised over the global batch: `response`, `prompt`, `last` and
+    `inside` each sum to 1 over all its rows, so that weighted sums are means.
 
     Args:
-        rows: of a batch, those that this process reads; all of them by default.
+        rows: indices of a batch's rows that this process reads; None: all.
     """
     chosen = ALL if rows is None else rows
 
-    def batch(found: np.ndarray) -> ChatBatch:
-        responses, pairs, inside = source.counts[found].sum(axis=0)
-        part = source.gather(found[chosen])
+    def batch(indices: np.ndarray) -> ChatBatch:
+        responses, pairs, inside = source.counts[indices].sum(axis=0)
+        part = source.gather(indices[chosen])
         return part._replace(
             response=part.response / np.float32(max(responses, 1)), prompt=part.prompt / np.float32(pairs),
             last=part.last / np.float32(pairs), inside=part.inside / np.float32(inside))
     order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
-    # Packed into rows of another length, other pairs stand together: what was read is counted in pairs.
+    # Rows of another length hold other pairs, so the position in the data is counted in pairs.
     return Batches(order, batch_size, batch, prefetch=prefetch, size=len(source.turns) / len(source))
 
 
 def validation_rows(source: ChatRows, *, batch_size: int, rows: Rows | None = None,
                     most: int | None = None, prefetch: int = 2) -> grain.IterDataset[ChatBatch]:
-    """All rows in order, as `ChatRows.gather` gives them; the last batch is filled up with empty ones.
+    """Returns all rows in order, as from `ChatRows.gather`; the last batch is padded with empty rows.
 
     Args:
-        rows: of a batch, those that this process reads; all of them by default.
-        most: look at so many rows only.
+        rows: indices of a batch's rows that this process reads; None: all.
+        most: use at most this many rows; None uses all.
     """
     n = min(len(source), most or len(source))
     chosen = ALL if rows is None else rows
 
     def batch(index: int) -> ChatBatch:
-        found = np.arange(index * batch_size, (index + 1) * batch_size)
-        return source.gather(np.where(found < n, found, -1)[chosen])
+        indices = np.arange(index * batch_size, (index + 1) * batch_size)
+        return source.gather(np.where(indices < n, indices, -1)[chosen])
     return read_ahead(grain.MapDataset.range(-(-n // batch_size)).map(batch), prefetch)

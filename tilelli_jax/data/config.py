@@ -1,4 +1,4 @@
-"""What is read, and how it is cut into examples."""
+"""The configuration of training text."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from tilelli_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
-    """Byte text to learn from."""
+    """Byte text to train on."""
 
     source: str = setting(
         "stories",
-        "stories, facts or village (built in); a directory with train.bin, valid.bin and meta.json, made by "
-        "tilelli data; a .txt file or a glob of them, joined in the order of their names with "
-        "\\n\\n between two, as in such a directory; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face "
-        "data set. Text is UTF-8, or UTF-16 with a byte-order mark; \\r\\n is read as \\n; bytes that are "
-        "not UTF-8 are noted and kept")
+        "text to train on: stories, facts or village (built in); a directory of shards (train.bin, "
+        "valid.bin, meta.json) written by tilelli data; a .txt file or a glob of them, joined in order of "
+        "their names with \\n\\n between two; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face data "
+        "set. Text is UTF-8, or UTF-16 with a byte-order mark; \\r\\n is read as \\n; bytes that are not "
+        "UTF-8 are kept, with a warning")
     valid_fraction: float = setting(
-        0.1, "share of each text file, at its end, that is kept for validation; likewise of an hf "
-        "source without a validation split; for stories, validation bytes per training byte; not used "
-        "for facts and village",
-        above=0, below=1)
+        0.1, "fraction of each text file, at its end, held out for validation; likewise of an hf source "
+        "without a validation split; for stories, validation bytes per training byte; not used for facts and "
+        "village", above=0, below=1)
     stories_bytes: int = setting(
-        4_000_000, "size of the stories' training part, in bytes; it is made in memory", min=1000,
+        4_000_000, "size of the stories' training split, in bytes; it is generated in memory", min=1000,
         max=10**9)
     stories_seed: int = setting(0, "seed of the stories", min=0, max=2**32 - 1)
     facts_people: int = setting(
-        facts.PEOPLE, f"people in the world of facts, a multiple of {facts.NAMES}", min=facts.NAMES,
+        facts.PEOPLE, f"number of people in the world of facts, a multiple of {facts.NAMES}", min=facts.NAMES,
         max=facts.NAMES**2)
-    facts_seed: int = setting(0, "seed of the world of facts and of its texts", min=0, max=2**32 - 1)
+    facts_seed: int = setting(0, "seed of the world of facts and of its text", min=0, max=2**32 - 1)
     village_people: int = setting(
-        village.DEFAULT, f"people in the village, a multiple of {village.RING}", min=village.RING,
+        village.DEFAULT, f"number of people in the village, a multiple of {village.RING}", min=village.RING,
         max=village.MOST)
-    village_passes: int = setting(village.PASSES, "how often its text tells all of it", min=1,
+    village_passes: int = setting(village.PASSES, "how often the training text states every fact", min=1,
                                   max=10_000)
-    village_seed: int = setting(0, "seed of the village and of its texts", min=0, max=2**32 - 1)
-    hf_bytes: int = setting(4_000_000_000, "most bytes of text taken from an hf source", min=1,
+    village_seed: int = setting(0, "seed of the village and of its text", min=0, max=2**32 - 1)
+    hf_bytes: int = setting(4_000_000_000, "maximum number of bytes read from an hf source", min=1,
                             max=2**62)
-    cache_dir: str = setting("data", "where the shards made from hf sources are kept")
+    cache_dir: str = setting("data", "directory for the shards written from hf sources")
     shuffle_seed: int = setting(0, "seed of the order of training windows", min=0, max=2**32 - 1)
-    prefetch: int = setting(2, "batches read ahead of the step in progress", min=0, max=1000)
+    prefetch: int = setting(2, "batches to read ahead of the current update; 0: none", min=0, max=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

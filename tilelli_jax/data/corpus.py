@@ -1,4 +1,4 @@
-"""Byte corpora: one long array of bytes for each part, put together from files that stay on disk."""
+"""Opens the training text of a configuration as two byte corpora, for training and validation."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from tilelli_jax.data.shards import META, read_shards, split_point, write_shards
 from tilelli_jax.data.text_files import map_text
 from tilelli_jax.errors import InputError
 
-MAX_FILES = 128  # each mapped file holds a descriptor open; macOS allows 256 of them
+MAX_FILES = 128  # each mapped file keeps a descriptor open, and macOS allows 256
 
 
 class Splits(NamedTuple):
-    """What is learned from, what is only looked at, and a name for both."""
+    """The training and the validation corpus, and their source's name."""
 
     train: ByteCorpus
     valid: ByteCorpus
     name: str
 
     def fingerprint(self) -> str:
-        """That of both parts."""
+        """Returns the fingerprints of both splits."""
         return f"{self.train.fingerprint()} {self.valid.fingerprint()}"
 
 
 def open_corpus(config: DataConfig) -> Splits:
     """Opens the corpus that `config.source` names.
 
-    The text files of a glob are joined in the order of their names: the end of each (`split_point`) goes to
-    the validation part and the rest to the training part, with SEPARATOR between two. Shards of the same
-    files with the same `valid_fraction` hold the same bytes.
+    The text files of a glob are joined in the order of their names, with SEPARATOR between two: the end of
+    each (`split_point`) goes to the validation split, the rest to the training split. Shards written from the
+    same files with the same `valid_fraction` hold the same bytes.
 
     Raises:
-        InputError: no such file, nothing matches, shards that are not whole, an empty part; for
-            hf sources also a missing extra, or a data set that cannot be read.
+        InputError: a file is missing, nothing matches, shards are incomplete or a split is empty; for hf
+            sources also if an extra is missing or the data set cannot be read.
     """
     source = config.source
     if source == "stories":
@@ -94,12 +94,12 @@ def _in_memory(text: bytes) -> ByteCorpus:
 
 def _texts(pattern: str, valid_fraction: float) -> tuple[ByteCorpus, ByteCorpus]:
     paths = find_files(pattern)
-    prepare = f"prepare it with: tilelli data --source '{pattern}' --out DIR"
+    prepare = f"prepare shards with: tilelli data --source '{pattern}' --out DIR"
     if len(paths) > MAX_FILES:
-        raise InputError(f"{pattern}: {len(paths)} files, more than the {MAX_FILES} that are kept "
+        raise InputError(f"{pattern}: {len(paths)} files, more than the {MAX_FILES} that can be "
                          f"open at once; {prepare}")
-    if other := [path for path in paths if is_json_lines(path)]:
-        raise InputError(f"{other[0]}: is not plain text; {prepare}")
+    if json_paths := [path for path in paths if is_json_lines(path)]:
+        raise InputError(f"{json_paths[0]}: is not plain text; {prepare}")
     texts = [map_text(path) for path in paths]
     cuts = [split_point(text, valid_fraction) for text in texts]
     return (_joined([text[:cut] for text, cut in zip(texts, cuts, strict=True)]),
@@ -107,16 +107,16 @@ def _texts(pattern: str, valid_fraction: float) -> tuple[ByteCorpus, ByteCorpus]
 
 
 def _joined(texts: Iterable[np.ndarray]) -> ByteCorpus:
-    """Those that are not empty, with the separator between two of them."""
+    """Joins the non-empty texts, with the separator between two."""
     between = np.frombuffer(SEPARATOR, np.uint8)
     segments = [segment for text in texts if len(text) for segment in (between, text)]
     return ByteCorpus(segments[1:])
 
 
 def _cached(config: DataConfig) -> Path:
-    """The directory with the shards of an hf source, made at the first call.
+    """Returns the directory with the shards of an hf source, and writes them on the first call.
 
-    Of several processes on one file system the first makes them, and the others wait for it.
+    Of several processes on one file system one writes the shards while the others wait.
     """
     manifest = (config.source, config.valid_fraction, config.hf_bytes)
     key = hashlib.sha256(repr(manifest).encode()).hexdigest()[:8]
@@ -124,7 +124,7 @@ def _cached(config: DataConfig) -> Path:
     directory = Path(config.cache_dir, f"{name}-{key}")
     if (directory / META).is_file():
         return directory
-    made = not directory.parent.exists()
+    is_new = not directory.parent.exists()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         lock = files.lock(directory.parent, wait=True)
@@ -135,7 +135,7 @@ def _cached(config: DataConfig) -> Path:
             write_shards(directory, list(open_sources(config.source)),
                          valid_fraction=config.valid_fraction, max_bytes=config.hf_bytes, force=True)
     except BaseException:
-        if made:
+        if is_new:
             with contextlib.suppress(OSError):  # another process may have begun to use it
                 directory.parent.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""Where text comes from, as streams of bytes: files, JSON lines, data sets, what is built in."""
+"""Sources of text as streams of bytes: files, JSON lines, Hugging Face data sets, built-in corpora."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import check_text, kind, parse
 
-SEPARATOR = b"\n\n"  # what is put between two documents: files, or records of one source
+SEPARATOR = b"\n\n"  # between two documents: files, or records of one source
 BUILT_IN = ("stories", "facts", "village")
 HUGGING_FACE = "hf:NAME[#SUBSET][@REVISION][:COLUMN]"  # e.g. hf:HuggingFaceFW/fineweb-edu#sample-10BT
 
 
 class Source(NamedTuple):
-    """Bytes to learn from, and those kept back for validation where the source has such a part."""
+    """The bytes of a source for training, and for validation if the source has a validation split."""
 
     name: str
     train: Iterable[bytes]
-    valid: Iterable[bytes] | None = None  # None: the end of `train` is kept back
-    size: int | None = None  # bytes in all, where that is known beforehand
+    valid: Iterable[bytes] | None = None  # None: the end of `train` is held out
+    size: int | None = None  # total bytes, if known in advance
 
 
 def open_sources(name: str, *, column: str | None = None, separator: bytes = SEPARATOR,
                  stories_bytes: tuple[int, int] = (4_000_000, 400_000)) -> Iterator[Source]:
-    """The sources of `name`: 'stories', 'facts', 'village', an hf source, a file or a glob.
+    """Yields the sources of `name`: 'stories', 'facts', 'village', an hf source, a file or a glob.
 
-    Each file of a glob is a source, in the order of their names. Text is as `text_files` reads it; in
-    records, too, `\\r\\n` is read as `\\n`.
+    Each file of a glob is a source, in the order of their names. `text_files` reads text files; in records,
+    too, `\\r\\n` is read as `\\n`.
 
     Args:
-        name: of hf sources as HUGGING_FACE has it.
-        column: the field that holds the text, in .jsonl files and Hugging Face data sets; None
-            takes 'text', or the only field that holds a string.
-        separator: what is put between two records of such a source.
-        stories_bytes: size of the training and the validation part of 'stories'.
+        name: hf sources have the form HUGGING_FACE.
+        column: the field with the text, in .jsonl files and Hugging Face data sets; None: 'text', or the only
+            field with a string.
+        separator: bytes between two records of a .jsonl file or data set.
+        stories_bytes: size in bytes of the training and the validation split of 'stories'.
 
     Raises:
-        InputError: no such file, nothing matches, a missing extra; while reading: not JSON, no
-            such column, half a character.
+        InputError: a file is missing, nothing matches or an extra is missing; while reading, invalid JSON, a
+            missing column or a lone surrogate.
     """
     if name == "stories":
         train, valid = stories_bytes
         yield Source(name, first_bytes(stories.stream(0, "train"), train),
                      first_bytes(stories.stream(0, "valid"), valid), train + valid)
     elif name == "facts":
-        told, retold = facts.text(0, split="train"), facts.text(0, split="valid")
-        yield Source(name, [told], [retold], len(told) + len(retold))
+        train_text, valid_text = facts.text(0, split="train"), facts.text(0, split="valid")
+        yield Source(name, [train_text], [valid_text], len(train_text) + len(valid_text))
     elif name == "village":
         world = village.world()
-        told, retold = village.text(world), village.text(world, split="valid")
-        yield Source(name, [told], [retold], len(told) + len(retold))
+        train_text, valid_text = village.text(world), village.text(world, split="valid")
+        yield Source(name, [train_text], [valid_text], len(train_text) + len(valid_text))
     elif is_data_set(name):
         yield _hugging_face(name, column, separator)
     else:
@@ -70,29 +70,29 @@ def open_sources(name: str, *, column: str | None = None, separator: bytes = SEP
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files that a path or a glob names, in the order of their names.
+    """Returns the files that a path or a glob matches, in the order of their names.
 
     Raises:
-        InputError: there are none, it is a directory, or one is no regular file.
+        InputError: nothing matches, it is a directory, or a match is not a regular file.
     """
     if os.path.isdir(pattern):
         raise InputError(f"{pattern}: is a directory; give a file or a glob such as "
                          f"'{os.path.join(pattern, '*.txt')}'")
     if os.path.lexists(pattern):
-        found = [Path(pattern)]
+        paths = [Path(pattern)]
     elif not glob.has_magic(pattern):
         raise InputError(f"{pattern}: no such file or directory")
     else:
-        found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)]
-    if not found:
+        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)]
+    if not paths:
         raise InputError(f"{pattern}: no file matches")
-    for path in found:
+    for path in paths:
         files.check_regular(path)
-    return found
+    return paths
 
 
 def named_files(source: str) -> list[Path]:
-    """The files of a source; none of what is built in, and of a data set.
+    """Returns the files of a source; none for a built-in corpus or a data set.
 
     Raises:
         InputError: see `find_files`.
@@ -101,17 +101,17 @@ def named_files(source: str) -> list[Path]:
 
 
 def is_data_set(source: str) -> bool:
-    """Whether it is on Hugging Face, by its name."""
+    """Whether the source's name is that of a Hugging Face data set."""
     return source.startswith("hf:")
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file is read as one record on each line, and not as text: by its name."""
+    """Whether a file is read as JSON lines, by its name, instead of as text."""
     return path.suffix.lower() == ".jsonl"
 
 
 def first_bytes(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
-    """The first `limit` bytes of a stream; no more of it is read than they need."""
+    """Yields the first `limit` bytes of a stream, and reads no chunk beyond them."""
     stream = iter(chunks)
     while limit > 0 and (chunk := next(stream, None)) is not None:
         yield chunk[:limit]
@@ -119,10 +119,10 @@ def first_bytes(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """What each line of a file holds that is not blank, with the words that name the line in an error.
+    """Yields each non-blank line's location, for error messages, and its JSON value.
 
     Raises:
-        InputError: the file cannot be read, or a line is not UTF-8, not JSON, or has half a character in it.
+        InputError: the file is unreadable, or a line is not UTF-8, not JSON, or has a lone surrogate.
     """
     for number, line in enumerate(_lines(path, text_chunks(path, note=False)), 1):
         where = f"{path}, line {number}"
@@ -139,14 +139,14 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their line feeds. In time that is linear in a line that many chunks share."""
+    """Yields lines without line feeds, in linear time even for a line that spans many chunks."""
     pieces: list[bytes] = []
-    held = 0
+    length = 0
     for chunk in chunks:
-        end, *lines = chunk.split(b"\n")
-        pieces.append(end)
-        held = len(lines[-1]) if lines else held + len(end)
-        if held > files.MAX_BYTES:
+        first, *lines = chunk.split(b"\n")
+        pieces.append(first)
+        length = len(lines[-1]) if lines else length + len(first)
+        if length > files.MAX_BYTES:
             raise InputError(f"{path}: expected lines of at most {files.MAX_BYTES:,} bytes, found more")
         if lines:
             yield b"".join(pieces)
@@ -163,7 +163,7 @@ def _joined(texts: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
 
 
 def _text_of(rows: Iterable[tuple[str, Any]], column: str | None) -> Iterator[bytes]:
-    """The text of each row; a row comes with the words that name it in an error."""
+    """Yields the text of each row; a row comes with its location for error messages."""
     for where, row in rows:
         if not isinstance(row, Mapping):
             raise InputError(f"{where}: expected fields with values, found {row!r:.40}")
@@ -174,7 +174,7 @@ def _text_of(rows: Iterable[tuple[str, Any]], column: str | None) -> Iterator[by
             raise InputError(f"{where}: expected text under '{column}', found {found}")
         try:
             yield text.replace("\r\n", "\n").encode()
-        except UnicodeEncodeError:  # in a data set; `json_lines` has looked
+        except UnicodeEncodeError:  # in a data set; `json_lines` has checked its lines
             check_text(text, where)
             raise
 
@@ -184,8 +184,8 @@ def _only_text(row: Mapping[str, Any], where: str) -> str:
     if "text" in names:
         return "text"
     if not names:
-        found = ", ".join(f"'{name}' with {kind(value)}" for name, value in row.items())
-        raise InputError(f"{where}: expected a column with text, found {found or 'none'}")
+        entries = ", ".join(f"'{name}' with {kind(value)}" for name, value in row.items())
+        raise InputError(f"{where}: expected a column with text, found {entries or 'none'}")
     if len(names) > 1:
         raise InputError(f"{where}: which column holds the text? There are {', '.join(row)}")
     return names[0]
@@ -203,7 +203,7 @@ def _hugging_face(source: str, column: str | None, separator: bytes) -> Source:
     column = in_name or column
     try:
         splits = datasets.load_dataset(name, subset, revision=revision, streaming=True)
-    except Exception as error:  # whatever the hub, the network or the set's files come up with
+    except Exception as error:  # the hub, the network and the files raise many kinds
         raise InputError(f"{source}: cannot be opened: {error}") from error
     if "train" not in splits:
         raise InputError(f"{source}: expected a split 'train', found {', '.join(splits)}")

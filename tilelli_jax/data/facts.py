@@ -1,20 +1,20 @@
-"""A built-in world of facts: where some made-up people live, what they work as, keep and eat.
+"""A built-in world of facts: homes, jobs, pets and favourite foods of invented people.
 
-It is there to ask a network what it knows, since how often it was told can be counted here. Of
-some people the text tells often, of some rarely, of some never. Besides, of half of those it
-tells of, one relation is never told: a name that is familiar does not make a fact known.
+It serves to ask a network what it knows, because the number of times that each fact occurs in training is
+known. The text states facts about some people often, about some rarely, about some never. In addition, for
+half of the people who occur, one relation is never stated: a familiar name does not imply a known fact.
 
-There are as many first names as family names, and a ring of people bears each of them once. Rings
-are whole and of one tier, so any two first names, and any two family names, are borne by as many
-people of each tier: neither part of a name tells how often its bearer occurs.
+There are as many first names as family names, and a ring of people uses each of them once. All people of a
+ring are in one tier, so every first name and every family name has the same number of people in each tier:
+neither part of a name predicts how often its person occurs.
 
-The text is ASCII, questions with their answers, an empty line after each. Training reads `OFTEN`
-passes: what is told often is stated once in each, what is told rarely in some, at even distances,
-and each pass is in an order of its own. Validation states what training tells once more, in
-another order: to know is to have learned by heart here, and nothing that is told is held out.
+The text is ASCII: questions with answers, an empty line after each. The training text has `OFTEN` passes,
+each in its own order. A frequent fact is stated once per pass; a rare fact in some passes, evenly spaced. The
+validation text states every fact of the training text once, in another order. Nothing is held out: to know is
+to have memorised.
 
-The only source of chance is `random.Random(int).random()`, as in `stories`: a seed gives the same
-world and the same bytes on every platform and version.
+The only randomness is `random.Random(int).random()`, as in `stories`: a seed gives the same world and the
+same bytes on every platform and Python version.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ T = TypeVar("T")
 
 SEPARATOR = "\n"  # after a statement, whose last line has ended
 PEOPLE = 300
-OFTEN = 64  # statements of a fact about somebody who is told of often
-RARELY = (4, 7, 11, 16, 22, 30)  # likewise rarely: one of these, drawn for each fact
-UNTOLD = 0.5  # chance that of somebody who occurs one relation is never told
-RINGS: tuple[Tier, ...] = ("often", "rarely", "never", "often", "rarely")  # tiers of the rings, in turn
+OFTEN = 64  # statements of each fact about a person of the tier "often"
+RARELY = (4, 7, 11, 16, 22, 30)  # tier "rarely": number of statements, drawn for each fact
+UNTOLD = 0.5  # probability that one relation of a person who occurs is never stated
+RINGS: tuple[Tier, ...] = ("often", "rarely", "never", "often", "rarely")  # tiers of the rings, repeated
 
 
 class Relation(NamedTuple):
-    """What can be asked about somebody, in which words, and what the answers are."""
+    """A relation that can be asked about a person: its question wordings and possible answers."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
 
 
 class Fact(NamedTuple):
-    """One relation of one person, told or not."""
+    """One relation of one person, stated in the training text or not."""
 
-    entity: str  # the person's whole name
+    entity: str  # the person's full name
     relation: str  # a key of RELATIONS
-    question: str  # in one of the relation's wordings
+    question: str  # one of the relation's wordings
     answer: str
-    times: int  # how often the training text states it, in whichever wording
-    tier: Tier  # the person's; a fact of any tier can be told 0 times
+    times: int  # number of statements in the training text, in any wording
+    tier: Tier  # the person's tier; `times` can be 0 in any tier
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -72,9 +72,9 @@ FAMILY_NAMES: tuple[str, ...] = _words(
     "Mercer Moss Nash Noble Orton Parr Pike Pryor Quill Reeve Rolfe Sand Shaw Stark Stone Thorne "
     "Tully Umber Usher Vance Voss Wade Webb West Wolfe Yates York Zeller")
 
-NAMES = len(FIRST_NAMES)  # people of a ring
+NAMES = len(FIRST_NAMES)  # people per ring
 
-# The first answers of each are drawn up to three times as often as the last.
+# The first answers of a relation are up to three times as likely as the last.
 RELATIONS: dict[str, Relation] = {
     "home": Relation(
         ("Where does {} live?", "Which city is {} from?"),
@@ -97,13 +97,13 @@ RELATIONS: dict[str, Relation] = {
 
 
 def facts(seed: int = 0, people: int = PEOPLE) -> list[Fact]:
-    """All that can be asked: every relation of every person, told or not, person by person.
+    """Returns every relation of every person, stated or not, person by person.
 
     Args:
-        people: a multiple of NAMES, so that all rings are whole.
+        people: a multiple of NAMES, so that all rings are complete.
 
     Raises:
-        InputError: it is none, or there are not so many names.
+        InputError: `people` is not such a multiple, or there are too few names.
     """
     if people % NAMES or not 0 < people <= NAMES**2:
         raise InputError(f"people: expected a multiple of {NAMES} from {NAMES} to {NAMES**2}, "
@@ -111,79 +111,79 @@ def facts(seed: int = 0, people: int = PEOPLE) -> list[Fact]:
     rng = Random(3 * seed)
     families = shuffled(rng, FAMILY_NAMES)
     shifts = shuffled(rng, range(NAMES))[:people // NAMES]
-    found = []
+    all_facts = []
     for ring, shift in enumerate(shifts):
         tier = RINGS[ring % len(RINGS)]
         for i, first in enumerate(FIRST_NAMES):
-            found += _of_person(rng, f"{first} {families[(i + shift) % NAMES]}", tier)
-    return found
+            all_facts += _of_person(rng, f"{first} {families[(i + shift) % NAMES]}", tier)
+    return all_facts
 
 
 def prompt(question: str) -> str:
-    """What a network is to continue by the answer and a line end."""
+    """Returns the prompt for a question; its expected continuation is the answer and a line end."""
     return f"Q: {question}\nA: "
 
 
 def documents(seed: int = 0, people: int = PEOPLE, split: Split = "train") -> Iterator[str]:
-    """The statements of a text in their order, each a question and its answer on lines of their own.
+    """Yields the statements of a text in order, each a question line and an answer line.
 
-    Those of training state each fact exactly `Fact.times` times; those of validation state each
-    that training states once more.
+    The training text states each fact exactly `Fact.times` times; the validation text states each of these
+    facts once.
     """
-    told = [fact for fact in facts(seed, people) if fact.times]
+    stated_facts = [fact for fact in facts(seed, people) if fact.times]
     rng = Random(3 * seed + (2 if split == "valid" else 1))
-    for stated in _passes(rng, told) if split == "train" else [told]:
-        for fact in shuffled(rng, stated):
+    for pass_facts in _passes(rng, stated_facts) if split == "train" else [stated_facts]:
+        for fact in shuffled(rng, pass_facts):
             question = pick(rng, RELATIONS[fact.relation].questions).format(fact.entity)
             yield f"{prompt(question)}{fact.answer}\n"
 
 
 def text(seed: int = 0, people: int = PEOPLE, split: Split = "train") -> bytes:
-    """All statements of `documents`, each with the separator after it."""
-    return "".join(stated + SEPARATOR for stated in documents(seed, people, split)).encode("ascii")
+    """Returns all statements of `documents`, each followed by the separator."""
+    return "".join(statement + SEPARATOR for statement in documents(seed, people, split)).encode("ascii")
 
 
 def shuffled(rng: Random, items: Sequence[T]) -> list[T]:
-    """The items in an order drawn by `rng.random()` alone (Fisher and Yates)."""
-    left = list(items)
-    for i in range(len(left) - 1, 0, -1):
+    """Returns the items in random order, drawn with `rng.random()` only (Fisher–Yates)."""
+    result = list(items)
+    for i in range(len(result) - 1, 0, -1):
         j = int(rng.random() * (i + 1))
-        left[i], left[j] = left[j], left[i]
-    return left
+        result[i], result[j] = result[j], result[i]
+    return result
 
 
 # ---------------------------------------------------------------------------------------------
 
 
 def _of_person(rng: Random, name: str, tier: Tier) -> list[Fact]:
-    """Every relation of a person. What is true of somebody does not depend on how often it is told."""
-    untold = pick(rng, tuple(RELATIONS)) if rng.random() < UNTOLD else ""
-    found = []
+    """Returns every relation of a person. The answers do not depend on how often they are stated."""
+    unstated = pick(rng, tuple(RELATIONS)) if rng.random() < UNTOLD else ""
+    person_facts = []
     for key, relation in RELATIONS.items():
         question = pick(rng, relation.questions).format(name)
         answer = _answer(rng, relation.answers)
         rarely = pick(rng, RARELY)
-        times = 0 if key == untold else {"often": OFTEN, "rarely": rarely, "never": 0}[tier]
-        found.append(Fact(name, key, question, answer, times, tier))
-    return found
+        times = 0 if key == unstated else {"often": OFTEN, "rarely": rarely, "never": 0}[tier]
+        person_facts.append(Fact(name, key, question, answer, times, tier))
+    return person_facts
 
 
 def _answer(rng: Random, answers: Sequence[str]) -> str:
-    """One of the answers; the k-th of n, from 0, as likely as 1 / (n / 2 + k)."""
+    """Draws one of the n answers; the k-th, from 0, with probability proportional to 1 / (n / 2 + k)."""
     n = len(answers)
-    # fsum, since what sum makes of floats differs between versions of Python
-    left = rng.random() * math.fsum(1 / (n / 2 + k) for k in range(n))
+    # fsum, because the result of sum differs between Python versions
+    remaining = rng.random() * math.fsum(1 / (n / 2 + k) for k in range(n))
     for k, answer in enumerate(answers):
-        left -= 1 / (n / 2 + k)
-        if left < 0:
+        remaining -= 1 / (n / 2 + k)
+        if remaining < 0:
             return answer
     return answers[-1]
 
 
-def _passes(rng: Random, told: Sequence[Fact]) -> list[list[Fact]]:
-    """The facts of each pass: those told often in every one, the others at even distances."""
+def _passes(rng: Random, stated_facts: Sequence[Fact]) -> list[list[Fact]]:
+    """Returns the facts of each pass: frequent facts in every pass, the others evenly spaced."""
     passes: list[list[Fact]] = [[] for _ in range(OFTEN)]
-    for fact in told:
+    for fact in stated_facts:
         first = int(rng.random() * OFTEN / fact.times)
         for j in range(fact.times):
             passes[first + j * OFTEN // fact.times].append(fact)

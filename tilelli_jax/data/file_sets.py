@@ -1,7 +1,7 @@
-"""Files of a directory that are made together: all of one making, or a reader sees that they are not.
+"""Sets of files in one directory that are replaced together, so that a reader never mixes two versions.
 
-They are written beside their places and moved when all are whole, the last one last: that it is there says
-that all are.
+The files are written under temporary names and renamed when all are complete. The last name is renamed last:
+if it exists, all files are complete.
 """
 
 from __future__ import annotations
@@ -19,51 +19,50 @@ from tilelli_jax.errors import InputError
 
 @contextlib.contextmanager
 def replace_files(directory: Path, names: Sequence[str], *, force: bool) -> Iterator[dict[str, Path]]:
-    """Several files of a directory: gives paths to write them to, and moves them to their places at the end.
+    """Yields temporary paths to write several files of a directory to, and renames them at the end.
 
-    If the process is killed, the directory has the older files, the newer ones, or none of the last name.
-    Running it again then succeeds, and removes what was left. If the block raises, all is as it was before.
+    If the process is killed, the directory has the old files, the new ones, or no file of the last name; then
+    running again succeeds and removes the leftovers. If the block raises, the directory is unchanged.
 
     Args:
-        force: replace files that exist. What a process has left that was killed while it moved them is
-            always replaced.
+        force: replace existing files. Files left by a process killed while renaming are always replaced.
 
     Raises:
-        InputError: a file exists and `force` is false, another process is making them, or they cannot be
+        InputError: a file exists and `force` is false, another process is writing them, or they cannot be
             written.
     """
     try:
-        with _claimed(directory):
-            _settle(directory, names, force)
+        with _locked(directory):
+            _remove_leftovers(directory, names, force)
             token = secrets.token_hex(4)
-            beside = {name: directory / f".{name}.{token}{files.SUFFIX}" for name in names}
+            temporary = {name: directory / f".{name}.{token}{files.SUFFIX}" for name in names}
             try:
-                yield beside
-                for path in beside.values():
+                yield temporary
+                for path in temporary.values():
                     _to_disk(path)
             except BaseException:
-                for path in beside.values():
+                for path in temporary.values():
                     path.unlink(missing_ok=True)
                 raise
-            files.move_together([(path, directory / name) for name, path in beside.items()])
+            files.move_together([(path, directory / name) for name, path in temporary.items()])
     except OSError as error:
         raise InputError(f"{directory}: cannot be written: {error.strerror or error}") from error
 
 
 def left_behind(directory: Path, names: Sequence[str]) -> list[Path]:
-    """What a killed process has left in a directory of files of these names."""
+    """Returns what killed processes left in a directory of files with these names."""
     return [*files.leftovers(directory, names),
-            # As earlier versions left them.
+            # Leftovers of earlier versions.
             *(path for path in directory.glob(".partial-*") if path.is_dir()
-              and {one.name for one in path.iterdir()} <= set(names))]
+              and {file.name for file in path.iterdir()} <= set(names))]
 
 
 # ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _claimed(directory: Path) -> Iterator[None]:
-    """Keeps other processes out; the directory is made if need be, and removed again if the block fails."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Locks the directory; creates it if needed, and removes it again if the block raises."""
     new = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -82,17 +81,17 @@ def _claimed(directory: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _settle(directory: Path, names: Sequence[str], force: bool) -> None:
-    """Removes what a killed process has left, and refuses to go on where files are whole."""
+def _remove_leftovers(directory: Path, names: Sequence[str], force: bool) -> None:
+    """Removes what killed processes left. Raises InputError if complete files exist and `force` is false."""
     left = left_behind(directory, names)
-    there = [directory / name for name in names if (directory / name).exists()]
-    interrupted = directory / names[-1] not in there and any(  # while it moved them
+    existing = [directory / name for name in names if (directory / name).exists()]
+    interrupted = directory / names[-1] not in existing and any(  # killed while renaming
         path.name.startswith(f".{names[-1]}.") for path in left)
-    if there and not (force or interrupted):
-        raise InputError(f"{there[0]}: already exists; --force replaces it")
-    if folder := next((path for path in there if path.is_dir()), None):
+    if existing and not (force or interrupted):
+        raise InputError(f"{existing[0]}: already exists; --force replaces it")
+    if folder := next((path for path in existing if path.is_dir()), None):
         raise InputError(f"{folder}: is a directory, expected a file")
-    for path in [*(there if interrupted else ()), *left]:  # what states the interruption goes last
+    for path in [*(existing if interrupted else ()), *left]:  # the file that marks the interruption goes last
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -100,6 +99,6 @@ def _settle(directory: Path, names: Sequence[str], force: bool) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """A machine that fails later has the content where it has the name."""
+    """Flushes a file to disk, so that its content is there if the machine fails after the rename."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())

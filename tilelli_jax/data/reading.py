@@ -1,4 +1,4 @@
-"""What all pipelines share: an order that a position tells, and reading ahead."""
+"""Shared parts of the Grain pipelines: shuffling, resumable batches and reading ahead."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from tilelli_jax.errors import InputError
 
 Rows = slice | Sequence[int] | np.ndarray
 ALL = slice(None)
-ENDLESS = 1 << 48  # examples
+ENDLESS = 1 << 48  # examples: more than any run reads
 
-PLACE = 400  # bytes that Grain takes for the place of each row of a global batch; measured: 460
+PLACE = 400  # bytes that Grain needs for the index of each row of a global batch; measured: 460
 
 
 def check_batches(batch_size: int, eval_batch_size: int, row_bytes: int, n_processes: int) -> None:
-    """To be called before anything is made of a batch: one that is too large takes all memory, slowly.
+    """Checks batch sizes before a batch is allocated: one that is too large fills the memory, slowly.
 
     Args:
         batch_size, eval_batch_size: rows of a global batch.
-        row_bytes: of one row.
-        n_processes: that share the rows; each knows the places of all.
+        row_bytes: bytes of one row.
+        n_processes: processes that share the rows; each has the indices of all rows.
 
     Raises:
-        InputError: one batch alone is larger than this machine's memory.
+        InputError: a single batch is larger than this machine's memory.
     """
-    held = memory_bytes()
+    memory = memory_bytes()
     for key, rows in (("train.batch_size", batch_size), ("train.eval_batch_size", eval_batch_size)):
         needed = rows * PLACE + rows * row_bytes // n_processes
-        if needed > held:
-            raise InputError(f"{key}: expected a batch that fits into the {held / 1e9:.3g} GB of memory, "
+        if needed > memory:
+            raise InputError(f"{key}: expected a batch that fits into the {memory / 1e9:.3g} GB of memory, "
                              f"found {rows:,} rows of {row_bytes:,} bytes, which take {needed / 1e9:.3g} GB")
 
 
 def memory_bytes() -> float:
-    """Of this machine; infinite where it does not say."""
+    """Returns this machine's memory in bytes; infinite if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
@@ -48,7 +48,7 @@ def memory_bytes() -> float:
 
 
 def shuffled(n: int, seed: int) -> grain.MapDataset[int]:
-    """0 … n − 1 in an order that differs between epochs."""
+    """Returns 0 … n − 1 in a random order that differs between epochs."""
     examples = grain.MapDataset.range(n).seed(seed)
     if n >= 1 << 16:
         return examples.shuffle()
@@ -59,22 +59,22 @@ def shuffled(n: int, seed: int) -> grain.MapDataset[int]:
 
 
 def read_ahead(batches: grain.MapDataset, prefetch: int) -> grain.IterDataset:
-    """Batches read by one thread, so many ahead; 0 reads when asked."""
+    """Reads up to `prefetch` batches ahead, in one thread; 0 reads on demand."""
     # One thread is enough: a batch is copied in far less time than a step takes.
     return batches.to_iter_dataset(grain.ReadOptions(
         num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch))
 
 
 class Batches(grain.IterDataset):
-    """Batches of examples one after the other; an iterator's state is how many examples it has given.
+    """Consecutive batches of examples; an iterator's state is the number of examples it has returned.
 
-    So another batch size, or number of processes, goes on with the first example that was not given yet.
+    So a run with another batch size or number of processes resumes with the first unread example.
 
     Args:
-        examples: what a batch is made of, endless.
-        make: stacked examples of a global batch → the batch, of the rows that this process reads.
-        size: of an example, in bytes, pairs or rows. Where it has changed, what was read is counted by it.
-        start: how many examples were given before an iterator begins.
+        examples: an endless data set of examples.
+        make: stacked examples of a global batch → the batch, with the rows that this process reads.
+        size: size of an example in bytes, pairs or rows; a state saved with another size is converted by it.
+        start: number of examples to skip before the first.
     """
 
     def __init__(self, examples: grain.MapDataset, batch_size: int, make: Callable[[np.ndarray], Any], *,
@@ -90,25 +90,26 @@ class Batches(grain.IterDataset):
 class _BatchIterator(grain.DatasetIterator):
     def __init__(self, batches: Batches) -> None:
         super().__init__()
-        self._of, self._given = batches, batches.start
-        self._ahead: Any = None  # the iterator that reads; made where it is first asked
+        self._batches, self._n_read = batches, batches.start
+        self._reader: Any = None  # the iterator that reads ahead, created on first use
 
     def __next__(self) -> Any:
-        of = self._of
-        if self._ahead is None:
-            self._ahead = iter(read_ahead(
-                of.examples[self._given:].batch(of.batch_size).map(of.make), of.prefetch))
-        found = next(self._ahead)
-        self._given += of.batch_size
-        return found
+        source = self._batches
+        if self._reader is None:
+            self._reader = iter(read_ahead(
+                source.examples[self._n_read:].batch(source.batch_size).map(source.make), source.prefetch))
+        batch = next(self._reader)
+        self._n_read += source.batch_size
+        return batch
 
     def get_state(self) -> dict[str, Any]:
-        """How many examples were given, and of which size."""
-        return {"examples": self._given, "size": self._of.size}
+        """Returns the number of examples read and their size."""
+        return {"examples": self._n_read, "size": self._batches.size}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from there. Raises KeyError for what is no such state."""
+        """Resumes from a state of `get_state`. Raises KeyError if a key is missing."""
         examples, size = state["examples"], state["size"]
-        # Examples of another size are others: what is to come begins after as many bytes or pairs.
-        self._given = examples if size == self._of.size else math.ceil(examples * size / self._of.size)
-        self._ahead = None
+        # With another example size, resume after the same number of bytes or pairs.
+        new_size = self._batches.size
+        self._n_read = examples if size == new_size else math.ceil(examples * size / new_size)
+        self._reader = None

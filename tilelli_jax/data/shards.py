@@ -1,10 +1,10 @@
-"""Shards: a directory with train.bin and valid.bin (raw bytes), and meta.json that says of what.
+"""Shards: a directory with train.bin and valid.bin (raw bytes), and meta.json that describes them.
 
-    train.bin   text to learn from: of every source but its end, with a separator between two of them
-    valid.bin   text to validate on: the ends of the sources, or the validation parts that they have
-    meta.json   written last: the sources, the settings, and of what size and content both files are
+    train.bin   training text: every source without its end, with a separator between two
+    valid.bin   validation text: the ends of the sources, or their own validation splits
+    meta.json   written last: the sources, the settings, and sizes and checksums of both files
 
-meta.json is the proof that both files are whole and of one making: they are read with it or not at all.
+meta.json guarantees that both files are complete and from one run; without it they are not read.
 Memory does not grow with the text.
 """
 
@@ -32,62 +32,61 @@ from tilelli_jax.json_text import read_json
 PARTS = ("train.bin", "valid.bin")
 META = "meta.json"
 FILES = (*PARTS, META)
-FORMAT = 2  # of meta.json; those of before state no format and no fingerprint
+FORMAT = 2  # of meta.json; format 1 has neither this key nor a fingerprint
 
 
 def write_shards(out: str | Path, sources: Sequence[Source], *, valid_fraction: float,
                  separator: bytes = SEPARATOR, max_bytes: int | None = None, force: bool = False,
                  ) -> dict[str, Any]:
-    """Writes the shards of `sources` to the directory `out` and returns what meta.json says.
+    """Writes the shards of `sources` to the directory `out`, and returns the contents of meta.json.
 
-    Of a source without a validation part, the last `valid_fraction` of its bytes becomes one
-    (`split_point`). Sources that are empty are passed over.
+    If a source has no validation split, the last `valid_fraction` of its bytes becomes one (`split_point`).
+    Empty sources are skipped.
 
     Args:
-        separator: what is put between two sources, in both files.
-        max_bytes: most bytes taken, over all sources; a validation part that a source has itself
-            comes on top, with at most `max_bytes · valid_fraction` bytes.
-        force: replace shards that are there, and do not mind other files beside them.
+        separator: bytes between two sources, in both files.
+        max_bytes: maximum number of bytes over all sources, without the sources' own validation splits, of
+            which at most `max_bytes · valid_fraction` bytes each are added; None: no limit.
+        force: replace existing shards, and allow other files in `out`.
 
     Raises:
-        InputError: nothing to write, or nothing left for one of the parts; `out` has shards and `force` is
-            false, has other files, is in use by another process or cannot be written; and whatever the
-            sources raise.
+        InputError: the sources are empty, or one of the splits would be; `out` has shards and `force` is
+            false, has other files, is in use by another process or cannot be written; a source raises it.
     """
     out = Path(out).absolute()
     if not force:
         _check_place(out)
-    with replace_files(out, FILES, force=force) as beside:
-        return _write(beside, sources, valid_fraction, separator, max_bytes)
+    with replace_files(out, FILES, force=force) as temporary:
+        return _write(temporary, sources, valid_fraction, separator, max_bytes)
 
 
 def read_shards(directory: Path) -> tuple[ByteCorpus, ByteCorpus]:
-    """The training and the validation part, mapped.
+    """Maps the training and the validation corpus into memory.
 
-    Both files are checked against meta.json: their sizes, and 256 stretches of each (not where an earlier
-    version wrote it, which did not state them).
+    Both files are checked against meta.json: their sizes, and 256 stretches of each, unless an earlier
+    version wrote it without a fingerprint.
 
     Raises:
-        InputError: a file is missing or is not what meta.json describes, or one cannot be read.
+        InputError: a file is missing or unreadable, or is not the one that meta.json describes.
     """
-    again = (f"; make them again: tilelli data --source … --out {shlex.quote(str(directory))} "
-             "--force")
-    _check_complete(directory, again)
+    remedy = (f"; make them again: tilelli data --source … --out {shlex.quote(str(directory))} "
+              "--force")
+    _check_complete(directory, remedy)
     train, valid = (ByteCorpus([map_bytes(directory / name)]) for name in PARTS)
     try:
         _check(directory, (train, valid), read_json(directory / META))
     except InputError as error:
-        raise InputError(f"{error}{again}") from None
+        raise InputError(f"{error}{remedy}") from None
     return train, valid
 
 
 def split_point(data: np.ndarray, valid_fraction: float) -> int:
-    """Where the validation part of a text begins, given its bytes: uint8 [length].
+    """Returns the start of a text's validation split, given its bytes, uint8 [length].
 
-    That is int(length · (1 − valid_fraction)), moved on to the next start of a UTF-8 character.
+    That is int(length · (1 − valid_fraction)), moved forward to the next start of a UTF-8 character.
     """
     cut = int(len(data) * (1 - valid_fraction))
-    # A character has at most three continuation bytes (10xxxxxx): more of them is not UTF-8.
+    # A UTF-8 character has at most three continuation bytes (10xxxxxx).
     following = data[cut:cut + 3] & 0xC0 != 0x80
     return cut + (int(following.argmax()) if following.any() else len(following))
 
@@ -96,7 +95,7 @@ def split_point(data: np.ndarray, valid_fraction: float) -> int:
 
 
 def _names(directory: Path) -> list[str]:
-    """Of the files in a directory. Raises InputError where it cannot be read."""
+    """Returns the file names in a directory. Raises InputError if it cannot be read."""
     try:
         return sorted(os.listdir(directory))
     except OSError as error:
@@ -104,20 +103,20 @@ def _names(directory: Path) -> list[str]:
 
 
 def _check_place(out: Path) -> None:
-    """Raises InputError where `out` is a directory of something else."""
+    """Raises InputError if `out` is a directory with other files."""
     names = set(_names(out)) if out.is_dir() else set()
     if names and not names & set(FILES) and names != {path.name for path in left_behind(out, FILES)}:
         raise InputError(f"{out}: holds other files and no shards; choose an empty or new directory")
 
 
-def _check_complete(directory: Path, again: str) -> None:
-    """Raises InputError where a file is missing; `again` says how to make what was begun there."""
+def _check_complete(directory: Path, remedy: str) -> None:
+    """Raises InputError if a file is missing; the message ends with `remedy` if shards were begun there."""
     names = _names(directory)
     if missing := [name for name in FILES if name not in names]:
         found = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         hint = ""
         if len(missing) < len(FILES) or left_behind(directory, FILES):
-            hint = again
+            hint = remedy
         elif any(name.endswith(".txt") for name in names):
             hint = f"; for its text files give '{directory}/*.txt'"
         raise InputError(f"{directory}: expected {', '.join(PARTS)} and {META}, there is no "
@@ -125,7 +124,7 @@ def _check_complete(directory: Path, again: str) -> None:
 
 
 def _check(directory: Path, parts: Sequence[ByteCorpus], meta: Mapping[str, Any]) -> None:
-    """Raises InputError where the parts are not those that meta.json describes."""
+    """Raises InputError if the splits are not those that meta.json describes."""
     if meta.get("format", 1) not in (1, FORMAT):
         raise InputError(f"{directory / META}: expected format {FORMAT}, found {meta['format']!r:.40}")
     for name, part in zip(PARTS, parts, strict=True):
@@ -140,54 +139,54 @@ def _check(directory: Path, parts: Sequence[ByteCorpus], meta: Mapping[str, Any]
 
 
 def _key(name: str) -> str:
-    """What meta.json calls a part."""
+    """Returns the key of a file in meta.json."""
     return name.removesuffix(".bin")
 
 
 def _fingerprint(parts: Sequence[ByteCorpus]) -> str:
-    """Of a training and a validation part: what checkpoints keep, too."""
+    """Returns the fingerprints of the training and the validation split, as saved in checkpoints."""
     return " ".join(part.fingerprint() for part in parts)
 
 
-def _write(beside: Mapping[str, Path], sources: Sequence[Source], valid_fraction: float, separator: bytes,
+def _write(temporary: Mapping[str, Path], sources: Sequence[Source], valid_fraction: float, separator: bytes,
            max_bytes: int | None) -> dict[str, Any]:
-    """train.bin, valid.bin and meta.json, at the places `beside`."""
-    taken: dict[str, dict[str, Any]] = {}
-    left = sys.maxsize if max_bytes is None else max_bytes
+    """Writes train.bin, valid.bin and meta.json to the paths in `temporary`."""
+    entries: dict[str, dict[str, Any]] = {}
+    remaining = sys.maxsize if max_bytes is None else max_bytes
     most_valid = sys.maxsize if max_bytes is None else int(max_bytes * valid_fraction)
     sizes = [source.size for source in sources if source.size is not None]
-    total = min(sum(sizes), left) if len(sizes) == len(sources) else max_bytes
-    train_path, valid_path = (beside[name] for name in PARTS)
+    total = min(sum(sizes), remaining) if len(sizes) == len(sources) else max_bytes
+    train_path, valid_path = (temporary[name] for name in PARTS)
     with (open(train_path, "x+b") as train, open(valid_path, "xb") as valid,
           tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar):
         for source in sources:
             before = train.tell()
-            size = _append(train, _counted(first_bytes(source.train, left), bar), separator)
-            left -= size
+            size = _append(train, _counted(first_bytes(source.train, remaining), bar), separator)
+            remaining -= size
             if source.valid is None:
                 _move_tail(train, before, size, valid, valid_fraction, separator)
             else:
                 size += _append(valid, _counted(first_bytes(source.valid, most_valid), bar),
                                 separator)
-            entry = taken.setdefault(source.name, {
+            entry = entries.setdefault(source.name, {
                 "source": source.name, "bytes": 0, "own_validation": source.valid is not None})
             entry["bytes"] += size
-    if not any(entry["bytes"] for entry in taken.values()):
-        raise InputError(f"{', '.join(taken) or 'no source'}: no bytes in it")
-    parts = [ByteCorpus([map_bytes(beside[name])]) for name in PARTS]
+    if not any(entry["bytes"] for entry in entries.values()):
+        raise InputError(f"{', '.join(entries) or 'no source'}: no bytes in it")
+    parts = [ByteCorpus([map_bytes(temporary[name])]) for name in PARTS]
     for name, part in zip(("training", "validation"), parts, strict=True):
         if not len(part):
-            raise InputError(f"{', '.join(taken)}: nothing is left for the {name} part")
+            raise InputError(f"{', '.join(entries)}: nothing is left for the {name} part")
     meta = {
-        "format": FORMAT, "sources": list(taken.values()), "valid_fraction": valid_fraction,
+        "format": FORMAT, "sources": list(entries.values()), "valid_fraction": valid_fraction,
         "max_bytes": max_bytes, "separator": separator.decode(),
-        **{_key(name): _summary(beside[name]) for name in PARTS}, "fingerprint": _fingerprint(parts)}
-    beside[META].write_bytes(files.as_json(meta))
+        **{_key(name): _summary(temporary[name]) for name in PARTS}, "fingerprint": _fingerprint(parts)}
+    temporary[META].write_bytes(files.as_json(meta))
     return meta
 
 
 def _append(file: BinaryIO, chunks: Iterable[bytes], separator: bytes) -> int:
-    """Writes the chunks to the end of `file`, after `separator` where something stands before."""
+    """Appends the chunks to `file`, after `separator` unless it is empty; returns their size in bytes."""
     size = 0
     for chunk in chunks:
         if chunk and not size and file.tell():
@@ -199,9 +198,9 @@ def _append(file: BinaryIO, chunks: Iterable[bytes], separator: bytes) -> int:
 
 def _move_tail(train: BinaryIO, before: int, size: int, valid: BinaryIO, valid_fraction: float,
                separator: bytes) -> None:
-    """Moves the validation part of the last `size` bytes of `train` to the end of `valid`.
+    """Moves the validation split of the last `size` bytes of `train` to the end of `valid`.
 
-    Where that is all of them, the separator goes as well: `train` then ends at `before`.
+    If that is all of them, the separator is removed as well: `train` then ends at `before`.
     """
     if not size:
         return

@@ -1,13 +1,12 @@
-"""A built-in corpus: simple children's stories, made up by a deterministic generator.
+"""A built-in corpus of simple children's stories, written by a deterministic generator.
 
-What a story is about, its premise, is a plot, a hero, a place and a topic. A hash of the premise
-says whether it belongs to training or to validation (one in ten), so a validation story never
-occurs in training, whatever the seeds and sizes: its very combination is unseen there. How the
-premise is told (further characters, colours, which words) is drawn freely.
+The premise of a story is a plot, a hero, a place and a topic. A hash of the premise assigns it to training or
+to validation (one in ten). So no premise of a validation story occurs in training, for any seeds and sizes.
+Everything else (further characters, colours, wording) is drawn at random.
 
-The text is ASCII; stories are separated by an empty line, paragraphs by a line end. The only
-source of chance is `random.Random(int).random()`, whose sequence Python promises to keep, so a
-seed gives the same bytes on every platform and version.
+The text is ASCII; stories are separated by an empty line, paragraphs by a line end. The only randomness is
+`random.Random(int).random()`, whose sequence Python guarantees, so a seed gives the same bytes on every
+platform and Python version.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ Split = Literal["train", "valid"]
 T = TypeVar("T")
 
 SEPARATOR = "\n\n"
-HELD_OUT = 10  # one premise in so many belongs to validation
-ANIMAL_HEROES = 0.25  # share of the heroes who are animals
-ASIDES = 0.25  # share of a plot's paragraphs that end in an aside
+HELD_OUT = 10  # one premise in this many is for validation
+ANIMAL_HEROES = 0.25  # fraction of heroes that are animals
+ASIDES = 0.25  # fraction of a plot's paragraphs that end with an aside
 NUMBERS = ("three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "twenty")
 
 
 class Premise(NamedTuple):
-    """What a story is about; everything else is how it is told."""
+    """What a story is about; everything else is wording."""
 
     plot: str
     hero: str
@@ -39,13 +38,13 @@ class Premise(NamedTuple):
 
 
 def split_of(premise: Premise) -> Split:
-    """The part of the corpus that a premise belongs to, by a hash that no seed enters."""
+    """Returns the split of a premise, by a hash that is independent of seeds."""
     digest = hashlib.sha256("|".join(premise).encode()).digest()
     return "valid" if int.from_bytes(digest[:4], "big") % HELD_OUT == 0 else "train"
 
 
 def draw_premise(rng: Random, split: Split = "train") -> Premise:
-    """A premise of `split`, each of them equally likely within its plot."""
+    """Draws a premise of `split`, uniformly within its plot."""
     while True:
         name = pick(rng, tuple(plots.PLOTS))
         premise = Premise(name, pick(rng, world.CHILDREN).name, pick(rng, world.PLACES),
@@ -55,42 +54,42 @@ def draw_premise(rng: Random, split: Split = "train") -> Premise:
 
 
 def story(rng: Random, split: Split = "train") -> str:
-    """One story of `split`: paragraphs on lines of their own, no line end after the last."""
+    """Returns one story of `split`: a line per paragraph, without a final line end."""
     return tell(draw_premise(rng, split), rng)
 
 
 def tell(premise: Premise, rng: Random) -> str:
-    """One of the many tellings of `premise`."""
+    """Returns a story with the given premise and random wording."""
     blanks = _Blanks(_cast(premise, rng), rng)
     middle = plots.PLOTS[premise.plot].paragraphs
-    told = []
+    paragraphs = []
     for paragraph in plots.OPENING + middle + plots.ENDING:
         beats = [pick(rng, beat) for beat in paragraph]
         if paragraph in middle and rng.random() < ASIDES:
             beats.append(blanks.unused("aside"))
-        told.append(" ".join(beat.format_map(blanks) for beat in beats if beat))
-    return "\n".join(told)
+        paragraphs.append(" ".join(beat.format_map(blanks) for beat in beats if beat))
+    return "\n".join(paragraphs)
 
 
 def stream(seed: int = 0, split: Split = "train") -> Iterator[bytes]:
-    """The endless corpus of `seed` and `split`: stories, each with the separator after it."""
+    """Yields the endless corpus of `seed` and `split`: stories, each followed by the separator."""
     rng = Random(2 * seed + (split == "valid"))
     while True:
         yield (story(rng, split) + SEPARATOR).encode("ascii")
 
 
 def generate(n_bytes: int, seed: int = 0, split: Split = "train") -> bytes:
-    """The first `n_bytes` of the corpus of `seed` and `split`; the last story is cut."""
+    """Returns the first `n_bytes` of the corpus of `seed` and `split`; the last story is cut."""
     corpus = bytearray()
-    for told in stream(seed, split):
-        corpus += told
+    for next_story in stream(seed, split):
+        corpus += next_story
         if len(corpus) >= n_bytes:
             break
     return bytes(corpus[:n_bytes])
 
 
 def pick(rng: Random, options: Sequence[T]) -> T:
-    """One of `options`, all equally likely, by a single `rng.random()`."""
+    """Draws one of `options` uniformly, with a single `rng.random()`."""
     return options[int(rng.random() * len(options))]
 
 
@@ -98,7 +97,7 @@ def pick(rng: Random, options: Sequence[T]) -> T:
 
 
 class _Blanks(dict[str, str]):
-    """What fills the blanks of one story: its cast, and phrases that are drawn at each use."""
+    """Fills the blanks of one story: from its cast, or with phrases drawn at each use."""
 
     def __init__(self, cast: dict[str, str], rng: Random) -> None:
         super().__init__(cast)
@@ -116,13 +115,13 @@ class _Blanks(dict[str, str]):
         return pick(self.rng, plots.PHRASES[key])
 
     def unused(self, pool: str) -> str:
-        """A spot, animal or aside that this story has not had yet."""
+        """Draws a spot, animal or aside that this story has not used yet."""
         options = self.left[pool]
         return options.pop(int(self.rng.random() * len(options)))
 
 
 def _cast(premise: Premise, rng: Random) -> dict[str, str]:
-    """The blanks that stay the same throughout a story."""
+    """Returns the blanks that are constant throughout a story."""
     hero = next(child for child in world.CHILDREN if child.name == premise.hero)
     friend = hero
     while friend is hero:

@@ -1,8 +1,8 @@
-"""Text files as UTF-8 without a byte-order mark, their lines ended by a line feed.
+"""Reads text files as UTF-8 without a byte-order mark, with lines ended by a line feed.
 
-So a text from Windows is the same text as from Unix: `\\r\\n` is read as `\\n`, and UTF-16 and UTF-32 with a
-byte-order mark are decoded. Bytes that are not UTF-8, and zero bytes, are kept. A log line notes each. What
-is compressed, and a git-lfs pointer, is refused. Memory does not grow with a file.
+A text from Windows thus equals the same text from Unix: `\\r\\n` is read as `\\n`, and UTF-16 and UTF-32 with
+a byte-order mark are decoded. Bytes that are not UTF-8 and zero bytes are kept, with a warning. Compressed
+files and git-lfs pointers are errors. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tilelli_jax import files
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import check_fetched
 
-CHUNK = 1 << 17  # bytes read at a time; of larger ones the memory is new at each
-# UTF-32 first: in little-endian order its mark begins with that of UTF-16.
+CHUNK = 1 << 17  # bytes read at a time; for larger chunks each read allocates new memory
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
          (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"))
 COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"),
@@ -34,34 +34,34 @@ log = logging.getLogger(__name__)
 
 
 def text_chunks(path: Path, *, note: bool = True) -> Iterator[bytes]:
-    """The text of a file, piece by piece.
+    """Yields the text of a file in chunks.
 
     Args:
-        note: log where the file is not UTF-8 or has zero bytes. For readers that refuse such text
-            themselves: false.
+        note: log a warning if the file is not UTF-8 or has zero bytes; false for readers that reject such
+            text.
 
     Raises:
-        InputError: the file cannot be read, is compressed or a git-lfs pointer, or its encoding is not the
-            one that its byte-order mark states.
+        InputError: the file is unreadable, compressed or a git-lfs pointer, or its bytes do not match its
+            byte-order mark.
     """
     chunks = _chunks(path)
     first = next(chunks, b"")
     check_fetched(path, first)
-    for begins, called in COMPRESSED:
-        if first.startswith(begins):
-            raise InputError(f"{path}: expected text, found a file compressed with {called}; decompress it "
+    for magic, program in COMPRESSED:
+        if first.startswith(magic):
+            raise InputError(f"{path}: expected text, found a file compressed with {program}; decompress it "
                              "first")
     chunks = itertools.chain([first], chunks)
     if encoding := _encoding(first):
         text = _decoded(path, chunks, encoding)
     else:
-        text = _without_mark(_noted(path, chunks) if note else chunks)
+        text = _without_mark(_with_warnings(path, chunks) if note else chunks)
     yield from with_line_feeds(text)
 
 
 def with_line_feeds(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Each `\\r\\n` as `\\n`, also one that is torn between two chunks."""
-    held = b""  # a carriage return: what follows it decides
+    """Replaces each `\\r\\n` by `\\n`, also across two chunks."""
+    held = b""  # a final carriage return, until the next chunk is known
     for chunk in chunks:
         chunk = held + chunk
         held = chunk[-1:] if chunk.endswith(b"\r") else b""
@@ -71,11 +71,11 @@ def with_line_feeds(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def map_text(path: Path) -> np.ndarray:
-    """The text of a file, uint8 [size], mapped: read when it is used.
+    """Maps the text of a file into memory, uint8 [size].
 
-    The file itself is mapped if it holds its text as it is to be read, otherwise a copy without a name in
-    the directory for temporary files (TMPDIR), which ends with the process. To know which, and to note
-    bytes that are not UTF-8, the file is read through once.
+    If the file needs no conversion it is mapped itself; otherwise an unnamed copy in the directory for
+    temporary files (TMPDIR), which is deleted when the process ends. To decide, and to warn of bytes that are
+    not UTF-8, the file is read once in full.
 
     Raises:
         InputError: see `text_chunks`; or the copy cannot be written.
@@ -104,7 +104,7 @@ def map_text(path: Path) -> np.ndarray:
 
 
 def map_bytes(path: Path) -> np.ndarray:
-    """The bytes of a file as they are, uint8 [size], mapped.
+    """Maps the unchanged bytes of a file into memory, uint8 [size].
 
     Raises:
         InputError: the file cannot be read.
@@ -129,37 +129,37 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _encoding(first: bytes) -> str | None:
-    """What the mark at a file's beginning states; None for UTF-8, and where there is none."""
+    """Returns the encoding of a file's byte-order mark; None for UTF-8 or without a mark."""
     return next((encoding for mark, encoding in MARKS if first.startswith(mark)), None)
 
 
 def _decoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    _note(f"{path}: {encoding}, read as UTF-8")
-    decoder, read = codecs.getincrementaldecoder(encoding)(), 0
+    _warn_once(f"{path}: {encoding}, read as UTF-8")
+    decoder, n_read = codecs.getincrementaldecoder(encoding)(), 0
     for chunk in itertools.chain(chunks, [b""]):
-        read += len(chunk)
+        n_read += len(chunk)
         try:
             yield decoder.decode(chunk, final=not chunk).encode()
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected {encoding}, as its byte-order mark states, found other bytes "
-                             f"at byte {_position(error, read)}") from None
+                             f"at byte {_position(error, n_read)}") from None
 
 
-def _noted(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks as they are; the first zero byte of them, and the first that is not UTF-8, are logged."""
-    decoder, read, valid = codecs.getincrementaldecoder("utf-8")(), 0, True
+def _with_warnings(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the chunks unchanged; logs the first zero byte and the first byte that is not UTF-8."""
+    decoder, n_read, valid = codecs.getincrementaldecoder("utf-8")(), 0, True
     zero = -1
     for chunk in itertools.chain(chunks, [b""]):
         if zero < 0 and (zero := chunk.find(0)) >= 0:
-            _note(f"{path}: a zero byte at byte {read + zero}, as in UTF-16 without a byte-order mark and in "
-                  "what is no text; such bytes are kept as they are")
-        read += len(chunk)
+            _warn_once(f"{path}: a zero byte at byte {n_read + zero}, as in UTF-16 without a byte-order mark "
+                       "and in binary files; such bytes are kept unchanged")
+        n_read += len(chunk)
         try:
             if valid:
                 decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             valid = False
-            _note(f"{path}: not UTF-8 at byte {_position(error, read)}; such bytes are kept as they are")
+            _warn_once(f"{path}: not UTF-8 at byte {_position(error, n_read)}; such bytes are kept unchanged")
         yield chunk
 
 
@@ -168,12 +168,12 @@ def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
-def _position(error: UnicodeDecodeError, read: int) -> int:
-    """Where in the file a decoder has failed after it was given `read` bytes of it."""
-    return read - len(error.object) + error.start
+def _position(error: UnicodeDecodeError, n_read: int) -> int:
+    """Returns the position in the file at which a decoder failed, after `n_read` bytes."""
+    return n_read - len(error.object) + error.start
 
 
 @functools.cache
-def _note(line: str) -> None:
-    """Once, however often a process opens the file."""
+def _warn_once(line: str) -> None:
+    """Logs a warning once per process, however often the file is opened."""
     log.warning("%s", line)

@@ -1,37 +1,37 @@
-"""Turns of a conversation as text: "USER: …" and "TILELLI: …", a line each."""
+"""The text format of chat turns: "USER: …" and "TILELLI: …", one line each."""
 
 from __future__ import annotations
 
 from tilelli_jax.errors import InputError
 
 USER, MODEL = "USER: ", "TILELLI:"
-STOP = "\n" + USER.rstrip()  # the model's turn ends where the next one begins
+STOP = "\n" + USER.rstrip()  # the start of the user's next turn ends the model's turn
 
 
 def asked(prompt: str) -> str:
-    """What the model is given: the user's turn, and the beginning of its own."""
+    """Returns the model's input: the user's turn and the start of the model's turn."""
     return f"{USER}{prompt}\n{MODEL}"
 
 
 def answered(response: str) -> str:
-    """What it is to go on with: its turn to the end, of which the next turn's beginning is a part."""
+    """Returns the expected continuation: the rest of the model's turn, up to the start of the next turn."""
     return f" {response}{STOP}"
 
 
 def text_of(row: dict[str, object], key: str, where: str) -> str:
-    """What a turn is to say, without the space around it, its lines ended by `\\n`.
+    """Returns a turn's text without surrounding space, with lines ended by `\\n`.
 
     Args:
-        where: names the row in an error.
+        where: the row's location, for error messages.
 
     Raises:
-        InputError: the row has no such text, or it would end the turn.
+        InputError: the row has no text under `key`, or a line of it would start another turn.
     """
     text = row.get(key)
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: {key}: expected text, found "
                          + (f"{text!r:.40}" if key in row else "none"))
-    for turn in (USER.rstrip(), MODEL):
-        if any(line.startswith(turn) for line in text.strip().split("\n")):
-            raise InputError(f"{where}: {key}: has a line that begins {turn}, as a turn does")
+    for marker in (USER.rstrip(), MODEL):
+        if any(line.startswith(marker) for line in text.strip().split("\n")):
+            raise InputError(f"{where}: {key}: expected no line that begins with {marker}, found one")
     return text.strip().replace("\r\n", "\n")

@@ -1,7 +1,7 @@
-"""The small world of the built-in stories: who and what there is in it, not how it is told.
+"""The people and things of the built-in stories; `plots` has their wording.
 
-The pools are plain tuples, and their order is part of the corpus: to append, remove or move an
-entry changes every story made after it (a test pins the first bytes).
+The pools are plain tuples, and their order is part of the corpus: appending, removing or moving an entry
+changes the generated stories (a test pins the first bytes).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Person(NamedTuple):
-    """Somebody with a name, and the pronouns that go with it."""
+    """A person's name, its pronouns and kind."""
 
     name: str
     he: str
@@ -39,7 +39,7 @@ ELDERS: tuple[Person, ...] = tuple(Person(name, "she", "her", "her", "woman") fo
     "Father", "Grandpa", "Uncle Bob", "Uncle Ravi", "Mr. Stone",
 ))
 
-# A hero may be an animal as well; he or she then keeps the name's pronouns.
+# A hero may also be an animal, with the pronouns of the name.
 CREATURES: tuple[str, ...] = (
     "fox", "bear", "mouse", "rabbit", "hedgehog", "otter", "badger", "squirrel", "goose", "cat")
 
@@ -66,7 +66,7 @@ WEATHERS: tuple[str, ...] = (
 
 TIMES: tuple[str, ...] = ("morning", "afternoon", "day")
 
-# What a story can be about. Each plot names the pool that it draws from.
+# Topics of stories. Each plot names the pool that it draws from.
 TOYS: tuple[str, ...] = (
     "kite", "ball", "drum", "doll", "top", "toy boat", "teddy bear", "hat", "whistle", "umbrella",
     "wooden horse", "toy train", "marble", "book", "balloon", "yo-yo", "bucket", "flute")

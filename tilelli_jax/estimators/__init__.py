@@ -1,4 +1,4 @@
-"""Small networks that are learned on the signals of others."""
+"""Small networks trained on activations or signals of other networks."""
 
 from __future__ import annotations
 

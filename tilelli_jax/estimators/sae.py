@@ -1,7 +1,5 @@
-"""Sparse autoencoders: TopK (Gao et al. 2024, arXiv:2406.04093) and BatchTopK.
-
-BatchTopK is that of Bussmann et al. 2024, arXiv:2412.06410.
-"""
+"""Sparse autoencoders (SAEs): TopK (Gao et al. 2024, arXiv:2406.04093) and BatchTopK (Bussmann et al.
+2024, arXiv:2412.06410)."""
 
 from __future__ import annotations
 
@@ -15,30 +13,31 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.nn.codes import dense_codes, mixed_rows, top_features
+from tilelli_jax.nn.codes import dense_codes, top_features, weighted_rows
 from tilelli_jax.nn.linear import Linear, Weight
 from tilelli_jax.nn.quantize import Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
 class SAEConfig(Section):
-    """A TopK sparse autoencoder, and what its activations are of."""
+    """A TopK or BatchTopK sparse autoencoder, and the source of its activations."""
 
-    family: Literal["sae"] = setting("sae", "which network")
+    family: Literal["sae"] = setting("sae", "network family")
     d_model: int = setting(1024, "width of the activations", min=1)
     n_latents: int = setting(4096, "number of latents", min=1)
-    k: int = setting(32, "latents that are active at once, at most; of batch_topk on average", min=1)
+    k: int = setting(32, "largest number of active latents per row (topk), or their average (batch_topk)",
+                     min=1)
     activation: Literal["topk", "batch_topk"] = setting(
-        "topk", "which are active: the k largest of each row; or while training the rows · k largest of a "
-        "batch, afterwards those above a threshold that training has estimated")
+        "topk", "how active latents are selected. topk: the k largest of each row. batch_topk: in training "
+        "the rows · k largest of the batch, afterwards those above a threshold estimated in training")
     max_active: int = setting(
-        0, "of batch_topk: no row has more active latents than these, its largest; 0: 4 · k", min=0)
+        0, "largest number of active latents per row for batch_topk; 0: 4 · k", min=0)
     unit_norm: Literal["rows", "columns", "none"] = setting(
-        "rows", "what of the decoder has length 1: each latent's direction, each dimension of the "
-        "activations over all latents (as in fm-difficulty-probe), or nothing")
-    of_model: str = setting("", "the network whose activations it has learned")
-    place: str = setting("", "where in that network, as its taps name it")
-    layer: int = setting(-1, "at which layer there; -1 for none", min=-1)
+        "rows", "normalisation of the decoder to length 1: rows (each latent's direction), columns (each "
+        "dimension of the activations over all latents, as in fm-difficulty-probe), or none")
+    of_model: str = setting("", "network whose activations the autoencoder was trained on; empty: not stated")
+    place: str = setting("", "place (hook point) of the activations in that network; empty: not stated")
+    layer: int = setting(-1, "layer of the activations in that network; -1: not stated", min=-1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,14 +51,14 @@ class SAEConfig(Section):
 
     @property
     def n_codes(self) -> int:
-        """How many codes are kept of each row, active or 0."""
+        """Number of codes stored for each row, including codes of 0."""
         if self.activation == "topk":
             return self.k
         return self.max_active or min(4 * self.k, self.n_latents)
 
 
 class Codes(NamedTuple):
-    """The active latents of each activation: values `[…, n_codes]`, f32 ≥ 0, and which, int32, same shape."""
+    """The active latents of each row: values `[…, n_codes]`, f32 ≥ 0, and indices, int32, same shape."""
 
     values: jax.Array
     latents: jax.Array
@@ -68,11 +67,11 @@ class Codes(NamedTuple):
 class TopKSAE(nnx.Module):
     """codes = ReLU(the k largest of (x − b_dec) · W_enc + b_enc);  x̂ = codes · W_dec + b_dec.
 
-    The k are taken before the ReLU, so that fewer may be active. With activation batch_topk, active are
-    instead those of a row's `config.n_codes` largest that are above `threshold` (a number; 0 until it is
-    trained, which is not by its gradient: `training.sae_loss`). Kernels: `encoder [d_model, n_latents]`,
-    `decoder [n_latents, d_model]`; `bias [d_model]` is b_dec. At first the decoder's rows are random
-    directions, and the encoder is the decoder's transpose.
+    The k largest are selected before the ReLU, so fewer may be active. With activation batch_topk, the
+    active latents are those among a row's `config.n_codes` largest that exceed `threshold`, a scalar that
+    is 0 before training and estimated in training without a gradient (`training.sae_loss`). Kernels:
+    `encoder [d_model, n_latents]`, `decoder [n_latents, d_model]`; `bias [d_model]` is b_dec. The decoder's
+    rows are initialised with random directions, the encoder with the decoder's transpose.
     """
 
     def __init__(self, config: SAEConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
@@ -94,8 +93,8 @@ class TopKSAE(nnx.Module):
         """x `[…, d_model]` → the active latents, the largest first.
 
         Args:
-            k: how many, whatever the threshold; by default what the configuration says.
-            among: bool `[n_latents]`: look at these alone. Where they are fewer than k, the rest is 0.
+            k: number of latents, ignoring the threshold; by default as configured.
+            among: bool `[n_latents]`, candidate latents. If there are fewer than k, the other codes are 0.
         """
         assert self.encoder.bias is not None
         bias = self.encoder.bias[...]
@@ -111,24 +110,24 @@ class TopKSAE(nnx.Module):
         return Codes(values.reshape(shape), latents.reshape(shape))
 
     def decode(self, codes: Codes) -> jax.Array:
-        """Reads only the rows of the decoder that are active: `[…, d_model]`, f32."""
+        """The reconstruction `[…, d_model]`, f32. Reads only the decoder rows of active latents."""
         return self.mix(codes) + self.bias[...]
 
     def mix(self, codes: Codes) -> jax.Array:
-        """The decoder's rows, as the codes say, without the bias: `[…, d_model]`, f32."""
+        """The sum of decoder rows weighted by the codes, without the bias: `[…, d_model]`, f32."""
         values, latents = (array.reshape(-1, array.shape[-1]) for array in codes)
-        mixed = mixed_rows(values, latents, self.decoder.kernel[...], self.dtype)
+        mixed = weighted_rows(values, latents, self.decoder.kernel[...], self.dtype)
         return mixed.reshape(*codes.values.shape[:-1], self.config.d_model)
 
     def dense(self, codes: Codes) -> jax.Array:
-        """The codes of all latents, `[…, n_latents]`, f32: zero where they are not active."""
+        """The codes of all latents, `[…, n_latents]`, f32: 0 for inactive latents."""
         values, latents = (array.reshape(-1, array.shape[-1]) for array in codes)
-        every = dense_codes(values, latents, self.config.n_latents)
-        return every.reshape(*codes.values.shape[:-1], self.config.n_latents)
+        all_codes = dense_codes(values, latents, self.config.n_latents)
+        return all_codes.reshape(*codes.values.shape[:-1], self.config.n_latents)
 
 
 def unit(decoder: jax.Array, axis: str) -> jax.Array:
-    """The decoder `[n_latents, d_model]` with its rows or columns of length 1 (at least 1e-12 before)."""
+    """Normalises the rows or columns of the decoder `[n_latents, d_model]` to length 1 (eps 1e-12)."""
     if axis == "none":
         return decoder
     lengths = jnp.linalg.norm(decoder, axis=1 if axis == "rows" else 0, keepdims=True)

@@ -1,4 +1,4 @@
-"""Recall's sidecar: features of every layer and of the whole prompt → P(the model knows)."""
+"""Recall's sidecar: predicts P(the model knows) from features of each layer and of the whole prompt."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tilelli_jax.nn.quantize import Quantizer
 
 @dataclasses.dataclass(frozen=True)
 class SidecarConfig(Section):
-    """A GRU over the layers, and a head on it and the features of the whole prompt."""
+    """A GRU over the layers, and a head that reads its states and the features of the whole prompt."""
 
-    family: Literal["lrd"] = setting("lrd", "which network")
-    n_features: int = setting(12, "features of each layer", min=1)
-    n_globals: int = setting(10, "features of the whole prompt", min=0)
-    d_hidden: int = setting(96, "width of the GRU's state and of the head", min=1)
-    features: tuple[str, ...] = setting((), "their names")
-    globals: tuple[str, ...] = setting((), "likewise")
+    family: Literal["lrd"] = setting("lrd", "network family")
+    n_features: int = setting(12, "number of features of each layer", min=1)
+    n_globals: int = setting(10, "number of features of the whole prompt", min=0)
+    d_hidden: int = setting(96, "width of the GRU's state and of the head's hidden layer", min=1)
+    features: tuple[str, ...] = setting((), "names of the features of each layer; empty: not stated")
+    globals: tuple[str, ...] = setting((), "names of the features of the whole prompt; empty: not stated")
 
 
 class Standardiser(nnx.Module):
-    """(x − mean) / scale, with the training set's mean and scale; both are stored, none is trained."""
+    """(x − mean) / scale, with the mean and scale of the training set, stored as buffers."""
 
     def __init__(self, size: int):
         self.mean, self.scale = Buffer(jnp.zeros(size)), Buffer(jnp.ones(size))
@@ -50,10 +50,10 @@ class GRU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_in]` → the states `[batch, time, d_hidden]`."""
-        def step(h: jax.Array, driven: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(h: jax.Array, projected: jax.Array) -> tuple[jax.Array, jax.Array]:
             recurrent = self.state(h)
-            r, z = jnp.split(jax.nn.sigmoid(driven[:, :2 * d] + recurrent[:, :2 * d]), 2, axis=-1)
-            n = jnp.tanh(driven[:, 2 * d:] + r * recurrent[:, 2 * d:])
+            r, z = jnp.split(jax.nn.sigmoid(projected[:, :2 * d] + recurrent[:, :2 * d]), 2, axis=-1)
+            n = jnp.tanh(projected[:, 2 * d:] + r * recurrent[:, 2 * d:])
             h = (1 - z) * n + z * h
             return h, h
 
@@ -76,29 +76,30 @@ class Sidecar(nnx.Module):
         self.out = Linear(config.d_hidden, 1, Quantizer(), bias=True, rngs=rngs)
         self.temperature = Buffer(jnp.ones(()))
 
-    def __call__(self, features: jax.Array, whole: jax.Array) -> jax.Array:
+    def __call__(self, features: jax.Array, global_features: jax.Array) -> jax.Array:
         """P(knows).
 
         Args:
             features: `[batch, layers, n_features]`.
-            whole: `[batch, n_globals]`, features of the whole prompt.
+            global_features: `[batch, n_globals]`, features of the whole prompt.
 
         Returns:
             `[batch]`, f32.
         """
-        return jax.nn.sigmoid(self.logits(features, whole) / self.temperature[...])
+        return jax.nn.sigmoid(self.logits(features, global_features) / self.temperature[...])
 
-    def logits(self, features: jax.Array, whole: jax.Array, drop: tuple[jax.Array, float] | None = None
-               ) -> jax.Array:
-        """Before the temperature: `[batch]`, f32.
+    def logits(self, features: jax.Array, global_features: jax.Array,
+               drop: tuple[jax.Array, float] | None = None) -> jax.Array:
+        """The logit before temperature scaling: `[batch]`, f32.
 
         Args:
-            drop: in training, the key and the share of the head's values that are left out.
+            drop: PRNG key and dropout rate of the head's hidden layer in training; None: no dropout.
         """
         states = self.gru(self.feature_scaler(features))
-        pooled = jnp.concatenate([states.mean(1), states[:, -1], self.global_scaler(whole)], axis=-1)
+        scaled = self.global_scaler(global_features)
+        pooled = jnp.concatenate([states.mean(1), states[:, -1], scaled], axis=-1)
         hidden = jax.nn.relu(self.hidden(pooled))
         if drop is not None and drop[1] > 0:
-            kept = jax.random.bernoulli(drop[0], 1 - drop[1], hidden.shape)
-            hidden = jnp.where(kept, hidden / (1 - drop[1]), 0)
+            mask = jax.random.bernoulli(drop[0], 1 - drop[1], hidden.shape)
+            hidden = jnp.where(mask, hidden / (1 - drop[1]), 0)
         return self.out(hidden)[:, 0]

@@ -1,4 +1,4 @@
-"""Networks, one file each, and what is done with any of them."""
+"""Networks, one module each, and functions for any of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
 from tilelli_jax.nn.linear import Weight
 
-ModelConfig = RoutedConfig | VanillaConfig  # what can be trained here from the start
+ModelConfig = RoutedConfig | VanillaConfig  # networks that can be trained from scratch
 FAMILIES: dict[str, tuple[type, Callable[..., Any]]] = {
     "routed": (RoutedConfig, RoutedLM),
     "vanilla": (VanillaConfig, VanillaLM),
@@ -27,16 +27,17 @@ FAMILIES: dict[str, tuple[type, Callable[..., Any]]] = {
 
 
 def weights(model: nnx.Module) -> dict[str, Weight]:
-    """Every weight of the model that a quantiser may take, by dotted name."""
+    """Every weight of the model that can be quantised, by dotted name."""
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)
             if isinstance(module, Weight)}
 
 
 def freeze(model: CausalLM) -> CausalLM:
-    """A copy whose weights are quantised once and for all: what decoding should run.
+    """Returns a copy with permanently quantised weights, for decoding.
 
-    Its numbers are those of `model`; quantising anew at every byte would cost more than the rest.
-    Its configuration says `quantizer: none`, as its weights are now what they seem.
+    It computes the same numbers as `model`; quantising the weights again for every byte would cost more
+    than the rest of decoding. Its configuration has `quantizer: none`, because its kernels already hold
+    the quantised values.
     """
     frozen = nnx.clone(model)
     for weight in weights(frozen).values():

@@ -1,4 +1,4 @@
-"""The abstain head of a network: put on, taken from one and put onto another."""
+"""The abstain head of a network: create it, read it from one network, attach it to another."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ KERNEL, BIAS = "abstain.kernel", "abstain.bias"
 
 
 class Head(NamedTuple):
-    """`kernel [d_model, 1]` and `bias [1]`, f32: the logit of abstaining, of the place `hidden`."""
+    """`kernel [d_model, 1]` and `bias [1]`, f32: the linear map from `hidden` to the abstain logit."""
 
     kernel: np.ndarray
     bias: np.ndarray
 
 
 def blank_head(d_model: int) -> Head:
-    """One that says 1/2 of everything: on frozen features its loss is convex, and any start will do."""
+    """A head of zeros, which predicts 1/2. On frozen features the loss is convex, so any start works."""
     return Head(np.zeros((d_model, 1), np.float32), np.zeros(1, np.float32))
 
 
 def head_of(model: Any) -> Head:
-    """Raises InputError where the model has none."""
+    """Returns the abstain head of a model. Raises InputError if it has none."""
     if getattr(model, "abstain", None) is None:
         raise InputError(f"expected a model with an abstain head, found one of family "
                          f"{model.config.family} without")
@@ -36,10 +36,10 @@ def head_of(model: Any) -> Head:
 
 
 def with_head(model: Decoder, head: Head) -> Decoder:
-    """The model with this head, in place of its own if it has one; all else is the same to the bit.
+    """Returns the model with this head, replacing an existing head. All other weights are bit-identical.
 
     Raises:
-        InputError: its family has no abstain heads, or the head is of another width.
+        InputError: the model's family has no abstain heads, or the head has another width.
     """
     if not hasattr(model.config, "abstain_head"):
         raise InputError(f"expected a family that can have an abstain head, found {model.config.family}")

@@ -1,7 +1,7 @@
-"""The arrays of a network by dotted name, layers one by one: `blocks.3.sparse.query.kernel`.
+"""The arrays of a network by dotted name, with separate layers: `blocks.3.sparse.query.kernel`.
 
-In memory the layers of some networks are stacked, with a leading axis of n_layers; on disk they are
-one by one, as everybody has them.
+In memory some networks stack their layers, with a leading axis of n_layers. On disk layers are always
+separate, as in other libraries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tilelli_jax.tensors import Tensor, check_fit, check_floats, is_finite
 
 ParamType = Literal["float32", "bfloat16", "stored"]
 M = TypeVar("M", bound=nnx.Module)
-USUAL_WIDTH = 4096  # of a head, at most
+USUAL_WIDTH = 4096  # largest head width accepted whatever the sizes of the tensors
 
 
 def named(state: nnx.State) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def named(state: nnx.State) -> dict[str, Any]:
 
 
 def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Every stored array by name, layers one by one, in the type it has."""
+    """Every stored array by name, with separate layers, in its current type."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in named(nnx.state(model, nnx.Not(Derived))).items():
         value = np.asarray(jax.device_get(value))
@@ -46,41 +46,44 @@ def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def outline(build: Callable[..., nnx.Module], config: Any,
             compute: ComputeConfig | None = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Names, shapes and types of all arrays of a network, of which none is made."""
+    """Names, shapes and types of all arrays of a network, without allocating them."""
     return _outline(_abstract(build, config, compute))
 
 
 def check_sizes(config: Any, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """To be called before a network is built for tensors of these shapes: absurd sizes take all memory.
+    """Rejects configurations that cannot fit tensors of these shapes.
+
+    Call this before building the network: a network of absurd size would exhaust the memory.
 
     Raises:
-        InputError: there are no tensors; or the configuration asks for more layers or banks than there are
-            tensors, of which each has its own, or for heads that are wider than any tensor.
+        InputError: there are no tensors, more layers or banks than tensors, or heads wider than every
+            tensor.
     """
     if not shapes:
         raise InputError(f"{source}: expected tensors that fit this configuration, found none")
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     limits = {**dict.fromkeys(("n_layers", "n_decoder_layers", "n_banks"), (len(shapes), "the number of")),
               **dict.fromkeys(("d_head", "d_head_full"), (max(widest, USUAL_WIDTH), "the largest size of"))}
-    for key, (most, of) in limits.items():
-        if (found := getattr(config, key, 0)) > most:
-            raise InputError(f"{source}: {key}: expected at most {most}, {of} its tensors, found {found}")
+    for key, (limit, description) in limits.items():
+        if (value := getattr(config, key, 0)) > limit:
+            raise InputError(f"{source}: {key}: expected at most {limit}, {description} its tensors, "
+                             f"found {value}")
 
 
 def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Tensor],
                  compute: ComputeConfig | None = None, *, source: str = "tensors",
                  param_dtype: ParamType = "float32", mesh: Mesh | None = None, finite: bool = True) -> M:
-    """The network with these weights, which are read one by one and laid on the devices at once.
+    """Builds the network with these weights; each tensor is read and moved to the devices in turn.
 
     Args:
         build: the network's class.
-        param_dtype: what the weights are kept in.
-        mesh: devices to lay them over; by default all on the first.
-        finite: whether numbers that are not finite are refused.
+        param_dtype: type of the weights in memory; "stored" keeps the type of each tensor.
+        mesh: devices over which the weights are sharded; by default all are on the first device.
+        finite: whether to reject weights that are not finite.
 
     Raises:
-        InputError: names or shapes are not those of the configuration (all such are listed), a
-            tensor is no floating-point one, or holds numbers that are not finite.
+        InputError: names or shapes do not fit the configuration (all such are listed), a tensor is not
+            floating-point, or holds numbers that are not finite.
     """
     if param_dtype not in get_args(ParamType):
         raise InputError(f"param_dtype: expected {' or '.join(get_args(ParamType))}, found {param_dtype!r}")
@@ -101,10 +104,10 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
         name = path_name(path)
         layers = _layers(name, leaf.shape)
         value = read(name) if layers is None else np.stack([read(layer) for layer in layers])
-        kind = value.dtype if param_dtype == "stored" else jnp.dtype(param_dtype)
-        value = value.astype(kind, order="C", copy=False)
+        dtype = value.dtype if param_dtype == "stored" else jnp.dtype(param_dtype)
+        value = value.astype(dtype, order="C", copy=False)
         if mesh is None:
-            return jax.device_put(value, may_alias=False)  # jnp.asarray compiles for each new shape
+            return jax.device_put(value, may_alias=False)  # jnp.asarray would compile for each new shape
         return jax.device_put(value, NamedSharding(mesh, spec(name, value.shape, mesh)))
 
     model = nnx.merge(graph, jax.tree_util.tree_map_with_path(filled, state))
@@ -115,32 +118,33 @@ def from_tensors(build: Callable[..., M], config: Any, tensors: Mapping[str, Ten
 
 
 def _abstract(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
-    """The network with shapes in the place of arrays; nobody changes it.
+    """The network with shapes instead of arrays; callers must not modify it.
 
-    Flax takes seconds to work it out for the largest, and studies open many networks of one configuration.
+    Cached: Flax takes seconds for the largest networks, and studies open many networks of one
+    configuration.
     """
     try:
         hash(config)
-    except TypeError:  # lists where tuples are usual: it works, too, but is not remembered
-        return _worked_out(build, config, compute)
-    return _remembered(build, config, compute)
+    except TypeError:  # lists instead of tuples: valid, but not cached
+        return _eval_shape(build, config, compute)
+    return _cached_eval_shape(build, config, compute)
 
 
-def _worked_out(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
+def _eval_shape(build: Callable[..., M], config: Any, compute: ComputeConfig | None) -> M:
     return nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0), compute=compute))
 
 
-_remembered = functools.lru_cache(maxsize=64)(_worked_out)
+_cached_eval_shape = functools.lru_cache(maxsize=64)(_eval_shape)
 
 
 def _outline(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
-    found = {f"{name}.kernel": jax.ShapeDtypeStruct(table.shape, table.dtype)
-             for name, table in _on_host(model).items()}
+    shapes = {f"{name}.kernel": jax.ShapeDtypeStruct(table.shape, table.dtype)
+              for name, table in _on_host(model).items()}
     for name, leaf in named(nnx.state(model)).items():
         layers = _layers(name, leaf.shape)
-        one = jax.ShapeDtypeStruct(leaf.shape if layers is None else leaf.shape[1:], leaf.dtype)
-        found |= {name: one} if layers is None else dict.fromkeys(layers, one)
-    return found
+        shape = jax.ShapeDtypeStruct(leaf.shape if layers is None else leaf.shape[1:], leaf.dtype)
+        shapes |= {name: shape} if layers is None else dict.fromkeys(layers, shape)
+    return shapes
 
 
 def _on_host(model: nnx.Module) -> dict[str, HostTable]:
@@ -149,8 +153,8 @@ def _on_host(model: nnx.Module) -> dict[str, HostTable]:
 
 
 def _layers(name: str, shape: tuple[int, ...]) -> list[str] | None:
-    """The names of the layers of a stacked array; None of any other."""
+    """The names of the layers of a stacked array; None if the array is not stacked."""
     head, _, tail = name.partition(".")
-    if head != "blocks" or tail[0].isdigit():  # digits: one by one, as `freeze` leaves them
+    if head != "blocks" or tail[0].isdigit():  # digits: separate layers, as after `freeze`
         return None
     return [f"blocks.{i}.{tail}" for i in range(shape[0])]

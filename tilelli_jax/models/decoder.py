@@ -1,9 +1,9 @@
-"""Causal networks, and what those of equal blocks share: embedding, blocks, final norm, unembedding.
+"""Causal language models, and the base class of those with identical blocks.
 
-A block is a module with three methods that agree with one another:
-    block(x, tap)                    → y, seen     the whole sequence at once
-    block.prefill(x, lengths, size)  → y, cache    the same, and what decoding needs of it
-    block.step(x, cache, position)   → y, cache    one more position
+A block is a module with three methods that compute the same function:
+    block(x, tap)                    → y, recorded  the whole sequence at once
+    block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding
+    block.step(x, cache, position)   → y, cache     one more position
 The blocks' parameters are stacked: every array has a leading axis of n_layers.
 """
 
@@ -32,19 +32,20 @@ from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.sharding import split_batch
 
 Cache = Any
-CHUNK = 1 << 25  # logits, 128 MiB of them, that `nats` makes at once
+CHUNK = 1 << 25  # largest number of logits (128 MiB) that `nll` computes at once
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig(Section):
-    """How a network is run; nothing here changes what it is."""
+    """How a network is computed; independent of its parameters."""
 
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "type of operands and activations; norms and softmax are in float32")
+        "float32", "type of operands and activations; norms and softmax are always in float32")
     scan_layers: bool = setting(
-        True, "one compiled block for all layers (compile time does not grow with depth)")
-    remat: bool = setting(False, "recompute each block's activations in the backward pass")
-    host_tables: bool = setting(False, "tables too large for a device stay on the host, read by row")
+        True, "compile one block and scan it over the layers, so that compile time does not grow with depth")
+    remat: bool = setting(False, "recompute each block's activations in the backward pass, to save memory")
+    host_tables: bool = setting(
+        False, "keep Gemma's table of per-layer embeddings in host memory and read it by row")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,26 +62,26 @@ class Positions(nnx.Module):
 
 
 class CausalLM(nnx.Module):
-    """Tokens in, logits of the next token out: what decoding and signals know of a network.
+    """Interface of causal language models, used by decoding and by the signals.
 
-    `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`.
+    `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`, of the next token.
     """
 
     places: tuple[str, ...]
     config: Any
-    reads_bytes = False  # whether its tokens are bytes, and not a tokenizer's
+    reads_bytes = False  # whether the tokens are bytes instead of a tokenizer's
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
 
         Args:
-            mask: bool `[batch, time]`, which ids count: in each row some that stand together, with
-                padding on either side. Where all padding follows its row, none is needed.
+            mask: bool `[batch, time]`, False at padding, which may be on either side; the unmasked ids of
+                a row are contiguous. Not needed if all padding is on the right.
 
         Raises:
-            ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
-                where they are concrete, not under jit); the mask has another shape or holes; time is longer
-                than the table of learned positions.
+            ValueError: ids are not whole numbers `[batch, time]` or outside the vocabulary (checked only
+                for concrete arrays, not under jit); the mask has another shape or is not contiguous; time
+                exceeds the table of learned positions.
         """
         ids = jnp.asarray(ids)
         check_ids("ids", ids, self.config.vocab_size)
@@ -91,51 +92,51 @@ class CausalLM(nnx.Module):
         if not isinstance(mask, jax.core.Tracer):
             edges = np.diff(np.pad(np.asarray(mask, bool).astype(np.int8), ((0, 0), (1, 0))), axis=1) == 1
             if (edges.sum(1) > 1).any():
-                raise ValueError("mask: expected the ids that count to stand together in each row")
-        # Rows begin at position 0; what follows them, no causal network sees from within them.
+                raise ValueError("mask: expected contiguous unmasked ids in each row, found gaps")
+        # Roll the rows to position 0. A causal network is not affected by the padding after them.
         start = jnp.argmax(jnp.asarray(mask).astype(bool), axis=1)
         return _rolled(self.tapped(_rolled(ids, start), OFF)[0], -start)
 
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """The logits, and what the tap recorded (see `nn/tap.py`).
+        """Returns the logits and the activations that the tap recorded (see `nn/tap.py`).
 
-        Values from inside the blocks are `[layers, batch, time, …]`, all others `[batch, time, …]`.
-        A tap that edits, or records some layers only, runs the layers one by one instead of as one
-        scanned block.
+        Activations inside the blocks are `[layers, batch, time, …]`, all others `[batch, time, …]`. With a
+        tap that edits or records only some layers, the layers run separately instead of as one scanned
+        block.
 
         Raises:
             ValueError: this network has no such place or layer.
         """
-        hidden, seen = self._hidden(ids, tap)
-        return tap("logits", self._unembedded(hidden), seen), seen
+        hidden, recorded = self._hidden(ids, tap)
+        return tap("logits", self._unembedded(hidden), recorded), recorded
 
-    def nats(self, ids: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """−log p of each next token, in nats, and what the tap recorded.
+    def nll(self, ids: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
+        """Returns the NLL of each next token, in nats, and the activations that the tap recorded.
 
-        ids `[batch, time]` → f32 `[batch, time − 1]`. Where all logits would be more than CHUNK numbers,
-        they are made of a few positions at a time, unless the tap records or edits them.
+        ids `[batch, time]` → f32 `[batch, time − 1]`. If there are more than CHUNK logits, they are
+        computed for a few positions at a time, unless the tap records or edits them.
 
         Raises:
             ValueError: this network has no such place or layer.
         """
         batch, time = ids.shape
-        at_once = max(1, CHUNK // (batch * self.config.vocab_size))
-        if at_once >= time or "logits" in (*tap.record, *tap.edit):
-            logits, seen = self.tapped(ids, tap)
-            return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]), seen
-        hidden, seen = self._hidden(ids, tap)
+        chunk_time = max(1, CHUNK // (batch * self.config.vocab_size))
+        if chunk_time >= time or "logits" in (*tap.record, *tap.edit):
+            logits, recorded = self.tapped(ids, tap)
+            return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]), recorded
+        hidden, recorded = self._hidden(ids, tap)
 
-        def piece(given: tuple[jax.Array, jax.Array]) -> jax.Array:
-            hidden, following = given
+        def chunk_nll(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+            hidden, targets = chunk
             logits = self._unembedded(split_batch(hidden))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, following)
-        n = -(-(time - 1) // at_once)
-        found = jax.lax.map(piece, (_pieces(hidden[:, :-1], n), _pieces(ids[:, 1:], n)))
-        return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :time - 1], seen
+            return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        n = -(-(time - 1) // chunk_time)
+        chunks = jax.lax.map(chunk_nll, (_chunks(hidden[:, :-1], n), _chunks(ids[:, 1:], n)))
+        return jnp.moveaxis(chunks, 0, 1).reshape(batch, -1)[:, :time - 1], recorded
 
     @abc.abstractmethod
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """The place `hidden`, `[batch, time, d_model]`, and what the tap recorded up to there."""
+        """The activations at `hidden`, `[batch, time, d_model]`, and those that the tap recorded so far."""
 
     @abc.abstractmethod
     def _unembedded(self, hidden: jax.Array) -> jax.Array:
@@ -143,16 +144,16 @@ class CausalLM(nnx.Module):
 
     @abc.abstractmethod
     def unembedding(self) -> Unembedding:
-        """How the last stream becomes logits."""
+        """The map from the last residual stream to the logits."""
 
     @abc.abstractmethod
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
-        """Reads prompts that stand at the head of each row.
+        """Processes prompts and fills the caches.
 
         Args:
-            ids: `[batch, time]`; what follows a row's length is ignored.
-            lengths: `[batch]`, how many ids of each row count.
-            size: positions that the cache can hold, ≥ time.
+            ids: `[batch, time]`; ids after a row's length are ignored.
+            lengths: `[batch]`, number of ids in each prompt.
+            size: number of positions in the cache, ≥ time.
 
         Returns:
             Logits `[batch, vocab]` after each row's last id, and the caches.
@@ -161,14 +162,14 @@ class CausalLM(nnx.Module):
     @abc.abstractmethod
     def step(self, ids: jax.Array, caches: list[Cache],
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
-        """One id `[batch]` at `position [batch]` → logits `[batch, vocab]` and the next caches."""
+        """One id `[batch]` at `position [batch]` → logits `[batch, vocab]` and the updated caches."""
 
     def unroll(self) -> None:
-        """Makes ready for decoding, where layers that are one by one are the faster ones."""
+        """Separates stacked layers, which makes decoding faster. Does nothing by default."""
 
 
 def check_ids(name: str, ids: jax.Array, vocab_size: int) -> None:
-    """Raises ValueError where ids are no `[batch, time]` of the vocabulary, as far as that can be seen."""
+    """Raises ValueError if ids are not `[batch, time]` or, for concrete arrays, outside the vocabulary."""
     ids = jnp.asarray(ids)
     if ids.ndim != 2 or 0 in ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name}: expected whole numbers [batch, time], found {ids.dtype} {list(ids.shape)}")
@@ -180,28 +181,28 @@ def check_ids(name: str, ids: jax.Array, vocab_size: int) -> None:
 
 
 def at_last(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """`[batch, time, …]` at each row's last position: `[batch, 1, …]`."""
+    """Selects each row's last position of `[batch, time, …]`: `[batch, 1, …]`."""
     last = jnp.maximum(lengths - 1, 0).reshape(-1, *(1,) * (x.ndim - 1))
     return jnp.take_along_axis(x, last, axis=1)
 
 
-def _pieces(x: jax.Array, n: int) -> jax.Array:
-    """`[batch, time, …]` in n pieces of equal length, the last one filled up with zeros: `[n, batch, …]`."""
+def _chunks(x: jax.Array, n: int) -> jax.Array:
+    """Splits `[batch, time, …]` into n chunks of equal length, zero-padding the last: `[n, batch, …]`."""
     time = -(-x.shape[1] // n)
     x = jnp.pad(x, ((0, 0), (0, n * time - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(x.shape[0], n, time, *x.shape[2:]), 1, 0)
 
 
-def _rolled(x: jax.Array, by: jax.Array) -> jax.Array:
-    """Row b of `[batch, time, …]`, begun at its position by[b]."""
-    at = (jnp.arange(x.shape[1]) + by[:, None]) % x.shape[1]
-    return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
+def _rolled(x: jax.Array, start: jax.Array) -> jax.Array:
+    """Rolls row b of `[batch, time, …]` so that it begins at position start[b]."""
+    positions = (jnp.arange(x.shape[1]) + start[:, None]) % x.shape[1]
+    return jnp.take_along_axis(x, positions.reshape(*positions.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 class Decoder(CausalLM):
-    """A causal network of equal blocks between an embedding and its unembedding."""
+    """A causal network of identical blocks between an embedding and an unembedding."""
 
-    places: tuple[str, ...] = (  # and those of its blocks
+    places: tuple[str, ...] = (  # subclasses add the places inside their blocks
         "embed", "resid_pre", "resid_post", "hidden", "logits")
 
     def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
@@ -225,8 +226,8 @@ class Decoder(CausalLM):
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         chex.assert_rank(ids, 2)
         tap.check(self.places, self.config.n_layers)
-        seen: Recorded = {}
-        x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), seen)
+        recorded: Recorded = {}
+        x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), recorded)
         graph, params = self._blocks()
 
         def layer(tap: Tap, x: jax.Array, params: nnx.State) -> tuple[jax.Array, Recorded]:
@@ -236,23 +237,23 @@ class Decoder(CausalLM):
             return tap("resid_post", x, inside), before | inside
 
         def layer_of(tap: Tap) -> Callable[[jax.Array, nnx.State], tuple[jax.Array, Recorded]]:
-            one = functools.partial(layer, tap)
+            with_tap = functools.partial(layer, tap)
             if self.compute.remat:
-                return jax.checkpoint(one, prevent_cse=not self.compute.scan_layers)
-            return one
+                return jax.checkpoint(with_tap, prevent_cse=not self.compute.scan_layers)
+            return with_tap
 
         if self.compute.scan_layers and not isinstance(params, list) and not tap.by_layer:
             x, inside = jax.lax.scan(layer_of(tap), x, params)
         else:
             records = []
-            for i, one in enumerate(self._unstacked(params)):
-                x, record = layer_of(tap.within(i))(x, one)
+            for i, layer_params in enumerate(self._unstacked(params)):
+                x, record = layer_of(tap.within(i))(x, layer_params)
                 records.append(record)
             inside = stacked(records)
-        hidden = tap("hidden", self.final_norm(split_batch(x)), seen)
+        hidden = tap("hidden", self.final_norm(split_batch(x)), recorded)
         if self.abstain is not None and "abstain" in tap.record:
-            tap("abstain", self.abstain(hidden)[..., 0], seen)
-        return hidden, seen | inside
+            tap("abstain", self.abstain(hidden)[..., 0], recorded)
+        return hidden, recorded | inside
 
     def unembedding(self) -> Unembedding:
         """See `CausalLM`."""
@@ -272,24 +273,24 @@ class Decoder(CausalLM):
     def step(self, ids: jax.Array, caches: list[Cache],
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids[:, None], position[:, None])
-        following = []
+        updated = []
         for block, cache in zip(self.layers(), caches, strict=True):
             x, cache = block.step(x, cache, position)
-            following.append(cache)
-        return self._logits(x)[:, 0], following
+            updated.append(cache)
+        return self._logits(x)[:, 0], updated
 
     def layers(self) -> list[Any]:
-        """The blocks one by one. Decoding is unrolled: a scan would copy its cache at every byte."""
+        """The separate blocks. Decoding is unrolled: a scan would copy its cache for every byte."""
         graph, params = self._blocks()
-        return [nnx.merge(graph, one) for one in self._unstacked(params)]
+        return [nnx.merge(graph, layer_params) for layer_params in self._unstacked(params)]
 
     def unroll(self) -> None:
-        """Keeps the blocks one by one from here on: inside a loop that decodes, stacked parameters
-        would be cut apart, that is copied, for every byte."""
+        """Stores the blocks separately from now on. A decoding loop would slice, and so copy, stacked
+        parameters for every byte."""
         self.blocks = nnx.List(self.layers())
 
     def _blocks(self) -> tuple[Any, Any]:
-        """The structure of one block, and the parameters: stacked, or a list once unrolled."""
+        """The structure of one block, and the parameters: stacked, or a list after `unroll`."""
         if isinstance(self.blocks, nnx.List):
             return nnx.graphdef(self.blocks[0]), [nnx.state(block) for block in self.blocks]
         return nnx.split(self.blocks)
@@ -316,19 +317,19 @@ def _stack(block: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rng
     """n_layers blocks, each with its own random key, as one module of stacked parameters."""
     graphs: list[nnx.GraphDef] = []
 
-    def one(key: jax.Array) -> nnx.State:
+    def init(key: jax.Array) -> nnx.State:
         graph, params = nnx.split(block(nnx.Rngs(key)))
         graphs.append(graph)  # static: traced once for all layers
         return params
-    params = jax.vmap(one)(jax.random.split(rngs.params(), n_layers))
+    params = jax.vmap(init)(jax.random.split(rngs.params(), n_layers))
     return nnx.merge(graphs[0], params)
 
 
 def _unstack(params: nnx.State, n_layers: int) -> list[nnx.State]:
-    """The layers' parameters one by one.
+    """The separate parameters of each layer.
 
-    By one split, whose gradient is one concatenation; the gradient of n_layers separate slices
-    would be a sum of n_layers arrays as large as all layers together.
+    Uses one split, whose gradient is one concatenation. The gradient of n_layers slices would be a sum of
+    n_layers arrays, each as large as all layers together.
     """
     leaves, treedef = jax.tree.flatten(params)
     columns = [[part[0] for part in jax.lax.split(leaf, [1] * n_layers)] for leaf in leaves]

@@ -1,12 +1,12 @@
-"""Gemma 4's text decoder: E2B, E4B, 31B, and 26B-A4B with its experts.
+"""Gemma 4's text decoder: E2B, E4B, 31B, and the mixture of experts 26B-A4B.
 
-Beside a plain pre- and post-norm transformer it has
+It differs from a plain transformer with pre- and post-norms in
 
-- layers of two kinds: `sliding` (a window of keys) and `full` (all of them; wider heads, rotary
-  positions on a quarter of the channels),
-- per-layer embeddings: a second, wide table gives every layer a vector of its own for each token,
-- shared keys: the last layers have none and look at those of the last layer before them of their kind,
-- a scalar at the end of each layer, and logits capped by tanh.
+- two kinds of layers: `sliding` (a window of keys) and `full` (all keys; wider heads, rotary positions
+  on a quarter of the channels),
+- per-layer embeddings: a second, wide table gives each layer a separate vector for every token,
+- shared keys: the last layers compute no keys; they use those of the last earlier layer of the same kind,
+- a scalar factor at the end of each layer, and logits capped by tanh.
 """
 
 from __future__ import annotations
@@ -40,57 +40,58 @@ from tilelli_jax.pretrained.gemma4 import GEMMA4
 from tilelli_jax.sharding import split_batch
 
 Kind = Literal["sliding", "full"]
-Remember = Callable[[int, KeyCache], KeyCache]  # layer, new keys → those to look at
+UpdateCache = Callable[[int, KeyCache], KeyCache]  # layer, new keys and values → those to attend to
 
 
 @dataclasses.dataclass(frozen=True)
 class Gemma4Config(Section):
     """Gemma 4; the defaults are E4B's."""
 
-    family: Literal["gemma4"] = setting("gemma4", "which network")
+    family: Literal["gemma4"] = setting("gemma4", "network family")
     vocab_size: int = setting(262144, "number of tokens", min=1)
     d_model: int = setting(2560, "width of the residual stream", min=1)
-    layers: tuple[Kind, ...] = setting((*("sliding",) * 5, "full") * 7, "the kind of each layer")
-    max_seq_len: int = setting(131072, "longest context that it was trained for", min=1)
-    positions: Literal["rotary"] = setting("rotary", "how a position is known")
+    layers: tuple[Kind, ...] = setting((*("sliding",) * 5, "full") * 7, "kind of each layer: sliding or full")
+    max_seq_len: int = setting(131072, "longest context recorded in training, in tokens", min=1)
+    positions: Literal["rotary"] = setting("rotary", "position encoding")
     tie_embeddings: bool = setting(True, "unembed with the embedding table")
-    n_heads: int = setting(8, "heads of the attention", min=1)
-    n_kv_heads: int = setting(2, "heads of keys and values in sliding layers", min=1)
-    d_head: int = setting(256, "width of a head there", min=1)
-    n_kv_heads_full: int = setting(2, "heads of keys and values in full layers", min=1)
-    d_head_full: int = setting(512, "width of a head there", min=1)
-    window: int = setting(512, "newest keys that a query of a sliding layer sees", min=1)
-    n_shared_layers: int = setting(18, "last layers that look at the keys of layers before them", min=0)
-    key_is_value: bool = setting(False, "in full layers values are made of what keys are made of")
+    n_heads: int = setting(8, "number of attention heads", min=1)
+    n_kv_heads: int = setting(2, "number of key and value heads in sliding layers", min=1)
+    d_head: int = setting(256, "width of a head in sliding layers", min=1)
+    n_kv_heads_full: int = setting(2, "number of key and value heads in full layers", min=1)
+    d_head_full: int = setting(512, "width of a head in full layers", min=1)
+    window: int = setting(512, "number of most recent keys that a query of a sliding layer attends to", min=1)
+    n_shared_layers: int = setting(18, "number of last layers that use the keys of earlier layers", min=0)
+    key_is_value: bool = setting(False, "compute keys and values of full layers with the same projection")
     rotary_theta: float = setting(10000.0, "base of the rotary frequencies in sliding layers", above=0)
     rotary_theta_full: float = setting(1000000.0, "base of the rotary frequencies in full layers", above=0)
-    rotary_fraction_full: float = setting(0.25, "share of the channels that turn there", above=0, max=1)
+    rotary_fraction_full: float = setting(0.25, "fraction of the channels rotated in full layers",
+                                          above=0, max=1)
     d_hidden: int = setting(10240, "hidden width of the feed-forward network", min=1)
-    double_wide: bool = setting(False, "twice that width in layers with shared keys")
-    d_per_layer: int = setting(256, "width of the per-layer embeddings; 0 for none", min=0)
-    vocab_per_layer: int = setting(262144, "tokens that have some", min=1)
-    n_experts: int = setting(0, "experts beside the feed-forward network; 0 for none", min=0)
-    experts_per_token: int = setting(0, "experts that a token goes through", min=0)
+    double_wide: bool = setting(False, "double the hidden width in layers with shared keys")
+    d_per_layer: int = setting(256, "width of the per-layer embeddings; 0: no per-layer embeddings", min=0)
+    vocab_per_layer: int = setting(262144, "number of tokens with per-layer embeddings", min=1)
+    n_experts: int = setting(0, "number of experts in addition to the feed-forward network; 0: no experts",
+                             min=0)
+    experts_per_token: int = setting(0, "number of experts used by each token", min=0)
     d_expert: int = setting(0, "hidden width of an expert", min=0)
-    softcap: float = setting(30.0, "largest size of a logit; 0 for no limit", min=0)
-    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", min=0)
-    bos_id: int | None = setting(2, "what begins a text", min=0)
-    end_ids: tuple[int, ...] = setting((1,), "what ends one")
-    quantizer: Literal["none"] = setting("none", "how weights are quantised: not at all")
+    softcap: float = setting(30.0, "soft cap on the absolute value of logits; 0: no cap", min=0)
+    norm_eps: float = setting(1e-6, "epsilon added to the mean square in RMSNorm", min=0)
+    bos_id: int | None = setting(2, "id of the token that begins a text; null: none", min=0)
+    end_ids: tuple[int, ...] = setting((1,), "ids of the tokens that end a text")
+    quantizer: Literal["none"] = setting("none", "weight quantiser; this family supports none only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.layers or self.layers[-1] != "full":
-            raise InputError("layers: expected at least one, the last of them full")
-        if lonely := set(self.layers) - set(self.layers[:self.n_own]):
-            raise InputError(f"n_shared_layers: expected a layer of the kind {min(lonely)} before the "
-                             f"{self.n_shared_layers} that share its keys")
+            raise InputError("layers: expected at least one layer, the last of kind full")
+        if missing := set(self.layers) - set(self.layers[:self.n_own]):
+            raise InputError(f"n_shared_layers: expected a layer of kind {min(missing)} before the last "
+                             f"{self.n_shared_layers} layers, which share its keys")
         for heads in (self.n_kv_heads, self.n_kv_heads_full):
             if self.n_heads % heads:
-                raise InputError(f"n_heads: expected a multiple of the {heads} heads of keys, "
-                                 f"found {self.n_heads}")
+                raise InputError(f"n_heads: expected a multiple of {heads} key heads, found {self.n_heads}")
         if self.n_experts and not (1 <= self.experts_per_token <= self.n_experts and self.d_expert):
-            raise InputError(f"experts_per_token: expected 1 to {self.n_experts}, and a width d_expert; "
+            raise InputError(f"experts_per_token: expected 1 to {self.n_experts}, and d_expert ≥ 1; "
                              f"found {self.experts_per_token} and {self.d_expert}")
 
     @property
@@ -99,18 +100,18 @@ class Gemma4Config(Section):
 
     @property
     def n_own(self) -> int:
-        """How many layers, from the first, have keys of their own."""
+        """Number of layers, from the first, that compute their own keys."""
         return len(self.layers) - self.n_shared_layers
 
     def source(self, layer: int) -> int:
-        """The layer whose keys a layer looks at."""
+        """The layer whose keys `layer` attends to."""
         if layer < self.n_own:
             return layer
         return max(i for i in range(self.n_own) if self.layers[i] == self.layers[layer])
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with normed queries, keys and values, and no scaling of the scores."""
+    """Grouped-query attention with normalised queries, keys and values, without scaling of the scores."""
 
     def __init__(self, config: Gemma4Config, layer: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         full = config.layers[layer] == "full"
@@ -136,15 +137,15 @@ class Attention(nnx.Module):
         keys = rotate(self.key_norm(raw), positions, jnp.array(self.inverse_frequencies))
         return KeyCache(swap(keys), swap(rms_normalized(values, self.eps).astype(self.dtype)))
 
-    def __call__(self, x: jax.Array, positions: jax.Array, seen: KeyCache, visible: jax.Array) -> jax.Array:
-        """x `[batch, q, d_model]`; visible, bool `[batch or 1, q, k]`: which keys a query may see."""
+    def __call__(self, x: jax.Array, positions: jax.Array, cache: KeyCache, visible: jax.Array) -> jax.Array:
+        """x `[batch, q, d_model]`; visible, bool `[batch or 1, q, k]`: which keys a query may attend to."""
         query = rotate(self.query_norm(self._heads(self.query(x))), positions,
                        jnp.array(self.inverse_frequencies))
         batch, time, _, d_head = query.shape
-        query = query.reshape(batch, time, seen.keys.shape[1], -1, d_head)  # heads by the key they share
-        scores = contract("bqhgd,bhkd->bhgqk", query, seen.keys, dtype=self.dtype, result=jnp.float32)
+        query = query.reshape(batch, time, cache.keys.shape[1], -1, d_head)  # groups share a key head
+        scores = contract("bqhgd,bhkd->bhgqk", query, cache.keys, dtype=self.dtype, result=jnp.float32)
         weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf))
-        attended = contract("bhgqk,bhkd->bqhgd", weights, seen.values, dtype=self.dtype)
+        attended = contract("bhgqk,bhkd->bqhgd", weights, cache.values, dtype=self.dtype)
         return self.out(attended.reshape(batch, time, -1))
 
     def _heads(self, y: jax.Array) -> jax.Array:
@@ -152,7 +153,7 @@ class Attention(nnx.Module):
 
 
 class PerLayerInput(nnx.Module):
-    """x ← x + norm((gelu(x · gate) ⊙ the layer's own embedding) · out)."""
+    """x ← x + norm((gelu(x · gate) ⊙ per-layer embedding) · out)."""
 
     def __init__(self, config: Gemma4Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.gate = Linear(config.d_model, config.d_per_layer, Quantizer(), dtype=dtype, rngs=rngs)
@@ -160,12 +161,12 @@ class PerLayerInput(nnx.Module):
         self.norm = RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
 
     def __call__(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
-        """`[batch, time, d_model]` and `[batch, time, d_per_layer]` → what is added."""
+        """`[batch, time, d_model]` and `[batch, time, d_per_layer]` → the update of x, shape of x."""
         return self.norm(self.out(jax.nn.gelu(self.gate(x)) * embedded))
 
 
 class Block(nnx.Module):
-    """One layer; every write is normed before it is added.
+    """One layer; each update is normalised before it is added to the residual stream.
 
     x ← x + norm(attention(norm(x)));  x ← x + norm(MLP(norm(x)));  x ← x + per-layer write;  x ← x · scalar
     """
@@ -187,30 +188,36 @@ class Block(nnx.Module):
         self.scalar = Buffer(jnp.ones(1))
 
     def __call__(self, x: jax.Array, h: jax.Array, positions: jax.Array, keys: KeyCache, visible: jax.Array,
-                 embedded: jax.Array | None, tap: Tap, seen: Recorded) -> jax.Array:
-        """Args: h: norm1(x); keys: what attention looks at; embedded: the layer's own embeddings."""
+                 embedded: jax.Array | None, tap: Tap, recorded: Recorded) -> jax.Array:
+        """Returns the stream after the block.
+
+        Args:
+            h: norm1(x).
+            keys: the keys and values that attention uses.
+            embedded: the per-layer embeddings of this layer, `[batch, time, d_per_layer]`.
+        """
         attended = self.attention_norm(self.attention(h, positions, keys, visible))
-        x = tap("resid_mid", x + tap("attn_out", attended, seen), seen)
-        x = x + tap("mlp_write", self.mlp_norm(self._written(x, tap, seen)), seen)
+        x = tap("resid_mid", x + tap("attn_out", attended, recorded), recorded)
+        x = x + tap("mlp_write", self.mlp_norm(self._feed_forward(x, tap, recorded)), recorded)
         if self.per_layer is not None and embedded is not None:
-            x = x + tap("ple_write", self.per_layer(x, embedded), seen)
+            x = x + tap("ple_write", self.per_layer(x, embedded), recorded)
         return x * self.scalar[...].astype(x.dtype)
 
-    def _written(self, x: jax.Array, tap: Tap, seen: Recorded) -> jax.Array:
+    def _feed_forward(self, x: jax.Array, tap: Tap, recorded: Recorded) -> jax.Array:
         dense = self.mlp(self.norm2(x))
         if self.router is None:
             return dense
-        weights, experts = self.router.choose(tap("router", self.router(x), seen))
-        chosen = self.experts(self.experts_in_norm(x), weights, experts)
-        return self.dense_norm(dense) + self.experts_norm(chosen)
+        weights, experts = self.router.choose(tap("router", self.router(x), recorded))
+        mixed = self.experts(self.experts_in_norm(x), weights, experts)
+        return self.dense_norm(dense) + self.experts_norm(mixed)
 
 
 class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
     """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
 
-    Layers differ, so that they are neither stacked nor scanned, and `compute.scan_layers` and `.remat`
-    say nothing to it. With `compute.host_tables` the table
-    of the per-layer embeddings (a third of E4B) stays on the host and is read by row.
+    The layers differ, so they are neither stacked nor scanned; `compute.scan_layers` and `compute.remat`
+    have no effect. With `compute.host_tables` the table of per-layer embeddings (a third of E4B) stays in
+    host memory and is read by row.
     """
 
     hugging_face, config_class = GEMMA4, Gemma4Config
@@ -243,8 +250,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         x, embedded = self._embed(ids)
         x = tap("embed", x, outside)
         positions = jnp.arange(ids.shape[1])[None]
-        kept: dict[int, KeyCache] = {}
-        x, records = self._run(range(self.config.n_layers), x, embedded, positions, kept, tap)
+        x, records = self._run(range(self.config.n_layers), x, embedded, positions, {}, tap)
         hidden = tap("hidden", self.final_norm(x), outside)
         return hidden, outside | stacked(records)
 
@@ -257,58 +263,60 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
                            dtype=self.dtype)
 
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[KeyCache]]:
-        """See `CausalLM`. There is a cache for each layer that has keys of its own.
+        """See `CausalLM`. There is one cache for each layer that computes its own keys.
 
-        The layers after them are run for the last positions only: nothing looks at the others.
+        The later layers run for the last positions only, because no layer uses their other positions.
         """
         n_own, n_layers = self.config.n_own, self.config.n_layers
         x, embedded = self._embed(ids)
-        kept: dict[int, KeyCache] = {}
-        x, _ = self._run(range(n_own), x, embedded, jnp.arange(ids.shape[1])[None], kept)
+        caches: dict[int, KeyCache] = {}
+        x, _ = self._run(range(n_own), x, embedded, jnp.arange(ids.shape[1])[None], caches)
         x = at_last(x, lengths)
         embedded = None if embedded is None else at_last(embedded, lengths)
-        x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, kept)
-        return self._logits(x)[:, 0], [KeyCache(widen(kept[i].keys, size), widen(kept[i].values, size))
+        x, _ = self._run(range(n_own, n_layers), x, embedded, lengths[:, None] - 1, caches)
+        return self._logits(x)[:, 0], [KeyCache(widen(caches[i].keys, size), widen(caches[i].values, size))
                                        for i in range(n_own)]
 
     def step(self, ids: jax.Array, caches: list[KeyCache],
              position: jax.Array) -> tuple[jax.Array, list[KeyCache]]:
         """See `CausalLM`."""
         x, embedded = self._embed(ids[:, None])
-        kept: dict[int, KeyCache] = {}
-        x, _ = self._run(range(self.config.n_layers), x, embedded, position[:, None], kept,
-                         remember=lambda i, new: caches[i].write(new.keys, new.values, position))
-        return self._logits(x)[:, 0], [kept[i] for i in range(self.config.n_own)]
+        updated: dict[int, KeyCache] = {}
+        x, _ = self._run(range(self.config.n_layers), x, embedded, position[:, None], updated,
+                         update=lambda i, new: caches[i].write(new.keys, new.values, position))
+        return self._logits(x)[:, 0], [updated[i] for i in range(self.config.n_own)]
 
     def _run(self, layers: range, x: jax.Array, embedded: jax.Array | None, positions: jax.Array,
-             kept: dict[int, KeyCache], tap: Tap = OFF,
-             remember: Remember = lambda _, new: new) -> tuple[jax.Array, list[Recorded]]:
-        """Some layers, one after another; `kept` is given the keys that each has of its own.
+             caches: dict[int, KeyCache], tap: Tap = OFF,
+             update: UpdateCache = lambda _, new: new) -> tuple[jax.Array, list[Recorded]]:
+        """Runs some layers in order.
 
         Args:
-            remember: makes of a layer's new keys those that are looked at, old ones among them.
+            caches: receives the keys and values of each layer that computes its own.
+            update: (layer, its new keys and values) → the keys and values to attend to, including those of
+                earlier positions.
         """
         records: list[Recorded] = []
         for i in layers:
-            block, source, here = self.blocks[i], self.config.source(i), tap.within(i)
+            block, source, layer_tap = self.blocks[i], self.config.source(i), tap.within(i)
             records.append({})
-            x = here("resid_pre", split_batch(x), records[-1])
+            x = layer_tap("resid_pre", split_batch(x), records[-1])
             h = block.norm1(x)
             if source == i:
-                kept[i] = remember(i, block.attention.keys(h, positions))
-            visible = self._visible(self.config.layers[i], positions, kept[source].keys.shape[2])
-            own = None if embedded is None else embedded[:, :, i]
-            x = block(x, h, positions, kept[source], visible, own, here, records[-1])
-            x = here("resid_post", x, records[-1])
+                caches[i] = update(i, block.attention.keys(h, positions))
+            visible = self._visible(self.config.layers[i], positions, caches[source].keys.shape[2])
+            layer_embedded = None if embedded is None else embedded[:, :, i]
+            x = block(x, h, positions, caches[source], visible, layer_embedded, layer_tap, records[-1])
+            x = layer_tap("resid_post", x, records[-1])
         return split_batch(x), records
 
     def _visible(self, kind: Kind, positions: jax.Array, n_keys: int) -> jax.Array:
-        """Which of the keys 0 … queries at `positions [batch or 1, q]` see: bool `[batch or 1, q, k]`."""
+        """Mask of the keys visible to queries at `positions [batch or 1, q]`: bool `[batch or 1, q, k]`."""
         distance = positions[:, :, None] - jnp.arange(n_keys)
         return (distance >= 0) & ((distance < self.config.window) | (kind == "full"))
 
     def _embed(self, ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """`[batch, time, d_model]`, and what each layer is given, `[batch, time, layers, d_per_layer]`."""
+        """Embeddings `[batch, time, d_model]` and per-layer inputs `[batch, time, layers, d_per_layer]`."""
         config = self.config
         x = self.embed(ids) * jnp.asarray(config.d_model**0.5, self.dtype)
         if not config.d_per_layer:

@@ -26,23 +26,25 @@ from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
 class GPTNeoXConfig(Section):
     """GPT-NeoX; the defaults are Pythia-410M's."""
 
-    family: Literal["gpt_neox"] = setting("gpt_neox", "which network")
+    family: Literal["gpt_neox"] = setting("gpt_neox", "network family")
     vocab_size: int = setting(50304, "number of tokens", min=1)
     d_model: int = setting(1024, "width of the residual stream", min=1)
     n_layers: int = setting(24, "number of blocks", min=1)
-    max_seq_len: int = setting(2048, "longest context that it was trained for", min=1)
-    positions: Literal["rotary"] = setting("rotary", "how a position is known")
+    max_seq_len: int = setting(2048, "longest context recorded in training, in tokens", min=1)
+    positions: Literal["rotary"] = setting("rotary", "position encoding")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
-    n_heads: int = setting(16, "heads of the attention", min=1)
+    n_heads: int = setting(16, "number of attention heads", min=1)
     d_hidden: int = setting(4096, "hidden width of the feed-forward network", min=1)
-    rotary_fraction: float = setting(0.25, "share of a head's channels that turn", above=0, max=1)
+    rotary_fraction: float = setting(0.25, "fraction of each head's channels that is rotated",
+                                     above=0, max=1)
     rotary_theta: float = setting(10000.0, "base of the rotary frequencies", above=0)
-    parallel_residual: bool = setting(True, "attention and feed-forward network read the same stream")
-    attention_bias: bool = setting(True, "biases in the attention's products")
-    norm_eps: float = setting(1e-5, "added to the variance in LayerNorm", min=0)
-    bos_id: int | None = setting(None, "what begins a text", min=0)
-    end_ids: tuple[int, ...] = setting((), "what ends one")
-    quantizer: Literal["none"] = setting("none", "how weights are quantised: not at all")
+    parallel_residual: bool = setting(
+        True, "attention and feed-forward network read the same residual stream; false: one after the other")
+    attention_bias: bool = setting(True, "use biases in the linear maps of attention")
+    norm_eps: float = setting(1e-5, "epsilon added to the variance in LayerNorm", min=0)
+    bos_id: int | None = setting(None, "id of the token that begins a text; null: none", min=0)
+    end_ids: tuple[int, ...] = setting((), "ids of the tokens that end a text")
+    quantizer: Literal["none"] = setting("none", "weight quantiser; this family supports none only")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,13 +53,13 @@ class GPTNeoXConfig(Section):
 
 
 class GPTNeoXBlock(nnx.Module):
-    """x ← x + attention(LN₁(x)) + MLP(LN₂(x)); in sequence where the residual is not parallel."""
+    """x ← x + attention(LN₁(x)) + MLP(LN₂(x)); without parallel_residual, one after the other."""
 
     def __init__(self, config: GPTNeoXConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        turning = int(config.d_model // config.n_heads * config.rotary_fraction)
+        rotary_width = int(config.d_model // config.n_heads * config.rotary_fraction)
         self.norm1 = LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
         self.attention = RotaryAttention(
-            config.d_model, config.n_heads, frequencies(turning, config.rotary_theta), Quantizer(),
+            config.d_model, config.n_heads, frequencies(rotary_width, config.rotary_theta), Quantizer(),
             bias=config.attention_bias, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
         self.mlp = FeedForward(config.d_model, config.d_hidden, Quantizer(), bias=True, dtype=dtype,
@@ -65,9 +67,9 @@ class GPTNeoXBlock(nnx.Module):
         self.parallel = config.parallel_residual
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → the same; offers attn_out, mlp_write and, in sequence, resid_mid."""
-        seen: Recorded = {}
-        return self._join(x, self.attention(self.norm1(x)), tap, seen), seen
+        """`[batch, time, d_model]` → same shape. Places: attn_out, mlp_write; resid_mid if not parallel."""
+        recorded: Recorded = {}
+        return self._join(x, self.attention(self.norm1(x)), tap, recorded), recorded
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
         y, cache = self.attention.prefill(self.norm1(x), lengths, size)
@@ -77,11 +79,11 @@ class GPTNeoXBlock(nnx.Module):
         y, cache = self.attention.step(self.norm1(x), cache, position)
         return self._join(x, y, OFF, {}), cache
 
-    def _join(self, x: jax.Array, attended: jax.Array, tap: Tap, seen: Recorded) -> jax.Array:
-        attended = tap("attn_out", attended, seen)
-        middle = x if self.parallel else tap("resid_mid", x + attended, seen)
-        write = tap("mlp_write", self.mlp(self.norm2(middle)), seen)
-        return middle + attended + write if self.parallel else middle + write
+    def _join(self, x: jax.Array, attended: jax.Array, tap: Tap, recorded: Recorded) -> jax.Array:
+        attended = tap("attn_out", attended, recorded)
+        mlp_input = x if self.parallel else tap("resid_mid", x + attended, recorded)
+        write = tap("mlp_write", self.mlp(self.norm2(mlp_input)), recorded)
+        return mlp_input + attended + write if self.parallel else mlp_input + write
 
 
 class FlaxGPTNeoXForCausalLM(Pretrained, Decoder):

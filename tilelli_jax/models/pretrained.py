@@ -1,4 +1,4 @@
-"""`from_pretrained` and `save_pretrained`: networks in Hugging Face directories."""
+"""`from_pretrained` and `save_pretrained`: read and write networks as Hugging Face directories."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tilelli_jax.tensors import in_memory, read_directory
 
 
 class Pretrained(nnx.Module):
-    """A network that transformers knows too; the methods have the names they had in its Flax classes."""
+    """A network that transformers supports too; the method names are those of its Flax classes."""
 
     hugging_face: ClassVar[Family]
     config_class: ClassVar[type]
@@ -32,38 +32,37 @@ class Pretrained(nnx.Module):
         """Reads a Hugging Face directory: config.json and safetensors, in one file or several.
 
         Args:
-            param_dtype: what the weights are kept in; "stored" for the type that the files have.
-            mesh: devices to lay the weights over, each as it is read (see `sharding.RULES`).
+            param_dtype: type of the weights in memory; "stored" keeps the type in the files.
+            mesh: devices over which each weight is sharded as it is read (see `sharding.RULES`).
 
         Raises:
-            InputError: it is none of this family, or its tensors are not those of its configuration.
+            InputError: the directory is not of this family, or its tensors do not fit its configuration.
         """
         path = Path(path)
         family, source = cls.hugging_face, f"{path / hugging_face.CONFIG}"
         tree = hugging_face.read_config(path)
-        found = hugging_face.present(family, read_directory(path), str(path))
-        tree = hugging_face.settings(family, tree, found, source)
+        tensors = hugging_face.current_names(family, read_directory(path), str(path))
+        tree = hugging_face.settings(family, tree, tensors, source)
         config: Any = config_lib.from_dict(cls.config_class, tree, source)
-        check_sizes(config, {name: tensor.shape for name, tensor in found.items()}, source)
-        wanted = outline(cls, config, compute)
-        arrays = hugging_face.read(family, config, {name: leaf.shape for name, leaf in wanted.items()},
-                                   found, str(path))
+        check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, source)
+        shapes = {name: leaf.shape for name, leaf in outline(cls, config, compute).items()}
+        arrays = hugging_face.read(family, config, shapes, tensors, str(path))
         return from_tensors(cls, config, arrays, compute, source=str(path), param_dtype=param_dtype,
                             mesh=mesh)
 
     def save_pretrained(self, path: str | Path,
                         dtype: Literal["float32", "bfloat16"] | None = None) -> None:
-        """Writes the directory that `from_pretrained` and transformers read.
+        """Writes a directory that `from_pretrained` and transformers can read.
 
         Args:
-            dtype: what the weights are written in; by default the type they have.
+            dtype: type of the weights in the file; by default their current type.
 
         Raises:
             InputError: the directory cannot be written.
         """
         arrays = {name: in_memory(array) for name, array in to_arrays(self).items()}
-        kind: np.dtype | None = None if dtype is None else np.dtype(jnp.dtype(dtype))
+        file_dtype: np.dtype | None = None if dtype is None else np.dtype(jnp.dtype(dtype))
         try:
-            hugging_face.write(self.hugging_face, self.config, arrays, Path(path), kind)
+            hugging_face.write(self.hugging_face, self.config, arrays, Path(path), file_dtype)
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -1,4 +1,7 @@
-"""Tilelli's routed networks: Lite, the parent and atome are configurations of one model."""
+"""Routed networks: each block mixes several pathways by a router's softmax weights.
+
+Lite, parent and atome are three configurations of this model.
+"""
 
 from __future__ import annotations
 
@@ -31,42 +34,43 @@ Quantized = Literal["conv", "attention", "dense", "router", "embed", "unembed"]
 class RoutedConfig(Section):
     """A routed byte-level language model."""
 
-    family: Literal["routed"] = setting("routed", "which network")
-    vocab_size: int = setting(256, "number of tokens: bytes", min=1)
+    family: Literal["routed"] = setting("routed", "network family")
+    vocab_size: int = setting(256, "number of tokens; 256 for bytes", min=1)
     d_model: int = setting(256, "width of the residual stream", min=1)
     n_layers: int = setting(8, "number of blocks", min=1)
-    max_seq_len: int = setting(256, "longest context in bytes (a limit where positions are learned)", min=1)
-    positions: Literal["learned", "none"] = setting("learned", "how a position is known")
+    max_seq_len: int = setting(256, "context length in bytes; a hard limit if positions are learned", min=1)
+    positions: Literal["learned", "none"] = setting("learned", "position encoding: learned absolute, or none")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
     pathways: tuple[Pathway, ...] = setting(
-        ("local", "sparse", "dense"), "pathways of a block, in the router's order")
-    n_banks: int = setting(1, "copies of every pathway; the router chooses pathway and copy", min=1)
-    local_kernel: int = setting(5, "taps of the local convolution", min=1)
-    wide_kernel: int = setting(15, "taps of the wide convolution", min=1)
-    n_heads: int = setting(8, "heads of the sparse attention", min=1)
-    d_head: int = setting(48, "width of its queries and keys, each head", min=1)
-    top_k: int = setting(16, "keys that a query attends to", min=1)
-    head_reduction: Reduction = setting("mean", "how the heads' outputs are joined")
-    dense_expand: int = setting(4, "hidden width of the dense pathway, in units of d_model", min=1)
+        ("local", "sparse", "dense"), "pathways of a block, in the order of the router's outputs")
+    n_banks: int = setting(1, "number of copies of every pathway; the router weights each copy separately",
+                           min=1)
+    local_kernel: int = setting(5, "kernel size of the local convolution, in positions", min=1)
+    wide_kernel: int = setting(15, "kernel size of the wide convolution, in positions", min=1)
+    n_heads: int = setting(8, "number of heads of the sparse attention", min=1)
+    d_head: int = setting(48, "width of each head's queries and keys in the sparse attention", min=1)
+    top_k: int = setting(16, "number of keys that a query of the sparse attention attends to", min=1)
+    head_reduction: Reduction = setting("mean", "how the outputs of the heads are combined: mean or sum")
+    dense_expand: int = setting(4, "hidden width of the dense pathway as a multiple of d_model", min=1)
     second_norm: Literal["none", "mix", "dense"] = setting(
-        "none", "a second LayerNorm in each block: of the mix before it is added, or of the input "
-                "of the dense pathways")
-    conv_bias: bool = setting(False, "biases in the convolutions")
-    router_bias: bool = setting(False, "a bias in the router")
-    abstain_head: bool = setting(False, "one more logit at each position: whether to abstain")
-    quantizer: QuantizerName = setting("none", "how weights are quantised")
+        "none", "second LayerNorm in each block: on the mixed output before it is added (mix), on the input "
+                "of the dense pathways (dense), or none")
+    conv_bias: bool = setting(False, "use biases in the convolutions")
+    router_bias: bool = setting(False, "use a bias in the router")
+    abstain_head: bool = setting(False, "add an abstain head: one logit per position for abstaining")
+    quantizer: QuantizerName = setting("none", "weight quantiser; none: full-precision weights")
     quantize: tuple[Quantized, ...] = setting(
-        ("conv", "attention", "dense"), "which weights the quantiser takes")
+        ("conv", "attention", "dense"), "parts whose weights are quantised")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.pathways or len(set(self.pathways)) != len(self.pathways):
-            raise InputError(f"pathways: expected different pathways, at least one, found "
-                             f"{list(self.pathways)} (n_banks makes copies)")
+            raise InputError(f"pathways: expected at least one pathway and no duplicates, found "
+                             f"{list(self.pathways)} (use n_banks for copies)")
 
 
 class RoutedBlock(nnx.Module):
-    """x ← x + Σ_i r_i · P_i(h), with h = LayerNorm(x) and r = router(h), token by token."""
+    """x ← x + Σ_i r_i · P_i(h), with h = LayerNorm(x) and r = router(h) for each token."""
 
     def __init__(self, config: RoutedConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = LayerNorm(config.d_model, dtype=dtype)
@@ -81,9 +85,9 @@ class RoutedBlock(nnx.Module):
             self.norm2 = LayerNorm(config.d_model, dtype=dtype)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → the same; offers router `[batch, time, n_paths]` and mix."""
-        y, _, seen = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
-        return y, seen
+        """`[batch, time, d_model]` → same shape. Places: router `[batch, time, n_paths]`, mix."""
+        y, _, recorded = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
+        return y, recorded
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, dict[str, Any]]:
         y, cache, _ = self._mix(x, lambda name, h: getattr(self, name).prefill(h, lengths, size), OFF)
@@ -96,18 +100,18 @@ class RoutedBlock(nnx.Module):
 
     def _mix(self, x: jax.Array, run: Callable[[str, jax.Array], tuple[jax.Array, Any]],
              tap: Tap) -> tuple[jax.Array, dict[str, Any], Recorded]:
-        """The block around whichever way the pathways are run: all at once, prefilling, stepping."""
-        seen: Recorded = {}
+        """Computes the block; `run` evaluates one pathway (whole sequence, prefill or step)."""
+        recorded: Recorded = {}
         h = self.norm(x)
         dense_input = self.norm2(x) if self.second_norm == "dense" else h
-        weights = tap("router", self.router(h), seen)
+        weights = tap("router", self.router(h), recorded)
         mixed, caches = jnp.zeros_like(h), {}
         for i, name in enumerate(self.names):
             y, caches[name] = run(name, dense_input if name.startswith("dense") else h)
             mixed = mixed + weights[..., i : i + 1].astype(y.dtype) * y
         if self.second_norm == "mix":
             mixed = self.norm2(mixed)
-        return x + tap("mix", mixed, seen), caches, seen
+        return x + tap("mix", mixed, recorded), caches, recorded
 
 
 class RoutedLM(Decoder):

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder: the network of Chronos."""
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder. Chronos uses this network."""
 
 from __future__ import annotations
 
@@ -28,41 +28,44 @@ from tilelli_jax.sharding import split_batch
 
 @dataclasses.dataclass(frozen=True)
 class ChronosConfig(Section):
-    """How series become tokens, and how they are continued."""
+    """Tokenizer of time series, and sampling of forecasts."""
 
-    context_length: int = setting(512, "newest values of a series that are read", min=1)
-    prediction_length: int = setting(64, "values that are drawn before they are read again", min=1)
-    n_tokens: int = setting(4096, "tokens, special ones included", min=5)
-    n_special_tokens: int = setting(2, "of these, special: padding and end", min=2)
-    low_limit: float = setting(-15.0, "least scaled value that has a token of its own")
-    high_limit: float = setting(15.0, "greatest of them")
-    num_samples: int = setting(20, "continuations drawn of each series", min=1)
-    temperature: float = setting(1.0, "of the drawing", min=0)
-    top_k: int = setting(50, "draw among so many likeliest tokens; 0 for all", min=0)
-    top_p: float = setting(1.0, "draw among the likeliest that make up this probability", above=0, max=1)
+    context_length: int = setting(512, "number of most recent values of a series that are encoded", min=1)
+    prediction_length: int = setting(
+        64, "number of values sampled in one pass; longer forecasts append their median to the series", min=1)
+    n_tokens: int = setting(4096, "number of tokens, including special tokens", min=5)
+    n_special_tokens: int = setting(2, "number of special tokens: padding and end", min=2)
+    low_limit: float = setting(-15.0, "centre of the lowest bin, in units of the series' mean absolute value")
+    high_limit: float = setting(15.0, "centre of the highest bin, in the same unit as low_limit")
+    num_samples: int = setting(20, "number of forecasts sampled for each series", min=1)
+    temperature: float = setting(1.0, "softmax temperature of sampling", min=0)
+    top_k: int = setting(50, "sample among the k most likely tokens; 0: among all", min=0)
+    top_p: float = setting(1.0, "sample among the most likely tokens with this total probability",
+                           above=0, max=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class T5Config(Section):
     """T5 with a ReLU feed-forward network; the defaults are Chronos-T5-base's."""
 
-    family: Literal["t5"] = setting("t5", "which network")
+    family: Literal["t5"] = setting("t5", "network family")
     vocab_size: int = setting(4096, "number of tokens", min=1)
     d_model: int = setting(768, "width of the residual streams", min=1)
-    n_layers: int = setting(12, "blocks of the encoder", min=1)
-    n_decoder_layers: int = setting(12, "blocks of the decoder", min=1)
-    n_heads: int = setting(12, "heads of the attention", min=1)
+    n_layers: int = setting(12, "number of encoder blocks", min=1)
+    n_decoder_layers: int = setting(12, "number of decoder blocks", min=1)
+    n_heads: int = setting(12, "number of attention heads", min=1)
     d_head: int = setting(64, "width of a head", min=1)
     d_hidden: int = setting(3072, "hidden width of the feed-forward networks", min=1)
-    n_buckets: int = setting(32, "buckets of relative positions", min=4)
-    max_distance: int = setting(128, "distance from which on they share the last bucket", min=1)
-    norm_eps: float = setting(1e-6, "added to the mean square in RMSNorm", min=0)
+    n_buckets: int = setting(32, "number of buckets of relative positions", min=4)
+    max_distance: int = setting(128, "distance, in tokens, from which on all positions share the last bucket",
+                                min=1)
+    norm_eps: float = setting(1e-6, "epsilon added to the mean square in RMSNorm", min=0)
     tie_embeddings: bool = setting(True, "unembed with the embedding table")
     scale_decoder_outputs: bool | None = setting(
-        None, "scale what is unembedded by 1/√d_model; by default where the embeddings are tied")
-    start_id: int = setting(0, "what the decoder starts from", min=0)
-    end_id: int = setting(1, "what ends a sequence", min=0)
-    chronos: ChronosConfig | None = setting(None, "how series become tokens, where it is a Chronos")
+        None, "scale the decoder's output by 1/√d_model before unembedding; null: if the embeddings are tied")
+    start_id: int = setting(0, "id of the decoder's first input token", min=0)
+    end_id: int = setting(1, "id of the token that ends a sequence", min=0)
+    chronos: ChronosConfig | None = setting(None, "tokenizer of time series; null: not a Chronos network")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,10 +74,10 @@ class T5Config(Section):
 
 
 def bucket_of(distance: jax.Array, *, bidirectional: bool, n_buckets: int, max_distance: int) -> jax.Array:
-    """The bucket of a key's position less the query's, int32, same shape.
+    """The bucket of the distance key position − query position, int32, same shape.
 
-    Half of the buckets are one distance each; the others widen with its logarithm, up to
-    max_distance. Looking both ways, keys after the query have the second half of all.
+    Half of the buckets hold one distance each; the others are logarithmic, up to max_distance. If
+    bidirectional, keys after the query use the second half of all buckets.
     """
     offset = jnp.zeros_like(distance)
     if bidirectional:
@@ -90,7 +93,7 @@ def bucket_of(distance: jax.Array, *, bidirectional: bool, n_buckets: int, max_d
 
 
 class RelativeBias(nnx.Module):
-    """What is added to every head's score for the distance: `table [buckets, heads]`, f32."""
+    """Relative position bias added to the attention scores of each head: `table [buckets, heads]`, f32."""
 
     def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
         init = nnx.initializers.normal(stddev=config.d_model**-0.5)
@@ -105,7 +108,7 @@ class RelativeBias(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention without scaling and without biases in its products."""
+    """Multi-head attention without scaling of the scores and without biases in its linear maps."""
 
     def __init__(self, config: T5Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         inner = config.n_heads * config.d_head
@@ -119,12 +122,12 @@ class Attention(nnx.Module):
         """Keys and values of `[batch, time, d_model]`: each `[batch, heads, time, d_head]`."""
         return KeyCache(self._heads(self.key(x)), self._heads(self.value(x)))
 
-    def __call__(self, x: jax.Array, seen: KeyCache, bias: jax.Array) -> jax.Array:
-        """x `[batch, q, d_model]`; bias `[batch or 1, heads or 1, q, k]`, -inf where nothing is seen."""
+    def __call__(self, x: jax.Array, cache: KeyCache, bias: jax.Array) -> jax.Array:
+        """x `[batch, q, d_model]`; bias `[batch or 1, heads or 1, q, k]`, -inf for masked keys."""
         query = self._heads(self.query(x))
-        scores = contract("bhqd,bhkd->bhqk", query, seen.keys, dtype=self.dtype, result=jnp.float32)
+        scores = contract("bhqd,bhkd->bhqk", query, cache.keys, dtype=self.dtype, result=jnp.float32)
         weights = jax.nn.softmax(scores + bias)
-        attended = contract("bhqk,bhkd->bhqd", weights, seen.values, dtype=self.dtype)
+        attended = contract("bhqk,bhkd->bhqd", weights, cache.values, dtype=self.dtype)
         return self.out(jnp.swapaxes(attended, 1, 2).reshape(*x.shape[:2], -1))
 
     def _heads(self, y: jax.Array) -> jax.Array:
@@ -145,31 +148,31 @@ class Block(nnx.Module):
                                dtype=dtype, rngs=rngs)
         self.part = part
 
-    def __call__(self, x: jax.Array, own: KeyCache | None, bias: jax.Array, tap: Tap, seen: Recorded,
+    def __call__(self, x: jax.Array, own: KeyCache | None, bias: jax.Array, tap: Tap, recorded: Recorded,
                  encoded: tuple[KeyCache, jax.Array] | None = None) -> jax.Array:
-        """x `[batch, q, d_model]` → likewise.
+        """x `[batch, q, d_model]` → same shape.
 
         Args:
-            own: keys and values of the stream so far, or None for those of x itself.
-            encoded: those of the encoded text, and what hides some; where it has fewer rows than x, so
-                many rows of x in turn share one.
+            own: self-attention keys and values of the sequence so far; None: computed from x.
+            encoded: keys and values of the encoded text, and their mask bias. If it has fewer rows than
+                x, an equal number of consecutive rows of x share one text.
         """
         part = self.part
-        x = tap(f"{part}.resid_pre", split_batch(x), seen)
+        x = tap(f"{part}.resid_pre", split_batch(x), recorded)
         h = self.norm1(x)
         attended = self.attention(h, own or self.attention.keys(h), bias)
-        x = x + tap(f"{part}.attn_out", attended, seen)
+        x = x + tap(f"{part}.attn_out", attended, recorded)
         if encoded is not None:
-            # Rows that share a text are further queries of it: its keys are neither copied nor read twice.
+            # Rows that share a text become additional queries: its keys are neither copied nor read twice.
             h = self.norm_cross(x).reshape(len(encoded[0].keys), -1, x.shape[-1])
-            x = x + tap(f"{part}.cross_out", self.cross(h, *encoded).reshape(x.shape), seen)
-        x = tap(f"{part}.resid_mid", x, seen)
-        x = x + tap(f"{part}.mlp_write", self.mlp(self.norm2(x)), seen)
-        return tap(f"{part}.resid_post", x, seen)
+            x = x + tap(f"{part}.cross_out", self.cross(h, *encoded).reshape(x.shape), recorded)
+        x = tap(f"{part}.resid_mid", x, recorded)
+        x = x + tap(f"{part}.mlp_write", self.mlp(self.norm2(x)), recorded)
+        return tap(f"{part}.resid_post", x, recorded)
 
 
 class Stack(nnx.Module):
-    """The blocks of one part, the biases that all of them share, and the norm after them."""
+    """The encoder or the decoder: blocks, the relative position bias that they share, and a final norm."""
 
     def __init__(self, config: T5Config, part: Literal["encoder", "decoder"], n_layers: int, *,
                  dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -179,9 +182,9 @@ class Stack(nnx.Module):
 
 
 class DecoderCache(NamedTuple):
-    """What decoding keeps: each block's keys so far, and those of the encoded text with its mask.
+    """Keys and values of each decoder block: of the decoded tokens, and of the encoded text with its mask.
 
-    The texts may be fewer than the rows that are decoded: each has as many, one after the other.
+    There may be fewer texts than decoded rows; then an equal number of consecutive rows share one text.
     """
 
     own: list[KeyCache]
@@ -211,11 +214,14 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
                                result=jnp.float32, rngs=rngs))
 
     def __call__(self, ids: jax.Array, decoder_ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """mask `[batch, time]`: which of the ids count; by default all of them.
+        """Computes the decoder's logits.
+
+        Args:
+            mask: bool `[batch, time]`, False at padding; by default no padding.
 
         Raises:
-            ValueError: ids are not whole numbers `[batch, time]`, or not of the vocabulary (seen
-                where they are concrete).
+            ValueError: ids are not whole numbers `[batch, time]` or outside the vocabulary (checked only
+                for concrete arrays).
         """
         check_ids("ids", ids, self.config.vocab_size)
         check_ids("decoder_ids", decoder_ids, self.config.vocab_size)
@@ -223,35 +229,35 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
 
     def tapped(self, ids: jax.Array, decoder_ids: jax.Array, mask: jax.Array | None,
                tap: Tap) -> tuple[jax.Array, Recorded]:
-        """The logits, and what the tap recorded: `[layers, batch, time, …]` of the blocks' places.
+        """Returns the logits and the recorded activations: `[layers, batch, time, …]` inside the blocks.
 
         Raises:
             ValueError: this network has no such place or layer.
         """
         depths = {"encoder": self.config.n_layers, "decoder": self.config.n_decoder_layers}
-        asked = [depths[part] for part in depths
-                 if any(place.startswith(part) for place in (*tap.record, *tap.edit))]
-        tap.check(self.places, min(asked or depths.values()))
+        tapped_depths = [depths[part] for part in depths
+                         if any(place.startswith(part) for place in (*tap.record, *tap.edit))]
+        tap.check(self.places, min(tapped_depths or depths.values()))
         records: list[Recorded] = []
         outside: Recorded = {}
         encoded = self._encode(ids, mask, tap, records, outside)
-        hidden = _hidden(mask, ids)
+        mask_bias = _mask_bias(mask, ids)
         steps = jnp.arange(decoder_ids.shape[1])
         causal = jnp.where(steps[None, :] <= steps[:, None], 0.0, -jnp.inf)
         bias = self.decoder.bias(steps[None], steps) + causal
         x = self.embed(decoder_ids)
         for i, block in enumerate(self.decoder.blocks):
             records.append({})
-            x = block(x, None, bias, tap.within(i), records[-1], (block.cross.keys(encoded), hidden))
+            x = block(x, None, bias, tap.within(i), records[-1], (block.cross.keys(encoded), mask_bias))
         logits = tap("logits", self._logits(x), outside)
         return logits, outside | stacked(records)
 
     def encode(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """The encoder's last stream, normed: ids `[batch, time]` → `[batch, time, d_model]`."""
+        """The normalised output of the encoder: ids `[batch, time]` → `[batch, time, d_model]`."""
         return self.encode_tapped(ids, mask, OFF)[0]
 
     def encode_tapped(self, ids: jax.Array, mask: jax.Array | None, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """What `encode` gives, and what the tap recorded: `[layers, batch, time, d_model]`.
+        """Returns the output of `encode` and the recorded activations `[layers, batch, time, d_model]`.
 
         Raises:
             ValueError: the encoder has no such place or layer.
@@ -264,39 +270,40 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
 
     def start(self, ids: jax.Array, mask: jax.Array | None, size: int, tap: Tap = OFF,
               copies: int = 1) -> DecoderCache:
-        """Encodes, and makes room for `size` decoded positions.
+        """Encodes the ids and allocates caches for `size` decoded positions.
 
         Args:
-            tap: edits what the encoder does; what it records is lost.
-            copies: rows to decode for each row of ids, one after the other; they are encoded once.
+            tap: edits the encoder's activations; its recordings are discarded.
+            copies: number of consecutive rows to decode for each row of ids, which is encoded once.
 
         Raises:
             ValueError: the encoder has no such place or layer.
         """
         encoded, _ = self.encode_tapped(ids, mask, tap)
         config, dtype = self.config, encoded.dtype
-        room = jnp.zeros((copies * len(ids), config.n_heads, size, config.d_head), dtype)
-        return DecoderCache([KeyCache(room, room) for _ in self.decoder.blocks],
-                            [block.cross.keys(encoded) for block in self.decoder.blocks], _hidden(mask, ids))
+        empty = jnp.zeros((copies * len(ids), config.n_heads, size, config.d_head), dtype)
+        return DecoderCache([KeyCache(empty, empty) for _ in self.decoder.blocks],
+                            [block.cross.keys(encoded) for block in self.decoder.blocks],
+                            _mask_bias(mask, ids))
 
     def step(self, ids: jax.Array, cache: DecoderCache,
              position: jax.Array) -> tuple[jax.Array, DecoderCache]:
-        """One token `[batch]` at the step `position`, a scalar → logits `[batch, vocab]`, next cache."""
+        """One token `[batch]` at step `position`, a scalar → logits `[batch, vocab]`, updated cache."""
         slots = jnp.arange(cache.own[0].keys.shape[2])
         bias = (self.decoder.bias(jnp.reshape(position, (1, 1)), slots)
                 + jnp.where(slots <= position, 0.0, -jnp.inf))
-        at = jnp.full(len(ids), position)
+        positions = jnp.full(len(ids), position)
         x, own = self.embed(ids[:, None]), []
-        for block, before, cross in zip(self.decoder.blocks, cache.own, cache.cross, strict=True):
+        for block, previous, cross in zip(self.decoder.blocks, cache.own, cache.cross, strict=True):
             new = block.attention.keys(block.norm1(x))
-            own.append(before.write(new.keys, new.values, at))
+            own.append(previous.write(new.keys, new.values, positions))
             x = block(x, own[-1], bias, OFF, {}, (cross, cache.mask))
         return self._logits(x)[:, 0], DecoderCache(own, cache.cross, cache.mask)
 
     def _encode(self, ids: jax.Array, mask: jax.Array | None, tap: Tap, records: list[Recorded],
                 outside: Recorded) -> jax.Array:
-        at = jnp.arange(ids.shape[1])
-        bias = self.encoder.bias(at[None], at) + _hidden(mask, ids)
+        positions = jnp.arange(ids.shape[1])
+        bias = self.encoder.bias(positions[None], positions) + _mask_bias(mask, ids)
         x = tap("embed", self.embed(ids), outside)
         for i, block in enumerate(self.encoder.blocks):
             records.append({})
@@ -312,50 +319,51 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
 
 @functools.partial(jax.jit, static_argnames=("graph", "aux_graph", "tap_of", "n", "greedy"))
 def _decode(graph: Any, params: Any, aux_graph: Any, aux_params: Any, tap_of: TapOf | None, ids: jax.Array,
-            mask: jax.Array, beside: jax.Array, keys: jax.Array, how: tuple[jax.Array, ...],
+            mask: jax.Array, metadata: jax.Array, keys: jax.Array, sampling: tuple[jax.Array, ...],
             banned: jax.Array, *, n: int, greedy: bool) -> jax.Array:
     model = nnx.merge(graph, params)
     aux_model = None if aux_graph is None else nnx.merge(aux_graph, aux_params)
-    tap = OFF if tap_of is None else tap_of(aux_model, beside)
+    tap = OFF if tap_of is None else tap_of(aux_model, metadata)
     rows = len(keys)
 
-    def one(i: jax.Array, carry: Any) -> Any:
+    def decode_token(i: jax.Array, carry: Any) -> Any:
         new, last, cache = carry
         logits, cache = model.step(last, cache, i)
         logits = jnp.where(banned, -jnp.inf, logits)
         if greedy:
             last = jnp.argmax(logits, -1).astype(jnp.int32)
         else:
-            drawn = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
-            last = jax.vmap(lambda key, row: sample(key, row, *how))(drawn, logits)
+            step_keys = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+            last = jax.vmap(lambda key, row: sample(key, row, *sampling))(step_keys, logits)
         return new.at[:, i].set(last), last, cache
 
     start = jnp.full(rows, model.config.start_id, jnp.int32)
     empty = jnp.zeros((rows, n), jnp.int32)
     cache = model.start(ids, mask, n, tap, rows // len(ids))
-    return jax.lax.fori_loop(0, n, one, (empty, start, cache))[0]
+    return jax.lax.fori_loop(0, n, decode_token, (empty, start, cache))[0]
 
 
 def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: jax.Array | None = None, *,
                  n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
                  banned: tuple[int, ...] = (), copies: int = 1, rows: jax.Array | None = None,
-                 tap_of: TapOf | None = None, aux_model: Any = None, beside: jax.Array | None = None) -> jax.Array:
-    """n decoded tokens for each row, int32 `[batch · copies, n]`, with caches and inside one jitted loop.
+                 tap_of: TapOf | None = None, aux_model: Any = None,
+                 metadata: jax.Array | None = None) -> jax.Array:
+    """Decodes n tokens for each row, int32 `[batch · copies, n]`, with caches in one jitted loop.
 
     Args:
-        temperature: 0 takes the likeliest token; see `sampling.Sampling` for the others.
+        temperature: 0 takes the most likely token; see `sampling.Sampling` for top_k and top_p.
         banned: tokens that are never decoded.
-        copies: how many continuations of each row of ids, one after the other; it is encoded once.
-        rows: int `[batch · copies]`, the number of each continuation in the random stream: those of the
-            same number draw with the same random numbers. By default 0, 1, ….
-        tap_of: the tap at the encoder's places, which is to edit them. Another function, even of the same
-            code, compiles anew: what changes from call to call belongs into `beside`.
-        aid: a second network that the tap uses, an autoencoder perhaps.
-        beside: int32 `[batch, n]`, what the tap is to know of each row of ids.
+        copies: number of continuations of each row of ids, in consecutive rows; each row is encoded once.
+        rows: int `[batch · copies]`, index of each continuation in the random stream; continuations with
+            the same index use the same random numbers. Default: 0, 1, ….
+        tap_of: (aux_model, metadata) → tap that edits the encoder's activations. A different function
+            object is compiled again; pass values that change between calls in `metadata`.
+        aux_model: a second network that the tap uses, for example an autoencoder.
+        metadata: int32 `[batch, n]`, values for the tap for each row of ids.
 
     Raises:
-        ValueError: ids are not of the vocabulary, copies, rows or beside do not fit them, or the encoder
-            has no such place or layer.
+        ValueError: ids are outside the vocabulary, copies, rows or metadata do not match them, or the
+            encoder has no such place or layer.
     """
     check_ids("ids", ids, model.config.vocab_size)
     if copies < 1:
@@ -363,23 +371,23 @@ def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: ja
     rows = jnp.arange(copies * len(ids)) if rows is None else rows
     if jnp.shape(rows) != (copies * len(ids),):
         raise ValueError(f"rows: expected [{copies * len(ids)}], found {list(jnp.shape(rows))}")
-    beside = jnp.zeros((len(ids), 0), jnp.int32) if beside is None else beside
-    if jnp.ndim(beside) != 2 or len(beside) != len(ids):
-        raise ValueError(f"beside: expected [{len(ids)}, n], found {list(jnp.shape(beside))}")
+    metadata = jnp.zeros((len(ids), 0), jnp.int32) if metadata is None else metadata
+    if jnp.ndim(metadata) != 2 or len(metadata) != len(ids):
+        raise ValueError(f"metadata: expected [{len(ids)}, n], found {list(jnp.shape(metadata))}")
     graph, params = nnx.split(model)
     aux_graph, aux_params = (None, None) if aux_model is None else nnx.split(aux_model)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
-    out = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)
+    banned_mask = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
-    how = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
-    return _decode(graph, params, aux_graph, aux_params, tap_of, ids, mask, beside, keys, how, out, n=n,
-                   greedy=temperature == 0)
+    sampling = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
+    return _decode(graph, params, aux_graph, aux_params, tap_of, ids, mask, metadata, keys, sampling,
+                   banned_mask, n=n, greedy=temperature == 0)
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _hidden(mask: jax.Array | None, ids: jax.Array) -> jax.Array:
-    """0 where a key counts and the lowest f32 elsewhere, `[batch, 1, 1, time]`: no row is all -inf."""
+def _mask_bias(mask: jax.Array | None, ids: jax.Array) -> jax.Array:
+    """0 for unmasked keys, the lowest f32 for masked ones (no row is all -inf): `[batch, 1, 1, time]`."""
     mask = jnp.ones(ids.shape, bool) if mask is None else mask.astype(bool)
     return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]

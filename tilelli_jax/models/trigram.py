@@ -1,12 +1,12 @@
-"""A byte-trigram model: the baseline that a network has to beat.
+"""A byte-trigram language model: the baseline of the byte-level networks.
 
-Each order n mixes its counts with the next lower order,
+Each order n interpolates its counts with the next lower order,
 
     p_n(c | h) = (count(hc) + s_n · types(h) · p_{n−1}(c | h')) / (count(h) + s_n · types(h)),
 
-where types(h) is the number of different bytes seen after the context h (1 for an unseen one), h'
-is h without its first byte, and p_0 = 1/256. At s = 1 this is Witten–Bell smoothing (Witten and
-Bell 1991, method C); the three strengths s_n are fitted on the end of the training bytes.
+where types(h) is the number of different bytes seen after the context h (1 for an unseen context), h' is
+h without its first byte, and p_0 = 1/256. With s = 1 this is Witten–Bell smoothing (Witten and Bell
+1991, method C). The three strengths s_n are fitted on the end of the training bytes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tilelli_jax.data.corpus import ByteCorpus
 from tilelli_jax.errors import InputError
 
 CHUNK = 1 << 22  # bytes counted or looked up at a time
-HELD_OUT = 1 << 18  # most bytes that the strengths are fitted on
+HELD_OUT = 1 << 18  # largest number of bytes for fitting the strengths
 STRENGTHS = tuple(2.0**n for n in range(-6, 7))
 
 
 class Order(NamedTuple):
-    """What order n has seen: n-grams, by their bytes."""
+    """Counts of the n-grams of order n, indexed by their bytes."""
 
-    seen: np.ndarray  # uint32 [256] * n: of the context and the byte after it
-    total: np.ndarray  # int64 [256] * (n - 1): of the context
-    types: np.ndarray  # int64 [256] * (n - 1): different bytes after the context, at least 1
+    counts: np.ndarray  # uint32 [256] * n: occurrences of the n-gram
+    total: np.ndarray  # int64 [256] * (n - 1): occurrences of the context
+    types: np.ndarray  # int64 [256] * (n - 1): number of different bytes after the context, at least 1
 
 
 class Trigram(NamedTuple):
-    """Bytes, pairs and triples, and how strongly each order leans on the one below."""
+    """Counts of bytes, pairs and triples, and the weight s_n of each lower order."""
 
     orders: tuple[Order, ...]
     strengths: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -47,31 +47,31 @@ class Trigram(NamedTuple):
             if n > len(text):
                 break
             context = tuple(text[len(text) - n:-1])
-            lean = strength * order.types[context]
-            p = (order.seen[(*context, text[-1])] + lean * p) / (order.total[context] + lean)
+            weight = strength * order.types[context]
+            p = (order.counts[(*context, text[-1])] + weight * p) / (order.total[context] + weight)
         return p
 
     def nats_per_byte(self, corpus: ByteCorpus, max_bytes: int | None = None) -> float:
         """Mean −ln p of the first `max_bytes` bytes of `corpus`, in nats (uniform: 5.545).
 
-        The first byte is not predicted, as with the networks; the second one is from one byte,
-        all others from two.
+        As for the networks, the first byte is not predicted. The context of the second byte is one byte,
+        that of all others two bytes.
 
         Raises:
             InputError: there is no byte to predict.
         """
         size = len(corpus) if max_bytes is None else min(len(corpus), max_bytes)
         if size < 2:
-            raise InputError(f"the corpus has {size} bytes, and a prediction needs 2")
-        nats = -np.log(self.probability(*corpus.read(0, 2)))
+            raise InputError(f"corpus: expected at least 2 bytes to predict, found {size}")
+        nll = -np.log(self.probability(*corpus.read(0, 2)))
         for start in range(0, size - 2, CHUNK):
             text = corpus.read(start, min(CHUNK + 2, size - start))
-            nats -= np.log(self.probability(text[:-2], text[1:-1], text[2:])).sum()
-        return float(nats / (size - 1))
+            nll -= np.log(self.probability(text[:-2], text[1:-1], text[2:])).sum()
+        return float(nll / (size - 1))
 
 
 def fit_trigram(corpus: ByteCorpus, max_bytes: int = 1 << 26) -> Trigram:
-    """Counts the first `max_bytes` bytes of `corpus`; the strengths are fitted on their end."""
+    """Counts the first `max_bytes` bytes of `corpus` and fits the strengths on the end of these bytes."""
     size = min(len(corpus), max_bytes)
     held_out = min(size // 10, HELD_OUT)
     triples = np.zeros(256**3, np.uint32)
@@ -93,7 +93,7 @@ def _count(triples: np.ndarray, corpus: ByteCorpus, begin: int, end: int) -> Non
 
 
 def _orders(triples: np.ndarray) -> tuple[Order, ...]:
-    """All three orders from the triples: a pair counts as the end of a triple, and so a byte."""
+    """All three orders from the counts of triples: each pair and byte is counted as the end of a triple."""
     count = triples.reshape(256, 256, 256)
     pairs = count.sum(0, dtype=np.uint32)
     return tuple(
@@ -103,13 +103,13 @@ def _orders(triples: np.ndarray) -> tuple[Order, ...]:
 
 
 def _fit(orders: tuple[Order, ...], text: np.ndarray) -> tuple[float, ...]:
-    """The strengths, out of STRENGTHS, that predict `text` best, chosen one at a time, twice."""
+    """The strengths from STRENGTHS with the lowest NLL of `text`; two rounds of coordinate search."""
     strengths = [1.0, 1.0, 1.0]
     if len(text) < 3:
         return tuple(strengths)
     for n in (2, 1, 0) * 2:
-        def nats(strength: float, n: int = n) -> float:
+        def nll(strength: float, n: int = n) -> float:
             model = Trigram(orders, (*strengths[:n], strength, *strengths[n + 1:]))
             return float(-np.log(model.probability(text[:-2], text[1:-1], text[2:])).sum())
-        strengths[n] = min(STRENGTHS, key=nats)
+        strengths[n] = min(STRENGTHS, key=nll)
     return tuple(strengths)

@@ -1,4 +1,4 @@
-"""The vanilla transformer that routed networks are compared with."""
+"""The vanilla transformer: the baseline of the routed networks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tilelli_jax.nn.tap import OFF, Recorded, Tap
 
 @dataclasses.dataclass(frozen=True)
 class VanillaConfig(Section):
-    """A pre-norm transformer, by default with learned positions; no biases in its products."""
+    """A pre-norm transformer without biases in its linear maps, by default with learned positions."""
 
-    family: Literal["vanilla"] = setting("vanilla", "which network")
-    vocab_size: int = setting(256, "number of tokens: bytes", min=1)
+    family: Literal["vanilla"] = setting("vanilla", "network family")
+    vocab_size: int = setting(256, "number of tokens; 256 for bytes", min=1)
     d_model: int = setting(320, "width of the residual stream", min=1)
     n_layers: int = setting(8, "number of blocks", min=1)
-    max_seq_len: int = setting(256, "longest context in bytes", min=1)
-    positions: Literal["learned", "none"] = setting("learned", "how a position is known")
+    max_seq_len: int = setting(256, "context length in bytes; a hard limit if positions are learned", min=1)
+    positions: Literal["learned", "none"] = setting("learned", "position encoding: learned absolute, or none")
     tie_embeddings: bool = setting(False, "unembed with the embedding table")
-    n_heads: int = setting(8, "heads of the attention", min=1)
-    dense_expand: int = setting(4, "hidden width of the feed-forward network, in units of d_model", min=1)
-    abstain_head: bool = setting(False, "one more logit at each position: whether to abstain")
-    quantizer: QuantizerName = setting("none", "how weights are quantised")
+    n_heads: int = setting(8, "number of attention heads", min=1)
+    dense_expand: int = setting(4, "hidden width of the feed-forward network as a multiple of d_model", min=1)
+    abstain_head: bool = setting(False, "add an abstain head: one logit per position for abstaining")
+    quantizer: QuantizerName = setting("none", "weight quantiser; none: full-precision weights")
     quantize: tuple[Literal["attention", "dense", "embed", "unembed"], ...] = setting(
-        ("attention", "dense"), "which weights the quantiser takes")
+        ("attention", "dense"), "parts whose weights are quantised")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,10 +56,10 @@ class TransformerBlock(nnx.Module):
                                  rngs=rngs)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → the same; offers attn_out, resid_mid and mlp_write."""
-        seen: Recorded = {}
-        x = tap("resid_mid", x + tap("attn_out", self.attention(self.norm1(x)), seen), seen)
-        return x + tap("mlp_write", self.dense(self.norm2(x)), seen), seen
+        """`[batch, time, d_model]` → same shape. Places: attn_out, resid_mid, mlp_write."""
+        recorded: Recorded = {}
+        x = tap("resid_mid", x + tap("attn_out", self.attention(self.norm1(x)), recorded), recorded)
+        return x + tap("mlp_write", self.dense(self.norm2(x)), recorded), recorded
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, Any]:
         y, cache = self.attention.prefill(self.norm1(x), lengths, size)

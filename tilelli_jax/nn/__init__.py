@@ -1,1 +1,1 @@
-"""Building blocks: they know shapes and mathematics, and nothing of models, files or training."""
+"""Building blocks of networks. They depend on shapes only, not on models, files or training."""

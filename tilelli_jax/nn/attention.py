@@ -17,30 +17,31 @@ from tilelli_jax.nn.topk import Reduction, top_k_attention
 
 
 class KeyCache(NamedTuple):
-    """What attention keeps of the past: `keys [batch, heads, size, d_head]`, `values [batch, …, size, d]`.
+    """Key-value cache: `keys [batch, heads, size, d_head]`, `values [batch, …, size, d]`.
 
-    Slot i holds position i; slots past a row's length hold anything and are masked. Heads stand
-    before slots, as the products want them: otherwise each byte would turn the whole cache round.
+    Slot i holds position i; slots past a row's length hold arbitrary values and are masked. The head
+    axis comes before the slot axis, the layout that the products use: any other layout would
+    transpose the whole cache for every byte.
     """
 
     keys: jax.Array
     values: jax.Array
 
     def write(self, keys: jax.Array, values: jax.Array, position: jax.Array) -> KeyCache:
-        """The cache with one more entry (size 1) in each row, at `position [batch]`."""
-        def put(row: jax.Array, entry: jax.Array, at: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(row, entry.astype(row.dtype), at, row.ndim - 2)
-        if len(position) == 1:  # in place; the scatter that rows of different lengths need copies
-            return KeyCache(put(self.keys, keys, position[0]), put(self.values, values, position[0]))
-        return KeyCache(jax.vmap(put)(self.keys, keys, position),
-                        jax.vmap(put)(self.values, values, position))
+        """Returns the cache with one more entry (size 1) in each row, at `position [batch]`."""
+        def update(row: jax.Array, entry: jax.Array, slot: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(row, entry.astype(row.dtype), slot, row.ndim - 2)
+        if len(position) == 1:  # in place; rows of different lengths need a scatter, which copies
+            return KeyCache(update(self.keys, keys, position[0]), update(self.values, values, position[0]))
+        return KeyCache(jax.vmap(update)(self.keys, keys, position),
+                        jax.vmap(update)(self.values, values, position))
 
 
 class TopKAttention(nnx.Module):
-    """Each query attends to the k keys of largest score among those up to its own position.
+    """Each query attends to the k keys with the largest scores among the keys up to its own position.
 
-    Heads have queries and keys of width d_head, and values of the full width d_model; the heads'
-    outputs are averaged or summed, without an output projection. Exact ties keep the earliest
+    Queries and keys have width d_head in each head, values the full width d_model. The heads'
+    outputs are averaged or summed; there is no output projection. Exact ties keep the earliest
     positions. The cache holds the inputs, not the values: see `top_k_attention`.
     """
 
@@ -58,14 +59,14 @@ class TopKAttention(nnx.Module):
         return self._attend(x, self.key(x), x)
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
-        """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
+        """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`."""
         del lengths  # later slots are masked until they are overwritten
         keys = self.key(x)
         return self._attend(x, keys, x), KeyCache(widen(swap(keys), size),
                                                   widen(x.astype(self.dtype), size))
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
-        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
+        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
         cache = cache.write(swap(self.key(x)), x, position)
         visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
         return self._attend(x, swap(cache.keys), cache.values, visible[:, None]), cache
@@ -79,7 +80,7 @@ class TopKAttention(nnx.Module):
 class CausalAttention(nnx.Module):
     """Dense multi-head causal attention with an output projection (Vaswani et al. 2017).
 
-    qkv kernel `[d_model, 3·d_model]`: columns are queries, keys, values, and inside each the heads.
+    qkv kernel `[d_model, 3·d_model]`: the columns are queries, keys and values; each third holds the heads.
     """
 
     def __init__(self, d_model: int, n_heads: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
@@ -94,14 +95,14 @@ class CausalAttention(nnx.Module):
         return self._attend(*self._heads(x, jnp.arange(x.shape[1])[None]), causal(x.shape[1]))
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
-        """As `__call__`, and a cache of `size` slots that holds the first `lengths` of each row."""
+        """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`."""
         del lengths  # later slots are masked until they are overwritten
         query, key, value = self._heads(x, jnp.arange(x.shape[1])[None])
         y = self._attend(query, key, value, causal(x.shape[1]))
         return y, KeyCache(widen(key, size), widen(value, size))
 
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
-        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the next cache."""
+        """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
         query, key, value = self._heads(x, position[:, None])
         cache = cache.write(key, value, position)
         visible = jnp.arange(cache.keys.shape[2]) <= position[:, None]
@@ -109,7 +110,7 @@ class CausalAttention(nnx.Module):
 
     def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each `[batch, heads, time, d_head]`; `positions [batch or 1, time]`."""
-        del positions  # known by the input alone
+        del positions  # the input already contains the position embeddings
         batch, time, d_model = x.shape
         parts = self.qkv(x).reshape(batch, time, 3, self.n_heads, d_model // self.n_heads)
         return swap(parts[:, :, 0]), swap(parts[:, :, 1]), swap(parts[:, :, 2])
@@ -124,9 +125,10 @@ class CausalAttention(nnx.Module):
 
 
 class RotaryAttention(CausalAttention):
-    """As its base, with rotary positions; inside the columns of each head: query, key, value.
+    """Causal attention with rotary positions.
 
-    The layout of GPT-NeoX (Black et al. 2022, arXiv:2204.06745).
+    The qkv columns are grouped by head, and within a head are query, key, value: the layout of
+    GPT-NeoX (Black et al. 2022, arXiv:2204.06745).
     """
 
     def __init__(self, d_model: int, n_heads: int, inverse_frequencies: np.ndarray, quantizer: Quantizer, *,
@@ -137,23 +139,23 @@ class RotaryAttention(CausalAttention):
     def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         heads = self.qkv(x).reshape(*x.shape[:2], self.n_heads, -1)
         query, key, value = jnp.split(heads, 3, axis=-1)
-        turning = np.array(self.inverse_frequencies, np.float32)
-        return (swap(rotate(query, positions, turning)), swap(rotate(key, positions, turning)),
+        frequencies = np.array(self.inverse_frequencies, np.float32)
+        return (swap(rotate(query, positions, frequencies)), swap(rotate(key, positions, frequencies)),
                 swap(value))
 
 
 def causal(time: int) -> jax.Array:
-    """`[1, 1, time, time]`: query t may see keys 0 … t."""
+    """The causal mask, bool `[1, 1, time, time]`: query t attends to keys 0 … t."""
     return jnp.tril(jnp.ones((time, time), bool))[None, None]
 
 
 def widen(entries: jax.Array, size: int) -> jax.Array:
-    """Entries `[batch, …, time, d]` at the head of `size` slots."""
+    """Pads entries `[batch, …, time, d]` at the end to `size` slots."""
     padding = [(0, 0)] * entries.ndim
     padding[-2] = (0, size - entries.shape[-2])
     return jnp.pad(entries, padding)
 
 
 def swap(array: jax.Array) -> jax.Array:
-    """Time before heads, to heads before time, and back."""
+    """Swaps the time and head axes: `[batch, time, heads, …]` ↔ `[batch, heads, time, …]`."""
     return jnp.swapaxes(array, 1, 2)

@@ -1,4 +1,4 @@
-"""Products of arrays in the operand type of the network, accumulated in float32."""
+"""Array products with operands in the network's dtype and float32 accumulation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 def contract(subscripts: str, x: jax.Array, y: jax.Array, *, dtype: jnp.dtype,
              result: jnp.dtype | None = None) -> jax.Array:
-    """`jnp.einsum` of two operands taken in `dtype`; the result is in `result` (`dtype` by default).
+    """`jnp.einsum` with both operands cast to `dtype`; the output has type `result` (default: `dtype`).
 
-    In bfloat16 an accelerator accumulates in float32 by itself. A CPU does when float32 is asked
-    for, which its matrix unit gives for a plain product; for a product with batch axes XLA:CPU
-    has no mixed form, and float32 operands are the faster way there anyway.
+    With bfloat16 operands an accelerator always accumulates in float32. A CPU does so if the output
+    type is float32, which its matrix unit supports for a plain product. For a product with batch axes
+    XLA:CPU has no mixed-precision form; there the operands are cast to float32, which is also faster.
     """
     x, y, result = x.astype(dtype), y.astype(dtype), result or dtype
     if jnp.dtype(dtype) == jnp.float32:
@@ -31,10 +31,10 @@ def contract(subscripts: str, x: jax.Array, y: jax.Array, *, dtype: jnp.dtype,
 
 def project(x: jax.Array, kernel: jax.Array, *, dtype: jnp.dtype,
             result: jnp.dtype | None = None) -> jax.Array:
-    """x @ kernel, `[…, in]` and `[in, out]` to `[…, out]`, as one product of two matrices.
+    """x @ kernel, `[…, in]` and `[in, out]` → `[…, out]`, as one product of two matrices.
 
-    Written on three axes the same product lets XLA:CPU lay its gradients out so that the element-wise
-    work fused around them runs three times slower.
+    With three axes, XLA:CPU chooses a layout of the gradients in which the element-wise operations
+    fused with them run three times slower.
     """
     flat = contract("ni,io->no", x.reshape(-1, x.shape[-1]), kernel, dtype=dtype, result=result)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])

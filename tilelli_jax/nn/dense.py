@@ -1,4 +1,4 @@
-"""Position-wise feed-forward network: the dense pathway, and that of every transformer here."""
+"""Position-wise feed-forward networks: the dense pathway, and the MLP of the transformers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tilelli_jax.nn.quantize import Quantizer
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x · Φ(x) by erf, as PyTorch's default; not JAX's, which is the tanh approximation."""
+    """x · Φ(x) by erf, PyTorch's default. JAX's default is the tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 
 class FeedForward(nnx.Module):
-    """y = activation(x · up) · down, by default with GELU and without biases. Needs no cache."""
+    """y = activation(x · up) · down; by default GELU and no biases. The cache is empty."""
 
     def __init__(self, d_model: int, d_hidden: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
                  bias: bool = False, activation: Callable[[jax.Array], jax.Array] = exact_gelu,
@@ -41,7 +41,7 @@ class FeedForward(nnx.Module):
 
 
 class GatedFeedForward(nnx.Module):
-    """y = (gelu(x · gate) ⊙ (x · up)) · down, GELU by tanh, no biases (Shazeer 2020, arXiv:2002.05202)."""
+    """y = (gelu(x · gate) ⊙ (x · up)) · down, tanh GELU, no biases (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, d_model: int, d_hidden: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
                  dtype: jnp.dtype = jnp.float32):

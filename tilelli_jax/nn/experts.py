@@ -1,4 +1,4 @@
-"""A mixture of experts: each token goes through the few feed-forward networks that a router chooses."""
+"""Mixture of experts: a router sends each token to k of many feed-forward networks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tilelli_jax.nn.quantize import Quantizer
 
 
 class TopKRouter(nnx.Module):
-    """Gemma 4's: probabilities of all experts, of which each token takes the k largest.
+    """Gemma 4's router: each token uses the k experts with the largest probabilities.
 
-    p = softmax((RMS(x) · scale / √d_model) · proj), in f32; the k weights are renormalised to sum to
-    one and then multiplied by each expert's own scale.
+    p = softmax((RMS(x) · scale / √d_model) · proj), in f32. The k weights are renormalised to sum to
+    one and then multiplied by a learned scale of each expert.
     """
 
     def __init__(self, d_model: int, n_experts: int, k: int, *, eps: float, rngs: nnx.Rngs,
@@ -31,14 +31,14 @@ class TopKRouter(nnx.Module):
         return jax.nn.softmax(self.proj(x * self.scale[...].astype(self.dtype) * x.shape[-1] ** -0.5))
 
     def choose(self, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Weights f32 and experts int32 of each token, both `[…, k]`."""
+        """Weights (f32) and expert indices (int32) of each token, both `[…, k]`."""
         weights, experts = jax.lax.top_k(probabilities, self.k)
         weights = weights / jnp.sum(weights, -1, keepdims=True)
         return weights * self.expert_scale[...][experts], experts
 
 
 class Experts(nnx.Module):
-    """Gated feed-forward networks (GELU by tanh), as many as `n_experts`, of d_hidden each.
+    """`n_experts` gated feed-forward networks (tanh GELU), each of hidden width d_hidden.
 
     Kernels: `gate_up [n_experts, d_model, 2 · d_hidden]` (gate first), `down [n_experts, d_hidden, d_model]`.
     """
@@ -60,8 +60,8 @@ class Experts(nnx.Module):
         """
         n_experts, k = self.down.kernel.shape[0], experts.shape[-1]
         tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        # The rows sorted by expert. A TPU multiplies each expert with its own rows only; elsewhere XLA
-        # makes a masked product with every expert of it.
+        # Rows sorted by expert. A TPU multiplies each expert with its own rows only; on other backends XLA
+        # computes a masked product with every expert.
         order = jnp.argsort(experts.reshape(-1), stable=True)
         sizes = jnp.bincount(experts.reshape(-1), length=n_experts).astype(jnp.int32)
         gate, up = jnp.split(self._products(tokens[order // k], self.gate_up, sizes), 2, axis=-1)
@@ -71,6 +71,6 @@ class Experts(nnx.Module):
         return summed.reshape(x.shape).astype(self.dtype)
 
     def _products(self, rows: jax.Array, weight: Weight, sizes: jax.Array) -> jax.Array:
-        """Rows, grouped, times each group's kernel; accumulated in f32."""
+        """Multiplies each group of rows by its expert's kernel; accumulates in f32."""
         kernels = weight.quantized().astype(self.dtype)
         return jax.lax.ragged_dot(rows, kernels, sizes, preferred_element_type=jnp.float32).astype(self.dtype)

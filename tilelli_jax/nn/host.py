@@ -1,4 +1,4 @@
-"""A table that stays in the host's memory, or on its disk, and is read by row from within jit."""
+"""An embedding table in host memory or on disk, read by row from within jit."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from flax import nnx
 
 
 class HostRows:
-    """The rows of an array, perhaps a memory map; no part of what jit compiles."""
+    """Reads rows of an array, which may be a memory map. jit does not trace the array."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(self.array[np.clip(ids, 0, len(self.array) - 1)])  # as a device does it
+        return np.asarray(self.array[np.clip(ids, 0, len(self.array) - 1)])  # clips, as devices do
 
 
 class HostTable(nnx.Module):
-    """An embedding `[vocab, width]` whose table the device never holds: `rows` is given when it is loaded."""
+    """An embedding `[vocab, width]` whose table is never on a device; loading a model sets `rows`."""
 
     def __init__(self, vocab_size: int, width: int, *, dtype: jnp.dtype = jnp.float32):
         self.shape = (vocab_size, width)

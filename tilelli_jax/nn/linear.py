@@ -1,4 +1,4 @@
-"""Linear maps and tables whose weights may be quantised."""
+"""Linear maps and embedding tables with optionally quantised weights."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
 def fan_in_normal(fan_in: int) -> Initializer:
-    """N(0, 1)/√fan_in."""
+    """Initialises with N(0, 1) / √fan_in."""
     return nnx.initializers.normal(stddev=fan_in**-0.5)
 
 
 class Buffer(nnx.Variable):
-    """A stored array that is no parameter: it is saved with the model and never trained."""
+    """A stored array that is not a parameter: saved with the model, never trained."""
 
 
 class Derived(nnx.Variable):
-    """An array computed from others and kept at hand: neither trained nor saved."""
+    """A cached array computed from others: neither trained nor saved."""
 
 
 class Weight(nnx.Module):
-    """A full-precision kernel `[..., in, out]` and the quantiser it is seen through.
+    """A full-precision kernel `[..., in, out]` and the quantiser that the forward pass applies to it.
 
-    Names: `kernel`; `alpha [...]` where the scale is learned (LSQ); `rotation [in, in]` where a
-    rotation must be stored (hadamard with an input size that is no power of two).
+    Variables: `kernel`; `alpha [...]` if the scale is learned (LSQ); `rotation [in, in]` if the
+    rotation must be stored (hadamard with an input size that is not a power of two).
     """
 
     def __init__(self, shape: tuple[int, ...], quantizer: Quantizer, *, init: Initializer,
@@ -45,15 +45,15 @@ class Weight(nnx.Module):
             self.rotation = Buffer(random_rotation(jax.random.key(shape[-2]), shape[-2]))
 
     def quantized(self) -> jax.Array:
-        """The kernel of the forward pass, same shape."""
-        return self.quantizer(self.kernel[...], **self._aids())
+        """The quantised kernel that the forward pass uses, same shape."""
+        return self.quantizer(self.kernel[...], **self._quantizer_arguments())
 
     def codes(self) -> jax.Array:
-        """The quantiser's integer codes, same shape; only where the quantiser has levels."""
-        return self.quantizer.codes(self.kernel[...], **self._aids())
+        """The quantiser's integer codes, same shape. Requires a quantiser with levels."""
+        return self.quantizer.codes(self.kernel[...], **self._quantizer_arguments())
 
     def freeze(self) -> None:
-        """Replaces the kernel by its quantised values, once and for all (before decoding)."""
+        """Replaces the kernel by its quantised values permanently, for decoding."""
         if self.quantizer == Quantizer():
             return
         self.kernel[...] = self.quantized()
@@ -62,26 +62,25 @@ class Weight(nnx.Module):
             if hasattr(self, name):
                 delattr(self, name)
 
-    def _aids(self) -> dict[str, jax.Array]:
-        aids = {}
+    def _quantizer_arguments(self) -> dict[str, jax.Array]:
+        arguments = {}
         if self.quantizer.learned:
-            aids["alpha"] = self.alpha[...]
+            arguments["alpha"] = self.alpha[...]
         if self.rotates:
             size = self.kernel.shape[-2]
-            if hasattr(self, "rotation"):  # one for each stacked layer, the same for all its heads
+            if hasattr(self, "rotation"):  # one for each stacked layer, shared by its heads
                 stacked = self.rotation.shape[:-2]
                 heads = (1,) * (self.kernel.ndim - 2 - len(stacked))
-                aids["rotation"] = self.rotation[...].reshape(*stacked, *heads, size, size)
+                arguments["rotation"] = self.rotation[...].reshape(*stacked, *heads, size, size)
             else:
-                aids["rotation"] = jnp.asarray(hadamard(size))
-        return aids
+                arguments["rotation"] = jnp.asarray(hadamard(size))
+        return arguments
 
 
 class Linear(Weight):
     """y = x @ kernel (+ bias), kernel `[in, out]`: `[..., in]` → `[..., out]`.
 
-    Operands and result are in `dtype` (the result in `result` where that is given), accumulation
-    in f32.
+    Operands are in `dtype`, the output in `result` (default: `dtype`); accumulation is in f32.
     """
 
     def __init__(self, d_in: int, d_out: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
@@ -99,7 +98,7 @@ class Linear(Weight):
 class HeadwiseLinear(Weight):
     """One kernel for each head, `[heads, in, out]`: `[batch, time, in]` → `[batch, time, heads, out]`.
 
-    The heads are separate tensors: each has its own quantisation scale.
+    Each head has a separate quantisation scale.
     """
 
     def __init__(self, n_heads: int, d_in: int, d_out: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
@@ -108,25 +107,25 @@ class HeadwiseLinear(Weight):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        beside = self.beside[...] if hasattr(self, "beside") else self._beside()
-        y = project(x, beside, dtype=self.dtype)
+        concatenated = self.concatenated[...] if hasattr(self, "concatenated") else self._concatenated()
+        y = project(x, concatenated, dtype=self.dtype)
         return y.reshape(*x.shape[:-1], self.kernel.shape[-3], self.kernel.shape[-1])
 
     def freeze(self) -> None:
-        """As `Weight.freeze`; also keeps the heads side by side, lest every call turn them round."""
+        """As `Weight.freeze`; also caches the concatenated heads, so that calls need not transpose them."""
         super().freeze()
-        self.beside = Derived(self._beside())
+        self.concatenated = Derived(self._concatenated())
 
-    def _beside(self) -> jax.Array:
-        """`[..., in, heads · out]`."""
+    def _concatenated(self) -> jax.Array:
+        """The heads' kernels concatenated, `[..., in, heads · out]`."""
         kernel = jnp.swapaxes(self.quantized(), -3, -2)
         return kernel.reshape(*kernel.shape[:-2], -1)
 
 
 class Embedding(Weight):
-    """A table `[vocab, d_model]`, read by row; `attend` gives logits against every row (tied).
+    """A table `[vocab, d_model]`, read by row; `attend` computes the logits of tied embeddings.
 
-    Its rows are its outputs: "per row" quantisation has one scale for each vocabulary entry.
+    Per-row quantisation has one scale for each vocabulary entry.
     """
 
     def __init__(self, vocab_size: int, d_model: int, quantizer: Quantizer, *, rngs: nnx.Rngs,
@@ -138,18 +137,19 @@ class Embedding(Weight):
     def quantized(self) -> jax.Array:
         if self.quantizer == Quantizer():
             return self.kernel[...]
-        return jnp.swapaxes(self.quantizer(jnp.swapaxes(self.kernel[...], -1, -2), **self._aids()), -1, -2)
+        transposed = jnp.swapaxes(self.kernel[...], -1, -2)
+        return jnp.swapaxes(self.quantizer(transposed, **self._quantizer_arguments()), -1, -2)
 
     def codes(self) -> jax.Array:
-        return jnp.swapaxes(self.quantizer.codes(jnp.swapaxes(self.kernel[...], -1, -2), **self._aids()),
-                            -1, -2)
+        transposed = jnp.swapaxes(self.kernel[...], -1, -2)
+        return jnp.swapaxes(self.quantizer.codes(transposed, **self._quantizer_arguments()), -1, -2)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids `[batch, time]` → `[batch, time, d_model]`."""
         table = self.quantized().astype(self.dtype)
         mesh = jax.sharding.get_abstract_mesh()
         if "tensor" in mesh.axis_names and len(table) % mesh.shape["tensor"] == 0:
-            # Whole rows, gathered as every other weight is: XLA would replicate what it reads otherwise.
+            # Whole rows, gathered like every other weight; otherwise XLA would replicate the rows read.
             table = jax.lax.with_sharding_constraint(table, jax.sharding.PartitionSpec("tensor", None))
         return table[ids]
 

@@ -10,7 +10,7 @@ from flax import nnx
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016, arXiv:1607.06450), in f32.
 
-    eps is PyTorch's 1e-5, not Flax's 1e-6. The result is in `dtype`.
+    The default eps is PyTorch's 1e-5, not Flax's 1e-6. The result is in `dtype`.
     """
 
     def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-5):
@@ -30,7 +30,7 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / √(mean x² + eps) · scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467), in f32.
 
-    The scale multiplies as it is, not as 1 + it. The result is in `dtype`.
+    The factor is `scale`, not 1 + `scale`. The result is in `dtype`.
     """
 
     def __init__(self, d_model: int, *, dtype: jnp.dtype = jnp.float32, eps: float = 1e-6):

@@ -1,8 +1,8 @@
-"""Weight quantisers behind one interface, with straight-through gradients.
+"""Weight quantisers with straight-through gradients.
 
-A quantiser maps a kernel `[..., in, out]` to a kernel of the same shape whose entries take few
-values. The last two axes are one tensor; leading axes (heads, layers) stack separate ones. The
-gradient passes straight through to the full-precision kernel (Bengio et al. 2013,
+A quantiser maps a kernel `[..., in, out]` to a kernel of the same shape with few distinct values. The
+last two axes are one tensor; leading axes (heads, layers) stack separate tensors. The gradient passes
+straight through to the full-precision kernel (the straight-through estimator, STE; Bengio et al. 2013,
 arXiv:1308.3432). Activations are never quantised.
 """
 
@@ -23,13 +23,13 @@ MIN_SCALE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer:
-    """What a quantised kernel becomes: `codes · scale`, a learned or a measured scale.
+    """Quantises a kernel to `codes · scale`, with a learned scale or the mean absolute weight.
 
     Attributes:
-        levels: "ternary" for codes {-1, 0, 1}, "power3" for {0, ±1, ±3, ±9}, None to leave as is.
+        levels: "ternary" for codes {-1, 0, 1}, "power3" for {0, ±1, ±3, ±9}, None for no quantisation.
         per_row: one scale for each output feature instead of one for the tensor.
         learned: the scale is a parameter (LSQ) instead of the mean absolute weight.
-        rotated: the kernel is rotated along its input axis before it is quantised (Hadamard).
+        rotated: rotate the kernel along its input axis before quantisation (Hadamard).
     """
 
     levels: Literal["ternary", "power3"] | None = None
@@ -39,12 +39,12 @@ class Quantizer:
 
     def __call__(self, kernel: jax.Array, alpha: jax.Array | None = None,
                  rotation: jax.Array | None = None) -> jax.Array:
-        """The kernel as the forward pass sees it.
+        """The quantised kernel, f32, same shape.
 
         Args:
             kernel: full-precision weights `[..., in, out]`, f32.
             alpha: the learned scale `[...]` of LSQ.
-            rotation: orthogonal `[in, in]`; the result is R · quantised(Rᵀ · kernel), so that
+            rotation: orthogonal R `[in, in]`. The result is R · quantised(Rᵀ · kernel), so that
                 x @ result = (x·R) @ quantised(Rᵀ·kernel).
         """
         if self.levels is None:
@@ -71,7 +71,7 @@ class Quantizer:
         return jnp.maximum(jnp.mean(jnp.abs(kernel), axes, keepdims=True), MIN_SCALE)
 
     def initial_alpha(self, kernel: jax.Array) -> jax.Array:
-        """LSQ's first scale `[...]`: the mean absolute weight."""
+        """The initial scale of LSQ `[...]`: the mean absolute weight."""
         return jnp.squeeze(self.scale(kernel), (-2, -1))
 
     def _straight_through(self, kernel: jax.Array) -> jax.Array:
@@ -91,12 +91,12 @@ _QUANTIZERS: dict[QuantizerName, Quantizer] = {
 
 
 def quantizer(name: QuantizerName) -> Quantizer:
-    """The quantiser of that name."""
+    """Returns the quantiser with this name."""
     return _QUANTIZERS[name]
 
 
 def hadamard(n: int) -> np.ndarray:
-    """Sylvester's Hadamard matrix over √n, `[n, n]` f32: symmetric and orthogonal. n = 2^m."""
+    """Sylvester's Hadamard matrix divided by √n, `[n, n]` f32: symmetric and orthogonal. n = 2^m."""
     chex.assert_equal(n & (n - 1), 0)
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < n:
@@ -105,12 +105,12 @@ def hadamard(n: int) -> np.ndarray:
 
 
 def random_rotation(key: jax.Array, n: int) -> jax.Array:
-    """An orthogonal matrix `[n, n]` f32, uniform (Haar), for sizes that have no Sylvester matrix."""
+    """A Haar-random orthogonal matrix `[n, n]` f32, for sizes without a Sylvester matrix."""
     return jax.random.orthogonal(key, n, dtype=jnp.float32)
 
 
 def _codes(ratio: jax.Array, levels: str | None) -> jax.Array:
-    """w/α to its level: half to even for trits; boundaries 0.5, 2, 6, rounded down, for powers of three."""
+    """Rounds w/α to a level: ternary rounds half to even; power3 has boundaries 0.5, 2, 6 and rounds down."""
     if levels == "ternary":
         return jnp.clip(jnp.round(ratio), -1.0, 1.0)
     size = jnp.abs(ratio)
@@ -120,8 +120,8 @@ def _codes(ratio: jax.Array, levels: str | None) -> jax.Array:
 
 @jax.custom_jvp
 def _pass_gradient(kernel: jax.Array, quantized: jax.Array) -> jax.Array:
-    # Not `kernel + stop_gradient(quantized - kernel)`: that is off by a rounding, so that the
-    # values would be nearly, but not exactly, codes times scale.
+    # Not `kernel + stop_gradient(quantized - kernel)`: its rounding error would make the values differ
+    # slightly from codes · scale.
     return quantized
 
 
@@ -133,10 +133,10 @@ def _pass_gradient_jvp(primals: Sequence[jax.Array],
 
 @jax.custom_jvp
 def _lsq(kernel: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Learned step size quantisation (Esser et al. 2020, arXiv:1902.08153), three levels.
+    """Learned step size quantisation (Esser et al. 2020, arXiv:1902.08153) with three levels.
 
-    The gradient of alpha is their eq. 3 times 1/√numel; the kernel's passes straight through
-    everywhere, as for the other quantisers (they would clip it).
+    The gradient of alpha is eq. 3 of the paper times 1/√numel. The gradient of the kernel passes
+    straight through everywhere, as for the other quantisers; the paper clips it.
     """
     return _codes(kernel / alpha, "ternary") * alpha
 

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), in the half-split form of GPT-NeoX and Gemma."""
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864) in the half-split form of GPT-NeoX and Gemma."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def frequencies(width: int, theta: float, *, of: int | None = None, pairs: int | None = None) -> np.ndarray:
-    """Angle per position of each pair of channels, f32 `[width / 2]`: theta^(−2i / of).
+def frequencies(width: int, theta: float, *, denominator: int | None = None,
+                pairs: int | None = None) -> np.ndarray:
+    """Angle per position of each channel pair, f32 `[width / 2]`: theta^(−2i / denominator).
 
     Args:
-        of: what the exponents are taken of; by default the width.
-        pairs: how many pairs turn; the frequencies of the others are 0 ("proportional" rotary).
+        denominator: denominator of the exponents; by default the width.
+        pairs: number of rotated pairs; the other frequencies are 0 ("proportional" rotary).
     """
-    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(of or width)
-    turning = 1.0 / np.power(np.float32(theta), exponents)
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(denominator or width)
+    result = 1.0 / np.power(np.float32(theta), exponents)
     if pairs is not None:
-        turning[pairs:] = 0.0
-    return turning.astype(np.float32)
+        result[pairs:] = 0.0
+    return result.astype(np.float32)
 
 
 def rotate(x: jax.Array, positions: jax.Array, inverse_frequencies: jax.Array | np.ndarray) -> jax.Array:
-    """Turns the first 2n channels, channel i with channel i + n, by position · frequency.
+    """Rotates the channel pairs (i, i + n), for i < n, by position · frequency.
 
     Args:
-        x: `[batch, time, heads, d_head]`; channels past 2n are left as they are.
-        positions: `[batch, time]`, or `[1, time]` where they are the same for all rows.
+        x: `[batch, time, heads, d_head]`; channels from 2n on are unchanged.
+        positions: `[batch, time]`, or `[1, time]` if all rows have the same positions.
         inverse_frequencies: `[n]`.
 
     Returns:
-        As `x`. Angles are in f32, their sines and cosines in the type of `x`.
+        Shape and type of `x`. Angles are in f32, sines and cosines in the type of `x`.
     """
     half = len(inverse_frequencies)
     angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(inverse_frequencies)

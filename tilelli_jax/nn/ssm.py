@@ -14,7 +14,7 @@ Pair = tuple[jax.Array, jax.Array]
 class DiagonalSSM(nnx.Module):
     """h_t = a·h_{t-1} + b·x_t, y_t = c·h_t, channel by channel, a = tanh(a_raw), in f32.
 
-    Three vectors `[d_model]`, never quantised. Equal to the causal convolution with the kernel
+    Three vectors `[d_model]`, never quantised. Equivalent to a causal convolution with the kernel
     K[c, i] = c·aⁱ·b. Cache: h, `[batch, d_model]`.
     """
 
@@ -30,7 +30,7 @@ class DiagonalSSM(nnx.Module):
         return (self._states(x) * self.c[...]).astype(self.dtype)
 
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, and the state after `lengths [batch]` inputs of each row (0 for none)."""
+        """Returns the output of `__call__` and the state after `lengths [batch]` inputs (0 for none)."""
         states = self._states(x)
         last = jnp.take_along_axis(states, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         return ((states * self.c[...]).astype(self.dtype),
@@ -50,8 +50,8 @@ class DiagonalSSM(nnx.Module):
 def linear_recurrence(decay: jax.Array, drive: jax.Array) -> jax.Array:
     """h_t = decay·h_{t-1} + drive_t from h = 0: decay `[d]`, drive `[batch, time, d]` → the states.
 
-    The gradient with respect to the drive is the same recurrence from the other end, so that the
-    states are all that is kept (reverse mode only).
+    The gradient with respect to the drive is the same recurrence in reverse order, so that only the
+    states are saved (reverse mode only).
     """
     return _run(decay, drive, reverse=False)
 
@@ -71,14 +71,14 @@ linear_recurrence.defvjp(_forward, _backward)
 
 
 def _run(decay: jax.Array, drive: jax.Array, reverse: bool) -> jax.Array:
-    # A step costs a kernel launch on an accelerator and next to nothing on a CPU.
+    # On an accelerator each step costs a kernel launch; on a CPU a step is almost free.
     return jax.lax.platform_dependent(
         decay, drive, cpu=functools.partial(stepwise, reverse=reverse),
         default=functools.partial(associative, reverse=reverse))
 
 
 def stepwise(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.Array:
-    """The recurrence one step after the other, from the last step on where `reverse` says so."""
+    """The recurrence step by step; from the last step backwards if `reverse`."""
     def step(h: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         h = decay * h + u
         return h, h
@@ -88,7 +88,7 @@ def stepwise(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.A
 
 
 def associative(decay: jax.Array, drive: jax.Array, reverse: bool = False) -> jax.Array:
-    """The same in log₂(time) passes (Blelloch 1990)."""
+    """The same recurrence in log₂(time) passes (Blelloch 1990)."""
     def join(first: Pair, second: Pair) -> Pair:
         return first[0] * second[0], second[0] * first[1] + second[1]
     _, states = jax.lax.associative_scan(join, (jnp.broadcast_to(decay, drive.shape), drive), axis=1,

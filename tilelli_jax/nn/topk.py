@@ -1,17 +1,17 @@
-"""Top-k causal attention: every query attends to the k keys with the largest scores, exactly.
+"""Exact top-k causal attention: every query attends to the k keys with the largest scores.
 
     s = q·k / √d_head, causal;  A = softmax over the k largest s of each query;  out = Σ_heads A x W
 
-Ties go to the earliest positions, as in `jax.lax.top_k`: identical tokens give identical keys, so
-in a first layer without positions ties are the rule. Three things make it as fast as dense
-attention, with plain XLA operations that partition over batch and heads:
+Ties keep the earliest positions, as in `jax.lax.top_k`. Identical tokens have identical keys, so ties
+are common in a first layer without positions. Three methods make it as fast as dense attention, with
+plain XLA operations that partition over batch and heads:
 
-- *Selection is a search, not a sort.* The k-th largest score of a query is found bit by bit: a
-  threshold grows from its highest bit, and a bit stays if at least k keys reach the threshold.
+- *Selection is a search, not a sort.* The k-th largest score of a query is found bit by bit: the
+  threshold is built from its highest bit, and a bit stays set if at least k keys reach the threshold.
   32 passes find the score and 8 more (up to 256 keys) the position of the last tie that is kept.
-  A pass compares and counts bytes, with the queries side by side in the vector lanes.
-- *The value map is linear*, so A (x W) = (A x) W: the weights mix x, which all heads share, and a
-  single product with the kernels of all heads follows. Caches hold x, not one value per head.
+  A pass compares and counts bytes, with one query per vector lane.
+- *The value map is linear*, so A (x W) = (A x) W: the weights mix x, which all heads share, and one
+  product with the kernels of all heads follows. Caches hold x, not one value per head.
 - *Causality by blocks of queries*: a block reads only the keys up to its end.
 """
 
@@ -31,8 +31,8 @@ Reduction = Literal["mean", "sum"]
 
 # Four blocks skip 3/8 of the square; products of fewer than 64 queries run slower on CPUs.
 MAX_BLOCKS, MIN_BLOCK = 4, 64
-# Up to this many queries, as in decoding, `lax.top_k` costs less than the fixed price of a search.
-# Not above: XLA gathers what `lax.top_k` reads from all devices, and on a CPU sorts in one thread.
+# Up to this many queries, as in decoding, `lax.top_k` costs less than the fixed cost of a search.
+# With more, XLA gathers the input of `lax.top_k` from all devices, and on a CPU sorts in one thread.
 FEW_QUERIES = 32
 
 
@@ -46,21 +46,21 @@ def top_k_attention(
     visible: Array | None = None,
     reduction: Reduction = "mean",
 ) -> Array:
-    """Top-k attention: of whole sequences to themselves, or of a few queries to cached keys.
+    """Top-k attention: causal self-attention over whole sequences, or a few queries to cached keys.
 
-    Products take their operands in the dtype of `query`; scores, softmax and sums are float32.
-    Without `visible` the backward pass is written by hand (reverse mode only): it keeps the
-    weights of the causal blocks and the context A x.
+    Products have operands in the dtype of `query`; scores, softmax and sums are float32. Without
+    `visible` the gradient is custom (reverse mode only): it saves the weights of the causal blocks and
+    the context A x.
 
     Args:
       query: `[batch, queries, heads, d_head]`.
       key: `[batch, keys, heads, d_head]`, in order of time.
-      x: what the value kernels are applied to, `[batch, keys, d_in]`.
-      kernel: a value kernel per head, `[heads, d_in, d_out]`.
-      k: keys that a query keeps, at least 1; all of them while it sees fewer.
-      visible: which keys a query sees, bool `[batch, queries, keys]`, at least one each. None:
-        there are as many queries as keys, and query t sees keys 0 … t.
-      reduction: how the heads are joined.
+      x: inputs of the value kernels, `[batch, keys, d_in]`.
+      kernel: one value kernel per head, `[heads, d_in, d_out]`.
+      k: keys that a query attends to, at least 1; a query with fewer visible keys attends to all.
+      visible: keys that a query may attend to, bool `[batch, queries, keys]`, at least one each. None:
+        as many queries as keys, and query t may attend to keys 0 … t.
+      reduction: whether the heads' outputs are averaged or summed.
 
     Returns:
       `[batch, queries, d_out]` in the dtype of `query`.
@@ -76,36 +76,36 @@ def top_k_attention(
 
 
 def top_k_mask(scores: Array, k: int, axis: int = -1) -> Array:
-    """Marks the k largest scores along `axis`, the earliest first among equals.
+    """Mask of the k largest scores along `axis`; of equal scores the earliest are kept.
 
     Args:
-      scores: any shape; −inf marks what may not be kept. Gradients do not pass.
-      k: scores to keep, at least 1. Where fewer are above −inf, all of those are kept.
-      axis: the axis of the keys. Any but the last is faster on CPUs.
+      scores: any shape; −inf marks excluded keys. No gradient passes.
+      k: scores to keep, at least 1. If fewer are above −inf, all of those are kept.
+      axis: the axis of the keys. Any axis but the last is faster on CPUs.
 
     Returns:
       bool, of the shape of `scores`.
     """
     if k < 1:
-        raise ValueError(f"k = {k}: at least one key must be kept")
+        raise ValueError(f"k: expected at least 1, found {k}")
     scores = lax.stop_gradient(scores).astype(jnp.float32)
     axis %= scores.ndim
     keys = scores.shape[axis]
     mask = scores > -jnp.inf
     if k < keys:
         few = scores.size <= FEW_QUERIES * keys
-        least, last = (_last_kept_of_few if few else _last_kept)(scores, k, axis)
+        kth, last = (_last_kept_of_few if few else _last_kept)(scores, k, axis)
         bits, position = _ordered_bits(scores), lax.broadcasted_iota(jnp.int32, scores.shape, axis)
-        mask &= (bits > least) | ((bits == least) & (position <= last))
+        mask &= (bits > kth) | ((bits == kth) & (position <= last))
     return mask
 
 
-# Selection: the score of the last kept key, as ordered bits, and its position. Both keep `axis`
-# with length 1, so that they broadcast against the scores.
+# Selection: the score of the last kept key, as ordered bits, and its position. In both, `axis` has
+# length 1, so that they broadcast against the scores.
 
 
 def _ordered_bits(scores: Array) -> Array:
-    """uint32 in the order of the float32 `scores`; −0 and 0 give the same number."""
+    """uint32 with the same order as the float32 `scores`; −0 and 0 map to the same number."""
     bits = lax.bitcast_convert_type(scores, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits < sign, bits + sign, -bits)
@@ -115,23 +115,23 @@ def _last_kept(scores: Array, k: int, axis: int) -> tuple[Array, Array]:
     keys = scores.shape[axis]
     bits = _ordered_bits(scores)
     rank = jnp.full_like(lax.slice_in_dim(bits, 0, 1, axis=axis), k, dtype=jnp.int32)
-    least, rank = _kth_largest(bits, True, rank, 4, axis)
+    kth, rank = _kth_largest(bits, True, rank, 4, axis)
     to_end = jnp.uint32(keys - 1) - lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     n_bytes = -(-(keys - 1).bit_length() // 8)
-    distance, _ = _kth_largest(to_end, bits == least, rank, n_bytes, axis)
-    return least, keys - 1 - distance.astype(jnp.int32)
+    distance, _ = _kth_largest(to_end, bits == kth, rank, n_bytes, axis)
+    return kth, keys - 1 - distance.astype(jnp.int32)
 
 
 def _kth_largest(
-    numbers: Array, among: Array | bool, rank: Array, n_bytes: int, axis: int
+    numbers: Array, included: Array | bool, rank: Array, n_bytes: int, axis: int
 ) -> tuple[Array, Array]:
-    """The `rank`-th largest of some uint32 numbers, and its rank among those equal to it."""
+    """The `rank`-th largest of the included uint32 numbers, and its rank among those equal to it."""
 
-    def next_byte(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        kth, rank = found
+    def next_byte(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        kth, rank = state
         shift = 8 * (n_bytes - 1 - i).astype(jnp.uint32)
-        alike = among & (numbers >> shift >> 8 == kth >> shift >> 8)  # in the bytes found so far
-        candidates = jnp.where(alike, (numbers >> shift).astype(jnp.uint8), 0)
+        matching = included & (numbers >> shift >> 8 == kth >> shift >> 8)  # equal in the bytes so far
+        candidates = jnp.where(matching, (numbers >> shift).astype(jnp.uint8), 0)
         byte, rank = _kth_byte(candidates, rank, axis)
         return kth | byte.astype(jnp.uint32) << shift, rank
 
@@ -139,14 +139,14 @@ def _kth_largest(
 
 
 def _kth_byte(candidates: Array, rank: Array, axis: int) -> tuple[Array, Array]:
-    """The same of bytes. Those that do not take part are 0: every threshold tried is higher."""
+    """As `_kth_largest`, for bytes. Excluded bytes are 0, below every threshold that is tried."""
 
-    def try_bit(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        threshold, above = found
+    def try_bit(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        threshold, above = state
         raised = threshold | (jnp.uint8(1 << 7) >> i.astype(jnp.uint8))
         count = _count(candidates >= raised, axis)
-        stays = count >= rank
-        return jnp.where(stays, raised, threshold), jnp.where(stays, above, count)
+        enough = count >= rank
+        return jnp.where(enough, raised, threshold), jnp.where(enough, above, count)
 
     start = jnp.zeros_like(rank, dtype=jnp.uint8), jnp.zeros_like(rank)
     threshold, above = lax.fori_loop(0, 8, try_bit, start)
@@ -154,7 +154,7 @@ def _kth_byte(candidates: Array, rank: Array, axis: int) -> tuple[Array, Array]:
 
 
 def _count(flags: Array, axis: int) -> Array:
-    """How many are set along the axis, which stays; in bytes as far as they can count."""
+    """Number of set flags along the axis, which keeps length 1. Counts in bytes where they suffice."""
     keys = flags.shape[axis]
     part = 128 if keys > 255 and keys % 128 == 0 else keys
     parts = flags.reshape(*flags.shape[:axis], keys // part, part, *flags.shape[axis + 1 :])
@@ -163,22 +163,22 @@ def _count(flags: Array, axis: int) -> Array:
 
 
 def _last_kept_of_few(scores: Array, k: int, axis: int) -> tuple[Array, Array]:
-    scores = jnp.where(scores == 0, 0.0, scores)  # lax.top_k puts −0 below 0
+    scores = jnp.where(scores == 0, 0.0, scores)  # lax.top_k orders −0 below 0
     values, positions = lax.top_k(jnp.moveaxis(scores, axis, -1), k)
-    # Not values[..., -1:]: XLA joins the slice with the top-k and sorts everything instead.
-    least = values.min(-1, keepdims=True)
-    last = jnp.where(values == least, positions, -1).max(-1, keepdims=True)
-    return jnp.moveaxis(_ordered_bits(least), -1, axis), jnp.moveaxis(last, -1, axis)
+    # Not values[..., -1:]: XLA would fuse the slice with the top-k and sort everything.
+    kth = values.min(-1, keepdims=True)
+    last = jnp.where(values == kth, positions, -1).max(-1, keepdims=True)
+    return jnp.moveaxis(_ordered_bits(kth), -1, axis), jnp.moveaxis(last, -1, axis)
 
 
-# Attention. Inside, heads come before time and keys before queries: weights are
-# `[batch, heads, keys, queries]`. For the products with x, which the heads share, all heads'
-# queries stand side by side: weights `[batch, keys, heads·queries]`. Those products are written
-# so that neither operand needs a transposed copy.
+# Attention. Internally, heads come before time and keys before queries: weights are
+# `[batch, heads, keys, queries]`. For the products with x, which the heads share, the queries of all
+# heads form one axis: weights `[batch, keys, heads·queries]`. Those products are written so that
+# neither operand needs a transposed copy.
 
 
 def _weights(query: Array, key: Array, visible: Array, k: int) -> Array:
-    """Softmax over the k best visible keys of each query, and zeros."""
+    """Softmax over the k largest-scoring visible keys of each query; other weights are 0."""
     scores = _product("bhsd,bhtd->bhst", key, query, query.dtype) * query.shape[-1] ** -0.5
     scores = jnp.where(visible, scores, -jnp.inf)
     scores = jnp.where(top_k_mask(scores, k, axis=2), scores, -jnp.inf)
@@ -186,14 +186,14 @@ def _weights(query: Array, key: Array, visible: Array, k: int) -> Array:
 
 
 def _mix(weights: Array, x: Array, dtype: jnp.dtype) -> Array:
-    """What the weights make of x, `[batch, queries, heads·d_in]`."""
+    """The weighted sums of x, `[batch, queries, heads·d_in]`."""
     batch, heads, _, queries = weights.shape
-    context = _product("bsc,bsd->bcd", _beside(weights), x, dtype)
+    context = _product("bsc,bsd->bcd", _merge_heads(weights), x, dtype)
     return _swap(context.reshape(batch, heads, queries, -1)).reshape(batch, queries, -1)
 
 
-def _beside(weights: Array) -> Array:
-    """`[batch, heads, keys, queries]` to `[batch, keys, heads·queries]`."""
+def _merge_heads(weights: Array) -> Array:
+    """`[batch, heads, keys, queries]` → `[batch, keys, heads·queries]`."""
     return _swap(weights).reshape(weights.shape[0], weights.shape[2], -1)
 
 
@@ -230,14 +230,14 @@ def _attend_backward(k: int, saved: tuple, d_out: Array) -> tuple[Array, Array, 
     d_keys, d_x = (jnp.zeros(a.shape, jnp.float32) for a in (keys, x))
     for (start, end), weights in zip(_blocks(time), all_weights, strict=True):
         d_block = d_context[:, :, start:end].reshape(batch, heads * (end - start), -1)
-        d_x = d_x.at[:, :end].add(product("bsc,bcd->bsd", _beside(weights), d_block))
-        d_beside = product("bsd,bcd->bsc", x[:, :end], d_block)
-        d_weights = _swap(d_beside.reshape(batch, end, heads, end - start))
+        d_x = d_x.at[:, :end].add(product("bsc,bcd->bsd", _merge_heads(weights), d_block))
+        d_merged = product("bsd,bcd->bsc", x[:, :end], d_block)
+        d_weights = _swap(d_merged.reshape(batch, end, heads, end - start))
         mean = jnp.sum(weights * d_weights, axis=2, keepdims=True)
         d_scores = weights * (d_weights - mean) * d_head**-0.5
         d_queries.append(product("bhst,bhsd->bhtd", d_scores, keys[:, :, :end]))
-        d_seen = product("bhst,bhtd->bhsd", d_scores, queries[:, :, start:end])
-        d_keys = d_keys.at[:, :, :end].add(d_seen)
+        d_block_keys = product("bhst,bhtd->bhsd", d_scores, queries[:, :, start:end])
+        d_keys = d_keys.at[:, :, :end].add(d_block_keys)
     return (
         _swap(jnp.concatenate(d_queries, axis=2)).astype(query.dtype),
         _swap(d_keys).astype(key.dtype),

@@ -1,4 +1,4 @@
-"""How a stream becomes logits, in pieces of the vocabulary."""
+"""Unembedding: logits from the residual stream, one slice of the vocabulary at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tilelli_jax.nn.contract import contract
 
 @dataclasses.dataclass(frozen=True)
 class Unembedding:
-    """logits = cap · tanh(norm(x) · tableᵀ / cap), or without a cap norm(x) · tableᵀ.
+    """logits = cap · tanh(norm(x) · tableᵀ / cap), or norm(x) · tableᵀ without a cap.
 
     Attributes:
-        norm: the final norm: `[rows, d_model]` → likewise.
-        table: `[vocab, d_model]`, or `[d_model, vocab]` where `by_column`.
+        norm: the final norm, `[rows, d_model]` → `[rows, d_model]`.
+        table: `[vocab, d_model]`, or `[d_model, vocab]` if `by_column`.
         cap: the soft cap of the logits, or None.
-        dtype: of the product's operands.
+        dtype: type of the product's operands.
     """
 
     norm: Callable[[jax.Array], jax.Array]
@@ -34,20 +34,20 @@ class Unembedding:
 
     def logits(self, normed: jax.Array, start: jax.Array | int, size: int, *,
                rounded: bool = False) -> jax.Array:
-        """Logits of some tokens: normed `[rows, d_model]` → f32 `[rows, size]`, tokens from `start` on.
+        """Logits of the tokens start … start + size − 1: normed `[rows, d_model]` → f32 `[rows, size]`.
 
         Args:
-            rounded: every step rounded to bfloat16, as PyTorch has it for a network in bfloat16.
+            rounded: round every step to bfloat16, as PyTorch does for a bfloat16 network.
         """
         axis = 1 if self.by_column else 0
-        piece = jax.lax.dynamic_slice_in_dim(self.table, start, size, axis)
+        table_slice = jax.lax.dynamic_slice_in_dim(self.table, start, size, axis)
         subscripts = "nd,dv->nv" if self.by_column else "nd,vd->nv"
         dtype = jnp.dtype(jnp.bfloat16) if rounded else self.dtype
-        found = contract(subscripts, normed, piece, dtype=dtype, result=jnp.float32)
+        logits = contract(subscripts, normed, table_slice, dtype=dtype, result=jnp.float32)
 
         def step(x: jax.Array) -> jax.Array:
             return x.astype(jnp.bfloat16).astype(jnp.float32) if rounded else x
-        found = step(found)
+        logits = step(logits)
         if self.cap is not None:
-            found = step(step(jnp.tanh(step(found / self.cap))) * self.cap)
-        return found
+            logits = step(step(jnp.tanh(step(logits / self.cap))) * self.cap)
+        return logits

@@ -1,1 +1,1 @@
-"""Other people's checkpoints: a map of names for each family, and the directories they come in."""
+"""Pretrained checkpoints of other libraries: a name map for each family, and Hugging Face directories."""

@@ -1,4 +1,4 @@
-"""Gemma 4's text decoder in Hugging Face directories, its own or within the multimodal network."""
+"""Gemma 4's text decoder in Hugging Face directories, alone or as part of the multimodal network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilelli_jax.pretrained.hugging_face import (
     one_or_several,
     positive,
     several_ids,
-    stated,
+    value_or,
 )
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 from tilelli_jax.tensors import Tensor
@@ -55,12 +55,12 @@ def _names() -> Names:
 
 def _ignored(config: Any) -> dict[str, str]:
     ignored = {r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio)\.":
-                   "images and sounds, which the text decoder does not read"}
+                   "part of the image or audio encoder"}
     if config.tie_embeddings:
         ignored[r"^lm_head\.weight$"] = "the same table as embed_tokens"
     if shared := [str(i) for i in range(config.n_own, config.n_layers)]:
         ignored[rf"^model\.layers\.({'|'.join(shared)})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\."] = (
-            "this layer looks at the keys of another")
+            "this layer uses the keys of another layer")
     return ignored
 
 
@@ -68,13 +68,13 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     if "text_config" in tree:  # the multimodal network
         ends, key = tree.get("eos_token_id"), "tie_word_embeddings"
         part = object_under(tree, "text_config")
-        if (whole := tree.get(key, True)) != (text := part.get(key, True)):
-            raise InputError(f"text_config.{key}: expected the {whole} of {key}, found {text}")
+        if (outer := tree.get(key, True)) != (inner := part.get(key, True)):
+            raise InputError(f"text_config.{key}: expected {outer}, the value of {key}, found {inner}")
         tree = {**part, **({} if ends is None else {"eos_token_id": ends})}
     for key, expected in (("hidden_activation", "gelu_pytorch_tanh"), ("attention_bias", False)):
         if tree.get(key, expected) != expected:
             raise InputError(f"{key}: expected {expected}, found {tree[key]}")
-    if tree.get("use_bidirectional_attention") == "all":  # "vision" is about images only
+    if tree.get("use_bidirectional_attention") == "all":  # "vision" affects images only
         raise InputError("use_bidirectional_attention: expected a causal network, found all")
     layers = _layers(tree)
     rope = object_under(tree, "rope_parameters")
@@ -89,14 +89,14 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
                                   tree.get("tie_word_embeddings", True)),
         "n_heads": tree["num_attention_heads"],
         **_heads(tree, layers), "window": tree["sliding_window"],
-        "n_shared_layers": stated(tree, "num_kv_shared_layers", 0),
+        "n_shared_layers": value_or(tree, "num_kv_shared_layers", 0),
         "key_is_value": tree.get("attention_k_eq_v", False),
         **{ours: positive(rope[each]["rope_theta"], f"rope_parameters.{each}.rope_theta") for ours, each in (
             ("rotary_theta", "sliding_attention"), ("rotary_theta_full", "full_attention"))},
         "rotary_fraction_full": float(rope["full_attention"].get("partial_rotary_factor", 1.0)),
         "d_hidden": tree["intermediate_size"], "double_wide": tree.get("use_double_wide_mlp", False),
-        "d_per_layer": stated(tree, "hidden_size_per_layer_input", 0),
-        "vocab_per_layer": stated(tree, "vocab_size_per_layer_input", tree["vocab_size"]),
+        "d_per_layer": value_or(tree, "hidden_size_per_layer_input", 0),
+        "vocab_per_layer": value_or(tree, "vocab_size_per_layer_input", tree["vocab_size"]),
         "n_experts": tree["num_experts"] if experts else 0,
         "experts_per_token": tree["top_k_experts"] if experts else 0,
         "d_expert": tree["moe_intermediate_size"] if experts else 0,
@@ -109,24 +109,26 @@ def _layers(tree: Tree) -> list[str]:
     """The kind of each layer."""
     if not isinstance(theirs := tree["layer_types"], list):
         raise InputError(f"layer_types: expected a list, found {kind(theirs)}")
-    if unknown := [one for one in theirs if one not in _KINDS]:
+    if unknown := [layer_type for layer_type in theirs if layer_type not in _KINDS]:
         raise InputError(f"layer_types: expected {' or '.join(_KINDS)}, found {unknown[0]}")
-    if (found := stated(tree, "num_hidden_layers", len(theirs))) != len(theirs):
-        raise InputError(f"num_hidden_layers: expected the {len(theirs)} of layer_types, found {found}")
-    return [_KINDS[one] for one in theirs]
+    if (n_layers := value_or(tree, "num_hidden_layers", len(theirs))) != len(theirs):
+        raise InputError(f"num_hidden_layers: expected {len(theirs)}, the length of layer_types, "
+                         f"found {n_layers}")
+    return [_KINDS[layer_type] for layer_type in theirs]
 
 
 def _heads(tree: Tree, layers: list[str]) -> Tree:
-    """Widths and numbers of heads of both kinds, said by kind or, in newer files, layer by layer."""
+    """Widths and numbers of heads for both kinds of layers; newer files state them for each layer."""
     of_kind = {"sliding": (tree["head_dim"], tree["num_key_value_heads"])}
     special = object_under(tree, "per_layer_config")
     by_layer = {int(layer): object_under(special, layer, "per_layer_config.") for layer in special}
     if by_layer:
-        found = [(by_layer.get(i, {}).get("head_dim", tree["head_dim"]),
-                  by_layer.get(i, {}).get("num_key_value_heads", tree["num_key_value_heads"]))
-                 for i in range(len(layers))]
+        heads_by_layer = [(by_layer.get(i, {}).get("head_dim", tree["head_dim"]),
+                           by_layer.get(i, {}).get("num_key_value_heads", tree["num_key_value_heads"]))
+                          for i in range(len(layers))]
         for kind in ("sliding", "full"):
-            heads = sorted({own for layer, own in zip(layers, found, strict=True) if layer == kind})
+            heads = sorted({head for layer, head in zip(layers, heads_by_layer, strict=True)
+                            if layer == kind})
             if len(heads) > 1:
                 raise InputError(f"per_layer_config: expected the same heads in all {kind} layers, "
                                  f"found {heads}")
@@ -134,8 +136,8 @@ def _heads(tree: Tree, layers: list[str]) -> Tree:
     else:
         n_kv = tree["num_key_value_heads"]
         if tree.get("attention_k_eq_v"):
-            n_kv = stated(tree, "num_global_key_value_heads", n_kv)
-        of_kind["full"] = (stated(tree, "global_head_dim", 512), n_kv)
+            n_kv = value_or(tree, "num_global_key_value_heads", n_kv)
+        of_kind["full"] = (value_or(tree, "global_head_dim", 512), n_kv)
     (d_head, n_kv), (d_head_full, n_kv_full) = of_kind["sliding"], of_kind["full"]
     return {"d_head": d_head, "n_kv_heads": n_kv, "d_head_full": d_head_full, "n_kv_heads_full": n_kv_full}
 

@@ -38,18 +38,19 @@ NAMES = {
     _OURS + "mlp.up.bias": Theirs(_THEIRS + "mlp.dense_h_to_4h.bias"),
     _OURS + "mlp.down.kernel": turned(_THEIRS + "mlp.dense_4h_to_h.weight"),
     _OURS + "mlp.down.bias": Theirs(_THEIRS + "mlp.dense_4h_to_h.bias")}
-IGNORED = {r"attention\.(masked_)?bias$": "the causal mask of old versions",
+IGNORED = {r"attention\.(masked_)?bias$": "the causal mask, stored by old versions",
            r"rotary_emb\.inv_freq$": "computed from the configuration"}
 TIED = {r"^embed_out\.weight$": "the same table as embed_in"}
 
 
 def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
-    """config.json, of transformers before version 5 or since."""
-    for key in ("rope_parameters", "rope_scaling"):  # the second before version 5
-        said = object_under(tree, key)
-        kind = said.get("rope_type", said.get("type", "default"))
-        if kind != "default" and not (kind == "linear" and said.get("factor") == 1):  # which scales nothing
-            raise InputError(f"{key}.rope_type: expected default, found {kind}")
+    """Our settings from config.json, as written by transformers before or from version 5 on."""
+    for key in ("rope_parameters", "rope_scaling"):  # rope_scaling: before version 5
+        rope = object_under(tree, key)
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        # A linear scaling by 1 has no effect.
+        if rope_type != "default" and not (rope_type == "linear" and rope.get("factor") == 1):
+            raise InputError(f"{key}.rope_type: expected default, found {rope_type}")
     if tree.get("hidden_act", "gelu") != "gelu":
         raise InputError(f"hidden_act: expected gelu, found {tree['hidden_act']}")
     return {
@@ -67,16 +68,16 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
 
 
 def _rotation(tree: Tree, key: str, older: str, default: float) -> float:
-    """What a key says of the rotation or, where it is absent, the older one; as transformers reads them."""
-    # Where both are stated, transformers reads nothing of the second.
-    place = "rope_scaling" if object_under(tree, "rope_scaling") else "rope_parameters"
-    rope = object_under(tree, place)
+    """A rotary setting: the value of `key`, or of the key of older versions, as transformers reads them."""
+    # If both sections exist, transformers ignores rope_parameters.
+    section = "rope_scaling" if object_under(tree, "rope_scaling") else "rope_parameters"
+    rope = object_under(tree, section)
     if key not in rope:
         return positive(tree.get(older, default), older)
     if tree.get(older, rope[key]) != rope[key]:
-        log.warning("config.json: %s.%s is %s, and %s %s; the first is taken, as in transformers", place, key,
-                    rope[key], older, tree[older])
-    return positive(rope[key], f"{place}.{key}")
+        log.warning("config.json: %s.%s is %s, but %s is %s; using %s.%s, as transformers does", section, key,
+                    rope[key], older, tree[older], section, key)
+    return positive(rope[key], f"{section}.{key}")
 
 
 def _tree_of(config: Any) -> Tree:

@@ -1,4 +1,4 @@
-"""Hugging Face directories: config.json and safetensors, as transformers reads and writes them."""
+"""Hugging Face directories: config.json and safetensors, read and written as transformers does."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 GENERATION = "generation_config.json"
 QUANTIZED = "quantization_config"
 END = "eos_token_id"
-# Ids that config.json states, and what our configurations call them.
+# Token ids in config.json, and their names in our configurations.
 IDS = {"bos_token_id": ("bos_id",), "decoder_start_token_id": ("start_id",), END: ("end_id", "end_ids")}
 Tree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one family of networks stands in such directories.
+    """How one family of networks is stored in Hugging Face directories.
 
     Attributes:
-        family: what our configuration says under that key.
-        model_types: what their config.json may say under `model_type`; the first is what we write.
-        config_of: their configuration and tensors → the settings of ours; may raise InputError and KeyError.
+        family: value of `family` in our configuration.
+        model_types: accepted values of `model_type` in config.json; the first is written.
+        config_of: (their configuration, tensors) → our settings; may raise InputError and KeyError.
         tree_of: our configuration → theirs.
         names: our names → theirs.
-        renamed: patterns in names of other versions → what stands there now.
+        renamed: patterns in the tensor names of other versions → replacement.
         ignored: our configuration → patterns of tensors that are not needed, with the reason.
     """
 
@@ -52,18 +52,18 @@ class Family:
     ignored: Callable[[Any], Mapping[str, str]]
 
     def present_name(self, name: str) -> str:
-        """What a tensor of another version, or of a wrapped network (DDP, torch.compile), is called now."""
+        """The current name of a tensor of another version or a wrapped network (DDP, torch.compile)."""
         name = WRAPPED.sub("", name)
-        for pattern, now in self.renamed.items():
-            name = re.sub(pattern, now, name)
+        for pattern, replacement in self.renamed.items():
+            name = re.sub(pattern, replacement, name)
         return name
 
 
 def read_config(path: Path) -> Tree:
-    """config.json of a directory, with what ends a text from generation_config.json, as in transformers.
+    """Reads config.json of a directory; end tokens come from generation_config.json, as in transformers.
 
     Raises:
-        InputError: there is none, or one of the two cannot be read.
+        InputError: there is no config.json, or one of the two files cannot be read.
     """
     if not os.path.lexists(path / CONFIG):
         raise InputError(f"{path}: no Hugging Face directory: it has no {CONFIG}")
@@ -79,107 +79,107 @@ def read_config(path: Path) -> Tree:
 
 
 def _check_ids(key: str, ids: Any, vocab_size: Any, where: str = "") -> None:
-    """Raises InputError where what a key says is no id, or is outside the vocabulary."""
-    for one in several_ids(ids):
-        if isinstance(one, bool) or not isinstance(one, int):
-            raise InputError(f"{where}{key}: expected ids, found {one!r:.40}")
-        if isinstance(vocab_size, int) and not 0 <= one < vocab_size:
+    """Raises InputError if the value of a key is not an id, or is outside the vocabulary."""
+    for token_id in several_ids(ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise InputError(f"{where}{key}: expected ids, found {token_id!r:.40}")
+        if isinstance(vocab_size, int) and not 0 <= token_id < vocab_size:
             raise InputError(f"{where}{key}: expected ids of the vocabulary, 0 to {vocab_size - 1}, "
-                             f"found {one}")
+                             f"found {token_id}")
 
 
-def present(family: Family, found: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors under the names that they have now.
+def current_names(family: Family, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors by their current names.
 
     Raises:
-        InputError: two come to have one name.
+        InputError: two tensors have the same current name.
     """
-    names = {name: family.present_name(name) for name in found}
-    if twice := [name for name, count in collections.Counter(names.values()).items() if count > 1]:
-        raise InputError(f"{source}: two tensors come to be called '{min(twice)}'")
-    return {names[name]: tensor for name, tensor in found.items()}
+    names = {name: family.present_name(name) for name in tensors}
+    if duplicates := [name for name, count in collections.Counter(names.values()).items() if count > 1]:
+        raise InputError(f"{source}: expected unique tensor names, found two tensors for '{min(duplicates)}'")
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def is_same(found: Mapping[str, Tensor], table: str, other: str) -> bool:
-    """Whether both are there, with the same numbers to the last bit."""
-    if table not in found or other not in found:
+def is_same(tensors: Mapping[str, Tensor], table: str, other: str) -> bool:
+    """Whether both tensors exist and are bit-identical."""
+    if table not in tensors or other not in tensors:
         return False
-    one, two = found[table], found[other]
-    if (one.shape, one.dtype) != (two.shape, two.dtype):
+    first, second = tensors[table], tensors[other]
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
-    arrays = [tensor.mapped() if tensor.mapped else tensor.read() for tensor in (one, two)]
+    arrays = [tensor.mapped() if tensor.mapped else tensor.read() for tensor in (first, second)]
     return all(a.tobytes() == b.tobytes() for a, b in zip(*map(blocks, arrays), strict=True))
 
 
-def is_tied(found: Mapping[str, Tensor], table: str, other: str, flag: Any = True) -> bool:
-    """Whether transformers ties the other one to the table: where the flag says so and it does not differ.
+def is_tied(tensors: Mapping[str, Tensor], table: str, other: str, flag: Any = True) -> bool:
+    """Whether transformers ties `other` to `table`: the flag is true and the tensors do not differ.
 
     Raises:
         InputError: the flag, `tie_word_embeddings`, is neither true nor false.
     """
     if not isinstance(flag, bool):
         raise InputError(f"tie_word_embeddings: expected true or false, found {flag!r}")
-    return flag and (other not in found or is_same(found, table, other))
+    return flag and (other not in tensors or is_same(tensors, table, other))
 
 
-def settings(family: Family, tree: Tree, found: Mapping[str, Tensor], source: str) -> Tree:
-    """The settings of our configuration.
+def settings(family: Family, tree: Tree, tensors: Mapping[str, Tensor], source: str) -> Tree:
+    """The settings of our configuration, from config.json (`tree`).
 
     Args:
-        found: the tensors, as `present` names them.
+        tensors: the tensors, by the names of `current_names`.
 
     Raises:
-        InputError: it is of another family, lacks a key, or asks for what we do not have.
+        InputError: the network is of another family, a key is missing, or an option is not supported.
     """
     if tree.get("model_type") not in family.model_types:
         raise InputError(f"{source}: model_type: expected {' or '.join(family.model_types)}, "
                          f"found {tree.get('model_type')!r}")
     try:
-        said = {"family": family.family, **family.config_of(tree, found)}
-        for place in (tree, object_under(tree, "text_config")):
-            if place.get(QUANTIZED) is not None:
-                method = object_under(place, QUANTIZED).get("quant_method")
+        config = {"family": family.family, **family.config_of(tree, tensors)}
+        for section in (tree, object_under(tree, "text_config")):
+            if section.get(QUANTIZED) is not None:
+                method = object_under(section, QUANTIZED).get("quant_method")
                 raise InputError(f"{QUANTIZED}: expected weights that are not quantised, found quant_method "
                                  f"{method!r:.40}")
         for key, ours in IDS.items():
             for name in ours:
-                _check_ids(key, said.get(name), said["vocab_size"])
-        return said
+                _check_ids(key, config.get(name), config["vocab_size"])
+        return config
     except KeyError as error:
         raise InputError(f"{source}: expected the key {error}") from None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{source}: a value makes no sense: {error}") from None
+        raise InputError(f"{source}: invalid value: {error}") from None
 
 
-def read(family: Family, config: Any, wanted: Mapping[str, Shape], found: Mapping[str, Tensor],
+def read(family: Family, config: Any, shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor],
          source: str) -> dict[str, Tensor]:
-    """Our arrays, which are read when they are asked for.
+    """Our arrays, read lazily.
 
     Args:
-        wanted: names and shapes of all arrays of the network.
-        found: the tensors of the checkpoint, as `present` names them.
+        shapes: shapes of all arrays of the network, by name.
+        tensors: the tensors of the checkpoint, by the names of `current_names`.
 
     Raises:
-        InputError: the tensors are not those of the configuration.
+        InputError: the tensors do not fit the configuration.
     """
-    links = mapping.link(family.names, wanted, source)
-    mapping.check(links, {name: tensor.shape for name, tensor in found.items()}, family.ignored(config),
+    links = mapping.link(family.names, shapes, source)
+    mapping.check(links, {name: tensor.shape for name, tensor in tensors.items()}, family.ignored(config),
                   source)
-    return mapping.to_ours(links, found)
+    return mapping.to_ours(links, tensors)
 
 
 def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
           dtype: np.dtype | None = None, others: Mapping[str, bytes] | None = None,
           beside: Tree | None = None) -> None:
-    """Writes a directory that transformers reads.
+    """Writes a directory that transformers can read.
 
     Args:
-        arrays: ours.
-        dtype: what tensors are written in; None for the type they have.
-        others: further files.
-        beside: the config.json that the network came with: what it says that ours does not is kept.
+        arrays: our arrays by name.
+        dtype: type of the tensors in the file; None keeps their type.
+        others: additional files, name → content.
+        beside: the original config.json of the network, whose keys that we do not write are copied.
 
     Raises:
         OSError: the directory cannot be written.
@@ -189,27 +189,27 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
     if dtype is not None:
         tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     stored = _dtype_name(tensor.dtype for tensor in tensors.values())
-    kept = (beside or {}).get("text_config", beside or {})  # of a multimodal network we have the text's part
-    tree = {**kept, **family.tree_of(config), "dtype": stored, "torch_dtype": stored}
+    original = (beside or {}).get("text_config", beside or {})  # multimodal: the text decoder's section
+    tree = {**original, **family.tree_of(config), "dtype": stored, "torch_dtype": stored}
     write_directory(path, tensors, {CONFIG: as_json(tree), **(others or {})}, writer="pt")
 
 
 def several_ids(ids: Any) -> list[int]:
-    """`eos_token_id` may be one number, several, or nothing."""
+    """The ids of `eos_token_id`, which may be one number, a list, or null."""
     return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
-def stated(tree: Tree, key: str, default: Any) -> Any:
-    """What is said under a key; the default where nothing is, or null."""
-    found = tree.get(key)
-    return default if found is None else found
+def value_or(tree: Tree, key: str, default: Any) -> Any:
+    """The value of a key, or the default if it is missing or null."""
+    value = tree.get(key)
+    return default if value is None else value
 
 
 def positive(value: Any, key: str) -> float:
-    """A number, as a key says it.
+    """The value of a key as a float.
 
     Raises:
-        InputError: it is none, or not above 0.
+        InputError: the value is not a number above 0.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{key}: expected a number > 0, found {kind(value)}")
@@ -225,5 +225,5 @@ def one_or_several(ids: Iterable[int]) -> Any:
 
 
 def _dtype_name(dtypes: Iterable[np.dtype]) -> str:
-    """As transformers has it: one type for a whole network, its widest."""
+    """The dtype of config.json: one type for the whole network, its widest, as in transformers."""
     return str(max(set(dtypes), key=lambda dtype: (dtype.itemsize, CODES[dtype])))

@@ -1,8 +1,8 @@
-"""Which tensor of a foreign checkpoint is which array of ours, declared once and used both ways.
+"""Name maps between our arrays and the tensors of other libraries' checkpoints, for both directions.
 
-A map says, for every array of a network by its dotted name, what the checkpoint calls it and how it
-lies there. `{i}` stands for a number that both names have, as a layer's; `{h}` for one that only
-the checkpoint has: its tensors 0, 1, … are then the slices of ours along the first axis.
+A map assigns to every array of a network, by its dotted name, the name of a tensor in the checkpoint and
+its layout there. `{i}` is a number in both names, such as a layer index. `{h}` is a number only in the
+checkpoint's name: tensors 0, 1, … are then the slices of our array along its first axis.
 
     {"blocks.{i}.mlp.up.kernel": turned("layers.{i}.mlp.up_proj.weight"),
      "blocks.{i}.sparse.query.kernel": turned("blocks.{i}.sparse.heads.{h}.Wq.weight")}
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Theirs:
-    """What a checkpoint calls an array, and how it lies there (`how`, a key of `LAYOUTS`)."""
+    """The name of an array in a checkpoint, and its layout there (`how`, a key of `LAYOUTS`)."""
 
     name: str
     how: How = "same"
@@ -34,7 +34,7 @@ class Theirs:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an array of ours lies in a checkpoint; both directions undo one another."""
+    """The layout of one of our arrays in a checkpoint; the two conversions are inverses."""
 
     meaning: str
     shape: Callable[[Shape], Shape]  # ours → theirs
@@ -48,7 +48,7 @@ def _heads_in(array: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 LAYOUTS: dict[How, Layout] = {
-    "same": Layout("as it is", lambda s: s, lambda a, _: a, lambda a: a),
+    "same": Layout("unchanged", lambda s: s, lambda a, _: a, lambda a: a),
     "turned": Layout("[…, out, in] → […, in, out]", lambda s: (*s[:-2], s[-1], s[-2]),
                      lambda a, _: np.swapaxes(a, -1, -2), lambda a: np.swapaxes(a, -1, -2)),
     "taps": Layout("[channels, 1, taps] → [taps, channels]", lambda s: (s[1], 1, s[0]),
@@ -59,7 +59,7 @@ LAYOUTS: dict[How, Layout] = {
 
 
 def turned(name: str) -> Theirs:
-    """A kernel that is `[out, in]` there, as PyTorch has it, and `[in, out]` here."""
+    """A kernel that is `[out, in]` in the checkpoint, as in PyTorch, and `[in, out]` in our network."""
     return Theirs(name, "turned")
 
 
@@ -68,7 +68,7 @@ Names = Mapping[str, Theirs]
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One array of ours and the tensors that it comes from: one, or one for each head."""
+    """One of our arrays and its tensors in the checkpoint: one, or one for each head."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -78,50 +78,56 @@ class Link:
 
     @property
     def their_shape(self) -> Shape:
-        """Of each of them."""
+        """The shape of each tensor in the checkpoint."""
         return LAYOUTS[self.how].shape(self.shape[1:] if self.by_head else self.shape)
 
 
-def link(names: Names, wanted: Mapping[str, Shape], source: str = "the map of names") -> list[Link]:
-    """What the map says of every wanted array.
+def link(names: Names, shapes: Mapping[str, Shape], source: str = "name map") -> list[Link]:
+    """Links every array to its tensors in the checkpoint.
+
+    Args:
+        names: the name map.
+        shapes: shapes of our arrays by name.
 
     Raises:
-        InputError: it knows nothing of some of them; all such are listed.
+        InputError: the map lacks some of the arrays; all such are listed.
     """
-    unknown = [name for name in wanted if name not in names and numbered(name)[0] not in names]
+    unknown = [name for name in shapes if name not in names and numbered(name)[0] not in names]
     if unknown:
-        raise InputError(f"{source}: nothing of such a checkpoint is known to be {', '.join(unknown)}")
+        raise InputError(f"{source}: expected a tensor name for every array, found none for "
+                         f"{', '.join(unknown)}")
     links = []
-    for ours, shape in wanted.items():
+    for ours, shape in shapes.items():
         key, number = numbered(ours)
-        place = names.get(ours) or names[key]
-        name = place.name.replace("{i}", number)
+        theirs = names.get(ours) or names[key]
+        name = theirs.name.replace("{i}", number)
         by_head = "{h}" in name
         parts = [name.replace("{h}", str(h)) for h in range(shape[0])] if by_head else [name]
-        links.append(Link(ours, tuple(parts), place.how, shape, by_head))
+        links.append(Link(ours, tuple(parts), theirs.how, shape, by_head))
     return links
 
 
 def check(links: list[Link], found: Mapping[str, Shape], ignored: Mapping[str, str], source: str) -> None:
-    """Holds what a checkpoint has against what is wanted of it.
+    """Compares the tensors of a checkpoint with those that the links require.
 
     Args:
-        found: their names and shapes.
+        found: shapes of the checkpoint's tensors by name.
         ignored: patterns of names that are not needed, with the reason.
 
     Raises:
-        InputError: tensors are missing, left over or of another shape; all such are listed.
+        InputError: tensors are missing, unknown or of another shape; all such are listed.
     """
     check_fit({name: link.their_shape for link in links for name in link.theirs}, found, source,
               lambda name: reason_to_ignore(name, ignored) is not None)
 
 
 def reason_to_ignore(name: str, ignored: Mapping[str, str]) -> str | None:
+    """Why a tensor is not needed; None if it is needed or unknown."""
     return next((reason for pattern, reason in ignored.items() if re.search(pattern, name)), None)
 
 
 def to_ours(links: list[Link], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our arrays, read from theirs when they are asked for."""
+    """Our arrays, read lazily from the checkpoint's tensors."""
     def ours(link: Link) -> Tensor:
         sources = [found[name] for name in link.theirs]
         layout = LAYOUTS[link.how]
@@ -143,7 +149,7 @@ def to_ours(links: list[Link], found: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def to_theirs(links: list[Link], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors, read from our arrays when they are asked for; the inverse of `to_ours`."""
+    """The checkpoint's tensors, read lazily from our arrays; the inverse of `to_ours`."""
     def theirs(link: Link, head: int) -> Tensor:
         source, layout = found[link.ours], LAYOUTS[link.how]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.json_text import object_under
-from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids, stated
+from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids, value_or
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
 from tilelli_jax.tensors import Tensor
 
@@ -39,7 +39,7 @@ IGNORED = {r"^(encoder|decoder)\.embed_tokens\.weight$": "the same table as shar
            r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias": "never used"}
 TIED = {r"^lm_head\.weight$": "the same table as shared.weight"}
 TIE, SCALE = "tie_word_embeddings", "scale_decoder_outputs"
-# transformers derives the others from the first, but reads them where they are stated.
+# transformers derives the last two from the first, but uses their values if present.
 _FEED_FORWARD = {"feed_forward_proj": "relu", "dense_act_fn": "relu", "is_gated_act": False}
 _ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "num_layers", "num_attention_heads": "num_heads",
             "head_dim": "d_kv"}
@@ -58,19 +58,19 @@ def _config_of(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
     chronos = tree.get("chronos_config")
     return {
         "vocab_size": tree["vocab_size"], "d_model": tree["d_model"], "n_layers": tree["num_layers"],
-        "n_decoder_layers": stated(tree, "num_decoder_layers", tree["num_layers"]),
+        "n_decoder_layers": value_or(tree, "num_decoder_layers", tree["num_layers"]),
         "n_heads": tree["num_heads"], "d_head": tree["d_kv"], "d_hidden": tree["d_ff"],
         "n_buckets": tree["relative_attention_num_buckets"],
         "max_distance": tree.get("relative_attention_max_distance", 128),
         "norm_eps": float(tree.get("layer_norm_epsilon", 1e-6)),
-        # Whatever the first flag says of the second: since its version 5, transformers ties all that it can.
+        # Independent of tie_word_embeddings: from version 5 on, transformers ties whenever the tables agree.
         "tie_embeddings": is_tied(tensors, TABLE, UNEMBED), "scale_decoder_outputs": _scaled(tree),
-        "start_id": stated(tree, "decoder_start_token_id", 0), "end_id": _end(tree.get("eos_token_id", 1)),
+        "start_id": value_or(tree, "decoder_start_token_id", 0), "end_id": _end(tree.get("eos_token_id", 1)),
         "chronos": None if chronos is None else _chronos_of(chronos)}
 
 
 def _scaled(tree: Tree) -> bool:
-    """By its own key; in older files the other one stands for it too, as in transformers."""
+    """Whether decoder outputs are scaled; older files state it by tie_word_embeddings, as in transformers."""
     for key in (TIE, SCALE):
         if not isinstance(tree.get(key), bool | None):
             raise InputError(f"{key}: expected true or false, found {tree[key]!r}")
@@ -78,10 +78,10 @@ def _scaled(tree: Tree) -> bool:
 
 
 def _end(ids: Any) -> int:
-    found = several_ids(ids)
-    if len(found) != 1:
+    end_ids = several_ids(ids)
+    if len(end_ids) != 1:
         raise InputError(f"eos_token_id: expected one id, found {ids!r}")
-    return found[0]
+    return end_ids[0]
 
 
 _CHRONOS: dict[str, type] = {
@@ -92,12 +92,12 @@ _CHRONOS: dict[str, type] = {
 
 def _chronos_of(tree: Any) -> Tree:
     if not isinstance(tree, dict) or tree.get("tokenizer_class") != TOKENIZER:  # Chronos-Bolt has none
-        raise InputError(f"chronos_config: expected one with tokenizer_class {TOKENIZER}")
+        raise InputError(f"chronos_config: expected an object with tokenizer_class {TOKENIZER}")
     for key, expected in (("use_eos_token", True), ("pad_token_id", 0), ("eos_token_id", 1)):
         if tree.get(key, expected) != expected:
             raise InputError(f"chronos_config.{key}: expected {expected}, found {tree[key]!r}")
-    said = {**tree, **object_under(tree, "tokenizer_kwargs", "chronos_config.")}
-    return {name: convert(said[name]) for name, convert in _CHRONOS.items() if name in said}
+    values = {**tree, **object_under(tree, "tokenizer_kwargs", "chronos_config.")}
+    return {name: convert(values[name]) for name, convert in _CHRONOS.items() if name in values}
 
 
 def _tree_of(config: Any) -> Tree:

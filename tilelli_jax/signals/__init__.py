@@ -1,1 +1,4 @@
-"""What a network says of itself: arrays computed under jit that estimators and the evaluation layer read."""
+"""Signals: quantities computed from a network's activations and outputs, under jit.
+
+The estimators and the evaluation layer use them.
+"""

@@ -1,4 +1,4 @@
-"""Putting an autoencoder's reconstruction in the place of a network's activations, some latents left out."""
+"""Activation patching: replaces activations by an autoencoder's reconstruction, with or without a latent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from tilelli_jax.sharding import Mesh
 from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.scoring import Text, score
 
-NOTHING = -1  # no latent is left out
-EVERYTHING = -2  # nothing is left, not even the decoder's bias
+NOTHING = -1  # ablate no latent
+EVERYTHING = -2  # replace the activation by zeros; the decoder's bias is ablated too
 
 
 class Patch(NamedTuple):
-    """What is patched in each row: positions `[start, stop)`, and the latent to leave out.
+    """The patch of each row: positions `[start, stop)` and the ablated latent, NOTHING or EVERYTHING.
 
-    That may be NOTHING or EVERYTHING. Each is int32 `[rows]`. A row whose span is empty goes through as it
-    is.
+    Each is int32 `[rows]`. A row with an empty span is unchanged.
     """
 
     start: jax.Array
@@ -33,28 +32,29 @@ class Patch(NamedTuple):
 
 
 def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
-    """value `[rows, time, d_model]` with the patch's positions as the autoencoder has them, in f32 and back.
+    """value `[rows, time, d_model]` with the patch's positions replaced by their reconstruction.
 
-    The latent left out is set to 0 after those that are active have been chosen: no other takes its place.
+    The autoencoder computes in f32; the result has the type of value. The ablated latent is set to 0 after
+    the active latents are selected, so that no other latent replaces it.
     """
     codes = sae.encode(value.astype(jnp.float32))
-    kept = codes.latents != patch.latent[:, None, None]
-    made = sae.decode(Codes(jnp.where(kept, codes.values, 0.0), codes.latents))
-    made = jnp.where(patch.latent[:, None, None] == EVERYTHING, 0.0, made)
-    at = jnp.arange(value.shape[1])
-    selected = (at >= patch.start[:, None]) & (at < patch.stop[:, None])
-    return jnp.where(selected[..., None], made.astype(value.dtype), value)
+    intact = codes.latents != patch.latent[:, None, None]
+    reconstruction = sae.decode(Codes(jnp.where(intact, codes.values, 0.0), codes.latents))
+    reconstruction = jnp.where(patch.latent[:, None, None] == EVERYTHING, 0.0, reconstruction)
+    positions = jnp.arange(value.shape[1])
+    selected = (positions >= patch.start[:, None]) & (positions < patch.stop[:, None])
+    return jnp.where(selected[..., None], reconstruction.astype(value.dtype), value)
 
 
 def patching(sae: TopKSAE, place: str, layer: int, patch: Patch) -> Tap:
-    """The tap that patches one place of one layer; the network must have them (see `check_place`)."""
-    def edit(value: jax.Array, at: int | None) -> jax.Array:
-        return reconstructed(sae, value, patch) if at == layer else value
+    """The tap that patches one place of one layer. The network must have both (see `check_place`)."""
+    def edit(value: jax.Array, at_layer: int | None) -> jax.Array:
+        return reconstructed(sae, value, patch) if at_layer == layer else value
     return Tap(edit={place: edit})
 
 
 def check_patch(sae: TopKSAE, d_model: int, latents: Sequence[int]) -> None:
-    """Raises ValueError where an autoencoder is of another width than a network, or has no such latent."""
+    """Raises ValueError if an autoencoder's width differs from the network's, or it lacks a latent."""
     if sae.config.d_model != d_model:
         raise ValueError(f"sae: expected d_model {d_model}, found {sae.config.d_model}")
     for latent in latents:
@@ -63,7 +63,7 @@ def check_patch(sae: TopKSAE, d_model: int, latents: Sequence[int]) -> None:
 
 
 class Patched(NamedTuple):
-    """Token ids, the first of those whose surprise counts, and the span of positions that is patched."""
+    """Token ids, the first token whose NLL is measured, and the span `[start, stop)` of patched positions."""
 
     ids: Sequence[int]
     target: int
@@ -72,18 +72,18 @@ class Patched(NamedTuple):
 
 
 def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Sequence[int], *, place: str,
-                 layer: int, batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
-    """Mean surprise at each text's target as it is, reconstructed, and with each latent left out.
+                layer: int, batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
+    """Mean NLL of each text's target tokens: unpatched, reconstructed, and with each latent ablated.
 
     Args:
-        latents: NOTHING and EVERYTHING may be among them.
+        latents: latents to ablate; may include NOTHING and EVERYTHING.
 
     Returns:
-        `[texts, 2 + latents]`, f64, nats.
+        `[texts, 2 + latents]`, f64, in nats per token.
 
     Raises:
-        ValueError: the network has no such place or layer, the autoencoder is of another width or has no such
-            latent, or a text has nothing before its target.
+        ValueError: the network has no such place or layer, the autoencoder has another width or no such
+            latent, or a text has no token before its target.
     """
     check_place(model, place, layer)
     check_patch(sae, model.config.d_model, latents)
@@ -93,16 +93,17 @@ def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Seq
     rows = [Text(text.ids, (text.start, text.stop if variant else text.start, latent))
             for text in texts for variant, latent in enumerate((NOTHING, NOTHING, *latents))]
 
-    def tap_of(sae: Any, beside: jax.Array) -> Tap:
-        return patching(sae, place, layer, Patch(beside[:, 0], beside[:, 1], beside[:, 2]))
-    found = np.zeros(len(rows))
-    for i, result in score(model, rows, tap_of, aux_model=sae, batch_size=batch_size, mesh=mesh, what="patching"):
-        found[i] = result.nats[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
-    return found.reshape(len(texts), -1)
+    def tap_of(sae: Any, metadata: jax.Array) -> Tap:
+        return patching(sae, place, layer, Patch(metadata[:, 0], metadata[:, 1], metadata[:, 2]))
+    means = np.zeros(len(rows))
+    for i, result in score(model, rows, tap_of, aux_model=sae, batch_size=batch_size, mesh=mesh,
+                           what="patching"):
+        means[i] = result.nats[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
+    return means.reshape(len(texts), -1)
 
 
 class Spliced(NamedTuple):
-    """Mean loss as the network is, with the reconstruction in its place, and with zeros there."""
+    """Mean NLL (nats per token): unpatched, with reconstructed activations, and with zeroed activations."""
 
     natural: float
     reconstructed: float
@@ -110,9 +111,9 @@ class Spliced(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """How far the reconstruction goes from zeros (0) to the network as it is (1); may be below 0.
+        """Fraction of the loss recovered: 0 is the zeroed loss, 1 the natural loss; may be below 0.
 
-        NaN where zeros change nothing.
+        NaN if zeroing does not change the loss.
         """
         gap = self.zeroed - self.natural
         return (self.zeroed - self.reconstructed) / gap if gap else math.nan
@@ -120,13 +121,13 @@ class Spliced(NamedTuple):
 
 def spliced(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, place: str, layer: int,
             skip: int = 1, batch_size: int = 16, mesh: Mesh | None = None) -> Spliced:
-    """The loss that an autoencoder recovers when the network goes on with what it makes of all positions.
+    """Measures the loss recovered by an autoencoder: its reconstruction replaces all positions.
 
     Args:
-        texts: token ids, two at least of each.
-        skip: leave the first positions as they are: `rows_of` does not show them to an autoencoder.
+        texts: token ids, at least two of each.
+        skip: number of first positions that stay unpatched; `rows_of` excludes them from training.
     """
-    found = patched_nll(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
+    losses = patched_nll(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
                          [EVERYTHING], place=place, layer=layer, batch_size=batch_size, mesh=mesh)
     weights = np.array([len(ids) - 1 for ids in texts], float)
-    return Spliced(*(float(weights @ column / weights.sum()) for column in found.T))
+    return Spliced(*(float(weights @ column / weights.sum()) for column in losses.T))

@@ -1,20 +1,20 @@
-"""Where in a network signals look: places inside its blocks, at layers that there are."""
+"""Checks places (hook points) inside a network's blocks, and layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-OUTSIDE = ("embed", "hidden", "abstain", "logits")  # the blocks: no layer is asked there
+OUTSIDE = ("embed", "hidden", "abstain", "logits")  # places outside the blocks, which have no layer
 
 
-def check_place(model: Any, place: str, layer: int, among: Sequence[str] | None = None) -> None:
-    """Raises ValueError where a network has no such place inside its blocks, or no such layer.
+def check_place(model: Any, place: str, layer: int, allowed: Sequence[str] | None = None) -> None:
+    """Raises ValueError if a network has no such place inside its blocks, or no such layer.
 
     Args:
-        among: the places that will do; by default all that the network has.
+        allowed: accepted places; by default all places of the network.
     """
-    inside = [name for name in among or model.places if name not in OUTSIDE]
+    inside = [name for name in allowed or model.places if name not in OUTSIDE]
     if place not in inside:
         raise ValueError(f"place: expected one of {', '.join(inside)}, found '{place}'")
     config = model.config

@@ -1,7 +1,7 @@
-"""A Chronos on many time series: its encoder's activations, its forecasts, and what patching does.
+"""Chronos on many time series: encoder activations, forecasts, and the effect of patching.
 
-A series' random numbers go with its own number, not with its place in a batch: they are the same in batches
-of any size, after an interruption, and under each patch (common random numbers).
+The random numbers of a series depend on its index, not on its position in a batch. They are the same for
+every batch size, after an interruption, and under each patch (common random numbers).
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from tilelli_jax.signals.patching import NOTHING, Patch, check_patch, reconstruc
 from tilelli_jax.signals.places import check_place
 
 PLACE = "encoder.resid_post"
-EVERY = 2**30  # positions, more than any series has
+EVERY = 2**30  # all positions: more than any series has
 
 
 def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers: Sequence[int],
             batch_size: int = 16, mesh: Mesh | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """Each series' activations in the encoder, in order: (index, f32 `[layers, time + 1, d_model]`).
+    """Yields each series' encoder activations, in order: (index, f32 `[layers, time + 1, d_model]`).
 
-    The last position is the end token's; of the series' time, at most context_length is left. The
-    decoder is not run. Shows progress.
+    The last position is the end token. At most context_length values of a series are encoded. The decoder
+    is not run. Shows progress.
 
     Args:
-        series: f32 `[windows, time]`, NaN where a value is missing.
-        place: in the encoder's blocks.
-        layers: of the encoder, in the order in which they are wanted.
-        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
+        series: f32 `[windows, time]`; NaN marks missing values.
+        place: a place in the encoder's blocks.
+        layers: layers of the encoder, in the order of the result.
+        mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
 
     Raises:
-        InputError: the series are no table.
-        ValueError: the encoder has no such place or layer, or no layer is asked for.
+        InputError: the series are not a table.
+        ValueError: the encoder has no such place or layer, or layers is empty.
     """
     series = _table("series", series)
     network, rows = chronos.network, whole_batch(batch_size, mesh)
@@ -50,44 +50,44 @@ def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers:
         raise ValueError("layers: expected at least one")
     for layer in layers:
         check_place(network, place, layer, network.encoder_places)
-    kept = tuple(sorted(set(layers)))
-    order = [kept.index(layer) for layer in layers]
+    recorded_layers = tuple(sorted(set(layers)))
+    order = [recorded_layers.index(layer) for layer in layers]
     graph, params = nnx.split(network)
-    run = _looking(graph, place, kept, mesh)
-    for found, chosen in _batches(len(series), rows, "encoding"):
-        tokens = chronos.tokenizer.encode(series[chosen])
+    run = _encoder(graph, place, recorded_layers, mesh)
+    for indices, padded in _batches(len(series), rows, "encoding"):
+        tokens = chronos.tokenizer.encode(series[padded])
         placed = (array if mesh is None else place_rows(array, mesh, rows)
                   for array in (tokens.ids, tokens.mask))
         values = np.asarray(jax.device_get(run(params, *placed)), np.float32)
-        for row, i in enumerate(found.tolist()):
+        for row, i in enumerate(indices.tolist()):
             yield i, values[order, row]
 
 
 def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: int | None = None,
               seed: int = 0, numbers: Sequence[int] | None = None, batch_size: int = 16,
               mesh: Mesh | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Drawn continuations, in batches and in order: (indices `[batch]`, f32 `[batch, samples, horizon]`).
+    """Yields sampled forecasts in batches, in order: (indices `[batch]`, f32 `[batch, samples, horizon]`).
 
-    The random numbers do not depend on the batches; that a token depends on the last bit of its
-    probability, which may, is rare. Shows progress.
+    The random numbers do not depend on the batches. The last bit of a token's probability may, but it
+    rarely changes the sampled token. Shows progress.
 
     Args:
-        series: f32 `[windows, time]`, NaN where a value is missing.
-        samples: by default as many as the network's configuration says.
-        numbers: int `[windows]`, the number of each series in the random stream, by default its index. To
-            go on where an earlier call was cut off, give the series that are left and their numbers.
-        mesh: devices to share each batch; batch_size is rounded up to a multiple of their number.
+        series: f32 `[windows, time]`; NaN marks missing values.
+        samples: number of samples per series; by default that of the network's configuration.
+        numbers: int `[windows]`, index of each series in the random stream; by default its position. To
+            resume an interrupted call, pass the remaining series and their indices.
+        mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
 
     Raises:
-        InputError: the series are no table, or the horizon is less than 1.
-        ValueError: numbers are not as many as the series.
+        InputError: the series are not a table, or the horizon is less than 1.
+        ValueError: numbers do not match the series.
     """
     series = _table("series", series)
-    known = _numbers(numbers, len(series))
-    for found, chosen in _batches(len(series), whole_batch(batch_size, mesh), "forecasting"):
-        drawn = chronos.predict(series[chosen], horizon, num_samples=samples, seed=seed,
-                                numbers=known[chosen], mesh=mesh)
-        yield found, drawn[:len(found)]
+    stream_numbers = _numbers(numbers, len(series))
+    for indices, padded in _batches(len(series), whole_batch(batch_size, mesh), "forecasting"):
+        values = chronos.predict(series[padded], horizon, num_samples=samples, seed=seed,
+                                 numbers=stream_numbers[padded], mesh=mesh)
+        yield indices, values[:len(indices)]
 
 
 def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np.ndarray,
@@ -95,58 +95,59 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
                  positions: Literal["all", "boundary"], samples: int | None = None, seed: int = 0,
                  numbers: Sequence[int] | None = None, batch_size: int = 16,
                  mesh: Mesh | None = None) -> np.ndarray:
-    """Mean CRPS over the horizon as the network is, reconstructed, and with each latent left out.
+    """Mean CRPS over the horizon: unpatched, reconstructed, and with each latent ablated.
 
-    One window has the same random numbers in all of them, and the same place in its batch: a latent that
-    is never active there changes exactly nothing. Past prediction_length, where the network reads its own
-    median again, that reading is patched, too. Shows progress.
+    A window uses the same random numbers and the same position in its batch in all variants, so ablating
+    a latent that is never active has exactly no effect. Beyond prediction_length, where the network reads
+    its own median, that pass is patched too. Shows progress.
 
     Args:
-        series: f32 `[windows, time]`, NaN where a value is missing.
-        futures: `[windows, horizon]`, what came.
-        place: in the encoder's blocks, at the layer `layer` of the encoder.
-        positions: where the reconstruction stands: at all of them, or at the boundary, the end token's.
+        series: f32 `[windows, time]`; NaN marks missing values.
+        futures: `[windows, horizon]`, the true continuations.
+        place: a place in the encoder's blocks, at layer `layer`.
+        positions: patched positions: all, or the boundary (the end token).
         samples, numbers, batch_size, mesh: see `forecasts`.
 
     Returns:
         `[windows, 2 + latents]`, f64, in the unit of the series.
 
     Raises:
-        InputError: the series or futures are no table, or not as many.
-        ValueError: the encoder has no such place or layer, the autoencoder is of another width or has no
-            such latent, or numbers are not as many as the series.
+        InputError: the series or futures are not a table, or their numbers differ.
+        ValueError: the encoder has no such place or layer, the autoencoder has another width or no such
+            latent, or numbers do not match the series.
     """
     series, futures = _table("series", series), np.asarray(futures, np.float64)
     if futures.ndim != 2 or len(futures) != len(series):
         raise InputError(f"futures: expected [{len(series)}, horizon], found {list(futures.shape)}")
-    network, known = chronos.network, _numbers(numbers, len(series))
+    network, stream_numbers = chronos.network, _numbers(numbers, len(series))
     check_place(network, place, layer, network.encoder_places)
     check_patch(sae, network.config.d_model, latents)
     if positions not in ("all", "boundary"):
         raise ValueError(f"positions: expected all or boundary, found {positions}")
-    tap_of, last = patched_end(place, layer), EVERY if positions == "all" else 1
-    variants = [(0, NOTHING), (last, NOTHING), *((last, latent) for latent in latents)]
+    tap_of, n_last = patched_end(place, layer), EVERY if positions == "all" else 1
+    variants = [(0, NOTHING), (n_last, NOTHING), *((n_last, latent) for latent in latents)]
     result = np.zeros((len(series), len(variants)))
-    for found, chosen in _batches(len(series), whole_batch(batch_size, mesh), "patching"):
+    for indices, padded in _batches(len(series), whole_batch(batch_size, mesh), "patching"):
         for column, variant in enumerate(variants):
-            drawn = chronos.predict(series[chosen], futures.shape[1], num_samples=samples, seed=seed,
-                                    numbers=known[chosen], tap_of=tap_of, aux_model=sae,
-                                    beside=np.tile(variant, (len(chosen), 1)), mesh=mesh)
-            result[found, column] = crps(drawn[:len(found)], futures[found]).mean(axis=-1)
+            values = chronos.predict(series[padded], futures.shape[1], num_samples=samples, seed=seed,
+                                     numbers=stream_numbers[padded], tap_of=tap_of, aux_model=sae,
+                                     metadata=np.tile(variant, (len(padded), 1)), mesh=mesh)
+            result[indices, column] = crps(values[:len(indices)], futures[indices]).mean(axis=-1)
     return result
 
 
-@functools.cache  # the same function for the same place: what is compiled for it serves the next call, too
+@functools.cache  # returns the same function object for the same place, so that it is compiled once
 def patched_end(place: str, layer: int) -> TapOf:
-    """The tap that has the last positions as the autoencoder makes them, for `continue_ids` and `predict`.
+    """The tap that replaces the last positions by their reconstruction, for `continue_ids` and `predict`.
 
-    beside `[rows, 2]`: how many positions (0: none; EVERY), and the latent to leave out, or NOTHING.
+    metadata `[rows, 2]`: number of last positions (0: none; EVERY: all), and the latent to ablate or
+    NOTHING.
     """
-    def tap_of(sae: TopKSAE, beside: jax.Array) -> Tap:
-        def edit(value: jax.Array, at: int | None) -> jax.Array:
+    def tap_of(sae: TopKSAE, metadata: jax.Array) -> Tap:
+        def edit(value: jax.Array, at_layer: int | None) -> jax.Array:
             time = value.shape[1]
-            patch = Patch(time - beside[:, 0], 0 * beside[:, 0] + time, beside[:, 1])
-            return reconstructed(sae, value, patch) if at == layer else value
+            patch = Patch(time - metadata[:, 0], 0 * metadata[:, 0] + time, metadata[:, 1])
+            return reconstructed(sae, value, patch) if at_layer == layer else value
         return Tap(edit={place: edit})
     return tap_of
 
@@ -154,12 +155,12 @@ def patched_end(place: str, layer: int) -> TapOf:
 # ---------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(8)  # what is compiled serves the next call, too
-def _looking(graph: Any, place: str, kept: tuple[int, ...], mesh: Mesh | None) -> Callable:
-    def look(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        tap = Tap(record=(place,), layers=kept)
+@functools.lru_cache(8)  # reuses the compiled program between calls
+def _encoder(graph: Any, place: str, layers: tuple[int, ...], mesh: Mesh | None) -> Callable:
+    def run(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        tap = Tap(record=(place,), layers=layers)
         return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][place]
-    return jax.jit(look, out_shardings=None if mesh is None else replicated(mesh))
+    return jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def _table(name: str, values: np.ndarray) -> np.ndarray:
@@ -170,16 +171,16 @@ def _table(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _numbers(numbers: Sequence[int] | None, windows: int) -> np.ndarray:
-    known = np.arange(windows) if numbers is None else np.asarray(numbers, np.int64)
-    if known.shape != (windows,):
-        raise ValueError(f"numbers: expected [{windows}], found {list(known.shape)}")
-    return known
+    checked = np.arange(windows) if numbers is None else np.asarray(numbers, np.int64)
+    if checked.shape != (windows,):
+        raise ValueError(f"numbers: expected [{windows}], found {list(checked.shape)}")
+    return checked
 
 
-def _batches(windows: int, rows: int, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices, and the same filled up to `rows` with the last one, so that no batch is smaller."""
-    with progress.shown(windows, what, "window") as advance:
+def _batches(windows: int, rows: int, label: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the indices of each batch, and the same padded to `rows` by repeating the last index."""
+    with progress.shown(windows, label, "window") as advance:
         for start in range(0, windows, rows):
-            found = np.arange(start, min(start + rows, windows))
-            yield found, np.pad(found, (0, rows - len(found)), mode="edge")
-            advance(len(found))
+            indices = np.arange(start, min(start + rows, windows))
+            yield indices, np.pad(indices, (0, rows - len(indices)), mode="edge")
+            advance(len(indices))

@@ -1,1 +1,1 @@
-"""Training: one step, one loop, and what surrounds them (optimiser, checkpoints, logs, run directory)."""
+"""Training: tasks, losses, the update step and loop, optimisers, checkpoints, logs, run directories."""

@@ -1,4 +1,4 @@
-"""Learning to answer, and to say when it cannot: a run's task on pairs of a prompt and its response."""
+"""The fine-tuning task: train a network on pairs of a prompt and its response."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.sharding import Mesh, local_rows, place_rows, replicated
-from tilelli_jax.training.chat_loss import chat_loss, terms_of, tethered
+from tilelli_jax.training.chat_loss import chat_loss, finetune_hooks, terms_of
 from tilelli_jax.training.diagnose import diagnose
-from tilelli_jax.training.distributed import together
+from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
 from tilelli_jax.training.groups import check_groups, everything
@@ -40,72 +40,75 @@ from tilelli_jax.training.task import NATS, LossUnit, Task
 from tilelli_jax.training.text import zero_fraction
 
 WEIGHTED = LossUnit("weighted loss")
-WEIGHTS = ("response", "prompt", "last", "inside")  # of a batch's arrays, shares of the whole of it
+WEIGHTS = ("response", "prompt", "last", "inside")  # arrays of a batch that weight the loss terms
 
 
 def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
-    """Raises InputError where pairs cannot be read or are too long, or a loss asks what the network lacks."""
+    """Builds the task. Raises InputError if pairs are unreadable or too long, or a loss does not fit."""
     assert not isinstance(config.model, SAEConfig) and config.chat is not None
     train, section, goal = config.train, config.chat, config.finetune
     _check_network(config)
     check_batches(train.batch_size, train.eval_batch_size, POSITION * train.seq_len, jax.process_count())
     splits = open_pairs(section)
-    learned = pack_rows(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
-                  loss_on=section.loss_on, abstain_position=section.abstain_position)
-    held_out = pack_rows(splits.valid, train.seq_len, pack=False, loss_on=section.loss_on, abstain_position=section.abstain_position)
+    train_rows = pack_rows(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
+                           loss_on=section.loss_on, abstain_position=section.abstain_position)
+    valid_rows = pack_rows(splits.valid, train.seq_len, pack=False, loss_on=section.loss_on,
+                           abstain_position=section.abstain_position)
     most = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
     if goal.cross_entropy_weight:
-        for counts, file, use in ((learned.counts, section.source, "learn from"),
-                                  (held_out.counts[:most], section.valid or section.source, "validate on")):
+        for counts, file, use in ((train_rows.counts, section.source, "train on"),
+                                  (valid_rows.counts[:most], section.valid or section.source, "validate on")):
             if not counts[:, 0].any():
-                raise InputError(f"finetune.cross_entropy_weight: expected 0, as {file} has no response that counts "
-                                 f"among the pairs to {use}, found {goal.cross_entropy_weight:g}")
-    loss, hooks = chat_loss(goal), tethered(goal)
+                raise InputError(f"finetune.cross_entropy_weight: expected 0, as {file} has no response that "
+                                 f"counts among the pairs to {use}, found {goal.cross_entropy_weight:g}")
+    loss, hooks = chat_loss(goal), finetune_hooks(goal)
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
 
     def place(batch: ChatBatch) -> dict[str, jax.Array]:
-        # An update takes the mean over parts of what are sums over shares of the whole batch.
+        # The weights sum to 1 over the whole batch, and the update averages over parts: scale by their
+        # number.
         arrays = {name: array * np.float32(train.accumulate) if name in WEIGHTS else array
                   for name, array in batch._asdict().items() if name != "rows"}
         return {name: place_rows(array.reshape(train.accumulate, -1, array.shape[-1]), mesh, part, axis=1)
                 for name, array in arrays.items()}
 
     def training(model: Any) -> Training:
-        made = make_training(config.model, config.compute, config.optimizer, steps=train.steps, loss=loss,
-                             seed=config.seed, mesh=mesh, model=model, hooks=hooks)
-        check_groups(goal.train, made.outline.params, "finetune.train")
-        return made
+        parts = make_training(config.model, config.compute, config.optimizer, steps=train.steps, loss=loss,
+                              seed=config.seed, mesh=mesh, model=model, hooks=hooks)
+        check_groups(goal.train, parts.outline.params, "finetune.train")
+        return parts
 
     def diagnoser(network: Network) -> Callable[[TrainState, ChatBatch], list[str]]:
-        def look(state: TrainState, batch: ChatBatch) -> list[str]:
-            whole = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
-            return diagnose(network, state.params, whole | hooks.extra_batch(state),
+        def describe_state(state: TrainState, batch: ChatBatch) -> list[str]:
+            arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
+            return diagnose(network, state.params, arrays | hooks.extra_batch(state),
                             jax.random.wrap_key_data(state.key), loss, mesh)
-        return look
+        return describe_state
 
     def evaluate(network: Network) -> Callable[[Any], float]:
-        loss_unit = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most, mesh=mesh)
-        return lambda params: float(goal.weighted(loss_unit(params)))
+        mean_terms = held_out_terms(network, valid_rows, batch_size=train.eval_batch_size, most=most,
+                                    mesh=mesh)
+        return lambda params: float(goal.weighted(mean_terms(params)))
 
     def summarize(model: Any) -> dict[str, Any]:
         network, params = split_params(model)
-        found = held_out_terms(network, held_out, batch_size=train.eval_batch_size, most=most)(params)
-        return {"trained": list(goal.train), "held_out": {"pairs": min(len(held_out), most or len(held_out)),
-                                                          **found}}
+        terms = held_out_terms(network, valid_rows, batch_size=train.eval_batch_size, most=most)(params)
+        n_pairs = min(len(valid_rows), most or len(valid_rows))
+        return {"trained": list(goal.train), "held_out": {"pairs": n_pairs, **terms}}
 
     only_nats = goal.cross_entropy_weight == 1 and not (goal.abstain_weight or goal.router_entropy_weight)
     return Task(
         source=section.source, key="chat.source",
-        size=f"{_size(splits.train)} to learn from in {len(learned):,} rows, "
+        size=f"{_size(splits.train)} to train on in {len(train_rows):,} rows, "
              f"{_size(splits.valid)} to validate on",
         fingerprint=splits.fingerprint(),
-        batches=training_rows(learned, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
+        batches=training_rows(train_rows, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
                               prefetch=section.prefetch),
-        place=place, describe_batch=functools.partial(_whence, learned), training=training, evaluate=evaluate,
-        diagnose=diagnoser, extra=zero_fraction(mesh),
+        place=place, describe_batch=functools.partial(_describe_batch, train_rows), training=training,
+        evaluate=evaluate, diagnose=diagnoser, extra=zero_fraction(mesh),
         logged=("nats", "abstain", "router_entropy_loss", "router_kl", "router_entropy", "zero_fraction"),
-        tokens=train.batch_size * train.seq_len,  # padding and all: what an update computes
+        tokens=train.batch_size * train.seq_len,  # with padding: an update computes it too
         flops_per_token=(train_flops_per_token(config.model, train.seq_len)
                          if hooks.trained is everything and not goal.router_kl_weight else 0.0),
         loss_unit=NATS if only_nats and not goal.router_kl_weight else WEIGHTED, summarize=summarize,
@@ -114,56 +117,58 @@ def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
 
 def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: int | None = None,
                    mesh: Mesh | None = None) -> Callable[[Any], dict[str, float]]:
-    """`measure(params)` → means over held-out pairs, each read alone if `rows` are not packed.
+    """Returns `mean_terms(params)`: means over held-out pairs, one pair per row if `rows` are not packed.
 
-    `cross_entropy` in nats per byte of the responses; as far as the network has a head or a router,
-    `abstain` and `router_entropy_loss`, and of prompts with an answer and of those without `abstain_p_known`,
-    `abstain_p_unknown`, `entropy_known`, `entropy_unknown`, where there are such.
+    `cross_entropy` is in nats per byte of the responses. A network with an abstain head adds `abstain`,
+    `abstain_p_known` and `abstain_p_unknown`; one with a router adds `router_entropy_loss`, `entropy_known`
+    and `entropy_unknown`. "known" covers prompts with an answer, "unknown" those without; a term is left out
+    if its mean is over nothing.
 
     Args:
-        most: look at so many rows only.
-        mesh: devices to share each batch; without one, it is this process's first device that works.
+        most: use at most this many rows; None uses all.
+        mesh: devices that share each batch; None uses this process's first device.
     """
     chosen = None if mesh is None else local_rows(mesh, batch_size)
     batches = validation_rows(rows, batch_size=batch_size, rows=chosen, most=most)
 
     totals = _totals(network.graph, mesh)
 
-    def loss_unit(params: Any) -> dict[str, float]:
+    def mean_terms(params: Any) -> dict[str, float]:
         sums = []
         for batch in batches:
             arrays = {name: array for name, array in batch._asdict().items() if name != "rows"}
             sums.append(totals(network.buffers, params, arrays if mesh is None else {
                 name: place_rows(array, mesh, batch_size) for name, array in arrays.items()}))
-        found = {name: math.fsum(float(one[name]) for one in jax.device_get(sums)) for name in sums[0]}
-        counts = {name: found.pop(name) for name in ("bytes", "pairs", "known", "unknown")}
-        of = {"cross_entropy": "bytes"} | {name: name.rpartition("_")[2] for name in found
-                                           if name.endswith("known")}
-        return {name: value / count for name, value in found.items()
-                if (count := counts[of.get(name, "pairs")])}
-    return loss_unit
+        terms = {name: math.fsum(float(batch_sums[name]) for batch_sums in jax.device_get(sums))
+                 for name in sums[0]}
+        counts = {name: terms.pop(name) for name in ("bytes", "pairs", "known", "unknown")}
+        count_names = {"cross_entropy": "bytes"} | {name: name.rpartition("_")[2] for name in terms
+                                                    if name.endswith("known")}
+        return {name: value / count for name, value in terms.items()
+                if (count := counts[count_names.get(name, "pairs")])}
+    return mean_terms
 
 
 @functools.lru_cache(maxsize=16)
 def _totals(graph: Any, mesh: Mesh | None) -> Callable[..., dict[str, jax.Array]]:
-    """The sums over a batch: one program for all networks of one structure."""
+    """Returns the function that sums the terms over a batch, compiled once per network structure."""
     def totals(buffers: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        found, _ = terms_of(Network(graph, buffers).merge(params), batch)
-        found.pop("router_entropy", None)
-        return found | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
-    if mesh is None:  # of this process alone
+        terms, _ = terms_of(Network(graph, buffers).merge(params), batch)
+        terms.pop("router_entropy", None)
+        return terms | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
+    if mesh is None:  # this process alone
         return jax.jit(totals)
-    return together(jax.jit(totals, out_shardings=replicated(mesh)))
+    return compile_barrier(jax.jit(totals, out_shardings=replicated(mesh)))
 
 
-def of_start(config: ExperimentConfig, run: RunDirectory) -> ExperimentConfig:
-    """The configuration with the network that is fine-tuned, where it says none itself.
+def with_starting_network(config: ExperimentConfig, run: RunDirectory) -> ExperimentConfig:
+    """Fills in `model` of a fine-tuning configuration that does not set it.
 
-    That is the network of `train.init_from`, or of a run that began from there and may have outlived it;
-    with an abstain head if that is trained.
+    The network is that of the existing run, if there is one, since `train.init_from` may have been deleted;
+    otherwise that of `train.init_from`. It gets an abstain head if that head is trained.
 
     Raises:
-        InputError: there is no such network, or none that can be trained here.
+        InputError: there is no such network, or it is of a family that cannot be fine-tuned.
     """
     if config.chat is None or not config.train.init_from or config.model != RoutedConfig():
         return config
@@ -205,7 +210,7 @@ def _size(pairs: Sequence[Pair]) -> str:
     return f"{len(pairs):,} pairs" + (f" ({unanswerable:,} without an answer)" if unanswerable else "")
 
 
-def _whence(source: ChatRows, batch: ChatBatch) -> str:
-    """Where a batch's pairs stand, in words."""
+def _describe_batch(source: ChatRows, batch: ChatBatch) -> str:
+    """Names the file lines of a batch's pairs, at most four."""
     lines = source.lines(batch.rows)
     return f"of {'; '.join(lines[:4])}{'; …' if len(lines) > 4 else ''}"

@@ -1,13 +1,14 @@
-"""What fine-tuning on pairs is to reach: to answer, to say when it cannot, to be unsure where it should be.
+"""The loss of fine-tuning on pairs of a prompt and its response.
 
-All terms are means over a batch, each in units of its own:
+Each term is a mean over the batch:
 
-    cross-entropy    nats per byte, of the bytes of responses
-    abstain          nats per prompt: the abstain head's logit at the last position of a prompt, whether the
-                     prompt has no answer
-    router_entropy_loss    0 … 1 per prompt: the router's entropy over log n, mean over blocks and the prompt's
-                     positions, of a prompt with an answer; 1 minus that, of one without
-    tether           nats per position: KL(the starting network's routing ‖ this one's), mean over blocks
+    cross_entropy        nats per byte of the responses
+    abstain              nats per prompt: binary cross-entropy of the abstain head's logit at the prompt's
+                         last position; the label is 1 if the prompt has no answer
+    router_entropy_loss  0 … 1 per prompt: the router's entropy divided by log(number of paths), averaged over
+                         blocks and the prompt's positions; 1 minus that for a prompt without an answer
+    router_kl            nats per position: KL(routing of the starting network ‖ current routing), averaged
+                         over blocks
 """
 
 from __future__ import annotations
@@ -29,28 +30,29 @@ from tilelli_jax.training.groups import Group, merge, select, trained_of
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.step import Metrics, UpdateHooks, split_params
 
-# The loss terms and their weights in FinetuneConfig; `router_kl` besides, which needs the starting network.
+# The loss terms and their weights in FinetuneConfig. `router_kl` is separate: it needs the starting network.
 TERMS = {"cross_entropy": "cross_entropy_weight", "abstain": "abstain_weight",
          "router_entropy_loss": "router_entropy_weight"}
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Section):
-    """What fine-tuning on pairs trains, and its losses by their weights."""
+    """What fine-tuning on pairs trains: parameter groups and the weights of the loss terms."""
 
     train: tuple[Group, ...] = setting(
-        ("everything",), "groups of parameters that are trained; all others keep every bit. paths: conv, "
-        "state, attention and dense together")
-    cross_entropy_weight: float = setting(1.0, "weight of the cross-entropy of responses", min=0)
+        ("everything",), "groups of parameters to train; all others stay unchanged to the bit. paths is "
+        "conv, state, attention and dense together")
+    cross_entropy_weight: float = setting(1.0, "weight of the responses' cross-entropy, in nats per byte",
+                                          min=0)
     abstain_weight: float = setting(
-        0.0, "weight of the abstain head's cross-entropy; a network without the head gets one of zeros "
-        "where that is trained", min=0)
+        0.0, "weight of the abstain head's binary cross-entropy, in nats per prompt; a network without the "
+        "head gets one initialised to zeros if it is trained; 0: off", min=0)
     router_entropy_weight: float = setting(
-        0.0, "weight of the routers' entropy: down over prompts with an answer, up over those without",
-        min=0)
+        0.0, "weight of the router-entropy term, which lowers the routers' entropy on prompts with an answer "
+        "and raises it on prompts without; 0: off", min=0)
     router_kl_weight: float = setting(
-        0.0, "weight of the divergence of the routing from that of the starting network; no part of the "
-        "validation loss", min=0)
+        0.0, "weight of KL(starting network's routing ‖ current routing), in nats per position; not part of "
+        "the validation loss; 0: off", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,77 +65,80 @@ class FinetuneConfig(Section):
 
     @property
     def adds_head(self) -> bool:
-        """Whether a network without an abstain head gets one."""
+        """Whether the run adds an abstain head to a network without one."""
         return self.abstain_weight > 0 and bool({"abstain", "everything"} & set(self.train))
 
     def weighted(self, terms: Any) -> Any:
-        """The terms that there are, by their weights, added up; without the tether."""
+        """Returns the weighted sum of the terms present, without `router_kl`."""
         return sum(getattr(self, weight) * terms[term] for term, weight in TERMS.items() if term in terms)
 
 
 def terms_of(model: Decoder, batch: Batch) -> tuple[Metrics, jax.Array | None]:
-    """The sums of the terms by the batch's weights, and the routing `[blocks, batch, time, paths]`.
+    """Returns the terms, summed with the batch's weights, and the routing `[blocks, batch, time, paths]` or
+    None.
 
-    Batch: as `data.chat_pairs.ChatBatch`. Beside `TERMS`, as far as the network has a router or a head:
-    `router_entropy [blocks]`; and of prompts with an answer, `known`, and of those without, `unknown`: the
-    sum of their weights, `entropy_known` …, `abstain_p_known` ….
+    The batch has the fields of `data.chat_pairs.ChatBatch`. Besides `TERMS` the result has `known` and
+    `unknown`, the summed weights of prompts with and without an answer; `router_entropy [blocks]`,
+    `entropy_known` and `entropy_unknown` if the network has a router; `abstain_p_known` and
+    `abstain_p_unknown` if it has an abstain head.
     """
     ids = batch["bytes"].astype(jnp.int32)
     tap = Tap(record=tuple(place for place in ("router", "abstain") if place in model.places))
-    logits, seen = model.tapped(ids[:, :-1], tap)
+    logits, activations = model.tapped(ids[:, :-1], tap)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
     unanswerable = batch["unanswerable"]
     classes = {"known": ~unanswerable, "unknown": unanswerable}
-    found = {"cross_entropy": jnp.sum(batch["response"] * nats)}
-    found |= {name: jnp.sum(jnp.where(there, batch["last"], 0)) for name, there in classes.items()}
-    if "abstain" in seen:
-        logit = seen["abstain"]
-        found["abstain"] = jnp.sum(batch["last"] * optax.sigmoid_binary_cross_entropy(
+    terms = {"cross_entropy": jnp.sum(batch["response"] * nats)}
+    terms |= {name: jnp.sum(jnp.where(members, batch["last"], 0)) for name, members in classes.items()}
+    if "abstain" in activations:
+        logit = activations["abstain"]
+        terms["abstain"] = jnp.sum(batch["last"] * optax.sigmoid_binary_cross_entropy(
             logit, unanswerable.astype(jnp.float32)))
-        found |= {f"abstain_p_{name}": jnp.sum(jnp.where(there, batch["last"], 0) * jax.nn.sigmoid(logit))
-                  for name, there in classes.items()}
-    if "router" in seen:
-        each = entropy(seen["router"])
-        mean = each.mean(0)
-        found["router_entropy_loss"] = jnp.sum(batch["prompt"] * jnp.where(unanswerable, 1 - mean, mean))
-        found["router_entropy"] = jnp.sum(batch["prompt"] * each, (1, 2))
-        found |= {f"entropy_{name}": jnp.sum(jnp.where(there, batch["prompt"], 0) * mean)
-                  for name, there in classes.items()}
-    return found, seen.get("router")
+        terms |= {f"abstain_p_{name}": jnp.sum(jnp.where(members, batch["last"], 0) * jax.nn.sigmoid(logit))
+                  for name, members in classes.items()}
+    if "router" in activations:
+        entropies = entropy(activations["router"])
+        mean = entropies.mean(0)
+        terms["router_entropy_loss"] = jnp.sum(batch["prompt"] * jnp.where(unanswerable, 1 - mean, mean))
+        terms["router_entropy"] = jnp.sum(batch["prompt"] * entropies, (1, 2))
+        terms |= {f"entropy_{name}": jnp.sum(jnp.where(members, batch["prompt"], 0) * mean)
+                  for name, members in classes.items()}
+    return terms, activations.get("router")
 
 
 def chat_loss(config: FinetuneConfig) -> Loss:
-    """The terms by their weights.
+    """Returns the loss function: the weighted sum of the terms.
 
-    Batch: as of `data.chat_pairs.training_rows`, and with a tether `start`, what is trained as it was.
-    Reported: `loss`, which is the objective, and every term under its name: `nats`, `abstain`,
-    `router_entropy_loss`, `router_kl`; and `router_entropy [blocks]`.
+    The batch is one of `data.chat_pairs.training_rows`; with `router_kl_weight` it also has `start`, the
+    trained parameters' starting values. Metrics: `loss` (the objective), `nats`, `abstain`,
+    `router_entropy_loss`, `router_kl` and `router_entropy [blocks]`, as far as the network has them.
     """
     def loss(model: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        del key  # nothing is drawn
+        del key  # no randomness
         terms, routing = terms_of(model, batch)
         total = config.weighted(terms)
-        told = {"nats": terms["cross_entropy"]} | {
-            name: terms[name] for name in ("abstain", "router_entropy_loss", "router_entropy") if name in terms}
+        metrics = {"nats": terms["cross_entropy"]} | {
+            name: terms[name] for name in ("abstain", "router_entropy_loss", "router_entropy")
+            if name in terms}
         if config.router_kl_weight:
             assert routing is not None
-            told["router_kl"] = _drift(model, batch, routing)
-            total = total + config.router_kl_weight * told["router_kl"]
-        return total, told | {"loss": total}
+            metrics["router_kl"] = _router_kl(model, batch, routing)
+            total = total + config.router_kl_weight * metrics["router_kl"]
+        return total, metrics | {"loss": total}
     return loss
 
 
-def tethered(config: FinetuneConfig) -> UpdateHooks:
-    """What an update does besides: some parameters only, and the starting ones at hand for a tether."""
+def finetune_hooks(config: FinetuneConfig) -> UpdateHooks:
+    """Returns hooks that train the configured groups, and keep the starting parameters for `router_kl`."""
     trained = trained_of(config.train)
     if not config.router_kl_weight:
         return UpdateHooks(trained=trained)
     return UpdateHooks(trained=trained, memory=functools.partial(select, trained=trained),
-                extra_batch=lambda state: {"start": state.memory})
+                       extra_batch=lambda state: {"start": state.memory})
 
 
-def _drift(model: Decoder, batch: Batch, routing: jax.Array) -> jax.Array:
-    """Mean over positions and blocks of KL(before ‖ now), in nats."""
+def _router_kl(model: Decoder, batch: Batch, routing: jax.Array) -> jax.Array:
+    """Returns KL(starting routing ‖ current routing) in nats, averaged over positions and blocks."""
     network, params = split_params(model)
     start_params: Any = batch["start"]
     start = network.merge(merge(params, start_params))

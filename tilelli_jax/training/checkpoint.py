@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: asynchronous, newest and best kept, damaged ones passed over."""
+"""Checkpoints written with Orbax: saves asynchronously, keeps the newest and the best, skips damaged ones."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The directory `checkpoints/` of a run: `<step>/state` (arrays) and `<step>/notes` (JSON).
 
-    A checkpoint is written beside its place and renamed when complete: a killed process leaves
-    either all of it or nothing that counts. What happens to its files later is seen by the list
-    of their sizes and checksums, `<step>/files.json`, before Orbax reads them: at a damaged file
-    it fails too, but with thousands of lines from threads that it leaves behind.
+    A checkpoint is written to a temporary directory and renamed when complete, so a killed process leaves a
+    complete checkpoint or an ignored directory. `<step>/files.json` lists each file's size and checksum; they
+    are checked before Orbax reads the files, because Orbax reports a damaged file with thousands of lines
+    from background threads.
     """
 
     def __init__(self, path: Path, keep: int = 2):
@@ -49,16 +49,16 @@ class Checkpoints:
             create=True, cleanup_tmp_directories=True, preservation_policy=self._policy,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal)))
         self._failed = False
-        _drop_echoes()
+        _silence_event_loop_errors()
 
     def save(self, state: TrainState, notes: dict[str, Any]) -> None:
-        """Starts saving; returns as soon as the arrays are copied.
+        """Starts saving, and returns once the arrays are copied.
 
         Args:
-            notes: anything that JSON can hold, with `step`, and `best_step`, the one to keep.
+            notes: JSON values, with `step` and with `best_step`, the checkpoint to keep.
 
         Raises:
-            InputError: this one, or the one before it, cannot be written. Those that are whole stay.
+            InputError: this checkpoint or the previous one cannot be written. Complete ones stay.
         """
         self._policy.best_step = notes["best_step"]
         with self._writing():
@@ -66,13 +66,13 @@ class Checkpoints:
                 state=ocp.args.StandardSave(_tree(state)), notes=ocp.args.JsonSave(notes)))
 
     def latest(self, outline: TrainState) -> Restored | None:
-        """The newest checkpoint that can be read, or None where there is none.
+        """Returns the newest readable checkpoint, or None if there is no checkpoint.
 
         Args:
-            outline: shapes, types and shardings to restore to; any mesh will do.
+            outline: shapes, types and shardings to restore to, on any mesh.
 
         Raises:
-            InputError: there are checkpoints and none can be read.
+            InputError: there are checkpoints, but none is readable.
         """
         damaged: list[tuple[int, InputError]] = []
         for step in reversed(self.steps()):
@@ -82,40 +82,40 @@ class Checkpoints:
                 damaged.append((step, error))
                 continue
             for bad, reason in damaged:
-                log.warning("%s; passed over, going on from step %d", reason, step)
+                log.warning("%s; skipped, continuing from step %d", reason, step)
                 self._set_aside(bad)
             return restored
         if damaged:
-            raise InputError(f"{damaged[0][1]}; there is no other that can be read")
+            raise InputError(f"{damaged[0][1]}; no other checkpoint is readable")
         return None
 
     def restore(self, step: int, outline: TrainState) -> Restored:
-        """One checkpoint.
+        """Returns the checkpoint of a step.
 
         Raises:
-            InputError: it is not there, it is damaged, or it is one of another network.
+            InputError: it is missing, damaged, or of another network.
         """
         if reason := self._damage(step):
             raise InputError(f"{self.path / str(step)}: damaged checkpoint ({reason})")
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(
+            items = self._manager.restore(step, args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(_tree(outline)), notes=ocp.args.JsonRestore()))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{self.path / str(step)}: cannot be restored: {reason}") from error
-        return Restored(TrainState(**found["state"]), found["notes"])
+        return Restored(TrainState(**items["state"]), items["notes"])
 
     def steps(self) -> list[int]:
-        """The steps that are kept, in order."""
+        """Returns the saved steps, ascending."""
         return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
-        """Until what was started is on disk. Raises InputError where it cannot be written."""
+        """Waits until started saves are on disk. Raises InputError if one cannot be written."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory. Raises as `wait` does, if nothing has been raised before."""
+        """Waits for saves and closes the directory. Raises like `wait`, unless an error was raised before."""
         reported = self._failed
         try:
             with self._writing():
@@ -126,7 +126,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Orbax and TensorStore raise many kinds, from threads: one line in their place."""
+        """Turns the many exceptions of Orbax and TensorStore into a one-line InputError."""
         try:
             yield
         except Exception as error:
@@ -135,20 +135,20 @@ class Checkpoints:
             raise InputError(f"{self.path}: a checkpoint cannot be written: {_cause(reason)}") from error
 
     def _seal(self) -> None:
-        """Lists a checkpoint's files; called in one process, just before the renaming.
+        """Writes a checkpoint's file list; called in one process, just before the rename.
 
-        Those at its top are left out: Orbax has yet to change them, and needs none of them.
+        Files at the top level are left out: Orbax still changes them, and does not need them to restore.
         """
         for folder in self.path.glob("*.orbax-checkpoint-tmp*"):
             files = (path for path in folder.glob("*/**/*") if path.is_file())
             write_json(folder / SEAL, checksums(folder, files))
 
     def _damage(self, step: int) -> str:
-        """What is wrong with the files of a checkpoint, as the first process sees them, or ""."""
+        """Returns what is wrong with a checkpoint's files, as the first process sees them; "" if nothing."""
         reason = _first_damage(self.path / str(step)) if jax.process_index() == 0 else ""
         if jax.process_count() > 1:
-            whole = multihost_utils.broadcast_one_to_all(not reason)
-            return "" if whole else reason or "as the first process found"
+            intact = multihost_utils.broadcast_one_to_all(not reason)
+            return "" if intact else reason or "as the first process found"
         return reason
 
     def _set_aside(self, step: int) -> None:
@@ -165,34 +165,34 @@ class Checkpoints:
 # ---------------------------------------------------------------------------------------------
 
 
-def _drop_echoes() -> None:
-    """Of a write that failed, TensorStore's threads print that nobody waits for them any more."""
+def _silence_event_loop_errors() -> None:
+    """Hides "Event loop is closed" errors, which TensorStore's threads print after a failed write."""
     before = sys.unraisablehook
-    if getattr(before, "drops_echoes", False):
+    if getattr(before, "silences_event_loop", False):
         return
 
-    def hook(what: Any) -> None:
-        if what.exc_type is not RuntimeError or str(what.exc_value) != "Event loop is closed":
-            before(what)
-    hook.drops_echoes = True  # type: ignore[attr-defined]
+    def hook(error: Any) -> None:
+        if error.exc_type is not RuntimeError or str(error.exc_value) != "Event loop is closed":
+            before(error)
+    hook.silences_event_loop = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook
 
 
 def _cause(reason: str) -> str:
-    """The file and what the system says, of TensorStore's long sentences."""
-    found = re.search(r'local file "([^"]+)".*: ([A-Z][^:]*?) \[os_error_code', reason)
-    return f"{found[1]}: {found[2]}" if found else reason[:300]
+    """Extracts the file and the system's error from TensorStore's long message."""
+    match = re.search(r'local file "([^"]+)".*: ([A-Z][^:]*?) \[os_error_code', reason)
+    return f"{match[1]}: {match[2]}" if match else reason[:300]
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    """As it is stored: without the memory where nothing is remembered, as all were before there was one."""
+    """Returns the tree to store: without `memory` if that is empty, the layout of earlier versions."""
     tree = state._asdict()
     return tree if jax.tree.leaves(tree["memory"]) else {k: v for k, v in tree.items() if k != "memory"}
 
 
 @dataclasses.dataclass
 class _NewestAndBest:
-    """Which checkpoints Orbax is to keep. Its own BestN forgets all losses at a restart."""
+    """Tells Orbax which checkpoints to keep. Orbax's own BestN forgets all losses at a restart."""
 
     keep: int
     best_step: int = 0
@@ -205,7 +205,7 @@ class _NewestAndBest:
 
 def _first_damage(folder: Path) -> str:
     if not (folder / SEAL).is_file():
-        return "" if folder.is_dir() else "it is not there"  # unlisted: for Orbax to find out
+        return "" if folder.is_dir() else "it does not exist"  # without a list Orbax itself finds damage
     try:
         return find_damage(folder, read_json(folder / SEAL))
     except (OSError, InputError) as error:

@@ -1,4 +1,4 @@
-"""Why a loss or a gradient stopped being finite."""
+"""Finds where a loss or a gradient stopped being finite."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from jax.sharding import Mesh
 
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.sharding import path_name, replicated
-from tilelli_jax.training.distributed import together
+from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.step import Network
 
 
 class Diverged(RuntimeError):
-    """Training came to numbers that are not finite; the message says where."""
+    """Training reached numbers that are not finite; the message says where."""
 
 
 def diagnose(network: Network, params: Any, batch: Batch, key: jax.Array, loss: Loss,
              mesh: Mesh) -> list[str]:
-    """Sentences on the first places where an update's numbers are not finite.
+    """Returns sentences that name the first places where an update's numbers are not finite.
 
-    Runs the update's forward and backward pass again, with the parameters it started from.
+    Repeats the update's forward and backward pass from the parameters it started with.
 
     Args:
-        batch: as for the loss, `bytes [batch, time + 1]`.
+        batch: the loss's batch; uses `bytes [batch, time + 1]`.
     """
-    @together
+    @compile_barrier
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def look(params: Any, batch: Batch) -> tuple[Any, ...]:
+    def inspect_update(params: Any, batch: Batch) -> tuple[Any, ...]:
         model = network.merge(params)
-        logits, seen = model.tapped(batch["bytes"][:, :-1].astype(jnp.int32), Tap(record=("resid_post",)))
+        ids = batch["bytes"][:, :-1].astype(jnp.int32)
+        logits, activations = model.tapped(ids, Tap(record=("resid_post",)))
         grads = jax.grad(lambda p: loss(network.merge(p), batch, key)[0])(params)
-        stream = seen["resid_post"].astype(jnp.float32)
+        stream = activations["resid_post"].astype(jnp.float32)
         return (jnp.max(jnp.abs(stream), (1, 2, 3)), jnp.max(jnp.abs(logits)),
                 jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), grads),
                 jax.tree.map(lambda p: jnp.all(jnp.isfinite(p)), params))
 
-    stream, logits, grads_finite, params_finite = jax.device_get(look(params, batch))
+    stream, logits, grads_finite, params_finite = jax.device_get(inspect_update(params, batch))
     sentences = []
     bad_params = _names(params_finite)
     if bad_params:

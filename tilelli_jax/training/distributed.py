@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and how they stop at the same step."""
+"""Runs of several processes: how they find each other, compile together and stop at the same step."""
 
 from __future__ import annotations
 
@@ -22,42 +22,41 @@ from tilelli_jax.errors import INTERRUPTED, InputError
 COORDINATOR = "TILELLI_COORDINATOR"
 NUM_PROCESSES = "TILELLI_NUM_PROCESSES"
 PROCESS_ID = "TILELLI_PROCESS_ID"
-PATIENCE_MS = 3_600_000  # how long one process may take to compile after another has
+PATIENCE_MS = 3_600_000  # longest time, in ms, that one process may take to compile after another
 
 
 def initialize() -> None:
-    """Joins this process to the others of its run; to be called before JAX touches a device.
+    """Joins this process to the others of its run; call it before JAX uses a device.
 
-    Who the others are is read from `TILELLI_COORDINATOR` (host:port of process 0),
-    `TILELLI_NUM_PROCESSES` and `TILELLI_PROCESS_ID` where these are set, and otherwise found by
-    `jax.distributed.initialize` itself, which knows SLURM, Cloud TPU, GKE and Open MPI. On CPU
-    the processes compute together through gloo, JAX's default there.
+    Reads `TILELLI_COORDINATOR` (host:port of process 0), `TILELLI_NUM_PROCESSES` and
+    `TILELLI_PROCESS_ID` if any is set. Otherwise `jax.distributed.initialize` detects the cluster: SLURM,
+    Cloud TPU, GKE or Open MPI. CPU processes communicate through gloo, JAX's default.
 
     Raises:
-        InputError: the variables are incomplete or wrong, or there is nothing to detect.
+        InputError: the variables are incomplete or wrong, or no cluster is detected.
     """
-    # `should_stop` asks this service; it is on by default, but a user's environment may say no.
+    # `should_stop` uses this service; it is on by default, but the user's environment may disable it.
     jax.config.update("jax_enable_preemption_service", True)
     if any(name in os.environ for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID)):
         coordinator, processes, process = _from_environment()
-        # Detection would narrow each process to one device wherever a scheduler is found as well.
+        # With detection on, a scheduler's presence would restrict each process to one device.
         jax.distributed.initialize(coordinator, processes, process,
                                    cluster_detection_method="deactivate")
         return
     try:
         jax.distributed.initialize()
-    except ValueError:  # JAX's word for "nothing detected": "coordinator_address should be defined"
+    except ValueError:  # JAX's error if nothing is detected: "coordinator_address should be defined"
         raise InputError(
             f"--distributed: no cluster found; expected {COORDINATOR}, {NUM_PROCESSES} and "
             f"{PROCESS_ID} in the environment (launch/local.py sets them), or a start by SLURM's "
             f"srun, on a Cloud TPU VM, on GKE or by Open MPI's mpirun") from None
 
 
-def ends_at_once(main: Callable[..., int]) -> Callable[..., int]:
-    """Wraps a command: one of several processes that fails ends at once.
+def exit_on_failure(main: Callable[..., int]) -> Callable[..., int]:
+    """Wraps a command so that a failing process of a distributed run exits immediately.
 
-    On its ordinary way out a process of several waits for the others for up to five minutes, and
-    they may well be waiting for it in the middle of a step.
+    On a normal exit a process waits up to five minutes for the others, which may themselves be waiting
+    for it in the middle of a step.
     """
 
     @functools.wraps(main)
@@ -78,17 +77,16 @@ def ends_at_once(main: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-def together(function: Any) -> Callable[..., Any]:
-    """`function` (of `jax.jit`), which no process begins to run before all of them have compiled it.
+def compile_barrier(function: Any) -> Callable[..., Any]:
+    """Wraps a `jax.jit` function: no process runs it before all processes have compiled it.
 
-    Programs that communicate wait for each other where they first do, and not for long: gloo gives up
-    after 30 seconds, which is soon spent where one process finds the program compiled and another, on a
-    busy machine, does not. For what all processes call, in the same order, and with positional arrays
-    alone; whatever one of them calls by itself would wait for the others in vain. With a single process
-    it is `function` itself.
+    Processes wait for each other at the first communication, but gloo gives up after 30 seconds. That is too
+    short if one process finds the program in the compilation cache and another, on a busy machine, compiles
+    it. All processes must call the result, in the same order and with positional arrays only; a call by one
+    process alone waits in vain. With a single process it returns `function` itself.
 
     Raises (when called):
-        jax.errors.JaxRuntimeError: another process did not come within an hour, or has ended.
+        jax.errors.JaxRuntimeError: another process did not compile within an hour, or has ended.
     """
     if jax.process_count() == 1:
         return function
@@ -105,29 +103,29 @@ def together(function: Any) -> Callable[..., Any]:
 
 
 def signals_deferred() -> contextlib.AbstractContextManager[None]:
-    """Within it SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
+    """In this context SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
 
-    To be entered in the main thread. After `initialize` JAX's preemption service listens for SIGTERM, in
-    all processes; a SIGINT is passed on to it as one.
+    Enter it in the main thread. After `initialize` JAX's preemption service handles SIGTERM in all
+    processes; a SIGINT is forwarded to it as a SIGTERM.
     """
-    def pass_on(number: int) -> None:
+    def forward(number: int) -> None:
         if number == signal.SIGINT and jax.distributed.is_initialized():
             signal.raise_signal(signal.SIGTERM)
-    mine = (signal.SIGINT,) if jax.distributed.is_initialized() else interrupts.SIGNALS
-    return interrupts.deferred("saving and stopping", pass_on, mine)
+    numbers = (signal.SIGINT,) if jax.distributed.is_initialized() else interrupts.SIGNALS
+    return interrupts.deferred("saving and stopping", forward, numbers)
 
 
 def stop_status() -> int:
-    """The exit status after `should_stop` was obeyed: 130 for this process's SIGINT, otherwise 0."""
+    """Returns the exit status after a requested stop: 130 if this process received SIGINT, otherwise 0."""
     return INTERRUPTED if interrupts.received() == signal.SIGINT else 0
 
 
 def should_stop(step: int) -> bool:
-    """Whether to save and end after `step`, because this process or another one was told to.
+    """Whether to save and end after `step`, because this or another process received a signal.
 
-    With several processes all of them must ask at every step, with the same steps in the same
-    order: they agree on the next step that none of them has reached, and each gets True at that
-    step only. Up to a second passes before the signal is noticed.
+    In a distributed run all processes must call it at every step, in the same order. They agree on the next
+    step that none has reached, and each gets True at that step only. It takes up to a second to notice a
+    signal.
     """
     if jax.distributed.is_initialized():
         return multihost_utils.reached_preemption_sync_point(step)
@@ -136,11 +134,11 @@ def should_stop(step: int) -> bool:
 
 # ---------------------------------------------------------------------------------------------
 
-_programs = itertools.count(1)  # barriers' names must be unique
+_programs = itertools.count(1)  # each barrier needs a unique name
 
 
 def _from_environment() -> tuple[str, int, int]:
-    """Coordinator, number of processes and this process's number."""
+    """Returns the coordinator, the number of processes and this process's number."""
     missing = [n for n in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if not os.environ.get(n)]
     if missing:
         raise InputError(f"--distributed: {', '.join(missing)} not set; expected all of "

@@ -1,4 +1,4 @@
-"""Validation: the mean loss over a fixed part of the text."""
+"""Validation: the mean loss over a fixed stretch of text."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from jax.sharding import Mesh
 
 from tilelli_jax.data.windows import ValidationBatch
 from tilelli_jax.sharding import place_rows, replicated
-from tilelli_jax.training.distributed import together
+from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.losses import next_byte_nats
 from tilelli_jax.training.step import Network
 
 
 def make_evaluate(network: Network, batches: Iterable[ValidationBatch], mesh: Mesh, *,
                   batch_size: int) -> Callable[[Any], float]:
-    """`evaluate(params) -> nats per byte`: the mean loss over what the batches' masks leave in.
+    """Returns `evaluate(params)`: the mean negative log-likelihood in nats per byte over unmasked positions.
 
-    Windows follow one another, and each starts without context: the mean is a little above what a
-    sliding window would give.
+    Windows do not overlap and each starts without context, so the mean is slightly higher than with a
+    sliding window.
 
     Args:
-        batches: the rows that this process reads, from the beginning at every iteration.
+        batches: this process's rows; each iteration starts from the beginning.
         batch_size: rows of a batch over all processes.
     """
-    @together
+    @compile_barrier
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def total(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return next_byte_nats(network.merge(params), batch)
@@ -36,7 +36,7 @@ def make_evaluate(network: Network, batches: Iterable[ValidationBatch], mesh: Me
         sums = [total(params, {name: place_rows(array, mesh, batch_size)
                                for name, array in batch._asdict().items()})
                 for batch in batches]
-        # Added up in double precision: thousands of batches would wear single precision out.
+        # Sum in double precision: single precision loses digits over thousands of batches.
         nats, count = (sum(float(value) for value in column)
                        for column in zip(*jax.device_get(sums), strict=True))
         return nats / count

@@ -1,4 +1,4 @@
-"""What one run is: every key of a configuration file."""
+"""The configuration of a training run: every key of its YAML file."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ from tilelli_jax.training.sae_loss import ObjectiveConfig
 class ExperimentConfig(Section):
     """A training run."""
 
-    run_dir: str = setting("", "run directory; by default runs/ and the name of the config file")
+    run_dir: str = setting("", "directory of the run; empty: runs/NAME, with NAME from the config file")
     seed: int = setting(
-        0, "seed of the weights and of everything drawn while training", min=0, max=2**32 - 1)
+        0, "seed of the initial weights and of all randomness in training", min=0, max=2**32 - 1)
     model: ModelConfig | SAEConfig = setting(RoutedConfig(), "the network")
-    data: DataConfig = setting(DataConfig(), "the text")
-    activations: ActivationsConfig | None = setting(None, "what an autoencoder learns from, in place of text")
-    sae: ObjectiveConfig = setting(ObjectiveConfig(), "what an autoencoder is to reach")
+    data: DataConfig = setting(DataConfig(), "the training text")
+    activations: ActivationsConfig | None = setting(
+        None, "activations that an autoencoder trains on, in place of text")
+    sae: ObjectiveConfig = setting(ObjectiveConfig(), "the loss of an autoencoder")
     chat: ChatConfig | None = setting(
-        None, "pairs of a prompt and its response to learn from, in place of text; where there is no section "
+        None, "pairs of a prompt and its response to fine-tune on, in place of text; without a section "
         "model, the network is that of train.init_from")
-    finetune: FinetuneConfig = setting(FinetuneConfig(), "what learning from pairs trains, and is to reach")
+    finetune: FinetuneConfig = setting(
+        FinetuneConfig(), "which parameters fine-tuning on pairs trains, and with which loss")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimiser")
     train: TrainConfig = setting(TrainConfig(), "the training loop")
     mesh: MeshConfig = setting(MeshConfig(), "the device mesh")
-    compute: ComputeConfig = setting(ComputeConfig(), "how the network is run")
-    log: LogConfig = setting(LogConfig(), "further logs")
-    report: ReportConfig = setting(ReportConfig(), "the closing report")
+    compute: ComputeConfig = setting(ComputeConfig(), "how the network is computed: types and memory use")
+    log: LogConfig = setting(LogConfig(), "further log destinations")
+    report: ReportConfig = setting(ReportConfig(), "the report at the end of the run")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,17 +55,17 @@ class ExperimentConfig(Section):
         if isinstance(model, SAEConfig):
             for key in ("prompts", "trigram"):
                 if getattr(self.report, key):
-                    raise InputError(f"report.{key}: expected nothing for an autoencoder: it makes no text")
+                    raise InputError(f"report.{key}: expected nothing for an autoencoder, as it has no text")
             if self.chat is not None:
                 raise InputError("chat: expected none for an autoencoder")
             return
         if self.chat is None and self.finetune != FinetuneConfig():
-            raise InputError("finetune: expected a section chat with the pairs to learn from")
+            raise InputError("finetune: expected a section chat with the pairs to train on")
         if self.chat is not None:
             if self.report.trigram:
-                raise InputError("report.trigram: expected false with chat: its baseline is of text")
+                raise InputError("report.trigram: expected false with chat, as the baseline needs plain text")
             if self.train.init_from and model == RoutedConfig():
-                return  # the network is yet to be known
+                return  # the network is read from init_from later
         if model.positions == "learned" and self.train.seq_len > model.max_seq_len:
             raise InputError(f"train.seq_len: expected at most model.max_seq_len {model.max_seq_len}, "
                              f"found {self.train.seq_len}")

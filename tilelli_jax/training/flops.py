@@ -1,4 +1,4 @@
-"""Operations of a training step by formula, and what a device could do at best: both sides of MFU."""
+"""Model FLOP utilisation (MFU): a training step's operations by formula, and devices' peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
-# Dense bfloat16 products, in FLOP/s, by JAX's `device_kind`: vendors' data sheets, without
-# sparsity, accumulating in float32. The first pattern found holds.
+# Peak FLOP/s of dense bfloat16 matrix products by JAX's `device_kind`, from the vendors' data sheets: without
+# sparsity, accumulated in float32. The first matching pattern applies.
 PEAKS: tuple[tuple[str, float], ...] = (
     (r"^TPU v4$", 275e12),
     (r"^TPU v5 lite$|^TPU v5e$", 197e12),
     (r"^TPU v5p?$", 459e12),
     (r"^TPU v6 lite$|^TPU v6e$", 918e12),
     (r"^TPU ?7x$", 2307e12 / 2),  # a device is one of the chip's two dies
-    (r"\bMIG\b", 0.0),  # a part of a GPU: no data sheet
+    (r"\bMIG\b", 0.0),  # a slice of a GPU: no data sheet
     (r"\bH100 PCIe\b", 756e12),
     (r"\bH[12]00 NVL\b", 835e12),
     (r"\bH[12]00\b", 989e12),
@@ -29,32 +29,31 @@ PEAKS: tuple[tuple[str, float], ...] = (
     (r"\bL4\b", 121e12),
     (r"\bRTX A6000\b", 154.8e12),
     (r"\bRTX 3090$", 71e12),
-    (r"\bT4\b", 65e12),  # float16: it has no units for bfloat16
+    (r"\bT4\b", 65e12),  # float16: it has no bfloat16 units
     (r"\bRTX 4090$", 165.2e12),
 )
-# Chips whose two cores may be one device or two, as the runtime is set.
+# Chips whose two cores are one device or two, depending on the runtime's settings.
 TWO_CORES = r"^TPU v(4|5p?)$"
 
 
 def train_flops_per_token(config: ModelConfig, seq_len: int | None = None) -> float:
-    """Floating-point operations that one byte of training needs, forward and backward.
+    """Returns the floating-point operations per byte of training, forward and backward.
 
-    Counted are matrix products, a multiplication and an addition each: 6 for every weight that an
-    activation is multiplied by (2 forward, 4 backward), and attention, averaged over the positions
-    of a sequence. A position attends to itself and what is before it, (seq_len + 1) / 2 on average:
+    Counts matrix products, a multiplication and an addition as one operation each: 6 per weight that
+    multiplies an activation (2 forward, 4 backward), and attention, averaged over a sequence's positions. A
+    position attends to itself and all earlier ones, (seq_len + 1) / 2 keys on average:
 
-    - dense attention: 6 · d_head for each of those keys, for the scores and again for the values.
-    - top-k attention: scores forward with all of those keys, 2 · d_head each; everything else, that
-      is the values (6 · d_model) and the scores' gradients (4 · d_head), with the kept keys only.
+    - dense attention: 6 · d_head per key for the scores, and the same for the values.
+    - top-k attention: the forward scores use all keys, 2 · d_head each; the values (6 · d_model) and the
+      scores' gradients (4 · d_head) use the selected keys only.
 
-    This is what the mathematics needs, the "model FLOPs" of Chowdhery et al. 2022
-    (arXiv:2204.02311, appendix B), but for the causal half, which they count whole. An
-    implementation that multiplies masked keys, or computes activations twice (remat), does more
-    and gets no credit for it. Not counted, as they are no matrix products: embedding look-ups,
-    convolutions, the SSM, norms, softmax, quantisers, the optimiser.
+    These are the "model FLOPs" of Chowdhery et al. 2022 (arXiv:2204.02311, appendix B), except that causal
+    attention counts only unmasked keys. An implementation that multiplies masked keys or recomputes
+    activations (remat) does more work without credit. Not counted, as they are not matrix products:
+    embedding look-ups, convolutions, the SSM, norms, softmax, quantisers, the optimiser.
 
     Args:
-        seq_len: bytes in a sequence; by default as many as the network takes.
+        seq_len: bytes in a sequence; None: the network's `max_seq_len`.
     """
     time = config.max_seq_len if seq_len is None else seq_len
     weights, attention = (_routed_block(config, time) if isinstance(config, RoutedConfig)
@@ -64,9 +63,9 @@ def train_flops_per_token(config: ModelConfig, seq_len: int | None = None) -> fl
 
 
 def peak_flops(device: Any) -> float | None:
-    """bfloat16 FLOP/s of one `jax.Device` at best; None where it is not known (CPUs among them).
+    """Returns the peak bfloat16 FLOP/s of a `jax.Device`; None if unknown, as for CPUs.
 
-    Nothing then logs an MFU; a line in PEAKS is all it takes.
+    With None no MFU is logged. To support a device, add a line to PEAKS.
     """
     kind = device.device_kind
     peak = next((peak for pattern, peak in PEAKS if re.search(pattern, kind)), 0.0)
@@ -79,15 +78,15 @@ def peak_flops(device: Any) -> float | None:
 
 
 def _routed_block(config: RoutedConfig, time: int) -> tuple[int, float]:
-    """Weights of a block's matrix products, and attention's operations for one token."""
+    """Returns the number of weights in a block's matrix products, and attention's operations per token."""
     d, banks = config.d_model, config.n_banks
     weights = d * len(config.pathways) * banks  # the router
     attention = 0.0
     if "sparse" in config.pathways:
         weights += banks * config.n_heads * d * (2 * config.d_head + d)
-        kept = _mean_keys(time, config.top_k)
-        scores = 2 * config.d_head * _mean_keys(time, time) + 4 * config.d_head * kept
-        attention = banks * config.n_heads * (scores + 6 * d * kept)
+        selected = _mean_keys(time, config.top_k)
+        scores = 2 * config.d_head * _mean_keys(time, time) + 4 * config.d_head * selected
+        attention = banks * config.n_heads * (scores + 6 * d * selected)
     if "dense" in config.pathways:
         weights += banks * 2 * d * config.dense_expand * d
     return weights, attention
@@ -99,7 +98,7 @@ def _vanilla_block(config: VanillaConfig, time: int) -> tuple[int, float]:
 
 
 def _mean_keys(time: int, most: int) -> float:
-    """Keys that a position attends to, at most `most`, averaged over positions 1 … time."""
+    """Returns the number of keys per position, at most `most`, averaged over positions 1 … time."""
     full = max(time - most, 0)
     ramp = time - full
     return (ramp * (ramp + 1) / 2 + full * most) / time

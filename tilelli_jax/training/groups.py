@@ -1,4 +1,4 @@
-"""Groups of parameters by name, and trees of parameters cut down to some of them."""
+"""Groups of parameters by name, and operations that select or replace them in a tree."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tilelli_jax.sharding import path_name
 
 Group = Literal["everything", "embed", "positions", "unembed", "norms", "router", "conv", "state",
                 "attention", "dense", "paths", "abstain"]
-Trained = Callable[[str], bool]  # of a dotted name: whether updates change that parameter
+Trained = Callable[[str], bool]  # dotted name → whether updates change that parameter
 
-# Dotted names as they are in memory, the layers stacked: `blocks.router.kernel`. Every parameter is
-# in one group besides `everything` and `paths`.
+# Patterns of dotted names as in memory, with stacked layers: `blocks.router.kernel`. Every parameter is in
+# exactly one group other than `everything` and `paths`.
 GROUPS: dict[str, str] = {
     "everything": r".*",
-    "embed": r"embed\..*",  # and the unembedding, where they are tied
+    "embed": r"embed\..*",  # and the unembedding, if tied
     "positions": r"positions\..*",
     "unembed": r"unembed\..*",
     "norms": r"(blocks\.)?(final_)?norm[12]?\..*",
@@ -34,13 +34,13 @@ GROUPS: dict[str, str] = {
 
 
 def everything(name: str) -> bool:
-    """Every parameter is trained."""
+    """Returns True: every parameter is trained."""
     del name
     return True
 
 
 def trained_of(groups: Sequence[str]) -> Trained:
-    """Whether a name is in one of the groups."""
+    """Returns the predicate that is true for parameters in one of the groups."""
     if "everything" in groups:
         return everything
     pattern = re.compile("|".join(GROUPS[group] for group in groups))
@@ -48,29 +48,31 @@ def trained_of(groups: Sequence[str]) -> Trained:
 
 
 def check_groups(groups: Sequence[str], params: Any, key: str) -> None:
-    """Raises InputError, which names `key`, where a group has no parameter in the tree."""
+    """Raises InputError, naming `key`, if a group has no parameter in the tree."""
     names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    there = [group for group, pattern in GROUPS.items() if any(re.fullmatch(pattern, name) for name in names)]
-    if lacking := [group for group in groups if group not in there]:
-        raise InputError(f"{key}: this network has no parameters of '{lacking[0]}'; expected some of "
-                         f"{', '.join(there)}")
+    present = [group for group, pattern in GROUPS.items()
+               if any(re.fullmatch(pattern, name) for name in names)]
+    if missing := [group for group in groups if group not in present]:
+        raise InputError(f"{key}: this network has no parameters of '{missing[0]}'; expected some of "
+                         f"{', '.join(present)}")
 
 
 def select(params: dict[Any, Any], trained: Trained, prefix: str = "") -> dict[Any, Any]:
-    """Of a tree of nested dicts, the branches that are trained."""
+    """Returns the trained leaves of a tree of nested dicts, without empty branches."""
     if trained is everything:
         return params
-    found: dict[Any, Any] = {}
+    selected: dict[Any, Any] = {}
     for key, value in params.items():
         if isinstance(value, dict):
             if inside := select(value, trained, f"{prefix}{key}."):
-                found[key] = inside
+                selected[key] = inside
         elif trained(f"{prefix}{key}"):
-            found[key] = value
-    return found
+            selected[key] = value
+    return selected
 
 
 def merge(params: dict[Any, Any], part: dict[Any, Any]) -> dict[Any, Any]:
-    """The tree with the branches that `part` has in place of its own."""
+    """Returns the tree with the leaves of `part` replacing its own."""
     return {key: value if key not in part else
-            merge(value, part[key]) if isinstance(value, dict) else part[key] for key, value in params.items()}
+            merge(value, part[key]) if isinstance(value, dict) else part[key]
+            for key, value in params.items()}

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases on request, the terminal."""
+"""Logs metrics to metrics.jsonl, the terminal and, optionally, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tilelli_jax.files import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
+    """Log destinations besides metrics.jsonl."""
 
     tensorboard: bool = setting(False, "also write TensorBoard events (extra: tensorboard)")
-    wandb_project: str = setting("", "also log to this Weights & Biases project (extra: wandb)")
+    wandb_project: str = setting("", "also log to this Weights & Biases project (extra: wandb); empty: off")
 
 
 def require_extras(config: LogConfig) -> None:
-    """Raises InputError where a log is asked for whose package is not installed."""
+    """Raises InputError if a configured log needs a package that is not installed."""
     for key, wanted, package in (("tensorboard", config.tensorboard, "tensorboardX"),
                                  ("wandb_project", config.wandb_project, "wandb")):
         if wanted and importlib.util.find_spec(package) is None:
@@ -37,12 +37,12 @@ def require_extras(config: LogConfig) -> None:
 
 
 class MetricsLog:
-    """Rows of a run, each at most once: what was logged past the step taken up is dropped."""
+    """The metrics of a run, one row per logged step; drops old rows later than the step it resumes from."""
 
     def __init__(self, path: Path, config: LogConfig, *, from_step: int, name: str,
                  settings: dict[str, Any]):
-        kept = [row for row in read_metrics(path) if row["step"] <= from_step]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        old_rows = [row for row in read_metrics(path) if row["step"] <= from_step]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in old_rows).encode())
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._writers: list[_TensorBoard | _WeightsAndBiases] = []
         if config.tensorboard:
@@ -51,7 +51,7 @@ class MetricsLog:
             self._writers.append(_WeightsAndBiases(config.wandb_project, path.parent, name, settings))
 
     def write(self, row: dict[str, Any]) -> None:
-        """One row; it has a `step`. Arrays become lists; a number that is not finite becomes null."""
+        """Writes a row, which must have `step`. Arrays become lists; a non-finite number becomes null."""
         plain = {key: _plain(value) for key, value in row.items()}
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
@@ -65,7 +65,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, up to the first line that is none (one cut off at the end, say)."""
+    """Returns the rows of a metrics.jsonl up to the first invalid line, such as a truncated last one."""
     rows = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -80,10 +80,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A bar with the loss in its units, tokens/s and the time left; without a terminal, plain lines only."""
+    """A progress bar with loss, tokens/s and time left; without a terminal it only prints lines."""
 
-    def __init__(self, steps: int, start: int, told: Callable[[float], str], *, show: bool = True):
-        self._told = told
+    def __init__(self, steps: int, start: int, format_loss: Callable[[float], str], *, show: bool = True):
+        self._format_loss = format_loss
         self._show = show
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr,
                          disable=not (show and sys.stderr.isatty()), smoothing=0.1)
@@ -91,12 +91,11 @@ class Progress:
     def update(self, step: int, loss: float, tokens_per_second: float | None) -> None:
         if not self._bar.disable:
             speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "compiling"
-            self._bar.set_postfix_str(f"loss {self._told(loss)}, {speed}",
-                                      refresh=False)
+            self._bar.set_postfix_str(f"loss {self._format_loss(loss)}, {speed}", refresh=False)
             self._bar.update(step - self._bar.n)
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the bar if there is one."""
+    def print_line(self, text: str) -> None:
+        """Prints a line, above the bar if one is shown."""
         if not self._bar.disable:
             self._bar.write(text, file=sys.stderr)
         elif self._show:
@@ -123,10 +122,10 @@ class _TensorBoard:
 class _WeightsAndBiases:
     def __init__(self, project: str, path: Path, name: str, settings: dict[str, Any]):
         import wandb
-        known = path / "wandb-id.txt"  # names repeat; all sittings of a run are to be one run there
-        if not known.exists():
-            write_atomically(known, uuid.uuid4().hex[:12].encode())
-        self._run = wandb.init(project=project, dir=str(path), name=name, id=known.read_text(),
+        id_path = path / "wandb-id.txt"  # names repeat; all sessions of a run share one id
+        if not id_path.exists():
+            write_atomically(id_path, uuid.uuid4().hex[:12].encode())
+        self._run = wandb.init(project=project, dir=str(path), name=name, id=id_path.read_text(),
                                config=settings, resume="allow")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -137,7 +136,7 @@ class _WeightsAndBiases:
 
 
 def flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers by name, lists by index: {"a": [1, [2]]} → {"a/0": 1, "a/1/0": 2}; others left out."""
+    """Flattens lists by index: {"a": [1, [2]]} → {"a/0": 1, "a/1/0": 2}; drops non-numbers."""
     numbers: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, list):

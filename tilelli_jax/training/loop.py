@@ -1,4 +1,4 @@
-"""The training loop: dispatches updates, and sees to logs, validation and checkpoints between them."""
+"""The training loop: runs updates, and logs, validates and saves checkpoints between them."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from tilelli_jax.training.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Section):
-    """Length, batches, and what happens how often."""
+    """Length of the run, batch sizes, and intervals of logging, validation and checkpoints."""
 
     steps: int = setting(1000, "number of updates", min=1)
-    batch_size: int = setting(32, "sequences (or activations) in an update, over all devices", min=1)
-    seq_len: int = setting(256, "bytes of context in a training sequence", min=1)
+    batch_size: int = setting(32, "sequences (or activations) per update, over all devices", min=1)
+    seq_len: int = setting(256, "context length of a training sequence, in bytes", min=1)
     accumulate: int = setting(
-        1, "parts that an update's batch is computed in, one after the other; each has a load-balance "
-        "loss of its own, of which the mean is taken", min=1)
+        1, "gradient accumulation: parts that an update's batch is split into and computed one after "
+        "another; the load-balance loss is computed per part and averaged", min=1)
     load_balance: float = setting(
-        0.01, "weight of the load-balance loss (routed networks that learn from text)", min=0)
+        0.01, "weight of the load-balance loss (routed networks trained on text)", min=0)
     init_from: str = setting("", "model directory to start from; empty: random weights")
     log_every: int = setting(10, "updates between rows of metrics.jsonl", min=1)
-    eval_every: int = setting(500, "updates between validations; there is always one at the end", min=1)
+    eval_every: int = setting(500, "updates between validations; the last update is always validated", min=1)
     eval_batch_size: int = setting(32, "sequences (or activations) in a validation batch", min=1)
-    eval_bytes: int = setting(1_000_000, "most bytes (or activations) of the validation part; 0 for all",
-                              min=0, max=2**62)
+    eval_bytes: int = setting(
+        1_000_000, "maximum number of bytes (or activations) to validate on; 0: the whole validation split",
+        min=0, max=2**62)
     checkpoint_every: int = setting(
-        500, "updates between checkpoints; there is always one at the end", min=1)
-    keep: int = setting(2, "newest checkpoints to keep; the best one is kept besides", min=1)
+        500, "updates between checkpoints; the last update is always saved", min=1)
+    keep: int = setting(2, "number of newest checkpoints to keep; the best one is also kept", min=1)
     export: Literal["best", "last"] = setting(
-        "best", "which weights go into model/: those of the lowest validation loss, or the last")
+        "best", "weights written to model/: those with the lowest validation loss, or the last")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +53,7 @@ class TrainConfig(Section):
                              f"found {self.accumulate}")
 
     def check_shared(self, n_devices: int) -> None:
-        """Raises InputError unless every batch can be shared among so many devices."""
+        """Raises InputError unless the batch sizes are multiples of `n_devices`."""
         for key, size in (("train.batch_size / train.accumulate", self.batch_size // self.accumulate),
                           ("train.eval_batch_size", self.eval_batch_size)):
             if size % n_devices:
@@ -61,19 +62,19 @@ class TrainConfig(Section):
 
 
 class RunState(NamedTuple):
-    """What a run has come to, besides its state; saved with every checkpoint."""
+    """The progress of a run besides its arrays; saved with every checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
     valid_loss: float = math.inf
-    tokens: int = 0  # that the updates have learned from, as each was set
+    tokens: int = 0  # tokens processed, at each update's own batch size
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """The parts that the loop turns, each made elsewhere."""
+    """The training loop and the components it uses."""
 
     config: TrainConfig
     task: Task
@@ -83,16 +84,16 @@ class Trainer:
     extra: Callable[[Any], Metrics]
     peak_flops: float | None
     checkpoints: Checkpoints
-    notes: dict[str, Any]  # what every checkpoint is to say besides the sitting
-    record: Callable[[], None]  # called before each checkpoint is saved: updates have run with these settings
+    notes: dict[str, Any]  # saved with every checkpoint besides the run state
+    record: Callable[[], None]  # called before each checkpoint; records changed settings
     log: MetricsLog | None  # None in all processes but the first
     progress: Progress
 
     def run(self, state: TrainState, batches: Any, run_state: RunState) -> tuple[TrainState, RunState]:
-        """Trains from where `sitting` stands to the last step, or to a request to stop.
+        """Trains from `run_state.step` to the last step, or until a request to stop.
 
         Args:
-            batches: an iterator with `get_state()`, as many batches in as the sitting has steps.
+            batches: an iterator with `get_state()`, advanced by `run_state.step` batches.
 
         Raises:
             Diverged: an update's numbers, or the validation loss, were not finite.
@@ -102,21 +103,21 @@ class Trainer:
         for step in range(run_state.step + 1, config.steps + 1):
             batch = next(batches)
             state, metrics = self.update(state, self.task.place(batch), np.int32(step - 1))
-            if self._logged(step):
+            if self._logs(step):
                 metrics = metrics | self.extra(state.params)
-            if pending:  # read the last update's numbers while this one is computed
-                self._settle(pending, state, run_state, clock)
+            if pending:  # fetch the last update's numbers while this one is computed
+                self._log_update(pending, state, run_state, clock)
             run_state = run_state._replace(step=step, tokens=run_state.tokens + self.task.tokens)
             pending = _Pending(step, run_state.tokens, metrics, batch)
 
             last, stop = step == config.steps, should_stop(step)
-            due = self._validated(step)
+            due = self._validates(step)
             if due or stop or step % config.checkpoint_every == 0:
                 finite = self._check(pending, state)
                 with clock.paused():
                     if due:
                         run_state = self._validate(state, run_state)
-                self._settle(pending, state, run_state, clock, finite)
+                self._log_update(pending, state, run_state, clock, finite)
                 pending = None
                 with clock.paused():
                     if stop or last or step % config.checkpoint_every == 0 or run_state.best_step == step:
@@ -129,32 +130,33 @@ class Trainer:
         self.checkpoints.wait()
         return state, run_state._replace(seconds=clock.total())
 
-    def _validated(self, step: int) -> bool:
+    def _validates(self, step: int) -> bool:
         return step % self.config.eval_every == 0 or step == self.config.steps
 
-    def _logged(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or step == 1 or self._validated(step)
+    def _logs(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == 1 or self._validates(step)
 
     def _validate(self, state: TrainState, run_state: RunState) -> RunState:
         valid_loss = self.evaluate(state.params)
         if not math.isfinite(valid_loss):
-            raise Diverged(f"step {run_state.step}: the validation loss is {valid_loss}, though that of "
-                           f"training is finite\n{self._last_good()}")
-        self.progress.say(f"step {run_state.step}: validation {self.task.loss_unit.told(valid_loss)}")
+            raise Diverged(f"step {run_state.step}: the validation loss is {valid_loss}, although the "
+                           f"training loss is finite\n{self._last_good()}")
+        formatted = self.task.loss_unit.format(valid_loss)
+        self.progress.print_line(f"step {run_state.step}: validation {formatted}")
         run_state = run_state._replace(valid_loss=valid_loss)
         if valid_loss < run_state.best_loss:
             run_state = run_state._replace(best_loss=valid_loss, best_step=run_state.step)
         return run_state
 
     def _check(self, pending: _Pending, state: TrainState) -> Metrics:
-        """The update's numbers, on the host, once they are known to be finite."""
+        """Fetches the update's metrics. Raises Diverged if they are not finite."""
         step, batch = pending.step, pending.batch
         metrics = jax.device_get(pending.metrics)
         if not metrics["finite"]:
             reasons = "\n".join(f"  - {sentence}" for sentence in self.diagnose(state, batch))
             raise Diverged(
-                f"step {step}: the loss is {metrics['loss']:.4g}, the norm of the gradient "
-                f"{metrics['grad_norm']:.4g} and that of the update {metrics['update_norm']:.4g}; "
+                f"step {step}: the loss is {metrics['loss']:.4g}, the gradient norm "
+                f"{metrics['grad_norm']:.4g} and the update norm {metrics['update_norm']:.4g}; "
                 f"training stopped before this update\n"
                 f"  - batch {step - 1} of the data (counted from 0), {self.task.describe_batch(batch)}\n"
                 f"{reasons}\n{self._last_good()}")
@@ -165,15 +167,15 @@ class Trainer:
         steps = self.checkpoints.steps()
         return f"  - last good checkpoint: {f'step {steps[-1]}' if steps else 'none yet'}"
 
-    def _settle(self, pending: _Pending, state: TrainState, run_state: RunState,
-                clock: _Clock, metrics: Metrics | None = None) -> None:
-        """Waits for an update's numbers, and logs them where they are due."""
+    def _log_update(self, pending: _Pending, state: TrainState, run_state: RunState,
+                    clock: _Clock, metrics: Metrics | None = None) -> None:
+        """Waits for an update's metrics, and logs them if a row is due."""
         step = pending.step
         metrics = metrics or self._check(pending, state)
         tokens = self.task.tokens
         loss = float(metrics["loss"])
         self.progress.update(step, loss, clock.rate(step, tokens))
-        if self.log is None or not self._logged(step):
+        if self.log is None or not self._logs(step):
             return
         speed = clock.lap(step, tokens)
         row: dict[str, Any] = {
@@ -183,14 +185,14 @@ class Trainer:
         if speed and self.peak_flops and self.task.flops_per_token:
             row["mfu"] = speed * self.task.flops_per_token / (self.peak_flops * jax.device_count())
         row |= {key: metrics[key] for key in self.task.logged if key in metrics}
-        if self._validated(step):
+        if self._validates(step):
             row |= {"valid_loss": run_state.valid_loss,
                     **self.task.loss_unit.columns(run_state.valid_loss, "valid_")}
         self.log.write(row)
 
 
 class _Pending(NamedTuple):
-    """An update whose numbers have not been looked at yet; `tokens` of all until then."""
+    """An update whose metrics have not been fetched yet; `tokens` is the run's total up to it."""
 
     step: int
     tokens: int
@@ -199,7 +201,7 @@ class _Pending(NamedTuple):
 
 
 class _Clock:
-    """Time in training, over all sittings and between logs; validation and saving stop the lap."""
+    """Measures training time, in total over all sessions and per lap; laps exclude validation and saving."""
 
     def __init__(self, before: float):
         self._start = time.monotonic() - before
@@ -208,7 +210,7 @@ class _Clock:
         self._paused = 0.0
 
     def total(self) -> float:
-        """Seconds of the run, compilation and everything included."""
+        """Returns the run's total seconds, including compilation, validation and saving."""
         return time.monotonic() - self._start
 
     def paused(self) -> _Pause:
@@ -218,7 +220,7 @@ class _Clock:
         self._paused += seconds
 
     def rate(self, step: int, tokens: int) -> float | None:
-        """Tokens per second since the lap began; None while there is nothing to measure."""
+        """Returns tokens per second since the lap began; None before there is anything to measure."""
         if self._lap_start is None:
             self._lap_start, self._lap_step, self._paused = time.monotonic(), step, 0.0
             return None
@@ -226,7 +228,7 @@ class _Clock:
         return (step - self._lap_step) * tokens / busy if busy > 0 and step > self._lap_step else None
 
     def lap(self, step: int, tokens: int) -> float | None:
-        """The rate, and the beginning of the next lap."""
+        """Returns the rate and begins the next lap."""
         rate = self.rate(step, tokens)
         self._lap_start, self._lap_step, self._paused = time.monotonic(), step, 0.0
         return None if rate is None else round(rate, 1)

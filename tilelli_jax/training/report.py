@@ -1,4 +1,4 @@
-"""How a run ended, for people: the closing table, the loss figure, a few continuations."""
+"""The report at the end of a run: the loss table, the loss figure and sampled continuations."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from tilelli_jax.training.task import LossUnit
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig(Section):
-    """What the end of the run shows."""
+    """Baselines and samples in the report at the end of the run."""
 
-    trigram: bool = setting(False, "compare with a byte-trigram baseline fitted to the training part")
-    reference: float | None = setting(None, "a known validation loss to compare with, in nats per byte")
-    reference_name: str = setting("", "what that loss is of, and how it was made")
-    prompts: tuple[str, ...] = setting((), "prompts to continue at the end")
-    sample_bytes: int = setting(200, "length of those continuations", min=0)
-    temperature: float = setting(0.8, "sampling temperature of those continuations", min=0)
+    trigram: bool = setting(False, "compare with a byte-trigram baseline fitted to the training split")
+    reference: float | None = setting(
+        None, "validation loss of a reference model to compare with, in nats per byte; nothing: no reference")
+    reference_name: str = setting("", "label of the reference in table and figure; empty: reference")
+    prompts: tuple[str, ...] = setting((), "prompts that the report continues; empty: none")
+    sample_bytes: int = setting(200, "length of each continuation, in bytes", min=0)
+    temperature: float = setting(0.8, "sampling temperature of the continuations; 0: greedy", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,7 +37,7 @@ class ReportConfig(Section):
 
 
 def losses_table(summary: dict[str, Any], config: ReportConfig, loss_unit: LossUnit) -> str:
-    """The run's validation losses beside those it is to be compared with."""
+    """Returns the table of the run's validation losses and its baselines."""
     def row(name: str, loss: float) -> tuple[str, ...]:
         return (name, f"{loss:.4f}", *(f"{other:.4f}" for other in loss_unit.columns(loss).values()))
     rows = [("validation loss", loss_unit.name, *([loss_unit.other] if loss_unit.other else [])),
@@ -46,18 +47,18 @@ def losses_table(summary: dict[str, Any], config: ReportConfig, loss_unit: LossU
 
 
 def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]:
-    """What a run's loss is to be compared with, by name."""
-    found = {}
+    """Returns the validation losses of the baselines, by name."""
+    losses = {}
     if config.reference is not None:
-        found[config.reference_name or "reference"] = config.reference
+        losses[config.reference_name or "reference"] = config.reference
     if summary.get("trigram_valid_loss") is not None:
-        found["byte trigrams"] = summary["trigram_valid_loss"]
-    return found
+        losses["byte trigrams"] = summary["trigram_valid_loss"]
+    return losses
 
 
 def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baselines: dict[str, float],
                 loss_unit: LossUnit) -> None:
-    """Training and validation loss over updates, with lines for what they are compared with."""
+    """Plots training and validation loss over updates, with a line per baseline."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -71,7 +72,7 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baseline
         axes.plot(*zip(*valid, strict=True), color="tab:blue", marker="o", markersize=4, label="validation")
     for (name, loss), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         axes.axhline(loss, color="0.2", linestyle=style, linewidth=1, label=_plain(f"{name} {loss:.3f}"))
-    if train:  # the first steps fall from log 256; what there is to see lies below
+    if train:  # hide the steep first steps, which fall from log 256
         tail = [loss for step, loss in train if step >= train[-1][0] / 20]
         low = min([*tail, *(loss for _, loss in valid), *baselines.values()])
         high = max([*tail, *baselines.values()])
@@ -80,9 +81,9 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baseline
     axes.set_xlabel("update")
     axes.set_ylabel(f"loss [{loss_unit.name}]")
     if loss_unit.other:
-        there: Callable[[Any], Any] = lambda loss: loss / loss_unit.size  # noqa: E731
-        back: Callable[[Any], Any] = lambda loss: loss * loss_unit.size  # noqa: E731
-        other = axes.secondary_yaxis("right", functions=(there, back))
+        to_other: Callable[[Any], Any] = lambda loss: loss / loss_unit.size  # noqa: E731
+        from_other: Callable[[Any], Any] = lambda loss: loss * loss_unit.size  # noqa: E731
+        other = axes.secondary_yaxis("right", functions=(to_other, from_other))
         other.set_ylabel(loss_unit.other)
     axes.set_title(_plain(title), fontsize=10)
     axes.grid(alpha=0.25)
@@ -95,15 +96,15 @@ def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baseline
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
+    """Escapes text so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
 
 
 def continuations(model: Decoder, config: ReportConfig, seed: int) -> str:
-    """The configured prompts and what the model makes of them."""
+    """Returns the configured prompts, each with the model's continuation."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the window slides is no news in a report
-        found = generate(model, list(config.prompts), max_new=config.sample_bytes,
-                         temperature=config.temperature, seed=seed)
-    return "\n\n".join(f"[{i}] {prompt}|{made.text}" for i, (prompt, made) in
-                       enumerate(zip(config.prompts, found, strict=True), 1))
+        warnings.simplefilter("ignore")  # the sliding-window warning is not useful here
+        samples = generate(model, list(config.prompts), max_new=config.sample_bytes,
+                           temperature=config.temperature, seed=seed)
+    return "\n\n".join(f"[{i}] {prompt}|{sample.text}" for i, (prompt, sample) in
+                       enumerate(zip(config.prompts, samples, strict=True), 1))

@@ -1,10 +1,10 @@
-"""The run directory: what a run writes, and whether one that stands there can go on.
+"""The run directory: the files of a run, and the checks that decide whether it can resume.
 
-    runs/<name>/config.yaml     every key, resolved; in comments beneath, what was changed from which step on
+    runs/<name>/config.yaml     every key, resolved; comments at the end list later changes and their steps
                 metrics.jsonl   a JSON object per logged step
-                checkpoints/    what resuming needs
+                checkpoints/    the state to resume from
                 model/          config.json and model.safetensors
-                summary.json    how it ended
+                summary.json    final losses, sizes, times and provenance; written last
                 loss.png        training and validation loss
 """
 
@@ -24,21 +24,21 @@ from tilelli_jax.files import write_atomically, write_json
 from tilelli_jax.json_text import read_json
 from tilelli_jax.training.experiment import ExperimentConfig
 
-# Keys that may change between the sittings of one run: they change where and how, not what.
+# Keys that may change between the sessions of one run: they do not change the result.
 FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "compute.host_tables",
              "log.", "report.", "data.prefetch", "data.cache_dir", "chat.prefetch", "train.log_every",
              "train.keep", "train.export", "train.checkpoint_every")
-# Of these, keys that a complete run is ended anew with: its model, figure and summary, not its training.
+# Of these, keys that make a complete run write its model, figure and summary again, without training.
 ENDING_KEYS = ("report.", "train.export")
-# Keys that make the checkpoints what they are: no run can go on with other ones.
+# Keys that determine the checkpoints' contents: a run cannot resume with other values.
 FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.router_kl_weight")
-FROM_STEP = "from step"  # how a comment begins that says what was changed
-# What a summary has to hold for the end of a run to be told from it.
+FROM_STEP = "from step"  # prefix of the comments that record changed settings
+# Keys that a valid summary has.
 TOLD = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
 
 
 class RunDirectory:
-    """The paths of a run."""
+    """The paths of a run's files, and its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """That of its directory, also where the path is `.` or a link."""
+        """The name of the directory, also if the path is `.` or a symbolic link."""
         return os.path.basename(os.path.realpath(self.path))
 
     @property
@@ -62,10 +62,10 @@ class RunDirectory:
         return [self.model / name for name in ("config.json", "model.safetensors")]
 
     def lock(self) -> None:
-        """Keeps other processes out until `close`, where there is a directory and the system can.
+        """Locks the directory until `close`, if it exists and the system supports locks.
 
         Raises:
-            InputError: another process has it.
+            InputError: another process holds the lock.
         """
         if self._lock is None and self.path.is_dir():
             try:
@@ -76,20 +76,20 @@ class RunDirectory:
                 raise InputError(f"run_dir: {self.path} cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
-        """Lets others have it."""
+        """Releases the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def open(self, config: ExperimentConfig, *, force_resume: bool, write: bool) -> bool:
-        """Makes the directory or takes up the run in it; says whether that run is complete.
+        """Creates the directory or resumes the run in it; returns whether that run is complete.
 
         Args:
-            force_resume: go on even though keys of the run have changed.
-            write: whether this process writes (one of several does).
+            force_resume: resume even if settings of the run have changed.
+            write: whether this process writes files (one process of several does).
 
         Raises:
-            InputError: it holds something else, another run, or cannot be written.
+            InputError: it holds other files or a run with other settings, or cannot be written.
         """
         try:
             if not self.config.exists():
@@ -97,7 +97,7 @@ class RunDirectory:
                     raise InputError(f"--resume: {self.path} does not exist; "
                                      f"without --resume a run begins there")
                 if write:
-                    self._make(config)
+                    self._create(config)
                 return False
             self._check_kinds()
             before = config_lib.load(ExperimentConfig, self.config)
@@ -109,7 +109,7 @@ class RunDirectory:
             if changed:
                 self._unrecorded = config, differences
             elif write:
-                if ending:  # first, lest the old end be taken for the new one
+                if ending:  # first: a kill must not leave the old summary with the new settings
                     self.summary.unlink(missing_ok=True)
                 self._write(config)
             return False
@@ -117,16 +117,16 @@ class RunDirectory:
             raise InputError(f"run_dir: {self.path} cannot be written: {error.strerror or error}") from None
 
     def check_updates(self, done: int, steps: int) -> None:
-        """Raises InputError where settings were changed, and no update is left to run with them."""
+        """Raises InputError if settings changed but no updates are left to run with them."""
         if self._unrecorded is not None and steps <= done:
-            raise InputError(f"train.steps: {self.path} has made {done} updates; expected more of them, "
-                             f"to be made with the new settings, found {steps}")
+            raise InputError(f"train.steps: {self.path} has run {done} updates already; expected more, "
+                             f"to run with the new settings, found {steps}")
 
     def record(self, from_step: int) -> None:
-        """Writes down changed settings, which updates have now run with, and from which step on.
+        """Records changed settings in config.yaml, once updates have run with them.
 
-        config.yaml then has the new ones, and beneath them, in a comment, what was changed when. The summary
-        of the run before goes first, lest it be taken for that of the changed run.
+        config.yaml gets the new values and a comment with the change and its first step. The old summary is
+        removed first, so that it is never read as the changed run's.
         """
         if self._unrecorded is None:
             return
@@ -141,13 +141,13 @@ class RunDirectory:
         self._unrecorded = None
 
     def _write(self, config: ExperimentConfig, line: str = "") -> None:
-        """config.yaml, with the comments on changes that it has, and one more."""
-        history = [one for one in self.config.read_text(encoding="utf-8").splitlines(keepends=True)
-                   if one.startswith(f"# {FROM_STEP} ")] if self.config.exists() else []
+        """Writes config.yaml with its existing comments on changes and `line`."""
+        history = [comment for comment in self.config.read_text(encoding="utf-8").splitlines(keepends=True)
+                   if comment.startswith(f"# {FROM_STEP} ")] if self.config.exists() else []
         write_atomically(self.config, (config_lib.dump(config) + "".join(history) + line).encode())
 
     def is_complete(self) -> bool:
-        """Whether model and summary are there; a damaged summary will be written anew."""
+        """Whether model and summary exist and the summary is valid; a damaged summary is written again."""
         try:
             return (all(path.is_file() for path in self._exported)
                     and all(isinstance(value, int | float) for value in map(self.read_summary().get, TOLD)))
@@ -158,12 +158,12 @@ class RunDirectory:
         return bool(self._saved())
 
     def _saved(self) -> list[Path]:
-        """The checkpoints, by their names."""
+        """Returns the checkpoint directories."""
         return [path for path in self.checkpoints.iterdir()
                 if path.name.isdigit()] if self.checkpoints.is_dir() else []
 
     def _check_kinds(self) -> None:
-        """Raises InputError where what is in the place of a file or directory of the run is none."""
+        """Raises InputError if a path of the run is not of its kind, file or directory."""
         for path in (self.config, self.metrics, self.summary, self.figure, *self._exported):
             if os.path.lexists(path) and not path.is_file():
                 raise InputError(f"run_dir: {path}: expected a regular file")
@@ -171,7 +171,7 @@ class RunDirectory:
             if os.path.lexists(path) and not path.is_dir():
                 raise InputError(f"run_dir: {path}: expected a directory")
 
-    def _make(self, config: ExperimentConfig) -> None:
+    def _create(self, config: ExperimentConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run_dir: {self.path} is a file; expected a directory")
         left = files.leftovers(self.path, [self.config.name]) if self.path.exists() else []
@@ -179,12 +179,12 @@ class RunDirectory:
             raise InputError(f"run_dir: {self.path} holds other files and no config.yaml; "
                              f"choose an empty or new directory")
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in left:  # of a process that was killed at its start
+        for path in left:  # from a process killed at its start
             path.unlink(missing_ok=True)
         self._write(config)
 
     def _changes(self, differences: dict[str, tuple[Any, Any]], force_resume: bool) -> bool:
-        """Whether keys that matter have changed since the run's last sitting."""
+        """Whether keys that affect the result have changed. Raises InputError if that is not allowed."""
         changed = {key: values for key, values in differences.items() if not key.startswith(FREE_KEYS)}
         fixed = [key for key in changed if key.startswith(FIXED_KEYS)]
         if fixed or (changed and not force_resume):
@@ -198,7 +198,7 @@ class RunDirectory:
         return bool(changed)
 
     def read_summary(self) -> dict[str, Any]:
-        """summary.json of a complete run. Raises InputError where it cannot be read."""
+        """Returns summary.json of a complete run. Raises InputError if it cannot be read."""
         return read_json(self.summary)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ class RunDirectory:
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """What made a result: seed, commit, versions and machine."""
+    """Returns the provenance of a result: seed, commit, versions and machine."""
     import jax
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     return {
@@ -228,13 +228,13 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with a + where the tree differs from it; None outside git."""
+    """Returns the commit of the running code, with a + if the tree has changes; None outside git."""
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, timeout=10,
                               capture_output=True, text=True).stdout.strip()
     try:
         if Path(git("rev-parse", "--show-toplevel")) != Path(__file__).resolve().parents[2]:
-            return None  # installed somewhere inside another project's checkout
+            return None  # installed inside another project's checkout
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""Learning to take activations apart: a run's task for sparse autoencoders."""
+"""The task of training a sparse autoencoder on activations."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.sharding import Mesh, local_rows, path_name, place_rows, replicated
 from tilelli_jax.store import build
-from tilelli_jax.training.distributed import together
+from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.sae_loss import geometric_median, make_objective
 from tilelli_jax.training.step import Network, Training, TrainState, make_training
 from tilelli_jax.training.task import UNEXPLAINED, Task
 
-CENTER_ROWS = 16_384  # that the decoder's first bias is taken from
+CENTER_ROWS = 16_384  # most training rows that initialise the decoder's bias
 
 
 def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
-    """Raises InputError where the activations cannot be read, are too few, or of another width."""
+    """Builds the task. Raises InputError if the activations are unreadable, too few or of another width."""
     model_config, train, section = config.model, config.train, config.activations
     assert isinstance(model_config, SAEConfig) and section is not None
     if not section.source:
@@ -38,11 +38,12 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     check_batches(train.batch_size, train.eval_batch_size, source.d_model * source.shards[0].dtype.itemsize,
                   jax.process_count())
     n_valid = max(1, round(len(source) * section.valid_fraction))
-    learned, held_out = source.part(0, len(source) - n_valid), source.part(len(source) - n_valid, len(source))
-    if len(learned) < train.batch_size:
-        raise InputError(f"train.batch_size: {section.source} has {len(learned)} rows to learn from, "
+    n_train = len(source) - n_valid
+    train_rows, valid_rows = source.part(0, n_train), source.part(n_train, len(source))
+    if len(train_rows) < train.batch_size:
+        raise InputError(f"train.batch_size: {section.source} has {len(train_rows)} rows to train on, "
                          f"found {train.batch_size}")
-    first = held_out.gather(np.arange(min(len(held_out), train.eval_bytes or len(held_out), 1024)))
+    first = valid_rows.gather(np.arange(min(len(valid_rows), train.eval_bytes or len(valid_rows), 1024)))
     if (first == first[:1]).all():
         raise InputError(f"activations.valid_fraction: expected held-out rows that differ, found {n_valid} "
                          f"without variance in {section.source}")
@@ -57,30 +58,31 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
     def training(model: Any) -> Training:
         if model is None:
             model = build(model_config, config.seed, config.compute)
-            model.bias[...] = jnp.asarray(_center(learned, config.sae.center), jnp.float32)
+            model.bias[...] = jnp.asarray(_center(train_rows, config.sae.center), jnp.float32)
         return make_training(model_config, config.compute, config.optimizer, steps=train.steps, loss=loss,
                              seed=config.seed, mesh=mesh, model=model, hooks=hooks)
 
     def diagnoser(network: Network) -> Callable[[TrainState, np.ndarray], list[str]]:
         del network
-        def look(state: TrainState, batch: np.ndarray) -> list[str]:
+        def describe_state(state: TrainState, batch: np.ndarray) -> list[str]:
             leaves, _ = jax.tree_util.tree_flatten_with_path(state.params)
             bad = [path_name(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
             return [f"parameters not finite before the update: {', '.join(bad)}"] * bool(bad) + [
                 f"the largest activation of the batch is {np.abs(batch.astype(np.float32)).max():.3g}"]
-        return look
+        return describe_state
 
-    evaluate = functools.partial(_evaluator, held_out=held_out, mesh=mesh, batch_size=train.eval_batch_size,
+    evaluate = functools.partial(_evaluator, held_out=valid_rows, mesh=mesh, batch_size=train.eval_batch_size,
                                  most=train.eval_bytes)
 
     def summarize(model: TopKSAE) -> dict[str, Any]:
-        return {"held_out": describe(model, held_out.part(0, min(len(held_out), train.eval_bytes or 2**62)))}
+        n_rows = min(len(valid_rows), train.eval_bytes or 2**62)
+        return {"held_out": describe(model, valid_rows.part(0, n_rows))}
 
     return Task(
         source=str(section.source), key="activations.source",
-        size=f"{len(learned):,} activations to learn from, {len(held_out):,} to validate on",
+        size=f"{len(train_rows):,} activations to train on, {len(valid_rows):,} to validate on",
         fingerprint=source.fingerprint,
-        batches=training_rows(learned, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
+        batches=training_rows(train_rows, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
                               prefetch=section.prefetch),
         place=place, describe_batch=lambda batch: f"{len(batch)} rows", training=training, evaluate=evaluate,
         diagnose=diagnoser, extra=lambda network: lambda params: {},
@@ -89,21 +91,21 @@ def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
 
 
 def _center(rows: Activations, kind: str) -> np.ndarray:
-    """Where the decoder's bias begins: `[d_model]`."""
+    """Returns the decoder's initial bias, `[d_model]`."""
     if kind == "zero":
         return np.zeros(rows.d_model)
-    first = rows.gather(np.linspace(0, len(rows) - 1, min(len(rows), CENTER_ROWS)).astype(int))
-    first = first.astype(np.float64)
-    return geometric_median(first) if kind == "geometric_median" else first.mean(axis=0)
+    sample = rows.gather(np.linspace(0, len(rows) - 1, min(len(rows), CENTER_ROWS)).astype(int))
+    sample = sample.astype(np.float64)
+    return geometric_median(sample) if kind == "geometric_median" else sample.mean(axis=0)
 
 
 def _evaluator(network: Network, *, held_out: Activations, mesh: Mesh, batch_size: int,
                most: int) -> Callable[[Any], float]:
-    """`evaluate(params) -> fraction of variance unexplained` of the held-out rows."""
+    """Returns `evaluate(params)`: the held-out rows' fraction of variance unexplained."""
     rows = held_out.part(0, min(len(held_out), most or len(held_out)))
     total = _total_variance(rows)
 
-    @together
+    @compile_barrier
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def squares(params: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
@@ -112,35 +114,35 @@ def _evaluator(network: Network, *, held_out: Activations, mesh: Mesh, batch_siz
     def evaluate(params: Any) -> float:
         sums = []
         for start in range(0, len(rows), batch_size):
-            found = rows.gather(np.arange(start, min(start + batch_size, len(rows))))
-            mask = np.arange(batch_size) < len(found)
-            whole = np.zeros((batch_size, rows.d_model), found.dtype)
-            whole[:len(found)] = found
-            chosen = local_rows(mesh, batch_size)
-            sums.append(squares(params, place_rows(whole[chosen], mesh, batch_size),
-                                place_rows(mask[chosen], mesh, batch_size)))
+            block = rows.gather(np.arange(start, min(start + batch_size, len(rows))))
+            mask = np.arange(batch_size) < len(block)
+            padded = np.zeros((batch_size, rows.d_model), block.dtype)
+            padded[:len(block)] = block
+            own = local_rows(mesh, batch_size)
+            sums.append(squares(params, place_rows(padded[own], mesh, batch_size),
+                                place_rows(mask[own], mesh, batch_size)))
         return sum(float(value) for value in jax.device_get(sums)) / total
 
     return evaluate
 
 
 def _total_variance(rows: Activations) -> float:
-    """Σ over rows and dimensions of the squared distance from the mean row."""
+    """Returns the squared distance from the mean row, summed over rows and dimensions."""
     mean = sum(block.astype(np.float64).sum(axis=0) for block in rows.blocks()) / len(rows)
     return float(sum(((block.astype(np.float64) - mean)**2).sum() for block in rows.blocks()))
 
 
 def describe(model: TopKSAE, rows: Activations) -> dict[str, float]:
-    """How well an autoencoder explains rows: `explained_variance`, `l0`, `dead_fraction` (never active)."""
+    """Measures an autoencoder on rows: `explained_variance`, `l0`, `dead_fraction` (latents never active)."""
     @jax.jit
-    def look(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def encode_block(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         codes = model.encode(x)
         fired = jnp.zeros(model.config.n_latents, bool).at[codes.latents].max(codes.values > 0)
         return jnp.sum((model.decode(codes) - x)**2), jnp.sum(codes.values > 0), fired
 
-    left, active, fired = 0.0, 0, np.zeros(model.config.n_latents, bool)
+    residual, active, fired = 0.0, 0, np.zeros(model.config.n_latents, bool)
     for block in rows.blocks():
-        squares, count, seen = jax.device_get(look(jnp.asarray(block, jnp.float32)))
-        left, active, fired = left + float(squares), active + int(count), fired | seen
-    return {"rows": len(rows), "explained_variance": 1 - left / max(_total_variance(rows), 1e-12),
+        squares, count, block_fired = jax.device_get(encode_block(jnp.asarray(block, jnp.float32)))
+        residual, active, fired = residual + float(squares), active + int(count), fired | block_fired
+    return {"rows": len(rows), "explained_variance": 1 - residual / max(_total_variance(rows), 1e-12),
             "l0": active / len(rows), "dead_fraction": float(1 - fired.mean())}

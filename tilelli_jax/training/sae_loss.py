@@ -1,8 +1,8 @@
-"""What a sparse autoencoder is trained for, and what its updates do besides (Gao et al. 2024).
+"""The loss of sparse autoencoders and the constraints on their updates (Gao et al. 2024).
 
-By default, as the field does it now: the decoder's rows have length 1, gradients along them are taken
-out, losses are fractions of a variance, dead latents learn to predict the residual (AuxK).
-Nested prefixes of the dictionary (Matryoshka) are those of Bussmann et al. 2025, arXiv:2503.17547.
+The defaults follow current practice: the decoder's rows have length 1, gradients along them are removed,
+losses are fractions of the variance, and dead latents learn to predict the residual (AuxK).
+Nested prefixes of the dictionary (Matryoshka) follow Bussmann et al. 2025, arXiv:2503.17547.
 """
 
 from __future__ import annotations
@@ -30,38 +30,41 @@ class ObjectiveConfig(Section):
     """The loss of a sparse autoencoder."""
 
     normalize: bool = setting(
-        True, "losses are fractions of the batch's variance, and the auxiliary one grows with the number of "
-        "dead latents up to aux_k; otherwise plain mean squares")
-    project: bool = setting(True, "take out of the decoder's gradient what would change its rows' lengths")
+        True, "divide losses by the batch's variance, and scale the auxiliary loss with the number of dead "
+        "latents up to aux_k; false: plain mean squared errors")
+    project: bool = setting(
+        True, "remove the component of the decoder's gradient that changes the lengths of its rows")
     center: Literal["geometric_median", "mean", "zero"] = setting(
-        "geometric_median", "where the decoder's bias begins, of up to 16384 training rows")
+        "geometric_median", "initial decoder bias: a centre of up to 16384 training rows, or zero")
     aux_weight: float = setting(1 / 32, "weight of the auxiliary loss", min=0)
-    aux_k: int = setting(0, "dead latents that predict a residual, at most; 0: half of d_model", min=0)
+    aux_k: int = setting(
+        0, "maximum number of dead latents that predict a row's residual; 0: half of d_model", min=0)
     dead_after: int = setting(
-        0, "activations without a latent's being active after which it is dead; 0: a million, or a tenth of "
-        "the run where that is less", min=0)
-    k_start: int = setting(0, "latents active in the first update; 0: k from the start", min=0)
-    k_steps: int = setting(1000, "updates in which k_start falls to k", min=1)
+        0, "training activations without firing after which a latent counts as dead; 0: a million, or a "
+        "tenth of the run if that is less", min=0)
+    k_start: int = setting(0, "active latents per row in the first update; 0: k from the start", min=0)
+    k_steps: int = setting(1000, "updates in which k_start falls to k, linearly", min=1)
     prefixes: tuple[int, ...] = setting(
-        (), "Matryoshka: the first so many latents must also reconstruct alone; the loss is the mean over "
-        "these and all")
+        (), "Matryoshka: sizes of dictionary prefixes that must also reconstruct alone; the loss is the mean "
+        "over these and the whole dictionary; empty: none")
     threshold_decay: float = setting(
-        0.99, "of batch_topk: what an update leaves of its threshold, a moving average of the smallest "
-        "active value of each batch", min=0, below=1)
+        0.99, "decay of batch_topk's threshold, a moving average of each batch's smallest active value",
+        min=0, below=1)
 
 
 def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int,
                    ) -> tuple[Loss, UpdateHooks]:
-    """The loss, and the rule that goes with it.
+    """Returns the loss and the update hooks that go with it.
 
-    The rows · k largest of batch_topk are those of all devices, but of each part of an accumulated batch.
+    batch_topk selects its rows · k largest values over all devices, separately for each part of an
+    accumulated batch.
 
-    Batch: `activations [rows, d_model]`, and from the rule `dead` bool `[n_latents]`, `k` int32.
-    Reported: `loss` (of the reconstruction alone, over all prefixes), `mse`, `fvu`, `l0`, `auxiliary`, and
-    after an update `dead`, the share of dead latents, and `threshold` where there is one.
+    Batch: `activations [rows, d_model]`, and from the hooks `dead` bool `[n_latents]` and `k` int32.
+    Metrics: `loss` (the reconstruction loss over all prefixes), `mse`, `fvu`, `l0`, `auxiliary`, and after
+    an update `dead`, the fraction of dead latents, and for batch_topk `threshold`.
 
     Raises:
-        InputError: the prefixes do not rise, or not all are fewer than the latents.
+        InputError: the prefixes are not increasing, or one is not below the number of latents.
     """
     sizes = (0, *objective.prefixes, config.n_latents)
     if any(size >= following for size, following in itertools.pairwise(sizes)):
@@ -73,7 +76,7 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
     dead_after = objective.dead_after or min(10**6, max(1, batch_size * steps // 10))
 
     def loss(model: TopKSAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        del key  # nothing is drawn
+        del key  # no randomness
         x = batch["activations"].astype(jnp.float32)
         codes = model.encode(x, most)
         if model.threshold is None:
@@ -102,12 +105,12 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
             return error / (_variance(residual) + TINY) * jnp.minimum(jnp.sum(dead) / aux_k, 1)
         return jax.lax.cond(jnp.any(dead), predict, lambda: jnp.float32(0))
 
-    def given(state: TrainState) -> Batch:
+    def extra_batch(state: TrainState) -> Batch:
         part = jnp.clip(state.step / objective.k_steps, 0, 1)
         k = k_first + (config.k - k_first) * part
         return {"dead": state.memory["silent"] > dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
 
-    def shape(params: Any, grads: Any) -> Any:
+    def transform_grads(params: Any, grads: Any) -> Any:
         if not objective.project:
             return grads
         decoder, grad = params["decoder"]["kernel"], grads["decoder"]["kernel"]
@@ -115,31 +118,31 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
         along = jnp.sum(grad * direction, axis=1, keepdims=True)
         return {**grads, "decoder": {**grads["decoder"], "kernel": grad - along * direction}}
 
-    def settle(params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
+    def post_update(params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
         decoder = unit(params["decoder"]["kernel"], config.unit_norm)
         params = {**params, "decoder": {**params["decoder"], "kernel": decoder}}
-        told = {name: value for name, value in metrics.items() if name not in ("fired", "threshold")}
+        reported = {name: value for name, value in metrics.items() if name not in ("fired", "threshold")}
         if "threshold" in params:
-            before, found = params["threshold"], metrics["threshold"]
-            # The first batch says it alone; one without an active latent says nothing.
-            kept = jnp.where(before > 0, objective.threshold_decay, 0.0)
-            params["threshold"] = jnp.where(found > 0, kept * before + (1 - kept) * found, before)
-            told["threshold"] = params["threshold"]
+            before, smallest = params["threshold"], metrics["threshold"]
+            # The first batch sets the threshold; a batch without an active latent leaves it unchanged.
+            decay = jnp.where(before > 0, objective.threshold_decay, 0.0)
+            params["threshold"] = jnp.where(smallest > 0, decay * before + (1 - decay) * smallest, before)
+            reported["threshold"] = params["threshold"]
         fired = metrics["fired"] > 0
         silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + batch_size)
-        return params, {"silent": silent}, told | {"dead": jnp.mean(silent > dead_after)}
+        return params, {"silent": silent}, reported | {"dead": jnp.mean(silent > dead_after)}
 
-    return loss, UpdateHooks(memory={"silent": np.zeros(config.n_latents, np.int32)}, extra_batch=given, transform_grads=shape,
-                      post_update=settle)
+    return loss, UpdateHooks(memory={"silent": np.zeros(config.n_latents, np.int32)}, extra_batch=extra_batch,
+                             transform_grads=transform_grads, post_update=post_update)
 
 
 def _variance(x: jax.Array) -> jax.Array:
-    """Mean squared distance from the rows' mean."""
+    """Returns the mean squared distance from the mean row."""
     return jnp.mean((x - jnp.mean(x, axis=0))**2)
 
 
 def geometric_median(rows: np.ndarray, steps: int = 100, tolerance: float = 1e-6) -> np.ndarray:
-    """The point whose summed distance to the rows is least: `[rows, d]` → `[d]` (Weiszfeld's iteration)."""
+    """Returns the point with the least summed distance to the rows, `[rows, d]` → `[d]` (Weiszfeld)."""
     point = rows.mean(axis=0)
     for _ in range(steps):
         weights = 1 / np.maximum(np.linalg.norm(rows - point, axis=1), 1e-8)

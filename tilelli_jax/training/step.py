@@ -1,4 +1,4 @@
-"""One update as a pure function, and the state that it carries."""
+"""One update as a pure function, and the training state that it maps to the next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.sharding import replicated, tree_shardings
 from tilelli_jax.store import build
-from tilelli_jax.training.distributed import together
+from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.groups import Trained, everything, merge, select
 from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -28,27 +28,27 @@ Update = Callable[["TrainState", Batch, Any], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
-    """Everything that changes while training, as arrays."""
+    """All arrays that change during training."""
 
     step: jax.Array  # int32: updates done
     params: Any  # nested dict of f32, the layers stacked
     opt_state: Any
-    key: jax.Array  # uint32 [2]: raw key data, folded with the step wherever chance is needed
-    memory: Any = ()  # what a Rule remembers; nothing for most networks
+    key: jax.Array  # uint32 [2]: raw key data, folded with the step where randomness is used
+    memory: Any = ()  # arrays of `UpdateHooks.memory`; empty for most networks
 
 
 class UpdateHooks(NamedTuple):
-    """What an update does besides following a gradient; by default nothing.
+    """What an update does besides the optimiser's step; by default nothing.
 
     Attributes:
-        trained: which parameters it changes. The others have no gradient and no moments, are not decayed,
-            and keep every bit.
-        memory: arrays that are carried from update to update, as they are before the first; or what
-            makes them of the parameters that the run starts from.
-        extra_batch: a state → arrays that the loss finds in its batch, besides the data.
-        transform_grads: (trained parameters, gradients) → gradients that the optimiser is to follow.
-        post_update: (parameters, memory, metrics) → the same after an update: parameters brought back to
-            where they may be, what has been seen remembered, and the metrics that are to be told.
+        trained: whether a parameter is trained, by name. The others have no gradient and no moments, are not
+            decayed, and stay unchanged to the bit.
+        memory: initial values of arrays carried from update to update, or a function that computes them from
+            the run's starting parameters.
+        extra_batch: state → arrays added to the loss's batch.
+        transform_grads: (trained parameters, gradients) → gradients for the optimiser.
+        post_update: (parameters, memory, metrics) → the same after an update: projects parameters back onto
+            their constraints, updates the memory, and selects the metrics to report.
     """
 
     trained: Trained = everything
@@ -63,7 +63,7 @@ NO_HOOKS = UpdateHooks()
 
 
 class Network(NamedTuple):
-    """A model taken apart: what of it is static, and what is stored but not trained."""
+    """A model without its parameters: the static graph, and buffers that are stored but not trained."""
 
     graph: Any
     buffers: Any
@@ -73,30 +73,31 @@ class Network(NamedTuple):
 
 
 def split_params(model: Any) -> tuple[Network, Any]:
-    """A model → its static part and its trainable parameters, as a nested dict."""
+    """Splits a model into its network and its trainable parameters, a nested dict."""
     graph, *states = nnx.split(model, nnx.Param, ...)
     params, buffers = states
     return Network(graph, nnx.to_pure_dict(buffers)), nnx.to_pure_dict(params)
 
 
 class Training(NamedTuple):
-    """A network that is being trained, in its parts."""
+    """The components of training a network."""
 
     network: Network
-    outline: TrainState  # shapes, types and shardings: what it takes to restore a checkpoint
+    outline: TrainState  # shapes, types and shardings: all that restoring a checkpoint needs
     make_state: Callable[[], TrainState]
     update: Update
 
 
 def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfig, *, steps: int,
-                  loss: Loss, seed: int, mesh: Mesh, model: Any = None, hooks: UpdateHooks = NO_HOOKS) -> Training:
-    """Network, optimiser, schedule and update put together.
+                  loss: Loss, seed: int, mesh: Mesh, model: Any = None,
+                  hooks: UpdateHooks = NO_HOOKS) -> Training:
+    """Combines network, optimiser, schedule and update.
 
-    `make_state` and `update` are to be called with `mesh` set (`jax.set_mesh`).
+    Call `make_state` and `update` with `mesh` set (`jax.set_mesh`).
 
     Args:
-        steps: length of the run, which the schedule is stretched to.
-        model: start from these weights instead of random ones.
+        steps: length of the run in updates; the schedule spans it.
+        model: start from its weights; None: random weights.
     """
     transformation = make_optimizer(optimizer, steps)
     network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, hooks)
@@ -108,28 +109,27 @@ def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfi
 def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTransformation,
                seed: int, mesh: Mesh, model: Any = None, hooks: UpdateHooks = NO_HOOKS,
                ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
-    """The state before the first update: its network, its outline, and what makes it.
+    """Returns the network, the outline of the state before the first update, and a function that creates it.
 
-    The outline has shapes, types and shardings only; that is all it takes to restore a checkpoint.
-    Making the state puts each array where the sharding rules want it; its numbers are the same on
-    any mesh.
+    The outline has shapes, types and shardings only, which is all that restoring a checkpoint needs. The
+    created arrays follow the sharding rules; their numbers are the same on any mesh.
 
     Args:
-        model: start from these weights instead of random ones.
+        model: start from its weights; None: random weights.
     """
     key, init_key = jax.random.split(jax.random.key(seed))
     network, _ = split_params(nnx.eval_shape(lambda: build(config, 0, compute)))
-    own = network
+    concrete = network
     if model is None:
         make: Callable[[Any], Any] = lambda key: split_params(build(config, key, compute))[1]  # noqa: E731
         start = init_key
-        if jax.tree.leaves(network.buffers):  # they do not depend on the seed
-            own = split_params(build(config, 0, compute))[0]
+        if jax.tree.leaves(network.buffers):  # buffers do not depend on the seed
+            concrete = split_params(build(config, 0, compute))[0]
     else:
-        own, start = split_params(model)
+        concrete, start = split_params(model)
         make = lambda params: params  # noqa: E731
-    # They become constants of the program, which may be compiled for devices that are not here.
-    network = network._replace(buffers=jax.tree.map(np.asarray, own.buffers))
+    # Buffers become constants of the program, which may be compiled for devices of another machine.
+    network = network._replace(buffers=jax.tree.map(np.asarray, concrete.buffers))
 
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
@@ -142,18 +142,18 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
     outline = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes, shardings)
-    return network, outline, lambda: together(jax.jit(init, out_shardings=shardings))(start, key)
+    return network, outline, lambda: compile_barrier(jax.jit(init, out_shardings=shardings))(start, key)
 
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
                     schedule: optax.Schedule, shardings: TrainState,
                     mesh: Mesh, hooks: UpdateHooks = NO_HOOKS) -> Update:
-    """`step(state, batch, index) -> state, metrics`, jitted; the state's memory is donated.
+    """Returns the jitted `step(state, batch, index) -> state, metrics`; the state's buffers are donated.
 
-    The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts.
-    `index` is the number of updates that the state should have seen. An update whose loss,
-    gradient or outcome is not finite leaves the state as it was, and so does every later one,
-    whose index then no longer fits: the state that led there stays at hand, however late one looks.
+    The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts. `index` is the
+    number of updates that the state should have had. An update whose loss, gradient or result is not finite
+    leaves the state unchanged. So does every later update, because its index no longer matches: the state
+    that caused the failure can be inspected however late the failure is noticed.
 
     Metrics: those of the loss, `learning_rate`, `grad_norm`, `update_norm`, `finite`.
     """
@@ -194,23 +194,23 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
         return new, metrics | {"learning_rate": jnp.asarray(schedule(state.step)),
                                "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
 
-    return together(jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))))
+    return compile_barrier(jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))))
 
 
 def check_memory(outline: TrainState) -> None:
-    """Raises InputError where a device has less memory than its part of the state takes."""
+    """Raises InputError if a device has less memory than its part of the state needs."""
     needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
                  for leaf in jax.tree.leaves(outline))
     device = jax.local_devices()[0]
-    there = (device.memory_stats() or {}).get("bytes_limit")
-    if there is None and device.platform == "cpu" and hasattr(os, "sysconf"):
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    if there is not None and needed > there:
+    available = (device.memory_stats() or {}).get("bytes_limit")
+    if available is None and device.platform == "cpu" and hasattr(os, "sysconf"):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    if available is not None and needed > available:
         raise InputError(f"model: its parameters and optimiser take {needed / 2**30:,.1f} GiB on each "
-                         f"device, which has {there / 2**30:,.1f}; choose a smaller model or a larger "
+                         f"device, which has {available / 2**30:,.1f}; choose a smaller model or a larger "
                          f"mesh.fsdp")
 
 
 def parameter_count(params: Any) -> int:
-    """Number of trainable numbers."""
+    """Returns the number of parameters in a tree, counting each element."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,4 +1,4 @@
-"""What differs between runs that learn different things: data, loss, and how both are told of."""
+"""A run's task: data, loss, evaluation and how they are reported."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tilelli_jax.training.step import Metrics, Network, Training, TrainState
 
 
 class LossUnit(NamedTuple):
-    """The unit of a run's loss, and another one that people know it in, if there is one."""
+    """The unit of a run's loss, and a second unit in which it is also reported, if there is one."""
 
     name: str
     other: str = ""
-    size: float = math.nan  # of the other, in the one
+    size: float = math.nan  # size of the second unit in the first
 
     @property
     def key(self) -> str:
-        """The other unit as a metric is called: `bits_per_byte`."""
+        """The second unit as a metric's name: `bits_per_byte`."""
         return self.other.replace("/", "_per_")
 
-    def told(self, loss: float) -> str:
-        """`0.6931 nats/byte, 1.0000 bits/byte`."""
+    def format(self, loss: float) -> str:
+        """Formats a loss: `0.6931 nats/byte, 1.0000 bits/byte`."""
         second = f", {loss / self.size:.4f} {self.other}" if self.other else ""
         return f"{loss:.4f} {self.name}{second}"
 
     def columns(self, loss: float, prefix: str = "") -> dict[str, float]:
-        """The loss in the other unit, under its key."""
+        """Returns the loss in the second unit, under its key; empty without a second unit."""
         return {f"{prefix}{self.key}": loss / self.size} if self.other else {}
 
 
@@ -39,25 +39,26 @@ UNEXPLAINED = LossUnit("of the variance unexplained")
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Everything of a run that depends on what it learns.
+    """Everything of a run that depends on its data and loss.
 
     Attributes:
-        source: what it learns from, for messages, and the key that says so.
-        size: how much of that there is, in words.
-        fingerprint: of the data, kept in every checkpoint.
-        batches: a Grain dataset; its iterators' states are one integer.
+        source: name of the data, for messages.
+        key: the configuration key that names the data.
+        size: the amount of data, as text for messages.
+        fingerprint: fingerprint of the data, saved in every checkpoint.
+        batches: a Grain dataset of batches; see `data.reading.Batches`.
         place: a batch on the host → arrays `[parts, rows, …]` on the devices.
-        whence: where the rows of a batch stand in the data, in words.
-        training: network, optimiser and update, given a model to start from or None.
-        evaluate: a network → the function that gives a validation loss for its parameters.
-        diagnose: a network → the function that says, of a state and a batch, what is not finite.
-        extra: a network → what is worth measuring of its parameters, when logging.
-        logged: metrics of the loss that are written to metrics.jsonl.
-        tokens: what an update learns from, in bytes or activations.
-        flops_per_token: of an update, or 0 where that is not known.
-        measure: the unit of the loss.
-        summarize: a model, once it is trained → what the summary says besides.
-        trained: of which parameters updates change the numbers, by dotted name.
+        describe_batch: a batch → text that names its position in the data.
+        training: a model to start from, or None → network, optimiser and update.
+        evaluate: a network → a function from parameters to the validation loss.
+        diagnose: a network → a function from state and batch to sentences on what is not finite.
+        extra: a network → a function from parameters to further metrics, called when logging.
+        logged: names of the loss's metrics that are written to metrics.jsonl.
+        tokens: tokens per update: bytes or activations.
+        flops_per_token: floating-point operations per token of an update; 0 if unknown.
+        loss_unit: the unit of the loss.
+        summarize: the trained model → further entries of the summary.
+        trained: whether updates change a parameter, by dotted name.
     """
 
     source: str

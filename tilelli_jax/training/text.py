@@ -1,4 +1,4 @@
-"""Learning the next byte of text: a run's task for Tilelli's networks."""
+"""The language-modelling task: predict the next byte of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tilelli_jax.models import weights
 from tilelli_jax.models.trigram import fit_trigram
 from tilelli_jax.sharding import Mesh, local_rows, place_rows, replicated
 from tilelli_jax.training.diagnose import diagnose
-from tilelli_jax.training.distributed import together
+from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
@@ -27,17 +27,17 @@ from tilelli_jax.training.step import Metrics, Network, TrainState, make_trainin
 from tilelli_jax.training.task import NATS, Task
 
 log = logging.getLogger(__name__)
-FEW = 8  # sequences; a validation loss over fewer is mostly chance
+MIN_VALID_SEQUENCES = 8  # with fewer, the validation loss is mostly noise
 
 
 def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
-    """Raises InputError where the text cannot be read or is too short."""
+    """Builds the task. Raises InputError if the text is unreadable or too short."""
     assert not isinstance(config.model, SAEConfig)
     train = config.train
     check_batches(train.batch_size, train.eval_batch_size, train.seq_len + 1, jax.process_count())
     splits = open_corpus(config.data)
     loss = next_byte_loss(train.load_balance)
-    # A batch's rows that this process's devices hold: parts one after the other.
+    # The batch rows on this process's devices, part by part.
     part = train.batch_size // train.accumulate
     rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
     batches = training_batches(splits.train, batch_size=train.batch_size, seq_len=train.seq_len,
@@ -46,8 +46,8 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
                                   max_bytes=train.eval_bytes or None,
                                   rows=local_rows(mesh, train.eval_batch_size))
 
-    if len(splits.valid) < FEW * train.seq_len and jax.process_index() == 0:
-        log.warning("%s: only %s bytes to validate on: the validation loss says little", splits.name,
+    if len(splits.valid) < MIN_VALID_SEQUENCES * train.seq_len and jax.process_index() == 0:
+        log.warning("%s: only %s bytes to validate on: the validation loss is unreliable", splits.name,
                     f"{len(splits.valid):,}")
 
     def place(batch: TrainingBatch) -> dict[str, jax.Array]:
@@ -55,10 +55,10 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         return {"bytes": place_rows(split, mesh, part, axis=1)}
 
     def diagnoser(network: Network) -> Any:
-        def look(state: TrainState, batch: TrainingBatch) -> list[str]:
-            whole = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
-            return diagnose(network, state.params, whole, jax.random.wrap_key_data(state.key), loss, mesh)
-        return look
+        def describe_state(state: TrainState, batch: TrainingBatch) -> list[str]:
+            arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
+            return diagnose(network, state.params, arrays, jax.random.wrap_key_data(state.key), loss, mesh)
+        return describe_state
 
     def summarize(model: Any) -> dict[str, Any]:
         del model
@@ -68,7 +68,7 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
 
     return Task(
         source=splits.name, key="data.source",
-        size=f"{len(splits.train):,} bytes to learn from, {len(splits.valid):,} to validate on",
+        size=f"{len(splits.train):,} bytes to train on, {len(splits.valid):,} to validate on",
         fingerprint=splits.fingerprint(), batches=batches, place=place, describe_batch=describe_batch,
         training=lambda model: make_training(
             config.model, config.compute, config.optimizer, steps=train.steps, loss=loss, seed=config.seed,
@@ -77,25 +77,30 @@ def text_task(config: ExperimentConfig, mesh: Mesh) -> Task:
         diagnose=diagnoser, extra=zero_fraction(mesh),
         logged=("load_balance", "router_use", "router_entropy", "zero_fraction"),
         tokens=train.batch_size * train.seq_len,
-        flops_per_token=train_flops_per_token(config.model, train.seq_len), loss_unit=NATS, summarize=summarize)
+        flops_per_token=train_flops_per_token(config.model, train.seq_len), loss_unit=NATS,
+        summarize=summarize)
 
 
 def zero_fraction(mesh: Mesh) -> Callable[[Network], Callable[[Any], Metrics]]:
-    """What share of the quantised weights is zero, if any are quantised."""
-    def of(network: Network) -> Callable[[Any], Metrics]:
-        def loss_unit(params: Any) -> Metrics:
+    """Returns the function network → params → metric `zero_fraction`, the fraction of quantised weights at
+    zero.
+
+    The metric is left out if no weight is quantised.
+    """
+    def for_network(network: Network) -> Callable[[Any], Metrics]:
+        def measure(params: Any) -> Metrics:
             codes = [weight.codes() for weight in weights(network.merge(params)).values()
                      if weight.quantizer.levels]
             if not codes:
                 return {}
             zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
             return {"zero_fraction": zeros / sum(code.size for code in codes)}
-        return together(jax.jit(loss_unit, out_shardings=replicated(mesh)))
-    return of
+        return compile_barrier(jax.jit(measure, out_shardings=replicated(mesh)))
+    return for_network
 
 
 def describe_batch(batch: TrainingBatch) -> str:
-    """Where a batch's windows stand, in words."""
+    """Names the starts of a batch's windows, at most four."""
     starts = np.sort(batch.starts)
     return (f"whose windows start at bytes {', '.join(map(str, starts[:4]))}"
-            f"{', …' if len(starts) > 4 else ''} of the training part")
+            f"{', …' if len(starts) > 4 else ''} of the training split")

@@ -1,5 +1,5 @@
-"""The compatibility mode: fm-difficulty-probe's tables from its own files, to its last digit.
+"""The compatibility mode: recomputes fm-difficulty-probe's tables from its own files, to the last digit.
 
-What is wrong with its numbers, and what does better, is in docs/difficulty.md. Nothing outside this package
-stands on it.
+docs/difficulty.md lists the problems of these numbers and what this project does instead. No code outside
+this package imports it.
 """

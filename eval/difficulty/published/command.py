@@ -1,11 +1,11 @@
-"""Makes the tables of fm-difficulty-probe again from its own files, by its own protocol and random streams.
+"""Recomputes the tables of fm-difficulty-probe from its own files, with its own protocol and random streams.
 
     tilelli difficulty published --config squad.yaml --root KIT [--out DIR] [key=value …]
 
-Reads what the configuration names and writes, all together at the end, probe_results.json,
-probe_scores.parquet, selective_prediction.json, recalibration_results.json, cascade_results.json where there
-is a cascade, and a causal_ablation_*.json for each table of losses in out_dir. No network is run. What is
-wrong with these numbers, and what does better, is in docs/difficulty.md.
+Reads the files that the configuration names. Writes probe_results.json, probe_scores.parquet,
+selective_prediction.json, recalibration_results.json, cascade_results.json if the configuration has a
+cascade, and one causal_ablation_*.json for each table of losses in out_dir: all of them at the end, or none.
+Runs no network. docs/difficulty.md lists the problems of these numbers and what this project does instead.
 """
 
 from __future__ import annotations
@@ -37,24 +37,27 @@ def main(argv: Sequence[str]) -> int:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out}: expected a directory, found a file")
     kit = read_kit(config, options.root, str(options.config))
-    made = tables(kit, print_to_stderr)
-    write(made, out)
+    results = tables(kit, print_to_stderr)
+    write(results, out)
     for block, key in (("raw", "activations"), ("sae", "sae_ckpt")):
         if block not in kit.blocks:
-            print_to_stderr(f"{key}.{config.layer}: none; no rung that needs it is made")
-    print(report(made))
-    print(f"\nwritten to {out}: {', '.join(made)}")
+            print_to_stderr(f"{key}.{config.layer}: none; the rungs that need it are skipped")
+    print(report(results))
+    print(f"\nwritten to {out}: {', '.join(results)}")
     return 0
 
 
-def write(made: Mapping[str, Any], out: Path) -> None:
-    """All files or none.
+def write(files: Mapping[str, Any], out: Path) -> None:
+    """Writes all files or none.
+
+    Args:
+        files: file name → JSON tree, or columns of a parquet file.
 
     Raises:
         InputError: the directory cannot be written.
     """
     contents = {out / name: parquet(tree) if name.endswith(".parquet") else as_json(tree)
-                for name, tree in made.items()}
+                for name, tree in files.items()}
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_together(contents)
@@ -62,36 +65,37 @@ def write(made: Mapping[str, Any], out: Path) -> None:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
-def report(made: Mapping[str, Any]) -> str:
-    """What a terminal shows."""
-    results, kept = made["probe_results.json"], made["selective_prediction.json"]["probes"]
-    refitted = made["recalibration_results.json"]
-    handed = made.get("cascade_results.json", {"probes": {}})["probes"]
-    rows = [["rung", "AUROC", "C", "of the oracle", "ECE refitted", "better thresholds"]]
+def report(files: Mapping[str, Any]) -> str:
+    """Returns the summary that the command prints."""
+    results, selective = files["probe_results.json"], files["selective_prediction.json"]["probes"]
+    recalibration = files["recalibration_results.json"]
+    cascade = files.get("cascade_results.json", {"probes": {}})["probes"]
+    rows = [["rung", "AUROC", "C", "fraction of oracle gain", "ECE, refitted", "dominating thresholds"]]
     for name, rung in results["probes"].items():
         rows.append([name, shown(Interval(rung["auroc"], rung["ci_low"], rung["ci_high"])),
-                     f"{rung['best_C']:g}", f"{kept[name]['fraction_of_oracle_aurc']:.1%}",
-                     shown(refitted[name]["raw"]["ece"]) if name in refitted else "–",
-                     f"{handed[name]['n_dominating_points']} of {len(THRESHOLDS)}"
-                     if name in handed else "–"])
-    lines = [f"{results['n_train']} items to learn from, {results['n_test']} test items, "
+                     f"{rung['best_C']:g}", f"{selective[name]['fraction_of_oracle_aurc']:.1%}",
+                     shown(recalibration[name]["raw"]["ece"]) if name in recalibration else "–",
+                     f"{cascade[name]['n_dominating_points']} of {len(THRESHOLDS)}"
+                     if name in cascade else "–"])
+    lines = [f"{results['n_train']} train items, {results['n_test']} test items, "
              f"{results['hard_fraction']:.1%} of them hard", "", table(rows, right=(2, 3, 4, 5))]
     for name, gap in results["deltas"].items():
         a, b = name.split("-")
         lines.append(f"{a} − {b}: {shown(Interval(gap['point'], gap['ci_low'], gap['ci_high']))}")
-    for name, tree in made.items():
+    for name, tree in files.items():
         if name.startswith("causal"):
-            sure = [effect["significant"] for effect in tree["per_feature_ablation_delta"].values()]
+            significant = [effect["significant"] for effect in tree["per_feature_ablation_delta"].values()]
             change = Interval(tree["delta_sae_recon"]["point"], *tree["delta_sae_recon"]["ci95"])
             lines.append(f"causal, {tree['positions']}: reconstruction {shown(change)} {tree['metric']}, "
-                         f"{sum(sure)} of {len(sure)} latents exclude 0")
+                         f"{sum(significant)} of {len(significant)} intervals of latents exclude 0")
     return "\n".join(lines)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = config_lib.command_line("tilelli difficulty published", __doc__, KitConfig, "FILE", "layer=late")
     parser.add_argument("--root", type=Path, default=Path(), metavar="KIT",
-                        help="what the paths in it are relative to [the current directory]")
+                        help="directory that the paths in the configuration are relative to [the current "
+                             "directory]")
     parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where the tables go [runs/ and the name of the file]")
+                        help="output directory [runs/ and the name of the configuration file]")
     return parser.parse_intermixed_args(argv)

@@ -1,4 +1,4 @@
-"""What a configuration of fm-difficulty-probe says, as far as tables are made of it."""
+"""The keys of an fm-difficulty-probe configuration that its tables depend on."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from tilelli_jax.errors import InputError
 
 from ...probes import LADDER
 
-# What their configurations also say, and nothing here depends on.
+# Other keys of the published configurations; ignored.
 OTHER_KEYS = ("default", "dataset", "layer_modules", "causal")
 RUNGS = tuple(rung.name for rung in LADDER)
 
 
 @dataclasses.dataclass(frozen=True)
 class ByLayer(Section):
-    """A file for each layer."""
+    """One file per layer."""
 
-    mid: str | None = setting(None, "of the layer in the middle")
-    late: str | None = setting(None, "of the late one")
+    mid: str | None = setting(None, "file of the middle layer")
+    late: str | None = setting(None, "file of the late layer")
 
 
 @dataclasses.dataclass(frozen=True)
 class KitCascade(Section):
-    """The expensive model's errors, and what calls cost."""
+    """The errors of both models of the cascade, and the costs of their calls."""
 
-    cheap_metadata: str | None = setting(None, "of the cheap model; by default metadata")
-    expensive_metadata: str = setting("", "of the expensive one")
-    cost_cheap: float = setting(1.0, "of a call of the cheap one", above=0)
-    cost_expensive: float | None = setting(None, "of the other; by default 5, with tsfm 4", above=0)
-    score_cols: tuple[str, ...] = setting((), "rungs; by default P3_cheap_sae and P1_cheap")
-    n_random_trials: int = setting(500, "for each point of the random curve", min=1)
+    cheap_metadata: str | None = setting(None, "metadata of the cheap model; null: the key metadata")
+    expensive_metadata: str = setting("", "metadata of the expensive model")
+    cost_cheap: float = setting(1.0, "cost of one call of the cheap model", above=0)
+    cost_expensive: float | None = setting(
+        None, "cost of one call of the expensive model; null: 5, for tsfm 4", above=0)
+    score_cols: tuple[str, ...] = setting((), "rungs that route items; empty: P3_cheap_sae and P1_cheap")
+    n_random_trials: int = setting(500, "random routings for each point of the random curve", min=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,27 +46,30 @@ class KitCascade(Section):
 
 @dataclasses.dataclass(frozen=True)
 class KitConfig(Section):
-    """A configuration of theirs, as far as tables are made of it."""
+    """An fm-difficulty-probe configuration, without the keys that no table depends on."""
 
-    modality: Literal["llm", "tsfm"] = setting("llm", "questions to a language model, or windows of a series")
-    experiment: str = setting("", "what it is called")
-    seed: int = setting(42, "of all that is drawn", min=0, max=2**32 - 1)
-    n_boot: int = setting(2000, "replicates of the bootstrap", min=1)
-    k: int = setting(32, "of the autoencoder", min=1)
-    layer: Literal["mid", "late"] = setting("mid", "which one")
-    metadata: str = setting("", "parquet file, a row for each item")
-    activations: ByLayer = setting(ByLayer(), "safetensors files; without one, P1_cheap alone is made")
-    sae_ckpt: ByLayer = setting(ByLayer(), "model directories; without one, there is no P3_cheap_sae and no "
-                                "P5_sae_only")
-    cascade: KitCascade | None = setting(None, "a cheap model before an expensive one")
-    out_dir: str = setting("", "where their results are; the causal_ablation_*.parquet in it are summarised, "
-                           "and nothing is written there")
-    causal_model: str = setting("", "what the summaries call the network")
-    hard_quantile: float = setting(0.75, "of tsfm: hard from this quantile of crps_norm on", above=0, below=1)
-    label_threshold_split: Literal["all", "train"] = setting("all", "of tsfm: of which rows")
-    context_length: int = setting(512, "of tsfm: values that are read", min=25)
-    series_csv: str = setting("", "of tsfm: the series, a local CSV or parquet file")
-    target_col: str = setting("OT", "of tsfm: its column")
+    modality: Literal["llm", "tsfm"] = setting(
+        "llm", "llm: questions to a language model; tsfm: windows of a series")
+    experiment: str = setting("", "name of the experiment")
+    seed: int = setting(42, "seed of all random numbers", min=0, max=2**32 - 1)
+    n_boot: int = setting(2000, "bootstrap replicates", min=1)
+    k: int = setting(32, "active latents per row of the autoencoder", min=1)
+    layer: Literal["mid", "late"] = setting("mid", "the layer to use")
+    metadata: str = setting("", "parquet file, one row per item")
+    activations: ByLayer = setting(ByLayer(), "safetensors files; null: P1_cheap is the only rung")
+    sae_ckpt: ByLayer = setting(ByLayer(), "model directories; null: no rungs P3_cheap_sae and P5_sae_only")
+    cascade: KitCascade | None = setting(None, "a cheap model that routes items to an expensive one")
+    out_dir: str = setting(
+        "", "directory of the published results: its causal_ablation_*.parquet files are summarised; nothing"
+        " is written to it")
+    causal_model: str = setting("", "name of the network in the summaries of causal effects")
+    hard_quantile: float = setting(
+        0.75, "for tsfm: an item is hard if its crps_norm is at least this quantile", above=0, below=1)
+    label_threshold_split: Literal["all", "train"] = setting(
+        "all", "for tsfm: the rows whose quantile is used")
+    context_length: int = setting(512, "for tsfm: values of a window that the network reads", min=25)
+    series_csv: str = setting("", "for tsfm: the series, a local CSV or parquet file")
+    target_col: str = setting("OT", "for tsfm: the column of the series")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,16 +79,16 @@ class KitConfig(Section):
 
     @property
     def costs(self) -> tuple[float, float]:
-        """Of a call of the cheap model, and of the expensive one."""
+        """The costs of one call of the cheap and of the expensive model."""
         section = self.cascade or KitCascade()
         return section.cost_cheap, section.cost_expensive or (5.0 if self.modality == "llm" else 4.0)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> KitConfig:
-    """Their YAML file, with dotted overrides.
+    """Reads a published YAML file and applies dotted overrides.
 
     Raises:
-        InputError: it cannot be read, or says what is not understood.
+        InputError: the file cannot be read, or a key or a value is invalid.
     """
     tree = config_lib.parse_overrides(overrides, config_lib.read_yaml(path))
     return config_lib.from_dict(KitConfig, {key: value for key, value in tree.items()

@@ -1,4 +1,4 @@
-"""The study at its smallest: what its tests share."""
+"""The smallest configuration of the study, shared by its tests."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ ROOT = Path(__file__).parents[3]
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}
 SEEDS = (0, 1)
 STEPS = 2
-N = 40  # prompts to fit and to calibrate on, and about as many to ask: one shape, for which all is compiled
+N = 40  # prompts to fit and calibrate on; about as many are evaluated, so that all share one compiled shape
 
 
 def recipe(name: str, **settings: Any) -> dict[str, Any]:
     short = {"steps": STEPS, "batch_size": 8, "eval_every": 2, "eval_bytes": 1000,
              "checkpoint_every": 1} | settings
     return {"train": str(ROOT / f"configs/abstention-{name}.yaml"),
-            # Muon takes longer to compile.
+            # Muon compiles more slowly.
             "set": ["optimizer.name=adamw", *(f"train.{key}={value}" for key, value in short.items())]}
 
 
 def options(out: Path, **changed: Any) -> dict[str, Any]:
     base = recipe("base", seq_len=128)
     base["set"] += [f"model.{key}={value}" for key, value in SHAPE.items()]
-    # Without attention, which takes longest to compile.
+    # Without attention, which compiles most slowly.
     base["set"] += ["model.pathways=[local,dense]", "data.village_passes=1", "data.village_people=48"]
     sae = recipe("sae", batch_size=32, eval_batch_size=32)
     sae["set"] += ["model.k=4"]
@@ -39,6 +39,7 @@ def options(out: Path, **changed: Any) -> dict[str, Any]:
 
 
 def write_prompts(path: Path) -> None:
-    """Five of every regime, long ones cut: as long as those to calibrate on are with their padding."""
-    made = [one._replace(prompt=one.prompt[-100:]) for one in village.prompts(village.world(0, 48), 5)]
-    path.write_bytes(b"".join(files.of_regimes(made).values()))
+    """Writes five prompts of every regime, cut to the padded length of the calibration prompts."""
+    prompts = [prompt._replace(prompt=prompt.prompt[-100:])
+               for prompt in village.prompts(village.world(0, 48), 5)]
+    path.write_bytes(b"".join(files.of_regimes(prompts).values()))

@@ -1,4 +1,4 @@
-"""Reading prompts: those of the repository, a user's own, and what is wrong with a file."""
+"""Reading prompts: the built-in ones, the user's own, and invalid files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ def write(path: Path, lines: list) -> Path:
     return path
 
 
-def test_those_of_the_repository_are_the_generators() -> None:
+def test_built_in_prompts_match_the_generator() -> None:
     assert prompts.read() == village.prompts(village.world())
 
 
-def test_a_users_own(tmp_path: Path) -> None:
+def test_own_prompts_in_a_file_or_a_directory(tmp_path: Path) -> None:
     mine = [*rows()[::-1], "", {"prompt": "née?", "regime": "in_domain", "answer": "oui", "id": 7}]
-    found = prompts.read(write(tmp_path / "mine.jsonl", mine))
-    assert [one.regime for one in found] == sorted((one.regime for one in found), key=village.REGIMES.index)
-    assert village.Prompt("née?", "in_domain", "oui") in found and len(found) == 15
+    from_file = prompts.read(write(tmp_path / "mine.jsonl", mine))
+    regimes = [prompt.regime for prompt in from_file]
+    assert regimes == sorted(regimes, key=village.REGIMES.index)
+    assert village.Prompt("née?", "in_domain", "oui") in from_file and len(from_file) == 15
     (tmp_path / "parts").mkdir()
     for regime in village.REGIMES:
         write(tmp_path / "parts" / f"{regime}.jsonl", [row for row in rows() if row["regime"] == regime])
     write(tmp_path / "parts" / "more.jsonl", [mine[-1]])
-    assert sorted(prompts.read(tmp_path / "parts")) == sorted(found)
+    assert sorted(prompts.read(tmp_path / "parts")) == sorted(from_file)
 
 
 @pytest.mark.parametrize(("line", "message"), [
@@ -49,19 +50,19 @@ def test_a_users_own(tmp_path: Path) -> None:
     ({"prompt": "x", "regime": "in_domain", "answer": 3}, "line 3: answer: expected text or none, found 3"),
     ({"prompt": "in_domain 1", "regime": "gibberish"}, "line 3: prompt: the same as in .*mine.jsonl, line 2"),
 ])
-def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None:
+def test_invalid_lines(tmp_path: Path, line: object, message: str) -> None:
     lines = rows()
     with pytest.raises(InputError, match=message) as error:
         prompts.read(write(tmp_path / "mine.jsonl", [*lines[:2], line, *lines[2:]]))
     assert "\n" not in str(error.value)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_prompts_and_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     few = [row for row in rows() if row["regime"] not in ("gibberish", "long_input")]
     with pytest.raises(InputError, match=r"mine.jsonl: .* found none of long_input, gibberish$"):
         prompts.read(write(path, few))
-    with pytest.raises(InputError, match=r"mine.jsonl, line 14: the only prompt of gibberish, expected 2"):
+    with pytest.raises(InputError, match=r"mine.jsonl, line 14: expected at least 2 prompts of gibberish"):
         prompts.read(write(path, ["", *rows()[:-1]]))
     with pytest.raises(InputError, match="found none of in_domain"):
         prompts.read(write(path, []))
@@ -74,5 +75,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"empty: expected .jsonl files of prompts, found none"):
         prompts.read(tmp_path / "empty")
     write(tmp_path / "empty" / "gibberish.jsonl", rows())
-    with pytest.raises(InputError, match=r"gibberish.jsonl, line 1: regime: expected gibberish, as the file"):
+    with pytest.raises(InputError, match=r"gibberish.jsonl, line 1: regime: expected gibberish, the name of"):
         prompts.read(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""What the study does not take: files, networks and settings; and what it ships with."""
+"""Invalid files, networks and settings of the study, and the shipped configurations."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from tilelli_jax import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 
 
-@pytest.mark.parametrize(("name", "rows", "said"), [
-    ("calibration", [("q", True)] * 30, "expected 19 prompts with an answer at least, to hold target_fpr"),
-    ("calibration", [(f"q{i}", i < 18) for i in range(40)], "expected 19 prompts with an answer at least"),
+@pytest.mark.parametrize(("name", "rows", "message"), [
+    ("calibration", [("q", True)] * 30, "expected at least 19 prompts with an answer for target_fpr"),
+    ("calibration", [(f"q{i}", i < 18) for i in range(40)], "expected at least 19 prompts with an answer"),
     ("calibration", [(f"q{i}" * (1 + 149 * (i == 7)), True) for i in range(30)],
      "line 8: prompt: takes 315 bytes as a turn"),
-    ("held_out", [("", True)] * 3, "own.jsonl, line 1: expected prompt and response, as held_out has them"),
-    ("held_out", [(f"q{i}", True) for i in range(50)], "expected 20 prompts with an answer and 20"),
-    ("semantic", [(f"q{i}", i < 45) for i in range(50)], "expected 20 prompts with an answer and 20")])
-def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
-                                 rows: list[tuple[str, bool]], said: str) -> None:
+    ("held_out", [("", True)] * 3, "own.jsonl, line 1: expected a prompt and a response for held_out"),
+    ("held_out", [(f"q{i}", True) for i in range(50)], "expected at least 20 prompts with an answer and 20"),
+    ("semantic", [(f"q{i}", i < 45) for i in range(50)],
+     "expected at least 20 prompts with an answer and 20")])
+def test_unsuitable_data_files(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+                               rows: list[tuple[str, bool]], message: str) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(
         {"prompt": prompt, "response": "a", "answerable": known} if prompt else {"text": "bare"}) + "\n"
@@ -38,24 +39,24 @@ def test_files_that_do_not_serve(place: Path, tmp_path: Path, capsys: pytest.Cap
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
     tree["pairs"]["files"] = [f"{name}={own}"]
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
-    assert_one_line(capsys.readouterr().err, said)
+    assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_from_windows_is_kept_as_unix_has_it(place: Path, tmp_path: Path,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_windows_file_is_stored_with_unix_line_ends(place: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
     text = "".join(json.dumps({"prompt": f"q{i}", "response": "a", "answerable": i % 2 == 0}) + "\n"
                    for i in range(50))
     (tmp_path / "own.jsonl").write_text(text, encoding="utf-16", newline="\r\n")
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
     tree["pairs"]["files"] = [f"calibration={tmp_path / 'own.jsonl'}"]
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 0
-    made = Path(capsys.readouterr().out.split()[-1])
-    assert (made / "calibration.jsonl").read_bytes() == text.encode()
+    data = Path(capsys.readouterr().out.split()[-1])
+    assert (data / "calibration.jsonl").read_bytes() == text.encode()
 
 
-def test_where_the_report_of_a_part_belongs(place: Path) -> None:
-    """What is not the file's whole study does not take the place of its report."""
+def test_directory_of_the_report_on_a_part(place: Path) -> None:
+    """A report on a part of the study does not replace the report on the whole study."""
     file = write(place / "whole.yaml", options(place / "out"))
     whole = config_lib.load(AbstentionConfig, file)
 
@@ -63,9 +64,9 @@ def test_where_the_report_of_a_part_belongs(place: Path) -> None:
         return part_of(whole, config_lib.load(AbstentionConfig, file, overrides))
     assert part() == part("out=elsewhere") == part("name=else") == part("seeds=[0,1]") == ""
     assert part("variants=[v4,v9]") == "parts/v4+v9" and part("seeds=[0]") == "parts/seeds-0"
-    given = part("given=[v4=a]", "seeds=[0]")
-    assert re.fullmatch(r"parts/seeds-0-[0-9a-f]{6}", given)
-    assert len({given, part("given=[v4=b]", "seeds=[0]"), part("prompts=mine.jsonl"),
+    other_network = part("given=[v4=a]", "seeds=[0]")
+    assert re.fullmatch(r"parts/seeds-0-[0-9a-f]{6}", other_network)
+    assert len({other_network, part("given=[v4=b]", "seeds=[0]"), part("prompts=mine.jsonl"),
                 part("prompts=mine.jsonl", "seeds=[0]"), part("seeds=[0]")}) == 5
 
 
@@ -74,15 +75,15 @@ def test_dependencies() -> None:
     assert dependencies(("pooled",)) == ("v4", "pooled") and dependencies(tuple(VARIANTS)) == tuple(VARIANTS)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
+@pytest.mark.parametrize(("changes", "message"), [
     ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
-    ({"variants": []}, "variants: expected different ones"),
-    ({"seeds": [0, 0]}, "seeds: expected different whole numbers"),
+    ({"variants": []}, "variants: expected at least one of v4"),
+    ({"seeds": [0, 0]}, "seeds: expected at least one whole number"),
     ({"given": ["v4"]}, "given: expected some of base, v4"),
     ({"given": ["pooled=x"], "seeds": [0]}, "with =DIR, found 'pooled=x'"),
     ({"given": ["v4=x", "v4=y"], "seeds": [0]}, "given: expected each network once"),
-    ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one where v4 is given"),
-    ({"given": ["v7=x"], "seeds": [0, 1]}, "seeds: expected one where v7 is given"),
+    ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one seed, because v4 is one given network"),
+    ({"given": ["v7=x"], "seeds": [0, 1]}, "seeds: expected one seed, because v7 is one given network"),
     ({"pairs": {"files": ["chats=x"]}}, "pairs.files: expected chat, semantic"),
     ({"pairs": {"files": ["chat=/nowhere.jsonl"]}}, "/nowhere.jsonl"),
     ({"given": ["v4=/nowhere"], "seeds": [0]}, "/nowhere: expected a model directory"),
@@ -92,18 +93,18 @@ def test_dependencies() -> None:
     ({"training": {"base": {"set": ["train.steps=3"]}}}, "training.base.train: expected the file of a"),
     ({"training": {"base": recipe("base") | {"set": ["model.d_modell=3"]}}}, "d_modell"),
 ])
-def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
-                  said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                          changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
     assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
-    assert_one_line(capsys.readouterr().err, said)
+    assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
-                                          capsys: pytest.CaptureFixture[str]) -> None:
-    """A router, a head, a regime."""
+def test_unsuitable_networks_and_prompts(place: Path, tmp_path: Path,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing router, head or regime, and networks of different shapes."""
     store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
     store.save(random_network(RoutedConfig(**SHAPE, pathways=("local",)), 0)[0], tmp_path / "routed")
     store.save(random_network(VanillaConfig(**SHAPE, abstain_head=True), 0)[0], tmp_path / "headed")
@@ -113,14 +114,14 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
     store.save(random_network(tokens, 0)[0], tmp_path / "tokens")
     lines = (place / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
-    for changes, said in (
+    for changes, message in (
             ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"], "seeds": [0]},
-             "variants: v5 trains or judges the router; vanilla has none"),
+             "variants: v5 requires a router, which family vanilla lacks"),
             ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"],
               "seeds": [0]}, "expected a network with an abstain head, found none"),
             ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'headed'}"], "seeds": [0]},
-             "v9={}: expected family, d_model, n_layers and pathways as of the others, ('routed', 16, 2, "
-             "'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
+             "v9={}: expected the family, d_model, n_layers and pathways of the other networks, ('routed', "
+             "16, 2, 'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
             ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
              "found ('routed', 16, 2, 'local', 'dense', 1)"),
             ({"given": [f"base={tmp_path / 'tokens'}"], "seeds": [0]},
@@ -128,11 +129,11 @@ def test_networks_that_lack_what_is_asked(place: Path, tmp_path: Path,
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2
-        assert_one_line(capsys.readouterr().err, said)
+        assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_shipped_configurations() -> None:
+def test_shipped_configurations() -> None:
     demo, full = (config_lib.load(AbstentionConfig, ROOT / f"configs/abstention{name}.yaml")
                   for name in ("-demo", ""))
     assert len(demo.seeds) == 1 and len(full.seeds) >= 5

@@ -1,4 +1,4 @@
-"""tilelli abstention calibrate: the threshold it keeps, what it promises, what it refuses."""
+"""`tilelli abstention calibrate`: the threshold, the expected rate, and invalid input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lines(path: Path, rows: list[Any]) -> Path:
 
 
 @pytest.fixture
-def asked_for(tmp_path: Path) -> Path:
+def calibration_file(tmp_path: Path) -> Path:
     return lines(tmp_path / "on.jsonl", [{"prompt": text, "response": "here"} for text in QUESTIONS])
 
 
@@ -58,67 +58,70 @@ def run(model: Path, on: Path, *more: object) -> int:
 
 @pytest.mark.parametrize("signal", [
     "abstain_p", pytest.param("max_softmax_mean", marks=pytest.mark.exhaustive)])
-def test_the_target_is_held_on_the_prompts(signal: str, model: Any, path: Path, asked_for: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(path, asked_for, "--signal", signal, "--fpr", 0.1, "--template", "Wer weiß?") == 0
+def test_target_rate_holds_on_the_calibration_prompts(signal: str, model: Any, path: Path,
+                                                      calibration_file: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(path, calibration_file, "--signal", signal, "--fpr", 0.1, "--template", "Wer weiß?") == 0
     out, err = capsys.readouterr()
-    found, reader = abstain_rule.read(path, model), abstain_rule.reader_of(model, signal)
-    prompts, way = [asked(text) for text in QUESTIONS], direction(signal)
-    expected = conformal_threshold(way * abstain_rule.measured(reader, prompts, signal), 0.1)
-    assert (found.signal, found.direction, found.template) == (signal, way, "Wer weiß?")
-    assert (found.target_fpr, found.prompts, found.measured_fpr) == (0.1, 40, expected.measured)
-    np.testing.assert_allclose(found.threshold, way * expected.value, rtol=1e-6)
-    np.testing.assert_allclose(found.expected_fpr, expected.expected)
-    declined = found.abstains(reader, prompts)
-    assert np.mean(declined) == found.measured_fpr == 3 / 40 <= 0.1  # the 37th of 40 is the threshold
-    side = "above" if way == 1 else "below"
+    rule, reader = abstain_rule.read(path, model), abstain_rule.reader_of(model, signal)
+    prompts, sign = [asked(text) for text in QUESTIONS], direction(signal)
+    expected = conformal_threshold(sign * abstain_rule.measured(reader, prompts, signal), 0.1)
+    assert (rule.signal, rule.direction, rule.template) == (signal, sign, "Wer weiß?")
+    assert (rule.target_fpr, rule.prompts, rule.measured_fpr) == (0.1, 40, expected.measured)
+    np.testing.assert_allclose(rule.threshold, sign * expected.value, rtol=1e-6)
+    np.testing.assert_allclose(rule.expected_fpr, expected.expected)
+    abstains = rule.abstains(reader, prompts)
+    assert np.mean(abstains) == rule.measured_fpr == 3 / 40 <= 0.1  # the 37th of 40 is the threshold
+    side = "above" if sign == 1 else "below"
     assert err == "" and out == (
-        "declines" + " " * (len(found.rule) - 8) + "  of these prompts  of others, foreseen\n"
-        + "-" * len(found.rule) + "  ----------------  -------------------\n"
-        + f"{found.rule}  3 of 40: 7.5%     9.8% [2.8%, 20.4%]\n{path / abstain_rule.FILE}\n")
-    assert found.rule == f"where {signal} is {side} {found.threshold:.4g}"
+        "abstains" + " " * (len(rule.rule) - 8) + "  on these prompts  on new prompts, expected\n"
+        + "-" * len(rule.rule) + "  ----------------  ------------------------\n"
+        + f"{rule.rule}  3 of 40: 7.5%     9.8% [2.8%, 20.4%]\n{path / abstain_rule.FILE}\n")
+    assert rule.rule.endswith(f" {signal} is {side} {rule.threshold:.4g}")
 
 
-def test_only_prompts_with_an_answer_count(path: Path, model: Any, tmp_path: Path, asked_for: Path,
+def test_unanswerable_prompts_are_left_out(path: Path, model: Any, tmp_path: Path, calibration_file: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(path, asked_for) == 0
+    assert run(path, calibration_file) == 0
     first = abstain_rule.read(path, model)
     rows = [row for text in QUESTIONS for row in (
         {"prompt": f"  {text}\n", "answerable": True}, {"prompt": f"Why not {text}", "answerable": False})]
     capsys.readouterr()
     assert run(path, lines(tmp_path / "both.jsonl", rows)) == 0
     assert abstain_rule.read(path, model) == first
-    assert capsys.readouterr().err == ("note: 40 without an answer left out: the rate is of those that have "
-                                       "one\n")
+    assert capsys.readouterr().err == ("note: 40 prompts without an answer left out: the false-positive rate "
+                                       "counts answerable prompts only\n")
 
 
-def test_prompts_that_are_there_twice_are_noted(path: Path, tmp_path: Path,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_prompts_give_a_note(path: Path, tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": text} for text in (*QUESTIONS, *QUESTIONS[:3])]
     assert run(path, lines(tmp_path / "twice.jsonl", rows)) == 0
-    assert capsys.readouterr().err == ("note: 3 of 43 prompts have been there before: what is foreseen is of "
-                                       "prompts drawn as these were\n")
+    assert capsys.readouterr().err == ("note: 3 of 43 prompts are repeats of others: the expected rate holds "
+                                       "for new prompts with the same repetition\n")
 
 
-def test_too_few_prompts_decline_never_and_it_is_said(path: Path, model: Any, tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_too_few_prompts_the_model_never_abstains(path: Path, model: Any, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
     few = [{"prompt": text} for text in QUESTIONS[:9]]
     assert run(path, lines(tmp_path / "few.jsonl", few), "--fpr", 0.1) == 0
-    assert "Never" not in capsys.readouterr().out and abstain_rule.read(path, model).threshold != abstain_rule.NEVER
+    assert "never" not in capsys.readouterr().out
+    assert abstain_rule.read(path, model).threshold != abstain_rule.NEVER
     assert run(path, lines(tmp_path / "few.jsonl", few[:8]), "--fpr", 0.1) == 0
-    assert "\nNever: 8 prompts are too few to hold 0.1; it takes 9 at least.\n" in capsys.readouterr().out
-    found = abstain_rule.read(path, model)
-    assert found.threshold == abstain_rule.NEVER and found.expected_fpr == (0, 0, 0) and found.measured_fpr == 0
+    assert ("\nThe model never abstains: 8 prompts are too few for a false-positive rate of 0.1, which "
+            "requires at least 9.\n") in capsys.readouterr().out
+    rule = abstain_rule.read(path, model)
+    assert rule.threshold == abstain_rule.NEVER and rule.expected_fpr == (0, 0, 0) and rule.measured_fpr == 0
 
 
-def test_a_threshold_makes_no_other_network(path: Path, asked_for: Path) -> None:
-    """Stages of studies are named by the networks they ask."""
+def test_a_threshold_does_not_change_the_fingerprint(path: Path, calibration_file: Path) -> None:
+    """Stages of studies are named by the fingerprints of their networks."""
     before = contents(path)
-    assert run(path, asked_for) == 0 and (path / abstain_rule.FILE).is_file()
+    assert run(path, calibration_file) == 0 and (path / abstain_rule.FILE).is_file()
     assert contents(path) == before
 
 
-# --- Refusals --------------------------------------------------------------------------------
+# --- Invalid input ---------------------------------------------------------------------------
 
 
 def on(*rows: Any) -> Callable[[Path], list[object]]:
@@ -127,18 +130,19 @@ def on(*rows: Any) -> Callable[[Path], list[object]]:
 
 def network(config: Any) -> Callable[[Path], list[object]]:
     def arguments(tmp: Path) -> list[object]:
-        made = random_network(config, 0)[0] if isinstance(config, VanillaConfig) else build(config)
-        tilelli_jax.save(made, tmp / "other")
+        model = random_network(config, 0)[0] if isinstance(config, VanillaConfig) else build(config)
+        tilelli_jax.save(model, tmp / "other")
         return ["--model", tmp / "other"]
     return arguments
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (lambda tmp: ["--fpr", 0], "--fpr: expected a share above 0 and below 1, found 0.0"),
-    (lambda tmp: ["--fpr", "nan"], "--fpr: expected a share above 0 and below 1, found nan"),
+@pytest.mark.parametrize(("more", "message"), [
+    (lambda tmp: ["--fpr", 0], "--fpr: expected a fraction above 0 and below 1, found 0.0"),
+    (lambda tmp: ["--fpr", "nan"], "--fpr: expected a fraction above 0 and below 1, found nan"),
     (lambda tmp: ["--template", ""], "template: expected one line of text, found ''"),
     (lambda tmp: ["--template", "a\nUSER: b"], "template: expected one line of text"),
-    (lambda tmp: ["--signal", "doubt"], "--signal: expected one that {tmp}/model has, of max_softmax_last, "),
+    (lambda tmp: ["--signal", "doubt"],
+     "--signal: expected a signal of {tmp}/model, one of max_softmax_last, "),
     (lambda tmp: ["--signal", "drift"], "found 'drift'"),
     (network(VanillaConfig(**SHAPE)), "found 'abstain_p'; this network has no abstain head"),
     (network(SAEConfig(d_model=8, n_latents=8, k=2)), "{tmp}/other: expected a network that reads bytes, "
@@ -154,39 +158,40 @@ def network(config: Any) -> Callable[[Path], list[object]]:
      "and {tmp}/model reads 64"),
     (lambda tmp: ["--stage", "all"], "unrecognized arguments: --stage all"),
 ])
-def test_refusals_are_one_line_and_nothing_is_written(
-        more: Callable[[Path], list[object]], says: str, path: Path, asked_for: Path, tmp_path: Path,
-        capsys: pytest.CaptureFixture[str]) -> None:
-    given = more(tmp_path)
+def test_invalid_input_gives_one_line_and_writes_nothing(
+        more: Callable[[Path], list[object]], message: str, path: Path, calibration_file: Path,
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = more(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    assert run(path, asked_for, *given) == 2
+    assert run(path, calibration_file, *arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert_one_line(err, says.format(tmp=tmp_path))
+    assert_one_line(err, message.format(tmp=tmp_path))
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_what_cannot_be_written_leaves_the_old_one(path: Path, model: Any, asked_for: Path,
-                                                   monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(path, asked_for) == 0
-    kept = (path / abstain_rule.FILE).read_bytes()
+def test_a_failed_write_leaves_the_old_rule(path: Path, model: Any, calibration_file: Path,
+                                            monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(path, calibration_file) == 0
+    before = (path / abstain_rule.FILE).read_bytes()
     capsys.readouterr()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert run(path, asked_for, "--fpr", 0.5) == 2
+    assert run(path, calibration_file, "--fpr", 0.5) == 2
     assert_one_line(capsys.readouterr().err, f"{path / abstain_rule.FILE}: cannot be written: No space left")
-    assert (path / abstain_rule.FILE).read_bytes() == kept
+    assert (path / abstain_rule.FILE).read_bytes() == before
     assert sorted(file.name for file in path.iterdir()) == ["abstain.json", "config.json",
                                                             "model.safetensors"]
 
 
-def test_numbers_that_are_none_are_refused(path: Path, asked_for: Path, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_that_is_not_finite_is_an_error(path: Path, calibration_file: Path,
+                                                 monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(abstain_rule, "measured", lambda *_: np.array([0.5, math.nan]))
-    assert run(path, asked_for) == 2
+    assert run(path, calibration_file) == 2
     assert_one_line(capsys.readouterr().err, "abstain_p: expected numbers, found some that are not finite")
     assert not (path / abstain_rule.FILE).exists()

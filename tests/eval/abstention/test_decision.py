@@ -1,4 +1,4 @@
-"""The rule on made-up tables that should and should not pass, against loops, and against chance."""
+"""The rule on synthetic tables that should and should not pass, against loops, and on random scores."""
 
 from __future__ import annotations
 
@@ -14,236 +14,246 @@ from tilelli_jax.eval.abstention import decision
 from tilelli_jax.eval.abstention.decision import (
     BASELINES,
     Table,
+    abstention_rates,
     apply_rule,
-    abstained,
     is_proven,
     table,
 )
 from tilelli_jax.eval.metrics import auroc
-from tilelli_jax.eval.stats import PairedBootstrap, bootstrap_two_way, exact_share, holm
+from tilelli_jax.eval.stats import PairedBootstrap, bootstrap_two_way, exact_fraction, holm
 
 from tests.eval.running import draws
 from tilelli_jax.data.village import ANSWERABLE, REGIMES
 
-EACH = 40
-WHICH = np.repeat(REGIMES, EACH)
+PER_REGIME = 40
+PROMPT_REGIMES = np.repeat(REGIMES, PER_REGIME)
 RNG = np.random.default_rng(5)
-NOISE = RNG.standard_normal(len(WHICH))
+NOISE = RNG.standard_normal(len(PROMPT_REGIMES))
 
 
-def made(lifts: dict[str, float], seeds: int = 1, own: float = 0.3, rng: int = 0) -> np.ndarray:
-    """A score `[seeds, prompts]` that some regimes lift; most of its noise is common to all scores."""
-    noise = own * np.random.default_rng(rng).standard_normal((seeds, len(WHICH)))
-    return NOISE + noise + np.array([lifts.get(regime, 0.0) for regime in WHICH])
+def scores(lifts: dict[str, float], seeds: int = 1, own_noise: float = 0.3, rng: int = 0) -> np.ndarray:
+    """Scores `[seeds, prompts]`, raised by `lifts`; most of the noise is shared by all scores."""
+    noise = own_noise * np.random.default_rng(rng).standard_normal((seeds, len(PROMPT_REGIMES)))
+    return NOISE + noise + np.array([lifts.get(regime, 0.0) for regime in PROMPT_REGIMES])
 
 
-def against(signal: np.ndarray, **baselines: np.ndarray) -> Table:
-    """A table with one signal and the three baselines, which know nothing if not given."""
-    found = {name: made({}, rng=i + 1) for i, name in enumerate(BASELINES)}
-    return Table(WHICH, {"router_entropy": signal, **found, **baselines})
+def table_of(signal: np.ndarray, **baselines: np.ndarray) -> Table:
+    """A table with one signal and the three baselines, which are noise by default."""
+    noise = {name: scores({}, rng=i + 1) for i, name in enumerate(BASELINES)}
+    return Table(PROMPT_REGIMES, {"router_entropy": signal, **noise, **baselines})
 
 
-FOUR = {"ood_topic": 2.0, "ood_style": 2.0, "long_input": 2.0, "gibberish": 2.0}
+FOUR_REGIMES = {"ood_topic": 2.0, "ood_style": 2.0, "long_input": 2.0, "gibberish": 2.0}
 
 
-# --- Areas -----------------------------------------------------------------------------------
+# --- AUROC -----------------------------------------------------------------------------------
 
 
 def test_scores_are_turned_and_checked() -> None:
     raw = {"max_softmax_last": np.arange(3.0), "abstain_p": np.arange(6.0).reshape(2, 3)}
-    found = table(raw, ["in_domain", "gibberish", "mine"])
-    np.testing.assert_array_equal(found.scores["max_softmax_last"], [[0, -1, -2]])
-    np.testing.assert_array_equal(found.scores["abstain_p"], raw["abstain_p"])
-    assert found.others == ("gibberish", "mine")
-    assert set(BASELINES) < set(decision.POINTS) and all(decision.POINTS[name] for name in BASELINES)
+    turned = table(raw, ["in_domain", "gibberish", "mine"])
+    np.testing.assert_array_equal(turned.scores["max_softmax_last"], [[0, -1, -2]])
+    np.testing.assert_array_equal(turned.scores["abstain_p"], raw["abstain_p"])
+    assert turned.other_regimes == ("gibberish", "mine")
+    assert set(BASELINES) < set(decision.DIRECTIONS) and all(decision.DIRECTIONS[name] for name in BASELINES)
     assert table({"x": [1.0]}, ["in_domain"], {"x": -1}).scores["x"] == -1
-    for scores, regimes, message in (
-            ({"x": [1.0]}, ["in_domain"], "points: expected 1 or -1 for x"),
+    for raw, regimes, message in (
+            ({"x": [1.0]}, ["in_domain"], "directions: expected 1 or -1 for x"),
             ({"abstain_p": [1.0, 2.0]}, ["in_domain"], "expected numbers"),
             ({"abstain_p": [math.nan]}, ["in_domain"], "NaN"),
             ({"abstain_p": [1.0]}, ["gibberish"], "in_domain")):
         with pytest.raises(ValueError, match=message):
-            table(scores, regimes)
+            table(raw, regimes)
 
 
-def test_areas_by_counting_pairs() -> None:
-    scored = against(np.round(made(FOUR, seeds=3)))
+def test_auroc_by_counting_pairs() -> None:
+    scored = table_of(np.round(scores(FOUR_REGIMES, seeds=3)))
 
     def counted(unknown: tuple[str, ...], known: tuple[str, ...]) -> float:
-        areas = []
+        aurocs = []
         for run in scored.scores["router_entropy"]:
-            up, down = (run[np.isin(WHICH, some)] for some in (unknown, known))
-            areas.append(np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(up, down)]))
-        return float(np.mean(areas))
+            positive, negative = (run[np.isin(PROMPT_REGIMES, regimes)] for regimes in (unknown, known))
+            aurocs.append(np.mean([(a > b) + 0.5 * (a == b)
+                                   for a, b in itertools.product(positive, negative)]))
+        return float(np.mean(aurocs))
     others = REGIMES[1:]
-    for regime, found in decision.by_regime(scored, replicates=50).items():
-        assert found["router_entropy"].point == pytest.approx(counted((regime,), ("in_domain",)))
+    for regime, aurocs in decision.by_regime(scored, replicates=50).items():
+        assert aurocs["router_entropy"].point == pytest.approx(counted((regime,), ("in_domain",)))
     assert decision.cross_regime(scored, replicates=50)["router_entropy"].point == pytest.approx(
         counted(others, ("in_domain",)))
-    declined = tuple(regime for regime in others if regime not in ANSWERABLE)
+    unanswerable = tuple(regime for regime in others if regime not in ANSWERABLE)
     assert decision.unanswerable(scored, replicates=50)["router_entropy"].point == pytest.approx(
-        counted(declined, ANSWERABLE))
+        counted(unanswerable, ANSWERABLE))
 
 
-def test_one_seed_draws_prompts_alone_and_several_draw_both() -> None:
-    scored = against(made(FOUR))
-    chosen = np.isin(WHICH, ("in_domain", "gibberish"))
-    plain = PairedBootstrap((WHICH[chosen] == "gibberish").astype(int),
+def test_bootstrap_resamples_prompts_and_several_seeds() -> None:
+    scored = table_of(scores(FOUR_REGIMES))
+    chosen = np.isin(PROMPT_REGIMES, ("in_domain", "gibberish"))
+    plain = PairedBootstrap((PROMPT_REGIMES[chosen] == "gibberish").astype(int),
                             {name: score[0, chosen] for name, score in scored.scores.items()},
                             replicates=200)
-    found = decision.versus(scored, ["gibberish"], replicates=200)
+    bootstrap = decision.bootstrap_auroc(scored, ["gibberish"], replicates=200)
     for name in scored.scores:
-        assert found.interval(name) == plain.interval(name)
-    # Seeds that differ much more than prompts do: their spread is in the interval.
+        assert bootstrap.interval(name) == plain.interval(name)
+    # If seeds differ much more than prompts, the interval includes their spread.
     lifts = np.linspace(0, 3, 8)
-    uneven = against(np.concatenate([made({"gibberish": lift}) for lift in lifts]))
-    drawn = decision.versus(uneven, ["gibberish"], replicates=2000)
-    areas = [auroc(WHICH[chosen] == "gibberish", run[chosen]) for run in uneven.scores["router_entropy"]]
-    among_seeds = np.std(areas) / math.sqrt(8)
+    uneven = table_of(np.concatenate([scores({"gibberish": lift}) for lift in lifts]))
+    drawn = decision.bootstrap_auroc(uneven, ["gibberish"], replicates=2000)
+    labels = PROMPT_REGIMES[chosen] == "gibberish"
+    aurocs = [auroc(labels, run[chosen]) for run in uneven.scores["router_entropy"]]
+    among_seeds = np.std(aurocs) / math.sqrt(8)
     wide, narrow = drawn.interval("router_entropy"), PairedBootstrap(
-        WHICH[chosen] == "gibberish", {"s": uneven.scores["router_entropy"][:, chosen]}).interval("s")
+        labels, {"s": uneven.scores["router_entropy"][:, chosen]}).interval("s")
     assert wide.point == pytest.approx(narrow.point)
     assert wide.high - wide.low > narrow.high - narrow.low
     spread = math.hypot((narrow.high - narrow.low) / 3.92, among_seeds)
     assert (wide.high - wide.low) / 3.92 == pytest.approx(spread, rel=0.15)
-    with pytest.raises(ValueError, match="as many runs"):
-        decision.versus(against(made(FOUR, seeds=2), abstain_p=made({}, seeds=3)), ["gibberish"])
+    with pytest.raises(ValueError, match="many runs"):
+        decision.bootstrap_auroc(table_of(scores(FOUR_REGIMES, seeds=2), abstain_p=scores({}, seeds=3)),
+                                 ["gibberish"])
 
 
 # --- The rule --------------------------------------------------------------------------------
 
 
 def verdict(scored: Table, **settings) -> decision.Verdict:
-    (found,) = apply_rule(scored, **settings).verdicts
-    return found
+    (only,) = apply_rule(scored, **settings).verdicts
+    return only
 
 
-def test_what_should_pass_does() -> None:
-    found = verdict(against(made(FOUR)))
-    assert set(found.wins) == set(FOUR) and found.proven and found.reason == "wins 4 of 6 regimes"
-    assert found.wins_corrected == found.wins and found.proven_corrected
-    seeds = verdict(against(made(FOUR, seeds=4), **{name: made({}, 4, rng=9) for name in BASELINES[:2]}))
+def test_a_signal_that_wins_four_regimes_is_proven() -> None:
+    outcome = verdict(table_of(scores(FOUR_REGIMES)))
+    assert set(outcome.wins) == set(FOUR_REGIMES) and outcome.proven
+    assert outcome.reason == "wins 4 of 6 regimes"
+    assert outcome.wins_corrected == outcome.wins and outcome.proven_corrected
+    baselines = {name: scores({}, 4, rng=9) for name in BASELINES[:2]}
+    seeds = verdict(table_of(scores(FOUR_REGIMES, seeds=4), **baselines))
     assert seeds.proven and seeds.proven_corrected
 
 
 def test_three_regimes_are_too_few() -> None:
-    found = verdict(against(made(dict.fromkeys(("ood_topic", "ood_style", "gibberish"), 2.0))))
-    assert len(found.wins) == 3 and not found.proven
-    assert found.reason == "wins 3 of 6 regimes, 4 are needed"
+    outcome = verdict(table_of(scores(dict.fromkeys(("ood_topic", "ood_style", "gibberish"), 2.0))))
+    assert len(outcome.wins) == 3 and not outcome.proven
+    assert outcome.reason == "wins 3 of 6 regimes; the rule requires 4"
 
 
-def test_four_regimes_without_a_telling_one_are_not_enough() -> None:
-    """There are only three others: a set of one's own may have more."""
-    regimes = np.where(WHICH == "gibberish", "mine", WHICH)
-    scored = against(made({**FOUR, "mine": 2.0}))._replace(regimes=regimes)
-    found = verdict(scored)
-    assert set(found.wins) == {"ood_topic", "ood_style", "long_input", "mine"} and not found.proven
-    assert "none of gibberish" in found.reason
+def test_four_regimes_without_a_key_regime_are_not_enough() -> None:
+    """The built-in prompts have only three others; the user's own prompts may have more."""
+    regimes = np.where(PROMPT_REGIMES == "gibberish", "mine", PROMPT_REGIMES)
+    scored = table_of(scores({**FOUR_REGIMES, "mine": 2.0}))._replace(regimes=regimes)
+    outcome = verdict(scored)
+    assert set(outcome.wins) == {"ood_topic", "ood_style", "long_input", "mine"} and not outcome.proven
+    assert "none of gibberish" in outcome.reason
     assert not is_proven(("a", "b", "c", "d")) and is_proven(("a", "b", "c", "gibberish"))
 
 
-def test_a_baseline_that_knows_as_much_takes_every_win() -> None:
-    scored = against(made(FOUR), abstain_p=made(FOUR, rng=7))
+def test_an_equally_good_baseline_prevents_every_win() -> None:
+    scored = table_of(scores(FOUR_REGIMES), abstain_p=scores(FOUR_REGIMES, rng=7))
     assert verdict(scored).wins == () and verdict(scored).reason.startswith("wins 0")
-    assert all(duel.baseline == "abstain_p" for duel in apply_rule(scored).duels if duel.regime in FOUR)
-    # It matters not which of them it is.
+    assert all(comparison.baseline == "abstain_p" for comparison in apply_rule(scored).comparisons
+               if comparison.regime in FOUR_REGIMES)
+    # Any of the baselines will do.
     for name in BASELINES:
-        assert verdict(against(made(FOUR), **{name: made(FOUR, rng=7)})).wins == ()
+        assert verdict(table_of(scores(FOUR_REGIMES), **{name: scores(FOUR_REGIMES, rng=7)})).wins == ()
 
 
-def test_a_sure_difference_below_the_margin_does_not_win() -> None:
-    """A baseline ties some of 400 unknown with all the known, of which the signal mixes up none."""
+def test_a_significant_difference_below_the_margin_does_not_win() -> None:
+    """The signal is perfect; the baseline ties some of 400 unknown prompts with all known ones."""
     n = 400
     regimes = np.repeat(["in_domain", "gibberish"], n)
-    knows = np.repeat([0.0, 1.0], n)
+    perfect = np.repeat([0.0, 1.0], n)
     for tied, wins in ((15, False), (16, True), (20, True)):
-        ties = knows.copy()
+        ties = perfect.copy()
         ties[n:n + tied] = 0.0
-        (duel,) = apply_rule(Table(regimes, {"s": knows[None], "b": ties[None]}), baselines=["b"]).duels
-        assert duel.difference.point == pytest.approx(tied / n / 2) and duel.difference.low > 0
-        assert duel.p_corrected < 0.05 and duel.wins == duel.wins_corrected == wins
-    assert decision._ahead(duel.difference._replace(point=0.82 - 0.8)) and 0.82 - 0.8 < 0.02
+        (comparison,) = apply_rule(Table(regimes, {"s": perfect[None], "b": ties[None]}),
+                                   baselines=["b"]).comparisons
+        assert comparison.difference.point == pytest.approx(tied / n / 2) and comparison.difference.low > 0
+        assert comparison.p_corrected < 0.05 and comparison.wins == comparison.wins_corrected == wins
+    assert decision._exceeds_margin(comparison.difference._replace(point=0.82 - 0.8)) and 0.82 - 0.8 < 0.02
 
 
-def test_a_large_difference_that_is_not_sure_does_not_win() -> None:
+def test_a_large_difference_that_is_not_significant_does_not_win() -> None:
     regimes = np.repeat(["in_domain", "gibberish"], 4)
     scored = Table(regimes, {"s": np.array([[1.0, 2, 3, 7, 4, 5, 6, 8]]),
                              "b": np.array([[1.0, 4, 5, 8, 2, 3, 6, 7]])})
-    (duel,) = apply_rule(scored, baselines=["b"]).duels
-    assert duel.difference.point > 0.1 and duel.difference.low <= 0 and not duel.wins
+    (comparison,) = apply_rule(scored, baselines=["b"]).comparisons
+    assert comparison.difference.point > 0.1 and comparison.difference.low <= 0 and not comparison.wins
 
 
-def test_being_reliably_worse_is_no_win() -> None:
-    found = apply_rule(against(made(dict.fromkeys(FOUR, -2.0))))
-    assert not any(duel.wins for duel in found.duels)
-    assert all(duel.difference.excludes_zero and duel.p == 1 for duel in found.duels if duel.regime in FOUR)
+def test_a_significantly_worse_signal_does_not_win() -> None:
+    result = apply_rule(table_of(scores(dict.fromkeys(FOUR_REGIMES, -2.0))))
+    assert not any(comparison.wins for comparison in result.comparisons)
+    assert all(comparison.difference.excludes_zero and comparison.p == 1 for comparison in result.comparisons
+               if comparison.regime in FOUR_REGIMES)
 
 
-def test_duels_by_a_loop() -> None:
-    scored = against(made({"ood_topic": 0.4, "gibberish": 0.9}),
-                     max_softmax_last=made({"gibberish": 0.3}))
-    found = apply_rule(scored, replicates=100).duels
+def test_comparisons_against_a_direct_loop() -> None:
+    scored = table_of(scores({"ood_topic": 0.4, "gibberish": 0.9}),
+                     max_softmax_last=scores({"gibberish": 0.3}))
+    comparisons = apply_rule(scored, replicates=100).comparisons
     raw = []
-    for duel in found:
-        chosen = np.isin(WHICH, ("in_domain", duel.regime))
-        labels, areas, rng = WHICH[chosen] == duel.regime, {}, np.random.default_rng(42)
+    for comparison in comparisons:
+        chosen = np.isin(PROMPT_REGIMES, ("in_domain", comparison.regime))
+        labels, aurocs, rng = PROMPT_REGIMES[chosen] == comparison.regime, {}, np.random.default_rng(42)
         picks = [rng.choice(len(labels), len(labels)) for _ in range(600)]
         for name, score in scored.scores.items():
-            areas[name] = np.array([auroc(labels[pick], score[0, chosen][pick]) for pick in picks])
+            aurocs[name] = np.array([auroc(labels[pick], score[0, chosen][pick]) for pick in picks])
         points = {name: auroc(labels, score[0, chosen]) for name, score in scored.scores.items()}
         best = max(BASELINES, key=lambda name: points[name])
-        gaps = (areas["router_entropy"] - areas[best])[:100]
+        gaps = (aurocs["router_entropy"] - aurocs[best])[:100]
         low, high = np.percentile(gaps, [2.5, 97.5])
-        assert duel.baseline == best
-        np.testing.assert_allclose(duel.difference, (points["router_entropy"] - points[best], low, high))
-        assert duel.wins == (points["router_entropy"] - points[best] >= 0.02 and low > 0)
+        assert comparison.baseline == best
+        np.testing.assert_allclose(comparison.difference,
+                                   (points["router_entropy"] - points[best], low, high))
+        assert comparison.wins == (points["router_entropy"] - points[best] >= 0.02 and low > 0)
         ps = []
         for name in BASELINES:
-            gap = areas["router_entropy"] - areas[name]
-            rarer = min((gap <= 0).sum(), (gap >= 0).sum())
-            ps.append(min(1, 2 * (rarer + 1) / 601) if points["router_entropy"] > points[name] else 1.0)
+            gap = aurocs["router_entropy"] - aurocs[name]
+            fewer = min((gap <= 0).sum(), (gap >= 0).sum())
+            ps.append(min(1, 2 * (fewer + 1) / 601) if points["router_entropy"] > points[name] else 1.0)
         raw.append(max(ps))
-        assert duel.p == pytest.approx(raw[-1])
-    np.testing.assert_allclose([duel.p_corrected for duel in found], holm(raw))
+        assert comparison.p == pytest.approx(raw[-1])
+    np.testing.assert_allclose([comparison.p_corrected for comparison in comparisons], holm(raw))
 
 
-def test_a_baseline_is_judged_against_the_others() -> None:
-    scored = against(made({}), abstain_p=made(FOUR, rng=7))
-    found = apply_rule(scored, signals=["abstain_p", "router_entropy"])
-    assert [one.proven for one in found.verdicts] == [True, False]
-    assert all(duel.baseline != "abstain_p" for duel in found.duels if duel.signal == "abstain_p")
+def test_a_baseline_is_compared_with_the_other_baselines() -> None:
+    scored = table_of(scores({}), abstain_p=scores(FOUR_REGIMES, rng=7))
+    result = apply_rule(scored, signals=["abstain_p", "router_entropy"])
+    assert [outcome.proven for outcome in result.verdicts] == [True, False]
+    assert all(comparison.baseline != "abstain_p" for comparison in result.comparisons
+               if comparison.signal == "abstain_p")
     with pytest.raises(ValueError, match="besides the signal"):
         apply_rule(scored, signals=["abstain_p"], baselines=["abstain_p"])
     with pytest.raises(ValueError, match="expected nobody among them"):
         apply_rule(scored, signals=["nobody"])
-    assert apply_rule(scored, signals=[]).duels == []
+    assert apply_rule(scored, signals=[]).comparisons == []
 
 
-def test_correction_can_be_passed_however_many_signals_there_are() -> None:
-    sure = {f"s{i}": made(FOUR, rng=20 + i) for i in range(6)}
-    found = apply_rule(Table(WHICH, {**against(made({})).scores, **sure}), replicates=200)
-    assert len(found.duels) == 7 * 6
-    assert [one.proven_corrected for one in found.verdicts] == [False] + [True] * 6
-    assert "42 comparisons (7 signals, 6 regimes)" in found.caution and "65%" in found.caution
+def test_the_correction_is_passable_with_many_signals() -> None:
+    strong = {f"s{i}": scores(FOUR_REGIMES, rng=20 + i) for i in range(6)}
+    result = apply_rule(Table(PROMPT_REGIMES, {**table_of(scores({})).scores, **strong}), replicates=200)
+    assert len(result.comparisons) == 7 * 6
+    assert [outcome.proven_corrected for outcome in result.verdicts] == [False] + [True] * 6
+    assert "42 comparisons (7 signals, 6 regimes)" in result.caution and "65%" in result.caution
 
 
 @draws(50, 150)
-def test_signals_that_know_nothing_rarely_win(n: int) -> None:
-    """Against one baseline as ignorant: at most 2.5 % of regimes, within 3 standard errors.
+def test_noise_rarely_wins(n: int) -> None:
+    """Against one baseline of noise: at most 2.5 % of regimes, within 3 standard errors.
 
-    Against the best of three: far fewer. And wins come together: a second regime is won much more often
-    where one is than at large, which is what the corrected verdict allows for.
+    Against the best of three: far fewer. Wins are correlated: a second regime is won much more often if one
+    is won, and the corrected verdict allows for this.
     """
     regimes = np.repeat(REGIMES[:4], 24)
     rng = np.random.default_rng(11)
     alone, best, any_corrected, proven = [], [], [], []
     for _ in range(n):
-        scores = {name: rng.standard_normal((1, len(regimes))) for name in ("router_entropy", *BASELINES)}
-        one = apply_rule(Table(regimes, scores), ["router_entropy"], BASELINES[:1], replicates=200)
-        alone.append([duel.wins for duel in one.duels])
-        any_corrected.append(any(duel.wins_corrected for duel in one.duels))
-        three = apply_rule(Table(regimes, scores), replicates=200)
-        best.append([duel.wins for duel in three.duels])
+        noise = {name: rng.standard_normal((1, len(regimes))) for name in ("router_entropy", *BASELINES)}
+        single = apply_rule(Table(regimes, noise), ["router_entropy"], BASELINES[:1], replicates=200)
+        alone.append([comparison.wins for comparison in single.comparisons])
+        any_corrected.append(any(comparison.wins_corrected for comparison in single.comparisons))
+        three = apply_rule(Table(regimes, noise), replicates=200)
+        best.append([comparison.wins for comparison in three.comparisons])
         proven.append(three.verdicts[0].proven)
     rate, won = np.mean(alone), np.array(alone)
     assert rate < 0.025 + 3 * math.sqrt(0.025 * 0.975 / (3 * n) * 2) and rate > 0.005
@@ -251,34 +261,35 @@ def test_signals_that_know_nothing_rarely_win(n: int) -> None:
     assert np.mean(any_corrected) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)
     pairs = [(row[i], row[j]) for row in won for i, j in itertools.permutations(range(3), 2)]
     together = np.mean([second for first, second in pairs if first])
-    assert n < 150 or together > 2 * rate, "all regimes share the prompts in domain"
+    assert n < 150 or together > 2 * rate, "all regimes share the in-domain prompts"
 
 
-def test_shares_that_abstain() -> None:
+def test_abstention_rates() -> None:
     scored = Table(np.array(["in_domain"] * 4 + ["gibberish"] * 2),
                    {"abstain_p": np.array([[0.1, 0.6, 0.5, 0.2, 0.9, 0.8],
                                            [0.7, 0.7, 0.1, 0.1, 0.9, 0.2]])})
-    found = abstained(scored, "abstain_p", 0.5)
-    assert (found["in_domain"].point, found["gibberish"].point) == (3 / 8, 3 / 4)
-    assert list(found) == ["in_domain", "gibberish"]
-    own = abstained(scored, "abstain_p", [0.5, 0.15])
-    assert (own["in_domain"].point, own["gibberish"].point) == (3 / 8, 1.0)
-    assert own["gibberish"].high == 1 and own["gibberish"].low == pytest.approx(0.025 ** 0.5)
-    one = abstained(Table(scored.regimes, {"abstain_p": scored.scores["abstain_p"][:1]}), "abstain_p", 0.5)
-    assert one["in_domain"] == exact_share(1, 4)
+    rates = abstention_rates(scored, "abstain_p", 0.5)
+    assert (rates["in_domain"].point, rates["gibberish"].point) == (3 / 8, 3 / 4)
+    assert list(rates) == ["in_domain", "gibberish"]
+    by_seed = abstention_rates(scored, "abstain_p", [0.5, 0.15])
+    assert (by_seed["in_domain"].point, by_seed["gibberish"].point) == (3 / 8, 1.0)
+    assert by_seed["gibberish"].high == 1 and by_seed["gibberish"].low == pytest.approx(0.025 ** 0.5)
+    first_seed = Table(scored.regimes, {"abstain_p": scored.scores["abstain_p"][:1]})
+    one_seed = abstention_rates(first_seed, "abstain_p", 0.5)
+    assert one_seed["in_domain"] == exact_fraction(1, 4)
 
 
-def test_shares_are_drawn_as_it_is_said() -> None:
+def test_intervals_of_abstention_rates_are_two_way_bootstraps() -> None:
     rng = np.random.default_rng(0)
     scored = Table(np.array(["in_domain"] * 40), {"abstain_p": rng.random((3, 40))})
-    found = abstained(scored, "abstain_p", 0.5, replicates=300, seed=7)["in_domain"]
-    assert found == bootstrap_two_way(scored.scores["abstain_p"] > 0.5, replicates=300, seed=7)
-    assert found != abstained(scored, "abstain_p", 0.5, replicates=300, seed=8)["in_domain"]
+    rate = abstention_rates(scored, "abstain_p", 0.5, replicates=300, seed=7)["in_domain"]
+    assert rate == bootstrap_two_way(scored.scores["abstain_p"] > 0.5, replicates=300, seed=7)
+    assert rate != abstention_rates(scored, "abstain_p", 0.5, replicates=300, seed=8)["in_domain"]
 
 
-def test_it_is_pure() -> None:
+def test_the_modules_do_not_import_jax_or_torch() -> None:
     script = ("import sys, eval.abstention.decision, eval.abstention.detectors, eval.abstention.prompts\n"
               "assert not {'jax', 'flax', 'torch'} & set(sys.modules)\n")
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3],
+                             capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

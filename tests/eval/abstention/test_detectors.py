@@ -1,4 +1,4 @@
-"""Detectors on cases made by hand, and on what the village's own answers say."""
+"""Detectors on hand-written cases and on the village's answers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_loops(answer: str, loops: bool) -> None:
 
 
 @given(st.text("abc ", max_size=40))
-def test_loops_by_counting(answer: str) -> None:
+def test_loops_against_a_direct_count(answer: str) -> None:
     text = answer.strip()
     most = max((sum(text[j:j + 3] == text[i:i + 3] for j in range(len(text) - 2))
                 for i in range(len(text) - 2)), default=0)
@@ -64,7 +64,7 @@ def test_utf8() -> None:
 
 
 @given(st.text(max_size=20), st.integers(0, 60))
-def test_what_is_cut_off_stays_valid(text: str, length: int) -> None:
+def test_text_cut_at_any_byte_is_valid_utf8(text: str, length: int) -> None:
     assert is_utf8(text.encode()[:length])
 
 
@@ -75,13 +75,13 @@ def test_distinct() -> None:
 
 
 def test_health() -> None:
-    found = health([b"abc abc abc abc abc abc", b"\xff", b" ", b"fine words"])
-    assert found[:3] == (0.75, 0.25, 0.25)
-    assert found.distinct_1 == 4 / 9 and found.distinct_2 == 2 / 6
+    result = health([b"abc abc abc abc abc abc", b"\xff", b" ", b"fine words"])
+    assert result[:3] == (0.75, 0.25, 0.25)
+    assert result.distinct_1 == 4 / 9 and result.distinct_2 == 2 / 6
     assert all(map(math.isnan, health([])))
 
 
-def test_the_villages_answers_are_what_they_are_meant_to_be() -> None:
+def test_village_answers_are_detected_as_intended() -> None:
     assert all(map(is_refusal, village.ABSTENTIONS)) and not any(map(is_affirmation, village.ABSTENTIONS))
     for pair in village.chat(village.world(), 2000, unanswerable=0):
         assert not is_refusal(pair.response) and not is_loop(pair.response)

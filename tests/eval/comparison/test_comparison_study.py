@@ -1,10 +1,11 @@
-"""The comparison as its users run it: tiny networks, two texts, interrupted, taken up again, refused."""
+"""`tilelli compare` end to end on tiny networks and two texts: interruption, resumption, invalid input."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -58,143 +59,147 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
 
 
 def losses(out: Path, name: str, text: str) -> list[float]:
-    """Those of the runs' own summaries, by seed."""
-    found = [json.loads(next((out / "runs").glob(f"{name}-{text}-{seed}-*/summary.json")).read_text())
-             for seed in (0, 1)]
-    return [one["final_valid_loss"] for one in found]
+    """The losses in the summaries of the runs, by seed."""
+    summaries = [json.loads(next((out / "runs").glob(f"{name}-{text}-{seed}-*/summary.json")).read_text())
+                 for seed in (0, 1)]
+    return [summary["final_valid_loss"] for summary in summaries]
 
 
 @pytest.fixture(scope="module", params=[("one",), pytest.param(("one", "two"), marks=pytest.mark.exhaustive)],
                 ids=["one", "two"])
 def names(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Of the texts."""
+    """The names of the texts."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def done(place: Path, names: tuple[str, ...]) -> Path:
-    """The whole comparison, with Ctrl-C in its second run, after six of eight updates; runs of the first text
-    are taken up by that of both."""
-    out, asked, plain = place / "out", [], loop.should_stop
-    made = len(list((out / "runs").glob("*/summary.json")))
+    """The whole comparison, interrupted by Ctrl-C in its second run after six of eight updates; the
+    comparison of both texts reuses the runs of the first text."""
+    out, steps, should_stop = place / "out", [], loop.should_stop
+    finished = len(list((out / "runs").glob("*/summary.json")))
     (out / "results.json").unlink(missing_ok=True)
 
     def interrupting(step: int) -> bool:
-        asked.append(step)
-        if len(asked) == STEPS + 6:
+        steps.append(step)
+        if len(steps) == STEPS + 6:
             signal.raise_signal(signal.SIGINT)
-        return plain(step)
+        return should_stop(step)
     config = write(place / "small.yaml", options(
         place, out, texts=[str(place / f"{name}.txt") for name in names]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "should_stop", interrupting)
         assert main(["--config", config]) == 130
-        assert len(list((out / "runs").glob("*/summary.json"))) == made + 1
+        assert len(list((out / "runs").glob("*/summary.json"))) == finished + 1
         assert not (out / "results.json").exists()
         assert main(["--config", config]) == 0
-    assert asked[STEPS:2 * STEPS] == [*range(1, STEPS + 1)]
-    assert len(asked) == (4 * len(names) - made) * STEPS, "none is made twice"
+    assert steps[STEPS:2 * STEPS] == [*range(1, STEPS + 1)]
+    assert len(steps) == (4 * len(names) - finished) * STEPS, "no run is trained twice"
     return out
 
 
-def test_its_numbers_are_those_of_its_runs(place: Path, done: Path, names: tuple[str, ...]) -> None:
-    found = json.loads((done / "results.json").read_text())
-    assert list(found["texts"]) == [str(place / f"{name}.txt") for name in names]
-    for text, there in found["texts"].items():
-        each = {name: losses(done, name, Path(text).stem) for name in ("full", "ternary")}
-        assert list(there["losses"]) == ["full", "ternary"], "the reference first"
-        assert {name: one["each"] for name, one in there["losses"].items()} == each
-        comparison, = there["comparisons"]
-        welch = scipy.stats.ttest_ind(each["ternary"], each["full"], equal_var=False)
+def test_results_agree_with_the_run_summaries(place: Path, done: Path, names: tuple[str, ...]) -> None:
+    results = json.loads((done / "results.json").read_text())
+    assert list(results["texts"]) == [str(place / f"{name}.txt") for name in names]
+    for text, of_text in results["texts"].items():
+        by_seed = {name: losses(done, name, Path(text).stem) for name in ("full", "ternary")}
+        assert list(of_text["losses"]) == ["full", "ternary"], "the reference comes first"
+        assert {name: row["by_seed"] for name, row in of_text["losses"].items()} == by_seed
+        comparison, = of_text["comparisons"]
+        welch = scipy.stats.ttest_ind(by_seed["ternary"], by_seed["full"], equal_var=False)
         assert comparison["p"]["welch"] == pytest.approx(welch.pvalue)
         assert comparison["difference"]["low"] == pytest.approx(welch.confidence_interval().low)
-        assert comparison["differences"] == np.subtract(each["ternary"], each["full"]).tolist()
-        assert comparison["least"] == {"unpaired": 2 / 6, "paired": 2 / 4}
+        assert comparison["differences"] == np.subtract(by_seed["ternary"], by_seed["full"]).tolist()
+        assert comparison["min_p"] == {"unpaired": 2 / 6, "paired": 2 / 4}
         assert comparison["p"]["paired"] in (0.5, 1.0) and comparison["p_holm"] == comparison["p"]
-        # After all updates, on the whole validation part, though the configuration asks for 100 bytes.
-        for runs in there["runs"].values():
+        # After all updates, on the whole validation split, although the configuration sets eval_bytes to 100.
+        for runs in of_text["runs"].values():
             assert {(run["steps"], run["tokens"]) for run in runs} == {(STEPS, 128 * STEPS)}
-    assert found["sizes"]["full"]["parameters"] == found["sizes"]["ternary"]["parameters"]
-    assert found["sizes"]["full"]["bits_per_weight"] == 32
-    assert found["sizes"]["ternary"]["bits_per_weight"] == pytest.approx(math.log2(3))
+    assert results["sizes"]["full"]["parameters"] == results["sizes"]["ternary"]["parameters"]
+    assert results["sizes"]["full"]["bits_per_weight"] == 32
+    assert results["sizes"]["ternary"]["bits_per_weight"] == pytest.approx(math.log2(3))
     configs = [config_lib.read_yaml(path) for path in (done / "runs").glob("*/config.yaml")]
     assert len(configs) == 4 * len(names) and {config["train"]["eval_bytes"] for config in configs} == {0}
     assert all(config["seed"] == config["data"]["shuffle_seed"] for config in configs)
 
 
-def test_it_has_its_report(done: Path, names: tuple[str, ...]) -> None:
+def test_report_has_its_figures_and_sentences(done: Path, names: tuple[str, ...]) -> None:
     text, page = (done / "report.md").read_text(), (done / "report.html").read_text()
-    for name in [f"{what}-{name}" for what in ("losses", "differences") for name in names]:
+    for name in [f"{figure}-{name}" for figure in ("losses", "differences") for name in names]:
         assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 3000
     assert page.count("data:image/png;base64,") == 2 * len(names)
     assert (done / "differences.parquet").is_file()
-    for said in ("No difference that is sure", "With so few runs none can be", "it says nothing of",
-                 "p cannot be below 0.5000", "after the last update", "none was looked for here"):
-        assert said in text
+    for words in ("The difference is inconclusive (Welch's p",
+                  "with 2 seeds the exact p cannot be below 0.333.",
+                  "With so few runs no difference can be significant",
+                  "longer training may rank the models", "p cannot be below 0.5000",
+                  "after the last update", "without a search"):
+        assert words in text
     assert {row["model"] for row in json.loads((done / "models.json").read_text())} == {
         "full", "ternary"}
 
 
-def test_the_same_again_trains_nothing(place: Path, done: Path, names: tuple[str, ...],
+def test_repeating_the_command_trains_nothing(place: Path, done: Path, names: tuple[str, ...],
                                        capsys: pytest.CaptureFixture[str]) -> None:
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (done / "runs").rglob("*") if path.is_file()}
     before = times()
     assert main(["--config", str(place / "small.yaml")]) == 0
-    told = capsys.readouterr()
-    assert "evaluate: as it is" in told.err and "updates" not in told.err
-    assert "model" in told.out and "ternary on" in told.out and "report.html" in told.out
+    printed = capsys.readouterr()
+    assert re.search(r"^evaluate: [a-z]", printed.err, re.MULTILINE) and "updates" not in printed.err
+    assert "model" in printed.out and "ternary on" in printed.out and "report.html" in printed.out
     assert main(["--config", str(place / "small.yaml"), "--stage", "evaluate"]) == 0
-    shown = capsys.readouterr().out
-    assert any(str(path) in shown for path in (done / "stages").glob("evaluate-*"))
-    # One of the texts alone is compared anew, of the runs that are there.
-    one = ["--config", str(place / "small.yaml"), f"texts=[{place / f'{names[-1]}.txt'}]"]
-    assert main([*one, "--stage", "train"]) == 0
+    output = capsys.readouterr().out
+    assert any(str(path) in output for path in (done / "stages").glob("evaluate-*"))
+    # A comparison of one text alone reuses the runs.
+    arguments = ["--config", str(place / "small.yaml"), f"texts=[{place / f'{names[-1]}.txt'}]"]
+    assert main([*arguments, "--stage", "train"]) == 0
     assert "4 runs" in capsys.readouterr().out
     assert before == times()
 
 
-def test_pairs_see_the_same_batches(place: Path) -> None:
+def test_runs_of_one_seed_see_the_same_batches(place: Path) -> None:
     config = config_lib.from_dict(ComparisonConfig, options(place, place / "none"))
     study = Study(config, place / "none")
     seen = {}
-    for one in study.models:
+    for model in study.models:
         for seed in (0, 1):
-            task = text_task(one.experiment(str(place / "one.txt"), seed), make_mesh(MeshConfig()))
+            task = text_task(model.experiment(str(place / "one.txt"), seed), make_mesh(MeshConfig()))
             batches = iter(task.batches)
-            seen[one.name, seed] = np.stack([next(batches).bytes for _ in range(STEPS)])
+            seen[model.name, seed] = np.stack([next(batches).bytes for _ in range(STEPS)])
     for seed in (0, 1):
         np.testing.assert_array_equal(seen["full", seed], seen["ternary", seed])
     assert (seen["full", 0] != seen["full", 1]).any()
 
 
-def test_learning_rates_are_chosen_alike(place: Path, tmp_path: Path,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    """By runs of a seed apart; one that diverges is none to choose, and where all do that is said."""
+def test_learning_rate_search_is_the_same_for_all_models(place: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """It uses runs of a separate seed, skips rates that diverge, and fails if all diverge."""
     tree = options(place, tmp_path, texts=[str(place / "one.txt")])
     config = dataclasses.replace(config_lib.from_dict(ComparisonConfig, tree),
                                  tuning=TuningConfig(rates=(0.1, 0.01, 1.0)))
-    study, asked = Study(config, tmp_path), []
+    study, calls = Study(config, tmp_path), []
 
-    def run(self: Study, one: models.ComparedModel, text: str, seed: int, rate: float) -> dict[str, Any]:
-        asked.append((one.name, seed, rate))
+    def run(self: Study, model: models.ComparedModel, text: str, seed: int, rate: float) -> dict[str, Any]:
+        calls.append((model.name, seed, rate))
         if rate == 1.0:
             raise TrainingStopped(train_command.DIVERGED)
-        return {"final_valid_loss": {"full": rate, "ternary": -rate}[one.name], "run": f"{asked[-1]}"}
+        return {"final_valid_loss": {"full": rate, "ternary": -rate}[model.name], "run": f"{calls[-1]}"}
     monkeypatch.setattr(Study, "run", run)
     chosen = {name: read_result(path) for name, path in study.rates[str(place / "one.txt")].items()}
-    assert [one["chosen"] for one in chosen.values()] == [0.01, 0.1]
+    assert [stage["chosen"] for stage in chosen.values()] == [0.01, 0.1]
     assert chosen["full"]["losses"] == {"0.1": 0.1, "0.01": 0.01, "1": None}
-    assert {seed for _, seed, _ in asked} == {100} and len(asked) == 6
+    assert {seed for _, seed, _ in calls} == {100} and len(calls) == 6
     runs, = study.runs.values()
-    assert asked[6:] == [(name, seed, {"full": 0.01, "ternary": 0.1}[name]) for seed in (0, 1)
+    assert calls[6:] == [(name, seed, {"full": 0.01, "ternary": 0.1}[name]) for seed in (0, 1)
                          for name in ("full", "ternary")] and len(runs["full"]) == 2
-    found = {"config": config_lib.to_dict(config), "tuning": {"one": chosen}}
-    assert report.at_an_end(found) == ["full on one"]
+    results = {"config": config_lib.to_dict(config), "tuning": {"one": chosen}}
+    assert report.at_boundary(results) == ["full on one"]
     hot = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(1.0,))), tmp_path / "hot")
-    with pytest.raises(InputError, match=r"tuning.rates: full diverges on .* at each of 1;"):
+    message = r"tuning.rates: expected a rate at which full does not diverge on .*, found 1;"
+    with pytest.raises(InputError, match=message):
         hot.runs  # noqa: B018
-    # Stopped by hand it stays to be made.
+    # A stage that was interrupted is not marked as finished.
     monkeypatch.setattr(Study, "run", lambda *_: (_ for _ in ()).throw(TrainingStopped(130)))
     stopped = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(0.5,))), tmp_path / "stopped")
     with pytest.raises(TrainingStopped):
@@ -202,9 +207,9 @@ def test_learning_rates_are_chosen_alike(place: Path, tmp_path: Path,
     assert not list((tmp_path / "stopped").rglob("manifest.json"))
 
 
-def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                          capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is trained: one line, exit 2, nothing written."""
+    """Each gives one line and exit status 2 before any training, and writes nothing."""
     monkeypatch.setattr(command, "run", lambda *_: pytest.fail("trains"))
     routed = str(place / "routed.yaml")
 
@@ -216,8 +221,8 @@ def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     def against(*settings: str, path: str = routed) -> dict[str, Any]:
         return {"models": [["full", routed], ["other", path, *settings]]}
-    refused("other: expected as many parameters as full", "within 1.0%", **against("model.d_model=24"))
-    refused("other: train.steps: expected 8, as full has it, found 9", **against("train.steps=9"))
+    refused("other: expected the number of parameters of full", "within 1.0%", **against("model.d_model=24"))
+    refused("other: train.steps: expected 8, the value of full, found 9", **against("train.steps=9"))
     refused("other: data.valid_fraction: expected 0.1", **against("data.valid_fraction=0.2"))
     refused("other: optimizer.name: expected adamw", **against("optimizer.name=muon"))
     refused("other: expected no seed, which the study itself sets", **against("seed=3"))
@@ -225,14 +230,14 @@ def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             **against("model.quantiser=ternary"))
     refused("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
     refused("none.txt", texts=[str(place / "none.txt")])
-    refused("texts: expected 1 of different names", texts=["a/one.txt", "b/one.txt"])
-    refused("models: expected 2 of different names at least, found []", models=[])
+    refused("texts: expected at least 1 with different names", texts=["a/one.txt", "b/one.txt"])
+    refused("models: expected at least 2 with different names, found []", models=[])
     refused("models: expected lists of a name", models=[["full"], ["other", routed]])
     refused("models[0]: expected a list of text, found text 'full'", models=["full", "other"])
     refused("reference: expected one of ternary, full, found 'vanilla'", reference="vanilla")
     refused("seeds: expected 2 to 10 different whole numbers", "found [1]", seeds=[1])
     refused("tuning.rates: expected different finite numbers above 0", tuning={"rates": [0.0]})
-    refused("tuning.seed: expected none of the seeds [0, 1], found 1",
+    refused("tuning.seed: expected a seed other than [0, 1], found 1",
             tuning={"rates": [0.1], "seed": 1})
     (tmp_path / "short.txt").write_text("too short")
     refused("texts:", "short.txt: train.seq_len: ", texts=[str(tmp_path / "short.txt")])
@@ -240,9 +245,9 @@ def test_what_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert_one_line(capsys.readouterr().err, "missing.yaml: no such file")
 
 
-def test_names_of_files() -> None:
-    given = ("stories", "books/my text.txt", "books/*.txt", "hf:a/b@c", "***")
-    assert [file_name(text) for text in given] == ["stories", "my-text", "books", "b-c", "text"]
+def test_file_names() -> None:
+    texts = ("stories", "books/my text.txt", "books/*.txt", "hf:a/b@c", "***")
+    assert [file_name(text) for text in texts] == ["stories", "my-text", "books", "b-c", "text"]
 
 
 SHIPPED = sorted((ROOT / "configs").glob("lite-vs-*.yaml"))
@@ -250,16 +255,16 @@ SHIPPED = sorted((ROOT / "configs").glob("lite-vs-*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its models may be compared: sizes within the tolerance, one text, one budget."""
+    """Its models are comparable: sizes within the tolerance, the same text and budget."""
     monkeypatch.chdir(ROOT)
     config = config_lib.load(ComparisonConfig, path)
-    found = models.models(config)
-    sizes = models.check(found, config.texts[0], config.seeds[0], config.tolerance)
-    assert f"--config {path.stem}" in path.read_text() and found[0].name == "vanilla"
+    compared = models.models(config)
+    sizes = models.check(compared, config.texts[0], config.seeds[0], config.tolerance)
+    assert f"--config {path.stem}" in path.read_text() and compared[0].name == "vanilla"
     bits = [round(sizes[name].bits_per_weight, 2) for name in ("lite", "ternary", "power3")]
     assert bits == [32, 1.58, 2.81]
-    experiment = found[0].experiment(config.texts[0], 0)
-    assert f"{sizes['vanilla'].parameters:,}" in config_lib.find(found[0].config).read_text()
-    runs = len(found) * (len(config.seeds) + len(config.tuning.rates))
+    experiment = compared[0].experiment(config.texts[0], 0)
+    assert f"{sizes['vanilla'].parameters:,}" in config_lib.find(compared[0].config).read_text()
+    runs = len(compared) * (len(config.seeds) + len(config.tuning.rates))
     tokens = experiment.train.steps * experiment.train.batch_size * experiment.train.seq_len
     assert f"{runs} runs of {tokens:,} tokens" in path.read_text()

@@ -1,4 +1,4 @@
-"""Causal effects: the small stored run, and latents planted to matter and not to."""
+"""Causal effects: a stored run of the published scripts, and planted latents with and without effect."""
 
 from __future__ import annotations
 
@@ -43,83 +43,83 @@ def world() -> dict[str, Any]:
 
 
 @needs_reference
-def test_the_latents_that_were_chosen(world: dict[str, Any]) -> None:
-    """Codes of all positions, padding and all, their maximum; then the probe's order."""
+def test_the_chosen_latents_match_the_stored_run(world: dict[str, Any]) -> None:
+    """As in the published scripts, the codes' maximum is over all positions, including padding."""
     train = world["split"] == "train"
     sae = world["sae"]
     codes = sae.dense(sae.encode(jnp.asarray(world["rows"][train], jnp.float32)))
-    found = causal.rank_latents(np.asarray(codes).max(axis=1), world["hard"][train], 5, options=PROBES)
+    latents = causal.rank_latents(np.asarray(codes).max(axis=1), world["hard"][train], 5, options=PROBES)
     expected = json.loads((TINY / "res/squad_allpos/causal_ablation_all.json").read_text())["top_features"]
-    assert found == expected
+    assert latents == expected
 
 
 @needs_reference
 @pytest.mark.parametrize(("positions", "every"), [
     ("all", 30), pytest.param("all", 6, marks=pytest.mark.exhaustive),
     pytest.param("boundary", 6, marks=pytest.mark.exhaustive)])
-def test_the_losses_of_every_item(positions: str, every: int, world: dict[str, Any]) -> None:
+def test_the_patched_losses_match_the_stored_run(positions: str, every: int, world: dict[str, Any]) -> None:
     import pyarrow.parquet
     stored = pyarrow.parquet.read_table(
         TINY / f"res/squad_allpos/causal_ablation_{positions}.parquet").to_pydict()
     latents = [int(name.removeprefix("m_ablate_")) for name in stored if name.startswith("m_ablate_")]
     chosen = np.array(stored["window_id"])[::every]
-    given = []
+    patches = []
     for i in chosen:
         question = world["questions"][i]
         prompt = world["encode"](question.prompt)[-SquadConfig().max_tokens:]
         n = len(prompt)
-        given.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
-                             start=0 if positions == "all" else n - 1, stop=n))
+        patches.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
+                               start=0 if positions == "all" else n - 1, stop=n))
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
-    found = patched_nll(model, world["sae"], given, latents, place="resid_post", layer=1)
+    losses = patched_nll(model, world["sae"], patches, latents, place="resid_post", layer=1)
     columns = ["m_natural", "m_sae_recon", *(f"m_ablate_{latent}" for latent in latents)]
     expected = np.stack([np.array(stored[name])[::every] for name in columns], axis=1)
-    np.testing.assert_allclose(found[:, :2], expected[:, :2], atol=2e-5)
-    changes, theirs = found[:, 2:] - found[:, 1:2], expected[:, 2:] - expected[:, 1:2]
-
+    np.testing.assert_allclose(losses[:, :2], expected[:, :2], atol=2e-5)
+    changes, theirs = losses[:, 2:] - losses[:, 1:2], expected[:, 2:] - expected[:, 1:2]
     np.testing.assert_allclose(changes, theirs, atol=2e-5)
 
 
-def test_a_planted_effect_is_found_and_an_inert_latent_is_not() -> None:
+def test_a_planted_effect_is_significant_and_an_inert_latent_is_not() -> None:
     rng = np.random.default_rng(0)
     natural = rng.exponential(size=200)
     table = np.stack([natural, natural + 0.3 + 0.1 * rng.standard_normal(200)], axis=1)
     shifts = {3: 0.05, 5: 0.0, 8: 0.0, 9: 0.0}
     noise = {latent: 0.1 * rng.standard_normal(200) * (latent != 5) for latent in shifts}
-    changed = [table[:, 1] + shift + noise[latent] for latent, shift in shifts.items()]
-    table = np.column_stack([table, *changed])
-    found = causal.effects(table, [3, 5], {3: [8], 5: [9]})
-    assert found.chosen[3].is_significant and found.chosen[3].change.excludes_zero
-    assert found.chosen[3].change.point == pytest.approx(0.05, abs=0.02)
-    assert not found.chosen[5].is_significant and found.chosen[5].p == 1 and found.chosen[5].items_changed == 0
-    assert not any(effect.is_significant for effect in found.controls.values())
-    assert found.as_large(3) == 0 and found.as_large(5) == 1
-    assert found.reconstruction.point == pytest.approx(0.3, abs=0.03)
+    ablated = [table[:, 1] + shift + noise[latent] for latent, shift in shifts.items()]
+    table = np.column_stack([table, *ablated])
+    effects = causal.effects(table, [3, 5], {3: [8], 5: [9]})
+    planted, inert = effects.chosen[3], effects.chosen[5]
+    assert planted.is_significant and planted.change.excludes_zero
+    assert planted.change.point == pytest.approx(0.05, abs=0.02)
+    assert not inert.is_significant and inert.p == 1 and inert.items_changed == 0
+    assert not any(effect.is_significant for effect in effects.controls.values())
+    assert effects.controls_as_large(3) == 0 and effects.controls_as_large(5) == 1
+    assert effects.reconstruction.point == pytest.approx(0.3, abs=0.03)
 
 
-def test_a_probe_that_uses_nothing_names_nothing() -> None:
+def test_latents_of_weight_zero_are_not_ranked() -> None:
     rng = np.random.default_rng(0)
     codes = np.where(rng.random((60, 30)) < 0.2, rng.random((60, 30)), 0)
     labels = rng.integers(0, 2, 60)
-    assert causal.rank_latents(codes, labels, 5, strength=1e-4) == []
+    assert causal.rank_latents(codes, labels, 5, c_value=1e-4) == []
     planted = (codes[:, 7] > 0).astype(int)
-    assert causal.rank_latents(scipy.sparse.csr_array(codes), planted, 3, strength=0.1)[0] == 7
+    assert causal.rank_latents(scipy.sparse.csr_array(codes), planted, 3, c_value=0.1)[0] == 7
 
 
-def test_controls_are_as_often_active() -> None:
+def test_controls_have_a_similar_activation_frequency() -> None:
     rng = np.random.default_rng(0)
-    often = np.repeat([0.0, 0.02, 0.5, 0.9], 50)
-    codes = (rng.random((400, 200)) < often).astype(float)
-    drawn = causal.as_often_active(codes.sum(axis=0), [60, 120], 20)
+    frequency = np.repeat([0.0, 0.02, 0.5, 0.9], 50)
+    codes = (rng.random((400, 200)) < frequency).astype(float)
+    drawn = causal.frequency_matched_controls(codes.sum(axis=0), [60, 120], 20)
     assert len({*drawn[60], *drawn[120]}) == 40 and not {60, 120} & {*drawn[60], *drawn[120]}
-    assert {int(often[latent] * 100) for latent in drawn[60]} == {2}, "each has its own"
-    assert {int(often[latent] * 100) for latent in drawn[120]} == {50}
-    assert causal.as_often_active(codes.sum(axis=0), [], 3) == {}
-    few = causal.as_often_active([3, 0, 2, 1], [0], 5)
-    assert sorted(few[0]) == [2, 3], "no more than there are, none that is never active"
+    assert {int(frequency[latent] * 100) for latent in drawn[60]} == {2}
+    assert {int(frequency[latent] * 100) for latent in drawn[120]} == {50}
+    assert causal.frequency_matched_controls(codes.sum(axis=0), [], 3) == {}
+    few = causal.frequency_matched_controls([3, 0, 2, 1], [0], 5)
+    assert sorted(few[0]) == [2, 3], "only latents that are active at least once"
 
 
-def test_what_is_no_table() -> None:
+def test_invalid_tables_are_refused() -> None:
     with pytest.raises(ValueError, match=r"table: expected \[items, 3\]"):
         causal.effects(np.ones((4, 2)), [1])
     with pytest.raises(ValueError, match="item 2 has no finite loss"):
@@ -127,16 +127,16 @@ def test_what_is_no_table() -> None:
 
 
 def test_planted_in_a_network() -> None:
-    """A latent along the right token's own direction is found; one that the final norm takes out is not.
+    """A latent along the right token's unembedding has an effect; one that the final norm removes has none.
 
-    LayerNorm takes the mean out of every position: what is written along (1, …, 1) changes nothing.
+    LayerNorm subtracts the mean of every position, so that writes along (1, …, 1) have no effect.
     """
     d, right = 16, 7
     model = build(GPTNeoXConfig(vocab_size=31, d_model=d, n_layers=2, n_heads=2, d_hidden=32), 0)
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((8, d))
     directions[0] = np.asarray(model.unembed.kernel[...])[:, right]
-    directions[1] = 1.0  # what the norm takes out
+    directions[1] = 1.0  # removed by the norm
     directions[2:] -= directions[2:].mean(axis=1, keepdims=True)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     sae = from_arrays(SAEConfig(d_model=d, n_latents=8, k=8, unit_norm="none"), {
@@ -145,8 +145,8 @@ def test_planted_in_a_network() -> None:
     prompts = rng.integers(0, 31, (60, 6)).tolist()
     texts = [Patched([*prompt, right], target=6, start=5, stop=6) for prompt in prompts]
     table = patched_nll(model, sae, texts, list(range(8)), place="resid_post", layer=1)
-    found = causal.effects(table, [0, 1], {0: [2, 3, 4], 1: [5, 6, 7]})
-    planted, inert = found.chosen[0], found.chosen[1]
+    effects = causal.effects(table, [0, 1], {0: [2, 3, 4], 1: [5, 6, 7]})
+    planted, inert = effects.chosen[0], effects.chosen[1]
     assert planted.is_significant and planted.change.low > 0.05 and planted.items_changed == 60
-    assert found.as_large(0) == 0
-    assert abs(inert.change.point) < 1e-5 and found.as_large(1) == 3
+    assert effects.controls_as_large(0) == 0
+    assert abs(inert.change.point) < 1e-5 and effects.controls_as_large(1) == 3

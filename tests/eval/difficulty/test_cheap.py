@@ -1,4 +1,4 @@
-"""Cheap features against closed forms; the stored ones of ETTh1."""
+"""Cheap features: closed forms, and the published values for ETTh1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilelli_jax.eval.difficulty import cheap
 from tests.references import STORED, needs
 
 
-def test_prompts() -> None:
+def test_prompt_statistics() -> None:
     prompts = ["The cat The CAT", "É é 12", "one", ""]
     found = cheap.prompt_statistics(prompts, np.array([True, False, True, False]))
     assert found["char_length"].tolist() == [15, 6, 3, 0] and found["word_count"].tolist() == [4, 3, 1, 0]
@@ -23,8 +23,8 @@ def test_prompts() -> None:
     np.testing.assert_array_equal(found["bigram_novelty"], [0, 1, 1, 1])
 
 
-def test_novelty_is_of_different_pairs() -> None:
-    """(a b) is known, (b a) is not; that (a b) comes twice does not count twice."""
+def test_novelty_counts_distinct_pairs() -> None:
+    """(a b) is known, (b a) is not; the second occurrence of (a b) does not count."""
     found = cheap.prompt_statistics(["a b", "A b a b"], np.array([True, False]))
     assert found["bigram_novelty"].tolist() == [0, 0.5]
 
@@ -39,28 +39,29 @@ PROMPTS = st.lists(st.tuples(st.text("aAb ", max_size=12), st.booleans(), st.sam
 
 @given(PROMPTS)
 def test_novelty_by_brute_force(rows: list[tuple[str, bool, str]]) -> None:
-    """A pair is new if no known prompt has it; with groups, if no known prompt of another group has it."""
+    """A pair is new if no train prompt has it; with groups, if no train prompt of another group has it."""
     prompts, groups = [row[0] for row in rows], [row[2] for row in rows]
     known = np.array([row[1] for row in rows], bool)
     plain, grouped = [], []
     for prompt, _, group in rows:
-        every = pairs(prompt)
-        of_known = set().union(*(pairs(other) for other, is_known, _ in rows if is_known))
-        of_others = set().union(*(pairs(other) for other, is_known, its in rows if is_known and its != group))
-        plain.append(len(every - of_known) / len(every) if every else 1.0)
-        grouped.append(len(every - of_others) / len(every) if every else 1.0)
+        own = pairs(prompt)
+        train = set().union(*(pairs(other) for other, is_known, _ in rows if is_known))
+        other_groups = set().union(*(
+            pairs(other) for other, is_known, other_group in rows if is_known and other_group != group))
+        plain.append(len(own - train) / len(own) if own else 1.0)
+        grouped.append(len(own - other_groups) / len(own) if own else 1.0)
     if not rows:
         return
     found, by_group = cheap.prompt_statistics(prompts, known), cheap.prompt_statistics(prompts, known, groups)
     np.testing.assert_array_equal(found["bigram_novelty"], plain)
     np.testing.assert_array_equal(by_group["bigram_novelty"], grouped)
     assert not found["bigram_novelty"][known & np.array([len(pairs(prompt)) > 0 for prompt in prompts])].any()
-    for name in found.keys() - {"bigram_novelty"}:  # which no group changes
+    for name in found.keys() - {"bigram_novelty"}:  # the groups change no other feature
         np.testing.assert_array_equal(found[name], by_group[name])
 
 
-def test_known_prompts_and_new_ones_are_measured_alike() -> None:
-    """(a b) stands in two groups, (b c) in one: what is new to a known prompt is not 0 by itself."""
+def test_novelty_means_the_same_for_train_and_test_prompts() -> None:
+    """(a b) occurs in two groups, (b c) in one: the novelty of a train prompt is not always 0."""
     prompts = ["a b", "a b c", "a b c", "a b c d"]
     known = np.array([True, True, False, False])
     found = cheap.prompt_statistics(prompts, known, ["x", "y", "x", "z"])["bigram_novelty"]
@@ -68,11 +69,11 @@ def test_known_prompts_and_new_ones_are_measured_alike() -> None:
     assert cheap.prompt_statistics(prompts, known)["bigram_novelty"].tolist() == [0, 0, 0, 1 / 3]
 
 
-def test_length_of_an_answer() -> None:
+def test_answer_length() -> None:
     np.testing.assert_allclose(cheap.answer_length([1, 4]), [[0], [math.log(4)]])
 
 
-def test_series() -> None:
+def test_series_statistics() -> None:
     time = np.arange(512)
     season = np.sin(2 * np.pi * time / 24)
     rng = np.random.default_rng(0)
@@ -96,7 +97,7 @@ def test_a_constant_series() -> None:
 
 @needs(STORED)
 @pytest.mark.parametrize("every", [70, pytest.param(7, marks=pytest.mark.exhaustive)])
-def test_the_stored_statistics(every: int) -> None:
+def test_series_statistics_match_the_published_ones(every: int) -> None:
     stored = np.load(STORED / "difficulty" / "golden" / "ts_stats.npz")
     with (STORED / "data" / "ETTh1.csv").open() as file:
         series = np.array([float(row["OT"]) for row in csv.DictReader(file)])

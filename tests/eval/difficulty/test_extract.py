@@ -1,4 +1,4 @@
-"""Extraction: what was asked is not asked again, and nothing depends on how it is cut into shards."""
+"""Extraction: it resumes after its last shard, and no value depends on the size of the shards."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
-from tilelli_jax.eval.difficulty.subject import Measured
+from tilelli_jax.eval.difficulty.subject import Measurements
 from tilelli_jax.eval.tables import read_columns
 
 from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
 
 
-class Made:
-    """A subject whose values follow from an item's number; it stops when it has been asked `stop` times."""
+class FakeSubject:
+    """A subject whose values depend on the item number; it is interrupted after `stop` calls."""
 
     def __init__(self, stop: int = -1, dtype: type = np.float16) -> None:
-        self.asked: list[list[int]] = []
+        self.calls: list[list[int]] = []
         self.stop, self.dtype = stop, dtype
-        self.about = {"prompt": [f"prompt {i}" for i in range(40)], "start": list(range(0, 80, 2))}
+        self.metadata = {"prompt": [f"prompt {i}" for i in range(40)], "start": list(range(0, 80, 2))}
 
-    def measure(self, network: Any, items: Sequence[int], layers: Sequence[int]) -> Measured:
-        if len(self.asked) == self.stop:
+    def measure(self, network: Any, items: Sequence[int], layers: Sequence[int]) -> Measurements:
+        if len(self.calls) == self.stop:
             raise KeyboardInterrupt
-        self.asked.append(list(items))
+        self.calls.append(list(items))
         numbers = {"amount": np.sqrt(np.array(items, float)), "picked": np.array(items) % 4}
-        return Measured(numbers, {layer: [self.values(i, layer) for i in items] for layer in layers})
+        return Measurements(numbers, {layer: [self.values(i, layer) for i in items] for layer in layers})
 
     def values(self, item: int, layer: int) -> np.ndarray:
         return np.random.default_rng([item, layer]).standard_normal((1 + item % 3, 8)).astype(self.dtype)
 
 
-def everything(path: Path, layers: Sequence[int]) -> list[Any]:
+def contents(path: Path, layers: Sequence[int]) -> list[Any]:
     found = Extraction(path)
     return [found.items.tolist(), found.positions.tolist(),
             {name: values.tobytes() for name, values in found.numbers.items()},
@@ -43,10 +43,10 @@ def everything(path: Path, layers: Sequence[int]) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_what_comes_back(dtype: type, tmp_path: Path) -> None:
-    subject, items = Made(dtype=dtype), [3, 7, 4, 20, 21, 1, 0]  # in the order in which they are asked
+def test_values_survive_the_round_trip(dtype: type, tmp_path: Path) -> None:
+    subject, items = FakeSubject(dtype=dtype), [3, 7, 4, 20, 21, 1, 0]  # the order of extraction
     extract(tmp_path, subject, None, items, (5, 2), 3)
-    assert subject.asked == [[3, 7, 4], [20, 21, 1], [0]]
+    assert subject.calls == [[3, 7, 4], [20, 21, 1], [0]]
     found = Extraction(tmp_path)
     assert found.items.tolist() == items and found.positions.tolist() == [1 + i % 3 for i in items]
     assert found.numbers["amount"].tolist() == [np.sqrt(i) for i in items]
@@ -66,16 +66,16 @@ def test_what_comes_back(dtype: type, tmp_path: Path) -> None:
     assert table["positions"].tolist() == found.positions.tolist()
 
 
-def test_without_layers_there_are_numbers_only(tmp_path: Path) -> None:
-    extract(tmp_path, Made(), None, range(5), (), 2)
+def test_without_layers_only_numbers_are_stored(tmp_path: Path) -> None:
+    extract(tmp_path, FakeSubject(), None, range(5), (), 2)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [0] * 5 and found.numbers["picked"].tolist() == [0, 1, 2, 3, 0]
     assert not any(name.startswith("layer.") for shard in found.shards.parts for name in shard)
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_an_interrupted_one_asks_only_the_rest(after: int, tmp_path: Path) -> None:
-    whole, first, again = Made(), Made(stop=after), Made()
+def test_an_interrupted_extraction_measures_only_the_rest(after: int, tmp_path: Path) -> None:
+    whole, first, again = FakeSubject(), FakeSubject(stop=after), FakeSubject()
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     extract(tmp_path / "whole", whole, None, range(14), (0, 1), 4)
@@ -83,21 +83,21 @@ def test_an_interrupted_one_asks_only_the_rest(after: int, tmp_path: Path) -> No
         extract(tmp_path / "cut", first, None, range(14), (0, 1), 4)
     assert not (tmp_path / "cut" / "metadata.parquet").exists()
     extract(tmp_path / "cut", again, None, range(14), (0, 1), 4)
-    assert first.asked + again.asked == whole.asked and len(again.asked) == 4 - after
-    assert everything(tmp_path / "cut", (0, 1)) == everything(tmp_path / "whole", (0, 1))
+    assert first.calls + again.calls == whole.calls and len(again.calls) == 4 - after
+    assert contents(tmp_path / "cut", (0, 1)) == contents(tmp_path / "whole", (0, 1))
     for file in (tmp_path / "whole").iterdir():
         assert (tmp_path / "cut" / file.name).read_bytes() == file.read_bytes()
     extract(tmp_path / "cut", again, None, range(14), (0, 1), 4)
-    assert len(again.asked) == 4 - after  # nothing is left to ask
+    assert len(again.calls) == 4 - after  # nothing remains to measure
 
 
-def test_no_value_hangs_on_the_shards(tmp_path: Path) -> None:
+def test_no_value_depends_on_the_size_of_the_shards(tmp_path: Path) -> None:
     found = []
     for size in (1, 3, 5, 14, 100):
         path = tmp_path / str(size)
         path.mkdir()
-        extract(path, Made(), None, range(14), (0, 1), size)
-        found.append(everything(path, (0, 1)))
+        extract(path, FakeSubject(), None, range(14), (0, 1), size)
+        found.append(contents(path, (0, 1)))
         table = read_columns(path / "metadata.parquet")
         assert table["item"].tolist() == list(range(14))
         assert table["shard"].tolist() == [i // size for i in range(14)]
@@ -105,35 +105,35 @@ def test_no_value_hangs_on_the_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(4, 3), (3, 5), (5, 100)])
-def test_shards_of_another_size_are_gone_on_from(sizes: tuple[int, int], tmp_path: Path) -> None:
-    """Their size is no part of a stage's key."""
+def test_an_extraction_resumes_after_shards_of_another_size(sizes: tuple[int, int], tmp_path: Path) -> None:
+    """The size of the shards is not part of a stage's key."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    extract(whole, Made(), None, range(14), (0,), 4)
-    first, again = Made(stop=2), Made()
+    extract(whole, FakeSubject(), None, range(14), (0,), 4)
+    first, again = FakeSubject(stop=2), FakeSubject()
     with pytest.raises(KeyboardInterrupt):
         extract(cut, first, None, range(14), (0,), sizes[0])
     extract(cut, again, None, range(14), (0,), sizes[1])
-    asked = [item for some in (*first.asked, *again.asked) for item in some]
-    assert asked == list(range(14)) and everything(cut, (0,)) == everything(whole, (0,))
+    measured = [item for call in (*first.calls, *again.calls) for item in call]
+    assert measured == list(range(14)) and contents(cut, (0,)) == contents(whole, (0,))
 
 
-def test_a_shard_that_was_lost_is_asked_again(tmp_path: Path) -> None:
-    extract(tmp_path, Made(), None, range(14), (0,), 4)
-    expected, again = everything(tmp_path, (0,)), Made()
+def test_a_missing_shard_is_recomputed(tmp_path: Path) -> None:
+    extract(tmp_path, FakeSubject(), None, range(14), (0,), 4)
+    expected, again = contents(tmp_path, (0,)), FakeSubject()
     (tmp_path / "shard-00001.safetensors").unlink()
     extract(tmp_path, again, None, range(14), (0,), 4)
-    assert again.asked == [[4, 5, 6, 7]] and everything(tmp_path, (0,)) == expected
+    assert again.calls == [[4, 5, 6, 7]] and contents(tmp_path, (0,)) == expected
 
 
-def test_shards_of_other_items_are_not_taken(tmp_path: Path) -> None:
-    extract(tmp_path, Made(), None, range(14), (0,), 4)
+def test_shards_of_other_items_are_refused(tmp_path: Path) -> None:
+    extract(tmp_path, FakeSubject(), None, range(14), (0,), 4)
     (tmp_path / "shard-00001.safetensors").unlink()
     for items, size in ((range(14), 3), (range(1, 15), 4), (range(8), 4)):
         with pytest.raises(InputError) as caught:
-            extract(tmp_path, Made(), None, items, (0,), size)
-        assert_one_line(f"error: {caught.value}\n", str(tmp_path), "do not hold the items in order")
+            extract(tmp_path, FakeSubject(), None, items, (0,), size)
+        assert_one_line(f"error: {caught.value}\n", str(tmp_path), "found shards of other items")
 
 
 def test_no_shards(tmp_path: Path) -> None:

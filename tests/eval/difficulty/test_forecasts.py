@@ -1,4 +1,4 @@
-"""The study of Chronos: each window has its own random numbers, and nothing looks ahead."""
+"""The subject of Chronos: random numbers belong to the window, and no split leaks future values."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def chronos(subject: Forecasts, directory: Path) -> Chronos:
 
 
 def test_windows_and_groups(subject: Forecasts, directory: Path) -> None:
-    assert len(subject) == len(STARTS) and subject.about["start"] == STARTS
+    assert len(subject) == len(STARTS) and subject.metadata["start"] == STARTS
     for start, context, future in zip(STARTS, subject.windows.contexts, subject.windows.futures, strict=True):
         np.testing.assert_array_equal([*context, *future], VALUES[start:start + CONTEXT + HORIZON])
     assert subject.groups.tolist() == [str(start // (CONTEXT + HORIZON)) for start in STARTS]
-    # Windows of one group begin within one span, and those of the next but one do not overlap them.
+    # Windows of a group start within one span; groups that are two apart do not overlap.
     for i, a in enumerate(STARTS):
         for j, b in enumerate(STARTS):
             apart = abs(int(subject.groups[i]) - int(subject.groups[j]))
@@ -77,24 +77,24 @@ def test_windows_and_groups(subject: Forecasts, directory: Path) -> None:
     assert subject.fingerprint != Forecasts(study(directory, column="date")).fingerprint
 
 
-def test_two_calls_are_one(subject: Forecasts, chronos: Chronos) -> None:
-    """Random numbers go with the item's own number, whatever it is asked beside."""
-    whole = subject.measure(chronos, range(len(subject)), (2, 0))
-    assert set(whole.numbers) == {"amount", "mase"} and (whole.numbers["amount"] > 0).all()
+def test_results_do_not_depend_on_the_other_items(subject: Forecasts, chronos: Chronos) -> None:
+    """The random numbers depend on the item number only."""
+    together = subject.measure(chronos, range(len(subject)), (2, 0))
+    assert set(together.numbers) == {"amount", "mase"} and (together.numbers["amount"] > 0).all()
     parts = [subject.measure(chronos, items, (2, 0)) for items in (range(5), range(5, len(subject)))]
-    for name, values in whole.numbers.items():
+    for name, values in together.numbers.items():
         np.testing.assert_array_equal(np.concatenate([part.numbers[name] for part in parts]), values)
     for layer in (0, 2):
         found = [values for part in parts for values in part.activations[layer]]
         assert len(found) == len(subject) and found[0].shape == (CONTEXT + 1, 12)
-        np.testing.assert_array_equal(found, whole.activations[layer])
+        np.testing.assert_array_equal(found, together.activations[layer])
     chosen = [20, 3]
-    some = subject.measure(chronos, chosen, ())
-    np.testing.assert_array_equal(some.numbers["amount"], whole.numbers["amount"][chosen])
-    assert some.activations == {}
+    subset = subject.measure(chronos, chosen, ())
+    np.testing.assert_array_equal(subset.numbers["amount"], together.numbers["amount"][chosen])
+    assert subset.activations == {}
 
 
-def test_what_is_measured(subject: Forecasts, chronos: Chronos) -> None:
+def test_measurements(subject: Forecasts, chronos: Chronos) -> None:
     found = subject.measure(chronos, range(3), (2, 0))
     contexts = np.array([VALUES[start:start + CONTEXT] for start in STARTS[:3]])
     futures = np.array([VALUES[start + CONTEXT:start + CONTEXT + HORIZON] for start in STARTS[:3]])
@@ -108,7 +108,7 @@ def test_what_is_measured(subject: Forecasts, chronos: Chronos) -> None:
     assert found.activations[0][0].dtype == np.float32
 
 
-def test_the_next_shard_compiles_nothing_anew(directory: Path, chronos: Chronos, tmp_path: Path,
+def test_the_next_shard_does_not_recompile(directory: Path, chronos: Chronos, tmp_path: Path,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     traced: list[tuple[int, ...]] = []
     encode = FlaxT5ForConditionalGeneration.encode_tapped
@@ -117,10 +117,10 @@ def test_the_next_shard_compiles_nothing_anew(directory: Path, chronos: Chronos,
         traced.append((*ids.shape, len(tap.record)))
         return encode(self, ids, mask, tap)
     monkeypatch.setattr(FlaxT5ForConditionalGeneration, "encode_tapped", counting)
-    subject = Forecasts(study(directory, layers=(1,), context=18))  # of a shape that no other test has
+    subject = Forecasts(study(directory, layers=(1,), context=18))  # a shape that no other test uses
     extract(tmp_path, subject, chronos, range(len(subject)), (1,), 5)
     assert len(list(tmp_path.glob("shard-*"))) == 5
-    assert sorted(traced) == [(4, 19, 0), (4, 19, 1)]  # to forecast, to look
+    assert sorted(traced) == [(4, 19, 0), (4, 19, 1)]  # one for the forecasts, one for the activations
     assert Extraction(tmp_path).positions.tolist() == [19] * len(subject)
 
 
@@ -136,8 +136,8 @@ def test_split_and_folds_go_forward(subject: Forecasts, directory: Path) -> None
     assert len(folds) >= 2
     for fit, held in folds:
         assert max(STARTS[i] for i in train[fit]) + span <= min(STARTS[i] for i in train[held])
-    assert subject.folds(labels[:2], train[:2], 5) == []  # which leave no two of them
-    # Of the first windows alone, the split is theirs.
+    assert subject.folds(labels[:2], train[:2], 5) == []  # too few for two folds
+    # With fewer windows, the split covers only these.
     few = Forecasts(study(directory, items=20))
     assert len(few) == 20 and few.length == STARTS[19] + span
     assert set(few.split({}).tolist()) == {"train", "test", "purge"}
@@ -149,10 +149,10 @@ def test_blocks(subject: Forecasts) -> None:
     np.testing.assert_array_equal(found["cheap"].values, cheap.series_statistics(subject.windows.contexts, 4))
 
 
-def test_rows_for_an_autoencoder(subject: Forecasts, chronos: Chronos) -> None:
-    """Every window once, whole, in a random order that goes with the seed."""
+def test_activation_rows(subject: Forecasts, chronos: Chronos) -> None:
+    """Every window occurs once, with all positions, in an order that depends on the seed."""
     items = [1, 4, 9, 10, 17]
-    found = list(subject.rows(chronos, items, 2))
+    found = list(subject.activation_rows(chronos, items, 2))
     expected = subject.measure(chronos, items, (2,)).activations[2]
     order = np.random.default_rng(5).permutation(items).tolist()
     assert order != items
@@ -160,31 +160,32 @@ def test_rows_for_an_autoencoder(subject: Forecasts, chronos: Chronos) -> None:
         np.testing.assert_allclose(values, expected[items.index(item)], atol=1e-5)
 
 
-def test_patches_go_with_the_items(subject: Forecasts, chronos: Chronos) -> None:
+def test_patched_losses_do_not_depend_on_the_other_items(subject: Forecasts, chronos: Chronos) -> None:
     sae = TopKSAE(SAEConfig(d_model=12, n_latents=48, k=4), rngs=nnx.Rngs(1))
-    whole = subject.patched(chronos, sae, range(8), [3], 1, "all")
-    assert whole.shape == (8, 3) and (whole[:, 0] != whole[:, 1]).any()
-    np.testing.assert_array_equal(subject.patched(chronos, sae, [6, 1], [3], 1, "all"), whole[[6, 1]])
+    losses = subject.patched_losses(chronos, sae, range(8), [3], 1, "all")
+    assert losses.shape == (8, 3) and (losses[:, 0] != losses[:, 1]).any()
+    np.testing.assert_array_equal(subject.patched_losses(chronos, sae, [6, 1], [3], 1, "all"),
+                                  losses[[6, 1]])
     natural = chronos.predict(subject.windows.contexts[:8], 2, num_samples=3, seed=5)
-    np.testing.assert_allclose(whole[:, 0], crps(natural, subject.windows.futures[:8, :2]).mean(axis=-1),
+    np.testing.assert_allclose(losses[:, 0], crps(natural, subject.windows.futures[:8, :2]).mean(axis=-1),
                                rtol=1e-6)
-    end = subject.patched(chronos, sae, range(8), [], 1, "boundary")
-    np.testing.assert_allclose(end[:, 0], whole[:, 0], rtol=1e-6)
-    assert (end[:, 1] != whole[:, 1]).any()
+    boundary = subject.patched_losses(chronos, sae, range(8), [], 1, "boundary")
+    np.testing.assert_allclose(boundary[:, 0], losses[:, 0], rtol=1e-6)
+    assert (boundary[:, 1] != losses[:, 1]).any()
 
 
-def test_what_is_not_finite_is_named(directory: Path, chronos: Chronos, tmp_path: Path,
+def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, tmp_path: Path,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the item's own number, in a later shard."""
+    """The error names the item number, even in a later shard."""
     subject = Forecasts(study(directory, dtype="float16"))
     huge = subject.windows.contexts[13]
 
-    def spoilt(chronos: Any, contexts: np.ndarray, **how: Any) -> Iterator[tuple[int, np.ndarray]]:
-        for i, values in encoded(chronos, contexts, **how):
+    def corrupted(chronos: Any, contexts: np.ndarray, **options: Any) -> Iterator[tuple[int, np.ndarray]]:
+        for i, values in encoded(chronos, contexts, **options):
             if (contexts[i] == huge).all():
-                values[how["layers"].index(0), 3, 5] = 1e6  # no float16
+                values[options["layers"].index(0), 3, 5] = 1e6  # exceeds float16
             yield i, values
-    monkeypatch.setattr(module, "encoded", spoilt)
+    monkeypatch.setattr(module, "encoded", corrupted)
     with pytest.raises(InputError) as caught:
         extract(tmp_path, subject, chronos, range(len(subject)), (2, 0), 10)
     assert_one_line(f"error: {caught.value}\n", "item 13, layer 0: activations are not finite as float16")
@@ -192,33 +193,34 @@ def test_what_is_not_finite_is_named(directory: Path, chronos: Chronos, tmp_path
     with pytest.raises(InputError, match=r"^item 13, layer 0"):
         subject.measure(chronos, [2, 13], (0,))
     with pytest.raises(InputError, match=r"^item 13, layer 0"):
-        list(subject.rows(chronos, [2, 13, 14], 0))
+        list(subject.activation_rows(chronos, [2, 13, 14], 0))
 
 
-def test_what_cannot_be_studied(directory: Path, subject: Forecasts, chronos: Chronos,
+def test_unsuitable_inputs_are_refused(directory: Path, subject: Forecasts, chronos: Chronos,
                                 tmp_path: Path) -> None:
-    for place, layers, says in (("encoder.resid_pots", (0,), "extract.place: expected one of encoder."),
+    for place, layers, message in (("encoder.resid_pots", (0,), "extract.place: expected one of encoder."),
                                 ("decoder.resid_post", (0,), "extract.place: expected one of encoder."),
                                 ("encoder.resid_post", (3,), "extract.layers: expected 0 to 2, found 3")):
         with pytest.raises(InputError) as caught:
             Forecasts(study(directory, layers, place)).measure(chronos, range(2), layers)
-        assert_one_line(f"error: {caught.value}\n", says)
+        assert_one_line(f"error: {caught.value}\n", message)
     with pytest.raises(InputError) as caught:
         Forecasts(study(directory, stride=40))
     assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 10 windows, found 4")
     with pytest.raises(InputError) as caught:
         Forecasts(study(directory, horizon=200))
-    assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 216 values, as data.context "
-                    "and data.horizon have, found 150")
+    assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 216 values "
+                    "(data.context + data.horizon), found 150")
     config = VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2)
     store.save(random_network(config, 0)[0], tmp_path)
     with pytest.raises(InputError) as caught:
         subject.open(NetworkConfig(path=str(tmp_path)), str(tmp_path))
-    assert_one_line(f"error: {caught.value}\n", str(tmp_path), "expected a Chronos, found family vanilla")
+    assert_one_line(f"error: {caught.value}\n", str(tmp_path), "expected a Chronos model, found family "
+                                                               "vanilla")
 
 
-def test_a_context_longer_than_the_network_reads(directory: Path) -> None:
-    """It would forecast from the newest 20 values, and a study say that it had more."""
+def test_a_context_beyond_the_network_is_refused(directory: Path) -> None:
+    """Chronos would silently use only the last 20 values."""
     long = Forecasts(study(directory, context=21))
-    with pytest.raises(InputError, match=r"data.context: .* reads 20 values at most; .* found 21"):
+    with pytest.raises(InputError, match=r"data.context: expected at most 20, .* found 21"):
         long.open(long.config.network, str(directory))

@@ -1,4 +1,4 @@
-"""The table of items: labels that no test row has part in, and what is refused."""
+"""The table of items: labels that do not depend on test items, and refused inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def study(**labels: Any) -> StudyConfig:
                        labels=LabelConfig(**labels))
 
 
-class Made:
+class FakeSubject:
     """A subject of sixteen items."""
 
     unit = "nats"
@@ -36,13 +36,13 @@ class Made:
         rng = np.random.default_rng(0)
         self.parts = np.array(split or TRAIN + TEST)
         self.groups = np.array([f"group {i // 2}" for i in range(16)])
-        self.about: dict[str, Any] = {"prompt": [f"prompt {i}" for i in range(16)],
+        self.metadata: dict[str, Any] = {"prompt": [f"prompt {i}" for i in range(16)],
                                       "domain": ["", "wikihow"] * 8}
         amount = np.array([*range(8), 9, -9, *rng.permutation([-2, 3, 5, 6, 8, 9.0])])
         self.numbers = {"amount": amount, **numbers}
         self.features = {"cheap": Block(("length", "dull", "novelty"), np.stack(
             [rng.standard_normal(16), np.ones(16), rng.standard_normal(16)], axis=1)),
-            "surprise": Block(("prompt_nats",), rng.standard_normal((16, 1)))}
+            "nll": Block(("prompt_nats",), rng.standard_normal((16, 1)))}
 
     def split(self, numbers: Any) -> Any:
         assert numbers is self.numbers
@@ -53,7 +53,7 @@ class Made:
         return self.features
 
 
-def made(path: Path, subject: Any, config: StudyConfig | None = None) -> Any:
+def written(path: Path, subject: Any, config: StudyConfig | None = None) -> Any:
     path.mkdir(exist_ok=True)
     make_items(path, subject, SimpleNamespace(items=np.arange(16), numbers=subject.numbers),
                config or study())
@@ -62,42 +62,42 @@ def made(path: Path, subject: Any, config: StudyConfig | None = None) -> Any:
 
 def refused(path: Path, subject: Any, *parts: str, config: StudyConfig | None = None) -> None:
     with pytest.raises(InputError) as caught:
-        made(path, subject, config)
+        written(path, subject, config)
     assert_one_line(f"error: {caught.value}\n", *parts)
-    assert not list(path.iterdir())  # nothing half-written
+    assert not list(path.iterdir())  # no partial file
 
 
-def test_what_comes_back(tmp_path: Path) -> None:
-    subject = Made()
-    found = made(tmp_path, subject)
+def test_values_survive_the_round_trip(tmp_path: Path) -> None:
+    subject = FakeSubject()
+    found = written(tmp_path, subject)
     assert found.split.tolist() == TRAIN + TEST and found.groups.tolist() == subject.groups.tolist()
     assert found.domain.tolist() == ["", "wikihow"] * 8
     assert found.train.tolist() == list(range(8)) and found.test.tolist() == list(range(10, 16))
     np.testing.assert_array_equal(found.error, subject.numbers["amount"])
-    least = np.quantile(subject.numbers["amount"][:8], 0.75)
-    assert found.hard.tolist() == (subject.numbers["amount"] >= least).astype(int).tolist()
-    assert list(found.blocks) == ["cheap", "surprise"]
-    np.testing.assert_array_equal(found.blocks["surprise"].values, subject.features["surprise"].values)
+    threshold = np.quantile(subject.numbers["amount"][:8], 0.75)
+    assert found.hard.tolist() == (subject.numbers["amount"] >= threshold).astype(int).tolist()
+    assert list(found.blocks) == ["cheap", "nll"]
+    np.testing.assert_array_equal(found.blocks["nll"].values, subject.features["nll"].values)
     table = read_columns(tmp_path / "items.parquet")
     assert table["item"].tolist() == list(range(16))
-    assert {"cheap.length", "cheap.dull", "cheap.novelty", "surprise.prompt_nats"} <= table.keys()
+    assert {"cheap.length", "cheap.dull", "cheap.novelty", "nll.prompt_nats"} <= table.keys()
 
 
-def test_constant_features_are_named_and_left_out(tmp_path: Path) -> None:
-    """Over the training rows: what a test row says to it does not count."""
-    subject = Made()
+def test_constant_features_are_removed_and_listed(tmp_path: Path) -> None:
+    """Constant means constant over the train items; test items do not count."""
+    subject = FakeSubject()
     subject.features["cheap"].values[12, 1] = 5
-    subject.features["surprise"].values[:8] = 2
-    found = made(tmp_path, subject)
-    assert found.constant == {"cheap": ["dull"], "surprise": ["prompt_nats"]}
+    subject.features["nll"].values[:8] = 2
+    found = written(tmp_path, subject)
+    assert found.constant == {"cheap": ["dull"], "nll": ["prompt_nats"]}
     assert list(found.blocks) == ["cheap"] and found.blocks["cheap"].names == ("length", "novelty")
     np.testing.assert_array_equal(found.blocks["cheap"].values, subject.features["cheap"].values[:, [0, 2]])
 
 
-def test_answers_that_are_wrong_are_hard(tmp_path: Path) -> None:
+def test_wrong_answers_are_hard(tmp_path: Path) -> None:
     wrong = np.array([0, 1, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1])
-    found = made(tmp_path, Made(wrong=wrong))
-    assert found.hard.tolist() == wrong.tolist() == found.error.tolist()  # however much they surprise
+    found = written(tmp_path, FakeSubject(wrong=wrong))
+    assert found.hard.tolist() == wrong.tolist() == found.error.tolist()  # whatever their NLL
     assert found.hard.dtype == np.int64 and found.error.dtype == np.float64
 
 
@@ -106,65 +106,66 @@ AMOUNTS = st.lists(st.floats(-50, 50), min_size=16, max_size=16)
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(amounts=AMOUNTS, others=AMOUNTS)
-def test_labels_are_learned_of_training_rows(amounts: list[float], others: list[float],
-                                             tmp_path: Path) -> None:
+def test_the_threshold_depends_on_train_items_only(amounts: list[float], others: list[float],
+                                                   tmp_path: Path) -> None:
     rows = np.arange(16) < 8
     amount = np.where(rows, [*range(8), *range(8)], amounts)
     other = np.where(rows, amount, others)
     found = []
     for values in (amount, other):
-        values[[10, 11]] = -99, 99  # both kinds in the test
-        found.append(made(tmp_path, Made(amount=values)).hard)
+        values[[10, 11]] = -99, 99  # both classes among the test items
+        found.append(written(tmp_path, FakeSubject(amount=values)).hard)
         assert found[-1].tolist() == [int(value >= np.quantile(range(8), 0.75)) for value in values]
     np.testing.assert_array_equal(found[0][rows], found[1][rows])
 
 
-def test_labels_of_all_look_at_the_test(tmp_path: Path) -> None:
+def test_labels_of_all_depend_on_test_items(tmp_path: Path) -> None:
     amount = np.array([*range(8), 0, 0, -5, 100, 100, 100, 100, 100.0])
     train = np.arange(8)
-    assert made(tmp_path, Made(amount=amount)).hard[train].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert written(tmp_path, FakeSubject(amount=amount)).hard[train].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
     amount[-1] = amount[0] = 90.0
     config = study(of="all", quantile=0.5)
-    assert made(tmp_path, Made(amount=amount), config).hard.tolist() == (
+    assert written(tmp_path, FakeSubject(amount=amount), config).hard.tolist() == (
         amount >= np.quantile(amount, 0.5)).astype(int).tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_amounts_that_are_not_finite(bad: float, tmp_path: Path) -> None:
+def test_nonfinite_amounts_are_refused(bad: float, tmp_path: Path) -> None:
     amount = np.arange(16.0)
     amount[[9, 14]] = bad
-    refused(tmp_path, Made(amount=amount), "item 9: its nats are not finite")
+    refused(tmp_path, FakeSubject(amount=amount), "item 9: its nats are not finite")
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_features_that_are_not_finite(bad: float, tmp_path: Path) -> None:
-    subject = Made()
+def test_nonfinite_features_are_refused(bad: float, tmp_path: Path) -> None:
+    subject = FakeSubject()
     subject.features["cheap"].values[13, 2] = bad
     refused(tmp_path, subject, "item 13: feature cheap.novelty is not finite")
 
 
-@pytest.mark.parametrize("of", ["train", "all"])
-def test_an_empty_part(of: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", ["train", "all"])
+def test_an_empty_split_is_refused(reference: str, tmp_path: Path) -> None:
     for split, part in ((["test"] * 16, "train"), (["train"] * 16, "test"), (["purge"] * 16, "train")):
-        refused(tmp_path, Made(split), f"split: the {part} part is empty", config=study(of=of))
+        refused(tmp_path, FakeSubject(split), f"split: the {part} split is empty", config=study(of=reference))
 
 
-def test_a_part_of_one_class(tmp_path: Path) -> None:
+def test_a_split_with_one_class_is_refused(tmp_path: Path) -> None:
     amount = np.arange(16.0)
-    refused(tmp_path, Made(amount=amount), "split: all 6 items of the test part are hard; expected both")
-    refused(tmp_path, Made(amount=-amount), "split: all 6 items of the test part are easy")
-    refused(tmp_path, Made(amount=amount * 0), "split: all 8 items of the train part are hard")
-    refused(tmp_path, Made(wrong=np.arange(16) >= 11), "split: all 8 items of the train part are easy")
+    refused(tmp_path, FakeSubject(amount=amount), "split: expected hard and easy items in the test split, "
+                                                  "found 6 hard items")
+    refused(tmp_path, FakeSubject(amount=-amount), "in the test split, found 6 easy items")
+    refused(tmp_path, FakeSubject(amount=amount * 0), "in the train split, found 8 hard items")
+    refused(tmp_path, FakeSubject(wrong=np.arange(16) >= 11), "in the train split, found 8 easy items")
 
 
-def test_one_prompt_on_both_sides(tmp_path: Path) -> None:
-    subject = Made()
-    subject.about["prompt"][8] = subject.about["prompt"][12]  # which is purged
-    subject.about["prompt"][10] = subject.about["prompt"][11]  # both of the test
-    made(tmp_path / "fine", subject)
-    subject.about["prompt"][13] = subject.about["prompt"][3]
+def test_a_prompt_in_train_and_test_is_refused(tmp_path: Path) -> None:
+    subject = FakeSubject()
+    subject.metadata["prompt"][8] = subject.metadata["prompt"][12]  # item 8 is purged
+    subject.metadata["prompt"][10] = subject.metadata["prompt"][11]  # both are test items
+    written(tmp_path / "fine", subject)
+    subject.metadata["prompt"][13] = subject.metadata["prompt"][3]
     (tmp_path / "not").mkdir()
-    refused(tmp_path / "not", subject, "split: item 13 of the test part is item 3 of the train part",
-            "to the letter")
-    del subject.about["prompt"]  # a series has none
+    refused(tmp_path / "not", subject, "split: expected different prompts in train and test, found that of "
+            "test item 13 in train item 3")
+    del subject.metadata["prompt"]  # a series has no prompts
     check_split(subject.parts, np.arange(16) % 2, subject)

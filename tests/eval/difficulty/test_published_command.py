@@ -1,4 +1,4 @@
-"""The compatibility mode as a command, on made-up files of both kinds, beside the protocol restated."""
+"""The compatibility command on synthetic files of both modalities, against an independent restatement."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def pool(values: np.ndarray) -> np.ndarray:
 
 
 def codes(root: Path, x: np.ndarray) -> np.ndarray:
-    """Of one item, position by position."""
+    """Encodes one item, position by position."""
     sae = {name: tensor.read() for name, tensor in store.read_tensors(root / "sae").items()}
     found = np.zeros((len(x), LATENTS), np.float32)
     for row, position in zip(found, x.astype(np.float32), strict=True):
-        before = (position - sae["bias"]) @ sae["encoder.kernel"] + sae["encoder.bias"]
-        for latent in sorted(range(LATENTS), key=lambda i: -before[i])[:K]:
-            row[latent] = max(before[latent], 0)
+        preactivations = (position - sae["bias"]) @ sae["encoder.kernel"] + sae["encoder.bias"]
+        for latent in sorted(range(LATENTS), key=lambda i: -preactivations[i])[:K]:
+            row[latent] = max(preactivations[latent], 0)
     return found
 
 
 def restated_statistics(x: np.ndarray) -> list[float]:
     _, power = signal.welch(x, nperseg=min(256, len(x)))
-    share = power / power.sum()
+    density = power / power.sum()
     lags = acf(x, nlags=24, fft=False)
     return [np.var(x), np.mean(np.abs(np.diff(x))), lags[1], lags[24], adfuller(x, autolag="AIC")[1],
-            -sum(p * np.log(p) for p in share if p > 0), np.polyfit(np.arange(len(x)), x, 1)[0],
+            -sum(p * np.log(p) for p in density if p > 0), np.polyfit(np.arange(len(x)), x, 1)[0],
             x.max() - x.min()]
 
 
 def check_ladder(root: Path, blocks: dict[str, np.ndarray], y: np.ndarray, folds: Any) -> None:
-    """Five rungs by scikit-learn's own search, and intervals one resampled set at a time."""
-    made = json.loads((root / "out/probe_results.json").read_text())
+    """Fits five rungs with GridSearchCV, and computes intervals one bootstrap replicate at a time."""
+    result = json.loads((root / "out/probe_results.json").read_text())
     scores = read(root / "out/probe_scores.parquet")
     assert scores["y_test"].tolist() == y[TEST].tolist()
     points = {}
@@ -78,7 +78,7 @@ def check_ladder(root: Path, blocks: dict[str, np.ndarray], y: np.ndarray, folds
         found = search.predict_proba(scaler.transform(features[TEST]))[:, 1]
         np.testing.assert_allclose(scores[f"pred_{name}"], found, rtol=0, atol=1e-12)
         points[name] = found
-        rung = made["probes"][name]
+        rung = result["probes"][name]
         assert rung["best_C"] == search.best_params_["C"]
         assert rung["auroc"] == pytest.approx(roc_auc_score(y[TEST], found), abs=1e-12)
     rng, drawn = np.random.default_rng(42), {name: [] for name in points}
@@ -87,45 +87,45 @@ def check_ladder(root: Path, blocks: dict[str, np.ndarray], y: np.ndarray, folds
         for name, found in points.items():
             drawn[name].append(roc_auc_score(y[TEST][pick], found[pick]))
     for name, areas in drawn.items():
-        ends = [made["probes"][name]["ci_low"], made["probes"][name]["ci_high"]]
+        ends = [result["probes"][name]["ci_low"], result["probes"][name]["ci_high"]]
         np.testing.assert_allclose(ends, np.percentile(areas, [2.5, 97.5]), rtol=0, atol=1e-12)
-    gap = made["deltas"]["P3_cheap_sae-P2_cheap_raw"]
+    gap = result["deltas"]["P3_cheap_sae-P2_cheap_raw"]
     np.testing.assert_allclose(
         [gap["ci_low"], gap["ci_high"]],
         np.percentile(np.subtract(drawn["P3_cheap_sae"], drawn["P2_cheap_raw"]), [2.5, 97.5]), atol=1e-12)
-    assert (made["n_total"], made["n_train"], made["n_test"]) == (ITEMS, 45, 22)
+    assert (result["n_total"], result["n_train"], result["n_test"]) == (ITEMS, 45, 22)
 
 
 def check_recalibration(root: Path, features: np.ndarray, y: np.ndarray) -> None:
-    """P1, unscaled: raw and by Platt's map of probabilities."""
-    strength = json.loads((root / "out/probe_results.json").read_text())["probes"]["P1_cheap"]["best_C"]
-    model = LogisticRegression(C=strength, l1_ratio=1.0, solver="liblinear", class_weight="balanced",
+    """P1 on unscaled features: raw, and with Platt's map fitted to probabilities."""
+    c_value = json.loads((root / "out/probe_results.json").read_text())["probes"]["P1_cheap"]["best_C"]
+    model = LogisticRegression(C=c_value, l1_ratio=1.0, solver="liblinear", class_weight="balanced",
                                max_iter=2000, random_state=42)
-    held = np.empty(45)
+    held_out = np.empty(45)
     for fit, out in KFold(5, shuffle=True, random_state=42).split(features[TRAIN]):
-        held[out] = model.fit(features[fit], y[fit]).predict_proba(features[out])[:, 1]
+        held_out[out] = model.fit(features[fit], y[fit]).predict_proba(features[out])[:, 1]
     raw = model.fit(features[TRAIN], y[TRAIN]).predict_proba(features[TEST])[:, 1]
-    platt = LogisticRegression(C=1e6).fit(held[:, None], y[TRAIN]).predict_proba(raw[:, None])[:, 1]
-    made = json.loads((root / "out/recalibration_results.json").read_text())
-    assert made.keys() == {"P1_cheap", "P3_cheap_sae"}
+    platt = LogisticRegression(C=1e6).fit(held_out[:, None], y[TRAIN]).predict_proba(raw[:, None])[:, 1]
+    result = json.loads((root / "out/recalibration_results.json").read_text())
+    assert result.keys() == {"P1_cheap", "P3_cheap_sae"}
     for name, found in (("raw", raw), ("platt", platt)):
-        assert made["P1_cheap"][name]["brier"] == pytest.approx(np.mean((found - y[TEST]) ** 2), abs=1e-12)
-        assert made["P1_cheap"][name]["auroc"] == pytest.approx(roc_auc_score(y[TEST], found), abs=1e-12)
+        assert result["P1_cheap"][name]["brier"] == pytest.approx(np.mean((found - y[TEST]) ** 2), abs=1e-12)
+        assert result["P1_cheap"][name]["auroc"] == pytest.approx(roc_auc_score(y[TEST], found), abs=1e-12)
 
 
 def check_cascade(root: Path, column: str, costs: tuple[float, float], cheap: np.ndarray) -> None:
-    dear = read(root / "dear.parquet")
-    by_window = dict(zip(dear["window_id"].tolist(), dear[column].tolist(), strict=True))
+    table = read(root / "dear.parquet")
+    by_window = dict(zip(table["window_id"].tolist(), table[column].tolist(), strict=True))
     scores = read(root / "out/probe_scores.parquet")
-    strong = np.array([by_window[window] for window in scores["id"].tolist()])
-    made = json.loads((root / "out/cascade_results.json").read_text())
-    assert made["always_expensive"] == {"mean_error": pytest.approx(strong.mean()), "cost": costs[1]}
-    assert made["win_rate_expensive"] == pytest.approx(np.mean(strong < cheap))
-    assert list(made["probes"]) == ["P3_cheap_sae", "P1_cheap"]
-    point = made["probes"]["P1_cheap"]["frontier"][20]
-    handed = scores["pred_P1_cheap"] >= point["tau"]
-    assert point["tau"] == 0.5 and point["mean_cost"] == pytest.approx(np.where(handed, costs[1], 1).mean())
-    assert point["mean_error"] == pytest.approx(np.where(handed, strong, cheap).mean())
+    expensive = np.array([by_window[window] for window in scores["id"].tolist()])
+    result = json.loads((root / "out/cascade_results.json").read_text())
+    assert result["always_expensive"] == {"mean_error": pytest.approx(expensive.mean()), "cost": costs[1]}
+    assert result["win_rate_expensive"] == pytest.approx(np.mean(expensive < cheap))
+    assert list(result["probes"]) == ["P3_cheap_sae", "P1_cheap"]
+    point = result["probes"]["P1_cheap"]["frontier"][20]
+    routed = scores["pred_P1_cheap"] >= point["tau"]
+    assert point["tau"] == 0.5 and point["mean_cost"] == pytest.approx(np.where(routed, costs[1], 1).mean())
+    assert point["mean_error"] == pytest.approx(np.where(routed, expensive, cheap).mean())
 
 
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,24 +134,24 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(path)
     found = read_kit(config, tmp_path, str(path))
     activations = np.random.default_rng(1).standard_normal((ITEMS, POSITIONS, WIDTH)).astype(np.float16)
-    seen = [x[:min(n, POSITIONS)] for x, n in zip(activations, columns["seq_len"], strict=True)]
-    np.testing.assert_array_equal(found.blocks["raw"], [pool(x) for x in seen])
+    used = [x[:min(n, POSITIONS)] for x, n in zip(activations, columns["seq_len"], strict=True)]
+    np.testing.assert_array_equal(found.blocks["raw"], [pool(x) for x in used])
     assert found.blocks["raw"].dtype == np.float16
-    np.testing.assert_allclose(found.blocks["sae"], [pool(codes(tmp_path, x)) for x in seen], rtol=0,
+    np.testing.assert_allclose(found.blocks["sae"], [pool(codes(tmp_path, x)) for x in used], rtol=0,
                                atol=1e-6)
     np.testing.assert_array_equal(found.blocks["cheap"][:, 0], [len(text) for text in columns["prompt"]])
     np.testing.assert_array_equal(found.blocks["cheap"][:, 3], columns["prompt_perplexity"])
     np.testing.assert_array_equal(found.blocks["cheap"][:, 6], np.arange(ITEMS) // 9)
     y = np.asarray(columns["difficulty"])
-    # 45 rows, 10 at least for a fold.
+    # 45 train items, with at least 10 per fold.
     check_ladder(tmp_path, found.blocks, y, StratifiedKFold(4, shuffle=True, random_state=42))
     check_recalibration(tmp_path, found.blocks["cheap"], y)
     check_cascade(tmp_path, "difficulty", (1.0, 5.0), y[TEST])
-    kept = json.loads((tmp_path / "out/selective_prediction.json").read_text())
-    assert kept["mean_error_no_abstention"] == y[TEST].mean()
+    selective = json.loads((tmp_path / "out/selective_prediction.json").read_text())
+    assert selective["mean_error_no_abstention"] == y[TEST].mean()
     assert len(list((tmp_path / "out").iterdir())) == 5
-    told = capsys.readouterr().out
-    assert "45 items to learn from, 22 test items" in told and "P5_sae_only" in told
+    output = capsys.readouterr().out
+    assert "45 train items, 22 test items" in output and "P5_sae_only" in output
 
 
 @pytest.mark.exhaustive
@@ -178,8 +178,8 @@ def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     check_ladder(tmp_path, found.blocks, y, TimeSeriesSplit(5))
     check_recalibration(tmp_path, found.blocks["cheap"], y)
     check_cascade(tmp_path, "crps_raw", (1.0, 4.0), columns["crps_raw"][TEST])
-    kept = json.loads((tmp_path / "out/selective_prediction.json").read_text())
-    assert kept["mean_error_no_abstention"] == pytest.approx(columns["crps_raw"][TEST].mean())
+    selective = json.loads((tmp_path / "out/selective_prediction.json").read_text())
+    assert selective["mean_error_no_abstention"] == pytest.approx(columns["crps_raw"][TEST].mean())
     causal = json.loads((tmp_path / "out/causal_ablation_last.json").read_text())
     assert (causal["n"], causal["metric"], causal["positions"], causal["top_features"], causal["model"]) == (
         9, "CRPS", "last", [7, 2], "who/what")
@@ -190,7 +190,7 @@ def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.filterwarnings("ignore:adfuller:FutureWarning")
 @pytest.mark.parametrize("reference", ["all", "train"])
-def test_whose_quantile_is_hard(reference: str, tmp_path: Path) -> None:
+def test_the_threshold_comes_from_the_configured_rows(reference: str, tmp_path: Path) -> None:
     path, columns = make(tmp_path, "tsfm", label_threshold_split=reference, hard_quantile=0.6)
     found = read_kit(load_config(path), tmp_path, str(path))
     crps = columns["crps_norm"]

@@ -1,4 +1,4 @@
-"""What the kit of the published study lacks or has wrong: rungs that are left, refusals of one line."""
+"""Missing and invalid files of the published study: skipped rungs, and errors of one line."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.refusals import assert_one_line
 from tilelli_jax.tensors import in_memory, write_file
 
 
-def test_the_rungs_whose_files_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rungs_without_files_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "llm")
     assert run(tmp_path, "sae_ckpt.mid=null", "cascade=null") == 0
-    made = json.loads((tmp_path / "out/probe_results.json").read_text())
-    assert list(made["probes"]) == ["P1_cheap", "P2_cheap_raw", "P4_raw_only"]
-    assert list(made["deltas"]) == ["P2_cheap_raw-P1_cheap"]
+    result = json.loads((tmp_path / "out/probe_results.json").read_text())
+    assert list(result["probes"]) == ["P1_cheap", "P2_cheap_raw", "P4_raw_only"]
+    assert list(result["deltas"]) == ["P2_cheap_raw-P1_cheap"]
     assert not (tmp_path / "out/cascade_results.json").exists()
-    assert "sae_ckpt.mid: none; no rung that needs it is made" in capsys.readouterr().err
+    assert "sae_ckpt.mid: none; the rungs that need it are skipped" in capsys.readouterr().err
 
 
 def without(name: str) -> Callable[[Path, Tree], None]:
@@ -50,28 +50,28 @@ def at(row: int, value: Any) -> Callable[[list[Any]], list[Any]]:
     return lambda cells: [value if i == row else cell for i, cell in enumerate(cells)]
 
 
-def fewer_dear_rows(root: Path, columns: Tree) -> None:
-    dear = read(root / "dear.parquet")
-    kept = dear["window_id"] != 250
-    write_table(root / "dear.parquet", {name: values[kept] for name, values in dear.items()})
+def missing_expensive_row(root: Path, columns: Tree) -> None:
+    table = read(root / "dear.parquet")
+    remaining = table["window_id"] != 250
+    write_table(root / "dear.parquet", {name: values[remaining] for name, values in table.items()})
 
 
-def two_dear_rows(root: Path, columns: Tree) -> None:
-    dear = read(root / "dear.parquet")
-    write_table(root / "dear.parquet", {"window_id": [*dear["window_id"].tolist(), 250, 250],
-                                        "difficulty": [*dear["difficulty"].tolist(), 0, 1]})
+def contradictory_expensive_rows(root: Path, columns: Tree) -> None:
+    table = read(root / "dear.parquet")
+    write_table(root / "dear.parquet", {"window_id": [*table["window_id"].tolist(), 250, 250],
+                                        "difficulty": [*table["difficulty"].tolist(), 0, 1]})
 
 
-def a_torch_file(root: Path, columns: Tree) -> None:
+def torch_file(root: Path, columns: Tree) -> None:
     (root / "sae_topk_3.pt").write_bytes(b"PK")
 
 
-def half_a_table_of_losses(root: Path, columns: Tree) -> None:
+def incomplete_losses(root: Path, columns: Tree) -> None:
     (root / "theirs").mkdir()
     write_table(root / "theirs/causal_ablation_all.parquet", {"window_id": [1, 2], "m_natural": [1.0, 2.0]})
 
 
-def losses_of_no_latent(root: Path, columns: Tree) -> None:
+def losses_without_latent_number(root: Path, columns: Tree) -> None:
     (root / "theirs").mkdir()
     write_table(root / "theirs/causal_ablation_all.parquet", {
         name: [1.0, 2.0] for name in ("m_natural", "m_recon", "m_ablate_3", "m_ablate_x")})
@@ -93,7 +93,7 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (nothing, "cascade.score_cols=[P6]", "cascade.score_cols: expected some of P1_cheap, "),
     (nothing, "cascade.cost_cheap=6", "cascade.cost_expensive: expected more than cost_cheap 6, found 5"),
     (nothing, "activations.mid=null cascade.score_cols=[P4_raw_only]",
-     "cascade.score_cols: P4_raw_only is not made, for want of activations"),
+     "cascade.score_cols: expected some of P1_cheap, found P4_raw_only, which needs activations"),
     (without("prompt"), "", "m.parquet: expected the column 'prompt', found window_id, split"),
     (without("difficulty"), "", "m.parquet: expected the column 'difficulty'"),
     (without("split"), "", "m.parquet: expected the column 'split'"),
@@ -104,7 +104,7 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (with_column("difficulty", lambda cells: [*[0] * 45, *cells[45:]]), "",
      "m.parquet: the train split has one class only: all its 45 items are easy"),
     (with_column("difficulty", lambda cells: [1, *[0] * 44, *cells[45:]]), "",
-     "kit.yaml: expected two hard and two easy items to learn from, found 1 and 44"),
+     "kit.yaml: expected at least two hard and two easy train items, found 1 and 44"),
     (with_column("difficulty", at(5, 2)), "", "m.parquet: row 5: difficulty: expected 0 or 1"),
     (with_column("window_id", lambda cells: [1e19, *map(float, cells[1:])]), "",
      "m.parquet: row 0: window_id: expected a whole number"),
@@ -116,8 +116,8 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (lambda root, columns: write_table(root / "m.parquet", {name: [] for name in columns}), "",
      "m.parquet: expected rows, found none"),
     (lambda root, columns: write_activations(root, items=69), "",
-     "a.safetensors: expected 70 items, as the metadata has rows, found 69"),
-    (lambda root, columns: write_activations(root, bad=np.inf), "",
+     "a.safetensors: expected 70 items, one per row of the metadata, found 69"),
+    (lambda root, columns: write_activations(root, bad_value=np.inf), "",
      "a.safetensors: item 7: expected finite numbers only"),
     (lambda root, columns: write_file(root / "a.safetensors", {"x": in_memory(np.zeros(3, np.float16))}), "",
      "a.safetensors: expected the tensor 'encoder_embeddings', found x"),
@@ -125,18 +125,21 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
         "encoder_embeddings": in_memory(np.zeros((70, WIDTH), np.float16))}), "",
      "encoder_embeddings: expected float16 or float32 [items, positions, d], found float16 [70, 6]"),
     (lambda root, columns: write_autoencoder(root, d_model=5), "",
-     "sae: expected an autoencoder of width 6, as the activations have, found 5"),
+     "sae: expected an autoencoder of width 6, the width of the activations, found 5"),
     (lambda root, columns: write_autoencoder(root, k=4), "",
-     "sae: expected k 3, as ROOT/kit.yaml says, found topk with k 4"),
+     "sae: expected topk with k 3, from ROOT/kit.yaml, found topk with k 4"),
     (nothing, "sae_ckpt.mid=none",
-     "sae_ckpt.mid: ROOT/none: no such directory; nothing is probed with random weights"),
-    (a_torch_file, "sae_ckpt.mid=sae_topk_3.pt",
-     "ROOT/sae_topk_3.pt: a file of PyTorch, which is not read here: `tilelli convert ROOT/sae_topk_3.pt "
-     "ROOT/sae_topk_3 --set k=3` makes a model directory of it; then add sae_ckpt.mid=sae_topk_3"),
-    (fewer_dear_rows, "", "dear.parquet: expected a row for every test item, found none of window_id 250"),
-    (two_dear_rows, "", "dear.parquet: window_id 250: two rows with different difficulty"),
-    (losses_of_no_latent, "", "causal_ablation_all.parquet: expected columns …_natural, …_recon and …"),
-    (half_a_table_of_losses, "", "causal_ablation_all.parquet: expected columns …_natural, …_recon"),
+     "sae_ckpt.mid: ROOT/none: no such directory; random weights never replace"),
+    (torch_file, "sae_ckpt.mid=sae_topk_3.pt",
+     "ROOT/sae_topk_3.pt: expected a model directory, found a PyTorch file; convert it with `tilelli convert "
+     "ROOT/sae_topk_3.pt ROOT/sae_topk_3 --set k=3`, then add sae_ckpt.mid=sae_topk_3"),
+    (missing_expensive_row, "",
+     "dear.parquet: expected a row for every test item, found none of window_id 250"),
+    (contradictory_expensive_rows, "",
+     "dear.parquet: window_id 250: expected one difficulty, found two different ones"),
+    (losses_without_latent_number, "",
+     "causal_ablation_all.parquet: expected columns …_natural, …_recon and …"),
+    (incomplete_losses, "", "causal_ablation_all.parquet: expected columns …_natural, …_recon"),
     (lambda root, columns: (root / "out").write_text(""), "",
      "--out: ROOT/out: expected a directory, found a file"),
 ]
@@ -144,30 +147,31 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
 
 TSFM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (nothing, "series_csv=https://example.org/s.csv",
-     "series_csv: expected a local file, found https://example.org/s.csv; fetch it, and add series_csv=FILE"),
+     "series_csv: expected a local file, found https://example.org/s.csv; download it, then add "
+     "series_csv=FILE"),
     (nothing, "series_csv=", "series_csv: expected a file, found nothing"),
     (nothing, "target_col=HULL", "s.csv: expected the column 'HULL'; the columns here are date, OT"),
     (nothing, "context_length=90",
-     "m.parquet: row 69: start_ts: expected the row of the series that a window of 90 values begins at"),
+     "m.parquet: row 69: start_ts: expected the row of the series at which a window of 90 values starts"),
     (with_column("start_ts", at(3, -1)), "", "m.parquet: row 3: start_ts: expected the row of the series"),
     (without("crps_norm"), "", "m.parquet: expected the column 'crps_norm'"),
     (with_column("crps_raw", at(2, float("nan"))), "",
      "m.parquet: row 2: crps_raw: expected a finite number"),
     (lambda root, columns: (root / "s.csv").write_text("date,OT\n" + "d,1.0\n" * 500), "",
-     "m.parquet: row 0: expected a window with statistics, found one whose values are all the same"),
+     "m.parquet: row 0: expected a window with finite statistics, found one with constant values"),
     (with_column("crps_norm", lambda cells: [*np.arange(45.0), *np.arange(25.0) + 30]), "",
-     "kit.yaml: fold 0 of 3 of the 45 items to learn from has one class only in a part"),
+     "kit.yaml: fold 0 of 3 of the 45 train items has a single class in a part"),
 ]
 
 
-@pytest.mark.parametrize(("modality", "change", "override", "says"), [
+@pytest.mark.parametrize(("modality", "change", "override", "message"), [
     (modality, *case) for modality, cases in (("llm", LLM), ("tsfm", TSFM)) for case in cases])
-def test_refusals(modality: str, change: Callable[[Path, Tree], None], override: str, says: str,
+def test_refusals(modality: str, change: Callable[[Path, Tree], None], override: str, message: str,
                   tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, columns = make(tmp_path, modality)
     change(tmp_path, columns)
     assert run(tmp_path, *override.split()) == 2
-    assert_one_line(capsys.readouterr().err, says.replace("ROOT", str(tmp_path)))
+    assert_one_line(capsys.readouterr().err, message.replace("ROOT", str(tmp_path)))
     assert not (tmp_path / "out").is_dir()
 
 

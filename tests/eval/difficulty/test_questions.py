@@ -1,4 +1,4 @@
-"""The study of language models: what is asked, how it is split, and the network's own streams."""
+"""The subject of language models: its items, their split, and the network's activations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tilelli_jax.eval.difficulty.config import (
 )
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
 from tilelli_jax.eval.difficulty.items import make_items, read_items
-from tilelli_jax.eval.difficulty.questions import Questions, dealt, with_source
+from tilelli_jax.eval.difficulty.questions import Questions, split_groups, with_source
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
 
@@ -53,7 +53,7 @@ def language() -> Language:
 
 @pytest.fixture(scope="module")
 def alone(language: Language) -> Callable[[list[int]], np.ndarray]:
-    """The streams of one text by itself, `[layers, time, d_model]`."""
+    """Returns the residual stream of one text alone, `[layers, time, d_model]`."""
     run = jax.jit(lambda ids: language.model.tapped(ids, Tap(record=("resid_post",)))[1]["resid_post"])
     return lambda ids: np.asarray(run(jnp.asarray([ids])))[:, 0]
 
@@ -65,7 +65,7 @@ def study(data: Any, split: SplitConfig | None = None, **options: Any) -> StudyC
 
 
 def story(tmp_path: Path, separator: str = "\n\n") -> TextConfig:
-    """Seven documents of two pieces each, all of them different, the last document one piece longer."""
+    """Writes seven documents of two different pieces each; the last document has one more."""
     rng = np.random.default_rng(0)
     letters = "".join(chr(97 + i) for i in rng.integers(0, 26, 7 * 40 + 20))
     documents = [letters[start:start + 40] for start in range(0, 240, 40)] + [letters[240:]]
@@ -84,9 +84,9 @@ def hellaswag(tmp_path: Path, rows: int = 24) -> HellaSwagConfig:
 
 
 @pytest.mark.parametrize("skip", [1, 5])
-def test_all_positions_are_each_texts_own_stream(skip: int, language: Language, alone: Any,
-                                                 tmp_path: Path) -> None:
-    """From disk: the shards, their order, and what one text has by itself."""
+def test_stored_activations_match_each_text_alone(skip: int, language: Language, alone: Any,
+                                                  tmp_path: Path) -> None:
+    """Reads the shards from disk, in order, and compares them with runs of single texts."""
     subject = Questions(study(story(tmp_path), positions="all", skip=skip))
     assert len(subject) == 15
     extract(tmp_path, subject, language, range(15), (0, 1), 4)
@@ -97,18 +97,19 @@ def test_all_positions_are_each_texts_own_stream(skip: int, language: Language, 
             expected = alone(encode(subject.questions[i].prompt))[layer, skip:]
             np.testing.assert_allclose(values, expected, atol=1e-5)
     table = read_columns(tmp_path / "metadata.parquet")
-    assert table["item"].tolist() == list(range(15)) and table["prompt"].tolist() == subject.about["prompt"]
+    assert table["item"].tolist() == list(range(15))
+    assert table["prompt"].tolist() == subject.metadata["prompt"]
     assert table["prompt_tokens"].tolist() == [16] * 15 and table["answer_tokens"].tolist() == [4] * 15
 
 
-def test_no_value_hangs_on_the_shards(language: Language, tmp_path: Path) -> None:
+def test_no_value_depends_on_the_size_of_the_shards(language: Language, tmp_path: Path) -> None:
     subject, found = Questions(study(story(tmp_path))), []
     for size in (4, 15):
         path = tmp_path / str(size)
         path.mkdir()
         extract(path, subject, language, range(15), (0, 1), size)
-        read = Extraction(path)
-        found.append([read.numbers, list(read.activations(0)), list(read.activations(1))])
+        extraction = Extraction(path)
+        found.append([extraction.numbers, list(extraction.activations(0)), list(extraction.activations(1))])
     for name in found[0][0]:
         np.testing.assert_array_equal(found[0][0][name], found[1][0][name])
     for layer in (1, 2):
@@ -116,8 +117,8 @@ def test_no_value_hangs_on_the_shards(language: Language, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("positions", ["boundary", "all"])
-def test_what_is_not_finite_is_named(positions: Any, tmp_path: Path) -> None:
-    """By the item's own number, in a later shard, and where only some items are asked."""
+def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> None:
+    """The error names the item number, in a later shard and in a subset of the items."""
     arrays = dict(random_network(CONFIG, 0)[1])
     arrays["embed.kernel"] = arrays["embed.kernel"].copy()
     arrays["embed.kernel"][ord("Z")] = 1e6
@@ -136,28 +137,28 @@ def test_what_is_not_finite_is_named(positions: Any, tmp_path: Path) -> None:
             f"shard-{i:05}.safetensors" for i in range(2 if len(items) == 15 else 1)]
 
 
-def test_rows_for_an_autoencoder(language: Language, alone: Any, tmp_path: Path) -> None:
-    """Prompt and answer at all positions but the first, each text once."""
+def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None:
+    """Each text occurs once, with all positions of prompt and answer except the first."""
     subject = Questions(study(story(tmp_path)))
-    found = list(subject.rows(language, [3, 9], 1))
+    found = list(subject.activation_rows(language, [3, 9], 1))
     questions = [subject.questions[i] for i in (3, 9)]
-    expected = [alone(encode(one.prompt + one.endings[0]))[1, 1:] for one in questions]
+    expected = [alone(encode(question.prompt + question.endings[0]))[1, 1:] for question in questions]
     order = [0, 1] if np.allclose(found[0], expected[0], atol=1e-5) else [1, 0]
     for values, i in zip(found, order, strict=True):
         np.testing.assert_allclose(values, expected[i], atol=1e-5)
 
 
 def test_wrong_answers(language: Language, tmp_path: Path) -> None:
-    """Hard, and an error, is where another ending than the right one surprises least."""
+    """An item is hard, and an error, if a wrong ending has the lowest NLL."""
     subject = Questions(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
     extract(tmp_path, subject, language, range(24), (1,), 7)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [4] * 24
-    asked = subject._asker_of(language, (1,)).ask(subject.questions).ending_nats
+    nats = subject._scorer(language, (1,)).ask(subject.questions).ending_nats
     right = np.arange(24) % 4
-    np.testing.assert_allclose(found.numbers["amount"], asked[np.arange(24), right], atol=1e-6)
-    np.testing.assert_array_equal(found.numbers["picked"], asked.argmin(axis=1))
-    wrong = asked.argmin(axis=1) != right
+    np.testing.assert_allclose(found.numbers["amount"], nats[np.arange(24), right], atol=1e-6)
+    np.testing.assert_array_equal(found.numbers["picked"], nats.argmin(axis=1))
+    wrong = nats.argmin(axis=1) != right
     assert 0 < wrong.sum() < 24
     make_items(tmp_path, subject, found, subject.config)
     items = read_items(tmp_path)
@@ -171,11 +172,11 @@ def test_blocks(language: Language, tmp_path: Path) -> None:
     numbers = {"prompt_nats": np.arange(15.0), "answer_tokens": np.arange(1, 16)}
     split = np.where(np.arange(15) < 9, "train", "test")
     found = subject.blocks(numbers, split)
-    assert list(found) == ["cheap", "surprise", "length"]
-    expected = cheap.prompt_statistics(subject.about["prompt"], split == "train", subject.groups.tolist())
+    assert list(found) == ["cheap", "nll", "length"]
+    expected = cheap.prompt_statistics(subject.metadata["prompt"], split == "train", subject.groups.tolist())
     assert found["cheap"].names == tuple(expected)
     np.testing.assert_array_equal(found["cheap"].values, np.stack(list(expected.values()), axis=1))
-    np.testing.assert_array_equal(found["surprise"].values[:, 0], numbers["prompt_nats"])
+    np.testing.assert_array_equal(found["nll"].values[:, 0], numbers["prompt_nats"])
     np.testing.assert_allclose(found["length"].values[:, 0], np.log(numbers["answer_tokens"]))
 
 
@@ -188,9 +189,9 @@ def test_splits(tmp_path: Path) -> None:
     found = subject.split(numbers)
     assert found[0] == "purge" and set(found[1:].tolist()) == {"train", "test"}
     assert not set(subject.groups[found == "train"]) & set(subject.groups[found == "test"])
-    kept = Questions(study(data, SplitConfig(by="group", memorized_nll=0.0))).split(numbers)
-    assert kept[0] != "purge" and kept[1:].tolist() == found[1:].tolist()
-    with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
+    unpurged = Questions(study(data, SplitConfig(by="group", memorized_nll=0.0))).split(numbers)
+    assert unpurged[0] != "purge" and unpurged[1:].tolist() == found[1:].tolist()
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups, found 1 \(for"):
         Questions(study(data, SplitConfig(by="topic"))).split(numbers)
 
 
@@ -202,12 +203,12 @@ def test_folds_keep_groups(tmp_path: Path) -> None:
     assert len(folds) >= 2
     for fit, held in folds:
         assert not set(subject.groups[train[fit]]) & set(subject.groups[train[held]])
-    assert subject.folds(np.array([0, 1]), train[:2], 5) == []  # which leave no two of them
+    assert subject.folds(np.array([0, 1]), train[:2], 5) == []  # too few for two folds
     assert subject.folds(np.array([0, 0, 0, 1]), train[:4], 5) == []
 
 
-def test_few_groups_make_few_folds_or_none(tmp_path: Path) -> None:
-    """Known before anything is extracted, where it can be."""
+def test_few_groups_make_few_folds_or_an_error(tmp_path: Path) -> None:
+    """The error comes before the extraction."""
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two", "three", "four")))
     data = TextConfig(source=str(text), prompt=16, ending=4)
@@ -217,11 +218,11 @@ def test_few_groups_make_few_folds_or_none(tmp_path: Path) -> None:
     assert 2 <= n_groups <= 3
     assert len(subject.folds(np.arange(len(train)) % 2, train, 5)) == n_groups
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two")))
-    with pytest.raises(InputError, match=r"^split.by: expected at least two groups to learn .*, found 1 "):
+    with pytest.raises(InputError, match=r"^split.by: .* two groups in the train split.*, found 1 "):
         Questions(study(data))
 
 
-def test_a_text_from_windows_is_the_same_text(tmp_path: Path) -> None:
+def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path: Path) -> None:
     data = story(tmp_path)
     path = Path(data.source)
     ours = Questions(study(data))
@@ -236,32 +237,33 @@ def test_sources(tmp_path: Path) -> None:
     data = hellaswag(tmp_path)
     assert len(Questions(study(HellaSwagConfig(source=data.source, items=11)))) == 11
     found = Questions(study(HellaSwagConfig(source=data.source, items=11, domain="wikihow")))
-    assert len(found) == 11 and found.about["answer"][1] == " on 9"
-    assert set(found.about["domain"]) == {"wikihow"}  # eleven of them, not those of the first eleven
+    assert len(found) == 11 and found.metadata["answer"][1] == " on 9"
+    assert set(found.metadata["domain"]) == {"wikihow"}  # eleven items after the filter
     assert found.fingerprint != Questions(study(data)).fingerprint == Questions(study(data)).fingerprint
     moved = with_source(study(HellaSwagConfig(source="hf:x", items=12)), data.source)
     assert len(Questions(moved)) == 12
     assert len(Questions(study(TextConfig(items=30)))) == 30
     long = Questions(study(TextConfig(items=40, prompt=600, ending=50)))
-    assert len(long) == 40 and {len(one.prompt) for one in long.questions} == {600}
+    assert len(long) == 40 and {len(question.prompt) for question in long.questions} == {600}
 
 
 @pytest.mark.parametrize(("data", "parts"), [
     (TextConfig(source="no/such.txt"), ["data.source: no/such.txt: no such file"]),
     (SquadConfig(source="no/such.json"), ["no/such.json: no such file"]),
     (TextConfig(items=50, prompt=5000), ["data.source: stories: expected at least 10 items, found 0"])])
-def test_what_cannot_be_asked(data: Any, parts: list[str]) -> None:
+def test_invalid_sources_are_refused(data: Any, parts: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         Questions(study(data))
     assert_one_line(f"error: {caught.value}\n", *parts)
 
 
-def test_a_place_or_layer_that_is_not_there(language: Language, tmp_path: Path) -> None:
+def test_an_unknown_place_or_layer_is_refused(language: Language, tmp_path: Path) -> None:
     data = story(tmp_path)
-    for options, says in (({"place": "resid_pots"}, "^extract.place: expected one of .*, found 'resid_pots'"),
+    for options, message in (({"place": "resid_pots"},
+                              "^extract.place: expected one of .*, found 'resid_pots'"),
                           ({"layers": (5,)}, "^extract.layers: expected 0 to 1, found 5$")):
         config = study(data, **options)
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             Questions(config).measure(language, range(3), config.extract.layers)
 
 
@@ -274,8 +276,8 @@ GROUPS = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["", "wikihow", "
 
 @settings(max_examples=60)
 @given(GROUPS, st.floats(0.02, 0.98), st.integers(0, 2**32 - 1), st.randoms())
-def test_dealt(sizes: list[tuple[int, str]], train: float, seed: int, random: Any) -> None:
-    """Whole groups on one side, both sides with some, the share right but for the largest groups."""
+def test_split_groups(sizes: list[tuple[int, str]], train: float, seed: int, random: Any) -> None:
+    """Both splits are non-empty and consist of whole groups."""
     rows = [(f"g{i}", domain) for i, (size, domain) in enumerate(sizes) for _ in range(size)]
     random.shuffle(rows)
     groups, domains = (np.array(column) for column in zip(*rows, strict=True))
@@ -283,34 +285,34 @@ def test_dealt(sizes: list[tuple[int, str]], train: float, seed: int, random: An
         return
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        split = dealt(groups, domains, train, seed)
-    assert split.tolist() == dealt(groups, domains, train, seed).tolist()
+        split = split_groups(groups, domains, train, seed)
+    assert split.tolist() == split_groups(groups, domains, train, seed).tolist()
     sides = [set(groups[split == part]) for part in ("train", "test")]
     assert all(sides) and not sides[0] & sides[1] and sides[0] | sides[1] == set(groups)
 
 
 @pytest.mark.parametrize("train", [
     pytest.param(0.3, marks=pytest.mark.exhaustive), 0.7, pytest.param(0.9, marks=pytest.mark.exhaustive)])
-def test_shares_and_domains(train: float) -> None:
-    """200 groups of 1 to 5 items; two items in three are of one domain."""
+def test_fractions_and_domains(train: float) -> None:
+    """200 groups of 1 to 5 items; two thirds of the items belong to one domain."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 6, 200)
     groups = np.repeat([f"g{i}" for i in range(200)], sizes)
     domains = np.repeat(np.where(np.arange(200) % 3, "wikihow", "activitynet"), sizes)
     for named in (domains, np.full(len(groups), "")):
-        split = dealt(groups, named, train, 3)
+        split = split_groups(groups, named, train, 3)
         assert abs((split == "train").mean() - train) < 0.03
         for domain in np.unique(named):
             assert abs((split[named == domain] == "train").mean() - train) < 0.03
-        assert (dealt(groups, named, train, 4) != split).any()
+        assert (split_groups(groups, named, train, 4) != split).any()
 
 
 def test_few_groups() -> None:
     blank = np.full(6, "")
-    for train in (0.05, 0.7, 0.95):  # two suffice, whatever the share
-        assert set(dealt(np.array(list("aaaabb")), blank, train, 0).tolist()) == {"train", "test"}
-    with pytest.raises(InputError, match=r"^split.by: expected at least two groups .*, found 1 \(of"):
-        dealt(np.array(list("aaaaaa")), blank, 0.7, 0)
-    # Groups of one item in domains of half of them each.
-    split = dealt(np.arange(10).astype(str), np.array(["a", "b"] * 5), 0.7, 0)
+    for train in (0.05, 0.7, 0.95):  # two groups suffice, for any fraction
+        assert set(split_groups(np.array(list("aaaabb")), blank, train, 0).tolist()) == {"train", "test"}
+    with pytest.raises(InputError, match=r"^split.by: expected at least two groups, found 1 \(for"):
+        split_groups(np.array(list("aaaaaa")), blank, 0.7, 0)
+    # Groups of one item; each domain has half of the items.
+    split = split_groups(np.arange(10).astype(str), np.array(["a", "b"] * 5), 0.7, 0)
     assert 0 < (split == "test").sum() < 5

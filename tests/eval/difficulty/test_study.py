@@ -1,4 +1,4 @@
-"""The study as its users run it: on tiny networks, from the command line, interrupted and taken up again."""
+"""The whole study on tiny networks: from the command line, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ TINY_SAE = {"model": {"family": "sae", "d_model": 16, "n_latents": 48, "k": 6},
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two networks, a text, and the training configuration of an autoencoder."""
+    """A directory with two networks, a text, and the training configuration of an autoencoder."""
     path = tmp_path_factory.mktemp("study")
     tiny = VanillaConfig(d_model=16, n_layers=2, max_seq_len=64, n_heads=2)
-    store.save(store.build(tiny, 0), path / "cheap")
+    store.save(store.build(tiny, 0), path / "small_model")
     store.save(store.build(tiny, 1), path / "large_model")
     (path / "text.txt").write_bytes(stories.generate(30_000))
     (path / "sae.yaml").write_text(yaml.safe_dump(TINY_SAE))
@@ -58,7 +58,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "out": str(out), "seed": 1,
         "data": {"family": "text", "source": str(place / "text.txt"), "items": 240, "prompt": 40,
                  "ending": 6},
-        "network": {"path": str(place / "cheap")}, "large_model": {"path": str(place / "large_model")},
+        "network": {"path": str(place / "small_model")}, "large_model": {"path": str(place / "large_model")},
         "extract": {"layers": [1], "shard_items": 100},
         "sae": {"train": str(place / "sae.yaml"), "min_steps": 20, "max_dead": 0.9,
                 "min_explained": 0.1},
@@ -68,79 +68,79 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(place: Path) -> Path:
-    """The whole study, run once."""
+    """The output directory of a complete run."""
     out = place / "out"
     assert main(["--config", write(place / "tiny.yaml", options(place, out))]) == 0
     return out
 
 
-def test_a_study_has_its_report(done: Path) -> None:
+def test_the_report(done: Path) -> None:
     found = json.loads((done / "results.json").read_text())
-    told = found["layers"]["1"]
-    assert told["probe"]["train"] + told["probe"]["test"] + told["probe"]["purged"] == 240
-    assert found["config"]["network"]["path"].endswith("cheap") and found["unit"] == "nats"
+    results = found["layers"]["1"]
+    assert results["probe"]["train"] + results["probe"]["test"] + results["probe"]["purged"] == 240
+    assert found["config"]["network"]["path"].endswith("small_model") and found["unit"] == "nats"
     text, page = (done / "report.md").read_text(), (done / "report.html").read_text()
     for name in ("ladder-1", "risk-coverage-1", "reliability-1", "pareto-1"):
         assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 5000
     assert page.count("data:image/png;base64,") >= 5 and "tiny.yaml" in text
-    assert "`cheap.char_length`" in text, "prompts of one length: a constant feature is named"
+    assert "`cheap.char_length`" in text, "all prompts have one length: the constant feature is listed"
     synthesis = json.loads((done / "synthesis.json").read_text())
     assert [row["study"] for row in synthesis] == ["tiny"] and (done / "synthesis.parquet").is_file()
 
 
-def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
-    """Each stage's result from what stands beside it, by scikit-learn or by hand."""
-    told = json.loads((done / "results.json").read_text())["layers"]["1"]
+def test_results_agree_with_the_tables(done: Path) -> None:
+    """Recomputes each stage's result from its tables, with scikit-learn or by hand."""
+    results = json.loads((done / "results.json").read_text())["layers"]["1"]
     scores = read_columns(stage(done, "probe-1") / "scores.parquet")
-    names = list(told["probe"]["rungs"])
+    names = list(results["probe"]["rungs"])
     assert {"P1_cheap", "P2_cheap_raw", "P3_cheap_sae", "P4_raw_only", "P5_sae_only"} <= set(names)
     for name in names:
-        area = told["probe"]["rungs"][name]["auroc"]
+        area = results["probe"]["rungs"][name]["auroc"]
         assert area["point"] == pytest.approx(roc_auc_score(scores["hard"], scores[name]), abs=1e-12)
-        assert told["probe"]["rungs"][name]["auprc"] == pytest.approx(
+        assert results["probe"]["rungs"][name]["auprc"] == pytest.approx(
             average_precision_score(scores["hard"], scores[name]), abs=1e-12)
         assert area["low"] <= area["point"] <= area["high"]
-        risk = told["selective"]["rungs"][name]
+        risk = results["selective"]["rungs"][name]
         assert risk["aurc"]["point"] == pytest.approx(aurc(scores["error"], scores[name]), abs=1e-12)
         assert risk["risks"][-1] == pytest.approx(scores["error"].mean())
-        raw = told["calibrate"]["rungs"][name]["raw"]
+        raw = results["calibrate"]["rungs"][name]["raw"]
         assert raw["brier"] == pytest.approx(((scores[name] - scores["hard"])**2).mean(), abs=1e-9), (
-            "what is recalibrated is the probe of the ladder")
-    asked = Extraction(stage(done, "large_model"))
-    assert asked.items.tolist() == scores["item"].tolist()
-    assert told["cascade"]["always_large"] == pytest.approx(asked.numbers["amount"].mean())
-    for where in ("all", "boundary"):
-        losses = read_columns(stage(done, "causal-1") / f"losses-{where}.parquet")
-        found = told["causal"]["positions"][where]
-        assert found["natural"] == pytest.approx(losses["natural"].mean())
-        for latent, effect in found["chosen"].items():
+            "the recalibrated probe is that of the ladder")
+    large = Extraction(stage(done, "large_model"))
+    assert large.items.tolist() == scores["item"].tolist()
+    assert results["cascade"]["always_large"] == pytest.approx(large.numbers["amount"].mean())
+    for positions in ("all", "boundary"):
+        losses = read_columns(stage(done, "causal-1") / f"losses-{positions}.parquet")
+        effects = results["causal"]["positions"][positions]
+        assert effects["natural"] == pytest.approx(losses["natural"].mean())
+        for latent, effect in effects["chosen"].items():
             assert effect["change"]["point"] == pytest.approx(
                 (losses[latent] - losses["reconstructed"]).mean(), abs=1e-12)
             assert effect["items_changed"] == int((losses[latent] != losses["reconstructed"]).sum())
-    # As it is: the same loss that was extracted.
+    # The unpatched loss is the extracted one.
     table = read_columns(stage(done, "items") / "items.parquet")
     np.testing.assert_allclose(losses["natural"], table["amount"][losses["item"]], atol=1e-5)
 
 
-def test_the_autoencoder_is_measured_on_others(done: Path) -> None:
-    told = json.loads((done / "results.json").read_text())["layers"]["1"]["sae"]
-    assert told["steps"] == 40 and 0.1 < told["explained"] < 1 and 0 < told["l0"] <= 6
+def test_the_autoencoder_is_evaluated_on_test_items(done: Path) -> None:
+    results = json.loads((done / "results.json").read_text())["layers"]["1"]["sae"]
+    assert results["steps"] == 40 and 0.1 < results["explained"] < 1 and 0 < results["l0"] <= 6
     model = store.load(stage(done, "sae-1") / "run" / "model")
-    assert (model.config.place, model.config.layer, model.config.of_model) == ("resid_post", 1, "cheap")
+    assert (model.config.place, model.config.layer, model.config.of_model) == ("resid_post", 1, "small_model")
     table = read_columns(stage(done, "items") / "items.parquet")
-    held_out = json.loads((stage(done, "judged-1") / "held-out" / "activations.json").read_text())
+    held_out = json.loads((stage(done, "sae_eval-1") / "held-out" / "activations.json").read_text())
     rows = sum(shard["rows"] for shard in held_out["shards"])
-    assert rows == told["rows"] == 45 * min(200, int((table["split"] == "test").sum()))
+    assert rows == results["rows"] == 45 * min(200, int((table["split"] == "test").sum()))
 
 
 def times(path: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
 
 
-def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.MonkeyPatch,
-                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_computes_nothing(done: Path, place: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("was asked again")
+        raise AssertionError("the network ran again")
     before = times(done / "stages")
     monkeypatch.setattr(NLLScorer, "ask", never)
     assert main(["--config", str(place / "tiny.yaml")]) == 0
@@ -149,42 +149,42 @@ def test_again_makes_nothing_anew(done: Path, place: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.exhaustive
-def test_another_option_makes_only_what_hangs_on_it(done: Path, place: Path, tmp_path: Path,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in a directory that has been moved."""
-    monkeypatch.setattr(NLLScorer, "ask", lambda *args: pytest.fail("was asked again"))
+def test_a_changed_option_recomputes_only_dependent_stages(done: Path, place: Path, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even in an output directory that was copied."""
+    monkeypatch.setattr(NLLScorer, "ask", lambda *args: pytest.fail("the network ran again"))
     out = shutil.copytree(done, tmp_path / "out")
     command = ["--config", str(place / "tiny.yaml"), f"out={out}", "--stage"]
-    for stages, option, expected in [
+    for name, option, expected in [
             ("selective", "probe.replicates=450", ["probe-1", "selective-1"]),
             ("probe", "labels.quantile=0.6", ["items", "probe-1"]),
             ("probe", "extract.shard_items=7", []),
             ("causal", "causal.controls=2", ["causal-1"]),
-            ("sae", "sae.held_out=20", ["judged-1"])]:
+            ("sae", "sae.held_out=20", ["sae_eval-1"])]:
         before = {path.name for path in (out / "stages").iterdir()}
-        assert main([*command, stages, option]) == 0
+        assert main([*command, name, option]) == 0
         new = {path.name for path in (out / "stages").iterdir()} - before
-        assert sorted(name.rpartition("-")[0] for name in new) == expected, option
+        assert sorted(directory.rpartition("-")[0] for directory in new) == expected, option
 
 
-def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                        done: Path) -> None:
-    """Stopped between two shards; then only the rest is asked, and the numbers are those of the whole run."""
-    asked: list[int] = []
+def test_an_interrupted_extraction_resumes(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                           done: Path) -> None:
+    """After an interrupt between two shards only the rest runs, with the numbers of an uninterrupted run."""
+    first_items: list[int] = []
     ask = NLLScorer.ask
 
-    def counted(self: NLLScorer, questions: Any, numbers: Any) -> Any:
-        if len(asked) == 1:
-            asked.append(-1)
+    def interrupted(self: NLLScorer, questions: Any, numbers: Any) -> Any:
+        if len(first_items) == 1:
+            first_items.append(-1)
             raise KeyboardInterrupt
-        asked.append(numbers[0])
+        first_items.append(numbers[0])
         return ask(self, questions, numbers)
-    monkeypatch.setattr(NLLScorer, "ask", counted)
+    monkeypatch.setattr(NLLScorer, "ask", interrupted)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "extract"]) == 130
     assert not (tmp_path / "out" / "report.md").exists()
     assert main(["--config", config, "--stage", "extract"]) == 0
-    assert asked == [0, -1, 100, 200]
+    assert first_items == [0, -1, 100, 200]
     ours, theirs = (Extraction(stage(out, "extract")) for out in (tmp_path / "out", done))
     np.testing.assert_array_equal(ours.numbers["amount"], theirs.numbers["amount"])
     for a, b in zip(ours.activations(1), theirs.activations(1), strict=True):
@@ -192,18 +192,17 @@ def test_interrupted_and_taken_up_again(place: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.exhaustive
-def test_an_autoencoder_that_knows_too_little(place: Path, done: Path,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused by name, or forced and said so."""
+def test_an_insufficient_autoencoder(place: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The study rejects it; with sae.force it continues, and the report says so."""
     config = str(place / "tiny.yaml")
     assert main(["--config", config, "sae.min_steps=1000"]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1],
-                    "refused: it has seen 40 updates (least 1000)", "sae.force=true")
+                    "rejected: it was trained for 40 updates (minimum 1000)", "sae.force=true")
     assert main(["--config", config, "sae.min_explained=1.0", "sae.max_dead=0.0"]) == 2
     assert "explains" in capsys.readouterr().err.splitlines()[-1]
     try:
         assert main(["--config", config, "sae.min_steps=1000", "sae.force=true"]) == 0
-        assert "should not have been used: it has seen 40 updates" in (done / "report.md").read_text()
+        assert "fails a quality check: it was trained for 40 updates" in (done / "report.md").read_text()
         assert "autoencoder forced" in (done / "synthesis.md").read_text()
     finally:
         assert main(["--config", config]) == 0
@@ -214,20 +213,21 @@ def saved(path: Path, config: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("which", "message"), [
+@pytest.mark.parametrize(("kind", "message"), [
     ("nothing", "expected a model directory"),
     ("network", "expected an autoencoder, found family vanilla"),
-    ("width", "expected one of width 16, found 8"), ("layer", "expected one of layer 1, found 0"),
-    ("place", "expected one of place resid_post, found mlp_write"),
+    ("width", "expected an autoencoder of width 16, found 8"),
+    ("layer", "expected an autoencoder of layer 1, found 0"),
+    ("place", "expected an autoencoder of place resid_post, found mlp_write"),
     ("random", "random weights explain")])
-def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, tmp_path: Path, done: Path,
-                                        capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsuitable_autoencoders_are_refused(kind: str, message: str, place: Path, tmp_path: Path, done: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
     config = SAEConfig(d_model=16, n_latents=48, k=6)
-    path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "cheap",
+    path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "small_model",
             "width": lambda: saved(tmp_path / "sae", SAEConfig(d_model=8, n_latents=48, k=6)),
             "layer": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, layer=0)),
             "place": lambda: saved(tmp_path / "sae", dataclasses.replace(config, place="mlp_write")),
-            "random": lambda: saved(tmp_path / "sae", config)}[which]()
+            "random": lambda: saved(tmp_path / "sae", config)}[kind]()
     changed = options(place, shutil.copytree(done, tmp_path / "out"),
                       sae={"path": str(path)})
     assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 2
@@ -246,7 +246,7 @@ def test_what_is_no_autoencoder_of_this(which: str, message: str, place: Path, t
     ({"data": {"family": "series", "source": "nowhere.csv"}}, "nowhere.csv"),
     ({"data": {"family": "texts"}}, "data.family: expected one of squad, hellaswag, text, series"),
     ({"data": {"family": "text", "source": "stories", "items": 60, "prompt": 60, "ending": 6}},
-     "item 0: prompt and ending have 66 tokens, and the network reads 64; data.max_tokens"),
+     "item 0: expected at most 64 tokens, the network's context length, found 66 in prompt and ending"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
     ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
     ({"also": ["elsewhere"]}, "also: elsewhere/results.json: no such file")])
@@ -259,14 +259,14 @@ def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: P
     assert not (tmp_path / "out" / "report.md").exists()
 
 
-@pytest.mark.parametrize(("where", "value"), [
+@pytest.mark.parametrize(("keys", "value"), [
     (("name",), 3), (("layers", "1", "probe", "hard"), "many"), (("layers", "1", "probe", "test"), 10 ** 400),
     (("layers", "1", "probe", "rungs", "P1_cheap", "auroc", "point"), "x"), (("layers", "1"), [])])
-def test_other_studies_with_spoilt_results(where: tuple[str, ...], value: object, place: Path, tmp_path: Path,
-                                           done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_results_of_other_studies(keys: tuple[str, ...], value: object, place: Path, tmp_path: Path,
+                                          done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads((done / "results.json").read_text())
-    *above, last = where
-    functools.reduce(operator.getitem, above, results)[last] = value
+    *parents, last = keys
+    functools.reduce(operator.getitem, parents, results)[last] = value
     (tmp_path / "results.json").write_text(json.dumps(results))
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out") | {"also": [str(tmp_path)]})
     assert main(["--config", config]) == 2
@@ -274,12 +274,13 @@ def test_other_studies_with_spoilt_results(where: tuple[str, ...], value: object
     assert not (tmp_path / "out" / "items").exists()
 
 
-def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) -> None:
+def test_the_split_keeps_topics_together(place: Path, tmp_path: Path) -> None:
     rows = [{"context": f"{word} {i} was here", "question": f"who was {word}{i}", "title": f"topic {i // 6}",
              "answers": {"text": ["nobody" if i % 3 else "a long list of all of them"]}}
             for i, word in enumerate(["ann", "bob", "cid", "dot"] * 30)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    changed = options(place, tmp_path / "out", sae={}, large_model=None, split={"by": "topic", "max_similarity": 1.1},
+    changed = options(place, tmp_path / "out", sae={}, large_model=None,
+                      split={"by": "topic", "max_similarity": 1.1},
                       data={"family": "squad", "source": str(tmp_path / "rows.json"), "max_tokens": 30})
     assert main(["--config", write(tmp_path / "tiny.yaml", changed), "--stage", "probe"]) == 0
     table = read_columns(stage(tmp_path / "out", "items") / "items.parquet")
@@ -289,14 +290,15 @@ def test_whole_topics_are_held_out_and_resampled(place: Path, tmp_path: Path) ->
 
 
 @pytest.mark.exhaustive
-def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
-    """HellaSwag's rows: hard is where another ending surprises less; both domains on both sides."""
+def test_several_endings(place: Path, tmp_path: Path) -> None:
+    """HellaSwag: an item is hard if a wrong ending has a lower NLL; both splits contain both domains."""
     rng = np.random.default_rng(0)
     words = ["a", "cat", "dog", "runs", "sits", "up", "down", "then", "by", "on", "off", "home"]
 
-    def some(n: int) -> str:
+    def random_words(n: int) -> str:
         return " ".join(rng.choice(words, n))
-    rows = [{"ctx_a": some(5), "ctx_b": some(3), "endings": [some(4) for _ in range(4)], "label": i % 4,
+    rows = [{"ctx_a": random_words(5), "ctx_b": random_words(3),
+             "endings": [random_words(4) for _ in range(4)], "label": i % 4,
              "activity_label": "x", "source_id": f"{('activitynet', 'wikihow')[i % 2]}~{i // 2}"}
             for i in range(160)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -304,23 +306,24 @@ def test_endings_to_choose_from(place: Path, tmp_path: Path) -> None:
                       split={"max_similarity": 1.1}, sae={}, large_model=None)
     config = write(tmp_path / "tiny.yaml", changed)
     assert main(["--config", config, "--data", str(tmp_path / "rows.jsonl")]) == 0
-    told = json.loads((tmp_path / "out" / "results.json").read_text())["layers"]["1"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["layers"]["1"]
     found = Extraction(stage(tmp_path / "out", "extract"))
     assert found.positions.tolist() == [4] * 160, "the first token of each ending"
     wrong = found.numbers["picked"] != np.arange(160) % 4
     table = read_columns(stage(tmp_path / "out", "items") / "items.parquet")
     np.testing.assert_array_equal(table["hard"], wrong)
     test = table["split"] == "test"
-    assert told["probe"]["hard"] == pytest.approx(wrong[test].mean())
+    assert results["probe"]["hard"] == pytest.approx(wrong[test].mean())
     assert {*table["domain"][test]} == {*table["domain"][~test]} == {"activitynet", "wikihow"}
-    assert set(told["probe"]["rungs"]["P1_cheap"]["domains"]) == {"activitynet", "wikihow"}
-    assert "cascade" not in told and "causal" not in told and "P3_cheap_sae" not in told["probe"]["rungs"]
-    assert "share of wrong answers" in (tmp_path / "out" / "report.md").read_text().lower()
+    assert set(results["probe"]["rungs"]["P1_cheap"]["domains"]) == {"activitynet", "wikihow"}
+    assert "cascade" not in results and "causal" not in results
+    assert "P3_cheap_sae" not in results["probe"]["rungs"]
+    assert "fraction of wrong answers" in (tmp_path / "out" / "report.md").read_text().lower()
 
 
 @pytest.fixture
 def series(tmp_path: Path) -> Iterator[Path]:
-    """A Chronos with random weights, and a series whose noise comes and goes."""
+    """A directory with a random Chronos, a random autoencoder, and a series whose noise varies in time."""
     config = T5Config(vocab_size=60, d_model=16, n_layers=2, n_decoder_layers=1, n_heads=2, d_head=8,
                       d_hidden=24,
                       chronos=ChronosConfig(n_tokens=60, context_length=32, prediction_length=8))
@@ -333,7 +336,7 @@ def series(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_series(series: Path) -> None:
-    """Windows in time, CRPS, and the same random numbers for every patch."""
+    """The split in time, the CRPS, and the same random numbers for every patch."""
     out = series / "out"
     config = {
         "out": str(out), "data": {"family": "series", "source": str(series / "series.csv"), "context": 32,
@@ -344,20 +347,20 @@ def test_series(series: Path) -> None:
         "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
     assert main(["--config", write(series / "tiny.yaml", config)]) == 0
     found = json.loads((out / "results.json").read_text())
-    told = found["layers"]["1"]
-    assert found["unit"] == "CRPS" and told["probe"]["purged"] > 0
-    assert list(told["probe"]["rungs"]) == [rung.name for rung in LADDER], "no controls without an answer"
+    results = found["layers"]["1"]
+    assert found["unit"] == "CRPS" and results["probe"]["purged"] > 0
+    assert list(results["probe"]["rungs"]) == [rung.name for rung in LADDER], "a series has no controls"
     table = read_columns(stage(out, "items") / "items.parquet")
     starts = np.arange(len(table["split"])) * 8
     assert starts[table["split"] == "train"].max() + 40 <= 980 < starts[table["split"] == "test"].min()
-    # The larger model is the same one, and draws the same: no difference but that of its batches.
-    assert told["cascade"]["always_large"] == pytest.approx(told["cascade"]["always_small"], rel=1e-3)
+    # The larger model is the same network with the same random numbers; only its batches differ.
+    assert results["cascade"]["always_large"] == pytest.approx(results["cascade"]["always_small"], rel=1e-3)
     losses = read_columns(stage(out, "causal-1") / "losses-boundary.parquet")
-    for latent in told["causal"]["positions"]["boundary"]["chosen"]:
+    for latent in results["causal"]["positions"]["boundary"]["chosen"]:
         same = losses[latent] == losses["reconstructed"]
-        assert same.mean() == pytest.approx(1 - told["causal"]["positions"]["boundary"]["chosen"][latent][
+        assert same.mean() == pytest.approx(1 - results["causal"]["positions"]["boundary"]["chosen"][latent][
             "items_changed"] / 12)
-    assert "autoencoder should not have been used" in (out / "report.md").read_text()
+    assert "autoencoder fails a quality check" in (out / "report.md").read_text()
 
 
 SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))
@@ -367,5 +370,6 @@ SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))
 def test_shipped_studies(path: Path) -> None:
     config = config_lib.load(StudyConfig, path)
     assert f"--config {path.stem}" in path.read_text()
-    for name in (config.network.train, config.large_model.train if config.large_model else "", config.sae.train):
+    large = config.large_model.train if config.large_model else ""
+    for name in (config.network.train, large, config.sae.train):
         assert not name or config_lib.find(name).is_file()

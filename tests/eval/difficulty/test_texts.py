@@ -1,4 +1,4 @@
-"""Questions from files, from a hub, and from any text; prompts that are left out."""
+"""Questions from files, from the hub, and from any text; excluded prompts."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_rows_become_questions() -> None:
 
 
 @pytest.mark.parametrize("label", ["", "4", -1, None])
-def test_a_label_is_of_an_ending(label: Any) -> None:
+def test_a_label_must_be_the_index_of_an_ending(label: Any) -> None:
     with pytest.raises(InputError, match=r"^x: row 1: expected the columns ctx_a"):
         texts.hellaswag([HELLASWAG, HELLASWAG | {"label": label}], "x")
 
 
-def test_files_of_three_kinds(tmp_path: Path) -> None:
+def test_json_json_lines_and_parquet_agree(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
     rows = [SQUAD | {"question": f"Who is {i}?"} for i in range(5)]
@@ -49,32 +49,32 @@ def test_files_of_three_kinds(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.json", "a.jsonl", "a.parquet"):
         assert read_rows(tmp_path / name) == rows
-        assert read_rows(tmp_path / name, most=2) == rows[:2]
+        assert read_rows(tmp_path / name, max_rows=2) == rows[:2]
 
 
-def test_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
 
-    def load_dataset(name: str, **how: Any) -> Any:
-        asked.append((name, how))
+    def load_dataset(name: str, **options: Any) -> Any:
+        calls.append((name, options))
         if name == "no/such":
             raise OSError("the hub is away")
         return ({"row": i} for i in range(1000))
     monkeypatch.setitem(sys.modules, "datasets",
                         types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
     assert hugging_face("hf:rajpurkar/squad", 3) == [{"row": 0}, {"row": 1}, {"row": 2}]
-    assert asked == [("rajpurkar/squad", {"split": "validation", "streaming": True})]
+    assert calls == [("rajpurkar/squad", {"split": "validation", "streaming": True})]
     with pytest.raises(InputError, match=r"^hf:no/such: cannot be read: the hub is away; a local file"):
         hugging_face("hf:no/such", 3)
 
 
-def test_a_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
+def test_hugging_face_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
         if name == "datasets":
             raise ImportError(name)
-        return plain(name, *rest)
+        return original(name, *rest)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError) as caught:
         hugging_face("hf:squad", 3)
@@ -89,35 +89,36 @@ def test_passages_by_brute_force(text: str, prompt: int, ending: int) -> None:
         while len(document) >= prompt + ending:
             expected.append((document[:prompt], document[prompt:prompt + ending], str(number)))
             document = document[prompt + ending:]
-    assert [(one.prompt, *one.endings, one.group) for one in found] == expected
-    assert all((one.right, one.topic, one.domain) == (0, "", "") for one in found)
+    assert [(question.prompt, *question.endings, question.group) for question in found] == expected
+    assert all((question.right, question.topic, question.domain) == (0, "", "") for question in found)
 
 
 @given(st.text("abc", max_size=200), st.integers(1, 3), st.integers(1, 2))
-def test_without_separator_pieces_follow_each_other(text: str, prompt: int, ending: int) -> None:
+def test_without_separator_pieces_are_consecutive(text: str, prompt: int, ending: int) -> None:
     found = texts.passages(text, prompt=prompt, ending=ending, separator="")
-    whole = prompt + ending
-    assert "".join(one.prompt + one.endings[0] for one in found) == text[:len(text) // whole * whole]
-    assert [one.group for one in found] == [str(i // texts.BLOCK) for i in range(len(found))]
+    size = prompt + ending
+    joined = "".join(question.prompt + question.endings[0] for question in found)
+    assert joined == text[:len(text) // size * size]
+    assert [question.group for question in found] == [str(i // texts.BLOCK) for i in range(len(found))]
 
 
-@pytest.mark.parametrize("whole", [24, 132, 176, 550, 800])
+@pytest.mark.parametrize("size", [24, 132, 176, 550, 800])
 @pytest.mark.parametrize("items", [10, 600])
-def test_built_in_stories_are_enough(items: int, whole: int) -> None:
-    text = texts.built_in(items, whole)
-    found = texts.passages(text, prompt=whole - 4, ending=4, separator=stories.SEPARATOR)
+def test_built_in_stories_are_enough(items: int, size: int) -> None:
+    text = texts.built_in(items, size)
+    found = texts.passages(text, prompt=size - 4, ending=4, separator=stories.SEPARATOR)
     assert len(found) >= items
     assert text.encode() == stories.generate(len(text), 0, "valid")
-    if whole < 200:  # and not told in vain
-        assert len(text) == int(1.5 * items * whole) + 10_000
+    if size < 200:  # no longer than necessary
+        assert len(text) == int(1.5 * items * size) + 10_000
 
 
-def test_pieces_as_long_as_stories_come_to_an_end() -> None:
-    assert len(texts.built_in(10, 5000)) == 85_000  # longer than any
-    assert len(texts.built_in(100, 1020)) == 8 * 163_000  # longer than most
+def test_the_built_in_text_is_bounded_for_long_pieces() -> None:
+    assert len(texts.built_in(10, 5000)) == 85_000  # longer than any story
+    assert len(texts.built_in(100, 1020)) == 8 * 163_000  # longer than most stories
 
 
-def test_prompts_too_alike_are_left_out() -> None:
+def test_similar_and_memorized_prompts_are_purged() -> None:
     prompts = ["the cat sat on the mat", "the dog ran in the park", "a cat and a dog",
                "the cat sat on the mat .", "nothing of the kind"]
     split = np.array(["train", "train", "train", "test", "test"])
@@ -137,15 +138,15 @@ def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["4", -1, "x", None, float("inf"), float("nan"), 10**400])
-def test_a_label_of_no_ending(label: Any) -> None:
+def test_an_invalid_label_is_refused(label: Any) -> None:
     row = {"ctx_a": "a", "ctx_b": "", "endings": ["b"] * 4, "activity_label": "c"}
     assert texts.hellaswag([row | {"label": "3"}], "here")[0].right == 3
     with pytest.raises(InputError, match=r"^here: row 1: expected the columns ctx_a, ctx_b, endings"):
         texts.hellaswag([row | {"label": 0}, row | {"label": label}], "here")
 
 
-def test_a_repeated_prompt_is_left_out() -> None:
-    """Also where no word of it occurs twice in what is learned from."""
+def test_a_repeated_prompt_is_purged() -> None:
+    """Even if no word occurs in two train prompts."""
     split = np.array(["train", "train", "test", "test"])
     prompts = ["alpha", "beta", "beta", "gamma"]
     assert labels.purged(split, prompts, np.full(4, 3.0)).tolist() == ["train", "train", "purge", "test"]

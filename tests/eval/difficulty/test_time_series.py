@@ -18,7 +18,7 @@ ETTH1 = STORED / "data" / "ETTh1.csv"
 
 
 @needs(ETTH1)
-def test_the_windows_of_the_study() -> None:
+def test_the_windows_of_the_published_study() -> None:
     values = series.read_series(ETTH1, "OT")
     assert values.dtype == np.float64 and len(values) == 17_420 and values[0] == 30.5310001373291
     found = series.windows(values)
@@ -34,25 +34,25 @@ def test_windows_and_their_split_by_brute_force(length: int, context: int, horiz
                                                 train: float) -> None:
     values, span = np.random.default_rng(0).standard_normal(length), context + horizon
     if length < span:
-        with pytest.raises(InputError, match=rf"values: expected \[time\] with at least {span} of them"):
+        with pytest.raises(InputError, match=rf"values: expected \[time\] with at least {span} values"):
             series.windows(values, context=context, horizon=horizon, stride=stride)
         return
     found = series.windows(values, context=context, horizon=horizon, stride=stride)
     split = series.split_in_time(found.starts, span, length, train)
     cut = int(train * length)
-    learned, between = set(range(cut)), set(range(cut, cut + span))
+    train_values, gap = set(range(cut)), set(range(cut, cut + span))
     expected = [start for start in range(length) if start % stride == 0 and start + span <= length]
     assert found.starts.tolist() == expected
     for i, start in enumerate(expected):
         piece = [values[start + step] for step in range(span)]
         assert [*found.contexts[i], *found.futures[i]] == piece
         own = set(range(start, start + span))
-        is_apart = not own & (learned | between)
-        assert split[i] == ("train" if own <= learned else "test" if is_apart else "purge")
+        is_separate = not own & (train_values | gap)
+        assert split[i] == ("train" if own <= train_values else "test" if is_separate else "purge")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
-def test_a_column_comes_back(name: str, tmp_path: Path) -> None:
+def test_a_column_survives_the_round_trip(name: str, tmp_path: Path) -> None:
     values = [1.5, -2, 1e30, 0.1]
     write(tmp_path / name, {"date": ["a", "b", "c", "d"], "other": [0, 0, 0, 0], "y z": values})
     np.testing.assert_array_equal(series.read_series(tmp_path / name, "y z"), values)
@@ -70,25 +70,26 @@ def write(path: Path, columns: dict[str, list[Any]]) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@pytest.mark.parametrize(("column", "cells", "says"), [
+@pytest.mark.parametrize(("column", "cells", "message"), [
     ("y", [], "expected rows, as JSON lines"),
     ("z", [1.0], "expected the column 'z'; the columns here are x, y"),
     ("y", [1.0, None, 2.0], "row 1: y: expected a finite number, found "),
     ("y", [1.0, 2.0, float("nan")], "row 2: y: expected a finite number, found "),
     ("y", [float("inf")], "row 0: y: expected a finite number, found "),
     ("y", ["1", "2", "three"], "row 2: y: expected a finite number, found 'three'")])
-def test_what_cannot_be_read(ending: str, column: str, cells: list[Any], says: str, tmp_path: Path) -> None:
+def test_invalid_columns_are_refused(ending: str, column: str, cells: list[Any], message: str,
+                                     tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     write(path, {"x": [0] * len(cells), "y": cells})
     with pytest.raises(InputError) as caught:
         series.read_series(path, column)
-    assert str(caught.value).startswith(f"{path}: {says}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: {message}") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "content"), [
     ("none.csv", None), ("none.parquet", None), ("a.parquet", b"no parquet"), ("a.csv", b"y\n\xff\n"),
     ("b.csv", b"")])
-def test_files_that_are_none(name: str, content: bytes | None, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(name: str, content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -96,7 +97,7 @@ def test_files_that_are_none(name: str, content: bytes | None, tmp_path: Path) -
     assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
 
 
-def test_a_row_that_is_too_short(tmp_path: Path) -> None:
+def test_a_short_row_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n")
     with pytest.raises(InputError, match="line 3: expected 2 cells, as in the head"):
         series.read_series(tmp_path / "a.csv", "y")
@@ -119,7 +120,7 @@ def test_scores_by_brute_force() -> None:
 
 
 def test_scores_in_closed_form() -> None:
-    """Samples that all say the same are off by their distance; a straight line is 24 slopes off a season."""
+    """Equal samples: the CRPS is their distance. A straight line: the seasonal naive error is 24 slopes."""
     contexts = np.stack([0.5 * np.arange(60), np.full(60, 3.0)])
     samples, futures = np.full((2, 5, 8), 2.0), np.full((2, 8), 5.0)
     crps, mase = series.scores(samples.astype(np.float32), contexts, futures)
@@ -133,12 +134,12 @@ def test_scores_in_closed_form() -> None:
 @pytest.mark.parametrize("shapes", [
     ((2, 5, 8), (2, 60), (2, 7)), ((2, 5, 8), (3, 60), (2, 8)), ((2, 8), (2, 60), (2, 8)),
     ((2, 0, 8), (2, 60), (2, 8))])
-def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_inconsistent_shapes_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(InputError, match="samples, contexts, futures: expected "):
         series.scores(*(np.zeros(shape) for shape in shapes))
 
 
-def test_lengths_that_are_none() -> None:
+def test_nonpositive_lengths_are_refused() -> None:
     for name in ("context", "horizon", "stride"):
         with pytest.raises(InputError, match=f"{name}: expected at least 1, found 0"):
             series.windows(np.zeros(999), **{name: 0})

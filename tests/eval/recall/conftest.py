@@ -1,4 +1,4 @@
-"""What the tests of the page share."""
+"""Fixtures of the page's tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tilelli_jax import store
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A network with random weights that says letters only; thresholds between what it is asked."""
+    """A random network that answers in letters only, and a sidecar whose thresholds separate ASKED."""
     path = tmp_path_factory.mktemp("app")
     arrays = random_network(VANILLA, 0)[1]
     silent = [byte for byte in range(256) if not chr(byte).isascii() or not chr(byte).isalpha()]
@@ -35,8 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     verdicts.write(sidecar, VerdictRule(prompt=PROMPT))
     predictor = open_predictor(path / "model", sidecar)
     p = np.sort([predictor.ask([question])[0].p for question in ASKED])
-    assert (np.diff(p) > 1e-4).all(), "questions that are told apart"
-    # Spread over (0, 1), the first below red and the last above green.
+    assert (np.diff(p) > 1e-4).all(), "the questions have different P(knows)"
+    # Calibrated to spread over (0, 1), the first below red and the last from green on.
     scores = np.log(p / (1 - p))
     slope = float(4 / (scores[-1] - scores[0]))
     verdicts.write(sidecar, VerdictRule(
@@ -52,7 +52,7 @@ def predictor(place: Place) -> KnowledgePredictor:
 
 
 @pytest.fixture(scope="session")
-def told(place: Place) -> list[Prediction]:
-    """Of ASKED, one by one."""
+def predictions(place: Place) -> list[Prediction]:
+    """One prediction for each of ASKED, predicted one by one."""
     predictor = open_predictor(place.model, place.sidecar)
     return [predictor.ask([question])[0] for question in ASKED]

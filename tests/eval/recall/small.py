@@ -27,12 +27,13 @@ PROMPT = PromptConfig(template="Q: {question}\nA: ", instruction="")
 VANILLA = VanillaConfig(d_model=32, n_layers=5, max_seq_len=192, n_heads=2, dense_expand=2)
 AIM = {"precision": 0.85, "guarantee": False, "confidence": 0.9}
 ASKED = ["Where does Mira Holt live?", "Who has written all of this?", "What colour is the deep sea?",
-         "How many are there, of what?"]  # of lengths for which one program is compiled
+         "How many are there, of what?"]  # lengths that share one compiled program
 MAX_NEW = 24
-BATCHED = 1e-4  # of P, together or one by one; measured: 1e-6
+BATCHED = 1e-4  # tolerance of P(knows) between batched and single questions; measured: 1e-6
 
 
 def sidecar_of_chance(path: Path) -> Path:
+    """Writes a sidecar with random weights."""
     config = SidecarConfig(d_hidden=8, features=BY_LAYER, globals=OVERALL)
     rng = np.random.default_rng(0)
     arrays = {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
@@ -43,7 +44,7 @@ def sidecar_of_chance(path: Path) -> Path:
 
 
 class Place(NamedTuple):
-    """Where a network, its sidecar and the results of a study lie."""
+    """Directories of a network, its sidecar and a study."""
 
     model: Path
     sidecar: Path
@@ -51,31 +52,31 @@ class Place(NamedTuple):
 
 
 def a_study(out: Path) -> dict[str, Any]:
-    """results.json and the rest of a report, by the study's own functions, of made-up scores."""
+    """Writes the report of a study with made-up scores, using the study's own functions."""
     rng = np.random.default_rng(0)
     n = 240
     known = rng.integers(0, 2, n)
-    part = np.array(["train", "validate", "calibrate", "test"])[np.arange(n) % 4]
+    split = np.array(["train", "validate", "calibrate", "test"])[np.arange(n) % 4]
     table = Table(rng.random((n, 5, 12), np.float32), rng.random((n, 10), np.float32),
-                  rng.random((n, 5, 3), np.float32), None, None, known, rng.random(n) < 0.1, part,
+                  rng.random((n, 5, 3), np.float32), None, None, known, rng.random(n) < 0.1, split,
                   np.arange(n), np.array([f"question {i}" for i in range(n)]),
                   np.array([f"answer {i}" for i in range(n)]),
                   np.array(["north", "south"])[rng.integers(0, 2, n)], rng.random(n) * 1000)
-    said: dict[str | None, Methods] = {None: {}, "north": {}, "south": {}}
-    for methods in said.values():
+    scopes: dict[str | None, Methods] = {None: {}, "north": {}, "south": {}}
+    for methods in scopes.values():
         for method, signal in (("sidecar", 2.0), ("negative entropy", 1.0), ("words", 0.1)):
             score = signal * known + rng.standard_normal((1, n))
             methods[method] = Scores(score, 1 / (1 + np.exp(-score)))
-    rule, made = VerdictRule(green=0.9, red=0.3, aim=AIM), out / "made"
+    rule, stages = VerdictRule(green=0.9, red=0.3, aim=AIM), out / "made"
     for stage in ("signals", "answers", "questions", "fit", "verdict", "evaluation"):
-        (made / stage).mkdir(parents=True)
-    write_result(made / "fit", {"methods": {"sidecar": {}, "negative entropy": {}, "words": {}}, "seeds": [0],
-                                "run": 0, "calibrated_on": "calibrate"})
-    verdicts.write(made / "verdict", rule)
-    write_result(made / "evaluation", evaluate.evaluate(table, said, 0, rule, 400))
+        (stages / stage).mkdir(parents=True)
+    write_result(stages / "fit", {"methods": {"sidecar": {}, "negative entropy": {}, "words": {}},
+                                  "seeds": [0], "selected_run": 0, "calibrated_on": "calibrate"})
+    verdicts.write(stages / "verdict", rule)
+    write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400))
     stand_in: Any = SimpleNamespace(
         config=RecallConfig(network=NetworkConfig(path="tiny")), out=out,
-        **{name: made / stage for name, stage in (
+        **{name: stages / stage for name, stage in (
             ("signals", "signals"), ("answers", "answers"), ("build", "questions"), ("fitted", "fit"),
             ("verdict", "verdict"), ("evaluation", "evaluation"))})
     return report.write(stand_in, "a study of nothing", {"command": "tilelli recall"})

@@ -1,4 +1,4 @@
-"""Controls on made-up questions, of which it is known what tells of their labels."""
+"""Controls on synthetic questions whose labels depend on known features."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Questions(NamedTuple):
     popularity: np.ndarray
 
 
-def made_up(n: int = 600, seed: int = 0) -> Questions:
-    """Data set "b" is known better than "a"; in "a" what is popular is; in both what asks of Rome."""
+def synthetic(n: int = 600, seed: int = 0) -> Questions:
+    """Labels are 1 more often in data set "b", for popular entities in "a", and for questions about Rome."""
     rng = np.random.default_rng(seed)
     datasets = np.where(rng.random(n) < 0.5, "a", "b")
     popularity = np.where(datasets == "a", np.floor(10 ** rng.uniform(0, 5, n)), np.nan)
@@ -34,54 +34,54 @@ def made_up(n: int = 600, seed: int = 0) -> Questions:
 TRAIN, TEST = np.arange(400), np.arange(400, 600)
 
 
-def test_each_finds_what_it_looks_for() -> None:
-    q = made_up()
-    found = controls(q.text, q.labels, q.datasets, TRAIN, q.popularity)
-    assert set(found) == {"words", "length", "dataset", "popularity"}
-    assert all(scores.shape == (600,) for scores in found.values())
-    assert auroc(q.labels[TEST], found["words"][TEST]) > 0.6
-    assert auroc(q.labels[TEST], found["dataset"][TEST]) > 0.55
-    assert len(set(found["dataset"].tolist())) == 2
+def test_each_control_finds_its_feature() -> None:
+    q = synthetic()
+    scores = controls(q.text, q.labels, q.datasets, TRAIN, q.popularity)
+    assert set(scores) == {"words", "length", "dataset", "popularity"}
+    assert all(values.shape == (600,) for values in scores.values())
+    assert auroc(q.labels[TEST], scores["words"][TEST]) > 0.6
+    assert auroc(q.labels[TEST], scores["dataset"][TEST]) > 0.55
+    assert len(set(scores["dataset"].tolist())) == 2
     popular = ~np.isnan(q.popularity)
-    assert (np.isnan(found["popularity"]) == ~popular).all()
+    assert (np.isnan(scores["popularity"]) == ~popular).all()
     held = TEST[popular[TEST]]
-    assert auroc(q.labels[held], found["popularity"][held]) > 0.7
+    assert auroc(q.labels[held], scores["popularity"][held]) > 0.7
     order = np.argsort(q.popularity[held], kind="stable")
-    assert (np.diff(found["popularity"][held][order]) >= 0).all()
+    assert (np.diff(scores["popularity"][held][order]) >= 0).all()
 
 
-def test_held_out_labels_are_not_looked_at() -> None:
-    q = made_up()
-    found = controls(q.text, q.labels, q.datasets, TRAIN, q.popularity)
+def test_held_out_labels_are_not_used() -> None:
+    q = synthetic()
+    scores = controls(q.text, q.labels, q.datasets, TRAIN, q.popularity)
     hidden = np.where(np.arange(600) < 400, q.labels, 1 - q.labels)
-    for name, scores in controls(q.text, hidden, q.datasets, TRAIN, q.popularity).items():
-        np.testing.assert_array_equal(scores, found[name])
+    for name, values in controls(q.text, hidden, q.datasets, TRAIN, q.popularity).items():
+        np.testing.assert_array_equal(values, scores[name])
 
 
 def test_scores_are_log_odds() -> None:
-    """One number's regression keeps the share of 1s of the training rows, and finds where it points."""
+    """The mean probability equals the fraction of 1s of the training rows; the sign is learned."""
     labels = np.tile([1, 1, 1, 0, 0, 0], 20)
     lengths = np.tile([2, 3, 2, 4, 3, 5], 20)
     texts = ["x" * k for k in lengths]
-    found = controls(texts, labels, ["a"] * 120, np.arange(120))["length"]
-    assert (1 / (1 + np.exp(-found))).mean() == pytest.approx(labels.mean(), abs=1e-4)
-    assert auroc(labels, found) == auroc(labels, -lengths)  # the short ones are known
+    scores = controls(texts, labels, ["a"] * 120, np.arange(120))["length"]
+    assert (1 / (1 + np.exp(-scores))).mean() == pytest.approx(labels.mean(), abs=1e-4)
+    assert auroc(labels, scores) == auroc(labels, -lengths)  # short questions are known
 
 
-def test_what_does_not_apply_is_left_out() -> None:
-    q = made_up()
+def test_controls_that_do_not_apply_are_omitted() -> None:
+    q = synthetic()
     assert set(controls(q.text, q.labels, q.datasets, TRAIN)) == {"words", "length", "dataset"}
     only_b = TRAIN[q.datasets[TRAIN] == "b"]
     assert set(controls(q.text, q.labels, q.datasets, only_b, q.popularity)) == {"words", "length"}
     third = np.where(np.arange(600) >= 400, "c", q.datasets)
-    found = controls(q.text, q.labels, third, TRAIN)["dataset"]
-    assert np.isnan(found[TEST]).all() and not np.isnan(found[TRAIN]).any()
-    apart = [f"word{row}" for row in range(600)]
-    assert "words" not in controls(apart, q.labels, q.datasets, TRAIN)
+    scores = controls(q.text, q.labels, third, TRAIN)["dataset"]
+    assert np.isnan(scores[TEST]).all() and not np.isnan(scores[TRAIN]).any()
+    distinct = [f"word{row}" for row in range(600)]
+    assert "words" not in controls(distinct, q.labels, q.datasets, TRAIN)
 
 
-def test_what_is_refused() -> None:
-    q = made_up()
+def test_invalid_inputs() -> None:
+    q = synthetic()
     with pytest.raises(ValueError, match="both labels"):
         controls(q.text, np.ones(600), q.datasets, TRAIN)
     with pytest.raises(ValueError, match="popularity"):

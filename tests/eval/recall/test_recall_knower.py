@@ -1,4 +1,4 @@
-"""From a question to P(knows) on a chat network, against PyTorch and from one device to eight."""
+"""P(knows) on a chat network, compared with PyTorch, on one device and on eight."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [needs(GEMMA), needs(LRD)]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published sidecar as a directory of ours."""
+    """The published sidecar, converted."""
     pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
     pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
     path = tmp_path_factory.mktemp("sidecar") / "lrd"
@@ -48,7 +48,7 @@ def predictor(published: Path) -> KnowledgePredictor:
 
 
 def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
-    """P(knows) by PyTorch's own GRU, from lrd.pt's tensors as they are."""
+    """P(knows) from PyTorch's GRU with the unchanged tensors of lrd.pt."""
     import _codecs
 
     import torch
@@ -75,36 +75,37 @@ def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
 
 def test_the_published_sidecar_on_a_chat_network(predictor: KnowledgePredictor) -> None:
     """Question → prompt → one pass → 12 × layers and 10 features → P(knows)."""
-    found = predictor.ask(QUESTIONS)
-    for question, told in zip(QUESTIONS, found, strict=True):
-        features = told.read.crystallisation
-        assert features.by_layer.shape == (12, 12) and told.question == question
-        assert told.p == pytest.approx(restated(features.by_layer, features.overall), abs=1e-5)
-        assert told.verdict is None, "lrd.pt has no thresholds of its own"
-        assert 4 <= told.strongest_layer <= 9
-    # In another place of the batch, beside others, and as long as the longest there.
+    predictions = predictor.ask(QUESTIONS)
+    for question, prediction in zip(QUESTIONS, predictions, strict=True):
+        features = prediction.outputs.crystallisation
+        assert features.by_layer.shape == (12, 12) and prediction.question == question
+        assert prediction.p == pytest.approx(restated(features.by_layer, features.overall), abs=1e-5)
+        assert prediction.verdict is None, "lrd.pt has no thresholds"
+        assert 4 <= prediction.strongest_layer <= 9
+    # Another position in the batch, other neighbours, and no padding.
     others = predictor.ask([QUESTIONS[1], "Who are you?", "Where?"])
-    assert others[0].p == pytest.approx(found[1].p, abs=1e-5)
+    assert others[0].p == pytest.approx(predictions[1].p, abs=1e-5)
 
 
 @pytest.mark.exhaustive
-def test_one_question_alone(predictor: KnowledgePredictor) -> None:
+def test_batched_equals_single(predictor: KnowledgePredictor) -> None:
     alone = predictor.ask(QUESTIONS[1:2])[0]
     assert alone.p == pytest.approx(predictor.ask(QUESTIONS)[1].p, abs=1e-5), "batched or one by one"
 
 
 @pytest.mark.exhaustive
 @pytest.mark.eight_devices
-def test_eight_devices_say_what_one_says(published: Path) -> None:
+def test_eight_devices_equal_one(published: Path) -> None:
     predictor = open_predictor(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
     alone = open_predictor(GEMMA, published)
     assert len(jax.devices()) == 8
-    np.testing.assert_allclose([told.p for told in predictor.ask(QUESTIONS)],
-                               [told.p for told in alone.ask(QUESTIONS)], atol=1e-5)
+    np.testing.assert_allclose([prediction.p for prediction in predictor.ask(QUESTIONS)],
+                               [prediction.p for prediction in alone.ask(QUESTIONS)], atol=1e-5)
 
 
 def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
-    rule = VerdictRule(Platt(2.0, -0.5), 0.7, 0.2, {"precision": 0.9}, {}, PromptConfig("{question}", " Short."))
+    rule = VerdictRule(Platt(2.0, -0.5), 0.7, 0.2, {"precision": 0.9}, {},
+                       PromptConfig("{question}", " Short."))
     sidecar = store.load(published)
     store.save(sidecar, tmp_path / "s")
     verdicts.write(tmp_path / "s", rule)
@@ -113,11 +114,11 @@ def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
     store.save(random_network(VANILLA, 0)[0], network)
     predictor = open_predictor(network, tmp_path / "s")
     assert predictor.prompter.text("Who?") == "Who? Short."
-    told = predictor.ask(QUESTIONS)[0]
+    prediction = predictor.ask(QUESTIONS)[0]
     plain = open_predictor(network, published, prompt=rule.prompt).ask(QUESTIONS)[0]
     logit = np.log(plain.p / (1 - plain.p))
-    assert told.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
-    assert told.verdict == ("likely knows" if plain.p >= 0.7 else
+    assert prediction.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
+    assert prediction.verdict == ("likely knows" if plain.p >= 0.7 else
                             "likely beyond its knowledge" if plain.p < 0.2 else "uncertain")
     assert rule.thresholds == pytest.approx(
         (expit(2 * np.log(0.7 / 0.3) - 0.5), expit(2 * np.log(0.25) - 0.5)))
@@ -131,8 +132,8 @@ def test_refusals(predictor: KnowledgePredictor, tmp_path: Path) -> None:
     wrong = VerdictRule(network={"name": "other", "contents": "x", "n_layers": 42})
     store.save(store.build(SidecarConfig(features=BY_LAYER, globals=OVERALL)), tmp_path / "s")
     verdicts.write(tmp_path / "s", wrong)
-    refused(lambda: open_predictor(GEMMA, tmp_path / "s"), "was learned on a network of 42 layers, and",
-            "has 12; --any-network")
+    refused(lambda: open_predictor(GEMMA, tmp_path / "s"), "trained on another network: expected 42 layers",
+            "found 12; --any-network")
     assert open_predictor(GEMMA, tmp_path / "s", any_network=True).rule == wrong
-    refused(lambda: predictor.ask(["Why?", " "]), "question 2 is empty")
-    refused(lambda: predictor.ask([" "]), "the question is empty")
+    refused(lambda: predictor.ask(["Why?", " "]), "question 2: expected text, found an empty question")
+    refused(lambda: predictor.ask([" "]), "the question: expected text, found an empty question")

@@ -1,4 +1,4 @@
-"""What the page draws, says and refuses at a click."""
+"""The page's charts and request handlers."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from tilelli_jax.eval.recall import charts, handlers
 from tilelli_jax.eval.recall.request_queue import RequestQueue
 
-# What is drawn.
+# Charts.
 
-def test_the_gauge_has_the_colours_of_the_words() -> None:
+def test_gauge_colours_match_the_verdicts() -> None:
     def steps(green: float | None, red: float | None) -> list[tuple[Any, str]]:
         figure = charts.gauge(0.4, Thresholds(green, red))
         indicator = figure.data[0]
@@ -56,82 +56,85 @@ def test_the_gauge_has_the_colours_of_the_words() -> None:
     assert steps(0.7, 0.3) == [((0, 0.3), red), ((0.3, 0.7), amber), ((0.7, 1), green)]
     assert steps(None, 0.3) == [((0, 0.3), red), ((0.3, 1), amber)]
     assert steps(0.7, None) == [((0, 0.7), amber), ((0.7, 1), green)]
-    assert steps(0.3, 0.7) == [((0, 0.3), red), ((0.3, 1), green)], "where both could be said, green is"
+    assert steps(0.3, 0.7) == [((0, 0.3), red), ((0.3, 1), green)], "green takes precedence"
     assert steps(None, None) == []
 
 
-def test_the_charts_show_what_was_read(told: list[Prediction]) -> None:
+def test_charts_show_the_signals(predictions: list[Prediction]) -> None:
     low, high = band(5)
-    for one in told:
-        features = one.read.crystallisation.by_layer
-        for figure, left, right in ((charts.crystallisation(one), "a_entropy_final", "a_margin_final"),
-                                    (charts.writes(one), "b_cmax_peak", "b_cmax_rel_norm")):
+    for prediction in predictions:
+        features = prediction.outputs.crystallisation.by_layer
+        for figure, left, right in ((charts.crystallisation(prediction), "a_entropy_final", "a_margin_final"),
+                                    (charts.writes(prediction), "b_cmax_peak", "b_cmax_rel_norm")):
             for trace, name, axis in zip(figure.data, (left, right), ("y", "y2")):
                 assert trace.yaxis == axis and list(trace.x) == [0, 1, 2, 3, 4]
                 np.testing.assert_array_equal(np.float32(trace.y), features[:, BY_LAYER.index(name)])
             shaded = [shape for shape in figure.layout.shapes if shape.type == "rect"]
             assert [(shape.x0, shape.x1) for shape in shaded] == [(low - 0.5, high + 0.5)]
             json.loads(figure.to_json())
-        star, line = charts.writes(one).data[2], charts.writes(one).layout.shapes[-1]
+        star, line = charts.writes(prediction).data[2], charts.writes(prediction).layout.shapes[-1]
         peak = features[low:high + 1, BY_LAYER.index("b_cmax_peak")]
-        assert star.x == (one.strongest_layer,) and star.y[0] == peak.max() and low <= star.x[0] <= high
-        assert line.type == "line" and line.x0 == line.x1 == one.strongest_layer
+        assert star.x == (prediction.strongest_layer,) and low <= star.x[0] <= high
+        assert star.y[0] == peak.max()
+        assert line.type == "line" and line.x0 == line.x1 == prediction.strongest_layer
 
 
-def test_symbols_are_text_in_a_chart(told: list[Prediction]) -> None:
-    figure = charts.writes(told[0]._replace(strongest_write="<b>%{y}&\n"))
+def test_tokens_are_escaped_in_charts(predictions: list[Prediction]) -> None:
+    figure = charts.writes(predictions[0]._replace(strongest_write="<b>%{y}&\n"))
     assert "&lt;b&gt;&#37;{y}&amp;\\n" in figure.data[2].hovertemplate
 
 
-# What it is made to think.
+# Handlers.
 
-
-# Clicks.
-
-def test_a_probe(predictor: KnowledgePredictor, told: list[Prediction]) -> None:
+def test_a_probe(predictor: KnowledgePredictor, predictions: list[Prediction]) -> None:
     queue = RequestQueue(predictor)
-    words = set()
-    for question, one in zip(ASKED, told):
+    verdicts_given = set()
+    for question, prediction in zip(ASKED, predictions):
         text, gauge, first, second, table = handlers.probed(queue, f" {question} ")
-        assert f"Calibrated P(knows) = <b>{one.p:.3f}</b> → <b>{one.verdict}</b>" in text
-        assert f"layer {one.strongest_layer}, <code>" in text
-        assert gauge.data[0].value == one.p
+        assert f"Calibrated P(knows) = <b>{prediction.p:.3f}</b> → <b>{prediction.verdict}</b>" in text
+        assert f"layer {prediction.strongest_layer}, <code>" in text
+        assert gauge.data[0].value == prediction.p
         assert [step.range[1] for step in gauge.data[0].gauge.steps] == [
             *sorted(predictor.rule.thresholds), 1.0]  # type: ignore[type-var]
         assert first.data[0].name == "entropy, nats" and second.data[0].name == "peak, nats"
-        best = one.read.crystallisation.best
+        best = prediction.outputs.crystallisation.best
         assert [row[:2] for row in table] == [["25%", "0"], ["50%", "1"], ["75%", "2"], ["100%", "4"]]
         assert [row[2] for row in table] == [
             repr(predictor.language.tokenizer.decode([int(best[layer])])) for layer in (0, 1, 2, 4)]
-        words.add(one.verdict)
-    assert words == set(evaluate.WORDS)
+        verdicts_given.add(prediction.verdict)
+    assert verdicts_given == set(evaluate.VERDICTS)
 
 
-@pytest.mark.parametrize(("question", "says"), [
-    (None, "the question is empty"), ("  \n", "the question is empty"),
-    ("w" * 200, "the question has 207 tokens with its prompt, and the network reads 192"),
-    ("w" * 10_001, "the question has 10001 letters; expected 10000 at most")])
-def test_what_cannot_be_asked_is_said_in_the_page(
-        predictor: KnowledgePredictor, question: str | None, says: str) -> None:
+@pytest.mark.parametrize(("question", "message"), [
+    (None, "the question: expected text, found an empty question"),
+    ("  \n", "the question: expected text, found an empty question"),
+    ("w" * 200,
+     "the question: expected at most 192 tokens with its prompt, the network's maximum, found 207"),
+    ("w" * 10_001, "the question: expected at most 10000 letters, found 10001")])
+def test_errors_appear_in_the_page(
+        predictor: KnowledgePredictor, question: str | None, message: str) -> None:
+    message = html.escape(message)
     queue = RequestQueue(predictor)
-    assert handlers.probed(queue, question) == (f'<div class="refused">{says}</div>', None, None, None, None)
-    assert list(handlers.generated(queue, question, "Rome"))[-1] == f"**{says}**"
-    assert list(handlers.generated(queue, question, "Rome", (0.4, 0.7)))[-1] == f"**{says}**"
+    error = f'<div class="refused">{message}</div>'
+    assert handlers.probed(queue, question) == (error, None, None, None, None)
+    assert list(handlers.generated(queue, question, "Rome"))[-1] == f"**{message}**"
+    assert list(handlers.generated(queue, question, "Rome", (0.4, 0.7)))[-1] == f"**{message}**"
 
 
-def test_a_generation_in_the_page(predictor: KnowledgePredictor, told: list[Prediction]) -> None:
+def test_a_generation(predictor: KnowledgePredictor, predictions: list[Prediction]) -> None:
     queue = RequestQueue(predictor, MAX_NEW)
-    expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], most=MAX_NEW))[-1].answer
+    expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
     pieces = list(handlers.generated(queue, ASKED[0], f"x| {expected} "))
     assert pieces[0] == "…" and len(pieces) > 3 and pieces[-2].endswith("…")
     assert pieces[-1] == (f"**Answer**\n```text\n{expected}\n```\n\n"
-                          "*Cut off: there was no room for more.*\n\n**✓ a right answer**")
-    assert list(handlers.generated(queue, ASKED[0], "x"))[-1].endswith("**✗ none of the right answers**")
-    assert list(handlers.generated(queue, ASKED[0], " | "))[-1].endswith("no room for more.*")
-    *_, led = handlers.generated(queue, ASKED[0], "", (0.4, 0.7))
-    thought = thought_seeding.seed(told[0].p)
-    assert led.startswith(f"**Seed**\n```text\n{thought}\n```")
-    assert list(thought_seeding.answer_seeded(predictor, ASKED[0], thought, most=MAX_NEW))[-1].answer in led
+                          "*Cut off at the maximum length.*\n\n**✓ correct**")
+    assert list(handlers.generated(queue, ASKED[0], "x"))[-1].endswith("**✗ not correct**")
+    assert list(handlers.generated(queue, ASKED[0], " | "))[-1].endswith("maximum length.*")
+    *_, seeded = handlers.generated(queue, ASKED[0], "", (0.4, 0.7))
+    thought = thought_seeding.seed(predictions[0].p)
+    assert seeded.startswith(f"**Seed**\n```text\n{thought}\n```")
+    *_, last = thought_seeding.answer_seeded(predictor, ASKED[0], thought, max_new=MAX_NEW)
+    assert last.answer in seeded
     refused, = handlers.generated(queue, ASKED[0], "", (0.8, 0.2))
     assert refused.startswith("**low and high: expected")
     for bad in (None, "0.5", True):
@@ -139,48 +142,50 @@ def test_a_generation_in_the_page(predictor: KnowledgePredictor, told: list[Pred
         assert refused == f"**low and high: expected numbers, found {html.escape(repr(bad))}**"
 
 
-@pytest.mark.parametrize(("spoken", "shown"), [
+@pytest.mark.parametrize(("state", "expected"), [
     (thought_seeding.SeededAnswer("hm", None, True), "**The thought is unfinished: there is no answer.**"),
     (thought_seeding.SeededAnswer("hm", None, False), "**The thought is unfinished: there is no answer.**"),
-    (thought_seeding.SeededAnswer("hm", "Well.\nIt is Rome.", True), "**✓ a right answer**"),
+    (thought_seeding.SeededAnswer("hm", "Well.\nIt is Rome.", True), "**✓ correct**"),
     (thought_seeding.SeededAnswer("", "I am not sure, but Rome.", True),
-     "**– it declines**, and names a right answer all the same"),
-    (thought_seeding.SeededAnswer("", "I do not know.", True), "**– it declines**"),
-    (thought_seeding.SeededAnswer("", "Paris", True), "**✗ none of the right answers**"),
-    (thought_seeding.SeededAnswer("", "", True), "**✗ none of the right answers**")])
-def test_what_is_said_of_an_answer(spoken: thought_seeding.SeededAnswer, shown: str) -> None:
-    text = handlers._spoken(spoken, ["Rome"])
-    assert text.endswith(f"\n\n{shown}")
-    assert ("**Thought**\n```text\nhm\n```" in text) == bool(spoken.thought)
-    assert ("**Answer**" in text) == (spoken.answer is not None)
+     "**– it abstains**, but mentions a correct answer"),
+    (thought_seeding.SeededAnswer("", "I do not know.", True), "**– it abstains**"),
+    (thought_seeding.SeededAnswer("", "Paris", True), "**✗ not correct**"),
+    (thought_seeding.SeededAnswer("", "", True), "**✗ not correct**")])
+def test_grades_of_answers(state: thought_seeding.SeededAnswer, expected: str) -> None:
+    text = handlers._answer_markdown(state, ["Rome"])
+    assert text.endswith(f"\n\n{expected}")
+    assert ("**Thought**\n```text\nhm\n```" in text) == bool(state.thought)
+    assert ("**Answer**" in text) == (state.answer is not None)
 
 
-def test_what_a_network_says_stays_inside_its_fence() -> None:
-    text = handlers._spoken(thought_seeding.SeededAnswer("", "```\n# <b>bold</b>\n````", True), [])
+def test_generated_text_stays_inside_its_fence() -> None:
+    text = handlers._answer_markdown(thought_seeding.SeededAnswer("", "```\n# <b>bold</b>\n````", True), [])
     assert text == "**Answer**\n`````text\n```\n# <b>bold</b>\n````\n`````"
 
 
-def test_a_batch(predictor: KnowledgePredictor, told: list[Prediction], tmp_path: Path) -> None:
-    given, counted = tmp_path / "mine.jsonl", []
-    given.write_text("".join(json.dumps({"question": question}) + "\n" for question in ASKED))
+def test_a_batch(predictor: KnowledgePredictor, predictions: list[Prediction], tmp_path: Path) -> None:
+    upload, progress = tmp_path / "mine.jsonl", []
+    upload.write_text("".join(json.dumps({"question": question}) + "\n" for question in ASKED))
     (tmp_path / "files").mkdir()
     small = dataclasses.replace(predictor, reader=SimpleNamespace(batch_size=3))
-    asked: list[int] = []
-    small.ask = lambda questions: asked.append(len(questions)) or predictor.ask(questions)  # type: ignore
-    text, table, files = handlers.batched(RequestQueue(small), str(given), tmp_path / "files",
-                                      lambda n, of: counted.append((n, of)))
-    assert counted == [(3, 4), (4, 4)] and asked == [3, 1]
-    assert "4 questions: " in text and all(word in text for word in evaluate.WORDS)
-    assert [float(row[0]) for row in table["data"]] == pytest.approx([one.p for one in told], abs=0.001)
+    batch_sizes: list[int] = []
+    small.ask = lambda questions: batch_sizes.append(len(questions)) or predictor.ask(questions)  # type: ignore
+    text, table, files = handlers.batched(RequestQueue(small), str(upload), tmp_path / "files",
+                                          lambda n, total: progress.append((n, total)))
+    assert progress == [(3, 4), (4, 4)] and batch_sizes == [3, 1]
+    assert "4 questions: " in text and all(verdict in text for verdict in evaluate.VERDICTS)
+    assert [float(row[0]) for row in table["data"]] == pytest.approx(
+        [prediction.p for prediction in predictions], abs=0.001)
     lines = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
     cells = list(csv.DictReader(io.StringIO(Path(files[0]).read_text("utf-8-sig"), newline="")))
     assert [Path(file).name for file in files] == ["mine-scores.csv", "mine-scores.jsonl"]
-    for one, line, row in zip(told, lines, cells, strict=True):
-        assert line["question"] == row["question"] == one.question and line["verdict"] == one.verdict
-        assert line["p"] == pytest.approx(one.p, abs=BATCHED) and float(row["p"]) == line["p"]
+    for prediction, line, row in zip(predictions, lines, cells, strict=True):
+        assert line["question"] == row["question"] == prediction.question
+        assert line["verdict"] == prediction.verdict
+        assert line["p"] == pytest.approx(prediction.p, abs=BATCHED) and float(row["p"]) == line["p"]
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
+@pytest.mark.parametrize(("name", "content", "message"), [
     ("q.jsonl", '{"question": "a"}\n{"question": \n', "q.jsonl, line 2: not JSON"),
     ("q.csv", "question,id\na,1\nb\n", "q.csv, line 3: expected 2 cells, as in the head"),
     ("q.csv", "question,id\na,1\n,2\n", "q.csv, row 2: question: expected text, found nothing; the "
@@ -191,33 +196,36 @@ def test_a_batch(predictor: KnowledgePredictor, told: list[Prediction], tmp_path
      "columns here are Question, &#x27; question &#x27;<"),
     ("q.jsonl", '{"question": 5}\n', "q.jsonl, row 1: question: expected text, found a number, 5; the "),
     ("q.json", json.dumps([{"question": "a"}, {"question": "b" * 200}]),
-     "q.json, row 2 has 207 tokens with its prompt, and the network reads 192"),
-    ("q.json", json.dumps([{"question": "b" * 20_000}]), "q.json, row 1 has 20000 letters"),
+     "q.json, row 2: expected at most 192 tokens with its prompt"),
+    ("q.json", json.dumps([{"question": "b" * 20_000}]),
+     "q.json, row 1: expected at most 10000 letters, found 20000"),
     ("q.jsonl", "", "q.jsonl: expected rows"), ("q.parquet", "no", "q.parquet: cannot be read"),
     (None, "", "choose a file of questions first")])
-def test_a_batch_that_cannot_be_asked(predictor: KnowledgePredictor, name: str | None, content: str, says: str,
-                                      tmp_path: Path) -> None:
+def test_an_invalid_batch(predictor: KnowledgePredictor, name: str | None, content: str, message: str,
+                          tmp_path: Path) -> None:
     path = tmp_path / (name or "none")
     path.write_text(content)
-    text, table, files = handlers.batched(RequestQueue(predictor), str(path) if name else None, tmp_path, print)
-    assert text.startswith(f'<div class="refused">{says}') and (table, files) == (None, None)
-    assert str(tmp_path) not in text, "nobody knows where it was put"
+    text, table, files = handlers.batched(RequestQueue(predictor), str(path) if name else None, tmp_path,
+                                          print)
+    assert text.startswith(f'<div class="refused">{message}') and (table, files) == (None, None)
+    assert str(tmp_path) not in text, "the upload directory is not revealed"
 
 
-def test_clicks_that_come_together_wait_for_each_other(predictor: KnowledgePredictor, told: list[Prediction]) -> None:
-    """Each has its own answer, and the network is never asked two things at once."""
-    inside, most = [], []
+def test_concurrent_requests_run_one_at_a_time(predictor: KnowledgePredictor,
+                                               predictions: list[Prediction]) -> None:
+    """Each request gets its own result; the network never runs two at once."""
+    active, counts = [], []
     lock = threading.Lock()
 
     def watched(questions: Sequence[str]) -> list[Prediction]:
         with lock:
-            inside.append(1)
-            most.append(len(inside))
+            active.append(1)
+            counts.append(len(active))
         time.sleep(0.01)
         try:
             return predictor.ask(questions)
         finally:
-            inside.pop()
+            active.pop()
 
     counted = dataclasses.replace(predictor)
     counted.ask = watched  # type: ignore[method-assign]
@@ -225,19 +233,19 @@ def test_clicks_that_come_together_wait_for_each_other(predictor: KnowledgePredi
     alone = [list(queue.answer_seeded(question))[-1] for question in ASKED]
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(queue.ask, [question]) for question in ASKED * 3]
-        spoken = [pool.submit(lambda q: list(queue.answer_seeded(q))[-1], question) for question in ASKED]
-        for one, future in zip(told * 3, asked, strict=True):
-            assert future.result()[0].p == one.p
-        assert [future.result() for future in spoken] == alone
-    assert max(most) == 1 and len(most) == 12
+        answers = [pool.submit(lambda q: list(queue.answer_seeded(q))[-1], question) for question in ASKED]
+        for prediction, future in zip(predictions * 3, asked, strict=True):
+            assert future.result()[0].p == prediction.p
+        assert [future.result() for future in answers] == alone
+    assert max(counts) == 1 and len(counts) == 12
 
 
-def test_a_click_is_heard_while_a_batch_goes_on() -> None:
-    heard: list[str] = []
+def test_a_request_runs_between_the_pieces_of_a_batch() -> None:
+    order: list[str] = []
     started = threading.Event()
 
     def ask(questions: Sequence[str]) -> list[Any]:
-        heard.extend(questions)
+        order.extend(questions)
         started.set()
         time.sleep(0.1)
         return list(questions)
@@ -249,50 +257,69 @@ def test_a_click_is_heard_while_a_batch_goes_on() -> None:
         started.wait()
         assert queue.ask(["a click"]) == ["a click"]
         assert batch.result() == ["first", "second", "third"]
-    assert heard == ["first", "a click", "second", "third"]
+    assert order == ["first", "a click", "second", "third"]
 
 
-# What else there is to see.
+# Info and study.
 
 def test_a_sidecar_without_thresholds(place: Place, tmp_path: Path) -> None:
-    """One that was converted has no verdict.json."""
+    """As a converted one."""
     bare = sidecar_of_chance(tmp_path / "sidecar")
     verdicts.write(bare, VerdictRule(prompt=PROMPT))
     predictor = open_predictor(place.model, bare)
     text, gauge, *_ = handlers.probed(RequestQueue(predictor), ASKED[0])
     assert "no thresholds" in text and gauge.data[0].gauge.steps == ()
-    told = {row["what"]: row["is"] for row in info.facts(predictor, "the model", "the sidecar")}
-    assert told["thresholds"] == "none: P(knows) is told, and no word" and told["learned on"] is None
+    facts = {row["property"]: row["value"] for row in info.facts(predictor, "the model", "the sidecar")}
+    assert facts["thresholds"] == "none: only P(knows) is reported, no verdict"
+    assert facts["trained on"] is None
 
 
-def test_what_is_told_of_the_network(predictor: KnowledgePredictor, place: Place) -> None:
-    told = {row["what"]: row["is"] for row in info.facts(predictor, str(place.model), str(place.sidecar))}
+def test_info_table(predictor: KnowledgePredictor, place: Place) -> None:
+    facts = {row["property"]: row["value"] for row in info.facts(
+        predictor, str(place.model), str(place.sidecar))}
     green, red = predictor.rule.thresholds
-    assert (told["family"], told["layers"], told["width"], told["vocabulary"]) == ("vanilla", 5, 32, 256)
-    assert told["middle of the depth"] == "layers 1 to 3, counted from 0"
-    assert told["learned on"] == "tiny"
-    assert told["asked as"] == f"`{PROMPT.template!r}`" and told["type"] == "float32"
-    assert told["thresholds"] == (
+    assert (facts["family"], facts["layers"], facts["width"], facts["vocabulary"]) == ("vanilla", 5, 32, 256)
+    assert facts["middle layers"] == "layers 1 to 3, counted from 0"
+    assert facts["trained on"] == "tiny"
+    assert facts["prompt"] == f"`{PROMPT.template!r}`" and facts["data type"] == "float32"
+    assert facts["thresholds"] == (
         f"likely knows from {green:.3f}; likely beyond its knowledge below {red:.3f} "
-        "(a precision of 85%, reached on the questions to calibrate on, and not promised)")
-    promised = dataclasses.replace(predictor.rule, red=None, aim=AIM | {"guarantee": True})
-    assert info._thresholds(dataclasses.replace(predictor, rule=promised)).endswith(
-        "below – (a precision of 85%, promised for new questions of the same kind with 90% confidence)")
-    assert re.fullmatch(r"\*\*Memory\*\*: \d+\.\d\d GiB at most so far.*\.", info.memory_told())
+        "(precision 85%, reached on the calibration questions, not guaranteed for new ones)")
+    guaranteed = dataclasses.replace(predictor.rule, red=None, aim=AIM | {"guarantee": True})
+    assert info._thresholds(dataclasses.replace(predictor, rule=guaranteed)).endswith(
+        "below – (precision 85%, guaranteed for new questions of the same kind with 90% confidence)")
+    assert re.fullmatch(r"\*\*Memory\*\*: peak \d+\.\d\d GiB.*\.", info.memory_text())
 
 
-def test_the_tables_are_those_of_the_study(place: Place) -> None:
-    found = report.read_results(place.study)
-    shown = dict(info.tables(found))
-    methods, words, _, places, slices = shown.values()
+def test_tables_of_the_study(place: Place) -> None:
+    results = report.read_results(place.study)
+    methods, verdict_table, _, transfer, bins = dict(info.tables(results)).values()
     assert [row["method"] for row in methods] == ["sidecar", "negative entropy", "words"]
-    assert [row["word"] for row in words] == list(evaluate.WORDS) and len(slices) == 8
-    assert methods[0]["AUROC"].point == found["methods"]["sidecar"]["auroc"]["point"]
-    assert [row["where"] for row in places] == [
+    assert [row["verdict"] for row in verdict_table] == list(evaluate.VERDICTS) and len(bins) == 8
+    assert methods[0]["AUROC"].point == results["methods"]["sidecar"]["auroc"]["point"]
+    assert [row["questions from"] for row in transfer] == [
         "within north", "within south", "north → south", "south → north"]
 
 
-# A network that chats and thinks.
+def test_figures_have_the_captions_of_the_report(place: Place, tmp_path: Path) -> None:
+    page = info.study_figures(place.study)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    report_text = (place.study / "report.md").read_text()
+    assert len(captions) == len(list((place.study / "figures").glob("*.png"))) > 3
+    assert captions[0].startswith("AUROC of each method")
+    assert all(caption.endswith(".") for caption in captions)
+    assert all(f"![{html.unescape(caption)}](figures/" in report_text for caption in captions)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "a<b.png").write_bytes(b"")
+    assert "<figcaption>a&lt;b</figcaption>" in info.study_figures(tmp_path), "without a report: the name"
+
+
+def test_a_method_keeps_its_colour() -> None:
+    names = ["words", "length", "negative entropy", "layer probe", "sidecar", "globals"]
+    assert list(report._in_figure_order(dict.fromkeys(names))) == [*report.SHOWN, "length"]  # type: ignore
+
+
+# A chat network with thoughts.
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> KnowledgePredictor:
@@ -300,35 +327,37 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> KnowledgePredictor:
 
 
 @needs(GEMMA)
-def test_how_a_network_is_asked_that_thinks(thinker: KnowledgePredictor) -> None:
+def test_prompts_of_a_network_with_thoughts(thinker: KnowledgePredictor) -> None:
     predictor = thinker
     question = "Who wrote it?"
     turn = "<|turn>user\nWho wrote it? Answer concisely with just the answer.<turn|>\n<|turn>model\n"
     thinking = f"<bos><|turn>system\n<|think|>\n<turn|>\n{turn}"
-    assert predictor.prompter.text(question) == f"<bos>{turn}", "it is probed without"
-    assert thought_seeding.asked(predictor, question) == (thinking, thought_seeding.CHANNELS[0], False, False)
-    led = thought_seeding.asked(predictor, question, "a seed")
-    assert led == (f"{thinking}<|channel>thought\na seed", thought_seeding.CHANNELS[0], True, False)
-    told = {row["what"]: row["is"] for row in info.facts(predictor, "m", "s")}
-    assert told["soft cap of the logits"] == 30 and told["asked as"].startswith("a chat, with `' Answer")
+    assert predictor.prompter.text(question) == f"<bos>{turn}", "P(knows) is predicted without a thought"
+    assert thought_seeding.seeded_prompt(predictor, question) == (
+        thinking, thought_seeding.CHANNELS[0], False, False)
+    seeded = thought_seeding.seeded_prompt(predictor, question, "a seed")
+    assert seeded == (f"{thinking}<|channel>thought\na seed", thought_seeding.CHANNELS[0], True, False)
+    facts = {row["property"]: row["value"] for row in info.facts(predictor, "m", "s")}
+    assert facts["logit soft cap"] == 30
+    assert facts["prompt"].startswith("chat template, question followed by `' Answer")
     ends = answer_ends(predictor.language, AnswersConfig())
     assert {predictor.language.tokenizer.token("<turn|>"), 1} <= set(ends)
 
 
 @pytest.mark.exhaustive
 @needs(GEMMA)
-def test_a_network_that_thinks(thinker: KnowledgePredictor) -> None:
+def test_a_network_with_thoughts(thinker: KnowledgePredictor) -> None:
     predictor, question = thinker, "Who wrote it?"
     language, ends = predictor.language, answer_ends(predictor.language, AnswersConfig())
     for thought in ("", "a seed"):
-        how = thought_seeding.asked(predictor, question, thought)
-        made, = generate_ids(language.model, [language.encode(how.text)], max_new=30, temperature=0,
+        prompt = thought_seeding.seeded_prompt(predictor, question, thought)
+        generated, = generate_ids(language.model, [language.encode(prompt.text)], max_new=30, temperature=0,
                              end_ids=ends)
-        *_, last = thought_seeding.answer_seeded(predictor, question, thought, most=30)
-        assert last[:2] == thought_seeding.split(language.tokenizer.decode(made.ids.tolist()), how)
-        assert last.done == made.ended
+        *_, last = thought_seeding.answer_seeded(predictor, question, thought, max_new=30)
+        assert last[:2] == thought_seeding.split(language.tokenizer.decode(generated.ids.tolist()), prompt)
+        assert last.done == generated.ended
     queue = RequestQueue(predictor, 30)
-    text, gauge, *_, forming = handlers.probed(queue, question)
-    assert "no thresholds" in text and [row[1] for row in forming] == ["2", "5", "8", "11"]
-    *_, led_text = handlers.generated(queue, question, "Rome", (0.4, 0.7))
-    assert thought_seeding.seed(gauge.data[0].value) in led_text and "unfinished" in led_text
+    text, gauge, *_, tokens = handlers.probed(queue, question)
+    assert "no thresholds" in text and [row[1] for row in tokens] == ["2", "5", "8", "11"]
+    *_, seeded_text = handlers.generated(queue, question, "Rome", (0.4, 0.7))
+    assert thought_seeding.seed(gauge.data[0].value) in seeded_text and "unfinished" in seeded_text

@@ -1,4 +1,4 @@
-"""What the page keeps of requests that are over: sessions, files, programs; and the bench of its memory."""
+"""What the page keeps of finished requests (sessions, files, programs), and the benchmark of its memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import jax
 import pytest
 from tilelli_jax.eval.recall import retention
 from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench import page_memory
 from bench.page_memory import Seen
@@ -38,39 +39,40 @@ API = "/gradio_api"
 
 
 def stand_in() -> Any:
-    """As much of a desk as a batch and an answer take."""
+    """The part of a request queue that a batch and an answer use."""
     def ask(questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Any]:
         return [Prediction(question, 0.5, None, 1, "x", None) for question in questions]  # type: ignore[arg-type]
 
     def answer_seeded(question: str, thought: str = "") -> Iterator[thought_seeding.SeededAnswer]:
         yield from (thought_seeding.SeededAnswer("", question[:n], None) for n in range(1, 4))
         yield thought_seeding.SeededAnswer("", question, True)
-    return SimpleNamespace(ask=ask, answer_seeded=answer_seeded, predictor=SimpleNamespace(prompter=lambda *_: None))
+    predictor = SimpleNamespace(prompter=lambda *_: None, rule=VerdictRule())
+    return SimpleNamespace(ask=ask, answer_seeded=answer_seeded, predictor=predictor)
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> uploads.Page:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(uploads, "SESSIONS", SESSIONS)
-    found = build(stand_in(), [{"what": "this", "is": "a test"}], "no study", tmp_path)
-    assert isinstance(found, uploads.Page)
-    return found
+    built = build(stand_in(), [{"property": "this", "value": "a test"}], "no study", tmp_path)
+    assert isinstance(built, uploads.Page)
+    return built
 
 
 @pytest.fixture
 def client(page: uploads.Page) -> Iterator[TestClient]:
-    with TestClient(mounted(page, "127.0.0.1", 7860), "http://127.0.0.1") as one:
-        yield one
+    with TestClient(mounted(page, "127.0.0.1", 7860), "http://127.0.0.1") as test_client:
+        yield test_client
 
 
 def call(client: TestClient, name: str, *data: Any, session: str) -> Any:
-    begun = client.post(f"{API}/call/{name}", json={"data": data, "session_hash": session}).json()
-    said = client.get(f"{API}/call/{name}/{begun['event_id']}").text
-    assert "event: complete" in said, said
-    return json.loads(said.rpartition("data: ")[2])
+    started = client.post(f"{API}/call/{name}", json={"data": data, "session_hash": session}).json()
+    answer = client.get(f"{API}/call/{name}/{started['event_id']}").text
+    assert "event: complete" in answer, answer
+    return json.loads(answer.rpartition("data: ")[2])
 
 
-def test_sessions_that_are_over_are_forgotten(page: uploads.Page, client: TestClient) -> None:
+def test_finished_sessions_are_forgotten(page: uploads.Page, client: TestClient) -> None:
     sessions = [f"session {i}" for i in range(3 * SESSIONS)]
     for session in sessions:
         answer, = call(client, "baseline", f"from {session}", "", session=session)
@@ -82,7 +84,7 @@ def test_sessions_that_are_over_are_forgotten(page: uploads.Page, client: TestCl
     assert len(queue.event_analytics) == 1
 
 
-def test_a_session_that_waits_is_not_forgotten() -> None:
+def test_a_waiting_session_is_kept() -> None:
     queue = SimpleNamespace(pending_event_ids_session={"waits": {"1"}, "over": set(), "gone": {"2"}},
                             pending_messages_per_session={"waits": "…", "over": "…", "new": "…"})
     retention.forget_sessions(queue)
@@ -94,28 +96,28 @@ def test_old_files_are_deleted(page: uploads.Page, client: TestClient, tmp_path:
     def batch(i: int) -> list[str]:
         content = json.dumps({"question": f"question {i}"}).encode()
         path, = client.post(f"{API}/upload", files={"files": ("mine.jsonl", content)}).json()
-        given = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        text, _, made = call(client, "batch", given, session="one")
+        upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        text, _, downloads = call(client, "batch", upload, session="one")
         assert "1 questions" in text
-        lines = client.get(f"{API}/file={made[1]['path']}").text
+        lines = client.get(f"{API}/file={downloads[1]['path']}").text
         assert json.loads(lines)["question"] == f"question {i}"
-        return [path, *(file["path"] for file in made)]
+        return [path, *(file["path"] for file in downloads)]
 
     def files() -> set[str]:
         return {str(path) for path in tmp_path.rglob("*") if path.is_file()}
 
     first, second = batch(0), batch(1)
-    a_batch = 4  # its questions, two files of scores, and an empty one of gradio's
-    assert files() >= {*first, *second} and len(files()) == 2 * a_batch, "no second copies"
+    per_batch = 4  # files: the questions, two files of scores, and an empty one of gradio's
+    assert files() >= {*first, *second} and len(files()) == 2 * per_batch, "no second copies"
     for path in tmp_path.iterdir():
         os.utime(path, (time.time() - 3600 * (retention.HOURS + 1),) * 2)
     third = batch(2)
-    assert files() >= set(third) and len(files()) == a_batch
-    assert len(list(tmp_path.iterdir())) == 3, "directories go with what was in them"
+    assert files() >= set(third) and len(files()) == per_batch
+    assert len(list(tmp_path.iterdir())) == 3, "directories are deleted with their files"
     assert set().union(*page.temp_file_sets) == set(third)
 
 
-def test_a_file_that_is_not_old_is_kept(tmp_path: Path) -> None:
+def test_recent_files_are_kept(tmp_path: Path) -> None:
     for name, hours in (("new", 0.5), ("old", 1.5), ("new.csv", 0.5), ("old.csv", 1.5)):
         path = tmp_path / name
         path.touch() if "." in name else path.mkdir()
@@ -124,15 +126,16 @@ def test_a_file_that_is_not_old_is_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "new.csv"]
 
 
-@pytest.mark.parametrize("click", ["probe", pytest.param("baseline", marks=pytest.mark.exhaustive)])
-def test_new_texts_leave_no_program_array_or_object(click: str, predictor: KnowledgePredictor, told: list[Prediction]) -> None:
+@pytest.mark.parametrize("handler", ["probe", pytest.param("baseline", marks=pytest.mark.exhaustive)])
+def test_new_texts_leave_no_program_array_or_object(handler: str, predictor: KnowledgePredictor,
+                                                    predictions: list[Prediction]) -> None:
     queue = RequestQueue(predictor, MAX_NEW)
 
     def ask(questions: Sequence[str]) -> None:
         for question in questions:
-            said = (handlers.probed(queue, question)[0] if click == "probe"
+            text = (handlers.probed(queue, question)[0] if handler == "probe"
                     else list(handlers.generated(queue, question, ""))[-1])
-            assert "P(knows)" in said or said.startswith("**Answer**")
+            assert "P(knows)" in text or text.startswith("**Answer**")
 
     def programs_and_arrays() -> tuple[int, ...]:
         gc.collect()
@@ -144,10 +147,10 @@ def test_new_texts_leave_no_program_array_or_object(click: str, predictor: Knowl
         return len(gc.get_objects())
     ask(ASKED[:1] * 3)
     before, n_before, n = programs_and_arrays(), objects(), 12
-    ask([f"{i} {ASKED[0]}" for i in range(n)])  # of lengths for which one program is compiled
+    ask([f"{i} {ASKED[0]}" for i in range(n)])  # lengths that share one compiled program
     after = programs_and_arrays()
-    assert after[:-1] == before[:-1] and after[-1] <= before[-1]  # other tests' arrays may go meanwhile
-    assert objects() - n_before < n, "less than one for each question"
+    assert after[:-1] == before[:-1] and after[-1] <= before[-1]  # other tests' arrays may be freed
+    assert objects() - n_before < n, "less than one object per question"
 
 
 ARENAS = """
@@ -168,44 +171,44 @@ libc.fflush(None)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's arenas are counted")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts glibc's arenas")
 def test_all_threads_of_the_page_share_two_arenas(environment: dict[str, str]) -> None:
-    found = subprocess.run([sys.executable, "-c", ARENAS], env=environment, check=True, capture_output=True)
-    assert 1 <= found.stdout.count(b"<heap nr") <= app.ARENAS
+    process = subprocess.run([sys.executable, "-c", ARENAS], env=environment, check=True, capture_output=True)
+    assert 1 <= process.stdout.count(b"<heap nr") <= app.ARENAS
 
 
 def test_without_glibc_there_are_no_arenas(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-    for library in (SimpleNamespace(mallopt=lambda *given: asked.append(given)), SimpleNamespace()):
+    calls: list[tuple[int, int]] = []
+    for library in (SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments)), SimpleNamespace()):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
         monkeypatch.setattr(sys, "platform", "linux")
         app.share_arenas()
     monkeypatch.setattr(sys, "platform", "darwin")
     app.share_arenas()
-    assert asked == [(-8, app.ARENAS)]
+    assert calls == [(-8, app.ARENAS)]
 
 
-# The bench.
+# The benchmark.
 
-def test_what_the_bench_reports() -> None:
-    asked: list[int] = []
-    found = page_memory.measured(asked.append, lambda n: Seen(n, 400 + n, 300 + n / 2, 0), probes=7, every=2)
-    assert asked == list(range(7)) and [one.probes for one in found] == [0, 2, 4, 6, 7]
-    lines = page_memory.report(found).splitlines()
+def test_report_of_the_benchmark() -> None:
+    calls: list[int] = []
+    rows = page_memory.measured(calls.append, lambda n: Seen(n, 400 + n, 300 + n / 2, 0), probes=7, every=2)
+    assert calls == list(range(7)) and [row.probes for row in rows] == [0, 2, 4, 6, 7]
+    lines = page_memory.report(rows).splitlines()
     assert lines[2].split() == ["0", "400.0", "300.0", "0"]
-    assert lines[-1] == "from 4 to 7: +0.5000 MiB a probe"
+    assert lines[-1].startswith("from 4 to 7: +0.5000 MiB")
     texts = page_memory.questions()
     some = [next(texts) for _ in range(200)]
     assert len(set(some)) == 200 and len({len(text) for text in some}) > 60
 
 
 @pytest.mark.exhaustive
-def test_the_bench_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model, sidecar = page_memory.random_study(tmp_path / "study")
-    found = page_memory.run(model, sidecar, "seeded", probes=3, every=1, per_session=2)
-    assert [one.probes for one in found] == [0, 1, 2, 3]
-    assert all(one.resident > one.anonymous > 50 for one in found)
+    rows = page_memory.run(model, sidecar, "seeded", probes=3, every=1, per_session=2)
+    assert [row.probes for row in rows] == [0, 1, 2, 3]
+    assert all(row.resident > row.anonymous > 50 for row in rows)
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
     with pytest.raises(RuntimeError, match="the server did not start"):
         page_memory.run(tmp_path / "none", sidecar, "probe", 1, 1, 1)

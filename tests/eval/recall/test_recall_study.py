@@ -1,4 +1,4 @@
-"""The study as its users run it: on a tiny network that knows some answers, interrupted, taken up again."""
+"""The command `tilelli recall` on a tiny network that knows some answers, also interrupted and continued."""
 
 from __future__ import annotations
 
@@ -43,40 +43,40 @@ PROMPT = {"template": "ask {question} ?", "instruction": ""}
 N = 240
 
 
-def tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path) -> None:
     pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     from tokenizers import Tokenizer, models, pre_tokenizers
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", "ask", "?", *WORDS])},
-                                      unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.save(str(path / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", "ask", "?", *WORDS])},
+                                           unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network with random weights, and questions of two kinds.
+    """A random network, and questions whose labels depend on its entropy.
 
-    What it says is right where its entropy at the end of the prompt is below the median, so that it knows
-    what is right; of those, one in twenty is called wrong, for what is never so in a study.
+    Its answer is correct where the entropy at the end of the prompt is below the median, except for one in
+    twenty of these, so that the labels are not perfectly separable.
     """
     path = tmp_path_factory.mktemp("recall")
     config = GPTNeoXConfig(vocab_size=63, d_model=16, n_layers=4, n_heads=2, d_hidden=32)
     store.save(random_network(config, 0)[0], path / "network")
-    tokenizer(path / "network")
+    write_tokenizer(path / "network")
     language = open_language(path / "network")
     rng = np.random.default_rng(0)
-    asked = [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(N)]
+    texts = [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(N)]
     prompter = Prompter(language, PromptConfig(**PROMPT))
-    prompts = [prompter(text) for text in asked]
+    prompts = [prompter(text) for text in texts]
     entropy = np.zeros(N)
-    for i, found in PromptReader(language.model, batch_size=20)(prompts):
-        entropy[i] = found.crystallisation.overall[0]
-    spoken = [language.tokenizer.decode(ids.tolist())
-              for ids in answer(language, prompts, AnswersConfig(max_new=3, batch_size=20))]
-    right = (entropy < np.median(entropy)) & (rng.random(N) > 0.05)
-    rows = [{"id": str(i), "dataset": "ab"[i % 2], "question": text, "answers": [said if ok else "nothing"],
+    for i, outputs in PromptReader(language.model, batch_size=20)(prompts):
+        entropy[i] = outputs.crystallisation.overall[0]
+    answers = [language.tokenizer.decode(ids.tolist())
+               for ids in answer(language, prompts, AnswersConfig(max_new=3, batch_size=20))]
+    correct = (entropy < np.median(entropy)) & (rng.random(N) > 0.05)
+    rows = [{"id": str(i), "dataset": "ab"[i % 2], "question": text, "answers": [given if ok else "nothing"],
              "popularity": float(rng.integers(0, 100)), "group": f"e{i % 2}{i // 6}"}
-            for i, (text, said, ok) in enumerate(zip(asked, spoken, right, strict=True))]
+            for i, (text, given, ok) in enumerate(zip(texts, answers, correct, strict=True))]
     (path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -88,20 +88,20 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
         "signals": {"shard_items": 80, "batch_size": 20, "noise_samples": 1, "noise": True},
         "answers": {"max_new": 3, "batch_size": 20},
         "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
-                "strengths": [0.1], "jobs": 1}, "replicates": 100, "split": {"test": 0.3}} | changed
+                "c_values": [0.1], "jobs": 1}, "replicates": 100, "split": {"test": 0.3}} | changed
 
 
 @pytest.fixture(scope="module")
 def done(place: Path) -> Path:
-    """The whole study, run once."""
+    """Output directory of the whole study, run once."""
     out = place / "out"
     assert main(["--config", write(place / "tiny.yaml", options(place, out))]) == 0
     return out
 
 
-def test_a_study_has_its_report(done: Path) -> None:
-    found = json.loads((done / "results.json").read_text())
-    assert found["questions"] == N and sum(found["parts"].values()) == N
+def test_the_report(done: Path) -> None:
+    results = json.loads((done / "results.json").read_text())
+    assert results["questions"] == N and sum(results["splits"].values()) == N
     text, page = (done / "report.md").read_text(), (done / "report.html").read_text()
     for name in ("methods", "reliability", "risk-coverage", "entropy", "layer-probe"):
         assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 5000
@@ -110,73 +110,77 @@ def test_a_study_has_its_report(done: Path) -> None:
     assert {row["method"] for row in methods} == {
         "sidecar", "layer probe", "globals", "entropies", "negative entropy", "familiarity", "robustness",
         "words", "length", "dataset", "popularity"}
-    # What was put in comes out: entropy tells all but what was called wrong, words tell nothing.
-    assert found["methods"]["negative entropy"]["auroc"]["point"] > 0.9
-    assert found["methods"]["sidecar"]["auroc"]["point"] > 0.65
-    assert found["methods"]["length"]["auroc"]["point"] < 0.75
-    assert set(found["cross"]) == {"a → b", "b → a"} and set(found["within"]) == {"a", "b"}
-    for one in found["cross"].values():
-        assert one["methods"]["negative entropy"]["auroc"]["point"] > 0.9 and "dataset" not in one["methods"]
+    # As constructed: entropy separates all but the mislabelled answers, length separates nothing.
+    assert results["methods"]["negative entropy"]["auroc"]["point"] > 0.9
+    assert results["methods"]["sidecar"]["auroc"]["point"] > 0.65
+    assert results["methods"]["length"]["auroc"]["point"] < 0.75
+    assert set(results["cross_dataset"]) == {"a → b", "b → a"}
+    assert set(results["within_dataset"]) == {"a", "b"}
+    for result in results["cross_dataset"].values():
+        assert result["methods"]["negative entropy"]["auroc"]["point"] > 0.9
+        assert "dataset" not in result["methods"]
 
 
-def test_its_numbers_are_those_of_its_tables(done: Path) -> None:
-    """By scikit-learn, from the scores and the questions on disk."""
-    found = json.loads((done / "results.json").read_text())
-    about = read_columns(stage(done, "questions") / "questions.parquet")
+def test_results_equal_those_of_scikit_learn(done: Path) -> None:
+    """Recomputed from the scores and the questions on disk."""
+    results = json.loads((done / "results.json").read_text())
+    columns = read_columns(stage(done, "questions") / "questions.parquet")
     scores = read(stage(done, "fit"))
-    test = about["part"].astype(str) == "test"
-    known = about["known"][test]
-    for name, told in found["methods"].items():
-        assert told["questions"] == test.sum()
+    test = columns["split"].astype(str) == "test"
+    known = columns["known"][test]
+    for name, metrics in results["methods"].items():
+        assert metrics["questions"] == test.sum()
         runs = scores[None][name].scores[:, test]
         areas = [roc_auc_score(known, run) for run in runs]
-        np.testing.assert_allclose(told["runs"], areas, atol=1e-12)
-        assert told["auroc"]["point"] == pytest.approx(np.mean(areas), abs=1e-12)
-        assert told["auroc"]["low"] <= told["auroc"]["point"] <= told["auroc"]["high"]
-        chances = scores[None][name].probabilities[:, test]
-        assert told["auprc"]["point"] == pytest.approx(
+        np.testing.assert_allclose(metrics["runs"], areas, atol=1e-12)
+        assert metrics["auroc"]["point"] == pytest.approx(np.mean(areas), abs=1e-12)
+        assert metrics["auroc"]["low"] <= metrics["auroc"]["point"] <= metrics["auroc"]["high"]
+        probabilities = scores[None][name].probabilities[:, test]
+        assert metrics["auprc"]["point"] == pytest.approx(
             np.mean([average_precision_score(known, run) for run in runs]), abs=1e-12)
-        assert len(runs) == len(told["runs"]) and chances.min() >= 0 and chances.max() <= 1
-        for run, chance in zip(runs, chances, strict=True):  # Platt keeps the order
-            assert (np.diff(chance[np.argsort(run)]) >= 0).all()
-    seen = about["group"][about["dataset"] == "a"]
-    crossed = found["cross"]["a → b"]["methods"]["sidecar"]["auroc"]["point"]
-    rows = (about["dataset"] == "b") & ~np.isin(about["group"], seen)
-    assert crossed == pytest.approx(np.mean([roc_auc_score(about["known"][rows], run[rows])
+        assert len(runs) == len(metrics["runs"]) and probabilities.min() >= 0
+        assert probabilities.max() <= 1
+        for run, calibrated in zip(runs, probabilities, strict=True):  # Platt keeps the order
+            assert (np.diff(calibrated[np.argsort(run)]) >= 0).all()
+    trained_groups = columns["group"][columns["dataset"] == "a"]
+    crossed = results["cross_dataset"]["a → b"]["methods"]["sidecar"]["auroc"]["point"]
+    rows = (columns["dataset"] == "b") & ~np.isin(columns["group"], trained_groups)
+    assert crossed == pytest.approx(np.mean([roc_auc_score(columns["known"][rows], run[rows])
                                              for run in scores["a"]["sidecar"].scores]), abs=1e-12)
-    assert found["cross"]["a → b"]["questions"] == rows.sum()
+    assert results["cross_dataset"]["a → b"]["questions"] == rows.sum()
 
 
-def test_what_was_built(place: Path, done: Path) -> None:
-    """Answers are matched, entities whole in a part, signals those of the reader, no raw activations kept."""
-    about = read_columns(stage(done, "questions") / "questions.parquet")
+def test_the_build_stage(place: Path, done: Path) -> None:
+    """Answers are graded, entities are in one split, signals equal the reader's, few activations are kept."""
+    columns = read_columns(stage(done, "questions") / "questions.parquet")
     asked = questions.read(QuestionsConfig(sources=(str(place / "questions.jsonl"),), items=N))
-    assert about["question"].tolist() == [one.text for one in asked]
-    assert about["known"].tolist() == [int(said in one.answers) for said, one in
-                                       zip(about["answer"], asked, strict=True)]
-    parts = {}
-    for entity, part in zip([one.entity for one in asked], about["part"], strict=True):
-        assert parts.setdefault(entity, part) == part
+    assert columns["question"].tolist() == [question.text for question in asked]
+    assert columns["known"].tolist() == [
+        int(given in question.answers) for given, question in zip(columns["answer"], asked, strict=True)]
+    splits = {}
+    for entity, split in zip([question.entity for question in asked], columns["split"], strict=True):
+        assert splits.setdefault(entity, split) == split
     signals, language = Shards(stage(done, "signals")), open_language(place / "network")
     prompter = Prompter(language, PromptConfig(**PROMPT))
-    few = [*range(0, N, 13), N - 1]  # beside other ones; twenty, for which all is compiled
-    read = dict(PromptReader(language.model, batch_size=20)([prompter(asked[i].text) for i in few]))
+    few = [*range(0, N, 13), N - 1]  # other neighbours than in the study; 20, one compiled batch
+    outputs = dict(PromptReader(language.model, batch_size=20)([prompter(asked[i].text) for i in few]))
     noise = Robustness(language.model, k=1, batch_size=20)(
         [prompter(asked[i].text).ids for i in few], few)
-    for at, i in enumerate(few):
-        np.testing.assert_allclose(signals.joined("by_layer")[i], read[at].crystallisation.by_layer,
-                                   atol=2e-5)
+    for position, i in enumerate(few):
+        np.testing.assert_allclose(signals.joined("by_layer")[i],
+                                   outputs[position].crystallisation.by_layer, atol=2e-5)
         # Stored as float16, which rounds to 1 in 2¹¹.
-        np.testing.assert_allclose(signals.joined("final")[i], read[at].final, rtol=2**-9, atol=2e-5)
+        np.testing.assert_allclose(signals.joined("final")[i], outputs[position].final, rtol=2**-9, atol=2e-5)
     np.testing.assert_allclose(signals.joined("robustness")[few], noise, rtol=1e-3, atol=1e-6)
-    assert signals.joined("final").shape == (N, 4, 16), "one vector a layer, of one position"
+    assert signals.joined("final").shape == (N, 4, 16), "one vector per layer, of one position"
 
 
-def test_the_same_again_makes_nothing(place: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_reuses_all_stages(place: Path, done: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
     assert main(["--config", str(place / "tiny.yaml"), "--stage", "evaluate"]) == 0
     assert capsys.readouterr().err.count("as it is") == 6
-    # Another rule of matching: nothing is asked anew.
+    # Another grading rule does not run the network again.
     study = Study(dataclasses.replace(config_lib.load(RecallConfig, place / "tiny.yaml"),
                                       answers=AnswersConfig(max_new=3, batch_size=20, match="recall")), done)
     assert (study.signals, study.answers) == (stage(done, "signals"), stage(done, "answers"))
@@ -184,8 +188,9 @@ def test_the_same_again_makes_nothing(place: Path, done: Path, capsys: pytest.Ca
                       if path.is_file()}
 
 
-def test_an_interrupted_build_loses_nothing(place: Path, done: Path, tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_continues(place: Path, done: Path, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
     plain, calls = PromptReader.__call__, []
 
     def stopping(self: PromptReader, prompts: Any, what: str = "reading") -> Any:
@@ -196,26 +201,31 @@ def test_an_interrupted_build_loses_nothing(place: Path, done: Path, tmp_path: P
     monkeypatch.setattr(PromptReader, "__call__", stopping)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "build"]) == 130
+    assert capsys.readouterr().err.endswith(
+        f"finished stages are kept; to continue: tilelli recall --config {config} --stage build\n"
+        "interrupted\n")
     assert len(list(stage(tmp_path / "out", "signals").glob("shard-*"))) == 2
     assert main(["--config", config, "--stage", "build"]) == 0
-    assert calls == [80, 80, 80, 80], "two shards were there"
+    assert calls == [80, 80, 80, 80], "the first two shards are reused"
     a, b = (Shards(stage(out, "signals")) for out in (done, tmp_path / "out"))
     for name in a.names:
         np.testing.assert_array_equal(a.joined(name), b.joined(name), err_msg=name)
 
 
-def test_the_sidecar_that_is_left_says_the_same(place: Path, done: Path) -> None:
-    """From Python: P and words of questions of the study are those of its table."""
+def test_the_exported_sidecar_predicts_the_same(place: Path, done: Path) -> None:
+    """P(knows) and the strongest writes from Python equal those of the study."""
     fitted = json.loads((stage(done, "fit") / "result.json").read_text())
-    kept = read(stage(done, "fit"))[None]["sidecar"].probabilities[fitted["run"]]
-    about = read_columns(stage(done, "questions") / "questions.parquet")
+    expected = read(stage(done, "fit"))[None]["sidecar"].probabilities[fitted["selected_run"]]
+    columns = read_columns(stage(done, "questions") / "questions.parquet")
     predictor = open_predictor(place / "network", done / "sidecar")
-    found = predictor.ask(about["question"][:2].tolist())
-    np.testing.assert_allclose([told.p for told in found], kept[:2], atol=1e-4)
-    assert [told.strongest_layer for told in found] == about["strongest_write_layer"][:2].tolist()
-    assert [told.strongest_write for told in found] == about["strongest_write"][:2].tolist()
+    predictions = predictor.ask(columns["question"][:2].tolist())
+    np.testing.assert_allclose([prediction.p for prediction in predictions], expected[:2], atol=1e-4)
+    assert [prediction.strongest_layer for prediction in predictions] == (
+        columns["strongest_write_layer"][:2].tolist())
+    assert [prediction.strongest_write for prediction in predictions] == (
+        columns["strongest_write"][:2].tolist())
     assert predictor.rule.calibrator == calibrator_from_dict(fitted["calibrator"])
-    assert predictor.rule.word(99.0) == ("uncertain" if predictor.rule.green is None else "likely knows")
+    assert predictor.rule.verdict(99.0) == ("uncertain" if predictor.rule.green is None else "likely knows")
     assert predictor.ask([]) == []
 
 
@@ -233,19 +243,19 @@ def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.Cap
         "question", "p", "verdict", "strongest_write_layer", "strongest_write"}
 
 
-def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
-                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
+                        capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*argv: str) -> str:
         assert (main if argv[0] == "--config" else predict)(list(argv)) == 2
         return capsys.readouterr().err
     network, sidecar = str(place / "network"), str(done / "sidecar")
-    given = ("--model", network, "--sidecar", sidecar)
-    assert_one_line(refused(*given), "error: expected a question")
-    assert_one_line(refused(*given, " "), "the question is empty")
+    base = ("--model", network, "--sidecar", sidecar)
+    assert_one_line(refused(*base), "error: expected a question")
+    assert_one_line(refused(*base, " "), "the question: expected text, found an empty question")
     (tmp_path / "bad.jsonl").write_text('{"question": "w1"}\n{"q": 1}\n')
-    assert_one_line(refused(*given, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
+    assert_one_line(refused(*base, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
                     "question:")
-    # Sidecars that are none of this network's.
+    # Sidecars of other networks.
     store.save(store.build(SAEConfig(d_model=4, n_latents=8, k=2)), tmp_path / "sae")
     assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "sae"), "w1"),
                     "expected a sidecar, found family sae")
@@ -259,7 +269,7 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
     other = shutil.copytree(place / "network", tmp_path / "other")
     store.save(random_network(open_language(network).model.config, 1)[0], other)
     assert_one_line(refused("--model", str(other), "--sidecar", sidecar, "w1"),
-                    "was learned on 'network', whose weights are not those of")
+                    "trained on 'network': expected its weights in", "found others")
     assert predict(["--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2"]) == 0
     capsys.readouterr()
     broken = shutil.copytree(done / "sidecar", tmp_path / "broken")
@@ -268,9 +278,9 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
                     "cannot be read")
     arrays = {name: array * np.float32(1e30) for name, array in to_arrays(store.load(network)).items()}
     store.save(store.from_arrays(store.load_config(network), arrays), other)
-    said = refused("--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
-    assert_one_line(said, "question 1: the network's stream is not finite: it is broken there")
-    # Networks that cannot be asked.
+    error = refused("--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
+    assert_one_line(error, "question 1: expected a finite residual stream, found infinite or NaN")
+    # Invalid networks.
     store.save(random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0],
                tmp_path / "bytes")
     config = write(tmp_path / "a.yaml", options(
@@ -285,25 +295,25 @@ def test_what_is_refused(place: Path, done: Path, tmp_path: Path,
         place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
     assert_one_line(refused("--config", config), "expected the directory of a network, found nothing")
     assert not (tmp_path / "c").exists()
-    # Questions that are all of one group, and of which all are unknown.
+    # Questions that are all in one group, and questions that are all unknown.
     rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(50)]
     (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "e.yaml", options(place, tmp_path / "e", questions={
         "sources": [str(tmp_path / "one.jsonl")], "items": 50}))
-    said = refused("--config", config)
-    assert "questions.sources: expected 8 groups at least" in said and said.rstrip().endswith("found 1")
+    error = refused("--config", config)
+    assert "questions.sources: expected at least 8 groups" in error and error.rstrip().endswith("found 1")
     assert not (tmp_path / "e").exists()
     rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing"} for i in range(60)]
     (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "d.yaml", options(place, tmp_path / "d", questions={
         "sources": [str(tmp_path / "none.jsonl")], "items": 60}))
-    told, _, last = refused("--config", config).rstrip().rpartition("\n")
-    assert_one_line(last + "\n", "expected two known and two unknown questions")
-    assert not list((tmp_path / "d" / "stages").glob("fit-*")) and "questions: " in told
+    log, _, error = refused("--config", config).rstrip().rpartition("\n")
+    assert_one_line(error + "\n", "expected at least two known and two unknown questions")
+    assert not list((tmp_path / "d" / "stages").glob("fit-*")) and "questions: " in log
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("recall-*.yaml")), ids=lambda path: path.stem)
-def test_shipped_studies(path: Path) -> None:
+def test_shipped_configurations(path: Path) -> None:
     config = config_lib.load(RecallConfig, path)
     assert f"--config {path.stem}" in path.read_text()
     assert not config.network.train or config_lib.find(config.network.train).is_file()

@@ -1,4 +1,4 @@
-"""Which files a request to the page may name."""
+"""The files that a request to the page may name."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tilelli_jax.errors import InputError
 
 @pytest.fixture
 def uploads(tmp_path: Path) -> Path:
-    room = tmp_path / "uploads"
-    (room / "1").mkdir(parents=True)
-    (room / "1" / "mine.csv").write_text("question\nWho?\n")
+    directory = tmp_path / "uploads"
+    (directory / "1").mkdir(parents=True)
+    (directory / "1" / "mine.csv").write_text("question\nWho?\n")
     (tmp_path / "secret.csv").write_text("question\n4711\n")
-    return room
+    return directory
 
 
-def test_what_was_uploaded(uploads: Path) -> None:
+def test_uploaded_files(uploads: Path) -> None:
     check(["text", 1, None, {"path": str(uploads / "1" / "mine.csv"), "meta": {}}], uploads)
     check([{"path": None}, []], uploads)
 
 
-def test_what_was_not(uploads: Path, tmp_path: Path) -> None:
+def test_other_files(uploads: Path, tmp_path: Path) -> None:
     (uploads / "link.csv").symlink_to(tmp_path / "secret.csv")
     (uploads / "near.csv").symlink_to(uploads / "1" / "mine.csv")
     (uploads / "out").symlink_to(tmp_path)
@@ -40,13 +40,13 @@ def test_what_was_not(uploads: Path, tmp_path: Path) -> None:
         uploads / "out" / "secret.csv", uploads / "circle", uploads / "pipe.csv", uploads, uploads / "1",
         uploads / "none.csv", "/dev/zero", "http://127.0.0.1/a.csv", "a\0b", "", 7, ["x"], "/" + "a" * 5000]
     for path in outside:
-        named = {"path": path if not isinstance(path, Path) else str(path)}
-        for data in ([named], [[{"value": [named]}]], [{"a": {"b": named}}]):
+        file = {"path": path if not isinstance(path, Path) else str(path)}
+        for data in ([file], [[{"value": [file]}]], [{"a": {"b": file}}]):
             with pytest.raises(InputError, match="file: expected one that was uploaded to this page"):
                 check(data, uploads)
 
 
-def test_however_deep(uploads: Path) -> None:
+def test_a_deep_tree(uploads: Path) -> None:
     tree: Any = {"path": "/etc/hostname"}
     for _ in range(100_000):
         tree = [tree]
