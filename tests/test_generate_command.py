@@ -174,7 +174,8 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (prompts_file("p.jsonl", b'["a"]'), "{tmp}/p.jsonl, line 1: expected an object"),
     (prompts_file("p.jsonl", b'{"prompt": 3}'), "{tmp}/p.jsonl, line 1: expected an object"),
     (prompts_file("p.jsonl", b'{"prompt": ""}'), "{tmp}/p.jsonl, line 1: expected an object"),
-    (prompts_file("p.jsonl", b'{"prompt": "\\ud800"}'), "{tmp}/p.jsonl, line 1: expected text, found a lone surrogate"),
+    (prompts_file("p.jsonl", b'{"prompt": "\\ud800"}'),
+     "{tmp}/p.jsonl, line 1: expected text, found a lone surrogate"),
 ])
 def test_bad_input_is_one_line_and_exit_2(
         arguments: Callable[[Path, Path], list[object]], message: str, model: Path, tmp_path: Path,

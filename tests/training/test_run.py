@@ -17,7 +17,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.loop import TrainConfig
 from tilelli_jax.training.report import ReportConfig
-from tilelli_jax.training.run import TOLD, RunDirectory, provenance
+from tilelli_jax.training.run import SUMMARY_KEYS, RunDirectory, provenance
 
 CONFIG = ExperimentConfig()
 
@@ -87,7 +87,7 @@ def test_killed_while_creating_the_directory(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b"\xff",
-                                     json.dumps({key: [] for key in TOLD}).encode()])
+                                     json.dumps({key: [] for key in SUMMARY_KEYS}).encode()])
 def test_a_run_with_a_damaged_summary_is_not_complete(run, content):
     run.summary.write_bytes(content)
     assert not open_run(run)

@@ -34,7 +34,7 @@ ENDING_KEYS = ("report.", "train.export")
 FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.router_kl_weight")
 FROM_STEP = "from step"  # prefix of the comments that record changed settings
 # Keys that a valid summary has.
-TOLD = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
+SUMMARY_KEYS = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
 
 
 class RunDirectory:
@@ -150,7 +150,7 @@ class RunDirectory:
         """Whether model and summary exist and the summary is valid; a damaged summary is written again."""
         try:
             return (all(path.is_file() for path in self._exported)
-                    and all(isinstance(value, int | float) for value in map(self.read_summary().get, TOLD)))
+                    and all(isinstance(value, int | float) for value in map(self.read_summary().get, SUMMARY_KEYS)))
         except (OSError, ValueError, AttributeError):
             return False
 
