@@ -150,7 +150,7 @@ class RunDirectory:
         """Whether model and summary exist and the summary is valid; a damaged summary is written again."""
         try:
             return (all(path.is_file() for path in self._exported)
-                    and all(isinstance(value, int | float) for value in map(self.read_summary().get, SUMMARY_KEYS)))
+                    and all(isinstance(self.read_summary().get(key), int | float) for key in SUMMARY_KEYS))
         except (OSError, ValueError, AttributeError):
             return False
 
