@@ -32,7 +32,7 @@ from .evaluate import VERDICTS
 from .fit import SIDECAR
 from .study import Study
 
-SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in figures; gives each its colour
+SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in all figures
 COMPARED = ("negative entropy", "words", "layer probe", "globals")  # with the sidecar, in the conclusions
 DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
@@ -236,7 +236,9 @@ def _calibration_set(results: Tree) -> str:
 def _add_methods(report: Report, results: Tree) -> None:
     report.heading("Methods")
     rows = method_rows(results)
-    report.figure("methods", figures.ladder(_in_figure_order({row["method"]: row["AUROC"] for row in rows})),
+    for name in SHOWN:  # before the others, so that each has a colour of its own
+        figures.style_of(name)
+    report.figure("methods", figures.ladder({row["method"]: row["AUROC"] for row in rows}),
                   "AUROC of each method on the held-out questions, with 95 % intervals. " + LEGEND)
     report.paragraph("Comparisons: paired bootstrap over groups of questions, p corrected by Holm's method. "
                      "ECE if calibrated: the ECE that perfectly calibrated probabilities would have from "
@@ -251,13 +253,6 @@ LEGEND = ("sidecar: a GRU over the layers on logit-lens and MLP-write features. 
           "regression on the residual stream at the last position, at the layer with the best validation "
           "AUROC. globals, entropies: logistic regression on ten numbers of the prompt, and on three "
           "entropies per layer. words, length, dataset, popularity: controls that do not use the network.")
-
-
-def _in_figure_order(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
-    """Puts the SHOWN methods first: figures colour by position, so each keeps its colour in all figures."""
-    order = [*(name for name in SHOWN if name in intervals),
-             *(name for name in intervals if name not in SHOWN)]
-    return {name: intervals[name] for name in order}
 
 
 def _add_calibration(report: Report, results: Tree) -> None:

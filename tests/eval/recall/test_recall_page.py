@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval import figures
 from tilelli_jax.eval.recall import evaluate, info, report, thought_seeding, verdicts
 from tilelli_jax.eval.recall.answering import answer_ends
 from tilelli_jax.eval.recall.config import AnswersConfig
@@ -33,6 +34,7 @@ from tests.eval.recall.small import (
     MAX_NEW,
     PROMPT,
     Place,
+    a_study,
     sidecar_of_chance,
 )
 from tests.references import needs
@@ -314,9 +316,11 @@ def test_figures_have_the_captions_of_the_report(place: Place, tmp_path: Path) -
     assert "<figcaption>a&lt;b</figcaption>" in info.study_figures(tmp_path), "without a report: the name"
 
 
-def test_a_method_keeps_its_colour() -> None:
-    names = ["words", "length", "negative entropy", "layer probe", "sidecar", "globals"]
-    assert list(report._in_figure_order(dict.fromkeys(names))) == [*report.SHOWN, "length"]  # type: ignore
+def test_each_method_of_the_figures_has_its_own_colour(tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_style_numbers", {})
+    a_study(tmp_path)  # writes a report, whose first figure shows all methods
+    assert len({figures.style_of(name).colour for name in report.SHOWN}) == len(report.SHOWN)
 
 
 # A chat network with thoughts.
