@@ -187,8 +187,9 @@ def _print_results(config: ExperimentConfig, run: RunDirectory, task: Task, summ
     print(f"\n{report.losses_table(summary, config.report, task.loss_unit)}\n")
     trigram = summary.get("trigram_valid_loss")
     if trigram is not None and trigram < summary["best_valid_loss"]:
-        print("note: byte trigrams predict this text better than the network: train it longer, or on more "
-              "text\n")
+        overfits = summary["best_step"] < summary["steps"]
+        print("note: byte trigrams predict this text better than the network: "
+              + ("it overfits, and needs more text\n" if overfits else "train it longer, or on more text\n"))
     print(f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s; model: {run.model}; "
           f"figure: {run.figure}")
     if config.report.prompts:
