@@ -271,7 +271,7 @@ def test_in_a_browser(served: Served, place: Place, predictor: KnowledgePredicto
         api.expect(page.locator("#tokens")).to_contain_text("100%")
         page.screenshot(path=screenshots / "probe.png")
 
-        expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], most=MAX_NEW))[-1].answer
+        expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
         page.get_by_label("Correct answers").fill(f"Rome|{expected}")
         page.get_by_role("button", name="Generate: baseline").click()
         page.get_by_role("button", name="Generate: thought seed").click()
