@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.measure import arguments, machine, ratio, tee
-from tilelli_jax.tables import table
+from tilelli_jax.cli.tables import table
 
 CONFIGS = {"vanilla": "baby-vanilla", "lite": "baby-lite", "fast": "baby-fast", "fast-lite": "baby-fast-lite"}
 STEPS, BATCH, TIME = 2000, 12, 64

@@ -16,12 +16,12 @@ import numpy as np
 
 from bench.measure import arguments, machine, milliseconds, ratio, tee
 from bench.train_step import load, token_rows
+from tilelli_jax.cli.tables import table
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.tables import table
-from tilelli_jax.training.losses import next_byte_loss
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
+from tilelli_jax.training.tasks.text_loss import next_byte_loss
 
 CASES = {("scanned", 8): True, ("scanned", 32): True, ("unrolled", 8): False}
 

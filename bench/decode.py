@@ -35,11 +35,11 @@ from bench.measure import (
 )
 from bench.train_step import CONFIGS, load
 from tilelli_jax import config as config_lib
-from tilelli_jax import decoding
+from tilelli_jax.cli.tables import table
+from tilelli_jax.generation import decoding
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.store import build
-from tilelli_jax.tables import table
 
 # Bytes of the prompt, decoded with caches (two lengths), and decoded without caches.
 PROMPT, FEW, MANY, UNCACHED_BYTES = 64, 64, 192, 8

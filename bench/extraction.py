@@ -25,9 +25,9 @@ from tilelli_jax.eval.difficulty.asking import NLLScorer
 from tilelli_jax.eval.difficulty.texts import Question
 
 from bench.measure import arguments, in_turn, machine, on_torch_device, ratio, tee
+from tilelli_jax.cli.tables import table
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
-from tilelli_jax.store import build
-from tilelli_jax.tables import table
 
 CONFIG = GPTNeoXConfig(vocab_size=50304, d_model=512, n_layers=6, n_heads=8, d_hidden=2048)
 LAYER, MAX_PROMPT, MAX_ANSWER = 3, 200, 6

@@ -16,7 +16,7 @@ from tilelli_jax.eval.folds import stratified
 from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, columns, fit_probe
 
 from bench.measure import arguments, machine, tee
-from tilelli_jax.tables import table
+from tilelli_jax.cli.tables import table
 
 ROWS, CHEAP, STREAM, LATENTS, ACTIVE = 3500, 8, 1024, 4096, 32
 

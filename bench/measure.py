@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tilelli_jax.files import write_atomically
+from tilelli_jax.io.files import write_atomically
 
 Candidate = Callable[[], object]  # runs the work once and waits for the result
 

@@ -34,11 +34,11 @@ from tilelli_jax.eval.recall.config import PromptConfig
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench.measure import arguments, machine, tee
-from tilelli_jax import store
+from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
-from tilelli_jax.tables import table
 
 CONFIG = VanillaConfig(d_model=32, n_layers=5, max_seq_len=192, n_heads=2, dense_expand=2)
 PROMPT = PromptConfig(template="Q: {question}\nA: ", instruction="")

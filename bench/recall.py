@@ -43,12 +43,12 @@ from bench.measure import (
     read_limit,
     tee,
 )
+from tilelli_jax.cli.tables import table
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.signals.crystallisation import EPS, LAST, band
 from tilelli_jax.signals.prompts import Prompt, PromptReader
-from tilelli_jax.store import build
-from tilelli_jax.tables import table
 
 CONFIG = Gemma4Config(d_model=256, d_hidden=1024, n_heads=4, n_kv_heads=1, d_head=64, n_kv_heads_full=1,
                       d_head_full=128, d_per_layer=4)  # transformers requires per-layer embeddings

@@ -27,14 +27,14 @@ from bench.measure import (
     tee,
     torch_synchronize,
 )
+from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.store import build
-from tilelli_jax.tables import table
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
-from tilelli_jax.training.sae_loss import ObjectiveConfig, make_objective
 from tilelli_jax.training.step import make_training, split_params
+from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig, make_objective
 
 WIDTH, LATENTS, ACTIVE, BATCH, WIDE = 1024, 4096, 32, 2048, 8192
 PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=512)

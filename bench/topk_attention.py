@@ -30,8 +30,8 @@ from bench.measure import (
     tee,
     torch_synchronize,
 )
+from tilelli_jax.cli.tables import table
 from tilelli_jax.nn.topk import top_k_attention
-from tilelli_jax.tables import table
 
 D_MODEL = 256
 SHAPES = {"atome": (1, 64, 4), "Lite": (8, 48, 16)}  # heads, d_head, k

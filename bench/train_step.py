@@ -38,15 +38,15 @@ from bench.measure import (
     torch_synchronize,
 )
 from tilelli_jax import config as config_lib
+from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.tables import table
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
-from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
+from tilelli_jax.training.tasks.text_loss import next_byte_loss
 
 BATCH, TIME = 8, 256
 CONFIGS = {"atome": "atome-944k", "Lite": "tilelli-lite-fp32", "Lite ternary": "tilelli-lite-ternary",

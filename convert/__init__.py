@@ -1,5 +1,5 @@
 """Converts PyTorch files and Hugging Face directories to model directories, and back."""
 
-from tilelli_jax import interrupts
+from tilelli_jax.cli import interrupts
 
 interrupts.handle_from_start(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilelli_jax.data import stories
+from tilelli_jax.data.synthetic import stories
 
 from . import check
 from .plan import Plan, as_override

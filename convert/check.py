@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import extras, store
+from tilelli_jax import extras
+from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import to_arrays
 
 from .plan import Plan

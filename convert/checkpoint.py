@@ -22,9 +22,9 @@ import numpy as np
 
 from tilelli_jax import extras
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import check_regular
-from tilelli_jax.json_text import GIT_LFS, check_fetched
-from tilelli_jax.tensors import Tensor
+from tilelli_jax.io.files import check_regular
+from tilelli_jax.io.json_text import GIT_LFS, check_fetched
+from tilelli_jax.io.tensors import Tensor
 
 _STORAGES = {"bfloat16": "BFloat16", "float16": "Half", "float32": "Float", "float64": "Double",
              "bool": "Bool", "int64": "Long", "int32": "Int", "int16": "Short", "int8": "Char",

@@ -18,10 +18,11 @@ import ml_dtypes
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
-from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import as_json, new_directory
-from tilelli_jax.tensors import Tensor, write_directory
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import as_json, new_directory
+from tilelli_jax.io.tensors import Tensor, write_directory
+from tilelli_jax.loading import store
 
 from . import assumptions, check, inspect, source, to_torch
 from .families import FAMILIES, OTHER_NAMES, family_of

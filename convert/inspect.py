@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from tilelli_jax import config as config_lib
+from tilelli_jax.cli.tables import table
+from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.mapping import LAYOUTS, reason_to_ignore
-from tilelli_jax.tables import table
-from tilelli_jax.tensors import Tensor
 
 from .plan import Plan
 from .source import Source

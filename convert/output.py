@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.tensors import Tensor, blocks, count_vanishing, is_finite
+from tilelli_jax.io.tensors import Tensor, blocks, count_vanishing, is_finite
 
 
 def with_progress(tensors: Mapping[str, Tensor], label: str, source: Path,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tilelli_jax import config as config_lib
+from tilelli_jax.io.tensors import Tensor, check_floats
 from tilelli_jax.models.arrays import check_sizes, outline
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
-from tilelli_jax.tensors import Tensor, check_floats
 
 from .source import Source
 

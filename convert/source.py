@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tilelli_jax import yaml_text
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import check_regular, read_bytes
-from tilelli_jax.json_text import check_fetched, check_text, read_json
-from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
-from tilelli_jax.tensors import (
+from tilelli_jax.io import yaml_text
+from tilelli_jax.io.files import check_regular, read_bytes
+from tilelli_jax.io.json_text import check_fetched, check_text, read_json
+from tilelli_jax.io.tensors import (
     INDEX,
     TENSORS,
     Tensor,
@@ -25,6 +24,7 @@ from tilelli_jax.tensors import (
     read_file,
     read_weight_map,
 )
+from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 
 from . import checkpoint
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, new_directory, write_together
-from tilelli_jax.json_text import as_expected, read_json
+from tilelli_jax.io.files import as_json, new_directory, write_together
+from tilelli_jax.io.json_text import as_expected, read_json
+from tilelli_jax.io.tensors import Tensor, check_fit, check_floats
+from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import check_sizes
-from tilelli_jax.models.pretrained import Pretrained
+from tilelli_jax.models.from_pretrained import Pretrained
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
-from tilelli_jax.tensors import Tensor, check_fit, check_floats
 
 from . import checkpoint
 from .families import lrd, sae, tilelli, vanilla

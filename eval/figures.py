@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from tilelli_jax.files import write_atomically
+from tilelli_jax.io.files import write_atomically
 
 from .cascade import Costs, Frontier
 from .metrics import Reliability

@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tilelli_jax.files import write_atomically, write_together
+from tilelli_jax.io.files import write_atomically, write_together
 
 from .stages import RESULTS
 from .tables import Row, as_json, markdown, shown

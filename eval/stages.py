@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tilelli_jax import interrupts
+from tilelli_jax.cli import interrupts
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json, checksums, find_damage, lock, write_atomically
-from tilelli_jax.json_text import read_json
+from tilelli_jax.io.files import as_json, checksums, find_damage, lock, write_atomically
+from tilelli_jax.io.json_text import read_json
 
 from . import tables
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import MAX_BYTES, check_regular, write_atomically, write_together
+from tilelli_jax.io.files import MAX_BYTES, check_regular, write_atomically, write_together
 
 from .stats import Interval
 

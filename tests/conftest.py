@@ -25,14 +25,15 @@ import pytest  # noqa: E402
 import yaml  # noqa: E402
 from jax.extend.backend import clear_backends  # noqa: E402
 
-from tilelli_jax.data import stories  # noqa: E402
+from tilelli_jax.data.synthetic import stories  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # Each file runs in one worker (--dist loadfile). The slowest files start first.
-LONGEST = ("eval/abstention/test_abstention_study.py", "test_decoding.py", "training/test_interrupted.py",
+LONGEST = ("eval/abstention/test_abstention_study.py", "generation/test_decoding.py",
+           "training/test_interrupted.py",
            "training/test_processes.py", "models/test_gemma4.py", "training/test_sharded_step.py",
            "train/test_train_command.py", "models/test_sharded_networks.py",
-           "eval/recall/test_recall_study.py", "training/test_step.py", "test_shipped_decoding.py",
+           "eval/recall/test_recall_study.py", "training/test_step.py", "generation/test_shipped_decoding.py",
            "eval/difficulty/test_study.py")
 hypothesis.settings.register_profile("untimed", deadline=None)  # slow runs on a busy machine are no failure
 hypothesis.settings.load_profile("untimed")

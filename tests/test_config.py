@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import yaml_text
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.io import yaml_text
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.training.experiment import ExperimentConfig
 

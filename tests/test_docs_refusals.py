@@ -19,7 +19,6 @@ from tilelli_jax.eval.inputs.rows import read_rows
 from tilelli_jax.eval.stages import Stages
 
 from tests.restated.random_weights import random_network
-from tilelli_jax import json_text, store, yaml_text
 from tilelli_jax.commands.data import main as prepare
 from tilelli_jax.config import load
 from tilelli_jax.data.config import DataConfig
@@ -28,8 +27,10 @@ from tilelli_jax.data.reading import check_batches
 from tilelli_jax.data.shards import read_shards
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import lock, new_directory, read_bytes
-from tilelli_jax.language import open_network
+from tilelli_jax.io import json_text, yaml_text
+from tilelli_jax.io.files import lock, new_directory, read_bytes
+from tilelli_jax.loading import store
+from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.training.experiment import ExperimentConfig

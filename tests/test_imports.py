@@ -14,32 +14,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = "tilelli_jax"
 
-# Packages and modules that a package, or a single module, may import besides itself. Single modules without a
-# rule are commands and their helpers: they may import everything, and nothing here may import them.
-BELOW = {"config", "errors", "extras", "files", "interrupts", "json_text", "tables", "yaml_text", "sharding"}
+# What a package may import besides itself. `commands` and `train` may import everything, and nothing here may
+# import them.
+BELOW = {"cli", "config", "errors", "extras", "io", "parallel"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "interrupts": set(),
+    "errors": set(),
     "extras": {"errors"},
-    "progress": {"interrupts"},
-    "errors": {"extras", "interrupts"},
-    "files": {"errors", "interrupts"},
-    "json_text": {"errors", "files"},
-    "tables": set(),
-    "yaml_text": {"errors", "files", "json_text"},
-    "config": {"errors", "yaml_text"},
-    "sharding": {"config", "errors"},
+    "cli": {"errors", "extras"},
+    "io": {"cli", "errors"},
+    "config": {"cli", "errors", "io"},
+    "parallel": {"config", "errors"},
     "nn": set(),
-    "data": {"tensors", "config", "errors", "extras", "files", "json_text", "tables"},
-    "tensors": {"errors", "files", "json_text"},
-    "pretrained": {"errors", "files", "json_text", "tensors"},
-    "models": {"nn", "data", "sampling", "tensors", "pretrained", *BELOW},
+    "data": {"cli", "config", "errors", "extras", "io"},
+    "pretrained": {"errors", "io"},
+    "models": {"nn", "data", "pretrained", *BELOW},
     "estimators": {"models", "nn", *BELOW},
-    "store": {"models", "estimators", "tensors", *BELOW},
-    "language": {"store", "models", "tensors", *BELOW},
-    "signals": {"progress", "estimators", "models", "nn", *BELOW},
-    "sampling": {"config", "errors"},
-    "decoding": {"sampling", "models", "nn", *BELOW},
-    "training": {"store", "decoding", "sampling", "models", "estimators", "nn", "data", *BELOW},
+    "loading": {"models", "estimators", *BELOW},
+    "signals": {"estimators", "models", "nn", *BELOW},
+    "generation": {"loading", "signals", "models", "nn", *BELOW},
+    "training": {"loading", "generation", "models", "estimators", "nn", "data", *BELOW},
 }
 
 
@@ -100,8 +93,9 @@ def package_of(module: str) -> str:
 
 
 def test_imports_are_read_correctly() -> None:
-    assert {"jax", "tilelli_jax.models", "tilelli_jax.models.decoder"} <= imports("tilelli_jax.decoding")
-    assert "tilelli_jax.store" in imports("tilelli_jax.commands.generate")
+    assert ({"jax", "tilelli_jax.models", "tilelli_jax.models.decoder"}
+            <= imports("tilelli_jax.generation.decoding"))
+    assert "tilelli_jax.loading.store" in imports("tilelli_jax.commands.generate")
     assert "matplotlib" in imports("tilelli_jax.training.report")
     assert "matplotlib" not in imports("tilelli_jax.training.report", everywhere=False)
 
@@ -177,8 +171,8 @@ def test_imports_of_eval() -> None:
         assert not imports(module) & CONVERT.keys(), module
         if path.parent.name in ("eval", "stats"):
             assert not roots(module) & {"jax", "flax"}, module
-            assert not imports(module) & MODULES.keys() - {LIBRARY} - {
-                f"{LIBRARY}.{name}" for name in ("files", "errors", "interrupts", "json_text")}, module
+            allowed = {f"{LIBRARY}.{name}" for name in ("errors", "cli.interrupts", "io.files", "io.json_text")}
+            assert not imports(module) & MODULES.keys() - {LIBRARY} - allowed, module
 
 
 STUDIES = {path.parent.name for path in EVAL.values() if path.name == "__main__.py"} - {"published"}

@@ -15,6 +15,7 @@ from tilelli_jax import __main__ as tilelli
 from tilelli_jax import config as config_lib
 from tilelli_jax import extras
 from tilelli_jax.__main__ import COMMANDS, main
+from tilelli_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +103,7 @@ def test_shipped_configurations_are_found_by_name(tmp_path: Path, monkeypatch: p
     assert config_lib.find("recall-demo").is_file()
     (tmp_path / "demo").write_text("a: 1\n")
     assert config_lib.read_yaml("demo") == {"a": 1}, "a path has priority"
-    with pytest.raises(config_lib.InputError, match=(
+    with pytest.raises(InputError, match=(
             r"^dmo: no such file, and no configuration of that name is shipped; did you mean 'demo'\?")):
         config_lib.find("dmo")
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tilelli_jax import interrupts
+from tilelli_jax.cli import interrupts
 
 if TYPE_CHECKING:
-    from tilelli_jax.decoding import generate, generate_ids
     from tilelli_jax.errors import InputError
-    from tilelli_jax.store import build, load, save
+    from tilelli_jax.generation.decoding import generate, generate_ids
+    from tilelli_jax.loading.store import build, load, save
 
 __all__ = ["InputError", "build", "generate", "generate_ids", "load", "save"]
 
 # Imported on first use: `doctor` has to run where jax fails to import, and `data` does not need jax.
-_MODULES = {"InputError": "errors", "build": "store", "generate": "decoding", "generate_ids": "decoding",
-            "load": "store", "save": "store"}
+_MODULES = {"InputError": "errors", "build": "loading.store", "generate": "generation.decoding",
+            "generate_ids": "generation.decoding", "load": "loading.store", "save": "loading.store"}
 
 
 interrupts.handle_from_start(__name__)

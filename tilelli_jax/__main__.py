@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tilelli_jax import interrupts
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.cli import interrupts
+from tilelli_jax.cli.command import command
+from tilelli_jax.errors import InputError
 
 
 class Command(NamedTuple):

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
-from tilelli_jax.errors import InputError, command
+from tilelli_jax.cli.command import command
+from tilelli_jax.errors import InputError
+from tilelli_jax.loading import store
 from tilelli_jax.models.abstain import blank_head, with_head
-from tilelli_jax.sharding import batch_devices, make_mesh, replicated
+from tilelli_jax.parallel.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
-from tilelli_jax.training.chat import chat_task, with_starting_network
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.experiment import ExperimentConfig
@@ -34,10 +34,11 @@ from tilelli_jax.training.groups import select
 from tilelli_jax.training.log import MetricsLog, Progress, read_metrics, require_extras
 from tilelli_jax.training.loop import RunState, Trainer
 from tilelli_jax.training.run import RunDirectory, provenance
-from tilelli_jax.training.sae import sae_task
 from tilelli_jax.training.step import TrainState, check_memory, parameter_count, split_params
-from tilelli_jax.training.task import Task
-from tilelli_jax.training.text import text_task
+from tilelli_jax.training.tasks.base import Task
+from tilelli_jax.training.tasks.chat import chat_task, with_starting_network
+from tilelli_jax.training.tasks.sae import sae_task
+from tilelli_jax.training.tasks.text import text_task
 
 log = logging.getLogger(__name__)
 DIVERGED = 3  # exit status: resuming from the last checkpoint would diverge again

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import yaml
 
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tools" / "mutations.yaml"

@@ -10,8 +10,8 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
+from tilelli_jax.io.tensors import Tensor, in_memory
 from tilelli_jax.pretrained.mapping import Theirs, turned
-from tilelli_jax.tensors import Tensor, in_memory
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import Source

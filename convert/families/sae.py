@@ -11,10 +11,10 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
-from tilelli_jax.files import new_directory, write_json
+from tilelli_jax.io.files import new_directory, write_json
+from tilelli_jax.io.tensors import Tensor, in_memory, write_file
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
-from tilelli_jax.tensors import Tensor, in_memory, write_file
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import AUTOENCODERS, Source

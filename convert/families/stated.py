@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.nn.quantize import QuantizerName
 from tilelli_jax.pretrained.hugging_face import is_same
-from tilelli_jax.tensors import Tensor
 
 from ..plan import Assumption
 from ..source import Source

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
-from tilelli_jax.tensors import Tensor
 
 from ..plan import Assumption, Family, Plan, configured, make_plan
 from ..source import Source

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.abstain_rule import FILE, TEMPLATE
-from tilelli_jax.errors import ArgumentParser, command
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.cli.tables import table
+from tilelli_jax.generation.abstain_rule import FILE, TEMPLATE
 from tilelli_jax.signals.names import HEAD
-from tilelli_jax.tables import table
 
 from ..inputs.commands import provenance_rows, quiet_logs, run_study
 from ..stages import key, print_to_stderr

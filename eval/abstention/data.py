@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import Pair, read_pairs
+from tilelli_jax.data.synthetic import village
+from tilelli_jax.data.synthetic.village import files
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.data.turns import answered, asked
-from tilelli_jax.data.village import files
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import fingerprint, write_atomically
-from tilelli_jax.json_text import lines
+from tilelli_jax.io.files import fingerprint, write_atomically
+from tilelli_jax.io.json_text import lines
 
 from ..thresholds import conformal_min_items
 from .config import PairsConfig

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tilelli_jax.data.village import ANSWERABLE
+from tilelli_jax.data.synthetic.village import ANSWERABLE
 from tilelli_jax.signals.names import BLOCK
 
 from ..checks import Floats

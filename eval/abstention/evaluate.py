@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelli_jax.data.village import Prompt
+from tilelli_jax.data.synthetic.village import Prompt
 from tilelli_jax.signals.names import BLOCK, HEAD
 
 from ..metrics import auroc

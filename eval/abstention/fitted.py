@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tilelli_jax import store
 from tilelli_jax.data.activations import write_activations
 from tilelli_jax.estimators.sae import Codes
+from tilelli_jax.loading import store
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import Scorer, Text, recording
 from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from tilelli_jax import decoding
 from tilelli_jax.data.chat_pairs import Pair, pack_rows
+from tilelli_jax.data.synthetic.village import Prompt
 from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
-from tilelli_jax.data.village import Prompt
 from tilelli_jax.errors import InputError
+from tilelli_jax.generation import decoding
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.signals.prompts import Prompt as TokenPrompt
 from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
-from tilelli_jax.training.chat import held_out_terms
 from tilelli_jax.training.step import split_params
+from tilelli_jax.training.tasks.chat import held_out_terms
 
 from ..matching import is_match
 from .config import AnswersConfig

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax.data.documents import json_lines
+from tilelli_jax.data.synthetic.village import REGIMES, Prompt
 from tilelli_jax.data.turns import text_of
-from tilelli_jax.data.village import REGIMES, Prompt
 from tilelli_jax.errors import InputError
 
 BUILT_IN = Path(__file__).with_suffix("")

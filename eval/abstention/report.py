@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.data.village import ANSWERABLE
+from tilelli_jax.data.synthetic.village import ANSWERABLE
 from tilelli_jax.signals.names import BLOCK, HEAD
 
 from .. import figures

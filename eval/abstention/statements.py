@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelli_jax.data.village import ANSWERABLE
+from tilelli_jax.data.synthetic.village import ANSWERABLE
 from tilelli_jax.signals.names import HEAD, ROUTER
 
 from ..conclusions import ALPHA, format_interval, format_p

@@ -21,12 +21,12 @@ from typing import Any
 import jax
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
 from tilelli_jax.commands.splice import splice
-from tilelli_jax.data import village
 from tilelli_jax.data.chat_pairs import read_pairs
+from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import fingerprint
+from tilelli_jax.io.files import fingerprint
+from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.uncertainty import UncertaintyReader

@@ -1,6 +1,6 @@
 """Calibrates the abstention threshold of one network and saves it in the model directory.
 
-`chat` and `generate` apply it with --abstain (`tilelli_jax.abstain_rule`).
+`chat` and `generate` apply it with --abstain (`tilelli_jax.generation.abstain_rule`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tilelli_jax import abstain_rule, store
-from tilelli_jax.abstain_rule import NEVER, AbstainRule
+from tilelli_jax.cli.tables import table
 from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.turns import asked, text_of
 from tilelli_jax.errors import InputError
+from tilelli_jax.generation import abstain_rule
+from tilelli_jax.generation.abstain_rule import NEVER, AbstainRule
+from tilelli_jax.loading import store
 from tilelli_jax.signals.names import HEAD
 from tilelli_jax.signals.scoring import max_time
 from tilelli_jax.signals.uncertainty import names
-from tilelli_jax.tables import table
 
 from ..thresholds import conformal_min_items, conformal_threshold
 from .decision import direction

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import write_together
-from tilelli_jax.tables import table
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.cli.tables import table
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import write_together
 
 from ..abstention import prompts
 from ..tables import as_json

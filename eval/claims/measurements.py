@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from tilelli_jax import store
-from tilelli_jax.data.village import Prompt
+from tilelli_jax.data.synthetic.village import Prompt
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading import store
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.names import BLOCK
 from tilelli_jax.signals.uncertainty import UncertaintyReader

@@ -11,8 +11,8 @@ from flax import nnx
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import weights
-from tilelli_jax.store import build
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.step import parameter_count, split_params
 

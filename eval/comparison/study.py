@@ -14,11 +14,11 @@ from typing import Any
 
 from tilelli_jax.data.corpus import Splits, open_corpus
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import as_expected
-from tilelli_jax.sharding import make_mesh
+from tilelli_jax.io.json_text import as_expected
+from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.train import DIVERGED
 from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.text import text_task
+from tilelli_jax.training.tasks.text import text_task
 
 from ..inputs.networks import TrainingStopped, run_path, trained
 from ..stages import Stages, read_result, recipe, write_result

@@ -12,7 +12,7 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import Mesh
+from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.scoring import Scored, Scorer, Text, recording
 
 from ..checks import Floats

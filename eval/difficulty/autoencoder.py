@@ -10,15 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tilelli_jax import store
 from tilelli_jax.data.activations import Activations, open_activations, write_activations
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
-from tilelli_jax.files import write_atomically
-from tilelli_jax.json_text import as_expected, read_json
+from tilelli_jax.io.files import write_atomically
+from tilelli_jax.io.json_text import as_expected, read_json
+from tilelli_jax.loading import store
 from tilelli_jax.signals.patching import EVERYTHING, Spliced
 from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.sae import describe
+from tilelli_jax.training.tasks.sae import describe
 
 from ..inputs.networks import trained
 from ..tables import as_json, write_columns

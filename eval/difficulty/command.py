@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError, command
-from tilelli_jax.tables import table
+from tilelli_jax.cli.command import command
+from tilelli_jax.cli.tables import table
+from tilelli_jax.errors import InputError
 
 from ..inputs.commands import provenance_rows, quiet_logs, run_study
 from ..stages import print_to_stderr

@@ -18,7 +18,7 @@ import scipy.sparse
 from flax import nnx
 
 from tilelli_jax.estimators.sae import TopKSAE
-from tilelli_jax.tensors import in_memory, read_file, write_file
+from tilelli_jax.io.tensors import in_memory, read_file, write_file
 
 from ..checks import Floats
 from .extract import Extraction

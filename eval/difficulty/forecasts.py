@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
-from tilelli_jax.language import open_network
+from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.chronos import Chronos
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
-from tilelli_jax.sharding import Mesh
+from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.series import encoded, forecasts, patched_crps
 

@@ -18,9 +18,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
-from tilelli_jax.files import read_text
-from tilelli_jax.language import Language, open_language
-from tilelli_jax.sharding import Mesh
+from tilelli_jax.io.files import read_text
+from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.activations import rows_of
 from tilelli_jax.signals.patching import Patched, patched_nll
 from tilelli_jax.signals.places import check_place

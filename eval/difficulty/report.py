@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.json_text import as_expected
+from tilelli_jax.io.json_text import as_expected
 
 from .. import cascade, conclusions, figures, metrics, selective
 from ..conclusions import FEW

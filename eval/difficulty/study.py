@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import read_json
-from tilelli_jax.sharding import make_mesh
+from tilelli_jax.io.json_text import read_json
+from tilelli_jax.loading import store
+from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
 
 from ..folds import Folds

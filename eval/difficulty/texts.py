@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tilelli_jax.data import stories
+from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
 
 from ..inputs.rows import columns_of

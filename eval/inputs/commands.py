@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilelli_jax.errors import INTERRUPTED, InputError
+from tilelli_jax.cli.command import INTERRUPTED
+from tilelli_jax.errors import InputError
 from tilelli_jax.training.run import provenance
 
 from ..stages import BusyError

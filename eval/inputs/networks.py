@@ -10,16 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tilelli_jax import abstain_rule
 from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.chat_pairs import open_pairs
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import MAX_BYTES, check_regular, fingerprint
-from tilelli_jax.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
-from tilelli_jax.tensors import read_file
+from tilelli_jax.generation import abstain_rule
+from tilelli_jax.io.files import MAX_BYTES, check_regular, fingerprint
+from tilelli_jax.io.tensors import read_file
+from tilelli_jax.loading.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 

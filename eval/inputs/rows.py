@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax import extras, json_text
+from tilelli_jax import extras
 from tilelli_jax.data.text_files import MARKS
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import read_bytes
+from tilelli_jax.io import json_text
+from tilelli_jax.io.files import read_bytes
 
 from ..tables import read_parquet
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tilelli_jax import interrupts
+from tilelli_jax.cli import interrupts
 from tilelli_jax.errors import InputError
-from tilelli_jax.tensors import Tensor, in_memory, read_file, write_file
+from tilelli_jax.io.tensors import Tensor, in_memory, read_file, write_file
 
 
 def fill(path: Path, items: Sequence[int], shard_items: int,

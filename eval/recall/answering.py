@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilelli_jax.decoding import generate_ids
-from tilelli_jax.language import Language
+from tilelli_jax.generation.decoding import generate_ids
+from tilelli_jax.loading.language import Language
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import max_time
 

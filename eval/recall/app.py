@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from tilelli_jax import interrupts
+from tilelli_jax.cli import interrupts
 from tilelli_jax.errors import InputError
 
 from . import thought_seeding

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import write_atomically
-from tilelli_jax.json_text import check_text
-from tilelli_jax.tables import table
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.cli.tables import table
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import write_atomically
+from tilelli_jax.io.json_text import check_text
 
 from ..inputs.commands import provenance_rows, quiet_logs, run_study
 from ..inputs.rows import read_rows, text_of

@@ -7,11 +7,11 @@ import math
 from typing import Literal
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.data import facts
+from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.fit_sidecar import SidecarOptions
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig
-from tilelli_jax.training.sidecar import SidecarOptions
+from tilelli_jax.parallel.sharding import MeshConfig
 
 from ..inputs.networks import NetworkConfig
 from ..matching import Rule

@@ -25,9 +25,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.fit_sidecar import Examples, learn, logits_of
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
-from tilelli_jax.training.sidecar import Examples, learn, logits_of
 
 from ..calibration import CALIBRATORS, Calibrator
 from ..checks import Floats

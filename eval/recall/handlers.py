@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
-from tilelli_jax.json_text import check_text
+from tilelli_jax.io.files import write_atomically
+from tilelli_jax.io.json_text import check_text
 
 from ..inputs.rows import read_rows, text_of
 from ..matching import is_match, is_refusal

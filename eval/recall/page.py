@@ -19,11 +19,10 @@ import fastapi
 import gradio as gr
 from gradio.route_utils import FnIndexInferError  # a request for an unknown endpoint
 
-from tilelli_jax.hosts import App, Receive, Scope, Send, TrustedHosts
-
 from ..tables import Row, markdown
 from . import thought_seeding
 from .handlers import DEPTHS, batched, generated, probed
+from .hosts import App, Receive, Scope, Send, TrustedHosts
 from .info import MEANING, memory_text, study_figures, study_markdown
 from .request_queue import RequestQueue
 from .uploads import Page, one_line

@@ -15,15 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.fit_sidecar import logits_of
 from tilelli_jax.estimators.sidecar import Sidecar
-from tilelli_jax.language import Language, open_language
+from tilelli_jax.loading import store
+from tilelli_jax.loading.language import Language, open_language
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import Mesh
+from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 from tilelli_jax.signals.prompts import PromptOutputs, PromptReader
-from tilelli_jax.training.sidecar import logits_of
 
 from ..inputs import networks
 from ..inputs.networks import NetworkConfig

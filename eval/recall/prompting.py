@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import Language
+from tilelli_jax.loading.language import Language
 from tilelli_jax.signals.prompts import Prompt
 from tilelli_jax.signals.scoring import max_time
 

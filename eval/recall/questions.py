@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelli_jax.data import facts
+from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
 
 from ..inputs.rows import Row, columns_of, hugging_face, read_rows

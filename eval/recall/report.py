@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.json_text import read_json
+from tilelli_jax.io.json_text import read_json
 from tilelli_jax.signals.crystallisation import band
 
 from .. import figures, metrics, selective

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import Language, open_language
-from tilelli_jax.sharding import make_mesh
+from tilelli_jax.loading import store
+from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.signals.prompts import Prompt, PromptReader
 from tilelli_jax.signals.robustness import Robustness
 from tilelli_jax.training.experiment import ExperimentConfig

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tilelli_jax import decoding
 from tilelli_jax.errors import InputError
+from tilelli_jax.generation import decoding
 
 from ..thresholds import Thresholds
 from .answering import MARKERS, answer_ends, answer_text

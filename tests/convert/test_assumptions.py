@@ -24,9 +24,9 @@ from tests.convert.torch_files import file_config, load_pt, run, save_pt, state_
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 from tilelli_jax.config import to_dict
+from tilelli_jax.loading.store import load_config
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.store import load_config
 
 torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 

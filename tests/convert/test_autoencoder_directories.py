@@ -14,7 +14,7 @@ from tilelli_jax.convert.command import main
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.store import from_arrays
+from tilelli_jax.loading.store import from_arrays
 
 D, N, K = 6, 20, 4
 FILES = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}

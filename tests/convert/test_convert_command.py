@@ -22,7 +22,9 @@ from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 from tests.restated.comparison import assert_same_weights
 from tests.restated.random_weights import random_weights
-from tilelli_jax import tensors
+from tilelli_jax.io import tensors
+from tilelli_jax.io.tensors import INDEX, TENSORS
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import outline, to_arrays
 from tilelli_jax.models.chronos import ChronosConfig
@@ -30,8 +32,6 @@ from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.pretrained import mapping
-from tilelli_jax.store import from_arrays
-from tilelli_jax.tensors import INDEX, TENSORS
 
 GPT_NEOX = GPTNeoXConfig(vocab_size=61, d_model=24, n_layers=2, max_seq_len=32, n_heads=3, d_hidden=40)
 GEMMA4 = Gemma4Config(

@@ -17,12 +17,12 @@ import pytest
 from tests.convert.torch_files import state_of
 from tests.extras import needs_torch
 from tilelli_jax.config import to_dict
-from tilelli_jax.files import as_json
+from tilelli_jax.io.files import as_json
+from tilelli_jax.io.tensors import Tensor, read_directory, write_directory
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.pretrained import mapping
-from tilelli_jax.tensors import Tensor, read_directory, write_directory
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F32 = np.dtype(np.float32)

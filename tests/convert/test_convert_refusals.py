@@ -18,11 +18,11 @@ from tilelli_jax.convert.command import main
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import files, tensors
 from tilelli_jax.errors import InputError
+from tilelli_jax.io import files, tensors
+from tilelli_jax.io.tensors import INDEX, TENSORS, Tensor, in_memory, write_directory
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.tensors import INDEX, TENSORS, Tensor, in_memory, write_directory
 
 LITE = RoutedConfig(vocab_size=11, d_model=8, n_layers=2, max_seq_len=6, n_heads=2, d_head=4, top_k=3,
                     dense_expand=2)

@@ -18,10 +18,10 @@ from tests.refusals import assert_one_line
 from tests.restated.comparison import distance
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
+from tilelli_jax.io.tensors import TENSORS
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.t5 import T5Config
-from tilelli_jax.tensors import TENSORS
 
 NOISE = noise(1, steps=8)  # relative to the largest number
 NETWORKS: dict[str, Any] = {

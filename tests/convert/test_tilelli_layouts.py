@@ -27,7 +27,7 @@ from tests.convert.torch_files import (
 )
 from tests.refusals import assert_one_line
 from tests.restated.comparison import assert_same_weights
-from tilelli_jax.store import from_arrays
+from tilelli_jax.loading.store import from_arrays
 
 pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
 

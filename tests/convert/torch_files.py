@@ -15,11 +15,11 @@ from tilelli_jax.convert.command import main
 
 import tilelli_jax
 from tests.restated.random_weights import random_weights
+from tilelli_jax.io.tensors import TENSORS
+from tilelli_jax.loading.store import from_arrays, load_config
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import outline, to_arrays
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.store import from_arrays, load_config
-from tilelli_jax.tensors import TENSORS
 
 LITE = RoutedConfig(vocab_size=11, d_model=8, n_layers=2, max_seq_len=6, n_heads=2, d_head=4, top_k=3,
                     dense_expand=2)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilelli_jax.commands.data import main
-from tilelli_jax.data import facts
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import MAX_FILES, ByteCorpus, open_corpus
 from tilelli_jax.data.shards import split_point
+from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
 
 segments = st.lists(st.binary(max_size=9), max_size=8)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.data import facts
 from tilelli_jax.data.corpus import open_corpus
+from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
 from tilelli_jax.training.experiment import ExperimentConfig
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from tilelli_jax import files
 from tilelli_jax.data import corpus
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
+from tilelli_jax.io import files
 
 
 def text_of(corpus):

@@ -12,11 +12,11 @@ import tracemalloc
 import pytest
 
 from tilelli_jax.commands.data import main
-from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.documents import Source
 from tilelli_jax.data.shards import write_shards
+from tilelli_jax.data.synthetic import facts, stories, village
 from tilelli_jax.errors import InputError
 
 

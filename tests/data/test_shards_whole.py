@@ -13,14 +13,14 @@ import pytest
 
 from tests.kill_points import kill_at_every_file_operation, kill_command_at_every_file_operation
 from tests.refusals import assert_one_line
-from tilelli_jax import files
 from tilelli_jax.commands.data import main
-from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.documents import Source
 from tilelli_jax.data.shards import FILES, write_shards
+from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
+from tilelli_jax.io import files
 
 AGAIN = "make them again: tilelli data --source … --out {out} --force"
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tilelli_jax.data import plots, stories, world
+from tilelli_jax.data.synthetic import plots, stories
+from tilelli_jax.data.synthetic import story_world as world
 
 SOME_STORIES = 3000
 

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from tilelli_jax.commands.chat import MODEL, USER
-from tilelli_jax.data import village
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
-from tilelli_jax.data.village import names, questions, texts
-from tilelli_jax.data.village.world import RELATIONS
+from tilelli_jax.data.synthetic import village
+from tilelli_jax.data.synthetic.village import names, questions, texts
+from tilelli_jax.data.synthetic.village.world import RELATIONS
 from tilelli_jax.errors import InputError
 
 WORLD = village.world()

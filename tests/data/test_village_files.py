@@ -7,7 +7,7 @@ import pytest
 
 from tests.refusals import assert_one_line
 from tilelli_jax.commands.data import main
-from tilelli_jax.data import village
+from tilelli_jax.data.synthetic import village
 
 PROMPTS = Path(__file__).parents[2] / "eval/abstention/prompts"
 WORLD = village.world()

@@ -14,10 +14,10 @@ import pytest
 from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import outline
 
 needs_reference = needs(STORED)

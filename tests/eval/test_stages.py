@@ -18,7 +18,7 @@ from tilelli_jax.eval import stages
 from tilelli_jax.eval.stages import BusyError, Stages, key, once
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import fingerprint
+from tilelli_jax.io.files import fingerprint
 
 INPUTS = {"data": "a", "options": {"k": 3, "layers": [1, 2]}}
 

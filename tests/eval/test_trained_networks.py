@@ -11,9 +11,9 @@ from tilelli_jax.eval.inputs.networks import TrainingStopped, contents, run_path
 
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
 from tilelli_jax import train as train_command
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.training.experiment import ExperimentConfig
 

@@ -17,19 +17,20 @@ from tilelli_jax.convert.command import main as convert
 from tests.convert.torch_files import LITE, file_config, save_pt, state_of, weights
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network
-from tilelli_jax import abstain_rule, store
-from tilelli_jax.abstain_rule import AbstainRule
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
 from tilelli_jax.commands.splice import main as splice
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.generation import abstain_rule
+from tilelli_jax.generation.abstain_rule import AbstainRule
+from tilelli_jax.io.tensors import INDEX, TENSORS, in_memory, write_directory
+from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.tensors import INDEX, TENSORS, in_memory, write_directory
 
 ABSTAINING = RoutedConfig(d_model=16, n_layers=1, max_seq_len=32, n_heads=2, d_head=8, top_k=4,
                           dense_expand=1, pathways=("local", "dense"), abstain_head=True)

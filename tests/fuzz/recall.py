@@ -27,7 +27,7 @@ from tests.eval.recall.small import PROMPT, sidecar_of_chance
 from tests.fuzz.networks import save
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network
-from tilelli_jax.language import open_language
+from tilelli_jax.loading.language import open_language
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 

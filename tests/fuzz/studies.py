@@ -24,8 +24,8 @@ from tests.fuzz.networks import ABSTAINING, save
 from tests.fuzz.recall import BYTES, NO_MODEL, OUT, run_silently, write_lines, write_yaml
 from tests.fuzz.running import Target
 from tests.fuzz.training import TEXT
-from tilelli_jax.data import stories
-from tilelli_jax.data.village import REGIMES
+from tilelli_jax.data.synthetic import stories
+from tilelli_jax.data.synthetic.village import REGIMES
 from tilelli_jax.estimators.sae import SAEConfig
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from tests.fuzz import networks, recall, running, studies, training
 from tests.fuzz.cases import Bases, check
 from tests.fuzz.mutators import BY_KIND, kind_of
 from tests.fuzz.running import Target, faults_of, generator, run_target
-from tilelli_jax.errors import InputError, command
-from tilelli_jax.tensors import in_memory, write_file
+from tilelli_jax.cli.command import command
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import in_memory, write_file
 
 QUICK = {target.name: target for target in training.TARGETS
          if target.name in ("data", "train, configuration")}

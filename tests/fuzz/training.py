@@ -15,8 +15,8 @@ from tests.fuzz.networks import save
 from tests.fuzz.running import DIVERGED, Target
 from tilelli_jax.commands import launch_check
 from tilelli_jax.commands.data import main as data
-from tilelli_jax.data import stories
 from tilelli_jax.data.activations import write_activations
+from tilelli_jax.data.synthetic import stories
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.train import main as train
 from tilelli_jax.training import loop

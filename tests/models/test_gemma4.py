@@ -24,13 +24,13 @@ from tests.restated.comparison import assert_same_weights, distance
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import from_arrays, load, save
 from tilelli_jax.models.arrays import outline, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.gemma4 import GEMMA4
-from tilelli_jax.store import from_arrays, load, save
 
 TINY_REFERENCES = {"e4b": STORED / "gemma4_tiny" / "e4b", "e2b": STORED / "gemma4_tiny" / "e2b"}
 WITH_TOKENIZER = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"

@@ -21,14 +21,14 @@ from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import INDEX
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.pretrained import hugging_face
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
-from tilelli_jax.store import from_arrays
-from tilelli_jax.tensors import INDEX
 
 REFERENCE = STORED / "pythia_tiny" / "parallel"
 needs_reference = needs(REFERENCE)

@@ -23,8 +23,10 @@ from tests.references import STORED, needs
 from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, MeanScaleUniformBins, crps
+from tilelli_jax.models.sampling import sample
 from tilelli_jax.models.t5 import (
     FlaxT5ForConditionalGeneration,
     T5Config,
@@ -32,8 +34,6 @@ from tilelli_jax.models.t5 import (
     continue_ids,
 )
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sampling import sample
-from tilelli_jax.store import from_arrays
 
 REFERENCE = STORED / "chronos_tiny"
 needs_reference = needs(REFERENCE)

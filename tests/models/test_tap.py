@@ -15,6 +15,7 @@ from flax import nnx
 from tests.restated.comparison import distance
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
@@ -23,7 +24,6 @@ from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import OFF, Tap
-from tilelli_jax.store import from_arrays
 
 OTHERS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(vocab_size=19, d_model=16, n_layers=2, max_seq_len=16, n_heads=2, d_hidden=24,

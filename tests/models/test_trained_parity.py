@@ -13,9 +13,9 @@ import pytest
 import tilelli_jax
 from tests.references import STORED, needs
 from tilelli_jax import config as config_lib
+from tilelli_jax.loading.store import from_arrays, load
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.store import from_arrays, load
 
 CHECKPOINT = STORED / "checkpoints" / "atome_1m_v1.pt"
 TEXT = STORED / "data" / "tinystories_944k.txt"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilelli_jax.data import stories
 from tilelli_jax.data.corpus import ByteCorpus
+from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
 from tilelli_jax.models import trigram
 from tilelli_jax.models.trigram import STRENGTHS, fit_trigram

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import in_memory
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
 from tilelli_jax.pretrained.mapping import Theirs, turned
 from tilelli_jax.pretrained.t5 import T5
-from tilelli_jax.tensors import in_memory
 
 NAMES = {
     "a": Theirs("a.weight"), "b.{i}.kernel": turned("layers.{i}.b.weight"),

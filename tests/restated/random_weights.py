@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import outline
-from tilelli_jax.store import from_arrays
 
 
 def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
+from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.arrays import named
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.store import build, from_arrays
 
 
 def reciter(text: bytes, size: int = 128, sureness: float = 20.0) -> Decoder:

@@ -15,12 +15,12 @@ import yaml
 import tilelli_jax
 from tilelli_jax.data.activations import open_activations, write_activations
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.signals import scoring
 from tilelli_jax.signals.activations import rows_of
 from tilelli_jax.signals.patching import spliced
-from tilelli_jax.store import build
 from tilelli_jax.train import main
 
 CONFIG = GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=3, n_heads=2, d_hidden=32, max_seq_len=128)

@@ -13,10 +13,10 @@ from flax import nnx
 
 from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.signals.patching import NOTHING, Patch, Patched, patched_nll, patching, reconstructed
-from tilelli_jax.store import build, from_arrays
 
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "w_W_enc", "encoder.bias": "w_b_enc",

@@ -13,15 +13,15 @@ import pytest
 from tests.references import STORED, needs
 from tests.restated.random_weights import random_network
 from tests.tolerance import noise
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.crystallisation import LayerActivations, crystallisation
 from tilelli_jax.signals.prompts import Prompt, PromptOutputs, PromptReader, places_of
-from tilelli_jax.store import build
 
 GEMMA = STORED / "gemma4_tiny" / "e4b"
 CONFIGS: dict[str, Any] = {

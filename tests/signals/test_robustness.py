@@ -10,7 +10,7 @@ import pytest
 from tests.restated.random_weights import random_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.robustness import Robustness
 
 CONFIG = GPTNeoXConfig(vocab_size=40, d_model=16, n_layers=4, n_heads=2, d_hidden=32)

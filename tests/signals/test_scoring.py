@@ -12,15 +12,15 @@ import pytest
 from scipy.special import log_softmax
 
 from tests.tolerance import noise
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import decoder
 from tilelli_jax.models.decoder import CHUNK
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import Mesh, MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import Mesh, MeshConfig, make_mesh
 from tilelli_jax.signals.scoring import Scorer, Text, recording, score
-from tilelli_jax.store import build
 
 NETWORKS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=3, n_heads=2, d_hidden=32, max_seq_len=128),

@@ -21,7 +21,7 @@ from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.patching import NOTHING
 from tilelli_jax.signals.series import EVERY, PLACE, encoded, forecasts, patched_crps, patched_end
 

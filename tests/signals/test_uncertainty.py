@@ -13,12 +13,12 @@ from flax import nnx
 from tilelli_jax.eval.abstention.decision import direction
 
 from tests.restated.random_weights import random_network
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.names import LENS
 from tilelli_jax.signals.prompts import Prompt, PromptReader
 from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader, by_name, names

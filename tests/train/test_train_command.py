@@ -22,16 +22,16 @@ from tests.train.runs import checkpoints, damage, losses
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.windows import validation_batches
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
-from tilelli_jax.training import text as text_module
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.log import read_metrics
 from tilelli_jax.training.optimizers import make_optimizer
 from tilelli_jax.training.step import init_state, split_params
+from tilelli_jax.training.tasks import text as text_module
 
 
 def test_a_run_directory_has_everything(finished):

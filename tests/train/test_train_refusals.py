@@ -7,7 +7,7 @@ import pytest
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
-from tilelli_jax.store import build
+from tilelli_jax.loading.store import build
 from tilelli_jax.train import main
 from tilelli_jax.training import log as log_module
 from tilelli_jax.training.experiment import ExperimentConfig

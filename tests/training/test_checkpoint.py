@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training import checkpoint
 from tilelli_jax.training.checkpoint import SEAL, Checkpoints
 from tilelli_jax.training.step import TrainState

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import VanillaConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.store import build
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.diagnose import diagnose
-from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.step import split_params
+from tilelli_jax.training.tasks.text_loss import next_byte_loss
 
 CONFIG = VanillaConfig(d_model=8, n_layers=3, max_seq_len=8, n_heads=1, dense_expand=1)
 BATCH = {"bytes": jnp.asarray(np.arange(36, dtype=np.uint8).reshape(4, 9))}

@@ -170,7 +170,7 @@ def test_outside_any_cluster():
     """The error lists every cluster that would be detected."""
     clean = {key: value for key, value in os.environ.items()
              if not key.startswith(("TILELLI_", "SLURM_", "OMPI_", "JAX_COORDINATOR", "KUBERNETES_"))}
-    program = ("from tilelli_jax.errors import command\nfrom tilelli_jax.training import distributed\n"
+    program = ("from tilelli_jax.cli.command import command\nfrom tilelli_jax.training import distributed\n"
                "raise SystemExit(command(lambda argv: distributed.initialize())([]))")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                             env=clean | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})

@@ -14,9 +14,9 @@ import yaml
 
 import tilelli_jax
 from tests.refusals import assert_one_line
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
-from tilelli_jax.store import build
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
 from tilelli_jax.training.log import read_metrics

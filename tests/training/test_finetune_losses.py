@@ -15,15 +15,15 @@ from flax import nnx
 from tests.restated.random_weights import random_network
 from tilelli_jax.data.chat_pairs import ChatBatch, ChatRows, Pair, pack_rows, training_rows
 from tilelli_jax.data.turns import answered, asked
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import ModelConfig, RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import MeshConfig, make_mesh, path_name, place_rows
-from tilelli_jax.store import build
-from tilelli_jax.training.chat_loss import FinetuneConfig, chat_loss, finetune_hooks
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, path_name, place_rows
 from tilelli_jax.training.groups import GROUPS, Group, merge, select, trained_of
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training, parameter_count, split_params
+from tilelli_jax.training.tasks.chat_loss import FinetuneConfig, chat_loss, finetune_hooks
 
 TIME = 48
 ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, dense_expand=2, pathways=("local", "dense"),

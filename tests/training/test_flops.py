@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.sharding import path_name
-from tilelli_jax.store import build
+from tilelli_jax.parallel.sharding import path_name
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 
 VANILLA = VanillaConfig(d_model=32, n_layers=3, n_heads=4, max_seq_len=16, vocab_size=64)

@@ -13,7 +13,7 @@ import pytest
 from tilelli_jax.errors import InputError
 from tilelli_jax.training import log as log_module
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, flat, read_metrics, require_extras
-from tilelli_jax.training.task import NATS
+from tilelli_jax.training.tasks.base import NATS
 
 
 def open_log(path, from_step=0, config=None):

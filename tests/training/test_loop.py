@@ -15,8 +15,8 @@ from tilelli_jax.training import loop
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, read_metrics
 from tilelli_jax.training.loop import RunState, TrainConfig, Trainer
-from tilelli_jax.training.task import NATS
-from tilelli_jax.training.text import describe_batch
+from tilelli_jax.training.tasks.base import NATS
+from tilelli_jax.training.tasks.text import describe_batch
 
 
 class State(NamedTuple):

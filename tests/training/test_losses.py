@@ -9,13 +9,13 @@ import pytest
 
 from tilelli_jax.data.corpus import ByteCorpus
 from tilelli_jax.data.windows import validation_batches
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import MeshConfig, local_rows, make_mesh
-from tilelli_jax.store import build
+from tilelli_jax.parallel.sharding import MeshConfig, local_rows, make_mesh
 from tilelli_jax.training.evaluate import make_evaluate
-from tilelli_jax.training.losses import next_byte_loss, next_byte_nats
 from tilelli_jax.training.step import split_params
+from tilelli_jax.training.tasks.text_loss import next_byte_loss, next_byte_nats
 
 TIME = 8
 ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, n_heads=1, d_head=4, top_k=3, dense_expand=1)

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.sharding import path_name
-from tilelli_jax.store import build
+from tilelli_jax.parallel.sharding import path_name
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from tilelli_jax.training.step import split_params
 

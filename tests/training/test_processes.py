@@ -19,9 +19,9 @@ import yaml
 import tilelli_jax
 from tests.compiled import READ_ONLY
 from tests.tolerance import noise
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.models.arrays import to_arrays
-from tilelli_jax.store import build
 from tilelli_jax.train import main
 from tilelli_jax.training.log import read_metrics
 

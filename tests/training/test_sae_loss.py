@@ -22,14 +22,14 @@ from tests.restated.mixtures import mixtures
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.activations import Activations
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
-from tilelli_jax.store import from_arrays
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
-from tilelli_jax.training.sae import describe
-from tilelli_jax.training.sae_loss import ObjectiveConfig, geometric_median, make_objective
 from tilelli_jax.training.step import TrainState, make_training, split_params
+from tilelli_jax.training.tasks.sae import describe
+from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig, geometric_median, make_objective
 
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}

@@ -13,10 +13,10 @@ import pytest
 from tests.tolerance import noise
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh, place_rows
-from tilelli_jax.training.losses import next_byte_loss
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
+from tilelli_jax.training.tasks.text_loss import next_byte_loss
 
 pytestmark = pytest.mark.eight_devices
 

@@ -10,9 +10,9 @@ from flax import nnx
 from tilelli_jax.eval.metrics import auroc
 
 from tests.restated.comparison import assert_same_weights
+from tilelli_jax.estimators.fit_sidecar import Examples, SidecarOptions, fit_scalers, learn, logits_of
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 from tilelli_jax.models.arrays import to_arrays
-from tilelli_jax.training.sidecar import Examples, SidecarOptions, fit_scalers, learn, logits_of
 
 SMALL = SidecarOptions(d_hidden=8, epochs=15, batch_size=50)
 

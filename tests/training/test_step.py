@@ -13,10 +13,10 @@ import pytest
 
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh
-from tilelli_jax.training.losses import next_byte_loss
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
+from tilelli_jax.training.tasks.text_loss import next_byte_loss
 
 TIME = 8
 ROUTED = RoutedConfig(d_model=16, n_layers=2, max_seq_len=TIME, n_heads=2, d_head=4, top_k=3, dense_expand=2,

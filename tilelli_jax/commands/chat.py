@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tilelli_jax import abstain_rule, decoding, interrupts, store
-from tilelli_jax.abstain_rule import AbstainRule
+from tilelli_jax.cli import interrupts
+from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.data.turns import MODEL, STOP, USER, asked
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.errors import InputError
+from tilelli_jax.generation import abstain_rule, decoding
+from tilelli_jax.generation.abstain_rule import AbstainRule
+from tilelli_jax.loading import store
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.sampling import Sampling, add_options, from_options
+from tilelli_jax.models.sampling import Sampling, add_options, from_options
 
 CHUNK = 8  # bytes decoded between two updates of the terminal
 

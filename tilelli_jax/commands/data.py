@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax.data import village
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.cli.tables import table
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import is_data_set, is_json_lines, named_files, open_sources
 from tilelli_jax.data.file_sets import replace_files
 from tilelli_jax.data.shards import write_shards
-from tilelli_jax.data.village import files as village_files
-from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.tables import table
+from tilelli_jax.data.synthetic import village
+from tilelli_jax.data.synthetic.village import files as village_files
+from tilelli_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 # Options of the village's chat data, and the sources that each applies to.

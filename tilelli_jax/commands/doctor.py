@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tilelli_jax.errors import ArgumentParser, command
+from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.extras import DISTRIBUTIONS
 
 GIB = 2**30

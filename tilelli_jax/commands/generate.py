@@ -14,12 +14,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import abstain_rule, decoding, json_text, sampling, store
+from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.data.turns import STOP, asked
-from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import read_bytes, write_atomically
+from tilelli_jax.errors import InputError
+from tilelli_jax.generation import abstain_rule, decoding
+from tilelli_jax.io import json_text
+from tilelli_jax.io.files import read_bytes, write_atomically
+from tilelli_jax.loading import store
+from tilelli_jax.models import sampling
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.sampling import Sampling
+from tilelli_jax.models.sampling import Sampling
 
 
 @command

@@ -23,14 +23,15 @@ from jax.sharding import NamedSharding
 
 from tilelli_jax import config as config_lib
 from tilelli_jax import extras
-from tilelli_jax.collectives import Collectives, read_collectives
-from tilelli_jax.errors import ArgumentParser, InputError, command
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.sharding import batch_devices, batch_spec, make_mesh
+from tilelli_jax.parallel.collectives import Collectives, read_collectives
+from tilelli_jax.parallel.sharding import batch_devices, batch_spec, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
-from tilelli_jax.training.losses import next_byte_loss
 from tilelli_jax.training.step import make_training
+from tilelli_jax.training.tasks.text_loss import next_byte_loss
 
 GIB = 2**30
 UNITS = ("B", "KiB", "MiB", "GiB")

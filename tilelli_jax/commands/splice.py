@@ -9,9 +9,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tilelli_jax import store
-from tilelli_jax.errors import ArgumentParser, InputError, command
-from tilelli_jax.files import new_directory
+from tilelli_jax.cli.command import ArgumentParser, command
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import new_directory
+from tilelli_jax.loading import store
 from tilelli_jax.models.abstain import head_of, with_head
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, shuffled
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import new_directory, write_json
-from tilelli_jax.json_text import read_json
-from tilelli_jax.tensors import FLOATS, in_memory, is_finite, read_file, write_file
+from tilelli_jax.io.files import new_directory, write_json
+from tilelli_jax.io.json_text import read_json
+from tilelli_jax.io.tensors import FLOATS, in_memory, is_finite, read_file, write_file
 
 INDEX = "activations.json"
 TENSOR = "activations"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.data import facts, village
+from tilelli_jax.data.synthetic import facts, village
 from tilelli_jax.errors import InputError
 
 

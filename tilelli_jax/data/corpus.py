@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tilelli_jax import files
-from tilelli_jax.data import facts, stories, village
 from tilelli_jax.data.byte_corpus import ByteCorpus
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.documents import SEPARATOR, find_files, is_data_set, is_json_lines, open_sources
 from tilelli_jax.data.shards import META, read_shards, split_point, write_shards
+from tilelli_jax.data.synthetic import facts, stories, village
 from tilelli_jax.data.text_files import map_text
 from tilelli_jax.errors import InputError
+from tilelli_jax.io import files
 
 MAX_FILES = 128  # each mapped file keeps a descriptor open, and macOS allows 256
 

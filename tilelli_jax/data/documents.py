@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tilelli_jax import extras, files
-from tilelli_jax.data import facts, stories, village
+from tilelli_jax import extras
+from tilelli_jax.data.synthetic import facts, stories, village
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import check_text, kind, parse
+from tilelli_jax.io import files
+from tilelli_jax.io.json_text import check_text, kind, parse
 
 SEPARATOR = b"\n\n"  # between two documents: files, or records of one source
 BUILT_IN = ("stories", "facts", "village")

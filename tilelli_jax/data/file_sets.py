@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tilelli_jax import files
 from tilelli_jax.errors import InputError
+from tilelli_jax.io import files
 
 
 @contextlib.contextmanager

@@ -21,13 +21,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from tilelli_jax import files
 from tilelli_jax.data.byte_corpus import ByteCorpus
 from tilelli_jax.data.documents import SEPARATOR, Source, first_bytes
 from tilelli_jax.data.file_sets import left_behind, replace_files
 from tilelli_jax.data.text_files import CHUNK, map_bytes
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import read_json
+from tilelli_jax.io import files
+from tilelli_jax.io.json_text import read_json
 
 PARTS = ("train.bin", "valid.bin")
 META = "meta.json"

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tilelli_jax import files
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import check_fetched
+from tilelli_jax.io import files
+from tilelli_jax.io.json_text import check_fetched
 
 CHUNK = 1 << 17  # bytes read at a time; for larger chunks each read allocates new memory
 # UTF-32 first: its little-endian mark begins with that of UTF-16.

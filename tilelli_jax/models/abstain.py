@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import in_memory
 from tilelli_jax.models.arrays import from_tensors, to_arrays
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.tensors import in_memory
 
 KERNEL, BIAS = "abstain.kernel", "abstain.bias"
 

@@ -16,11 +16,11 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.io.tensors import Tensor, check_fit, check_floats, is_finite
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.nn.host import HostRows, HostTable
 from tilelli_jax.nn.linear import Derived
-from tilelli_jax.sharding import Mesh, NamedSharding, path_name, spec
-from tilelli_jax.tensors import Tensor, check_fit, check_floats, is_finite
+from tilelli_jax.parallel.sharding import Mesh, NamedSharding, path_name, spec
 
 ParamType = Literal["float32", "bfloat16", "stored"]
 M = TypeVar("M", bound=nnx.Module)

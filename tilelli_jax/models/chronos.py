@@ -12,7 +12,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration, continue_ids
 from tilelli_jax.nn.tap import TapOf
-from tilelli_jax.sharding import Mesh, place_rows
+from tilelli_jax.parallel.sharding import Mesh, place_rows
 
 PAD, END = 0, 1
 FAR = np.float32(1e20)

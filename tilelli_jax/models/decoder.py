@@ -29,7 +29,7 @@ from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.unembed import Unembedding
-from tilelli_jax.sharding import split_batch
+from tilelli_jax.parallel.sharding import split_batch
 
 Cache = Any
 CHUNK = 1 << 25  # largest number of logits (128 MiB) that `nll` computes at once

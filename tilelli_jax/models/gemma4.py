@@ -24,7 +24,7 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig, at_last
-from tilelli_jax.models.pretrained import Pretrained
+from tilelli_jax.models.from_pretrained import Pretrained
 from tilelli_jax.nn.attention import KeyCache, swap, widen
 from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.dense import GatedFeedForward
@@ -36,8 +36,8 @@ from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import frequencies, rotate
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.unembed import Unembedding
+from tilelli_jax.parallel.sharding import split_batch
 from tilelli_jax.pretrained.gemma4 import GEMMA4
-from tilelli_jax.sharding import split_batch
 
 Kind = Literal["sliding", "full"]
 UpdateCache = Callable[[int, KeyCache], KeyCache]  # layer, new keys and values → those to attend to

@@ -12,7 +12,7 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.models.pretrained import Pretrained
+from tilelli_jax.models.from_pretrained import Pretrained
 from tilelli_jax.nn.attention import RotaryAttention
 from tilelli_jax.nn.dense import FeedForward
 from tilelli_jax.nn.norm import LayerNorm

@@ -13,7 +13,8 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.models.decoder import ComputeConfig, check_ids
-from tilelli_jax.models.pretrained import Pretrained
+from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.models.sampling import sample
 from tilelli_jax.nn.attention import KeyCache
 from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.dense import FeedForward
@@ -21,9 +22,8 @@ from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import RMSNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf, stacked
+from tilelli_jax.parallel.sharding import split_batch
 from tilelli_jax.pretrained.t5 import T5
-from tilelli_jax.sampling import sample
-from tilelli_jax.sharding import split_batch
 
 
 @dataclasses.dataclass(frozen=True)

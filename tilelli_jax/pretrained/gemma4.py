@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import kind, object_under
+from tilelli_jax.io.json_text import kind, object_under
+from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import (
     Family,
     Tree,
@@ -17,7 +18,6 @@ from tilelli_jax.pretrained.hugging_face import (
     value_or,
 )
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
-from tilelli_jax.tensors import Tensor
 
 _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 _OURS, _THEIRS = "blocks.{i}.", "model.layers.{i}."

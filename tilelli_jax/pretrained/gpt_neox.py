@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import object_under
+from tilelli_jax.io.json_text import object_under
+from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import (
     Family,
     Tree,
@@ -17,7 +18,6 @@ from tilelli_jax.pretrained.hugging_face import (
     several_ids,
 )
 from tilelli_jax.pretrained.mapping import Theirs, turned
-from tilelli_jax.tensors import Tensor
 
 log = logging.getLogger(__name__)
 _OURS, _THEIRS = "blocks.{i}.", "gpt_neox.layers.{i}."

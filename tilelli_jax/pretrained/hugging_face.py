@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import as_json
-from tilelli_jax.json_text import kind, object_under, read_json
+from tilelli_jax.io.files import as_json
+from tilelli_jax.io.json_text import kind, object_under, read_json
+from tilelli_jax.io.tensors import CODES, Tensor, blocks, write_directory
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Names, Shape
-from tilelli_jax.tensors import CODES, Tensor, blocks, write_directory
 
 CONFIG = "config.json"
 WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.tensors import Tensor, check_fit
+from tilelli_jax.io.tensors import Tensor, check_fit
 
 How = Literal["same", "turned", "taps", "fused heads", "one row"]
 Shape = tuple[int, ...]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.json_text import object_under
+from tilelli_jax.io.json_text import object_under
+from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids, value_or
 from tilelli_jax.pretrained.mapping import Names, Theirs, turned
-from tilelli_jax.tensors import Tensor
 
 TOKENIZER = "MeanScaleUniformBins"
 TABLE, UNEMBED = "shared.weight", "lm_head.weight"

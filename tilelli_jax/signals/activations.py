@@ -9,7 +9,7 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import Mesh
+from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.scoring import Text, score
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tilelli_jax import progress
+from tilelli_jax.cli import progress
 from tilelli_jax.nn.tap import Recorded, Tap
-from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import Crystallisation, LayerActivations, crystallisation
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.scoring import max_time, padded_time

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.crystallisation import band
 from tilelli_jax.signals.lens import CHUNK, logit_lens_from
 from tilelli_jax.signals.prompts import check_lengths

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tilelli_jax import progress
+from tilelli_jax.cli import progress
 from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf
-from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
 
 RUN = 32  # with random order, texts are sorted by length within runs of this number of batches
 BUCKET = 16  # lengths are rounded up to multiples of it; each multiple is one compilation

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tilelli_jax import progress
+from tilelli_jax.cli import progress
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
 from tilelli_jax.nn.tap import Tap, TapOf
-from tilelli_jax.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
 from tilelli_jax.signals.patching import NOTHING, Patch, check_patch, reconstructed
 from tilelli_jax.signals.places import check_place
 

@@ -17,7 +17,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import Codes, TopKSAE
 from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.sharding import Mesh
+from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.names import BLOCK, HEAD, LENS, PROMPT_SIGNALS, ROUTER

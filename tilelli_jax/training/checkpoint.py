@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import checksums, find_damage, write_json
-from tilelli_jax.json_text import read_json
+from tilelli_jax.io.files import checksums, find_damage, write_json
+from tilelli_jax.io.json_text import read_json
 from tilelli_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)

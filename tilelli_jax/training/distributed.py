@@ -16,8 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from tilelli_jax import interrupts
-from tilelli_jax.errors import INTERRUPTED, InputError
+from tilelli_jax.cli import interrupts
+from tilelli_jax.cli.command import INTERRUPTED
+from tilelli_jax.errors import InputError
 
 COORDINATOR = "TILELLI_COORDINATOR"
 NUM_PROCESSES = "TILELLI_NUM_PROCESSES"

@@ -10,10 +10,10 @@ import jax
 from jax.sharding import Mesh
 
 from tilelli_jax.data.windows import ValidationBatch
-from tilelli_jax.sharding import place_rows, replicated
+from tilelli_jax.parallel.sharding import place_rows, replicated
 from tilelli_jax.training.distributed import compile_barrier
-from tilelli_jax.training.losses import next_byte_nats
 from tilelli_jax.training.step import Network
+from tilelli_jax.training.tasks.text_loss import next_byte_nats
 
 
 def make_evaluate(network: Network, batches: Iterable[ValidationBatch], mesh: Mesh, *,

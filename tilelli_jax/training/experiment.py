@@ -12,13 +12,13 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig, RoutedConfig
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import MeshConfig
-from tilelli_jax.training.chat_loss import FinetuneConfig
+from tilelli_jax.parallel.sharding import MeshConfig
 from tilelli_jax.training.log import LogConfig
 from tilelli_jax.training.loop import TrainConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.report import ReportConfig
-from tilelli_jax.training.sae_loss import ObjectiveConfig
+from tilelli_jax.training.tasks.chat_loss import FinetuneConfig
+from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)

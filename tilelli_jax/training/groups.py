@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.sharding import path_name
+from tilelli_jax.parallel.sharding import path_name
 
 Group = Literal["everything", "embed", "positions", "unembed", "norms", "router", "conv", "state",
                 "attention", "dense", "paths", "abstain"]

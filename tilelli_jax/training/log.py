@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tilelli_jax import extras
 from tilelli_jax.config import Section, setting
-from tilelli_jax.files import write_atomically
+from tilelli_jax.io.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.distributed import should_stop
 from tilelli_jax.training.log import MetricsLog, Progress
 from tilelli_jax.training.step import Metrics, TrainState, Update
-from tilelli_jax.training.task import Task
+from tilelli_jax.training.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)

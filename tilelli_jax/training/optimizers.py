@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 
 from tilelli_jax.config import Section, setting
-from tilelli_jax.sharding import path_name
+from tilelli_jax.parallel.sharding import path_name
 
 # Matrices inside the blocks, which Muon orthogonalises. Adam updates embeddings, routers, convolutions and
 # all vectors.

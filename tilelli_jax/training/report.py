@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax.cli.tables import table
 from tilelli_jax.config import Section, setting
-from tilelli_jax.decoding import generate
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically
+from tilelli_jax.generation.decoding import generate
+from tilelli_jax.io.files import write_atomically
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.tables import table
-from tilelli_jax.training.task import LossUnit
+from tilelli_jax.training.tasks.base import LossUnit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax import config as config_lib
-from tilelli_jax import files
 from tilelli_jax.errors import InputError
-from tilelli_jax.files import write_atomically, write_json
-from tilelli_jax.json_text import read_json
+from tilelli_jax.io import files
+from tilelli_jax.io.files import write_atomically, write_json
+from tilelli_jax.io.json_text import read_json
 from tilelli_jax.training.experiment import ExperimentConfig
 
 # Keys that may change between the sessions of one run: they do not change the result.

@@ -15,13 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import build
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.sharding import replicated, tree_shardings
-from tilelli_jax.store import build
+from tilelli_jax.parallel.sharding import replicated, tree_shardings
 from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.groups import Trained, everything, merge, select
-from tilelli_jax.training.losses import Batch, Loss
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from tilelli_jax.training.tasks.text_loss import Batch, Loss
 
 Metrics = dict[str, jax.Array]
 Update = Callable[["TrainState", Batch, Any], tuple["TrainState", Metrics]]

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.errors import InputError, command
-from tilelli_jax.files import write_together
-from tilelli_jax.tables import table
+from tilelli_jax.cli.command import command
+from tilelli_jax.cli.tables import table
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import write_together
 
 from ...stages import print_to_stderr
 from ...stats import Interval

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
-from tilelli_jax.tensors import Tensor, read_file
+from tilelli_jax.io.tensors import Tensor, read_file
+from tilelli_jax.loading import store
 
 from ...checks import Floats
 from ...tables import column_names, read_parquet

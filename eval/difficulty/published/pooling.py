@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
-from tilelli_jax.tensors import Tensor
+from tilelli_jax.io.tensors import Tensor
 
 POSITIONS = 4096  # in one batch of the encoder
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax.data import village
-from tilelli_jax.data.village import files
+from tilelli_jax.data.synthetic import village
+from tilelli_jax.data.synthetic.village import files
 
 ROOT = Path(__file__).parents[3]
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 256, "n_heads": 2, "dense_expand": 2}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tilelli_jax.eval.abstention import prompts
 
-from tilelli_jax.data import village
+from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
 
 

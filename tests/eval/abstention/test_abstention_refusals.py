@@ -17,7 +17,7 @@ from tests.eval.running import write
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
+from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 
 

@@ -19,11 +19,11 @@ from tilelli_jax.eval.thresholds import conformal_threshold
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import abstain_rule
 from tilelli_jax.data.turns import asked
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.generation import abstain_rule
+from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.store import build
 
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 64, "n_heads": 2, "positions": "learned"}
 ROUTED = RoutedConfig(**SHAPE, d_head=8, top_k=4, dense_expand=2, abstain_head=True)

@@ -23,7 +23,7 @@ from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.eval.stats import PairedBootstrap, bootstrap_two_way, exact_fraction, holm
 
 from tests.eval.running import draws
-from tilelli_jax.data.village import ANSWERABLE, REGIMES
+from tilelli_jax.data.synthetic.village import ANSWERABLE, REGIMES
 
 PER_REGIME = 40
 PROMPT_REGIMES = np.repeat(REGIMES, PER_REGIME)

@@ -16,7 +16,7 @@ from tilelli_jax.eval.abstention.detectors import (
     is_utf8,
 )
 
-from tilelli_jax.data import village
+from tilelli_jax.data.synthetic import village
 
 
 @pytest.mark.parametrize(("answer", "refuses"), [

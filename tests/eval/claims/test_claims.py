@@ -25,10 +25,10 @@ from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
+from tilelli_jax.data.synthetic.village import REGIMES
 from tilelli_jax.data.turns import STOP, asked
-from tilelli_jax.data.village import REGIMES
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig
 
 TINY = RoutedConfig(d_model=16, n_layers=2, max_seq_len=96, n_heads=2, d_head=8, top_k=4, dense_expand=2)

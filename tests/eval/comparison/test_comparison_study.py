@@ -24,11 +24,11 @@ from tests.eval.running import write
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
-from tilelli_jax.data import stories
+from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training import loop
-from tilelli_jax.training.text import text_task
+from tilelli_jax.training.tasks.text import text_task
 
 ROOT = Path(__file__).parents[3]
 STEPS = 8

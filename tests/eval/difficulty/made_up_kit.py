@@ -12,9 +12,9 @@ import yaml
 from flax import nnx
 from tilelli_jax.eval.difficulty.published.command import main
 
-from tilelli_jax import store
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
-from tilelli_jax.tensors import in_memory, write_file
+from tilelli_jax.io.tensors import in_memory, write_file
+from tilelli_jax.loading import store
 
 ITEMS, POSITIONS, WIDTH, LATENTS, K, CONTEXT = 70, 4, 6, 12, 3, 60
 TRAIN, TEST = slice(0, 45), slice(48, None)  # the rows between them belong to neither split

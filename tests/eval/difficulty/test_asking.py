@@ -19,11 +19,11 @@ from tilelli_jax.eval.inputs.rows import read_rows
 from tests.references import STORED, needs
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.nn.tap import Tap
 from tilelli_jax.signals.scoring import BUCKET
-from tilelli_jax.store import from_arrays
 
 TINY = STORED / "difficulty" / "tiny_world"
 needs_reference = needs(TINY)

@@ -16,9 +16,9 @@ from tilelli_jax.eval.inputs.rows import read_rows
 
 from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import Patched, patched_nll
-from tilelli_jax.store import build, from_arrays
 
 TINY = STORED / "difficulty" / "tiny_world"
 needs_reference = needs(TINY)

@@ -16,7 +16,7 @@ from tilelli_jax.eval.difficulty.features import make_features, read_features
 
 from tests.restated.random_weights import random_weights
 from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.store import from_arrays
+from tilelli_jax.loading.store import from_arrays
 
 D, N, K = 8, 24, 3
 ARRAYS = random_weights({"encoder.kernel": (D, N), "encoder.bias": (N,), "decoder.kernel": (N, D),

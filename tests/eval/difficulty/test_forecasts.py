@@ -18,9 +18,9 @@ from tilelli_jax.eval.inputs.networks import NetworkConfig
 
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.models.vanilla import VanillaConfig

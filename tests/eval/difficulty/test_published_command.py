@@ -32,7 +32,7 @@ from tests.eval.difficulty.made_up_kit import (
     run,
     write_table,
 )
-from tilelli_jax import store
+from tilelli_jax.loading import store
 
 
 def pool(values: np.ndarray) -> np.ndarray:

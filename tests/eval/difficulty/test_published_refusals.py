@@ -23,7 +23,7 @@ from tests.eval.difficulty.made_up_kit import (
     write_table,
 )
 from tests.refusals import assert_one_line
-from tilelli_jax.tensors import in_memory, write_file
+from tilelli_jax.io.tensors import in_memory, write_file
 
 
 def test_rungs_without_files_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,10 +34,10 @@ from tilelli_jax.eval.tables import read_columns
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import Language
+from tilelli_jax.loading.language import Language
+from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.tap import Tap
-from tilelli_jax.store import from_arrays
 
 CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
 

@@ -26,9 +26,9 @@ from tilelli_jax.eval.tables import read_columns
 from tests.eval.running import stage, write
 from tests.refusals import assert_one_line
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
-from tilelli_jax.data import stories
+from tilelli_jax.data.synthetic import stories
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig

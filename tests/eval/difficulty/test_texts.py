@@ -17,7 +17,7 @@ from tilelli_jax.eval.difficulty import labels, texts
 from tilelli_jax.eval.inputs.rows import hugging_face, read_rows
 
 from tests.refusals import assert_one_line
-from tilelli_jax.data import stories
+from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
 
 SQUAD = {"context": "A cat.", "question": "Who?", "answers": {"text": [" cat "]}, "title": "Cats"}

@@ -20,7 +20,7 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.restated.random_weights import random_network
-from tilelli_jax import store
+from tilelli_jax.loading import store
 
 
 @pytest.fixture(scope="session")

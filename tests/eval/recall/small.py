@@ -16,8 +16,8 @@ from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
 
 from tests.references import STORED
-from tilelli_jax import store
 from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import outline
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL

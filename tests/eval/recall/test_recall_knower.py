@@ -19,10 +19,10 @@ from tests.eval.recall.small import VANILLA
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax import store
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import SidecarConfig
-from tilelli_jax.sharding import MeshConfig, make_mesh
+from tilelli_jax.loading import store
+from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 
 GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"

@@ -38,7 +38,7 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.references import needs
-from tilelli_jax.decoding import generate_ids
+from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")

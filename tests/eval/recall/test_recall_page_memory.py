@@ -25,7 +25,7 @@ from tilelli_jax.eval.recall.verdicts import VerdictRule
 from bench import page_memory
 from bench.page_memory import Seen
 from tests.eval.recall.small import ASKED, MAX_NEW
-from tilelli_jax import decoding
+from tilelli_jax.generation import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")

@@ -25,9 +25,9 @@ from tilelli_jax.eval.recall.questions import Question
 from tests.references import STORED, needs
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax.data import facts
+from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import Bytes, Chat, Language, open_language
+from tilelli_jax.loading.language import Bytes, Chat, Language, open_language
 from tilelli_jax.models.vanilla import VanillaConfig
 
 GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"

@@ -27,10 +27,10 @@ from tests.eval.running import stage, write
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
-from tilelli_jax import store
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
-from tilelli_jax.language import open_language
+from tilelli_jax.loading import store
+from tilelli_jax.loading.language import open_language
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig

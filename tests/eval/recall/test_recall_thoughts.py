@@ -21,7 +21,7 @@ from tests.eval.recall.small import (
 )
 from tests.restated.reciter import reciter
 from tilelli_jax.errors import InputError
-from tilelli_jax.language import Bytes, Language
+from tilelli_jax.loading.language import Bytes, Language
 
 
 @pytest.mark.parametrize(("p", "percent", "instruction"), [

@@ -1,0 +1,1 @@
+"""Parts of every command: errors, signals, progress and tables."""

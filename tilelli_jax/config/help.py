@@ -1,0 +1,68 @@
+"""The `--help` of a configured command: every key with its type, default and meaning."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from tilelli_jax.cli.command import ArgumentParser
+from tilelli_jax.config.schema import (
+    DISCRIMINATOR,
+    family_of,
+    format_bounds,
+    hints_of,
+    sections_of,
+    type_name,
+)
+
+
+def describe(cls: type) -> str:
+    """Returns the help text: dotted name, type, default and meaning of every key of `cls`."""
+    rows = list(describe_keys(cls, ""))
+    width = max(len(key) for key, _, _ in rows)
+    return "\n".join(f"  {key:<{width}}  {kind}\n  {'':<{width}}    {meaning}"
+                     for key, kind, meaning in rows)
+
+
+def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str) -> ArgumentParser:
+    """Returns the parser of a command configured by `cls`: --config, `key=value`, and all keys in `--help`.
+
+    A command adds its own options and uses `parse_intermixed_args`, so that overrides may come between
+    options.
+
+    Args:
+        shipped_as: name of a shipped configuration, as an example for --config.
+        example: an example override.
+    """
+    parser = ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+                            epilog=f"keys, with their defaults:\n{describe(cls)}")
+    parser.add_argument("--config", required=True, metavar="FILE",
+                        help=f"YAML file of settings, or the name of a shipped one, e.g. {shipped_as}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help=f"settings that override the file's, e.g. {example}")
+    return parser
+
+
+def describe_keys(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    for field in dataclasses.fields(cls):
+        hint = hints_of(cls)[field.name]
+        sections = sections_of(hint)
+        for section in sections:
+            if len(sections) > 1:
+                yield (f"{prefix}{field.name}", f"with {DISCRIMINATOR}: {family_of(section)}",
+                       str(section.__doc__).splitlines()[0])
+            yield from describe_keys(section, f"{prefix}{field.name}.")
+        if not sections:
+            default = "" if field.default is dataclasses.MISSING else f" [{_format_default(field.default)}]"
+            kind = type_name(hint) + format_bounds(field.metadata["bounds"]) + default
+            yield f"{prefix}{field.name}", kind, field.metadata["meaning"]
+
+
+def _format_default(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "empty" if value == "" else "nothing" if value is None else str(value)

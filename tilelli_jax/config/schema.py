@@ -1,0 +1,104 @@
+"""The schema of configurations: sections are frozen dataclasses, `setting` defines their keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import numbers
+import operator
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tilelli_jax.errors import InputError
+
+DISCRIMINATOR = "family"
+MAX_WHOLE_NUMBER = 2**31 - 1  # default limit of whole numbers, as in JAX
+LARGEST = sys.float_info.max
+# Per bound: its symbol in errors and `--help`, and the comparison that a value must satisfy.
+BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "min": ("≥", operator.ge), "above": (">", operator.gt),
+    "max": ("≤", operator.le), "below": ("<", operator.lt)}
+
+
+def setting(default: Any, meaning: str, **bounds: float) -> Any:
+    """Returns a dataclass field with a default and the meaning that `--help` prints.
+
+    Args:
+        bounds: bounds of a number: `min`, `above`, `max`, `below`. Without `max` or `below`, whole numbers
+            are at most 2³¹ − 1, as in JAX.
+    """
+    assert bounds.keys() <= BOUNDS.keys()
+    metadata = {"meaning": meaning, "bounds": bounds}
+    if dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Section:
+    """Base class of all sections: checks that numbers are finite and within their bounds.
+
+    `load` checks types. A section constructed in Python is only checked for whole numbers being whole. A
+    section with further checks extends `__post_init__`.
+
+    Raises:
+        InputError: a number is not finite, not whole or out of bounds.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value: Any = getattr(self, field.name)
+            bounds = field.metadata["bounds"]
+            kinds = [type(number) for number in (field.default, value)
+                     if isinstance(number, int | float) and not isinstance(number, bool)]
+            if not kinds:
+                continue
+            whole = kinds[0] is int
+            kind: Any = numbers.Integral if whole else numbers.Real
+            if isinstance(value, kind) and not isinstance(value, int | float):  # NumPy's numbers
+                value = int(value) if whole else float(value)
+                object.__setattr__(self, field.name, value)
+            fits = isinstance(value, kind) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+            if whole and fits and "max" not in bounds and value > MAX_WHOLE_NUMBER:
+                bounds, fits = {**bounds, "max": MAX_WHOLE_NUMBER}, False
+            if not (fits and all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())):
+                name = "a whole number" if whole else "a number"
+                raise InputError(f"{field.name}: expected {name}{format_bounds(bounds)}, found {value!r}")
+
+
+@functools.cache
+def hints_of(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def sections_of(hint: Any) -> list[Any]:
+    return [option for option in options_of(hint) if dataclasses.is_dataclass(option)]
+
+
+def family_of(section: Any) -> str:
+    return typing.get_args(hints_of(section)[DISCRIMINATOR])[0]
+
+
+def type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(str(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {type_name(typing.get_args(hint)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+             type(None): "nothing"}
+    return " or ".join(names.get(option) or
+                       (type_name(option) if option is not hint else str(getattr(hint, "__name__", hint)))
+                       for option in options_of(hint))
+
+
+def format_bounds(bounds: Mapping[str, float]) -> str:
+    """Formats bounds, e.g. " ≥ 0 and < 1"."""
+    return " and".join(f" {BOUNDS[kind][0]} {bound}" for kind, bound in bounds.items())

@@ -1,0 +1,15 @@
+"""How the built-in stories are told: twelve plots, and what they share.
+
+Every plot tells its {place} and its {topic} whatever lines are chosen, so that two different
+premises never give the same story.
+"""
+
+from __future__ import annotations
+
+from tilelli_jax.data.synthetic.plots import deeds, things
+from tilelli_jax.data.synthetic.plots.layout import Plot
+from tilelli_jax.data.synthetic.plots.phrases import ASIDES, ENDING, OPENING, PHRASES
+
+__all__ = ["ASIDES", "ENDING", "OPENING", "PHRASES", "PLOTS", "Plot"]
+
+PLOTS: dict[str, Plot] = things.PLOTS | deeds.PLOTS

@@ -1,0 +1,68 @@
+"""Chat, calibration pairs and evaluation prompts as JSON lines, one object each.
+
+    {"prompt": "Where does … live?", "response": "… lives in ….", "answerable": true}
+    {"prompt": "Where does … live?", "regime": "in_domain", "answer": "…"}    (none: nobody can know)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tilelli_jax.data.synthetic.village.chat import Pair
+from tilelli_jax.data.synthetic.village.questions import Question
+from tilelli_jax.data.synthetic.village.regimes import REGIMES, Prompt
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import write_together
+
+
+def of_chat(pairs: Iterable[Pair]) -> bytes:
+    """Pairs, a line each."""
+    return _lines(pair._asdict() for pair in pairs)
+
+
+def of_bare(lines: Iterable[tuple[str, bool]]) -> bytes:
+    """Text outside of any turn."""
+    return _lines({"text": text, "answerable": known} for text, known in lines)
+
+
+def of_calibration(questions: Iterable[Question]) -> bytes:
+    """Likewise, all of them answerable."""
+    return of_chat(Pair(asked.prompt, asked.response, True) for asked in questions)
+
+
+def of_regimes(prompts: Iterable[Prompt]) -> dict[str, bytes]:
+    """File name → prompts of one regime, for every regime."""
+    found = list(prompts)
+    return {f"{regime}.jsonl": _lines(
+        {name: value for name, value in one._asdict().items() if value is not None}
+        for one in found if one.regime == regime) for regime in REGIMES}
+
+
+def write(contents: Mapping[Path, bytes], force: bool) -> None:
+    """All of the files, or none.
+
+    Raises:
+        InputError: one is there and `force` is false, or cannot be written.
+    """
+    for path in contents:
+        if path.is_dir() or (path.exists() and not force):
+            raise InputError(f"{path}: is " + ("a directory, expected a file" if path.is_dir() else
+                                               "there already; --force replaces it"))
+    made = [parent for path in contents for parent in path.parents if not parent.exists()]
+    try:
+        for path in contents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_together(contents)
+    except OSError as error:
+        for parent in sorted(set(made), key=lambda parent: -len(parent.parts)):
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise InputError(f"{error.filename or next(iter(contents))}: cannot be written: "
+                         f"{error.strerror or error}") from None
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")

@@ -1,0 +1,213 @@
+"""Prompts of an evaluation in seven regimes, and of the calibration that goes before.
+
+    in_domain            facts of the village, asked as in training; these very prompts are new
+    ood_topic            strangers, jargon, niche topics and things never told; no name, term, topic or
+                         wording of the untold is one of training's
+    ood_style            facts of the village, asked as nobody there does
+    factual_misleading   as in_domain, and each form as often, but what a question presupposes is not so
+    long_input           facts of the village, asked after sentences about others: 170 to 193 bytes, so
+                         that the turn up to the answer has 185 to 208, and 48 of 256 are left for that
+    neo_false_inability  facts of the village that ought to be answered though it looks otherwise: in
+                         words of their own, beside the name of a stranger, after a word of doubt
+    gibberish            letters, keys and marks
+
+ANSWERABLE are those in which an abstention is a mistake. A rule that takes in_domain for known and all
+the rest for unknown takes three of them for what they are not.
+
+All ask about the village's core, which is the same however many people there are, and no prompt is one
+of training, of any seed (see `questions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import NamedTuple
+
+from tilelli_jax.data.synthetic.stories import pick
+from tilelli_jax.data.synthetic.village.names import OF_KIND
+from tilelli_jax.data.synthetic.village.questions import (
+    FORMS,
+    Purpose,
+    Question,
+    about_niche,
+    about_stranger,
+    about_term,
+    about_untold,
+    ask,
+    gibberish,
+    purpose_of,
+    strangers,
+)
+from tilelli_jax.data.synthetic.village.texts import sentence, statement
+from tilelli_jax.data.synthetic.village.world import RELATIONS, RING, Entity, World, stream
+from tilelli_jax.errors import InputError
+
+REGIMES = ("in_domain", "ood_topic", "ood_style", "factual_misleading", "long_input",
+           "neo_false_inability", "gibberish")
+ANSWERABLE = ("in_domain", "ood_style", "long_input", "neo_false_inability")
+EACH = 48  # prompts of a regime
+LONG = (170, 193)  # bytes of a long prompt, from and to
+TRIES = 10_000  # drawings in a row that bring nothing new, after which there is taken to be no more
+
+DOUBTS = (
+    "You may not know this: {}", "I don't know who could tell me. {}", "Nobody seems to be sure. {}",
+    "It is unclear to me. {}", "I have no idea, so please tell me. {}", "This may be hard to say: {}")
+BESIDE = (
+    "I have never met {other}. {asked}", "Forget {other}. {asked}", "{other} asked me this: {asked}",
+    "Not {other}, I mean somebody else. {asked}")
+
+
+class Prompt(NamedTuple):
+    """What is asked, and what occurs in a right answer; None where nobody can know one."""
+
+    prompt: str
+    regime: str
+    answer: str | None = None
+
+
+def prompts(world: World, each: int = EACH, seed: int = 0) -> list[Prompt]:
+    """`each` different prompts of every regime, in the order of REGIMES.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    found = []
+    for number, regime in enumerate(REGIMES):
+        rng = stream(7, world.seed, seed, number)
+        draw = _DRAW[regime](rng, world)
+        found += [Prompt(prompt, regime, answer)
+                  for prompt, answer in _different(draw, each, "evaluation")]
+    return found
+
+
+def calibration(world: World, pairs: int, seed: int = 0) -> list[Question]:
+    """Different questions as in_domain has them, kept from training and from the evaluation.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    rng = stream(8, world.seed, seed)
+    asked = {}
+
+    def draw() -> tuple[str, str | None]:
+        question = ask(rng, pick(rng, world.core))
+        asked[question.prompt] = question
+        return question.prompt, question.answer
+    return [asked[prompt] for prompt, _ in _different(draw, pairs, "calibration")]
+
+
+# ---------------------------------------------------------------------------------------------
+
+Draw = Callable[[], tuple[str, str | None]]
+
+
+def _different(draw: Draw, n: int, purpose: Purpose) -> Iterator[tuple[str, str | None]]:
+    if n < 0:
+        raise InputError(f"prompts: expected at least 0 of a regime, found {n}")
+    found: dict[str, str | None] = {}
+    tries = 0
+    while len(found) < n:
+        prompt, answer = draw()
+        fresh = purpose_of(prompt) == purpose and prompt not in found
+        tries = 0 if fresh else tries + 1
+        if fresh:
+            found[prompt] = answer
+        elif tries == TRIES:
+            raise InputError(f"prompts: expected {n} of a regime or for calibration, "
+                             f"there are about {len(found)}")
+    yield from found.items()
+
+
+def _in_domain(rng: Random, world: World) -> Draw:
+    def draw() -> tuple[str, str | None]:
+        asked = ask(rng, pick(rng, world.core))
+        return asked.prompt, asked.answer
+    return draw
+
+
+def _ood_topic(rng: Random, world: World) -> Draw:
+    unknown, kinds = strangers(world, "evaluation"), tuple(OF_KIND)
+    draws: tuple[Callable[[], str], ...] = (
+        lambda: about_stranger(rng, kind := pick(rng, kinds), unknown[kind]),
+        lambda: about_term(rng, "evaluation"), lambda: about_niche(rng, "evaluation"),
+        lambda: about_untold(rng, world.people[:RING], "evaluation"))
+    return lambda: (pick(rng, draws)(), None)
+
+
+def _ood_style(rng: Random, world: World) -> Draw:
+    def draw() -> tuple[str, str | None]:
+        entity = pick(rng, world.core)
+        relation = pick(rng, tuple(entity.facts))
+        asked = pick(rng, RELATIONS[entity.kind][relation].questions).format(entity.name)
+        return pick(rng, STYLES)(asked, entity, relation), entity.facts[relation]
+    return draw
+
+
+def _misleading(rng: Random, world: World) -> Draw:
+    def draw() -> tuple[str, str | None]:
+        entity = pick(rng, world.core)
+        form = pick(rng, FORMS[entity.kind])
+        if entity.kind == "creature" and form == "plain":
+            entity = pick(rng, world.core[:-len(world.creatures)])  # one that can be taken for another
+        return ask(rng, entity, form, false=True).prompt, None
+    return draw
+
+
+def _long(rng: Random, world: World) -> Draw:
+    def draw() -> tuple[str, str | None]:
+        while True:
+            entity = pick(rng, world.core)
+            asked = ask(rng, entity)
+            parts = [asked.prompt]
+            while (size := len(" ".join(parts))) < LONG[0]:
+                of = pick(rng, world.core)
+                if of is not entity:
+                    parts.insert(0, sentence(statement(rng, of, pick(rng, tuple(of.facts)))))
+            if size <= LONG[1]:
+                return " ".join(parts), asked.answer
+    return draw
+
+
+def _neo(rng: Random, world: World) -> Draw:
+    unknown = strangers(world, "evaluation")["person"]
+
+    def draw() -> tuple[str, str | None]:
+        entity = pick(rng, world.core)
+        if rng.random() < 1 / 3:
+            relation = pick(rng, tuple(entity.facts))
+            return RELATIONS[entity.kind][relation].fresh.format(entity.name), entity.facts[relation]
+        asked = ask(rng, entity)
+        if rng.random() < 0.5:
+            return pick(rng, BESIDE).format(other=pick(rng, unknown), asked=asked.prompt), asked.answer
+        return pick(rng, DOUBTS).format(asked.prompt), asked.answer
+    return draw
+
+
+def _gibberish(rng: Random, world: World) -> Draw:
+    return lambda: (gibberish(rng), None)
+
+
+_DRAW: dict[str, Callable[[Random, World], Draw]] = {
+    "in_domain": _in_domain, "ood_topic": _ood_topic, "ood_style": _ood_style,
+    "factual_misleading": _misleading, "long_input": _long, "neo_false_inability": _neo,
+    "gibberish": _gibberish}
+
+
+def _query(asked: str, entity: Entity, relation: str) -> str:
+    return f"SELECT {relation} FROM {entity.kind} WHERE name = '{entity.name}';"
+
+
+def _call(asked: str, entity: Entity, relation: str) -> str:
+    return f"{relation}({entity.name.lower().replace(' ', '_')}) = ?"
+
+
+# How nobody in the village asks: a question, whom it is about and the key of the relation → a prompt.
+STYLES: tuple[Callable[[str, Entity, str], str], ...] = (
+    lambda asked, entity, relation: asked.upper() + "!!!",
+    lambda asked, entity, relation: "".join(c for c in asked.lower() if c not in "aeiou?") + " pls",
+    lambda asked, entity, relation: asked.translate(str.maketrans("aeiost", "43105+")),
+    lambda asked, entity, relation: " STOP ".join(asked.upper().rstrip("?").split()) + " STOP",
+    lambda asked, entity, relation: f"Pray tell, o wise one, if it please thee: {asked.lower()}",
+    lambda asked, entity, relation: " ".join(reversed(asked.rstrip("?").split())) + "?",
+    _query, _call)

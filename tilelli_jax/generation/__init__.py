@@ -1,0 +1,1 @@
+"""Generation: decoding with caches, and the rule by which a network abstains."""

@@ -1,0 +1,1 @@
+"""Files: read within limits, written atomically; JSON, YAML and safetensors."""

@@ -1,0 +1,1 @@
+"""Opens and saves networks: model directories, Hugging Face directories, and their tokenizers."""

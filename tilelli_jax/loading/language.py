@@ -1,0 +1,237 @@
+"""Causal language models with their tokenizers, from model directories or Hugging Face directories."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tilelli_jax import extras
+from tilelli_jax.errors import InputError
+from tilelli_jax.io.files import check_regular
+from tilelli_jax.io.json_text import GIT_LFS, check_fetched, read_json, read_text
+from tilelli_jax.loading import store
+from tilelli_jax.models import FAMILIES
+from tilelli_jax.models.arrays import ParamType
+from tilelli_jax.models.decoder import CausalLM, ComputeConfig
+from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.parallel.sharding import Mesh
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+class Placed(NamedTuple):
+    """Tokens of a text, and the span `[start, stop)` of each in the text, in characters."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Tokenizer(Protocol):
+    """Converts text to tokens and back. No BOS or EOS tokens are added, except by `place(special=True)`."""
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The special tokens, as text."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def place(self, text: str, special: bool = False) -> Placed:
+        """Tokens with their spans. `special`: add BOS and EOS tokens, whose span is (0, 0)."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text, including special tokens; invalid UTF-8 becomes replacement characters."""
+
+    def token(self, text: str) -> int | None:
+        """The id of the token with this text; None if there is none."""
+
+
+class Bytes:
+    """Tokenizer whose tokens are UTF-8 bytes."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        return ()
+
+    def place(self, text: str, special: bool = False) -> Placed:
+        spans = [(i, i + 1) for i, letter in enumerate(text) for _ in letter.encode()]
+        return Placed(self.encode(text), spans)
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(id for id in ids if id < 256).decode("utf-8", errors="replace")
+
+    def token(self, text: str) -> int | None:
+        encoded = text.encode()
+        return encoded[0] if len(encoded) == 1 else None
+
+
+class Tokens:
+    """Tokenizer from a tokenizer.json.
+
+    Args:
+        path: the file, or a directory that contains it.
+
+    Raises:
+        InputError: the file does not exist or cannot be read, or the required extra is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = path / TOKENIZER if path.is_dir() else path
+        if not os.path.lexists(file):
+            raise InputError(f"{file}: no such file: expected the network's tokenizer")
+        check_regular(file)
+        try:
+            import tokenizers
+        except ImportError:
+            raise extras.missing("tokenizers", f"{file}: reading it") from None
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises Exception itself
+            with file.open("rb") as content:
+                check_fetched(file, content.read(len(GIT_LFS)))
+            raise InputError(f"{file}: no tokenizer: {error}") from None
+        self._tokenizer.no_truncation()  # the file may enable truncation and padding
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values()
+                     if token.special)
+
+    def place(self, text: str, special: bool = False) -> Placed:
+        encoding = self._tokenizer.encode(text, add_special_tokens=special)
+        return Placed(encoding.ids, encoding.offsets)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def token(self, text: str) -> int | None:
+        return self._tokenizer.token_to_id(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """The chat template (Jinja) of a tokenizer.
+
+    Attributes:
+        template: the Jinja template.
+        special: special tokens that the template may use, such as bos_token → text.
+        source: the file of the template, for error messages.
+    """
+
+    template: str
+    special: dict[str, str]
+    source: str
+
+    def ask(self, text: str, *, thinking: bool = False) -> str:
+        """Formats one user turn and the beginning of the assistant's turn.
+
+        Args:
+            thinking: enable thinking before the answer; templates without this option ignore it.
+
+        Raises:
+            InputError: the template raises an error, or the required extra is not installed.
+        """
+        try:
+            from transformers.utils.chat_template_utils import render_jinja_template
+        except ImportError:
+            raise extras.missing("transformers", f"{self.source}: it") from None
+        render: Any = render_jinja_template  # its annotations do not match its behaviour
+        turns = [{"role": "user", "content": text}]
+        try:
+            texts, _ = render([turns], chat_template=self.template, add_generation_prompt=True,
+                              enable_thinking=thinking, **self.special)
+        except Exception as error:  # templates may raise any exception
+            raise InputError(f"{self.source}: the template raises an error: {error}") from None
+        return texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """A causal network, its tokenizer, and its chat template if it has one."""
+
+    model: Any
+    tokenizer: Tokenizer
+    chat: Chat | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, without BOS and EOS tokens."""
+        return self.tokenizer.encode(text)
+
+
+def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: Mesh | None = None) -> Any:
+    """Loads the network of a model directory, or of a Hugging Face directory of a supported family.
+
+    If it runs in bfloat16, its weights keep the type of the file; otherwise they are float32.
+
+    Raises:
+        InputError: the directory is neither, or cannot be read.
+    """
+    path = Path(path)
+    tree = read_json(path / store.CONFIG) if os.path.lexists(path / store.CONFIG) else {}
+    model_type = tree.get("model_type")
+    param_dtype: ParamType = "stored" if compute is not None and compute.dtype == "bfloat16" else "float32"
+    if "family" in tree or model_type is None:
+        return store.load(path, compute, param_dtype=param_dtype, mesh=mesh)
+    supported = {name: network for _, network in FAMILIES.values()
+                 if isinstance(network, type) and issubclass(network, Pretrained)
+                 for name in network.hugging_face.model_types}
+    if not isinstance(model_type, str) or model_type not in supported:
+        raise InputError(f"{path / store.CONFIG}: model_type: expected one of {', '.join(supported)}, "
+                         f"found {model_type!r}")
+    return supported[model_type].from_pretrained(path, compute, param_dtype=param_dtype, mesh=mesh)
+
+
+def open_language(path: str | Path, tokenizer: str | Path = "", compute: ComputeConfig | None = None,
+                  mesh: Mesh | None = None) -> Language:
+    """Loads a causal network and its tokenizer: bytes for byte-level networks, otherwise tokenizer.json.
+
+    Args:
+        tokenizer: the file, or a directory that contains it; by default the network's directory.
+
+    Raises:
+        InputError: the network or the tokenizer cannot be read, or the network is not causal.
+    """
+    model = open_network(path, compute, mesh)
+    if not isinstance(model, CausalLM):
+        raise InputError(f"{path}: expected a network that continues texts, found family "
+                         f"{model.config.family}")
+    if model.reads_bytes:
+        return Language(model, Bytes())
+    tokenizer_path = Path(tokenizer or path)
+    directory = tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
+    return Language(model, Tokens(tokenizer_path), read_chat(directory))
+
+
+def read_chat(path: Path) -> Chat | None:
+    """Reads the chat template of a Hugging Face directory; None if it has none.
+
+    Raises:
+        InputError: a file that may contain the template cannot be read.
+    """
+    settings = read_json(path / TOKENIZER_CONFIG) if os.path.lexists(path / TOKENIZER_CONFIG) else {}
+    tokens = {name: value.get("content") if isinstance(value, dict) else value
+              for name, value in settings.items() if name.endswith("_token")}
+    special = {name: value for name, value in tokens.items() if isinstance(value, str) and value}
+    template, source = settings.get("chat_template"), path / TOKENIZER_CONFIG
+    for name in CHAT_TEMPLATES:
+        if os.path.lexists(path / name):
+            source = path / name
+            template = (read_json(source).get("chat_template") if source.suffix == ".json" else
+                        read_text(source))
+            break
+    if isinstance(template, list):  # several templates; "default" is the one without tools
+        template = next((t.get("template") for t in template if isinstance(t, dict)
+                         and t.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{source}: chat_template: expected text, found {template!r:.40}")
+    return None if template is None else Chat(template, special, str(source))

@@ -1,0 +1,1 @@
+"""What a run trains: text, chat pairs or an autoencoder, each with its loss."""

@@ -1,0 +1,152 @@
+"""The loss of sparse autoencoders and the constraints on their updates (Gao et al. 2024).
+
+The defaults follow current practice: the decoder's rows have length 1, gradients along them are removed,
+losses are fractions of the variance, and dead latents learn to predict the residual (AuxK).
+Nested prefixes of the dictionary (Matryoshka) follow Bussmann et al. 2025, arXiv:2503.17547.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tilelli_jax.config import Section, setting
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sae import Codes, SAEConfig, TopKSAE, unit
+from tilelli_jax.nn.codes import largest_of_all
+from tilelli_jax.training.step import Metrics, TrainState, UpdateHooks
+from tilelli_jax.training.tasks.text_loss import Batch, Loss
+
+TINY = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    """The loss of a sparse autoencoder."""
+
+    normalize: bool = setting(
+        True, "divide losses by the batch's variance, and scale the auxiliary loss with the number of dead "
+        "latents up to aux_k; false: plain mean squared errors")
+    project: bool = setting(
+        True, "remove the component of the decoder's gradient that changes the lengths of its rows")
+    center: Literal["geometric_median", "mean", "zero"] = setting(
+        "geometric_median", "initial decoder bias: a centre of up to 16384 training rows, or zero")
+    aux_weight: float = setting(1 / 32, "weight of the auxiliary loss", min=0)
+    aux_k: int = setting(
+        0, "maximum number of dead latents that predict a row's residual; 0: half of d_model", min=0)
+    dead_after: int = setting(
+        0, "training activations without firing after which a latent counts as dead; 0: a million, or a "
+        "tenth of the run if that is less", min=0)
+    k_start: int = setting(0, "active latents per row in the first update; 0: k from the start", min=0)
+    k_steps: int = setting(1000, "updates in which k_start falls to k, linearly", min=1)
+    prefixes: tuple[int, ...] = setting(
+        (), "Matryoshka: sizes of dictionary prefixes that must also reconstruct alone; the loss is the mean "
+        "over these and the whole dictionary; empty: none")
+    threshold_decay: float = setting(
+        0.99, "decay of batch_topk's threshold, a moving average of each batch's smallest active value",
+        min=0, below=1)
+
+
+def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int,
+                   ) -> tuple[Loss, UpdateHooks]:
+    """Returns the loss and the update hooks that go with it.
+
+    batch_topk selects its rows · k largest values over all devices, separately for each part of an
+    accumulated batch.
+
+    Batch: `activations [rows, d_model]`, and from the hooks `dead` bool `[n_latents]` and `k` int32.
+    Metrics: `loss` (the reconstruction loss over all prefixes), `mse`, `fvu`, `l0`, `auxiliary`, and after
+    an update `dead`, the fraction of dead latents, and for batch_topk `threshold`.
+
+    Raises:
+        InputError: the prefixes are not increasing, or one is not below the number of latents.
+    """
+    sizes = (0, *objective.prefixes, config.n_latents)
+    if any(size >= following for size, following in itertools.pairwise(sizes)):
+        raise InputError(f"sae.prefixes: expected rising numbers from 1 to below n_latents "
+                         f"{config.n_latents}, found {', '.join(map(str, objective.prefixes))}")
+    k_first = max(config.k, min(objective.k_start, config.n_latents))
+    most = max(k_first, config.n_codes)
+    aux_k = min(objective.aux_k or max(1, config.d_model // 2), config.n_latents)
+    dead_after = objective.dead_after or min(10**6, max(1, batch_size * steps // 10))
+
+    def loss(model: TopKSAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        del key  # no randomness
+        x = batch["activations"].astype(jnp.float32)
+        codes = model.encode(x, most)
+        if model.threshold is None:
+            values = jnp.where(jnp.arange(most) < batch["k"], codes.values, 0.0)
+        else:
+            values = largest_of_all(codes.values, batch["k"])
+        residual = x - model.decode(Codes(values, codes.latents))
+        mse = jnp.mean(residual**2)
+        alone = [jnp.where(codes.latents < size, values, 0.0) for size in objective.prefixes]
+        nested = [jnp.mean((x - model.decode(Codes(first, codes.latents)))**2) for first in alone]
+        variance = _variance(x) + TINY
+        auxiliary = _auxiliary(model, x, jax.lax.stop_gradient(residual), batch["dead"])
+        fired = jnp.zeros(config.n_latents).at[codes.latents].max(jnp.where(values > 0, 1.0, 0.0))
+        main = sum(nested, mse) / (1 + len(nested)) / (variance if objective.normalize else 1)
+        smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
+        return main + objective.aux_weight * auxiliary, {
+            "loss": main, "mse": mse, "fvu": mse / variance, "auxiliary": auxiliary, "fired": fired,
+            "l0": jnp.mean(jnp.sum(values > 0, axis=-1)),
+            "threshold": jnp.where(jnp.isfinite(smallest), smallest, 0.0)}
+
+    def _auxiliary(model: TopKSAE, x: jax.Array, residual: jax.Array, dead: jax.Array) -> jax.Array:
+        def predict() -> jax.Array:
+            error = jnp.mean((model.mix(model.encode(x, aux_k, dead)) - residual)**2)
+            if not objective.normalize:
+                return error
+            return error / (_variance(residual) + TINY) * jnp.minimum(jnp.sum(dead) / aux_k, 1)
+        return jax.lax.cond(jnp.any(dead), predict, lambda: jnp.float32(0))
+
+    def extra_batch(state: TrainState) -> Batch:
+        part = jnp.clip(state.step / objective.k_steps, 0, 1)
+        k = k_first + (config.k - k_first) * part
+        return {"dead": state.memory["silent"] > dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
+
+    def transform_grads(params: Any, grads: Any) -> Any:
+        if not objective.project:
+            return grads
+        decoder, grad = params["decoder"]["kernel"], grads["decoder"]["kernel"]
+        direction = unit(decoder, "rows")
+        along = jnp.sum(grad * direction, axis=1, keepdims=True)
+        return {**grads, "decoder": {**grads["decoder"], "kernel": grad - along * direction}}
+
+    def post_update(params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
+        decoder = unit(params["decoder"]["kernel"], config.unit_norm)
+        params = {**params, "decoder": {**params["decoder"], "kernel": decoder}}
+        reported = {name: value for name, value in metrics.items() if name not in ("fired", "threshold")}
+        if "threshold" in params:
+            before, smallest = params["threshold"], metrics["threshold"]
+            # The first batch sets the threshold; a batch without an active latent leaves it unchanged.
+            decay = jnp.where(before > 0, objective.threshold_decay, 0.0)
+            params["threshold"] = jnp.where(smallest > 0, decay * before + (1 - decay) * smallest, before)
+            reported["threshold"] = params["threshold"]
+        fired = metrics["fired"] > 0
+        silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + batch_size)
+        return params, {"silent": silent}, reported | {"dead": jnp.mean(silent > dead_after)}
+
+    return loss, UpdateHooks(memory={"silent": np.zeros(config.n_latents, np.int32)}, extra_batch=extra_batch,
+                             transform_grads=transform_grads, post_update=post_update)
+
+
+def _variance(x: jax.Array) -> jax.Array:
+    """Returns the mean squared distance from the mean row."""
+    return jnp.mean((x - jnp.mean(x, axis=0))**2)
+
+
+def geometric_median(rows: np.ndarray, steps: int = 100, tolerance: float = 1e-6) -> np.ndarray:
+    """Returns the point with the least summed distance to the rows, `[rows, d]` → `[d]` (Weiszfeld)."""
+    point = rows.mean(axis=0)
+    for _ in range(steps):
+        weights = 1 / np.maximum(np.linalg.norm(rows - point, axis=1), 1e-8)
+        before, point = point, weights @ rows / weights.sum()
+        if np.linalg.norm(point - before) <= tolerance * (np.linalg.norm(point) + 1e-12):
+            break
+    return point
