@@ -171,7 +171,8 @@ def test_imports_of_eval() -> None:
         assert not imports(module) & CONVERT.keys(), module
         if path.parent.name in ("eval", "stats"):
             assert not roots(module) & {"jax", "flax"}, module
-            allowed = {f"{LIBRARY}.{name}" for name in ("errors", "cli.interrupts", "io.files", "io.json_text")}
+            names = ("errors", "cli.interrupts", "io.files", "io.json_text")
+            allowed = {f"{LIBRARY}.{name}" for name in names}
             assert not imports(module) & MODULES.keys() - {LIBRARY} - allowed, module
 
 
