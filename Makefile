@@ -4,6 +4,7 @@
 # make test-core the numeric tests alone, with CORE_FLAGS=--xla_cpu_max_isa=AVX2 as another CPU rounds
 # make coverage  lines and branches that `make test` covers, in processes that tests start, too
 # make docs      the API reference in build/api, from docstrings
+# make notebooks runs the notebooks and stores their outputs
 # make check     style and types
 
 PYTHON ?= python3
@@ -29,7 +30,7 @@ CORE_FLAGS :=
 # Every process that a test starts would compile the library's modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all test-core coverage docs check clean
+.PHONY: demo test test-all test-core coverage docs notebooks check clean
 
 demo: $(VENV)/.installed
 	$(RUN) -m tilelli_jax demo
@@ -54,6 +55,9 @@ coverage: $(VENV)/.installed-dev $(VENV)/.installed-test
 docs: $(VENV)/.installed-dev $(VENV)/.installed-test
 	rm -rf build/api
 	$(BIN)/python tools/api_docs.py build/api
+
+notebooks: $(VENV)/.installed-test
+	$(RUN) tools/notebooks.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

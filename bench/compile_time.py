@@ -21,7 +21,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
-from tilelli_jax.training.tasks.text_loss import next_byte_loss
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 CASES = {("scanned", 8): True, ("scanned", 32): True, ("unrolled", 8): False}
 
@@ -32,10 +32,10 @@ def seconds_to_compile(n_layers: int, scan_layers: bool) -> float:
     config = dataclasses.replace(load("Lite"), n_layers=n_layers)
     with jax.set_mesh(mesh):
         training = make_training(config, ComputeConfig(scan_layers=scan_layers), OptimizerConfig(),
-                                 steps=1000, loss=next_byte_loss(0.0), seed=0, mesh=mesh)
+                                 steps=1000, loss=NextByteLoss(0.0), seed=0, mesh=mesh)
         step: Any = training.update
         begin = time.perf_counter()
-        step.lower(training.outline, {"bytes": token_rows()[None]}, np.int32(0)).compile()
+        step.lower(training.abstract_state, {"bytes": token_rows()[None]}, np.int32(0)).compile()
         return time.perf_counter() - begin
 
 

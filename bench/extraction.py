@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tilelli_jax.eval.difficulty.asking import NLLScorer
-from tilelli_jax.eval.difficulty.texts import Question
+from tilelli_jax.eval.difficulty.scoring import NLLScorer
+from tilelli_jax.eval.difficulty.texts import TextItem
 
 from bench.measure import arguments, in_turn, machine, on_torch_device, ratio, tee
 from tilelli_jax.cli.tables import table
@@ -57,12 +57,12 @@ def items_like_squad(n: int, vocab: int) -> list[tuple[list[int], list[int]]]:
 
 def our_extraction(model: Any, items: list[tuple[list[int], list[int]]]) -> Extract:
     scorer = NLLScorer(model, lambda text: [int(word) for word in text.split()], max_tokens=MAX_PROMPT,
-                       place="resid_post", layers=(LAYER,))
-    questions = [Question(" ".join(map(str, prompt)), (" ".join(map(str, answer)),), 0, "", "")
+                       hook="resid_post", layers=(LAYER,))
+    questions = [TextItem(" ".join(map(str, prompt)), (" ".join(map(str, answer)),), 0, "", "")
                  for prompt, answer in items]
 
     def run() -> Extracted:
-        result = scorer.ask(questions)
+        result = scorer.score(questions)
         return Extracted(result.prompt_nats, result.ending_nats[:, 0],
                          np.concatenate(result.activations[LAYER]))
     return run

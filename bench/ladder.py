@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse
 from tilelli_jax.eval.folds import stratified
-from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, columns, fit_probe
+from tilelli_jax.eval.probes import LADDER, Block, ProbeOptions, concatenate_blocks, fit_probe
 
 from bench.measure import arguments, machine, tee
 from tilelli_jax.cli.tables import table
@@ -45,7 +45,7 @@ def compare(dense: bool, print_line: Callable[[str], None]) -> None:
         rows.append((name, f"{features.shape[1]}, {kind}", f"{time.perf_counter() - begin:.1f}",
                      f"{probe.c_value:g}"))
     for rung in LADDER:
-        features = columns(blocks, rung.blocks)
+        features = concatenate_blocks(blocks, rung.blocks)
         fit(rung.name, features)
         if dense and not isinstance(features, np.ndarray):
             fit(rung.name, np.asarray(features.todense()))

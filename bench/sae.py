@@ -34,7 +34,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training, split_params
-from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig, make_objective
+from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, ObjectiveConfig
 
 WIDTH, LATENTS, ACTIVE, BATCH, WIDE = 1024, 4096, 32, 2048, 8192
 PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=512)
@@ -44,10 +44,9 @@ def our_step(unit_norm: str, objective: ObjectiveConfig, batch: np.ndarray) -> C
     """One update; reads the metrics as the training loop does."""
     config = SAEConfig(d_model=WIDTH, n_latents=LATENTS, k=ACTIVE, unit_norm=unit_norm)  # type: ignore[arg-type]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    loss, hooks = make_objective(config, objective, batch_size=BATCH, steps=10**6)
+    loss = AutoencoderLoss(config, objective, batch_size=BATCH, steps=10**6)
     adam = OptimizerConfig(learning_rate=5e-4, schedule="constant", b2=0.999, weight_decay=0, clip_norm=0)
-    training = make_training(config, ComputeConfig(), adam, steps=10**6, loss=loss, seed=0, mesh=mesh,
-                             hooks=hooks)
+    training = make_training(config, ComputeConfig(), adam, steps=10**6, loss=loss, seed=0, mesh=mesh)
     with jax.set_mesh(mesh):
         run_state: dict[str, Any] = {"state": training.make_state(), "step": 0}
     device_batch = {"activations": jax.device_put(batch[None])}

@@ -46,7 +46,7 @@ from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
-from tilelli_jax.training.tasks.text_loss import next_byte_loss
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 BATCH, TIME = 8, 256
 CONFIGS = {"atome": "atome-944k", "Lite": "tilelli-lite-fp32", "Lite ternary": "tilelli-lite-ternary",
@@ -65,7 +65,7 @@ def our_step(config: ModelConfig, scan_layers: bool = True) -> Candidate:
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         training = make_training(config, ComputeConfig(scan_layers=scan_layers), OptimizerConfig(),
-                                 steps=1000, loss=next_byte_loss(0.0), seed=0, mesh=mesh)
+                                 steps=1000, loss=NextByteLoss(0.0), seed=0, mesh=mesh)
     batch = {"bytes": jax.device_put(token_rows()[None])}
     state = [training.make_state()]
 

@@ -151,7 +151,8 @@ def _reason(error: Exception) -> str:
     match = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)|find_class.*?'(\S+)'", message)
     if match:
         name = next(group for group in match.groups() if group)
-        return f"refused: it wants to run '{name.rstrip('.,')}', and only tensors and plain values are let in"
+        return (f"refused: loading it would run '{name.rstrip('.,')}'; only tensors and plain values are "
+                "allowed")
     if "weights_only" in message:  # torch's message advises to disable the protection
         return "refused: it holds an object that is neither a tensor nor a plain value"
     first = next((line for line in message.splitlines() if line.strip()), type(error).__name__)

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import as_json, new_directory
 from tilelli_jax.io.tensors import Tensor, write_directory
 from tilelli_jax.loading import store
+from tilelli_jax.loading.model_card import CARD, CardInfo, model_card
 
 from . import assumptions, check, inspect, source, to_torch
 from .families import FAMILIES, OTHER_NAMES, family_of
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.to:
         return _convert_back(options)
-    return _convert(options)
+    return _convert(options, argv)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,7 +96,7 @@ def _open_and_plan(options: argparse.Namespace) -> tuple[source.Source, Plan | N
     return opened, plan, ""
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
     opened, plan, problem = _open_and_plan(options)
     if plan is None or problem:
         raise InputError(problem)
@@ -105,7 +108,11 @@ def _convert(options: argparse.Namespace) -> int:
         except Exception as error:  # the program that runs the source may raise anything
             raise InputError(f"--check: {opened.path} could not be run: {error!r:.300}") from None
     arrays = _stored_as(plan.arrays(), options.dtype)
+    info = CardInfo(command=f"tilelli convert {shlex.join(argv)}", made_from=(
+        f"Converted from {opened.path.name}, of the family {plan.family}. Its licence and limits apply."))
+    n_parameters = sum(math.prod(array.shape) for array in arrays.values())
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
+              CARD: model_card(plan.config, n_parameters, info).encode(),
               to_torch.RECORD: as_json(to_torch.record(opened, plan)),
               **source.read_companions(opened.companions)}
     vanished: dict[str, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.io.tensors import Tensor, check_floats
-from tilelli_jax.models.arrays import check_sizes, outline
+from tilelli_jax.models.arrays import abstract_arrays, check_sizes
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.mapping import Link, Names, Shape
 
@@ -126,7 +126,7 @@ def make_plan(family: str, build: Callable[..., Any], config: Any, names: Names,
 
 def shapes(build: Callable[..., Any], config: Any) -> dict[str, Shape]:
     """Names and shapes of all arrays of a network."""
-    return {name: leaf.shape for name, leaf in outline(build, config).items()}
+    return {name: leaf.shape for name, leaf in abstract_arrays(build, config).items()}
 
 
 def configured(cls: type, inferred: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> Any:

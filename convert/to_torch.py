@@ -1,4 +1,8 @@
-"""Converts model directories back to Hugging Face directories and `.pt` files."""
+"""Converts model directories back to Hugging Face directories and `.pt` files.
+
+`_output_format` decides what is written. `_layout` decides how a `.pt` file holds the network: as the record
+of its conversion says, or by the family's defaults.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,7 +21,7 @@ from tilelli_jax.io.json_text import as_expected, read_json
 from tilelli_jax.io.tensors import Tensor, check_fit, check_floats
 from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import check_sizes
-from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.mapping import Names, Theirs
 
@@ -29,6 +33,8 @@ from .source import Source, companions_of, lexists, read_companions
 
 SUFFIXES = (".pt", ".pth")
 RECORD = "conversion.json"  # written into a converted model directory; used to convert it back
+Target = Literal["torch", "saelens", "sparsify"]  # of --to
+Format = Literal["hugging_face", "pt", "saelens", "sparsify"]
 
 
 def record(source: Source, plan: Plan) -> dict[str, Any]:
@@ -41,7 +47,7 @@ def record(source: Source, plan: Plan) -> dict[str, Any]:
             "tied_duplicates": dict(plan.tied_duplicates), "model_config": config_lib.to_dict(plan.config)}
 
 
-def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to: str = "torch") -> None:
+def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to: Target = "torch") -> None:
     """Converts a model directory back and writes the checkpoint.
 
     Args:
@@ -55,47 +61,69 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
         InputError: the arrays do not fit the configuration or are not floating-point; `out` already exists,
             has the wrong suffix, or cannot be written.
     """
-    network = store.FAMILIES[config.family][1]
+    network: Any = store.FAMILIES[config.family][1]
     shapes_found = {name: array.shape for name, array in arrays.items()}
     check_sizes(config, shapes_found, str(source))
     check_fit(shapes(network, config), shapes_found, str(source))
     check_floats(arrays, str(source))
+    match _output_format(config, out, to, str(source)):
+        case "saelens" | "sparsify":
+            sae.write_directory(to, config, arrays, out)
+        case "hugging_face":
+            saved = _read_record(source, config)
+            others = read_companions(companions_of(source))
+            with new_directory(out) as path:
+                hugging_face.write(network.hugging_face, config, arrays, path, others=others,
+                                   beside=saved and saved["config"])
+        case "pt":
+            saved = _read_record(source, config)
+            try:
+                with as_expected(source / RECORD) if saved else contextlib.nullcontext():
+                    tree = _tree(config, arrays, _layout(config, saved), str(source))
+                content = checkpoint.writer(out, tree)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                write_together({out: content})
+            except OSError as error:
+                raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def _output_format(config: Any, out: Path, to: Target, source: str) -> Format:
+    """Decides what is written, and refuses what cannot be.
+
+    | --to              | network             | output                      |
+    |-------------------|---------------------|-----------------------------|
+    | saelens, sparsify | an autoencoder      | a directory of that library |
+    | torch             | one of transformers | a Hugging Face directory    |
+    | torch             | any other           | a .pt file                  |
+    """
     if config.family == "sae" and config.activation != "topk" and to != "saelens":
         raise InputError(f"--to {to}: {source}: activation: expected topk, found batch_topk, which only "
                          f"--to saelens can write")
-    if to != "torch":
+    if to == "saelens" or to == "sparsify":
         if config.family != "sae":
             raise InputError(f"--to {to}: {source}: expected an autoencoder, found a {config.family}")
-        sae.write_directory(to, config, arrays, out)
-        return
-    saved = _read_record(source / RECORD) if lexists(source / RECORD) else {}
-    current = json.loads(as_json(config_lib.to_dict(config)))
-    # Keys that an older record lacks are not compared.
-    if {**current, **saved.get("model_config", {})} != current:
-        saved = {}  # the converted network has been replaced by another one
-    if isinstance(network, type) and issubclass(network, Pretrained):
+        return to
+    network = store.FAMILIES[config.family][1]
+    if isinstance(network, type) and issubclass(network, PretrainedModel):
         if out.suffix in SUFFIXES:
             raise InputError(f"{out}: expected a directory, as transformers requires for a {config.family}")
-        others = read_companions(companions_of(source))
-        with new_directory(out) as path:
-            hugging_face.write(network.hugging_face, config, arrays, path, others=others,
-                               beside=saved.get("config"))
-        return
-    if out.suffix not in SUFFIXES or out.exists():
-        raise InputError(f"{out}: already exists; choose another OUT" if out.exists() else
-                         f"{out}: expected a file name that ends in .pt")
-    try:
-        with as_expected(source / RECORD) if saved else contextlib.nullcontext():
-            tree = _tree(config, arrays, saved, str(source))
-        content = checkpoint.writer(out, tree)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_together({out: content})
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        return "hugging_face"
+    if out.exists():
+        raise InputError(f"{out}: already exists; choose another OUT")
+    if out.suffix not in SUFFIXES:
+        raise InputError(f"{out}: expected a file name that ends in .pt")
+    return "pt"
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Raises InputError if the file does not have the format of `record`."""
+def _read_record(source: Path, config: Any) -> dict[str, Any] | None:
+    """The record of a model directory; None if it has none, or another network than the converted one.
+
+    Raises:
+        InputError: the file does not have the format of `record`.
+    """
+    path = source / RECORD
+    if not lexists(path):
+        return None
     saved = read_json(path)
     expected_types = {"state_key": str, "config_key": str, "config": dict, "other_entries": dict,
                       "names": dict, "original_names": dict, "tied_duplicates": dict, "model_config": dict}
@@ -107,31 +135,51 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not valid:
         raise InputError(f"{path}: expected a record written by `tilelli convert`; without this file "
                          "the tensors get default names")
-    return saved
+    current = json.loads(as_json(config_lib.to_dict(config)))
+    return saved if saved["model_config"] == current else None
 
 
-def _tree(config: Any, arrays: Mapping[str, Tensor], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
-    links = mapping.link(_names(config, saved), {name: array.shape for name, array in arrays.items()}, source)
+class Layout(NamedTuple):
+    """How a `.pt` file holds a network.
+
+    Attributes:
+        names: tensor of each array.
+        state_key: the entry that holds the tensors; "": the file holds them itself.
+        entries: the other entries.
+        original_names: name by `names` → name in the file, where they differ.
+        tied_duplicates: tensors stored twice: name → name of the identical tensor.
+    """
+
+    names: Names
+    state_key: str
+    entries: Mapping[str, Any]
+    original_names: Mapping[str, str] = {}
+    tied_duplicates: Mapping[str, str] = {}
+
+
+def _layout(config: Any, saved: Mapping[str, Any] | None) -> Layout:
+    """The layout of the file that was converted, if there is a record, else the family's."""
+    config_entry = {} if config.family in ("sae", "lrd") else {"config": _config_tree(config)}
+    if saved is None:
+        fixed_names: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae.NAMES, "lrd": lrd.NAMES}
+        names = (fixed_names[config.family] if config.family in fixed_names else tilelli.names_of(config))
+        return Layout(names, "" if config.family == "sae" else "state_dict", config_entry)
+    if saved["config_key"] and config.family != "lrd":
+        config_entry = {saved["config_key"]: saved["config"]}
+    return Layout({ours: Theirs(name, how) for ours, (name, how) in saved["names"].items()},
+                  saved["state_key"], config_entry | saved["other_entries"], saved["original_names"],
+                  saved["tied_duplicates"])
+
+
+def _tree(config: Any, arrays: Mapping[str, Tensor], layout: Layout, source: str) -> dict[str, Any]:
+    """The contents of a `.pt` file."""
+    links = mapping.link(layout.names, {name: array.shape for name, array in arrays.items()}, source)
     state: dict[str, Any] = mapping.to_theirs(links, arrays)
-    state |= {name: state[other] for name, other in saved.get("tied_duplicates", {}).items()}
-    original_names = saved.get("original_names", {})
-    state = {original_names.get(name, name): tensor for name, tensor in state.items()}
-    other_entries = saved.get("other_entries", {})
+    state |= {name: state[other] for name, other in layout.tied_duplicates.items()}
+    state = {layout.original_names.get(name, name): tensor for name, tensor in state.items()}
     if config.family == "lrd":
-        return lrd.tree_of(config, state, other_entries)
-    if config.family == "sae" and not saved:
-        return state
-    config_entry = {saved["config_key"]: saved["config"]} if saved.get("config_key") else (
-        {} if config.family == "sae" else {"config": _config_tree(config)})
-    state_key = saved.get("state_key", "state_dict")
-    return {**({state_key: state} if state_key else state), **config_entry, **other_entries}
-
-
-def _names(config: Any, saved: Mapping[str, Any]) -> Names:
-    if saved:
-        return {ours: Theirs(name, how) for ours, (name, how) in saved["names"].items()}
-    fixed_names: dict[str, Any] = {"vanilla": vanilla.NAMES, "sae": sae.NAMES, "lrd": lrd.NAMES}
-    return fixed_names[config.family] if config.family in fixed_names else tilelli.names_of(config)
+        return lrd.tree_of(config, state, layout.entries)
+    return {**({layout.state_key: state} if layout.state_key else state), **layout.entries}
 
 
 def _config_tree(config: Any) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
-from .stats import Interval
+from .stats import Interval, min_p_of_relabelling
 
 FEW = 20  # groups: with fewer, bootstrap intervals are too narrow and p-values too small
 ALPHA = 0.05  # significance level of corrected p-values
@@ -12,7 +13,7 @@ ALPHA = 0.05  # significance level of corrected p-values
 
 def format_interval(interval: Interval, digits: int = 3, sign: bool = False) -> str:
     """Formats an interval: `0.590 [0.551, 0.627]`; with `sign`, `+0.013 [-0.002, +0.029]`."""
-    form = f"{'+' if sign else ''}.{digits}f"
+    form = f"{'+' if sign else ''}z.{digits}f"  # z: no negative zero
     return f"{interval.point:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
@@ -45,5 +46,22 @@ def few_groups_warning(groups: int, kind: str = "items") -> list[str]:
         kind: what the held-out items are, in the plural.
     """
     return [] if groups >= FEW else [
-        f"The held-out {kind} form {groups} groups. Below {FEW} groups intervals are too narrow and p-values "
-        "too small: all comparisons are inconclusive."]
+        f"The held-out {kind} form {groups} of at least {FEW} groups. With fewer, intervals are too narrow "
+        "and p-values too small: all comparisons are inconclusive."]
+
+
+def few_seeds_warning(seeds: int, comparisons: int = 1) -> list[str]:
+    """Returns a warning if an exact test of two models cannot be significant with these seeds, or nothing.
+
+    Args:
+        seeds: number of runs of each model.
+        comparisons: number of tests that Holm's correction covers.
+    """
+    def min_p(n: int) -> float:
+        return min(1.0, comparisons * min_p_of_relabelling(n, n))
+    if min_p(seeds) < ALPHA:
+        return []
+    enough = next(n for n in itertools.count(seeds) if min_p(n) < ALPHA)
+    corrected = f" after correction for {comparisons} comparisons" if comparisons > 1 else ""
+    return [f"{seeds} of at least {enough} seeds: the exact p cannot be below {min_p(seeds):.2g}{corrected}, "
+            "so no difference can be significant."]

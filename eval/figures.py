@@ -44,9 +44,19 @@ def line_style(n: int) -> LineStyle:
     return LineStyle(COLOURS[n % 7], DASHES[(n + n // 7) % 7], MARKS[(n + 2 * (n // 7)) % 7])
 
 
+# Names that no figure compares with models or methods, whose styles they must not have.
+FIXED_STYLES = {"known": LineStyle("0.1", "-", "p"), "unknown": LineStyle("0.55", "--", "h")}
+
+
 def style_of(name: str) -> LineStyle:
     """Returns the style of a name: the same in all figures, new names in order of first use."""
-    return line_style(_style_numbers.setdefault(name, len(_style_numbers)))
+    return FIXED_STYLES.get(name) or line_style(_style_numbers.setdefault(name, len(_style_numbers)))
+
+
+def reserve_styles(names: Sequence[str]) -> None:
+    """Gives the names their styles in this order, so that they do not depend on which figure comes first."""
+    for name in names:
+        style_of(name)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -109,7 +119,7 @@ def risk_coverage(curves: Mapping[str, RiskCoverage], oracle: Sequence[float], m
         for end in (curve.low, curve.high):
             axes.plot(curve.coverages, end, color=style.colour, linewidth=0.5, alpha=0.55)
         fraction = curve.fraction_of_oracle.point
-        gain = "" if np.isnan(fraction) else f": {100 * fraction:.0f} % of the oracle's gain"
+        gain = "" if np.isnan(fraction) else f": {100 * fraction:z.0f} % of the oracle's gain"
         axes.plot(curve.coverages, curve.risks, color=style.colour, linestyle=style.dash, marker=style.mark,
                   markersize=3.5, zorder=3, label=f"{name}{gain}")
     coverages = next(iter(curves.values())).coverages if curves else np.linspace(0, 1, len(oracle))

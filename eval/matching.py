@@ -86,12 +86,15 @@ WORD = re.compile(rf"""
     | (?<={_W})[<>≤≥≠](?={_W}) | (?<={_W}\ )[<>≤≥≠](?=\ {_W})""", re.VERBOSE)
 NEGATION_WINDOW = 3  # words before a gold answer in which a negation applies to it
 REFUSALS = (
-    r"i (?:do not|don t|dont) (?:have|know|possess|recall)", r"i (?:am|m) (?:not sure|unsure|unable|sorry)",
-    r"i (?:cannot|can t|could not|couldn t) (?:answer|determine|find|identify|provide|tell|say)",
+    r"(?:i|we) (?:do not|don t|dont) (?:have|know|possess|recall)",
+    r"(?:(?:i|we) (?:am|m|are|re) )?(?:not sure|unsure)", r"i (?:am|m) (?:unable|sorry)",
+    r"(?:(?:i|we) have )?no idea", r"idk",
+    r"(?:i|we) (?:cannot|can t|can not|could not|couldn t) "
+    r"(?:answer|determine|find|help|identify|provide|tell|say)",
     r"(?:please )?(?:provide|give|specify|clarify)(?: me)?(?: \w+){0,3} "
     r"(?:context|information|details|which|what)",
     r"(?:i )?(?:need|require) (?:more|additional|further) (?:context|information|details)",
-    r"(?:it is|it s|this is) (?:unknown|not known|unclear|impossible to (?:say|tell|know|determine))",
+    r"(?:it|this|that) (?:is|s) (?:unknown|not known|unclear|impossible to (?:say|tell|know|determine))",
     r"(?:unknown|unclear|not known)$",
     r"(?:no|not enough|insufficient) (?:information|context)")
 # Anywhere in the first sentence. Without articles, since `words` removes them.
@@ -126,12 +129,15 @@ def is_match(answer: str, golds: Sequence[str], rule: Rule = "strict") -> bool:
 def is_refusal(answer: str) -> bool:
     """Returns whether an answer abstains or asks for more information: it is neither right nor wrong.
 
-    Searches for English phrases at the beginning of the answer, and for some in its whole first sentence.
+    Searches for English phrases at the beginning of the answer, and for some in its whole first sentence. An
+    empty answer is a refusal. Later sentences are not searched: "Paris. I don't know more." is an answer.
 
     Raises:
         ValueError: the answer is not a text.
     """
     _check_text("answer", answer)
+    if not answer.strip():
+        return True
     plain = re.sub(r"^(?:sorry|unfortunately|well)\s+", "", " ".join(words(answer)))
     first_sentence = " ".join(words(re.split(r"(?<=[.!?])\s", answer.strip(), maxsplit=1)[0]))
     return _REFUSAL.match(plain) is not None or _REQUEST.search(first_sentence) is not None

@@ -105,7 +105,7 @@ class Fitted:
         return self.pipeline[-1].coef_[0]
 
 
-def columns(blocks: Mapping[str, Block], names: Sequence[str]) -> Block:
+def concatenate_blocks(blocks: Mapping[str, Block], names: Sequence[str]) -> Block:
     """Concatenates the named blocks along the columns: sparse if any of them is."""
     for name in names:
         checks.one_of(name, blocks, "blocks")
@@ -241,14 +241,16 @@ class LadderResult:
     comparisons: Sequence[Comparison]
 
 
-HEADLINES = (("P2_cheap_raw", "P1_cheap"), ("P3_cheap_sae", "P1_cheap"), ("P3_cheap_sae", "P2_cheap_raw"))
+PUBLISHED_COMPARISONS = (("P2_cheap_raw", "P1_cheap"), ("P3_cheap_sae", "P1_cheap"),
+                         ("P3_cheap_sae", "P2_cheap_raw"))
 
 
 def fit_ladder(train: Mapping[str, Block], train_labels: ArrayLike, test: Mapping[str, Block],
-          test_labels: ArrayLike, folds: Folds, *, rungs: Sequence[Rung] = LADDER,
-          comparisons: Sequence[tuple[str, str]] = HEADLINES, options: ProbeOptions = ProbeOptions(),
-          replicates: int = 2000, seed: int = 42, groups: ArrayLike | None = None,
-          notify: Callable[[str], None] = lambda rung: None) -> LadderResult:
+               test_labels: ArrayLike, folds: Folds, *, rungs: Sequence[Rung] = LADDER,
+               comparisons: Sequence[tuple[str, str]] = PUBLISHED_COMPARISONS,
+               options: ProbeOptions = ProbeOptions(), replicates: int = 2000, seed: int = 42,
+               groups: ArrayLike | None = None,
+               notify: Callable[[str], None] = lambda rung: None) -> LadderResult:
     """Fits every rung on the training rows and compares the rungs on the same test rows.
 
     Args:
@@ -266,8 +268,8 @@ def fit_ladder(train: Mapping[str, Block], train_labels: ArrayLike, test: Mappin
     fitted = {}  # name → probe, test probabilities
     for rung in rungs:
         notify(rung.name)
-        probe = fit_probe(columns(train, rung.blocks), train_labels, folds, options)
-        fitted[rung.name] = probe, probe.probabilities(columns(test, rung.blocks))
+        probe = fit_probe(concatenate_blocks(train, rung.blocks), train_labels, folds, options)
+        fitted[rung.name] = probe, probe.probabilities(concatenate_blocks(test, rung.blocks))
     bootstrap = PairedBootstrap(test_labels, {name: scores for name, (_, scores) in fitted.items()},
                                 replicates=replicates, seed=seed, groups=groups)
     pairs = [(a, b) for a, b in comparisons if a in fitted and b in fitted]

@@ -29,7 +29,7 @@ FORMAT = 3  # increment whenever a stage's result for the same inputs changes
 MANIFEST = "manifest.json"
 MAX_CHECKSUM_BYTES = 64 << 20  # larger files are checked by their size only
 RESULT = "result.json"  # numbers that a stage computed
-REBUILD_HINT = "once you have deleted that directory, the same command makes it anew"
+REBUILD_HINT = "delete that directory, and the same command runs the stage again"
 RESULTS = "results.json"  # all numbers of a study, next to its report
 
 
@@ -117,7 +117,7 @@ class Stages:
             self._verified.add(path)
 
 
-def recipe(stage: str, **parts: Any) -> dict[str, Any]:
+def stage_manifest(stage: str, **parts: Any) -> dict[str, Any]:
     """Returns a stage's manifest: its name, the format version and its inputs."""
     return {"stage": stage, "format": FORMAT, **parts}
 
@@ -142,11 +142,11 @@ def key(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def once(method: Callable[..., T]) -> Callable[..., T]:
+def cached_method(method: Callable[..., T]) -> Callable[..., T]:
     """Decorates a method: its result is cached per object and arguments, like a cached property."""
     @functools.wraps(method)
     def cached(self: Any, *arguments: Any) -> T:
-        cache = self.__dict__.setdefault("_once", {})
+        cache = self.__dict__.setdefault("_cached_calls", {})
         if (call := (method.__name__, *arguments)) not in cache:
             cache[call] = method(self, *arguments)
         return cache[call]

@@ -154,20 +154,22 @@ def _first_visible(text: str) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Formats rows as a Markdown table with aligned columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([shown(row.get(name)) for name in names] for row in rows)]
+    cells = [names, *([format_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(names))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
              for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-def shown(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """Formats a table cell: numbers to about four digits, intervals as `0.590 [0.551, 0.627]`, None as –."""
     match value:
         case None:
             return "–"
+        case Interval() if math.isnan(value.point):
+            return "–"
         case Interval():
-            return f"{shown(value.point)} [{shown(value.low)}, {shown(value.high)}]"
+            return f"{format_cell(value.point)} [{format_cell(value.low)}, {format_cell(value.high)}]"
         case bool() | np.bool_():
             return "yes" if value else "no"
         case float() | np.floating():

@@ -59,6 +59,8 @@ class Basket(Section):
     fruit: Apple | Pear = setting(Apple(), "what is in it")
     box: Box = setting(Box(), "what is around it")
     lid: Box | None = setting(None, "what is on it")
+    parts: dict[str, Box] = setting({}, "what it is divided into")
+    tag: Box = setting(Box(width=1, label="ripe"), "what its label says")
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -70,7 +72,9 @@ baskets = st.builds(
     fruit=st.builds(Apple, weight=floats, sorts=st.lists(st.sampled_from(["red", "green"])).map(tuple))
     | st.builds(Pear, weight=st.floats(0, 10, exclude_max=True), stalk=st.booleans()),
     box=st.builds(Box, width=st.integers(1, 200), label=texts),
-    lid=st.none() | st.builds(Box, width=st.integers(1, 200), label=texts))
+    lid=st.none() | st.builds(Box, width=st.integers(1, 200), label=texts),
+    parts=st.dictionaries(texts.filter(lambda text: text and "." not in text),
+                          st.builds(Box, width=st.integers(1, 200), label=texts), max_size=3))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -185,7 +189,21 @@ BAD = [
     ("box: {width: 201}", (), "box.width: expected a whole number > 0 and ≤ 200, found 201"),
     ("fruit: 3", (), "fruit: expected keys with values, found a whole number"),
     ("box: [1]", (), "box: expected keys with values, found a list"),
+    ("parts: [left]", (), "parts: expected names with a section each, found a list"),
+    ("parts: {left: 3}", (), "parts.left: expected keys with values, found a whole number"),
+    ("parts: {left: {widht: 3}}", (), "unknown key 'parts.left.widht' (did you mean 'parts.left.width'?)"),
+    ("parts: {left: {count: 3}}", (), "unknown key 'parts.left.count' (did you mean 'count'?)"),
+    ("parts: {left: {width: 201}}", (), "parts.left.width: expected a whole number > 0 and ≤ 200, found 201"),
+    ("parts: {left: {label: 3}}", (), "parts.left.label: expected text, found a whole number 3"),
+    ("parts: {3: {width: 3}}", (), "parts: expected names that are text without dots, found 3"),
+    ("parts: {a.b: {width: 3}}", (), "parts: expected names that are text without dots, found 'a.b'"),
+    ("parts: {'': {width: 3}}", (), "parts: expected names that are text without dots, found ''"),
     # overrides
+    ("parts: {left: {width: 3}}", ("parts.left.wdth=4",),
+     "unknown key 'parts.left.wdth' (did you mean 'parts.left.width'?)"),
+    ("", ("parts={left: {width: 0}}",), "parts.left.width: expected a whole number > 0 and ≤ 200, found 0"),
+    ("", ("parts.left={wdth: 1}",), "unknown key 'parts.left.wdth' (did you mean 'parts.left.width'?)"),
+    ("", ("parts=3",), "parts: expected names with a section each, found a whole number"),
     ("", ("count",), "override 'count': expected key.subkey=value"),
     ("", ("=3",), "override '=3': expected key.subkey=value"),
     ("count: 3", ("count.x=3",), "override 'count.x=3': 'count' holds a value, not keys"),
@@ -248,6 +266,39 @@ def test_differences_are_named_by_key() -> None:
     assert config_lib.differences(a, b) == {
         "count": (3, 1), "fruit.family": ("apple", "pear"), "fruit.sorts": (["red"], None),
         "fruit.stalk": (None, True), "box.label": ("", "x")}
+
+
+def test_a_mapping_of_sections(tmp_path: Path) -> None:
+    text = "parts: {left: {width: 4}, right: {label: x}}"
+    assert load(tmp_path, text).parts == {"left": Box(4), "right": Box(3, "x")}
+    basket = load(tmp_path, text, "parts.left.label=007", "parts.top.width=9", "parts.under={label: y}")
+    assert basket.parts == {"left": Box(4, "007"), "right": Box(3, "x"), "top": Box(9), "under": Box(3, "y")}
+    assert list(basket.parts) == ["left", "right", "top", "under"]
+    assert load(tmp_path, text, "parts={left: {width: 5}}").parts == {"left": Box(5)}, "replaces the mapping"
+    assert load(tmp_path, "parts:").parts == Basket().parts == {}
+    assert Basket().parts is not Basket().parts
+    assert config_lib.to_dict(basket)["parts"]["left"] == {"width": 4, "label": "007"}
+    assert config_lib.settings(basket)["parts.left.width"] == 4
+    assert config_lib.differences(load(tmp_path, text), basket) == {
+        "parts.left.label": ("", "007"), "parts.top.width": (None, 9), "parts.top.label": (None, ""),
+        "parts.under.width": (None, 3), "parts.under.label": (None, "y")}
+    described = config_lib.describe(Basket).splitlines()
+    rows = {line.split()[0]: following.strip() for line, following in zip(described[::2], described[1::2],
+                                                                          strict=True)}
+    assert rows["parts.NAME"] == "what it is divided into"
+    assert rows["parts.NAME.width"] == "centimetres" and rows["parts.NAME.label"] == "what is written on it"
+
+
+def test_a_section_keeps_the_defaults_of_its_key(tmp_path: Path) -> None:
+    """Those of the key, which may differ from those of the section's class; also in --help."""
+    assert load(tmp_path, "tag: {width: 2}").tag == Box(2, "ripe")
+    assert load(tmp_path, "tag:", "tag.label=x").tag == Box(1, "x")
+    assert load(tmp_path, "tag:").tag == Box(1, "ripe")
+    assert load(tmp_path, "box: {label: x}").box == Box(3, "x")
+    assert load(tmp_path, "fruit: {family: pear}").fruit == Pear(), "another family than the default"
+    described = config_lib.describe(Basket)
+    assert "tag.width         a whole number > 0 and ≤ 200 [1]" in described
+    assert "tag.label         text [ripe]" in described and "box.width         a whole number" in described
 
 
 def leaves(cls: Any, prefix: str = "") -> list[tuple[str, str]]:

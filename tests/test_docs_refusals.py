@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from tilelli_jax.eval.inputs.rows import read_rows
 from tilelli_jax.eval.stages import Stages
 
 from tests.restated.random_weights import random_network
+from tilelli_jax import config as config_lib
 from tilelli_jax.commands.data import main as prepare
 from tilelli_jax.config import load
+from tilelli_jax.data.chat_pairs import ChatConfig, open_pairs, read_pairs
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.reading import check_batches
@@ -33,7 +36,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.experiment import ExperimentConfig, TrainConfig
 from tilelli_jax.training.run import RunDirectory
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +87,18 @@ def of_run(change: Provoke) -> Provoke:
         again.lock()
         return again.open(ExperimentConfig(run_dir=str(path / "run"), seed=1), force_resume=False, write=True)
     return provoke
+
+
+def with_budget(path: Path) -> Any:
+    run = RunDirectory(path / "run")
+    run.open(ExperimentConfig(run_dir=str(path / "run")), force_resume=False, write=True)
+    return run.open(ExperimentConfig(run_dir=str(path / "run"), train=TrainConfig(minutes=5.0)),
+                    force_resume=True, write=True)
+
+
+def without_decision(path: Path) -> Any:
+    (path / "run" / "checkpoints" / "20").mkdir(parents=True)
+    return RunDirectory(path / "run").read_steps()
 
 
 def somebody_elses(path: Path) -> None:
@@ -191,12 +206,24 @@ PROVOKE: dict[str, Provoke] = {
     "a lone surrogate in JSON lines of text": prepared("text.jsonl", '{"text": "a"}\n{"text": "\\ud800 a"}'),
     "a row whose text is none": prepared("text.jsonl", '{"text": 5}'),
     "too little text for both parts": prepared("text.txt", "x"),
+    "pairs that are longer than a row": said(
+        "chat.jsonl", "".join(f'{{"prompt": "{n * "a"}", "response": "b"}}\n' for n in (1, 22)),
+        lambda path: open_pairs(ChatConfig(source=str(path)), 30)),
+    "a conversation with other roles than user and assistant in turn": said(
+        "chat.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}',
+        read_pairs),
+    "a conversation that does not end with a reply": said(
+        "chat.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', read_pairs),
     "--column where only text files are read": prepared("text.txt", "some text", "--column", "nope"),
     "a batch that memory cannot hold": lambda path: check_batches(1 << 50, 1, 65, 1),
     "shards without their meta.json, or of two makings": shards(lambda path: (path / "meta.json").unlink()),
     "train.bin of another size than meta.json states": shards(
         lambda path: (path / "train.bin").write_bytes(b"few")),
     "another configuration in the directory of a run": of_run(lambda path: None),
+    "another time budget for a run that has begun": with_budget,
+    "a time budget of 0, or that is no number": lambda path: config_lib.from_dict(
+        ExperimentConfig, {"train": {"minutes": math.nan}}),
+    "a time budget whose number of updates is lost": without_decision,
     "a directory that is none of a run": of_run(somebody_elses),
     "a run that another process is at": of_run(lambda path: lock(path, wait=False)),
     "a directory that is none of a model": model(lambda path: (path / "config.json").unlink()),

@@ -77,15 +77,40 @@ def test_commands_work_in_a_clone(module: str, name: str) -> None:
     assert done.stdout.startswith(f"usage: tilelli {name} ")
 
 
-def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch,
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize(("argv", "package", "what"), [
+    ("compare --config lite-vs-vanilla", "scipy", "this command"),
+    ("recall --config recall-demo", "sklearn", "this command"),
+    ("recall predict --model x --sidecar x QUESTION", "scipy", "this command"),
+    ("recall app --model x --sidecar x", "sklearn", "this command"),
+    ("difficulty --config difficulty-demo", "sklearn", "this command"),
+    ("difficulty published --config x.yaml", "scipy", "this command"),
+    ("abstention --config abstention-demo", "scipy", "this command"),
+    ("abstention calibrate --model x --on x.jsonl", "sklearn", "this command"),
+    ("claims --model x", "scipy", "this command"),
+    # Packages that are imported late; these tests import everything else.
+    ("difficulty --config difficulty-demo", "pyarrow", "tilelli difficulty"),
+    pytest.param("difficulty --config difficulty-etth1", "statsmodels", "data.family series",
+                 marks=EXHAUSTIVE),
+    pytest.param("compare --config lite-vs-vanilla", "pyarrow", "tilelli compare", marks=EXHAUSTIVE),
+    pytest.param("demo", "pyarrow", "tilelli recall", marks=EXHAUSTIVE),
+    pytest.param("abstention --config abstention-demo", "pyarrow", "tilelli abstention", marks=EXHAUSTIVE)])
+def test_a_package_that_is_not_installed(argv: str, package: str, what: str, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
+    """One line before any work, and nothing written."""
+    monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.startswith("tilelli_jax.eval")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    for name in [name for name in sys.modules if name.startswith("scipy.")]:
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith(f"{package}.")]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(["compare", "--config", "lite-vs-vanilla"]) == 2
-    assert_one_line(capsys.readouterr().err, "this command needs scipy: pip install 'tilelli_jax[eval]'")
+    assert main(argv.split()) == 2
+    assert_one_line(capsys.readouterr().err,
+                    f"error: {what} needs {package}: pip install 'tilelli_jax[eval]'\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_optional_package_has_its_extra() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from tilelli_jax.errors import InputError
 
 # Import name of a package → the extra of pyproject.toml that installs it.
@@ -26,6 +28,12 @@ def missing(name: str, what: str) -> InputError:
     """
     package = name.partition(".")[0]
     return InputError(f"{what} needs {package}: pip install 'tilelli_jax[{EXTRA[package]}]'")
+
+
+def require(name: str, what: str) -> None:
+    """Raises InputError, see `missing`, if a package is not installed. Does not import it."""
+    if importlib.util.find_spec(name) is None:
+        raise missing(name, what)
 
 
 def is_optional(name: str | None) -> bool:

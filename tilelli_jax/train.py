@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import logging
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
+from tilelli_jax.cli import accelerators
 from tilelli_jax.cli.command import command
+from tilelli_jax.cli.progress import waiting
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
-from tilelli_jax.models.abstain import blank_head, with_head
+from tilelli_jax.models.abstain import attach_head, new_head
 from tilelli_jax.parallel.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
+from tilelli_jax.training.budget import decide_steps
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.experiment import ExperimentConfig
-from tilelli_jax.training.flops import peak_flops
 from tilelli_jax.training.groups import select
 from tilelli_jax.training.log import MetricsLog, Progress, read_metrics, require_extras
 from tilelli_jax.training.loop import RunState, Trainer
 from tilelli_jax.training.run import RunDirectory, provenance
-from tilelli_jax.training.step import TrainState, check_memory, parameter_count, split_params
+from tilelli_jax.training.step import Training, TrainState, check_memory, parameter_count, split_params
 from tilelli_jax.training.tasks.base import Task
-from tilelli_jax.training.tasks.chat import chat_task, with_starting_network
-from tilelli_jax.training.tasks.sae import sae_task
-from tilelli_jax.training.tasks.text import text_task
+from tilelli_jax.training.tasks.chat import ChatTask, with_starting_network
+from tilelli_jax.training.tasks.sae import AutoencoderTask
+from tilelli_jax.training.tasks.text import TextTask
 
 log = logging.getLogger(__name__)
 DIVERGED = 3  # exit status: resuming from the last checkpoint would diverge again
@@ -59,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if jax.process_index() == 0:
             run.lock()
-        return train(config, run, resume=options.resume)
+        return train(config, run, f"tilelli train {shlex.join(argv)}", resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
@@ -73,12 +76,16 @@ def main(argv: Sequence[str]) -> int:
         run.close()
 
 
-def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) -> int:
+def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: bool = False) -> int:
     """Starts or resumes a run, and trains until it is complete or is asked to stop.
+
+    Args:
+        command: the command of the run, for the model card.
+        resume: resume also if settings have changed.
 
     Returns the exit status: 0 if the run is complete, or stopped on request after saving.
     """
-    name = run.name
+    begin, name = time.monotonic(), run.name
     first = jax.process_index() == 0
     notify = print if first else (lambda *_, **__: None)
 
@@ -87,11 +94,11 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
     config = with_starting_network(config, run)
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
-    task = (chat_task if config.chat is not None else
-            sae_task if config.model.family == "sae" else text_task)(config, mesh)
+    task = (ChatTask if config.chat is not None else
+            AutoencoderTask if config.model.family == "sae" else TextTask)(config, mesh)
     start_from = _start(config) if config.train.init_from and not run.has_checkpoints() else None
-    training = task.training(start_from)
-    check_memory(training.outline)
+    training = task.prepare(start_from, config.train.steps)
+    check_memory(training.abstract_state)
     if run.open(config, force_resume=resume, write=first):
         if run.read_summary().get("corpus", task.fingerprint) != task.fingerprint:
             raise InputError(f"{task.key}: {task.source} is not the data that {run.path} was trained on; "
@@ -106,63 +113,78 @@ def train(config: ExperimentConfig, run: RunDirectory, *, resume: bool = False) 
     with contextlib.ExitStack() as cleanup:
         cleanup.enter_context(jax.set_mesh(mesh))
         # The state: from a checkpoint of this run, from another model, or random.
-        network, outline, make, update = training
+        state = None
         checkpoints = cleanup.enter_context(
             contextlib.closing(Checkpoints(run.checkpoints, config.train.keep)))
         run_state, iterator = RunState(), iter(task.batches)
-        if checkpoint := checkpoints.latest(outline):
+        if checkpoint := checkpoints.latest(training.abstract_state):
             state, notes = checkpoint
             if notes.pop("corpus") != task.fingerprint and not resume:
                 raise InputError(f"{task.key}: {task.source} is not the data that {run.path} was trained on; "
                                  "choose another run_dir, or --resume to continue with this data")
             iterator.set_state(_position(notes.pop("data"), iterator.get_state()["size"], run))
             run_state = RunState(**{"tokens": notes["step"] * task.tokens} | notes)
-        else:
-            state = make()
-        run.check_updates(run_state.step, config.train.steps)
-        del training, make, start_from  # they hold a second copy of the weights
-        notify(f"{name}: {config.model.family}, {_parameters(task, state.params)}; "
+        for line in accelerators.unsupported({device.platform for device in jax.local_devices()}):
+            notify(f"note: {line}")
+        budgeted = None if config.train.minutes is None else run.read_steps()
+        steps = min(config.train.steps, budgeted or config.train.steps)
+        run.check_updates(run_state.step, steps)
+        notify(f"{name}: {config.model.family}, {_parameters(task, training.abstract_state.params)}; "
                f"{task.source}: {task.size}; {jax.device_count()} × {jax.devices()[0].device_kind}"
                + (f"; resuming from step {run_state.step}" if run_state.step else ""), flush=True)
 
+        if config.train.minutes is not None and budgeted is None:
+            steps = _steps_within_budget(config, run, task, training, begin, first=first)
+        if steps != config.train.steps:
+            training = task.prepare(start_from, steps)
+        if state is None:
+            state = training.make_state()
+        update, abstract_state = training.update, training.abstract_state
+        del training, start_from  # they hold a second copy of the weights
+
         # The training loop.
-        trainer = Trainer(
-            config=config.train,
-            task=task,
-            update=update,
-            evaluate=task.evaluate(network),
-            diagnose=task.diagnose(network),
-            extra=task.extra(network),
-            peak_flops=peak_flops(jax.devices()[0]),
-            checkpoints=checkpoints,
-            notes={"corpus": task.fingerprint},
-            record=functools.partial(run.record, from_step=run_state.step) if first else lambda: None,
-            log=MetricsLog(run.metrics, config.log, from_step=run_state.step, name=name,
-                           settings=config_lib.to_dict(config)) if first else None,
-            progress=Progress(config.train.steps, run_state.step, task.loss_unit.format, show=first))
-        cleanup.callback(trainer.progress.close)
-        if trainer.log:
-            cleanup.callback(trainer.log.close)
+        metrics_log = cleanup.enter_context(contextlib.closing(MetricsLog(
+            run.metrics, config.log, from_step=run_state.step, name=name,
+            settings=config_lib.to_dict(config)))) if first else None
+        progress = cleanup.enter_context(contextlib.closing(
+            Progress(steps, run_state.step, task.loss_unit.format, show=first)))
+        trainer = Trainer(dataclasses.replace(config.train, steps=steps), task, update, checkpoints, run,
+                          metrics_log, progress)
         with distributed.signals_deferred():
-            state, run_state = trainer.run(state, iterator, run_state)
-        if run_state.step < config.train.steps:
-            notify(f"stopped and saved at step {run_state.step} of {config.train.steps}; "
+            state, run_state = trainer.train(state, iterator, run_state)
+        if run_state.step < steps:
+            notify(f"stopped and saved at step {run_state.step} of {steps}; "
                    f"the same command resumes from there", flush=True)
             return distributed.stop_status()
-        params, exported = _exported(config, checkpoints, state, outline, run_state)
+        params, exported = _exported(config, checkpoints, state, abstract_state, run_state)
         params = _gathered(params, mesh)
         if first:
             cleanup.close()  # closes the checkpoints
-            model = network.merge(params)
-            summary = _finish(config, run, task, model, exported, run_state, mesh)
-            _print_results(config, run, task, summary, model)
+            model = task.network.merge(params)
+            with waiting("reporting"):
+                summary = _finish(config, run, task, model, exported, run_state, mesh, command)
+                _print_results(config, run, task, summary, model)
     return 0
 
 
+def _steps_within_budget(config: ExperimentConfig, run: RunDirectory, task: Task, training: Training,
+                         begin: float, *, first: bool) -> int:
+    """Decides how many updates fit into `train.minutes`, and stores that for resuming."""
+    with (contextlib.closing(Progress(config.train.steps, 0, task.loss_unit.format, show=first)) as progress,
+          progress.activity("measuring the speed")):
+        steps, costs = decide_steps(task, training, config.train, begin)
+    if first:
+        why = ("; train.steps allows no more" if steps == config.train.steps else
+               f"; no more fit, as compiling takes {costs.compilation:.0f} s, twice" if steps == 1 else "")
+        rate = f"{1 / costs.update:.3g} per second"
+        print(f"{config.train.minutes:g} minutes: {steps:,} updates at {rate}{why}", flush=True)
+        run.write_steps(steps, 1 / costs.update)
+    return steps
+
+
 def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any, exported: int,
-            run_state: RunState, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+            run_state: RunState, mesh: jax.sharding.Mesh, command: str) -> dict[str, Any]:
     """Writes model/, loss.png and, last, summary.json, which marks the run as complete."""
-    store.save(model, run.model)
     params = split_params(model)[1]
     n_parameters = parameter_count(params)
     summary = {
@@ -170,10 +192,11 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
         **task.loss_unit.columns(run_state.valid_loss, "final_valid_"),
         **task.loss_unit.columns(run_state.best_loss, "best_valid_"),
         "best_step": run_state.best_step, "steps": run_state.step, "exported_step": exported,
-        "parameters": n_parameters, "trained_parameters": parameter_count(select(params, task.trained)),
+        "parameters": n_parameters, "trained_parameters": parameter_count(select(params, task.loss.trained)),
         "tokens": run_state.tokens,
         "seconds": round(run_state.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
         "mesh": dict(mesh.shape), **provenance(config.seed)}
+    store.save(model, run.model, report.card_info(config, task, summary, command))
     baselines = report.baselines(summary, config.report)
     report.plot_losses(read_metrics(run.metrics), run.figure,
                        f"{run.name}: {n_parameters:,} parameters on {task.source}", baselines,
@@ -228,7 +251,7 @@ def _start(config: ExperimentConfig) -> Any:
     """
     model = store.load(config.train.init_from, config.compute)
     if getattr(config.model, "abstain_head", False) and getattr(model, "abstain", None) is None:
-        model = with_head(model, blank_head(model.config.d_model))
+        model = attach_head(model, new_head(model.config.d_model))
     if model.config != config.model:
         key, (start_value, own_value) = next(iter(config_lib.differences(model.config, config.model).items()))
         raise InputError(f"train.init_from: {config.train.init_from} has {key} {start_value}, "
@@ -238,7 +261,7 @@ def _start(config: ExperimentConfig) -> Any:
 
 def _parameters(task: Task, params: Any) -> str:
     """Describes the number of parameters, and how many are trained."""
-    total, trained = parameter_count(params), parameter_count(select(params, task.trained))
+    total, trained = parameter_count(params), parameter_count(select(params, task.loss.trained))
     return f"{total:,} parameters" + (f", of which {trained:,} are trained" if trained < total else "")
 
 
@@ -251,12 +274,12 @@ def _position(state: dict[str, Any], size: float, run: RunDirectory) -> dict[str
 
 
 def _exported(config: ExperimentConfig, checkpoints: Checkpoints, state: TrainState,
-              outline: TrainState, run_state: RunState) -> tuple[Any, int]:
+              abstract_state: TrainState, run_state: RunState) -> tuple[Any, int]:
     """Returns the parameters to write to model/, and their step."""
     if config.train.export == "best" and run_state.best_step != run_state.step:
         jax.tree.map(lambda a: a.delete(), state.opt_state)  # makes room
         try:
-            return checkpoints.restore(run_state.best_step, outline).state.params, run_state.best_step
+            return checkpoints.restore(run_state.best_step, abstract_state).state.params, run_state.best_step
         except InputError as error:
             log.warning("%s; model/ gets the last weights, not the best ones", error)
     return state.params, run_state.step

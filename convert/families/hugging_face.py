@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.models.from_pretrained import Pretrained
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
 from tilelli_jax.pretrained import hugging_face
 
@@ -16,7 +16,7 @@ from ..plan import Family, Plan, configured, make_plan
 from ..source import Source
 
 
-def _family(network: type[Pretrained]) -> Family:
+def _family(network: type[PretrainedModel]) -> Family:
     theirs = network.hugging_face
 
     def recognises(source: Source) -> bool:

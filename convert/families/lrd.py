@@ -11,17 +11,17 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
 from tilelli_jax.io.tensors import Tensor, in_memory
-from tilelli_jax.pretrained.mapping import Theirs, turned
+from tilelli_jax.pretrained.mapping import Theirs, transposed
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import Source
 from .stated import shape_of
 
 NAMES = {
-    "gru.input.kernel": turned("gru.weight_ih_l0"), "gru.input.bias": Theirs("gru.bias_ih_l0"),
-    "gru.state.kernel": turned("gru.weight_hh_l0"), "gru.state.bias": Theirs("gru.bias_hh_l0"),
-    "hidden.kernel": turned("head.0.weight"), "hidden.bias": Theirs("head.0.bias"),
-    "out.kernel": turned("head.3.weight"), "out.bias": Theirs("head.3.bias"),
+    "gru.input.kernel": transposed("gru.weight_ih_l0"), "gru.input.bias": Theirs("gru.bias_ih_l0"),
+    "gru.state.kernel": transposed("gru.weight_hh_l0"), "gru.state.bias": Theirs("gru.bias_hh_l0"),
+    "hidden.kernel": transposed("head.0.weight"), "hidden.bias": Theirs("head.0.bias"),
+    "out.kernel": transposed("head.3.weight"), "out.bias": Theirs("head.3.bias"),
     "feature_scaler.mean": Theirs("fscaler.mean", "one row"),
     "feature_scaler.scale": Theirs("fscaler.std", "one row"),
     "global_scaler.mean": Theirs("gscaler.mean"), "global_scaler.scale": Theirs("gscaler.scale"),

@@ -14,7 +14,7 @@ from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.io.files import new_directory, write_json
 from tilelli_jax.io.tensors import Tensor, in_memory, write_file
 from tilelli_jax.pretrained import mapping
-from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import AUTOENCODERS, Source
@@ -24,7 +24,7 @@ HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out
 UNIT_NORM_TOLERANCE = 1e-2  # a norm counts as 1 within this; bfloat16 needs it
 NAMES: Names = {"encoder.kernel": Theirs("W_enc"), "encoder.bias": Theirs("b_enc"),
                 "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
-SPARSIFY: Names = {"encoder.kernel": turned("encoder.weight"), "encoder.bias": Theirs("encoder.bias"),
+SPARSIFY: Names = {"encoder.kernel": transposed("encoder.weight"), "encoder.bias": Theirs("encoder.bias"),
                    "decoder.kernel": Theirs("W_dec"), "bias": Theirs("b_dec")}
 
 # Keys of cfg.json that affect the outputs, and the values that are supported; a missing key is accepted.
@@ -101,13 +101,13 @@ def _activation_settings(source: Source) -> dict[str, Any]:
         for name, axis in (("columns", 0), ("rows", 1)):
             if np.abs(np.sqrt(squares.sum(axis=axis)) - 1).max() < UNIT_NORM_TOLERANCE:
                 inferred["unit_norm"] = name
-    for ours, theirs, kind in (("of_model", "model_name", str), ("layer", "hook_layer", int)):
+    for ours, theirs, kind in (("source_model", "model_name", str), ("layer", "hook_layer", int)):
         if isinstance(metadata.get(theirs), kind):
             inferred[ours] = metadata[theirs]
     if hook := HOOK.fullmatch(str(metadata.get("hook_name"))):
-        inferred |= {"layer": int(hook[1]), "place": hook[2]}
+        inferred |= {"layer": int(hook[1]), "hook": hook[2]}
     elif isinstance(metadata.get("hook_name"), str):
-        inferred["place"] = metadata["hook_name"]
+        inferred["hook"] = metadata["hook_name"]
     return inferred
 
 
@@ -136,8 +136,8 @@ def write_directory(layout: str, config: SAEConfig, arrays: Mapping[str, Tensor]
             "dtype": str(arrays["decoder.kernel"].dtype), "device": "cpu", "apply_b_dec_to_input": True,
             "normalize_activations": "none", "reshape_activations": "none",
             "rescale_acts_by_decoder_norm": False,
-            "metadata": {"model_name": config.of_model, "hook_layer": config.layer, "hook_name": (
-                f"blocks.{config.layer}.hook_{config.place}" if config.layer >= 0 else config.place)}}
+            "metadata": {"model_name": config.source_model, "hook_layer": config.layer, "hook_name": (
+                f"blocks.{config.layer}.hook_{config.hook}" if config.layer >= 0 else config.hook)}}
     tensors = mapping.to_theirs(links, arrays)
     if threshold:
         tensors["threshold"] = in_memory(np.full(config.n_latents, threshold.read()))

@@ -16,7 +16,7 @@ from typing import Any
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
-from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 from ..plan import Assumption, Family, Plan, configured, make_plan
 from ..source import Source
@@ -140,7 +140,7 @@ class _Layout:
         self.names["embed.kernel"] = Theirs(self.top["embed"])
         for part, ours in (("unembed", "unembed.kernel"), ("abstain", "abstain.kernel")):
             if part in self.top:
-                self.names[ours] = turned(self.top[part])
+                self.names[ours] = transposed(self.top[part])
         if "abstain" in self.top:
             self.names["abstain.bias"] = Theirs("abstain.bias")
         if "positions" in self.top:
@@ -205,18 +205,18 @@ class _Layout:
         for part in ("query", "key", "value"):
             for bank, name in self._banked("sparse", self.parts.get(part, [])):
                 self._add_name(f"{bank}.{part}.kernel",
-                               turned(name) if "{h}" in name else Theirs(name, "fused heads"))
+                               transposed(name) if "{h}" in name else Theirs(name, "fused heads"))
 
     def _dense(self) -> None:
         for part in ("up", "down"):
             for bank, name in self._banked("dense", self.parts.get(part, [])):
-                self._add_name(f"{bank}.{part}.kernel", turned(name))
+                self._add_name(f"{bank}.{part}.kernel", transposed(name))
         if "up" in self.parts:
             self.inferred["dense_expand"] = self.block_tensors[self.parts["up"][0]].shape[0] // self.d_model
 
     def _router(self) -> None:
         for name in self.parts.get("router", ["router.weight"])[:1]:
-            self._add_name("router.kernel", turned(name))
+            self._add_name("router.kernel", transposed(name))
             bias = f"{name.removesuffix('.weight')}.bias"
             if bias in self.block_tensors:
                 self.inferred["router_bias"] = True
@@ -278,14 +278,14 @@ def names_of(config: RoutedConfig) -> Names:
     """Names in a `.pt` file without a conversion record: those of atome's files."""
     names = {"embed.kernel": Theirs("embed.weight"), "positions.table": Theirs("pos_embed.weight"),
              "final_norm.scale": Theirs("final_norm.weight"), "final_norm.bias": Theirs("final_norm.bias"),
-             "unembed.kernel": turned("unembed.weight"), "abstain.kernel": turned("abstain.weight"),
+             "unembed.kernel": transposed("unembed.weight"), "abstain.kernel": transposed("abstain.weight"),
              "abstain.bias": Theirs("abstain.bias")}
     block = "blocks.{i}."
     for norm in ("norm", "norm2"):
         theirs = "norm" if norm == "norm" else f"norm_{config.second_norm}"
         names |= {f"{block}{norm}.scale": Theirs(f"{block}{theirs}.weight"),
                   f"{block}{norm}.bias": Theirs(f"{block}{theirs}.bias")}
-    names |= {f"{block}router.kernel": turned(f"{block}router.proj.weight"),
+    names |= {f"{block}router.kernel": transposed(f"{block}router.proj.weight"),
               f"{block}router.bias": Theirs(f"{block}router.proj.bias")}
     head = "heads.{h}." if config.n_heads > 1 else ""
     for bank in range(config.n_banks):
@@ -298,8 +298,8 @@ def names_of(config: RoutedConfig) -> Names:
         for part, letter in (("query", "Wq"), ("key", "Wk"), ("value", "Wv")):
             name = f"{block}sparse.{theirs}{head}{letter}.weight"
             names[f"{block}sparse{ours}.{part}.kernel"] = (
-                turned(name) if head else Theirs(name, "fused heads"))
-        names |= {f"{block}dense{ours}.{part}.kernel": turned(f"{block}dense.{theirs}{part}.weight")
+                transposed(name) if head else Theirs(name, "fused heads"))
+        names |= {f"{block}dense{ours}.{part}.kernel": transposed(f"{block}dense.{theirs}{part}.weight")
                   for part in ("up", "down")}
     return names
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilelli_jax.models.vanilla import VanillaConfig, VanillaLM
-from tilelli_jax.pretrained.mapping import Theirs, turned
+from tilelli_jax.pretrained.mapping import Theirs, transposed
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import Source
@@ -25,14 +25,14 @@ _BLOCK = "blocks.{i}."
 NAMES = {
     "embed.kernel": Theirs("tok_embed.weight"), "positions.table": Theirs("pos_embed.weight"),
     "final_norm.scale": Theirs("norm_final.weight"), "final_norm.bias": Theirs("norm_final.bias"),
-    "unembed.kernel": turned("unembed.weight"),
-    "abstain.kernel": turned("abstain.weight"), "abstain.bias": Theirs("abstain.bias"),
+    "unembed.kernel": transposed("unembed.weight"),
+    "abstain.kernel": transposed("abstain.weight"), "abstain.bias": Theirs("abstain.bias"),
     **{f"{_BLOCK}{norm}.{ours}": Theirs(f"{_BLOCK}{norm}.{theirs}") for norm in ("norm1", "norm2")
        for ours, theirs in (("scale", "weight"), ("bias", "bias"))},
-    _BLOCK + "attention.qkv.kernel": turned(_BLOCK + "attn.qkv.weight"),
-    _BLOCK + "attention.out.kernel": turned(_BLOCK + "attn.out.weight"),
-    _BLOCK + "dense.up.kernel": turned(_BLOCK + "ffn.up.weight"),
-    _BLOCK + "dense.down.kernel": turned(_BLOCK + "ffn.down.weight")}
+    _BLOCK + "attention.qkv.kernel": transposed(_BLOCK + "attn.qkv.weight"),
+    _BLOCK + "attention.out.kernel": transposed(_BLOCK + "attn.out.weight"),
+    _BLOCK + "dense.up.kernel": transposed(_BLOCK + "ffn.up.weight"),
+    _BLOCK + "dense.down.kernel": transposed(_BLOCK + "ffn.down.weight")}
 
 
 def _recognises(source: Source) -> bool:

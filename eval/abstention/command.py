@@ -11,67 +11,47 @@ A stage runs the stages before it and reuses finished results: the same command 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.cli.tables import table
 from tilelli_jax.generation.abstain_rule import FILE, TEMPLATE
-from tilelli_jax.signals.names import HEAD
+from tilelli_jax.signals.names import DRIFT, HEAD, SIGNALS, describe
 
-from ..inputs.commands import provenance_rows, quiet_logs, run_study
-from ..stages import key, print_to_stderr
+from ..document import plain
+from ..inputs.study import quiet_logs, study_command
+from ..stages import key
 from . import report, threshold
 from .config import AbstentionConfig
 from .statements import answer_v9
-from .study import Study
+from .study import AbstentionStudy
 
-STAGES = ("data", "train", "measure", "all")
 PROG = "tilelli abstention"
 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    quiet_logs()
-    options = _options(argv)
-    selections = {"variants": options.variants, "seeds": options.seeds}
-    overrides = [f"{name}=[{value}]" for name, value in selections.items() if value is not None]
-    config = config_lib.load(AbstentionConfig, options.config, [*options.overrides, *overrides])
-    name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
-    study.check()
-    command_line = shlex.join([*PROG.split(), *argv])
-    file_config = config_lib.load(AbstentionConfig, options.config)
-    return run_study(lambda: run(study, options.stage, name, command_line, part_of(file_config, config)),
-                     command_line)
+    return study_command(
+        argv, AbstentionStudy, AbstentionConfig, write_report, prog=PROG, doc=__doc__,
+        shipped="abstention-demo", example="training.variant.set=[train.steps=50]", prepare=_choose_part,
+        shortcuts={
+            "--variants": ("V,…", "variants=[{}]", "variants to run; short for variants=[V,…]"),
+            "--seeds": ("N,…", "seeds=[{}]", "seeds to run; short for seeds=[N,…]")})
 
 
-def run(study: Study, stage: str, name: str, command_line: str, part: str = "") -> int:
-    """Runs one stage, or all stages and the report.
+def write_report(study: AbstentionStudy, name: str, provenance: Mapping[str, Any]) -> str:
+    """Runs the study and writes its report. Returns the summary to print."""
+    results = report.write(study, study.report_dir, name, provenance)
+    answers = "\n".join(plain(text) for text in answer_v9(results))
+    return f"\n{table(report.summary(results), right=(1, 2, 3, 4, 5))}\n\n{answers}\n"
 
-    Args:
-        command_line: the command, for the report.
-        part: subdirectory for the report on a part of the study, which leaves the report on the whole study
-            as it is; "" for the whole study.
-    """
-    if stage == "data":
-        print(f"data: {study.data}")
-        return 0
-    if stage != "all":
-        for seed in study.config.seeds:
-            for variant in study.variants:
-                path = (study.network if stage == "train" else study.measured)(variant, seed)
-                print(f"{variant}, seed {seed}: {path}")
-        return 0
-    out = study.out / part
-    results = report.write(study, out, name, provenance_rows(command_line, study.config.seeds))
-    print(f"\n{table(report.summary(results), right=(1, 2, 3, 4, 5))}\n")
-    print("\n".join(text.replace("**", "") for text in answer_v9(results)))
-    print(f"\nreport: {out / 'report.html'} (and report.md)")
-    return 0
+
+def _choose_part(study: AbstentionStudy, file: str) -> None:
+    study.part = part_of(config_lib.load(AbstentionConfig, file), study.config)
 
 
 def part_of(file_config: AbstentionConfig, config: AbstentionConfig) -> str:
@@ -93,8 +73,11 @@ def calibrate(argv: Sequence[str]) -> int:
     """`tilelli abstention calibrate`: chooses a model's threshold, for `chat` and `generate --abstain`."""
     quiet_logs()
     parser = ArgumentParser(prog=f"{PROG} calibrate", description=(
-        "Chooses the threshold of a signal beyond which a model abstains, from prompts that have an answer, "
-        "and writes DIR/abstain.json for `tilelli chat --abstain` and `tilelli generate --abstain`."))
+        "Chooses the threshold of a signal beyond which a model abstains, from prompts that have an answer,\n"
+        "and writes DIR/abstain.json for `tilelli chat --abstain` and `tilelli generate --abstain`."),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["signals, where the network has them, higher or lower if the answer is not known:",
+                          *(f"  {describe(name)}" for name in SIGNALS if name != DRIFT)]))
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory")
     parser.add_argument("--on", type=Path, required=True, metavar="FILE",
                         help="calibration split: JSON lines with a prompt; the model must not have been "
@@ -116,12 +99,3 @@ def calibrate(argv: Sequence[str]) -> int:
     rule = threshold.make(options.model, prompts.texts, options.signal, options.fpr, options.template)
     print(f"{threshold.format_rule(rule)}\n{options.model / FILE}")
     return 0
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = config_lib.command_line(PROG, __doc__, AbstentionConfig, "abstention-demo",
-                                     "training.variant.set=[train.steps=50]")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="last stage to run [%(default)s]")
-    parser.add_argument("--variants", metavar="V,…", help="variants to run; short for variants=[V,…]")
-    parser.add_argument("--seeds", metavar="N,…", help="seeds to run; short for seeds=[N,…]")
-    return parser.parse_intermixed_args(argv)

@@ -8,34 +8,49 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 
+from ..inputs.networks import NetworkConfig
+from ..inputs.study import StudyConfig
 from .variants import BASE, VARIANTS
 
-DATA_FILES = ("chat", "semantic", "answers", "bare", "held_out", "calibration")
 GIVEN = (BASE, *(name for name, variant in VARIANTS.items() if variant.kind != "fitted"))
-
-
-@dataclasses.dataclass(frozen=True)
-class RecipeConfig(Section):
-    """How networks are trained: a training configuration and overrides."""
-
-    train: str = setting("", "training configuration, a name or a file")
-    set: tuple[str, ...] = setting((), "key=value overrides of that file, as on a command line: "
-                                       "[train.steps=50]")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.train:
-            raise InputError("train: expected the file of a training configuration, found nothing")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Section):
     """How each kind of network is trained. The study sets the data, the start and the losses itself."""
 
-    base: RecipeConfig = setting(RecipeConfig("abstention-base"), "pretraining of the base network on text")
-    chat: RecipeConfig = setting(RecipeConfig("abstention-chat"), "fine-tuning of the base to v4, on chat")
-    variant: RecipeConfig = setting(RecipeConfig("abstention-variant"), "fine-tuning of v4 to each variant")
-    sae: RecipeConfig = setting(RecipeConfig("abstention-sae"), "sparse autoencoder of v4's activations")
+    base: NetworkConfig = setting(NetworkConfig(train="abstention-base"), "the base network, trained on text")
+    chat: NetworkConfig = setting(NetworkConfig(train="abstention-chat"), "v4: the base, fine-tuned on chat")
+    variant: NetworkConfig = setting(NetworkConfig(train="abstention-variant"), "each variant, from v4")
+    sae: NetworkConfig = setting(NetworkConfig(train="abstention-sae"),
+                                 "sparse autoencoder of v4's activations")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).require("train", "set", key=field.name,
+                                              reason="existing networks are under the key networks")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFilesConfig(Section):
+    """Your own files in place of generated ones, each in the format of chat.source."""
+
+    chat: str = setting("", "questions that the response answers or refuses; trains v4")
+    semantic: str = setting("", "the same kind of pairs; trains v7 to v9 and fits the heads")
+    answers: str = setting("", "pairs of which some have a wrong response; trains v6")
+    bare: str = setting("", "text without turns, and gibberish; trains v5")
+    held_out: str = setting("", "pairs on which no network is trained; chat loss and probes")
+    calibration: str = setting("", "prompts with an answer, which set the thresholds")
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Name → path of the files that are set."""
+        return {field.name: path for field in dataclasses.fields(self)
+                if (path := getattr(self, field.name))}
+
+
+DATA_FILES = tuple(field.name for field in dataclasses.fields(PairFilesConfig))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,23 +65,7 @@ class PairsConfig(Section):
                                "and nothing else", min=20)
     held_out: int = setting(4000, "held-out pairs, on which no network is trained: for the chat loss and to "
                             "fit the probes on v4", min=40)
-    files: tuple[str, ...] = setting((), "your own files in place of the generated ones: some of chat=FILE, "
-                                     "semantic=FILE, answers=FILE, bare=FILE, held_out=FILE, "
-                                     "calibration=FILE, each in the format of chat.source")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        names = [entry.partition("=")[0] for entry in self.files]
-        for entry, name in zip(self.files, names, strict=True):
-            if name not in DATA_FILES or not entry.partition("=")[2]:
-                raise InputError(f"files: expected {', '.join(DATA_FILES)} with =FILE, found {entry!r}")
-        if len(set(names)) != len(names):
-            raise InputError(f"files: expected each once, found {', '.join(names)}")
-
-    @property
-    def own_files(self) -> dict[str, str]:
-        """The entries of `files`: name → path."""
-        return dict(entry.split("=", 1) for entry in self.files)
+    files: PairFilesConfig = setting(PairFilesConfig(), "your own files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +88,16 @@ class FittedConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class AbstentionConfig(Section):
+class AbstentionConfig(StudyConfig):
     """One abstention study."""
 
-    name: str = setting("", "title of the report; empty: the name of the configuration file")
-    out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
     variants: tuple[str, ...] = setting(tuple(VARIANTS), f"variants to train, of {', '.join(VARIANTS)}; the "
                                         "variants that they start from are trained as well")
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "random seeds; each trains its own base network and "
                                      "all variants of it")
-    given: tuple[str, ...] = setting((), "existing networks to use instead of training them: base=DIR, "
-                                     "v4=DIR …; for one seed only")
+    networks: dict[str, NetworkConfig] = setting(
+        {}, f"existing networks to use instead of training them, under the names {', '.join(GIVEN)}; for one "
+        "seed only")
     training: TrainingConfig = setting(TrainingConfig(), "how the other networks are trained")
     pairs: PairsConfig = setting(PairsConfig(), "training, held-out and calibration data")
     prompts: str = setting("", "file or directory of evaluation prompts; empty: the built-in prompts")
@@ -124,17 +122,11 @@ class AbstentionConfig(Section):
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
             raise InputError("seeds: expected at least one whole number from 0 to 2³² − 1, each once, found "
                              f"{list(self.seeds)}")
-        for entry in self.given:
-            name, equals, path = entry.partition("=")
-            if not equals or not path or name not in GIVEN:
-                raise InputError(f"given: expected some of {', '.join(GIVEN)} with =DIR, found {entry!r}")
-        if len(self.networks) != len(self.given):
-            raise InputError(f"given: expected each network once, found {list(self.given)}")
+        for name, section in self.networks.items():
+            if name not in GIVEN:
+                raise InputError(f"networks: expected some of {', '.join(GIVEN)}, found {name!r}")
+            section.require("path", key=f"networks.{name}",
+                            reason="the key training sets how networks are trained")
         if self.networks and len(self.seeds) > 1:
             raise InputError(f"seeds: expected one seed, because {next(iter(self.networks))} is one given "
                              f"network, found {list(self.seeds)}")
-
-    @property
-    def networks(self) -> dict[str, str]:
-        """The entries of `given`: name → directory."""
-        return dict(entry.split("=", 1) for entry in self.given)

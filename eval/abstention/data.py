@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tilelli_jax.data.chat_pairs import Pair, read_pairs
+from tilelli_jax.data.chat_pairs import ChatPair, line_pairs, read_pairs
 from tilelli_jax.data.synthetic import village
 from tilelli_jax.data.synthetic.village import files
 from tilelli_jax.data.text_files import text_chunks
-from tilelli_jax.data.turns import answered, asked
+from tilelli_jax.data.turns import user_turn
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import fingerprint, write_atomically
 from tilelli_jax.io.json_text import lines
@@ -34,16 +34,19 @@ def check(options: PairsConfig, longest: int, max_prompt: int | None, target_fpr
         InputError: a file cannot be read, has a pair or a prompt that is too long, or has too few prompts for
             the calibration or to fit heads and probes.
     """
-    for name, path in options.own_files.items():
+    for name, path in options.files.given.items():
         pairs = read_pairs(Path(path))
         if name != "bare" and (bare := [pair for pair in pairs if not pair.response]):
             raise InputError(f"{bare[0].where}: expected a prompt and a response for {name}, found text "
                              "alone")
+        if later := [pair for pair in pairs if pair.context]:
+            raise InputError(f"{later[0].where}: expected one turn, as each prompt is asked alone, found "
+                             "a later turn")
         answerable, unanswerable = ({pair.prompt for pair in pairs if pair.answerable == value}
                                     for value in (True, False))
         if name == "calibration":
             for pair in pairs:
-                if max_prompt is not None and (size := len(asked(pair.prompt).encode())) > max_prompt:
+                if max_prompt is not None and (size := len(user_turn(pair.prompt).encode())) > max_prompt:
                     raise InputError(f"{pair.where}: prompt: takes {size} bytes as a turn, and the network "
                                      f"reads {max_prompt}")
             if len(answerable) < (needed := conformal_min_items(target_fpr)):
@@ -51,7 +54,7 @@ def check(options: PairsConfig, longest: int, max_prompt: int | None, target_fpr
                                  f"{target_fpr:g}, found {len(answerable)}")
             continue
         for pair in pairs:
-            if (size := _seq_len(pair)) > longest:
+            if (size := pair.seq_len) > longest:
                 raise InputError(f"{pair.where}: train.seq_len: expected at least {size}, found {longest}")
         if name in FITTED and min(len(answerable), len(unanswerable)) < MIN_FITTED:
             raise InputError(f"{path}: expected at least {MIN_FITTED} prompts with an answer and "
@@ -61,7 +64,7 @@ def check(options: PairsConfig, longest: int, max_prompt: int | None, target_fpr
 
 def fingerprints(options: PairsConfig) -> dict[str, str]:
     """Returns name → fingerprint of each of the user's files."""
-    return {name: fingerprint([Path(path)]) for name, path in options.own_files.items()}
+    return {name: fingerprint([Path(path)]) for name, path in options.files.given.items()}
 
 
 def write(path: Path, options: PairsConfig, world: village.World, longest: int,
@@ -83,7 +86,8 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
     def chat(name: str, pairs: int, seed: int, kinds: Sequence[str], *, held_out: bool = False) -> bytes:
         drawn = village.chat(world, 2 * pairs, seed, options.unanswerable, kinds,
                              "calibration" if held_out else "train")
-        fitting = [pair for pair in drawn if _seq_len(Pair(pair.prompt, pair.response, True, "")) <= longest]
+        fitting = [pair for pair in drawn
+                   if ChatPair(pair.prompt, pair.response, True, "").seq_len <= longest]
         if (too_long := 1 - len(fitting) / len(drawn)) > MAX_TOO_LONG:
             raise InputError(f"train.seq_len: expected room for most pairs, found {longest}, too little for "
                              f"{too_long:.0%} of {name}")
@@ -93,18 +97,18 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
         shortage = "" if len(fitting) >= pairs else f" of {pairs} requested, as no other distinct pairs exist"
         notify(f"data: {name}: {min(len(fitting), pairs)} pairs{shortage}; left out {too_long:.1%} of the "
                f"drawn pairs, which are longer than {longest} bytes")
-        return files.of_chat(fitting[:pairs])
+        return files.chat_lines(fitting[:pairs])
     bare = [(text, known) for text, known in village.bare(
         world, options.pairs, options.seed, options.unanswerable) if len(text.encode()) <= longest]
     generators: dict[str, Callable[[], bytes]] = {
         "chat": lambda: chat("chat", options.pairs, 2 * options.seed, village.SEMANTIC),
         "semantic": lambda: chat("semantic", options.pairs, 2 * options.seed + 1, village.SEMANTIC),
         "answers": lambda: chat("answers", options.pairs, 2 * options.seed, ("garbled", "mismatched")),
-        "bare": lambda: files.of_bare(bare),
+        "bare": lambda: files.bare_lines(bare),
         "held_out": lambda: chat("held_out", options.held_out, 2 * options.seed, village.SEMANTIC,
                                  held_out=True),
-        "calibration": lambda: files.of_calibration(calibration)}
-    own_files = options.own_files
+        "calibration": lambda: files.calibration_lines(calibration)}
+    own_files = options.files.given
     contents = {name: b"".join(text_chunks(Path(own_files[name]))) if name in own_files else generate()
                 for name, generate in generators.items()}
     _check_disjoint(contents, own_files)
@@ -114,8 +118,8 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
 
 def prompts_of(content: bytes) -> set[str]:
     """Returns the prompts or bare texts of a file that has passed `read_pairs`."""
-    rows = [row for _, row in lines(content.decode(), "pairs.files")]
-    return {(row["text"] if "text" in row else row["prompt"]).strip() for row in rows}
+    return {pair.prompt for number, row in lines(content.decode(), "pairs.files")
+            for pair in line_pairs(row, f"pairs.files, line {number}")}
 
 
 def _check_disjoint(contents: Mapping[str, bytes], own_files: Mapping[str, str]) -> None:
@@ -126,10 +130,3 @@ def _check_disjoint(contents: Mapping[str, bytes], own_files: Mapping[str, str])
                 first, second = (own_files.get(file, f"the village's {file}") for file in (name, other))
                 raise InputError(f"pairs.files: {first}: expected no prompt that is in {second}, found "
                                  f"{min(shared)!r:.60}")
-
-
-def _seq_len(pair: Pair) -> int:
-    """Returns the smallest train.seq_len that holds the pair."""
-    if not pair.response:
-        return len(pair.prompt.encode())
-    return len((asked(pair.prompt) + answered(pair.response)).encode()) - 1

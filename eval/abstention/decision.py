@@ -1,6 +1,6 @@
 """Which signals predict that a network does not know: AUROC, a pre-registered rule, abstention rates.
 
-All scores here rise where something is not known. DIRECTIONS says which signals do so already (1) and which
+All scores here rise where something is not known. `direction` says which signals do so already (1) and which
 rise with knowledge and are negated (−1). An AUROC is the probability that a prompt of a regime scores above a
 prompt of in_domain, with ties counted half.
 
@@ -18,19 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilelli_jax.data.synthetic.village import ANSWERABLE
-from tilelli_jax.signals.names import BLOCK
+from tilelli_jax.signals import names
 
 from ..checks import Floats
 from ..stats import Interval, PairedBootstrap, bootstrap_two_way, exact_fraction, holm
 
 IN_DOMAIN = "in_domain"
-DIRECTIONS: dict[str, int] = {
-    "max_softmax_last": -1, "max_softmax_mean": -1, "abstain_p": 1, "router_conf": -1,
-    "router_entropy": 1,
-    # The published study gives no direction for these. We expect a network in doubt to vary more between
-    # blocks and positions, and to settle on its output in later layers.
-    "router_entropy_var": 1, "lens_entropy": 1, "lens_settling": 1, "lens_margin": -1,
-    "raw_probe": 1, "sae_probe": 1}  # probes are fitted to predict "not known"
+PROBES = ("raw_probe", "sae_probe")  # fitted to predict "not known"
 
 # The pre-registered rule.
 BASELINES = ("max_softmax_last", "max_softmax_mean", "abstain_p")
@@ -88,32 +82,33 @@ class RuleResult(NamedTuple):
 
 
 def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
-          directions: Mapping[str, int] = DIRECTIONS) -> Table:
+          directions: Mapping[str, int] | None = None) -> Table:
     """Turns measured scores `[prompts]` or `[seeds, prompts]` so that all rise with "not known".
 
     Args:
-        directions: 1 or −1 for each signal, fixed before the scores are inspected.
+        directions: 1 or −1 for each signal, fixed before the scores are inspected; by default `direction`.
 
     Raises:
         ValueError: a signal has no direction, the wrong shape or a NaN, or no prompt is in domain.
     """
     turned, n = {}, len(regimes)
     for name, raw in scores.items():
-        if directions.get(name) not in (1, -1):
-            raise ValueError(f"directions: expected 1 or -1 for {name}, found {directions.get(name)}")
+        sign = direction(name) if directions is None else directions.get(name)
+        if sign not in (1, -1):
+            raise ValueError(f"directions: expected 1 or -1 for {name}, found {sign}")
         values = np.atleast_2d(np.asarray(raw, float))
         if values.ndim != 2 or values.shape[1] != n or np.isnan(values).any():
             raise ValueError(f"{name}: expected numbers [seeds, {n}], found shape {values.shape}"
                              + (" with NaN" if np.isnan(values).any() else ""))
-        turned[name] = directions[name] * values
+        turned[name] = sign * values
     if IN_DOMAIN not in regimes:
         raise ValueError(f"regimes: expected {IN_DOMAIN} among them, found none")
     return Table(np.asarray(regimes), turned)
 
 
-def direction(signal: str) -> int:
-    """Returns 1 or −1 as in DIRECTIONS, also for a single block; 0 if the name is not a signal."""
-    return DIRECTIONS["router_entropy"] if signal.startswith(BLOCK) else DIRECTIONS.get(signal, 0)
+def direction(name: str) -> int:
+    """Returns 1 or −1 for a signal, as `signals.names` says, or a fitted probe; 0 for other names."""
+    return 1 if name in PROBES else names.direction(name)
 
 
 def bootstrap_auroc(scored: Table, unknown: Collection[str], known: Collection[str] = (IN_DOMAIN,), *,

@@ -1,9 +1,9 @@
-"""Pattern-based detectors of refusals, affirmations, loops and broken text in generated answers.
+"""The published study's detectors of refusals, affirmations, loops and broken text in generated answers.
 
-The rules are those of the published study, for English answers of about 48 bytes. They have false positives:
-"The Unknown Soldier" counts as a refusal, and a long text repeats some three characters five times without
-a loop. `eval.matching.is_refusal` is different: it checks whether the answer to a factual question begins
-with a refusal.
+The rules are the published ones, for English answers of about 48 bytes, so that numbers can be compared with
+the published numbers. They have false positives: "The Unknown Soldier" has a refusal phrase, and a long text
+repeats some three characters five times without a loop. The answer to a factual question is graded by
+`eval.matching`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _REFUSAL = re.compile(
 _AFFIRMATION = re.compile(r"\W*(?:yes|sure|indeed|correct)\b|.*\bthat(?:'s| is) true\b", re.DOTALL)
 
 
-def is_refusal(answer: str) -> bool:
-    """Whether the answer contains a phrase such as "I don't know", or is empty."""
+def has_refusal_phrase(answer: str) -> bool:
+    """Whether the answer contains a phrase such as "I don't know" anywhere, or is empty."""
     return not answer.strip() or _REFUSAL.search(plain(answer)) is not None
 
 

@@ -62,8 +62,7 @@ def evaluate(prompts: Sequence[Prompt], measured: Mapping[str, Sequence[Measured
 def scores_of(runs: Sequence[Measured], regimes: Sequence[str]) -> Table:
     """Returns every signal of a variant, `[seeds, prompts]`, turned to rise with "not known"."""
     names = [name for name in runs[0].prompts if direction(name)]
-    return table({name: np.stack([run.prompts[name] for run in runs]) for name in names}, regimes,
-                 {name: direction(name) for name in names})
+    return table({name: np.stack([run.prompts[name] for run in runs]) for name in names}, regimes)
 
 
 def requires_knowledge(prompt: Prompt) -> bool:

@@ -34,13 +34,13 @@ from tilelli_jax.training.run import RunDirectory
 
 from ..checks import Floats
 from ..folds import number_of_folds, stratified
-from ..inputs.networks import trained
+from ..inputs.networks import NetworkConfig, train_network
 from ..probes import Fitted, ProbeOptions, fit_probe
-from .config import FittedConfig, RecipeConfig
+from .config import FittedConfig
 from .measure import turn
 
 SCORES = ("pooled", "low_rank", "raw_probe", "sae_probe")
-PLACE = "resid_post"
+HOOK = "resid_post"
 C_VALUES = (1e-3, 1e-2, 0.1, 1.0)
 
 
@@ -56,7 +56,7 @@ class FittedScores(NamedTuple):
 
 
 def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts: Mapping[str, bool],
-        evaluated: Sequence[Sequence[str]], options: FittedConfig, sae: RecipeConfig, seed: int,
+        evaluated: Sequence[Sequence[str]], options: FittedConfig, sae: NetworkConfig, seed: int,
         batch_size: int) -> FittedScores:
     """Fits all heads and probes, and scores other prompts with them.
 
@@ -67,7 +67,7 @@ def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts:
         evaluated: lists of prompts to score.
 
     Raises:
-        TrainingStopped: see `networks.trained`.
+        TrainingStopped: see `networks.train_network`.
     """
     reader = UncertaintyReader(model, batch_size=batch_size)
     evaluated_turns = [[turn(prompt) for prompt in prompts] for prompts in evaluated]
@@ -88,7 +88,7 @@ def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts:
     probe_features = reader.read(turns, "probes")
     folds = stratified(unknown, number_of_folds(unknown), seed=seed)
     probe_options = ProbeOptions(c_values=C_VALUES, seed=seed, jobs=options.jobs)
-    probes = [fit_probe(probe_features.read.final[:, layer], unknown, folds, probe_options)
+    probes = [fit_probe(probe_features.lens.final[:, layer], unknown, folds, probe_options)
               for layer in range(model.config.n_layers)]
     aurocs = [max(probe.cross_validated.values()) for probe in probes]
     layer = int(np.argmax(aurocs))
@@ -100,7 +100,7 @@ def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts:
     sae_probe = fit_probe(codes[0], unknown, folds, probe_options)
     scores = [{"pooled": pooled.predict_proba(features.pooled)[:, 1],
                "low_rank": low_rank.predict_proba(features.hidden)[:, 1],
-               "raw_probe": probes[layer].probabilities(features.read.final[:, layer]),
+               "raw_probe": probes[layer].probabilities(features.lens.final[:, layer]),
                "sae_probe": sae_probe.probabilities(list_codes)}
               for features, list_codes in zip(evaluated_features, codes[1:], strict=True)]
     return FittedScores(scores, {
@@ -128,25 +128,25 @@ def _timed(pipeline: Pipeline, features: np.ndarray, labels: np.ndarray) -> tupl
 
 
 def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, options: FittedConfig,
-                 sae: RecipeConfig, seed: int, batch_size: int) -> Any:
+                 sae: NetworkConfig, seed: int, batch_size: int) -> Any:
     """Trains an autoencoder of the residual stream at every position of the prompts."""
     d_model, rows = model.config.d_model, path / "rows"
     if not rows.exists():
-        write_activations(rows, _streams(model, turns, layer, batch_size), {"place": PLACE, "layer": layer})
-    return store.load(trained(sae.train, path / "run", [
+        write_activations(rows, _streams(model, turns, layer, batch_size), {"hook": HOOK, "layer": layer})
+    return store.load(train_network(sae.train, path / "run", [
         *sae.set, f"activations.source={rows}", f"model.d_model={d_model}", f"model.layer={layer}",
-        f"model.n_latents={options.latents * d_model}", f"model.place={PLACE}", f"seed={seed}"]))
+        f"model.n_latents={options.latents * d_model}", f"model.hook={HOOK}", f"seed={seed}"]))
 
 
 def _streams(model: Any, turns: Sequence[Prompt], layer: int, batch_size: int) -> Iterator[np.ndarray]:
     """Yields the residual stream after a layer, prompt by prompt: `[time, d_model]`."""
     longest = max(len(prompt.ids) for prompt in turns)
-    scorer = Scorer(model, recording((PLACE,), (layer,)), nll=False, batch_size=batch_size)
+    scorer = Scorer(model, recording((HOOK,), (layer,)), nll=False, batch_size=batch_size)
     # Shorter prompts repeat their last position as padding, which the yield cuts off.
     texts = [Text(prompt.ids, np.minimum(np.arange(longest), len(prompt.ids) - 1).tolist())
              for prompt in turns]
-    for i, scored in scorer(texts, what="rows"):
-        yield scored.seen[PLACE][0][:len(turns[i].ids)]
+    for i, scored in scorer(texts, label="rows"):
+        yield scored.activations[HOOK][0][:len(turns[i].ids)]
 
 
 def _sparse_codes(uncertainty: Uncertainty, n_latents: int) -> scipy.sparse.csr_array:

@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from tilelli_jax.data.chat_pairs import Pair, pack_rows
+from tilelli_jax.data.chat_pairs import ChatPair
+from tilelli_jax.data.chat_rows import pack_rows
 from tilelli_jax.data.synthetic.village import Prompt
-from tilelli_jax.data.turns import MODEL, STOP, USER, answered, asked
+from tilelli_jax.data.turns import MODEL, STOP, USER, user_turn
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.signals.prompts import Prompt as TokenPrompt
-from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name
+from tilelli_jax.signals.uncertainty import UncertaintyReader, signal_columns
 from tilelli_jax.training.step import split_params
 from tilelli_jax.training.tasks.chat import held_out_terms
 
 from ..matching import is_match
 from .config import AnswersConfig
-from .detectors import health, is_affirmation, is_loop, is_refusal, is_utf8
+from .detectors import has_refusal_phrase, health, is_affirmation, is_loop, is_utf8
 
 Columns = dict[str, np.ndarray]
 BYTES = 256
@@ -30,7 +31,7 @@ HELD_OUT = 500  # maximum number of pairs over which the chat loss is measured
 
 def turn(prompt: str) -> TokenPrompt:
     """Returns a prompt as the user's turn and the start of the model's; the user's text is the question."""
-    ids = asked(prompt).encode()
+    ids = user_turn(prompt).encode()
     return TokenPrompt(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
 
 
@@ -55,7 +56,7 @@ def check_lengths(prompts: Sequence[str], config: Any, max_new: int) -> None:
 
 
 def signals(reader: UncertaintyReader, prompts: Sequence[str], name: str) -> Columns:
-    """Returns every signal of prompts as turns, `[prompts]` each, by the names of `decision.DIRECTIONS`.
+    """Returns every signal of prompts as turns, `[prompts]` each, by the names of `signals.names`.
 
     Args:
         name: what is measured, for progress lines and errors.
@@ -63,7 +64,7 @@ def signals(reader: UncertaintyReader, prompts: Sequence[str], name: str) -> Col
     Raises:
         InputError: a signal is NaN, as where the weights are too large.
     """
-    columns = by_name(reader.read([turn(prompt) for prompt in prompts], name))
+    columns = signal_columns(reader.read([turn(prompt) for prompt in prompts], name))
     for signal, values in columns.items():
         if (broken := np.isnan(values)).any():
             raise InputError(f"{name}: {signal}: expected numbers, found NaN for the prompt "
@@ -73,7 +74,7 @@ def signals(reader: UncertaintyReader, prompts: Sequence[str], name: str) -> Col
 
 def answers(model: Any, prompts: Sequence[str], options: AnswersConfig) -> list[bytes]:
     """Generates an answer to each prompt greedily, up to the end of the model's turn."""
-    generated = decoding.generate(model, [asked(prompt) for prompt in prompts], max_new=options.max_new,
+    generated = decoding.generate(model, [user_turn(prompt) for prompt in prompts], max_new=options.max_new,
                                   temperature=0, stop=STOP, batch_size=options.batch_size)
     return [continuation.data for continuation in generated]
 
@@ -99,17 +100,16 @@ def summarise(prompts: Sequence[Prompt], generated: Sequence[bytes]) -> dict[str
         texts = [answer.decode(errors="replace") for _, answer in pairs]
         correct = [is_correct(answer, prompt.answer) for prompt, answer in pairs if prompt.answer is not None]
         regimes[regime] = {"correct": float(np.mean(correct)) if correct else None,
-                           "refused": float(np.mean([is_refusal(text) for text in texts])),
+                           "refused": float(np.mean([has_refusal_phrase(text) for text in texts])),
                            "affirmed": float(np.mean([is_affirmation(text) for text in texts])),
                            "loops": float(np.mean([is_loop(text) for text in texts])),
                            "valid_utf8": float(np.mean([is_utf8(answer) for _, answer in pairs]))}
     return {"health": health(generated)._asdict(), "regimes": regimes}
 
 
-def chat_loss(model: Any, pairs: Sequence[Pair], batch_size: int) -> float:
+def chat_loss(model: Any, pairs: Sequence[ChatPair], batch_size: int) -> float:
     """Returns the mean cross-entropy of held-out responses, in nats per byte."""
     chosen = pairs[:HELD_OUT]
-    longest = max(len((asked(pair.prompt) + answered(pair.response)).encode()) for pair in chosen)
-    rows = pack_rows(chosen, longest, pack=False)
+    rows = pack_rows(chosen, max(pair.seq_len for pair in chosen), pack=False)
     network, params = split_params(model)
     return held_out_terms(network, rows, batch_size=batch_size)(params).get("cross_entropy", math.nan)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tilelli_jax.data.documents import json_lines
 from tilelli_jax.data.synthetic.village import REGIMES, Prompt
-from tilelli_jax.data.turns import text_of
+from tilelli_jax.data.turns import turn_text
 from tilelli_jax.errors import InputError
 
 BUILT_IN = Path(__file__).with_suffix("")
@@ -59,7 +59,7 @@ def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[
 def _prompt(row: Any, where: str, file: Path) -> Prompt:
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object with prompt and regime, found {row!r:.40}")
-    prompt, regime, answer = text_of(row, "prompt", where), row.get("regime"), row.get("answer")
+    prompt, regime, answer = turn_text(row, "prompt", where), row.get("regime"), row.get("answer")
     if regime not in REGIMES:
         raise InputError(f"{where}: regime: expected one of {', '.join(REGIMES)}, "
                          f"found {row.get('regime', 'nothing')!r:.40}")

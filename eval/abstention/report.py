@@ -15,7 +15,7 @@ from tilelli_jax.signals.names import BLOCK, HEAD
 
 from .. import figures
 from ..conclusions import format_p
-from ..report import Report
+from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
 from ..tables import as_json
@@ -31,14 +31,14 @@ from .statements import (
     head_auroc,
     statements,
 )
-from .study import Study
+from .study import AbstentionStudy
 from .variants import CHAT, VARIANTS
 
 Tree = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 
 
-def collect(study: Study) -> dict[str, Any]:
+def collect(study: AbstentionStudy) -> dict[str, Any]:
     """Returns the content of results.json; runs the stages that are missing."""
     path = study.evaluation
     fitted = {seed: read_result(study.fitted(seed)) for seed in study.config.seeds} if (
@@ -47,7 +47,7 @@ def collect(study: Study) -> dict[str, Any]:
             "village_files": study.village_files, **read_result(path)}
 
 
-def write(study: Study, out: Path, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def write(study: AbstentionStudy, out: Path, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json, report.md, report.html, figures/ and variants.*; returns the results.
 
     Args:
@@ -56,7 +56,7 @@ def write(study: Study, out: Path, name: str, provenance: Mapping[str, Any]) -> 
         provenance: command, seeds, commit and machine, for the last section.
     """
     results = json.loads(as_json(collect(study) | {"name": name}))  # as a reader of results.json gets it
-    report = Report(f"{name}: can a network learn to say that it does not know?")
+    report = Document(f"{name}: can a network learn to say that it does not know?")
     _overview(report, results)
     _statements(report, results)
     _signals(report, results)
@@ -74,7 +74,7 @@ def rows(results: Tree) -> Rows:
     for name, variant in results["variants"].items():
         head, abstention = variant["signals"].get(HEAD), variant["abstention"]
         table.append({
-            "variant": name, "description": VARIANTS[name].what,
+            "variant": name, "description": VARIANTS[name].description,
             "AUROC": head and Interval.from_tree(head["cross_regime"]),
             "AUROC, unanswerable": head and Interval.from_tree(head["unanswerable"]),
             "abstains on gibberish": abstention and Interval.from_tree(abstention["calibrated"]["gibberish"]),
@@ -96,7 +96,8 @@ def signal_rows(results: Tree, name: str, metric: str = "cross_regime") -> Rows:
     order = sorted(signals, key=lambda signal: -signals[signal][metric]["point"])
     return [{"signal": signal, "AUROC, cross-regime": Interval.from_tree(signals[signal]["cross_regime"]),
              "AUROC, unanswerable": Interval.from_tree(signals[signal]["unanswerable"]),
-             "cross-regime, by seed": " ".join(f"{auroc:.3f}" for auroc in signals[signal]["by_seed"]),
+             **({"cross-regime, by seed": " ".join(f"{auroc:.3f}" for auroc in signals[signal]["by_seed"])}
+                if len(results["seeds"]) > 1 else {}),
              **{regime: auroc["point"] for regime, auroc in signals[signal]["regimes"].items()}}
             for signal in order if not signal.startswith(BLOCK)]
 
@@ -177,7 +178,7 @@ def _outcome(statement: Statement) -> str:
     return "inconclusive" if statement.reproduced is None else "yes" if statement.reproduced else "**no**"
 
 
-def _overview(report: Report, results: Tree) -> None:
+def _overview(report: Document, results: Tree) -> None:
     seeds, prompts = results["seeds"], results["prompts"]
     report.paragraph(
         f"{len(results['variants'])} variants, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
@@ -187,7 +188,11 @@ def _overview(report: Report, results: Tree) -> None:
     if texts := answer_v9(results):
         report.heading("v9: the abstain head alone")
         report.points(texts)
-    report.table(rows(results))
+    shown = ("variant", "AUROC", "AUROC, unanswerable", "abstains on gibberish", "false positives", "known",
+             "chat")
+    report.table([{name: row[name] for name in shown} for row in rows(results)])
+    report.table([{name: cell for name, cell in row.items() if name == "variant" or name not in shown}
+                  for row in rows(results)], "What each variant is, and what was published about it")
     report.points([
         "AUROC: the abstain head, all other regimes against in_domain, as published. AUROC, unanswerable: "
         f"the unanswerable regimes against the answerable ones ({', '.join(ANSWERABLE)}); this is the "
@@ -222,7 +227,7 @@ def _overview(report: Report, results: Tree) -> None:
         report.table(head_rows(results))
 
 
-def _statements(report: Report, results: Tree) -> None:
+def _statements(report: Document, results: Tree) -> None:
     report.heading("Published statements and results")
     report.paragraph("The criteria were fixed before the networks were trained. A statement that is not "
                      "reproduced at this scale and on these prompts may hold at another scale. Inconclusive: "
@@ -231,14 +236,16 @@ def _statements(report: Report, results: Tree) -> None:
     report.table(statement_rows(results))
 
 
-def _signals(report: Report, results: Tree) -> None:
+def _signals(report: Document, results: Tree) -> None:
     report.heading("Signals")
     report.paragraph("AUROC of each regime against in_domain. " + ", ".join(ANSWERABLE[1:])
                      + " can be answered: a high AUROC there is no merit.")
     for name in results["variants"]:
         if VARIANTS[name].kind != "fitted":
-            report.heading(f"{name}: {VARIANTS[name].what}", 3)
-            report.table(signal_rows(results, name))
+            title = f"{name}: {VARIANTS[name].description}"
+            if name == CHAT:
+                report.heading(title, 3)
+            report.table(signal_rows(results, name), "" if name == CHAT else title)
     if blocks := block_rows(results):
         report.heading("Router entropy by block", 3)
         report.table(blocks)
@@ -250,10 +257,11 @@ def _signals(report: Report, results: Tree) -> None:
             f"held-out prompts, at layer {fitted['layer']}, selected by cross-validation. The "
             f"{fitted['rank']} directions of low-rank cover {fitted['variance_of_rank']:.0%} of the "
             f"variance; the autoencoder explains "
-            f"{fitted['autoencoder'].get('explained_variance', np.nan):.0%} (first seed).")
+            f"{fitted['autoencoder']['held_out']['explained_variance']:.0%} of that of held-out rows (first "
+            "seed).")
 
 
-def _rule(report: Report, results: Tree) -> None:
+def _rule(report: Document, results: Tree) -> None:
     verdicts = verdict_rows(results)
     if not verdicts:
         return
@@ -270,11 +278,12 @@ def _rule(report: Report, results: Tree) -> None:
                      "Baselines: "
                      + "; ".join(f"{name}: {', '.join(rule['baselines'])}" for name, rule in rules.items())
                      + ".")
-    report.table(verdicts)
+    report.table([verdict for verdict in verdicts if verdict["wins"] != "none"])
+    report.table(verdicts, f"All {len(verdicts)} signals, also those that win no regime")
     report.paragraph(next(iter(rules.values()))["caution"])
 
 
-def _answers(report: Report, results: Tree) -> None:
+def _answers(report: Document, results: Tree) -> None:
     report.heading("Abstention rates")
     report.table(abstention_rows(results))
     report.heading("Generated answers")
@@ -292,7 +301,7 @@ def _answers(report: Report, results: Tree) -> None:
     report.table(table)
 
 
-def _cost(report: Report, results: Tree) -> None:
+def _cost(report: Document, results: Tree) -> None:
     if table := cost_rows(results):
         report.heading("Training cost")
         report.table(table)

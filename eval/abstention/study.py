@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,19 @@ from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import fingerprint
 from tilelli_jax.loading import store
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.signals.uncertainty import UncertaintyReader
-from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import RunDirectory
 
-from ..inputs.networks import contents, run_path, trained
-from ..stages import Stages, once, read_result, recipe, without, write_result
+from ..inputs import networks
+from ..inputs.networks import NetworkConfig, run_path, train_network
+from ..inputs.study import Study
+from ..stages import cached_method, read_result, stage_manifest, without, write_result
 from ..tables import read_columns, write_columns
 from . import data, evaluate, fitted, measure, prompts
-from .config import DATA_FILES, AbstentionConfig, RecipeConfig
+from .config import DATA_FILES, AbstentionConfig
 from .measure import Columns
 from .variants import BASE, CHAT, SPLICED_FROM, VARIANTS, Variant, dependencies
 
@@ -45,20 +47,35 @@ FEW = 30  # prompts of a regime below which intervals are wide: a note is printe
 PROMPTS, CALIBRATION = "prompts.parquet", "calibration.parquet"  # of a measured network: a row per prompt
 
 
-class Study:
-    """One abstention study. Attributes and methods run the stages that they need.
-
-    Args:
-        config: the configuration of the study.
-        out: output directory.
-        notify: called with a line of text for each stage and run that starts.
+class AbstentionStudy(Study[AbstentionConfig]):
+    """One abstention study. `part` is the subdirectory of a report on a part of the study, which leaves the
+    report on the whole study as it is; "" for the whole study.
     """
 
-    def __init__(self, config: AbstentionConfig, out: Path,
-                 notify: Callable[[str], None] = lambda line: None) -> None:
-        self.config, self.out, self.notify = config, out, notify
-        self.stages = Stages(out / "stages", notify)
-        self.variants = dependencies(config.variants)
+    STAGES = ("data", "train", "measure")
+    part = ""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.config.seeds
+
+    @property
+    def report_dir(self) -> Path:
+        return self.out / self.part
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants of the configuration, and those that they start from."""
+        return dependencies(self.config.variants)
+
+    def stage_paths(self, stage: str) -> Iterator[tuple[str, Path]]:
+        if stage == "data":
+            yield stage, self.data
+            return
+        for seed in self.seeds:
+            for name in self.variants:
+                path = self.network(name, seed) if stage == "train" else self.measured(name, seed)
+                yield f"{name}, seed {seed}", path
 
     def check(self) -> None:
         """Checks the configuration before any network is trained.
@@ -89,14 +106,14 @@ class Study:
     def village_files(self) -> list[str]:
         """The data files generated from the village although networks or prompts are the user's own."""
         own = self.config.prompts or {BASE, CHAT} & self.config.networks.keys()
-        return [name for name in DATA_FILES if name not in self.config.pairs.own_files] if own else []
+        return [name for name in DATA_FILES if name not in self.config.pairs.files.given] if own else []
 
     # --- Data and prompts -------------------------------------------------------------------------
 
     @functools.cached_property
     def world(self) -> village.World:
         """The village of training.base, also where the base network is given."""
-        data = self._experiment(self.config.training.base).data
+        data = self.config.training.base.experiment().data
         return (village.world(data.village_seed, data.village_people) if data.source == "village" else
                 village.world())
 
@@ -114,8 +131,9 @@ class Study:
     def data(self) -> Path:
         """The directory with a file of JSON lines for each of `config.DATA_FILES`; see `data.write`."""
         pairs = self.config.pairs
-        manifest = recipe("data", village=[self.world.seed, len(self.world.people)], longest=self._longest,
-                          options=without(config_lib.to_dict(pairs), "files"), given=data.fingerprints(pairs))
+        manifest = stage_manifest(
+            "data", village=[self.world.seed, len(self.world.people)], longest=self._longest,
+            options=without(config_lib.to_dict(pairs), "files"), given=data.fingerprints(pairs))
         return self.stages.make("data", manifest, lambda path: data.write(
             path, pairs, self.world, self._longest, self.notify))
 
@@ -123,14 +141,14 @@ class Study:
     def _longest(self) -> int:
         """The length of a pair, in bytes, for which both kinds of runs have room."""
         training = self.config.training
-        return min(self._experiment(part).train.seq_len for part in (training.chat, training.variant))
+        return min(part.experiment().train.seq_len for part in (training.chat, training.variant))
 
     def _file(self, name: str) -> Path:
         return self.data / f"{name}.jsonl"
 
     # --- Networks ---------------------------------------------------------------------------------
 
-    @once
+    @cached_method
     def network(self, name: str, seed: int) -> Path:
         """The model directory of `base` or a variant; trains the network if it does not exist.
 
@@ -138,7 +156,7 @@ class Study:
             TrainingStopped: a run was stopped before its end.
         """
         if name in self.config.networks:
-            return Path(self.config.networks[name])
+            return Path(self.config.networks[name].path)
         if name == BASE:
             part = self.config.training.base
             return self._trained(name, seed, part, [f"data.shuffle_seed={seed}"])
@@ -154,27 +172,29 @@ class Study:
             f"chat.shuffle_seed={seed}", *_as_overrides(variant), f"chat.source={source}",
             f"train.init_from={start}", *(f"chat.valid={file}" for file in held_out)])
 
-    @once
+    @cached_method
     def measured(self, name: str, seed: int) -> Path:
         """The directory with signals and answers of a variant: PROMPTS, CALIBRATION, result.json."""
         variant, config = VARIANTS[name], self.config
         path, start = self.network(name, seed), self.network(CHAT, seed)
-        manifest = recipe(
-            "measured", name=name, network=contents(path), start=contents(start), prompts=self._prompts_hash,
+        manifest = stage_manifest(
+            "measured", name=name, network=network_fingerprint(path), start=network_fingerprint(start),
+            prompts=self._prompts_hash,
             data=fingerprint([self._file("calibration"), self._file("held_out")]),
             answers=config_lib.to_dict(config.answers), held_out=measure.HELD_OUT, numerics=self._numerics,
             fitted=self.fitted(seed).name if variant.kind == "fitted" else None)
         work = self._measure_fitted if variant.kind == "fitted" else self._measure
         return self.stages.make(f"{name}-{seed}", manifest, lambda directory: work(directory, name, seed))
 
-    @once
+    @cached_method
     def fitted(self, seed: int) -> Path:
         """The directory with the scores of heads and probes: PROMPTS, CALIBRATION, result.json."""
         options = self.config.fitted
         data_files = [self._file(name) for name in ("calibration", "held_out", "semantic")]
-        manifest = recipe("fitted", network=contents(self.network(CHAT, seed)), prompts=self._prompts_hash,
-                          data=fingerprint(data_files), options=without(config_lib.to_dict(options), "jobs"),
-                          numerics=self._numerics, sae=self._recipe(self.config.training.sae), seed=seed)
+        manifest = stage_manifest(
+            "fitted", network=network_fingerprint(self.network(CHAT, seed)), prompts=self._prompts_hash,
+            data=fingerprint(data_files), options=without(config_lib.to_dict(options), "jobs"),
+            numerics=self._numerics, sae=config_lib.to_dict(self.config.training.sae.experiment()), seed=seed)
 
         def work(path: Path) -> None:
             fit = fitted.fit(path, self._load(self.network(CHAT, seed)), self._labelled("semantic"),
@@ -202,10 +222,11 @@ class Study:
         config = self.config
         paths = {name: {seed: self.measured(name, seed) for seed in config.seeds} for name in self.variants}
         fitted_paths = {seed: self.fitted(seed) for seed in config.seeds} if self.has_fitted else {}
-        manifest = recipe("evaluate", measured={name: [path.name for path in by_seed.values()]
-                                                for name, by_seed in paths.items()},
-                          fitted=[path.name for path in fitted_paths.values()], target_fpr=config.target_fpr,
-                          prompts=self._prompts_hash, replicates=config.replicates, seed=config.seed)
+        manifest = stage_manifest(
+            "evaluate", measured={name: [path.name for path in by_seed.values()]
+                                  for name, by_seed in paths.items()},
+            fitted=[path.name for path in fitted_paths.values()], target_fpr=config.target_fpr,
+            prompts=self._prompts_hash, replicates=config.replicates, seed=config.seed)
 
         def work(path: Path) -> None:
             measured = {name: [self._read(directory, fitted_paths.get(seed) if name == CHAT else None)
@@ -229,61 +250,48 @@ class Study:
     def _prompts_hash(self) -> str:
         return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
 
-    def _experiment(self, part: RecipeConfig) -> ExperimentConfig:
-        try:
-            return config_lib.load(ExperimentConfig, part.train, part.set)
-        except InputError as error:
-            training = self.config.training
-            name = next(field.name for field in dataclasses.fields(training)
-                        if getattr(training, field.name) is part)
-            raise InputError(f"training.{name}: {error}") from None
-
-    def _recipe(self, part: RecipeConfig) -> dict[str, Any]:
-        return config_lib.parse_overrides(part.set, config_lib.read_yaml(part.train))
-
     def _start_config(self) -> Any:
         """Returns the configuration of v4 or the base if given, otherwise of the base to be trained."""
         for name in (CHAT, BASE):
             if name in self.config.networks:
-                return store.load_config(self.config.networks[name])
-        return self._experiment(self.config.training.base).model
+                return store.load_config(self.config.networks[name].path)
+        return self.config.training.base.experiment().model
 
     def _check_networks(self) -> None:
-        training, given = self.config.training, self.config.networks
-        for part in (training.base, training.chat, training.variant, training.sae):
-            self._experiment(part)
+        given = {name: section.path for name, section in self.config.networks.items()}
+        for field in dataclasses.fields(self.config.training):
+            networks.check(getattr(self.config.training, field.name), f"training.{field.name}")
         start = self._start_config()
         configs = {name: store.load_config(path) for name, path in given.items()}
         for name, config in configs.items():
-            measure.check_bytes(config, f"given: {name}={given[name]}")
+            measure.check_bytes(config, f"networks.{name}: {given[name]}")
         measure.check_bytes(start, "training.base")
         for name, config in configs.items():
             if name in VARIANTS and VARIANTS[name].has_head and not config.abstain_head:
-                raise InputError(f"given: {name}={given[name]}: expected a network with an abstain head, "
+                raise InputError(f"networks.{name}: {given[name]}: expected a network with an abstain head, "
                                  "found none")
             if (shape := _shape(config)) != _shape(start):
-                raise InputError(f"given: {name}={given[name]}: expected the family, d_model, n_layers and "
-                                 f"pathways of the other networks, {_shape(start)}, found {shape}")
+                raise InputError(f"networks.{name}: {given[name]}: expected the family, d_model, n_layers "
+                                 f"and pathways of the other networks, {_shape(start)}, found {shape}")
         for name in self.variants:
             if VARIANTS[name].needs_router and not isinstance(start, RoutedConfig):
                 raise InputError(f"variants: {name} requires a router, which family {start.family} lacks")
 
-    def _trained(self, name: str, seed: int, part: RecipeConfig, overrides: Sequence[str]) -> Path:
+    def _trained(self, name: str, seed: int, part: NetworkConfig, overrides: Sequence[str]) -> Path:
         """Trains a network and returns its model directory.
 
         Args:
             overrides: settings of the study, which take precedence over the configuration's.
         """
-        overrides = [*part.set, f"seed={seed}", *overrides]
-        experiment = config_lib.load(ExperimentConfig, part.train, overrides)
-        run = run_path(self.out / "networks", f"{name}-{seed}", experiment)
+        overrides = [f"seed={seed}", *overrides]
+        run = run_path(self.out / "networks", f"{name}-{seed}", part.experiment(overrides))
         if not RunDirectory(run).summary.is_file():
             self.notify(f"{name}, seed {seed}: {run}")
-        return trained(part.train, run, overrides)
+        return train_network(part.train, run, [*part.set, *overrides])
 
     def _spliced(self, name: str, seed: int) -> Path:
         head, onto = self.network(SPLICED_FROM, seed), self.network(CHAT, seed)
-        manifest = recipe("splice", head=contents(head), onto=contents(onto))
+        manifest = stage_manifest("splice", head=network_fingerprint(head), onto=network_fingerprint(onto))
 
         def work(path: Path) -> None:
             shutil.rmtree(path / "model", ignore_errors=True)  # left by an interrupted run
@@ -296,7 +304,7 @@ class Study:
     def _measure(self, path: Path, name: str, seed: int) -> None:
         config, model = self.config, self._load(self.network(name, seed))
         start = self._load(self.network(CHAT, seed))
-        routed = "router" in model.places and "router" in start.places
+        routed = "router" in model.hooks and "router" in start.hooks
         reader = UncertaintyReader(model, before=start if routed else None, batch_size=config.batch_size)
         texts = [prompt.prompt for prompt in self.prompts]
         answers = measure.answers(model, texts, config.answers)

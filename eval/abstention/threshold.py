@@ -14,17 +14,16 @@ import numpy as np
 
 from tilelli_jax.cli.tables import table
 from tilelli_jax.data.documents import json_lines
-from tilelli_jax.data.turns import asked, text_of
+from tilelli_jax.data.turns import turn_text, user_turn
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import abstain_rule
 from tilelli_jax.generation.abstain_rule import NEVER, AbstainRule
 from tilelli_jax.loading import store
-from tilelli_jax.signals.names import HEAD
-from tilelli_jax.signals.scoring import max_time
-from tilelli_jax.signals.uncertainty import names
+from tilelli_jax.loading.fingerprint import network_fingerprint
+from tilelli_jax.signals.batching import max_time
+from tilelli_jax.signals.names import HEAD, direction, signal_names
 
 from ..thresholds import conformal_min_items, conformal_threshold
-from .decision import direction
 
 
 class Prompts(NamedTuple):
@@ -44,7 +43,7 @@ def read_prompts(path: Path) -> Prompts:
     for where, row in json_lines(path):
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected an object with a prompt, found {row!r:.40}")
-        text, answerable = text_of(row, "prompt", where), row.get("answerable", True)
+        text, answerable = turn_text(row, "prompt", where), row.get("answerable", True)
         if not isinstance(answerable, bool):
             raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
         if answerable:
@@ -74,24 +73,24 @@ def make(path: Path, prompts: Sequence[tuple[str, str]], signal: str, target_fpr
     if not getattr(model, "reads_bytes", False):
         raise InputError(f"{path}: expected a network that reads bytes, found family "
                          f"{model.config.family}")
-    if signal not in (known := names(model)):
+    if signal not in (known := signal_names(model)):
         reason = "; this network has no abstain head" if signal == HEAD else ""
         raise InputError(f"--signal: expected a signal of {path}, one of {', '.join(known)}, found "
                          f"{signal!r:.60}{reason}")
     longest = max_time(model)
     for text, where in prompts:
-        if longest is not None and (needed := len(asked(text).encode())) > longest:
+        if longest is not None and (needed := len(user_turn(text).encode())) > longest:
             raise InputError(f"{where}: prompt: takes {needed} bytes as a turn, and {path} reads {longest}")
     sign = direction(signal)
-    scores = sign * abstain_rule.measured(abstain_rule.reader_of(model, signal),
-                                          [asked(text) for text, _ in prompts], signal)
+    scores = sign * abstain_rule.measure_signal(abstain_rule.signal_reader(model, signal),
+                                          [user_turn(text) for text, _ in prompts], signal)
     if not np.isfinite(scores).all():
         raise InputError(f"{path}: {signal}: expected numbers, found some that are not finite")
     threshold = conformal_threshold(scores, target_fpr)
     rule = AbstainRule(
         signal, 1 if sign == 1 else -1, NEVER if math.isinf(threshold.value) else sign * threshold.value,
         template, target_fpr, len(prompts), threshold.measured, tuple(threshold.expected),
-        abstain_rule.of_network(path))
+        network_fingerprint(path))
     abstain_rule.write(path, rule)
     return rule
 

@@ -15,7 +15,7 @@ class Variant(NamedTuple):
         kind: trained: fine-tuned from the start; spliced: the start with another network's abstain head;
             fitted: a head fitted to the activations of the unchanged start.
         start: the variant from which it starts; "base" is the network pretrained on text, without chat.
-        what: a description for reports.
+        description: for reports.
         trains: groups of parameters to train (`tilelli_jax.training.groups`).
         data: the training data. chat: questions that the response answers or refuses; semantic: likewise, but
             no loss on refusals; answers: chat in which some answers are gibberish or belong to another
@@ -27,7 +27,7 @@ class Variant(NamedTuple):
 
     kind: Kind
     start: str
-    what: str
+    description: str
     trains: tuple[str, ...] = ()
     data: Data = "semantic"
     abstain_position: Literal["prompt", "pair"] = "prompt"
@@ -64,17 +64,17 @@ VARIANTS: dict[str, Variant] = {
     "v6": Variant("trained", CHAT, "router only; chat against chat with wrong answers", ("router",),
                   "answers", "pair", cross_entropy_weight=1.0, router_entropy_weight=1.0,
                   published="chat survives; detects form, not meaning"),
-    "v7": Variant(**_JOINT, what="router and abstain head, router_entropy_weight 20",  # type: ignore[arg-type]
+    "v7": Variant(**_JOINT, description="router and abstain head, router_entropy_weight 20",  # type: ignore[arg-type]
                   router_entropy_weight=20.0, published="abstain_p 0.76, gibberish 93 %, garbled"),
-    "v8a": Variant(**_JOINT, what="router and abstain head, router_entropy_weight 5",  # type: ignore[arg-type]
+    "v8a": Variant(**_JOINT, description="router and abstain head, router_entropy_weight 5",  # type: ignore[arg-type]
                    router_entropy_weight=5.0, published="abstain_p 0.80, garbled"),
-    "v8b": Variant(**_JOINT, what="router and abstain head, router_entropy_weight 0",  # type: ignore[arg-type]
+    "v8b": Variant(**_JOINT, description="router and abstain head, router_entropy_weight 0",  # type: ignore[arg-type]
                    published="abstain_p 0.85, gibberish 100 %, garbled"),
     "splice": Variant("spliced", CHAT, "v4 with the abstain head of v7",
                       published="abstain_p 0.54, 27 % false positives"),
     "v9": Variant("trained", CHAT, "abstain head only, all else frozen", ("abstain",), abstain_weight=1.0,
                   published="predicted, not run: AUROC stays high, chat stays coherent"),
-    "tether": Variant(**_JOINT, what="as v8b, with a KL penalty towards v4's routing",  # type: ignore[arg-type]
+    "tether": Variant(**_JOINT, description="as v8b, with a KL penalty towards v4's routing",  # type: ignore[arg-type]
                       router_kl_weight=1.0),
     "pooled": Variant("fitted", CHAT, "head on the mean over the prompt, network frozen"),
     "low-rank": Variant("fitted", CHAT, "head on a few principal directions of the last position, network "

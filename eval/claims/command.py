@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_together
 
 from ..abstention import prompts
+from ..inputs.study import provenance_rows
 from ..tables import as_json
 from . import measurements
 from .check import CROSS_REGIME, Line, check, failing
@@ -53,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         contents[options.write_expected] = config_lib.dump(claims).encode()
     lines = check(measured, claims, options.tolerance)
     if options.out:
-        contents[options.out] = as_json(_tree(options, claims, lines, measured))
+        rows = provenance_rows(shlex.join(["tilelli", "claims", *argv]), str(options.expect), ())
+        contents[options.out] = as_json(_tree(options, claims, lines, measured) | {"how_to_reproduce": rows})
     try:
         write_together(contents)
     except OSError as error:

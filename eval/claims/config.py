@@ -8,11 +8,15 @@ from typing import Any
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.signals.names import BLOCK, SIGNALS
 
 from ..abstention.config import AnswersConfig
-from ..abstention.decision import BLOCK
 
 Auroc = float | tuple[float, ...] | None  # an AUROC, or [min, max]
+
+
+def _signal(name: str) -> Any:
+    return setting(None, SIGNALS[name].meaning)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +36,20 @@ class ArchitectureConfig(Section):
 class CrossRegimeConfig(Section):
     """The AUROC of each signal, all other regimes against in_domain: a number, or [min, max].
 
-    Directions are those of `eval.abstention.decision`: above 0.5, a signal behaves as expected there.
+    Above 0.5, a signal has the direction that `signals.names` expects.
     """
 
-    max_softmax_last: Auroc = setting(None, "largest next-token probability at the prompt's last position")
-    max_softmax_mean: Auroc = setting(None, "largest next-token probability, mean over the positions of the "
-                                      "prompt")
-    abstain_p: Auroc = setting(None, "the abstain head's probability that the prompt has no answer")
-    router_conf: Auroc = setting(None, "1 − router_entropy")
-    router_entropy: Auroc = setting(None, "normalised entropy of the router's weights, mean over blocks and "
-                                    "positions")
-    router_entropy_var: Auroc = setting(None, "variance of the router's entropy over blocks and positions")
+    max_softmax_last: Auroc = _signal("max_softmax_last")
+    max_softmax_mean: Auroc = _signal("max_softmax_mean")
+    abstain_p: Auroc = _signal("abstain_p")
+    router_conf: Auroc = _signal("router_conf")
+    router_entropy: Auroc = _signal("router_entropy")
+    router_entropy_var: Auroc = _signal("router_entropy_var")
     router_entropy_b: tuple[float, ...] = setting((), "router_entropy of each block, first block first: one "
                                                   "number per block")
-    lens_entropy: Auroc = setting(None, "entropy of the logit lens at the last position, in the middle "
-                                  "layers")
-    lens_settling: Auroc = setting(None, "depth from which the logit lens keeps its most likely token")
-    lens_margin: Auroc = setting(None, "largest margin of the logit lens's most likely token over layers")
+    lens_entropy: Auroc = _signal("lens_entropy")
+    lens_settling: Auroc = _signal("lens_settling")
+    lens_margin: Auroc = _signal("lens_margin")
 
     def __post_init__(self) -> None:
         super().__post_init__()

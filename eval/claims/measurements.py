@@ -18,7 +18,7 @@ from ..abstention import measure as measure_lib
 from ..abstention import prompts
 from ..abstention.config import AnswersConfig
 from ..abstention.decision import cross_regime
-from ..abstention.detectors import is_refusal, plain
+from ..abstention.detectors import has_refusal_phrase, plain
 from ..abstention.evaluate import Measured, scores_of
 from ..stats import Interval
 from .config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
@@ -131,7 +131,7 @@ def as_claims(measurements: Measurements, claims: ClaimsConfig, source: str) -> 
 
 def _answer(prompt: str, answer: str, templates: tuple[str, ...]) -> Answer:
     by_template = any(plain(answer).startswith(plain(template)) for template in templates)
-    return Answer(prompt, answer.strip(), is_refusal(answer), by_template)
+    return Answer(prompt, answer.strip(), has_refusal_phrase(answer), by_template)
 
 
 def _architecture(model: Decoder) -> ArchitectureConfig:

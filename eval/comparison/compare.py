@@ -28,10 +28,11 @@ def compare(losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         unpaired = exact_relabelling(model_losses, reference_losses)
         paired = exact_sign_flips(differences)
         comparisons.append({
-            "model": name, "difference": welch_test.difference, "freedom": welch_test.freedom,
+            "model": name, "difference": welch_test.difference,
+            "degrees_of_freedom": welch_test.degrees_of_freedom,
             "differences": differences.tolist(), "paired_difference": paired_test.difference,
             "p": {"welch": welch_test.p, "unpaired": unpaired.p, "paired": paired.p},
-            "min_p": {"unpaired": unpaired.least, "paired": paired.least},
+            "min_p": {"unpaired": unpaired.min_p, "paired": paired.min_p},
             "arrangements": {"unpaired": unpaired.arrangements, "paired": paired.arrangements}})
     for test in TESTS:
         corrected = holm([comparison["p"][test] for comparison in comparisons])

@@ -11,6 +11,9 @@ from pathlib import Path
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 
+from ..inputs.networks import NetworkConfig
+from ..inputs.study import StudyConfig
+
 MAX_SEEDS = 10  # the exact test enumerates every relabelling: C(20, 10) = 184,756
 
 
@@ -32,16 +35,12 @@ class TuningConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparisonConfig(Section):
+class ComparisonConfig(StudyConfig):
     """One comparison: models, texts and seeds."""
 
-    name: str = setting("", "title of the report; empty: the name of the configuration file")
-    out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
-    models: tuple[tuple[str, ...], ...] = setting(
-        (), "models to compare, each a list: name, training configuration, and key=value overrides as on the "
-        "command line of tilelli train")
+    models: dict[str, NetworkConfig] = setting({}, "models to compare, by name; train only")
     reference: str = setting("", "name of the model that the others are compared with; empty: the first")
-    overrides: tuple[str, ...] = setting((), "key=value overrides for all models, e.g. [train.steps=2000]")
+    set: tuple[str, ...] = setting((), "key=value overrides for all models, e.g. [train.steps=2000]")
     texts: tuple[str, ...] = setting(("stories",), "texts to train on, each in the format of data.source")
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3, 4), "random seeds of the weights and of the order of the training data; with the same "
@@ -52,11 +51,9 @@ class ComparisonConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for entry in self.models:
-            if len(entry) < 2 or not all(entry):
-                raise InputError("models: expected lists of a name, a training configuration and "
-                                 f"key=value overrides, found {list(entry)}")
-        names = [name for name, *_ in self.models]
+        for name, model in self.models.items():
+            model.require("train", "set", key=f"models.{name}", reason="the comparison trains its models")
+        names = list(self.models)
         _check_names("models", names, 2)
         if self.reference and self.reference not in names:
             raise InputError(f"reference: expected one of {', '.join(names)}, found {self.reference!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from tilelli_jax.models import weights
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.step import parameter_count, split_params
 
+from ..inputs.networks import NetworkConfig
 from .config import ComparisonConfig
 
 CODES = {"ternary": 3, "power3": 7}  # number of values of a quantised weight
@@ -31,21 +33,19 @@ class ComparedModel(NamedTuple):
 
     Attributes:
         name: the name in reports.
-        config: the training configuration, a name or a file.
-        settings: key=value overrides of that configuration.
+        network: how it is trained, with the overrides for all models.
     """
 
     name: str
-    config: str
-    settings: tuple[str, ...]
+    network: NetworkConfig
 
     def overrides(self, text: str, seed: int, rate: float | None = None) -> list[str]:
-        """Returns the overrides of one run, without its directory.
+        """Returns the settings of one run that the study makes, without its directory.
 
         Args:
             rate: the learning rate; None: that of the configuration.
         """
-        return [*self.settings, f"data.source={text}", f"seed={seed}", f"data.shuffle_seed={seed}",
+        return [f"data.source={text}", f"seed={seed}", f"data.shuffle_seed={seed}",
                 # The loss is that of the whole validation split after the last update.
                 "train.eval_bytes=0", "train.export=last",
                 *([] if rate is None else [f"optimizer.learning_rate={rate!r}"])]
@@ -57,9 +57,9 @@ class ComparedModel(NamedTuple):
             InputError: the configuration does not exist or is not valid.
         """
         try:
-            return config_lib.load(ExperimentConfig, self.config, self.overrides(text, seed, rate))
+            return self.network.experiment(self.overrides(text, seed, rate))
         except InputError as error:
-            raise InputError(f"models: {self.name}: {error}") from None
+            raise InputError(f"models.{self.name}: {error}") from None
 
 
 class Size(NamedTuple):
@@ -80,8 +80,8 @@ class Size(NamedTuple):
 
 def models(config: ComparisonConfig) -> list[ComparedModel]:
     """Returns the models in the order of the configuration, but the reference first."""
-    compared = [ComparedModel(name, path, (*settings, *config.overrides))
-                for name, path, *settings in config.models]
+    compared = [ComparedModel(name, dataclasses.replace(network, set=(*network.set, *config.set)))
+                for name, network in config.models.items()]
     return sorted(compared, key=lambda model: model.name != (config.reference or compared[0].name))
 
 
@@ -102,25 +102,28 @@ def check(compared: Sequence[ComparedModel], text: str, seed: int, tolerance: fl
     """Checks that the models are comparable, and returns model name → size.
 
     Raises:
-        InputError: a configuration does not exist, does not train a network on text, sets a key that the
-            study sets, differs from the reference (the first model) in budget or batches, or has a number of
-            parameters that differs from the reference's by more than `tolerance`.
+        InputError: a configuration does not exist, does not train a network on text, sets a time budget or a
+            key that the study sets, differs from the reference (the first model) in updates or batches, or
+            has a number of parameters that differs from the reference's by more than `tolerance`.
     """
     sizes: dict[str, Size] = {}
     reference = compared[0]
     reference_config = reference.experiment(text, seed)
     for model in compared:
-        for setting in model.settings:
+        for setting in model.network.set:
             if (key := setting.partition("=")[0]) in SET_HERE:
-                raise InputError(f"models: {model.name}: expected no {key}, which the study itself sets, "
+                raise InputError(f"models.{model.name}: expected no {key}, which the study itself sets, "
                                  f"found '{setting}'")
         config = model.experiment(text, seed)
         if isinstance(config.model, SAEConfig) or config.chat or config.train.init_from:
-            raise InputError(f"models: {model.name}: expected the configuration of a network trained on text "
-                             f"from random weights, found {model.config}")
+            raise InputError(f"models.{model.name}: expected the configuration of a network trained on text "
+                             f"from random weights, found {model.network.train}")
+        if config.train.minutes is not None:
+            raise InputError(f"models.{model.name}: train.minutes: expected none, because all models make "
+                             f"the same number of updates, found {config.train.minutes:g}")
         for key, (expected, value) in config_lib.differences(reference_config, config).items():
             if key.startswith(MUST_MATCH):
-                raise InputError(f"models: {model.name}: {key}: expected {expected}, the value of "
+                raise InputError(f"models.{model.name}: {key}: expected {expected}, the value of "
                                  f"{reference.name}, found {value}")
         sizes[model.name] = size(config.model)
     expected_count = sizes[reference.name].parameters
@@ -128,6 +131,6 @@ def check(compared: Sequence[ComparedModel], text: str, seed: int, tolerance: fl
         deviation = model_size.parameters / expected_count - 1
         if abs(deviation) > tolerance:
             raise InputError(
-                f"models: {name}: expected the number of parameters of {reference.name} ({expected_count:,}) "
+                f"models.{name}: expected the number of parameters of {reference.name} ({expected_count:,}) "
                 f"within {tolerance:.1%} (tolerance), found {model_size.parameters:,} ({deviation:+.1%})")
     return sizes

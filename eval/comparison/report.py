@@ -11,21 +11,21 @@ from tilelli_jax import config as config_lib
 
 from .. import conclusions, figures
 from ..conclusions import ALPHA, format_interval, format_p
-from ..report import Report
+from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
 from ..tables import as_json
 from ..tables import write as write_tables
 from .compare import TESTS
 from .config import file_name
-from .study import Study
+from .study import ComparisonStudy
 
 Tree = Mapping[str, Any]
 TEST_NAMES = {"welch": "Welch", "unpaired": "exact", "paired": "exact, paired"}
 DECIDING = ("welch", "unpaired")  # with five pairs the paired exact p cannot be below 0.0625
 
 
-def collect(study: Study) -> dict[str, Any]:
+def collect(study: ComparisonStudy) -> dict[str, Any]:
     """Returns the content of results.json; runs the stages that are missing."""
     path = study.evaluation
     return {
@@ -38,7 +38,7 @@ def collect(study: Study) -> dict[str, Any]:
         **read_result(path)}
 
 
-def write(study: Study, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def write(study: ComparisonStudy, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json, report.md, report.html, figures/, models.* and differences.*; returns the results.
 
     Args:
@@ -46,8 +46,9 @@ def write(study: Study, name: str, provenance: Mapping[str, Any]) -> dict[str, A
         provenance: command, seeds, commit and machine, for the last section.
     """
     results = json.loads(as_json(collect(study) | {"name": name}))  # as a reader of results.json gets it
-    report = Report(f"{name}: which network reaches the lower loss at equal size and budget?")
-    report.points(verdicts(results))
+    report = Document(f"{name}: which network reaches the lower loss at equal size and budget?")
+    report.points([*conclusions.few_seeds_warning(len(results["config"]["seeds"]), len(results["sizes"]) - 1),
+                   *verdicts(results)])
     report.paragraph(limits(results))
     for text in results["texts"]:
         _text(report, results, text)
@@ -169,7 +170,7 @@ def _p(p: float | None) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def _text(report: Report, results: Tree, text: str) -> None:
+def _text(report: Document, results: Tree, text: str) -> None:
     of_text, name = results["texts"][text], file_name(text)
     report.heading(text)
     report.paragraph(f"Trained on {results['bytes'][text]['train']:,} bytes. The loss is that after the last "
@@ -189,7 +190,7 @@ def _text(report: Report, results: Tree, text: str) -> None:
                   for i, seed in enumerate(results["config"]["seeds"])])
 
 
-def _learning_rates(report: Report, results: Tree) -> None:
+def _learning_rates(report: Document, results: Tree) -> None:
     report.heading("Learning rates")
     if not results["tuning"]:
         report.paragraph("Each model uses the learning rate of its training configuration, without a "
@@ -209,7 +210,7 @@ def _learning_rates(report: Report, results: Tree) -> None:
                          f"beyond, for {', '.join(boundary)}.")
 
 
-def _method(report: Report, results: Tree) -> None:
+def _method(report: Document, results: Tree) -> None:
     seeds = results["config"]["seeds"]
     comparisons = next(iter(results["texts"].values()))["comparisons"]
     min_p, arrangements = comparisons[0]["min_p"], comparisons[0]["arrangements"]

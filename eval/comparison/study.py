@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax.data.corpus import Splits, open_corpus
+from tilelli_jax.data.corpus import TextSplits, open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.json_text import as_expected
 from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.train import DIVERGED
 from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.tasks.text import text_task
+from tilelli_jax.training.tasks.text import TextTask
 
-from ..inputs.networks import TrainingStopped, run_path, trained
-from ..stages import Stages, read_result, recipe, write_result
+from ..conclusions import few_seeds_warning
+from ..inputs.networks import TrainingStopped, run_path, train_network
+from ..inputs.study import Study
+from ..stages import read_result, stage_manifest, write_result
 from . import models as model_lib
 from .compare import compare
 from .config import ComparisonConfig, file_name
@@ -31,20 +33,28 @@ SUMMARY_KEYS = ("final_valid_loss", "best_valid_loss", "best_step", "steps", "pa
                 "seconds", "device", "git_commit", "versions")
 
 
-class Study:
-    """One comparison. Attributes and methods train the runs that they need.
+class ComparisonStudy(Study[ComparisonConfig]):
+    """One comparison. Attributes and methods train the runs that they need."""
 
-    Args:
-        config: the configuration of the comparison.
-        out: output directory.
-        notify: called with a line of text for each stage and run that starts.
-    """
+    STAGES = ("train", "evaluate")
 
-    def __init__(self, config: ComparisonConfig, out: Path,
-                 notify: Callable[[str], None] = lambda line: None) -> None:
-        self.config, self.out, self.notify = config, out, notify
-        self.stages = Stages(out / "stages", notify)
-        self.models = model_lib.models(config)
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.config.seeds
+
+    @functools.cached_property
+    def models(self) -> list[ComparedModel]:
+        """The models, the reference first."""
+        return model_lib.models(self.config)
+
+    def stage_paths(self, stage: str) -> Iterator[tuple[str, Path]]:
+        if stage == "evaluate":
+            yield stage, self.evaluation
+            return
+        for text, by_model in self.runs.items():
+            for name, runs in by_model.items():
+                for seed, run in zip(self.seeds, runs, strict=True):
+                    yield f"{name} on {text}, seed {seed}", self.out / "runs" / run["run"]
 
     def check(self) -> None:
         """Checks the configuration before any network is trained.
@@ -57,13 +67,15 @@ class Study:
         for text in self.config.texts:
             experiment = self.models[0].experiment(text, self.config.seeds[0])
             try:
-                text_task(experiment, make_mesh(experiment.mesh))
+                TextTask(experiment, make_mesh(experiment.mesh))
             except InputError as error:
                 raise error if text in str(error) else InputError(f"texts: {text}: {error}") from None
             self.notify(f"{text}: {len(self.corpora[text].train):,} bytes for training, "
                         f"{len(self.corpora[text].valid):,} for validation")
         for name, size in sizes.items():
             self.notify(f"{name}: {size.parameters:,} parameters")
+        for line in few_seeds_warning(len(self.config.seeds), len(sizes) - 1):
+            self.notify(f"seeds: {line}")
         self.stages.open()
 
     @functools.cached_property
@@ -73,7 +85,7 @@ class Study:
                                self.config.tolerance)
 
     @functools.cached_property
-    def corpora(self) -> dict[str, Splits]:
+    def corpora(self) -> dict[str, TextSplits]:
         """Text → its train and validation splits."""
         return {text: open_corpus(self.models[0].experiment(text, 0).data)
                 for text in self.config.texts}
@@ -94,7 +106,7 @@ class Study:
         if not RunDirectory(path).summary.is_file():
             self.notify(f"{model.name} on {text}, seed {seed}"
                       + ("" if rate is None else f", learning rate {rate:g}") + f": {path}")
-        trained(model.config, path, model.overrides(text, seed, rate))
+        train_network(model.network.train, path, [*model.network.set, *model.overrides(text, seed, rate)])
         run = RunDirectory(path)
         with as_expected(run.summary):
             summary = run.read_summary()
@@ -125,9 +137,10 @@ class Study:
     @functools.cached_property
     def evaluation(self) -> Path:
         """The directory with the losses and the tests of each text: result.json."""
-        manifest = recipe("evaluate", reference_model=self.models[0].name, seeds=list(self.config.seeds),
-                          runs={text: {name: [run["run"] for run in runs] for name, runs in by_model.items()}
-                                for text, by_model in self.runs.items()})
+        manifest = stage_manifest(
+            "evaluate", reference_model=self.models[0].name, seeds=list(self.config.seeds),
+            runs={text: {name: [run["run"] for run in runs] for name, runs in by_model.items()}
+                  for text, by_model in self.runs.items()})
 
         def work(path: Path) -> None:
             write_result(path, {"texts": {
@@ -141,8 +154,8 @@ class Study:
     def _tuned(self, model: ComparedModel, text: str) -> Path:
         """Returns the stage with the last loss at each learning rate (null: diverged) and the best rate."""
         options = self.config.tuning
-        manifest = recipe("tune", runs={f"{rate!r}": self.directory(model, text, options.seed, rate).name
-                                        for rate in options.rates})
+        manifest = stage_manifest("tune", runs={
+            f"{rate!r}": self.directory(model, text, options.seed, rate).name for rate in options.rates})
 
         def work(path: Path) -> None:
             losses = {rate: self._loss(model, text, rate) for rate in options.rates}

@@ -16,13 +16,13 @@ from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import as_expected, read_json
 from tilelli_jax.loading import store
-from tilelli_jax.signals.patching import EVERYTHING, Spliced
+from tilelli_jax.signals.patching import EVERYTHING, PatchedLoss
 from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.tasks.sae import describe
+from tilelli_jax.training.tasks.sae import reconstruction_quality
 
-from ..inputs.networks import trained
+from ..inputs.networks import train_network
 from ..tables import as_json, write_columns
-from .config import SAEStageConfig, StudyConfig
+from .config import DifficultyConfig, SAEStageConfig
 from .extract import Extraction
 from .features import encoded
 from .subject import Subject
@@ -35,7 +35,7 @@ class SAEEvaluation:
     """How well an autoencoder reconstructs the activations of held-out items.
 
     Attributes:
-        of_model: name of the network whose activations trained the autoencoder; may be empty.
+        source_model: name of the network whose activations trained the autoencoder; may be empty.
         steps: number of training updates; None if its directory does not contain a run summary.
         explained: fraction of variance explained, at all positions.
         dead: fraction of latents that are never active, at all positions.
@@ -47,7 +47,7 @@ class SAEEvaluation:
         losses: mean losses of the network over the items.
     """
 
-    of_model: str
+    source_model: str
     steps: int | None
     explained: float
     dead: float
@@ -55,13 +55,13 @@ class SAEEvaluation:
     rows: int
     explained_probed: float
     explained_random: float
-    losses: Spliced
+    losses: PatchedLoss
 
     def faults(self, options: SAEStageConfig, network: str) -> list[str]:
         """Returns the reasons to reject the autoencoder; empty if there are none."""
         faults = []
-        if self.of_model not in ("", network):
-            faults.append(f"it was trained on activations of {self.of_model}, not of {network}")
+        if self.source_model not in ("", network):
+            faults.append(f"it was trained on activations of {self.source_model}, not of {network}")
         if self.steps is not None and self.steps < options.min_steps:
             faults.append(f"it was trained for {self.steps} updates (minimum {options.min_steps})")
         if self.dead > options.max_dead:
@@ -74,23 +74,23 @@ class SAEEvaluation:
         return faults
 
 
-def train_sae(path: Path, config: StudyConfig, subject: Subject, network: Any, items: Sequence[int],
-              layer: int, of_model: str) -> None:
+def train_sae(path: Path, config: DifficultyConfig, subject: Subject, network: Any, items: Sequence[int],
+              layer: int, source_model: str) -> None:
     """Writes the items' activations to `path/rows`, and trains an autoencoder on them in `path/run`.
 
     Raises:
-        TrainingStopped: see `networks.trained`.
+        TrainingStopped: see `networks.train_network`.
     """
-    place = config.extract.place
-    rows = _stored_rows(path / "rows", {"of_model": of_model, "place": place, "layer": layer},
+    hook = config.extract.hook
+    rows = _stored_rows(path / "rows", {"source_model": source_model, "hook": hook, "layer": layer},
                         lambda: subject.activation_rows(network, items, layer))
     width = open_activations(rows).d_model
-    trained(config.sae.train, path / "run", [
-        f"activations.source={rows}", f"model.d_model={width}", f"model.layer={layer}",
-        f"model.of_model={of_model}", f"model.place={place}"])
+    train_network(config.sae.train, path / "run", [
+        *config.sae.set, f"activations.source={rows}", f"model.d_model={width}", f"model.layer={layer}",
+        f"model.source_model={source_model}", f"model.hook={hook}"])
 
 
-def evaluate(path: Path, model: Path, config: StudyConfig, subject: Subject, network: Any,
+def evaluate(path: Path, model: Path, config: DifficultyConfig, subject: Subject, network: Any,
              extraction: Extraction, items: Sequence[int], layer: int) -> None:
     """Evaluates the autoencoder in the directory `model` on items; writes evaluation.json and active.parquet.
 
@@ -98,26 +98,28 @@ def evaluate(path: Path, model: Path, config: StudyConfig, subject: Subject, net
     all positions, column `boundary` only the last positions of the prompts.
 
     Raises:
-        InputError: the directory contains no autoencoder, or one of another width, place or layer.
+        InputError: the directory contains no autoencoder, or one of another width, hook or layer.
     """
-    place = config.extract.place
-    metadata = {"place": place, "layer": layer}
+    hook = config.extract.hook
+    metadata = {"hook": hook, "layer": layer}
     chosen = set(items)
     held_out = open_activations(_stored_rows(path / "held-out", metadata,
                                              lambda: subject.activation_rows(network, items, layer)))
     probed = open_activations(_stored_rows(path / "probed", metadata, lambda: (
         values for i, values in zip(extraction.items.tolist(), extraction.activations(layer), strict=True)
         if i in chosen)))
-    sae = _load(model, place, layer, held_out.d_model)
-    quality = describe(sae, held_out)
+    sae = _load(model, hook, layer, held_out.d_model)
+    quality = reconstruction_quality(sae, held_out)
     losses = subject.patched_losses(network, sae, items, [EVERYTHING], layer, "all").mean(axis=0)
     write_columns(path / ACTIVE, {"all": _active_counts(sae, held_out.blocks()), "boundary": _active_counts(
         sae, subject.activation_rows(network, items, layer, "boundary"))})
     write_atomically(path / EVALUATION, as_json({
-        "of_model": sae.config.of_model, "steps": _steps(model), "explained": quality["explained_variance"],
+        "source_model": sae.config.source_model, "steps": _steps(model),
+        "explained": quality["explained_variance"],
         "dead": quality["dead_fraction"], "l0": quality["l0"], "rows": quality["rows"],
-        "explained_probed": describe(sae, probed)["explained_variance"],
-        "explained_random": describe(_random_sae(sae, held_out), held_out)["explained_variance"],
+        "explained_probed": reconstruction_quality(sae, probed)["explained_variance"],
+        "explained_random": reconstruction_quality(
+            _random_sae(sae, held_out), held_out)["explained_variance"],
         "losses": losses}))
 
 
@@ -139,23 +141,23 @@ def read_evaluation(path: Path) -> SAEEvaluation:
     """Reads the result of `evaluate`."""
     with as_expected(path / EVALUATION):
         tree = read_json(path / EVALUATION)
-        return SAEEvaluation(**tree | {"losses": Spliced(*tree["losses"])})
+        return SAEEvaluation(**tree | {"losses": PatchedLoss(*tree["losses"])})
 
 
-def read_config(path: Path, place: str, layer: int) -> SAEConfig:
-    """Reads an autoencoder's configuration. Raises InputError if it is of another family, place or layer."""
+def read_config(path: Path, hook: str, layer: int) -> SAEConfig:
+    """Reads an autoencoder's configuration. Raises InputError if it is of another family, hook or layer."""
     config = store.load_config(path)
     if not isinstance(config, SAEConfig):
         raise InputError(f"sae.path: {path}: expected an autoencoder, found family {config.family}")
-    if config.place not in ("", place):
-        raise InputError(f"sae.path: {path}: expected an autoencoder of place {place}, found {config.place}")
+    if config.hook not in ("", hook):
+        raise InputError(f"sae.path: {path}: expected an autoencoder of hook {hook}, found {config.hook}")
     if config.layer not in (-1, layer):
         raise InputError(f"sae.path: {path}: expected an autoencoder of layer {layer}, found {config.layer}")
     return config
 
 
-def _load(path: Path, place: str, layer: int, width: int) -> TopKSAE:
-    if (d_model := read_config(path, place, layer).d_model) != width:
+def _load(path: Path, hook: str, layer: int, width: int) -> TopKSAE:
+    if (d_model := read_config(path, hook, layer).d_model) != width:
         raise InputError(f"sae.path: {path}: expected an autoencoder of width {width}, found {d_model}")
     return store.load(path)
 

@@ -79,13 +79,19 @@ class Effect:
     Attributes:
         change: mean change of the loss over the items.
         p, p_holm: p-value of the mean change, uncorrected and Holm-corrected.
-        items_changed: number of items whose loss changed at all.
+        items_changed: number of items whose loss changed at all; 0 for a latent that is never active at the
+            patched positions.
     """
 
     change: Interval
     p: float
     p_holm: float
     items_changed: int
+
+    @property
+    def never_active(self) -> bool:
+        """Whether the ablation changed no item's loss: the latent is not active at the patched positions."""
+        return self.items_changed == 0
 
     @property
     def is_significant(self) -> bool:

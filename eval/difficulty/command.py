@@ -6,69 +6,33 @@ interrupted run. `--stage all` (the default) ends with a report.
 
 from __future__ import annotations
 
-import argparse
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import command
 from tilelli_jax.cli.tables import table
-from tilelli_jax.errors import InputError
 
-from ..inputs.commands import provenance_rows, quiet_logs, run_study
-from ..stages import print_to_stderr
+from ..document import plain
+from ..inputs.study import study_command
 from . import report
-from .config import StudyConfig
-from .questions import with_source
-from .study import Study
-
-STAGES = ("extract", "sae", "probe", "selective", "calibrate", "cascade", "causal", "synthesize", "all")
+from .config import DifficultyConfig
+from .study import DifficultyStudy
 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    quiet_logs()
-    options = _options(argv)
-    config = config_lib.load(StudyConfig, options.config, options.overrides)
-    if options.data:
-        config = with_source(config, options.data)
-    name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
-    study.check()
-    report.other_studies(config)
-    command_line = shlex.join(["tilelli", "difficulty", *argv])
-    return run_study(lambda: run(study, options.stage, name, command_line), command_line)
+    return study_command(
+        argv, DifficultyStudy, DifficultyConfig, write_report, prog="tilelli difficulty", doc=__doc__,
+        shipped="difficulty-demo", example="probe.replicates=500",
+        shortcuts={"--data": ("FILE", "data.source={}", "a local file to read; short for data.source=FILE")},
+        prepare=lambda study, _: report.other_studies(study.config))
 
 
-def run(study: Study, stage: str, name: str, command_line: str) -> int:
-    """Runs one stage and prints its directory, or runs all stages and prints the report's summary."""
-    if stage in ("synthesize", "all"):
-        rows = report.write(study, name, provenance_rows(command_line, [study.config.seed]))
-        print(f"\n{table(report.summary(rows, study.config), right=(0,))}\n")
-        for layer, results in report.collect(study)["layers"].items():
-            print("\n".join(f"layer {layer}: {text.replace('`', '').replace('**', '')}"
-                            for text in report.conclusions_of(results)))
-        print(f"\nreport: {study.out / 'report.html'} (and report.md)")
-        return 0
-    paths: list[Path | None]
-    if stage == "extract":
-        paths = [study.extract, study.items]
-    elif stage == "sae":
-        paths = [layer.evaluation_path for layer in study.layers.values()]
-    else:
-        paths = [getattr(layer, stage) for layer in study.layers.values()]
-    for path in paths:
-        if path is None:
-            required = "a section large_model" if stage == "cascade" else "sae.path or sae.train"
-            raise InputError(f"--stage {stage}: expected a configuration with {required}, found none")
-        print(f"{stage}: {path}")
-    return 0
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = config_lib.command_line("tilelli difficulty", __doc__, StudyConfig, "difficulty-demo",
-                                     "probe.replicates=500")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="the stage to run [%(default)s]")
-    parser.add_argument("--data", metavar="FILE", help="a local file to read instead of data.source")
-    return parser.parse_intermixed_args(argv)
+def write_report(study: DifficultyStudy, name: str, provenance: Mapping[str, Any]) -> str:
+    """Runs the study and writes its report. Returns the summary to print."""
+    rows = report.write(study, name, provenance)
+    lines = [f"\n{table(report.summary(rows, study.config), right=(0,))}\n"]
+    for layer, results in report.collect(study)["layers"].items():
+        lines += [f"layer {layer}: {plain(text)}"
+                  for text in report.conclusions_of(results)]
+    return "\n".join(lines) + "\n"

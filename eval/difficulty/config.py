@@ -11,6 +11,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig
 
 from ..inputs.networks import NetworkConfig
+from ..inputs.study import StudyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ DataConfig = SquadConfig | HellaSwagConfig | TextConfig | SeriesConfig
 class ExtractConfig(Section):
     """Which activations of the network are stored."""
 
-    place: str = setting("resid_post", "hook name of the activations (Chronos: encoder.resid_post)")
+    hook: str = setting("resid_post", "hook name of the activations (Chronos: encoder.resid_post)")
     layers: tuple[int, ...] = setting((), "layers, counted from 0; each gets its own ladder of probes")
     positions: Literal["boundary", "all"] = setting(
         "boundary", "boundary: the last token of the prompt (with several endings, the first token of each);"
@@ -131,6 +132,7 @@ class SAEStageConfig(Section):
 
     path: str = setting("", "model directory of an existing autoencoder; {layer} is replaced by the layer")
     train: str = setting("", "training configuration of a new autoencoder, instead of path")
+    set: tuple[str, ...] = setting((), "with train: key=value overrides of that configuration")
     min_steps: int = setting(
         200, "minimum number of training updates; an autoencoder with fewer is rejected", min=0)
     max_dead: float = setting(
@@ -143,6 +145,16 @@ class SAEStageConfig(Section):
         0.1, "minimum gain in explained variance over an autoencoder with random weights", min=0, max=1)
     held_out: int = setting(200, "number of test items for these checks", min=1)
     force: bool = setting(False, "continue with a rejected autoencoder; the report says so")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path or self.train or self.set:
+            self.network  # noqa: B018 (raises InputError for an invalid combination)
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The autoencoder as the section of a network."""
+        return NetworkConfig(path=self.path, train=self.train, set=self.set)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +204,9 @@ class CausalConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig(Section):
+class DifficultyConfig(StudyConfig):
     """One study: a data set and a network."""
 
-    name: str = setting("", "name of the study in its report; empty: the name of the configuration file")
-    out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
     seed: int = setting(42, "seed of all random numbers", min=0, max=2**32 - 1)
     data: DataConfig = setting(SquadConfig(), "the items")
     network: NetworkConfig = setting(None, "the network under study")
@@ -218,5 +228,3 @@ class StudyConfig(Section):
             raise InputError("network: expected a section with path or train, found none")
         if self.extract is None:
             raise InputError("extract: expected a section with layers, found none")
-        if self.sae.path and self.sae.train:
-            raise InputError("sae.path: expected either sae.path or sae.train, found both")

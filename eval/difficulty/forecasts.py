@@ -15,15 +15,15 @@ from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.chronos import Chronos
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration
+from tilelli_jax.nn.hooks import check_hook
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.signals.places import check_place
-from tilelli_jax.signals.series import encoded, forecasts, patched_crps
+from tilelli_jax.signals.time_series import encoder_activations, patched_crps, sample_forecasts
 
 from ..checks import Floats
 from ..folds import Folds, forward, number_of_folds, usable
 from ..inputs.networks import NetworkConfig
 from . import cheap, series
-from .config import SeriesConfig, StudyConfig
+from .config import DifficultyConfig, SeriesConfig
 from .subject import Block, Measurements, Numbers, Positions
 
 MIN_ROWS_PER_FOLD = 3  # train windows
@@ -34,7 +34,7 @@ class Forecasts:
 
     unit = "CRPS"
 
-    def __init__(self, config: StudyConfig, mesh: Mesh | None = None) -> None:
+    def __init__(self, config: DifficultyConfig, mesh: Mesh | None = None) -> None:
         """Raises InputError if the series cannot be read or is too short."""
         assert isinstance(config.data, SeriesConfig)
         data = config.data
@@ -55,6 +55,8 @@ class Forecasts:
             raise InputError(f"data.source: {data.source}: expected at least 10 windows, found {len(self)}")
         # Windows that start within the same span overlap, and are resampled together.
         self.groups = np.array([str(start // self.span) for start in self.windows.starts.tolist()])
+        self.planned_split = series.split_in_time(self.windows.starts, self.span, self.length,
+                                                  config.split.train)
         self.metadata: Mapping[str, Sequence[Any]] = {"start": self.windows.starts.tolist()}
         self.fingerprint = hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
@@ -78,7 +80,7 @@ class Forecasts:
         options, data, chosen = self.config.extract, self.data, np.asarray(items)
         contexts, futures = self.windows.contexts[chosen], self.windows.futures[chosen]
         amount, mase = np.zeros(len(chosen)), np.zeros(len(chosen))
-        for rows, samples in forecasts(network, contexts, data.horizon, samples=data.samples,
+        for rows, samples in sample_forecasts(network, contexts, data.horizon, samples=data.samples,
                                        seed=self.config.seed, numbers=items, batch_size=options.batch_size,
                                        mesh=self.mesh):
             amount[rows], mase[rows] = series.scores(samples, contexts[rows], futures[rows], data.season)
@@ -86,17 +88,17 @@ class Forecasts:
         if layers:
             try:
                 for layer in layers:
-                    check_place(network.network, options.place, layer, network.network.encoder_places)
+                    check_hook(network.network, options.hook, layer, network.network.encoder_hooks)
             except ValueError as error:
                 raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
-            for i, values in encoded(network, contexts, place=options.place, layers=layers,
-                                     batch_size=options.batch_size, mesh=self.mesh):
+            for i, values in encoder_activations(network, contexts, hook=options.hook, layers=layers,
+                                                 batch_size=options.batch_size, mesh=self.mesh):
                 for layer, array in zip(layers, values, strict=True):
                     activations[layer].append(self._stored(array, items[i], layer))
         return Measurements({"amount": amount, "mase": mase}, activations)
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
-        return series.split_in_time(self.windows.starts, self.span, self.length, self.config.split.train)
+        return self.planned_split
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
         statistics = cheap.series_statistics(self.windows.contexts, self.data.season)
@@ -114,8 +116,8 @@ class Forecasts:
                         positions: Positions = "all") -> Iterator[np.ndarray]:
         options = self.config.extract
         order = np.random.default_rng(self.config.seed).permutation(np.asarray(items))
-        for i, values in encoded(network, self.windows.contexts[order], place=options.place, layers=[layer],
-                                 batch_size=options.batch_size, mesh=self.mesh):
+        for i, values in encoder_activations(network, self.windows.contexts[order], hook=options.hook,
+                                             layers=[layer], batch_size=options.batch_size, mesh=self.mesh):
             chosen = values[0] if positions == "all" else values[0, -1:]
             yield self._stored(chosen, int(order[i]), layer)
 
@@ -125,7 +127,7 @@ class Forecasts:
         horizon = min(options.horizon, self.data.horizon)
         return patched_crps(network, sae, self.windows.contexts[chosen],
                             self.windows.futures[chosen, :horizon], latents,
-                            place=self.config.extract.place, layer=layer,
+                            hook=self.config.extract.hook, layer=layer,
                             positions=positions, samples=options.samples,
                             seed=self.config.seed, numbers=items, batch_size=self.config.extract.batch_size,
                             mesh=self.mesh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 from tilelli_jax.errors import InputError
 
 from ..checks import Floats
+from ..conclusions import few_groups_warning
 from ..probes import constant_columns
 from ..tables import read_columns, write_columns
 from . import labels
-from .config import StudyConfig
+from .config import DifficultyConfig
 from .extract import Extraction
 from .subject import Block, Subject
 
 TABLE = "items.parquet"
+# Hard items, and as many easy ones, that each split needs: for two folds in train, for an AUROC in test.
+NEEDED = {"train": 2, "test": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +57,31 @@ class Items:
         return np.flatnonzero(self.split == "test")
 
 
-def make_items(path: Path, subject: Subject, extraction: Extraction, config: StudyConfig) -> None:
+def check_plan(subject: Subject, config: DifficultyConfig) -> list[str]:
+    """Checks the split before any network runs. Returns warnings about results that cannot be significant.
+
+    Raises:
+        InputError: a split has too few items to contain the hard and easy ones that it needs.
+    """
+    items = {part: int((subject.planned_split == part).sum()) for part in NEEDED}
+    for part, n in items.items():
+        if n < 2 * NEEDED[part]:
+            raise InputError(f"split: expected at least {2 * NEEDED[part]} items in {part}, found {n} of "
+                             f"{len(subject)} items")
+    if config.data.family != "hellaswag" and config.labels.of == "train":
+        easy = math.ceil(config.labels.quantile * (items["train"] - 1))  # below the quantile, without ties
+        if min(hard := items["train"] - easy, easy) < NEEDED["train"]:
+            raise InputError(f"labels.quantile: expected at least {NEEDED['train']} hard and "
+                             f"{NEEDED['train']} easy items in train, found {hard} and {easy} at "
+                             f"{config.labels.quantile:g} of {items['train']} items")
+    return few_groups_warning(len(np.unique(subject.groups[subject.planned_split == "test"])))
+
+
+def make_items(path: Path, subject: Subject, extraction: Extraction, config: DifficultyConfig) -> None:
     """Writes items.parquet.
 
     Raises:
-        InputError: a split is empty or has a single class, train and test share a prompt, or a number is not
+        InputError: a split has too few hard or easy items, train and test share a prompt, or a number is not
             finite.
     """
     numbers = extraction.numbers
@@ -69,10 +93,10 @@ def make_items(path: Path, subject: Subject, extraction: Extraction, config: Stu
     if "wrong" in numbers:
         hard, error = numbers["wrong"].astype(np.int64), numbers["wrong"].astype(float)
     else:
-        reference = split == "train" if config.labels.of == "train" else np.ones(len(split), bool)
-        if not reference.any():
-            raise InputError("split: the train split is empty")
-        hard, error = labels.hard_by_quantile(amount, reference, config.labels.quantile), amount
+        reference = (split == "train") | (config.labels.of == "all")
+        hard, error = np.zeros(len(split), np.int64), amount
+        if reference.any():  # otherwise check_split raises
+            hard = labels.hard_by_quantile(amount, reference, config.labels.quantile)
     check_split(split, hard, subject)
     columns = {"item": extraction.items, "split": split, "group": subject.groups, "hard": hard,
                "error": error, "amount": amount,
@@ -87,14 +111,16 @@ def make_items(path: Path, subject: Subject, extraction: Extraction, config: Stu
 
 
 def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subject) -> None:
-    """Raises InputError if a split is empty, a split has a single class, or train and test share a prompt."""
-    for part in ("train", "test"):
-        labels_of_part = hard[split == part]
-        if not len(labels_of_part):
-            raise InputError(f"split: the {part} split is empty")
-        if len(np.unique(labels_of_part)) < 2:
-            raise InputError(f"split: expected hard and easy items in the {part} split, found "
-                             f"{len(labels_of_part)} {'hard' if labels_of_part[0] else 'easy'} items")
+    """Raises InputError if a split has too few hard or easy items, or train and test share a prompt."""
+    counts = {(part, kind): int((hard[split == part] == label).sum())
+              for part in NEEDED for kind, label in (("hard", 1), ("easy", 0))}
+    if missing := [f"{NEEDED[part] - n} {kind} in {part}" for (part, kind), n in counts.items()
+                   if n < NEEDED[part]]:
+        expected = " and ".join(f"{n} hard and {n} easy items in {part}" for part, n in NEEDED.items())
+        found = " and ".join(f"{counts[part, 'hard']} and {counts[part, 'easy']} in {part}"
+                             for part in NEEDED)
+        raise InputError(f"split: expected at least {expected}, found {found} ({(split == 'purge').sum()} "
+                         f"items are excluded): missing are {', '.join(missing)}")
     prompts = subject.metadata.get("prompt")
     if prompts is not None:
         texts = np.asarray(prompts, dtype=object)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from ..probes import HEADLINES, LADDER, Rung
+from ..probes import LADDER, PUBLISHED_COMPARISONS, Rung
 
 Notify = Callable[[str], None]  # receives one progress line
 CONTROLS = (Rung("C1_length", ("length",)), Rung("C2_cheap_nll", ("cheap", "nll")),
             Rung("C3_length_raw", ("length", "raw")), Rung("C4_length_sae", ("length", "sae")),
             Rung("C5_nll_raw", ("cheap", "nll", "raw")))
-COMPARISONS = (*HEADLINES, ("C5_nll_raw", "C2_cheap_nll"), ("P4_raw_only", "C1_length"),
+COMPARISONS = (*PUBLISHED_COMPARISONS, ("C5_nll_raw", "C2_cheap_nll"), ("P4_raw_only", "C1_length"),
                ("C3_length_raw", "C1_length"), ("C4_length_sae", "C1_length"))
 
 

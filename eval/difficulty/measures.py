@@ -103,7 +103,7 @@ def calibrate(items: Items, blocks: Mapping[str, probes.Block], folds: Folds, op
     table: Table = {"hard": items.hard[test]}
     for name, c_value in c_values.items():
         notify(name)
-        features = probes.columns(blocks, by_name[name].blocks)
+        features = probes.concatenate_blocks(blocks, by_name[name].blocks)
         fitted = probes.make_probe(c_value, not isinstance(features, np.ndarray), options).fit(
             features[train], items.hard[train])
         variants = calibration.recalibrate(fitted, features[train], items.hard[train], features[test],

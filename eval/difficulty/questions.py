@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
 import re
@@ -20,20 +18,20 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.io.files import read_text
 from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.nn.hooks import check_hook
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.signals.activations import rows_of
-from tilelli_jax.signals.patching import Patched, patched_nll
-from tilelli_jax.signals.places import check_place
+from tilelli_jax.signals.activations import activation_rows
+from tilelli_jax.signals.patching import PatchedText, patched_nll
 
 from ..checks import Floats
 from ..folds import Folds, number_of_folds, stratified, usable
 from ..inputs.networks import NetworkConfig
 from ..inputs.rows import hugging_face, read_rows
 from . import cheap, labels, texts
-from .asking import NLLScorer
-from .config import HellaSwagConfig, SquadConfig, StudyConfig, TextConfig
+from .config import DifficultyConfig, HellaSwagConfig, SquadConfig, TextConfig
+from .scoring import NLLScorer
 from .subject import Block, Measurements, Numbers, Positions
-from .texts import Question
+from .texts import TextItem
 
 PARTS = 20  # folds of whole groups; the test split consists of some of these folds
 
@@ -43,7 +41,7 @@ class Questions:
 
     unit = "nats"
 
-    def __init__(self, config: StudyConfig, mesh: Mesh | None = None) -> None:
+    def __init__(self, config: DifficultyConfig, mesh: Mesh | None = None) -> None:
         """Raises InputError if the data cannot be read, or have too few items or groups."""
         assert isinstance(config.data, SquadConfig | HellaSwagConfig | TextConfig)
         self.config, self.data, self.mesh = config, config.data, mesh
@@ -61,7 +59,11 @@ class Questions:
             "domain": [question.domain for question in self.questions]}
         self.fingerprint = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
         self._cached_scorer: tuple[Language, tuple[int, ...], NLLScorer] | None = None
-        train_groups = len(np.unique(self.groups[self._parts == "train"]))
+        options = config.split
+        self.planned_split = (
+            labels.split_in_order(len(self), options.train) if options.by == "order" else
+            split_groups(self.groups, np.array(self.metadata["domain"]), options.train, config.seed))
+        train_groups = len(np.unique(self.groups[self.planned_split == "train"]))
         if train_groups < 2:  # fails before the extraction
             raise InputError("split.by: expected at least two groups in the train split, for "
                              f"cross-validation over whole groups, found {train_groups} (for a text, see "
@@ -76,7 +78,7 @@ class Questions:
     def measure(self, network: Language, items: Sequence[int], layers: Sequence[int]) -> Measurements:
         scorer = self._scorer(network, tuple(layers))
         questions = [self.questions[i] for i in items]
-        answers = scorer.ask(questions, items)
+        answers = scorer.score(questions, items)
         right = np.array([question.right for question in questions])
         rows = np.arange(len(questions))
         numbers = {"amount": answers.ending_nats[rows, right], "prompt_nats": answers.prompt_nats,
@@ -89,16 +91,8 @@ class Questions:
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         options = self.config.split
-        return labels.purged(self._parts, self.metadata["prompt"], numbers["prompt_nats"],
+        return labels.purged(self.planned_split, self.metadata["prompt"], numbers["prompt_nats"],
                              memorized_nll=options.memorized_nll, max_similarity=options.max_similarity)
-
-    @functools.cached_property
-    def _parts(self) -> NDArray[np.str_]:
-        """Returns train or test for each item, before purging."""
-        options = self.config.split
-        if options.by == "order":
-            return labels.split_in_order(len(self), options.train)
-        return split_groups(self.groups, np.array(self.metadata["domain"]), options.train, self.config.seed)
 
     def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
         statistics = cheap.prompt_statistics(self.metadata["prompt"], split == "train", self.groups.tolist())
@@ -117,7 +111,7 @@ class Questions:
                         positions: Positions = "all") -> Iterator[np.ndarray]:
         options, all_positions = self.config.extract, positions == "all"
         ids = [self._ids(network, i) if all_positions else self._prompt(network, i) for i in items]
-        rows = rows_of(network.model, ids, place=options.place, layer=layer, numbers=items,
+        rows = activation_rows(network.model, ids, hook=options.hook, layer=layer, numbers=items,
                        skip=options.skip if all_positions else 0, seed=self.config.seed,
                        dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
         return (values if all_positions else values[-1:] for values in rows)
@@ -129,8 +123,8 @@ class Questions:
         for i in items:
             prompt = len(self._prompt(network, i))
             start = min(options.skip, prompt - 1) if positions == "all" else prompt - 1
-            rows.append(Patched(self._ids(network, i), prompt, start, prompt))
-        return patched_nll(network.model, sae, rows, latents, place=options.place, layer=layer,
+            rows.append(PatchedText(self._ids(network, i), prompt, start, prompt))
+        return patched_nll(network.model, sae, rows, latents, hook=options.hook, layer=layer,
                            batch_size=options.batch_size, mesh=self.mesh)
 
     def _prompt(self, network: Language, item: int) -> list[int]:
@@ -146,11 +140,11 @@ class Questions:
             options = self.config.extract
             try:
                 for layer in layers:
-                    check_place(network.model, options.place, layer)
+                    check_hook(network.model, options.hook, layer)
             except ValueError as error:
                 raise InputError(f"extract.{error}".replace("extract.layer:", "extract.layers:")) from None
             cached = self._cached_scorer = network, layers, NLLScorer(
-                network.model, network.encode, max_tokens=self.data.max_tokens, place=options.place,
+                network.model, network.encode, max_tokens=self.data.max_tokens, hook=options.hook,
                 layers=layers, positions=options.positions, skip=options.skip, batch_size=options.batch_size,
                 dtype=np.dtype(options.dtype), mesh=self.mesh)
         return cached[2]
@@ -180,7 +174,7 @@ def split_groups(groups: NDArray[np.str_], domains: NDArray[np.str_], train: flo
     return split
 
 
-def _read_questions(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[Question]:
+def _read_questions(data: SquadConfig | HellaSwagConfig | TextConfig) -> list[TextItem]:
     if isinstance(data, TextConfig):
         size = data.prompt + data.ending
         text = (texts.built_in(data.items, size) if data.source == "stories" else
@@ -203,8 +197,3 @@ def _read_text(path: Path) -> str:
         return re.sub(r"\r\n?", "\n", read_text(path))
     except InputError as error:
         raise InputError(f"data.source: {error}") from None
-
-
-def with_source(config: StudyConfig, source: str) -> StudyConfig:
-    """Returns the configuration with another data source."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))

@@ -14,20 +14,21 @@ from tilelli_jax.io.json_text import as_expected
 
 from .. import cascade, conclusions, figures, metrics, selective
 from ..conclusions import FEW
-from ..report import Report
+from ..document import Document
 from ..stages import RESULTS, read_result
 from ..stats import Interval
 from ..tables import as_json, read_columns
 from ..tables import write as write_tables
-from .config import SeriesConfig, StudyConfig
+from .config import DifficultyConfig, SeriesConfig
+from .ladder import CONTROLS, LADDER
 from .measures import rung_names
-from .study import Study, read_results
+from .study import DifficultyStudy, read_results
 
-LEGEND = ("P: the rungs of the published study. C: controls, which use the answer's length or the prompt's "
-          "NLL, without and with activations.")
+LEGEND = ("P1 to P5 are the rungs of the published study. C1 to C5 are controls, which use the answer's "
+          "length or the prompt's NLL, without and with activations.")
 
 
-def collect(study: Study) -> dict[str, Any]:
+def collect(study: DifficultyStudy) -> dict[str, Any]:
     """Returns the results of all stages, and runs those that are missing: the contents of results.json."""
     study_results: dict[str, Any] = {"config": config_lib.to_dict(study.config), "unit": study.subject.unit,
                                      "layers": {}}
@@ -47,7 +48,7 @@ def collect(study: Study) -> dict[str, Any]:
     return study_results
 
 
-def write(study: Study, name: str, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+def write(study: DifficultyStudy, name: str, provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Writes results.json, report.md, report.html, figures/ and synthesis.*; returns the rows of synthesis.*.
 
     Args:
@@ -56,7 +57,8 @@ def write(study: Study, name: str, provenance: Mapping[str, Any]) -> list[dict[s
     study_results = json.loads(as_json(collect(study)))  # the same types as when read from disk
     study_results["name"] = name
     rows = [*synthesis_rows(study_results), *other_studies(study.config)]
-    report = Report(f"{name}: what predicts difficulty?")
+    report = Document(f"{name}: what predicts difficulty?")
+    figures.reserve_styles([rung.name for rung in (*LADDER, *CONTROLS)])  # the same in all studies
     _opening(report, study, study_results)
     for layer, results in study_results["layers"].items():
         if len(study_results["layers"]) > 1:
@@ -70,7 +72,7 @@ def write(study: Study, name: str, provenance: Mapping[str, Any]) -> list[dict[s
                      "selective answering, for the P rung preferred by cross-validation. Cascade − random: "
                      "the error when that rung routes 25% of the items to the larger model, minus the error "
                      "of random routing at equal cost.")
-    report.table(rows)
+    report.table(rows if len(rows) > 1 else vertical(rows[0]))
     report.finish(study.out, study_results, provenance)
     write_tables(study.out / "synthesis", rows, "All studies")
     return rows
@@ -109,7 +111,7 @@ def synthesis_rows(study_results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def other_studies(config: StudyConfig) -> list[dict[str, Any]]:
+def other_studies(config: DifficultyConfig) -> list[dict[str, Any]]:
     """Returns the summary rows of the studies under the key `also`.
 
     Raises:
@@ -144,7 +146,7 @@ def preferred(probe: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _opening(report: Report, study: Study, study_results: Mapping[str, Any]) -> None:
+def _opening(report: Document, study: DifficultyStudy, study_results: Mapping[str, Any]) -> None:
     config, unit = study.config, study_results["unit"]
     first = next(iter(study_results["layers"].values()))["probe"]
     error = "NLL in nats" if unit == "nats" else unit
@@ -202,9 +204,11 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
             if not chosen:
                 sentences.append("The probe on latents gives no latent a nonzero weight, so none is ablated.")
                 break
+            never = [name for name, e in effects["chosen"].items() if not e["items_changed"]]
             sentences.append(f"Positions patched: {positions}. The ablation of {significant} of "
                              f"{len(chosen)} chosen latents changes the loss significantly (corrected p < "
-                             f"0.05); {exceeding} of them change it more than any of their controls.")
+                             f"0.05); {exceeding} of them change it more than any of their controls."
+                             + (f" Never active at these positions: {', '.join(never)}." if never else ""))
     gain = Interval.from_tree(results["selective"]["rungs"][best]["fraction_of_oracle"])
     sentences.append(f"Selective answering, ranked by `{best}`, reaches {conclusions.format_interval(gain)} "
                      "of the oracle's gain.")
@@ -220,7 +224,8 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _layer(report: Report, study: Study, layer: int, results: Mapping[str, Any], unit: str) -> None:
+def _layer(report: Document, study: DifficultyStudy, layer: int, results: Mapping[str, Any],
+           unit: str) -> None:
     if sae := results.get("sae"):
         report.heading("The autoencoder", 3)
         overlap = ("It is not known whether the autoencoder was trained on these "
@@ -230,13 +235,10 @@ def _layer(report: Report, study: Study, layer: int, results: Mapping[str, Any],
                          "positions, at the probed positions, and at all positions for an autoencoder of the "
                          "same shape with random weights. Loss recovered compares the network's loss with "
                          "the reconstruction at all positions of the prompt to zeros at these positions (0) "
-                         "and to the unpatched network (1).")
-        report.table([{"updates": sae["steps"], "rows": sae["rows"],
-                       "variance explained": sae["explained"], "at probed positions": sae["explained_probed"],
-                       "by random weights": sae["explained_random"], "L0": sae["l0"],
-                       "fraction of dead latents": sae["dead"],
-                       f"loss ({unit})": sae["natural"], "loss, reconstructed": sae["reconstructed"],
-                       "loss, zeros": sae["zeroed"], "loss recovered": sae["recovered"]}])
+                         "and to the unpatched network (1)"
+                         + ("; it is undefined here, because zeros give no higher loss than the unpatched "
+                            "network." if sae["recovered"] is None else "."))
+        report.table(vertical(sae_row(sae, unit)))
     _ladder(report, layer, results["probe"])
     scores = read_columns(study.layers[layer].probe / "scores.parquet")
     best = preferred(results["probe"])
@@ -248,12 +250,28 @@ def _layer(report: Report, study: Study, layer: int, results: Mapping[str, Any],
         _causal(report, study.config, layer, results["causal"])
 
 
-def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
+def sae_row(sae: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """Returns the quality of an autoencoder on held-out items."""
+    return {"updates": sae["steps"], "rows": sae["rows"], "variance explained": sae["explained"],
+            "variance explained at probed positions": sae["explained_probed"],
+            "variance explained by random weights": sae["explained_random"], "L0": sae["l0"],
+            "fraction of dead latents": sae["dead"], f"loss ({unit})": sae["natural"],
+            f"loss, reconstructed ({unit})": sae["reconstructed"], f"loss, zeros ({unit})": sae["zeroed"],
+            "loss recovered": sae["recovered"]}
+
+
+def vertical(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a table with one row for each column of a wide row."""
+    return [{"quantity": name, "value": value} for name, value in row.items()]
+
+
+def _ladder(report: Document, layer: int, probe: Mapping[str, Any]) -> None:
     report.heading("The ladder of probes", 3)
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
-                  f"AUROC of each rung on {probe['test']} test items. {LEGEND} Intervals are not corrected "
-                  "for multiple comparisons. The corrected p is (Holm, over all differences of the table).")
+                  f"AUROC of each rung on {probe['test']} test items. {LEGEND} The dotted line is "
+                  "chance. Intervals are not corrected for multiple comparisons; the corrected p of the "
+                  "table of differences is (Holm's method, over all rows).")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
     report.table([{"rung": name, "AUROC": rungs[name], "AUPRC": rung["auprc"], "C": rung["C"],
                    "cross-validated AUROC": rung["cross_validated"],
@@ -266,7 +284,7 @@ def _ladder(report: Report, layer: int, probe: Mapping[str, Any]) -> None:
                   for c in probe["comparisons"]])
 
 
-def _selective(report: Report, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
+def _selective(report: Document, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
                unit: str) -> None:
     report.heading("Selective answering", 3)
     curves = {name: selective.RiskCoverage(
@@ -280,15 +298,17 @@ def _selective(report: Report, layer: int, results: Mapping[str, Any], scores: M
                   figures.risk_coverage(published, results["oracle"], results["mean_error"], unit=error),
                   f"Risk–coverage curves: {error} of the answered items, as a function of the fraction "
                   "answered. Each rung answers the items with the lowest predicted probability of being "
-                  "hard.")
+                  "hard. Thin lines and the shaded band are 95% intervals.")
     half = list(results["coverages"]).index(0.5)
-    report.table([{"rung": name, "AURC": curve.aurc, "fraction of oracle gain": curve.fraction_of_oracle,
+    report.table([{"rung": name, "AURC": curve.aurc,
+                   "fraction of oracle gain": conclusions.format_interval(curve.fraction_of_oracle),
                    f"{error} at coverage 0.5": float(curve.risks[half]),
                    "at coverage 1": results["mean_error"]}
                   for name, curve in curves.items()])
 
 
-def _calibration(report: Report, layer: int, results: Mapping[str, Any], study: Study, best: str) -> None:
+def _calibration(report: Document, layer: int, results: Mapping[str, Any], study: DifficultyStudy,
+                 best: str) -> None:
     report.heading("Calibration", 3)
     table = read_columns(study.layers[layer].calibrate / "probabilities.parquet")
     kinds = list(results["rungs"][best])
@@ -296,13 +316,15 @@ def _calibration(report: Report, layer: int, results: Mapping[str, Any], study: 
         {kind: metrics.reliability(table["hard"], table[f"{best}.{kind}"]) for kind in kinds}),
         f"Reliability of `{best}`: raw (trained with balanced class weights) and recalibrated out of fold. A "
         "temperature cannot undo the shift from balanced class weights when one class is rarer.")
-    report.table([{"rung": name, "calibration": kind, "ECE": v["ece"], "Brier": v["brier"],
-                   "log loss, nats": v["log_loss"], "AUROC": v["auroc"]}
-                  for name, kinds in results["rungs"].items() for kind, v in kinds.items()])
+    rows = [{"rung": name, "calibration": kind, "ECE": v["ece"], "Brier": v["brier"],
+             "log loss, nats": v["log_loss"], "AUROC": v["auroc"]}
+            for name, kinds in results["rungs"].items() for kind, v in kinds.items()]
+    report.table([row for row in rows if row["rung"] == best])
+    report.table(rows, f"Calibration of all {len(results['rungs'])} rungs")
 
 
-def _cascade(report: Report, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
-             study: Study, unit: str) -> None:
+def _cascade(report: Document, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
+             study: DifficultyStudy, unit: str) -> None:
     report.heading("Cascade: routing hard items to the larger model", 3)
     path = study.layers[layer].cascade
     assert path is not None
@@ -328,7 +350,7 @@ def _cascade(report: Report, layer: int, results: Mapping[str, Any], scores: Map
                   for name, rung in results["rungs"].items()])
 
 
-def _causal(report: Report, config: StudyConfig, layer: int, results: Mapping[str, Any]) -> None:
+def _causal(report: Document, config: DifficultyConfig, layer: int, results: Mapping[str, Any]) -> None:
     report.heading("Causal effects of the latents", 3)
     sampling = ""
     if isinstance(config.data, SeriesConfig):
@@ -337,7 +359,8 @@ def _causal(report: Report, config: StudyConfig, layer: int, results: Mapping[st
                     "for every patch; the boundary is the position of the end token.")
     report.paragraph(f"Change of the loss, in {results['unit']}, when the reconstruction omits one latent, "
                      f"on {results['items']} test items. Controls are random latents of similar activation "
-                     f"frequency.{sampling}")
+                     "frequency. A latent that is never active at the patched positions changes no item's "
+                     f"loss.{sampling}")
     for positions, effects in results["positions"].items():
         if not effects["chosen"]:
             report.paragraph("The probe on latents gives no latent a nonzero weight, so none is ablated.")
@@ -351,7 +374,8 @@ def _causal(report: Report, config: StudyConfig, layer: int, results: Mapping[st
                       "comparisons; only the first five controls are shown. The reconstruction alone changes "
                       f"the loss by {reconstruction}.")
         report.table([{"positions": positions, "latent": name, "change of loss": _interval(e["change"]),
-                       "p": e["p"], "corrected p": e["p_holm"], "items changed": e["items_changed"],
+                       "p": e["p"], "corrected p": e["p_holm"],
+                       "items changed": e["items_changed"] or "0 (never active)",
                        "controls with as large a change": f"{e['controls_as_large']} of {e['controls']}"}
                       for name, e in effects["chosen"].items()])
 
@@ -367,7 +391,7 @@ def _interval(tree: Mapping[str, Any] | None) -> Interval | None:
     return None if tree is None else Interval.from_tree(tree)
 
 
-def summary(rows: Sequence[Mapping[str, Any]], config: StudyConfig) -> list[list[str]]:
+def summary(rows: Sequence[Mapping[str, Any]], config: DifficultyConfig) -> list[list[str]]:
     """Returns the summary table that the command prints: header and one row per layer."""
     head = ["layer", "P1 cheap", "P2 + raw", "P3 + latents", "latents − raw"]
     rows_of_study = rows[:len(config.extract.layers)]

@@ -8,68 +8,89 @@ depends on: the contents of networks and data, its options, and the keys of the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tilelli_jax import config as config_lib
+from tilelli_jax import extras
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.json_text import read_json
 from tilelli_jax.loading import store
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.training.run import RunDirectory
 
+from ..conclusions import few_groups_warning
 from ..folds import Folds
 from ..inputs import networks
+from ..inputs.study import Study
 from ..probes import Block, ProbeOptions
-from ..stages import RESULTS, Stages, key, read_result, recipe, without, write_result
+from ..stages import RESULTS, key, read_result, stage_manifest, without, write_result
 from ..tables import read_columns, write_columns
 from . import autoencoder, causal, measures
 from .autoencoder import SAEEvaluation
-from .config import SeriesConfig, StudyConfig
+from .config import DifficultyConfig, SeriesConfig
 from .extract import Extraction, extract
 from .features import make_features, read_features
 from .forecasts import Forecasts
-from .items import Items, make_items, read_items
+from .items import Items, check_plan, make_items, read_items
 from .ladder import Notify
 from .measures import BootstrapOptions
 from .questions import Questions
 from .subject import Subject
 
 
-class Study:
-    """One configuration. `extract`, `items` and `large` are directories of results, computed at first access.
+class DifficultyStudy(Study[DifficultyConfig]):
+    """One difficulty study. `extract`, `items` and `large` are directories, computed at first access."""
 
-    Args:
-        notify: receives a progress line for each step.
-    """
+    STAGES = ("extract", "sae", "probe", "selective", "calibrate", "cascade", "causal")
 
-    def __init__(self, config: StudyConfig, out: Path, notify: Notify = lambda line: None) -> None:
-        self.config, self.out, self.notify = config, out, notify
-        self.stages = Stages(out / "stages", notify)
+    def __init__(self, config: DifficultyConfig, out: Path, notify: Notify = lambda line: None) -> None:
+        super().__init__(config, out, notify)
         self.mesh = make_mesh(config.mesh)
         self.studied = networks.StudyNetwork(config.network, out)
         self.layers = {layer: Layer(self, layer) for layer in config.extract.layers}
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return (self.config.seed,)
+
+    def stage_paths(self, stage: str) -> Iterator[tuple[str, Path]]:
+        if stage == "extract":
+            yield stage, self.extract
+            yield stage, self.items
+            return
+        for layer in self.layers.values():
+            path = layer.evaluation_path if stage == "sae" else getattr(layer, stage)
+            if path is None:
+                required = "a section large_model" if stage == "cascade" else "sae.path or sae.train"
+                raise InputError(f"--stage {stage}: expected a configuration with {required}, found none")
+            yield stage, path
 
     def check(self) -> None:
         """Checks all inputs before the first computation.
 
         Raises:
             InputError: another study's results, a network, an autoencoder or a training configuration is
-                missing, or the output directory cannot be written.
+                missing, the data cannot be read or are too few, or the output directory cannot be written.
         """
         config = self.config
+        if isinstance(config.data, SeriesConfig):
+            extras.require("statsmodels", "data.family series")  # imported only for the cheap features
         for path in config.also:
             read_results(Path(path))
-        for section in (config.network, config.large_model):
+        for name, section in (("network", config.network), ("large_model", config.large_model)):
             if section is not None:
-                networks.check(section)
+                networks.check(section, name)
         if config.sae.train:
-            config_lib.read_yaml(config.sae.train)
+            networks.check(config.sae.network, "sae")
         for number in config.extract.layers if config.sae.path else ():
-            autoencoder.read_config(Path(config.sae.path.format(layer=number)), config.extract.place, number)
+            autoencoder.read_config(Path(config.sae.path.format(layer=number)), config.extract.hook, number)
+        for line in check_plan(self.subject, config):
+            self.notify(f"split: {line}")
         self.stages.open()
 
     @functools.cached_property
@@ -84,22 +105,26 @@ class Study:
     @functools.cached_property
     def extract(self) -> Path:
         options = self.config.extract
-        manifest = recipe("extract", **self._dependencies, layers=sorted(options.layers),
-                          positions=options.positions)
+        manifest = stage_manifest("extract", **self._dependencies, layers=sorted(options.layers),
+                                  positions=options.positions)
         return self.stages.make("extract", manifest, lambda path: extract(
             path, self.subject, self.network, range(len(self.subject)), options.layers, options.shard_items))
 
     @functools.cached_property
     def items(self) -> Path:
-        manifest = recipe("items", extract=self.extract.name, split=config_lib.to_dict(self.config.split),
-                          labels=config_lib.to_dict(self.config.labels), seed=self.config.seed)
+        config = self.config
+        manifest = stage_manifest("items", extract=self.extract.name, split=config_lib.to_dict(config.split),
+                                  labels=config_lib.to_dict(config.labels), seed=config.seed)
         return self.stages.make("items", manifest, lambda path: make_items(
             path, self.subject, Extraction(self.extract), self.config))
 
     @functools.cached_property
     def table(self) -> Items:
         """The table of items."""
-        return read_items(self.items)
+        table = read_items(self.items)
+        for line in few_groups_warning(len(np.unique(table.groups[table.test]))):  # some may be purged
+            self.notify(f"items: {line}")
+        return table
 
     @functools.cached_property
     def folds(self) -> Folds:
@@ -119,8 +144,8 @@ class Study:
             return None
         items = self.table.test.tolist()
         large = networks.StudyNetwork(section, self.out, "large_model")
-        manifest = recipe("large_model", **self._dependencies | {"network": large.contents},
-                          items=key({"items": items}))
+        manifest = stage_manifest("large_model", **self._dependencies | {"network": large.fingerprint},
+                                  items=key({"items": items}))
 
         def work(path: Path) -> None:
             network = self.subject.open(section, str(large.path))
@@ -145,10 +170,10 @@ class Study:
     def _dependencies(self) -> dict[str, Any]:
         """Everything that a network's results on the items depend on."""
         options = self.config.extract
-        return {"network": self.studied.contents, "data": self.subject.fingerprint,
+        return {"network": self.studied.fingerprint, "data": self.subject.fingerprint,
                 "subject": without(config_lib.to_dict(self.config.data), "source"),
                 "compute": self.config.compute.dtype,
-                "place": options.place, "skip": options.skip, "dtype": options.dtype,
+                "hook": options.hook, "skip": options.skip, "dtype": options.dtype,
                 "seed": self.config.seed}
 
 
@@ -158,7 +183,7 @@ class Layer:
     A stage is None if it needs an autoencoder or a larger model and the study has none.
     """
 
-    def __init__(self, study: Study, layer: int) -> None:
+    def __init__(self, study: DifficultyStudy, layer: int) -> None:
         self.study, self.config, self.layer = study, study.config, layer
 
     @functools.cached_property
@@ -175,9 +200,10 @@ class Layer:
         study, options = self.study, self.config.sae
         if not options.train:
             return None
+        study.folds  # noqa: B018 (raises InputError for too few items before anything is trained)
         items = study.table.train.tolist()
-        manifest = recipe("sae", **study._dependencies, layer=self.layer, items=key({"items": items}),
-                          source=config_lib.read_yaml(options.train))
+        manifest = stage_manifest("sae", **study._dependencies, layer=self.layer, items=key({"items": items}),
+                                  source=config_lib.to_dict(options.network.experiment()))
         return self._make("sae", manifest, lambda path: autoencoder.train_sae(
             path, self.config, study.subject, study.network, items, self.layer, study.studied.name))
 
@@ -190,8 +216,8 @@ class Layer:
         test = study.table.test
         number = min(self.config.sae.held_out, len(test))
         items = np.sort(np.random.default_rng(self.config.seed).choice(test, number, replace=False)).tolist()
-        manifest = recipe("sae_eval", extract=study.extract.name, layer=self.layer,
-                          items=key({"items": items}), model=networks.contents(self.model))
+        manifest = stage_manifest("sae_eval", extract=study.extract.name, layer=self.layer,
+                                  items=key({"items": items}), model=network_fingerprint(self.model))
         return self._make("sae_eval", manifest, lambda path: autoencoder.evaluate(
             path, Path(self.model or ""), self.config, study.subject, study.network,
             Extraction(study.extract), items, self.layer))
@@ -214,8 +240,8 @@ class Layer:
     @functools.cached_property
     def features(self) -> Path:
         evaluation, study = self.evaluation, self.study
-        sae = None if evaluation is None else networks.contents(Path(self.model or ""))
-        manifest = recipe("features", extract=study.extract.name, layer=self.layer, sae=sae)
+        sae = None if evaluation is None else network_fingerprint(Path(self.model or ""))
+        manifest = stage_manifest("features", extract=study.extract.name, layer=self.layer, sae=sae)
         return self._make("features", manifest, lambda path: make_features(
             path, Extraction(study.extract), self.layer,
             None if evaluation is None else store.load(self.model or "")))
@@ -223,9 +249,9 @@ class Layer:
     @functools.cached_property
     def probe(self) -> Path:
         study = self.study
-        manifest = recipe("probe", items=study.items.name, features=self.features.name,
-                          options=without(config_lib.to_dict(self.config.probe), "jobs"),
-                          seed=self.config.seed)
+        manifest = stage_manifest("probe", items=study.items.name, features=self.features.name,
+                                  options=without(config_lib.to_dict(self.config.probe), "jobs"),
+                                  seed=self.config.seed)
 
         def work(path: Path) -> None:
             tree, scores = measures.probe_ladder(
@@ -242,7 +268,7 @@ class Layer:
 
     @functools.cached_property
     def selective(self) -> Path:
-        manifest = recipe("selective", probe=self.probe.name)
+        manifest = stage_manifest("selective", probe=self.probe.name)
         return self._make("selective", manifest, lambda path: write_result(
             path, measures.selective_metrics(self.scores, self._bootstrap)))
 
@@ -256,15 +282,15 @@ class Layer:
                                              lambda rung: self._notify("calibrate", rung))
             write_columns(path / "probabilities.parquet", table)
             write_result(path, tree)
-        return self._make("calibrate", recipe("calibrate", probe=self.probe.name), work)
+        return self._make("calibrate", stage_manifest("calibrate", probe=self.probe.name), work)
 
     @functools.cached_property
     def cascade(self) -> Path | None:
         large = self.study.large
         if large is None:
             return None
-        manifest = recipe("cascade", probe=self.probe.name, large=large.name, seed=self.config.seed,
-                          costs=config_lib.to_dict(self.config.cascade))
+        manifest = stage_manifest("cascade", probe=self.probe.name, large=large.name, seed=self.config.seed,
+                                  costs=config_lib.to_dict(self.config.cascade))
 
         def work(path: Path) -> None:
             extraction = Extraction(large)
@@ -280,9 +306,9 @@ class Layer:
     def causal(self) -> Path | None:
         if self.evaluation is None:
             return None
-        manifest = recipe("causal", features=self.features.name, items=self.study.items.name,
-                          options=config_lib.to_dict(self.config.causal), seed=self.config.seed,
-                          replicates=self.config.probe.replicates)
+        manifest = stage_manifest("causal", features=self.features.name, items=self.study.items.name,
+                                  options=config_lib.to_dict(self.config.causal), seed=self.config.seed,
+                                  replicates=self.config.probe.replicates)
         return self._make("causal", manifest, self._causal)
 
     # ---------------------------------------------------------------------------------------------

@@ -44,12 +44,14 @@ class Subject(Protocol):
     Attributes:
         unit: the unit of `amount`.
         groups: `[items]`. A group is resampled as a whole, and never in both train and test.
+        planned_split: `[items]`, "train", "test" or "purge" as far as known before a network runs.
         metadata: columns of the table of items, `[items]` each.
         fingerprint: hash of the data.
     """
 
     unit: str
     groups: NDArray[np.str_]
+    planned_split: NDArray[np.str_]
     metadata: Mapping[str, Sequence[Any]]
     fingerprint: str
 

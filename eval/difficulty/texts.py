@@ -15,7 +15,7 @@ HELLASWAG = "ctx_a, ctx_b, endings (a list), label (the index of the right one),
 BLOCK = 16  # pieces per group, in a text without document separator
 
 
-class Question(NamedTuple):
+class TextItem(NamedTuple):
     """One item: a prompt, its possible endings, the index of the right one, its topic, group and domain."""
 
     prompt: str
@@ -26,7 +26,7 @@ class Question(NamedTuple):
     domain: str = ""
 
 
-def squad(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
+def squad(rows: Sequence[dict[str, Any]], source: str) -> list[TextItem]:
     """Converts SQuAD's rows. The first answer is the gold answer; rows without answer (SQuAD 2) are skipped.
 
     Args:
@@ -35,11 +35,11 @@ def squad(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
     Raises:
         InputError: a row lacks a column of SQUAD, or no row has an answer.
     """
-    def parse(row: dict[str, Any]) -> Question | None:
+    def parse(row: dict[str, Any]) -> TextItem | None:
         if not _has_answer(row):
             return None
         prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
-        return Question(prompt, (" " + row["answers"]["text"][0].strip(),), 0, row["title"], row["context"])
+        return TextItem(prompt, (" " + row["answers"]["text"][0].strip(),), 0, row["title"], row["context"])
     questions = _parse_rows(rows, parse, source, SQUAD, ("context", "question", "title"))
     if not questions:
         raise InputError(f"{source}: expected at least one question with an answer, found none")
@@ -50,7 +50,7 @@ def _has_answer(row: dict[str, Any]) -> bool:
     return bool(row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"])
 
 
-def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
+def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[TextItem]:
     """Converts HellaSwag's rows.
 
     Args:
@@ -59,19 +59,19 @@ def hellaswag(rows: Sequence[dict[str, Any]], source: str) -> list[Question]:
     Raises:
         InputError: a row lacks a column of HELLASWAG, or its label is not the index of an ending.
     """
-    def parse(row: dict[str, Any]) -> Question:
+    def parse(row: dict[str, Any]) -> TextItem:
         prompt = row["ctx_a"] + (" " + row["ctx_b"] if row["ctx_b"] else "")
         endings = tuple(" " + ending.strip() for ending in row["endings"])
         if int(row["label"]) not in range(len(endings)):
             raise ValueError(f"label {row['label']} of {len(endings)} endings")
         origin = str(row.get("source_id", row["activity_label"]))  # activitynet~v_… or wikihow~…
-        return Question(prompt, endings, int(row["label"]), row["activity_label"], origin,
+        return TextItem(prompt, endings, int(row["label"]), row["activity_label"], origin,
                         origin.partition("~")[0] if "~" in origin else "")
     return _parse_rows(rows, parse, source, HELLASWAG, ("ctx_a", "ctx_b", "activity_label"))
 
 
-def _parse_rows(rows: Sequence[dict[str, Any]], parse: Callable[[dict[str, Any]], Question | None],
-                source: str, columns: str, text_columns: Sequence[str]) -> list[Question]:
+def _parse_rows(rows: Sequence[dict[str, Any]], parse: Callable[[dict[str, Any]], TextItem | None],
+                source: str, columns: str, text_columns: Sequence[str]) -> list[TextItem]:
     questions = []
     for i, row in enumerate(rows):
         where = f"{source}: row {i}"
@@ -90,7 +90,7 @@ def _parse_rows(rows: Sequence[dict[str, Any]], parse: Callable[[dict[str, Any]]
     return questions
 
 
-def passages(text: str, *, prompt: int, ending: int, separator: str) -> list[Question]:
+def passages(text: str, *, prompt: int, ending: int, separator: str) -> list[TextItem]:
     """Splits a text into items: prompts and endings that do not overlap. The items of a document form a
     group.
 
@@ -102,7 +102,7 @@ def passages(text: str, *, prompt: int, ending: int, separator: str) -> list[Que
     block = BLOCK * size
     documents = (text.split(separator) if separator else
                  [text[i:i + block] for i in range(0, len(text), block)])
-    return [Question(document[i:i + prompt], (document[i + prompt:i + size],), 0, "", str(number))
+    return [TextItem(document[i:i + prompt], (document[i + prompt:i + size],), 0, "", str(number))
             for number, document in enumerate(documents)
             for i in range(0, len(document) - size + 1, size)]
 

@@ -16,10 +16,7 @@ from tilelli_jax.config import Section, setting
 from tilelli_jax.data.chat_pairs import open_pairs
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
-from tilelli_jax.generation import abstain_rule
-from tilelli_jax.io.files import MAX_BYTES, check_regular, fingerprint
-from tilelli_jax.io.tensors import read_file
-from tilelli_jax.loading.language import CHAT_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 
@@ -34,10 +31,12 @@ class NetworkConfig(Section):
     """A network: an existing model directory, or one to train."""
 
     path: str = setting("", "model directory, of this project or of Hugging Face")
-    tokenizer: str = setting(
-        "", "directory or file of the tokenizer; empty: the tokenizer in the model directory")
     train: str = setting(
         "", "training configuration, file or name; the study trains this network first. Instead of path")
+    set: tuple[str, ...] = setting(
+        (), "with train: key=value overrides of that configuration, e.g. [train.steps=50]")
+    tokenizer: str = setting(
+        "", "directory or file of the tokenizer; empty: the tokenizer in the model directory")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,6 +45,26 @@ class NetworkConfig(Section):
                      if self.path else "neither")
             raise InputError("path: expected a network's directory, or train with a training configuration, "
                              f"found {found}")
+        if self.set and not self.train:
+            raise InputError(f"set: expected none without train, found {list(self.set)}")
+
+    def require(self, *names: str, key: str, reason: str) -> None:
+        """Raises InputError if the section, at `key`, sets other keys than `names`."""
+        for field in dataclasses.fields(self):
+            if field.name not in names and (value := getattr(self, field.name)):
+                raise InputError(f"{key}.{field.name}: expected only {' and '.join(names)}, because "
+                                 f"{reason}; found {value!r}")
+
+    def experiment(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
+        """Returns the configuration of the training run.
+
+        Args:
+            overrides: settings of the study, which take precedence over those of the section.
+
+        Raises:
+            InputError: the training configuration does not exist or is not valid.
+        """
+        return config_lib.load(ExperimentConfig, self.train, [*self.set, *overrides])
 
 
 class TrainingStopped(Exception):
@@ -56,10 +75,21 @@ class TrainingStopped(Exception):
         self.status = status
 
 
-def check(section: NetworkConfig) -> None:
-    """Raises InputError if a network's directory, tokenizer or training configuration does not exist."""
+def check(section: NetworkConfig, name: str) -> None:
+    """Checks a section before any work.
+
+    Args:
+        name: the key of the section.
+
+    Raises:
+        InputError: the network's directory, tokenizer or training configuration does not exist, or the
+            training configuration is not valid.
+    """
     if section.train:
-        config_lib.read_yaml(section.train)
+        try:
+            section.experiment()
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
     elif not Path(section.path).is_dir():
         raise InputError(f"{section.path}: expected the directory of a network, found " + (
             "a file" if Path(section.path).exists() else
@@ -69,7 +99,7 @@ def check(section: NetworkConfig) -> None:
         raise InputError(f"{section.tokenizer}: expected a tokenizer, found nothing")
 
 
-def trained(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
+def train_network(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:
     """Runs or resumes `tilelli train` in this process, and returns the model directory of the finished run.
 
     Args:
@@ -111,7 +141,7 @@ def run_path(parent: Path, role: str, experiment: ExperimentConfig,
 def _reads(experiment: ExperimentConfig) -> dict[str, str]:
     fingerprints = {}
     if experiment.train.init_from:
-        fingerprints["start"] = contents(Path(experiment.train.init_from))
+        fingerprints["start"] = network_fingerprint(Path(experiment.train.init_from))
     if experiment.chat is not None:
         return fingerprints | {"pairs": open_pairs(experiment.chat).fingerprint()}
     return fingerprints | {"corpus": open_corpus(experiment.data).fingerprint()}
@@ -136,8 +166,9 @@ class StudyNetwork:
         """
         if self.section.path:
             return Path(self.section.path)
-        experiment = config_lib.load(ExperimentConfig, self.section.train)
-        return trained(self.section.train, run_path(self._out / "networks", self._role, experiment))
+        section = self.section
+        run = run_path(self._out / "networks", self._role, section.experiment())
+        return train_network(section.train, run, section.set)
 
     @property
     def name(self) -> str:
@@ -146,37 +177,6 @@ class StudyNetwork:
         return path.parent.name if path.name == "model" else path.name
 
     @functools.cached_property
-    def contents(self) -> str:
-        """The fingerprint of the network, see the function `contents`."""
-        return contents(self.path, self.section.tokenizer)
-
-
-def contents(path: Path, tokenizer: str = "") -> str:
-    """Returns a fingerprint of a model directory's configuration and weights, and of a separate tokenizer.
-
-    A stored abstention threshold does not change the fingerprint.
-
-    Args:
-        tokenizer: directory or file of a tokenizer outside the model directory; empty: none.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    try:
-        files = [file for file in path.iterdir()
-                 if file.suffix in (".json", ".safetensors", ".jinja") and file.name != abstain_rule.FILE]
-        if tokenizer:
-            separate = Path(tokenizer)
-            directory = separate if separate.is_dir() else separate.parent
-            files += [separate / TOKENIZER if separate.is_dir() else separate, *(
-                directory / name for name in (TOKENIZER_CONFIG, *CHAT_TEMPLATES)
-                if (directory / name).is_file())]
-        for file in files:  # checks headers and sizes first: hashing a corrupt sparse file could take hours
-            if file.suffix == ".safetensors":
-                read_file(file)
-            elif (size := check_regular(file)) > MAX_BYTES:
-                raise InputError(f"{file}: cannot be read: expected at most {MAX_BYTES:,} bytes, found "
-                                 f"{size:,}")
-        return fingerprint(files)
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    def fingerprint(self) -> str:
+        """See `network_fingerprint`."""
+        return network_fingerprint(self.path, self.section.tokenizer)

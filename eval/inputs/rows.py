@@ -227,7 +227,7 @@ def _csv_rows(path: Path, text: str, separator: str) -> Iterator[Row]:
         for row in filter(None, reader):
             if len(row) != len(names):
                 line = reader.line_num + (separator_line is not None)
-                raise InputError(f"{path}, line {line}: expected {len(names)} cells, as in the head, found "
+                raise InputError(f"{path}, line {line}: expected {len(names)} cells, as in the header, found "
                                  f"{len(row)}")
             yield {name: cell for name, cell in zip(names, row, strict=True) if cell}
     except csv.Error as error:

@@ -9,8 +9,8 @@ import numpy as np
 
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading.language import Language
+from tilelli_jax.signals.batching import max_time
 from tilelli_jax.signals.prompts import Prompt
-from tilelli_jax.signals.scoring import max_time
 
 from .config import AnswersConfig
 

@@ -10,67 +10,50 @@ continues where it was interrupted. `all` ends with a report.
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.cli.tables import table
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import check_text
 
-from ..inputs.commands import provenance_rows, quiet_logs, run_study
+from ..document import plain
 from ..inputs.rows import read_rows, text_of
-from ..stages import print_to_stderr
-from ..tables import shown
+from ..inputs.study import quiet_logs, study_command
+from ..tables import format_cell
 from . import report
 from .config import RecallConfig
 from .predictor import as_row, open_predictor
-from .study import SIDECAR, Study
+from .study import SIDECAR, RecallStudy
 
-STAGES = ("build", "fit", "evaluate", "all")
 PROG = "tilelli recall"
 
 
 @command
 def main(argv: Sequence[str]) -> int:
     """`tilelli recall`: runs one stage of a study, or all stages and the report."""
-    quiet_logs()
-    options = _options(argv)
-    config = config_lib.load(RecallConfig, options.config, options.overrides)
-    name = config.name or Path(options.config).stem
-    study = Study(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
-    study.check()
-    command_line = shlex.join([*PROG.split(), *argv])
-    return run_study(lambda: run(study, options.stage, name, command_line), command_line)
+    return study_command(argv, RecallStudy, RecallConfig, write_report, prog=PROG, doc=__doc__,
+                         shipped="recall-demo", example="fit.seeds=[0,1,2,3,4]")
 
 
-def run(study: Study, stage: str, name: str, command_line: str) -> int:
-    """Runs one stage, or all stages and the report. Returns the exit status."""
-    if stage != "all":
-        path = {"build": lambda: study.build, "fit": lambda: study.fitted,
-                "evaluate": lambda: study.evaluation}[stage]()
-        print(f"{stage}: {path}")
-        return 0
-    results = report.write(study, name, provenance_rows(command_line, study.config.fit.seeds))
-    sidecar = study.export_sidecar()
-    print(f"\n{_examples(results)}\n\n{table(report.summary(results))}\n")
-    print("\n".join(text.replace("`", "").replace("**", "") for text in report.conclusions(results)))
-    print(f"\nsidecar: {sidecar}, of the network {study.studied.path}"
-          f"\nreport: {study.out / 'report.html'} (and report.md)")
-    return 0
+def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> str:
+    """Runs the study and writes its report and the sidecar. Returns the summary to print."""
+    results = report.write(study, name, provenance)
+    sidecar = study.export_sidecar(provenance["command"])
+    conclusions = "\n".join(plain(text) for text in report.conclusions(results))
+    return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n{conclusions}\n\n"
+            f"sidecar: {sidecar}, of the network {study.studied.path}")
 
 
 def _examples(results: Mapping[str, Any]) -> str:
     """Returns a table of some held-out questions for the terminal."""
     rows = report.example_rows(results)
-    return table([list(rows[0]), *([shown(cell) for cell in row.values()] for row in rows)], right=(3,))
+    return table([list(rows[0]), *([format_cell(cell) for cell in row.values()] for row in rows)], right=(3,))
 
 
 @command
@@ -116,7 +99,7 @@ def predict(argv: Sequence[str]) -> int:
         raise InputError("expected a question, or --questions FILE")
     predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
                                any_network=options.any_network)
-    predictions = predictor.ask(questions)
+    predictions = predictor.predict(questions)
     lines = "".join(json.dumps(as_row(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
     if options.out is not None:
         try:
@@ -174,10 +157,3 @@ def _parser_with_sidecar(name: str, summary: str) -> ArgumentParser:
                         help="accept a sidecar that was trained on another network; its probabilities are "
                         "then not calibrated")
     return parser
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = config_lib.command_line(PROG, __doc__, RecallConfig, "recall-demo", "fit.seeds=[0,1,2,3,4]")
-    parser.add_argument("--stage", choices=STAGES, default="all",
-                        help="the stage to run, after those that it depends on [%(default)s]")
-    return parser.parse_intermixed_args(argv)

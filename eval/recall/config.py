@@ -14,9 +14,9 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig
 
 from ..inputs.networks import NetworkConfig
+from ..inputs.study import StudyConfig
 from ..matching import Rule
 
-MIN_QUESTIONS = 40  # of a study
 ANSWER_ENDS = ("<turn|>", "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")
 
 
@@ -27,7 +27,8 @@ class QuestionsConfig(Section):
     sources: tuple[str, ...] = setting(
         ("popqa", "triviaqa"), "where questions come from: popqa and triviaqa (Hugging Face hub), facts (the "
         "built-in world), or files of questions (JSON lines, JSON, CSV or parquet)")
-    items: int = setting(3000, "number of questions, divided equally among the sources", min=MIN_QUESTIONS)
+    items: int = setting(3000, "number of questions, divided equally among the sources; at least 20 / "
+                         "split.test, and more unless the network answers half of them correctly", min=1)
     seed: int = setting(17, "seed for sampling and ordering questions", min=0, max=2**32 - 1)
     facts_people: int = setting(facts.PEOPLE, "source facts: number of people in the world; must equal "
                                 "data.facts_people of the network's training",
@@ -152,11 +153,9 @@ class VerdictConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class RecallConfig(Section):
+class RecallConfig(StudyConfig):
     """One study: one network and a set of questions."""
 
-    name: str = setting("", "name of the study in the report; \"\" uses the name of the file")
-    out: str = setting("", "output directory; \"\" uses runs/ and the name of the file")
     network: NetworkConfig = setting(None, "the network under study")
     questions: QuestionsConfig = setting(QuestionsConfig(), "the questions")
     prompt: PromptConfig = setting(PromptConfig(), "how a question becomes a prompt")

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tilelli_jax.errors import InputError
+from tilelli_jax.signals.crystallisation import BY_LAYER
 
 from .. import selective
 from ..checks import Floats
@@ -27,6 +27,7 @@ from ..metrics import (
 from ..stats import Interval, PairedBootstrap, bootstrap_mean, bootstrap_of, exact_fraction, holm
 from ..thresholds import Verdict
 from .fit import SIDECAR
+from .labelling import NEEDED
 from .scores import Methods, Scope, complete_methods
 from .table import SPLITS, Table
 from .verdicts import VerdictRule
@@ -34,7 +35,7 @@ from .verdicts import VerdictRule
 Tree = dict[str, Any]
 Rows = NDArray[np.intp]
 N_BINS = 4  # popularity bins
-MIN_PER_LABEL = 10  # known questions, and unknown ones, that an interval needs
+MIN_PER_LABEL = NEEDED["test"]  # known questions, and as many unknown ones, that an interval needs
 N_EXAMPLES = 10  # questions listed in the report
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
@@ -48,14 +49,9 @@ def evaluate(table: Table, scores: Mapping[Scope, Methods], run: int, rule: Verd
         run: index of the exported sidecar's run. Verdicts, reliability, risk and examples are of that run.
         rule: the exported sidecar's thresholds.
 
-    Raises:
-        InputError: the test split has too few known or unknown questions.
+    The test split has at least MIN_PER_LABEL known and as many unknown questions (`labelling.check_labels`).
     """
     methods, test = scores[None], table.rows("test")
-    if not has_both_labels(table, test):
-        unknown, known = np.bincount(table.known[test], minlength=2)
-        raise InputError(f"split.test: expected at least {MIN_PER_LABEL} known and {MIN_PER_LABEL} unknown "
-                         f"questions, found {known} and {unknown}: use more or other questions")
     known, group = table.known[test], table.group[test]
     selected = {name: (log_odds[run if name == SIDECAR else 0, test],
                        probabilities[run if name == SIDECAR else 0, test])
@@ -230,6 +226,6 @@ def _risks(errors: Floats, group: NDArray, scores: Mapping[str, Floats], replica
 
 def _entropy_by_layer(table: Table, rows: Rows) -> Tree:
     """Returns the mean logit-lens entropy (nats) at the last position, for known and unknown questions."""
-    entropy = table.by_layer[rows, :, 0].astype(float)
+    entropy = table.by_layer[rows, :, BY_LAYER.index("a_entropy_final")].astype(float)
     return {name: entropy[table.known[rows] == label].mean(axis=0)
             for name, label in (("known", 1), ("unknown", 0))}

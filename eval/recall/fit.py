@@ -25,7 +25,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.fit_sidecar import Examples, learn, logits_of
+from tilelli_jax.estimators.fit_sidecar import Examples, fit_sidecar, sidecar_logits
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 
@@ -71,14 +71,14 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
     for seed in options.seeds:
         notify(f"{SIDECAR}, seed {seed}")
         try:
-            learned = learn(_examples(table, train), _examples(table, validate), auroc, options.sidecar,
-                            names=BY_LAYER, names_whole=OVERALL, seed=seed)
+            run = fit_sidecar(_examples(table, train), _examples(table, validate), auroc, options.sidecar,
+                              names=BY_LAYER, global_names=OVERALL, seed=seed)
         except ValueError as error:
             raise InputError(f"fit.sidecar: {error}") from None
-        sidecars.append(learned.sidecar)
-        runs.append({"seed": seed, "epoch": learned.best,
-                     "validation_auroc": learned.scores[learned.best - 1]})
-    methods[SIDECAR] = Method(np.stack([logits_of(sidecar, table.by_layer, table.overall)
+        sidecars.append(run.sidecar)
+        runs.append({"seed": seed, "epoch": run.best_epoch,
+                     "validation_auroc": run.scores[run.best_epoch - 1]})
+    methods[SIDECAR] = Method(np.stack([sidecar_logits(sidecar, table.by_layer, table.overall)
                                         for sidecar in sidecars]), {"runs": runs})
     if table.final is not None:
         notify("layer probe")
@@ -88,7 +88,8 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
         log_odds, info = _best_probe(features.reshape(len(features), -1), table.known, train, validate,
                                      options)
         methods[name] = Method(log_odds[None], info)
-    methods["negative entropy"] = Method(-table.overall[None, :, 0].astype(float), {})
+    final_entropy = table.overall[None, :, OVERALL.index("a_final_entropy")]
+    methods["negative entropy"] = Method(-final_entropy.astype(float), {})
     if table.final is not None:
         methods["familiarity"] = _familiarity(table.final, table.known, train, options)
     if table.robustness is not None:

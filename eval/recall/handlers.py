@@ -31,7 +31,7 @@ MAX_ROWS = 1000  # of a batch that the page shows; the files contain all rows
 def probed(queue: RequestQueue, question: str | None) -> tuple[Any, ...]:
     """Handles "Probe". Returns text, gauge, two charts, and the table of tokens by depth."""
     try:
-        prediction, = queue.ask([_checked(question)])
+        prediction, = queue.predict([_checked(question)])
     except InputError as error:
         return _error(error), None, None, None, None
     predictor = queue.predictor
@@ -53,7 +53,7 @@ def generated(queue: RequestQueue, question: str | None, correct_answers: str | 
         for bound in bounds or ():
             if isinstance(bound, bool) or not isinstance(bound, int | float):
                 raise InputError(f"low and high: expected numbers, found {bound!r:.40}")
-        thought = "" if bounds is None else thought_seeding.seed(queue.ask([text])[0].p, *bounds)
+        thought = "" if bounds is None else thought_seeding.seed(queue.predict([text])[0].p, *bounds)
         head = f"{_fenced('Seed', thought)}\n\n" if thought else ""
         yield f"{head}…"
         correct = [answer for answer in (correct_answers or "").split("|") if answer.strip()]
@@ -83,7 +83,7 @@ def batched(queue: RequestQueue, path: str | None, files: Path,
             raise InputError(str(error).replace(path, name)) from None
         for i, question in enumerate(questions, 1):  # check all of them before the network runs
             queue.predictor.prompter(_checked(question, f"{name}, row {i}"), f"{name}, row {i}")
-        predictions = queue.ask(questions, lambda n: notify(n, len(questions)))
+        predictions = queue.predict(questions, lambda n: notify(n, len(questions)))
     except InputError as error:
         return _error(error), None, None
     rows = [as_row(prediction) for prediction in predictions]

@@ -15,6 +15,7 @@ import jax
 from tilelli_jax.errors import InputError
 from tilelli_jax.signals.crystallisation import band
 
+from ..document import keep_intervals
 from ..stages import RESULTS
 from ..tables import Row, markdown
 from . import report
@@ -90,7 +91,7 @@ def find_study(study: str, sidecar: str) -> str | Path:
 
 def tables(results: report.Tree) -> list[tuple[str, list[Row]]]:
     """Returns a study's tables with their headings. Raises LookupError or TypeError for other trees."""
-    every = [("Methods", report.method_rows(results)), ("Verdicts", report.verdict_rows(results)),
+    every = [("Methods", report.comparison_rows(results)), ("Verdicts", report.verdict_rows(results)),
              ("Data sets", report.dataset_rows(results)),
              ("Within and across data sets", report.transfer_rows(results)),
              ("By popularity", report.popularity_rows(results))]
@@ -103,9 +104,13 @@ def study_markdown(study: Path) -> str:
     texts = [f"### {results.get('name') or study.name}",
              "\n".join(f"- {text}" for text in report.conclusions(results))]
     for title, rows in tables(results):
-        texts += [f"#### {title}", markdown(rows)]
-    texts.append(report.DELTA)
+        texts += [f"#### {title}", keep_intervals(markdown(rows))]
     return "\n\n".join(texts)
+
+
+def metrics_markdown(study: Path) -> str:
+    """Returns the table of all metrics of each method as Markdown."""
+    return keep_intervals(markdown(report.method_rows(report.read_results(study))))
 
 
 def study_figures(study: Path) -> str:
@@ -118,7 +123,7 @@ def study_figures(study: Path) -> str:
     order = [*(stem for stem in captions if stem in stems), *(stem for stem in stems if stem not in captions)]
     figures = []
     for stem in order:
-        caption = html.escape(captions.get(stem, stem))
+        caption = html.escape(captions.get(stem, f"The figure {stem.replace('-', ' ')} of this study."))
         image = base64.b64encode(stems[stem].read_bytes()).decode()
         figures.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{image}">'
                        f"<figcaption>{caption}</figcaption></figure>")

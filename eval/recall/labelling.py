@@ -1,9 +1,10 @@
-"""Grades the answers and assigns every question to a split: the columns of `questions.parquet`."""
+"""Grades the answers, assigns every question to a split, and checks that no split is too small."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from .config import SplitConfig
 from .questions import Question
 
 Columns = dict[str, Any]
+# Known questions, and as many unknown ones, that each split needs: to fit and select, and for intervals.
+NEEDED = {"train": 2, "validate": 2, "calibrate": 2, "test": 10}
 
 
 def label(questions: Sequence[Question], answers: Sequence[str], match: Rule, options: SplitConfig
@@ -55,14 +58,77 @@ def assign_splits(group: np.ndarray, datasets: Sequence[str], known: np.ndarray,
         main = published["main"]
         rows_of = {"train": main["train"], "validate": main["val"], "test": main["test"]}
     else:
-        fractions = {"train": 1 - options.validate - options.calibrate - options.test,
-                     "validate": options.validate, "calibrate": options.calibrate, "test": options.test}
         strata = [f"{name}|{label}" for name, label in zip(datasets, known, strict=True)]
         try:
-            rows_of = splits.grouped_splits(group, strata, fractions, options.seed)
+            rows_of = splits.grouped_splits(group, strata, fractions(options), options.seed)
         except ValueError as error:
             raise InputError(f"split.{error}") from None
     split = np.empty(len(known), "<U9")
     for name, rows in rows_of.items():
         split[rows] = name
     return split
+
+
+def fractions(options: SplitConfig) -> dict[str, float]:
+    """Returns the fraction of the questions in each split."""
+    by_split = {"validate": options.validate, "calibrate": options.calibrate, "test": options.test}
+    if options.by == "published":
+        del by_split["calibrate"]
+    return {"train": 1 - sum(by_split.values()), **by_split}
+
+
+def check_number(n: int, options: SplitConfig) -> None:
+    """Raises InputError if n questions are too few, whatever the network answers."""
+    per_label, bottleneck = _needed(fractions(options))
+    if n < 2 * per_label:
+        raise InputError(
+            f"questions: expected at least {2 * per_label}, of which the network answers {per_label} "
+            f"correctly and {per_label} not, found {n}: {bottleneck} needs {NEEDED[bottleneck]} known and "
+            f"{NEEDED[bottleneck]} unknown questions, and gets {fractions(options)[bottleneck]:g} of all")
+
+
+def check_labels(known: np.ndarray, split: np.ndarray, options: SplitConfig) -> None:
+    """Checks that each split has NEEDED known questions and as many unknown ones.
+
+    Args:
+        known: `[questions]`, 1 for a correct answer; split: `[questions]`, their splits.
+
+    Raises:
+        InputError: one has not. The message counts all splits, and says how many questions are missing.
+    """
+    by_split, labels = fractions(options), {"known": known == 1, "unknown": known == 0}
+    found = {label: {part: int((mask & (split == part)).sum()) for part in by_split}
+             for label, mask in labels.items()}
+    # A short split lacks that many of its own, and gets only its fraction of what is added.
+    missing = {label: max(0, *(_ceil((NEEDED[part] - counts[part]) / fraction)
+                               for part, fraction in by_split.items()))
+               for label, counts in found.items()}
+    if not any(missing.values()):
+        return
+    counted = "; ".join(
+        f"{label}: " + ", ".join(f"{part} {n} (needs {NEEDED[part]})" for part, n in counts.items())
+        for label, counts in found.items())
+    add = " and ".join(f"{n} more {label}" for label, n in missing.items() if n)
+    accuracy = float(known.mean())
+    rates = {"known": accuracy, "unknown": 1 - accuracy}
+    if all(rates[label] for label, n in missing.items() if n):
+        total = max(_ceil(n / rates[label]) for label, n in missing.items() if n)
+        remedy = f"about {total} more questions at this accuracy ({accuracy:.1%})"
+    else:
+        remedy = f"the network answers {'all' if accuracy else 'none'} of these correctly"
+    raise InputError(f"questions: expected at least {add} ones, found {labels['known'].sum()} known and "
+                     f"{labels['unknown'].sum()} unknown ({counted}): {remedy}")
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _needed(by_split: Mapping[str, float]) -> tuple[int, str]:
+    """Returns how many known (and unknown) questions are needed in all, and the split that decides it."""
+    per_label = {part: _ceil(NEEDED[part] / fraction) for part, fraction in by_split.items()}
+    bottleneck = max(per_label, key=lambda part: per_label[part])
+    return per_label[bottleneck], bottleneck
+
+
+def _ceil(value: float) -> int:
+    return math.ceil(value - 1e-9)  # 10 / 0.2 may be a little above 50

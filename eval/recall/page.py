@@ -19,11 +19,12 @@ import fastapi
 import gradio as gr
 from gradio.route_utils import FnIndexInferError  # a request for an unknown endpoint
 
+from ..document import SCROLL_SHADOWS
 from ..tables import Row, markdown
 from . import thought_seeding
 from .handlers import DEPTHS, batched, generated, probed
 from .hosts import App, Receive, Scope, Send, TrustedHosts
-from .info import MEANING, memory_text, study_figures, study_markdown
+from .info import MEANING, memory_text, metrics_markdown, study_figures, study_markdown
 from .request_queue import RequestQueue
 from .uploads import Page, one_line
 
@@ -31,16 +32,21 @@ log = logging.getLogger(__name__)
 TOKEN_COLUMNS = ["depth", "layer", "most likely next token"]
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
                           font_mono=["ui-monospace", "monospace"])  # system fonts: others are downloaded
+# "wide" three times: gradio's own rules for tables are as specific as one class and two elements.
 STYLE = """
 .result { font-size: 1.1rem; min-height: 1.6rem } .refused { color: #B33A00; font-size: 1.1rem }
 .answers pre, .answers code { white-space: pre-wrap !important; word-break: break-word }
 .figures .two { display: grid; gap: 1rem 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)) }
+  grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)) }
 .figures figure { margin: 0 } .figures img { width: 100%; background: white }
 .figures figcaption { text-align: center }
-.wide { overflow-x: auto }
-.wide table { font-variant-numeric: tabular-nums } .wide td, .wide th { white-space: nowrap }
-"""
+.wide.wide.wide table { display: block; width: fit-content; max-width: 100%; overflow-x: auto; border: 0;
+  padding: 0; font-variant-numeric: tabular-nums; SHADOWS }
+.wide.wide.wide tr { background: none }
+.wide.wide.wide td, .wide.wide.wide th { overflow-wrap: normal; word-break: normal; border-width: 0 0 1px;
+  padding: .25rem .5rem; font-size: .85rem }
+@media (max-width: 600px) { .wide.wide.wide td, .wide.wide.wide th { padding: .2rem; font-size: .72rem } }
+""".replace("SHADOWS", SCROLL_SHADOWS)
 
 
 def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, files: Path) -> gr.Blocks:
@@ -72,7 +78,7 @@ def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, file
                     writes = gr.Plot(show_label=False, elem_id="writes")
             tokens = gr.Dataframe(headers=TOKEN_COLUMNS, interactive=False, datatype="str", elem_id="tokens",
                                   label="Logit lens at the last position of the prompt",
-                                  column_widths=["15%", "15%", "70%"], row_count=len(DEPTHS))
+                                  column_widths=["25%", "25%", "50%"], row_count=len(DEPTHS))
             outputs = [prediction, gauge, crystallisation, writes, tokens]
             gr.Markdown("### Generate an answer")
             correct = gr.Textbox(label="Correct answers, separated by | (optional: the answer is compared "
@@ -112,7 +118,8 @@ def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, file
                                     elem_id="downloads", height=140)
             probe_all = gr.Button("Probe all", variant="primary", elem_id="batch")
             summary = gr.HTML(elem_id="summary")
-            table = gr.Dataframe(interactive=False, wrap=True, elem_id="scores")
+            table = gr.Dataframe(headers=["P(knows)", "verdict", "strongest write", "question"],
+                                 interactive=False, wrap=True, elem_id="scores")
 
             def on_batch(path: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
                 results = batched(queue, path, files, lambda n, total: progress((n, total), unit="questions"))
@@ -122,6 +129,8 @@ def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, file
         with gr.Tab("Evaluation", elem_id="evaluation"):
             if isinstance(study, Path):
                 gr.Markdown(study_markdown(study), elem_classes="wide", latex_delimiters=[])
+                with gr.Accordion("All metrics of each method", open=False):
+                    gr.Markdown(metrics_markdown(study), elem_classes="wide", latex_delimiters=[])
                 gr.HTML(study_figures(study), elem_classes="figures")
             else:
                 gr.Markdown(study)

@@ -2,7 +2,7 @@
 
     from tilelli_jax.eval.recall.predictor import open_predictor
     predictor = open_predictor("runs/recall-demo/networks/…/model", "runs/recall-demo/sidecar")
-    for prediction in predictor.ask(["Where does Mira Holt live?"]):
+    for prediction in predictor.predict(["Where does Mira Holt live?"]):
         print(prediction.p, prediction.verdict, prediction.strongest_write)
 """
 
@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.fit_sidecar import logits_of
+from tilelli_jax.estimators.fit_sidecar import sidecar_logits
 from tilelli_jax.estimators.sidecar import Sidecar
 from tilelli_jax.loading import store
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import Language, open_language
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
@@ -64,7 +65,7 @@ class KnowledgePredictor:
     prompter: Prompter
     reader: PromptReader
 
-    def ask(self, questions: Sequence[str]) -> list[Prediction]:
+    def predict(self, questions: Sequence[str]) -> list[Prediction]:
         """Returns one prediction for each question.
 
         Raises:
@@ -81,8 +82,9 @@ class KnowledgePredictor:
             if not np.isfinite(output.final).all():  # the features would be 0, and P(knows) meaningless
                 raise InputError(f"{where(i)}: expected a finite residual stream, found infinite or NaN "
                                  "values: the network's weights may be damaged")
-        scores = logits_of(self.sidecar, np.stack([output.crystallisation.by_layer for output in outputs]),
-                           np.stack([output.crystallisation.overall for output in outputs]))
+        by_layer, overall = (np.stack([getattr(output.crystallisation, name) for output in outputs])
+                             for name in ("by_layer", "overall"))
+        scores = sidecar_logits(self.sidecar, by_layer, overall)
         probabilities, decode = self.rule.probabilities(scores), self.language.tokenizer.decode
         if np.isnan(probabilities).any():
             raise InputError("P(knows): expected numbers, found NaN: the sidecar's weights may be damaged")
@@ -107,14 +109,14 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
     Raises:
         InputError: one of them cannot be read, or the sidecar was trained on another network.
     """
-    networks.check(NetworkConfig(path=str(model), tokenizer=str(tokenizer)))
+    networks.check(NetworkConfig(path=str(model), tokenizer=str(tokenizer)), "--model")
     loaded = store.load(sidecar)
     if not isinstance(loaded, Sidecar):
         raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")
     check_features(loaded, sidecar)
     rule = verdicts.read(Path(sidecar))
     language = open_language(model, tokenizer, compute or ComputeConfig(dtype=rule.dtype), mesh)
-    if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat is None and prompt is None:
+    if not (Path(sidecar) / verdicts.FILE).is_file() and language.chat_template is None and prompt is None:
         raise InputError(f"{sidecar}: without {verdicts.FILE} prompts use a chat template: expected a "
                          f"chat_template in the tokenizer of {model}, found none")
     if rule.network and not any_network:
@@ -122,7 +124,7 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
         if layers != rule.network["n_layers"]:
             raise InputError(f"{sidecar}: trained on another network: expected {rule.network['n_layers']} "
                              f"layers in {model}, found {layers}; --any-network accepts it")
-        if rule.network["contents"] != networks.contents(Path(model), str(tokenizer)):
+        if rule.network["fingerprint"] != network_fingerprint(Path(model), str(tokenizer)):
             raise InputError(f"{sidecar}: trained on '{rule.network['name']}': expected its weights in "
                              f"{model}, found others; --any-network accepts them")
     reader = PromptReader(language.model, batch_size=batch_size, max_bytes=max_bytes, rounded=rule.rounded,

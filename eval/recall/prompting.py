@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import Language
+from tilelli_jax.signals.batching import max_time
 from tilelli_jax.signals.prompts import Prompt
-from tilelli_jax.signals.scoring import max_time
 
 from .config import PromptConfig
 
@@ -20,7 +20,7 @@ class Prompter:
     """
 
     def __init__(self, language: Language, config: PromptConfig) -> None:
-        if config.template == "chat" and language.chat is None:
+        if config.template == "chat" and language.chat_template is None:
             raise InputError("prompt.template: chat: expected a chat_template in the network's tokenizer, "
                              "found none; use a text such as 'Q: {question}\\nA:'")
         self.language, self.config = language, config
@@ -34,8 +34,8 @@ class Prompter:
         content = question.strip() + self.config.instruction
         if self.config.template != "chat":
             return self.config.template.replace("{question}", content)
-        assert self.language.chat is not None
-        return self.language.chat.ask(content, thinking=thinking)
+        assert self.language.chat_template is not None
+        return self.language.chat_template.format_prompt(content, thinking=thinking)
 
     def __call__(self, question: str, where: str = "the question") -> Prompt:
         """Returns the prompt's tokens and the range of the question's tokens, without the instruction's.
@@ -55,7 +55,7 @@ class Prompter:
         text, plain, start = self.text(question), question.strip(), self._start
         if start < 0 or text[start:start + len(plain)] != plain:
             start = text.find(plain)  # -1 if the template alters the question: then the range is empty
-        ids, spans = self.language.tokenizer.place(text, special=self.config.template != "chat")
+        ids, spans = self.language.tokenizer.encode_with_spans(text, special=self.config.template != "chat")
         inside = [i for i, (first, last) in enumerate(spans)
                   if first < start + len(plain) and last > start >= 0]
         if not ids:

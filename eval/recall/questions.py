@@ -19,7 +19,7 @@ from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
 
 from ..inputs.rows import Row, columns_of, hugging_face, read_rows
-from .config import MIN_QUESTIONS, QuestionsConfig
+from .config import QuestionsConfig
 
 HUB = {"popqa": ("hf:akariasai/PopQA", "test"),
        "triviaqa": ("hf:mandarjoshi/trivia_qa#rc.nocontext", "validation")}
@@ -46,7 +46,7 @@ def read(config: QuestionsConfig) -> list[Question]:
     """Samples equally many questions from each source and shuffles them, both with the configured seed.
 
     Raises:
-        InputError: a source cannot be read, or there are fewer than MIN_QUESTIONS questions.
+        InputError: a source cannot be read.
     """
     n, stems = len(config.sources), [Path(source).stem for source in config.sources]
     for source, stem in zip(config.sources, stems, strict=True):
@@ -58,9 +58,6 @@ def read(config: QuestionsConfig) -> list[Question]:
     for i, source in enumerate(config.sources):
         limit = per_source if i < n - 1 else config.items - per_source * (n - 1)
         questions += _of_source(source, limit, config)
-    if len(questions) < MIN_QUESTIONS:
-        raise InputError(f"questions.sources: {', '.join(config.sources)}: expected at least {MIN_QUESTIONS} "
-                         f"questions, found {len(questions)}")
     return [questions[i] for i in np.random.default_rng(config.seed).permutation(len(questions))]
 
 

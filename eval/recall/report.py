@@ -22,7 +22,7 @@ from ..conclusions import (
     format_p,
     is_significant,
 )
-from ..report import Report
+from ..document import Document
 from ..stages import RESULTS, read_result
 from ..stats import Interval
 from ..tables import as_json
@@ -30,15 +30,18 @@ from ..tables import write as write_tables
 from . import verdicts as verdict_file
 from .evaluate import VERDICTS
 from .fit import SIDECAR
-from .study import Study
+from .study import RecallStudy
 
 SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in all figures
+METHODS = (*SHOWN, "entropies", "robustness", "familiarity", "length", "dataset", "popularity")
+CALIBRATORS = {"platt": "Platt scaling", "isotonic": "Isotonic regression",
+               "temperature": "Temperature scaling"}
 COMPARED = ("negative entropy", "words", "layer probe", "globals")  # with the sidecar, in the conclusions
 DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
 
-def collect(study: Study) -> dict[str, Any]:
+def collect(study: RecallStudy) -> dict[str, Any]:
     """Returns the content of results.json; runs the stages that are not finished."""
     paths = {name: getattr(study, name) for name in ("signals", "answers", "build", "fitted", "verdict",
                                                      "evaluation")}
@@ -48,7 +51,7 @@ def collect(study: Study) -> dict[str, Any]:
             "thresholds": rule.thresholds._asdict(), **read_result(paths["evaluation"])}
 
 
-def write(study: Study, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def write(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Writes results.json, report.md, report.html, figures/ and methods.*; returns the results.
 
     Args:
@@ -56,7 +59,7 @@ def write(study: Study, name: str, provenance: Mapping[str, Any]) -> dict[str, A
         provenance: rows of the last section.
     """
     results = json.loads(as_json(collect(study) | {"name": name}))  # exactly what a reader of the file sees
-    report = Report(f"{name}: does it know before it answers?")
+    report = Document(f"{name}: does it know before it answers?")
     _add_summary(report, results)
     _add_examples(report, results)
     _add_methods(report, results)
@@ -82,6 +85,13 @@ def method_rows(results: Tree) -> list[dict[str, Any]]:
         DELTA: _interval(comparisons.get(name, {}).get("difference")),
         "p (Holm)": comparisons.get(name, {}).get("p_holm")}
         for name in sorted(methods, key=lambda name: -methods[name]["auroc"]["point"])]
+
+
+def comparison_rows(results: Tree) -> list[dict[str, Any]]:
+    """Returns the table of methods with their most important columns, as text."""
+    return [{"method": row["method"], "AUROC": format_interval(row["AUROC"]),
+             DELTA: "–" if row[DELTA] is None else format_interval(row[DELTA], sign=True),
+             "p (Holm)": format_p(row["p (Holm)"])} for row in method_rows(results)]
 
 
 def dataset_rows(results: Tree) -> list[dict[str, Any]]:
@@ -154,10 +164,8 @@ def conclusions(results: Tree) -> list[str]:
 
 def summary(results: Tree) -> list[list[str]]:
     """Returns the table that the command prints at its end."""
-    return [["method", "AUROC", "ECE", DELTA, "p (Holm)"], *([
-        row["method"], format_interval(row["AUROC"]), f"{row['ECE'].point:.3f}",
-        "–" if row[DELTA] is None else format_interval(row[DELTA]),
-        "–" if row["p (Holm)"] is None else format_p(row["p (Holm)"])] for row in method_rows(results))]
+    rows = comparison_rows(results)
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -207,7 +215,7 @@ def _transfer_sentence(name: str, result: Tree) -> str:
             f"{metrics['ece']['point']:.3f}: {_versus_chance(area, result['groups'])}.")
 
 
-def _add_summary(report: Report, results: Tree) -> None:
+def _add_summary(report: Document, results: Tree) -> None:
     splits = results["splits"]
     report.paragraph(
         f"The network answers {results['known_all']:.1%} of {results['questions']} questions correctly and "
@@ -220,7 +228,7 @@ def _add_summary(report: Report, results: Tree) -> None:
     report.table(dataset_rows(results))
 
 
-def _add_examples(report: Report, results: Tree) -> None:
+def _add_examples(report: Document, results: Tree) -> None:
     report.heading("Examples")
     report.paragraph("Held-out questions at evenly spaced ranks, from the highest P(knows) to the lowest. "
                      "P(knows) is predicted from one pass of the question, before the answer.")
@@ -233,40 +241,44 @@ def _calibration_set(results: Tree) -> str:
             f"the {results['splits'][split]} validation questions")
 
 
-def _add_methods(report: Report, results: Tree) -> None:
+def _add_methods(report: Document, results: Tree) -> None:
     report.heading("Methods")
     rows = method_rows(results)
-    for name in SHOWN:  # before the others, so that each has a colour of its own
-        figures.style_of(name)
+    figures.reserve_styles(METHODS)
     report.figure("methods", figures.ladder({row["method"]: row["AUROC"] for row in rows}),
-                  "AUROC of each method on the held-out questions, with 95 % intervals. " + LEGEND)
-    report.paragraph("Comparisons: paired bootstrap over groups of questions, p corrected by Holm's method. "
-                     "ECE if calibrated: the ECE that perfectly calibrated probabilities would have from "
-                     "sampling alone.")
-    report.table(rows)
+                  "AUROC of each method on the held-out questions, with 95 % intervals; the dotted line is "
+                  "chance. " + LEGEND)
+    report.paragraph("Comparisons are paired bootstraps over groups of questions; p is corrected by Holm's "
+                     "method.")
+    report.table(comparison_rows(results))
+    report.table(rows, "All metrics of each method: AUPRC, Brier score, and ECE beside the ECE that "
+                 "perfectly calibrated probabilities would have from sampling alone")
     selected = {name: info for name, info in results["fit"]["methods"].items() if "C" in info}
     report.table([{"method": name, "layer": info.get("layer"), "C": info["C"],
-                   "validation AUROC": info["validation_auroc"]} for name, info in selected.items()])
+                   "validation AUROC": info["validation_auroc"]} for name, info in selected.items()],
+                 "Layer and C (inverse regularisation) that the validation questions selected")
 
 
-LEGEND = ("sidecar: a GRU over the layers on logit-lens and MLP-write features. layer probe: logistic "
-          "regression on the residual stream at the last position, at the layer with the best validation "
-          "AUROC. globals, entropies: logistic regression on ten numbers of the prompt, and on three "
-          "entropies per layer. words, length, dataset, popularity: controls that do not use the network.")
+LEGEND = ("The sidecar is a GRU over the layers on logit-lens and MLP-write features. The layer probe is "
+          "logistic regression on the residual stream at the last position, at the layer with the best "
+          "validation AUROC. Globals and entropies are logistic regressions on ten numbers of the prompt and "
+          "on three entropies per layer. Words, length, dataset and popularity are controls that do not use "
+          "the network.")
 
 
-def _add_calibration(report: Report, results: Tree) -> None:
+def _add_calibration(report: Document, results: Tree) -> None:
     report.heading("Calibration")
     curves = {name: metrics.Reliability(np.asarray(curve["confidence"]), np.asarray(curve["accuracy"]),
                                         np.asarray(curve["counts"]))
               for name in SHOWN if (curve := results["reliability"].get(name))}
+    calibrator = CALIBRATORS[results["config"]["fit"]["calibrate"]]
     report.figure("reliability", figures.reliability(curves), "Observed frequency of correct answers against "
-                  "mean predicted probability, on the held-out questions. Probabilities are calibrated ("
-                  f"{results['config']['fit']['calibrate']}) on {_calibration_set(results)}. The sidecar is "
-                  "the exported run.")
+                  "mean predicted probability, on the held-out questions; the larger a marker, the more "
+                  f"questions it stands for. {calibrator} on {_calibration_set(results)} gives the "
+                  "probabilities. The sidecar is the exported run.")
 
 
-def _add_verdicts(report: Report, results: Tree) -> None:
+def _add_verdicts(report: Document, results: Tree) -> None:
     report.heading("Verdicts")
     options, thresholds, fit = results["config"]["verdict"], results["thresholds"], results["fit"]
     precision, confidence = f"{options['precision']:.0%}", f"{options['confidence']:.0%}"
@@ -291,7 +303,7 @@ def _add_verdicts(report: Report, results: Tree) -> None:
     report.table(verdict_rows(results))
 
 
-def _add_risk_coverage(report: Report, results: Tree) -> None:
+def _add_risk_coverage(report: Document, results: Tree) -> None:
     report.heading("Selective answering")
     risk = results["risk"]
     curves = {name: selective.RiskCoverage(
@@ -302,13 +314,13 @@ def _add_risk_coverage(report: Report, results: Tree) -> None:
     report.figure("risk-coverage", figures.risk_coverage(
         curves, risk["oracle"], risk["mean_error"], unit="fraction of wrong answers"),
         "Risk–coverage: fraction of wrong answers among the questions answered, when each method answers the "
-        "questions with its highest scores first.")
+        "questions with its highest scores first. Thin lines and the shaded band are 95 % intervals.")
     report.table([{"method": name, "AURC": _interval(curve["aurc"]),
                    "fraction of the oracle's gain": _interval(curve["fraction_of_oracle"])}
                   for name, curve in risk["methods"].items()])
 
 
-def _add_transfer(report: Report, results: Tree) -> None:
+def _add_transfer(report: Document, results: Tree) -> None:
     if results["within_dataset"] or results["cross_dataset"]:
         report.heading("Within and across data sets")
         report.paragraph("Within: trained on all data sets, tested on held-out questions of one, so that "
@@ -327,7 +339,7 @@ def _add_transfer(report: Report, results: Tree) -> None:
         report.table(popularity_rows(results))
 
 
-def _add_layers(report: Report, results: Tree, c_values: Sequence[float]) -> None:
+def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> None:
     report.heading("By layer")
     entropy = results["entropy_by_layer"]
     low, high = band(len(entropy["known"]))

@@ -19,8 +19,9 @@ class RequestQueue:
         self.predictor, self.max_new_tokens = predictor, max_new_tokens
         self._worker = ThreadPoolExecutor(1, "network")  # unlike a lock, it serves in order of arrival
 
-    def ask(self, questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Prediction]:
-        """Runs `KnowledgePredictor.ask` in batches.
+    def predict(self, questions: Sequence[str],
+                done: Callable[[int], None] = lambda n: None) -> list[Prediction]:
+        """Runs `KnowledgePredictor.predict` in batches.
 
         Args:
             done: called with the number of questions done after each batch.
@@ -29,7 +30,7 @@ class RequestQueue:
         size = self.predictor.reader.batch_size
         for start in range(0, len(questions), size):
             batch = questions[start:start + size]
-            predictions += self._worker.submit(self.predictor.ask, batch).result()
+            predictions += self._worker.submit(self.predictor.predict, batch).result()
             done(len(predictions))
         return predictions
 

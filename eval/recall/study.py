@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.loading.model_card import CardInfo
 from tilelli_jax.parallel.sharding import make_mesh
 from tilelli_jax.signals.prompts import Prompt, PromptReader
 from tilelli_jax.signals.robustness import Robustness
-from tilelli_jax.training.experiment import ExperimentConfig
 
 from ..calibration import calibrator_from_dict
+from ..conclusions import few_groups_warning
 from ..inputs import networks
 from ..inputs.shards import Shards, fill
-from ..stages import Stages, read_result, recipe, without, write_result
-from ..tables import write_columns
+from ..inputs.study import Study
+from ..stages import read_result, stage_manifest, without, write_result
+from ..tables import read_columns, write_columns
 from . import evaluate, fit, labelling, questions, scores, table, verdicts
 from .answering import answer, answer_text
 from .config import RecallConfig
@@ -41,20 +43,24 @@ MIN_GROUPS = 8
 SIDECAR = "sidecar"  # directory of the sidecar that is best on the validate split
 
 
-class Study:
-    """One configured study. A stage runs when its directory is first accessed.
+class RecallStudy(Study[RecallConfig]):
+    """One recall study. A stage runs when its directory is first accessed."""
 
-    Args:
-        out: output directory.
-        notify: called with a line for each step.
-    """
+    STAGES = ("build", "fit", "evaluate")
 
     def __init__(self, config: RecallConfig, out: Path,
                  notify: Callable[[str], None] = lambda line: None) -> None:
-        self.config, self.out, self.notify = config, out, notify
-        self.stages = Stages(out / "stages", notify)
+        super().__init__(config, out, notify)
         self.mesh = make_mesh(config.mesh)
         self.studied = networks.StudyNetwork(config.network, out)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.config.fit.seeds
+
+    def stage_paths(self, stage: str) -> Iterator[tuple[str, Path]]:
+        yield stage, {"build": lambda: self.build, "fit": lambda: self.fitted,
+                      "evaluate": lambda: self.evaluation}[stage]()
 
     def check(self) -> None:
         """Checks everything that does not need the network to run.
@@ -63,11 +69,14 @@ class Study:
             InputError: the network or its training configuration does not exist, the questions cannot be
                 read or form too few groups, or the output directory cannot be written.
         """
-        networks.check(self.config.network)
+        networks.check(self.config.network, "network")
+        labelling.check_number(len(self.questions), self.config.split)
         groups = len(set(labelling.groups(self.questions).tolist()))
         if groups < MIN_GROUPS and self.config.split.by == "group":
             raise InputError(f"questions.sources: expected at least {MIN_GROUPS} groups (questions with "
                              f"equal text, id or entity form one), found {groups}")
+        for line in few_groups_warning(round(groups * self.config.split.test), "questions"):
+            self.notify(f"split.test: {line}")
         if self.config.network.train and "facts" in self.config.questions.sources:
             self._check_world()
         self.stages.open()
@@ -98,7 +107,7 @@ class Study:
         (length of the prompt) and, as configured, `final` and `robustness`; see `table.Table`.
         """
         options = self.config.signals
-        manifest = recipe("signals", **self._inputs, options=without(
+        manifest = stage_manifest("signals", **self._inputs, options=without(
             config_lib.to_dict(options), "batch_size", "max_bytes", "shard_items"))
 
         def work(path: Path) -> None:
@@ -117,7 +126,7 @@ class Study:
     def answers(self) -> Path:
         """Generates the answers. Returns a directory of shards: `tokens` of all answers, and `lengths`."""
         options = self.config.answers
-        manifest = recipe("answers", **self._inputs, max_new=options.max_new, ends=options.ends)
+        manifest = stage_manifest("answers", **self._inputs, max_new=options.max_new, ends=options.ends)
 
         def shard(rows: Sequence[int]) -> dict[str, np.ndarray]:
             answers = answer(self.language, [self.prompts[i] for i in rows], options)
@@ -131,9 +140,13 @@ class Study:
     @functools.cached_property
     def build(self) -> Path:
         """Grades the answers and assigns splits. Returns the directory of `questions.parquet`."""
-        manifest = recipe("questions", signals=self.signals.name, answers=self.answers.name,
-                          match=self.config.answers.match, splits=config_lib.to_dict(self.config.split))
-        return self.stages.make("questions", manifest, self._label)
+        manifest = stage_manifest("questions", signals=self.signals.name, answers=self.answers.name,
+                                  match=self.config.answers.match,
+                                  splits=config_lib.to_dict(self.config.split))
+        path = self.stages.make("questions", manifest, self._label)
+        columns = read_columns(path / QUESTIONS)
+        labelling.check_labels(columns["known"], columns["split"], self.config.split)  # before any fit
+        return path
 
     @functools.cached_property
     def table(self) -> Table:
@@ -146,30 +159,38 @@ class Study:
         Returns the directory of `scores.parquet` (every method's scores of all questions), the sidecars, and
         result.json (what was selected).
         """
-        manifest = recipe("fit", questions=self.build.name,
-                          options=without(config_lib.to_dict(self.config.fit), "jobs"))
-        table.check_splits(self.table)  # before any fit
+        manifest = stage_manifest("fit", questions=self.build.name,
+                                  options=without(config_lib.to_dict(self.config.fit), "jobs"))
         return self.stages.make("fit", manifest, self._fit)
 
     @functools.cached_property
     def verdict(self) -> Path:
         """Chooses thresholds. Returns the directory of `verdict.json`, which the exported sidecar uses."""
-        manifest = recipe("verdict", fit=self.fitted.name, options=config_lib.to_dict(self.config.verdict))
+        manifest = stage_manifest("verdict", fit=self.fitted.name,
+                                  options=config_lib.to_dict(self.config.verdict))
         return self.stages.make("verdict", manifest, self._choose_thresholds)
 
     @functools.cached_property
     def evaluation(self) -> Path:
         """Evaluates all methods on the test split. Returns the directory of result.json."""
-        manifest = recipe("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
-                          seed=self.config.seed)
+        manifest = stage_manifest("evaluate", verdict=self.verdict.name, replicates=self.config.replicates,
+                                  seed=self.config.seed)
         return self.stages.make("evaluate", manifest, self._evaluate)
 
-    def export_sidecar(self) -> Path:
-        """Writes `out/sidecar`, for `tilelli recall predict`: the sidecar with the best validation AUROC."""
+    def export_sidecar(self, command: str) -> Path:
+        """Writes `out/sidecar`, for `tilelli recall predict`: the sidecar with the best validation AUROC.
+
+        Args:
+            command: the study's command, for the model card.
+        """
         fit_result, path = read_result(self.fitted), self.out / SIDECAR
         (path / verdicts.FILE).unlink(missing_ok=True)  # no thresholds beside another sidecar's weights
-        seed = fit_result["seeds"][fit_result["selected_run"]]
-        store.save(store.load(self.fitted / f"{SIDECAR}-{seed}"), path)
+        run = fit_result["selected_run"]
+        store.save(store.load(self.fitted / f"{SIDECAR}-{fit_result['seeds'][run]}"), path, CardInfo(
+            data=[f"network: {self.studied.path}", f"fingerprint of the network: {self.studied.fingerprint}",
+                  f"questions: {len(self.questions):,} of {', '.join(self.config.questions.sources)}"],
+            losses={"validation AUROC": fit_result["methods"][SIDECAR]["runs"][run]["validation_auroc"]},
+            command=command, made_from="Fitted by `tilelli recall`; `tilelli recall predict` asks it."))
         verdicts.write(path, verdicts.read(self.verdict))
         return path
 
@@ -177,7 +198,7 @@ class Study:
 
     def _check_world(self) -> None:
         """Raises InputError if the network is trained on another world of facts than the questions' one."""
-        data = config_lib.load(ExperimentConfig, self.config.network.train).data
+        data = self.config.network.experiment().data
         for name in ("facts_people", "facts_seed"):
             actual, expected = getattr(self.config.questions, name), getattr(data, name)
             if data.source == "facts" and actual != expected:
@@ -188,7 +209,7 @@ class Study:
     def _inputs(self) -> dict[str, Any]:
         """Everything that the network's outputs depend on, for manifests."""
         digest = hashlib.sha256(json.dumps(self.questions).encode()).hexdigest()[:16]
-        return {"network": self.studied.contents, "questions": digest,
+        return {"network": self.studied.fingerprint, "questions": digest,
                 "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
@@ -231,7 +252,7 @@ class Study:
         excluded = {}
         for name in data.datasets if options.cross and len(data.datasets) > 1 else ():
             try:
-                table.check_splits(data, name)
+                table.check_dataset(data, name)
                 scopes.append(name)
             except InputError as error:
                 excluded[name] = str(error)
@@ -260,7 +281,7 @@ class Study:
         verdicts.write(path, VerdictRule(
             calibrator_from_dict(fit_result["calibrator"]), thresholds.green, thresholds.red,
             config_lib.to_dict(config.verdict),
-            {"name": self.studied.name, "contents": self.studied.contents,
+            {"name": self.studied.name, "fingerprint": self.studied.fingerprint,
              "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded,
             config.compute.dtype))
 

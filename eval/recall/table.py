@@ -77,11 +77,10 @@ def read(signals: Path, questions: Path) -> Table:
         columns["dataset"].astype(str), columns["popularity"].astype(float))
 
 
-def check_splits(table: Table, dataset: str | None = None) -> None:
-    """Raises InputError if a split has fewer than two known or two unknown questions."""
+def check_dataset(table: Table, dataset: str) -> None:
+    """Raises InputError if a split has fewer than two known or two unknown questions of a data set."""
     for split in SPLITS:
         unknown, known = np.bincount(table.known[table.rows(split, dataset)], minlength=2)
         if min(known, unknown) < 2:
-            where = f" of {dataset}" if dataset else ""
-            raise InputError(f"split.{split}: expected at least two known and two unknown questions{where}, "
-                             f"found {known} and {unknown}: use more or other questions")
+            raise InputError(f"split.{split}: expected at least two known and two unknown questions of "
+                             f"{dataset}, found {known} and {unknown}: use more or other questions")

@@ -111,8 +111,8 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
             raise ValueError(f"{name}: expected a probability or null, found {value!r:.40}")
     aim, network = dict(tree["aim"]), dict(tree["network"])
-    if network and [type(network.get(key)) for key in ("name", "contents", "n_layers")] != [str, str, int]:
-        raise ValueError("network: expected its name, contents and n_layers, or nothing")
+    if network and [type(network.get(key)) for key in ("name", "fingerprint", "n_layers")] != [str, str, int]:
+        raise ValueError("network: expected its name, fingerprint and n_layers, or nothing")
     if not all(isinstance(aim.get(key, 0.5), int | float) for key in ("precision", "confidence")):
         raise ValueError("aim: expected numbers under precision and confidence")
     return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], aim, network,

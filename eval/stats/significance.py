@@ -148,7 +148,7 @@ class MeanDifference(NamedTuple):
     """A difference of two means with its interval, the degrees of freedom of t, and the two-sided p-value."""
 
     difference: Interval
-    freedom: float
+    degrees_of_freedom: float
     p: float
 
 
@@ -209,13 +209,18 @@ class ExactTest(NamedTuple):
     Attributes:
         p: two-sided: fraction of arrangements, including the observed one, with an absolute difference at
             least as large as the observed one.
-        least: smallest p that is possible with this number of runs, whatever their values.
+        min_p: smallest p that is possible with this number of runs, whatever their values.
         arrangements: number of arrangements.
     """
 
     p: float
-    least: float
+    min_p: float
     arrangements: int
+
+
+def min_p_of_relabelling(n: int, m: int) -> float:
+    """Returns the smallest p of `exact_relabelling` with n and m runs, whatever their values."""
+    return (2 if n == m else 1) / math.comb(n + m, n)
 
 
 MAX_ARRANGEMENTS = 2**20
@@ -244,7 +249,7 @@ def exact_relabelling(a: ArrayLike, b: ArrayLike) -> ExactTest:
     # Rounding of the sums, and of the runs themselves.
     tolerance = ROUNDING * np.abs(centred).max() + n * np.spacing(np.abs(pooled).max())
     return ExactTest(_two_sided_p(centred[subsets].sum(axis=1), centred[:n].sum(), tolerance),
-                     (2 if n == len(b) else 1) / count, count)
+                     min_p_of_relabelling(n, len(b)), count)
 
 
 def exact_sign_flips(differences: ArrayLike) -> ExactTest:

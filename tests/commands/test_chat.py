@@ -14,19 +14,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.monitoring
 import pytest
 
 import tilelli_jax
+from tests.hugging_face_directory import END, words_of, write_directory
 from tests.restated.reciter import reciter
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.chat import crop, main, reply
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +226,72 @@ def test_bad_options_are_one_line_and_exit_2(
     assert run_chat(Path("nowhere"), "", monkeypatch, *options) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+# Networks that were trained on text only.
+
+@pytest.mark.parametrize(("answer", "max_new", "hinted"), [
+    ("SER: and so on, for longer than allowed", 20, False),  # knows the user's turn, and gives a long answer
+    ("ncle Bob was at home. And then the day", 20, True),
+    ("ncle.\nUSER:", 20, False)])  # ends its turn, so nothing is asked
+def test_a_network_that_never_saw_turns(
+        answer: str, max_new: int, hinted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """The reciter's answer begins at the byte that follows "\\nU" in the probe."""
+    assert len(chat.PROBE) - len(chat.PROBE_END) == len(FIRST)
+    model = save(answering(answer), tmp_path / "model")
+    assert run_chat(model, "hi\n/reset\nhi", monkeypatch, "--max-new", max_new) == 0
+    out = capsys.readouterr().out
+    hint = ("\n(this network was trained on text, not on chat: it does not know where a turn ends. `tilelli "
+            f"generate --model {model}` continues text; `tilelli train --config sft-demo "
+            f"train.init_from={model}` fine-tunes it)\n")
+    assert out.count(hint) == hinted and out.count("trained on text") == hinted
+
+
+# Pretrained networks with a chat template.
+
+NEOX = GPTNeoXConfig(vocab_size=12, d_model=16, n_layers=2, max_seq_len=26, n_heads=2, d_hidden=32,
+                     end_ids=(END,))
+
+
+def test_a_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                         capsys: pytest.CaptureFixture[str]) -> None:
+    """The template gets all turns, without the first ones where they do not fit; /reset forgets them."""
+    pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
+    network = write_directory(tmp_path, NEOX)
+    histories = []
+    stream = chat.stream_text
+
+    def recorded(model: Any, tokenizer: Any, ids: list[int], *arguments: Any, **options: Any) -> Any:
+        histories.append(ids)
+        return stream(model, tokenizer, ids, *arguments, **options)
+
+    monkeypatch.setattr(chat, "stream_text", recorded)
+    assert run_chat(tmp_path, "who sat\nthe cat\non the mat\n/reset\nwho", monkeypatch, "--max-new", 8) == 0
+    out, err = capsys.readouterr()
+    answers = [result.ids for ids in histories
+               for result in tilelli_jax.generate_ids(network, [ids], max_new=8, temperature=0)]
+    lost = "(from here on the model no longer sees the start of this conversation)"
+    turns = [f"MODEL:{words_of(answer)}" for answer in answers]
+    note = "(the conversation exceeds the 26 tokens that the model was trained on)"
+    assert err == "" and [line for line in out.splitlines()[1:] if line != note] == [
+        f"USER: {turns[0]}", f"USER: {turns[1]}", f"USER: {lost}", turns[2], "USER: (conversation cleared)",
+        f"USER: {turns[3]}", "USER: "]
+    first, second = words_of(answers[0]), words_of(answers[1])
+    assert [words_of(ids)[1:] for ids in histories] == [
+        "<s> <user> who sat <model>", f"<s> <user> who sat <model>{first} <user> the cat <model>",
+        f"<s> <user> the cat <model>{second} <user> on the mat <model>", "<s> <user> who <model>"]
+
+
+def test_networks_without_a_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    write_directory(tmp_path, NEOX, template=None)
+    assert run_chat(tmp_path, "", monkeypatch) == 2
+    assert capsys.readouterr() == ("", (
+        f"error: {tmp_path}: expected a tokenizer with a chat template, found none; `tilelli generate "
+        f"--model {tmp_path}` continues text\n"))
+    assert run_chat(tmp_path, "", monkeypatch, "--abstain") == 2
+    assert "--abstain: expected a network that reads bytes" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(

@@ -8,15 +8,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tilelli_jax
+from tests.hugging_face_directory import BOS, END, WORDS, words_of, write_directory
+from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter
 from tilelli_jax.cli.command import command
 from tilelli_jax.commands.generate import main
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
+from tilelli_jax.models.gemma4 import Gemma4Config
+from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.t5 import T5Config
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "0123456789 Grüße\x00an alle. END and more"
@@ -55,14 +61,15 @@ def test_every_sampling_option_is_passed_on(
 
     def generate(_: object, prompts: list[bytes], **options: object) -> list[decoding.Continuation]:
         passed.update(options, prompts=prompts)
-        return [decoding.Continuation(b"!", True, False)]
+        return [decoding.Continuation(b"!", True, False)] * 2
 
     monkeypatch.setattr(decoding, "generate", generate)
-    assert run("--model", model, "--prompt", "x", "--max-new", 3, "--temperature", 0.5, "--top-k", 4,
-               "--top-p", 0.6, "--seed", 7, "--stop", "b") == 0
-    assert passed == {"prompts": [b"x"], "max_new": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6,
+    assert run("--model", model, "--prompt", "x", "--prompt", "y", "--max-new", 3, "--temperature", 0.5,
+               "--top-k", 4, "--top-p", 0.6, "--seed", 7, "--stop", "b") == 0
+    assert passed == {"prompts": [b"x", b"y"], "max_new": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.6,
                       "seed": 7, "stop": ["b"]}
-    assert capsys.readouterr().out == "x!\n"
+    assert capsys.readouterr().out.splitlines() == [
+        '{"prompt": "x", "text": "!", "stopped": true}', '{"prompt": "y", "text": "!", "stopped": true}']
 
 
 LINES = ["0", "Zürich", "  two  words\u2028 on one line ", "{}"]
@@ -198,6 +205,82 @@ def test_bad_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[s
     assert run(*arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+# Pretrained networks with a tokenizer.
+
+NEOX = GPTNeoXConfig(vocab_size=12, d_model=16, n_layers=2, max_seq_len=64, n_heads=2, d_hidden=32,
+                     end_ids=(END,))
+GEMMA = Gemma4Config(
+    vocab_size=12, d_model=24, layers=("sliding", "full"), max_seq_len=64, n_heads=4, n_kv_heads=2, d_head=6,
+    n_kv_heads_full=2, d_head_full=12, window=5, n_shared_layers=0, d_hidden=20, d_per_layer=4,
+    vocab_per_layer=12, end_ids=(END,))
+IDS = {word: i for i, word in enumerate(WORDS)}
+
+
+@pytest.mark.parametrize("config", [NEOX, pytest.param(GEMMA, marks=pytest.mark.exhaustive)],
+                         ids=lambda config: config.family)
+def test_pretrained_networks(config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The text is that of `generate_ids` after BOS and the prompt, streamed or as JSON lines."""
+    network = write_directory(tmp_path / "hf", config)
+    prompts = ["a cat", "who sat on the mat"]
+    ids = [[BOS, *(IDS[word] for word in prompt.split())] for prompt in prompts]
+    options = {"temperature": 0.9, "top_k": 11, "seed": 5, "max_new": 12}
+    expected = tilelli_jax.generate_ids(network, ids, **options)
+    assert any(result.ended for result in expected) and not all(result.ended for result in expected)
+    arguments = ("--model", tmp_path / "hf", *(
+        part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)))
+    assert run(*arguments, *(part for prompt in prompts for part in ("--prompt", prompt))) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [{"prompt": prompt, "text": words_of(result.ids), "stopped": result.ended}
+                    for prompt, result in zip(prompts, expected, strict=True)]
+    assert run(*arguments, "--prompt", prompts[0]) == 0
+    assert capsys.readouterr() == (f"a cat{words_of(expected[0].ids)}\n", "")
+    # Up to a stop string, in both forms.
+    word = WORDS[expected[0].ids[4]]
+    left = words_of(expected[0].ids).partition(word)[0]
+    assert run(*arguments, "--prompt", prompts[0], "--stop", word) == 0
+    assert capsys.readouterr().out == f"a cat{left}\n"
+    assert run(*arguments, "--prompt", prompts[0], "--stop", word, "--out", tmp_path / "out.jsonl") == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {
+        "prompt": "a cat", "text": left, "stopped": True}
+
+
+def test_the_chat_template_of_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The template's own BOS token is the only one; the reply is printed alone."""
+    pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
+    network = write_directory(tmp_path, NEOX)
+    ids = [IDS[word] for word in ("<s>", "<user>", "who", "sat", "<model>")]
+    expected, = tilelli_jax.generate_ids(network, [ids], max_new=9, temperature=0)
+    arguments = ("--model", tmp_path, "--chat", "--prompt", "who sat", "--temperature", 0, "--max-new", 9)
+    assert run(*arguments) == 0
+    assert capsys.readouterr() == (f"{words_of(expected.ids)}\n", "")
+    assert run(*arguments, "--out", tmp_path / "out.jsonl") == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row == {"prompt": "who sat", "text": words_of(expected.ids), "stopped": expected.ended}
+
+
+def test_options_that_do_not_fit_the_network(
+        model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_network(T5Config(vocab_size=8, d_model=12, n_layers=1, n_decoder_layers=1, n_heads=2, d_head=4,
+                            d_hidden=8), 0)[0].save_pretrained(tmp_path / "t5")
+    random_network(NEOX, 0)[0].save_pretrained(tmp_path / "none")
+    write_directory(tmp_path / "base", NEOX, template=None)
+    for directory, options, message in (
+            (tmp_path / "t5", [], "t5: expected a network that continues texts, found family t5"),
+            (tmp_path / "none", [], "none/tokenizer.json: no such file: expected the network's tokenizer"),
+            (tmp_path / "base", ["--chat"],
+             f"--chat: expected a chat template in {tmp_path}/base, found none"),
+            (tmp_path / "base", ["--abstain"],
+             "--abstain: expected a network that reads bytes, found family gpt_neox"),
+            (model, ["--tokenizer", tmp_path / "base"],
+             f"--tokenizer: expected none, as {model} reads bytes, found {tmp_path}/base")):
+        assert run("--model", directory, "--prompt", "a", *options) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.endswith(f"{message}\n")
+    assert run("--model", tmp_path / "none", "--tokenizer", tmp_path / "base", "--dtype", "bfloat16",
+               "--prompt", "a cat", "--max-new", 2, "--temperature", 0) == 0
+    assert capsys.readouterr().out.startswith("a cat ")
 
 
 def test_as_a_process(model: Path) -> None:

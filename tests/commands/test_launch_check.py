@@ -17,9 +17,8 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.parallel.collectives import Collectives
 from tilelli_jax.parallel.sharding import MeshConfig
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.experiment import ExperimentConfig, TrainConfig
 from tilelli_jax.training.flops import train_flops_per_token
-from tilelli_jax.training.loop import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = RoutedConfig(d_model=16, n_layers=2, max_seq_len=16, pathways=("local", "dense"))

@@ -1,4 +1,4 @@
-"""Fixture for the conversion tests: caches the outline (names and shapes) of each network."""
+"""Fixture for the conversion tests: caches the names and shapes of each network's arrays."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 
 from tilelli_jax.models import arrays
 
-OUTLINE = functools.cache(arrays.outline)  # takes 0.1 s each, most of the tests' time without the cache
+CACHED = functools.cache(arrays.abstract_arrays)  # 0.1 s each: most of the tests' time without the cache
 
 
 @pytest.fixture(autouse=True)
-def _outlines(monkeypatch: pytest.MonkeyPatch) -> None:
+def _cached_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("tilelli_jax.convert.plan", "tilelli_jax.convert.to_torch"):
-        monkeypatch.setattr(f"{module}.outline", OUTLINE, raising=False)
+        monkeypatch.setattr(f"{module}.abstract_arrays", CACHED, raising=False)

@@ -107,7 +107,7 @@ def test_activation_metadata(tmp_path: Path) -> None:
     safetensors.numpy.save_file(arrays_in_layout("saelens"), path / FILES["saelens"])
     assert run(path, tmp_path / "out") == 0
     assert tilelli_jax.load(tmp_path / "out").config == SAEConfig(
-        d_model=D, n_latents=N, k=K, of_model="pythia", place="resid_post", layer=3)
+        d_model=D, n_latents=N, k=K, source_model="pythia", hook="resid_post", layer=3)
 
 
 def test_check(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from tilelli_jax.io import tensors
 from tilelli_jax.io.tensors import INDEX, TENSORS
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
-from tilelli_jax.models.arrays import outline, to_arrays
+from tilelli_jax.models.arrays import abstract_arrays, to_arrays
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -70,7 +70,7 @@ def run(*arguments: object) -> int:
 @functools.cache
 def weights(name: str) -> dict[str, np.ndarray]:
     config = NETWORKS[name]
-    leaves = outline(FAMILIES[config.family][1], config)
+    leaves = abstract_arrays(FAMILIES[config.family][1], config)
     return random_weights({key: leaf.shape for key, leaf in leaves.items()}, 0)
 
 
@@ -188,7 +188,8 @@ def test_tokenizer_files_are_copied(source: Path, tmp_path: Path) -> None:
     (source / "optimizer.pt").write_bytes(b"no")
     assert run(source, tmp_path / "out") == 0
     out = file_contents(tmp_path / "out")
-    assert out.keys() == {"config.json", TENSORS, "conversion.json", *COMPANIONS}
+    assert out.keys() == {"README.md", "config.json", TENSORS, "conversion.json", *COMPANIONS}
+    assert b"Converted from source, of the family gpt_neox." in out["README.md"]
     assert all(out[name] == content for name, content in COMPANIONS.items())
     assert run(tmp_path / "out", tmp_path / "back", "--to", "torch") == 0
     back = file_contents(tmp_path / "back")
@@ -296,9 +297,9 @@ def test_check_detects_differences(source: Path, tmp_path: Path, monkeypatch: py
                                    capsys: pytest.CaptureFixture[str]) -> None:
     assert run(source, tmp_path / "rough", "--check", "--dtype", "bfloat16") == 0
     assert 1e-3 < largest_difference(capsys.readouterr().out) < 0.1
-    turned = mapping.LAYOUTS["turned"]  # from here on, square kernels are not transposed
-    wrong = dataclasses.replace(turned, ours=lambda a, to: a if a.shape == to else turned.ours(a, to))
-    monkeypatch.setitem(mapping.LAYOUTS, "turned", wrong)
+    transposed = mapping.LAYOUTS["transposed"]  # from here on, square kernels are not transposed
+    wrong = dataclasses.replace(transposed, ours=lambda a, to: a if a.shape == to else transposed.ours(a, to))
+    monkeypatch.setitem(mapping.LAYOUTS, "transposed", wrong)
     assert run(source, tmp_path / "wrong", "--check") == 0
     assert largest_difference(capsys.readouterr().out) > 0.1
 

@@ -19,7 +19,7 @@ from tests.extras import needs_torch
 from tilelli_jax.config import to_dict
 from tilelli_jax.io.files import as_json
 from tilelli_jax.io.tensors import Tensor, read_directory, write_directory
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig, RoutedLM
 from tilelli_jax.pretrained import mapping
@@ -65,7 +65,7 @@ def tensor_row(i: int, width: int) -> np.ndarray:
 def write_neox(path: Path, config: GPTNeoXConfig) -> dict[str, tuple[int, ...]]:
     """Writes a Hugging Face directory; returns the names and shapes of its tensors."""
     family = FlaxGPTNeoXForCausalLM.hugging_face
-    shapes = {name: leaf.shape for name, leaf in outline(FlaxGPTNeoXForCausalLM, config).items()}
+    shapes = {name: leaf.shape for name, leaf in abstract_arrays(FlaxGPTNeoXForCausalLM, config).items()}
     file_shapes = {link.theirs[0]: link.their_shape for link in mapping.link(family.names, shapes)}
     tensors = {name: Tensor(shape, BF16, lambda i=i, shape=shape: iter([
         np.broadcast_to(tensor_row(i, shape[-1]), shape)]))
@@ -111,7 +111,7 @@ CONFIGS = {"small": RoutedConfig(**TALL, d_model=16, n_layers=2),
 
 def shapes_of(size: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of our arrays; "tall" has 400 MB in float32, 16 MB per layer in the value kernel."""
-    return {name: leaf.shape for name, leaf in outline(RoutedLM, CONFIGS[size]).items()}
+    return {name: leaf.shape for name, leaf in abstract_arrays(RoutedLM, CONFIGS[size]).items()}
 
 
 @pytest.mark.exhaustive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -357,6 +358,18 @@ def test_reading_fails_midway(failure: BaseException, arguments: list[str], work
     else:
         assert_one_line(err, str(failure.args[-1]))
     assert contents_of(work_dir) == before
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "torch"), ("transformers", "hf")])
+def test_check_without_an_optional_package(package: str, extra: str, work_dir: Path,
+                                           monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """The command is refused before anything is written."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: (
+        None if name == package else find(name) if name not in ("torch", "transformers") else find("json")))
+    assert_refused(work_dir, capsys, [HF, OUT, "--check"],
+                   f"--check needs {package}: pip install 'tilelli_jax[{extra}]'")
 
 
 @pytest.mark.parametrize("arguments", [[HF, OUT], BACK, BACK_TO_A_FILE],

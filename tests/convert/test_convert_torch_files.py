@@ -68,18 +68,6 @@ def test_sae(wrap: Callable[[Any], Any], settings: list[str], dtype: str, tmp_pa
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
 
 
-def test_conversion_record_without_newer_keys(tmp_path: Path) -> None:
-    """A record written before the keys `activation` and `max_active` existed is still used."""
-    source = save_pt(tmp_path / "source.pt", {"model": sae_state(), "cfg": {"k": 4}, "step": 7})
-    assert run(source, tmp_path / "out") == 0
-    record = tmp_path / "out" / "conversion.json"
-    tree = json.loads(record.read_text())
-    assert [tree["model_config"].pop(key) for key in ("activation", "max_active")] == ["topk", 0]
-    record.write_text(json.dumps(tree))
-    assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
-    assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
-
-
 def test_sae_without_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_pt(tmp_path / "sae_topk_8.pt", sae_state())
     assert run(source, tmp_path / "out") == 2

@@ -18,7 +18,7 @@ from tests.restated.random_weights import random_weights
 from tilelli_jax.io.tensors import TENSORS
 from tilelli_jax.loading.store import from_arrays, load_config
 from tilelli_jax.models import FAMILIES
-from tilelli_jax.models.arrays import outline, to_arrays
+from tilelli_jax.models.arrays import abstract_arrays, to_arrays
 from tilelli_jax.models.routed import RoutedConfig
 
 LITE = RoutedConfig(vocab_size=11, d_model=8, n_layers=2, max_seq_len=6, n_heads=2, d_head=4, top_k=3,
@@ -51,7 +51,7 @@ def weights(config: Any, dtype: str = "float32") -> dict[str, np.ndarray]:
     """Random weights of a network of this configuration, in this type."""
     if dtype != "float32":
         return {name: array.astype(NUMPY[dtype]) for name, array in weights(config).items()}
-    actual = outline(FAMILIES[config.family][1], config)
+    actual = abstract_arrays(FAMILIES[config.family][1], config)
     return random_weights({name: leaf.shape for name, leaf in actual.items()}, 0)
 
 

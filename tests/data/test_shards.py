@@ -179,7 +179,7 @@ def test_a_row_without_text(tmp_path, capsys, line, found):
 def test_an_empty_split(tmp_path, capsys, content, options, part):
     (tmp_path / "a.txt").write_text(content)
     assert prepare(tmp_path, tmp_path / "a.txt", options=options)[0] == 2
-    message = f"error: {tmp_path / 'a.txt'}: nothing is left for the {part} part\n"
+    message = f"error: {tmp_path / 'a.txt'}: the {part} part is empty: the text is too short\n"
     assert capsys.readouterr().err.endswith(message)
     assert os.listdir(tmp_path) == ["a.txt"]
 

@@ -30,7 +30,7 @@ def test_chat_and_calibration_as_files(tmp_path, capsys):
                "--kinds", "niche", "gibberish"]
     assert main(options) == 0 and "50" in capsys.readouterr().out
     expected = village.chat(village.world(2, 48), 50, 4, 0.3, ("niche", "gibberish"))
-    assert [village.Pair(**json.loads(line)) for line in out.read_text().splitlines()] == expected
+    assert [village.VillagePair(**json.loads(line)) for line in out.read_text().splitlines()] == expected
     before = out.read_bytes()
     assert main([*options, "--pairs", "3"]) == 2
     assert_one_line(capsys.readouterr().err, str(out), "--force")

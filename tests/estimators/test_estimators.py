@@ -18,7 +18,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import abstract_arrays
 
 needs_reference = needs(STORED)
 NOISE = noise(1, steps=3)  # relative to the largest number; measured: 2e-7
@@ -29,7 +29,7 @@ SIDECAR = SidecarConfig(n_features=3, n_globals=4, d_hidden=5)
 
 def random_arrays(config: SAEConfig | SidecarConfig) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    result = outline(store.FAMILIES[config.family][1], config)
+    result = abstract_arrays(store.FAMILIES[config.family][1], config)
     return {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
         0.5 * rng.standard_normal(leaf.shape)).astype(np.float32) for name, leaf in result.items()}
 

@@ -16,7 +16,7 @@ def draws(few: int, many: int) -> pytest.MarkDecorator:
 
 def write(path: Path, tree: dict[str, Any]) -> str:
     """A configuration, as --config takes it."""
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return str(path)
 
 

@@ -1,11 +1,13 @@
-"""Formatting and significance of p-values, including undefined ones."""
+"""Formatting and significance of p-values, including undefined ones; warnings about few groups and seeds."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from tilelli_jax.eval import conclusions
+from tilelli_jax.eval.stats import exact_relabelling
 
 
 @pytest.mark.parametrize(("p", "text", "significant"), [
@@ -16,3 +18,22 @@ def test_p_values(p: float | None, text: str, significant: bool) -> None:
     assert conclusions.is_significant(p) is significant
     assert conclusions.is_significant(p, conclusions.FEW) is significant
     assert not conclusions.is_significant(p, conclusions.FEW - 1)
+
+
+def test_few_groups() -> None:
+    assert conclusions.few_groups_warning(20) == []
+    assert conclusions.few_groups_warning(18, "questions") == [
+        "The held-out questions form 18 of at least 20 groups. With fewer, intervals are too narrow and "
+        "p-values "
+        "too small: all comparisons are inconclusive."]
+
+
+def test_few_seeds() -> None:
+    assert conclusions.few_seeds_warning(3) == [
+        "3 of at least 4 seeds: the exact p cannot be below 0.1, so no difference can be significant."]
+    assert conclusions.few_seeds_warning(4) == conclusions.few_seeds_warning(5, 6) == []
+    assert conclusions.few_seeds_warning(4, 2) == [
+        "4 of at least 5 seeds: the exact p cannot be below 0.057 after correction for 2 comparisons, so no "
+        "difference can be significant."]
+    best = exact_relabelling(np.arange(3.0), np.arange(3.0) + 9)  # runs that do not overlap
+    assert best.p == best.min_p == pytest.approx(0.1)

@@ -28,14 +28,14 @@ def test_welch_equals_scipys(sizes: tuple[int, int]) -> None:
     for level in (0.95, 0.8):
         result, theirs = stats.welch(a, b, level), scipy.stats.ttest_ind(a, b, equal_var=False)
         interval = theirs.confidence_interval(level)
-        np.testing.assert_allclose((*result.difference, result.freedom, result.p), (
+        np.testing.assert_allclose((*result.difference, result.degrees_of_freedom, result.p), (
             a.mean() - b.mean(), interval.low, interval.high, theirs.df, theirs.pvalue), rtol=1e-9)
 
 
 def test_welch_by_hand() -> None:
     """Equal variances and sizes: Student's t with 2n − 2 degrees; for n = 2, p = 1 − t / √(t² + 2)."""
     result = stats.welch([2.0, 4.0], [0.0, 2.0])
-    assert result.difference.point == 2 and result.freedom == pytest.approx(2)
+    assert result.difference.point == 2 and result.degrees_of_freedom == pytest.approx(2)
     assert result.p == pytest.approx(1 - math.sqrt(2) / 2)  # t = √2
     # A single run has no variance; equal runs have a variance of 0.
     single = stats.welch([1.0], [2.0, 3.0])
@@ -52,7 +52,7 @@ def test_paired_t_equals_scipys(n: int) -> None:
     values = np.random.default_rng(n).normal(0.2, 1, n)
     result, theirs = stats.paired_t(values), scipy.stats.ttest_1samp(values, 0)
     interval = theirs.confidence_interval()
-    np.testing.assert_allclose((*result.difference, result.freedom, result.p), (
+    np.testing.assert_allclose((*result.difference, result.degrees_of_freedom, result.p), (
         values.mean(), interval.low, interval.high, n - 1, theirs.pvalue), rtol=1e-9)
     assert math.isnan(stats.paired_t([1.0]).p)
 
@@ -70,7 +70,7 @@ def test_relabelling_equals_brute_force(a: list[float], b: list[float]) -> None:
     observed = abs(sum(a) * len(b) - sum(b) * n)
     assert result.arrangements == len(null) == math.comb(len(pooled), n)
     assert result.p == np.mean([value >= observed for value in null])
-    assert result.least - 1e-12 <= result.p <= 1
+    assert result.min_p - 1e-12 <= result.p <= 1
 
 
 @given(runs)
@@ -80,7 +80,7 @@ def test_sign_flips_equal_brute_force(differences: list[float]) -> None:
     result = stats.exact_sign_flips(differences)
     assert result.arrangements == len(null)
     assert result.p == np.mean([value >= abs(sum(differences)) for value in null])
-    assert result.least - 1e-12 <= result.p <= 1
+    assert result.min_p - 1e-12 <= result.p <= 1
 
 
 @pytest.mark.parametrize("seed", range(3))

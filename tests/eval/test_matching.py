@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tilelli_jax.eval.matching import is_match, is_refusal, recall_words, words
 
 from tests.references import STORED, needs
+from tilelli_jax.data.synthetic import village
 
 CASES = STORED / "recall_cases" / "match_cases.json"
 
@@ -128,11 +129,21 @@ def test_time_is_linear_in_the_text_length(piece: str) -> None:
     ("I don't know.", True), ("I do not have information about that", True), ("Sorry, I'm not sure", True),
     ("Please provide more context about who you mean", True), ("I need more information", True),
     ("It is unknown.", True), ("I'm unable to tell", True), ("I cannot determine which film", True),
-    ("Insufficient information", True), ("Paris", False), ("Know Your Enemy", False), ("I", False),
-    ("", False),
-    ("Unforgiven", False), ("The Unknown Soldier", False)])
+    ("Insufficient information", True), ("i do not know that", True), ("Well, I DON’T  KNOW", True),
+    ("I'm not sure", True), ("Not sure.", True), ("No idea!", True), ("We have no idea", True),
+    ("I can't help you", True), ("I cannot answer", True), ("I can not tell.", True), ("idk lol", True),
+    ("It is unknown to me", True), ("That's unclear", True), ("We don't have that", True), ("", True),
+    (" \n ", True), ("Paris", False), ("Know Your Enemy", False), ("I", False), ("Unforgiven", False),
+    ("The Unknown Soldier", False), ("Aldo lives in Elkford. I don't know more.", False),
+    ("You don't know me", False), ("I know", False), ("kidknees", False), ("I can't eat", False),
+    ("nuclear", False), ("They have it", False), ("I don't.", False)])
 def test_refusals(answer: str, refuses: bool) -> None:
     assert is_refusal(answer) == refuses
+
+
+def test_refusals_of_the_village() -> None:
+    assert all(map(is_refusal, village.ABSTENTIONS))
+    assert not any(is_refusal(pair.response) for pair in village.chat(village.world(), 2000, unanswerable=0))
 
 
 @given(st.lists(st.sampled_from(["paris", "the", "7", "rome", "u.s.", "né", "or"]), min_size=1, max_size=5))

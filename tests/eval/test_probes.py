@@ -85,8 +85,9 @@ def test_sparse_columns_equal_dense_ones() -> None:
 
 def test_blocks_are_concatenated() -> None:
     blocks = {"a": np.ones((3, 2)), "b": np.zeros((3, 1)), "c": scipy.sparse.csr_array(np.eye(3))}
-    np.testing.assert_array_equal(probes.columns(blocks, ["a", "b"]), np.c_[np.ones((3, 2)), np.zeros(3)])
-    mixed = probes.columns(blocks, ["b", "c"])
+    np.testing.assert_array_equal(probes.concatenate_blocks(blocks, ["a", "b"]),
+                                  np.c_[np.ones((3, 2)), np.zeros(3)])
+    mixed = probes.concatenate_blocks(blocks, ["b", "c"])
     assert scipy.sparse.issparse(mixed)
     np.testing.assert_array_equal(mixed.toarray(), np.c_[np.zeros(3), np.eye(3)])
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from tilelli_jax.eval import tables
-from tilelli_jax.eval.report import Report
+from tilelli_jax.eval.document import Document
 from tilelli_jax.eval.stats import Interval
 
 ROWS = [{"rung": "P1 <b>", "AUROC": Interval(0.59, 0.551, 0.627), "n": 12},
@@ -58,13 +58,13 @@ def figure(height: float = 1) -> Figure:
     return drawn
 
 
-def write_and_read(report: Report, path: Path) -> tuple[str, Page]:
+def write_and_read(report: Document, path: Path) -> tuple[str, Page]:
     report.write(path)
     return (path / "report.md").read_text("utf-8"), Page((path / "report.html").read_text("utf-8"))
 
 
 def test_markdown_and_html_have_the_same_content(tmp_path: Path) -> None:
-    report = Report("A study")
+    report = Document("A study")
     report.heading("Ladder")
     report.heading("Layer 3", 3)
     report.paragraph("Run by `python -m x`: **no** difference.")
@@ -84,7 +84,7 @@ def test_markdown_and_html_have_the_same_content(tmp_path: Path) -> None:
         "Run by ", "python -m x", ": ", "no", " difference.", "one", "two", "AUROC of ", "each", " rung",
         "Changes"]
     assert page.texts_in("th") == ["rung", "AUROC", "n", "note", "sure"]
-    assert page.texts_in("td") == ["P1 <b>", "0.590 [0.551, 0.627]", "12", "–", "–",
+    assert page.texts_in("td") == ["P1 <b>", "0.590 [0.551,\u00a00.627]", "12", "–", "–",
                                    "a|b & c", "–", "7", "–", "yes"]
     for image, name, size in zip(page.images, ("ladder-3", "effects"), (120, 240), strict=True):
         content = (tmp_path / "new" / "out" / "figures" / f"{name}.png").read_bytes()
@@ -95,7 +95,7 @@ def test_markdown_and_html_have_the_same_content(tmp_path: Path) -> None:
 
 def test_no_text_becomes_a_tag(tmp_path: Path) -> None:
     bad = '"><script>alert("&amp;")</script>'
-    report = Report(bad)
+    report = Document(bad)
     report.heading(bad)
     report.paragraph(bad)
     report.points([bad, f"`{bad}`", f"**{bad}**"])
@@ -110,7 +110,7 @@ def test_no_text_becomes_a_tag(tmp_path: Path) -> None:
 
 @given(st.text('ab<>&"\'`*;#| ', max_size=20))
 def test_a_page_is_well_formed_for_any_text(text: str) -> None:
-    report = Report("x")
+    report = Document("x")
     report.paragraph(text)
     page = Page(report._html[-1])
     assert page.tags <= {"p", "code", "strong"}
@@ -119,14 +119,14 @@ def test_a_page_is_well_formed_for_any_text(text: str) -> None:
 
 
 def test_code_and_bold() -> None:
-    report = Report("x")
+    report = Document("x")
     report.paragraph("`a**` and `b**`, **c `d` e**")
     assert report._html[-1] == ("<p><code>a**</code> and <code>b**</code>, "
                                 "<strong>c <code>d</code> e</strong></p>")
 
 
 def test_empty_tables_and_lists_are_omitted(tmp_path: Path) -> None:
-    report = Report("x")
+    report = Document("x")
     report.table([])
     report.points([])
     text, page = write_and_read(report, tmp_path)
@@ -134,7 +134,7 @@ def test_empty_tables_and_lists_are_omitted(tmp_path: Path) -> None:
 
 
 def test_figure_names_are_unique() -> None:
-    report = Report("x")
+    report = Document("x")
     report.figure("a", figure(), "one")
     with pytest.raises(ValueError, match="figure: expected a new name, found 'a' twice"):
         report.figure("a", figure(), "other")
@@ -142,14 +142,14 @@ def test_figure_names_are_unique() -> None:
 
 def test_a_report_is_overwritten(tmp_path: Path) -> None:
     for paragraph in ("first", "second"):
-        report = Report("x")
+        report = Document("x")
         report.paragraph(paragraph)
         text, page = write_and_read(report, tmp_path)
         assert text == f"# x\n\n{paragraph}\n" and page.texts_in("p") == [paragraph]
 
 
 def test_a_report_ends_with_how_to_reproduce_it(tmp_path: Path) -> None:
-    report = Report("x")
+    report = Document("x")
     report.finish(tmp_path, {"n": 1}, {"command": "python -m x", "seed": "0"})
     assert (tmp_path / "report.md").read_text().endswith(
         "## How to reproduce\n\n- command: `python -m x`\n- seed: `0`\n")

@@ -70,7 +70,7 @@ def test_long_cells(tmp_path: Path) -> None:
     ("a.csv", b"question\0\xff", "is no text"), ("a.txt", b"Who?", "found text that begins with 'Who?'"),
     ("a.csv", b"q\n\x81", "not UTF-8 at byte 2, nor Windows-1252"),
     ("a.csv", b"q,q\n1,2\n", "columns of different names"), ("a.csv", b'"q\n1', "line 2: not CSV"),
-    ("a.csv", b"sep=;\nq;r\n1;2\n3\n", "line 4: expected 2 cells, as in the head, found 1"),
+    ("a.csv", b"sep=;\nq;r\n1;2\n3\n", "line 4: expected 2 cells, as in the header, found 1"),
     ("a.csv", b"sep=;", "expected rows"), ("a.csv", "q\n1".encode("utf-16-le"), "or has no byte-order mark"),
     ("a.csv", b"\xff\xfe\0\0\0", "cannot be read"), ("a.json", b"[5]", "row 1: expected columns with values, "
      "found a number, 5"),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tilelli_jax.eval import stages
-from tilelli_jax.eval.stages import BusyError, Stages, key, once
+from tilelli_jax.eval.stages import BusyError, Stages, cached_method, key
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import fingerprint
@@ -62,7 +62,7 @@ def test_other_inputs_have_another_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("part-1", "y", "part-1 is not what was written"), ("part-1", None, "part-1 is missing"),
-    ("manifest.json", "{", "not JSON: .*; once you have deleted that directory, the same command makes it")])
+    ("manifest.json", "{", "not JSON: .*; delete that directory, and the same command runs the stage again")])
 def test_a_changed_stage_is_refused(name: str, content: str | None, message: str, tmp_path: Path) -> None:
     path = Stages(tmp_path).make("sae", INPUTS, writing([]))
     study = Stages(tmp_path)
@@ -80,8 +80,8 @@ def test_a_changed_stage_is_refused(name: str, content: str | None, message: str
 @pytest.mark.parametrize(("name", "create", "message"), [
     ("", lambda path: path.write_text(""), "cannot be written: File exists"),
     ("", lambda path: path.symlink_to("nothing"), "cannot be written: File exists"),
-    ("/manifest.json", os.mkfifo, "expected a regular file; once you have deleted that directory, the same "
-                                 "command makes it anew")])
+    ("/manifest.json", os.mkfifo, "expected a regular file; delete that directory, and the same command "
+                                 "runs the stage again")])
 def test_an_occupied_path_is_refused(name: str, create: Callable[[Path], None], message: str,
                                      tmp_path: Path) -> None:
     study, calls = Stages(tmp_path), list[list[str]]()
@@ -171,12 +171,12 @@ def test_a_fingerprint_depends_on_names_and_contents(tmp_path: Path) -> None:
         fingerprint(copies)
 
 
-def test_once_caches_per_object_and_arguments() -> None:
+def test_a_cached_method_caches_per_object_and_arguments() -> None:
     class Study:
         def __init__(self) -> None:
             self.calls: list[tuple[str, int]] = []
 
-        @once
+        @cached_method
         def run(self, name: str, seed: int) -> str:
             """Names a run."""
             self.calls.append((name, seed))

@@ -39,7 +39,7 @@ def test_write_writes_three_files(tmp_path: Path) -> None:
     (0.0, "0.000"), (-0.25, "-0.250"), (1234.56, "1234.6"), (7.85e6, "7.85e+06"), (3e-7, "3e-07"),
     (False, "no"), ("two\nlines", "two lines")])
 def test_cells(value: object, text: str) -> None:
-    assert tables.shown(value) == text
+    assert tables.format_cell(value) == text
 
 
 def test_json_has_null_for_nan() -> None:

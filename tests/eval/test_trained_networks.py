@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tilelli_jax.eval.inputs.networks import TrainingStopped, contents, run_path, trained
+from tilelli_jax.eval.inputs.networks import (
+    NetworkConfig,
+    StudyNetwork,
+    TrainingStopped,
+    check,
+    run_path,
+    train_network,
+)
 
 from tests.restated.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax import train as train_command
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.training.experiment import ExperimentConfig
 
@@ -71,11 +80,58 @@ def test_the_contents_of_inputs_count_and_their_paths_do_not(tmp_path: Path) -> 
     ("config.json", "cannot be read: expected at most 536,870,912 bytes, found 1,099,511,627,776")])
 def test_corrupt_huge_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
     store.save(random_network(SMALL, 0)[0], tmp_path)
-    assert contents(tmp_path) == contents(tmp_path)
+    assert network_fingerprint(tmp_path) == network_fingerprint(tmp_path)
     os.truncate(tmp_path / name, 1 << 40)
     with pytest.raises(InputError) as caught:
-        contents(tmp_path)
+        network_fingerprint(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({}, "path: expected a network's directory, or train with a training configuration, found neither"),
+    ({"path": "x", "train": "y"}, "path: expected a network's directory, or train with a training "
+     "configuration, found path 'x' and train 'y' (train= with no value removes it)"),
+    ({"path": "x", "set": ("seed=1",)}, "set: expected none without train, found ['seed=1']")])
+def test_invalid_sections(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        NetworkConfig(**keys)
+    assert str(refused.value) == message
+
+
+def test_a_section_with_overrides(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its overrides reach the training run and its name; equal settings give one name, however written."""
+    (tmp_path / "run.yaml").write_text(f"data: {{source: {text}}}\ntrain: {{steps: 3}}\n")
+    calls: list[list[str]] = []
+    monkeypatch.setattr(train_command, "main", lambda argv: calls.append(argv) or 3)
+
+    def run_of(*overrides: str) -> str:
+        section = NetworkConfig(train=str(tmp_path / "run.yaml"), set=overrides)
+        with pytest.raises(TrainingStopped):
+            StudyNetwork(section, tmp_path / "out").path  # noqa: B018
+        *_, run, = [word for word in calls[-1] if word.startswith("run_dir=")]
+        assert calls[-1] == ["--config", section.train, run, *overrides]
+        return run
+    assert run_of() == run_of("train.steps=3") == run_of("train.keep=1")
+    assert len({run_of(), run_of("train.steps=4"), run_of("seed=1")}) == 3
+    section = NetworkConfig(train=str(tmp_path / "run.yaml"), set=("train.steps=4",))
+    assert section.experiment(["seed=5"]).train.steps == 4 and section.experiment(["seed=5"]).seed == 5
+    assert section.experiment(["train.steps=6"]).train.steps == 6, "the study's settings take precedence"
+    section.require("train", "set", key="network", reason="it is trained")
+    with pytest.raises(InputError, match=r"^network.set: expected only train, because .*; found \('train"):
+        section.require("train", key="network", reason="it is trained")
+
+
+def test_a_section_is_checked_before_any_work(tmp_path: Path) -> None:
+    for section, message in (
+            (NetworkConfig(path=str(tmp_path / "none")), f"{tmp_path / 'none'}: expected the directory of a "
+             "network, found nothing; download"),
+            (NetworkConfig(path=str(tmp_path), tokenizer="nowhere"), "nowhere: expected a tokenizer, found"),
+            (NetworkConfig(train="nowhere.yaml"), "base: nowhere.yaml: no such file"),
+            (NetworkConfig(train="demo", set=("train.stps=3",)),
+             "base: overrides: unknown key 'train.stps' (did you mean 'train.steps'?)")):
+        with pytest.raises(InputError) as refused:
+            check(section, "base")
+        assert str(refused.value).startswith(message)
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 143), (130, 130), (3, 3)])
@@ -84,5 +140,5 @@ def test_a_stopped_run_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     """A run that receives SIGTERM returns 0, but has no summary: status 143."""
     monkeypatch.setattr(train_command, "main", lambda argv: status)
     with pytest.raises(TrainingStopped) as stopped:
-        trained("a.yaml", tmp_path / "run")
+        train_network("a.yaml", tmp_path / "run")
     assert stopped.value.status == expected

@@ -25,6 +25,7 @@ from tilelli_jax.generation import abstain_rule
 from tilelli_jax.generation.abstain_rule import AbstainRule
 from tilelli_jax.io.tensors import INDEX, TENSORS, in_memory, write_directory
 from tilelli_jax.loading import store
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -72,7 +73,7 @@ def save_sharded(config: Any, path: Path) -> None:
 
 def save_abstain_rule(path: Path) -> None:
     abstain_rule.write(path, AbstainRule("abstain_p", 1, 0.5, "I do not know.", 0.1, 20, 0.05,
-                                         (0.09, 0.02, 0.2), abstain_rule.of_network(path)))
+                                         (0.09, 0.02, 0.2), network_fingerprint(path)))
 
 
 # --- generate, chat, splice ----------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tilelli_jax.eval.inputs.networks import contents
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.answering import answer
 from tilelli_jax.eval.recall.command import app, predict
@@ -27,6 +26,7 @@ from tests.eval.recall.small import PROMPT, sidecar_of_chance
 from tests.fuzz.networks import save
 from tests.fuzz.running import Target
 from tests.restated.random_weights import random_network
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import open_language
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -107,7 +107,8 @@ def _make_sidecars() -> None:
     for name, prompt in (("network", PromptConfig(template="chat", instruction="")), ("bytes", PROMPT)):
         verdicts.write(sidecar_of_chance(Path(f"{name}-sidecar")), VerdictRule(
             green=0.7, red=0.3, aim={"precision": 0.85, "guarantee": False, "confidence": 0.9},
-            network={"name": name, "contents": contents(Path(name)), "n_layers": 4}, prompt=prompt))
+            network={"name": name, "fingerprint": network_fingerprint(Path(name)), "n_layers": 4},
+            prompt=prompt))
 
 
 def _make_study() -> None:

@@ -132,10 +132,11 @@ def _make_abstention() -> None:
         write_lines(f"{name}.jsonl", [{"prompt": f"Where is {name} {i}?", "response": "In it.",
                                        "answerable": i % 2 == 0} for i in range(60)])
     write_yaml("abstention.yaml", {
-        "out": "out", "seeds": [0], "variants": ["v4", "v9"], "given": ["v4=v4"], "prompts": "prompts.jsonl",
+        "out": "out", "seeds": [0], "variants": ["v4", "v9"], "networks": {"v4": {"path": "v4"}},
+        "prompts": "prompts.jsonl",
         "training": {name: {"train": f"{name}.yaml", "set": ["train.steps=2"]} for name in RECIPES},
         "pairs": {"pairs": 20, "calibration": 20, "held_out": 40,
-                  "files": [f"{name}={name}.jsonl" for name in PAIRS]},
+                  "files": {name: f"{name}.jsonl" for name in PAIRS}},
         "answers": {"max_new": 4}, "fitted": {"prompts": 40, "rank": 2, "latents": 2, "jobs": 1},
         "replicates": 100})
     write_yaml("claims.yaml", CLAIMS)
@@ -165,8 +166,9 @@ def _make_models() -> None:
     Path("text.txt").write_bytes(stories.generate(3000))
     write_yaml("model.yaml", TEXT)
     write_yaml("comparison.yaml", {
-        "out": "out", "reference": "full", "seeds": [0, 1], "texts": ["text.txt"], "models": [
-            ["faster", "model.yaml", "optimizer.learning_rate=0.1"], ["full", "model.yaml"]]})
+        "out": "out", "reference": "full", "seeds": [0, 1], "texts": ["text.txt"], "models": {
+            "faster": {"train": "model.yaml", "set": ["optimizer.learning_rate=0.1"]},
+            "full": {"train": "model.yaml"}}})
 
 
 def _make_comparison() -> None:

@@ -67,7 +67,7 @@ def _make_texts() -> None:
     _write_pairs("valid.jsonl", 8)
     save(VanillaConfig(d_model=8, n_layers=1, max_seq_len=48, n_heads=1, dense_expand=1), Path("start"))
     rows = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float16)
-    write_activations(Path("rows"), [rows], {"of_model": "x", "place": "y", "layer": 1}, shard_rows=100)
+    write_activations(Path("rows"), [rows], {"source_model": "x", "hook": "y", "layer": 1}, shard_rows=100)
     for name, tree in (("text", TEXT), ("chat", CHAT), ("sae", SAE), ("full", FULL)):
         Path(f"{name}.yaml").write_text(yaml.safe_dump(tree))
 

@@ -21,10 +21,11 @@ from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
-from tilelli_jax.data.turns import asked
+from tilelli_jax.data.turns import user_turn
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import abstain_rule, decoding
 from tilelli_jax.generation.abstain_rule import NEVER, TEMPLATE, AbstainRule
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.signals.prompts import PromptReader
 from tilelli_jax.signals.uncertainty import UncertaintyReader
@@ -42,7 +43,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def reader(model: Any) -> UncertaintyReader:
-    return abstain_rule.reader_of(model, "abstain_p")
+    return abstain_rule.signal_reader(model, "abstain_p")
 
 
 @pytest.fixture
@@ -65,9 +66,9 @@ def between(values: np.ndarray, below: int = 3) -> float:
 
 def write_rule(path: Path, reader: UncertaintyReader, prompts: list[str], below: int = 3) -> list[bool]:
     """Writes a rule that answers `below` of the prompts; returns on which prompts it abstains."""
-    values = abstain_rule.measured(reader, prompts, "abstain_p")
+    values = abstain_rule.measure_signal(reader, prompts, "abstain_p")
     threshold = between(values, below)
-    abstain_rule.write(path, make_rule(threshold, abstain_rule.of_network(path)))
+    abstain_rule.write(path, make_rule(threshold, network_fingerprint(path)))
     return (values > threshold).tolist()
 
 
@@ -77,7 +78,7 @@ def write_rule(path: Path, reader: UncertaintyReader, prompts: list[str], below:
 @pytest.mark.parametrize("signal", ["abstain_p", "max_softmax_last", "router_entropy_b1"])
 def test_the_rule_abstains_beyond_the_threshold_in_both_directions(
         signal: str, reader: UncertaintyReader) -> None:
-    values = abstain_rule.measured(reader, PROMPTS, signal)
+    values = abstain_rule.measure_signal(reader, PROMPTS, signal)
     threshold = between(values)
     up, down = (make_rule(threshold, signal=signal, direction=direction).abstains(reader, PROMPTS)
                 for direction in (1, -1))
@@ -90,7 +91,7 @@ def test_the_rule_abstains_beyond_the_threshold_in_both_directions(
 
 
 def test_a_value_at_the_threshold_is_answered(reader: UncertaintyReader) -> None:
-    value = float(abstain_rule.measured(reader, PROMPTS, "abstain_p")[2])
+    value = float(abstain_rule.measure_signal(reader, PROMPTS, "abstain_p")[2])
     for direction in (1, -1):
         assert not make_rule(value, direction=direction).abstains(reader, PROMPTS)[2]
 
@@ -99,13 +100,13 @@ def test_the_lens_is_computed_only_for_its_signals(monkeypatch: pytest.MonkeyPat
     seen = []
     monkeypatch.setattr(abstain_rule, "UncertaintyReader", lambda _, lens: seen.append(lens))
     for signal in ("lens_margin", "abstain_p"):
-        abstain_rule.reader_of(None, signal)
+        abstain_rule.signal_reader(None, signal)
     assert seen == [True, False]
 
 
 def test_only_the_end_of_a_long_prompt_is_read(reader: UncertaintyReader) -> None:
     long = "a beginning that is not read " * 4 + "z" * 72
-    one, same, other = abstain_rule.measured(reader, [long, b"z" * 72, "z" * 71 + "y"], "abstain_p")
+    one, same, other = abstain_rule.measure_signal(reader, [long, b"z" * 72, "z" * 71 + "y"], "abstain_p")
     assert one == same != other
 
 
@@ -120,9 +121,9 @@ def lines(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[s
 @pytest.mark.parametrize("turn", [True, False])
 def test_generate_abstains_on_these_prompts(turn: bool, path: Path, reader: UncertaintyReader,
                                             capsys: pytest.CaptureFixture[str]) -> None:
-    inputs = [asked(prompt) for prompt in PROMPTS] if turn else list(PROMPTS)
-    turn_option = ["--turn"] if turn else []
-    arguments = ["--model", path, "--max-new", 5, *turn_option,
+    inputs = [user_turn(prompt) for prompt in PROMPTS] if turn else list(PROMPTS)
+    chat_option = ["--chat"] if turn else []
+    arguments = ["--model", path, "--max-new", 5, *chat_option,
                  *(part for prompt in PROMPTS for part in ("--prompt", prompt))]
     plain = lines(capsys, *arguments)
     assert all(row.keys() == {"prompt", "text", "stopped"} for row in plain)
@@ -133,7 +134,7 @@ def test_generate_abstains_on_these_prompts(turn: bool, path: Path, reader: Unce
         {**row, "abstained": False} for prompt, abstains, row in zip(PROMPTS, abstained, plain, strict=True)]
     # A single prompt is printed as usual.
     i = abstained.index(True)
-    assert generate(["--model", str(path), "--prompt", PROMPTS[i], "--abstain", *turn_option]) == 0
+    assert generate(["--model", str(path), "--prompt", PROMPTS[i], "--abstain", *chat_option]) == 0
     out, err = capsys.readouterr()
     assert out == f"{inputs[i]}{ABSTENTION}\n" and ("calibrated on prompts in chat turns" in err) is not turn
 
@@ -144,12 +145,21 @@ def test_a_turn_ends_where_the_next_begins(path: Path, monkeypatch: pytest.Monke
 
     def recorded(_: object, prompts: list[bytes], **options: Any) -> list[decoding.Continuation]:
         seen.append((prompts, options["stop"]))
-        return [decoding.Continuation(b" yes", True, False)]
+        return [decoding.Continuation(b" yes", True, False)] * 2
+
+    def streamed(_: object, ids: list[np.ndarray], **options: Any) -> Any:
+        seen.append(ids[0].tobytes())
+        return iter([decoding.Chunk(np.frombuffer(b" yes\nUSER: b", np.uint8)[None], [False])])
 
     monkeypatch.setattr(decoding, "generate", recorded)
-    assert generate(["--model", str(path), "--prompt", "\udcff?", "--turn", "--stop", "b"]) == 0
-    assert seen == [([b"USER: \xff?\nTILELLI:"], ["b", "\nUSER:"])]
-    assert capsys.readouterr().out == "USER: \ufffd?\nTILELLI: yes\n"
+    monkeypatch.setattr(decoding, "stream", streamed)
+    command = ["--model", str(path), "--prompt", "\udcff?", "--chat", "--stop", "b"]
+    assert generate([*command, "--prompt", "who"]) == 0
+    inputs = [b"USER: \xff?\nTILELLI:", b"USER: who\nTILELLI:"]
+    assert seen == [(inputs, ["b", "\nUSER:"])]
+    capsys.readouterr()
+    assert generate(command) == 0
+    assert seen[1:] == [inputs[0]] and capsys.readouterr().out == "USER: \ufffd?\nTILELLI: yes\n"
 
 
 def test_chat_abstains_and_continues(model: Any, path: Path, reader: UncertaintyReader,
@@ -170,7 +180,7 @@ def test_chat_abstains_and_continues(model: Any, path: Path, reader: Uncertainty
 
     monkeypatch.setattr(chat, "reply", recorded)
     monkeypatch.setattr(AbstainRule, "abstains", spying)
-    firsts = [asked(prompt) for prompt in PROMPTS]
+    firsts = [user_turn(prompt) for prompt in PROMPTS]
     abstained = write_rule(path, reader, firsts)
     first = PROMPTS[abstained.index(True)]
     typed = [first, "and?", "/reset", PROMPTS[abstained.index(False)], "y" * 48]
@@ -179,10 +189,10 @@ def test_chat_abstains_and_continues(model: Any, path: Path, reader: Uncertainty
     out = capsys.readouterr().out
     assert "\nIt abstains if abstain_p is above 0." in out
     inputs = [history for _, history in measurements]
-    assert inputs[0] == asked(first) and inputs[1] == f"{asked(first)}{ABSTENTION}\n{asked('and?')}"
-    assert inputs[2] == asked(typed[3]) and inputs[3] == asked(typed[4]), "cropped like the model's input"
+    second = f"{user_turn(first)}{ABSTENTION}\n{user_turn('and?')}"
+    assert inputs == [user_turn(first), second, user_turn(typed[3]), user_turn(typed[4])], "cropped alike"
     assert len({id(reader) for reader, _ in measurements}) == 1, "one reader for all turns"
-    values = abstain_rule.measured(reader, [history for _, history in measurements], "abstain_p")
+    values = abstain_rule.measure_signal(reader, [history for _, history in measurements], "abstain_p")
     threshold = abstain_rule.read(path, model).threshold
     assert histories == [history for (_, history), value in zip(measurements, values, strict=True)
                          if value <= threshold]
@@ -205,14 +215,14 @@ def test_abstention_costs_one_pass_and_one_compilation(
     jax.jit(lambda x: x + 1)(1.0)
     assert compiled, "the compilation event has another name"
 
-    def counted(self: PromptReader, prompts: Any) -> Any:
-        passes.append(len(prompts))
-        return batch(self, prompts)
+    def counted(self: PromptReader, rows: Any, prompts: Any) -> Any:
+        passes.append(len(rows.indices))
+        return batch(self, rows, prompts)
 
     monkeypatch.setattr(PromptReader, "_batch", counted)
-    abstain_rule.write(path, make_rule(0.5, abstain_rule.of_network(path)))
-    single_reader = abstain_rule.reader_of(model, "abstain_p")
-    for prompts in (["who?"], ["Where is it?"], [asked("why")]):
+    abstain_rule.write(path, make_rule(0.5, network_fingerprint(path)))
+    single_reader = abstain_rule.signal_reader(model, "abstain_p")
+    for prompts in (["who?"], ["Where is it?"], [user_turn("why")]):
         make_rule(0.5).abstains(single_reader, prompts)
         if len(passes) == 1:
             compiled.clear()
@@ -230,7 +240,7 @@ def test_abstained_prompts_are_not_continued(path: Path, reader: UncertaintyRead
                                              monkeypatch: pytest.MonkeyPatch,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(decoding, "generate", lambda *_, **__: pytest.fail("must not be called"))
-    abstain_rule.write(path, make_rule(-1.0, abstain_rule.of_network(path)))
+    abstain_rule.write(path, make_rule(-1.0, network_fingerprint(path)))
     assert generate(["--model", str(path), "--prompt", "who?", "--abstain"]) == 0
     assert capsys.readouterr().out == f"who?{ABSTENTION}\n"
 
@@ -241,7 +251,8 @@ def test_abstained_prompts_are_not_continued(path: Path, reader: UncertaintyRead
 @pytest.mark.parametrize("rule", [
     make_rule(0.25), make_rule(NEVER), make_rule(-3.0, signal="lens_margin", direction=-1)])
 def test_a_rule_is_read_as_written(rule: AbstainRule, path: Path, model: Any) -> None:
-    rule = dataclasses.replace(rule, network=abstain_rule.of_network(path), template="Das weiß ich nicht. 🙂")
+    rule = dataclasses.replace(rule, network=network_fingerprint(path),
+                               template="Das weiß ich nicht. 🙂")
     abstain_rule.write(path, rule)
     assert abstain_rule.read(path, model) == rule
     stored = json.loads((path / abstain_rule.FILE).read_text())
@@ -249,7 +260,7 @@ def test_a_rule_is_read_as_written(rule: AbstainRule, path: Path, model: Any) ->
 
 
 def test_a_rule_is_valid_for_one_network(path: Path, model: Any, tmp_path: Path) -> None:
-    abstain_rule.write(path, make_rule(0.5, abstain_rule.of_network(path)))
+    abstain_rule.write(path, make_rule(0.5, network_fingerprint(path)))
     tilelli_jax.save(model, path)
     assert abstain_rule.read(path, model).threshold == 0.5, "the same weights, written again"
     copy = tmp_path / "copy"
@@ -261,7 +272,7 @@ def test_a_rule_is_valid_for_one_network(path: Path, model: Any, tmp_path: Path)
     with pytest.raises(InputError, match="expected a threshold made for the weights of"):
         abstain_rule.read(path, other)
     with pytest.raises(InputError, match="no such file"):
-        abstain_rule.of_network(tmp_path)
+        network_fingerprint(tmp_path)
 
 
 BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
@@ -285,7 +296,7 @@ BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_a_bad_file_is_one_line_and_exit_2(change: Callable[[dict[str, Any]], Any], message: str, path: Path,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    abstain_rule.write(path, make_rule(0.5, abstain_rule.of_network(path)))
+    abstain_rule.write(path, make_rule(0.5, network_fingerprint(path)))
     tree = json.loads((path / abstain_rule.FILE).read_text())
     change(tree)
     (path / abstain_rule.FILE).write_text(json.dumps(tree))

@@ -18,7 +18,13 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
-from tilelli_jax.loading.language import Bytes, Tokens, open_language, open_network, read_chat
+from tilelli_jax.loading.language import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    open_language,
+    open_network,
+    read_chat_template,
+)
 from tilelli_jax.models.arrays import to_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.t5 import T5Config
@@ -93,18 +99,19 @@ def test_converted_directories_require_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_truncation_and_padding_are_disabled(tmp_path: Path) -> None:
-    encode = Tokens(tokenizer(tmp_path, limits=True)).encode
+    encode = HuggingFaceTokenizer(tokenizer(tmp_path, limits=True)).encode
     assert encode("a cat sat a") == [3, 4, 5, 3] and encode("a") == [3]
 
 
 def test_token_spans(tmp_path: Path) -> None:
-    assert Bytes().place("é a") == ([0xC3, 0xA9, 0x20, 0x61], [(0, 1), (0, 1), (1, 2), (2, 3)])
-    result = Tokens(tokenizer(tmp_path))
-    assert result.place("a cat sat") == ([3, 4, 5], [(0, 1), (2, 5), (6, 9)])
+    encoding = ByteTokenizer().encode_with_spans("é a")
+    assert encoding == ([0xC3, 0xA9, 0x20, 0x61], [(0, 1), (0, 1), (1, 2), (2, 3)])
+    result = HuggingFaceTokenizer(tokenizer(tmp_path))
+    assert result.encode_with_spans("a cat sat") == ([3, 4, 5], [(0, 1), (2, 5), (6, 9)])
     assert result.decode([3, 5]) == "a sat" and result.decode([0, 4]) == "[BOS] cat"
-    assert (result.token("cat"), result.token("cats"), Bytes().token("\n"), Bytes().token("é")) == (
-        4, None, 10, None)
-    assert Bytes().decode([0x61, 300, 0xC3]) == "a\ufffd"
+    assert (result.token("cat"), result.token("cats")) == (4, None)
+    assert (ByteTokenizer().token("\n"), ByteTokenizer().token("é")) == (10, None)
+    assert ByteTokenizer().decode([0x61, 300, 0xC3]) == "a\ufffd"
 
 
 TEMPLATE = ("{{ bos_token }}{% if enable_thinking %}<think>{% endif %}{% for m in messages %}"
@@ -115,7 +122,7 @@ TEMPLATE = ("{{ bos_token }}{% if enable_thinking %}<think>{% endif %}{% for m i
 @pytest.mark.parametrize("where", ["jinja", "json", "config", "several"])
 def test_chat_templates(where: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
-    assert read_chat(tmp_path) is None
+    assert read_chat_template(tmp_path) is None
     settings: dict[str, Any] = {"bos_token": {"content": "<s>"}, "pad_token": None}
     if where == "jinja":
         (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
@@ -127,20 +134,20 @@ def test_chat_templates(where: str, tmp_path: Path) -> None:
         settings["chat_template"] = [{"name": "tools", "template": "x"},
                                      {"name": "default", "template": TEMPLATE}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    chat = read_chat(tmp_path)
-    assert chat is not None and chat.ask(" Who? ") == "<s><user>Who?</><model>"
-    assert chat.ask("Who?", thinking=True) == "<s><think><user>Who?</><model>"
+    chat = read_chat_template(tmp_path)
+    assert chat is not None and chat.format_prompt(" Who? ") == "<s><user>Who?</><model>"
+    assert chat.format_prompt("Who?", thinking=True) == "<s><think><user>Who?</><model>"
 
 
 def test_invalid_chat_templates_raise(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers (extra: hf) is not installed")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 3}))
-    raises_error(lambda: read_chat(tmp_path), str(tmp_path / "tokenizer_config.json"),
+    raises_error(lambda: read_chat_template(tmp_path), str(tmp_path / "tokenizer_config.json"),
                  "chat_template: expected text")
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
-    chat = read_chat(tmp_path)
+    chat = read_chat_template(tmp_path)
     assert chat is not None
-    raises_error(lambda: chat.ask("Who?"), str(tmp_path / "chat_template.jinja"),
+    raises_error(lambda: chat.format_prompt("Who?"), str(tmp_path / "chat_template.jinja"),
                  "the template raises an error: no users")
 
 

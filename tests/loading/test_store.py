@@ -97,11 +97,11 @@ def test_a_frozen_model_is_stored_without_quantiser(quantizer: Any, tmp_path: Pa
 
 
 def test_directory_contents(tmp_path: Path) -> None:
-    """Two files in standard formats, with separate layers and without pickles."""
+    """Files in standard formats, with separate layers and without pickles."""
     model, arrays = random_network(SMALL, 0)
     tilelli_jax.save(model, tmp_path / "some" / "where")
     written = listing(tmp_path / "some" / "where")
-    assert written.keys() == {"config.json", "model.safetensors"}
+    assert written.keys() == {"README.md", "config.json", "model.safetensors"}
     assert json.loads(written["config.json"]) == dataclasses.asdict(SMALL) | {
         "quantize": ["attention", "dense"]}
     assert equal(safetensors.numpy.load(written["model.safetensors"]), arrays)
@@ -116,7 +116,8 @@ def test_a_model_of_another_shape_is_replaced(tmp_path: Path) -> None:
     other, arrays = random_network(RoutedConfig(d_model=8, n_layers=1, n_heads=1, d_head=4), 1)
     save(other, tmp_path)
     assert load(tmp_path).config == other.config and equal(to_arrays(load(tmp_path)), arrays)
-    assert sorted(listing(tmp_path)) == ["config.json", "model.safetensors", "notes.txt"]
+    assert sorted(listing(tmp_path)) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
+    assert "# routed\n" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("failing", "at"), [

@@ -25,10 +25,10 @@ from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays, load, save
-from tilelli_jax.models.arrays import outline, to_arrays
+from tilelli_jax.models.arrays import abstract_arrays, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.pretrained import hugging_face, mapping
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 
@@ -69,12 +69,12 @@ def with_exhaustive(names: Iterable[str], *exhaustive: str) -> list[Any]:
 
 
 def tapping(model: FlaxGemma4ForCausalLM) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """ids → logits, and the activations at all places."""
-    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
+    """ids → logits, and the activations at all hooks."""
+    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.hooks)))
 
     def numbers(ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         logits, recorded = run(jnp.asarray(ids))
-        return np.asarray(logits), {place: np.asarray(value) for place, value in recorded.items()}
+        return np.asarray(logits), {hook: np.asarray(value) for hook, value in recorded.items()}
     return numbers
 
 
@@ -110,9 +110,9 @@ def test_matches_the_stored_reference(name: str) -> None:
     logits, recorded = run(stored["input_ids"])
     assert distance(logits, stored["logits"]) < NOISE
     assert distance(recorded["embed"], stored["embeddings"]) == 0
-    for place, theirs in (("resid_post", "hidden"), ("mlp_write", "mlp"), ("resid_mid", "resid")):
-        for i, layer in enumerate(recorded[place]):
-            assert distance(layer, stored[theirs][:, i]) < NOISE, (place, i)
+    for hook, theirs in (("resid_post", "hidden"), ("mlp_write", "mlp"), ("resid_mid", "resid")):
+        for i, layer in enumerate(recorded[hook]):
+            assert distance(layer, stored[theirs][:, i]) < NOISE, (hook, i)
     frequencies = np.load(path / "rope_inv_freq.npz")
     for kind, layer in (("sliding", 0), ("full", model.config.layers.index("full"))):
         ours = jnp.array(model.blocks[layer].attention.inverse_frequencies, jnp.bfloat16)  # as stored
@@ -126,8 +126,8 @@ def test_padded_batches_match_the_reference(name: str) -> None:
     right, recorded = run(stored["input_ids_right"])
     for row, length in enumerate(stored["lens"]):
         assert distance(right[row, :length], stored["logits_right"][row, :length]) < NOISE
-        for place, theirs in (("resid_post", "hidden_right"), ("mlp_write", "mlp_right")):
-            assert distance(recorded[place][:, row, :length], stored[theirs][row, :, :length]) < NOISE
+        for hook, theirs in (("resid_post", "hidden_right"), ("mlp_write", "mlp_right")):
+            assert distance(recorded[hook][:, row, :length], stored[theirs][row, :, :length]) < NOISE
     masked = jax.jit(model)
     for ids, mask, expected in ((f"input_ids_{side}", f"mask_{side}", f"logits_{side}")
                                 for side in ("left", "right")):
@@ -252,7 +252,7 @@ def test_host_table(tmp_path: Path) -> None:
 @functools.cache
 def sizes(config: Gemma4Config) -> dict[str, tuple[int, ...]]:
     """The shape of every array, by name."""
-    return {name: leaf.shape for name, leaf in outline(FlaxGemma4ForCausalLM, config).items()}
+    return {name: leaf.shape for name, leaf in abstract_arrays(FlaxGemma4ForCausalLM, config).items()}
 
 
 def n_parameters(config: Gemma4Config) -> int:

@@ -23,10 +23,10 @@ from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import INDEX
 from tilelli_jax.loading.store import from_arrays
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.pretrained import hugging_face
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
 
@@ -45,9 +45,9 @@ VARIANTS: dict[str, GPTNeoXConfig] = {
 
 
 def tapped(model: FlaxGPTNeoXForCausalLM, ids: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.places)))
+    run = jax.jit(lambda ids: model.tapped(ids, Tap(record=model.hooks)))
     logits, recorded = run(jnp.asarray(ids))
-    return np.asarray(logits), {place: np.asarray(value) for place, value in recorded.items()}
+    return np.asarray(logits), {hook: np.asarray(value) for hook, value in recorded.items()}
 
 
 @needs_reference
@@ -56,8 +56,8 @@ def test_matches_the_stored_reference() -> None:
     model = FlaxGPTNeoXForCausalLM.from_pretrained(REFERENCE)
     logits, recorded = tapped(model, stored["input_ids"])
     assert distance(logits, stored["logits"]) < NOISE
-    for place, name in (("resid_post", "layer_out"), ("mlp_write", "mlp_out"), ("attn_out", "attn_out")):
-        assert distance(np.swapaxes(recorded[place], 0, 1), stored[name]) < NOISE, place
+    for hook, name in (("resid_post", "layer_out"), ("mlp_write", "mlp_out"), ("attn_out", "attn_out")):
+        assert distance(np.swapaxes(recorded[hook], 0, 1), stored[name]) < NOISE, hook
     assert distance(recorded["embed"], stored["hf_hidden_states"][:, 0]) == 0
     right = jax.jit(model)(stored["input_ids_right"])
     for ours, theirs, length in zip(right, stored["logits_right"], stored["lens"], strict=True):
@@ -90,7 +90,7 @@ def random_weights(config: GPTNeoXConfig) -> dict[str, np.ndarray]:
 
 @functools.cache
 def shapes(config: GPTNeoXConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    return outline(FlaxGPTNeoXForCausalLM, config)
+    return abstract_arrays(FlaxGPTNeoXForCausalLM, config)
 
 
 @needs_transformers

@@ -17,7 +17,7 @@ from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.nn.tap import OFF, Tap
+from tilelli_jax.nn.hooks import OFF, Tap
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "d_model": 8, "n_layers": 2, "max_seq_len": 12, "n_heads": 2}
 NETWORKS: dict[str, Any] = {
@@ -72,8 +72,8 @@ def test_chunked_nll_matches_all_logits(name: str, chunk_time: int, monkeypatch:
         assert nll.shape == (ROWS, TIME - 1) and nll.dtype == jnp.float32
         np.testing.assert_allclose(nll, nll_of_logits(logits), rtol=0, atol=tolerance(logits))
         assert set(recorded) == set(taps[tap].record)
-        for place, value in recorded.items():
-            np.testing.assert_allclose(value, expected[place], rtol=0, atol=tolerance(expected[place]))
+        for hook, value in recorded.items():
+            np.testing.assert_allclose(value, expected[hook], rtol=0, atol=tolerance(expected[hook]))
 
 
 @pytest.mark.parametrize("time", [1, 2])

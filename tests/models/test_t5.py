@@ -24,7 +24,7 @@ from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, MeanScaleUniformBins, crps
 from tilelli_jax.models.sampling import sample
 from tilelli_jax.models.t5 import (
@@ -33,7 +33,7 @@ from tilelli_jax.models.t5 import (
     bucket_of,
     continue_ids,
 )
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 
 REFERENCE = STORED / "chronos_tiny"
 needs_reference = needs(REFERENCE)
@@ -62,13 +62,13 @@ def random_state(config: T5Config) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     arrays = {name: (1 + 0.3 * rng.standard_normal(leaf.shape) if name.endswith("scale") else
                      0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
-              for name, leaf in outline(FlaxT5ForConditionalGeneration, config).items()}
+              for name, leaf in abstract_arrays(FlaxT5ForConditionalGeneration, config).items()}
     graph, state = nnx.split(from_arrays(config, arrays))
     return graph, jax.tree.map(np.asarray, state)
 
 
 def tapped(model: FlaxT5ForConditionalGeneration, *inputs: Any) -> tuple[Any, dict[str, Any]]:
-    return jax.jit(lambda *a: model.tapped(*a, Tap(record=model.places)))(*inputs)
+    return jax.jit(lambda *a: model.tapped(*a, Tap(record=model.hooks)))(*inputs)
 
 
 @needs_reference
@@ -78,9 +78,9 @@ def test_matches_the_stored_reference() -> None:
     inputs = [stored[name] for name in ("input_ids", "decoder_input_ids", "attention_mask")]
     logits, recorded = tapped(model, *inputs)
     assert distance(logits, stored["logits"]) < NOISE
-    for place, name in (("encoder.resid_post", "enc_layer"), ("decoder.resid_post", "dec_layer"),
+    for hook, name in (("encoder.resid_post", "enc_layer"), ("decoder.resid_post", "dec_layer"),
                         ("encoder.mlp_write", "enc_ff"), ("decoder.mlp_write", "dec_ff")):
-        assert distance(jnp.swapaxes(recorded[place], 0, 1), stored[name]) < NOISE, place
+        assert distance(jnp.swapaxes(recorded[hook], 0, 1), stored[name]) < NOISE, hook
     real = stored["attention_mask"]
     assert distance(jax.jit(model.encode)(inputs[0], inputs[2])[real], stored["embed"][real]) < NOISE
     decoded = continue_ids(model, jnp.asarray(inputs[0]), jnp.asarray(inputs[2]), n=12, temperature=0.0)
@@ -224,8 +224,8 @@ def test_encoder_only_pass() -> None:
     stream, recorded = jax.jit(lambda ids: model.encode_tapped(ids, None, tap))(ids)
     _, expected = jax.jit(lambda ids: model.tapped(ids, ids, None, tap))(ids)
     assert recorded["encoder.resid_post"].shape == (2, 3, 9, 12) and recorded.keys() == expected.keys()
-    for place, value in recorded.items():
-        assert distance(value, expected[place]) < NOISE
+    for hook, value in recorded.items():
+        assert distance(value, expected[hook]) < NOISE
     assert distance(stream, model.encoder.norm(recorded["encoder.resid_post"][1])) < NOISE
     for bad, message in (
             (Tap(record=("decoder.resid_post",)), "found 'decoder.resid_post'"),
@@ -324,7 +324,7 @@ def test_crps_matches_its_definition(samples: np.ndarray, truth: np.ndarray) -> 
 def test_unknown_places_and_layers_raise() -> None:
     ids, tap = jnp.zeros((1, 2), jnp.int32), Tap(record=("resid_post",))
     model = random_model(VARIANTS["a deeper decoder"])
-    with pytest.raises(ValueError, match=r"tap: expected places among .*, found 'resid_post'"):
+    with pytest.raises(ValueError, match=r"tap: expected hooks among .*, found 'resid_post'"):
         model.tapped(ids, ids, None, tap)
     last = Tap(record=("decoder.resid_post",), layers=(2,))
     jax.eval_shape(lambda ids: model.tapped(ids, ids, None, last), ids)

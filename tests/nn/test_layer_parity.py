@@ -15,7 +15,7 @@ from tests.restated import brute
 from tests.restated.comparison import distance, farthest
 from tests.restated.random_weights import random_weights
 from tests.tolerance import noise
-from tilelli_jax.models.arrays import named
+from tilelli_jax.models.arrays import named_leaves
 from tilelli_jax.nn.attention import CausalAttention, TopKAttention
 from tilelli_jax.nn.conv import CausalConv, causal_convolution
 from tilelli_jax.nn.dense import FeedForward
@@ -69,7 +69,7 @@ LAYERS: dict[str, tuple[Callable[[nnx.Rngs], Any], Callable[[Any], Any]]] = {
 def with_weights(make: Callable[[nnx.Rngs], Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """The layer with random weights, and these weights by name. The initial weights are not computed."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    leaves = named(state)
+    leaves = named_leaves(state)
     arrays = random_weights({name: leaf.shape for name, leaf in leaves.items()}, seed=0)
     filled = [jnp.asarray(arrays[name]) for name in leaves]
     return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(state), filled)), arrays
@@ -106,7 +106,7 @@ def test_layer_matches_pytorch(case: str) -> None:
     (gradients, d_x), result = run(params, jnp.asarray(series()))
     assert distance(result, y.detach().numpy()) < NOISE
     assert distance(d_x, x.grad.numpy()) < NOISE
-    by_name = {name: np.asarray(value) for name, value in named(gradients).items()}
+    by_name = {name: np.asarray(value) for name, value in named_leaves(gradients).items()}
     largest, name = farthest(by_name, torch_networks.named_gradients(theirs))
     assert largest < NOISE, name
 
@@ -133,7 +133,7 @@ def test_embedding_and_tied_unembedding_match_pytorch(kind: Any) -> None:
 
     gradients, result = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert distance(result, y.detach().numpy()) < NOISE
-    by_name = {name: np.asarray(value) for name, value in named(gradients).items()}
+    by_name = {name: np.asarray(value) for name, value in named_leaves(gradients).items()}
     largest, name = farthest(by_name, torch_networks.named_gradients(theirs))
     assert largest < NOISE, name
 

@@ -15,7 +15,7 @@ from flax import nnx
 from tests.restated import brute
 from tests.restated.comparison import distance, farthest
 from tests.tolerance import noise
-from tilelli_jax.models.arrays import named
+from tilelli_jax.models.arrays import named_leaves
 from tilelli_jax.nn.attention import TopKAttention
 from tilelli_jax.nn.quantize import quantizer
 
@@ -84,12 +84,12 @@ def test_gradients_match_pytorch(time: int, top_k: int, integers: bool) -> None:
     gradients, d_x = compiled_gradients(graph)(params, x, probe)
 
     theirs = torch_networks.TopKAttention(WIDTH, HEADS, D_HEAD, top_k, "mean", "none", "exact")
-    torch_networks.load_arrays(theirs, {name: np.asarray(v) for name, v in named(params).items()})
+    torch_networks.load_arrays(theirs, {name: np.asarray(v) for name, v in named_leaves(params).items()})
     their_x = torch.from_numpy(x).requires_grad_()
     (theirs(their_x) * torch.from_numpy(probe)).sum().backward()
 
     assert distance(d_x, their_x.grad.numpy()) < NOISE
-    result = {name: np.asarray(value) for name, value in named(gradients).items()}
+    result = {name: np.asarray(value) for name, value in named_leaves(gradients).items()}
     largest, name = farthest(result, torch_networks.named_gradients(theirs))
     assert largest < NOISE, name
 

@@ -24,6 +24,7 @@ from tilelli_jax.parallel.sharding import (
 )
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer
 from tilelli_jax.training.step import init_state
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 P = PartitionSpec
 eight_devices = pytest.mark.eight_devices
@@ -100,11 +101,11 @@ ROUTED = {"blocks.sparse.query.kernel": (None, "tensor", "fsdp", None),
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_matrices_and_their_moments_are_sharded(mesh, model, expected, rule):
     optimizer = make_optimizer(OptimizerConfig(name=rule), 10)
-    _, outline, _ = init_state(model, ComputeConfig(), optimizer, 0, mesh)
-    assert specs(outline.params) == expected
-    moments = [(parameter, axes) for path, axes in specs(outline.opt_state).items()
+    _, abstract_state, _ = init_state(model, ComputeConfig(), optimizer, NextByteLoss(0.0), 0, mesh)
+    assert specs(abstract_state.params) == expected
+    moments = [(parameter, axes) for path, axes in specs(abstract_state.opt_state).items()
                for parameter in expected if path.endswith(f".{parameter}")]
-    assert len(moments) == len(specs(outline.opt_state))
+    assert len(moments) == len(specs(abstract_state.opt_state))
     assert all(axes == expected[parameter] for parameter, axes in moments)
     # Adam has two moments for each parameter; Muon has one for each matrix inside the blocks.
     matrices = [path for path in expected if path.startswith("blocks.")] if rule == "muon" else []

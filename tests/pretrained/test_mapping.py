@@ -10,14 +10,14 @@ from tilelli_jax.io.tensors import in_memory
 from tilelli_jax.pretrained import mapping
 from tilelli_jax.pretrained.gemma4 import GEMMA4
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
-from tilelli_jax.pretrained.mapping import Theirs, turned
+from tilelli_jax.pretrained.mapping import Theirs, transposed
 from tilelli_jax.pretrained.t5 import T5
 
 NAMES = {
-    "a": Theirs("a.weight"), "b.{i}.kernel": turned("layers.{i}.b.weight"),
+    "a": Theirs("a.weight"), "b.{i}.kernel": transposed("layers.{i}.b.weight"),
     "c.{i}.kernel": Theirs("layers.{i}.c.weight", "taps"),
     "q.{i}.kernel": Theirs("layers.{i}.q.weight", "fused heads"),
-    "h.{i}.kernel": turned("layers.{i}.heads.{h}.weight"), "e.kernel": turned("experts")}
+    "h.{i}.kernel": transposed("layers.{i}.heads.{h}.weight"), "e.kernel": transposed("experts")}
 SHAPES = {"a": (3,), "b.0.kernel": (2, 5), "b.11.kernel": (2, 5), "c.0.kernel": (4, 6),
           "q.0.kernel": (3, 4, 2), "h.0.kernel": (3, 4, 2), "h.1.kernel": (1, 4, 2), "e.kernel": (2, 3, 4)}
 
@@ -42,7 +42,7 @@ def test_what_the_layouts_mean() -> None:
     """y = W x as PyTorch stores W is y = x K as we do; a head is a run of rows of a fused one."""
     rng = np.random.default_rng(0)
     weight, x = rng.standard_normal((6, 4)), rng.standard_normal(4)
-    kernel = mapping.LAYOUTS["turned"].ours(weight, (4, 6))
+    kernel = mapping.LAYOUTS["transposed"].ours(weight, (4, 6))
     np.testing.assert_allclose(x @ kernel, weight @ x)
     heads = mapping.LAYOUTS["fused heads"].ours(weight, (3, 4, 2))
     np.testing.assert_allclose(np.concatenate([x @ head for head in heads]), weight @ x)

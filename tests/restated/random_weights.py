@@ -12,7 +12,7 @@ from flax import nnx
 
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import abstract_arrays
 
 
 def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
@@ -28,7 +28,7 @@ def random_network(config: Any, seed: int) -> tuple[Any, dict[str, np.ndarray]]:
 @functools.lru_cache(maxsize=32)
 def _cached(config: Any, seed: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """The network's structure, and its state and weights as NumPy arrays."""
-    shapes = outline(FAMILIES[config.family][1], config)
+    shapes = abstract_arrays(FAMILIES[config.family][1], config)
     arrays = random_weights({name: leaf.shape for name, leaf in shapes.items()}, seed)
     graph, state = nnx.split(from_arrays(config, arrays))
     return graph, jax.tree.map(np.array, state), arrays

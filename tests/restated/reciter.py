@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.loading.store import build, from_arrays
-from tilelli_jax.models.arrays import named
+from tilelli_jax.models.arrays import named_leaves
 from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.models.vanilla import VanillaConfig
 
@@ -18,7 +18,7 @@ def reciter(text: bytes, size: int = 128, sureness: float = 20.0) -> Decoder:
     the unembedding holds the logits after position t.
     """
     config = VanillaConfig(d_model=size, n_layers=1, max_seq_len=size, n_heads=1, dense_expand=1)
-    leaves = named(nnx.state(nnx.eval_shape(lambda: build(config))))
+    leaves = named_leaves(nnx.state(nnx.eval_shape(lambda: build(config))))
     arrays = {name.replace("blocks.", "blocks.0."):
               np.zeros(leaf.shape[name.startswith("blocks."):], np.float32) for name, leaf in leaves.items()}
     arrays["positions.table"] = np.eye(size, dtype=np.float32)

@@ -15,8 +15,8 @@ from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
-from tilelli_jax.nn.tap import Tap
-from tilelli_jax.signals.patching import NOTHING, Patch, Patched, patched_nll, patching, reconstructed
+from tilelli_jax.nn.hooks import Tap
+from tilelli_jax.signals.patching import NOTHING, Patch, PatchedText, patched_nll, patching, reconstructed
 
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "w_W_enc", "encoder.bias": "w_b_enc",
@@ -58,16 +58,16 @@ def _fits(golden: dict, k: int) -> bool:
     return bool(np.allclose(sae(jnp.asarray(golden["H"])), golden["rec_all"], atol=1e-5))
 
 
-@pytest.mark.parametrize(("place", "layer", "target", "message"), [
-    ("embed", 1, 3, "place: expected one of .*, found 'embed'"),
+@pytest.mark.parametrize(("hook", "layer", "target", "message"), [
+    ("embed", 1, 3, "hook: expected one of .*, found 'embed'"),
     ("resid_post", 2, 3, "layer: expected 0 to 1"),
     ("resid_post", -1, 3, "layer: expected 0 to 1"), ("resid_post", 1, 0, "target: text 0: expected 1 to 4"),
     ("resid_post", 1, 5, "target: text 0")])
-def test_invalid_patches_raise(place: str, layer: int, target: int, message: str) -> None:
+def test_invalid_patches_raise(hook: str, layer: int, target: int, message: str) -> None:
     model = build(GPTNeoXConfig(vocab_size=31, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)
     sae = TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(1))
     with pytest.raises(ValueError, match=message):
-        patched_nll(model, sae, [Patched([1, 2, 3, 4, 5], target, 0, 2)], [3], place=place, layer=layer)
+        patched_nll(model, sae, [PatchedText([1, 2, 3, 4, 5], target, 0, 2)], [3], hook=hook, layer=layer)
 
 
 def test_a_patch_with_a_threshold() -> None:
@@ -118,8 +118,9 @@ def test_patched_network_matches_separate_passes() -> None:
     assert len(affected) and np.abs(result[2] - result[1])[affected[0]:].max() > 1e-4
     np.testing.assert_allclose(result[2, :affected[0]], result[1, :affected[0]], atol=1e-5)  # causal
     # The same by `patched_nll`.
-    texts = [Patched(ids[0].tolist(), target=7, start=2, stop=6), Patched(ids[0, :5].tolist(), 3, 0, 5)]
-    nll = patched_nll(model, sae, texts, [latent], place="resid_post", layer=1, batch_size=2)
+    texts = [PatchedText(ids[0].tolist(), target=7, start=2, stop=6),
+             PatchedText(ids[0, :5].tolist(), 3, 0, 5)]
+    nll = patched_nll(model, sae, texts, [latent], hook="resid_post", layer=1, batch_size=2)
     chances = jax.nn.log_softmax(result[:, 6:8])
     following = np.asarray(ids[:, 7:9])[..., None]
     expected = -np.take_along_axis(np.asarray(chances), following, axis=2).mean(axis=(1, 2))

@@ -18,10 +18,11 @@ from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
+from tilelli_jax.signals.batching import Batch
 from tilelli_jax.signals.crystallisation import LayerActivations, crystallisation
-from tilelli_jax.signals.prompts import Prompt, PromptOutputs, PromptReader, places_of
+from tilelli_jax.signals.prompts import Prompt, PromptOutputs, PromptReader, lens_hooks
 
 GEMMA = STORED / "gemma4_tiny" / "e4b"
 CONFIGS: dict[str, Any] = {
@@ -63,12 +64,12 @@ def assert_same(results: dict[int, PromptOutputs], expected: dict[int, PromptOut
 def alone(name: str) -> dict[int, PromptOutputs]:
     """Signals of each prompt from a separate pass without padding, recording all positions."""
     model = network(name)
-    places = places_of(model)
+    hooks = lens_hooks(model)
 
     @jax.jit
     def read(ids: jax.Array, question: jax.Array) -> tuple[Any, jax.Array]:
-        _, recorded = model.tapped(ids, Tap(record=tuple(place for place in places if place)))
-        activations = LayerActivations(*(recorded[place] if place else None for place in places))
+        _, recorded = model.tapped(ids, Tap(record=tuple(hook for hook in hooks if hook)))
+        activations = LayerActivations(*(recorded[hook] if hook else None for hook in hooks))
         return crystallisation(model.unembedding(), activations, question), activations.stream[:, 0, -1]
     results = {}
     for i, prompt in enumerate(some_prompts(model)):
@@ -123,13 +124,13 @@ def test_batches_shrink_to_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> 
     prompts = some_prompts(model)
     sizes: list[int] = []
 
-    def batch(self: PromptReader, prompts: Sequence[Prompt]) -> list[Prompt]:  # returns its input
-        sizes.append(len(prompts))
-        return list(prompts)
+    def batch(self: PromptReader, batch: Batch, prompts: Sequence[Prompt]) -> list[Prompt]:  # no signals
+        sizes.append(batch.rows)
+        return [prompts[i] for i in batch.indices]
     monkeypatch.setattr(PromptReader, "_batch", batch)
     reader = PromptReader(model, batch_size=7, max_bytes=2 * PromptReader(model).bytes_of(25))
     assert dict(reader(prompts)) == dict(enumerate(prompts))
-    assert sizes[0] == 2 and max(sizes) <= 4 and sum(sizes) == 7, sizes
+    assert sizes == [2, 2, 2, 2], sizes
     sizes.clear()
     list(PromptReader(model, batch_size=7, max_bytes=3 * PromptReader(model).bytes_of(25))(prompts))
     assert sizes[0] == 2, "not padded to four, which would exceed the memory limit"

@@ -18,7 +18,7 @@ from tilelli_jax.models.decoder import CHUNK
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import Mesh, MeshConfig, make_mesh
 from tilelli_jax.signals.scoring import Scorer, Text, recording, score
 
@@ -53,8 +53,9 @@ def assert_matches_single_texts(name: str, mesh: Mesh | None) -> None:
     for i, (logits, recorded) in enumerate(alone(name)):
         ids = np.array(inputs[i].ids[1:])
         nll = -np.take_along_axis(log_softmax(logits[:-1], axis=1), ids[:, None], axis=1)[:, 0]
-        np.testing.assert_allclose(results[i].nats, nll, atol=noise(logits))
-        np.testing.assert_allclose(results[i].seen["resid_post"], recorded, atol=noise(recorded, steps=3))
+        np.testing.assert_allclose(results[i].nll, nll, atol=noise(logits))
+        np.testing.assert_allclose(results[i].activations["resid_post"], recorded,
+                                   atol=noise(recorded, steps=3))
 
 
 @pytest.mark.parametrize(("name", "chunk"), [
@@ -81,7 +82,7 @@ def test_each_padded_length_is_compiled_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(type(model), "nll",
                         lambda self, ids, tap: traced.append(ids.shape) or nll(self, ids, tap))
     list(score(model, [*texts(), *texts()], batch_size=2))
-    assert traced == [(2, 112), (2, 80), (2, 48), (2, 32), (2, 16)]  # in steps of 16
+    assert traced == [(2, 128), (2, 96), (2, 48), (2, 32), (2, 16)]
 
 
 def test_a_scorer_compiles_once_for_all_its_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,12 +95,13 @@ def test_a_scorer_compiles_once_for_all_its_calls(monkeypatch: pytest.MonkeyPatc
     first, second = dict(scorer(inputs)), dict(scorer(inputs))
     assert sorted(first) == sorted(second) == list(range(len(inputs)))
     for i, (_, recorded) in enumerate(alone("gpt_neox")):
-        np.testing.assert_array_equal(first[i].nats, second[i].nats)
-        np.testing.assert_array_equal(first[i].seen["resid_post"], second[i].seen["resid_post"])
-        np.testing.assert_allclose(first[i].seen["resid_post"], recorded[1:], atol=noise(recorded, steps=3))
+        np.testing.assert_array_equal(first[i].nll, second[i].nll)
+        np.testing.assert_array_equal(first[i].activations["resid_post"], second[i].activations["resid_post"])
+        np.testing.assert_allclose(first[i].activations["resid_post"], recorded[1:],
+                                   atol=noise(recorded, steps=3))
     assert len(traced) == len(set(traced)) == 3
     (_, (nll, recorded)), = scorer(inputs[1:2])  # fewer texts than the batch size, of a known length
-    np.testing.assert_allclose(nll, first[1].nats, atol=2e-5)
+    np.testing.assert_allclose(nll, first[1].nll, atol=2e-5)
     assert len(traced) == 3 and recorded["resid_post"].shape == (1, 2, 16)
 
 
@@ -116,4 +118,4 @@ def test_padding_respects_learned_positions() -> None:
     """Lengths are rounded up to at most the network's context length."""
     model = build(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)
     (_, results), = score(model, [Text(list(range(36)))])
-    assert results.nats.shape == (35,) and np.isfinite(results.nats).all()
+    assert results.nll.shape == (35,) and np.isfinite(results.nll).all()

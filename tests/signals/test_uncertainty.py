@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tilelli_jax.eval.abstention.decision import direction
 
 from tests.restated.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.names import LENS
+from tilelli_jax.signals.crystallisation import OVERALL
+from tilelli_jax.signals.names import BLOCK, LENS, SIGNALS, describe, direction, signal_names
 from tilelli_jax.signals.prompts import Prompt, PromptReader
-from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader, by_name, names
+from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader, signal_columns
 
 SHAPE = {"d_model": 16, "n_layers": 3, "max_seq_len": 96, "n_heads": 2}
 ROUTED = RoutedConfig(**SHAPE, d_head=8, top_k=4, dense_expand=2, abstain_head=True)
@@ -60,7 +60,7 @@ def expected_signals(model: Any, before: Any, text: str) -> dict[str, Any]:
 
 
 def autoencoder() -> TopKSAE:
-    return store.build(SAEConfig(d_model=16, n_latents=32, k=4, place="resid_post", layer=1))
+    return store.build(SAEConfig(d_model=16, n_latents=32, k=4, hook="resid_post", layer=1))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_signals_match_each_prompt_alone(signals: Uncertainty) -> None:
                                        err_msg=name)
     chex.assert_shape(signals.router_entropy_block, (3, 3))
     chex.assert_shape([signals.hidden, signals.pooled], (3, 16))
-    chex.assert_shape(signals.read.final, (3, 3, 16))
+    chex.assert_shape(signals.lens.final, (3, 3, 16))
     np.testing.assert_allclose(signals.router_conf, 1 - signals.router_entropy)
     np.testing.assert_allclose(signals.abstain_p, 1 / (1 + np.exp(-signals.abstain_logit.astype(float))))
     assert signals.drift.min() > 0 and np.ptp(signals.abstain_p) > 0.01
@@ -86,15 +86,15 @@ def test_signals_match_each_prompt_alone(signals: Uncertainty) -> None:
     plain = dict(PromptReader(model, batch_size=4)(prompts()))
     for i in range(len(TEXTS)):
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=2e-5),
-                     signals.read, plain[i])
+                     signals.lens, plain[i])
 
 
 def test_names_match_and_signals_do_not_depend_on_the_question() -> None:
     model = network(ROUTED, 1)
     both = [*prompts(), *(prompt._replace(start=0, stop=0) for prompt in prompts())]
-    signals = by_name(UncertaintyReader(model).read(both))
-    assert names(model) == tuple(signals) and all(map(direction, signals))
-    lean = by_name(UncertaintyReader(model, lens=False).read(both))
+    signals = signal_columns(UncertaintyReader(model).read(both))
+    assert signal_names(model) == tuple(signals) and all(map(direction, signals))
+    lean = signal_columns(UncertaintyReader(model, lens=False).read(both))
     assert lean.keys() == signals.keys() - LENS.keys()
     for name, values in signals.items():
         assert values.dtype == np.float64 and values.shape == (6,)
@@ -102,15 +102,28 @@ def test_names_match_and_signals_do_not_depend_on_the_question() -> None:
         np.testing.assert_allclose(lean.get(name, values), values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_every_signal_is_defined() -> None:
+    """The registry has each scalar that `Uncertainty` computes; the others are features of Recall."""
+    computed = {*Uncertainty._fields, "router_conf", "abstain_p"} - {
+        "router_entropy_block", "abstain_logit", "lens", "hidden", "pooled", "codes"}
+    assert SIGNALS.keys() == computed | LENS.keys() and set(LENS.values()) <= set(OVERALL)
+    names = ("max_softmax_last", "router_entropy", f"{BLOCK}2", "drift", "loss")
+    assert [direction(name) for name in names] == [-1, 1, 1, 0, 0]
+    assert describe("lens_entropy") == (
+        "lens_entropy: entropy of the logit lens at the last position, mean over the middle layers (nats); "
+        "higher if not known")
+    assert describe("router_conf") == "router_conf: 1 − router_entropy; lower if not known"
+
+
 def test_codes_belong_to_the_last_position(signals: Uncertainty) -> None:
     model, sae = network(ROUTED, 1), autoencoder()
-    expected = sae.encode(jnp.asarray(signals.read.final[:, 1]))
+    expected = sae.encode(jnp.asarray(signals.lens.final[:, 1]))
     assert signals.codes is not None
     np.testing.assert_allclose(signals.codes.values, expected.values, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(signals.codes.latents, expected.latents)
     with pytest.raises(ValueError, match=r"^layer: expected 0 to 2, found 3"):
         UncertaintyReader(model, sae=store.build(
-            SAEConfig(d_model=16, n_latents=8, k=2, place="mix", layer=3)))
+            SAEConfig(d_model=16, n_latents=8, k=2, hook="mix", layer=3)))
 
 
 def test_missing_signals_are_none() -> None:
@@ -120,7 +133,8 @@ def test_missing_signals_are_none() -> None:
                  "abstain_logit", "abstain_p", "codes"):
         assert getattr(signals, name) is None, name
     assert np.isfinite(signals.max_softmax_mean).all() and (signals.max_softmax_mean > 1 / 256).all()
-    assert names(vanilla) == tuple(by_name(signals)) == ("max_softmax_last", "max_softmax_mean", *LENS)
+    expected = ("max_softmax_last", "max_softmax_mean", *LENS)
+    assert signal_names(vanilla) == tuple(signal_columns(signals)) == expected
     with pytest.raises(InputError, match=r"^before: expected a network with the same blocks and pathways, "
                                          r"None, found \(3, 3\)"):
         UncertaintyReader(vanilla, before=network(ROUTED))

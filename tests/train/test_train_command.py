@@ -26,19 +26,21 @@ from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
 from tilelli_jax.training.checkpoint import Checkpoints
-from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.log import read_metrics
 from tilelli_jax.training.optimizers import make_optimizer
 from tilelli_jax.training.step import init_state, split_params
 from tilelli_jax.training.tasks import text as text_module
+from tilelli_jax.training.tasks.text import held_out_nats
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 
 def test_a_run_directory_has_everything(finished):
     run_dir, _ = finished
     assert sorted(path.name for path in run_dir.iterdir()) == [
         "checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "model", "summary.json"]
-    assert sorted(path.name for path in (run_dir / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (run_dir / "model").iterdir()) == [
+        "README.md", "config.json", "model.safetensors"]
     assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
@@ -94,8 +96,23 @@ def test_the_model_is_the_best_one_and_loads(finished, tiny):
     with jax.set_mesh(mesh):
         batches = validation_batches(open_corpus(config.data).valid, batch_size=4, seq_len=16,
                                      max_bytes=tiny["train"]["eval_bytes"])
-        evaluate = make_evaluate(network, batches, mesh, batch_size=4)
+        evaluate = held_out_nats(network, batches, mesh, batch_size=4)
         assert evaluate(params) == pytest.approx(summary["best_valid_loss"], rel=1e-5)
+
+
+def test_the_model_card(finished, tiny_file):
+    run_dir, _ = finished
+    summary = json.loads((run_dir / "summary.json").read_text())
+    card = (run_dir / "model/README.md").read_text()
+    for part in (f"- fingerprint: {summary['corpus']}\n",
+                 "- size: 18,000 bytes to train on, 2,000 to validate on\n",
+                 f"| parameters | {summary['parameters']:,} |", "|  | nats/byte |",
+                 f"best (update {summary['best_step']}) | {summary['best_valid_loss']:.4f} |",
+                 f"last (update 12) | {summary['final_valid_loss']:.4f} |", "| a rival, of old | 0.5000 |",
+                 f"| byte trigrams | {summary['trigram_valid_loss']:.4f} |",
+                 f"tilelli train --config {tiny_file} run_dir={run_dir} report.trigram=true",
+                 f"The weights are those after update {summary['exported_step']}."):
+        assert part in card, part
 
 
 def test_the_newest_and_the_best_checkpoint_stay(finished):
@@ -161,7 +178,7 @@ def test_the_best_weights_are_exported_instead_of_later_ones(tiny_file, tmp_path
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}"]
     losses_to_return = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(text_module, "make_evaluate", lambda *_, **__: lambda params: next(losses_to_return))
+    monkeypatch.setattr(text_module, "held_out_nats", lambda *_, **__: lambda params: next(losses_to_return))
     assert main(args) == 0
     assert json.loads((run_dir / "summary.json").read_text())["exported_step"] == 8
 
@@ -169,9 +186,9 @@ def test_the_best_weights_are_exported_instead_of_later_ones(tiny_file, tmp_path
         config = config_lib.load(ExperimentConfig, run_dir / "config.yaml")
         mesh = make_mesh(MeshConfig())
         optimizer = make_optimizer(config.optimizer, config.train.steps)
-        _, outline, _ = init_state(config.model, config.compute, optimizer, 0, mesh)
+        _, abstract_state, _ = init_state(config.model, config.compute, optimizer, NextByteLoss(0.0), 0, mesh)
         opened = Checkpoints(run_dir / "checkpoints")
-        kernel = np.asarray(opened.restore(step, outline).state.params["embed"]["kernel"])
+        kernel = np.asarray(opened.restore(step, abstract_state).state.params["embed"]["kernel"])
         opened.close()
         return kernel
 

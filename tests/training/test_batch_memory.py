@@ -42,7 +42,7 @@ def test_a_batch_larger_than_memory(task: str, row_bytes: int, key: str, tmp_pat
                                     monkeypatch: pytest.MonkeyPatch,
                                     capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(reading, "memory_bytes", lambda: 10e9)
-    monkeypatch.setattr(f"tilelli_jax.training.{task}.local_rows", None)  # no batch is allocated
+    monkeypatch.setattr("tilelli_jax.training.tasks.base.local_rows", None)  # no batch is allocated
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree_of(task, tmp_path)))
     arguments = ["--config", str(tmp_path / "a.yaml"), f"run_dir={tmp_path / 'run'}", f"train.{key}={ROWS}"]
     assert main(arguments) == 2

@@ -12,7 +12,7 @@ from tilelli_jax.models import VanillaConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.diagnose import diagnose
 from tilelli_jax.training.step import split_params
-from tilelli_jax.training.tasks.text_loss import next_byte_loss
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 CONFIG = VanillaConfig(d_model=8, n_layers=3, max_seq_len=8, n_heads=1, dense_expand=1)
 BATCH = {"bytes": jnp.asarray(np.arange(36, dtype=np.uint8).reshape(4, 9))}
@@ -28,7 +28,7 @@ def sentences(network, poison=lambda params: params, loss=None):
     params = poison(jax.tree.map(np.array, params))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        return diagnose(graph, params, BATCH, jax.random.key(0), loss or next_byte_loss(0.0), mesh)
+        return diagnose(graph, params, BATCH, jax.random.key(0), loss or NextByteLoss(0.0), mesh)
 
 
 def test_nothing_wrong(network):
@@ -61,7 +61,7 @@ def test_an_overflow_in_the_unembedding(network):
 
 def test_a_gradient_alone(network):
     def loss(model, batch, key):
-        total, metrics = next_byte_loss(0.0)(model, batch, key)
+        total, metrics = NextByteLoss(0.0)(model, batch, key)
         return total + jnp.sqrt(0.0 * jnp.sum(model.final_norm.bias[...])), metrics
     messages = sentences(network, loss=loss)
     assert messages[1].startswith("the logits are finite")

@@ -173,7 +173,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     (["chat.source={dir}/nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     (["chat.source="], ["chat.source: expected a .jsonl file"]),
     (["chat=null", "finetune.train=[router]"], ["finetune: expected a section chat"]),
-    (["train.seq_len=30"], ["chat.jsonl, line", "takes a train.seq_len of"]),
+    (["train.seq_len=30"], ["chat.jsonl: expected pairs that fit in train.seq_len", "longer than 30 bytes"]),
     (["train.seq_len=65"], ["train.seq_len: expected at most model.max_seq_len 64"]),
     (["report.trigram=true"], ["report.trigram"])])
 def test_invalid_settings(change: list[str], parts: list[str], folder: Path, tmp_path: Path,

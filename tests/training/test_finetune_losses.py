@@ -13,24 +13,26 @@ import pytest
 from flax import nnx
 
 from tests.restated.random_weights import random_network
-from tilelli_jax.data.chat_pairs import ChatBatch, ChatRows, Pair, pack_rows, training_rows
-from tilelli_jax.data.turns import answered, asked
+from tilelli_jax.data.chat_pairs import ChatPair
+from tilelli_jax.data.chat_rows import ChatBatch, ChatRows, pack_rows, training_rows
+from tilelli_jax.data.turns import model_turn, user_turn
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import ModelConfig, RoutedConfig, VanillaConfig
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, path_name, place_rows
 from tilelli_jax.training.groups import GROUPS, Group, merge, select, trained_of
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training, parameter_count, split_params
-from tilelli_jax.training.tasks.chat_loss import FinetuneConfig, chat_loss, finetune_hooks
+from tilelli_jax.training.tasks.chat_loss import ChatLoss, FinetuneConfig
 
 TIME = 48
 ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, dense_expand=2, pathways=("local", "dense"),
                       router_bias=True, abstain_head=True)
-PAIRS = [Pair("hi", "ok", True, "1"), Pair("who is Xu?", "I do not know.", False, "2"),
-         Pair("what", "a b c", True, "3"), Pair("wég", "d", False, "4"), Pair("a", "b", True, "5"),
-         Pair("abc", "de", True, "6"), Pair("xy", "z", False, "7"), Pair("u", "vw", True, "8")]
+PAIRS = [ChatPair("hi", "ok", True, "1"), ChatPair("who is Xu?", "I do not know.", False, "2"),
+         ChatPair("what", "a b c", True, "3"), ChatPair("wég", "d", False, "4"),
+         ChatPair("a", "b", True, "5"),
+         ChatPair("abc", "de", True, "6"), ChatPair("xy", "z", False, "7"), ChatPair("u", "vw", True, "8")]
 ALL = FinetuneConfig(cross_entropy_weight=0.5, abstain_weight=2.0, router_entropy_weight=3.0,
                      router_kl_weight=0.7)
 ADAMW = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, eps=1e-3, clip_norm=0.0, weight_decay=0.5)
@@ -76,12 +78,13 @@ def forward_pass(model: Any) -> Callable[[bytes], tuple[np.ndarray, np.ndarray, 
     return run
 
 
-def by_hand(model: Any, before: Any, pairs: list[Pair]) -> dict[str, float]:
+def by_hand(model: Any, before: Any, pairs: list[ChatPair]) -> dict[str, float]:
     """Returns the terms, computed for each pair separately."""
     nats, abstain, unsure, drift = [], [], [], []
     run, run_before = forward_pass(model), forward_pass(before)
     for pair in pairs:
-        given, text = asked(pair.prompt).encode(), (asked(pair.prompt) + answered(pair.response)).encode()
+        given = user_turn(pair.prompt).encode()
+        text = given + model_turn(pair.response).encode()
         logits, z, r = run(text)
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         nats += [-log_p[t - 1, text[t]] for t in range(len(given), len(text))]
@@ -98,7 +101,7 @@ def by_hand(model: Any, before: Any, pairs: list[Pair]) -> dict[str, float]:
 def test_the_terms_of_rows_with_one_pair_are_those_of_each_pair_alone(model: Any, before: Any) -> None:
     batch = {name: array[0] for name, array in batch_of(pack_rows(PAIRS, TIME, pack=False)).items()}
     batch["start"] = split_params(before)[1]
-    total, told = jax.jit(chat_loss(ALL))(model, batch, jax.random.key(0))
+    total, told = jax.jit(ChatLoss(ALL))(model, batch, jax.random.key(0))
     expected = by_hand(model, before, PAIRS)
     for name, value in expected.items():
         assert float(told[name]) == pytest.approx(value, rel=2e-5), name
@@ -113,7 +116,7 @@ def test_packed_rows_are_one_conversation(model: Any) -> None:
     source = pack_rows(PAIRS, TIME, pack=True)
     assert len(source) < len(PAIRS)
     batch = {name: array[0] for name, array in batch_of(source).items()} | {"start": split_params(model)[1]}
-    found = jax.jit(chat_loss(ALL))(model, batch, jax.random.key(0))[1]
+    found = jax.jit(ChatLoss(ALL))(model, batch, jax.random.key(0))[1]
     nats, entropies, run = [], [], forward_pass(model)
     for row in source.rows:
         text = b"".join(source.turns[pair][0][:-len("USER:")] for pair in row) + b"USER:"
@@ -132,7 +135,7 @@ def test_packed_rows_are_one_conversation(model: Any) -> None:
 
 def test_the_router_entropy_loss_moves_entropy_in_both_directions(model: Any) -> None:
     """Along the negative gradient, entropy falls on prompts with an answer and rises on the others."""
-    loss = chat_loss(FinetuneConfig(cross_entropy_weight=0, router_entropy_weight=1.0))
+    loss = ChatLoss(FinetuneConfig(cross_entropy_weight=0, router_entropy_weight=1.0))
     network, params = split_params(model)
     gradient = jax.jit(jax.grad(lambda p, batch: loss(network.merge(p), batch, jax.random.key(0))[0]))
 
@@ -189,8 +192,7 @@ class Run:
         self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
         with jax.set_mesh(self.mesh):
             self.training = make_training(start.config, ComputeConfig(), optimizer, steps=3,
-                                          loss=chat_loss(goal), seed=0, mesh=self.mesh, model=start,
-                                          hooks=finetune_hooks(goal))
+                                          loss=ChatLoss(goal), seed=0, mesh=self.mesh, model=start)
             self.state = self.training.make_state()
 
     def __call__(self, batch: dict[str, np.ndarray], times: int = 1) -> Any:

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tilelli_jax.errors import InputError
 from tilelli_jax.training import log as log_module
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, flat, read_metrics, require_extras
-from tilelli_jax.training.tasks.base import NATS
+from tilelli_jax.training.loss import NATS
 
 
 def open_log(path, from_step=0, config=None):
@@ -154,20 +155,52 @@ def test_progress_on_a_terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     progress = Progress(20, 10, NATS.format)
-    progress.update(11, 0.6931, None)
-    progress.update(12, 0.6931, 1234.5)
+    progress._refresh()
+    assert "compiling … 0 s" in terminal.getvalue() and "0/20" not in terminal.getvalue()
+    progress.update(11, 0.6931, None, None)
+    progress.update(12, 0.6931, 1234.5, 125.0)
     progress.print_line("a line")
-    progress._bar.refresh()
+    progress._refresh()
     progress.close()
     shown = terminal.getvalue()
-    for part in ("12/20", "loss 0.693", "0.9999 bits/byte", "1,234 tokens/s", "a line\n"):
+    for part in ("12/20", "loss 0.693", "0.9999 bits/byte", "1,234 tokens/s, 2 min 5 s left", "a line\n"):
         assert part in shown
+    assert "compiling" not in shown.partition("11/20")[2]
 
 
 def test_progress_without_a_terminal(capsys):
     for show in (True, False):
         progress = Progress(20, 0, NATS.format, show=show)
-        progress.update(1, 1.0, 5.0)
+        progress.update(1, 1.0, 5.0, 60.0)
         progress.print_line(f"a line {show}")
         progress.close()
     assert capsys.readouterr() == ("a line True\n", "")
+
+
+def test_lines_at_intervals(capsys, monkeypatch):
+    """Also while nothing is called, as during compilation and validation."""
+    monkeypatch.setattr(log_module, "INTERVAL", 0.02)
+    printed = ""
+
+    def wait_for(line):
+        nonlocal printed
+        deadline = time.monotonic() + 10
+        while line not in printed and time.monotonic() < deadline:
+            time.sleep(0.005)
+            printed += capsys.readouterr().out
+        assert line in printed
+        printed = printed.partition(line)[2]
+    progress = Progress(20, 0, NATS.format)
+    wait_for("step 0 of 20: compiling … 0 s\n")
+    progress.update(1, 0.6931, None, None)
+    wait_for("step 1 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte\n")
+    with progress.activity("validating"):
+        wait_for("step 1 of 20: validating … 0 s\n")
+    progress.update(2, 0.6931, 1234.5, 125.0)
+    wait_for("step 2 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte, 1,234 tokens/s, 2 min 5 s left\n")
+    progress.update(20, 0.6931, 1234.5, 0.0)
+    wait_for("tokens/s\n")
+    progress.close()
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""

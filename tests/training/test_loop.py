@@ -15,8 +15,8 @@ from tilelli_jax.training import loop
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, read_metrics
 from tilelli_jax.training.loop import RunState, TrainConfig, Trainer
-from tilelli_jax.training.tasks.base import NATS
-from tilelli_jax.training.tasks.text import describe_batch
+from tilelli_jax.training.loss import NATS
+from tilelli_jax.training.tasks.text import TextTask
 
 
 class State(NamedTuple):
@@ -60,6 +60,7 @@ class Setup:
 
     def __init__(self, path, valid=lambda step: 10.0 - step, bad=None, **settings):
         self.saved, self.dispatched, self.recorded, self.path = Saved(), [], [], path
+        self.record_steps = []
         self.valid, self.bad = valid, bad
         self.config = TrainConfig(**{"steps": 10, "batch_size": 2, "seq_len": 2, "log_every": 2,
                                      "eval_every": 5, "checkpoint_every": 4} | settings)
@@ -75,23 +76,23 @@ class Setup:
     def evaluate(self, params):
         return self.valid(self.dispatched[-1] + 1)
 
-    def record(self):
+    def record(self, from_step):
+        self.record_steps.append(from_step)
         self.recorded.append(len(self.saved.notes))
 
     def run(self, run_state=None):
         run_state = run_state or RunState()
         task = SimpleNamespace(
-            place=lambda batch: batch.bytes, describe_batch=describe_batch, logged=("zero_fraction",),
-            tokens=4, flops_per_token=2.0, loss_unit=NATS)
+            to_devices=lambda batch: batch.bytes, logged=("zero_fraction",), fingerprint="c",
+            describe_batch=lambda batch: TextTask.describe_batch(None, batch), tokens=4, flops_per_token=2.0,
+            loss_unit=NATS, evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
+            extra_metrics=lambda params: {"zero_fraction": np.float32(0.25), "not_logged": 1.0})
         trainer = Trainer(
-            config=self.config, task=task, update=self.update,
-            evaluate=self.evaluate, diagnose=lambda state, batch: ["one reason", "another"],
-            extra=lambda params: {"zero_fraction": np.float32(0.25), "not_logged": 1.0}, peak_flops=100.0,
-            checkpoints=self.saved, notes={"corpus": "c"}, record=self.record,
+            config=self.config, task=task, update=self.update, checkpoints=self.saved, run=self,
             progress=Progress(10, 0, NATS.format, show=False),
             log=MetricsLog(self.path, LogConfig(), from_step=run_state.step, name="", settings={}))
         try:
-            return trainer.run(State(run_state.step, 0.0), Batches(run_state.step), run_state)
+            return trainer.train(State(run_state.step, 0.0), Batches(run_state.step), run_state)
         finally:
             trainer.log.close()
 
@@ -105,7 +106,8 @@ def path(tmp_path):
 
 
 @pytest.mark.eight_devices
-def test_schedule_of_logs_validation_and_checkpoints(path):
+def test_schedule_of_logs_validation_and_checkpoints(path, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 100.0)
     setup = Setup(path)
     state, run_state = setup.run()
     assert state.step == 10 and setup.dispatched == list(range(10))
@@ -180,3 +182,34 @@ def test_a_complete_run_has_nothing_to_do(path):
     state, run_state = setup.run(RunState(10, 5.0, 1.0, 5, 2.0))
     assert setup.dispatched == [] and setup.saved.steps() == []
     assert state.step == 10 and run_state.best_step == 5 and run_state.seconds >= 5.0
+
+
+def test_the_rate_shown_excludes_pauses_and_the_time_left_includes_them(monkeypatch):
+    seconds = 0.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds)
+    clock, shown = loop._Clock(before=100.0), []
+    for step in range(1, 501):
+        seconds += 30.0 if step == 1 else 0.5  # the first update compiles
+        if step % 100 == 0:
+            with clock.paused():
+                seconds += 20.0
+        clock.tick(step)
+        shown.append((clock.rate(), clock.seconds_left(500 - step)))
+    rates, left = zip(*shown, strict=True)
+    assert rates[0] is None and left[0] is None
+    assert rates[1:] == pytest.approx([2.0] * 499)
+    assert left[98] == pytest.approx(401 * 0.5), "no pause has been seen"
+    assert left[399] == pytest.approx(100 * (0.5 + 80 / 399))
+    assert left[499] == 0 and clock.total() == 100 + 30 + 499 * 0.5 + 100
+
+
+def test_a_lap_is_the_rate_since_the_last_one(monkeypatch):
+    seconds = 0.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds)
+    clock, laps = loop._Clock(before=0.0), []
+    for step in range(1, 7):
+        seconds += step
+        clock.tick(step)
+        if step % 2 == 0 or step == 1:
+            laps.append(clock.lap())
+    assert laps == [None, 1 / 2, 2 / 7, 2 / 11]

@@ -11,11 +11,11 @@ from tilelli_jax.data.corpus import ByteCorpus
 from tilelli_jax.data.windows import validation_batches
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, local_rows, make_mesh
-from tilelli_jax.training.evaluate import make_evaluate
 from tilelli_jax.training.step import split_params
-from tilelli_jax.training.tasks.text_loss import next_byte_loss, next_byte_nats
+from tilelli_jax.training.tasks.text import held_out_nats
+from tilelli_jax.training.tasks.text_loss import NextByteLoss, next_byte_nats
 
 TIME = 8
 ROUTED = RoutedConfig(d_model=8, n_layers=2, max_seq_len=TIME, n_heads=1, d_head=4, top_k=3, dense_expand=1)
@@ -37,7 +37,7 @@ def nats(model, rows):
 
 def test_training_loss_of_a_routed_network():
     model = build(ROUTED, 0)
-    total, metrics = jax.jit(lambda batch: next_byte_loss(0.5)(model, batch, jax.random.key(0)))(
+    total, metrics = jax.jit(lambda batch: NextByteLoss(0.5)(model, batch, jax.random.key(0)))(
         {"bytes": jnp.asarray(ROWS)})
     assert float(metrics["loss"]) == pytest.approx(nats(model, ROWS).mean(), rel=1e-5)
 
@@ -54,7 +54,7 @@ def test_training_loss_of_a_routed_network():
 
 
 def test_training_loss_of_a_network_without_routers(vanilla):
-    total, metrics = next_byte_loss(0.5)(vanilla, {"bytes": jnp.asarray(ROWS)}, jax.random.key(0))
+    total, metrics = NextByteLoss(0.5)(vanilla, {"bytes": jnp.asarray(ROWS)}, jax.random.key(0))
     assert set(metrics) == {"loss"} and total == metrics["loss"]
     assert float(total) == pytest.approx(nats(vanilla, ROWS).mean(), rel=1e-5)
 
@@ -79,7 +79,7 @@ def test_validation_loss(vanilla, sizes, batch_size):
         with jax.set_mesh(mesh):
             batches = validation_batches(ByteCorpus([text]), batch_size=batch_size, seq_len=TIME,
                                          rows=local_rows(mesh, batch_size), max_bytes=size)
-            evaluate = make_evaluate(network, batches, mesh, batch_size=batch_size)
+            evaluate = held_out_nats(network, batches, mesh, batch_size=batch_size)
             losses = [evaluate(params), evaluate(params)]
         assert losses[0] == pytest.approx(expected[:size - 1].mean(), rel=1e-6)
         assert losses[0] == losses[1]

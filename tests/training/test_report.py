@@ -10,8 +10,8 @@ import pytest
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import VanillaConfig
 from tilelli_jax.training import report
+from tilelli_jax.training.loss import NATS, UNEXPLAINED
 from tilelli_jax.training.report import ReportConfig
-from tilelli_jax.training.tasks.base import NATS, UNEXPLAINED
 
 SUMMARY = {"best_step": 20, "best_valid_loss": math.log(2), "steps": 30, "final_valid_loss": 2 * math.log(2),
            "trigram_valid_loss": None}

@@ -14,8 +14,7 @@ import pytest
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
-from tilelli_jax.training.experiment import ExperimentConfig
-from tilelli_jax.training.loop import TrainConfig
+from tilelli_jax.training.experiment import ExperimentConfig, TrainConfig
 from tilelli_jax.training.report import ReportConfig
 from tilelli_jax.training.run import SUMMARY_KEYS, RunDirectory, provenance
 

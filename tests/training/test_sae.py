@@ -22,7 +22,7 @@ def activations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, _ = mixtures(3000, d=16, atoms=24, active=3)
     out = tmp_path_factory.mktemp("activations") / "rows"
     parts = np.array_split(rows.astype(np.float16), 7)
-    write_activations(out, parts, {"of_model": "mixture"}, shard_rows=1000)
+    write_activations(out, parts, {"source_model": "mixture"}, shard_rows=1000)
     return out
 
 

@@ -28,8 +28,8 @@ from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import TrainState, make_training, split_params
-from tilelli_jax.training.tasks.sae import describe
-from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig, geometric_median, make_objective
+from tilelli_jax.training.tasks.sae import reconstruction_quality
+from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, ObjectiveConfig, geometric_median
 
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}
@@ -80,7 +80,7 @@ def test_fewer_dead_latents_than_aux_k() -> None:
 def losses(model: TopKSAE, x: np.ndarray, dead: np.ndarray) -> tuple[Any, Any, Any]:
     """The published loss, its parts, and its gradients."""
     objective = dataclasses.replace(PUBLISHED, aux_k=10)
-    loss, _ = make_objective(model.config, objective, batch_size=len(x), steps=100)
+    loss = AutoencoderLoss(model.config, objective, batch_size=len(x), steps=100)
     batch = {"activations": jnp.asarray(x), "dead": jnp.asarray(dead), "k": jnp.int32(model.config.k)}
     network, params = split_params(model)
     (total, metrics), grads = jax.jit(jax.value_and_grad(
@@ -104,9 +104,9 @@ def test_the_published_training_curve() -> None:
     model = stored(start, d, n, k)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     objective = dataclasses.replace(PUBLISHED, dead_after=3 * 32)
-    loss, hooks = make_objective(model.config, objective, batch_size=32, steps=1000)
+    loss = AutoencoderLoss(model.config, objective, batch_size=32, steps=1000)
     training = make_training(model.config, ComputeConfig(), ADAM, steps=1000, loss=loss, seed=0, mesh=mesh,
-                             model=model, hooks=hooks)
+                             model=model)
     with jax.set_mesh(mesh):
         state, history = training.make_state(), []
         for step, batch in enumerate(batches):
@@ -142,9 +142,9 @@ def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndar
 
 def training_of(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], mesh: Any,
                 model: TopKSAE | None, compute: ComputeConfig | None) -> Any:
-    loss, hooks = make_objective(config, objective, batch_size=len(batches[0]), steps=len(batches))
+    loss = AutoencoderLoss(config, objective, batch_size=len(batches[0]), steps=len(batches))
     return make_training(config, compute or ComputeConfig(), FAST, steps=len(batches), loss=loss, seed=0,
-                         mesh=mesh, model=model, hooks=hooks)
+                         mesh=mesh, model=model)
 
 
 def trained_at_length(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *,
@@ -180,7 +180,7 @@ def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...])
     assert history["fvu"][-1] < 0.1 < history["fvu"][0] and history["l0"][-1] <= 3
     # In inference, with a threshold instead of a batch, sparsity and fit are similar.
     model = split_params(TopKSAE(config, rngs=nnx.Rngs(0)))[0].merge(params)
-    found = describe(model, Activations(Path(), (rows[:4000],), {}, "", 0, 4000))
+    found = reconstruction_quality(model, Activations(Path(), (rows[:4000],), {}, "", 0, 4000))
     assert found["explained_variance"] > 0.9 and 2.5 < found["l0"] < 3.5
 
 
@@ -194,7 +194,7 @@ def test_the_loss_equals_that_of_dense_codes(activation: Any, max_active: int,
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     model.encoder.bias[...] = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal(48), jnp.float32)
     network, params = split_params(model)
-    loss, _ = make_objective(config, ObjectiveConfig(prefixes=prefixes), batch_size=64, steps=9)
+    loss = AutoencoderLoss(config, ObjectiveConfig(prefixes=prefixes), batch_size=64, steps=9)
     batch = {"activations": x, "dead": jnp.zeros(48, bool), "k": jnp.int32(4)}
     (total, metrics), grads = jax.jit(jax.value_and_grad(
         lambda params: loss(network.merge(params), batch, jax.random.key(0)), has_aux=True))(params)
@@ -264,14 +264,14 @@ def test_bfloat16_learns_as_well() -> None:
 def test_bfloat16_rounds_operands_alone() -> None:
     """Parameters, the optimiser's state and every sum are float32."""
     config, objective = ROUNDED
-    loss, hooks = make_objective(config, objective, batch_size=256, steps=9)
+    loss = AutoencoderLoss(config, objective, batch_size=256, steps=9)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     training = make_training(config, ComputeConfig(dtype="bfloat16"), FAST, steps=9, loss=loss, seed=0,
-                             mesh=mesh, hooks=hooks)
-    assert not [leaf for leaf in jax.tree.leaves(training.outline) if leaf.dtype == jnp.bfloat16]
+                             mesh=mesh)
+    assert not [leaf for leaf in jax.tree.leaves(training.abstract_state) if leaf.dtype == jnp.bfloat16]
     batch = {"activations": jax.ShapeDtypeStruct((1, 256, 32), np.float32)}
     with jax.set_mesh(mesh):
-        program = jax.make_jaxpr(training.update)(training.outline, batch, np.int32(0))
+        program = jax.make_jaxpr(training.update)(training.abstract_state, batch, np.int32(0))
     sums = list(operations(program.jaxpr, ("dot_general", "reduce_sum", "scatter-add", "add", "add_any")))
     assert {str(var.aval.dtype) for operation in sums for var in operation.outvars} <= {
         "float32", "int32", "uint32"}
@@ -337,10 +337,10 @@ def test_gradients_along_the_rows_are_removed() -> None:
     config = SAEConfig(d_model=8, n_latents=16, k=4)
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     _, params = split_params(model)
-    _, hooks = make_objective(config, ObjectiveConfig(), batch_size=4, steps=10)
+    loss = AutoencoderLoss(config, ObjectiveConfig(), batch_size=4, steps=10)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), params)
-    projected = hooks.transform_grads(params, grads)["decoder"]["kernel"]
+    projected = loss.transform_grads(params, grads)["decoder"]["kernel"]
     np.testing.assert_allclose(jnp.sum(projected * params["decoder"]["kernel"], axis=1), 0, atol=1e-5)
     assert jnp.abs(projected).max() > 0.1
 
@@ -358,10 +358,9 @@ def test_the_geometric_median() -> None:
 def test_latents_lie_over_the_tensor_axis() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = SAEConfig(d_model=16, n_latents=32, k=4)
-    loss, hooks = make_objective(config, ObjectiveConfig(), batch_size=8, steps=9)
-    training = make_training(config, ComputeConfig(), FAST, steps=9, loss=loss, seed=0, mesh=mesh,
-                             hooks=hooks)
-    specs = jax.tree.map(lambda leaf: tuple(leaf.sharding.spec), training.outline.params)
+    loss = AutoencoderLoss(config, ObjectiveConfig(), batch_size=8, steps=9)
+    training = make_training(config, ComputeConfig(), FAST, steps=9, loss=loss, seed=0, mesh=mesh)
+    specs = jax.tree.map(lambda leaf: tuple(leaf.sharding.spec), training.abstract_state.params)
     assert specs["encoder"]["kernel"] == ("fsdp", "tensor")
     assert specs["decoder"]["kernel"] == ("tensor", "fsdp")
 
@@ -371,7 +370,6 @@ def test_dead_after_of_the_published_configuration() -> None:
     config = config_lib.load(ExperimentConfig, Path(__file__).parents[2] / "configs" / "sae-published.yaml",
                              ["train.steps=60"])
     assert isinstance(config.model, SAEConfig)
-    _, hooks = make_objective(config.model, config.sae, batch_size=config.train.batch_size, steps=60)
+    loss = AutoencoderLoss(config.model, config.sae, batch_size=config.train.batch_size, steps=60)
     silent = jnp.array([50, 51]) * config.train.batch_size
-    state = TrainState(jnp.int32(0), None, None, None, {"silent": silent})  # type: ignore[arg-type]
-    assert hooks.extra_batch(state)["dead"].tolist() == [False, True]
+    assert loss.extra_batch({"silent": silent}, jnp.int32(0))["dead"].tolist() == [False, True]

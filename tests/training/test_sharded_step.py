@@ -16,7 +16,7 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
-from tilelli_jax.training.tasks.text_loss import next_byte_loss
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 pytestmark = pytest.mark.eight_devices
 
@@ -45,13 +45,13 @@ class Run:
         self.mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
         with jax.set_mesh(self.mesh):
             training = make_training((NETWORKS | MORE)[name], compute or ComputeConfig(), optimizer,
-                                     steps=STEPS, loss=next_byte_loss(0.01), seed=0, mesh=self.mesh)
+                                     steps=STEPS, loss=NextByteLoss(0.01), seed=0, mesh=self.mesh)
             self.start = jax.device_get(training.make_state()) if start is None else start
             batches = [{"bytes": place_rows(rows.reshape(parts, -1, TIME + 1), self.mesh,
                                             BATCH // parts, axis=1)} for rows in BATCHES]
-            self.program = training.update.lower(training.outline, batches[0], np.int32(0)).compile()
+            self.program = training.update.lower(training.abstract_state, batches[0], np.int32(0)).compile()
             self.state = jax.device_put(
-                self.start, jax.tree.map(lambda leaf: leaf.sharding, training.outline))
+                self.start, jax.tree.map(lambda leaf: leaf.sharding, training.abstract_state))
             self.losses, self.grad_norms = [], []
             for i, batch in enumerate(batches):
                 self.state, metrics = self.program(self.state, batch, np.int32(i))
@@ -126,7 +126,7 @@ def test_the_seed_gives_the_same_parameters_on_any_mesh():
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:int(np.prod(sizes))])
         with jax.set_mesh(mesh):
             return make_training(NETWORKS["vanilla"], ComputeConfig(), ADAMW, steps=STEPS,
-                                 loss=next_byte_loss(0.0), seed=3, mesh=mesh).make_state()
+                                 loss=NextByteLoss(0.0), seed=3, mesh=mesh).make_state()
     jax.tree.map(np.testing.assert_array_equal, start((2, 2, 2)), start((1, 1, 1)))
 
 

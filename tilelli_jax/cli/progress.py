@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,27 @@ from tqdm import tqdm
 from tilelli_jax.cli import interrupts
 
 INTERVAL = 30.0  # seconds between two plain lines
+
+
+class Heartbeat:
+    """Calls a function at intervals, in a thread of its own, until it is closed.
+
+    The thread also runs while the main thread waits for a compiler or a device.
+    """
+
+    def __init__(self, seconds: float, beat: Callable[[], object]) -> None:
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(seconds, beat), name="progress", daemon=True)
+        self._thread.start()
+
+    def _run(self, seconds: float, beat: Callable[[], object]) -> None:
+        while not self._closed.wait(seconds):
+            with contextlib.suppress(OSError, ValueError):  # a closed stream
+                beat()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=1)
 
 
 @contextlib.contextmanager
@@ -28,16 +50,44 @@ def shown(total: int, what: str, unit: str, *, quiet: bool = False) -> Iterator[
         KeyboardInterrupt, SystemExit: from the function, after a signal (`interrupts.raise_if_received`).
     """
     terminal = sys.stderr.isatty()
-    done, last = 0, time.monotonic()
+    done, begin = 0, time.monotonic()
 
     def advance(newly_done: int) -> None:
-        nonlocal done, last
+        nonlocal done
         interrupts.raise_if_received()
         done += newly_done
         bar.update(newly_done)
-        if not quiet and not terminal and time.monotonic() - last >= INTERVAL:
-            last = time.monotonic()
-            print(f"{what}: {done:,} of {total:,} {unit}s", file=sys.stderr, flush=True)
 
-    with tqdm(total=total, desc=what, unit=unit, leave=False, disable=quiet or not terminal) as bar:
+    def print_line() -> None:
+        left = f"; {duration((total / done - 1) * (time.monotonic() - begin))} left" if done else ""
+        sys.stderr.write(f"{what}: {done:,} of {total:,} {unit}s{left}\n")
+        sys.stderr.flush()
+
+    with contextlib.ExitStack() as cleanup:
+        bar = cleanup.enter_context(
+            tqdm(total=total, desc=what, unit=unit, leave=False, disable=quiet or not terminal))
+        if not quiet and not terminal:
+            cleanup.callback(Heartbeat(INTERVAL, print_line).close)
         yield advance
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Prints the line `what … 30 s` on stdout every 30 seconds while the context lasts."""
+    begin = time.monotonic()
+
+    def print_line() -> None:
+        sys.stdout.write(f"{what} … {duration(time.monotonic() - begin)}\n")
+        sys.stdout.flush()
+
+    with contextlib.closing(Heartbeat(INTERVAL, print_line)):
+        yield
+
+
+def duration(seconds: float) -> str:
+    """Formats a time span: `45 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, hours = seconds // 60, seconds // 3600
+    return f"{minutes} min {seconds % 60} s" if hours == 0 else f"{hours} h {minutes % 60} min"

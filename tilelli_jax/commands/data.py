@@ -110,17 +110,17 @@ def _write_village(source: str, out: Path, arguments: argparse.Namespace) -> Non
     if source == "village-prompts":
         n_prompts = village.EACH if arguments.each is None else arguments.each
         contents = {out / name: content for name, content in
-                    village_files.of_regimes(village.prompts(world, n_prompts, seed)).items()}
+                    village_files.regime_files(village.prompts(world, n_prompts, seed)).items()}
         with replace_files(out, [path.name for path in contents], force=arguments.force) as temporary:
             for path, content in contents.items():
                 temporary[path.name].write_bytes(content)
     else:
         pairs, fraction = arguments.pairs, arguments.unanswerable
         if source == "village-calibration":
-            content = village_files.of_calibration(
+            content = village_files.calibration_lines(
                 village.calibration(world, 200 if pairs is None else pairs, seed))
         else:
-            content = village_files.of_chat(village.chat(
+            content = village_files.chat_lines(village.chat(
                 world, 20_000 if pairs is None else pairs, seed, 0.5 if fraction is None else fraction,
                 tuple(arguments.kinds or village.SEMANTIC)))
         contents = {out: content}

@@ -16,13 +16,13 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tilelli_jax.cli import accelerators
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.extras import DISTRIBUTIONS
 
@@ -46,8 +46,6 @@ print("\\n" + json.dumps(devices))
 # Files with a container's memory limit and usage: control groups, version 2 and 1.
 CGROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
-# PCI device ids of Google's TPUs, v3 to tpu7x.
-TPU_PCI_IDS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +190,12 @@ def _start(facts: Facts) -> Iterator[Finding]:
 def _accelerators(facts: Facts) -> Iterator[Finding]:
     platforms = {device.platform for device in facts.devices}
     chosen = facts.environment.get("JAX_PLATFORMS", "")
-    for present, name, extra, own_platforms in (
-            (facts.nvidia_gpu, "an NVIDIA GPU", "cuda", {"gpu", "cuda"}),
-            (facts.tpu, "a TPU", "tpu", {"tpu"})):
+    for present, accelerator in ((facts.nvidia_gpu, accelerators.NVIDIA), (facts.tpu, accelerators.TPU)):
+        name, extra, own_platforms = accelerator
         if not present or platforms & own_platforms or facts.failure:
             continue
         if not extras(facts)[extra]:
-            yield Finding("warning", f"this machine has {name}, but this JAX supports the CPU only",
-                          f"pip install 'tilelli_jax[{extra}]'")
+            yield Finding("warning", accelerators.no_support(accelerator), accelerators.remedy(accelerator))
         elif chosen and not own_platforms & set(chosen.split(",")):
             yield Finding("warning", f"JAX_PLATFORMS={chosen} keeps JAX from using {name} of this machine",
                           "unset JAX_PLATFORMS")
@@ -259,7 +255,7 @@ def gather() -> Facts:
     return Facts(
         python=sys.version_info[:3], system=platform.system(), machine=platform.machine(),
         versions=versions, environment={key: os.environ[key] for key in VARIABLES if key in os.environ},
-        nvidia_gpu=_has_nvidia_gpu(), tpu=_has_tpu(), memory=memory, memory_free=free,
+        nvidia_gpu=accelerators.has_nvidia_gpu(), tpu=accelerators.has_tpu(), memory=memory, memory_free=free,
         huge_pages=_huge_page_setting(), devices=devices, failure=failure)
 
 
@@ -301,23 +297,6 @@ def _memory_bytes() -> tuple[int | None, int | None]:
                 in_container = total - int(used_text) + (int(caches[1]) if caches else 0)
                 available = in_container if available is None else min(in_container, available)
     return total, available
-
-
-def _has_nvidia_gpu() -> bool:
-    if any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/gpus").is_dir():
-        return True
-    if shutil.which("nvidia-smi") is None:
-        return False
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listed.returncode == 0 and "GPU" in listed.stdout
-
-
-def _has_tpu() -> bool:
-    return any(_read(vendor).strip() == "0x1ae0" and _read(vendor.with_name("device")).strip() in TPU_PCI_IDS
-               for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"))
 
 
 def _huge_page_setting() -> str | None:

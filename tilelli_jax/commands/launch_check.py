@@ -31,7 +31,7 @@ from tilelli_jax.parallel.sharding import batch_devices, batch_spec, make_mesh
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.step import make_training
-from tilelli_jax.training.tasks.text_loss import next_byte_loss
+from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 GIB = 2**30
 UNITS = ("B", "KiB", "MiB", "GiB")
@@ -137,11 +137,11 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
                                  sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
     started = time.monotonic()
     training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
-                             loss=next_byte_loss(config.train.load_balance), seed=config.seed, mesh=mesh)
+                             loss=NextByteLoss(config.train.load_balance), seed=config.seed, mesh=mesh)
     step: Any = training.update
     with jax.set_mesh(mesh):
         try:
-            compiled = step.lower(training.outline, {"bytes": batch}, np.int32(0)).compile()
+            compiled = step.lower(training.abstract_state, {"bytes": batch}, np.int32(0)).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

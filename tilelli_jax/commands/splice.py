@@ -13,7 +13,8 @@ from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import new_directory
 from tilelli_jax.loading import store
-from tilelli_jax.models.abstain import head_of, with_head
+from tilelli_jax.loading.model_card import CardInfo
+from tilelli_jax.models.abstain import attach_head, get_head
 
 
 @command
@@ -41,15 +42,15 @@ def splice(head: Path, onto: Path, out: Path) -> None:
     if out.exists():  # before the models are read
         raise InputError(f"{out}: already exists; choose another OUT")
     try:
-        abstain_head = head_of(store.load(head))
+        abstain_head = get_head(store.load(head))
     except InputError as error:
         raise _with_path(head, error) from None
     try:
-        model = with_head(store.load(onto), abstain_head)
+        model = attach_head(store.load(onto), abstain_head)
     except InputError as error:
         raise _with_path(onto, error) from None
     with new_directory(out) as path:
-        store.save(model, path)
+        store.save(model, path, CardInfo(made_from=f"The model {onto} with the abstain head of {head}."))
 
 
 def _with_path(path: Path, error: InputError) -> InputError:

@@ -7,7 +7,7 @@ combines them into the configuration of a training run.
 
 A field may be a choice of sections, `RoutedConfig | VanillaConfig`; the `Literal` that each has under
 `family` distinguishes them. An optional section, `ChronosConfig | None`, is None if the file sets it to null
-or omits it.
+or omits it. A mapping, `dict[str, NetworkConfig]`, has sections under names that the file chooses.
 """
 
 from tilelli_jax.config.files import find, load, parse_overrides, read_yaml, shipped

@@ -10,9 +10,11 @@ from typing import Any
 from tilelli_jax.cli.command import ArgumentParser
 from tilelli_jax.config.schema import (
     DISCRIMINATOR,
+    default_of,
     family_of,
     format_bounds,
     hints_of,
+    mapping_of,
     sections_of,
     type_name,
 )
@@ -45,18 +47,23 @@ def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example
     return parser
 
 
-def describe_keys(cls: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+def describe_keys(cls: Any, prefix: str, default: Any = None) -> Iterator[tuple[str, str, str]]:
+    """Yields key, type with default, and meaning; defaults are as in `default`, if that is such a section."""
     for field in dataclasses.fields(cls):
-        hint = hints_of(cls)[field.name]
+        hint, name = hints_of(cls)[field.name], field.name
+        if (in_mapping := mapping_of(hint)) is not None:
+            hint, name = in_mapping, f"{name}.NAME"
+            yield f"{prefix}{name}", "a section for each NAME", field.metadata["meaning"]
         sections = sections_of(hint)
         for section in sections:
             if len(sections) > 1:
-                yield (f"{prefix}{field.name}", f"with {DISCRIMINATOR}: {family_of(section)}",
+                yield (f"{prefix}{name}", f"with {DISCRIMINATOR}: {family_of(section)}",
                        str(section.__doc__).splitlines()[0])
-            yield from describe_keys(section, f"{prefix}{field.name}.")
+            yield from describe_keys(section, f"{prefix}{name}.", default_of(cls, field.name, default))
         if not sections:
-            default = "" if field.default is dataclasses.MISSING else f" [{_format_default(field.default)}]"
-            kind = type_name(hint) + format_bounds(field.metadata["bounds"]) + default
+            text = "" if field.default is dataclasses.MISSING else (
+                f" [{_format_default(default_of(cls, field.name, default))}]")
+            kind = type_name(hint) + format_bounds(field.metadata["bounds"]) + text
             yield f"{prefix}{field.name}", kind, field.metadata["meaning"]
 
 

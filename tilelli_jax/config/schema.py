@@ -34,6 +34,8 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
     metadata = {"meaning": meaning, "bounds": bounds}
     if dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -81,6 +83,21 @@ def options_of(hint: Any) -> tuple[Any, ...]:
 
 def sections_of(hint: Any) -> list[Any]:
     return [option for option in options_of(hint) if dataclasses.is_dataclass(option)]
+
+
+def default_of(cls: Any, name: str, default: Any) -> Any:
+    """Returns the default of a section's key: as in `default` if that is such a section; None without one."""
+    if type(default) is cls:
+        return getattr(default, name)
+    field = next(field for field in dataclasses.fields(cls) if field.name == name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def mapping_of(hint: Any) -> Any:
+    """Returns the type of the sections in a mapping, `dict[str, Section]`; None for another type."""
+    return typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
 
 
 def family_of(section: Any) -> str:

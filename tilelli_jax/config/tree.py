@@ -10,7 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from tilelli_jax.config.help import describe_keys
-from tilelli_jax.config.schema import DISCRIMINATOR, family_of, hints_of, options_of, sections_of, type_name
+from tilelli_jax.config.schema import (
+    DISCRIMINATOR,
+    default_of,
+    family_of,
+    hints_of,
+    mapping_of,
+    options_of,
+    sections_of,
+    type_name,
+)
 from tilelli_jax.errors import InputError
 from tilelli_jax.io import yaml_text
 
@@ -43,6 +52,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {name: plain(section) for name, section in value.items()}
         return list(value) if isinstance(value, tuple) else value
     return plain(config)
 
@@ -74,25 +85,31 @@ def did_you_mean(near: str) -> str:
     return f"; did you mean '{near}'?" if near else ""
 
 
-def _build(cls: Any, tree: Any, prefix: str, source: str) -> Any:
+def _build(cls: Any, tree: Any, prefix: str, source: str, default: Any = None) -> Any:
+    """Builds a section; keys that the tree lacks are as in `default`, if that is such a section."""
     if not isinstance(tree, Mapping):
         raise InputError(f"{source}{prefix.rstrip('.') or 'the file'}: expected keys with values, "
                          f"found {yaml_text.kind(tree)}")
     hints = hints_of(cls)
-    values = {key: _convert(hints[key], value, prefix + key, source) for key, value in tree.items()}
+    values = {key: _convert(hints[key], value, prefix + key, source, default_of(cls, key, default))
+              for key, value in tree.items()}
     try:
-        return cls(**values)
+        return dataclasses.replace(default, **values) if type(default) is cls else cls(**values)
     except InputError as error:  # from the section's __post_init__
         raise InputError(f"{source}{prefix}{error}") from None
 
 
-def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
+def _convert(hint: Any, value: Any, key: str, source: str, default: Any = None) -> Any:
     options, sections = options_of(hint), sections_of(hint)
     if isinstance(value, Typed):
         value = value.text if hint is str else value.value
+    if (section := mapping_of(hint)) is not None:
+        tree = {} if value is None else value
+        return {name: _convert(section, inner, f"{key}.{name}", source)
+                for name, inner in _items(tree, key, source)}
     if sections and not (value is None and type(None) in options):
         tree = {} if value is None else value  # an empty section has all its defaults
-        return _build(_choose(sections, tree, key, source), tree, key + ".", source)
+        return _build(_choose(sections, tree, key, source), tree, key + ".", source, default)
     if value is None:
         if type(None) in options:
             return None
@@ -104,6 +121,16 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     near = nearest(str(value), typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ())
     raise InputError(f"{source}{key}: expected {type_name(hint)}, "
                      f"found {yaml_text.kind(value)} {value!r:.200}" + did_you_mean(near))
+
+
+def _items(tree: Any, key: str, source: str) -> Iterable[tuple[str, Any]]:
+    """Returns the names and sections of a mapping."""
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{source}{key}: expected names with a section each, found {yaml_text.kind(tree)}")
+    for name in tree:
+        if not (isinstance(name, str) and name and "." not in name):  # a dot separates keys in overrides
+            raise InputError(f"{source}{key}: expected names that are text without dots, found {name!r:.40}")
+    return tree.items()
 
 
 def _choose(sections: list[Any], value: Any, key: str, source: str) -> Any:
@@ -160,10 +187,19 @@ def _unknown(cls: Any, tree: Any, prefix: str, source: str) -> Iterator[tuple[st
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if key not in hints:
             yield f"{prefix}{key}", cls
-        elif sections := sections_of(hints[key]):
-            value = value.value if isinstance(value, Typed) else value
-            section = _choose(sections, value, prefix + key, source)
-            yield from _unknown(section, value, f"{prefix}{key}.", source)
+            continue
+        hint, trees = hints[key], {prefix + key: _untyped(value)}
+        if (in_mapping := mapping_of(hint)) is not None:
+            hint, mapping = in_mapping, _untyped(value)
+            trees = {f"{prefix}{key}.{name}": _untyped(section) for name, section in (
+                mapping.items() if isinstance(mapping, Mapping) else ())}
+        for dotted, section_tree in trees.items() if (sections := sections_of(hint)) else ():
+            section = _choose(sections, section_tree, dotted, source)
+            yield from _unknown(section, section_tree, f"{dotted}.", source)
+
+
+def _untyped(value: Any) -> Any:
+    return value.value if isinstance(value, Typed) else value
 
 
 def _suggestion(root: Any, section: Any, key: str) -> str:

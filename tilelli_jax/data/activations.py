@@ -45,7 +45,7 @@ class Activations:
     """Rows `[start, stop)` of a directory of activations, as memory maps.
 
     Attributes:
-        about: description from the index: `of_model`, `place`, `layer` and more.
+        about: description from the index: `source_model`, `hook`, `layer` and more.
     """
 
     path: Path

@@ -1,38 +1,35 @@
-"""Pairs of a prompt and its response as chat turns in rows of bytes, read as Grain pipelines.
+"""Pairs of a prompt and its response, read from .jsonl files for fine-tuning.
 
-A row holds one pair (`pack: false`), or several in sequence (`pack: true`), where the start of a turn also
-ends the previous one. The networks have no reset within a row, so a packed pair is read as a later turn of
-the conversation before it. No pair is ever cut.
+Each line is a pair, a conversation, or plain text:
 
-A line may hold plain text instead of a pair: it is in no turn, has no response, and all of it is prompt.
+    {"prompt": "…", "response": "…"}                         one pair; "answerable": false if it has no answer
+    {"messages": [{"role": "user", "content": "…"}, …]}      see `chat_messages`; also "conversations"
+    {"text": "…"}                                            in no turn and without a response
 
-Pairs are assigned to rows once; an epoch reads each row once, in random order. As with windows, every
-process knows the whole batch and fills its own rows: a position in the data is one integer, and the batch at
-a position is the same for any number of processes.
+Every reply of a conversation makes a pair, which has the turns before it as its context, as `tilelli chat`
+presents a conversation to the network.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import functools
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import grain
-import numpy as np
+from typing import Any, Literal, NamedTuple
 
 from tilelli_jax.config import Section, setting
+from tilelli_jax.data.chat_messages import KEYS, read_messages
 from tilelli_jax.data.documents import json_lines
-from tilelli_jax.data.reading import ALL, ENDLESS, Batches, Rows, read_ahead, shuffled
-from tilelli_jax.data.turns import STOP, answered, asked, text_of
+from tilelli_jax.data.turns import format_turns, model_turn, turn_text, user_turn
 from tilelli_jax.errors import InputError
 
-POSITION = 18  # bytes per position of a batch: 1 of text, 4 float32 weights, 1 flag
-SHARED = len(STOP) - 1  # bytes that both end a turn and begin the next
+log = logging.getLogger(__name__)
+FORMATS = {"prompt": "prompt", "response": "prompt", "text": "text"} | dict(zip(KEYS, KEYS, strict=True))
+LISTED = 5  # lines that a message names
+TooLong = Literal["error", "drop", "cut"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +37,17 @@ class ChatConfig(Section):
     """Pairs of a prompt and its response to fine-tune on."""
 
     source: str = setting(
-        "", ".jsonl file with prompt and response on each line, and answerable: false for pairs without an "
-        "answer; a line may have text instead, which is read outside any turn")
+        "", ".jsonl file; each line has prompt and response, or messages (OpenAI) or conversations "
+        "(ShareGPT), each of whose replies makes a pair with the turns before it; answerable: false marks "
+        "pairs without an answer; a line may have text instead, which is read outside any turn")
     valid: str = setting("", ".jsonl file of validation pairs; empty: a fraction of the source")
     valid_fraction: float = setting(
         0.1, "fraction of the source's distinct prompts held out for validation, chosen by a hash of their "
-        "text", above=0, below=1)
+        "text; a conversation counts by its first prompt", above=0, below=1)
+    too_long: TooLong = setting(
+        "error", "what to do with pairs longer than train.seq_len, in training and validation: error; drop, "
+        "leave them out; cut, shorten them: leave out earlier turns, then the beginning of the prompt until "
+        "the response has half of the row or all it needs, then the end of the response")
     pack: bool = setting(
         False, "put several pairs in a training row, each read as a later turn of those before it; false: "
         "one padded pair per row, as always in validation")
@@ -60,246 +62,222 @@ class ChatConfig(Section):
     prefetch: int = setting(2, "batches to read ahead of the current update; 0: none", min=0, max=1000)
 
 
-class Pair(NamedTuple):
-    """A prompt and its response, empty for plain text; `where` is its line, for errors."""
+class ChatPair(NamedTuple):
+    """A prompt and its response, or plain text, which has no response.
+
+    Attributes:
+        answerable: false if the prompt has no answer.
+        where: the line of the file, for errors.
+        context: earlier turns of the conversation, (prompt, response) each.
+        complete: false if the end of the response is cut off, so that the turn does not end.
+    """
 
     prompt: str
     response: str
     answerable: bool
     where: str
+    context: tuple[tuple[str, str], ...] = ()
+    complete: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.response
+
+    @property
+    def given(self) -> str:
+        """The text before the response: earlier turns, the user's turn and the start of the model's."""
+        return self.prompt if self.is_plain else format_turns(self.context) + user_turn(self.prompt)
+
+    @property
+    def continuation(self) -> str:
+        """The text to predict: the response and the end of its turn."""
+        if self.is_plain:
+            return ""
+        return model_turn(self.response) if self.complete else f" {self.response}"
+
+    @property
+    def seq_len(self) -> int:
+        """The number of bytes that the network reads: all but the last, which is only predicted."""
+        given = len(self.given.encode())
+        return max(given, given + len(self.continuation.encode()) - 1)
+
+    @property
+    def opening(self) -> str:
+        """The first prompt of the conversation."""
+        return self.context[0][0] if self.context else self.prompt
 
 
-class ChatBatch(NamedTuple):
-    """Rows of a batch. Position t reads byte t and predicts byte t + 1; arrays are `[rows, seq_len]` by
-    default.
-
-    Attributes:
-        bytes: uint8 `[rows, seq_len + 1]`, zero in the padding.
-        response: f32, 1 where the predicted byte is of a response that counts in the loss.
-        prompt: f32, weights over the positions of `ChatConfig.abstain_position`; they sum to 1 per pair.
-        last: f32, 1 at the last of these positions.
-        inside: f32, 1 at all positions except padding.
-        unanswerable: bool, true at these positions in pairs without an answer.
-        rows: int64 `[rows]`: index of each row in `ChatRows.rows`; −1 for an empty row.
-    """
-
-    bytes: np.ndarray
-    response: np.ndarray
-    prompt: np.ndarray
-    last: np.ndarray
-    inside: np.ndarray
-    unanswerable: np.ndarray
-    rows: np.ndarray
-
-
-class Splits(NamedTuple):
+class ChatSplits(NamedTuple):
     """The training and the validation pairs."""
 
-    train: list[Pair]
-    valid: list[Pair]
+    train: list[ChatPair]
+    valid: list[ChatPair]
 
     def fingerprint(self) -> str:
-        """Returns a hash of all pairs' contents, independent of file names."""
-        texts = json.dumps([[pair[:3] for pair in part] for part in self])
+        """Returns a hash of all pairs' contents as they are trained on, independent of file names."""
+        texts = json.dumps([[_content(pair) for pair in part] for part in self])
         return hashlib.sha256(texts.encode()).hexdigest()
 
 
-def open_pairs(config: ChatConfig) -> Splits:
-    """Reads the pairs. Raises InputError if a file is unreadable or unusable, or a split would be empty."""
+def open_pairs(config: ChatConfig, seq_len: int | None = None) -> ChatSplits:
+    """Reads the pairs, and applies `ChatConfig.too_long`.
+
+    Which prompts are held out does not depend on `too_long`.
+
+    Args:
+        seq_len: the largest `ChatPair.seq_len`; None: any.
+
+    Raises:
+        InputError: a file is unreadable or unusable, pairs are too long, or a split would be empty.
+    """
     if not config.source:
         raise InputError("chat.source: expected a .jsonl file, found nothing")
     pairs = read_pairs(Path(config.source))
+    fitted = fit_pairs(pairs, seq_len, config.too_long, config.source)
     if config.valid:
-        return Splits(pairs, read_pairs(Path(config.valid)))
+        valid = fit_pairs(read_pairs(Path(config.valid)), seq_len, config.too_long, config.valid)
+        return _without_none(fitted, valid, config)
     # Split by prompt text, so that neither the file's order nor repeated prompts matter.
-    prompts = sorted({pair.prompt for pair in pairs},
+    prompts = sorted({pair.opening for pair in pairs},
                      key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     if len(prompts) < 2:
         raise InputError(f"chat.valid: expected a file, as {config.source} has one prompt only")
     n_valid = min(max(1, round(len(prompts) * config.valid_fraction)), len(prompts) - 1)
     held_out = set(prompts[:n_valid])
-    return Splits([pair for pair in pairs if pair.prompt not in held_out],
-                  [pair for pair in pairs if pair.prompt in held_out])
+    parts: dict[bool, list[ChatPair | None]] = {False: [], True: []}
+    for pair, fitting in zip(pairs, fitted, strict=True):
+        parts[pair.opening in held_out].append(fitting)
+    return _without_none(parts[False], parts[True], config)
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path) -> list[ChatPair]:
     """Returns the pairs of a JSONL file; ignores other keys of its lines.
 
     Raises:
         InputError: the file is unreadable or has no pairs, or a line is not a pair that can be a turn.
     """
-    pairs = []
+    pairs: list[ChatPair] = []
     for where, row in json_lines(path):
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: expected prompt and response, or text, found {row!r:.40}")
-        is_plain = "text" in row
-        if is_plain and (other_keys := [key for key in ("prompt", "response") if key in row]):
-            raise InputError(f"{where}: text: expected no {other_keys[0]} with it, found one")
-        prompt = text_of(row, "text" if is_plain else "prompt", where)
-        response = "" if is_plain else text_of(row, "response", where)
-        answerable = row.get("answerable", True)
-        if not isinstance(answerable, bool):
-            raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
-        pairs.append(Pair(prompt, response, answerable, where))
+        pairs += line_pairs(row, where)
     if not pairs:
         raise InputError(f"{path}: expected at least one pair, found none")
     return pairs
 
 
+def line_pairs(row: Any, where: str) -> list[ChatPair]:
+    """Returns the pairs of one line; see the module's docstring.
+
+    Args:
+        row: the line's JSON value.
+        where: its location, for error messages.
+
+    Raises:
+        InputError: it is not a pair that can be a turn.
+    """
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected prompt and response, messages or text, found {row!r:.40}")
+    present = [key for key in FORMATS if key in row]
+    if not present:
+        raise InputError(f"{where}: expected prompt and response, messages, conversations or text, found "
+                         f"{', '.join(row) or 'nothing'!s:.80}")
+    form = FORMATS[present[0]]
+    if other_keys := [key for key in present if FORMATS[key] != form]:
+        raise InputError(f"{where}: {other_keys[0]}: expected no {present[0]} with it, found one")
+    answerable = row.get("answerable", True)
+    if not isinstance(answerable, bool):
+        raise InputError(f"{where}: answerable: expected true or false, found {answerable!r:.40}")
+    if form == "text":
+        return [ChatPair(turn_text(row, "text", where), "", answerable, where)]
+    if form == "prompt":
+        return [ChatPair(turn_text(row, "prompt", where), turn_text(row, "response", where), answerable,
+                         where)]
+    exchanges = read_messages(row, form, where)
+    turns = tuple(exchange[:2] for exchange in exchanges)
+    return [ChatPair(exchange.prompt, exchange.response, answerable,
+                     where if len(turns) == 1 else f"{where}, message {exchange.number}", turns[:i])
+            for i, exchange in enumerate(exchanges) if exchange.in_loss]
+
+
+def fit_pairs(pairs: Sequence[ChatPair], seq_len: int | None, too_long: TooLong,
+              source: str) -> list[ChatPair | None]:
+    """Returns the pairs as `ChatConfig.too_long` has them, None for each that is dropped; logs how many.
+
+    Args:
+        seq_len: the largest `ChatPair.seq_len`; None: any.
+        source: the file, for messages.
+
+    Raises:
+        InputError: a pair is too long and `too_long` is "error", or no part of a turn fits.
+    """
+    if seq_len is None:
+        return list(pairs)
+    if too_long == "error":
+        check_lengths(pairs, seq_len, source)
+        return list(pairs)
+    if message := _describe_long(pairs, seq_len, source):
+        log.warning("%s: %s %s", source, {"drop": "dropped", "cut": "cut"}[too_long], message)
+    return [pair if pair.seq_len <= seq_len else None if too_long == "drop" else _cut(pair, seq_len)
+            for pair in pairs]
+
+
+def check_lengths(pairs: Sequence[ChatPair], seq_len: int, source: str = "") -> None:
+    """Raises InputError if a pair is longer than `seq_len`; the message names the first of them."""
+    if message := _describe_long(pairs, seq_len, source):
+        raise InputError(f"{source or 'pairs'}: expected pairs that fit in train.seq_len, found {message}; "
+                         "train on longer rows, or set chat.too_long to drop or cut")
+
+
 # ---------------------------------------------------------------------------------------------
 
 
-class Turn(NamedTuple):
-    """The bytes of a pair as a turn.
-
-    Attributes:
-        text: prompt and response with their turn markers.
-        prompt_length: number of leading bytes that are the prompt.
-        abstain_length: number of leading bytes up to `ChatConfig.abstain_position`.
-    """
-
-    text: bytes
-    prompt_length: int
-    abstain_length: int
+def _content(pair: ChatPair) -> list[Any]:
+    content = list(pair[:3])
+    return content if not pair.context and pair.complete else [*content, pair.context, pair.complete]
 
 
-@dataclasses.dataclass(frozen=True)
-class ChatRows:
-    """Pairs packed into rows of `seq_len + 1` bytes.
-
-    Attributes:
-        turns: the bytes of each pair.
-        has_loss: bool `[pairs]`, whether the pair's response counts in the loss.
-        rows: indices of the pairs in each row, in order.
-    """
-
-    pairs: Sequence[Pair]
-    turns: list[Turn]
-    has_loss: Sequence[bool]
-    rows: list[list[int]]
-    seq_len: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @functools.cached_property
-    def counts(self) -> np.ndarray:
-        """Per row: response bytes in the loss, pairs, and positions that are not padding, `[rows, 3]`."""
-        responses = np.array([len(turn.text) - turn.prompt_length for turn in self.turns])
-        responses = responses * np.array(self.has_loss)
-        lengths = np.array([len(turn.text) - SHARED for turn in self.turns])
-        return np.array([[responses[row].sum(), len(row), lengths[row].sum() + SHARED - 1]
-                         for row in self.rows])
-
-    def gather(self, rows: np.ndarray) -> ChatBatch:
-        """Returns rows by index, int `[n]`; −1 gives an empty row."""
-        shape = len(rows), self.seq_len
-        response, prompt, last, inside = (np.zeros(shape, np.float32) for _ in range(4))
-        batch = ChatBatch(np.zeros((len(rows), self.seq_len + 1), np.uint8), response, prompt, last,
-                          inside, np.zeros(shape, bool), np.asarray(rows, np.int64))
-        for i, row in enumerate(rows):
-            at = 0
-            for pair in self.rows[row] if row >= 0 else ():
-                text, prompt_length, abstain_length = self.turns[pair]
-                stop, end = at + len(text), at + abstain_length
-                batch.bytes[i, at:stop] = np.frombuffer(text, np.uint8)
-                response[i, at + prompt_length - 1:stop - 1] = self.has_loss[pair]
-                prompt[i, at:end] = 1 / abstain_length
-                last[i, end - 1] = 1
-                inside[i, at:stop - 1] = 1
-                batch.unanswerable[i, at:end] = not self.pairs[pair].answerable
-                at = stop - SHARED
-        return batch
-
-    def lines(self, rows: np.ndarray) -> list[str]:
-        """Returns the file lines of the pairs in some rows."""
-        return [self.pairs[pair].where for row in rows if row >= 0 for pair in self.rows[row]]
+def _describe_long(pairs: Sequence[ChatPair], seq_len: int, source: str) -> str:
+    """Says how many pairs are too long, and which; empty if none is."""
+    lengths = [(pair.seq_len, pair.where) for pair in pairs]
+    long = [(length, where) for length, where in lengths if length > seq_len]
+    if not long:
+        return ""
+    named = [where.removeprefix(f"{source}, ") for _, where in long[:LISTED]]
+    return (f"{len(long):,} of {len(pairs):,} pairs longer than {seq_len:,} bytes, the longest "
+            f"{max(long)[0]:,}: {'; '.join(named)}{'; …' if len(long) > LISTED else ''}")
 
 
-def pack_rows(pairs: Sequence[Pair], seq_len: int, *, pack: bool, seed: int = 0,
-              loss_on: Literal["all", "answerable"] = "all",
-              abstain_position: Literal["prompt", "pair"] = "prompt") -> ChatRows:
-    """Puts pairs into rows: one per row, or, if packed, each into the fullest row that has room for it.
-
-    Args:
-        seed: seed of the order in which pairs are packed.
-        loss_on, abstain_position: see `ChatConfig`.
-
-    Raises:
-        InputError: a pair is longer than a row, or plain text is to be packed.
-    """
-    turns = []
-    for pair in pairs:
-        is_plain = not pair.response
-        prompt = (pair.prompt if is_plain else asked(pair.prompt)).encode()
-        response = b"" if is_plain else answered(pair.response).encode()
-        needed = max(len(prompt), len(prompt) + len(response) - 1)
-        if needed > seq_len:
-            raise InputError(f"{pair.where}: takes a train.seq_len of {needed}, found {seq_len}; pairs are "
-                             "not cut: remove it, or train on longer rows")
-        if is_plain and pack:
-            raise InputError(f"chat.pack: expected false, as {pair.where} is plain text, found true")
-        on_prompt = is_plain or abstain_position == "prompt"
-        abstain_length = len(prompt) if on_prompt else len(prompt) + len(response) - len(STOP)
-        turns.append(Turn(prompt + response, len(prompt), abstain_length))
-    rows = ([[i] for i in range(len(pairs))] if not pack else
-            _packed([len(turn.text) for turn in turns], seq_len + 1, np.random.default_rng(seed)))
-    return ChatRows(pairs, turns, [pair.answerable or loss_on == "all" for pair in pairs], rows, seq_len)
+def _cut(pair: ChatPair, seq_len: int) -> ChatPair:
+    """Returns a pair shortened to `seq_len`."""
+    if pair.is_plain:
+        return pair._replace(prompt=_first_bytes(pair.prompt, seq_len))
+    room = seq_len - min(len(pair.continuation.encode()) - 1, seq_len // 2)  # for all before the response
+    while pair.context and len(pair.given.encode()) > room:
+        pair = pair._replace(context=pair.context[1:])
+    if (excess := len(pair.given.encode()) - room) > 0:
+        prompt = pair.prompt.encode()[excess:].decode(errors="ignore").lstrip()
+        if not prompt:
+            raise InputError(f"{pair.where}: expected a train.seq_len with room for a turn, found {seq_len}")
+        pair = pair._replace(prompt=prompt)
+    room = seq_len + 1 - len(pair.given.encode())
+    if len(pair.continuation.encode()) > room:  # not even the turn's end fits
+        response = _first_bytes(f" {pair.response}", room)[1:]
+        if not response:
+            raise InputError(f"{pair.where}: expected a train.seq_len with room for a turn, found {seq_len}")
+        pair = pair._replace(response=response, complete=False)
+    return pair
 
 
-def _packed(lengths: list[int], size: int, rng: np.random.Generator) -> list[list[int]]:
-    rows: list[list[int]] = []
-    open_rows: list[tuple[int, int]] = []  # free bytes and row, the fullest row first
-    least = min(lengths) - SHARED
-    for i in map(int, rng.permutation(len(lengths))):
-        position = bisect.bisect_left(open_rows, (lengths[i] - SHARED, -1))
-        if position < len(open_rows):
-            room, row = open_rows.pop(position)
-            room -= lengths[i] - SHARED
-            rows[row].append(i)
-        else:
-            room, row = size - lengths[i], len(rows)
-            rows.append([i])
-        if room >= least:
-            bisect.insort(open_rows, (room, row))
-    return rows
+def _first_bytes(text: str, size: int) -> str:
+    """Returns the beginning of a text, in at most `size` bytes."""
+    return text.encode()[:size].decode(errors="ignore")
 
 
-def training_rows(source: ChatRows, *, batch_size: int, seed: int, rows: Rows | None = None,
-                  prefetch: int = 2) -> grain.IterDataset[ChatBatch]:
-    """Returns endless batches of rows in random order, each row once per epoch.
-
-    The weights of `ChatRows.gather` are normalised over the global batch: `response`, `prompt`, `last` and
-    `inside` each sum to 1 over all its rows, so that weighted sums are means.
-
-    Args:
-        rows: indices of a batch's rows that this process reads; None: all.
-    """
-    chosen = ALL if rows is None else rows
-
-    def batch(indices: np.ndarray) -> ChatBatch:
-        responses, pairs, inside = source.counts[indices].sum(axis=0)
-        part = source.gather(indices[chosen])
-        return part._replace(
-            response=part.response / np.float32(max(responses, 1)), prompt=part.prompt / np.float32(pairs),
-            last=part.last / np.float32(pairs), inside=part.inside / np.float32(inside))
-    order = shuffled(len(source), seed).repeat(-(-ENDLESS // len(source)))
-    # Rows of another length hold other pairs, so the position in the data is counted in pairs.
-    return Batches(order, batch_size, batch, prefetch=prefetch, size=len(source.turns) / len(source))
-
-
-def validation_rows(source: ChatRows, *, batch_size: int, rows: Rows | None = None,
-                    most: int | None = None, prefetch: int = 2) -> grain.IterDataset[ChatBatch]:
-    """Returns all rows in order, as from `ChatRows.gather`; the last batch is padded with empty rows.
-
-    Args:
-        rows: indices of a batch's rows that this process reads; None: all.
-        most: use at most this many rows; None uses all.
-    """
-    n = min(len(source), most or len(source))
-    chosen = ALL if rows is None else rows
-
-    def batch(index: int) -> ChatBatch:
-        indices = np.arange(index * batch_size, (index + 1) * batch_size)
-        return source.gather(np.where(indices < n, indices, -1)[chosen])
-    return read_ahead(grain.MapDataset.range(-(-n // batch_size)).map(batch), prefetch)
+def _without_none(train: Sequence[ChatPair | None], valid: Sequence[ChatPair | None],
+                  config: ChatConfig) -> ChatSplits:
+    splits = ChatSplits([pair for pair in train if pair], [pair for pair in valid if pair])
+    for part, file, use in ((splits.train, config.source, "train on"),
+                            (splits.valid, config.valid or config.source, "validate on")):
+        if not part:
+            raise InputError(f"chat.too_long: expected pairs of {file} to {use} that fit in train.seq_len, "
+                             "found none")
+    return splits

@@ -24,7 +24,7 @@ from tilelli_jax.io import files
 MAX_FILES = 128  # each mapped file keeps a descriptor open, and macOS allows 256
 
 
-class Splits(NamedTuple):
+class TextSplits(NamedTuple):
     """The training and the validation corpus, and their source's name."""
 
     train: ByteCorpus
@@ -36,7 +36,7 @@ class Splits(NamedTuple):
         return f"{self.train.fingerprint()} {self.valid.fingerprint()}"
 
 
-def open_corpus(config: DataConfig) -> Splits:
+def open_corpus(config: DataConfig) -> TextSplits:
     """Opens the corpus that `config.source` names.
 
     The text files of a glob are joined in the order of their names, with SEPARATOR between two: the end of
@@ -64,8 +64,8 @@ def open_corpus(config: DataConfig) -> Splits:
         raise InputError(f"{source}: is empty")
     for part, corpus in (("training", train), ("validation", valid)):
         if not len(corpus):
-            raise InputError(f"{source}: nothing is left for the {part} part")
-    return Splits(train, valid, source)
+            raise InputError(f"{source}: the {part} part is empty: the text is too short")
+    return TextSplits(train, valid, source)
 
 
 # ---------------------------------------------------------------------------------------------

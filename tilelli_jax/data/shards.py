@@ -176,7 +176,7 @@ def _write(temporary: Mapping[str, Path], sources: Sequence[Source], valid_fract
     parts = [ByteCorpus([map_bytes(temporary[name])]) for name in PARTS]
     for name, part in zip(("training", "validation"), parts, strict=True):
         if not len(part):
-            raise InputError(f"{', '.join(entries)}: nothing is left for the {name} part")
+            raise InputError(f"{', '.join(entries)}: the {name} part is empty: the text is too short")
     meta = {
         "format": FORMAT, "sources": list(entries.values()), "valid_fraction": valid_fraction,
         "max_bytes": max_bytes, "separator": separator.decode(),

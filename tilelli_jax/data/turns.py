@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tilelli_jax.errors import InputError
 
 USER, MODEL = "USER: ", "TILELLI:"
 STOP = "\n" + USER.rstrip()  # the start of the user's next turn ends the model's turn
 
 
-def asked(prompt: str) -> str:
+def user_turn(prompt: str) -> str:
     """Returns the model's input: the user's turn and the start of the model's turn."""
     return f"{USER}{prompt}\n{MODEL}"
 
 
-def answered(response: str) -> str:
+def model_turn(response: str) -> str:
     """Returns the expected continuation: the rest of the model's turn, up to the start of the next turn."""
     return f" {response}{STOP}"
 
 
-def text_of(row: dict[str, object], key: str, where: str) -> str:
+def format_turns(turns: Iterable[tuple[str, str]]) -> str:
+    """Returns complete turns, (prompt, response) each, as the text before the user's next turn."""
+    return "".join(f"{user_turn(prompt)} {response}\n" for prompt, response in turns)
+
+
+def turn_text(row: dict[str, object], key: str, where: str) -> str:
     """Returns a turn's text without surrounding space, with lines ended by `\\n`.
 
     Args:

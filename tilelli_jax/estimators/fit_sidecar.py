@@ -42,33 +42,33 @@ class Examples(NamedTuple):
 
     Attributes:
         features: `[n, layers, n_features]`.
-        whole: global features, `[n, n_globals]`.
+        global_features:, `[n, n_globals]`.
         known: `[n]`, 1 if the network knows the answer, otherwise 0.
     """
 
     features: np.ndarray
-    whole: np.ndarray
+    global_features: np.ndarray
     known: np.ndarray
 
 
-class Learned(NamedTuple):
+class FittedSidecar(NamedTuple):
     """The sidecar of the best epoch, that epoch (counted from 1), and the validation score of every epoch."""
 
     sidecar: Sidecar
-    best: int
+    best_epoch: int
     scores: list[float]
 
 
-def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.ndarray], float],
-          options: SidecarOptions = SidecarOptions(), *, names: Sequence[str] = (),
-          names_whole: Sequence[str] = (), seed: int = 0) -> Learned:
+def fit_sidecar(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.ndarray], float],
+                options: SidecarOptions = SidecarOptions(), *, names: Sequence[str] = (),
+                global_names: Sequence[str] = (), seed: int = 0) -> FittedSidecar:
     """Trains with Adam on the binary cross-entropy, and returns the epoch with the highest validation score.
 
     The scalers are fitted to the training questions. The same seed gives the same sidecar on one machine.
 
     Args:
         score: (`known` `[questions]`, logits `[questions]`) → score; higher is better.
-        names, names_whole: names of the features and of the global features, stored with the sidecar.
+        names, global_names: names of the features and of the global features, stored with the sidecar.
 
     Raises:
         ValueError: a split has one class only, or a feature or a trained logit is not finite.
@@ -76,10 +76,10 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
     for name, part in (("train", train), ("validate", validate)):
         if len(np.unique(part.known)) < 2:
             raise ValueError(f"{name}: expected known and unknown questions, found one kind only")
-        if not (np.isfinite(part.features).all() and np.isfinite(part.whole).all()):
+        if not (np.isfinite(part.features).all() and np.isfinite(part.global_features).all()):
             raise ValueError(f"{name}: a feature is not finite")
-    config = SidecarConfig(n_features=train.features.shape[-1], n_globals=train.whole.shape[-1],
-                           d_hidden=options.d_hidden, features=tuple(names), globals=tuple(names_whole))
+    config = SidecarConfig(n_features=train.features.shape[-1], n_globals=train.global_features.shape[-1],
+                           d_hidden=options.d_hidden, features=tuple(names), globals=tuple(global_names))
     sidecar = Sidecar(config, rngs=nnx.Rngs(seed))
     fit_scalers(sidecar, train)
     graph, params, buffers = nnx.split(sidecar, nnx.Param, ...)  # type: ignore[misc]
@@ -87,8 +87,8 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
     weights = np.ones(n, np.float32)
     if options.balance == "weights":
         weights[known == 1] = (n - known.sum()) / known.sum()
-    data = jax.tree.map(jnp.asarray, (train.features, train.whole, known, weights))
-    validation = jax.tree.map(jnp.asarray, (validate.features, validate.whole))
+    data = jax.tree.map(jnp.asarray, (train.features, train.global_features, known, weights))
+    validation = jax.tree.map(jnp.asarray, (validate.features, validate.global_features))
 
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
     rows = min(options.batch_size, n)
@@ -108,7 +108,7 @@ def learn(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.n
             best = params
         elif epoch - int(np.argmax(scores)) >= options.patience:
             break
-    return Learned(nnx.merge(graph, best, buffers), int(np.argmax(scores)) + 1, scores)
+    return FittedSidecar(nnx.merge(graph, best, buffers), int(np.argmax(scores)) + 1, scores)
 
 
 def fit_scalers(sidecar: Sidecar, train: Examples) -> None:
@@ -116,13 +116,13 @@ def fit_scalers(sidecar: Sidecar, train: Examples) -> None:
     features = train.features.reshape(-1, train.features.shape[-1]).astype(np.float64)
     sidecar.feature_scaler.mean[...] = jnp.asarray(features.mean(axis=0), jnp.float32)
     sidecar.feature_scaler.scale[...] = jnp.asarray(features.std(axis=0) + MIN_SPREAD, jnp.float32)
-    global_features = train.whole.astype(np.float64)
+    global_features = train.global_features.astype(np.float64)
     spread = global_features.std(axis=0)
     sidecar.global_scaler.mean[...] = jnp.asarray(global_features.mean(axis=0), jnp.float32)
     sidecar.global_scaler.scale[...] = jnp.asarray(np.where(spread > 0, spread, 1.0), jnp.float32)
 
 
-def logits_of(sidecar: Sidecar, features: np.ndarray, global_features: np.ndarray) -> np.ndarray:
+def sidecar_logits(sidecar: Sidecar, features: np.ndarray, global_features: np.ndarray) -> np.ndarray:
     """Returns the logits divided by the temperature, f64 `[questions]`; P(knows) is their sigmoid."""
     graph, params = nnx.split(sidecar)
     logits = _logits(graph, params, jnp.asarray(features, jnp.float32),

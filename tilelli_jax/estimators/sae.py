@@ -13,9 +13,9 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.nn.codes import dense_codes, top_features, weighted_rows
 from tilelli_jax.nn.linear import Linear, Weight
 from tilelli_jax.nn.quantize import Quantizer
+from tilelli_jax.nn.sparse_codes import dense_codes, top_features, weighted_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,9 @@ class SAEConfig(Section):
     unit_norm: Literal["rows", "columns", "none"] = setting(
         "rows", "normalisation of the decoder to length 1: rows (each latent's direction), columns (each "
         "dimension of the activations over all latents, as in fm-difficulty-probe), or none")
-    of_model: str = setting("", "network whose activations the autoencoder was trained on; empty: not stated")
-    place: str = setting("", "place (hook point) of the activations in that network; empty: not stated")
+    source_model: str = setting(
+        "", "network whose activations the autoencoder was trained on; empty: not stated")
+    hook: str = setting("", "hook of the activations in that network; empty: not stated")
     layer: int = setting(-1, "layer of the activations in that network; -1: not stated", min=-1)
 
     def __post_init__(self) -> None:

@@ -17,14 +17,14 @@ import numpy as np
 from tilelli_jax import config as config_lib
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
-from tilelli_jax.io.files import fingerprint, write_json
+from tilelli_jax.io.files import write_json
 from tilelli_jax.io.json_text import read_json
-from tilelli_jax.loading import store
-from tilelli_jax.signals.names import LENS
+from tilelli_jax.loading.fingerprint import ABSTAIN_RULE, network_fingerprint
+from tilelli_jax.signals.names import LENS, signal_names
 from tilelli_jax.signals.prompts import Prompt
-from tilelli_jax.signals.uncertainty import UncertaintyReader, by_name, names
+from tilelli_jax.signals.uncertainty import UncertaintyReader, signal_columns
 
-FILE = "abstain.json"
+FILE = ABSTAIN_RULE
 TEMPLATE = "I don't know."
 NEVER: Literal["never"] = "never"  # the threshold that no signal exceeds
 REQUIRED = dataclasses.MISSING
@@ -38,7 +38,7 @@ class AbstainRule(Section):
         InputError: a number is out of range, or the template is not one line of text.
     """
 
-    signal: str = setting(REQUIRED, "name of the signal, one of `signals.uncertainty.by_name`")
+    signal: str = setting(REQUIRED, "name of the signal, one of `signals.names`")
     direction: Literal[1, -1] = setting(
         REQUIRED, "1 if the signal is higher when the network does not know, -1 if it is lower")
     threshold: float | Literal["never"] = setting(
@@ -54,7 +54,7 @@ class AbstainRule(Section):
     expected_fpr: tuple[float, ...] = setting(
         REQUIRED, "expected false-positive rate on new prompts of the same kind: mean over calibrations, and "
         "the ends of its interval")
-    network: str = setting(REQUIRED, "fingerprint of the network's configuration and weights")
+    network: str = setting(REQUIRED, "the network's `network_fingerprint`")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +77,7 @@ class AbstainRule(Section):
         """Returns on which of the prompts, `[prompts]`, to abstain.
 
         Args:
-            reader: see `reader_of`; it makes one pass of the network, batch by batch.
+            reader: see `signal_reader`; it makes one pass of the network, batch by batch.
             prompts: the network's full inputs, as it gets them before it answers.
 
         Raises:
@@ -86,26 +86,26 @@ class AbstainRule(Section):
         if not prompts:
             return []
         threshold = self.direction * math.inf if isinstance(self.threshold, str) else self.threshold
-        values = self.direction * measured(reader, prompts, self.signal)
+        values = self.direction * measure_signal(reader, prompts, self.signal)
         if np.isnan(values).any():
             raise InputError(f"{self.signal}: expected a number, found NaN for the prompt "
                              f"{prompts[int(np.isnan(values).argmax())]!r:.60}: the network is broken there")
         return (values > self.direction * threshold).tolist()
 
 
-def reader_of(model: Any, signal: str) -> UncertaintyReader:
+def signal_reader(model: Any, signal: str) -> UncertaintyReader:
     """Returns the reader of a signal, without the logit lens unless the signal needs it, to compile less."""
     return UncertaintyReader(model, lens=signal in LENS)
 
 
-def measured(reader: UncertaintyReader, prompts: Sequence[str | bytes], signal: str) -> np.ndarray:
+def measure_signal(reader: UncertaintyReader, prompts: Sequence[str | bytes], signal: str) -> np.ndarray:
     """Measures a signal of each prompt, f64 `[prompts]`, in one pass of the network.
 
     Of a prompt longer than the network's window only the end is read, as in generation.
     """
     texts = [prompt.encode() if isinstance(prompt, str) else prompt for prompt in prompts]
-    ends = [text if reader.most is None else text[-reader.most:] for text in texts]
-    return by_name(reader.read([Prompt(list(text), 0, 0) for text in ends]))[signal]
+    ends = [text if reader.max_tokens is None else text[-reader.max_tokens:] for text in texts]
+    return signal_columns(reader.read([Prompt(list(text), 0, 0) for text in ends]))[signal]
 
 
 def check_template(template: str) -> None:
@@ -117,18 +117,6 @@ def check_template(template: str) -> None:
         fits = False
     if not fits:
         raise InputError(f"template: expected one line of text, found {template!r:.60}")
-
-
-def of_network(path: Path) -> str:
-    """Returns a fingerprint of the configuration and weights in a model directory.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    try:
-        return fingerprint([path / store.CONFIG, *path.glob("*.safetensors")])
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 def write(path: str | Path, abstain_rule: AbstainRule) -> None:
@@ -162,10 +150,10 @@ def read(path: str | Path, model: Any) -> AbstainRule:
     if missing := [field.name for field in dataclasses.fields(AbstainRule) if field.name not in tree]:
         raise InputError(f"{file}: {missing[0]}: expected a value, found nothing")
     abstain_rule = config_lib.from_dict(AbstainRule, tree, str(file))
-    if abstain_rule.network != of_network(path):
+    if abstain_rule.network != network_fingerprint(path):
         raise InputError(f"{file}: network: expected a threshold made for the weights of {path}, found one "
                          f"made for others; {remedy}")
-    if abstain_rule.signal not in (known := names(model)):
+    if abstain_rule.signal not in (known := signal_names(model)):
         raise InputError(f"{file}: signal: expected one of {', '.join(known)}, found "
                          f"{abstain_rule.signal!r:.60}")
     return abstain_rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import ParamType
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig
-from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.parallel.sharding import Mesh
 
 TOKENIZER = "tokenizer.json"
@@ -23,15 +24,15 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
-class Placed(NamedTuple):
-    """Tokens of a text, and the span `[start, stop)` of each in the text, in characters."""
+class Encoding(NamedTuple):
+    """Token ids of a text, and the span `[start, stop)` of each in the text, in characters."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
 
 
 class Tokenizer(Protocol):
-    """Converts text to tokens and back. No BOS or EOS tokens are added, except by `place(special=True)`."""
+    """Converts text to tokens and back; only `encode_with_spans` can add BOS and EOS tokens."""
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -39,8 +40,8 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def place(self, text: str, special: bool = False) -> Placed:
-        """Tokens with their spans. `special`: add BOS and EOS tokens, whose span is (0, 0)."""
+    def encode_with_spans(self, text: str, special: bool = False) -> Encoding:
+        """Token ids with their spans. `special`: add BOS and EOS tokens, whose span is (0, 0)."""
 
     def decode(self, ids: list[int]) -> str:
         """The text, including special tokens; invalid UTF-8 becomes replacement characters."""
@@ -49,7 +50,7 @@ class Tokenizer(Protocol):
         """The id of the token with this text; None if there is none."""
 
 
-class Bytes:
+class ByteTokenizer:
     """Tokenizer whose tokens are UTF-8 bytes."""
 
     def encode(self, text: str) -> list[int]:
@@ -59,9 +60,9 @@ class Bytes:
     def special(self) -> tuple[str, ...]:
         return ()
 
-    def place(self, text: str, special: bool = False) -> Placed:
+    def encode_with_spans(self, text: str, special: bool = False) -> Encoding:
         spans = [(i, i + 1) for i, letter in enumerate(text) for _ in letter.encode()]
-        return Placed(self.encode(text), spans)
+        return Encoding(self.encode(text), spans)
 
     def decode(self, ids: list[int]) -> str:
         return bytes(id for id in ids if id < 256).decode("utf-8", errors="replace")
@@ -71,7 +72,7 @@ class Bytes:
         return encoded[0] if len(encoded) == 1 else None
 
 
-class Tokens:
+class HuggingFaceTokenizer:
     """Tokenizer from a tokenizer.json.
 
     Args:
@@ -107,9 +108,9 @@ class Tokens:
         return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values()
                      if token.special)
 
-    def place(self, text: str, special: bool = False) -> Placed:
+    def encode_with_spans(self, text: str, special: bool = False) -> Encoding:
         encoding = self._tokenizer.encode(text, add_special_tokens=special)
-        return Placed(encoding.ids, encoding.offsets)
+        return Encoding(encoding.ids, encoding.offsets)
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -119,7 +120,7 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chat:
+class ChatTemplate:
     """The chat template (Jinja) of a tokenizer.
 
     Attributes:
@@ -132,10 +133,15 @@ class Chat:
     special: dict[str, str]
     source: str
 
-    def ask(self, text: str, *, thinking: bool = False) -> str:
-        """Formats one user turn and the beginning of the assistant's turn.
+    def format_prompt(self, text: str, *, thinking: bool = False) -> str:
+        """Formats one user turn and the beginning of the assistant's turn; see `format_messages`."""
+        return self.format_messages([{"role": "user", "content": text}], thinking=thinking)
+
+    def format_messages(self, messages: Sequence[Mapping[str, str]], *, thinking: bool = False) -> str:
+        """Formats a conversation and the beginning of the assistant's next turn.
 
         Args:
+            messages: role ("user" or "assistant") and content of each.
             thinking: enable thinking before the answer; templates without this option ignore it.
 
         Raises:
@@ -146,9 +152,8 @@ class Chat:
         except ImportError:
             raise extras.missing("transformers", f"{self.source}: it") from None
         render: Any = render_jinja_template  # its annotations do not match its behaviour
-        turns = [{"role": "user", "content": text}]
         try:
-            texts, _ = render([turns], chat_template=self.template, add_generation_prompt=True,
+            texts, _ = render([list(messages)], chat_template=self.template, add_generation_prompt=True,
                               enable_thinking=thinking, **self.special)
         except Exception as error:  # templates may raise any exception
             raise InputError(f"{self.source}: the template raises an error: {error}") from None
@@ -157,11 +162,11 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A causal network, its tokenizer, and its chat template if it has one."""
+    """A causal network, its tokenizer, and its chat template if the tokenizer has one."""
 
     model: Any
     tokenizer: Tokenizer
-    chat: Chat | None = None
+    chat_template: ChatTemplate | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, without BOS and EOS tokens."""
@@ -183,7 +188,7 @@ def open_network(path: str | Path, compute: ComputeConfig | None = None, mesh: M
     if "family" in tree or model_type is None:
         return store.load(path, compute, param_dtype=param_dtype, mesh=mesh)
     supported = {name: network for _, network in FAMILIES.values()
-                 if isinstance(network, type) and issubclass(network, Pretrained)
+                 if isinstance(network, type) and issubclass(network, PretrainedModel)
                  for name in network.hugging_face.model_types}
     if not isinstance(model_type, str) or model_type not in supported:
         raise InputError(f"{path / store.CONFIG}: model_type: expected one of {', '.join(supported)}, "
@@ -206,13 +211,13 @@ def open_language(path: str | Path, tokenizer: str | Path = "", compute: Compute
         raise InputError(f"{path}: expected a network that continues texts, found family "
                          f"{model.config.family}")
     if model.reads_bytes:
-        return Language(model, Bytes())
+        return Language(model, ByteTokenizer())
     tokenizer_path = Path(tokenizer or path)
     directory = tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
-    return Language(model, Tokens(tokenizer_path), read_chat(directory))
+    return Language(model, HuggingFaceTokenizer(tokenizer_path), read_chat_template(directory))
 
 
-def read_chat(path: Path) -> Chat | None:
+def read_chat_template(path: Path) -> ChatTemplate | None:
     """Reads the chat template of a Hugging Face directory; None if it has none.
 
     Raises:
@@ -234,4 +239,4 @@ def read_chat(path: Path) -> Chat | None:
                          and t.get("name") == "default"), None)
     if template is not None and not isinstance(template, str):
         raise InputError(f"{source}: chat_template: expected text, found {template!r:.40}")
-    return None if template is None else Chat(template, special, str(source))
+    return None if template is None else ChatTemplate(template, special, str(source))

@@ -1,4 +1,4 @@
-"""Model directories: `config.json` and `model.safetensors`, the format that every command reads.
+"""Model directories: `config.json`, `model.safetensors` and a model card, the format of every command.
 
 Tensors have dotted names with separate layers: `blocks.3.sparse.query.kernel`. Large models consist of
 several files and an index, as in Hugging Face directories.
@@ -20,6 +20,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import as_json
 from tilelli_jax.io.json_text import read_json
 from tilelli_jax.io.tensors import CONFIG, INDEX, TENSORS, Tensor, in_memory, read_directory, write_directory
+from tilelli_jax.loading.model_card import CARD, CardInfo, is_ours, model_card
 from tilelli_jax.models.arrays import ParamType, from_tensors, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
@@ -33,18 +34,44 @@ def build(config: Any, seed: int | jax.Array = 0, compute: ComputeConfig | None 
     return FAMILIES[config.family][1](config, rngs=nnx.Rngs(seed), compute=compute)
 
 
-def save(model: Any, path: str | Path) -> None:
+def save(model: Any, path: str | Path, info: CardInfo | None = None) -> None:
     """Writes a model directory. An existing model is replaced only after the new one is complete.
+
+    An existing model card stays if its user has edited it, or if the network is the same and there is no
+    `info`.
+
+    Args:
+        info: what the model card says besides the network itself.
 
     Raises:
         InputError: the directory cannot be written.
     """
     tensors = {name: in_memory(array) for name, array in to_arrays(model).items()}
-    config = as_json(config_lib.to_dict(model.config))
+    path, files = Path(path), {CONFIG: as_json(config_lib.to_dict(model.config))}
     try:
-        write_directory(Path(path), tensors, {CONFIG: config}, writer=WRITER)
+        if not _keeps_card(path, files[CONFIG], tensors, info):
+            n_parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+            files[CARD] = model_card(model.config, n_parameters, info).encode()
+        write_directory(path, tensors, files, writer=WRITER)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _keeps_card(path: Path, config: bytes, tensors: Mapping[str, Tensor], info: CardInfo | None) -> bool:
+    """Whether the existing model card stays: see `save`."""
+    card = path / CARD
+    if not card.is_file():
+        return False
+    if not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+        return True
+    if info is not None or not (path / CONFIG).is_file() or (path / CONFIG).read_bytes() != config:
+        return False
+    try:
+        stored = read_tensors(path)
+        return stored.keys() == tensors.keys() and all(
+            np.array_equal(stored[name].read(), tensor.read()) for name, tensor in tensors.items())
+    except InputError:
+        return False
 
 
 def load(path: str | Path, compute: ComputeConfig | None = None, *, param_dtype: ParamType = "float32",

@@ -22,12 +22,12 @@ class Head(NamedTuple):
     bias: np.ndarray
 
 
-def blank_head(d_model: int) -> Head:
+def new_head(d_model: int) -> Head:
     """A head of zeros, which predicts 1/2. On frozen features the loss is convex, so any start works."""
     return Head(np.zeros((d_model, 1), np.float32), np.zeros(1, np.float32))
 
 
-def head_of(model: Any) -> Head:
+def get_head(model: Any) -> Head:
     """Returns the abstain head of a model. Raises InputError if it has none."""
     if getattr(model, "abstain", None) is None:
         raise InputError(f"expected a model with an abstain head, found one of family "
@@ -35,7 +35,7 @@ def head_of(model: Any) -> Head:
     return Head(np.asarray(model.abstain.kernel[...]), np.asarray(model.abstain.bias[...]))
 
 
-def with_head(model: Decoder, head: Head) -> Decoder:
+def attach_head(model: Decoder, head: Head) -> Decoder:
     """Returns the model with this head, replacing an existing head. All other weights are bit-identical.
 
     Raises:

@@ -18,7 +18,7 @@ from flax import nnx
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor, check_fit, check_floats, is_finite
 from tilelli_jax.models.decoder import ComputeConfig
-from tilelli_jax.nn.host import HostRows, HostTable
+from tilelli_jax.nn.host_embedding import HostEmbedding, HostRows
 from tilelli_jax.nn.linear import Derived
 from tilelli_jax.parallel.sharding import Mesh, NamedSharding, path_name, spec
 
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nnx.Module)
 USUAL_WIDTH = 4096  # largest head width accepted whatever the sizes of the tensors
 
 
-def named(state: nnx.State) -> dict[str, Any]:
+def named_leaves(state: nnx.State) -> dict[str, Any]:
     """The leaves of a state by dotted name, e.g. `blocks.sparse.query.kernel` (layers stacked)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {path_name(path): leaf for path, leaf in leaves}
@@ -36,7 +36,7 @@ def named(state: nnx.State) -> dict[str, Any]:
 def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     """Every stored array by name, with separate layers, in its current type."""
     arrays: dict[str, np.ndarray] = {}
-    for name, value in named(nnx.state(model, nnx.Not(Derived))).items():
+    for name, value in named_leaves(nnx.state(model, nnx.Not(Derived))).items():
         value = np.asarray(jax.device_get(value))
         layers = _layers(name, value.shape)
         arrays.update({name: value} if layers is None else dict(zip(layers, value, strict=True)))
@@ -44,7 +44,7 @@ def to_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
     return {name: np.array(value, order="C") for name, value in arrays.items()}
 
 
-def outline(build: Callable[..., nnx.Module], config: Any,
+def abstract_arrays(build: Callable[..., nnx.Module], config: Any,
             compute: ComputeConfig | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and types of all arrays of a network, without allocating them."""
     return _outline(_abstract(build, config, compute))
@@ -140,16 +140,16 @@ _cached_eval_shape = functools.lru_cache(maxsize=64)(_eval_shape)
 def _outline(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {f"{name}.kernel": jax.ShapeDtypeStruct(table.shape, table.dtype)
               for name, table in _on_host(model).items()}
-    for name, leaf in named(nnx.state(model)).items():
+    for name, leaf in named_leaves(nnx.state(model)).items():
         layers = _layers(name, leaf.shape)
         shape = jax.ShapeDtypeStruct(leaf.shape if layers is None else leaf.shape[1:], leaf.dtype)
         shapes |= {name: shape} if layers is None else dict.fromkeys(layers, shape)
     return shapes
 
 
-def _on_host(model: nnx.Module) -> dict[str, HostTable]:
+def _on_host(model: nnx.Module) -> dict[str, HostEmbedding]:
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)
-            if isinstance(module, HostTable)}
+            if isinstance(module, HostEmbedding)}
 
 
 def _layers(name: str, shape: tuple[int, ...]) -> list[str] | None:

@@ -11,14 +11,14 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration, continue_ids
-from tilelli_jax.nn.tap import TapOf
+from tilelli_jax.nn.hooks import TapOf
 from tilelli_jax.parallel.sharding import Mesh, place_rows
 
 PAD, END = 0, 1
 FAR = np.float32(1e20)
 
 
-class Tokens(NamedTuple):
+class SeriesTokens(NamedTuple):
     """Tokenised series. Each row ends with the end token; missing values are masked."""
 
     ids: np.ndarray  # int32 [batch, time + 1]
@@ -39,7 +39,7 @@ class MeanScaleUniformBins:
         self.boundaries = np.concatenate(
             [[-FAR], (self.centers[1:] + self.centers[:-1]) / np.float32(2), [FAR]]).astype(np.float32)
 
-    def encode(self, series: np.ndarray) -> Tokens:
+    def encode(self, series: np.ndarray) -> SeriesTokens:
         """series f32 `[batch, time]`; NaN marks missing values, including padding on the left."""
         values = np.asarray(series, np.float32)[:, -self.config.context_length:]
         present = ~np.isnan(values)
@@ -51,7 +51,7 @@ class MeanScaleUniformBins:
         ids = np.clip(bins + self.config.n_special_tokens, 0, self.config.n_tokens - 1)
         ids = np.where(present, ids, PAD)
         end = np.full((len(ids), 1), END)
-        return Tokens(np.concatenate([ids, end], 1).astype(np.int32),
+        return SeriesTokens(np.concatenate([ids, end], 1).astype(np.int32),
                       np.concatenate([present, np.ones_like(end, bool)], 1), scale)
 
     def decode(self, ids: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class Chronos:
 
         Raises:
             InputError: the series are not a table of numbers, or length is less than 1.
-            ValueError: numbers or metadata do not match the series, or the encoder has no such place or
+            ValueError: numbers or metadata do not match the series, or the encoder has no such hook or
                 layer.
         """
         series = np.asarray(series, np.float32)

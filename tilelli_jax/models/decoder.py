@@ -5,6 +5,9 @@ A block is a module with three methods that compute the same function:
     block.prefill(x, lengths, size)  → y, cache     the whole sequence, and the cache for decoding
     block.step(x, cache, position)   → y, cache     one more position
 The blocks' parameters are stacked: every array has a leading axis of n_layers.
+
+Profiles name the operations by scopes: `embedding`, `blocks` (`block_3` where layers run separately), inside
+them `norm`, `attention`, `mlp`, `router` and the pathways' names, then `unembedding` and `loss`.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
-from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.parallel.sharding import split_batch
 
@@ -67,7 +70,7 @@ class CausalLM(nnx.Module):
     `model(ids [batch, time] int) -> logits [batch, time, vocab] f32`, of the next token.
     """
 
-    places: tuple[str, ...]
+    hooks: tuple[str, ...]
     config: Any
     reads_bytes = False  # whether the tokens are bytes instead of a tokenizer's
 
@@ -98,14 +101,14 @@ class CausalLM(nnx.Module):
         return _rolled(self.tapped(_rolled(ids, start), OFF)[0], -start)
 
     def tapped(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
-        """Returns the logits and the activations that the tap recorded (see `nn/tap.py`).
+        """Returns the logits and the activations that the tap recorded (see `nn/hooks.py`).
 
         Activations inside the blocks are `[layers, batch, time, …]`, all others `[batch, time, …]`. With a
         tap that edits or records only some layers, the layers run separately instead of as one scanned
         block.
 
         Raises:
-            ValueError: this network has no such place or layer.
+            ValueError: this network has no such hook or layer.
         """
         hidden, recorded = self._hidden(ids, tap)
         return tap("logits", self._unembedded(hidden), recorded), recorded
@@ -117,19 +120,18 @@ class CausalLM(nnx.Module):
         computed for a few positions at a time, unless the tap records or edits them.
 
         Raises:
-            ValueError: this network has no such place or layer.
+            ValueError: this network has no such hook or layer.
         """
         batch, time = ids.shape
         chunk_time = max(1, CHUNK // (batch * self.config.vocab_size))
         if chunk_time >= time or "logits" in (*tap.record, *tap.edit):
             logits, recorded = self.tapped(ids, tap)
-            return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]), recorded
+            return _cross_entropy(logits[:, :-1], ids[:, 1:]), recorded
         hidden, recorded = self._hidden(ids, tap)
 
         def chunk_nll(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
             hidden, targets = chunk
-            logits = self._unembedded(split_batch(hidden))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return _cross_entropy(self._unembedded(split_batch(hidden)), targets)
         n = -(-(time - 1) // chunk_time)
         chunks = jax.lax.map(chunk_nll, (_chunks(hidden[:, :-1], n), _chunks(ids[:, 1:], n)))
         return jnp.moveaxis(chunks, 0, 1).reshape(batch, -1)[:, :time - 1], recorded
@@ -186,6 +188,11 @@ def at_last(x: jax.Array, lengths: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, last, axis=1)
 
 
+@jax.named_scope("loss")
+def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
 def _chunks(x: jax.Array, n: int) -> jax.Array:
     """Splits `[batch, time, …]` into n chunks of equal length, zero-padding the last: `[n, batch, …]`."""
     time = -(-x.shape[1] // n)
@@ -202,7 +209,7 @@ def _rolled(x: jax.Array, start: jax.Array) -> jax.Array:
 class Decoder(CausalLM):
     """A causal network of identical blocks between an embedding and an unembedding."""
 
-    places: tuple[str, ...] = (  # subclasses add the places inside their blocks
+    hooks: tuple[str, ...] = (  # subclasses add the hooks inside their blocks
         "embed", "resid_pre", "resid_post", "hidden", "logits")
 
     def __init__(self, config: Any, block: Callable[[nnx.Rngs], nnx.Module], *, embed: Quantizer,
@@ -221,11 +228,11 @@ class Decoder(CausalLM):
         self.abstain = (Linear(config.d_model, 1, Quantizer(), bias=True, dtype=dtype, result=jnp.float32,
                                rngs=rngs) if getattr(config, "abstain_head", False) else None)
         if self.abstain is not None:
-            self.places = (*self.places, "abstain")
+            self.hooks = (*self.hooks, "abstain")
 
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         chex.assert_rank(ids, 2)
-        tap.check(self.places, self.config.n_layers)
+        tap.check(self.hooks, self.config.n_layers)
         recorded: Recorded = {}
         x = tap("embed", self._embed(ids, jnp.arange(ids.shape[1])[None]), recorded)
         graph, params = self._blocks()
@@ -243,11 +250,13 @@ class Decoder(CausalLM):
             return with_tap
 
         if self.compute.scan_layers and not isinstance(params, list) and not tap.by_layer:
-            x, inside = jax.lax.scan(layer_of(tap), x, params)
+            with jax.named_scope("blocks"):
+                x, inside = jax.lax.scan(layer_of(tap), x, params)
         else:
             records = []
             for i, layer_params in enumerate(self._unstacked(params)):
-                x, record = layer_of(tap.within(i))(x, layer_params)
+                with jax.named_scope(f"block_{i}"):
+                    x, record = layer_of(tap.within(i))(x, layer_params)
                 records.append(record)
             inside = stacked(records)
         hidden = tap("hidden", self.final_norm(split_batch(x)), recorded)
@@ -265,8 +274,9 @@ class Decoder(CausalLM):
     def prefill(self, ids: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids, jnp.arange(ids.shape[1])[None])
         caches = []
-        for block in self.layers():
-            x, cache = block.prefill(x, lengths, size)
+        for i, block in enumerate(self.layers()):
+            with jax.named_scope(f"block_{i}"):
+                x, cache = block.prefill(x, lengths, size)
             caches.append(cache)
         return self._logits(at_last(x, lengths))[:, 0], caches
 
@@ -274,8 +284,9 @@ class Decoder(CausalLM):
              position: jax.Array) -> tuple[jax.Array, list[Cache]]:
         x = self._embed(ids[:, None], position[:, None])
         updated = []
-        for block, cache in zip(self.layers(), caches, strict=True):
-            x, cache = block.step(x, cache, position)
+        for i, (block, cache) in enumerate(zip(self.layers(), caches, strict=True)):
+            with jax.named_scope(f"block_{i}"):
+                x, cache = block.step(x, cache, position)
             updated.append(cache)
         return self._logits(x)[:, 0], updated
 
@@ -298,6 +309,7 @@ class Decoder(CausalLM):
     def _unstacked(self, params: Any) -> list[nnx.State]:
         return params if isinstance(params, list) else _unstack(params, self.config.n_layers)
 
+    @jax.named_scope("embedding")
     def _embed(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         x = self.embed(ids)
         if self.positions is None:
@@ -309,6 +321,7 @@ class Decoder(CausalLM):
     def _logits(self, x: jax.Array) -> jax.Array:
         return self._unembedded(self.final_norm(split_batch(x)))
 
+    @jax.named_scope("unembedding")
     def _unembedded(self, hidden: jax.Array) -> jax.Array:
         return self.embed.attend(hidden) if self.unembed is None else self.unembed(hidden)
 

@@ -24,17 +24,17 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import CausalLM, ComputeConfig, at_last
-from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.nn.attention import KeyCache, swap, widen
-from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.dense import GatedFeedForward
 from tilelli_jax.nn.experts import Experts, TopKRouter
-from tilelli_jax.nn.host import HostTable
+from tilelli_jax.nn.hooks import OFF, Recorded, Tap, stacked
+from tilelli_jax.nn.host_embedding import HostEmbedding
 from tilelli_jax.nn.linear import Buffer, Embedding, Linear
+from tilelli_jax.nn.matmul import contract
 from tilelli_jax.nn.norm import RMSNorm, rms_normalized
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import frequencies, rotate
-from tilelli_jax.nn.tap import OFF, Recorded, Tap, stacked
 from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.parallel.sharding import split_batch
 from tilelli_jax.pretrained.gemma4 import GEMMA4
@@ -130,6 +130,7 @@ class Attention(nnx.Module):
             if full else frequencies(d_head, config.rotary_theta)).tolist())  # static: part of the program
         self.d_head, self.eps, self.dtype = d_head, config.norm_eps, dtype
 
+    @jax.named_scope("attention")
     def keys(self, x: jax.Array, positions: jax.Array) -> KeyCache:
         """Keys and values of `[batch, time, d_model]`, each `[batch, kv_heads, time, d_head]`."""
         raw = self._heads(self.key(x))
@@ -137,6 +138,7 @@ class Attention(nnx.Module):
         keys = rotate(self.key_norm(raw), positions, jnp.array(self.inverse_frequencies))
         return KeyCache(swap(keys), swap(rms_normalized(values, self.eps).astype(self.dtype)))
 
+    @jax.named_scope("attention")
     def __call__(self, x: jax.Array, positions: jax.Array, cache: KeyCache, visible: jax.Array) -> jax.Array:
         """x `[batch, q, d_model]`; visible, bool `[batch or 1, q, k]`: which keys a query may attend to."""
         query = rotate(self.query_norm(self._heads(self.query(x))), positions,
@@ -160,6 +162,7 @@ class PerLayerInput(nnx.Module):
         self.out = Linear(config.d_per_layer, config.d_model, Quantizer(), dtype=dtype, rngs=rngs)
         self.norm = RMSNorm(config.d_model, dtype=dtype, eps=config.norm_eps)
 
+    @jax.named_scope("per_layer_input")
     def __call__(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` and `[batch, time, d_per_layer]` → the update of x, shape of x."""
         return self.norm(self.out(jax.nn.gelu(self.gate(x)) * embedded))
@@ -212,7 +215,7 @@ class Block(nnx.Module):
         return self.dense_norm(dense) + self.experts_norm(mixed)
 
 
-class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
+class FlaxGemma4ForCausalLM(PretrainedModel, CausalLM):
     """ids `[batch, time]` → logits `[batch, time, vocab]`, f32.
 
     The layers differ, so they are neither stacked nor scanned; `compute.scan_layers` and `compute.remat`
@@ -230,7 +233,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         if config.d_per_layer:
             width = config.n_layers * config.d_per_layer
             self.embed_per_layer = (
-                HostTable(config.vocab_per_layer, width, dtype=dtype) if compute.host_tables else
+                HostEmbedding(config.vocab_per_layer, width, dtype=dtype) if compute.host_tables else
                 Embedding(config.vocab_per_layer, width, Quantizer(), dtype=dtype, rngs=rngs))
             self.project_per_layer = Linear(config.d_model, width, Quantizer(), dtype=dtype, rngs=rngs)
             self.per_layer_norm = RMSNorm(config.d_per_layer, dtype=dtype, eps=config.norm_eps)
@@ -239,13 +242,13 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         self.unembed = (None if config.tie_embeddings else
                         Linear(config.d_model, config.vocab_size, Quantizer(), dtype=dtype,
                                result=jnp.float32, rngs=rngs))
-        self.places = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_write",
+        self.hooks = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_write",
                        *(("router",) if config.n_experts else ()),
                        *(("ple_write",) if config.d_per_layer else ()), "resid_post", "hidden", "logits")
 
     def _hidden(self, ids: jax.Array, tap: Tap) -> tuple[jax.Array, Recorded]:
         chex.assert_rank(ids, 2)
-        tap.check(self.places, self.config.n_layers)
+        tap.check(self.hooks, self.config.n_layers)
         outside: Recorded = {}
         x, embedded = self._embed(ids)
         x = tap("embed", x, outside)
@@ -300,14 +303,15 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         for i in layers:
             block, source, layer_tap = self.blocks[i], self.config.source(i), tap.within(i)
             records.append({})
-            x = layer_tap("resid_pre", split_batch(x), records[-1])
-            h = block.norm1(x)
-            if source == i:
-                caches[i] = update(i, block.attention.keys(h, positions))
-            visible = self._visible(self.config.layers[i], positions, caches[source].keys.shape[2])
-            layer_embedded = None if embedded is None else embedded[:, :, i]
-            x = block(x, h, positions, caches[source], visible, layer_embedded, layer_tap, records[-1])
-            x = layer_tap("resid_post", x, records[-1])
+            with jax.named_scope(f"block_{i}"):
+                x = layer_tap("resid_pre", split_batch(x), records[-1])
+                h = block.norm1(x)
+                if source == i:
+                    caches[i] = update(i, block.attention.keys(h, positions))
+                visible = self._visible(self.config.layers[i], positions, caches[source].keys.shape[2])
+                layer_embedded = None if embedded is None else embedded[:, :, i]
+                x = block(x, h, positions, caches[source], visible, layer_embedded, layer_tap, records[-1])
+                x = layer_tap("resid_post", x, records[-1])
         return split_batch(x), records
 
     def _visible(self, kind: Kind, positions: jax.Array, n_keys: int) -> jax.Array:
@@ -315,6 +319,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
         distance = positions[:, :, None] - jnp.arange(n_keys)
         return (distance >= 0) & ((distance < self.config.window) | (kind == "full"))
 
+    @jax.named_scope("embedding")
     def _embed(self, ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Embeddings `[batch, time, d_model]` and per-layer inputs `[batch, time, layers, d_per_layer]`."""
         config = self.config
@@ -329,6 +334,7 @@ class FlaxGemma4ForCausalLM(Pretrained, CausalLM):
     def _logits(self, x: jax.Array) -> jax.Array:
         return self._unembedded(self.final_norm(x))
 
+    @jax.named_scope("unembedding")
     def _unembedded(self, hidden: jax.Array) -> jax.Array:
         logits = self.embed.attend(hidden) if self.unembed is None else self.unembed(hidden)
         cap = self.config.softcap

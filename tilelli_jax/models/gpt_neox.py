@@ -12,13 +12,13 @@ from flax import nnx
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.nn.attention import RotaryAttention
 from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.hooks import OFF, Recorded, Tap
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import frequencies
-from tilelli_jax.nn.tap import OFF, Recorded, Tap
 from tilelli_jax.pretrained.gpt_neox import GPT_NEOX
 
 
@@ -67,7 +67,7 @@ class GPTNeoXBlock(nnx.Module):
         self.parallel = config.parallel_residual
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → same shape. Places: attn_out, mlp_write; resid_mid if not parallel."""
+        """`[batch, time, d_model]` → same shape. Hooks: attn_out, mlp_write; resid_mid if not parallel."""
         recorded: Recorded = {}
         return self._join(x, self.attention(self.norm1(x)), tap, recorded), recorded
 
@@ -86,7 +86,7 @@ class GPTNeoXBlock(nnx.Module):
         return mlp_input + attended + write if self.parallel else mlp_input + write
 
 
-class FlaxGPTNeoXForCausalLM(Pretrained, Decoder):
+class FlaxGPTNeoXForCausalLM(PretrainedModel, Decoder):
     """A decoder of GPT-NeoX blocks: ids `[batch, time]` → logits `[batch, time, vocab]`, f32."""
 
     hugging_face, config_class = GPT_NEOX, GPTNeoXConfig
@@ -97,5 +97,5 @@ class FlaxGPTNeoXForCausalLM(Pretrained, Decoder):
         super().__init__(config, lambda rngs: GPTNeoXBlock(config, dtype=dtype, rngs=rngs),
                          embed=Quantizer(), unembed=Quantizer(), norm_eps=config.norm_eps,
                          compute=compute, rngs=rngs)
-        self.places = (*Decoder.places, "attn_out", "mlp_write",
+        self.hooks = (*Decoder.hooks, "attn_out", "mlp_write",
                        *(() if config.parallel_residual else ("resid_mid",)))

@@ -19,11 +19,11 @@ from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.nn.attention import TopKAttention
 from tilelli_jax.nn.conv import CausalConv
 from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.hooks import OFF, Recorded, Tap
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import Quantizer, QuantizerName, quantizer
 from tilelli_jax.nn.router import Router
 from tilelli_jax.nn.ssm import DiagonalSSM
-from tilelli_jax.nn.tap import OFF, Recorded, Tap
 from tilelli_jax.nn.topk import Reduction
 
 Pathway = Literal["local", "wide", "state", "sparse", "dense"]
@@ -85,7 +85,7 @@ class RoutedBlock(nnx.Module):
             self.norm2 = LayerNorm(config.d_model, dtype=dtype)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → same shape. Places: router `[batch, time, n_paths]`, mix."""
+        """`[batch, time, d_model]` → same shape. Hooks: router `[batch, time, n_paths]`, mix."""
         y, _, recorded = self._mix(x, lambda name, h: (getattr(self, name)(h), None), tap)
         return y, recorded
 
@@ -107,7 +107,8 @@ class RoutedBlock(nnx.Module):
         weights = tap("router", self.router(h), recorded)
         mixed, caches = jnp.zeros_like(h), {}
         for i, name in enumerate(self.names):
-            y, caches[name] = run(name, dense_input if name.startswith("dense") else h)
+            with jax.named_scope(name):
+                y, caches[name] = run(name, dense_input if name.startswith("dense") else h)
             mixed = mixed + weights[..., i : i + 1].astype(y.dtype) * y
         if self.second_norm == "mix":
             mixed = self.norm2(mixed)
@@ -117,7 +118,7 @@ class RoutedBlock(nnx.Module):
 class RoutedLM(Decoder):
     """A decoder of routed blocks."""
 
-    places = (*Decoder.places, "router", "mix")
+    hooks = (*Decoder.hooks, "router", "mix")
     reads_bytes = True
 
     def __init__(self, config: RoutedConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):

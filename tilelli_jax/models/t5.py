@@ -13,15 +13,15 @@ from flax import nnx
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.models.decoder import ComputeConfig, check_ids
-from tilelli_jax.models.from_pretrained import Pretrained
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.sampling import sample
 from tilelli_jax.nn.attention import KeyCache
-from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.hooks import OFF, Recorded, Tap, TapOf, stacked
 from tilelli_jax.nn.linear import Embedding, Linear
+from tilelli_jax.nn.matmul import contract
 from tilelli_jax.nn.norm import RMSNorm
 from tilelli_jax.nn.quantize import Quantizer
-from tilelli_jax.nn.tap import OFF, Recorded, Tap, TapOf, stacked
 from tilelli_jax.parallel.sharding import split_batch
 from tilelli_jax.pretrained.t5 import T5
 
@@ -118,10 +118,12 @@ class Attention(nnx.Module):
         self.n_heads = config.n_heads
         self.dtype = dtype
 
+    @jax.named_scope("attention")
     def keys(self, x: jax.Array) -> KeyCache:
         """Keys and values of `[batch, time, d_model]`: each `[batch, heads, time, d_head]`."""
         return KeyCache(self._heads(self.key(x)), self._heads(self.value(x)))
 
+    @jax.named_scope("attention")
     def __call__(self, x: jax.Array, cache: KeyCache, bias: jax.Array) -> jax.Array:
         """x `[batch, q, d_model]`; bias `[batch or 1, heads or 1, q, k]`, -inf for masked keys."""
         query = self._heads(self.query(x))
@@ -165,10 +167,17 @@ class Block(nnx.Module):
         if encoded is not None:
             # Rows that share a text become additional queries: its keys are neither copied nor read twice.
             h = self.norm_cross(x).reshape(len(encoded[0].keys), -1, x.shape[-1])
-            x = x + tap(f"{part}.cross_out", self.cross(h, *encoded).reshape(x.shape), recorded)
+            with jax.named_scope("cross"):
+                attended = self.cross(h, *encoded).reshape(x.shape)
+            x = x + tap(f"{part}.cross_out", attended, recorded)
         x = tap(f"{part}.resid_mid", x, recorded)
         x = x + tap(f"{part}.mlp_write", self.mlp(self.norm2(x)), recorded)
         return tap(f"{part}.resid_post", x, recorded)
+
+    @jax.named_scope("cross")
+    def cross_keys(self, encoded: jax.Array) -> KeyCache:
+        """Keys and values of the encoded text for cross-attention: each `[batch, heads, time, d_head]`."""
+        return self.cross.keys(encoded)
 
 
 class Stack(nnx.Module):
@@ -192,15 +201,15 @@ class DecoderCache(NamedTuple):
     mask: jax.Array  # f32 [batch, 1, 1, time], 0 or the lowest number
 
 
-class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
+class FlaxT5ForConditionalGeneration(PretrainedModel, nnx.Module):
     """ids `[batch, time]` and decoder ids `[batch, steps]` → logits `[batch, steps, vocab]`, f32."""
 
     hugging_face, config_class = T5, T5Config
 
-    places = ("embed", "logits", "decoder.cross_out", *(
-        f"{part}.{place}" for part in ("encoder", "decoder")
-        for place in ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")))
-    encoder_places = tuple(place for place in places if place == "embed" or place.startswith("encoder."))
+    hooks = ("embed", "logits", "decoder.cross_out", *(
+        f"{part}.{hook}" for part in ("encoder", "decoder")
+        for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")))
+    encoder_hooks = tuple(hook for hook in hooks if hook == "embed" or hook.startswith("encoder."))
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         compute = compute or ComputeConfig()
@@ -232,12 +241,12 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         """Returns the logits and the recorded activations: `[layers, batch, time, …]` inside the blocks.
 
         Raises:
-            ValueError: this network has no such place or layer.
+            ValueError: this network has no such hook or layer.
         """
         depths = {"encoder": self.config.n_layers, "decoder": self.config.n_decoder_layers}
         tapped_depths = [depths[part] for part in depths
-                         if any(place.startswith(part) for place in (*tap.record, *tap.edit))]
-        tap.check(self.places, min(tapped_depths or depths.values()))
+                         if any(hook.startswith(part) for hook in (*tap.record, *tap.edit))]
+        tap.check(self.hooks, min(tapped_depths or depths.values()))
         records: list[Recorded] = []
         outside: Recorded = {}
         encoded = self._encode(ids, mask, tap, records, outside)
@@ -245,10 +254,12 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         steps = jnp.arange(decoder_ids.shape[1])
         causal = jnp.where(steps[None, :] <= steps[:, None], 0.0, -jnp.inf)
         bias = self.decoder.bias(steps[None], steps) + causal
-        x = self.embed(decoder_ids)
+        x = self._embed(decoder_ids)
         for i, block in enumerate(self.decoder.blocks):
             records.append({})
-            x = block(x, None, bias, tap.within(i), records[-1], (block.cross.keys(encoded), mask_bias))
+            with jax.named_scope(f"decoder/block_{i}"):
+                cross = block.cross_keys(encoded), mask_bias
+                x = block(x, None, bias, tap.within(i), records[-1], cross)
         logits = tap("logits", self._logits(x), outside)
         return logits, outside | stacked(records)
 
@@ -260,9 +271,9 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         """Returns the output of `encode` and the recorded activations `[layers, batch, time, d_model]`.
 
         Raises:
-            ValueError: the encoder has no such place or layer.
+            ValueError: the encoder has no such hook or layer.
         """
-        tap.check(self.encoder_places, self.config.n_layers)
+        tap.check(self.encoder_hooks, self.config.n_layers)
         records: list[Recorded] = []
         outside: Recorded = {}
         encoded = self._encode(ids, mask, tap, records, outside)
@@ -277,13 +288,13 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
             copies: number of consecutive rows to decode for each row of ids, which is encoded once.
 
         Raises:
-            ValueError: the encoder has no such place or layer.
+            ValueError: the encoder has no such hook or layer.
         """
         encoded, _ = self.encode_tapped(ids, mask, tap)
         config, dtype = self.config, encoded.dtype
         empty = jnp.zeros((copies * len(ids), config.n_heads, size, config.d_head), dtype)
         return DecoderCache([KeyCache(empty, empty) for _ in self.decoder.blocks],
-                            [block.cross.keys(encoded) for block in self.decoder.blocks],
+                            [block.cross_keys(encoded) for block in self.decoder.blocks],
                             _mask_bias(mask, ids))
 
     def step(self, ids: jax.Array, cache: DecoderCache,
@@ -293,28 +304,36 @@ class FlaxT5ForConditionalGeneration(Pretrained, nnx.Module):
         bias = (self.decoder.bias(jnp.reshape(position, (1, 1)), slots)
                 + jnp.where(slots <= position, 0.0, -jnp.inf))
         positions = jnp.full(len(ids), position)
-        x, own = self.embed(ids[:, None]), []
-        for block, previous, cross in zip(self.decoder.blocks, cache.own, cache.cross, strict=True):
-            new = block.attention.keys(block.norm1(x))
-            own.append(previous.write(new.keys, new.values, positions))
-            x = block(x, own[-1], bias, OFF, {}, (cross, cache.mask))
+        x, own = self._embed(ids[:, None]), []
+        blocks = zip(self.decoder.blocks, cache.own, cache.cross, strict=True)
+        for i, (block, previous, cross) in enumerate(blocks):
+            with jax.named_scope(f"decoder/block_{i}"):
+                new = block.attention.keys(block.norm1(x))
+                own.append(previous.write(new.keys, new.values, positions))
+                x = block(x, own[-1], bias, OFF, {}, (cross, cache.mask))
         return self._logits(x)[:, 0], DecoderCache(own, cache.cross, cache.mask)
 
     def _encode(self, ids: jax.Array, mask: jax.Array | None, tap: Tap, records: list[Recorded],
                 outside: Recorded) -> jax.Array:
         positions = jnp.arange(ids.shape[1])
         bias = self.encoder.bias(positions[None], positions) + _mask_bias(mask, ids)
-        x = tap("embed", self.embed(ids), outside)
+        x = tap("embed", self._embed(ids), outside)
         for i, block in enumerate(self.encoder.blocks):
             records.append({})
-            x = block(x, None, bias, tap.within(i), records[-1])
+            with jax.named_scope(f"encoder/block_{i}"):
+                x = block(x, None, bias, tap.within(i), records[-1])
         return self.encoder.norm(x)
+
+    @jax.named_scope("embedding")
+    def _embed(self, ids: jax.Array) -> jax.Array:
+        return self.embed(ids)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = self.decoder.norm(split_batch(x))
-        if self.config.scale_decoder_outputs:
-            x = x * self.config.d_model**-0.5
-        return self.embed.attend(x) if self.unembed is None else self.unembed(x)
+        with jax.named_scope("unembedding"):
+            if self.config.scale_decoder_outputs:
+                x = x * self.config.d_model**-0.5
+            return self.embed.attend(x) if self.unembed is None else self.unembed(x)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "aux_graph", "tap_of", "n", "greedy"))
@@ -363,7 +382,7 @@ def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: ja
 
     Raises:
         ValueError: ids are outside the vocabulary, copies, rows or metadata do not match them, or the
-            encoder has no such place or layer.
+            encoder has no such hook or layer.
     """
     check_ids("ids", ids, model.config.vocab_size)
     if copies < 1:

@@ -14,9 +14,9 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
 from tilelli_jax.nn.attention import CausalAttention
 from tilelli_jax.nn.dense import FeedForward
+from tilelli_jax.nn.hooks import OFF, Recorded, Tap
 from tilelli_jax.nn.norm import LayerNorm
 from tilelli_jax.nn.quantize import QuantizerName, quantizer
-from tilelli_jax.nn.tap import OFF, Recorded, Tap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TransformerBlock(nnx.Module):
                                  rngs=rngs)
 
     def __call__(self, x: jax.Array, tap: Tap = OFF) -> tuple[jax.Array, Recorded]:
-        """`[batch, time, d_model]` → same shape. Places: attn_out, resid_mid, mlp_write."""
+        """`[batch, time, d_model]` → same shape. Hooks: attn_out, resid_mid, mlp_write."""
         recorded: Recorded = {}
         x = tap("resid_mid", x + tap("attn_out", self.attention(self.norm1(x)), recorded), recorded)
         return x + tap("mlp_write", self.dense(self.norm2(x)), recorded), recorded
@@ -75,7 +75,7 @@ class TransformerBlock(nnx.Module):
 class VanillaLM(Decoder):
     """A decoder of transformer blocks."""
 
-    places = (*Decoder.places, "attn_out", "resid_mid", "mlp_write")
+    hooks = (*Decoder.hooks, "attn_out", "resid_mid", "mlp_write")
     reads_bytes = True
 
     def __init__(self, config: VanillaConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tilelli_jax.nn.contract import contract
 from tilelli_jax.nn.linear import HeadwiseLinear, Linear, Weight, fan_in_normal
+from tilelli_jax.nn.matmul import contract
 from tilelli_jax.nn.quantize import Quantizer
 from tilelli_jax.nn.rotary import rotate
 from tilelli_jax.nn.topk import Reduction, top_k_attention
@@ -90,10 +90,12 @@ class CausalAttention(nnx.Module):
         self.n_heads = n_heads
         self.dtype = dtype
 
+    @jax.named_scope("attention")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self._attend(*self._heads(x, jnp.arange(x.shape[1])[None]), causal(x.shape[1]))
 
+    @jax.named_scope("attention")
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int) -> tuple[jax.Array, KeyCache]:
         """Returns the output of `__call__` and a cache of `size` slots with each row's first `lengths`."""
         del lengths  # later slots are masked until they are overwritten
@@ -101,6 +103,7 @@ class CausalAttention(nnx.Module):
         y = self._attend(query, key, value, causal(x.shape[1]))
         return y, KeyCache(widen(key, size), widen(value, size))
 
+    @jax.named_scope("attention")
     def step(self, x: jax.Array, cache: KeyCache, position: jax.Array) -> tuple[jax.Array, KeyCache]:
         """One input `[batch, 1, d_model]` at `position [batch]` → its output and the updated cache."""
         query, key, value = self._heads(x, position[:, None])

@@ -27,6 +27,7 @@ class FeedForward(nnx.Module):
         self.down = Linear(d_hidden, d_model, quantizer, bias=bias, rngs=rngs, dtype=dtype)
         self.activation = activation
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self.down(self.activation(self.up(x)))
@@ -48,6 +49,7 @@ class GatedFeedForward(nnx.Module):
         self.gate, self.up = (Linear(d_model, d_hidden, quantizer, rngs=rngs, dtype=dtype) for _ in range(2))
         self.down = Linear(d_hidden, d_model, quantizer, rngs=rngs, dtype=dtype)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → `[batch, time, d_model]`."""
         return self.down(jax.nn.gelu(self.gate(x)) * self.up(x))

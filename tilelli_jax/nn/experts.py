@@ -25,11 +25,13 @@ class TopKRouter(nnx.Module):
         self.expert_scale = nnx.Param(jnp.ones(n_experts))
         self.k, self.eps, self.dtype = k, eps, dtype
 
+    @jax.named_scope("router")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → probabilities `[batch, time, n_experts]`, f32."""
         x = rms_normalized(x, self.eps).astype(self.dtype)
         return jax.nn.softmax(self.proj(x * self.scale[...].astype(self.dtype) * x.shape[-1] ** -0.5))
 
+    @jax.named_scope("router")
     def choose(self, probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Weights (f32) and expert indices (int32) of each token, both `[…, k]`."""
         weights, experts = jax.lax.top_k(probabilities, self.k)
@@ -51,6 +53,7 @@ class Experts(nnx.Module):
                            rngs=rngs)
         self.dtype = dtype
 
+    @jax.named_scope("experts")
     def __call__(self, x: jax.Array, weights: jax.Array, experts: jax.Array) -> jax.Array:
         """Σ_k weights_k · expert_k(x).
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tilelli_jax.nn.contract import project
+from tilelli_jax.nn.matmul import project
 from tilelli_jax.nn.quantize import Quantizer, hadamard, random_rotation
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]

@@ -19,6 +19,7 @@ class LayerNorm(nnx.Module):
         self.dtype = dtype
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         centred = x - jnp.mean(x, -1, keepdims=True)
@@ -38,6 +39,7 @@ class RMSNorm(nnx.Module):
         self.dtype = dtype
         self.eps = eps
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         return (rms_normalized(x, self.eps) * self.scale[...]).astype(self.dtype)
 

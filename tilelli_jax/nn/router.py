@@ -19,6 +19,7 @@ class Router(Linear):
                  bias: bool = False):
         super().__init__(d_model, n_paths, quantizer, rngs=rngs, bias=bias)
 
+    @jax.named_scope("router")
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, time, d_model]` → weights `[batch, time, n_paths]`, f32, summing to one."""
         return jax.nn.softmax(super().__call__(x))

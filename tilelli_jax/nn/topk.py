@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from tilelli_jax.nn.contract import contract, project
+from tilelli_jax.nn.matmul import contract, project
 
 Reduction = Literal["mean", "sum"]
 

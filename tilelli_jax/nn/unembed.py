@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from tilelli_jax.nn.contract import contract
+from tilelli_jax.nn.matmul import contract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Unembedding:
     def vocab_size(self) -> int:
         return self.table.shape[1 if self.by_column else 0]
 
+    @jax.named_scope("unembedding")
     def logits(self, normed: jax.Array, start: jax.Array | int, size: int, *,
                rounded: bool = False) -> jax.Array:
         """Logits of the tokens start … start + size − 1: normed `[rows, d_model]` → f32 `[rows, size]`.

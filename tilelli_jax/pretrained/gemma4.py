@@ -17,7 +17,7 @@ from tilelli_jax.pretrained.hugging_face import (
     several_ids,
     value_or,
 )
-from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 _KINDS = {"sliding_attention": "sliding", "full_attention": "full"}
 _OURS, _THEIRS = "blocks.{i}.", "model.layers.{i}."
@@ -27,15 +27,15 @@ def _names() -> Names:
     names = {
         "embed.kernel": Theirs("model.embed_tokens.weight"),
         "embed_per_layer.kernel": Theirs("model.embed_tokens_per_layer.weight"),
-        "project_per_layer.kernel": turned("model.per_layer_model_projection.weight"),
+        "project_per_layer.kernel": transposed("model.per_layer_model_projection.weight"),
         "per_layer_norm.scale": Theirs("model.per_layer_projection_norm.weight"),
         "final_norm.scale": Theirs("model.norm.weight"),
-        "unembed.kernel": turned("lm_head.weight"),
+        "unembed.kernel": transposed("lm_head.weight"),
         _OURS + "scalar": Theirs(_THEIRS + "layer_scalar"),
         _OURS + "router.scale": Theirs(_THEIRS + "router.scale"),
         _OURS + "router.expert_scale": Theirs(_THEIRS + "router.per_expert_scale"),
-        _OURS + "experts.gate_up.kernel": turned(_THEIRS + "experts.gate_up_proj"),
-        _OURS + "experts.down.kernel": turned(_THEIRS + "experts.down_proj")}
+        _OURS + "experts.gate_up.kernel": transposed(_THEIRS + "experts.gate_up_proj"),
+        _OURS + "experts.down.kernel": transposed(_THEIRS + "experts.down_proj")}
     for ours, theirs in {
             "norm1": "input_layernorm", "attention_norm": "post_attention_layernorm",
             "norm2": "pre_feedforward_layernorm", "mlp_norm": "post_feedforward_layernorm",
@@ -49,7 +49,7 @@ def _names() -> Names:
             "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
             "per_layer.gate": "per_layer_input_gate", "per_layer.out": "per_layer_projection",
             "router.proj": "router.proj"}.items():
-        names[f"{_OURS}{ours}.kernel"] = turned(f"{_THEIRS}{theirs}.weight")
+        names[f"{_OURS}{ours}.kernel"] = transposed(f"{_THEIRS}{theirs}.weight")
     return names
 
 

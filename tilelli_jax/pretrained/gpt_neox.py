@@ -17,7 +17,7 @@ from tilelli_jax.pretrained.hugging_face import (
     positive,
     several_ids,
 )
-from tilelli_jax.pretrained.mapping import Theirs, turned
+from tilelli_jax.pretrained.mapping import Theirs, transposed
 
 log = logging.getLogger(__name__)
 _OURS, _THEIRS = "blocks.{i}.", "gpt_neox.layers.{i}."
@@ -25,18 +25,18 @@ NAMES = {
     "embed.kernel": Theirs("gpt_neox.embed_in.weight"),
     "final_norm.scale": Theirs("gpt_neox.final_layer_norm.weight"),
     "final_norm.bias": Theirs("gpt_neox.final_layer_norm.bias"),
-    "unembed.kernel": turned("embed_out.weight"),
+    "unembed.kernel": transposed("embed_out.weight"),
     _OURS + "norm1.scale": Theirs(_THEIRS + "input_layernorm.weight"),
     _OURS + "norm1.bias": Theirs(_THEIRS + "input_layernorm.bias"),
     _OURS + "norm2.scale": Theirs(_THEIRS + "post_attention_layernorm.weight"),
     _OURS + "norm2.bias": Theirs(_THEIRS + "post_attention_layernorm.bias"),
-    _OURS + "attention.qkv.kernel": turned(_THEIRS + "attention.query_key_value.weight"),
+    _OURS + "attention.qkv.kernel": transposed(_THEIRS + "attention.query_key_value.weight"),
     _OURS + "attention.qkv.bias": Theirs(_THEIRS + "attention.query_key_value.bias"),
-    _OURS + "attention.out.kernel": turned(_THEIRS + "attention.dense.weight"),
+    _OURS + "attention.out.kernel": transposed(_THEIRS + "attention.dense.weight"),
     _OURS + "attention.out.bias": Theirs(_THEIRS + "attention.dense.bias"),
-    _OURS + "mlp.up.kernel": turned(_THEIRS + "mlp.dense_h_to_4h.weight"),
+    _OURS + "mlp.up.kernel": transposed(_THEIRS + "mlp.dense_h_to_4h.weight"),
     _OURS + "mlp.up.bias": Theirs(_THEIRS + "mlp.dense_h_to_4h.bias"),
-    _OURS + "mlp.down.kernel": turned(_THEIRS + "mlp.dense_4h_to_h.weight"),
+    _OURS + "mlp.down.kernel": transposed(_THEIRS + "mlp.dense_4h_to_h.weight"),
     _OURS + "mlp.down.bias": Theirs(_THEIRS + "mlp.dense_4h_to_h.bias")}
 IGNORED = {r"attention\.(masked_)?bias$": "the causal mask, stored by old versions",
            r"rotary_emb\.inv_freq$": "computed from the configuration"}

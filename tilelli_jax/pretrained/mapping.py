@@ -4,8 +4,8 @@ A map assigns to every array of a network, by its dotted name, the name of a ten
 its layout there. `{i}` is a number in both names, such as a layer index. `{h}` is a number only in the
 checkpoint's name: tensors 0, 1, … are then the slices of our array along its first axis.
 
-    {"blocks.{i}.mlp.up.kernel": turned("layers.{i}.mlp.up_proj.weight"),
-     "blocks.{i}.sparse.query.kernel": turned("blocks.{i}.sparse.heads.{h}.Wq.weight")}
+    {"blocks.{i}.mlp.up.kernel": transposed("layers.{i}.mlp.up_proj.weight"),
+     "blocks.{i}.sparse.query.kernel": transposed("blocks.{i}.sparse.heads.{h}.Wq.weight")}
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import Tensor, check_fit
 
-How = Literal["same", "turned", "taps", "fused heads", "one row"]
+How = Literal["same", "transposed", "taps", "fused heads", "one row"]
 Shape = tuple[int, ...]
 
 
@@ -49,7 +49,7 @@ def _heads_in(array: np.ndarray, shape: Shape) -> np.ndarray:
 
 LAYOUTS: dict[How, Layout] = {
     "same": Layout("unchanged", lambda s: s, lambda a, _: a, lambda a: a),
-    "turned": Layout("[…, out, in] → […, in, out]", lambda s: (*s[:-2], s[-1], s[-2]),
+    "transposed": Layout("[…, out, in] → […, in, out]", lambda s: (*s[:-2], s[-1], s[-2]),
                      lambda a, _: np.swapaxes(a, -1, -2), lambda a: np.swapaxes(a, -1, -2)),
     "taps": Layout("[channels, 1, taps] → [taps, channels]", lambda s: (s[1], 1, s[0]),
                    lambda a, _: a[:, 0].T, lambda a: a.T[:, None]),
@@ -58,9 +58,9 @@ LAYOUTS: dict[How, Layout] = {
     "one row": Layout("[1, 1, n] → [n]", lambda s: (1, 1, *s), lambda a, _: a[0, 0], lambda a: a[None, None])}
 
 
-def turned(name: str) -> Theirs:
+def transposed(name: str) -> Theirs:
     """A kernel that is `[out, in]` in the checkpoint, as in PyTorch, and `[in, out]` in our network."""
-    return Theirs(name, "turned")
+    return Theirs(name, "transposed")
 
 
 Names = Mapping[str, Theirs]

@@ -9,14 +9,14 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.json_text import object_under
 from tilelli_jax.io.tensors import Tensor
 from tilelli_jax.pretrained.hugging_face import Family, Tree, is_tied, several_ids, value_or
-from tilelli_jax.pretrained.mapping import Names, Theirs, turned
+from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 TOKENIZER = "MeanScaleUniformBins"
 TABLE, UNEMBED = "shared.weight", "lm_head.weight"
 
 
 def _names() -> Names:
-    names = {"embed.kernel": Theirs(TABLE), "unembed.kernel": turned(UNEMBED)}
+    names = {"embed.kernel": Theirs(TABLE), "unembed.kernel": transposed(UNEMBED)}
     for part, mlp in (("encoder", 1), ("decoder", 2)):
         bias = f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         names |= {f"{part}.norm.scale": Theirs(f"{part}.final_layer_norm.weight"),
@@ -27,11 +27,12 @@ def _names() -> Names:
         ours, theirs = part + ".blocks.{i}.", part + ".block.{i}.layer."
         for norm, attention, layer, module in attentions:
             names[f"{ours}{norm}.scale"] = Theirs(f"{theirs}{layer}.layer_norm.weight")
-            names |= {f"{ours}{attention}.{mine}.kernel": turned(f"{theirs}{layer}.{module}.{letter}.weight")
+            names |= {f"{ours}{attention}.{mine}.kernel":
+                      transposed(f"{theirs}{layer}.{module}.{letter}.weight")
                       for mine, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))}
         names |= {f"{ours}norm2.scale": Theirs(f"{theirs}{mlp}.layer_norm.weight"),
-                  f"{ours}mlp.up.kernel": turned(f"{theirs}{mlp}.DenseReluDense.wi.weight"),
-                  f"{ours}mlp.down.kernel": turned(f"{theirs}{mlp}.DenseReluDense.wo.weight")}
+                  f"{ours}mlp.up.kernel": transposed(f"{theirs}{mlp}.DenseReluDense.wi.weight"),
+                  f"{ours}mlp.down.kernel": transposed(f"{theirs}{mlp}.DenseReluDense.wo.weight")}
     return names
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap, check_hook
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.scoring import Text, score
 
 
-def rows_of(model: Any, texts: Sequence[Sequence[int]], *, place: str, layer: int,
+def activation_rows(model: Any, texts: Sequence[Sequence[int]], *, hook: str, layer: int,
             numbers: Sequence[int] | None = None, skip: int = 1, seed: int = 0, dtype: Any = np.float16,
             batch_size: int = 16, mesh: Mesh | None = None) -> Iterator[np.ndarray]:
     """Yields each text's activations, `[positions, d_model]`, text by text in random order.
@@ -23,7 +22,7 @@ def rows_of(model: Any, texts: Sequence[Sequence[int]], *, place: str, layer: in
 
     Args:
         texts: token ids.
-        place: a place inside the blocks, such as resid_post.
+        hook: a hook inside the blocks, such as resid_post.
         numbers: identifier of each text in error messages; by default 0, 1, ….
         skip: number of positions to skip at the beginning of each text. A network without a BOS token has
             an activation of very large norm at the first position, which would dominate the variance that
@@ -33,14 +32,14 @@ def rows_of(model: Any, texts: Sequence[Sequence[int]], *, place: str, layer: in
     Raises:
         InputError: the activations of a text are not finite as `dtype`; the message names text and layer.
     """
-    check_place(model, place, layer)
+    check_hook(model, hook, layer)
     used = [Text(ids) for ids in texts if len(ids) > skip]
     used_numbers = [i if numbers is None else numbers[i] for i, ids in enumerate(texts) if len(ids) > skip]
-    results = score(model, used, lambda aux_model, metadata: Tap(record=(place,), layers=(layer,)), nll=False,
-                    seed=seed, batch_size=batch_size, mesh=mesh, what="collecting")
+    results = score(model, used, lambda aux_model, metadata: Tap(record=(hook,), layers=(layer,)), nll=False,
+                    seed=seed, batch_size=batch_size, mesh=mesh, label="collecting")
     for i, result in results:
         with np.errstate(over="ignore"):  # the next lines report overflow
-            rows = result.seen[place][0, skip:len(used[i].ids)].astype(dtype)
+            rows = result.activations[hook][0, skip:len(used[i].ids)].astype(dtype)
         if not np.isfinite(rows.astype(np.float32)).all():
             raise InputError(f"text {used_numbers[i]}, layer {layer}: activations are not finite as "
                              f"{np.dtype(dtype)}")

@@ -16,15 +16,74 @@ import jax.numpy as jnp
 from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.signals.lens import CHUNK, logit_lens, logit_lens_from
 
-BY_LAYER = ("a_entropy_final", "a_margin_final", "a_maxprob_final", "a_kl_prev_final", "a_entropy_mean",
-            "a_margin_mean", "a_maxprob_mean", "b_cmax_rel_norm", "b_finalpos_rel_norm", "b_cmax_peak",
-            "b_finalpos_peak", "b_mean_coh")
-OVERALL = ("a_final_entropy", "a_min_entropy", "a_band_mean_entropy", "a_settling_layer_norm",
-           "a_mean_kl_last25", "a_max_margin", "b_band_max_peak", "b_band_mean_peak", "b_band_max_rel_norm",
-           "b_layer_of_max_peak")
 LAST = 4  # number of last question positions whose distributions are averaged
 EPS = 1e-6  # added to the norm of the residual stream that a write is divided by
 BAND = (0.35, 0.75)  # middle band of the layers, as fractions of the depth
+
+
+class LayerFeatures(NamedTuple):
+    """Features of each layer, each f32 `[…, layers]`, under the names of the published estimator.
+
+    `a_` features are of crystallisation, at the prompt's last position (`_final`) or averaged over the last
+    positions of the question (`_mean`). `b_` features are of the MLP writes at the question's positions.
+
+    Attributes:
+        a_entropy_final, a_entropy_mean: entropy of the logit lens, in nats.
+        a_margin_final, a_margin_mean: largest minus second largest logit.
+        a_maxprob_final, a_maxprob_mean: largest probability.
+        a_kl_prev_final: KL divergence from the previous layer's logit lens, in nats; 0 in the first layer.
+        b_cmax_rel_norm: norm of the write over the norm of the stream to which it is added, maximum.
+        b_finalpos_rel_norm: the same at the last position of the prompt.
+        b_cmax_peak: log of the vocabulary's size minus the entropy of the write's logit lens, in nats,
+            maximum.
+        b_finalpos_peak: the same at the last position of the prompt.
+        b_mean_coh: cosine similarity with the previous layer's write, mean; 0 in the first layer.
+    """
+
+    a_entropy_final: jax.Array
+    a_margin_final: jax.Array
+    a_maxprob_final: jax.Array
+    a_kl_prev_final: jax.Array
+    a_entropy_mean: jax.Array
+    a_margin_mean: jax.Array
+    a_maxprob_mean: jax.Array
+    b_cmax_rel_norm: jax.Array
+    b_finalpos_rel_norm: jax.Array
+    b_cmax_peak: jax.Array
+    b_finalpos_peak: jax.Array
+    b_mean_coh: jax.Array
+
+
+class OverallFeatures(NamedTuple):
+    """Features of a whole prompt, each f32 `[…]`; the band is the middle band of the layers.
+
+    Attributes:
+        a_final_entropy: a_entropy_final of the last layer.
+        a_min_entropy: a_entropy_final, minimum over the layers.
+        a_band_mean_entropy: a_entropy_final, mean over the band.
+        a_settling_layer_norm: last layer whose most likely token differs from the previous layer's, over the
+            number of the last layer; 0 if there is none.
+        a_mean_kl_last25: a_kl_prev_final, mean over the last quarter of the layers.
+        a_max_margin: a_margin_final, maximum over the layers.
+        b_band_max_peak, b_band_mean_peak: b_cmax_peak, maximum and mean over the band.
+        b_band_max_rel_norm: b_cmax_rel_norm, maximum over the band.
+        b_layer_of_max_peak: layer of the largest b_cmax_peak in the band, over the number of the last layer.
+    """
+
+    a_final_entropy: jax.Array
+    a_min_entropy: jax.Array
+    a_band_mean_entropy: jax.Array
+    a_settling_layer_norm: jax.Array
+    a_mean_kl_last25: jax.Array
+    a_max_margin: jax.Array
+    b_band_max_peak: jax.Array
+    b_band_mean_peak: jax.Array
+    b_band_max_rel_norm: jax.Array
+    b_layer_of_max_peak: jax.Array
+
+
+BY_LAYER = LayerFeatures._fields
+OVERALL = OverallFeatures._fields
 
 
 class LayerActivations(NamedTuple):
@@ -123,15 +182,19 @@ def crystallisation(unembedding: Unembedding, activations: LayerActivations, que
     peak = jnp.log(jnp.float32(unembedding.vocab_size)) - write_stats.entropy
     similarity = jnp.mean(_cosine(write[1:], write[:-1]), axis=-1, where=question)
     coherence = jnp.concatenate([jnp.zeros((1, batch)), similarity])
-    columns = (final_stats.entropy, final_stats.margin, final_stats.top, divergence,
-               averaged(last_stats.entropy), averaged(last_stats.margin), averaged(last_stats.top),
-               largest(relative_norm), relative_norm[:, :, -1], largest(peak), peak[:, :, -1], coherence)
-    by_layer = jnp.nan_to_num(jnp.stack(columns, axis=-1), nan=0.0, posinf=0.0, neginf=0.0)
+    features = LayerFeatures(
+        a_entropy_final=final_stats.entropy, a_margin_final=final_stats.margin,
+        a_maxprob_final=final_stats.top, a_kl_prev_final=divergence,
+        a_entropy_mean=averaged(last_stats.entropy), a_margin_mean=averaged(last_stats.margin),
+        a_maxprob_mean=averaged(last_stats.top),
+        b_cmax_rel_norm=largest(relative_norm), b_finalpos_rel_norm=relative_norm[:, :, -1],
+        b_cmax_peak=largest(peak), b_finalpos_peak=peak[:, :, -1], b_mean_coh=coherence)
+    by_layer = jnp.nan_to_num(jnp.stack(features, axis=-1), nan=0.0, posinf=0.0, neginf=0.0)
     by_layer = jnp.swapaxes(by_layer, 0, 1)
 
     best = final_stats.best.T
     low, high = band(n_layers)
-    strongest = low + jnp.argmax(by_layer[:, low:high + 1, 9], axis=1)
+    strongest = low + jnp.argmax(by_layer[:, low:high + 1, BY_LAYER.index("b_cmax_peak")], axis=1)
     row = jnp.arange(batch)
     position = jnp.argmax(jnp.where(question, peak, -jnp.inf)[strongest, row], axis=1)
     attention = (jnp.zeros((n_layers, batch)) if activations.attention is None else stats.entropy[:, :, -1])
@@ -144,16 +207,23 @@ def overall(by_layer: jax.Array, best: jax.Array, strongest: jax.Array) -> jax.A
     """The OVERALL features from `by_layer` f32 `[batch, layers, 12]`, `best` `[batch, layers]` and
     `strongest` `[batch]` (the layer of the strongest write)."""
     n_layers = by_layer.shape[1]
+    layers = LayerFeatures(*(by_layer[:, :, i] for i in range(len(BY_LAYER))))
     low, high = band(n_layers)
     middle, deepest = slice(low, high + 1), max(n_layers - 1, 1)
     changes = jnp.where(best[:, 1:] != best[:, :-1], jnp.arange(1, n_layers), 0)
     settled = jnp.max(changes, axis=1, initial=0)
-    late = by_layer[:, int(0.75 * n_layers):, 3]
-    return jnp.stack([
-        by_layer[:, -1, 0], jnp.min(by_layer[:, :, 0], axis=1), jnp.mean(by_layer[:, middle, 0], axis=1),
-        settled / deepest, jnp.mean(late, axis=1), jnp.max(by_layer[:, :, 1], axis=1),
-        jnp.max(by_layer[:, middle, 9], axis=1), jnp.mean(by_layer[:, middle, 9], axis=1),
-        jnp.max(by_layer[:, middle, 7], axis=1), strongest / deepest], axis=1).astype(jnp.float32)
+    features = OverallFeatures(
+        a_final_entropy=layers.a_entropy_final[:, -1],
+        a_min_entropy=jnp.min(layers.a_entropy_final, axis=1),
+        a_band_mean_entropy=jnp.mean(layers.a_entropy_final[:, middle], axis=1),
+        a_settling_layer_norm=settled / deepest,
+        a_mean_kl_last25=jnp.mean(layers.a_kl_prev_final[:, int(0.75 * n_layers):], axis=1),
+        a_max_margin=jnp.max(layers.a_margin_final, axis=1),
+        b_band_max_peak=jnp.max(layers.b_cmax_peak[:, middle], axis=1),
+        b_band_mean_peak=jnp.mean(layers.b_cmax_peak[:, middle], axis=1),
+        b_band_max_rel_norm=jnp.max(layers.b_cmax_rel_norm[:, middle], axis=1),
+        b_layer_of_max_peak=strongest / deepest)
+    return jnp.stack(features, axis=1).astype(jnp.float32)
 
 
 def _cosine(a: jax.Array, b: jax.Array, eps: float = 1e-8) -> jax.Array:

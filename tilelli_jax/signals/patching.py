@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax.estimators.sae import Codes, TopKSAE
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap, check_hook
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.signals.places import check_place
 from tilelli_jax.signals.scoring import Text, score
 
 NOTHING = -1  # ablate no latent
@@ -46,11 +45,11 @@ def reconstructed(sae: TopKSAE, value: jax.Array, patch: Patch) -> jax.Array:
     return jnp.where(selected[..., None], reconstruction.astype(value.dtype), value)
 
 
-def patching(sae: TopKSAE, place: str, layer: int, patch: Patch) -> Tap:
-    """The tap that patches one place of one layer. The network must have both (see `check_place`)."""
+def patching(sae: TopKSAE, hook: str, layer: int, patch: Patch) -> Tap:
+    """The tap that patches one hook of one layer. The network must have both (see `check_hook`)."""
     def edit(value: jax.Array, at_layer: int | None) -> jax.Array:
         return reconstructed(sae, value, patch) if at_layer == layer else value
-    return Tap(edit={place: edit})
+    return Tap(edit={hook: edit})
 
 
 def check_patch(sae: TopKSAE, d_model: int, latents: Sequence[int]) -> None:
@@ -62,7 +61,7 @@ def check_patch(sae: TopKSAE, d_model: int, latents: Sequence[int]) -> None:
             raise ValueError(f"latents: expected 0 to {sae.config.n_latents - 1}, found {latent}")
 
 
-class Patched(NamedTuple):
+class PatchedText(NamedTuple):
     """Token ids, the first token whose NLL is measured, and the span `[start, stop)` of patched positions."""
 
     ids: Sequence[int]
@@ -71,7 +70,7 @@ class Patched(NamedTuple):
     stop: int
 
 
-def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Sequence[int], *, place: str,
+def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[PatchedText], latents: Sequence[int], *, hook: str,
                 layer: int, batch_size: int = 16, mesh: Mesh | None = None) -> np.ndarray:
     """Mean NLL of each text's target tokens: unpatched, reconstructed, and with each latent ablated.
 
@@ -82,10 +81,10 @@ def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Seq
         `[texts, 2 + latents]`, f64, in nats per token.
 
     Raises:
-        ValueError: the network has no such place or layer, the autoencoder has another width or no such
+        ValueError: the network has no such hook or layer, the autoencoder has another width or no such
             latent, or a text has no token before its target.
     """
-    check_place(model, place, layer)
+    check_hook(model, hook, layer)
     check_patch(sae, model.config.d_model, latents)
     for i, text in enumerate(texts):
         if not 1 <= text.target < len(text.ids):
@@ -94,15 +93,15 @@ def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[Patched], latents: Seq
             for text in texts for variant, latent in enumerate((NOTHING, NOTHING, *latents))]
 
     def tap_of(sae: Any, metadata: jax.Array) -> Tap:
-        return patching(sae, place, layer, Patch(metadata[:, 0], metadata[:, 1], metadata[:, 2]))
+        return patching(sae, hook, layer, Patch(metadata[:, 0], metadata[:, 1], metadata[:, 2]))
     means = np.zeros(len(rows))
     for i, result in score(model, rows, tap_of, aux_model=sae, batch_size=batch_size, mesh=mesh,
-                           what="patching"):
-        means[i] = result.nats[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
+                           label="patching"):
+        means[i] = result.nll[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
     return means.reshape(len(texts), -1)
 
 
-class Spliced(NamedTuple):
+class PatchedLoss(NamedTuple):
     """Mean NLL (nats per token): unpatched, with reconstructed activations, and with zeroed activations."""
 
     natural: float
@@ -113,21 +112,21 @@ class Spliced(NamedTuple):
     def recovered(self) -> float:
         """Fraction of the loss recovered: 0 is the zeroed loss, 1 the natural loss; may be below 0.
 
-        NaN if zeroing does not change the loss.
+        NaN if zeroing does not increase the loss: there is then nothing to recover.
         """
         gap = self.zeroed - self.natural
-        return (self.zeroed - self.reconstructed) / gap if gap else math.nan
+        return (self.zeroed - self.reconstructed) / gap if gap > 0 else math.nan
 
 
-def spliced(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, place: str, layer: int,
-            skip: int = 1, batch_size: int = 16, mesh: Mesh | None = None) -> Spliced:
+def patched_loss(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, hook: str, layer: int,
+            skip: int = 1, batch_size: int = 16, mesh: Mesh | None = None) -> PatchedLoss:
     """Measures the loss recovered by an autoencoder: its reconstruction replaces all positions.
 
     Args:
         texts: token ids, at least two of each.
-        skip: number of first positions that stay unpatched; `rows_of` excludes them from training.
+        skip: number of first positions that stay unpatched; `activation_rows` excludes them from training.
     """
-    losses = patched_nll(model, sae, [Patched(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
-                         [EVERYTHING], place=place, layer=layer, batch_size=batch_size, mesh=mesh)
+    losses = patched_nll(model, sae, [PatchedText(ids, 1, min(skip, len(ids)), len(ids)) for ids in texts],
+                         [EVERYTHING], hook=hook, layer=layer, batch_size=batch_size, mesh=mesh)
     weights = np.array([len(ids) - 1 for ids in texts], float)
-    return Spliced(*(float(weights @ column / weights.sum()) for column in losses.T))
+    return PatchedLoss(*(float(weights @ column / weights.sum()) for column in losses.T))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +14,12 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.cli import progress
-from tilelli_jax.nn.tap import Recorded, Tap
-from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.nn.hooks import Recorded, Tap
+from tilelli_jax.parallel.sharding import Mesh, replicated
+from tilelli_jax.signals.batching import SHORTEST, Batch, batches, bucket, max_time, on_devices, padded_ids
 from tilelli_jax.signals.crystallisation import Crystallisation, LayerActivations, crystallisation
 from tilelli_jax.signals.lens import CHUNK
-from tilelli_jax.signals.scoring import max_time, padded_time
 
-QUESTION_BUCKET = 8  # question lengths are rounded up to multiples; each multiple is one compilation
 WORK = 6  # number of arrays of the size of a logits slice that XLA may hold at once
 
 
@@ -51,11 +49,11 @@ class PromptSignals:
     """Function that computes the signals of a batch under jit. Equal instances share a compiled program.
 
     Attributes:
-        places: see `places_of`.
+        hooks: see `lens_hooks`.
         chunk, rounded: see `PromptReader`.
     """
 
-    places: tuple[str, str, str, str]
+    hooks: tuple[str, str, str, str]
     chunk: int = CHUNK
     rounded: bool = False
 
@@ -68,13 +66,13 @@ class PromptSignals:
                 entry the prompt's last position.
             question: bool `[batch, n]`, True at the question's positions.
         """
-        tap = Tap(record=tuple(place for place in self.places if place), positions=positions)
+        tap = Tap(record=tuple(hook for hook in self.hooks if hook), positions=positions)
         recorded = model.tapped(ids, tap)[1]  # the logits are not used, so XLA does not compute them
         return self.prompt_outputs(model, recorded, question)
 
     def prompt_outputs(self, model: Any, recorded: Recorded, question: jax.Array) -> PromptOutputs:
         """Crystallisation and MLP-write specificity from the activations recorded at the positions."""
-        stream, write, base, attention = self.places
+        stream, write, base, attention = self.hooks
         activations = LayerActivations(recorded[stream], recorded[write], recorded[base],
                                        recorded[attention] if attention else None)
         features = crystallisation(model.unembedding(), activations, question, chunk=self.chunk,
@@ -105,18 +103,18 @@ class PromptReader:
         mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
         signals: function that computes the signals; by default crystallisation and MLP-write specificity.
         aux_models: additional networks that are passed to `signals`.
-        bucket: question lengths are rounded up to a multiple of it, and so are prompt lengths if it exceeds
-            their usual multiple. Each size is compiled: for many short prompts a large bucket is faster.
+        shortest: length to which shorter prompts and questions are padded. Each length is compiled: for many
+            short prompts of a small network, a long one is faster.
     """
 
     def __init__(self, model: Any, *, batch_size: int = 16, max_bytes: int = 2**31, chunk: int = CHUNK,
                  rounded: bool = False, mesh: Mesh | None = None, signals: PromptSignals | None = None,
-                 aux_models: Sequence[Any] = (), bucket: int = QUESTION_BUCKET) -> None:
+                 aux_models: Sequence[Any] = (), shortest: int = SHORTEST) -> None:
         self.batch_size, self.max_bytes, self.chunk, self.mesh = batch_size, max_bytes, chunk, mesh
-        self.config, self.bucket, self.most = model.config, bucket, max_time(model)
+        self.config, self.max_tokens, self.shortest = model.config, max_time(model), shortest
         parts = [nnx.split(network) for network in (model, *aux_models)]
         self._params = [params for _, params in parts]
-        self._read = _compiled(signals or PromptSignals(places_of(model), chunk, rounded),
+        self._read = _compiled(signals or PromptSignals(lens_hooks(model), chunk, rounded),
                                tuple(graph for graph, _ in parts), mesh)
 
     def bytes_of(self, positions: int) -> int:
@@ -125,7 +123,7 @@ class PromptReader:
         rows = layers * (positions + 6)
         return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
 
-    def __call__(self, prompts: Sequence[Prompt], what: str = "reading") -> Iterator[tuple[int, Any]]:
+    def __call__(self, prompts: Sequence[Prompt], label: str = "reading") -> Iterator[tuple[int, Any]]:
         """Yields (index, signals) for each prompt, in arbitrary order. Shows progress if there is more than
         one batch.
 
@@ -133,57 +131,45 @@ class PromptReader:
             ValueError: a prompt is empty or longer than the network's context, or its question is not
                 inside the prompt.
         """
-        check_lengths([prompt.ids for prompt in prompts], self.most)
+        check_lengths([prompt.ids for prompt in prompts], self.max_tokens)
         for i, prompt in enumerate(prompts):
             if not 0 <= prompt.start <= prompt.stop <= len(prompt.ids):
                 raise ValueError(f"prompt {i}: expected the question inside its {len(prompt.ids)} ids, found "
                                  f"[{prompt.start}, {prompt.stop})")
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), -_length(prompts[i]), i))
-        with progress.shown(len(prompts), what, "prompt", quiet=len(prompts) <= self.batch_size) as advance:
-            start = 0
-            while start < len(order):
-                batch = order[start:start + self._rows(prompts, order[start:start + self.batch_size])]
-                yield from zip(batch, self._batch([prompts[i] for i in batch]), strict=True)
-                start += len(batch)
-                advance(len(batch))
+        questions = [prompt.stop - prompt.start for prompt in prompts]  # their lengths
 
-    def _rows(self, prompts: Sequence[Prompt], candidates: Sequence[int]) -> int:
-        """Number of the next prompts that form one batch."""
-        positions = _round_up(max(_length(prompts[i]) for i in candidates), self.bucket) + 1
-        fit = max(1, self.max_bytes // self.bytes_of(positions))
-        rows = self.batch_size if fit >= self.batch_size else 1 << (fit.bit_length() - 1)
-        devices = whole_batch(1, self.mesh)
-        return max(1, rows // devices) * devices
+        def max_rows(candidates: list[int]) -> int:
+            positions = bucket(max(questions[i] for i in candidates), shortest=self.shortest) + 1
+            return self.max_bytes // self.bytes_of(positions)
+        with progress.shown(len(prompts), label, "prompt", quiet=len(prompts) <= self.batch_size) as advance:
+            for batch in batches([len(prompt.ids) for prompt in prompts], self.batch_size,
+                                 limit=self.max_tokens, shortest=self.shortest, mesh=self.mesh,
+                                 widths=questions, max_rows=max_rows, shrink=True):
+                yield from zip(batch.indices, self._batch(batch, prompts), strict=True)
+                advance(len(batch.indices))
 
-    def _batch(self, prompts: Sequence[Prompt]) -> list[Any]:
-        # Batch sizes are powers of two or the full batch, because each size is compiled.
-        rows = whole_batch(min(self.batch_size, 1 << (len(prompts) - 1).bit_length()), self.mesh)
-        longest = max(len(prompt.ids) for prompt in prompts)
-        rounded_up = min(_round_up(longest, self.bucket), self.most or sys.maxsize)
-        time = padded_time(rounded_up, self.most)
-        width = _round_up(max(map(_length, prompts)), self.bucket)
-        ids = np.zeros((rows, time), np.int32)
-        positions, question = np.zeros((rows, width + 1), np.int32), np.zeros((rows, width + 1), bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, :len(prompt.ids)] = prompt.ids
-            n = _length(prompt)
+    def _batch(self, batch: Batch, prompts: Sequence[Prompt]) -> list[Any]:
+        rows = [prompts[i] for i in batch.filled]
+        width = bucket(max(prompt.stop - prompt.start for prompt in rows), shortest=self.shortest)
+        positions, question = (np.zeros((len(rows), width + 1), dtype) for dtype in (np.int32, bool))
+        for row, prompt in enumerate(rows):
+            n = prompt.stop - prompt.start
             positions[row, :n], question[row, :n] = np.arange(prompt.start, prompt.stop), True
             positions[row, -1] = len(prompt.ids) - 1
-        arrays, mesh = (ids, positions, question), self.mesh
-        placed = arrays if mesh is None else tuple(place_rows(array, mesh, rows) for array in arrays)
-        results = jax.device_get(self._read(self._params, *placed))
-        return [jax.tree.map(lambda array, row=row: array[row], results) for row in range(len(prompts))]
+        arrays = padded_ids([prompt.ids for prompt in rows], batch.time), positions, question
+        results = jax.device_get(self._read(self._params, *on_devices(arrays, self.mesh)))
+        return [jax.tree.map(lambda array, row=row: array[row], results) for row in range(len(batch.indices))]
 
 
-def places_of(model: Any) -> tuple[str, str, str, str]:
-    """Places of the residual stream, the MLP write, the stream to which it is added, and attention's output.
+def lens_hooks(model: Any) -> tuple[str, str, str, str]:
+    """Hooks of the residual stream, the MLP write, the stream to which it is added, and attention's output.
 
     The last is "" if the network has none. The write of a routed block is its mixed output. With parallel
     residuals the write is added to the stream before the block.
     """
-    places = model.places
-    return ("resid_post", "mlp_write" if "mlp_write" in places else "mix",
-            "resid_mid" if "resid_mid" in places else "resid_pre", "attn_out" if "attn_out" in places else "")
+    hooks = model.hooks
+    return ("resid_post", "mlp_write" if "mlp_write" in hooks else "mix",
+            "resid_mid" if "resid_mid" in hooks else "resid_pre", "attn_out" if "attn_out" in hooks else "")
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], limit: int | None) -> None:
@@ -192,11 +178,3 @@ def check_lengths(prompts: Sequence[Sequence[int]], limit: int | None) -> None:
     for i, ids in enumerate(prompts):
         if not len(ids) or (limit is not None and len(ids) > limit):
             raise ValueError(f"prompt {i}: expected {expected}, found {len(ids)}")
-
-
-def _length(prompt: Prompt) -> int:
-    return prompt.stop - prompt.start
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple

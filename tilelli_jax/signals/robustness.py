@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tilelli_jax.nn.tap import Tap
-from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.nn.hooks import Tap
+from tilelli_jax.parallel.sharding import Mesh, replicated
+from tilelli_jax.signals.batching import batches, max_time, on_devices, padded_ids
 from tilelli_jax.signals.crystallisation import band
 from tilelli_jax.signals.lens import CHUNK, logit_lens_from
 from tilelli_jax.signals.prompts import check_lengths
-from tilelli_jax.signals.scoring import max_time, padded_time
 
 
 class Robustness:
@@ -42,8 +42,8 @@ class Robustness:
         noise_layer = band(model.config.n_layers)[0] if layer is None else layer
         if not 0 <= noise_layer < model.config.n_layers:
             raise ValueError(f"layer: expected 0 to {model.config.n_layers - 1}, found {noise_layer}")
-        self.batch_size, self.mesh = whole_batch(batch_size, mesh), mesh
-        self.key, self.max_time = jax.random.key(seed), max_time(model)
+        self.batch_size, self.mesh = batch_size, mesh
+        self.key, self.max_tokens = jax.random.key(seed), max_time(model)
         graph, self._params = nnx.split(model)
 
         def read(params: Any, ids: jax.Array, last: jax.Array, keys: jax.Array) -> jax.Array:
@@ -79,22 +79,15 @@ class Robustness:
         Raises:
             ValueError: a prompt is empty or longer than the network's context.
         """
-        check_lengths(prompts, self.max_time)
+        check_lengths(prompts, self.max_tokens)
         stream_numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
         divergences = np.zeros(len(prompts), np.float32)
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start:start + self.batch_size]
-            rows = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
-            time = padded_time(len(prompts[batch[0]]), self.max_time)
-            ids = np.zeros((len(rows), time), np.int32)
-            for row, i in enumerate(rows):
-                ids[row, :len(prompts[i])] = prompts[i]
+        for batch in batches([len(prompt) for prompt in prompts], self.batch_size, limit=self.max_tokens,
+                             mesh=self.mesh):
+            rows = [prompts[i] for i in batch.filled]
             keys = jax.vmap(lambda n: jax.random.fold_in(self.key, n))(
-                jnp.asarray(stream_numbers[rows], jnp.uint32))
-            last = np.array([len(prompts[i]) - 1 for i in rows], np.int32)
-            arrays: tuple[Any, ...] = ids, last
-            if self.mesh is not None:
-                arrays = tuple(place_rows(array, self.mesh, len(rows)) for array in arrays)
-            divergences[batch] = np.asarray(self._read(self._params, *arrays, keys))[:len(batch)]
+                jnp.asarray(stream_numbers[batch.filled], jnp.uint32))
+            arrays = padded_ids(rows, batch.time), np.array([len(prompt) - 1 for prompt in rows], np.int32)
+            values = self._read(self._params, *on_devices(arrays, self.mesh), keys)
+            divergences[batch.indices] = np.asarray(values)[:len(batch.indices)]
         return divergences

@@ -1,6 +1,6 @@
 """Uncertainty signals of a prompt from one forward pass: softmax, router, abstain head and logit lens.
 
-Nothing is generated. `signals.names` lists the names of the signals.
+Nothing is generated. `signals.names` defines the signals.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import numpy as np
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import Codes, TopKSAE
+from tilelli_jax.nn.hooks import Tap, check_hook
 from tilelli_jax.nn.router import divergence, entropy
-from tilelli_jax.nn.tap import Tap
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.crystallisation import OVERALL
 from tilelli_jax.signals.lens import CHUNK
-from tilelli_jax.signals.names import BLOCK, HEAD, LENS, PROMPT_SIGNALS, ROUTER
-from tilelli_jax.signals.places import check_place
-from tilelli_jax.signals.prompts import Prompt, PromptReader, PromptSignals, places_of
+from tilelli_jax.signals.names import BLOCK, LENS, SIGNALS
+from tilelli_jax.signals.prompts import Prompt, PromptReader, PromptSignals, lens_hooks
 
-BUCKET = 64  # coarse, because prompts are many and short
+SHORTEST = 64  # padded length of shorter prompts: they are many, and their networks small
 
 
 class Uncertainty(NamedTuple):
@@ -38,7 +37,7 @@ class Uncertainty(NamedTuple):
         router_entropy_block: `[blocks]`, router entropy of each block, mean over positions.
         drift: KL(another network's routing ‖ this network's routing) in nats, mean over blocks and positions.
         abstain_logit: logit of the abstain head at the last position.
-        read: logit lens and residual stream (`signals.prompts.PromptOutputs`).
+        lens: logit lens and residual stream (`signals.prompts.PromptOutputs`).
         hidden: `[d_model]`, the residual stream after the final norm, at the last position.
         pooled: `[d_model]`, the same, mean over the prompt's positions.
         codes: codes of an autoencoder at the last position.
@@ -51,7 +50,7 @@ class Uncertainty(NamedTuple):
     router_entropy_block: Any
     drift: Any
     abstain_logit: Any
-    read: Any
+    lens: Any
     hidden: Any
     pooled: Any
     codes: Codes | None
@@ -67,26 +66,18 @@ class Uncertainty(NamedTuple):
         return None if self.abstain_logit is None else 1 / (1 + np.exp(-np.float64(self.abstain_logit)))
 
 
-def by_name(signals: Uncertainty) -> dict[str, np.ndarray]:
+def signal_columns(signals: Uncertainty) -> dict[str, np.ndarray]:
     """Every available signal in the result of `UncertaintyReader.read`, f64 `[prompts]` each.
 
-    No signal depends on the position of the question in the prompt.
+    The keys are those of `signals.names`. No signal depends on the position of the question in the prompt.
     """
-    columns = {name: getattr(signals, name) for name in PROMPT_SIGNALS}
+    columns = {name: getattr(signals, name) for name in SIGNALS if name not in LENS}
     if signals.router_entropy_block is not None:
         columns |= {f"{BLOCK}{i}": values for i, values in enumerate(signals.router_entropy_block.T)}
-    if signals.read is not None:
-        overall = signals.read.crystallisation.overall
+    if signals.lens is not None:
+        overall = signals.lens.crystallisation.overall
         columns |= {name: overall[:, OVERALL.index(feature)] for name, feature in LENS.items()}
     return {name: np.asarray(values, np.float64) for name, values in columns.items() if values is not None}
-
-
-def names(model: Any) -> tuple[str, ...]:
-    """The keys of `by_name` for a network, without drift, which requires a second network."""
-    routed = "router" in model.places
-    missing = {"drift", *(() if routed else ROUTER), *(() if "abstain" in model.places else (HEAD,))}
-    blocks = [f"{BLOCK}{i}" for i in range(model.config.n_layers)] if routed else []
-    return (*(name for name in PROMPT_SIGNALS if name not in missing), *blocks, *LENS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +87,7 @@ class UncertaintyPass(PromptSignals):
     Attributes:
         before: whether a network is passed whose routing is the reference of the drift.
         codes: whether an autoencoder is passed.
-        lens: whether to compute `read`.
+        lens: whether to compute `Uncertainty.lens`.
     """
 
     before: bool = False
@@ -110,11 +101,11 @@ class UncertaintyPass(PromptSignals):
         sae = remaining.pop(0) if self.codes else None
         last = positions[:, -1]
         unpadded = jnp.arange(ids.shape[1]) <= last[:, None]
-        lens_places = [place for place in self.places if place] if self.lens else []
-        places = {*lens_places, "hidden"}
-        places |= {place for place in ("router", "abstain") if place in model.places}
-        places |= {sae.config.place} if sae is not None else set()
-        logits, recorded = model.tapped(ids, Tap(record=tuple(sorted(places))))
+        at_positions = [hook for hook in self.hooks if hook] if self.lens else []
+        hooks = {*at_positions, "hidden"}
+        hooks |= {hook for hook in ("router", "abstain") if hook in model.hooks}
+        hooks |= {sae.config.hook} if sae is not None else set()
+        logits, recorded = model.tapped(ids, Tap(record=tuple(sorted(hooks))))
 
         def at_last(value: jax.Array) -> jax.Array:
             return jnp.take_along_axis(value, last.reshape(-1, *(1,) * (value.ndim - 1)), axis=1)[:, 0]
@@ -135,8 +126,8 @@ class UncertaintyPass(PromptSignals):
             # Rounding errors may make the divergence negative.
             drift = jnp.maximum(mean(divergence(reference, routing).mean(0)), 0)
         index = positions[None, :, :, None]
-        selected = {place: jnp.take_along_axis(recorded[place], index, axis=2) for place in lens_places}
-        codes = None if sae is None else sae.encode(at_last(recorded[sae.config.place][sae.config.layer]))
+        selected = {hook: jnp.take_along_axis(recorded[hook], index, axis=2) for hook in at_positions}
+        codes = None if sae is None else sae.encode(at_last(recorded[sae.config.hook][sae.config.layer]))
         return Uncertainty(
             at_last(largest), mean(largest), None if by_block is None else by_block.mean(1), variance,
             by_block, drift, at_last(recorded["abstain"]) if "abstain" in recorded else None,
@@ -148,14 +139,14 @@ class UncertaintyReader(PromptReader):
     """Computes the uncertainty signals of prompts; the compiled program is reused between calls.
 
     Args:
-        sae: an autoencoder whose codes to compute; its configuration names the place and the layer.
+        sae: an autoencoder whose codes to compute; its configuration names the hook and the layer.
         before: a routed network whose routing is the reference of the drift.
-        lens: whether to compute `read`, which takes longer to compile than all other signals.
+        lens: whether to compute `Uncertainty.lens`, which takes longer to compile than all other signals.
         batch_size, chunk, mesh: see `PromptReader`.
 
     Raises:
         InputError: the two networks differ in blocks or pathways.
-        ValueError: the network lacks the autoencoder's place or layer.
+        ValueError: the network lacks the autoencoder's hook or layer.
     """
 
     def __init__(self, model: Any, *, sae: TopKSAE | None = None, before: Any = None, batch_size: int = 16,
@@ -164,13 +155,14 @@ class UncertaintyReader(PromptReader):
             raise InputError(f"before: expected a network with the same blocks and pathways, "
                              f"{_routing(model)}, found {_routing(before)}")
         if sae is not None:
-            check_place(model, sae.config.place, sae.config.layer)
-        signals = UncertaintyPass(places_of(model), chunk, before=before is not None, codes=sae is not None,
+            check_hook(model, sae.config.hook, sae.config.layer)
+        signals = UncertaintyPass(lens_hooks(model), chunk, before=before is not None, codes=sae is not None,
                                   lens=lens)
-        super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh, bucket=BUCKET, signals=signals,
+        super().__init__(model, batch_size=batch_size, chunk=chunk, mesh=mesh, signals=signals,
+                         shortest=SHORTEST,
                          aux_models=[aux_model for aux_model in (before, sae) if aux_model is not None])
 
-    def read(self, prompts: Sequence[Prompt], what: str = "reading") -> Uncertainty:
+    def read(self, prompts: Sequence[Prompt], label: str = "reading") -> Uncertainty:
         """Signals of all prompts, in order: every array has a leading axis `[prompts]`.
 
         Raises:
@@ -178,12 +170,12 @@ class UncertaintyReader(PromptReader):
         """
         if not prompts:
             raise ValueError("prompts: expected at least one")
-        by_index = dict(self(prompts, what))
+        by_index = dict(self(prompts, label))
         return jax.tree.map(lambda *arrays: np.stack(arrays), *(by_index[i] for i in range(len(prompts))))
 
 
 def _routing(model: Any) -> tuple[int, int] | None:
     """Numbers of blocks and pathways of a routed network; None for other networks."""
-    if "router" not in model.places or not hasattr(model.config, "pathways"):
+    if "router" not in model.hooks or not hasattr(model.config, "pathways"):
         return None
     return model.config.n_layers, len(model.config.pathways) * model.config.n_banks

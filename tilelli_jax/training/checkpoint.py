@@ -65,11 +65,11 @@ class Checkpoints:
             self._manager.save(notes["step"], force=True, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_tree(state)), notes=ocp.args.JsonSave(notes)))
 
-    def latest(self, outline: TrainState) -> Restored | None:
+    def latest(self, abstract_state: TrainState) -> Restored | None:
         """Returns the newest readable checkpoint, or None if there is no checkpoint.
 
         Args:
-            outline: shapes, types and shardings to restore to, on any mesh.
+            abstract_state: shapes, types and shardings to restore to, on any mesh.
 
         Raises:
             InputError: there are checkpoints, but none is readable.
@@ -77,7 +77,7 @@ class Checkpoints:
         damaged: list[tuple[int, InputError]] = []
         for step in reversed(self.steps()):
             try:
-                restored = self.restore(step, outline)
+                restored = self.restore(step, abstract_state)
             except InputError as error:
                 damaged.append((step, error))
                 continue
@@ -89,7 +89,7 @@ class Checkpoints:
             raise InputError(f"{damaged[0][1]}; no other checkpoint is readable")
         return None
 
-    def restore(self, step: int, outline: TrainState) -> Restored:
+    def restore(self, step: int, abstract_state: TrainState) -> Restored:
         """Returns the checkpoint of a step.
 
         Raises:
@@ -99,7 +99,7 @@ class Checkpoints:
             raise InputError(f"{self.path / str(step)}: damaged checkpoint ({reason})")
         try:
             items = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_tree(outline)), notes=ocp.args.JsonRestore()))
+                state=ocp.args.StandardRestore(_tree(abstract_state)), notes=ocp.args.JsonRestore()))
         except Exception as error:  # Orbax and TensorStore raise many kinds
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{self.path / str(step)}: cannot be restored: {reason}") from error

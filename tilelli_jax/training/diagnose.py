@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import path_name, replicated
 from tilelli_jax.training.distributed import compile_barrier
+from tilelli_jax.training.loss import Batch, Loss
 from tilelli_jax.training.step import Network
-from tilelli_jax.training.tasks.text_loss import Batch, Loss
 
 
 class Diverged(RuntimeError):

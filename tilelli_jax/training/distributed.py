@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -101,6 +102,13 @@ def compile_barrier(function: Any) -> Callable[..., Any]:
                 key=f"tilelli: program {next(_programs)}", timeout_ms=PATIENCE_MS)
         return compiled[key](*args)
     return call
+
+
+def of_first_process(value: float) -> float:
+    """Returns the first process's value, as float32 or int32, in all processes, which must all call it."""
+    if jax.process_count() == 1:
+        return value
+    return multihost_utils.broadcast_one_to_all(np.asarray(value)).item()
 
 
 def signals_deferred() -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from tilelli_jax.config import Section, setting
 from tilelli_jax.data.activations import ActivationsConfig
@@ -14,11 +15,53 @@ from tilelli_jax.models import ModelConfig, RoutedConfig
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig
 from tilelli_jax.training.log import LogConfig
-from tilelli_jax.training.loop import TrainConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.report import ReportConfig
 from tilelli_jax.training.tasks.chat_loss import FinetuneConfig
 from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    """Length of the run, batch sizes, and intervals of logging, validation and checkpoints."""
+
+    steps: int = setting(1000, "number of updates; with minutes, the largest number", min=1)
+    minutes: float | None = setting(
+        None, "time budget in minutes: the run first measures its speed, and then does as many updates as "
+        "fit, with validations and report; nothing: no budget", above=0)
+    batch_size: int = setting(32, "sequences (or activations) per update, over all devices", min=1)
+    seq_len: int = setting(256, "context length of a training sequence, in bytes", min=1)
+    accumulate: int = setting(
+        1, "gradient accumulation: parts that an update's batch is split into and computed one after "
+        "another; the load-balance loss is computed per part and averaged", min=1)
+    load_balance: float = setting(
+        0.01, "weight of the load-balance loss (routed networks trained on text)", min=0)
+    init_from: str = setting("", "model directory to start from; empty: random weights")
+    log_every: int = setting(10, "updates between rows of metrics.jsonl", min=1)
+    eval_every: int = setting(500, "updates between validations; the last update is always validated", min=1)
+    eval_batch_size: int = setting(32, "sequences (or activations) in a validation batch", min=1)
+    eval_bytes: int = setting(
+        1_000_000, "maximum number of bytes (or activations) to validate on; 0: the whole validation split",
+        min=0, max=2**62)
+    checkpoint_every: int = setting(
+        500, "updates between checkpoints; the last update is always saved", min=1)
+    keep: int = setting(2, "number of newest checkpoints to keep; the best one is also kept", min=1)
+    export: Literal["best", "last"] = setting(
+        "best", "weights written to model/: those with the lowest validation loss, or the last")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate:
+            raise InputError(f"accumulate: expected a divisor of batch_size {self.batch_size}, "
+                             f"found {self.accumulate}")
+
+    def check_shared(self, n_devices: int) -> None:
+        """Raises InputError unless the batch sizes are multiples of `n_devices`."""
+        for key, size in (("train.batch_size / train.accumulate", self.batch_size // self.accumulate),
+                          ("train.eval_batch_size", self.eval_batch_size)):
+            if size % n_devices:
+                raise InputError(f"{key}: expected a multiple of the {n_devices} devices that share a "
+                                 f"batch (mesh.data × mesh.fsdp), found {size}")
 
 
 @dataclasses.dataclass(frozen=True)

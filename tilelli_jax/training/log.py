@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import math
 import sys
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tilelli_jax import extras
+from tilelli_jax.cli.progress import INTERVAL, Heartbeat, duration
 from tilelli_jax.config import Section, setting
 from tilelli_jax.io.files import write_atomically
 
@@ -80,29 +83,69 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A progress bar with loss, tokens/s and time left; without a terminal it only prints lines."""
+    """Progress of a run with loss, tokens/s and time left: a bar in a terminal, otherwise lines at intervals.
+
+    Without a terminal, a line is printed every `progress.INTERVAL` seconds, also while the first update
+    compiles and during a validation.
+    """
 
     def __init__(self, steps: int, start: int, format_loss: Callable[[float], str], *, show: bool = True):
-        self._format_loss = format_loss
-        self._show = show
-        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr,
-                         disable=not (show and sys.stderr.isatty()), smoothing=0.1)
+        self._steps, self._step, self._format_loss, self._show = steps, start, format_loss, show
+        self._state = ""  # loss, speed and time left after the last update
+        self._activity, self._since = "compiling", time.monotonic()  # other work than updates, or ""
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=start, dynamic_ncols=True, file=sys.stderr,
+                         disable=not (show and terminal), bar_format="{desc}")
+        self._heartbeat = (None if not show else Heartbeat(1.0, self._refresh) if terminal else
+                           Heartbeat(INTERVAL, lambda: self.print_line(f"step {self._step} of {self._steps}: "
+                                                                       f"{self.describe()}")))
 
-    def update(self, step: int, loss: float, tokens_per_second: float | None) -> None:
+    def update(self, step: int, loss: float, tokens_per_second: float | None,
+               seconds_left: float | None) -> None:
+        """Shows an update that has been computed; None: not known yet."""
+        speed = f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
+        left = f", {duration(seconds_left)} left" if seconds_left is not None and step < self._steps else ""
+        self._step, self._state = step, f"loss {self._format_loss(loss)}{speed}{left}"
+        if self._activity == "compiling":
+            self._activity = ""
         if not self._bar.disable:
-            speed = f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "compiling"
-            self._bar.set_postfix_str(f"loss {self._format_loss(loss)}, {speed}", refresh=False)
+            self._bar.bar_format = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar.set_postfix_str(self._state, refresh=False)
             self._bar.update(step - self._bar.n)
+
+    def describe(self) -> str:
+        """Describes what is computed: `compiling … 45 s`, or the last update."""
+        if self._activity:
+            return f"{self._activity} … {duration(time.monotonic() - self._since)}"
+        return self._state
+
+    @contextlib.contextmanager
+    def activity(self, name: str) -> Iterator[None]:
+        """In this context the run computes no updates but does something else, such as validating."""
+        before = self._activity, self._since
+        self._activity, self._since = name, time.monotonic()
+        try:
+            yield
+        finally:
+            self._activity, self._since = before
 
     def print_line(self, text: str) -> None:
         """Prints a line, above the bar if one is shown."""
         if not self._bar.disable:
             self._bar.write(text, file=sys.stderr)
         elif self._show:
-            print(text, flush=True)
+            sys.stdout.write(f"{text}\n")  # at once: another thread may print, too
+            sys.stdout.flush()
 
     def close(self) -> None:
+        if self._heartbeat:
+            self._heartbeat.close()
         self._bar.close()
+
+    def _refresh(self) -> None:
+        if self._activity:
+            self._bar.set_description_str(self.describe(), refresh=False)
+        self._bar.refresh()
 
 
 class _TensorBoard:

@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tilelli_jax.config import Section, setting
-from tilelli_jax.errors import InputError
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.distributed import should_stop
+from tilelli_jax.training.experiment import TrainConfig
+from tilelli_jax.training.flops import peak_flops
 from tilelli_jax.training.log import MetricsLog, Progress
-from tilelli_jax.training.step import Metrics, TrainState, Update
+from tilelli_jax.training.loss import Metrics
+from tilelli_jax.training.run import RunDirectory
+from tilelli_jax.training.step import TrainState, Update
 from tilelli_jax.training.tasks.base import Task
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig(Section):
-    """Length of the run, batch sizes, and intervals of logging, validation and checkpoints."""
-
-    steps: int = setting(1000, "number of updates", min=1)
-    batch_size: int = setting(32, "sequences (or activations) per update, over all devices", min=1)
-    seq_len: int = setting(256, "context length of a training sequence, in bytes", min=1)
-    accumulate: int = setting(
-        1, "gradient accumulation: parts that an update's batch is split into and computed one after "
-        "another; the load-balance loss is computed per part and averaged", min=1)
-    load_balance: float = setting(
-        0.01, "weight of the load-balance loss (routed networks trained on text)", min=0)
-    init_from: str = setting("", "model directory to start from; empty: random weights")
-    log_every: int = setting(10, "updates between rows of metrics.jsonl", min=1)
-    eval_every: int = setting(500, "updates between validations; the last update is always validated", min=1)
-    eval_batch_size: int = setting(32, "sequences (or activations) in a validation batch", min=1)
-    eval_bytes: int = setting(
-        1_000_000, "maximum number of bytes (or activations) to validate on; 0: the whole validation split",
-        min=0, max=2**62)
-    checkpoint_every: int = setting(
-        500, "updates between checkpoints; the last update is always saved", min=1)
-    keep: int = setting(2, "number of newest checkpoints to keep; the best one is also kept", min=1)
-    export: Literal["best", "last"] = setting(
-        "best", "weights written to model/: those with the lowest validation loss, or the last")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size % self.accumulate:
-            raise InputError(f"accumulate: expected a divisor of batch_size {self.batch_size}, "
-                             f"found {self.accumulate}")
-
-    def check_shared(self, n_devices: int) -> None:
-        """Raises InputError unless the batch sizes are multiples of `n_devices`."""
-        for key, size in (("train.batch_size / train.accumulate", self.batch_size // self.accumulate),
-                          ("train.eval_batch_size", self.eval_batch_size)):
-            if size % n_devices:
-                raise InputError(f"{key}: expected a multiple of the {n_devices} devices that share a "
-                                 f"batch (mesh.data × mesh.fsdp), found {size}")
+RECENT = 100  # updates over which the rate that is shown is averaged
 
 
 class RunState(NamedTuple):
@@ -79,17 +45,12 @@ class Trainer:
     config: TrainConfig
     task: Task
     update: Update
-    evaluate: Callable[[Any], float]
-    diagnose: Callable[[TrainState, Any], list[str]]
-    extra: Callable[[Any], Metrics]
-    peak_flops: float | None
     checkpoints: Checkpoints
-    notes: dict[str, Any]  # saved with every checkpoint besides the run state
-    record: Callable[[], None]  # called before each checkpoint; records changed settings
+    run: RunDirectory
     log: MetricsLog | None  # None in all processes but the first
     progress: Progress
 
-    def run(self, state: TrainState, batches: Any, run_state: RunState) -> tuple[TrainState, RunState]:
+    def train(self, state: TrainState, batches: Any, run_state: RunState) -> tuple[TrainState, RunState]:
         """Trains from `run_state.step` to the last step, or until a request to stop.
 
         Args:
@@ -98,13 +59,13 @@ class Trainer:
         Raises:
             Diverged: an update's numbers, or the validation loss, were not finite.
         """
-        config, clock = self.config, _Clock(run_state.seconds)
+        config, clock, first = self.config, _Clock(run_state.seconds), run_state.step
         pending: _Pending | None = None
         for step in range(run_state.step + 1, config.steps + 1):
             batch = next(batches)
-            state, metrics = self.update(state, self.task.place(batch), np.int32(step - 1))
+            state, metrics = self.update(state, self.task.to_devices(batch), np.int32(step - 1))
             if self._logs(step):
-                metrics = metrics | self.extra(state.params)
+                metrics = metrics | self.task.extra_metrics(state.params)
             if pending:  # fetch the last update's numbers while this one is computed
                 self._log_update(pending, state, run_state, clock)
             run_state = run_state._replace(step=step, tokens=run_state.tokens + self.task.tokens)
@@ -114,17 +75,18 @@ class Trainer:
             due = self._validates(step)
             if due or stop or step % config.checkpoint_every == 0:
                 finite = self._check(pending, state)
-                with clock.paused():
-                    if due:
+                if due:
+                    with clock.paused(), self.progress.activity("validating"):
                         run_state = self._validate(state, run_state)
                 self._log_update(pending, state, run_state, clock, finite)
                 pending = None
-                with clock.paused():
-                    if stop or last or step % config.checkpoint_every == 0 or run_state.best_step == step:
+                if stop or last or step % config.checkpoint_every == 0 or run_state.best_step == step:
+                    with clock.paused(), self.progress.activity("saving"):
                         run_state = run_state._replace(seconds=clock.total())
-                        self.record()
-                        self.checkpoints.save(
-                            state, {**run_state._asdict(), **self.notes, "data": batches.get_state()})
+                        self.run.record(from_step=first)
+                        self.checkpoints.save(state, {
+                            **run_state._asdict(), "corpus": self.task.fingerprint,
+                            "data": batches.get_state()})
             if stop:
                 break
         self.checkpoints.wait()
@@ -137,7 +99,7 @@ class Trainer:
         return step % self.config.log_every == 0 or step == 1 or self._validates(step)
 
     def _validate(self, state: TrainState, run_state: RunState) -> RunState:
-        valid_loss = self.evaluate(state.params)
+        valid_loss = self.task.evaluate(state.params)
         if not math.isfinite(valid_loss):
             raise Diverged(f"step {run_state.step}: the validation loss is {valid_loss}, although the "
                            f"training loss is finite\n{self._last_good()}")
@@ -153,7 +115,7 @@ class Trainer:
         step, batch = pending.step, pending.batch
         metrics = jax.device_get(pending.metrics)
         if not metrics["finite"]:
-            reasons = "\n".join(f"  - {sentence}" for sentence in self.diagnose(state, batch))
+            reasons = "\n".join(f"  - {sentence}" for sentence in self.task.diagnose(state, batch))
             raise Diverged(
                 f"step {step}: the loss is {metrics['loss']:.4g}, the gradient norm "
                 f"{metrics['grad_norm']:.4g} and the update norm {metrics['update_norm']:.4g}; "
@@ -172,18 +134,21 @@ class Trainer:
         """Waits for an update's metrics, and logs them if a row is due."""
         step = pending.step
         metrics = metrics or self._check(pending, state)
-        tokens = self.task.tokens
-        loss = float(metrics["loss"])
-        self.progress.update(step, loss, clock.rate(step, tokens))
+        loss, tokens = float(metrics["loss"]), self.task.tokens
+        clock.tick(step)
+        rate = clock.rate()
+        self.progress.update(step, loss, rate and rate * tokens,
+                             clock.seconds_left(self.config.steps - step))
         if self.log is None or not self._logs(step):
             return
-        speed = clock.lap(step, tokens)
+        speed = None if (lap := clock.lap()) is None else round(lap * tokens, 1)
         row: dict[str, Any] = {
             "step": step, "loss": loss, **self.task.loss_unit.columns(loss),
             "lr": float(metrics["learning_rate"]), "grad_norm": float(metrics["grad_norm"]),
             "tokens": pending.tokens, "seconds": round(clock.total(), 3), "tokens_per_second": speed}
-        if speed and self.peak_flops and self.task.flops_per_token:
-            row["mfu"] = speed * self.task.flops_per_token / (self.peak_flops * jax.device_count())
+        peak = peak_flops(jax.devices()[0])
+        if speed and peak and self.task.flops_per_token:
+            row["mfu"] = speed * self.task.flops_per_token / (peak * jax.device_count())
         row |= {key: metrics[key] for key in self.task.logged if key in metrics}
         if self._validates(step):
             row |= {"valid_loss": run_state.valid_loss,
@@ -201,45 +166,52 @@ class _Pending(NamedTuple):
 
 
 class _Clock:
-    """Measures training time, in total over all sessions and per lap; laps exclude validation and saving."""
+    """Measures training time in total over all sessions, and the rate of updates without pauses."""
 
     def __init__(self, before: float):
         self._start = time.monotonic() - before
-        self._lap_start: float | None = None  # None until the first update has been compiled and run
-        self._lap_step = 0
-        self._paused = 0.0
+        self._first: tuple[int, float] | None = None  # the first update and when it ended: it compiles
+        self._paused = 0.0  # seconds since then in which no updates were computed
+        self._recent: collections.deque[tuple[int, float]] = collections.deque(maxlen=RECENT + 1)
+        self._lap = 0, 0.0
 
     def total(self) -> float:
         """Returns the run's total seconds, including compilation, validation and saving."""
         return time.monotonic() - self._start
 
-    def paused(self) -> _Pause:
-        return _Pause(self)
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """In this context no updates are computed."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - begin
 
-    def add_pause(self, seconds: float) -> None:
-        self._paused += seconds
+    def tick(self, step: int) -> None:
+        """Notes that an update has ended."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._paused, self._lap = (step, now), 0.0, (step, 0.0)
+        self._recent.append((step, now - self._first[1] - self._paused))
 
-    def rate(self, step: int, tokens: int) -> float | None:
-        """Returns tokens per second since the lap began; None before there is anything to measure."""
-        if self._lap_start is None:
-            self._lap_start, self._lap_step, self._paused = time.monotonic(), step, 0.0
+    def rate(self) -> float | None:
+        """Returns recent updates per second; None before there is anything to measure."""
+        return _rate(self._recent[0], self._recent[-1])
+
+    def lap(self) -> float | None:
+        """Returns updates per second since the last call."""
+        begin, self._lap = self._lap, self._recent[-1]
+        return _rate(begin, self._lap)
+
+    def seconds_left(self, updates: int) -> float | None:
+        """Returns the seconds that so many updates take, with pauses as frequent and long as before."""
+        rate = self.rate()
+        if rate is None or self._first is None:
             return None
-        busy = time.monotonic() - self._lap_start - self._paused
-        return (step - self._lap_step) * tokens / busy if busy > 0 and step > self._lap_step else None
-
-    def lap(self, step: int, tokens: int) -> float | None:
-        """Returns the rate and begins the next lap."""
-        rate = self.rate(step, tokens)
-        self._lap_start, self._lap_step, self._paused = time.monotonic(), step, 0.0
-        return None if rate is None else round(rate, 1)
+        return updates * (1 / rate + self._paused / (self._recent[-1][0] - self._first[0]))
 
 
-class _Pause:
-    def __init__(self, clock: _Clock):
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._begin = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.add_pause(time.monotonic() - self._begin)
+def _rate(begin: tuple[int, float], end: tuple[int, float]) -> float | None:
+    """Returns updates per second between two (step, seconds)."""
+    return (end[0] - begin[0]) / (end[1] - begin[1]) if end[0] > begin[0] and end[1] > begin[1] else None

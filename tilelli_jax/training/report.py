@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilelli_jax.cli.tables import table
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation.decoding import generate
 from tilelli_jax.io.files import write_atomically
+from tilelli_jax.loading.model_card import CardInfo
 from tilelli_jax.models.decoder import Decoder
-from tilelli_jax.training.tasks.base import LossUnit
+from tilelli_jax.training.loss import LossUnit
+
+if TYPE_CHECKING:
+    from tilelli_jax.training.experiment import ExperimentConfig
+    from tilelli_jax.training.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,19 @@ def losses_table(summary: dict[str, Any], config: ReportConfig, loss_unit: LossU
             row(f"this run, best (step {summary['best_step']})", summary["best_valid_loss"]),
             row(f"this run, last (step {summary['steps']})", summary["final_valid_loss"])]
     return table([*rows, *(row(name, loss) for name, loss in baselines(summary, config).items())])
+
+
+def card_info(config: ExperimentConfig, task: Task, summary: dict[str, Any], command: str) -> CardInfo:
+    """Returns what the model card says about the run."""
+    losses = {f"validation loss, best (update {summary['best_step']:,})": summary["best_valid_loss"],
+              f"validation loss, last (update {summary['steps']:,})": summary["final_valid_loss"],
+              **baselines(summary, config.report)}
+    hub = re.match(r"hf:([^#@:]+)", task.source)
+    start = f"Trained from {config.train.init_from}. " if config.train.init_from else ""
+    return CardInfo(
+        data=[f"source: {task.source}", f"size: {task.size}", f"fingerprint: {task.fingerprint}"],
+        datasets=[hub[1]] if hub else [], losses=losses, unit=task.loss_unit.name, command=command,
+        made_from=f"{start}The weights are those after update {summary['exported_step']:,}.")
 
 
 def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]:

@@ -4,6 +4,7 @@
                 metrics.jsonl   a JSON object per logged step
                 checkpoints/    the state to resume from
                 model/          config.json and model.safetensors
+                budget.json     with train.minutes, the number of updates that fit
                 summary.json    final losses, sizes, times and provenance; written last
                 loss.png        training and validation loss
 """
@@ -46,9 +47,11 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.budget = path / "budget.json"
         self.summary = path / "summary.json"
         self.figure = path / "loss.png"
         self._lock: int | None = None
+        self._writes = False  # whether this process writes the files
         self._unrecorded: tuple[ExperimentConfig, dict[str, tuple[Any, Any]]] | None = None
 
     @property
@@ -91,6 +94,7 @@ class RunDirectory:
         Raises:
             InputError: it holds other files or a run with other settings, or cannot be written.
         """
+        self._writes = write
         try:
             if not self.config.exists():
                 if force_resume and not self.path.exists():
@@ -123,12 +127,12 @@ class RunDirectory:
                              f"to run with the new settings, found {steps}")
 
     def record(self, from_step: int) -> None:
-        """Records changed settings in config.yaml, once updates have run with them.
+        """Records changed settings in config.yaml, once updates have run with them; call before each save.
 
         config.yaml gets the new values and a comment with the change and its first step. The old summary is
         removed first, so that it is never read as the changed run's.
         """
-        if self._unrecorded is None:
+        if self._unrecorded is None or not self._writes:
             return
         config, differences = self._unrecorded
         changes = ", ".join(f"{key}: {new} (before: {old})" for key, (old, new) in differences.items()
@@ -164,7 +168,7 @@ class RunDirectory:
 
     def _check_kinds(self) -> None:
         """Raises InputError if a path of the run is not of its kind, file or directory."""
-        for path in (self.config, self.metrics, self.summary, self.figure, *self._exported):
+        for path in (self.config, self.metrics, self.budget, self.summary, self.figure, *self._exported):
             if os.path.lexists(path) and not path.is_file():
                 raise InputError(f"run_dir: {path}: expected a regular file")
         for path in (self.checkpoints, *self._saved(), self.model):
@@ -187,6 +191,8 @@ class RunDirectory:
         """Whether keys that affect the result have changed. Raises InputError if that is not allowed."""
         changed = {key: values for key, values in differences.items() if not key.startswith(FREE_KEYS)}
         fixed = [key for key in changed if key.startswith(FIXED_KEYS)]
+        # The budget has been spent on the number of updates in budget.json. It can only be lifted.
+        fixed += [key for key in ("train.minutes",) if changed.get(key, (None, None))[1] is not None]
         if fixed or (changed and not force_resume):
             key = (fixed or list(changed))[0]
             old, new = changed[key]
@@ -196,6 +202,26 @@ class RunDirectory:
                 + (", and train.init_from to start from this run's model" if fixed
                    else ", or --resume to go on with the new ones"))
         return bool(changed)
+
+    def read_steps(self) -> int | None:
+        """Returns the number of updates that fit the time budget; None if that is not decided.
+
+        Raises:
+            InputError: the file is damaged, or missing although updates have been saved.
+        """
+        if not self.budget.exists():
+            if self.has_checkpoints():
+                raise InputError(f"run_dir: {self.budget} is missing; --resume with train.minutes=null goes "
+                                 "on to train.steps")
+            return None
+        steps = read_json(self.budget).get("steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise InputError(f"{self.budget}: steps: expected a whole number ≥ 1, found {steps!r}")
+        return steps
+
+    def write_steps(self, steps: int, updates_per_second: float) -> None:
+        """Stores the number of updates that fit the time budget."""
+        write_json(self.budget, {"steps": steps, "updates_per_second": round(updates_per_second, 4)})
 
     def read_summary(self) -> dict[str, Any]:
         """Returns summary.json of a complete run. Raises InputError if it cannot be read."""

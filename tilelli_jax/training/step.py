@@ -19,11 +19,10 @@ from tilelli_jax.loading.store import build
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import replicated, tree_shardings
 from tilelli_jax.training.distributed import compile_barrier
-from tilelli_jax.training.groups import Trained, everything, merge, select
+from tilelli_jax.training.groups import merge, select
+from tilelli_jax.training.loss import Batch, Loss, Metrics
 from tilelli_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from tilelli_jax.training.tasks.text_loss import Batch, Loss
 
-Metrics = dict[str, jax.Array]
 Update = Callable[["TrainState", Batch, Any], tuple["TrainState", Metrics]]
 
 
@@ -34,32 +33,7 @@ class TrainState(NamedTuple):
     params: Any  # nested dict of f32, the layers stacked
     opt_state: Any
     key: jax.Array  # uint32 [2]: raw key data, folded with the step where randomness is used
-    memory: Any = ()  # arrays of `UpdateHooks.memory`; empty for most networks
-
-
-class UpdateHooks(NamedTuple):
-    """What an update does besides the optimiser's step; by default nothing.
-
-    Attributes:
-        trained: whether a parameter is trained, by name. The others have no gradient and no moments, are not
-            decayed, and stay unchanged to the bit.
-        memory: initial values of arrays carried from update to update, or a function that computes them from
-            the run's starting parameters.
-        extra_batch: state → arrays added to the loss's batch.
-        transform_grads: (trained parameters, gradients) → gradients for the optimiser.
-        post_update: (parameters, memory, metrics) → the same after an update: projects parameters back onto
-            their constraints, updates the memory, and selects the metrics to report.
-    """
-
-    trained: Trained = everything
-    memory: Any = ()
-    extra_batch: Callable[[TrainState], Batch] = lambda state: {}
-    transform_grads: Callable[[Any, Any], Any] = lambda params, grads: grads
-    post_update: Callable[[Any, Any, Metrics], tuple[Any, Any, Metrics]] = (
-        lambda params, memory, metrics: (params, memory, metrics))
-
-
-NO_HOOKS = UpdateHooks()
+    memory: Any = ()  # arrays of `Loss.initial_memory`; empty for most networks
 
 
 class Network(NamedTuple):
@@ -83,14 +57,13 @@ class Training(NamedTuple):
     """The components of training a network."""
 
     network: Network
-    outline: TrainState  # shapes, types and shardings: all that restoring a checkpoint needs
+    abstract_state: TrainState  # shapes, types and shardings: all that restoring a checkpoint needs
     make_state: Callable[[], TrainState]
     update: Update
 
 
 def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfig, *, steps: int,
-                  loss: Loss, seed: int, mesh: Mesh, model: Any = None,
-                  hooks: UpdateHooks = NO_HOOKS) -> Training:
+                  loss: Loss, seed: int, mesh: Mesh, model: Any = None) -> Training:
     """Combines network, optimiser, schedule and update.
 
     Call `make_state` and `update` with `mesh` set (`jax.set_mesh`).
@@ -100,19 +73,19 @@ def make_training(config: Any, compute: ComputeConfig, optimizer: OptimizerConfi
         model: start from its weights; None: random weights.
     """
     transformation = make_optimizer(optimizer, steps)
-    network, outline, make_state = init_state(config, compute, transformation, seed, mesh, model, hooks)
+    network, abstract_state, make_state = init_state(config, compute, transformation, loss, seed, mesh, model)
     update = make_train_step(network, transformation, loss, make_schedule(optimizer, steps),
-                             jax.tree.map(lambda leaf: leaf.sharding, outline), mesh, hooks)
-    return Training(network, outline, make_state, update)
+                             jax.tree.map(lambda leaf: leaf.sharding, abstract_state), mesh)
+    return Training(network, abstract_state, make_state, update)
 
 
-def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTransformation,
-               seed: int, mesh: Mesh, model: Any = None, hooks: UpdateHooks = NO_HOOKS,
+def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTransformation, loss: Loss,
+               seed: int, mesh: Mesh, model: Any = None,
                ) -> tuple[Network, TrainState, Callable[[], TrainState]]:
-    """Returns the network, the outline of the state before the first update, and a function that creates it.
+    """Returns the network, the abstract state before the first update, and a function that creates it.
 
-    The outline has shapes, types and shardings only, which is all that restoring a checkpoint needs. The
-    created arrays follow the sharding rules; their numbers are the same on any mesh.
+    The abstract state has shapes, types and shardings only, which is all that restoring a checkpoint needs.
+    The created arrays follow the sharding rules; their numbers are the same on any mesh.
 
     Args:
         model: start from its weights; None: random weights.
@@ -133,21 +106,20 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
 
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
-        memory = hooks.memory(params) if callable(hooks.memory) else hooks.memory
-        return TrainState(jnp.int32(0), params, optimizer.init(select(params, hooks.trained)),
-                          jax.random.key_data(key), jax.tree.map(jnp.asarray, memory))
+        return TrainState(jnp.int32(0), params, optimizer.init(select(params, loss.trained)),
+                          jax.random.key_data(key), jax.tree.map(jnp.asarray, loss.initial_memory(params)))
 
     shapes = jax.eval_shape(init, start, key)
     shardings = tree_shardings(shapes, mesh)
-    outline = jax.tree.map(
+    abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes, shardings)
-    return network, outline, lambda: compile_barrier(jax.jit(init, out_shardings=shardings))(start, key)
+    make_state = compile_barrier(jax.jit(init, out_shardings=shardings))
+    return network, abstract_state, lambda: make_state(start, key)
 
 
 def make_train_step(network: Network, optimizer: optax.GradientTransformation, loss: Loss,
-                    schedule: optax.Schedule, shardings: TrainState,
-                    mesh: Mesh, hooks: UpdateHooks = NO_HOOKS) -> Update:
+                    schedule: optax.Schedule, shardings: TrainState, mesh: Mesh) -> Update:
     """Returns the jitted `step(state, batch, index) -> state, metrics`; the state's buffers are donated.
 
     The batch's arrays are `[parts, batch / parts, …]`; gradients are averaged over the parts. `index` is the
@@ -158,7 +130,7 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
     Metrics: those of the loss, `learning_rate`, `grad_norm`, `update_norm`, `finite`.
     """
     def over_parts(params: Any, batch: Batch, key: jax.Array, extra_batch: Batch) -> tuple[Metrics, Any]:
-        trained = select(params, hooks.trained)
+        trained = select(params, loss.trained)
 
         def value_and_grad(batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
             def objective(trained: Any) -> tuple[jax.Array, Metrics]:
@@ -180,14 +152,14 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
 
     def step(state: TrainState, batch: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        metrics, grads = over_parts(state.params, batch, key, hooks.extra_batch(state))
-        trained = select(state.params, hooks.trained)
-        grads = hooks.transform_grads(trained, grads)
+        metrics, grads = over_parts(state.params, batch, key, loss.extra_batch(state.memory, state.step))
+        trained = select(state.params, loss.trained)
+        grads = loss.transform_grads(trained, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         finite = jnp.isfinite(metrics["objective"] + grad_norm + update_norm)
         params = merge(state.params, optax.apply_updates(trained, updates))
-        params, memory, metrics = hooks.post_update(params, state.memory, metrics)
+        params, memory, metrics = loss.post_update(params, state.memory, metrics)
         new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory)
         applies = finite & (state.step == index)
         new = jax.tree.map(lambda new, old: jnp.where(applies, new, old), new, state)
@@ -197,10 +169,10 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
     return compile_barrier(jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))))
 
 
-def check_memory(outline: TrainState) -> None:
+def check_memory(abstract_state: TrainState) -> None:
     """Raises InputError if a device has less memory than its part of the state needs."""
     needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                 for leaf in jax.tree.leaves(outline))
+                 for leaf in jax.tree.leaves(abstract_state))
     device = jax.local_devices()[0]
     available = (device.memory_stats() or {}).get("bytes_limit")
     if available is None and device.platform == "cpu" and hasattr(os, "sysconf"):

@@ -4,13 +4,15 @@
 
 Reads the files that the configuration names. Writes probe_results.json, probe_scores.parquet,
 selective_prediction.json, recalibration_results.json, cascade_results.json if the configuration has a
-cascade, and one causal_ablation_*.json for each table of losses in out_dir: all of them at the end, or none.
+cascade, one causal_ablation_*.json for each table of losses in out_dir, and how_to_reproduce.json (command,
+seed, commit, machine, versions): all of them at the end, or none.
 Runs no network. docs/difficulty.md lists the problems of these numbers and what this project does instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from tilelli_jax.cli.tables import table
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_together
 
+from ...inputs.study import provenance_rows
 from ...stages import print_to_stderr
 from ...stats import Interval
-from ...tables import as_json, parquet, shown
+from ...tables import as_json, format_cell, parquet
 from .config import KitConfig, load_config
 from .files import read_kit
 from .protocol import THRESHOLDS
@@ -39,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--out: {out}: expected a directory, found a file")
     kit = read_kit(config, options.root, str(options.config))
     results = tables(kit, print_to_stderr)
+    results["how_to_reproduce.json"] = provenance_rows(
+        shlex.join(["tilelli", "difficulty", "published", *argv]), str(options.config), (config.seed,))
     write(results, out)
     for block, key in (("raw", "activations"), ("sae", "sae_ckpt")):
         if block not in kit.blocks:
@@ -73,22 +78,23 @@ def report(files: Mapping[str, Any]) -> str:
     cascade = files.get("cascade_results.json", {"probes": {}})["probes"]
     rows = [["rung", "AUROC", "C", "fraction of oracle gain", "ECE, refitted", "dominating thresholds"]]
     for name, rung in results["probes"].items():
-        rows.append([name, shown(Interval(rung["auroc"], rung["ci_low"], rung["ci_high"])),
+        rows.append([name, format_cell(Interval(rung["auroc"], rung["ci_low"], rung["ci_high"])),
                      f"{rung['best_C']:g}", f"{selective[name]['fraction_of_oracle_aurc']:.1%}",
-                     shown(recalibration[name]["raw"]["ece"]) if name in recalibration else "–",
+                     format_cell(recalibration[name]["raw"]["ece"]) if name in recalibration else "–",
                      f"{cascade[name]['n_dominating_points']} of {len(THRESHOLDS)}"
                      if name in cascade else "–"])
     lines = [f"{results['n_train']} train items, {results['n_test']} test items, "
              f"{results['hard_fraction']:.1%} of them hard", "", table(rows, right=(2, 3, 4, 5))]
     for name, gap in results["deltas"].items():
         a, b = name.split("-")
-        lines.append(f"{a} − {b}: {shown(Interval(gap['point'], gap['ci_low'], gap['ci_high']))}")
+        lines.append(f"{a} − {b}: {format_cell(Interval(gap['point'], gap['ci_low'], gap['ci_high']))}")
     for name, tree in files.items():
         if name.startswith("causal"):
             significant = [effect["significant"] for effect in tree["per_feature_ablation_delta"].values()]
             change = Interval(tree["delta_sae_recon"]["point"], *tree["delta_sae_recon"]["ci95"])
-            lines.append(f"causal, {tree['positions']}: reconstruction {shown(change)} {tree['metric']}, "
-                         f"{sum(significant)} of {len(significant)} intervals of latents exclude 0")
+            lines.append(f"causal, {tree['positions']}: reconstruction {format_cell(change)} "
+                         f"{tree['metric']}, {sum(significant)} of {len(significant)} intervals of latents "
+                         "exclude 0")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tilelli_jax.errors import InputError
 
 from ...folds import Folds, forward, number_of_folds, shuffled, stratified
-from ...probes import LADDER, LadderResult, columns, fit_ladder
+from ...probes import LADDER, LadderResult, concatenate_blocks, fit_ladder
 from ..ladder import Notify, rungs
 from . import protocol
 from .files import Kit
@@ -116,7 +116,7 @@ def recalibration(kit: Kit, c_values: Mapping[str, float], *, scaled: bool = Fal
     results = {}
     for rung in LADDER:
         if rung.name in RECALIBRATED and rung.name in c_values:
-            block = np.asarray(columns(kit.blocks, rung.blocks))
+            block = np.asarray(concatenate_blocks(kit.blocks, rung.blocks))
             results[rung.name] = protocol.recalibrated(
                 block[kit.train], kit.hard[kit.train], block[kit.test], kit.hard[kit.test],
                 c_values[rung.name], seed=kit.config.seed, scaled=scaled)

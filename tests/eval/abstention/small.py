@@ -42,4 +42,4 @@ def write_prompts(path: Path) -> None:
     """Writes five prompts of every regime, cut to the padded length of the calibration prompts."""
     prompts = [prompt._replace(prompt=prompt.prompt[-100:])
                for prompt in village.prompts(village.world(0, 48), 5)]
-    path.write_bytes(b"".join(files.of_regimes(prompts).values()))
+    path.write_bytes(b"".join(files.regime_files(prompts).values()))

@@ -37,7 +37,7 @@ def test_unsuitable_data_files(place: Path, tmp_path: Path, capsys: pytest.Captu
         {"prompt": prompt, "response": "a", "answerable": known} if prompt else {"text": "bare"}) + "\n"
         for prompt, known in rows))
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
-    tree["pairs"]["files"] = [f"{name}={own}"]
+    tree["pairs"]["files"] = {name: str(own)}
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
     assert_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / "out").exists()
@@ -49,7 +49,7 @@ def test_a_windows_file_is_stored_with_unix_line_ends(place: Path, tmp_path: Pat
                    for i in range(50))
     (tmp_path / "own.jsonl").write_text(text, encoding="utf-16", newline="\r\n")
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
-    tree["pairs"]["files"] = [f"calibration={tmp_path / 'own.jsonl'}"]
+    tree["pairs"]["files"] = {"calibration": str(tmp_path / "own.jsonl")}
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 0
     data = Path(capsys.readouterr().out.split()[-1])
     assert (data / "calibration.jsonl").read_bytes() == text.encode()
@@ -64,9 +64,9 @@ def test_directory_of_the_report_on_a_part(place: Path) -> None:
         return part_of(whole, config_lib.load(AbstentionConfig, file, overrides))
     assert part() == part("out=elsewhere") == part("name=else") == part("seeds=[0,1]") == ""
     assert part("variants=[v4,v9]") == "parts/v4+v9" and part("seeds=[0]") == "parts/seeds-0"
-    other_network = part("given=[v4=a]", "seeds=[0]")
+    other_network = part("networks.v4.path=a", "seeds=[0]")
     assert re.fullmatch(r"parts/seeds-0-[0-9a-f]{6}", other_network)
-    assert len({other_network, part("given=[v4=b]", "seeds=[0]"), part("prompts=mine.jsonl"),
+    assert len({other_network, part("networks.v4.path=b", "seeds=[0]"), part("prompts=mine.jsonl"),
                 part("prompts=mine.jsonl", "seeds=[0]"), part("seeds=[0]")}) == 5
 
 
@@ -79,18 +79,39 @@ def test_dependencies() -> None:
     ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
     ({"variants": []}, "variants: expected at least one of v4"),
     ({"seeds": [0, 0]}, "seeds: expected at least one whole number"),
-    ({"given": ["v4"]}, "given: expected some of base, v4"),
-    ({"given": ["pooled=x"], "seeds": [0]}, "with =DIR, found 'pooled=x'"),
-    ({"given": ["v4=x", "v4=y"], "seeds": [0]}, "given: expected each network once"),
-    ({"given": ["v4=x"], "seeds": [0, 1]}, "seeds: expected one seed, because v4 is one given network"),
-    ({"given": ["v7=x"], "seeds": [0, 1]}, "seeds: expected one seed, because v7 is one given network"),
-    ({"pairs": {"files": ["chats=x"]}}, "pairs.files: expected chat, semantic"),
-    ({"pairs": {"files": ["chat=/nowhere.jsonl"]}}, "/nowhere.jsonl"),
-    ({"given": ["v4=/nowhere"], "seeds": [0]}, "/nowhere: expected a model directory"),
+    ({"networks": {"v4": {}}, "seeds": [0]}, "networks.v4.path: expected a network's directory, or train"),
+    ({"networks": {"pooled": {"path": "x"}}, "seeds": [0]},
+     "networks: expected some of base, v4, v5, v6, v7, v8a, v8b, splice, v9, tether, found 'pooled'"),
+    ({"networks": {"v4": {"train": "sft-demo"}}, "seeds": [0]},
+     "networks.v4.train: expected only path, because the key training sets how networks are trained; found "
+     "'sft-demo'"),
+    ({"networks": {"v4": {"path": "x", "tokenizer": "y"}}, "seeds": [0]},
+     "networks.v4.tokenizer: expected only path, because the key training sets"),
+    ({"networks": {"v4": {"path": "x"}}, "seeds": [0, 1]},
+     "seeds: expected one seed, because v4 is one given network"),
+    ({"networks": {"v7": {"path": "x"}}, "seeds": [0, 1]},
+     "seeds: expected one seed, because v7 is one given network"),
+    ({"networks": {"v4": {"pth": "x"}}, "seeds": [0]},
+     "unknown key 'networks.v4.pth' (did you mean 'networks.v4.path'?)"),
+    ({"pairs": {"files": {"chats": "x"}}},
+     "unknown key 'pairs.files.chats' (did you mean 'pairs.files.chat'?)"),
+    ({"pairs": {"files": {"chat": "/nowhere.jsonl"}}}, "/nowhere.jsonl"),
+    ({"networks": {"v4": {"path": "/nowhere"}}, "seeds": [0]}, "/nowhere: expected a model directory"),
     ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
     ({"answers": {"max_new": 200}}, "prompts: "),
     ({"training": {"base": {"train": "nothing.yaml"}}}, "nothing.yaml: no such file"),
-    ({"training": {"base": {"set": ["train.steps=3"]}}}, "training.base.train: expected the file of a"),
+    ({"training": {"base": {"train": "", "set": ["train.steps=3"]}}},
+     "training.base.path: expected a network's directory, or train with a training configuration, found "
+     "neither"),
+    ({"training": {"base": {"set": ["train.stps=3"]}}},
+     "training.base: overrides: unknown key 'train.stps' (did you mean 'train.steps'?)"),
+    ({"training": {"base": {"path": "x"}}}, "training.base.path: expected a network's directory, or train "
+     "with a training configuration, found path 'x' and train 'abstention-base'"),
+    ({"training": {"base": {"path": "x", "train": ""}}},
+     "training.base.path: expected only train and set, because existing networks are under the key networks; "
+     "found 'x'"),
+    ({"networks": {"v4": {"path": "x", "set": ["train.steps=3"]}}, "seeds": [0]},
+     "networks.v4.set: expected none without train, found ['train.steps=3']"),
     ({"training": {"base": recipe("base") | {"set": ["model.d_modell=3"]}}}, "d_modell"),
 ])
 def test_invalid_settings(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -114,18 +135,20 @@ def test_unsuitable_networks_and_prompts(place: Path, tmp_path: Path,
     store.save(random_network(tokens, 0)[0], tmp_path / "tokens")
     lines = (place / "prompts.jsonl").read_text().splitlines()
     (tmp_path / "less.jsonl").write_text("\n".join(line for line in lines if "ood_style" not in line))
+    def given(**directories: str) -> dict[str, Any]:
+        return {"seeds": [0], "networks": {name: {"path": str(tmp_path / directory)}
+                                           for name, directory in directories.items()}}
     for changes, message in (
-            ({"given": [f"v4={tmp_path / 'vanilla'}"], "variants": ["v5"], "seeds": [0]},
+            ({**given(v4="vanilla"), "variants": ["v5"]},
              "variants: v5 requires a router, which family vanilla lacks"),
-            ({"given": [f"v7={tmp_path / 'routed'}"], "variants": ["splice"],
-              "seeds": [0]}, "expected a network with an abstain head, found none"),
-            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'headed'}"], "seeds": [0]},
-             "v9={}: expected the family, d_model, n_layers and pathways of the other networks, ('routed', "
-             "16, 2, 'local', 1), found ('vanilla', 16, 2)".format(tmp_path / "headed")),
-            ({"given": [f"base={tmp_path / 'routed'}", f"v9={tmp_path / 'wide'}"], "seeds": [0]},
-             "found ('routed', 16, 2, 'local', 'dense', 1)"),
-            ({"given": [f"base={tmp_path / 'tokens'}"], "seeds": [0]},
-             f"given: base={tmp_path / 'tokens'}: expected a network that reads bytes, routed or vanilla"),
+            ({**given(v7="routed"), "variants": ["splice"]},
+             f"networks.v7: {tmp_path / 'routed'}: expected a network with an abstain head, found none"),
+            (given(base="routed", v9="headed"),
+             f"networks.v9: {tmp_path / 'headed'}: expected the family, d_model, n_layers and pathways of "
+             "the other networks, ('routed', 16, 2, 'local', 1), found ('vanilla', 16, 2)"),
+            (given(base="routed", v9="wide"), "found ('routed', 16, 2, 'local', 'dense', 1)"),
+            (given(base="tokens"), f"networks.base: {tmp_path / 'tokens'}: expected a network that reads "
+                                   "bytes, routed or vanilla"),
             ({"prompts": str(tmp_path / "less.jsonl")}, "found none of ood_style")):
         tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl")) | changes
         assert main(["--config", write(tmp_path / "bad.yaml", tree)]) == 2

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tilelli_jax.eval.abstention.command import main
 from tilelli_jax.eval.abstention.config import DATA_FILES, AbstentionConfig
-from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, Study
+from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, AbstentionStudy
 from tilelli_jax.eval.abstention.variants import VARIANTS
 from tilelli_jax.eval.tables import read_columns
 
@@ -74,11 +74,11 @@ def several(place: Path, done: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def study(place: Path, done: Path) -> Study:
-    return Study(config_lib.load(AbstentionConfig, place / "tiny.yaml"), done)
+def study(place: Path, done: Path) -> AbstentionStudy:
+    return AbstentionStudy(config_lib.load(AbstentionConfig, place / "tiny.yaml"), done)
 
 
-def arrays(study: Study, name: str, seed: int) -> dict[str, np.ndarray]:
+def arrays(study: AbstentionStudy, name: str, seed: int) -> dict[str, np.ndarray]:
     return to_arrays(store.load(study.network(name, seed)))
 
 
@@ -91,7 +91,7 @@ def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=pytest.mark.exhaustive if name in OTHERS else ()) for name in CHANGES])
-def test_a_variant_changes_only_the_parameters_it_trains(study: Study, name: str) -> None:
+def test_a_variant_changes_only_the_parameters_it_trains(study: AbstentionStudy, name: str) -> None:
     before, after = (arrays(study, network, 0) for network in (VARIANTS[name].start, name))
     moved = changed(before, after)
     assert moved and all(re.fullmatch(CHANGES[name], parameter) for parameter in moved), moved
@@ -102,7 +102,7 @@ def test_a_variant_changes_only_the_parameters_it_trains(study: Study, name: str
     assert CHANGES.keys() == {name for name, variant in VARIANTS.items() if variant.kind != "fitted"}
 
 
-def test_generation_is_unchanged_where_only_the_head_changes(study: Study) -> None:
+def test_generation_is_unchanged_where_only_the_head_changes(study: AbstentionStudy) -> None:
     same = [name for name, variant in VARIANTS.items() if variant.generates_as_before]
     answers = {name: read_columns(study.measured(name, 0) / PROMPTS)["answer"].tolist()
                for name in ("v4", *same)}
@@ -116,7 +116,7 @@ def test_generation_is_unchanged_where_only_the_head_changes(study: Study) -> No
         "v4", "v5", "v6", "v7", "v8a", "v8b", "tether"}
 
 
-def test_the_router_changes_without_the_router_entropy_loss(study: Study) -> None:
+def test_the_router_changes_without_the_router_entropy_loss(study: AbstentionStudy) -> None:
     assert VARIANTS["v8b"].router_entropy_weight == 0
     drift = {name: read_columns(study.measured(name, 0) / PROMPTS)["drift"].mean()
              for name in ("v4", "v8b", "v9", "splice")}
@@ -132,6 +132,7 @@ def test_the_report(place: Path, done: Path, names: tuple[str, ...]) -> None:
         done = done / "parts" / "+".join(names)
     results = json.loads((done / "results.json").read_text())
     text = (done / "report.md").read_text()
+    assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", text), "every number is printed"
     assert results["seeds"] == [0] and set(results["variants"]) == set(names)
     assert "with one seed they do not cover the variation between seeds" in text
     assert "this v4 **does not count as coherent**" in text, "after two updates"
@@ -152,7 +153,7 @@ def test_the_report(place: Path, done: Path, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.exhaustive
-def test_results_agree_with_the_tables(study: Study, several: dict[str, Any]) -> None:
+def test_results_agree_with_the_tables(study: AbstentionStudy, several: dict[str, Any]) -> None:
     """AUROC is the mean over seeds of counted pairs; abstention rates are counted prompts."""
     variants = several["variants"]
     assert several["seeds"] == [0, 1] and set(variants) == {"v4", "v8b"}
@@ -191,14 +192,14 @@ def test_a_stage_runs_only_what_it_needs(place: Path, done: Path,
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()} == times
 
 
-def test_given_networks_are_not_trained(place: Path, study: Study, tmp_path: Path,
+def test_given_networks_are_not_trained(place: Path, study: AbstentionStudy, tmp_path: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     """v4 and v9 are given as model directories, as a converted original would be."""
     for name in ("v4", "v9"):
         shutil.copytree(study.network(name, 0), tmp_path / name)
-    given = [f"v4={tmp_path / 'v4'}", f"v9={tmp_path / 'v9'}"]
+    given = {name: {"path": str(tmp_path / name)} for name in ("v4", "v9")}
     out = tmp_path / "out"
-    config = write(tmp_path / "given.yaml", options(out, given=given, seeds=[0], variants=["v4", "v9"],
+    config = write(tmp_path / "given.yaml", options(out, networks=given, seeds=[0], variants=["v4", "v9"],
                                                     prompts=str(place / "prompts.jsonl")))
     assert main(["--config", config]) == 0
     assert not (out / "networks").exists() and (out / "report.md").exists()
@@ -218,7 +219,7 @@ def test_prompts_without_answers_and_a_network_without_a_router(place: Path, tmp
     store.save(random_network(VanillaConfig(**SHAPE), 0)[0], tmp_path / "vanilla")
     out = tmp_path / "out"
     config = write(tmp_path / "bare.yaml", options(
-        out, given=[f"v4={tmp_path / 'vanilla'}"], seeds=[0], variants=["v4"],
+        out, networks={"v4": {"path": str(tmp_path / "vanilla")}}, seeds=[0], variants=["v4"],
         prompts=str(tmp_path / "bare.jsonl")))
     assert main(["--config", config]) == 0
     notes, text = capsys.readouterr().err, (out / "report.md").read_text()
@@ -230,15 +231,15 @@ def test_prompts_without_answers_and_a_network_without_a_router(place: Path, tmp
     assert "Data about the built-in village" in text
 
 
-def test_an_interrupted_splice_is_repeated(study: Study) -> None:
+def test_an_interrupted_splice_is_repeated(study: AbstentionStudy) -> None:
     path = study.network("splice", 0)
     (path.parent / "manifest.json").unlink()
     (path / "config.json").write_text("{")
-    again = Study(study.config, study.out)
+    again = AbstentionStudy(study.config, study.out)
     assert again.network("splice", 0) == path and store.load(path).config.abstain_head
 
 
-def test_held_out_prompts_are_not_in_the_training_files(study: Study) -> None:
+def test_held_out_prompts_are_not_in_the_training_files(study: AbstentionStudy) -> None:
     prompts = {name: [json.loads(line).get("prompt") for line in (study.data / f"{name}.jsonl").open()]
                for name in DATA_FILES}
     training = {prompt for name in ("chat", "semantic", "answers") for prompt in prompts[name]}
@@ -248,14 +249,14 @@ def test_held_out_prompts_are_not_in_the_training_files(study: Study) -> None:
     assert not {prompt.prompt for prompt in study.prompts} & (training | set(prompts["held_out"]))
 
 
-def test_own_files_replace_the_generated_ones(study: Study, place: Path, tmp_path: Path,
+def test_own_files_replace_the_generated_ones(study: AbstentionStudy, place: Path, tmp_path: Path,
                                               capsys: pytest.CaptureFixture[str]) -> None:
     """The hash in the name of the stage depends on their contents."""
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps({"prompt": f"q{i}", "response": "a", "answerable": i % 2 == 0}) + "\n"
                            for i in range(50)))
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
-    tree["pairs"]["files"] = [f"semantic={own}"]
+    tree["pairs"]["files"] = {"semantic": str(own)}
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 0
     data = Path(capsys.readouterr().out.split()[-1])
     assert (data / "semantic.jsonl").read_bytes() == own.read_bytes()
@@ -268,7 +269,7 @@ def test_own_files_replace_the_generated_ones(study: Study, place: Path, tmp_pat
 
 @pytest.mark.parametrize(("name", "other"), [
     ("calibration", "semantic"), ("held_out", "chat"), ("calibration", "held_out")])
-def test_own_files_must_not_share_held_out_prompts(study: Study, place: Path, tmp_path: Path,
+def test_own_files_must_not_share_held_out_prompts(study: AbstentionStudy, place: Path, tmp_path: Path,
                                                    capsys: pytest.CaptureFixture[str], name: str,
                                                    other: str) -> None:
     """The user's file shares a prompt with a generated file, or with another file of the user."""
@@ -277,7 +278,7 @@ def test_own_files_must_not_share_held_out_prompts(study: Study, place: Path, tm
     own.write_text("".join(json.dumps({"prompt": prompt, "response": "a", "answerable": i % 2 == 0}) + "\n"
                            for i, prompt in enumerate([*(f"q{i}" for i in range(60)), shared])))
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
-    for files in ([f"{name}={own}"], [f"{name}={own}", f"{other}={own}"]):
+    for files in ({name: str(own)}, {name: str(own), other: str(own)}):
         tree["pairs"]["files"] = files
         assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 2
         *_, last = capsys.readouterr().err.splitlines(keepends=True)  # after the log lines

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 from tilelli_jax.eval.abstention.command import calibrate
-from tilelli_jax.eval.abstention.decision import direction
-from tilelli_jax.eval.inputs.networks import contents
 from tilelli_jax.eval.thresholds import conformal_threshold
 
 import tilelli_jax
 from tests.refusals import assert_one_line
 from tests.restated.random_weights import random_network
-from tilelli_jax.data.turns import asked
+from tilelli_jax.data.turns import user_turn
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.generation import abstain_rule
+from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
+from tilelli_jax.signals.names import direction
 
 SHAPE = {"d_model": 16, "n_layers": 2, "max_seq_len": 64, "n_heads": 2, "positions": "learned"}
 ROUTED = RoutedConfig(**SHAPE, d_head=8, top_k=4, dense_expand=2, abstain_head=True)
@@ -63,9 +63,9 @@ def test_target_rate_holds_on_the_calibration_prompts(signal: str, model: Any, p
                                                       capsys: pytest.CaptureFixture[str]) -> None:
     assert run(path, calibration_file, "--signal", signal, "--fpr", 0.1, "--template", "Wer weiß?") == 0
     out, err = capsys.readouterr()
-    rule, reader = abstain_rule.read(path, model), abstain_rule.reader_of(model, signal)
-    prompts, sign = [asked(text) for text in QUESTIONS], direction(signal)
-    expected = conformal_threshold(sign * abstain_rule.measured(reader, prompts, signal), 0.1)
+    rule, reader = abstain_rule.read(path, model), abstain_rule.signal_reader(model, signal)
+    prompts, sign = [user_turn(text) for text in QUESTIONS], direction(signal)
+    expected = conformal_threshold(sign * abstain_rule.measure_signal(reader, prompts, signal), 0.1)
     assert (rule.signal, rule.direction, rule.template) == (signal, sign, "Wer weiß?")
     assert (rule.target_fpr, rule.prompts, rule.measured_fpr) == (0.1, 40, expected.measured)
     np.testing.assert_allclose(rule.threshold, sign * expected.value, rtol=1e-6)
@@ -116,9 +116,9 @@ def test_with_too_few_prompts_the_model_never_abstains(path: Path, model: Any, t
 
 def test_a_threshold_does_not_change_the_fingerprint(path: Path, calibration_file: Path) -> None:
     """Stages of studies are named by the fingerprints of their networks."""
-    before = contents(path)
+    before = network_fingerprint(path)
     assert run(path, calibration_file) == 0 and (path / abstain_rule.FILE).is_file()
-    assert contents(path) == before
+    assert network_fingerprint(path) == before
 
 
 # --- Invalid input ---------------------------------------------------------------------------
@@ -184,14 +184,14 @@ def test_a_failed_write_leaves_the_old_rule(path: Path, model: Any, calibration_
     assert run(path, calibration_file, "--fpr", 0.5) == 2
     assert_one_line(capsys.readouterr().err, f"{path / abstain_rule.FILE}: cannot be written: No space left")
     assert (path / abstain_rule.FILE).read_bytes() == before
-    assert sorted(file.name for file in path.iterdir()) == ["abstain.json", "config.json",
-                                                            "model.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == [
+        "README.md", "abstain.json", "config.json", "model.safetensors"]
 
 
 def test_a_signal_that_is_not_finite_is_an_error(path: Path, calibration_file: Path,
                                                  monkeypatch: pytest.MonkeyPatch,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(abstain_rule, "measured", lambda *_: np.array([0.5, math.nan]))
+    monkeypatch.setattr(abstain_rule, "measure_signal", lambda *_: np.array([0.5, math.nan]))
     assert run(path, calibration_file) == 2
     assert_one_line(capsys.readouterr().err, "abstain_p: expected numbers, found some that are not finite")
     assert not (path / abstain_rule.FILE).exists()

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tilelli_jax.eval.abstention.detectors import (
     distinct,
+    has_refusal_phrase,
     health,
     is_affirmation,
     is_loop,
-    is_refusal,
     is_utf8,
 )
 
@@ -27,8 +27,8 @@ from tilelli_jax.data.synthetic import village
     ("", True), (" \n ", True), ("The Unknown Soldier", True),
     ("Aldo lives in Elkford.", False), ("You don't know me", False), ("I know", False), ("kidknees", False),
     ("I can't eat", False), ("nuclear", False), ("They have it", False), ("I don't.", False)])
-def test_refusals(answer: str, refuses: bool) -> None:
-    assert is_refusal(answer) == refuses
+def test_refusal_phrases(answer: str, refuses: bool) -> None:
+    assert has_refusal_phrase(answer) == refuses
 
 
 @pytest.mark.parametrize(("answer", "affirms"), [
@@ -82,8 +82,9 @@ def test_health() -> None:
 
 
 def test_village_answers_are_detected_as_intended() -> None:
-    assert all(map(is_refusal, village.ABSTENTIONS)) and not any(map(is_affirmation, village.ABSTENTIONS))
+    assert all(map(has_refusal_phrase, village.ABSTENTIONS))
+    assert not any(map(is_affirmation, village.ABSTENTIONS))
     for pair in village.chat(village.world(), 2000, unanswerable=0):
-        assert not is_refusal(pair.response) and not is_loop(pair.response)
+        assert not has_refusal_phrase(pair.response) and not is_loop(pair.response)
         confirms = pair.prompt.startswith("Is it true") or pair.prompt.endswith(", right?")
         assert is_affirmation(pair.response) == confirms

@@ -132,13 +132,43 @@ def test_statements_without_an_interval(published: dict[str, Any]) -> None:
     change(published, "splice.same_answers", [True, False])
     assert find_statement(published, "splice", "preserved").reproduced is False
     for step in (1, 2):  # each of the two steps
-        for difference, outcome in ((-0.1, False), (0.0, None), (0.05, True)):
-            published["head_comparisons"][step]["difference"] = interval(difference)
+        for difference, outcome in ((interval(-0.1), False), (interval(0.0), None),
+                                    (interval(0.0, 0.0), None), (interval(0.05), True)):
+            published["head_comparisons"][step]["difference"] = difference
             assert find_statement(published, "v8b", "the lower the router_entropy").reproduced is outcome
     published["head_comparisons"][3]["difference"] = interval(0.0)  # v7 itself is near chance
     assert find_statement(published, "splice", "0.54").reproduced is None
     change(published, "v4.signals.abstain_p", {"cross_regime": interval(0.9)})  # v4 has a head
     assert find_statement(published, "v4", "near chance").reproduced is False
+
+
+def test_results_and_criteria_as_text(published: dict[str, Any]) -> None:
+    expected = {
+        ("v7", "abstain_p is 0.76"): ("at least 0.71", "0.760 [0.740, 0.780]"),
+        ("v8b", "abstains on 100 %"): ("abstain_p > 0.5 on at least 0.90", "1.000 [0.950, 1.050]"),
+        ("v4", "coherent"): ("accuracy of at least 0.5 on in-domain questions that do not contain their "
+                             "answer, at "
+                             "most 0.1 loops", "0.900 [0.880, 0.920], loops 0"),
+        ("v4", "win no regime"): ("no win by the rule", "most wins 0"),
+        ("v8b", "router changes"): ("KL of the routing at least 0.001 nats in every seed", "lowest 0.2"),
+        ("splice", "0.54"): ("at most 0.6, and below v7's",
+                             "0.540 [0.520, 0.560], splice − v7 -0.220 [-0.240, -0.200]")}
+    for (variant, words), texts in expected.items():
+        statement = find_statement(published, variant, words)
+        assert (statement.criterion, statement.result) == texts
+    assert [statement.variant for statement in statements(published)] == [
+        *["v4"] * 4, "v5", *["v6"] * 2, *["v7"] * 3, *["v8a"] * 2, *["v8b"] * 5, *["splice"] * 3]
+
+
+def test_what_was_not_measured_is_inconclusive(published: dict[str, Any]) -> None:
+    """Custom prompts may lack a regime; without a rule there are no wins."""
+    del published["variants"]["v7"]["abstention"]["above_half"]["gibberish"]
+    published["variants"]["v4"]["rule"] = None
+    change(published, "v4.known", None)
+    for variant, words, reason in (("v7", "93 %", "not measured"), ("v4", "win no regime", "not measured"),
+                                   ("v4", "coherent", "the prompts have no such answers")):
+        statement = find_statement(published, variant, words)
+        assert statement.reproduced is None and reason in statement.result
 
 
 def test_statements_about_missing_variants_are_left_out(published: dict[str, Any]) -> None:

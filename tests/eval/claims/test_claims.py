@@ -14,7 +14,6 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 from scipy.stats import binom
-from tilelli_jax.eval.abstention.decision import DIRECTIONS
 from tilelli_jax.eval.claims import check
 from tilelli_jax.eval.claims.command import PUBLISHED, TOLERANCE, main
 from tilelli_jax.eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
@@ -26,10 +25,11 @@ from tests.restated.random_weights import random_network
 from tests.restated.reciter import reciter
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.synthetic.village import REGIMES
-from tilelli_jax.data.turns import STOP, asked
+from tilelli_jax.data.turns import STOP, user_turn
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig
+from tilelli_jax.signals.names import BLOCK, SIGNALS, direction
 
 TINY = RoutedConfig(d_model=16, n_layers=2, max_seq_len=96, n_heads=2, d_head=8, top_k=4, dense_expand=2)
 LITE = ("local", "sparse", "dense")
@@ -119,10 +119,9 @@ def test_the_published_claims() -> None:
     assert all(line.holds for line in check.architecture(deployed, claims.architecture, TOLERANCE))
 
 
-def test_every_signal_of_the_study_can_be_claimed() -> None:
-    fitted = {"raw_probe", "sae_probe"}  # not signals of a network
+def test_every_signal_with_a_direction_can_be_claimed() -> None:
     names = {field.name for field in dataclasses.fields(CrossRegimeConfig)}
-    assert names == DIRECTIONS.keys() - fitted | {"router_entropy_b"}
+    assert names == {name for name in SIGNALS if direction(name)} | {BLOCK}
 
 
 # --- The command -----------------------------------------------------------------------------
@@ -140,7 +139,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.save(random_network(TINY, seed)[0], path / name)
     refusal = " Sorry, I don't know."
     text = bytearray(b"x" * 128)
-    start = len(asked("?" * SHORT))
+    start = len(user_turn("?" * SHORT))
     text[start:start + len(refusal + STOP)] = (refusal + STOP).encode()
     store.save(reciter(bytes(text)), path / "reciter")
     claims(path / "claims.yaml", {})
@@ -179,10 +178,13 @@ def test_written_claims_hold_for_the_same_network_and_fail_for_another(
     assert (written.held_out.prompts, written.answers.max_new) == (4, 32)
     assert str(where / "tiny") in written.of
     lines = lines_of(out)
+    made = json.loads(out.read_text())["how_to_reproduce"]
+    assert made["command"].startswith("tilelli claims --model ") and str(expected) in made["command"]
+    assert set(made) == {"command", "configuration", "commit", "device", "machine", "versions"}
     assert lines[check.ARCHITECTURE, "parameters"]["measured"] == f"{size:,}"
     # The AUROC of one signal, recomputed from the model's probabilities.
     model, rows = store.load(where / "tiny"), [*map(json.loads, (where / "prompts.jsonl").open())]
-    texts = [asked(row["prompt"]).encode() for row in rows]
+    texts = [user_turn(row["prompt"]).encode() for row in rows]
     ids = np.stack([np.frombuffer(text.ljust(64, b"\0"), np.uint8) for text in texts]).astype(np.int32)
     probabilities = np.asarray(jax.jit(lambda ids: jax.nn.softmax(model(ids)))(ids))
     known, unknown = [], []

@@ -16,7 +16,7 @@ import scipy.stats
 from tilelli_jax.eval.comparison import command, models, report
 from tilelli_jax.eval.comparison.command import main
 from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
-from tilelli_jax.eval.comparison.study import Study
+from tilelli_jax.eval.comparison.study import ComparisonStudy
 from tilelli_jax.eval.inputs.networks import TrainingStopped
 from tilelli_jax.eval.stages import read_result
 
@@ -28,7 +28,7 @@ from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training import loop
-from tilelli_jax.training.tasks.text import text_task
+from tilelli_jax.training.tasks.text import TextTask
 
 ROOT = Path(__file__).parents[3]
 STEPS = 8
@@ -54,7 +54,8 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     routed = str(place / "routed.yaml")
     return {
         "out": str(out), "reference": "full", "seeds": [0, 1],
-        "models": [["ternary", routed, "model.quantizer=ternary"], ["full", routed]],
+        "models": {"ternary": {"train": routed, "set": ["model.quantizer=ternary"]},
+                   "full": {"train": routed}},
         "texts": [str(place / "one.txt")]} | changed
 
 
@@ -128,9 +129,14 @@ def test_report_has_its_figures_and_sentences(done: Path, names: tuple[str, ...]
     for name in [f"{figure}-{name}" for figure in ("losses", "differences") for name in names]:
         assert f"figures/{name}.png" in text and (done / "figures" / f"{name}.png").stat().st_size > 3000
     assert page.count("data:image/png;base64,") == 2 * len(names)
+    *_, last = text.split("\n## ")
+    assert last.startswith("How to reproduce\n\n- command: `tilelli compare --config ")
+    assert [line.split(":")[0] for line in last.splitlines() if line.startswith("- ")] == [
+        "- command", "- configuration", "- seeds", "- commit", "- device", "- machine", "- versions"]
     assert (done / "differences.parquet").is_file()
     for words in ("The difference is inconclusive (Welch's p",
                   "with 2 seeds the exact p cannot be below 0.333.",
+                  "- 2 of at least 4 seeds: the exact p cannot be below 0.33, so no difference can be",
                   "With so few runs no difference can be significant",
                   "longer training may rank the models", "p cannot be below 0.5000",
                   "after the last update", "without a search"):
@@ -154,17 +160,21 @@ def test_repeating_the_command_trains_nothing(place: Path, done: Path, names: tu
     # A comparison of one text alone reuses the runs.
     arguments = ["--config", str(place / "small.yaml"), f"texts=[{place / f'{names[-1]}.txt'}]"]
     assert main([*arguments, "--stage", "train"]) == 0
-    assert "4 runs" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    text = place / f"{names[-1]}.txt"
+    assert [line.split(": ")[0] for line in lines] == [
+        f"{model} on {text}, seed {seed}" for model in ("full", "ternary") for seed in (0, 1)]
+    assert all(Path(line.split(": ")[1], "summary.json").is_file() for line in lines)
     assert before == times()
 
 
 def test_runs_of_one_seed_see_the_same_batches(place: Path) -> None:
     config = config_lib.from_dict(ComparisonConfig, options(place, place / "none"))
-    study = Study(config, place / "none")
+    study = ComparisonStudy(config, place / "none")
     seen = {}
     for model in study.models:
         for seed in (0, 1):
-            task = text_task(model.experiment(str(place / "one.txt"), seed), make_mesh(MeshConfig()))
+            task = TextTask(model.experiment(str(place / "one.txt"), seed), make_mesh(MeshConfig()))
             batches = iter(task.batches)
             seen[model.name, seed] = np.stack([next(batches).bytes for _ in range(STEPS)])
     for seed in (0, 1):
@@ -178,14 +188,15 @@ def test_learning_rate_search_is_the_same_for_all_models(place: Path, tmp_path: 
     tree = options(place, tmp_path, texts=[str(place / "one.txt")])
     config = dataclasses.replace(config_lib.from_dict(ComparisonConfig, tree),
                                  tuning=TuningConfig(rates=(0.1, 0.01, 1.0)))
-    study, calls = Study(config, tmp_path), []
+    study, calls = ComparisonStudy(config, tmp_path), []
 
-    def run(self: Study, model: models.ComparedModel, text: str, seed: int, rate: float) -> dict[str, Any]:
+    def run(self: ComparisonStudy, model: models.ComparedModel, text: str, seed: int,
+            rate: float) -> dict[str, Any]:
         calls.append((model.name, seed, rate))
         if rate == 1.0:
             raise TrainingStopped(train_command.DIVERGED)
         return {"final_valid_loss": {"full": rate, "ternary": -rate}[model.name], "run": f"{calls[-1]}"}
-    monkeypatch.setattr(Study, "run", run)
+    monkeypatch.setattr(ComparisonStudy, "run", run)
     chosen = {name: read_result(path) for name, path in study.rates[str(place / "one.txt")].items()}
     assert [stage["chosen"] for stage in chosen.values()] == [0.01, 0.1]
     assert chosen["full"]["losses"] == {"0.1": 0.1, "0.01": 0.01, "1": None}
@@ -195,13 +206,14 @@ def test_learning_rate_search_is_the_same_for_all_models(place: Path, tmp_path: 
                          for name in ("full", "ternary")] and len(runs["full"]) == 2
     results = {"config": config_lib.to_dict(config), "tuning": {"one": chosen}}
     assert report.at_boundary(results) == ["full on one"]
-    hot = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(1.0,))), tmp_path / "hot")
+    hot = ComparisonStudy(dataclasses.replace(config, tuning=TuningConfig(rates=(1.0,))), tmp_path / "hot")
     message = r"tuning.rates: expected a rate at which full does not diverge on .*, found 1;"
     with pytest.raises(InputError, match=message):
         hot.runs  # noqa: B018
     # A stage that was interrupted is not marked as finished.
-    monkeypatch.setattr(Study, "run", lambda *_: (_ for _ in ()).throw(TrainingStopped(130)))
-    stopped = Study(dataclasses.replace(config, tuning=TuningConfig(rates=(0.5,))), tmp_path / "stopped")
+    monkeypatch.setattr(ComparisonStudy, "run", lambda *_: (_ for _ in ()).throw(TrainingStopped(130)))
+    stopped = ComparisonStudy(dataclasses.replace(config, tuning=TuningConfig(rates=(0.5,))),
+                              tmp_path / "stopped")
     with pytest.raises(TrainingStopped):
         stopped.runs  # noqa: B018
     assert not list((tmp_path / "stopped").rglob("manifest.json"))
@@ -210,7 +222,7 @@ def test_learning_rate_search_is_the_same_for_all_models(place: Path, tmp_path: 
 def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                          capsys: pytest.CaptureFixture[str]) -> None:
     """Each gives one line and exit status 2 before any training, and writes nothing."""
-    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("trains"))
+    monkeypatch.setattr(command, "write_report", lambda *_: pytest.fail("trains"))
     routed = str(place / "routed.yaml")
 
     def refused(*parts: str, **changed: Any) -> None:
@@ -220,9 +232,13 @@ def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest
         assert not (tmp_path / "out").exists()
 
     def against(*settings: str, path: str = routed) -> dict[str, Any]:
-        return {"models": [["full", routed], ["other", path, *settings]]}
+        return {"models": {"full": {"train": routed}, "other": {"train": path, "set": list(settings)}}}
     refused("other: expected the number of parameters of full", "within 1.0%", **against("model.d_model=24"))
     refused("other: train.steps: expected 8, the value of full, found 9", **against("train.steps=9"))
+    refused("models.other: expected the configuration of a network trained on text from random weights, "
+            "found sae-stories", models={"full": {"train": routed}, "other": {"train": "sae-stories"}})
+    refused("models.full: train.minutes: expected none, because all models make the same number of updates, "
+            "found 5", set=["train.minutes=5"])
     refused("other: data.valid_fraction: expected 0.1", **against("data.valid_fraction=0.2"))
     refused("other: optimizer.name: expected adamw", **against("optimizer.name=muon"))
     refused("other: expected no seed, which the study itself sets", **against("seed=3"))
@@ -231,9 +247,16 @@ def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest
     refused("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
     refused("none.txt", texts=[str(place / "none.txt")])
     refused("texts: expected at least 1 with different names", texts=["a/one.txt", "b/one.txt"])
-    refused("models: expected at least 2 with different names, found []", models=[])
-    refused("models: expected lists of a name", models=[["full"], ["other", routed]])
-    refused("models[0]: expected a list of text, found text 'full'", models=["full", "other"])
+    refused("models: expected at least 2 with different names, found []", models={})
+    refused("models: expected at least 2 with different names, found ['a b', 'a-b']",
+            models={"a b": {"train": routed}, "a-b": {"train": routed}})
+    refused("models.other.path: expected a network's directory, or train",
+            models={"full": {"train": routed}, "other": {}})
+    refused("models.other.path: expected only train and set, because the comparison trains its models; found "
+            "'x'", models={"full": {"train": routed}, "other": {"path": "x"}})
+    refused("unknown key 'models.other.trian' (did you mean 'models.other.train'?)",
+            models={"full": {"train": routed}, "other": {"trian": routed}})
+    refused("models: expected names with a section each, found a list", models=["full", "other"])
     refused("reference: expected one of ternary, full, found 'vanilla'", reference="vanilla")
     refused("seeds: expected 2 to 10 different whole numbers", "found [1]", seeds=[1])
     refused("tuning.rates: expected different finite numbers above 0", tuning={"rates": [0.0]})
@@ -264,7 +287,7 @@ def test_shipped_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     bits = [round(sizes[name].bits_per_weight, 2) for name in ("lite", "ternary", "power3")]
     assert bits == [32, 1.58, 2.81]
     experiment = compared[0].experiment(config.texts[0], 0)
-    assert f"{sizes['vanilla'].parameters:,}" in config_lib.find(compared[0].config).read_text()
+    assert f"{sizes['vanilla'].parameters:,}" in config_lib.find(compared[0].network.train).read_text()
     runs = len(compared) * (len(config.seeds) + len(config.tuning.rates))
     tokens = experiment.train.steps * experiment.train.batch_size * experiment.train.seq_len
     assert f"{runs} runs of {tokens:,} tokens" in path.read_text()

@@ -18,7 +18,7 @@ from tests.references import STORED, needs
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
-from tilelli_jax.signals.patching import Patched, patched_nll
+from tilelli_jax.signals.patching import PatchedText, patched_nll
 
 TINY = STORED / "difficulty" / "tiny_world"
 needs_reference = needs(TINY)
@@ -68,10 +68,10 @@ def test_the_patched_losses_match_the_stored_run(positions: str, every: int, wor
         question = world["questions"][i]
         prompt = world["encode"](question.prompt)[-SquadConfig().max_tokens:]
         n = len(prompt)
-        patches.append(Patched(ids=prompt + world["encode"](question.endings[0]), target=n,
+        patches.append(PatchedText(ids=prompt + world["encode"](question.endings[0]), target=n,
                                start=0 if positions == "all" else n - 1, stop=n))
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
-    losses = patched_nll(model, world["sae"], patches, latents, place="resid_post", layer=1)
+    losses = patched_nll(model, world["sae"], patches, latents, hook="resid_post", layer=1)
     columns = ["m_natural", "m_sae_recon", *(f"m_ablate_{latent}" for latent in latents)]
     expected = np.stack([np.array(stored[name])[::every] for name in columns], axis=1)
     np.testing.assert_allclose(losses[:, :2], expected[:, :2], atol=2e-5)
@@ -92,6 +92,7 @@ def test_a_planted_effect_is_significant_and_an_inert_latent_is_not() -> None:
     assert planted.is_significant and planted.change.excludes_zero
     assert planted.change.point == pytest.approx(0.05, abs=0.02)
     assert not inert.is_significant and inert.p == 1 and inert.items_changed == 0
+    assert inert.never_active and not planted.never_active
     assert not any(effect.is_significant for effect in effects.controls.values())
     assert effects.controls_as_large(3) == 0 and effects.controls_as_large(5) == 1
     assert effects.reconstruction.point == pytest.approx(0.3, abs=0.03)
@@ -143,8 +144,8 @@ def test_planted_in_a_network() -> None:
         "encoder.kernel": 0.1 * directions.T.astype(np.float32), "bias": np.zeros(d, np.float32),
         "encoder.bias": np.full(8, 1.0, np.float32), "decoder.kernel": directions.astype(np.float32)})
     prompts = rng.integers(0, 31, (60, 6)).tolist()
-    texts = [Patched([*prompt, right], target=6, start=5, stop=6) for prompt in prompts]
-    table = patched_nll(model, sae, texts, list(range(8)), place="resid_post", layer=1)
+    texts = [PatchedText([*prompt, right], target=6, start=5, stop=6) for prompt in prompts]
+    table = patched_nll(model, sae, texts, list(range(8)), hook="resid_post", layer=1)
     effects = causal.effects(table, [0, 1], {0: [2, 3, 4], 1: [5, 6, 7]})
     planted, inert = effects.chosen[0], effects.chosen[1]
     assert planted.is_significant and planted.change.low > 0.05 and planted.items_changed == 60

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tilelli_jax.eval.difficulty import cheap, series
 from tilelli_jax.eval.difficulty import forecasts as module
-from tilelli_jax.eval.difficulty.config import CausalConfig, ExtractConfig, SeriesConfig, StudyConfig
+from tilelli_jax.eval.difficulty.config import CausalConfig, DifficultyConfig, ExtractConfig, SeriesConfig
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
 from tilelli_jax.eval.difficulty.forecasts import Forecasts
 from tilelli_jax.eval.inputs.networks import NetworkConfig
@@ -24,7 +24,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.signals.series import encoded
+from tilelli_jax.signals.time_series import encoder_activations
 
 CONTEXT, HORIZON, STRIDE, TIME = 16, 4, 6, 150
 STARTS = list(range(0, TIME - CONTEXT - HORIZON + 1, STRIDE))
@@ -43,12 +43,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def study(directory: Path, layers: tuple[int, ...] = (2, 0), place: str = "encoder.resid_post",
-          dtype: Any = "float32", **data: Any) -> StudyConfig:
+def study(directory: Path, layers: tuple[int, ...] = (2, 0), hook: str = "encoder.resid_post",
+          dtype: Any = "float32", **data: Any) -> DifficultyConfig:
     options = {"source": str(directory / "series.csv"), "context": CONTEXT, "horizon": HORIZON, "season": 4,
                "stride": STRIDE, "samples": 4, **data}
-    return StudyConfig(network=NetworkConfig(path=str(directory)), data=SeriesConfig(**options), seed=5,
-                       extract=ExtractConfig(place=place, layers=layers, batch_size=4, dtype=dtype),
+    return DifficultyConfig(network=NetworkConfig(path=str(directory)), data=SeriesConfig(**options), seed=5,
+                       extract=ExtractConfig(hook=hook, layers=layers, batch_size=4, dtype=dtype),
                        causal=CausalConfig(samples=3, horizon=2))
 
 
@@ -103,7 +103,7 @@ def test_measurements(subject: Forecasts, chronos: Chronos) -> None:
     np.testing.assert_allclose(found.numbers["mase"], series.scores(samples, contexts, futures, 4)[1],
                                rtol=1e-6)
     for layer in (0, 2):
-        for i, values in encoded(chronos, contexts, layers=(layer,), batch_size=4):
+        for i, values in encoder_activations(chronos, contexts, layers=(layer,), batch_size=4):
             np.testing.assert_allclose(found.activations[layer][i], values[0], atol=1e-5)
     assert found.activations[0][0].dtype == np.float32
 
@@ -181,11 +181,11 @@ def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, t
     huge = subject.windows.contexts[13]
 
     def corrupted(chronos: Any, contexts: np.ndarray, **options: Any) -> Iterator[tuple[int, np.ndarray]]:
-        for i, values in encoded(chronos, contexts, **options):
+        for i, values in encoder_activations(chronos, contexts, **options):
             if (contexts[i] == huge).all():
                 values[options["layers"].index(0), 3, 5] = 1e6  # exceeds float16
             yield i, values
-    monkeypatch.setattr(module, "encoded", corrupted)
+    monkeypatch.setattr(module, "encoder_activations", corrupted)
     with pytest.raises(InputError) as caught:
         extract(tmp_path, subject, chronos, range(len(subject)), (2, 0), 10)
     assert_one_line(f"error: {caught.value}\n", "item 13, layer 0: activations are not finite as float16")
@@ -198,11 +198,11 @@ def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, t
 
 def test_unsuitable_inputs_are_refused(directory: Path, subject: Forecasts, chronos: Chronos,
                                 tmp_path: Path) -> None:
-    for place, layers, message in (("encoder.resid_pots", (0,), "extract.place: expected one of encoder."),
-                                ("decoder.resid_post", (0,), "extract.place: expected one of encoder."),
+    for hook, layers, message in (("encoder.resid_pots", (0,), "extract.hook: expected one of encoder."),
+                                ("decoder.resid_post", (0,), "extract.hook: expected one of encoder."),
                                 ("encoder.resid_post", (3,), "extract.layers: expected 0 to 2, found 3")):
         with pytest.raises(InputError) as caught:
-            Forecasts(study(directory, layers, place)).measure(chronos, range(2), layers)
+            Forecasts(study(directory, layers, hook)).measure(chronos, range(2), layers)
         assert_one_line(f"error: {caught.value}\n", message)
     with pytest.raises(InputError) as caught:
         Forecasts(study(directory, stride=40))

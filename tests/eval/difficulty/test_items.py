@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tilelli_jax.eval.difficulty.config import ExtractConfig, LabelConfig, StudyConfig
-from tilelli_jax.eval.difficulty.items import check_split, make_items, read_items
+from tilelli_jax.eval.difficulty.config import DifficultyConfig, ExtractConfig, LabelConfig
+from tilelli_jax.eval.difficulty.items import check_plan, check_split, make_items, read_items
+from tilelli_jax.eval.difficulty.labels import hard_by_quantile
 from tilelli_jax.eval.difficulty.subject import Block
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
@@ -22,8 +23,8 @@ from tilelli_jax.errors import InputError
 TRAIN, TEST = ["train"] * 8 + ["purge"] * 2, ["test"] * 6
 
 
-def study(**labels: Any) -> StudyConfig:
-    return StudyConfig(network=NetworkConfig(path="x"), extract=ExtractConfig(layers=(0,)),
+def study(**labels: Any) -> DifficultyConfig:
+    return DifficultyConfig(network=NetworkConfig(path="x"), extract=ExtractConfig(layers=(0,)),
                        labels=LabelConfig(**labels))
 
 
@@ -34,7 +35,7 @@ class FakeSubject:
 
     def __init__(self, split: list[str] | None = None, **numbers: Any) -> None:
         rng = np.random.default_rng(0)
-        self.parts = np.array(split or TRAIN + TEST)
+        self.parts = self.planned_split = np.array(split or TRAIN + TEST)
         self.groups = np.array([f"group {i // 2}" for i in range(16)])
         self.metadata: dict[str, Any] = {"prompt": [f"prompt {i}" for i in range(16)],
                                       "domain": ["", "wikihow"] * 8}
@@ -43,6 +44,9 @@ class FakeSubject:
         self.features = {"cheap": Block(("length", "dull", "novelty"), np.stack(
             [rng.standard_normal(16), np.ones(16), rng.standard_normal(16)], axis=1)),
             "nll": Block(("prompt_nats",), rng.standard_normal((16, 1)))}
+
+    def __len__(self) -> int:
+        return 16
 
     def split(self, numbers: Any) -> Any:
         assert numbers is self.numbers
@@ -53,14 +57,14 @@ class FakeSubject:
         return self.features
 
 
-def written(path: Path, subject: Any, config: StudyConfig | None = None) -> Any:
+def written(path: Path, subject: Any, config: DifficultyConfig | None = None) -> Any:
     path.mkdir(exist_ok=True)
     make_items(path, subject, SimpleNamespace(items=np.arange(16), numbers=subject.numbers),
                config or study())
     return read_items(path)
 
 
-def refused(path: Path, subject: Any, *parts: str, config: StudyConfig | None = None) -> None:
+def refused(path: Path, subject: Any, *parts: str, config: DifficultyConfig | None = None) -> None:
     with pytest.raises(InputError) as caught:
         written(path, subject, config)
     assert_one_line(f"error: {caught.value}\n", *parts)
@@ -145,17 +149,51 @@ def test_nonfinite_features_are_refused(bad: float, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["train", "all"])
 def test_an_empty_split_is_refused(reference: str, tmp_path: Path) -> None:
-    for split, part in ((["test"] * 16, "train"), (["train"] * 16, "test"), (["purge"] * 16, "train")):
-        refused(tmp_path, FakeSubject(split), f"split: the {part} split is empty", config=study(of=reference))
+    for only, part, n in (("test", "train", 2), ("train", "test", 1), ("purge", "train", 2)):
+        refused(tmp_path, FakeSubject([only] * 16), "split: expected at least 2 hard and 2 easy items in "
+                "train and 1 hard and 1 easy items in test, found", f"0 and 0 in {part}",
+                f"missing are {n} hard in {part}, {n} easy in {part}", config=study(of=reference))
 
 
 def test_a_split_with_one_class_is_refused(tmp_path: Path) -> None:
     amount = np.arange(16.0)
-    refused(tmp_path, FakeSubject(amount=amount), "split: expected hard and easy items in the test split, "
-                                                  "found 6 hard items")
-    refused(tmp_path, FakeSubject(amount=-amount), "in the test split, found 6 easy items")
-    refused(tmp_path, FakeSubject(amount=amount * 0), "in the train split, found 8 hard items")
-    refused(tmp_path, FakeSubject(wrong=np.arange(16) >= 11), "in the train split, found 8 easy items")
+    refused(tmp_path, FakeSubject(amount=amount), "found 2 and 6 in train and 6 and 0 in test (2 items are "
+            "excluded): missing are 1 easy in test")
+    refused(tmp_path, FakeSubject(amount=-amount), "missing are 1 hard in test")
+    refused(tmp_path, FakeSubject(amount=amount * 0), "missing are 2 easy in train, 1 easy in test")
+    refused(tmp_path, FakeSubject(wrong=np.arange(16) >= 7), "found 1 and 7 in train and 6 and 0 in test",
+            "missing are 1 hard in train, 1 easy in test")
+
+
+def test_the_plan_is_checked_before_a_network_runs() -> None:
+    subject: Any = FakeSubject()
+    assert check_plan(subject, study()) == [
+        "The held-out items form 3 of at least 20 groups. With fewer, intervals are too narrow and p-values "
+        "too small: all comparisons are inconclusive."]
+    subject.groups = np.arange(16).astype(str)
+    assert "form 6 of at least 20" in check_plan(subject, study())[0]
+    for quantile, found in ((0.9, "found 1 and 7 at 0.9 of 8 items"), (0.1, "found 7 and 1 at 0.1 of 8 "
+                                                                            "items")):
+        with pytest.raises(InputError, match="labels.quantile: expected at least 2 hard and 2 easy items in "
+                           f"train, {found}"):
+            check_plan(subject, study(quantile=quantile))
+        check_plan(subject, study(quantile=quantile, of="all"))
+    with pytest.raises(InputError, match="split: expected at least 2 items in test, found 1 of 16 items"):
+        check_plan(FakeSubject(["train"] * 15 + ["test"]), study())
+
+
+@settings(max_examples=50)
+@given(st.integers(8, 60), st.floats(0.05, 0.95))
+def test_the_planned_classes_are_those_of_the_labels(n: int, quantile: float) -> None:
+    """For amounts without ties, the plan refuses just what the labels would."""
+    hard = int(hard_by_quantile(np.arange(n, dtype=float), np.ones(n, bool), quantile).sum())
+    subject: Any = FakeSubject(["train"] * n + ["test"] * 4)
+    subject.groups = np.arange(n + 4).astype(str)
+    try:
+        check_plan(subject, study(quantile=quantile))
+        assert min(hard, n - hard) >= 2
+    except InputError as error:
+        assert f"found {hard} and {n - hard} at" in str(error) and min(hard, n - hard) < 2
 
 
 def test_a_prompt_in_train_and_test_is_refused(tmp_path: Path) -> None:

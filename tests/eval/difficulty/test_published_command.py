@@ -149,7 +149,10 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_cascade(tmp_path, "difficulty", (1.0, 5.0), y[TEST])
     selective = json.loads((tmp_path / "out/selective_prediction.json").read_text())
     assert selective["mean_error_no_abstention"] == y[TEST].mean()
-    assert len(list((tmp_path / "out").iterdir())) == 5
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    made = json.loads((tmp_path / "out/how_to_reproduce.json").read_text())
+    assert made["command"].startswith("tilelli difficulty published --config ") and made["seed"] == "42"
+    assert made["configuration"].endswith(".yaml") and made["versions"]["python"] and made["machine"]
     output = capsys.readouterr().out
     assert "45 train items, 22 test items" in output and "P5_sae_only" in output
 

@@ -18,16 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tilelli_jax.eval.difficulty import cheap
 from tilelli_jax.eval.difficulty.config import (
+    DifficultyConfig,
     ExtractConfig,
     HellaSwagConfig,
     SplitConfig,
     SquadConfig,
-    StudyConfig,
     TextConfig,
 )
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
 from tilelli_jax.eval.difficulty.items import make_items, read_items
-from tilelli_jax.eval.difficulty.questions import Questions, split_groups, with_source
+from tilelli_jax.eval.difficulty.questions import Questions, split_groups
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
 
@@ -37,7 +37,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import Language
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 
 CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidden=32)
 
@@ -58,9 +58,9 @@ def alone(language: Language) -> Callable[[list[int]], np.ndarray]:
     return lambda ids: np.asarray(run(jnp.asarray([ids])))[:, 0]
 
 
-def study(data: Any, split: SplitConfig | None = None, **options: Any) -> StudyConfig:
+def study(data: Any, split: SplitConfig | None = None, **options: Any) -> DifficultyConfig:
     options = {"layers": (1, 0), "dtype": "float32", "batch_size": 3, **options}
-    return StudyConfig(network=NetworkConfig(path="x"), data=data, split=split or SplitConfig(),
+    return DifficultyConfig(network=NetworkConfig(path="x"), data=data, split=split or SplitConfig(),
                        extract=ExtractConfig(**options), seed=7)
 
 
@@ -154,7 +154,7 @@ def test_wrong_answers(language: Language, tmp_path: Path) -> None:
     extract(tmp_path, subject, language, range(24), (1,), 7)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [4] * 24
-    nats = subject._scorer(language, (1,)).ask(subject.questions).ending_nats
+    nats = subject._scorer(language, (1,)).score(subject.questions).ending_nats
     right = np.arange(24) % 4
     np.testing.assert_allclose(found.numbers["amount"], nats[np.arange(24), right], atol=1e-6)
     np.testing.assert_array_equal(found.numbers["picked"], nats.argmin(axis=1))
@@ -240,8 +240,7 @@ def test_sources(tmp_path: Path) -> None:
     assert len(found) == 11 and found.metadata["answer"][1] == " on 9"
     assert set(found.metadata["domain"]) == {"wikihow"}  # eleven items after the filter
     assert found.fingerprint != Questions(study(data)).fingerprint == Questions(study(data)).fingerprint
-    moved = with_source(study(HellaSwagConfig(source="hf:x", items=12)), data.source)
-    assert len(Questions(moved)) == 12
+    assert len(Questions(study(HellaSwagConfig(source=data.source, items=12)))) == 12
     assert len(Questions(study(TextConfig(items=30)))) == 30
     long = Questions(study(TextConfig(items=40, prompt=600, ending=50)))
     assert len(long) == 40 and {len(question.prompt) for question in long.questions} == {600}
@@ -259,8 +258,8 @@ def test_invalid_sources_are_refused(data: Any, parts: list[str]) -> None:
 
 def test_an_unknown_place_or_layer_is_refused(language: Language, tmp_path: Path) -> None:
     data = story(tmp_path)
-    for options, message in (({"place": "resid_pots"},
-                              "^extract.place: expected one of .*, found 'resid_pots'"),
+    for options, message in (({"hook": "resid_pots"},
+                              "^extract.hook: expected one of .*, found 'resid_pots'"),
                           ({"layers": (5,)}, "^extract.layers: expected 0 to 1, found 5$")):
         config = study(data, **options)
         with pytest.raises(InputError, match=message):

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tilelli_jax.eval.difficulty.asking import NLLScorer
 from tilelli_jax.eval.difficulty.command import main
-from tilelli_jax.eval.difficulty.config import StudyConfig
+from tilelli_jax.eval.difficulty.config import DifficultyConfig
 from tilelli_jax.eval.difficulty.extract import Extraction
+from tilelli_jax.eval.difficulty.report import conclusions_of
+from tilelli_jax.eval.difficulty.scoring import NLLScorer
 from tilelli_jax.eval.probes import LADDER
 from tilelli_jax.eval.selective import aurc
 from tilelli_jax.eval.tables import read_columns
@@ -126,11 +127,30 @@ def test_the_autoencoder_is_evaluated_on_test_items(done: Path) -> None:
     results = json.loads((done / "results.json").read_text())["layers"]["1"]["sae"]
     assert results["steps"] == 40 and 0.1 < results["explained"] < 1 and 0 < results["l0"] <= 6
     model = store.load(stage(done, "sae-1") / "run" / "model")
-    assert (model.config.place, model.config.layer, model.config.of_model) == ("resid_post", 1, "small_model")
+    assert (model.config.hook, model.config.layer, model.config.source_model) == (
+        "resid_post", 1, "small_model")
     table = read_columns(stage(done, "items") / "items.parquet")
     held_out = json.loads((stage(done, "sae_eval-1") / "held-out" / "activations.json").read_text())
     rows = sum(shard["rows"] for shard in held_out["shards"])
     assert rows == results["rows"] == 45 * min(200, int((table["split"] == "test").sum()))
+
+
+def test_the_report_names_latents_that_are_never_active(done: Path) -> None:
+    results = json.loads((done / "results.json").read_text())["layers"]["1"]
+    for effects in results["causal"]["positions"].values():
+        for i, effect in enumerate(effects["chosen"].values()):
+            effect["items_changed"] = i  # 0 for the first
+    first = next(iter(results["causal"]["positions"]["all"]["chosen"]))
+    patched = [text for text in conclusions_of(results) if text.startswith("Positions patched: ")]
+    assert len(patched) == 2 and all(
+        text.endswith(f"their controls. Never active at these positions: {first}.") for text in patched)
+
+
+def test_the_calibration_table_is_folded(done: Path) -> None:
+    text = (done / "report.md").read_text()
+    shown, _, folded = text.partition("## Calibration")[2].partition("<details>")
+    rungs = len(json.loads((done / "results.json").read_text())["layers"]["1"]["calibrate"]["rungs"])
+    assert shown.count("| isotonic ") == 1 and folded.partition("</details>")[0].count("| isotonic ") == rungs
 
 
 def times(path: Path) -> dict[Path, int]:
@@ -142,7 +162,7 @@ def test_a_second_run_computes_nothing(done: Path, place: Path, monkeypatch: pyt
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the network ran again")
     before = times(done / "stages")
-    monkeypatch.setattr(NLLScorer, "ask", never)
+    monkeypatch.setattr(NLLScorer, "score", never)
     assert main(["--config", str(place / "tiny.yaml")]) == 0
     assert "report: " in capsys.readouterr().out
     assert before == times(done / "stages")
@@ -152,7 +172,7 @@ def test_a_second_run_computes_nothing(done: Path, place: Path, monkeypatch: pyt
 def test_a_changed_option_recomputes_only_dependent_stages(done: Path, place: Path, tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """Even in an output directory that was copied."""
-    monkeypatch.setattr(NLLScorer, "ask", lambda *args: pytest.fail("the network ran again"))
+    monkeypatch.setattr(NLLScorer, "score", lambda *args: pytest.fail("the network ran again"))
     out = shutil.copytree(done, tmp_path / "out")
     command = ["--config", str(place / "tiny.yaml"), f"out={out}", "--stage"]
     for name, option, expected in [
@@ -171,15 +191,15 @@ def test_an_interrupted_extraction_resumes(place: Path, tmp_path: Path, monkeypa
                                            done: Path) -> None:
     """After an interrupt between two shards only the rest runs, with the numbers of an uninterrupted run."""
     first_items: list[int] = []
-    ask = NLLScorer.ask
+    score = NLLScorer.score
 
     def interrupted(self: NLLScorer, questions: Any, numbers: Any) -> Any:
         if len(first_items) == 1:
             first_items.append(-1)
             raise KeyboardInterrupt
         first_items.append(numbers[0])
-        return ask(self, questions, numbers)
-    monkeypatch.setattr(NLLScorer, "ask", interrupted)
+        return score(self, questions, numbers)
+    monkeypatch.setattr(NLLScorer, "score", interrupted)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "extract"]) == 130
     assert not (tmp_path / "out" / "report.md").exists()
@@ -218,7 +238,7 @@ def saved(path: Path, config: Any) -> Path:
     ("network", "expected an autoencoder, found family vanilla"),
     ("width", "expected an autoencoder of width 16, found 8"),
     ("layer", "expected an autoencoder of layer 1, found 0"),
-    ("place", "expected an autoencoder of place resid_post, found mlp_write"),
+    ("hook", "expected an autoencoder of hook resid_post, found mlp_write"),
     ("random", "random weights explain")])
 def test_unsuitable_autoencoders_are_refused(kind: str, message: str, place: Path, tmp_path: Path, done: Path,
                                              capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +246,7 @@ def test_unsuitable_autoencoders_are_refused(kind: str, message: str, place: Pat
     path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "small_model",
             "width": lambda: saved(tmp_path / "sae", SAEConfig(d_model=8, n_latents=48, k=6)),
             "layer": lambda: saved(tmp_path / "sae", SAEConfig(d_model=16, n_latents=48, k=6, layer=0)),
-            "place": lambda: saved(tmp_path / "sae", dataclasses.replace(config, place="mlp_write")),
+            "hook": lambda: saved(tmp_path / "sae", dataclasses.replace(config, hook="mlp_write")),
             "random": lambda: saved(tmp_path / "sae", config)}[kind]()
     changed = options(place, shutil.copytree(done, tmp_path / "out"),
                       sae={"path": str(path)})
@@ -237,7 +257,7 @@ def test_unsuitable_autoencoders_are_refused(kind: str, message: str, place: Pat
 @pytest.mark.parametrize(("change", "message"), [
     ({"extract": {"layers": []}}, "extract.layers: expected different layers"),
     ({"extract": {"layers": [2]}}, "extract.layers: expected 0 to 1, found 2"),
-    ({"extract": {"layers": [1], "place": "embed"}}, "extract.place: expected one of"),
+    ({"extract": {"layers": [1], "hook": "embed"}}, "extract.hook: expected one of"),
     ({"network": {"path": "nowhere"}}, "nowhere: expected the directory of a network, found nothing"),
     ({"network": {}}, "network.path: expected a network's directory, or train"),
     ({"cascade": {"large": 0.5}}, "cascade.large: expected more than small"),
@@ -270,7 +290,7 @@ def test_invalid_results_of_other_studies(keys: tuple[str, ...], value: object, 
     (tmp_path / "results.json").write_text(json.dumps(results))
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out") | {"also": [str(tmp_path)]})
     assert main(["--config", config]) == 2
-    assert_one_line(capsys.readouterr().err, str(tmp_path / "results.json"))
+    assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], str(tmp_path / "results.json"))
     assert not (tmp_path / "out" / "items").exists()
 
 
@@ -342,7 +362,7 @@ def test_series(series: Path) -> None:
         "out": str(out), "data": {"family": "series", "source": str(series / "series.csv"), "context": 32,
                                   "horizon": 8, "stride": 8, "season": 12, "samples": 8},
         "network": {"path": str(series / "chronos")}, "large_model": {"path": str(series / "chronos")},
-        "extract": {"layers": [1], "place": "encoder.resid_post", "skip": 0, "shard_items": 64},
+        "extract": {"layers": [1], "hook": "encoder.resid_post", "skip": 0, "shard_items": 64},
         "sae": {"path": str(series / "sae"), "force": True}, "probe": {"replicates": 400, "jobs": 1},
         "causal": {"items": 12, "controls": 2, "samples": 4, "horizon": 8, "latents": 2}}
     assert main(["--config", write(series / "tiny.yaml", config)]) == 0
@@ -368,7 +388,7 @@ SHIPPED = sorted((ROOT / "configs").glob("difficulty-*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies(path: Path) -> None:
-    config = config_lib.load(StudyConfig, path)
+    config = config_lib.load(DifficultyConfig, path)
     assert f"--config {path.stem}" in path.read_text()
     large = config.large_model.train if config.large_model else ""
     for name in (config.network.train, large, config.sae.train):

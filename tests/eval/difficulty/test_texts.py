@@ -26,12 +26,12 @@ HELLASWAG = {"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up", "by"
 
 
 def test_rows_become_questions() -> None:
-    assert texts.squad([SQUAD], "x") == [texts.Question(
+    assert texts.squad([SQUAD], "x") == [texts.TextItem(
         "Context: A cat.\nQuestion: Who?\nAnswer:", (" cat",), 0, "Cats", "A cat.")]
     plain = {name: value for name, value in HELLASWAG.items() if name != "source_id"} | {"ctx_b": ""}
     assert texts.hellaswag([HELLASWAG, plain], "x") == [
-        texts.Question("A cat sits", (" down.", " up", " by", " on"), 1, "Cats", "wikihow~7", "wikihow"),
-        texts.Question("A cat", (" down.", " up", " by", " on"), 1, "Cats", "Cats", "")]
+        texts.TextItem("A cat sits", (" down.", " up", " by", " on"), 1, "Cats", "wikihow~7", "wikihow"),
+        texts.TextItem("A cat", (" down.", " up", " by", " on"), 1, "Cats", "Cats", "")]
 
 
 @pytest.mark.parametrize("label", ["", "4", -1, None])

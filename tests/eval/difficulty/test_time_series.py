@@ -99,7 +99,7 @@ def test_unreadable_files_are_refused(name: str, content: bytes | None, tmp_path
 
 def test_a_short_row_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n")
-    with pytest.raises(InputError, match="line 3: expected 2 cells, as in the head"):
+    with pytest.raises(InputError, match="line 3: expected 2 cells, as in the header"):
         series.read_series(tmp_path / "a.csv", "y")
 
 

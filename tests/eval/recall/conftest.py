@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tilelli_jax.eval.calibration import Platt
-from tilelli_jax.eval.inputs.networks import contents
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
 from tilelli_jax.eval.recall.verdicts import VerdictRule
@@ -21,6 +20,7 @@ from tests.eval.recall.small import (
 )
 from tests.restated.random_weights import random_network
 from tilelli_jax.loading import store
+from tilelli_jax.loading.fingerprint import network_fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +34,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     sidecar = sidecar_of_chance(path / "sidecar")
     verdicts.write(sidecar, VerdictRule(prompt=PROMPT))
     predictor = open_predictor(path / "model", sidecar)
-    p = np.sort([predictor.ask([question])[0].p for question in ASKED])
+    p = np.sort([predictor.predict([question])[0].p for question in ASKED])
     assert (np.diff(p) > 1e-4).all(), "the questions have different P(knows)"
     # Calibrated to spread over (0, 1), the first below red and the last from green on.
     scores = np.log(p / (1 - p))
     slope = float(4 / (scores[-1] - scores[0]))
     verdicts.write(sidecar, VerdictRule(
         Platt(slope, -slope * float(scores.mean())), float(p[-2:].mean()), float(p[:2].mean()), AIM,
-        {"name": "tiny", "contents": contents(path / "model"), "n_layers": 5}, PROMPT))
+        {"name": "tiny", "fingerprint": network_fingerprint(path / "model"), "n_layers": 5}, PROMPT))
     a_study(path)
     return Place(path / "model", sidecar, path)
 
@@ -55,4 +55,4 @@ def predictor(place: Place) -> KnowledgePredictor:
 def predictions(place: Place) -> list[Prediction]:
     """One prediction for each of ASKED, predicted one by one."""
     predictor = open_predictor(place.model, place.sidecar)
-    return [predictor.ask([question])[0] for question in ASKED]
+    return [predictor.predict([question])[0] for question in ASKED]

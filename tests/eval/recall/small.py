@@ -18,7 +18,7 @@ from tilelli_jax.eval.stages import write_result
 from tests.references import STORED
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
-from tilelli_jax.models.arrays import outline
+from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
 from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
 
@@ -38,7 +38,7 @@ def sidecar_of_chance(path: Path) -> Path:
     rng = np.random.default_rng(0)
     arrays = {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
         0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
-        for name, leaf in outline(store.FAMILIES["lrd"][1], config).items()}
+        for name, leaf in abstract_arrays(store.FAMILIES["lrd"][1], config).items()}
     store.save(store.from_arrays(config, arrays), path)
     return path
 

@@ -304,6 +304,15 @@ def test_in_a_browser(served: Served, place: Place, predictor: KnowledgePredicto
         figures = list((place.study / "figures").iterdir())
         api.expect(shown.locator(".figures img")).to_have_count(len(figures))
         page.screenshot(path=screenshots / "evaluation.png", full_page=True)
+        for width in (1000, 400):  # the page fits, and so does the first table, that of the methods
+            page.set_viewport_size({"width": width, "height": 900})
+            for box in ("html", ".wide table >> nth=0"):
+                size = page.locator(box).evaluate("box => [box.scrollWidth, box.clientWidth]")
+                assert size[0] <= size[1] <= width, (width, box, size)
+            page.screenshot(path=screenshots / f"evaluation-{width}.png", full_page=True)
+        wide = page.locator(".wide table").last.evaluate(
+            "box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).backgroundImage]")
+        assert wide[0] and wide[1].count("linear-gradient") == 4, "shadows show that it can be scrolled"
         page.get_by_role("tab", name="Info").click()
         api.expect(page.get_by_text("layers 1 to 3, counted from 0")).to_be_visible()
         api.expect(page.locator("#memory")).to_contain_text("GiB")

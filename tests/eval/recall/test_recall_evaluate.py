@@ -206,15 +206,16 @@ def test_invalid_settings() -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"network": {"name": "x", "n_layers": 3}}, "network: expected its name, contents and n_layers, or "),
-    ({"network": {"name": "x", "contents": "y", "n_layers": "3"}}, "network: expected its name, contents "),
+    ({"network": {"name": "x", "n_layers": 3}}, "network: expected its name, fingerprint and n_layers, or "),
+    ({"network": {"name": "x", "fingerprint": "y", "n_layers": "3"}},
+     "network: expected its name, fingerprint "),
     ({"network": 3}, "cannot be read: "),
     ({"aim": {"precision": "high"}}, "aim: expected numbers under precision"),
     ({"green": "0.5"}, "green: expected a probability or null, found '0.5'"),
     ({"red": 10**400}, "red: expected a probability or null, found 1000"),
     ({"green": [1]}, "green: expected a probability or null, found [1]")])
 def test_an_edited_verdict_file(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    verdicts.write(tmp_path, VerdictRule(network={"name": "x", "contents": "y", "n_layers": 3}))
+    verdicts.write(tmp_path, VerdictRule(network={"name": "x", "fingerprint": "y", "n_layers": 3}))
     assert verdicts.read(tmp_path).network["n_layers"] == 3
     tree = json.loads((tmp_path / verdicts.FILE).read_text())
     (tmp_path / verdicts.FILE).write_text(json.dumps(tree | change))

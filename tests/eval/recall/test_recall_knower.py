@@ -75,7 +75,7 @@ def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
 
 def test_the_published_sidecar_on_a_chat_network(predictor: KnowledgePredictor) -> None:
     """Question → prompt → one pass → 12 × layers and 10 features → P(knows)."""
-    predictions = predictor.ask(QUESTIONS)
+    predictions = predictor.predict(QUESTIONS)
     for question, prediction in zip(QUESTIONS, predictions, strict=True):
         features = prediction.outputs.crystallisation
         assert features.by_layer.shape == (12, 12) and prediction.question == question
@@ -83,14 +83,14 @@ def test_the_published_sidecar_on_a_chat_network(predictor: KnowledgePredictor) 
         assert prediction.verdict is None, "lrd.pt has no thresholds"
         assert 4 <= prediction.strongest_layer <= 9
     # Another position in the batch, other neighbours, and no padding.
-    others = predictor.ask([QUESTIONS[1], "Who are you?", "Where?"])
+    others = predictor.predict([QUESTIONS[1], "Who are you?", "Where?"])
     assert others[0].p == pytest.approx(predictions[1].p, abs=1e-5)
 
 
 @pytest.mark.exhaustive
 def test_batched_equals_single(predictor: KnowledgePredictor) -> None:
-    alone = predictor.ask(QUESTIONS[1:2])[0]
-    assert alone.p == pytest.approx(predictor.ask(QUESTIONS)[1].p, abs=1e-5), "batched or one by one"
+    alone = predictor.predict(QUESTIONS[1:2])[0]
+    assert alone.p == pytest.approx(predictor.predict(QUESTIONS)[1].p, abs=1e-5), "batched or one by one"
 
 
 @pytest.mark.exhaustive
@@ -99,8 +99,8 @@ def test_eight_devices_equal_one(published: Path) -> None:
     predictor = open_predictor(GEMMA, published, mesh=make_mesh(MeshConfig(data=4, tensor=2)))
     alone = open_predictor(GEMMA, published)
     assert len(jax.devices()) == 8
-    np.testing.assert_allclose([prediction.p for prediction in predictor.ask(QUESTIONS)],
-                               [prediction.p for prediction in alone.ask(QUESTIONS)], atol=1e-5)
+    np.testing.assert_allclose([prediction.p for prediction in predictor.predict(QUESTIONS)],
+                               [prediction.p for prediction in alone.predict(QUESTIONS)], atol=1e-5)
 
 
 def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
     store.save(random_network(VANILLA, 0)[0], network)
     predictor = open_predictor(network, tmp_path / "s")
     assert predictor.prompter.text("Who?") == "Who? Short."
-    prediction = predictor.ask(QUESTIONS)[0]
-    plain = open_predictor(network, published, prompt=rule.prompt).ask(QUESTIONS)[0]
+    prediction = predictor.predict(QUESTIONS)[0]
+    plain = open_predictor(network, published, prompt=rule.prompt).predict(QUESTIONS)[0]
     logit = np.log(plain.p / (1 - plain.p))
     assert prediction.p == pytest.approx(float(expit(2 * logit - 0.5)), abs=1e-6)
     assert prediction.verdict == ("likely knows" if plain.p >= 0.7 else
@@ -129,11 +129,11 @@ def test_refusals(predictor: KnowledgePredictor, tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             call()  # type: ignore[operator]
         assert_one_line(f"error: {caught.value}\n", *parts)
-    wrong = VerdictRule(network={"name": "other", "contents": "x", "n_layers": 42})
+    wrong = VerdictRule(network={"name": "other", "fingerprint": "x", "n_layers": 42})
     store.save(store.build(SidecarConfig(features=BY_LAYER, globals=OVERALL)), tmp_path / "s")
     verdicts.write(tmp_path / "s", wrong)
     refused(lambda: open_predictor(GEMMA, tmp_path / "s"), "trained on another network: expected 42 layers",
             "found 12; --any-network")
     assert open_predictor(GEMMA, tmp_path / "s", any_network=True).rule == wrong
-    refused(lambda: predictor.ask(["Why?", " "]), "question 2: expected text, found an empty question")
-    refused(lambda: predictor.ask([" "]), "the question: expected text, found an empty question")
+    refused(lambda: predictor.predict(["Why?", " "]), "question 2: expected text, found an empty question")
+    refused(lambda: predictor.predict([" "]), "the question: expected text, found an empty question")

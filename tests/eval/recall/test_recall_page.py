@@ -171,7 +171,7 @@ def test_a_batch(predictor: KnowledgePredictor, predictions: list[Prediction], t
     (tmp_path / "files").mkdir()
     small = dataclasses.replace(predictor, reader=SimpleNamespace(batch_size=3))
     batch_sizes: list[int] = []
-    small.ask = lambda questions: batch_sizes.append(len(questions)) or predictor.ask(questions)  # type: ignore
+    small.predict = lambda questions: batch_sizes.append(len(questions)) or predictor.predict(questions)  # type: ignore
     text, table, files = handlers.batched(RequestQueue(small), str(upload), tmp_path / "files",
                                           lambda n, total: progress.append((n, total)))
     assert progress == [(3, 4), (4, 4)] and batch_sizes == [3, 1]
@@ -189,7 +189,7 @@ def test_a_batch(predictor: KnowledgePredictor, predictions: list[Prediction], t
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("q.jsonl", '{"question": "a"}\n{"question": \n', "q.jsonl, line 2: not JSON"),
-    ("q.csv", "question,id\na,1\nb\n", "q.csv, line 3: expected 2 cells, as in the head"),
+    ("q.csv", "question,id\na,1\nb\n", "q.csv, line 3: expected 2 cells, as in the header"),
     ("q.csv", "question,id\na,1\n,2\n", "q.csv, row 2: question: expected text, found nothing; the "
      "columns here are id<"),
     ("q.jsonl", '{"question": "a"}\n{"asked": "b"}\n', "q.jsonl, row 2: question: expected text, found "
@@ -225,16 +225,16 @@ def test_concurrent_requests_run_one_at_a_time(predictor: KnowledgePredictor,
             counts.append(len(active))
         time.sleep(0.01)
         try:
-            return predictor.ask(questions)
+            return predictor.predict(questions)
         finally:
             active.pop()
 
     counted = dataclasses.replace(predictor)
-    counted.ask = watched  # type: ignore[method-assign]
+    counted.predict = watched  # type: ignore[method-assign]
     queue = RequestQueue(counted, MAX_NEW)
     alone = [list(queue.answer_seeded(question))[-1] for question in ASKED]
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(queue.ask, [question]) for question in ASKED * 3]
+        asked = [pool.submit(queue.predict, [question]) for question in ASKED * 3]
         answers = [pool.submit(lambda q: list(queue.answer_seeded(q))[-1], question) for question in ASKED]
         for prediction, future in zip(predictions * 3, asked, strict=True):
             assert future.result()[0].p == prediction.p
@@ -246,18 +246,18 @@ def test_a_request_runs_between_the_pieces_of_a_batch() -> None:
     order: list[str] = []
     started = threading.Event()
 
-    def ask(questions: Sequence[str]) -> list[Any]:
+    def predict(questions: Sequence[str]) -> list[Any]:
         order.extend(questions)
         started.set()
         time.sleep(0.1)
         return list(questions)
 
-    slow: Any = SimpleNamespace(ask=ask, reader=SimpleNamespace(batch_size=1))
+    slow: Any = SimpleNamespace(predict=predict, reader=SimpleNamespace(batch_size=1))
     queue = RequestQueue(slow)
     with ThreadPoolExecutor(1) as pool:
-        batch = pool.submit(queue.ask, ["first", "second", "third"])
+        batch = pool.submit(queue.predict, ["first", "second", "third"])
         started.wait()
-        assert queue.ask(["a click"]) == ["a click"]
+        assert queue.predict(["a click"]) == ["a click"]
         assert batch.result() == ["first", "second", "third"]
     assert order == ["first", "a click", "second", "third"]
 
@@ -298,7 +298,13 @@ def test_tables_of_the_study(place: Place) -> None:
     methods, verdict_table, _, transfer, bins = dict(info.tables(results)).values()
     assert [row["method"] for row in methods] == ["sidecar", "negative entropy", "words"]
     assert [row["verdict"] for row in verdict_table] == list(evaluate.VERDICTS) and len(bins) == 8
-    assert methods[0]["AUROC"].point == results["methods"]["sidecar"]["auroc"]["point"]
+    area = results["methods"]["sidecar"]["auroc"]
+    assert methods[0]["AUROC"] == f"{area['point']:.3f} [{area['low']:.3f}, {area['high']:.3f}]"
+    assert list(methods[0]) == ["method", "AUROC", report.DELTA, "p (Holm)"], "it fits a small window"
+    assert re.fullmatch(r"\+0\.\d{3} \[[-+]0\.\d{3}, \+0\.\d{3}\]", methods[2][report.DELTA])
+    folded = info.metrics_markdown(place.study)
+    assert "| AUPRC" in folded and "ECE if calibrated" in folded
+    assert f"{area['point']:.3f} [{area['low']:.3f},\u00a0{area['high']:.3f}]" in folded
     assert [row["questions from"] for row in transfer] == [
         "within north", "within south", "north → south", "south → north"]
 
@@ -313,7 +319,7 @@ def test_figures_have_the_captions_of_the_report(place: Place, tmp_path: Path) -
     assert all(f"![{html.unescape(caption)}](figures/" in report_text for caption in captions)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a<b.png").write_bytes(b"")
-    assert "<figcaption>a&lt;b</figcaption>" in info.study_figures(tmp_path), "without a report: the name"
+    assert "<figcaption>The figure a&lt;b of this study.</figcaption>" in info.study_figures(tmp_path)
 
 
 def test_each_method_of_the_figures_has_its_own_colour(tmp_path: Path,

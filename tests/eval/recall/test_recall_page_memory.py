@@ -40,14 +40,14 @@ API = "/gradio_api"
 
 def stand_in() -> Any:
     """The part of a request queue that a batch and an answer use."""
-    def ask(questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Any]:
+    def predict(questions: Sequence[str], done: Callable[[int], None] = lambda n: None) -> list[Any]:
         return [Prediction(question, 0.5, None, 1, "x", None) for question in questions]  # type: ignore[arg-type]
 
     def answer_seeded(question: str, thought: str = "") -> Iterator[thought_seeding.SeededAnswer]:
         yield from (thought_seeding.SeededAnswer("", question[:n], None) for n in range(1, 4))
         yield thought_seeding.SeededAnswer("", question, True)
     predictor = SimpleNamespace(prompter=lambda *_: None, rule=VerdictRule())
-    return SimpleNamespace(ask=ask, answer_seeded=answer_seeded, predictor=predictor)
+    return SimpleNamespace(predict=predict, answer_seeded=answer_seeded, predictor=predictor)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, Question
 from tilelli_jax.eval.recall.predictor import open_predictor
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.scores import read
-from tilelli_jax.eval.recall.study import Study
+from tilelli_jax.eval.recall.study import RecallStudy
 from tilelli_jax.eval.tables import read_columns
 
 from tests.eval.running import stage, write
@@ -181,7 +181,7 @@ def test_the_same_command_again_reuses_all_stages(place: Path, done: Path,
     assert main(["--config", str(place / "tiny.yaml"), "--stage", "evaluate"]) == 0
     assert capsys.readouterr().err.count("as it is") == 6
     # Another grading rule does not run the network again.
-    study = Study(dataclasses.replace(config_lib.load(RecallConfig, place / "tiny.yaml"),
+    study = RecallStudy(dataclasses.replace(config_lib.load(RecallConfig, place / "tiny.yaml"),
                                       answers=AnswersConfig(max_new=3, batch_size=20, match="recall")), done)
     assert (study.signals, study.answers) == (stage(done, "signals"), stage(done, "answers"))
     assert before == {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*")
@@ -193,11 +193,11 @@ def test_an_interrupted_build_continues(place: Path, done: Path, tmp_path: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     plain, calls = PromptReader.__call__, []
 
-    def stopping(self: PromptReader, prompts: Any, what: str = "reading") -> Any:
+    def stopping(self: PromptReader, prompts: Any, label: str = "reading") -> Any:
         calls.append(len(prompts))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return plain(self, prompts, what)
+        return plain(self, prompts, label)
     monkeypatch.setattr(PromptReader, "__call__", stopping)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "build"]) == 130
@@ -218,7 +218,7 @@ def test_the_exported_sidecar_predicts_the_same(place: Path, done: Path) -> None
     expected = read(stage(done, "fit"))[None]["sidecar"].probabilities[fitted["selected_run"]]
     columns = read_columns(stage(done, "questions") / "questions.parquet")
     predictor = open_predictor(place / "network", done / "sidecar")
-    predictions = predictor.ask(columns["question"][:2].tolist())
+    predictions = predictor.predict(columns["question"][:2].tolist())
     np.testing.assert_allclose([prediction.p for prediction in predictions], expected[:2], atol=1e-4)
     assert [prediction.strongest_layer for prediction in predictions] == (
         columns["strongest_write_layer"][:2].tolist())
@@ -226,7 +226,7 @@ def test_the_exported_sidecar_predicts_the_same(place: Path, done: Path) -> None
         columns["strongest_write"][:2].tolist())
     assert predictor.rule.calibrator == calibrator_from_dict(fitted["calibrator"])
     assert predictor.rule.verdict(99.0) == ("uncertain" if predictor.rule.green is None else "likely knows")
-    assert predictor.ask([]) == []
+    assert predictor.predict([]) == []
 
 
 def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,20 +296,26 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     assert_one_line(refused("--config", config), "expected the directory of a network, found nothing")
     assert not (tmp_path / "c").exists()
     # Questions that are all in one group, and questions that are all unknown.
-    rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(50)]
+    rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(80)]
     (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "e.yaml", options(place, tmp_path / "e", questions={
-        "sources": [str(tmp_path / "one.jsonl")], "items": 50}))
+        "sources": [str(tmp_path / "one.jsonl")], "items": 80}))
     error = refused("--config", config)
     assert "questions.sources: expected at least 8 groups" in error and error.rstrip().endswith("found 1")
     assert not (tmp_path / "e").exists()
-    rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing"} for i in range(60)]
+    assert_one_line(refused("--config", config, "questions.items=40"),
+                    "questions: expected at least 68, of which the network answers 34 correctly and 34 not, "
+                    "found 40: test needs 10 known and 10 unknown questions, and gets 0.3 of all")
+    rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing", "group": i // 8} for i in range(80)]
     (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "d.yaml", options(place, tmp_path / "d", questions={
-        "sources": [str(tmp_path / "none.jsonl")], "items": 60}))
-    log, _, error = refused("--config", config).rstrip().rpartition("\n")
-    assert_one_line(error + "\n", "expected at least two known and two unknown questions")
-    assert not list((tmp_path / "d" / "stages").glob("fit-*")) and "questions: " in log
+        "sources": [str(tmp_path / "none.jsonl")], "items": 80}))
+    log, _, error = refused("--config", config, "--stage", "build").rstrip().rpartition("\n")
+    assert_one_line(error + "\n", "questions: expected at least 34 more known ones, found 0 known and 80 ",
+                    "test 0 (needs 10)", "the network answers none of these correctly")
+    assert "split.test: The held-out questions form 3 of at least 20 groups" in log
+    columns = read_columns(stage(tmp_path / "d", "questions") / "questions.parquet")
+    assert len(columns["answer"]) == 80, "the answers can be read"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("recall-*.yaml")), ids=lambda path: path.stem)

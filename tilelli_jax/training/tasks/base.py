@@ -1,80 +1,132 @@
-"""A run's task: data, loss, evaluation and how they are reported."""
+"""The interface of all tasks: what a run trains on, its loss, its validation, and how they are reported."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import abc
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-from tilelli_jax.training.groups import Trained, everything
-from tilelli_jax.training.step import Metrics, Network, Training, TrainState
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-
-class LossUnit(NamedTuple):
-    """The unit of a run's loss, and a second unit in which it is also reported, if there is one."""
-
-    name: str
-    other: str = ""
-    size: float = math.nan  # size of the second unit in the first
-
-    @property
-    def key(self) -> str:
-        """The second unit as a metric's name: `bits_per_byte`."""
-        return self.other.replace("/", "_per_")
-
-    def format(self, loss: float) -> str:
-        """Formats a loss: `0.6931 nats/byte, 1.0000 bits/byte`."""
-        second = f", {loss / self.size:.4f} {self.other}" if self.other else ""
-        return f"{loss:.4f} {self.name}{second}"
-
-    def columns(self, loss: float, prefix: str = "") -> dict[str, float]:
-        """Returns the loss in the second unit, under its key; empty without a second unit."""
-        return {f"{prefix}{self.key}": loss / self.size} if self.other else {}
+from tilelli_jax.models import weights
+from tilelli_jax.parallel.sharding import Mesh, local_rows, place_rows, replicated
+from tilelli_jax.training.diagnose import diagnose
+from tilelli_jax.training.distributed import compile_barrier
+from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.loss import NATS, Loss, LossUnit, Metrics
+from tilelli_jax.training.step import Network, Training, TrainState, make_training
 
 
-NATS = LossUnit("nats/byte", "bits/byte", math.log(2))
-UNEXPLAINED = LossUnit("of the variance unexplained")
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Everything of a run that depends on its data and loss.
+class Task(abc.ABC):
+    """Everything of a run that depends on its data and loss. `prepare` comes before all that needs a network.
 
     Attributes:
-        source: name of the data, for messages.
         key: the configuration key that names the data.
+        logged: names of the loss's metrics that are written to metrics.jsonl.
+        source: name of the data, for messages.
         size: the amount of data, as text for messages.
         fingerprint: fingerprint of the data, saved in every checkpoint.
         batches: a Grain dataset of batches; see `data.reading.Batches`.
-        place: a batch on the host → arrays `[parts, rows, …]` on the devices.
-        describe_batch: a batch → text that names its position in the data.
-        training: a model to start from, or None → network, optimiser and update.
-        evaluate: a network → a function from parameters to the validation loss.
-        diagnose: a network → a function from state and batch to sentences on what is not finite.
-        extra: a network → a function from parameters to further metrics, called when logging.
-        logged: names of the loss's metrics that are written to metrics.jsonl.
-        tokens: tokens per update: bytes or activations.
+        tokens: tokens per update: bytes (with padding: an update computes it too) or activations.
         flops_per_token: floating-point operations per token of an update; 0 if unknown.
         loss_unit: the unit of the loss.
-        summarize: the trained model → further entries of the summary.
-        trained: whether updates change a parameter, by dotted name.
     """
 
+    key: ClassVar[str]
+    logged: ClassVar[tuple[str, ...]]
     source: str
-    key: str
     size: str
     fingerprint: str
     batches: Any
-    place: Callable[[Any], Any]
-    describe_batch: Callable[[Any], str]
-    training: Callable[[Any], Training]
-    evaluate: Callable[[Network], Callable[[Any], float]]
-    diagnose: Callable[[Network], Callable[[TrainState, Any], list[str]]]
-    extra: Callable[[Network], Callable[[Any], Metrics]]
-    logged: tuple[str, ...]
     tokens: int
-    flops_per_token: float
-    loss_unit: LossUnit
-    summarize: Callable[[Any], dict[str, Any]]
-    trained: Trained = everything
+    flops_per_token: float = 0.0
+    loss_unit: LossUnit = NATS
+
+    network: Network  # set by `prepare`
+    loss: Loss
+
+    def __init__(self, config: ExperimentConfig, mesh: Mesh) -> None:
+        self.config, self.mesh = config, mesh
+        self.part_rows = config.train.batch_size // config.train.accumulate
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """This process's rows of a batch, part by part; computed after `check_batches`."""
+        return np.concatenate([i * self.part_rows + local_rows(self.mesh, self.part_rows)
+                               for i in range(self.config.train.accumulate)])
+
+    def prepare(self, model: Any, steps: int) -> Training:
+        """Returns network, optimiser and update of a run of `steps` updates.
+
+        Args:
+            model: start from its weights; None: random weights.
+        """
+        config = self.config
+        self.loss = self.make_loss(steps)
+        training = make_training(config.model, config.compute, config.optimizer, steps=steps, loss=self.loss,
+                                 seed=config.seed, mesh=self.mesh, model=model)
+        self.network = training.network
+        return training
+
+    @abc.abstractmethod
+    def make_loss(self, steps: int) -> Loss:
+        """Returns the loss of a run of `steps` updates."""
+
+    def to_devices(self, batch: Any) -> dict[str, jax.Array]:
+        """Places a batch on the devices: arrays `[parts, rows, …]`."""
+        return {name: place_rows(array.reshape(self.config.train.accumulate, -1, array.shape[-1]), self.mesh,
+                                 self.part_rows, axis=1) for name, array in self.arrays(batch).items()}
+
+    @abc.abstractmethod
+    def arrays(self, batch: Any) -> dict[str, np.ndarray]:
+        """Returns the loss's arrays `[rows, …]` of a batch."""
+
+    @abc.abstractmethod
+    def describe_batch(self, batch: Any) -> str:
+        """Names a batch's position in the data."""
+
+    @abc.abstractmethod
+    def evaluate(self, params: Any) -> float:
+        """Returns the validation loss."""
+
+    @abc.abstractmethod
+    def diagnose(self, state: TrainState, batch: Any) -> list[str]:
+        """Returns sentences on what is not finite in the update from `state` on `batch`."""
+
+    def extra_metrics(self, params: Any) -> Metrics:
+        """Returns further metrics, computed when a row is logged."""
+        del params
+        return {}
+
+    @abc.abstractmethod
+    def summarize(self, model: Any) -> dict[str, Any]:
+        """Returns further entries of the summary, from the exported model."""
+
+
+class LanguageTask(Task):
+    """What tasks of language models share: where numbers stop being finite, and quantised weights at 0."""
+
+    def diagnose(self, state: TrainState, batch: Any) -> list[str]:
+        arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in self.to_devices(batch).items()}
+        return diagnose(self.network, state.params, arrays | self.loss.extra_batch(state.memory, state.step),
+                        jax.random.wrap_key_data(state.key), self.loss, self.mesh)
+
+    def extra_metrics(self, params: Any) -> Metrics:
+        """Returns `zero_fraction`, the fraction of quantised weights at zero, if any weight is quantised."""
+        return self._zero_fraction(params)
+
+    @functools.cached_property
+    def _zero_fraction(self) -> Callable[[Any], Metrics]:
+        network = self.network
+
+        def measure(params: Any) -> Metrics:
+            codes = [weight.codes() for weight in weights(network.merge(params)).values()
+                     if weight.quantizer.levels]
+            if not codes:
+                return {}
+            zeros = jnp.stack([jnp.sum(code == 0) for code in codes]).sum()
+            return {"zero_fraction": zeros / sum(code.size for code in codes)}
+        return compile_barrier(jax.jit(measure, out_shardings=replicated(self.mesh)))

@@ -12,12 +12,11 @@ import jax
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.data.chat_pairs import (
+from tilelli_jax.data.chat_pairs import ChatPair, open_pairs
+from tilelli_jax.data.chat_rows import (
     POSITION,
     ChatBatch,
     ChatRows,
-    Pair,
-    open_pairs,
     pack_rows,
     training_rows,
     validation_rows,
@@ -28,94 +27,98 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.parallel.sharding import Mesh, local_rows, place_rows, replicated
-from tilelli_jax.training.diagnose import diagnose
 from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
-from tilelli_jax.training.groups import check_groups, everything
+from tilelli_jax.training.groups import check_groups
+from tilelli_jax.training.loss import NATS, LossUnit
 from tilelli_jax.training.run import RunDirectory
-from tilelli_jax.training.step import Network, Training, TrainState, make_training, split_params
-from tilelli_jax.training.tasks.base import NATS, LossUnit, Task
-from tilelli_jax.training.tasks.chat_loss import chat_loss, finetune_hooks, terms_of
-from tilelli_jax.training.tasks.text import zero_fraction
+from tilelli_jax.training.step import Network, Training, split_params
+from tilelli_jax.training.tasks.base import LanguageTask
+from tilelli_jax.training.tasks.chat_loss import ChatLoss, loss_terms
 
 WEIGHTED = LossUnit("weighted loss")
 WEIGHTS = ("response", "prompt", "last", "inside")  # arrays of a batch that weight the loss terms
 
 
-def chat_task(config: ExperimentConfig, mesh: Mesh) -> Task:
-    """Builds the task. Raises InputError if pairs are unreadable or too long, or a loss does not fit."""
-    assert not isinstance(config.model, SAEConfig) and config.chat is not None
-    train, section, goal = config.train, config.chat, config.finetune
-    _check_network(config)
-    check_batches(train.batch_size, train.eval_batch_size, POSITION * train.seq_len, jax.process_count())
-    splits = open_pairs(section)
-    train_rows = pack_rows(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
-                           loss_on=section.loss_on, abstain_position=section.abstain_position)
-    valid_rows = pack_rows(splits.valid, train.seq_len, pack=False, loss_on=section.loss_on,
-                           abstain_position=section.abstain_position)
-    most = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
-    if goal.cross_entropy_weight:
-        for counts, file, use in ((train_rows.counts, section.source, "train on"),
-                                  (valid_rows.counts[:most], section.valid or section.source, "validate on")):
-            if not counts[:, 0].any():
-                raise InputError(f"finetune.cross_entropy_weight: expected 0, as {file} has no response that "
-                                 f"counts among the pairs to {use}, found {goal.cross_entropy_weight:g}")
-    loss, hooks = chat_loss(goal), finetune_hooks(goal)
-    part = train.batch_size // train.accumulate
-    rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
+class ChatTask(LanguageTask):
+    """Fine-tunes on pairs. Raises InputError if pairs are unreadable or too long, or a loss does not fit."""
 
-    def place(batch: ChatBatch) -> dict[str, jax.Array]:
+    key = "chat.source"
+    logged = ("nats", "abstain", "router_entropy_loss", "router_kl", "router_entropy", "zero_fraction")
+
+    def __init__(self, config: ExperimentConfig, mesh: Mesh) -> None:
+        assert not isinstance(config.model, SAEConfig) and config.chat is not None
+        super().__init__(config, mesh)
+        train, section, goal = config.train, config.chat, config.finetune
+        _check_network(config)
+        check_batches(train.batch_size, train.eval_batch_size, POSITION * train.seq_len, jax.process_count())
+        splits = open_pairs(section, train.seq_len)
+        self.train_rows = pack_rows(splits.train, train.seq_len, pack=section.pack, seed=section.shuffle_seed,
+                                    loss_on=section.loss_on, abstain_position=section.abstain_position)
+        self.valid_rows = pack_rows(splits.valid, train.seq_len, pack=False, loss_on=section.loss_on,
+                                    abstain_position=section.abstain_position)
+        self.max_rows = max(1, train.eval_bytes // train.seq_len) if train.eval_bytes else None
+        if goal.cross_entropy_weight:
+            for counts, file, use in (
+                    (self.train_rows.counts, section.source, "train on"),
+                    (self.valid_rows.counts[:self.max_rows], section.valid or section.source, "validate on")):
+                if not counts[:, 0].any():
+                    raise InputError(f"finetune.cross_entropy_weight: expected 0, as {file} has no response "
+                                     f"that counts among the pairs to {use}, found "
+                                     f"{goal.cross_entropy_weight:g}")
+        self.batches = training_rows(self.train_rows, batch_size=train.batch_size, seed=section.shuffle_seed,
+                                     rows=self.rows, prefetch=section.prefetch)
+        self.source = section.source
+        self.size = (f"{_size(splits.train)} to train on in {len(self.train_rows):,} rows, "
+                     f"{_size(splits.valid)} to validate on")
+        self.fingerprint = splits.fingerprint()
+        self.tokens = train.batch_size * train.seq_len
+        if "everything" in goal.train and not goal.router_kl_weight:
+            self.flops_per_token = train_flops_per_token(config.model, train.seq_len)
+        only_nats = goal.cross_entropy_weight == 1 and not (
+            goal.abstain_weight or goal.router_entropy_weight or goal.router_kl_weight)
+        self.loss_unit = NATS if only_nats else WEIGHTED
+
+    def make_loss(self, steps: int) -> ChatLoss:
+        del steps
+        return ChatLoss(self.config.finetune)
+
+    def prepare(self, model: Any, steps: int) -> Training:
+        training = super().prepare(model, steps)
+        check_groups(self.config.finetune.train, training.abstract_state.params, "finetune.train")
+        return training
+
+    def arrays(self, batch: ChatBatch) -> dict[str, np.ndarray]:
         # The weights sum to 1 over the whole batch, and the update averages over parts: scale by their
         # number.
-        arrays = {name: array * np.float32(train.accumulate) if name in WEIGHTS else array
-                  for name, array in batch._asdict().items() if name != "rows"}
-        return {name: place_rows(array.reshape(train.accumulate, -1, array.shape[-1]), mesh, part, axis=1)
-                for name, array in arrays.items()}
+        return {name: array * np.float32(self.config.train.accumulate) if name in WEIGHTS else array
+                for name, array in batch._asdict().items() if name != "rows"}
 
-    def training(model: Any) -> Training:
-        parts = make_training(config.model, config.compute, config.optimizer, steps=train.steps, loss=loss,
-                              seed=config.seed, mesh=mesh, model=model, hooks=hooks)
-        check_groups(goal.train, parts.outline.params, "finetune.train")
-        return parts
+    def describe_batch(self, batch: ChatBatch) -> str:
+        """Names the file lines of a batch's pairs, at most four."""
+        lines = self.train_rows.lines(batch.rows)
+        return f"of {'; '.join(lines[:4])}{'; …' if len(lines) > 4 else ''}"
 
-    def diagnoser(network: Network) -> Callable[[TrainState, ChatBatch], list[str]]:
-        def describe_state(state: TrainState, batch: ChatBatch) -> list[str]:
-            arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in place(batch).items()}
-            return diagnose(network, state.params, arrays | hooks.extra_batch(state),
-                            jax.random.wrap_key_data(state.key), loss, mesh)
-        return describe_state
+    def evaluate(self, params: Any) -> float:
+        """Returns the weighted sum of the terms on the validation pairs, without `router_kl`."""
+        return float(self.config.finetune.weighted(self._held_out_terms(params)))
 
-    def evaluate(network: Network) -> Callable[[Any], float]:
-        mean_terms = held_out_terms(network, valid_rows, batch_size=train.eval_batch_size, most=most,
-                                    mesh=mesh)
-        return lambda params: float(goal.weighted(mean_terms(params)))
+    @functools.cached_property
+    def _held_out_terms(self) -> Callable[[Any], dict[str, float]]:
+        return held_out_terms(self.network, self.valid_rows, mesh=self.mesh, max_rows=self.max_rows,
+                              batch_size=self.config.train.eval_batch_size)
 
-    def summarize(model: Any) -> dict[str, Any]:
+    def summarize(self, model: Any) -> dict[str, Any]:
+        """Returns the trained groups, and each term on the validation pairs."""
         network, params = split_params(model)
-        terms = held_out_terms(network, valid_rows, batch_size=train.eval_batch_size, most=most)(params)
-        n_pairs = min(len(valid_rows), most or len(valid_rows))
-        return {"trained": list(goal.train), "held_out": {"pairs": n_pairs, **terms}}
-
-    only_nats = goal.cross_entropy_weight == 1 and not (goal.abstain_weight or goal.router_entropy_weight)
-    return Task(
-        source=section.source, key="chat.source",
-        size=f"{_size(splits.train)} to train on in {len(train_rows):,} rows, "
-             f"{_size(splits.valid)} to validate on",
-        fingerprint=splits.fingerprint(),
-        batches=training_rows(train_rows, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
-                              prefetch=section.prefetch),
-        place=place, describe_batch=functools.partial(_describe_batch, train_rows), training=training,
-        evaluate=evaluate, diagnose=diagnoser, extra=zero_fraction(mesh),
-        logged=("nats", "abstain", "router_entropy_loss", "router_kl", "router_entropy", "zero_fraction"),
-        tokens=train.batch_size * train.seq_len,  # with padding: an update computes it too
-        flops_per_token=(train_flops_per_token(config.model, train.seq_len)
-                         if hooks.trained is everything and not goal.router_kl_weight else 0.0),
-        loss_unit=NATS if only_nats and not goal.router_kl_weight else WEIGHTED, summarize=summarize,
-        trained=hooks.trained)
+        terms = held_out_terms(network, self.valid_rows, max_rows=self.max_rows,
+                               batch_size=self.config.train.eval_batch_size)(params)
+        n_pairs = min(len(self.valid_rows), self.max_rows or len(self.valid_rows))
+        return {"trained": list(self.config.finetune.train), "held_out": {"pairs": n_pairs, **terms}}
 
 
-def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: int | None = None,
+def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, max_rows: int | None = None,
                    mesh: Mesh | None = None) -> Callable[[Any], dict[str, float]]:
     """Returns `mean_terms(params)`: means over held-out pairs, one pair per row if `rows` are not packed.
 
@@ -125,11 +128,11 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
     if its mean is over nothing.
 
     Args:
-        most: use at most this many rows; None uses all.
+        max_rows: use at most this many rows; None uses all.
         mesh: devices that share each batch; None uses this process's first device.
     """
     chosen = None if mesh is None else local_rows(mesh, batch_size)
-    batches = validation_rows(rows, batch_size=batch_size, rows=chosen, most=most)
+    batches = validation_rows(rows, batch_size=batch_size, rows=chosen, most=max_rows)
 
     totals = _totals(network.graph, mesh)
 
@@ -153,7 +156,7 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, most: i
 def _totals(graph: Any, mesh: Mesh | None) -> Callable[..., dict[str, jax.Array]]:
     """Returns the function that sums the terms over a batch, compiled once per network structure."""
     def totals(buffers: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        terms, _ = terms_of(Network(graph, buffers).merge(params), batch)
+        terms, _ = loss_terms(Network(graph, buffers).merge(params), batch)
         terms.pop("router_entropy", None)
         return terms | {"bytes": batch["response"].sum(), "pairs": batch["last"].sum()}
     if mesh is None:  # this process alone
@@ -205,12 +208,6 @@ def _check_network(config: ExperimentConfig) -> None:
                          f"found {config.train.seq_len}")
 
 
-def _size(pairs: Sequence[Pair]) -> str:
+def _size(pairs: Sequence[ChatPair]) -> str:
     unanswerable = sum(not pair.answerable for pair in pairs)
     return f"{len(pairs):,} pairs" + (f" ({unanswerable:,} without an answer)" if unanswerable else "")
-
-
-def _describe_batch(source: ChatRows, batch: ChatBatch) -> str:
-    """Names the file lines of a batch's pairs, at most four."""
-    lines = source.lines(batch.rows)
-    return f"of {'; '.join(lines[:4])}{'; …' if len(lines) > 4 else ''}"

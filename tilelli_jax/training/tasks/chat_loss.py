@@ -14,7 +14,6 @@ Each term is a mean over the batch:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -24,11 +23,11 @@ import optax
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import Decoder
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.nn.router import divergence, entropy
-from tilelli_jax.nn.tap import Tap
-from tilelli_jax.training.groups import Group, merge, select, trained_of
-from tilelli_jax.training.step import Metrics, UpdateHooks, split_params
-from tilelli_jax.training.tasks.text_loss import Batch, Loss
+from tilelli_jax.training.groups import Group, Trained, merge, select, trained_of
+from tilelli_jax.training.loss import Batch, Loss, Metrics
+from tilelli_jax.training.step import split_params
 
 # The loss terms and their weights in FinetuneConfig. `router_kl` is separate: it needs the starting network.
 TERMS = {"cross_entropy": "cross_entropy_weight", "abstain": "abstain_weight",
@@ -73,17 +72,17 @@ class FinetuneConfig(Section):
         return sum(getattr(self, weight) * terms[term] for term, weight in TERMS.items() if term in terms)
 
 
-def terms_of(model: Decoder, batch: Batch) -> tuple[Metrics, jax.Array | None]:
+def loss_terms(model: Decoder, batch: Batch) -> tuple[Metrics, jax.Array | None]:
     """Returns the terms, summed with the batch's weights, and the routing `[blocks, batch, time, paths]` or
     None.
 
-    The batch has the fields of `data.chat_pairs.ChatBatch`. Besides `TERMS` the result has `known` and
+    The batch has the fields of `data.chat_rows.ChatBatch`. Besides `TERMS` the result has `known` and
     `unknown`, the summed weights of prompts with and without an answer; `router_entropy [blocks]`,
     `entropy_known` and `entropy_unknown` if the network has a router; `abstain_p_known` and
     `abstain_p_unknown` if it has an abstain head.
     """
     ids = batch["bytes"].astype(jnp.int32)
-    tap = Tap(record=tuple(place for place in ("router", "abstain") if place in model.places))
+    tap = Tap(record=tuple(hook for hook in ("router", "abstain") if hook in model.hooks))
     logits, activations = model.tapped(ids[:, :-1], tap)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
     unanswerable = batch["unanswerable"]
@@ -106,35 +105,41 @@ def terms_of(model: Decoder, batch: Batch) -> tuple[Metrics, jax.Array | None]:
     return terms, activations.get("router")
 
 
-def chat_loss(config: FinetuneConfig) -> Loss:
-    """Returns the loss function: the weighted sum of the terms.
+@dataclasses.dataclass(frozen=True)
+class ChatLoss(Loss):
+    """The weighted sum of the terms. An update trains the configured groups of parameters.
 
-    The batch is one of `data.chat_pairs.training_rows`; with `router_kl_weight` it also has `start`, the
+    The batch is one of `data.chat_rows.training_rows`; with `router_kl_weight` it also has `start`, the
     trained parameters' starting values. Metrics: `loss` (the objective), `nats`, `abstain`,
     `router_entropy_loss`, `router_kl` and `router_entropy [blocks]`, as far as the network has them.
     """
-    def loss(model: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+
+    config: FinetuneConfig
+
+    def __call__(self, model: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # no randomness
-        terms, routing = terms_of(model, batch)
-        total = config.weighted(terms)
+        terms, routing = loss_terms(model, batch)
+        total = self.config.weighted(terms)
         metrics = {"nats": terms["cross_entropy"]} | {
             name: terms[name] for name in ("abstain", "router_entropy_loss", "router_entropy")
             if name in terms}
-        if config.router_kl_weight:
+        if self.config.router_kl_weight:
             assert routing is not None
             metrics["router_kl"] = _router_kl(model, batch, routing)
-            total = total + config.router_kl_weight * metrics["router_kl"]
+            total = total + self.config.router_kl_weight * metrics["router_kl"]
         return total, metrics | {"loss": total}
-    return loss
 
+    @property
+    def trained(self) -> Trained:
+        return trained_of(self.config.train)
 
-def finetune_hooks(config: FinetuneConfig) -> UpdateHooks:
-    """Returns hooks that train the configured groups, and keep the starting parameters for `router_kl`."""
-    trained = trained_of(config.train)
-    if not config.router_kl_weight:
-        return UpdateHooks(trained=trained)
-    return UpdateHooks(trained=trained, memory=functools.partial(select, trained=trained),
-                       extra_batch=lambda state: {"start": state.memory})
+    def initial_memory(self, params: Any) -> Any:
+        """Keeps the trained parameters' starting values for `router_kl`."""
+        return select(params, self.trained) if self.config.router_kl_weight else ()
+
+    def extra_batch(self, memory: Any, step: jax.Array) -> Batch:
+        del step
+        return {"start": memory} if self.config.router_kl_weight else {}
 
 
 def _router_kl(model: Decoder, batch: Batch, routing: jax.Array) -> jax.Array:

@@ -18,76 +18,89 @@ from tilelli_jax.loading.store import build
 from tilelli_jax.parallel.sharding import Mesh, local_rows, path_name, place_rows, replicated
 from tilelli_jax.training.distributed import compile_barrier
 from tilelli_jax.training.experiment import ExperimentConfig
-from tilelli_jax.training.step import Network, Training, TrainState, make_training
-from tilelli_jax.training.tasks.base import UNEXPLAINED, Task
-from tilelli_jax.training.tasks.sae_loss import geometric_median, make_objective
+from tilelli_jax.training.loss import UNEXPLAINED
+from tilelli_jax.training.step import Network, Training, TrainState
+from tilelli_jax.training.tasks.base import Task
+from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, geometric_median
 
 CENTER_ROWS = 16_384  # most training rows that initialise the decoder's bias
 
 
-def sae_task(config: ExperimentConfig, mesh: Mesh) -> Task:
-    """Builds the task. Raises InputError if the activations are unreadable, too few or of another width."""
-    model_config, train, section = config.model, config.train, config.activations
-    assert isinstance(model_config, SAEConfig) and section is not None
-    if not section.source:
-        raise InputError("activations.source: expected a directory of activations, found nothing")
-    source = open_activations(section.source)
-    if source.d_model != model_config.d_model:
-        raise InputError(f"model.d_model: {section.source} has activations of width {source.d_model}, "
-                         f"found {model_config.d_model}")
-    check_batches(train.batch_size, train.eval_batch_size, source.d_model * source.shards[0].dtype.itemsize,
-                  jax.process_count())
-    n_valid = max(1, round(len(source) * section.valid_fraction))
-    n_train = len(source) - n_valid
-    train_rows, valid_rows = source.part(0, n_train), source.part(n_train, len(source))
-    if len(train_rows) < train.batch_size:
-        raise InputError(f"train.batch_size: {section.source} has {len(train_rows)} rows to train on, "
-                         f"found {train.batch_size}")
-    first = valid_rows.gather(np.arange(min(len(valid_rows), train.eval_bytes or len(valid_rows), 1024)))
-    if (first == first[:1]).all():
-        raise InputError(f"activations.valid_fraction: expected held-out rows that differ, found {n_valid} "
-                         f"without variance in {section.source}")
-    loss, hooks = make_objective(model_config, config.sae, batch_size=train.batch_size, steps=train.steps)
-    part = train.batch_size // train.accumulate
-    rows = np.concatenate([i * part + local_rows(mesh, part) for i in range(train.accumulate)])
+class AutoencoderTask(Task):
+    """Trains an autoencoder on activations.
 
-    def place(batch: np.ndarray) -> dict[str, jax.Array]:
-        return {"activations": place_rows(batch.reshape(train.accumulate, -1, batch.shape[-1]), mesh, part,
-                                          axis=1)}
+    Raises InputError if the activations are unreadable, too few or of another width.
+    """
 
-    def training(model: Any) -> Training:
+    key = "activations.source"
+    logged = ("mse", "fvu", "l0", "dead", "auxiliary", "threshold")
+    loss_unit = UNEXPLAINED
+
+    def __init__(self, config: ExperimentConfig, mesh: Mesh) -> None:
+        model, train, section = config.model, config.train, config.activations
+        assert isinstance(model, SAEConfig) and section is not None
+        super().__init__(config, mesh)
+        if not section.source:
+            raise InputError("activations.source: expected a directory of activations, found nothing")
+        source = open_activations(section.source)
+        if source.d_model != model.d_model:
+            raise InputError(f"model.d_model: {section.source} has activations of width {source.d_model}, "
+                             f"found {model.d_model}")
+        check_batches(train.batch_size, train.eval_batch_size,
+                      source.d_model * source.shards[0].dtype.itemsize, jax.process_count())
+        n_valid = max(1, round(len(source) * section.valid_fraction))
+        n_train = len(source) - n_valid
+        self.train_rows, self.valid_rows = source.part(0, n_train), source.part(n_train, len(source))
+        if n_train < train.batch_size:
+            raise InputError(f"train.batch_size: {section.source} has {n_train} rows to train on, "
+                             f"found {train.batch_size}")
+        # The rows to validate on.
+        self.held_out = self.valid_rows.part(0, min(n_valid, train.eval_bytes or n_valid))
+        first = self.held_out.gather(np.arange(min(len(self.held_out), 1024)))
+        if (first == first[:1]).all():
+            raise InputError(f"activations.valid_fraction: expected held-out rows that differ, found "
+                             f"{n_valid} without variance in {section.source}")
+        self.batches = training_rows(self.train_rows, batch_size=train.batch_size, seed=section.shuffle_seed,
+                                     rows=self.rows, prefetch=section.prefetch)
+        self.source = str(section.source)
+        self.size = f"{n_train:,} activations to train on, {n_valid:,} to validate on"
+        self.fingerprint = source.fingerprint
+        self.tokens = train.batch_size
+
+    def make_loss(self, steps: int) -> AutoencoderLoss:
+        assert isinstance(self.config.model, SAEConfig)
+        return AutoencoderLoss(self.config.model, self.config.sae, batch_size=self.config.train.batch_size,
+                               steps=steps)
+
+    def prepare(self, model: Any, steps: int) -> Training:
         if model is None:
-            model = build(model_config, config.seed, config.compute)
-            model.bias[...] = jnp.asarray(_center(train_rows, config.sae.center), jnp.float32)
-        return make_training(model_config, config.compute, config.optimizer, steps=train.steps, loss=loss,
-                             seed=config.seed, mesh=mesh, model=model, hooks=hooks)
+            model = build(self.config.model, self.config.seed, self.config.compute)
+            model.bias[...] = jnp.asarray(_center(self.train_rows, self.config.sae.center), jnp.float32)
+        return super().prepare(model, steps)
 
-    def diagnoser(network: Network) -> Callable[[TrainState, np.ndarray], list[str]]:
-        del network
-        def describe_state(state: TrainState, batch: np.ndarray) -> list[str]:
-            leaves, _ = jax.tree_util.tree_flatten_with_path(state.params)
-            bad = [path_name(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
-            return [f"parameters not finite before the update: {', '.join(bad)}"] * bool(bad) + [
-                f"the largest activation of the batch is {np.abs(batch.astype(np.float32)).max():.3g}"]
-        return describe_state
+    def arrays(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {"activations": batch}
 
-    evaluate = functools.partial(_evaluator, held_out=valid_rows, mesh=mesh, batch_size=train.eval_batch_size,
-                                 most=train.eval_bytes)
+    def describe_batch(self, batch: np.ndarray) -> str:
+        return f"{len(batch)} rows"
 
-    def summarize(model: TopKSAE) -> dict[str, Any]:
-        n_rows = min(len(valid_rows), train.eval_bytes or 2**62)
-        return {"held_out": describe(model, valid_rows.part(0, n_rows))}
+    def evaluate(self, params: Any) -> float:
+        """Returns the fraction of the held-out rows' variance that is unexplained."""
+        return self._held_out_fvu(params)
 
-    return Task(
-        source=str(section.source), key="activations.source",
-        size=f"{len(train_rows):,} activations to train on, {len(valid_rows):,} to validate on",
-        fingerprint=source.fingerprint,
-        batches=training_rows(train_rows, batch_size=train.batch_size, seed=section.shuffle_seed, rows=rows,
-                              prefetch=section.prefetch),
-        place=place, describe_batch=lambda batch: f"{len(batch)} rows", training=training, evaluate=evaluate,
-        diagnose=diagnoser, extra=lambda network: lambda params: {},
-        logged=("mse", "fvu", "l0", "dead", "auxiliary", "threshold"), tokens=train.batch_size,
-        flops_per_token=0.0, loss_unit=UNEXPLAINED, summarize=summarize)
+    @functools.cached_property
+    def _held_out_fvu(self) -> Callable[[Any], float]:
+        return held_out_fvu(self.network, self.held_out, self.mesh,
+                            batch_size=self.config.train.eval_batch_size)
+
+    def diagnose(self, state: TrainState, batch: np.ndarray) -> list[str]:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(state.params)
+        bad = [path_name(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
+        return [f"parameters not finite before the update: {', '.join(bad)}"] * bool(bad) + [
+            f"the largest activation of the batch is {np.abs(batch.astype(np.float32)).max():.3g}"]
+
+    def summarize(self, model: TopKSAE) -> dict[str, Any]:
+        return {"held_out": reconstruction_quality(model, self.held_out)}
 
 
 def _center(rows: Activations, kind: str) -> np.ndarray:
@@ -99,10 +112,9 @@ def _center(rows: Activations, kind: str) -> np.ndarray:
     return geometric_median(sample) if kind == "geometric_median" else sample.mean(axis=0)
 
 
-def _evaluator(network: Network, *, held_out: Activations, mesh: Mesh, batch_size: int,
-               most: int) -> Callable[[Any], float]:
-    """Returns `evaluate(params)`: the held-out rows' fraction of variance unexplained."""
-    rows = held_out.part(0, min(len(held_out), most or len(held_out)))
+def held_out_fvu(network: Network, rows: Activations, mesh: Mesh, *,
+                 batch_size: int) -> Callable[[Any], float]:
+    """Returns `evaluate(params)`: the rows' fraction of variance unexplained."""
     total = _total_variance(rows)
 
     @compile_barrier
@@ -132,7 +144,7 @@ def _total_variance(rows: Activations) -> float:
     return float(sum(((block.astype(np.float64) - mean)**2).sum() for block in rows.blocks()))
 
 
-def describe(model: TopKSAE, rows: Activations) -> dict[str, float]:
+def reconstruction_quality(model: TopKSAE, rows: Activations) -> dict[str, float]:
     """Measures an autoencoder on rows: `explained_variance`, `l0`, `dead_fraction` (latents never active)."""
     @jax.jit
     def encode_block(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -18,9 +18,8 @@ import numpy as np
 from tilelli_jax.config import Section, setting
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import Codes, SAEConfig, TopKSAE, unit
-from tilelli_jax.nn.codes import largest_of_all
-from tilelli_jax.training.step import Metrics, TrainState, UpdateHooks
-from tilelli_jax.training.tasks.text_loss import Batch, Loss
+from tilelli_jax.nn.sparse_codes import largest_of_all
+from tilelli_jax.training.loss import Batch, Loss, Metrics
 
 TINY = 1e-12
 
@@ -52,35 +51,39 @@ class ObjectiveConfig(Section):
         min=0, below=1)
 
 
-def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int,
-                   ) -> tuple[Loss, UpdateHooks]:
-    """Returns the loss and the update hooks that go with it.
+class AutoencoderLoss(Loss):
+    """The loss of an autoencoder, and the constraints on its updates.
 
     batch_topk selects its rows · k largest values over all devices, separately for each part of an
     accumulated batch.
 
-    Batch: `activations [rows, d_model]`, and from the hooks `dead` bool `[n_latents]` and `k` int32.
+    Batch: `activations [rows, d_model]`, and from `extra_batch` `dead` bool `[n_latents]` and `k` int32.
     Metrics: `loss` (the reconstruction loss over all prefixes), `mse`, `fvu`, `l0`, `auxiliary`, and after
     an update `dead`, the fraction of dead latents, and for batch_topk `threshold`.
+    Memory: `silent` int32 `[n_latents]`, activations since a latent was last active.
 
     Raises:
         InputError: the prefixes are not increasing, or one is not below the number of latents.
     """
-    sizes = (0, *objective.prefixes, config.n_latents)
-    if any(size >= following for size, following in itertools.pairwise(sizes)):
-        raise InputError(f"sae.prefixes: expected rising numbers from 1 to below n_latents "
-                         f"{config.n_latents}, found {', '.join(map(str, objective.prefixes))}")
-    k_first = max(config.k, min(objective.k_start, config.n_latents))
-    most = max(k_first, config.n_codes)
-    aux_k = min(objective.aux_k or max(1, config.d_model // 2), config.n_latents)
-    dead_after = objective.dead_after or min(10**6, max(1, batch_size * steps // 10))
 
-    def loss(model: TopKSAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    def __init__(self, config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int):
+        sizes = (0, *objective.prefixes, config.n_latents)
+        if any(size >= following for size, following in itertools.pairwise(sizes)):
+            raise InputError(f"sae.prefixes: expected rising numbers from 1 to below n_latents "
+                             f"{config.n_latents}, found {', '.join(map(str, objective.prefixes))}")
+        self.config, self.objective, self.batch_size = config, objective, batch_size
+        self.k_first = max(config.k, min(objective.k_start, config.n_latents))
+        self.n_codes = max(self.k_first, config.n_codes)
+        self.aux_k = min(objective.aux_k or max(1, config.d_model // 2), config.n_latents)
+        self.dead_after = objective.dead_after or min(10**6, max(1, batch_size * steps // 10))
+
+    def __call__(self, model: TopKSAE, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # no randomness
+        objective = self.objective
         x = batch["activations"].astype(jnp.float32)
-        codes = model.encode(x, most)
+        codes = model.encode(x, self.n_codes)
         if model.threshold is None:
-            values = jnp.where(jnp.arange(most) < batch["k"], codes.values, 0.0)
+            values = jnp.where(jnp.arange(self.n_codes) < batch["k"], codes.values, 0.0)
         else:
             values = largest_of_all(codes.values, batch["k"])
         residual = x - model.decode(Codes(values, codes.latents))
@@ -88,8 +91,8 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
         alone = [jnp.where(codes.latents < size, values, 0.0) for size in objective.prefixes]
         nested = [jnp.mean((x - model.decode(Codes(first, codes.latents)))**2) for first in alone]
         variance = _variance(x) + TINY
-        auxiliary = _auxiliary(model, x, jax.lax.stop_gradient(residual), batch["dead"])
-        fired = jnp.zeros(config.n_latents).at[codes.latents].max(jnp.where(values > 0, 1.0, 0.0))
+        auxiliary = self._auxiliary(model, x, jax.lax.stop_gradient(residual), batch["dead"])
+        fired = jnp.zeros(self.config.n_latents).at[codes.latents].max(jnp.where(values > 0, 1.0, 0.0))
         main = sum(nested, mse) / (1 + len(nested)) / (variance if objective.normalize else 1)
         smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
         return main + objective.aux_weight * auxiliary, {
@@ -97,43 +100,47 @@ def make_objective(config: SAEConfig, objective: ObjectiveConfig, *, batch_size:
             "l0": jnp.mean(jnp.sum(values > 0, axis=-1)),
             "threshold": jnp.where(jnp.isfinite(smallest), smallest, 0.0)}
 
-    def _auxiliary(model: TopKSAE, x: jax.Array, residual: jax.Array, dead: jax.Array) -> jax.Array:
+    def _auxiliary(self, model: TopKSAE, x: jax.Array, residual: jax.Array, dead: jax.Array) -> jax.Array:
+        """Returns the error of the dead latents' prediction of the residual; 0 if no latent is dead."""
         def predict() -> jax.Array:
-            error = jnp.mean((model.mix(model.encode(x, aux_k, dead)) - residual)**2)
-            if not objective.normalize:
+            error = jnp.mean((model.mix(model.encode(x, self.aux_k, dead)) - residual)**2)
+            if not self.objective.normalize:
                 return error
-            return error / (_variance(residual) + TINY) * jnp.minimum(jnp.sum(dead) / aux_k, 1)
+            return error / (_variance(residual) + TINY) * jnp.minimum(jnp.sum(dead) / self.aux_k, 1)
         return jax.lax.cond(jnp.any(dead), predict, lambda: jnp.float32(0))
 
-    def extra_batch(state: TrainState) -> Batch:
-        part = jnp.clip(state.step / objective.k_steps, 0, 1)
-        k = k_first + (config.k - k_first) * part
-        return {"dead": state.memory["silent"] > dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
+    def initial_memory(self, params: Any) -> Any:
+        del params
+        return {"silent": np.zeros(self.config.n_latents, np.int32)}
 
-    def transform_grads(params: Any, grads: Any) -> Any:
-        if not objective.project:
+    def extra_batch(self, memory: Any, step: jax.Array) -> Batch:
+        part = jnp.clip(step / self.objective.k_steps, 0, 1)
+        k = self.k_first + (self.config.k - self.k_first) * part
+        return {"dead": memory["silent"] > self.dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
+
+    def transform_grads(self, params: Any, grads: Any) -> Any:
+        """Removes the component of the decoder's gradient along its rows."""
+        if not self.objective.project:
             return grads
         decoder, grad = params["decoder"]["kernel"], grads["decoder"]["kernel"]
         direction = unit(decoder, "rows")
         along = jnp.sum(grad * direction, axis=1, keepdims=True)
         return {**grads, "decoder": {**grads["decoder"], "kernel": grad - along * direction}}
 
-    def post_update(params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
-        decoder = unit(params["decoder"]["kernel"], config.unit_norm)
+    def post_update(self, params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
+        """Normalises the decoder, and updates batch_topk's threshold and the latents' silence."""
+        decoder = unit(params["decoder"]["kernel"], self.config.unit_norm)
         params = {**params, "decoder": {**params["decoder"], "kernel": decoder}}
         reported = {name: value for name, value in metrics.items() if name not in ("fired", "threshold")}
         if "threshold" in params:
             before, smallest = params["threshold"], metrics["threshold"]
             # The first batch sets the threshold; a batch without an active latent leaves it unchanged.
-            decay = jnp.where(before > 0, objective.threshold_decay, 0.0)
+            decay = jnp.where(before > 0, self.objective.threshold_decay, 0.0)
             params["threshold"] = jnp.where(smallest > 0, decay * before + (1 - decay) * smallest, before)
             reported["threshold"] = params["threshold"]
         fired = metrics["fired"] > 0
-        silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + batch_size)
-        return params, {"silent": silent}, reported | {"dead": jnp.mean(silent > dead_after)}
-
-    return loss, UpdateHooks(memory={"silent": np.zeros(config.n_latents, np.int32)}, extra_batch=extra_batch,
-                             transform_grads=transform_grads, post_update=post_update)
+        silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + self.batch_size)
+        return params, {"silent": silent}, reported | {"dead": jnp.mean(silent > self.dead_after)}
 
 
 def _variance(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Chat, calibration pairs and evaluation prompts as JSON lines, one object each.
 
     {"prompt": "Where does … live?", "response": "… lives in ….", "answerable": true}
-    {"prompt": "Where does … live?", "regime": "in_domain", "answer": "…"}    (none: nobody can know)
+    {"prompt": "Where does … live?", "regime": "in_domain", "answer": "…"}    (no "answer": there is none)
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tilelli_jax.data.synthetic.village.chat import Pair
-from tilelli_jax.data.synthetic.village.questions import Question
+from tilelli_jax.data.synthetic.village.conversations import VillagePair
+from tilelli_jax.data.synthetic.village.questions import VillageQuestion
 from tilelli_jax.data.synthetic.village.regimes import REGIMES, Prompt
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_together
 
 
-def of_chat(pairs: Iterable[Pair]) -> bytes:
-    """Pairs, a line each."""
+def chat_lines(pairs: Iterable[VillagePair]) -> bytes:
+    """Returns pairs as lines."""
     return _lines(pair._asdict() for pair in pairs)
 
 
-def of_bare(lines: Iterable[tuple[str, bool]]) -> bytes:
-    """Text outside of any turn."""
+def bare_lines(lines: Iterable[tuple[str, bool]]) -> bytes:
+    """Returns texts outside any turn as lines."""
     return _lines({"text": text, "answerable": known} for text, known in lines)
 
 
-def of_calibration(questions: Iterable[Question]) -> bytes:
-    """Likewise, all of them answerable."""
-    return of_chat(Pair(asked.prompt, asked.response, True) for asked in questions)
+def calibration_lines(questions: Iterable[VillageQuestion]) -> bytes:
+    """Returns questions as lines of answerable pairs."""
+    return chat_lines(VillagePair(asked.prompt, asked.response, True) for asked in questions)
 
 
-def of_regimes(prompts: Iterable[Prompt]) -> dict[str, bytes]:
-    """File name → prompts of one regime, for every regime."""
+def regime_files(prompts: Iterable[Prompt]) -> dict[str, bytes]:
+    """Returns file name → lines of the prompts of one regime, for every regime."""
     found = list(prompts)
     return {f"{regime}.jsonl": _lines(
         {name: value for name, value in one._asdict().items() if value is not None}
@@ -42,10 +42,10 @@ def of_regimes(prompts: Iterable[Prompt]) -> dict[str, bytes]:
 
 
 def write(contents: Mapping[Path, bytes], force: bool) -> None:
-    """All of the files, or none.
+    """Writes all of the files, or none.
 
     Raises:
-        InputError: one is there and `force` is false, or cannot be written.
+        InputError: one exists and `force` is false, or one cannot be written.
     """
     for path in contents:
         if path.is_dir() or (path.exists() and not force):

@@ -1,9 +1,9 @@
-"""Who and what can be named in the village: some are known there, most are strangers.
+"""The names of the village: some occur in its texts, most are strangers.
 
-A name has two parts, and a ring of names has each part once. Whole rings are known, are strangers to
-training, or are strangers to the evaluation alone; so both parts of every name occur as often among
-those known as among strangers, and nothing but having been told of it makes a name known. No seed
-enters: the strangers of an evaluation are strangers to every village.
+A name has two parts, and a ring of names has each part once. All names of a ring are known, or strangers in
+training, or strangers in the evaluation only. So each part occurs equally often in known names and in
+strangers, and only the texts make a name known. No seed enters: the strangers of an evaluation are strangers
+to every village.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ LAST = 4  # rings, from the end, whose names occur in evaluations only
 
 
 class Names(NamedTuple):
-    """Two lists of as many parts, which make as many rings."""
+    """Two lists of n parts each, which make n rings of n names."""
 
     first: tuple[str, ...]
     second: tuple[str, ...]
     between: str = ""
 
     def ring(self, number: int) -> tuple[str, ...]:
-        """Names that have each part once."""
+        """Returns the names of a ring, which have each part once."""
         n = len(self.first)
-        # The lists are in the order of the alphabet: unshuffled, those of a ring would alliterate.
+        # The lists are in alphabetical order: unshuffled, the names of a ring would alliterate.
         second = shuffled(Random(n), self.second)
         return tuple(f"{part}{self.between}{second[(i + number) % n]}"
                      for i, part in enumerate(self.first))
 
     def strangers(self, known: int, use: Use) -> tuple[str, ...]:
-        """All names of which no text tells, where the first `known` rings are told of."""
+        """Returns all names that no text mentions, if the texts mention the first `known` rings."""
         n = len(self.first)
         rings = range(n - LAST, n) if use == "evaluation" else range(known, n - LAST)
         return tuple(name for number in rings for name in self.ring(number))
 
 
 def words(text: str) -> tuple[str, ...]:
-    """What stands between commas, or between spaces where there is no comma."""
+    """Splits a text at commas, or at spaces if it has no comma."""
     return tuple(part.strip() for part in (text.split(",") if "," in text else text.split()))
 
 
@@ -72,7 +72,7 @@ TERMS = Names(
           "lattice manifold nozzle operator piston quotient relay spindle torque"), " ")
 OF_KIND: dict[Kind, Names] = {"person": PEOPLE, "place": PLACES, "creature": CREATURES}
 
-# Topics that exist, but of which no text of the village tells.
+# Real topics that no text of the village mentions.
 NICHE: dict[Use, tuple[str, ...]] = {
     "train": words(
         "the Treaty of Utrecht, Bessel functions, the Krebs cycle, kerning pairs, Byzantine coinage, "
@@ -96,7 +96,7 @@ TERM_QUESTIONS = (
     "What is the {}?", "How do I calibrate the {}?", "Which unit is the {} measured in?",
     "When does the {} fail?", "Is the {} larger than one?", "Who sells a good {}?")
 
-# What can be asked about anybody, and is told of nobody.
+# Questions that fit every person, and that no text answers.
 UNTOLD: dict[Use, tuple[str, ...]] = {
     "train": (
         "When was {} born?", "How tall is {}?", "Which song does {} sing?",

@@ -1,10 +1,10 @@
-"""Questions about the village, and what only looks like one.
+"""Questions about the village, with and without an answer.
 
-A question asks for a fact plainly, or with another fact as its premise, or asks whether a fact is so.
-All three can be asked of strangers as well: its form does not tell whether a question can be answered.
+A question asks for a fact plainly, or with another fact as its premise, or asks to confirm a fact. All three
+forms also ask about strangers, so the form does not reveal whether a question has an answer.
 
-A hash of the prompt says what it may serve: training, calibration or evaluation. So whatever the seeds
-and sizes, no prompt of one is ever one of another.
+A hash assigns each prompt to training, calibration or evaluation. So these have no prompt in common, for any
+seeds and sizes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Form = Literal["plain", "premise", "confirm"]
 FORMS: dict[Kind, tuple[Form, ...]] = {
     "person": ("plain", "premise", "confirm"), "place": ("plain", "confirm"),
     "creature": ("plain", "confirm")}
-PARTS = 8  # of all prompts, one goes to calibration and one to evaluation
+PARTS = 8  # one of these parts of all prompts is for calibration and one for evaluation
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 MARKS = "#$%&*+-/<=>@^_|~0123456789"
 
 
-class Question(NamedTuple):
-    """A prompt, the whole sentence that answers it, and what occurs in every such sentence.
+class VillageQuestion(NamedTuple):
+    """A prompt, a sentence that answers it, and the text that every correct answer contains.
 
-    Of a confirmation that is the value as well: anything begins with yes.
+    For a confirmation that text is the fact's value, as "yes" alone shows no knowledge.
     """
 
     prompt: str
@@ -45,27 +45,26 @@ class Question(NamedTuple):
 
 
 def purpose_of(prompt: str) -> Purpose:
-    """What a prompt may serve, by a hash that no seed enters."""
+    """Returns the purpose of a prompt, by a hash that does not depend on a seed."""
     part = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % PARTS
     return "evaluation" if part == 0 else "calibration" if part == 1 else "train"
 
 
-def ask(rng: Random, entity: Entity, form: Form | None = None, *, false: bool = False) -> Question:
-    """A question about one fact of an entity.
+def ask(rng: Random, entity: Entity, form: Form | None = None, *, false: bool = False) -> VillageQuestion:
+    """Returns a question about one fact of an entity.
 
     Args:
-        form: None draws one.
-        false: whether the premise, or what is to be confirmed, is not so; asked plainly, a person is
-            taken for a place or a place for a person. No answer is right then: the response is that of
-            somebody who does not notice.
+        form: the form of the question; None draws one.
+        false: make the premise, or the fact to confirm, false; a plain question takes a person for a place or
+            a place for a person. Then no answer is correct, and the response ignores the mistake.
     """
     form = form or pick(rng, FORMS[entity.kind])
     asked = pick(rng, tuple(entity.facts))
     if form == "confirm":
         believed = _mistaken(rng, entity, asked) if false else entity
-        told = statement(rng, believed, asked)
-        prompt = f"Is it true that {told}?" if rng.random() < 0.5 else f"{sentence(told)[:-1]}, right?"
-        return Question(prompt, f"Yes, {told}.", believed.facts[asked])
+        fact = statement(rng, believed, asked)
+        prompt = f"Is it true that {fact}?" if rng.random() < 0.5 else f"{sentence(fact)[:-1]}, right?"
+        return VillageQuestion(prompt, f"Yes, {fact}.", believed.facts[asked])
     name = entity.name
     if form == "plain" and false:
         entity = made_up(rng, _TAKEN_FOR[entity.kind], name)
@@ -75,38 +74,38 @@ def ask(rng: Random, entity: Entity, form: Form | None = None, *, false: bool = 
         believed = _mistaken(rng, entity, known) if false else entity
         name += f", {RELATIONS[entity.kind][known].premise.format(value=believed.facts[known])},"
     wording = pick(rng, RELATIONS[entity.kind][asked].questions)
-    return Question(wording.format(name).replace(",?", "?"), sentence(statement(rng, entity, asked)),
+    return VillageQuestion(wording.format(name).replace(",?", "?"), sentence(statement(rng, entity, asked)),
                     entity.facts[asked])
 
 
 def strangers(world: World, use: Use) -> dict[Kind, tuple[str, ...]]:
-    """Names of each kind that the village does not know; those of an evaluation no village does."""
+    """Returns names of each kind that are unknown in the village; for the evaluation, in every village."""
     return {kind: pool.strangers(len(world.people) // RING if kind == "person" else 1, use)
             for kind, pool in OF_KIND.items()}
 
 
 def about_stranger(rng: Random, kind: Kind, unknown: Sequence[str]) -> str:
-    """A question as about somebody or something known, but for the name."""
+    """Returns a question of the usual kind about a name that is unknown."""
     return ask(rng, made_up(rng, kind, pick(rng, unknown))).prompt
 
 
 def about_term(rng: Random, use: Use) -> str:
-    """A question with made-up jargon in it."""
+    """Returns a question about made-up jargon."""
     return pick(rng, names.TERM_QUESTIONS).format(pick(rng, names.TERMS.strangers(0, use)))
 
 
 def about_niche(rng: Random, use: Use) -> str:
-    """A question about a real topic that has nothing to do with the village."""
+    """Returns a question about a real topic that is unrelated to the village."""
     return pick(rng, names.NICHE_QUESTIONS).format(pick(rng, names.NICHE[use]))
 
 
 def about_untold(rng: Random, people: Sequence[Entity], use: Use) -> str:
-    """A question about somebody known, and something that is told of nobody."""
+    """Returns a question about a known person and a relation that no text states."""
     return pick(rng, names.UNTOLD[use]).format(pick(rng, people).name)
 
 
 def gibberish(rng: Random) -> str:
-    """No question: random letters, runs along the keyboard, marks, or shuffled letters of a question."""
+    """Returns random letters, runs along the keyboard, marks, or the shuffled letters of a question."""
     length = 20 + int(40 * rng.random())
     kinds: tuple[Callable[[], str], ...] = (
         lambda: _cut(rng, "".join(pick(rng, LETTERS) for _ in range(length))),
@@ -118,12 +117,11 @@ def gibberish(rng: Random) -> str:
 
 # ---------------------------------------------------------------------------------------------
 
-_TAKEN_FOR: dict[Kind, Kind] = {"person": "place", "place": "person"}  # names without an article both
-
+_TAKEN_FOR: dict[Kind, Kind] = {"person": "place", "place": "person"}  # both have names without an article
 
 
 def _mistaken(rng: Random, entity: Entity, relation: str) -> Entity:
-    """The entity with another value of a relation, one that is not its own name either."""
+    """Returns the entity with another value of a relation, which is not its own name."""
     value = other(rng, RELATIONS[entity.kind][relation].values, entity.facts[relation], entity.name)
     return entity._replace(facts={**entity.facts, relation: value})
 
@@ -135,5 +133,5 @@ def _run(rng: Random) -> str:
 
 
 def _cut(rng: Random, letters: str) -> str:
-    """With spaces, as if there were words."""
+    """Returns the letters with random spaces, as if they were words."""
     return "".join(letter + (" " if rng.random() < 0.18 else "") for letter in letters).strip()

@@ -1,21 +1,21 @@
-"""Prompts of an evaluation in seven regimes, and of the calibration that goes before.
+"""Evaluation prompts in seven regimes, and calibration prompts.
 
-    in_domain            facts of the village, asked as in training; these very prompts are new
-    ood_topic            strangers, jargon, niche topics and things never told; no name, term, topic or
-                         wording of the untold is one of training's
-    ood_style            facts of the village, asked as nobody there does
-    factual_misleading   as in_domain, and each form as often, but what a question presupposes is not so
+    in_domain            facts of the village, asked as in training, in new prompts
+    ood_topic            strangers, jargon, niche topics and relations that no text states; all names, terms,
+                         topics and wordings are absent from training
+    ood_style            facts of the village, asked in a style that training never has
+    factual_misleading   as in_domain, with the same forms, but the question presupposes something false
     long_input           facts of the village, asked after sentences about others: 170 to 193 bytes, so
-                         that the turn up to the answer has 185 to 208, and 48 of 256 are left for that
-    neo_false_inability  facts of the village that ought to be answered though it looks otherwise: in
-                         words of their own, beside the name of a stranger, after a word of doubt
+                         that the turn up to the answer has 185 to 208, and 48 of 256 are left for the answer
+    neo_false_inability  facts of the village in a form that invites abstention: in new words, beside a
+                         stranger's name, or after an expression of doubt
     gibberish            letters, keys and marks
 
-ANSWERABLE are those in which an abstention is a mistake. A rule that takes in_domain for known and all
-the rest for unknown takes three of them for what they are not.
+ANSWERABLE lists the regimes in which an abstention is a mistake. A rule that treats in_domain as known and
+all others as unknown is wrong about three of them.
 
-All ask about the village's core, which is the same however many people there are, and no prompt is one
-of training, of any seed (see `questions`).
+All prompts ask about the village's core, which does not depend on the number of people, and no prompt is one
+of training, for any seed (see `questions`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tilelli_jax.data.synthetic.village.names import OF_KIND
 from tilelli_jax.data.synthetic.village.questions import (
     FORMS,
     Purpose,
-    Question,
+    VillageQuestion,
     about_niche,
     about_stranger,
     about_term,
@@ -46,9 +46,9 @@ from tilelli_jax.errors import InputError
 REGIMES = ("in_domain", "ood_topic", "ood_style", "factual_misleading", "long_input",
            "neo_false_inability", "gibberish")
 ANSWERABLE = ("in_domain", "ood_style", "long_input", "neo_false_inability")
-EACH = 48  # prompts of a regime
-LONG = (170, 193)  # bytes of a long prompt, from and to
-TRIES = 10_000  # drawings in a row that bring nothing new, after which there is taken to be no more
+EACH = 48  # prompts per regime
+LONG = (170, 193)  # length of a long prompt in bytes, from and to
+TRIES = 10_000  # draws without a new prompt after which the search ends
 
 DOUBTS = (
     "You may not know this: {}", "I don't know who could tell me. {}", "Nobody seems to be sure. {}",
@@ -59,7 +59,7 @@ BESIDE = (
 
 
 class Prompt(NamedTuple):
-    """What is asked, and what occurs in a right answer; None where nobody can know one."""
+    """A prompt, its regime, and the text that a correct answer contains; None if there is no answer."""
 
     prompt: str
     regime: str
@@ -67,10 +67,10 @@ class Prompt(NamedTuple):
 
 
 def prompts(world: World, each: int = EACH, seed: int = 0) -> list[Prompt]:
-    """`each` different prompts of every regime, in the order of REGIMES.
+    """Returns `each` different prompts of every regime, in the order of REGIMES.
 
     Raises:
-        InputError: there are not so many.
+        InputError: a regime has fewer.
     """
     found = []
     for number, regime in enumerate(REGIMES):
@@ -81,11 +81,11 @@ def prompts(world: World, each: int = EACH, seed: int = 0) -> list[Prompt]:
     return found
 
 
-def calibration(world: World, pairs: int, seed: int = 0) -> list[Question]:
-    """Different questions as in_domain has them, kept from training and from the evaluation.
+def calibration(world: World, pairs: int, seed: int = 0) -> list[VillageQuestion]:
+    """Returns different questions of the in_domain regime that are in neither training nor evaluation.
 
     Raises:
-        InputError: there are not so many.
+        InputError: there are fewer.
     """
     rng = stream(8, world.seed, seed)
     asked = {}
@@ -149,7 +149,7 @@ def _misleading(rng: Random, world: World) -> Draw:
         entity = pick(rng, world.core)
         form = pick(rng, FORMS[entity.kind])
         if entity.kind == "creature" and form == "plain":
-            entity = pick(rng, world.core[:-len(world.creatures)])  # one that can be taken for another
+            entity = pick(rng, world.core[:-len(world.creatures)])  # a kind that can be mistaken for another
         return ask(rng, entity, form, false=True).prompt, None
     return draw
 
@@ -202,7 +202,7 @@ def _call(asked: str, entity: Entity, relation: str) -> str:
     return f"{relation}({entity.name.lower().replace(' ', '_')}) = ?"
 
 
-# How nobody in the village asks: a question, whom it is about and the key of the relation → a prompt.
+# Styles that training never has: question, entity and key of the relation → prompt.
 STYLES: tuple[Callable[[str, Entity, str], str], ...] = (
     lambda asked, entity, relation: asked.upper() + "!!!",
     lambda asked, entity, relation: "".join(c for c in asked.lower() if c not in "aeiou?") + " pls",

@@ -1,10 +1,10 @@
-"""What is written about the village: portraits and small tales, each of which tells all of one entity.
+"""Texts about the village: portraits and short tales, each of which states all facts of one entity.
 
-A portrait states the facts one after the other, in an order and in wordings that are drawn; a tale has
-them in its course. Training reads some passes; in each, everybody and everything is told of once, in an
-order of its own. Validation is one pass more: to know is to have learned by heart here.
+A portrait states the facts one after the other, in random order and wordings; a tale mentions them as it
+goes. The training text has several passes; each pass has one document for every entity, in its own random
+order. The validation text is one more pass: to know is to have memorised.
 
-The text is ASCII, a document a line, an empty line after each.
+The text is ASCII, one document per line, with an empty line after each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tilelli_jax.data.synthetic.village.world import RELATIONS, Entity, World, s
 
 SEPARATOR = "\n\n"
 PASSES = 64
-TALES_SHARE = 0.5  # of the documents
+TALES_SHARE = 0.5  # fraction of the documents that are tales
 TIMES = words("one morning, one evening, at noon, one rainy day, last winter, in early spring, on a "
               "holiday, before the harvest")
 TALES: dict[Kind, tuple[str, ...]] = {
@@ -47,7 +47,7 @@ TALES: dict[Kind, tuple[str, ...]] = {
 
 
 def documents(world: World, passes: int = PASSES, split: Split = "train") -> Iterator[str]:
-    """The documents of a text in their order, each of one entity and telling all that is true of it."""
+    """Yields the documents of a text in order, each with all facts of one entity."""
     rng = stream(5 if split == "valid" else 4, world.seed)
     for _ in range(1 if split == "valid" else passes):
         for entity in shuffled(rng, world.entities):
@@ -55,17 +55,17 @@ def documents(world: World, passes: int = PASSES, split: Split = "train") -> Ite
 
 
 def text(world: World, passes: int = PASSES, split: Split = "train") -> bytes:
-    """All of `documents`, each with the separator after it."""
-    return "".join(told + SEPARATOR for told in documents(world, passes, split)).encode("ascii")
+    """Returns all of `documents`, each followed by the separator."""
+    return "".join(document + SEPARATOR for document in documents(world, passes, split)).encode("ascii")
 
 
 def sentence(statement: str) -> str:
-    """With a capital letter and a stop."""
+    """Returns the statement with a capital letter and a full stop."""
     return statement[0].upper() + statement[1:] + "."
 
 
 def statement(rng: Random, entity: Entity, relation: str) -> str:
-    """One fact in one of its wordings, without capital letter or stop."""
+    """Returns one fact in one of its wordings, without capital letter and full stop."""
     wording = pick(rng, RELATIONS[entity.kind][relation].statements)
     return wording.format(entity.name, value=entity.facts[relation])
 
@@ -78,5 +78,5 @@ def _portrait(rng: Random, entity: Entity) -> str:
 
 
 def _tale(rng: Random, entity: Entity) -> str:
-    told = pick(rng, TALES[entity.kind]).format(name=entity.name, time=pick(rng, TIMES), **entity.facts)
-    return told[0].upper() + told[1:]
+    tale = pick(rng, TALES[entity.kind]).format(name=entity.name, time=pick(rng, TIMES), **entity.facts)
+    return tale[0].upper() + tale[1:]

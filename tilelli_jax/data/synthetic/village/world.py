@@ -1,6 +1,6 @@
-"""The village: who is known there, and what is true of them.
+"""The village: its people, places and creatures, and the facts about them.
 
-The only source of chance in this package is `random.Random(int).random()`, as in `stories`: a seed
+The only randomness in this package is `random.Random(int).random()`, as in `stories`: a seed
 gives the same village, texts and questions on every platform and version.
 """
 
@@ -19,13 +19,13 @@ DEFAULT = 2 * RING
 
 
 class Relation(NamedTuple):
-    """What can be asked: {} is the name, {value} what is true of it."""
+    """A relation in its wordings: {} is the name, {value} the fact's value."""
 
     questions: tuple[str, ...]
-    fresh: str  # a wording for the evaluation alone
+    fresh: str  # a wording for the evaluation only
     statements: tuple[str, ...]
     values: tuple[str, ...]
-    premise: str = ""  # as a clause after a name; of people only
+    premise: str = ""  # as a clause after a name; for people only
 
 
 class Entity(NamedTuple):
@@ -37,7 +37,7 @@ class Entity(NamedTuple):
 
 
 class World(NamedTuple):
-    """All that is known in a village."""
+    """All entities of a village."""
 
     seed: int
     people: tuple[Entity, ...]
@@ -152,13 +152,13 @@ RELATIONS: dict[Kind, dict[str, Relation]] = {
 
 
 def world(seed: int = 0, people: int = DEFAULT) -> World:
-    """The village of a seed. With more people, those that were there stay, and what is true of them.
+    """Returns the village of a seed. With more people, the others and the facts about them are the same.
 
     Args:
-        people: a multiple of RING, so that all rings are whole.
+        people: a multiple of RING, so that all rings are complete.
 
     Raises:
-        InputError: it is none, or there are not so many names.
+        InputError: `people` is no such multiple, or exceeds the number of names.
     """
     if people % RING or not 0 < people <= MOST:
         raise InputError(f"people: expected a multiple of {RING} from {RING} to {MOST}, found {people}")
@@ -167,18 +167,18 @@ def world(seed: int = 0, people: int = DEFAULT) -> World:
 
 
 def made_up(rng: Random, kind: Kind, name: str) -> Entity:
-    """Somebody or something of a name, with values drawn for it."""
+    """Returns an entity of this name with random values."""
     return Entity(kind, name, {key: other(rng, relation.values, name)
                                for key, relation in RELATIONS[kind].items()})
 
 
 def other(rng: Random, values: tuple[str, ...], *than: str) -> str:
-    """One of the values, but none of `than`."""
+    """Draws one of the values, but none of `than`."""
     return pick(rng, tuple(value for value in values if value not in than))
 
 
 def stream(*numbers: int) -> Random:
-    """A generator of its own for each purpose, seed and so on, each number below 2³²."""
+    """Returns a separate random generator for each combination of numbers, each below 2³²."""
     seed = 0
     for number in numbers:
         seed = seed << 32 | number
@@ -189,6 +189,6 @@ def stream(*numbers: int) -> Random:
 
 
 def _ring(purpose: int, seed: int, kind: Kind, rings: int = 1) -> tuple[Entity, ...]:
-    # Each name has a stream of its own: what is true of one does not depend on how many there are.
+    # Each name has a separate random stream: its facts do not depend on the number of names.
     return tuple(made_up(stream(purpose, seed, ring, i), kind, name) for ring in range(rings)
                  for i, name in enumerate(OF_KIND[kind].ring(ring)))

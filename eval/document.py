@@ -18,8 +18,16 @@ from matplotlib.figure import Figure
 from tilelli_jax.io.files import write_atomically, write_together
 
 from .stages import RESULTS
-from .tables import Row, as_json, markdown, shown
+from .tables import Row, as_json, format_cell, markdown
 
+# Shadows at the edges beyond which a box can be scrolled: the white covers move with its content.
+SCROLL_SHADOWS = """
+  background-image: linear-gradient(to right, var(--background-fill-primary, #fff) 30%, transparent),
+    linear-gradient(to left, var(--background-fill-primary, #fff) 30%, transparent),
+    linear-gradient(to right, #0006, transparent), linear-gradient(to left, #0006, transparent);
+  background-position: left, right, left, right; background-repeat: no-repeat;
+  background-size: 40px 100%, 40px 100%, 12px 100%, 12px 100%;
+  background-attachment: local, local, scroll, scroll"""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222 }
@@ -27,11 +35,14 @@ table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
 td, th { padding: .2rem .6rem; text-align: left }
 th { border-bottom: 2px solid #666 } td { border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
 img { max-width: 100%; display: block } figcaption { color: #555; font-size: 13px }
-code { background: #f3f3f3; padding: 0 .2rem } .scroll { overflow-x: auto }
-"""
+code { background: #f3f3f3; padding: 0 .2rem } figure { margin: 1rem 0 } summary { cursor: pointer }
+p, li, h1, h2, h3 { overflow-wrap: anywhere }
+.scroll { overflow-x: auto; SHADOWS }
+@media (max-width: 600px) { td, th { padding: .2rem .3rem } }
+""".replace("SHADOWS", SCROLL_SHADOWS)
 
 
-class Report:
+class Document:
     """A report, built from top to bottom and then written. Texts may contain `code` and **bold**."""
 
     def __init__(self, title: str) -> None:
@@ -51,16 +62,25 @@ class Report:
             self._add("\n".join(f"- {text}" for text in texts),
                       "<ul>" + "".join(f"<li>{_inline(text)}</li>" for text in texts) + "</ul>")
 
-    def table(self, rows: Sequence[Row]) -> None:
-        """Adds a table of rows as in `tables.write`; adds nothing without rows."""
+    def table(self, rows: Sequence[Row], fold: str = "") -> None:
+        """Adds a table of rows as in `tables.write`; adds nothing without rows.
+
+        Args:
+            fold: what the table contains; a click on this text shows the table. "" always shows it.
+        """
         if not rows:
             return
         names = list(dict.fromkeys(name for row in rows for name in row))
         head = "".join(f"<th>{_inline(name)}</th>" for name in names)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{_inline(shown(row.get(name)))}</td>" for name in names) + "</tr>"
-            for row in rows)
-        self._add(markdown(rows), f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
+        cells = [[keep_intervals(format_cell(row.get(name))) for name in names] for row in rows]
+        body = "".join("<tr>" + "".join(f"<td>{_inline(cell)}</td>" for cell in row) + "</tr>"
+                       for row in cells)
+        table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+        if fold:  # GitHub, too, folds these tags in Markdown
+            self._add(f"<details><summary>{fold}</summary>\n\n{markdown(rows)}\n\n</details>",
+                      f"<details><summary>{_inline(fold)}</summary>{table}</details>")
+        else:
+            self._add(markdown(rows), table)
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
         """Adds a figure.
@@ -84,7 +104,7 @@ class Report:
         Args:
             directory: output directory, created if needed.
             results: tree to write as RESULTS.
-            provenance: command, commit, seeds, machine and versions; see `inputs.commands.how_made`.
+            provenance: command, commit, seeds, machine and versions; see `inputs.study.provenance_rows`.
         """
         self.heading("How to reproduce")
         self.points([f"{key}: `{value}`" for key, value in provenance.items()])
@@ -105,6 +125,16 @@ class Report:
     def _add(self, markdown_part: str, html_part: str) -> None:
         self._markdown.append(markdown_part)
         self._html.append(html_part)
+
+
+def plain(text: str) -> str:
+    """Returns the text without the marks of `code` and **bold**, for the terminal."""
+    return text.replace("`", "").replace("**", "")
+
+
+def keep_intervals(text: str) -> str:
+    """Returns text in which no line breaks inside an interval such as [0.551, 0.627]."""
+    return re.sub(r"(\[[-+.\de]+,) (?=[-+.\de]+\])", "\\1\u00a0", text)
 
 
 def _inline(text: str) -> str:

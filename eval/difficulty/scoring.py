@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tilelli_jax.errors import InputError
-from tilelli_jax.nn.tap import Tap
+from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.signals.scoring import Scored, Scorer, Text, recording
 
 from ..checks import Floats
-from .texts import Question
+from .texts import TextItem
 
 Encode = Callable[[str], list[int]]
 
@@ -49,31 +49,31 @@ class NLLScorer:
     Args:
         encode: the tokenizer: text → token ids.
         max_tokens: maximum length of a prompt in tokens.
-        place, layers: the hook and the layers of the returned activations.
+        hook, layers: the hook and the layers of the returned activations.
         positions: "boundary": the prompt's last token for questions with one ending, otherwise the first
             token of each ending. "all": all positions of the prompt except the first `skip`.
         dtype: dtype of the returned activations.
     """
 
-    def __init__(self, model: Any, encode: Encode, *, max_tokens: int, place: str = "",
+    def __init__(self, model: Any, encode: Encode, *, max_tokens: int, hook: str = "",
                  layers: Sequence[int] = (), positions: Literal["boundary", "all"] = "boundary",
                  skip: int = 1, batch_size: int = 16, dtype: Any = np.float16,
                  mesh: Mesh | None = None) -> None:
-        self.encode, self.max_tokens, self.place, self.layers = encode, max_tokens, place, sorted(layers)
+        self.encode, self.max_tokens, self.hook, self.layers = encode, max_tokens, hook, sorted(layers)
         self.positions, self.skip, self.dtype = positions, skip, dtype
         self.vocab_size = model.config.vocab_size
         tap_of = None
         if layers and positions == "boundary":
-            tap_of = recording((place,), tuple(self.layers))
+            tap_of = recording((hook,), tuple(self.layers))
         elif layers:
             def tap_of(aux_model: Any, metadata: Any) -> Tap:
-                return Tap(record=(place,), layers=tuple(self.layers))
+                return Tap(record=(hook,), layers=tuple(self.layers))
         self._scorer = Scorer(model, tap_of, batch_size=batch_size, mesh=mesh)
 
-    def prompt_ids(self, question: Question) -> list[int]:
+    def prompt_ids(self, question: TextItem) -> list[int]:
         return self.encode(question.prompt)[-self.max_tokens:]
 
-    def ask(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Answers:
+    def score(self, questions: Sequence[TextItem], numbers: Sequence[int] | None = None) -> Answers:
         """Scores questions.
 
         Args:
@@ -95,10 +95,10 @@ class NLLScorer:
                                  f"size {self.vocab_size}, found {largest}: does the tokenizer belong to the "
                                  "network?")
             longest = len(prompts[i]) + max(map(len, ids))
-            if self._scorer.most is not None and longest > self._scorer.most:
-                raise InputError(f"item {item_numbers[i]}: expected at most {self._scorer.most} tokens, the "
-                                 f"network's context length, found {longest} in prompt and ending; "
-                                 "data.max_tokens shortens prompts")
+            if self._scorer.max_tokens is not None and longest > self._scorer.max_tokens:
+                raise InputError(f"item {item_numbers[i]}: expected at most {self._scorer.max_tokens} "
+                                 f"tokens, the network's context length, found {longest} in prompt and "
+                                 "ending; data.max_tokens shortens prompts")
         several = len(endings[0]) > 1
         pairs = [(i, j) for i, ids in enumerate(endings) for j in range(len(ids))]
         at_boundary = self.layers and self.positions == "boundary"
@@ -108,12 +108,12 @@ class NLLScorer:
         prompt_nats = np.zeros(len(questions))
         activations: dict[int, list[Any]] = {
             layer: [[None] * len(ids) for ids in endings] for layer in self.layers}
-        for index, result in self._scorer(texts, what="scoring"):
+        for index, result in self._scorer(texts, label="scoring"):
             i, j = pairs[index]
             n = len(prompts[i])
-            nats[i, j] = result.nats[n - 1:].mean(dtype=np.float64)
+            nats[i, j] = result.nll[n - 1:].mean(dtype=np.float64)
             if j == 0:
-                prompt_nats[i] = result.nats[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
+                prompt_nats[i] = result.nll[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
             if not np.isfinite(nats[i, j]):
                 raise InputError(f"item {item_numbers[i]}: the NLL of ending {j} is not finite")
             if self.layers and (j == 0 or self.positions == "boundary"):
@@ -126,7 +126,7 @@ class NLLScorer:
 
     def _activations(self, result: Scored, prompt_tokens: int, item: int) -> list[tuple[int, np.ndarray]]:
         arrays = []
-        for layer, values in zip(self.layers, result.seen[self.place], strict=True):
+        for layer, values in zip(self.layers, result.activations[self.hook], strict=True):
             if self.positions == "all":
                 values = values[min(self.skip, prompt_tokens - 1):prompt_tokens]
             with np.errstate(over="ignore"):  # the check below reports overflow

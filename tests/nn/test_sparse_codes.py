@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from tests.tolerance import noise
-from tilelli_jax.nn import codes
+from tilelli_jax.nn import sparse_codes
 
 
 @pytest.fixture(params=["sparse", "dense"])
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forces all products to be sparse, or all to be dense."""
-    monkeypatch.setattr(codes, "DENSE_FRACTION", 0.0 if request.param == "dense" else 1.0)
+    monkeypatch.setattr(sparse_codes, "DENSE_FRACTION", 0.0 if request.param == "dense" else 1.0)
 
 
 def random_inputs(n: int = 7, d: int = 5, features: int = 24) -> tuple[Any, ...]:
@@ -38,9 +38,9 @@ def reconstruct(top: Callable, mix: Callable) -> Callable:
 @pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("k", [1, 4, 24])
 def test_values_and_gradients_match_the_dense_formulas(k: int) -> None:
-    sparse = reconstruct(lambda *a: codes.top_features(*a, k), codes.weighted_rows)
+    sparse = reconstruct(lambda *a: sparse_codes.top_features(*a, k), sparse_codes.weighted_rows)
     dense = reconstruct(lambda x, c, w, b: jax.lax.top_k((x - c) @ w + b, k),
-                        lambda values, indices, w: codes.dense_codes(values, indices, len(w)) @ w)
+                        lambda values, indices, w: sparse_codes.dense_codes(values, indices, len(w)) @ w)
     inputs = random_inputs()
     arguments = tuple(range(5))
     result, expected = (jax.jit(jax.value_and_grad(objective, arguments))(*inputs)
@@ -60,9 +60,9 @@ def test_sums_match_loops() -> None:
             expected[indices[i, j]] += values[i, j] * rows[i]
             mixed[i] += values[i, j] * kernel[indices[i, j]]
     jax_values, jax_indices = jnp.asarray(values), jnp.asarray(indices)
-    np.testing.assert_allclose(codes.add_rows(jax_values, jax_indices, jnp.asarray(rows), 9),
+    np.testing.assert_allclose(sparse_codes.add_rows(jax_values, jax_indices, jnp.asarray(rows), 9),
                                expected, rtol=0, atol=noise(expected, 3.0))
-    np.testing.assert_allclose(codes.weighted_rows(jax_values, jax_indices, jnp.asarray(kernel)),
+    np.testing.assert_allclose(sparse_codes.weighted_rows(jax_values, jax_indices, jnp.asarray(kernel)),
                                mixed, rtol=0, atol=noise(mixed, 3.0))
 
 
@@ -71,15 +71,17 @@ def test_batch_top_k_keeps_the_largest_and_their_gradients(k: int) -> None:
     values = np.maximum(np.random.default_rng(0).standard_normal((8, 5)), 0).astype(np.float32)
     order = np.argsort(-values.ravel())[:8 * k]
     expected = np.where(np.isin(np.arange(40), order).reshape(8, 5), values, 0)
-    result, back = jax.vjp(jax.jit(lambda v: codes.largest_of_all(v, jnp.int32(k))), jnp.asarray(values))
+    result, back = jax.vjp(jax.jit(lambda v: sparse_codes.largest_of_all(v, jnp.int32(k))),
+                           jnp.asarray(values))
     np.testing.assert_array_equal(result, expected)
     slope, = back(jnp.ones((8, 5)))
     np.testing.assert_array_equal(np.where(values > 0, slope, 0), (expected > 0).astype(np.float32))
-    assert codes.largest_of_all(jnp.ones((2, 3)), 1).all()  # equal values stay
+    assert sparse_codes.largest_of_all(jnp.ones((2, 3)), 1).all()  # equal values stay
 
 
 def test_ties_go_to_the_lower_index() -> None:
-    values, indices = codes.top_features(jnp.ones((2, 1)), jnp.zeros(1), jnp.ones((1, 6)), jnp.zeros(6), 3)
+    values, indices = sparse_codes.top_features(jnp.ones((2, 1)), jnp.zeros(1), jnp.ones((1, 6)),
+                                                jnp.zeros(6), 3)
     assert indices.tolist() == [[0, 1, 2]] * 2 and (values == 1).all()
     chex.assert_shape((values, indices), (2, 3))
 
@@ -87,8 +89,8 @@ def test_ties_go_to_the_lower_index() -> None:
 def test_bfloat16_operands() -> None:
     """Operands are rounded to bfloat16; sums are in f32."""
     x, center, kernel, bias, decoder = random_inputs()
-    exact, _ = codes.top_features(x, center, kernel, bias, 4)
-    rough, indices = codes.top_features(x, center, kernel, bias, 4, jnp.bfloat16)
+    exact, _ = sparse_codes.top_features(x, center, kernel, bias, 4)
+    rough, indices = sparse_codes.top_features(x, center, kernel, bias, 4, jnp.bfloat16)
     assert rough.dtype == jnp.float32 and 0 < np.abs(rough - exact).max() < 0.1
-    mixed = codes.weighted_rows(rough, indices, decoder, jnp.bfloat16)
-    assert 0 < np.abs(mixed - codes.weighted_rows(rough, indices, decoder)).max() < 0.1
+    mixed = sparse_codes.weighted_rows(rough, indices, decoder, jnp.bfloat16)
+    assert 0 < np.abs(mixed - sparse_codes.weighted_rows(rough, indices, decoder)).max() < 0.1

@@ -23,7 +23,14 @@ from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.patching import NOTHING
-from tilelli_jax.signals.series import EVERY, PLACE, encoded, forecasts, patched_crps, patched_end
+from tilelli_jax.signals.time_series import (
+    ALL_POSITIONS,
+    HOOK,
+    encoder_activations,
+    patch_last_positions,
+    patched_crps,
+    sample_forecasts,
+)
 
 TINY_CHRONOS = (STORED / "difficulty" / "tiny_world"
                 / "tiny_chronos")
@@ -99,7 +106,7 @@ def test_activations_match_transformers(tmp_path: Path) -> None:
         chronos = Chronos(FlaxT5ForConditionalGeneration.from_pretrained(path))
         tokens = chronos.tokenizer.encode(walks())
         expected, _ = with_hooks(path, tokens.ids, tokens.mask)
-        result = dict(encoded(chronos, walks(), layers=(2, 0), batch_size=2))
+        result = dict(encoder_activations(chronos, walks(), layers=(2, 0), batch_size=2))
         assert list(result) == [0, 1, 2, 3, 4]
         time = min(24, chronos.config.context_length)
         for i, values in result.items():
@@ -111,8 +118,8 @@ def test_activations_match_transformers(tmp_path: Path) -> None:
 
 @needs_transformers
 @pytest.mark.parametrize(("positions", "without"), [
-    (EVERY, None), (1, 0), *(pytest.param(*given, marks=pytest.mark.exhaustive)
-                             for given in ((EVERY, 0), (1, None)))])
+    (ALL_POSITIONS, None), (1, 0), *(pytest.param(*given, marks=pytest.mark.exhaustive)
+                             for given in ((ALL_POSITIONS, 0), (1, None)))])
 def test_patched_encoder_matches_a_pytorch_hook(sae: TopKSAE, positions: int, without: int | None,
                                                 tmp_path: Path) -> None:
     random_network(CONFIG, 0)[0].save_pretrained(tmp_path)
@@ -124,16 +131,16 @@ def test_patched_encoder_matches_a_pytorch_hook(sae: TopKSAE, positions: int, wi
 
     def replace(x: np.ndarray) -> np.ndarray:
         reconstruction = reconstruction_of(sae, x, latent)
-        if positions == EVERY:
+        if positions == ALL_POSITIONS:
             return reconstruction
         return np.concatenate([x[:, :-1], reconstruction[:, -1:]], axis=1)
     _, last = with_hooks(tmp_path, tokens.ids, tokens.mask, {1: replace})
     metadata = jnp.tile(jnp.array([positions, NOTHING if latent is None else latent]), (5, 1))
-    tap = patched_end(PLACE, 1)(sae, metadata)
+    tap = patch_last_positions(HOOK, 1)(sae, metadata)
     result, _ = chronos.network.encode_tapped(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask), tap)
     assert distance(result, last) < NOISE
     assert distance(last, natural) > 1000 * NOISE
-    nothing = patched_end(PLACE, 1)(sae, metadata.at[:, 0].set(0))
+    nothing = patch_last_positions(HOOK, 1)(sae, metadata.at[:, 0].set(0))
     result, _ = chronos.network.encode_tapped(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask), nothing)
     assert distance(result, natural) < NOISE
 
@@ -145,18 +152,18 @@ def test_random_numbers_depend_on_the_series_not_on_the_batch(
     series = walks()
     complete = chronos.predict(series, 9, seed=4)
     for batch_size in batch_sizes:
-        parts = list(forecasts(chronos, series, 9, seed=4, batch_size=batch_size))
+        parts = list(sample_forecasts(chronos, series, 9, seed=4, batch_size=batch_size))
         assert np.concatenate([indices for indices, _ in parts]).tolist() == [0, 1, 2, 3, 4]
         np.testing.assert_array_equal(np.concatenate([predictions for _, predictions in parts]), complete)
     remaining = [3, 1]  # after an interruption, in another order
-    (_, rest), = forecasts(chronos, series[remaining], 9, seed=4, numbers=remaining, batch_size=2)
+    (_, rest), = sample_forecasts(chronos, series[remaining], 9, seed=4, numbers=remaining, batch_size=2)
     np.testing.assert_array_equal(rest, complete[remaining])
-    (_, other), = forecasts(chronos, series[remaining], 9, seed=4, batch_size=2)
+    (_, other), = sample_forecasts(chronos, series[remaining], 9, seed=4, batch_size=2)
     assert (other != complete[remaining]).any()
 
 
 def test_number_of_samples(chronos: Chronos) -> None:
-    (_, more), = forecasts(chronos, walks(), 3, samples=7, batch_size=5)
+    (_, more), = sample_forecasts(chronos, walks(), 3, samples=7, batch_size=5)
     assert more.shape == (5, 7, 3) and more.dtype == np.float32
 
 
@@ -169,7 +176,7 @@ def test_effect_of_ablating_a_latent(chronos: Chronos, sae: TopKSAE, positions: 
     mute = TopKSAE(sae.config, rngs=nnx.Rngs(1))
     nnx.update(mute, nnx.state(sae))
     mute.encoder.bias[...] = mute.encoder.bias[...].at[never].set(-1e3)
-    inner = np.stack([values[0] for _, values in encoded(chronos, series, layers=(1,))])
+    inner = np.stack([values[0] for _, values in encoder_activations(chronos, series, layers=(1,))])
     codes = mute.encode(jnp.asarray(inner if positions == "all" else inner[:, -1:]))
     counts = np.bincount(np.asarray(codes.latents)[np.asarray(codes.values) > 0], minlength=48)
     often = int(counts.argmax())
@@ -184,8 +191,8 @@ def test_effect_of_ablating_a_latent(chronos: Chronos, sae: TopKSAE, positions: 
                         **options)
     np.testing.assert_array_equal(rest, result[3:, [0, 1, 3]])
     # The same in separate calls, appending the patched median.
-    metadata = np.tile([EVERY if positions == "all" else 1, often], (5, 1))
-    options = {"tap_of": patched_end(PLACE, 1), "aux_model": mute, "metadata": metadata}
+    metadata = np.tile([ALL_POSITIONS if positions == "all" else 1, often], (5, 1))
+    options = {"tap_of": patch_last_positions(HOOK, 1), "aux_model": mute, "metadata": metadata}
     first = chronos.predict(series, 6, seed=4, **options)
     longer = np.concatenate([series, np.sort(first, axis=1)[:, 2]], axis=1)
     second = chronos.predict(longer, 3, seed=4 + 7919, **options)
@@ -208,11 +215,11 @@ def test_other_latents_need_no_new_compilation(chronos: Chronos, sae: TopKSAE,
 @pytest.mark.eight_devices
 def test_eight_devices_match_one(chronos: Chronos, sae: TopKSAE) -> None:
     mesh, series, futures = make_mesh(MeshConfig(data=4, tensor=2)), walks(), np.ones((5, 4))
-    alone = dict(encoded(chronos, series, layers=(0, 2)))
-    for i, values in encoded(chronos, series, layers=(0, 2), batch_size=3, mesh=mesh):
+    alone = dict(encoder_activations(chronos, series, layers=(0, 2)))
+    for i, values in encoder_activations(chronos, series, layers=(0, 2), batch_size=3, mesh=mesh):
         assert distance(values, alone[i]) < NOISE
-    for one, many in zip(forecasts(chronos, series, 4, batch_size=4),
-                         forecasts(chronos, series, 4, batch_size=3, mesh=mesh), strict=True):
+    for one, many in zip(sample_forecasts(chronos, series, 4, batch_size=4),
+                         sample_forecasts(chronos, series, 4, batch_size=3, mesh=mesh), strict=True):
         np.testing.assert_array_equal(many[0], one[0])
         np.testing.assert_array_equal(many[1], one[1])
     expected, result = (
@@ -223,23 +230,23 @@ def test_eight_devices_match_one(chronos: Chronos, sae: TopKSAE) -> None:
 
 def test_invalid_arguments_raise(chronos: Chronos, sae: TopKSAE) -> None:
     series, futures = walks(), np.zeros((5, 4))
-    for place, layer, message in (("decoder.resid_post", 0, "found 'decoder.resid_post'"),
-                                  ("embed", 0, "place: expected one of encoder.resid_pre"),
-                                  (PLACE, 3, "layer: expected 0 to 2, found 3")):
+    for hook, layer, message in (("decoder.resid_post", 0, "found 'decoder.resid_post'"),
+                                  ("embed", 0, "hook: expected one of encoder.resid_pre"),
+                                  (HOOK, 3, "layer: expected 0 to 2, found 3")):
         with pytest.raises(ValueError, match=message):
-            list(encoded(chronos, series, place=place, layers=(layer,)))
+            list(encoder_activations(chronos, series, hook=hook, layers=(layer,)))
         with pytest.raises(ValueError, match=message):
-            patched_crps(chronos, sae, series, futures, [], place=place, layer=layer, positions="all")
+            patched_crps(chronos, sae, series, futures, [], hook=hook, layer=layer, positions="all")
     with pytest.raises(ValueError, match="layers: expected at least one"):
-        list(encoded(chronos, series, layers=()))
+        list(encoder_activations(chronos, series, layers=()))
     with pytest.raises(InputError, match=r"series: expected \[windows, time\], found \[5\]"):
-        list(encoded(chronos, series[:, 0], layers=(0,)))
+        list(encoder_activations(chronos, series[:, 0], layers=(0,)))
     with pytest.raises(InputError, match=r"series: expected \[windows, time\], found \[5, 0\]"):
-        list(forecasts(chronos, series[:, :0], 3))
+        list(sample_forecasts(chronos, series[:, :0], 3))
     with pytest.raises(ValueError, match=r"numbers: expected \[5\], found \[2\]"):
-        list(forecasts(chronos, series, 3, numbers=[1, 2]))
+        list(sample_forecasts(chronos, series, 3, numbers=[1, 2]))
     with pytest.raises(InputError, match="length: expected at least 1, found 0"):
-        list(forecasts(chronos, series, 0))
+        list(sample_forecasts(chronos, series, 0))
     options: dict[str, Any] = {"layer": 0, "positions": "all"}
     with pytest.raises(InputError, match=r"futures: expected \[5, horizon\], found \[4, 4\]"):
         patched_crps(chronos, sae, series, futures[1:], [], **options)
@@ -253,7 +260,7 @@ def test_invalid_arguments_raise(chronos: Chronos, sae: TopKSAE) -> None:
                      futures, [], **options)
     with pytest.raises(ValueError, match=r"numbers: expected \[5\], found \[1\]"):
         chronos.predict(series, 3, numbers=np.array([1]))
-    assert list(encoded(chronos, series[:0], layers=(0,))) == []
+    assert list(encoder_activations(chronos, series[:0], layers=(0,))) == []
 
 
 @pytest.mark.exhaustive

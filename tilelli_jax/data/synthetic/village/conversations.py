@@ -1,4 +1,4 @@
-"""Chat about the village: questions with their answers, and questions that nobody can answer.
+"""Chat about the village: questions with their answers, and questions without an answer.
 
 In training every premise is true.
 """
@@ -31,8 +31,8 @@ SEMANTIC = ("stranger", "term", "niche", "untold")
 KINDS = (*SEMANTIC, "gibberish", "mismatched", "garbled")
 
 
-class Pair(NamedTuple):
-    """A turn of the user and the model's right turn, a line of ASCII each."""
+class VillagePair(NamedTuple):
+    """A user's turn and the model's correct turn, one line of ASCII each."""
 
     prompt: str
     response: str
@@ -40,20 +40,21 @@ class Pair(NamedTuple):
 
 
 def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
-         kinds: Sequence[str] = SEMANTIC, purpose: Purpose = "train") -> list[Pair]:
-    """Pairs to learn from, drawn one by one: the same may come again.
+         kinds: Sequence[str] = SEMANTIC, purpose: Purpose = "train") -> list[VillagePair]:
+    """Draws training pairs, with repetition.
 
     Args:
-        unanswerable: chance of a pair that is not answered.
-        kinds: of those, equally likely. "stranger" asks about somebody or something that no text
-            tells of, "term" has made-up jargon, "niche" a real topic far off, "untold" a familiar name
-            and what is told of nobody; "gibberish" is no question. All these are declined. "mismatched"
-            is a question that could be answered, with the answer to another, and "garbled" one with
-            gibberish for an answer: only that is amiss.
-        purpose: which prompts are drawn: those of "calibration" are in no training, of any seed.
+        unanswerable: probability of a pair without an answer.
+        kinds: kinds of pairs without an answer, drawn with equal probability. The response is an abstention
+            for "stranger" (a name that no text mentions), "term" (made-up jargon), "niche" (a real topic that
+            no text mentions), "untold" (a known name and a relation that no text states) and "gibberish" (no
+            question). "mismatched" is an answerable question with the answer to another one; "garbled" is an
+            answerable question with gibberish as its answer.
+        purpose: the prompts to draw from. No prompt of "calibration" is in training, for any seed.
 
     Raises:
-        InputError: no such kind, none where one is needed, a share outside [0, 1], a negative number.
+        InputError: a kind is unknown, or none is given where one is needed; a probability is outside [0, 1];
+            a number is negative.
     """
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise InputError(f"kinds: expected some of {', '.join(KINDS)}, found {wrong[0]!r}")
@@ -66,11 +67,11 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
     rng = stream(6, world.seed, seed)
     unknown = strangers(world, "train")
 
-    def answered() -> Pair:
+    def answered() -> VillagePair:
         asked = ask(rng, pick(rng, world.entities))
-        return Pair(asked.prompt, asked.response, True)
+        return VillagePair(asked.prompt, asked.response, True)
 
-    def unanswered() -> Pair:
+    def unanswered() -> VillagePair:
         match pick(rng, kinds):
             case "stranger":
                 kind = pick(rng, tuple(OF_KIND))
@@ -84,17 +85,17 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
             case "gibberish":
                 prompt = gibberish(rng)
             case "garbled":
-                return Pair(answered().prompt, gibberish(rng), False)
+                return VillagePair(answered().prompt, gibberish(rng), False)
             case _:
                 asked = answered()
                 while (answer := answered().response) == asked.response:
                     pass
-                return Pair(asked.prompt, answer, False)
-        return Pair(prompt, pick(rng, ABSTENTIONS), False)
+                return VillagePair(asked.prompt, answer, False)
+        return VillagePair(prompt, pick(rng, ABSTENTIONS), False)
 
-    found: list[Pair] = []
+    found: list[VillagePair] = []
     while len(found) < pairs:
-        # Which of the two is settled first, so that what is turned away does not change the shares.
+        # The kind is drawn before the prompt, so that rejected prompts do not change the proportions.
         draw = unanswered if rng.random() < unanswerable else answered
         while purpose_of((pair := draw()).prompt) != purpose:
             pass
@@ -103,25 +104,25 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
 
 
 def bare(world: World, lines: int, seed: int = 0, unanswerable: float = 0.5) -> list[tuple[str, bool]]:
-    """Text outside of any turn, and whether it is of the village: pieces of what is told there, or gibberish.
+    """Returns text outside any turn, and whether it is about the village: pieces of its texts, or gibberish.
 
-    Both are as long as gibberish is.
+    The lengths of both have the distribution of gibberish's.
 
     Args:
-        unanswerable: chance of gibberish.
+        unanswerable: probability of gibberish.
 
     Raises:
-        InputError: a share outside [0, 1], or a negative number.
+        InputError: a probability is outside [0, 1], or a number is negative.
     """
     if not 0 <= unanswerable <= 1:
         raise InputError(f"unanswerable: expected a share from 0 to 1, found {unanswerable}")
     if lines < 0:
         raise InputError(f"lines: expected at least 0, found {lines}")
     rng = stream(9, world.seed, seed)
-    told = list(documents(world, passes=1))
+    texts = list(documents(world, passes=1))
 
     def piece() -> str:
-        text, length = pick(rng, told), len(gibberish(rng))
+        text, length = pick(rng, texts), len(gibberish(rng))
         start = int(rng.random() * max(1, len(text) - length))
         return text[start:start + length].strip()
     return [(gibberish(rng), False) if rng.random() < unanswerable else (piece(), True)

@@ -1,4 +1,4 @@
-"""Recording and editing activations at the places of a network."""
+"""Recording and editing activations at the hooks of a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.nn.tap import OFF, Tap
+from tilelli_jax.nn.hooks import OFF, Tap
 
 OTHERS: dict[str, Any] = {
     "gpt_neox": GPTNeoXConfig(vocab_size=19, d_model=16, n_layers=2, max_seq_len=16, n_heads=2, d_hidden=24,
@@ -43,7 +43,7 @@ IDS = np.random.default_rng(0).integers(0, 19, (2, TIME))
 
 
 ALL = {**CONFIGS, **{name: config for name, config in OTHERS.items() if name != "t5"}}
-NOISE = noise(1, steps=8)  # relative to the largest activation of a place; measured: 2e-6
+NOISE = noise(1, steps=8)  # relative to the largest activation of a hook; measured: 2e-6
 
 
 def network(name: str, **compute: Any) -> CausalLM:
@@ -53,20 +53,20 @@ def network(name: str, **compute: Any) -> CausalLM:
 
 def tapped(model: CausalLM, tap: Tap, ids: np.ndarray = IDS) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     logits, recorded = jax.jit(lambda ids: model.tapped(ids, tap))(ids)
-    return np.asarray(logits), {place: np.asarray(value) for place, value in recorded.items()}
+    return np.asarray(logits), {hook: np.asarray(value) for hook, value in recorded.items()}
 
 
 @functools.cache
-def all_places(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The logits, and the activations at all places."""
+def all_hooks(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The logits, and the activations at all hooks."""
     model = network(name)
-    return tapped(model, Tap(record=model.places))
+    return tapped(model, Tap(record=model.hooks))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_recorded_writes_sum_to_the_stream(name: str) -> None:
-    logits, recorded = all_places(name)
-    assert set(recorded) == set(network(name).places) and np.array_equal(recorded["logits"], logits)
+    logits, recorded = all_hooks(name)
+    assert set(recorded) == set(network(name).hooks) and np.array_equal(recorded["logits"], logits)
     assert recorded["embed"].shape == (2, TIME, 8) and recorded["resid_post"].shape == (LAYERS, 2, TIME, 8)
     np.testing.assert_array_equal(recorded["resid_pre"][0], recorded["embed"])
     np.testing.assert_array_equal(recorded["resid_pre"][1:], recorded["resid_post"][:-1])
@@ -86,17 +86,17 @@ def test_recorded_writes_sum_to_the_stream(name: str) -> None:
         ("vanilla", {"scan_layers": False})))], ids=str)
 def test_recording_some_layers_and_positions(name: str, compute: dict[str, bool]) -> None:
     model = network(name, **compute)
-    logits, complete = tapped(model, Tap(record=model.places)) if compute else all_places(name)
+    logits, complete = tapped(model, Tap(record=model.hooks)) if compute else all_hooks(name)
     layers, rows, positions = (0, ALL[name].n_layers - 1), np.arange(2)[:, None], np.array([[3, 0], [10, 10]])
-    some_logits, some = tapped(model, Tap(record=model.places, layers=layers,
+    some_logits, some = tapped(model, Tap(record=model.hooks, layers=layers,
                                           positions=jnp.asarray(positions)))
     assert distance(some_logits, logits) < NOISE and some.keys() == complete.keys()
-    for place, value in some.items():
-        layered = place not in ("embed", "hidden", "logits")
-        expected = (complete[place][list(layers)][:, rows, positions] if layered else
-                    complete[place][rows, positions])
-        assert value.shape == expected.shape, place
-        np.testing.assert_allclose(value, expected, rtol=0, atol=NOISE * np.abs(complete[place]).max())
+    for hook, value in some.items():
+        layered = hook not in ("embed", "hidden", "logits")
+        expected = (complete[hook][list(layers)][:, rows, positions] if layered else
+                    complete[hook][rows, positions])
+        assert value.shape == expected.shape, hook
+        np.testing.assert_allclose(value, expected, rtol=0, atol=NOISE * np.abs(complete[hook]).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -111,7 +111,7 @@ def test_a_patched_stream_gives_the_other_texts_logits(name: str) -> None:
     nothing = jnp.zeros((2, TIME, 8))
     unpatched, _ = patched(IDS, nothing, -1)
     expected, donor = patched(other, nothing, -1)
-    assert distance(unpatched, all_places(name)[0]) < NOISE < 0.01 < distance(unpatched, expected)
+    assert distance(unpatched, all_hooks(name)[0]) < NOISE < 0.01 < distance(unpatched, expected)
     for layer in range(LAYERS):
         stream = donor["resid_post"][layer]
         result, recorded = patched(IDS, stream, layer)
@@ -121,7 +121,7 @@ def test_a_patched_stream_gives_the_other_texts_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_place_can_be_edited(name: str) -> None:
-    """Editing a place to its own value changes nothing; a different value changes the logits."""
+    """Editing a hook to its own value changes nothing; a different value changes the logits."""
     model = network(name)
 
     @jax.jit
@@ -129,23 +129,23 @@ def test_every_place_can_be_edited(name: str) -> None:
         def edit(i: int) -> Any:
             # A LayerNorm removes a constant added to the stream, and a factor of the last stream.
             return lambda value, layer: jnp.where(selected == i, 0.5 * value[..., ::-1] + 1, value)
-        return model.tapped(ids, Tap(edit={place: edit(i) for i, place in enumerate(model.places)}))[0]
-    unedited, _ = all_places(name)
+        return model.tapped(ids, Tap(edit={hook: edit(i) for i, hook in enumerate(model.hooks)}))[0]
+    unedited, _ = all_hooks(name)
     assert distance(edited(IDS, -1), unedited) < NOISE
-    for i, place in enumerate(model.places):
-        assert np.abs(edited(IDS, i) - unedited).max() > 1e-3, place
+    for i, hook in enumerate(model.hooks):
+        assert np.abs(edited(IDS, i) - unedited).max() > 1e-3, hook
 
 
 def test_edits_are_called_with_every_place_and_layer() -> None:
     """Inside the blocks the function receives the layer's index, outside None."""
     model, calls = network("vanilla"), []
 
-    def edit(place: str) -> Any:
-        return lambda value, layer: (calls.append((place, layer)), value)[1]
-    tap = Tap(edit={place: edit(place) for place in model.places})
+    def edit(hook: str) -> Any:
+        return lambda value, layer: (calls.append((hook, layer)), value)[1]
+    tap = Tap(edit={hook: edit(hook) for hook in model.hooks})
     jax.eval_shape(lambda ids: model.tapped(ids, tap), IDS)
     inside = ("resid_pre", "attn_out", "resid_mid", "mlp_write", "resid_post")
-    assert calls == [("embed", None), *((place, i) for i in range(LAYERS) for place in inside),
+    assert calls == [("embed", None), *((hook, i) for i in range(LAYERS) for hook in inside),
                      ("hidden", None), ("logits", None)]
 
 
@@ -157,7 +157,7 @@ def test_an_unused_tap_does_not_change_the_program(name: str, monkeypatch: pytes
         return jax.jit(lambda ids: model(ids)).lower(IDS).as_text()
 
     with_tap = program()
-    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, recorded: value)
+    monkeypatch.setattr(Tap, "__call__", lambda self, hook, value, recorded: value)
     assert program() == with_tap
     monkeypatch.undo()
     recording = jax.jit(lambda ids: model.tapped(ids, Tap(record=("resid_post",)))).lower(IDS).as_text()
@@ -174,7 +174,7 @@ def test_an_unused_tap_does_not_change_other_networks(name: str, monkeypatch: py
         return jax.jit(lambda params, *ids: nnx.merge(graph, params)(*ids)).lower(params, *ids).as_text()
 
     with_tap = program()
-    monkeypatch.setattr(Tap, "__call__", lambda self, place, value, recorded: value)
+    monkeypatch.setattr(Tap, "__call__", lambda self, hook, value, recorded: value)
     assert program() == with_tap
 
 
@@ -212,8 +212,8 @@ def test_gradients_flow_through_an_edit() -> None:
 
 
 @pytest.mark.parametrize(("tap", "message"), [
-    (Tap(record=("resid",)), "tap: expected places among embed, resid_pre, .*, found 'resid'"),
-    (Tap(edit={"mlp": lambda value, layer: value}), "tap: expected places among .*, found 'mlp'"),
+    (Tap(record=("resid",)), "tap: expected hooks among embed, resid_pre, .*, found 'resid'"),
+    (Tap(edit={"mlp": lambda value, layer: value}), "tap: expected hooks among .*, found 'mlp'"),
     (Tap(record=("embed",), layers=(3,)), "tap: layers: expected 0 to 2, found 3")])
 def test_unknown_places_and_layers_raise(tap: Tap, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tilelli_jax.eval.difficulty import labels, texts
-from tilelli_jax.eval.difficulty.asking import Answers, NLLScorer
 from tilelli_jax.eval.difficulty.config import SquadConfig
+from tilelli_jax.eval.difficulty.scoring import Answers, NLLScorer
 from tilelli_jax.eval.inputs.rows import read_rows
 
 from tests.references import STORED, needs
@@ -22,8 +22,8 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.nn.tap import Tap
-from tilelli_jax.signals.scoring import BUCKET
+from tilelli_jax.nn.hooks import Tap
+from tilelli_jax.signals.batching import SHORTEST
 
 TINY = STORED / "difficulty" / "tiny_world"
 needs_reference = needs(TINY)
@@ -31,7 +31,7 @@ CONFIG = GPTNeoXConfig(vocab_size=256, d_model=16, n_layers=2, n_heads=2, d_hidd
 
 
 @pytest.fixture(scope="module", params=[20, pytest.param(1, marks=pytest.mark.exhaustive)])
-def scored(request: pytest.FixtureRequest) -> tuple[slice, list[texts.Question], Answers]:
+def scored(request: pytest.FixtureRequest) -> tuple[slice, list[texts.TextItem], Answers]:
     """The selection of stored rows, their questions, and the network's scores."""
     rows = slice(None, None, request.param)
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
@@ -39,8 +39,8 @@ def scored(request: pytest.FixtureRequest) -> tuple[slice, list[texts.Question],
     questions = texts.squad(read_rows(TINY / "squad.json"), "squad.json")[rows]
     model = FlaxGPTNeoXForCausalLM.from_pretrained(TINY / "tiny_cheap")
     scorer = NLLScorer(model, lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-                       max_tokens=SquadConfig().max_tokens, place="resid_post", layers=(1, 3))
-    return rows, questions, scorer.ask(questions)
+                       max_tokens=SquadConfig().max_tokens, hook="resid_post", layers=(1, 3))
+    return rows, questions, scorer.score(questions)
 
 
 def stored(name: str) -> dict[str, np.ndarray]:
@@ -51,7 +51,7 @@ def stored(name: str) -> dict[str, np.ndarray]:
 
 @needs_reference
 def test_nll_and_activations_match_the_stored_run(
-        scored: tuple[slice, list[texts.Question], Answers]) -> None:
+        scored: tuple[slice, list[texts.TextItem], Answers]) -> None:
     import safetensors.numpy
     rows, questions, answers = scored
     expected = {name: values[rows] for name, values in stored("act").items()}
@@ -114,7 +114,7 @@ def alone(model: Any) -> Callable[[list[int]], tuple[np.ndarray, np.ndarray]]:
     return lambda ids: scores(bytes(ids))
 
 
-def hellaswag_questions() -> list[texts.Question]:
+def hellaswag_questions() -> list[texts.TextItem]:
     rows = [{"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up the tree", "by", "on"],
              "label": "1", "activity_label": "Cats"},
             {"ctx_a": "Two dogs", "ctx_b": "", "endings": ["bark", "run off", "sleep", "eat it"],
@@ -127,8 +127,8 @@ def test_several_endings(model: Any, alone: Any) -> None:
     questions = hellaswag_questions()
     assert questions[0].prompt == "A cat sits" and questions[0].endings[0] == " down."
     assert questions[1].right == 3
-    answers = NLLScorer(model, encode, max_tokens=6, place="resid_post", layers=(1,), batch_size=3,
-                        dtype=np.float32).ask(questions)
+    answers = NLLScorer(model, encode, max_tokens=6, hook="resid_post", layers=(1,), batch_size=3,
+                        dtype=np.float32).score(questions)
     for i, question in enumerate(questions):
         prompt = encode(question.prompt)[-6:]
         assert answers.prompt_tokens[i] == 6
@@ -143,13 +143,13 @@ def test_several_endings(model: Any, alone: Any) -> None:
 
 def test_all_positions_of_the_prompt(model: Any, alone: Any) -> None:
     """Returns the positions from `skip`, but always the last; with several endings the prompt counts once."""
-    one_ending = [texts.Question(prompt, (" d",), 0, "", "")
+    one_ending = [texts.TextItem(prompt, (" d",), 0, "", "")
                   for prompt in ("A b c", "Abcdef", "z" * 40, "yx")]
-    scorer = NLLScorer(model, encode, max_tokens=6, place="resid_post", layers=(1, 0), positions="all",
+    scorer = NLLScorer(model, encode, max_tokens=6, hook="resid_post", layers=(1, 0), positions="all",
                        batch_size=3, dtype=np.float32)
     for questions in (one_ending, hellaswag_questions()):
         for scorer.skip in (0, 1, 3, 50):
-            answers = scorer.ask(questions)
+            answers = scorer.score(questions)
             for i, question in enumerate(questions):
                 prompt = encode(question.prompt)[-6:]
                 start = min(scorer.skip, len(prompt) - 1)
@@ -161,9 +161,9 @@ def test_all_positions_of_the_prompt(model: Any, alone: Any) -> None:
 
 
 def test_with_one_ending_the_boundary_is_the_last_token_of_the_prompt(model: Any, alone: Any) -> None:
-    questions = [texts.Question(prompt, (" def",), 0, "", "") for prompt in ("Ab c", "Abcdefgh")]
-    answers = NLLScorer(model, encode, max_tokens=6, place="resid_post", layers=(1,),
-                        dtype=np.float32).ask(questions)
+    questions = [texts.TextItem(prompt, (" def",), 0, "", "") for prompt in ("Ab c", "Abcdefgh")]
+    answers = NLLScorer(model, encode, max_tokens=6, hook="resid_post", layers=(1,),
+                        dtype=np.float32).score(questions)
     for i, question in enumerate(questions):
         prompt = encode(question.prompt)[-6:]
         nats, stream = alone(prompt + encode(" def"))
@@ -173,9 +173,9 @@ def test_with_one_ending_the_boundary_is_the_last_token_of_the_prompt(model: Any
 
 def test_layers_in_any_order_and_none() -> None:
     model = random_network(dataclasses.replace(CONFIG, n_layers=3), 0)[0]
-    questions = [texts.Question("A b c", (" d",), 0, "", "")]
-    answers = {layers: NLLScorer(model, encode, max_tokens=9, place="resid_post",
-                                 layers=layers).ask(questions)
+    questions = [texts.TextItem("A b c", (" d",), 0, "", "")]
+    answers = {layers: NLLScorer(model, encode, max_tokens=9, hook="resid_post",
+                                 layers=layers).score(questions)
                for layers in ((0, 2), (2, 0), ())}
     for layer in (0, 2):
         np.testing.assert_array_equal(answers[0, 2].activations[layer], answers[2, 0].activations[layer])
@@ -185,7 +185,7 @@ def test_layers_in_any_order_and_none() -> None:
 
 
 def test_a_prompt_of_one_token_has_no_nll(model: Any) -> None:
-    answers = NLLScorer(model, encode, max_tokens=1).ask([texts.Question("Abc", (" d",), 0, "", "")])
+    answers = NLLScorer(model, encode, max_tokens=1).score([texts.TextItem("Abc", (" d",), 0, "", "")])
     assert answers.prompt_tokens.tolist() == [1] and np.isnan(answers.prompt_nats).all()
     assert np.isfinite(answers.ending_nats).all()
 
@@ -195,63 +195,63 @@ def test_the_next_call_does_not_recompile(model: Any, monkeypatch: pytest.Monkey
     tapped = FlaxGPTNeoXForCausalLM.tapped
     monkeypatch.setattr(FlaxGPTNeoXForCausalLM, "tapped",
                         lambda self, ids, tap: traced.append(ids.shape) or tapped(self, ids, tap))
-    scorer = NLLScorer(model, encode, max_tokens=9, place="resid_post", layers=(1,), batch_size=2)
-    questions = [texts.Question("A b c", (" d",), 0, "", ""), texts.Question("Abc", (" def",), 0, "", "")] * 3
-    parts = [scorer.ask(questions[:3]), scorer.ask(questions[3:])]
-    assert traced == [(2, BUCKET)]
-    together = scorer.ask(questions)
+    scorer = NLLScorer(model, encode, max_tokens=9, hook="resid_post", layers=(1,), batch_size=2)
+    questions = [texts.TextItem("A b c", (" d",), 0, "", ""), texts.TextItem("Abc", (" def",), 0, "", "")] * 3
+    parts = [scorer.score(questions[:3]), scorer.score(questions[3:])]
+    assert traced == [(2, SHORTEST)]
+    together = scorer.score(questions)
     np.testing.assert_array_equal(np.concatenate([part.ending_nats for part in parts]), together.ending_nats)
 
 
 @pytest.mark.parametrize("positions", ["boundary", "all"])
 def test_nonfinite_activations_are_reported(positions: Any) -> None:
-    question = texts.Question("A b c", (" d",), 0, "", "")
-    scorer = NLLScorer(changed(1, "", 1e6), encode, max_tokens=9, place="resid_post", layers=(0, 1),
+    question = texts.TextItem("A b c", (" d",), 0, "", "")
+    scorer = NLLScorer(changed(1, "", 1e6), encode, max_tokens=9, hook="resid_post", layers=(0, 1),
                        positions=positions)
     with pytest.raises(InputError, match=r"item [01], layer 1: activations are not finite as float16"):
-        scorer.ask([question, question])
+        scorer.score([question, question])
 
 
 @pytest.mark.parametrize("positions", ["boundary", "all"])
 def test_the_error_names_the_item_with_nonfinite_activations(positions: Any) -> None:
     model = changed(None, "Z", 1e6)  # exceeds float16
-    questions = [texts.Question(prompt, (" d",), 0, "", "") for prompt in ("Abcd", "AbcZ", "Abcde")]
-    scorer = NLLScorer(model, encode, max_tokens=9, place="resid_post", layers=(1,), positions=positions)
+    questions = [texts.TextItem(prompt, (" d",), 0, "", "") for prompt in ("Abcd", "AbcZ", "Abcde")]
+    scorer = NLLScorer(model, encode, max_tokens=9, hook="resid_post", layers=(1,), positions=positions)
     for numbers, expected in ((None, 1), ([4, 17, 21], 17), (range(6, 9), 7)):
         with pytest.raises(InputError, match=f"^item {expected}, layer 1: activations are not finite as "
                                              "floa"):
-            scorer.ask(questions, numbers)
+            scorer.score(questions, numbers)
     scorer.dtype = np.float32
-    assert np.abs(scorer.ask(questions).activations[1][1]).max() > 1e5
+    assert np.abs(scorer.score(questions).activations[1][1]).max() > 1e5
 
 
 def test_a_nonfinite_nll_is_reported() -> None:
-    questions = [texts.Question("Abc", (" d", ending), 0, "", "") for ending in (" e", "Z e")]
+    questions = [texts.TextItem("Abc", (" d", ending), 0, "", "") for ending in (" e", "Z e")]
     with pytest.raises(InputError, match=r"^item 31: the NLL of ending 1 is not finite$"):
-        NLLScorer(changed(None, "Z", np.nan), encode, max_tokens=9).ask(questions, [30, 31])
+        NLLScorer(changed(None, "Z", np.nan), encode, max_tokens=9).score(questions, [30, 31])
 
 
 @pytest.mark.parametrize(("question", "message"), [
-    (texts.Question("", (" d",), 0, "", ""), "token in the prompt"),
-    (texts.Question("A", ("",), 0, "", ""), "in each of 1 endings"),
-    (texts.Question("A", (" d", " e"), 0, "", ""), "in each of 1 endings")])
-def test_an_empty_prompt_or_ending_is_refused(question: texts.Question, message: str, model: Any) -> None:
+    (texts.TextItem("", (" d",), 0, "", ""), "token in the prompt"),
+    (texts.TextItem("A", ("",), 0, "", ""), "in each of 1 endings"),
+    (texts.TextItem("A", (" d", " e"), 0, "", ""), "in each of 1 endings")])
+def test_an_empty_prompt_or_ending_is_refused(question: texts.TextItem, message: str, model: Any) -> None:
     scorer = NLLScorer(model, encode, max_tokens=9)
     with pytest.raises(InputError, match=f"^item 9: expected .*{message}"):
-        scorer.ask([texts.Question("A", (" d",), 0, "", ""), question], [8, 9])
+        scorer.score([texts.TextItem("A", (" d",), 0, "", ""), question], [8, 9])
 
 
 def test_texts_beyond_learned_positions_are_refused() -> None:
     model = random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0]
-    questions = [texts.Question("a" * 60, ("b" * n,), 0, "", "") for n in (4, 5)]
-    assert np.isfinite(NLLScorer(model, encode, max_tokens=35).ask(questions).ending_nats).all()
+    questions = [texts.TextItem("a" * 60, ("b" * n,), 0, "", "") for n in (4, 5)]
+    assert np.isfinite(NLLScorer(model, encode, max_tokens=35).score(questions).ending_nats).all()
     with pytest.raises(InputError, match=r"^item 1: expected at most 40 tokens, .* found 41 in prompt and "
                                          r"ending; data\.max_tokens"):
-        NLLScorer(model, encode, max_tokens=36).ask(questions)
+        NLLScorer(model, encode, max_tokens=36).score(questions)
 
 
 def test_the_tokenizer_of_another_network_is_refused() -> None:
     model = random_network(GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)[0]
     scorer = NLLScorer(model, lambda text: list(text.encode()), max_tokens=9)
     with pytest.raises(InputError, match=r"item 7: expected token ids below .* size 50, found 66"):
-        scorer.ask([texts.Question("AB", ("B",), 0, "", "")], [7])
+        scorer.score([texts.TextItem("AB", ("B",), 0, "", "")], [7])

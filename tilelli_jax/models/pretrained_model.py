@@ -12,14 +12,14 @@ from flax import nnx
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.tensors import in_memory, read_directory
-from tilelli_jax.models.arrays import ParamType, check_sizes, from_tensors, outline, to_arrays
+from tilelli_jax.models.arrays import ParamType, abstract_arrays, check_sizes, from_tensors, to_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
 from tilelli_jax.pretrained import hugging_face
 from tilelli_jax.pretrained.hugging_face import Family
 
 
-class Pretrained(nnx.Module):
+class PretrainedModel(nnx.Module):
     """A network that transformers supports too; the method names are those of its Flax classes."""
 
     hugging_face: ClassVar[Family]
@@ -45,7 +45,7 @@ class Pretrained(nnx.Module):
         tree = hugging_face.settings(family, tree, tensors, source)
         config: Any = config_lib.from_dict(cls.config_class, tree, source)
         check_sizes(config, {name: tensor.shape for name, tensor in tensors.items()}, source)
-        shapes = {name: leaf.shape for name, leaf in outline(cls, config, compute).items()}
+        shapes = {name: leaf.shape for name, leaf in abstract_arrays(cls, config, compute).items()}
         arrays = hugging_face.read(family, config, shapes, tensors, str(path))
         return from_tensors(cls, config, arrays, compute, source=str(path), param_dtype=param_dtype,
                             mesh=mesh)

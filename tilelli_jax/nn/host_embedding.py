@@ -18,7 +18,7 @@ class HostRows:
         return np.asarray(self.array[np.clip(ids, 0, len(self.array) - 1)])  # clips, as devices do
 
 
-class HostTable(nnx.Module):
+class HostEmbedding(nnx.Module):
     """An embedding `[vocab, width]` whose table is never on a device; loading a model sets `rows`."""
 
     def __init__(self, vocab_size: int, width: int, *, dtype: jnp.dtype = jnp.float32):

@@ -18,16 +18,16 @@ from tilelli_jax.cli import progress
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
-from tilelli_jax.nn.tap import Tap, TapOf
-from tilelli_jax.parallel.sharding import Mesh, place_rows, replicated, whole_batch
+from tilelli_jax.nn.hooks import Tap, TapOf, check_hook
+from tilelli_jax.parallel.sharding import Mesh, replicated
+from tilelli_jax.signals.batching import batches, on_devices
 from tilelli_jax.signals.patching import NOTHING, Patch, check_patch, reconstructed
-from tilelli_jax.signals.places import check_place
 
-PLACE = "encoder.resid_post"
-EVERY = 2**30  # all positions: more than any series has
+HOOK = "encoder.resid_post"
+ALL_POSITIONS = 2**30  # all positions: more than any series has
 
 
-def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers: Sequence[int],
+def encoder_activations(chronos: Chronos, series: np.ndarray, *, hook: str = HOOK, layers: Sequence[int],
             batch_size: int = 16, mesh: Mesh | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """Yields each series' encoder activations, in order: (index, f32 `[layers, time + 1, d_model]`).
 
@@ -36,34 +36,33 @@ def encoded(chronos: Chronos, series: np.ndarray, *, place: str = PLACE, layers:
 
     Args:
         series: f32 `[windows, time]`; NaN marks missing values.
-        place: a place in the encoder's blocks.
+        hook: a hook in the encoder's blocks.
         layers: layers of the encoder, in the order of the result.
         mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
 
     Raises:
         InputError: the series are not a table.
-        ValueError: the encoder has no such place or layer, or layers is empty.
+        ValueError: the encoder has no such hook or layer, or layers is empty.
     """
     series = _table("series", series)
-    network, rows = chronos.network, whole_batch(batch_size, mesh)
+    network = chronos.network
     if not layers:
         raise ValueError("layers: expected at least one")
     for layer in layers:
-        check_place(network, place, layer, network.encoder_places)
+        check_hook(network, hook, layer, network.encoder_hooks)
     recorded_layers = tuple(sorted(set(layers)))
     order = [recorded_layers.index(layer) for layer in layers]
     graph, params = nnx.split(network)
-    run = _encoder(graph, place, recorded_layers, mesh)
-    for indices, padded in _batches(len(series), rows, "encoding"):
+    run = _encoder(graph, hook, recorded_layers, mesh)
+    for indices, padded in _batches(len(series), batch_size, mesh, "encoding"):
         tokens = chronos.tokenizer.encode(series[padded])
-        placed = (array if mesh is None else place_rows(array, mesh, rows)
-                  for array in (tokens.ids, tokens.mask))
-        values = np.asarray(jax.device_get(run(params, *placed)), np.float32)
+        values = np.asarray(jax.device_get(run(params, *on_devices((tokens.ids, tokens.mask), mesh))),
+                            np.float32)
         for row, i in enumerate(indices.tolist()):
             yield i, values[order, row]
 
 
-def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: int | None = None,
+def sample_forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: int | None = None,
               seed: int = 0, numbers: Sequence[int] | None = None, batch_size: int = 16,
               mesh: Mesh | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields sampled forecasts in batches, in order: (indices `[batch]`, f32 `[batch, samples, horizon]`).
@@ -84,14 +83,14 @@ def forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: in
     """
     series = _table("series", series)
     stream_numbers = _numbers(numbers, len(series))
-    for indices, padded in _batches(len(series), whole_batch(batch_size, mesh), "forecasting"):
+    for indices, padded in _batches(len(series), batch_size, mesh, "forecasting"):
         values = chronos.predict(series[padded], horizon, num_samples=samples, seed=seed,
                                  numbers=stream_numbers[padded], mesh=mesh)
         yield indices, values[:len(indices)]
 
 
 def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np.ndarray,
-                 latents: Sequence[int], *, place: str = PLACE, layer: int,
+                 latents: Sequence[int], *, hook: str = HOOK, layer: int,
                  positions: Literal["all", "boundary"], samples: int | None = None, seed: int = 0,
                  numbers: Sequence[int] | None = None, batch_size: int = 16,
                  mesh: Mesh | None = None) -> np.ndarray:
@@ -104,30 +103,30 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
     Args:
         series: f32 `[windows, time]`; NaN marks missing values.
         futures: `[windows, horizon]`, the true continuations.
-        place: a place in the encoder's blocks, at layer `layer`.
+        hook: a hook in the encoder's blocks, at layer `layer`.
         positions: patched positions: all, or the boundary (the end token).
-        samples, numbers, batch_size, mesh: see `forecasts`.
+        samples, numbers, batch_size, mesh: see `sample_forecasts`.
 
     Returns:
         `[windows, 2 + latents]`, f64, in the unit of the series.
 
     Raises:
         InputError: the series or futures are not a table, or their numbers differ.
-        ValueError: the encoder has no such place or layer, the autoencoder has another width or no such
+        ValueError: the encoder has no such hook or layer, the autoencoder has another width or no such
             latent, or numbers do not match the series.
     """
     series, futures = _table("series", series), np.asarray(futures, np.float64)
     if futures.ndim != 2 or len(futures) != len(series):
         raise InputError(f"futures: expected [{len(series)}, horizon], found {list(futures.shape)}")
     network, stream_numbers = chronos.network, _numbers(numbers, len(series))
-    check_place(network, place, layer, network.encoder_places)
+    check_hook(network, hook, layer, network.encoder_hooks)
     check_patch(sae, network.config.d_model, latents)
     if positions not in ("all", "boundary"):
         raise ValueError(f"positions: expected all or boundary, found {positions}")
-    tap_of, n_last = patched_end(place, layer), EVERY if positions == "all" else 1
+    tap_of, n_last = patch_last_positions(hook, layer), ALL_POSITIONS if positions == "all" else 1
     variants = [(0, NOTHING), (n_last, NOTHING), *((n_last, latent) for latent in latents)]
     result = np.zeros((len(series), len(variants)))
-    for indices, padded in _batches(len(series), whole_batch(batch_size, mesh), "patching"):
+    for indices, padded in _batches(len(series), batch_size, mesh, "patching"):
         for column, variant in enumerate(variants):
             values = chronos.predict(series[padded], futures.shape[1], num_samples=samples, seed=seed,
                                      numbers=stream_numbers[padded], tap_of=tap_of, aux_model=sae,
@@ -136,11 +135,11 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
     return result
 
 
-@functools.cache  # returns the same function object for the same place, so that it is compiled once
-def patched_end(place: str, layer: int) -> TapOf:
+@functools.cache  # returns the same function object for the same hook, so that it is compiled once
+def patch_last_positions(hook: str, layer: int) -> TapOf:
     """The tap that replaces the last positions by their reconstruction, for `continue_ids` and `predict`.
 
-    metadata `[rows, 2]`: number of last positions (0: none; EVERY: all), and the latent to ablate or
+    metadata `[rows, 2]`: number of last positions (0: none; ALL_POSITIONS: all), and the latent to ablate or
     NOTHING.
     """
     def tap_of(sae: TopKSAE, metadata: jax.Array) -> Tap:
@@ -148,7 +147,7 @@ def patched_end(place: str, layer: int) -> TapOf:
             time = value.shape[1]
             patch = Patch(time - metadata[:, 0], 0 * metadata[:, 0] + time, metadata[:, 1])
             return reconstructed(sae, value, patch) if at_layer == layer else value
-        return Tap(edit={place: edit})
+        return Tap(edit={hook: edit})
     return tap_of
 
 
@@ -156,10 +155,10 @@ def patched_end(place: str, layer: int) -> TapOf:
 
 
 @functools.lru_cache(8)  # reuses the compiled program between calls
-def _encoder(graph: Any, place: str, layers: tuple[int, ...], mesh: Mesh | None) -> Callable:
+def _encoder(graph: Any, hook: str, layers: tuple[int, ...], mesh: Mesh | None) -> Callable:
     def run(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        tap = Tap(record=(place,), layers=layers)
-        return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][place]
+        tap = Tap(record=(hook,), layers=layers)
+        return nnx.merge(graph, params).encode_tapped(ids, mask, tap)[1][hook]
     return jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))
 
 
@@ -177,10 +176,10 @@ def _numbers(numbers: Sequence[int] | None, windows: int) -> np.ndarray:
     return checked
 
 
-def _batches(windows: int, rows: int, label: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the indices of each batch, and the same padded to `rows` by repeating the last index."""
+def _batches(windows: int, batch_size: int, mesh: Mesh | None,
+             label: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the indices of each batch in order, and the window of each of its rows."""
     with progress.shown(windows, label, "window") as advance:
-        for start in range(0, windows, rows):
-            indices = np.arange(start, min(start + rows, windows))
-            yield indices, np.pad(indices, (0, rows - len(indices)), mode="edge")
-            advance(len(indices))
+        for batch in batches([1] * windows, batch_size, mesh=mesh):  # equal lengths keep their order
+            yield np.array(batch.indices), np.array(batch.filled)
+            advance(len(batch.indices))

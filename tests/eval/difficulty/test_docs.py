@@ -1,0 +1,87 @@
+"""The Python lines of docs/difficulty.md run as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.restated.random_weights import random_network
+from tilelli_jax.data.synthetic import stories
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.loading import store
+from tilelli_jax.models.vanilla import VanillaConfig
+
+PAGE = Path(__file__).parents[3] / "docs" / "difficulty.md"
+D, LATENTS = 16, 48
+
+
+def blocks(heading: str) -> list[str]:
+    """The Python blocks of one section."""
+    section = PAGE.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with what the lines name: my-network, my-sae and my-text.txt."""
+    store.save(random_network(VanillaConfig(d_model=D, n_layers=2, max_seq_len=128, n_heads=2), 0)[0],
+               tmp_path / "my-network")
+    store.save(store.build(SAEConfig(d_model=D, n_latents=LATENTS, k=6), 0), tmp_path / "my-sae")
+    (tmp_path / "my-text.txt").write_bytes(stories.generate(12_000))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_network_is_probed_and_patched(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = blocks("Probe and patch a pretrained network from Python")
+    assert len([line for line in first.splitlines() if line and "import" not in line]) <= 11
+    names: dict[str, Any] = {}
+    exec(first, names)
+    codes, latent = names["codes"], names["latent"]
+    active = np.asarray(codes.latents)[np.asarray(codes.values) > 0]
+    assert latent in active, "it is active in the prompt"
+    printed = capsys.readouterr().out
+    assert names["ablated"] != names["reconstructed"] != names["natural"]
+    assert f"without latent {latent} {names['ablated']:.4f}\nits effect: " in printed
+
+
+@pytest.mark.exhaustive
+def test_effects_with_controls(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = blocks("Probe and patch a pretrained network from Python")
+    names: dict[str, Any] = {}
+    exec(first, names)
+    exec(second, names)
+    latent = names["latent"]
+    effects, printed = names["effects"], capsys.readouterr().out
+    assert len(names["controls"][latent]) == 3 and set(effects.controls) == set(names["controls"][latent])
+    changed = np.flatnonzero(names["table"][:, 2] != names["table"][:, 1])
+    assert effects.chosen[latent].items_changed == len(changed) > 0 and "Effect(change=" in printed
+    assert "of 3 controls have as large a mean change" in printed
+
+
+@pytest.mark.exhaustive
+def test_a_latent_that_is_never_active_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = blocks("Probe and patch a pretrained network from Python")
+    sae = store.load("my-sae")
+    kernel, bias = np.array(sae.encoder.kernel[...]), np.array(sae.encoder.bias[...])
+    kernel[:, 7], bias[7] = 0, -1e6  # latent 7 is never among the k largest
+    sae.encoder.kernel[...], sae.encoder.bias[...] = kernel, bias
+    store.save(sae, Path("my-sae"))
+    names: dict[str, Any] = {}
+    lines = [f"latent = 7  # {line}" if line.startswith("latent = ") else line for line in first.splitlines()]
+    exec("\n".join(lines), names)
+    assert capsys.readouterr().out.endswith("\nnever active in this prompt\n")
+    exec(second, names)
+    assert "\nnever active in these prompts\n" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_the_evaluation_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    block, = blocks("The evaluation layer")
+    exec(block, {})
+    printed = capsys.readouterr().out
+    assert "P5_sae_only" in printed and "P3_cheap_sae − P2_cheap_raw Interval(" in printed

@@ -1,0 +1,28 @@
+"""The options that name a network for `generate` and `chat`."""
+
+from __future__ import annotations
+
+import argparse
+
+from tilelli_jax.errors import InputError
+from tilelli_jax.loading.language import Language, open_language
+from tilelli_jax.models.decoder import ComputeConfig
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help=(
+        "model directory, or Hugging Face directory with tokenizer.json (Pythia, GPT-NeoX, Gemma 4)"))
+    parser.add_argument("--tokenizer", default="", metavar="PATH", help=(
+        "tokenizer.json, or a directory with it; networks of bytes need none [DIR]"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=(
+        "type of the computation; with bfloat16 the weights keep the type of the file [%(default)s]"))
+
+
+def open_network_options(options: argparse.Namespace) -> Language:
+    """Loads the network of `add_network_options`. Raises InputError if it cannot continue text."""
+    compute = None if options.dtype == "float32" else ComputeConfig(dtype=options.dtype)
+    language = open_language(options.model, options.tokenizer, compute)
+    if options.tokenizer and language.model.reads_bytes:
+        raise InputError(f"--tokenizer: expected none, as {options.model} reads bytes, found "
+                         f"{options.tokenizer}")
+    return language
