@@ -34,7 +34,6 @@ def test_the_stored_outputs_are_of_one_run_without_errors(path: Path) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, tmp_path: Path) -> None:
-    notebook = notebooks.run(path, tmp_path)
-    texts = [output.text for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith("!")
-             for output in cell.outputs]
+    cells = [cell for cell in notebooks.run(path, tmp_path).cells if cell.source.startswith("!")]
+    texts = [output.text for cell in cells for output in cell.outputs]
     assert texts and not [text for text in texts if "error: " in text or "Traceback" in text], texts
