@@ -1,14 +1,14 @@
-"""Feature extraction of the difficulty study, compared with the published kit's loop in PyTorch.
+"""Feature extraction of the difficulty study, compared with fm-difficulty-probe's loop in PyTorch.
 
     python -m bench.extraction [--rounds N] [--items N]
 
 A random GPT-NeoX of Pythia-70M's shape, the same here and in transformers, processes items as long as SQuAD's
 (random token ids; prompts of 154 tokens on average and 200 at most, answers of 1 to 6). The features are the
 NLL of prompt and answer, and the residual stream after one layer at the prompt's last token, in float16. The
-kit's loop processes one item at a time: a forward pass of prompt and answer with a hook on the layer, and one
-of the prompt alone. Ours (`NLLScorer`) uses one pass for both, in batches of similar lengths. The benchmark
-first checks that both give the same numbers. The kit pins PyTorch to one thread; its loop is also timed with
-PyTorch's default number of threads, each with two implementations of attention.
+fm-difficulty-probe's loop processes one item at a time: a forward pass of prompt and answer with a hook on
+the layer, and one of the prompt alone. Ours (`NLLScorer`) uses one pass for both, in batches of similar
+lengths. The benchmark first checks that both give the same numbers. It pins PyTorch to one thread; its loop
+is also timed with PyTorch's default number of threads, each with two implementations of attention.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tilelli_jax.eval.difficulty.scoring import NLLScorer
-from tilelli_jax.eval.difficulty.texts import TextItem
 
 from bench.measure import arguments, in_turn, machine, on_torch_device, ratio, tee
 from tilelli_jax.cli.tables import table
+from tilelli_jax.eval.difficulty.scoring import NLLScorer
+from tilelli_jax.eval.difficulty.texts import TextItem
 from tilelli_jax.loading.store import build
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 
@@ -63,7 +63,7 @@ def our_extraction(model: Any, items: list[tuple[list[int], list[int]]]) -> Extr
 
     def run() -> Extracted:
         result = scorer.score(questions)
-        return Extracted(result.prompt_nats, result.ending_nats[:, 0],
+        return Extracted(result.prompt_nll, result.ending_nll[:, 0],
                          np.concatenate(result.activations[LAYER]))
     return run
 
@@ -146,7 +146,7 @@ def compare(rounds: int, n_items: int, print_line: Callable[[str], None]) -> Non
                f"SD {statistics.pstdev(lengths):.0f}), "
                f"{rounds} alternating round{'s' * (rounds > 1)}")
     candidates = {"ours": our_extraction(model, items), **{
-        f"the kit's loop, {name} attention, {n} thread{'s' * (n > 1)}": published_loop(
+        f"fm-difficulty-probe's loop, {name} attention, {n} thread{'s' * (n > 1)}": published_loop(
             networks[name], items, n) for n in dict.fromkeys((threads, 1)) for name in networks}}
     result = candidates["ours"]()
     for run in list(candidates.values())[1:]:

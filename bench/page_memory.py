@@ -3,9 +3,9 @@
     python -m bench.page_memory [--probes N] [--per-session N] [--endpoint NAME] [--model DIR --sidecar DIR]
 
 A separate process serves the page at a free port of this machine, with a small random network unless --model
-is given. The benchmark sends questions over HTTP through gradio's API, one after the other: 1 to 120 letters,
-all different. By default each question is sent in a new session, as by a user who reopens the page. No
-process and no file remains at the end.
+is given. The benchmark sends questions over HTTP through gradio's API, one after the other: 1 to 120
+characters, all different. By default each question is sent in a new session, as by a user who reopens the
+page. No process and no file remains at the end.
 
 `resident` is the server's total memory (VmRSS). `anonymous` excludes pages of files, such as libraries, which
 Linux can drop and read again. `files` is the number of files below the server's temporary directory.
@@ -29,20 +29,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.config import PromptConfig
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-
 from bench.measure import arguments, machine, tee
 from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sidecar import SidecarConfig
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.config import PromptConfig
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 
 CONFIG = VanillaConfig(d_model=32, n_layers=5, max_seq_len=192, n_heads=2, dense_expand=2)
 PROMPT = PromptConfig(template="Q: {question}\nA: ", instruction="")
-MAX_LETTERS = 120  # letters in the longest question
+MAX_CHARACTERS = 120  # characters in the longest question
 MAX_NEW = 24  # maximum tokens of an answer
 ENDPOINTS: dict[str, list[object]] = {"probe": [], "baseline": [""], "seeded": ["", 0.4, 0.7]}
 TIMEOUT = 300  # seconds that the server may take to start or to answer
@@ -56,7 +55,7 @@ class Server(NamedTuple):
     temp_dir: Path
 
 
-class Seen(NamedTuple):
+class MemorySample(NamedTuple):
     """Memory of the server in MiB and number of its files, after `probes` questions."""
 
     probes: int
@@ -69,7 +68,8 @@ def random_study(directory: Path) -> tuple[Path, Path]:
     """Writes a network and a sidecar with random weights; returns their directories."""
     model, sidecar = directory / "model", directory / "sidecar"
     store.save(store.build(CONFIG, 0), model)
-    store.save(store.build(SidecarConfig(d_hidden=8, features=BY_LAYER, globals=OVERALL), 0), sidecar)
+    store.save(store.build(SidecarConfig(d_hidden=8, features=BY_LAYER, prompt_features=PROMPT_FEATURES), 0),
+               sidecar)
     verdicts.write(sidecar, VerdictRule(prompt=PROMPT))
     return model, sidecar
 
@@ -99,10 +99,10 @@ def serving(model: Path, sidecar: Path) -> Iterator[Server]:
 
 
 def questions(seed: int = 0) -> Iterator[str]:
-    """Yields a number followed by 1 to MAX_LETTERS random letters and spaces; all texts differ."""
+    """Yields a number followed by 1 to MAX_CHARACTERS random letters and spaces; all texts differ."""
     rng, i = random.Random(seed), 0
     while True:
-        yield f"{i} " + "".join(rng.choices(string.ascii_lowercase + "   ", k=rng.randint(1, MAX_LETTERS)))
+        yield f"{i} " + "".join(rng.choices(string.ascii_lowercase + "   ", k=rng.randint(1, MAX_CHARACTERS)))
         i += 1
 
 
@@ -120,8 +120,8 @@ def ask(url: str, endpoint: str, question: str, session: str) -> None:
         raise RuntimeError(f"{question!r} was not answered: {reply[:300]}")
 
 
-def measured(ask_question: Callable[[int], None], sample_memory: Callable[[int], Seen], probes: int,
-             every: int) -> list[Seen]:
+def measured(ask_question: Callable[[int], None], sample_memory: Callable[[int], MemorySample], probes: int,
+             every: int) -> list[MemorySample]:
     """Samples the memory before the first question, after every `every` questions, and after the last.
 
     Args:
@@ -145,7 +145,7 @@ def memory(pid: int) -> tuple[float, float]:
     return resident, anonymous
 
 
-def report(samples: list[Seen]) -> str:
+def report(samples: list[MemorySample]) -> str:
     """A table, and the growth of anonymous memory per probe in the second half of the questions."""
     rows = [("probes", "resident, MiB", "anonymous, MiB", "files")]
     rows += [(str(sample.probes), f"{sample.resident:.1f}", f"{sample.anonymous:.1f}", str(sample.files))
@@ -157,14 +157,15 @@ def report(samples: list[Seen]) -> str:
             f"from {middle.probes} to {last.probes}: {growth:+.4f} MiB/probe")
 
 
-def run(model: Path, sidecar: Path, endpoint: str, probes: int, every: int, per_session: int) -> list[Seen]:
+def run(model: Path, sidecar: Path, endpoint: str, probes: int, every: int,
+        per_session: int) -> list[MemorySample]:
     """Starts a server, sends the questions, and ends it."""
     with serving(model, sidecar) as server:
         texts = questions()
 
-        def sample_memory(n: int) -> Seen:
+        def sample_memory(n: int) -> MemorySample:
             files = sum(path.is_file() for path in server.temp_dir.rglob("*"))
-            return Seen(n, *memory(server.process.pid), files)
+            return MemorySample(n, *memory(server.process.pid), files)
         return measured(lambda i: ask(server.url, endpoint, next(texts), f"session-{i // per_session}"),
                         sample_memory, probes, every)
 

@@ -1,4 +1,4 @@
-"""Recall's features of a prompt against the published method in PyTorch.
+"""Recall's features of a prompt against Recall's own method in PyTorch.
 
     python -m bench.recall [--rounds N] [--quick]
 
@@ -48,7 +48,7 @@ from tilelli_jax.loading.store import build
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
 from tilelli_jax.signals.crystallisation import EPS, LAST, band
-from tilelli_jax.signals.prompts import Prompt, PromptReader
+from tilelli_jax.signals.prompts import PromptIds, PromptReader
 
 CONFIG = Gemma4Config(d_model=256, d_hidden=1024, n_heads=4, n_kv_heads=1, d_head=64, n_kv_heads_full=1,
                       d_head_full=128, d_per_layer=4)  # transformers requires per-layer embeddings
@@ -67,7 +67,7 @@ class Features(NamedTuple):
     """Features per prompt; the fields are those of `Crystallisation`."""
 
     by_layer: np.ndarray
-    overall: np.ndarray
+    prompt_features: np.ndarray
     best: np.ndarray
     strongest_token: np.ndarray
 
@@ -88,12 +88,12 @@ def random_network(config: Gemma4Config) -> FlaxGemma4ForCausalLM:
     return model
 
 
-def random_prompts(n: int, vocab: int) -> list[Prompt]:
+def random_prompts(n: int, vocab: int) -> list[PromptIds]:
     rng = np.random.default_rng(0)
-    return [Prompt(rng.integers(0, vocab, LENGTH).tolist(), START, STOP) for _ in range(n)]
+    return [PromptIds(rng.integers(0, vocab, LENGTH).tolist(), START, STOP) for _ in range(n)]
 
 
-def our_features(model: Any, prompts: Sequence[Prompt], batch_size: int) -> Extract:
+def our_features(model: Any, prompts: Sequence[PromptIds], batch_size: int) -> Extract:
     reader = PromptReader(model, batch_size=batch_size)
 
     def run() -> Features:
@@ -104,7 +104,7 @@ def our_features(model: Any, prompts: Sequence[Prompt], batch_size: int) -> Extr
     return run
 
 
-def published_features(network: Any, prompts: Sequence[Prompt]) -> Extract:
+def published_features(network: Any, prompts: Sequence[PromptIds]) -> Extract:
     """One prompt at a time: a pass with hooks, then three products with the unembedding per layer."""
     import torch
 
@@ -115,7 +115,7 @@ def published_features(network: Any, prompts: Sequence[Prompt]) -> Extract:
     return run
 
 
-def _published(network: Any, prompt: Prompt) -> Features:
+def _published(network: Any, prompt: PromptIds) -> Features:
     import torch
     from torch.nn import functional
     with _hooked(network.model.layers) as (hidden, writes, bases):
@@ -216,13 +216,13 @@ def candidate(variant: str, network: Any, vocab: int) -> tuple[Extract, int]:
 
 
 def labels() -> dict[str, str]:
-    return {"published": "the published method", "alone": "ours, one prompt",
+    return {"published": "Recall's method", "alone": "ours, one prompt",
             "batch": f"ours, {BATCH} prompts at once"}
 
 
 def check(results: Features, expected: Features) -> None:
     """Raises AssertionError if the results differ by more than TOLERANCE."""
-    for name in ("by_layer", "overall"):
+    for name in ("by_layer", "prompt_features"):
         np.testing.assert_allclose(getattr(results, name), getattr(expected, name), rtol=0, atol=TOLERANCE)
     for name in ("best", "strongest_token"):
         np.testing.assert_array_equal(getattr(results, name), getattr(expected, name))
@@ -248,7 +248,7 @@ def compare(config: Gemma4Config, rounds: int, print_line: Callable[[str], None]
     seconds = {variant: [times / candidates[variant][1] for times in all_times] for variant, all_times in
                in_turn({variant: run for variant, (run, _) in candidates.items()}, rounds).items()}
     rows = [(f"{config.vocab_size} tokens, {cores} core{'s' * (cores > 1)}", "s/prompt (range)",
-             "speed-up over published", "over ours alone", "peak growth, MiB")]
+             "speed-up over Recall's", "over ours, one prompt", "MiB")]
     rows += [(labels()[variant], f"{statistics.median(times):.3f} ({min(times):.3f}–{max(times):.3f})",
               f"{ratio(seconds['published'], times):.1f}", f"{ratio(seconds['alone'], times):.2f}",
               f"{memory[variant]:.0f}") for variant, times in seconds.items()]

@@ -1,4 +1,4 @@
-"""A training step of a TopK sparse autoencoder (SAE), compared with the published study's loop in PyTorch.
+"""A training step of a TopK sparse autoencoder (SAE), compared with fm-difficulty-probe's loop in PyTorch.
 
     python -m bench.sae [--rounds N]
 
@@ -34,13 +34,14 @@ from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training, split_params
-from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, ObjectiveConfig
+from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, SAELossConfig
 
 WIDTH, LATENTS, ACTIVE, BATCH, WIDE = 1024, 4096, 32, 2048, 8192
-PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=512)
+PUBLISHED = SAELossConfig(normalize=False, project_gradients=False, bias_init="mean", aux_weight=1.0,
+                          aux_k=512)
 
 
-def our_step(unit_norm: str, objective: ObjectiveConfig, batch: np.ndarray) -> Candidate:
+def our_step(unit_norm: str, objective: SAELossConfig, batch: np.ndarray) -> Candidate:
     """One update; reads the metrics as the training loop does."""
     config = SAEConfig(d_model=WIDTH, n_latents=LATENTS, k=ACTIVE, unit_norm=unit_norm)  # type: ignore[arg-type]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -111,8 +112,8 @@ def forward(latents: int, batch: np.ndarray) -> dict[str, Candidate]:
 def compare(rounds: int, print_line: Callable[[str], None]) -> None:
     batch = np.random.default_rng(0).standard_normal((BATCH, WIDTH)).astype(np.float32)
     seconds = in_turn({"ours, compatible": our_step("columns", PUBLISHED, batch),
-                       "ours, by default": our_step("rows", ObjectiveConfig(), batch),
-                       "PyTorch, the published loop": published_step(batch)}, rounds)
+                       "ours, by default": our_step("rows", SAELossConfig(), batch),
+                       "PyTorch, fm-difficulty-probe's loop": published_step(batch)}, rounds)
     print_line(_compared_with_last(f"step, {BATCH} × {WIDTH}, {LATENTS} latents", seconds))
     for latents in (LATENTS, WIDE):
         seconds = in_turn(forward(latents, batch), rounds)

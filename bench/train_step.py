@@ -42,7 +42,7 @@ from tilelli_jax.cli.tables import table
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import make_training
@@ -79,6 +79,7 @@ def our_step(config: ModelConfig, scan_layers: bool = True) -> Candidate:
 def torch_step(config: ModelConfig, variant: str) -> Candidate:
     """PyTorch's step on the same network."""
     import torch
+
     from tilelli_jax.convert.torch_networks import build
     form: Literal["written", "fast"] = "written" if variant == "written" else "fast"
     model, data = on_torch_device(build(config_lib.to_dict(config), form),

@@ -137,7 +137,7 @@ def _lrd(source: Source, plan: Plan, model: Any, rng: np.random.Generator) -> Ou
     features = mean + std * torch.from_numpy(
         rng.standard_normal((ROWS * TIME, 9, config.n_features)).astype(np.float32))
     globals_ = tensors["gscaler.mean"] + tensors["gscaler.scale"] * torch.from_numpy(
-        rng.standard_normal((ROWS * TIME, config.n_globals)).astype(np.float32))
+        rng.standard_normal((ROWS * TIME, config.n_prompt_features)).astype(np.float32))
     gru = torch.nn.GRU(config.n_features, config.d_hidden, batch_first=True)
     gru.load_state_dict({name.removeprefix("gru."): tensor for name, tensor in tensors.items()
                          if name.startswith("gru.")})

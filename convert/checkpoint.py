@@ -36,7 +36,7 @@ def read(path: Path) -> Tree:
     """Returns the contents of a `.pt` file; tensor data are read on access.
 
     Raises:
-        InputError: torch is missing, or the file is no `.pt` file, is damaged, or would run code.
+        InputError: torch is missing, or the file is not a `.pt` file, is damaged, or would run code.
     """
     torch = _torch(f"{path}")
     check_regular(path)
@@ -151,10 +151,10 @@ def _reason(error: Exception) -> str:
     match = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)|find_class.*?'(\S+)'", message)
     if match:
         name = next(group for group in match.groups() if group)
-        return (f"refused: loading it would run '{name.rstrip('.,')}'; only tensors and plain values are "
+        return (f"not loaded: it would run '{name.rstrip('.,')}'; only tensors and plain values are "
                 "allowed")
     if "weights_only" in message:  # torch's message advises to disable the protection
-        return "refused: it holds an object that is neither a tensor nor a plain value"
+        return "not loaded: it contains an object that is neither a tensor nor a plain value"
     first = next((line for line in message.splitlines() if line.strip()), type(error).__name__)
     return f"cannot be read: {first[:200]}"
 

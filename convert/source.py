@@ -179,7 +179,7 @@ def read_map(path: Path) -> dict[str, str | None]:
     """Reads a user's map: a YAML file of `name in SOURCE: known name`; `{i}` and `{h}` stand for numbers.
 
     Raises:
-        InputError: the file cannot be read, or is no such mapping.
+        InputError: the file cannot be read, or is not such a mapping.
     """
     tree = yaml_text.read(path)
     if not all(isinstance(key, str) and isinstance(value, str | None) for key, value in tree.items()):

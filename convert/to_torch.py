@@ -27,7 +27,7 @@ from tilelli_jax.pretrained.mapping import Names, Theirs
 
 from . import checkpoint
 from .families import lrd, sae, tilelli, vanilla
-from .families.stated import PARTS
+from .families.common import PARTS
 from .plan import Plan, shapes
 from .source import Source, companions_of, lexists, read_companions
 
@@ -74,7 +74,7 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
             others = read_companions(companions_of(source))
             with new_directory(out) as path:
                 hugging_face.write(network.hugging_face, config, arrays, path, others=others,
-                                   beside=saved and saved["config"])
+                                   original_config=saved and saved["config"])
         case "pt":
             saved = _read_record(source, config)
             try:
@@ -88,7 +88,7 @@ def write(config: Any, arrays: Mapping[str, Tensor], source: Path, out: Path, to
 
 
 def _output_format(config: Any, out: Path, to: Target, source: str) -> Format:
-    """Decides what is written, and refuses what cannot be.
+    """Decides what is written, and rejects what cannot be.
 
     | --to              | network             | output                      |
     |-------------------|---------------------|-----------------------------|
@@ -183,8 +183,10 @@ def _tree(config: Any, arrays: Mapping[str, Tensor], layout: Layout, source: str
 
 
 def _config_tree(config: Any) -> dict[str, Any]:
-    """The configuration in the originals' format, plus the settings that only our configuration has."""
+    """The configuration in the format of the original repositories, plus the settings that only our
+    configuration has.
+    """
     tree = config_lib.to_dict(config)
-    tree[PARTS] = tree["quantize"]  # the originals' `quantize` says whether to quantise, and how
+    tree[PARTS] = tree["quantize"]  # their `quantize` says whether to quantise, and how
     tree["quantize"] = config.quantizer != "none" and config.quantizer
     return {key: np.asarray(value).tolist() for key, value in tree.items()}

@@ -33,28 +33,29 @@ LOG_TEMPERATURE_BOUNDS = (-7.0, 7.0)  # bounds of the search for log T
 
 @dataclasses.dataclass(frozen=True)
 class Platt:
-    """P = σ(slope · score + level).
+    """P = σ(slope · score + intercept).
 
     Raises ValueError for a negative slope, which would reverse the order of the items.
     """
 
     kind: ClassVar[str] = "platt"
     slope: float
-    level: float
+    intercept: float
 
     def __post_init__(self) -> None:
-        _check_finite(slope=self.slope, level=self.level)
+        _check_finite(slope=self.slope, intercept=self.intercept)
         if self.slope < 0:
             raise ValueError(f"slope: expected at least 0, found {self.slope}")
 
     def __call__(self, scores: ArrayLike) -> Floats:
         odds = _log_odds(scores)
         # With slope 0 the score has no effect, even where it is infinite (0 · ∞ would be NaN).
-        return expit(self.slope * odds + self.level if self.slope else np.full(odds.shape, self.level))
+        return expit(self.slope * odds + self.intercept if self.slope
+                     else np.full(odds.shape, self.intercept))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON tree that `calibrator_from_dict` reads."""
-        return {"kind": self.kind, "slope": self.slope, "level": self.level}
+        return {"kind": self.kind, "slope": self.slope, "intercept": self.intercept}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def calibrator_from_dict(tree: Any) -> Calibrator:
     if not isinstance(tree, Mapping):
         raise ValueError(f"calibrator: expected a mapping, found {type(tree).__name__}")
     parameters = {key: value for key, value in tree.items() if key != "kind"}
-    expected = {"platt": {"slope", "level"}, "temperature": {"temperature"}, "isotonic": {"x", "y"}}
+    expected = {"platt": {"slope", "intercept"}, "temperature": {"temperature"}, "isotonic": {"x", "y"}}
     kind = tree.get("kind")
     if not isinstance(kind, str) or kind not in expected:
         raise ValueError(f"kind: expected one of {', '.join(expected)}, found {kind!r}")
@@ -128,7 +129,7 @@ def calibrator_from_dict(tree: Any) -> Calibrator:
         raise ValueError(f"{kind}: expected {', '.join(sorted(expected[kind]))}, found "
                          f"{', '.join(sorted(map(str, parameters))) or 'nothing'}")
     if kind == "platt":
-        return Platt(_number(parameters, "slope"), _number(parameters, "level"))
+        return Platt(_number(parameters, "slope"), _number(parameters, "intercept"))
     if kind == "temperature":
         return Temperature(_number(parameters, "temperature"))
     return Isotonic(_numbers(parameters, "x"), _numbers(parameters, "y"))
@@ -179,10 +180,10 @@ def platt(scores: ArrayLike, labels: ArrayLike) -> Platt:
         return Platt(0.0, float(logit(positive.mean())))
     mean, std = float(scores.mean()), float(scores.std()) or 1.0
     model = LogisticRegression(C=np.inf).fit((scores - mean) / std, positive)
-    slope, level = float(model.coef_[0, 0]) / std, float(model.intercept_[0])
+    slope, intercept = float(model.coef_[0, 0]) / std, float(model.intercept_[0])
     if slope <= 0:
         return Platt(0.0, float(logit(positive.mean())))
-    return Platt(slope, level - slope * mean)
+    return Platt(slope, intercept - slope * mean)
 
 
 def temperature(scores: ArrayLike, labels: ArrayLike) -> Temperature:

@@ -28,12 +28,12 @@ class Costs:
     Raises ValueError for a cost that is not finite or is negative.
 
     Attributes:
-        pay_both: whether a routed item also pays for the small model, as in deployment.
+        routed_pays_both: whether a routed item also pays for the small model, as in deployment.
     """
 
     small: float = 1.0
     large: float = 5.0
-    pay_both: bool = True
+    routed_pays_both: bool = True
 
     def __post_init__(self) -> None:
         for name in ("small", "large"):
@@ -44,7 +44,7 @@ class Costs:
         routed = checks.numbers(fraction, "fraction")
         if not ((routed >= 0) & (routed <= 1)).all():
             raise ValueError(f"fraction: expected values in [0, 1], found {checks.short_repr(fraction)}")
-        return self.small * (1 if self.pay_both else 1 - routed) + self.large * routed
+        return self.small * (1 if self.routed_pays_both else 1 - routed) + self.large * routed
 
     def random_fraction(self, costs: ArrayLike) -> Floats:
         """Returns the fraction of items that random routing sends to the large model at these mean costs.

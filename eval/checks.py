@@ -26,7 +26,7 @@ INPUT_TOLERANCE, COMPUTED_TOLERANCE = 4 * float(np.finfo(float).eps), 1e-12
 
 
 def array(values: ArrayLike, name: str) -> NDArray:
-    """Returns an array. Refuses rows of unequal length, and masked arrays, whose mask would be lost."""
+    """Returns an array. Rejects rows of unequal length, and masked arrays, whose mask would be lost."""
     parts = values if isinstance(values, list | tuple) else [values]
     if any(np.ma.isMaskedArray(part) for part in parts):
         raise ValueError(f"{name}: expected an array without a mask, found a masked one")
@@ -77,16 +77,16 @@ def numbers(values: ArrayLike, name: str) -> Floats:
 
 
 def scores(values: ArrayLike, items: int | None = None, name: str = "scores") -> Floats:
-    """Returns scores `[items]` of which only the order matters. Refuses NaN; equal infinities are ties."""
+    """Returns scores `[items]` of which only the order matters. Rejects NaN; equal infinities are ties."""
     checked = _items(values, items, name)
-    _refuse(np.isnan(checked), name, "numbers", "NaN")
+    _raise(np.isnan(checked), name, "numbers", "NaN")
     return checked
 
 
 def finite(values: ArrayLike, items: int | None = None, name: str = "values") -> Floats:
-    """Returns values `[items]` to be added or squared. Refuses NaN, infinities and magnitudes above MAX."""
+    """Returns values `[items]` to be added or squared. Rejects NaN, infinities and magnitudes above MAX."""
     checked = _items(values, items, name)
-    _refuse(~(np.abs(checked) <= MAX), name, f"finite numbers of at most {MAX:g}",
+    _raise(~(np.abs(checked) <= MAX), name, f"finite numbers of at most {MAX:g}",
             "NaN, infinite or larger values")
     return checked
 
@@ -94,7 +94,7 @@ def finite(values: ArrayLike, items: int | None = None, name: str = "values") ->
 def probabilities(values: ArrayLike, items: int | None = None, name: str = "probabilities") -> Floats:
     """Returns probabilities `[items]` in [0, 1]."""
     checked = scores(values, items, name)
-    _refuse((checked < 0) | (checked > 1), name, "values in [0, 1]", "values outside")
+    _raise((checked < 0) | (checked > 1), name, "values in [0, 1]", "values outside")
     return checked
 
 
@@ -104,7 +104,7 @@ def groups(values: ArrayLike, items: int, name: str = "groups") -> NDArray[np.in
     if checked.shape != (items,):
         raise ValueError(f"{name}: expected shape ({items},), found {checked.shape}")
     missing = np.array([value is None or value != value for value in checked.tolist()], bool)
-    _refuse(missing, name, "a group for every item", "none")
+    _raise(missing, name, "a group for every item", "none")
     if checked.dtype == object:  # mixed types have no order
         checked = checked.astype(str)
     return np.unique(checked, return_inverse=True)[1]
@@ -122,10 +122,10 @@ def weights(values: ArrayLike, items: int, name: str = "weights") -> Floats:
 
 
 def counts(values: ArrayLike, items: int, name: str = "weights") -> Floats:
-    """Returns how often each item counts, `[items]`: whole numbers, at least one of them above 0."""
+    """Returns how often each item counts, `[items]`: integers, at least one of them above 0."""
     checked = weights(values, items, name)
     if checked.ndim != 1 or (checked != np.floor(checked)).any():
-        raise ValueError(f"{name}: expected [items] of whole numbers, found shape {checked.shape} with "
+        raise ValueError(f"{name}: expected [items] of integers, found shape {checked.shape} with "
                          f"{int((checked != np.floor(checked)).sum())} fractions")
     if not 0 < checked.sum() <= MAX_TOTAL_COUNT:
         raise ValueError(f"{name}: expected a sum from 1 to {MAX_TOTAL_COUNT:,}, found {checked.sum():g}")
@@ -153,7 +153,7 @@ def row_numbers(values: ArrayLike, rows: int, name: str) -> NDArray[np.intp]:
     if checked.ndim != 1 or (checked.size and checked.dtype.kind not in "iu"):
         raise ValueError(f"{name}: expected row numbers, found shape {checked.shape} of {checked.dtype}")
     wrong = (checked < 0) | (checked >= rows)
-    _refuse(wrong, name, f"row numbers from 0 to {rows - 1}", "values outside")
+    _raise(wrong, name, f"row numbers from 0 to {rows - 1}", "values outside")
     return checked.astype(np.intp)
 
 
@@ -161,11 +161,11 @@ def row_numbers(values: ArrayLike, rows: int, name: str) -> NDArray[np.intp]:
 
 
 def count(value: object, name: str, min: int = 1, max: int | None = None) -> int:
-    """Returns a whole number from `min` to `max`, such as a number of replicates or bins."""
+    """Returns an integer from `min` to `max`, such as a number of replicates or bins."""
     is_whole = isinstance(value, abstract.Integral) and not isinstance(value, bool)
     if not is_whole or value < min or (max is not None and value > max):  # type: ignore[operator]
         expected = f"of at least {min}" if max is None else f"from {min} to {max}"
-        raise ValueError(f"{name}: expected a whole number {expected}, found {short_repr(value)}")
+        raise ValueError(f"{name}: expected an integer {expected}, found {short_repr(value)}")
     return int(value)  # type: ignore[call-overload]
 
 
@@ -260,7 +260,7 @@ def _is_binary(values: NDArray) -> NDArray[np.bool_]:
     return np.asarray((values == 0) | (values == 1), bool)
 
 
-def _refuse(wrong: NDArray[np.bool_], name: str, expected: str, actual: str) -> None:
+def _raise(wrong: NDArray[np.bool_], name: str, expected: str, actual: str) -> None:
     if wrong.any():
         raise ValueError(f"{name}: expected {expected}, found {actual} for {_count(wrong)}")
 

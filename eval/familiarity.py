@@ -1,4 +1,4 @@
-"""Mahalanobis familiarity (signal D of the paper): distance of a prompt's activations from known questions.
+"""Mahalanobis familiarity (signal D of Recall): distance of a prompt's activations from known questions.
 
 The distance (Lee et al. 2018, arXiv:1807.03888) is measured to the mean activation of the questions that the
 model answered correctly. The covariance is shrunk (Ledoit & Wolf 2004) because there are usually fewer

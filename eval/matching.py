@@ -17,7 +17,7 @@ from decimal import Decimal
 from math import prod
 from typing import Literal
 
-Rule = Literal["strict", "recall"]
+Rule = Literal["strict", "published"]
 ARTICLES = ("a", "an", "the")
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 NUMBERS = {**{word: n for n, word in enumerate((
@@ -260,4 +260,4 @@ def _check_text(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected text, found {value!r:.40}")
 
 
-RULES: dict[Rule, Callable[[str, Sequence[str]], bool]] = {"strict": matches, "recall": recall_matches}
+RULES: dict[Rule, Callable[[str, Sequence[str]], bool]] = {"strict": matches, "published": recall_matches}

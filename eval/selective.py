@@ -40,7 +40,7 @@ class Order:
 
         Args:
             coverages: `[coverages]`, above 0 and at most 1; None uses k/n for k = 1 … n.
-            weights: `[items]` of whole numbers, how often each item counts; None counts each once.
+            weights: `[items]` of integers, how often each item counts; None counts each once.
         """
         n = len(self.errors)
         return self._risks(None if coverages is None else _coverages(coverages),

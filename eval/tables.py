@@ -62,12 +62,12 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | None = None) -> Any:
+def read_parquet(path: Path, columns: Sequence[str] | None = None, max_rows: int | None = None) -> Any:
     """Reads a parquet file as a pyarrow table.
 
     Args:
         columns: columns to read; None reads all.
-        most: number of rows to return from the top; None returns all.
+        max_rows: number of rows to return from the top; None returns all.
 
     Raises:
         InputError: the file is not a parquet file, lacks a column, or its columns exceed MAX_BYTES when
@@ -87,7 +87,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, most: int | N
                              f"found {size:,}")
         table = file.read(columns if columns is None else list(columns))
         table.validate(full=True)
-    return table if most is None else table.slice(0, most)
+    return table if max_rows is None else table.slice(0, max_rows)
 
 
 def column_names(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Thresholds on P(knows): two thresholds give three verdicts.
 
-The verdict is "likely knows" for scores of at least `green`, and "likely beyond its knowledge" for scores
-below `red`. The precision of a verdict is the fraction of its items for which it is true.
+The verdict is "likely knows" for scores of at least `knows_from`, and "likely beyond its knowledge" for
+scores below `unknown_below`. The precision of a verdict is the fraction of its items for which it is true.
 `precision_thresholds` selects the thresholds on the given items, as Recall does: as far out as the precision
 reaches the target there. New items then reach the target at best about half of the time.
 `guaranteed_thresholds` guarantees the target for new items.
@@ -28,23 +28,24 @@ GRID = tuple(k / 20 for k in range(1, 20))  # thresholds on probabilities
 
 
 class Thresholds(NamedTuple):
-    """Thresholds: known from `green` on, unknown below `red`; None if no item gets the verdict."""
+    """Known from `knows_from` on, unknown below `unknown_below`; None if no item gets the verdict."""
 
-    green: float | None
-    red: float | None
+    knows_from: float | None
+    unknown_below: float | None
 
 
-def verdict(score: float, green: float | None, red: float | None) -> Verdict:
-    """Returns the verdict for one score. If green < red, green takes precedence for scores between them.
+def verdict(score: float, knows_from: float | None, unknown_below: float | None) -> Verdict:
+    """Returns the verdict for one score. If knows_from < unknown_below, knows_from takes precedence for
+    scores between them.
 
     Raises ValueError for a score or threshold that is not a number.
     """
     score = checks.score(score)
-    green, red = (None if threshold is None else checks.score(threshold, name)
-                  for threshold, name in ((green, "green"), (red, "red")))
-    if green is not None and score >= green:
+    knows_from, unknown_below = (None if threshold is None else checks.score(threshold, name)
+                  for threshold, name in ((knows_from, "knows_from"), (unknown_below, "unknown_below")))
+    if knows_from is not None and score >= knows_from:
         return "likely knows"
-    if red is not None and score < red:
+    if unknown_below is not None and score < unknown_below:
         return "likely beyond its knowledge"
     return "uncertain"
 
@@ -52,10 +53,11 @@ def verdict(score: float, green: float | None, red: float | None) -> Verdict:
 def precision_thresholds(labels: ArrayLike, probabilities: ArrayLike, target: float) -> Thresholds:
     """Returns the most inclusive thresholds whose precision on these items is at least `target`.
 
-    Recall's rule: green is the probability at the last rank, counted from the top, down to which the fraction
-    of 1s reaches the target; red is the probability at the last rank, counted from the bottom, up to which
-    the fraction of 0s does. Tied items keep their order, and a rank may lie within a tie: green's precision
-    can then be below the target even on these items. Green may lie below red.
+    Recall's rule: knows_from is the probability at the last rank, counted from the top, down to which the
+    fraction of 1s reaches the target; unknown_below is the probability at the last rank, counted from the
+    bottom, up to which the fraction of 0s does. Tied items keep their order, and a rank may lie within a tie:
+    knows_from's precision can then be below the target even on these items. knows_from may lie below
+    unknown_below.
     """
     known, scores = check_scored(labels, probabilities)
     checks.fraction(target, "target")
@@ -75,13 +77,15 @@ def guaranteed_thresholds(labels: ArrayLike, scores: ArrayLike, target: float, c
     Learn-then-Test (Angelopoulos et al. 2021, arXiv:2110.01052): for every threshold of a grid, the function
     tests the null hypothesis that the precision is below the target. Of the thresholds with a rejected null,
     it returns the one that covers the most items. With probability ≥ `confidence` over the draw of these
-    items, P(1 | score ≥ green) ≥ target and P(0 | score < red) ≥ target hold together: the two sides share
-    the error probability, 1 − confidence, equally. A side is None if no threshold can be guaranteed. This is
-    always so with fewer than log(error of a side / number of thresholds) / log(target) items on the side.
+    items, P(1 | score ≥ knows_from) ≥ target and P(0 | score < unknown_below) ≥ target hold together: the two
+    sides share the error probability, 1 − confidence, equally. A side is None if no threshold can be
+    guaranteed. This is always so with fewer than log(error of a side / number of thresholds) / log(target)
+    items on the side.
 
     The items must be drawn independently from the distribution of the future items: at most one item per
-    group, and none on which the score was fitted or calibrated. Red is never above green: otherwise green,
-    which takes precedence in `verdict`, would remove items from the set for which red is guaranteed.
+    group, and none on which the score was fitted or calibrated. unknown_below is never above knows_from:
+    otherwise knows_from, which takes precedence in `verdict`, would remove items from the set for which
+    unknown_below is guaranteed.
 
     Args:
         target: precision to guarantee, between 0 and 1.
@@ -103,12 +107,15 @@ def guaranteed_thresholds(labels: ArrayLike, scores: ArrayLike, target: float, c
     # beyond it are independent draws from a set that was fixed in advance. A threshold placed at an item that
     # it counts defines no such set. The correction would also have to cover as many tests as there are items.
     error = (1 - confidence) / 2
-    green = _reaches_target(above.sum(axis=1), (above & known).sum(axis=1), target, error)
-    red = _reaches_target((~above).sum(axis=1), (~above & ~known).sum(axis=1), target, error)
-    green_value = float(candidates[green].min()) if green.any() else None
-    # The guarantee holds for all rejected nulls at once, so red may be chosen among them depending on green.
-    below = candidates[red] if green_value is None else candidates[red][candidates[red] <= green_value]
-    return Thresholds(green_value, float(below.max()) if below.size else None)
+    knows_from = _reaches_target(above.sum(axis=1), (above & known).sum(axis=1), target, error)
+    unknown_below = _reaches_target((~above).sum(axis=1), (~above & ~known).sum(axis=1), target, error)
+    knows_from_value = float(candidates[knows_from].min()) if knows_from.any() else None
+    # The guarantee holds for all rejected nulls at once, so unknown_below may be chosen among them depending
+    # on knows_from.
+    below = candidates[unknown_below]
+    if knows_from_value is not None:
+        below = below[below <= knows_from_value]
+    return Thresholds(knows_from_value, float(below.max()) if below.size else None)
 
 
 def _reaches_target(n: NDArray[np.integer], correct: NDArray[np.integer], target: float,

@@ -169,9 +169,9 @@ def _free_port() -> int:
 
 
 def _count(text: str) -> int:
-    """Parses a whole number of at least 1, for argparse."""
+    """Parses an integer of at least 1, for argparse."""
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a whole number ≥ 1, found '{text}'")
+        raise argparse.ArgumentTypeError(f"expected an integer ≥ 1, found '{text}'")
     return int(text)
 
 

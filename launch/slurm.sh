@@ -5,7 +5,7 @@
 #
 # from the project's folder, on a file system that all nodes see, with the project installed in
 # .venv (or PYTHON=… naming another interpreter). Options given to sbatch come before the ones here:
-# sbatch --nodes=4 --partition=gpu launch/slurm.sh …. The same command again goes on with the run.
+# sbatch --nodes=4 --partition=gpu launch/slurm.sh …. The same command again resumes the run.
 
 #SBATCH --job-name=tilelli
 #SBATCH --nodes=2

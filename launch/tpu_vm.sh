@@ -6,7 +6,7 @@
 #   launch/tpu_vm.sh install      copy this clone to all workers and install it there
 #   launch/tpu_vm.sh run --config configs/tilelli-lite-fp32.yaml run_dir=/mnt/runs/lite
 #   launch/tpu_vm.sh log          follow what worker 0 prints
-#   launch/tpu_vm.sh stop         save and end; the same `run` goes on from there
+#   launch/tpu_vm.sh stop         save and end; the same `run` resumes
 #   launch/tpu_vm.sh delete       give the slice back
 #
 # Needs gcloud, logged in, with a project chosen. With more than one worker, run_dir has to lie on

@@ -35,7 +35,8 @@ LONGEST = ("eval/abstention/test_abstention_study.py", "generation/test_decoding
            "train/test_train_command.py", "models/test_sharded_networks.py",
            "eval/recall/test_recall_study.py", "training/test_step.py", "generation/test_shipped_decoding.py",
            "eval/difficulty/test_study.py")
-hypothesis.settings.register_profile("untimed", deadline=None)  # slow runs on a busy machine are no failure
+# a slow run on a busy machine is not a failure
+hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 REASON_LINES = 5  # lines per failure at the end of pytest's output
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 
 WORDS = ("<s>", "</s>", "<user>", "<model>", "a", "cat", "sat", "on", "the", "mat", "who", "<unk>")
 BOS, END = 0, 1

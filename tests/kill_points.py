@@ -1,7 +1,7 @@
 """Kills a command at every file operation and checks what it leaves behind.
 
     def action(): main(["--source", "a.txt", "--out", "out", "--force"])
-    def check(at): ...  # for example: `out` holds the older version or the newer one, or is refused
+    def check(at): ...  # for example: `out` holds the older version or the newer one, or is rejected
     kill_at_every_file_operation(action, check, prepare=older_version, below=tmp_path)
 
 The process gets SIGKILL before its first file operation, in the next run before its second, and so on until

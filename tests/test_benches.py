@@ -136,7 +136,7 @@ def test_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with measure.tee(tmp_path / "table.txt") as print_line:
         extraction.compare(1, 5, print_line)
     rows = [line.partition("  ")[0] for line in lines_of(tmp_path / "table.txt")[3:]]
-    assert rows[0] == "ours" and "the kit's loop, sdpa attention, 1 thread" in rows
+    assert rows[0] == "ours" and "the published loop, sdpa attention, 1 thread" in rows
 
 
 @needs_torch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax import __main__ as tilelli
 from tilelli_jax import config as config_lib
 from tilelli_jax import extras

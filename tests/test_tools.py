@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax.errors import InputError
 from tools import mutations
 from tools.mutations import Mutation

@@ -3,8 +3,8 @@
 The rounding of a sum depends on the order of its terms, and the order depends on the CPU's vectors, the
 compiler and the number of threads. So the tolerance is derived from the magnitude of the terms, not from the
 result, which cancellation can make small, nor from the error measured on one CPU. Outputs of a whole network
-are compared relative to their largest number (`restated.comparison.distance`), which has the magnitude of the
-terms in its layers: use `noise(1, steps=…)` with one or two steps per layer.
+are compared relative to their largest number (`reference_impl.comparison.distance`), which has the magnitude
+of the terms in its layers: use `noise(1, steps=…)` with one or two steps per layer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Routed language models in JAX, and probes of whether language models know what they know.
 
-    model = tilelli_jax.load("runs/demo/model")
+    model = tilelli_jax.load("runs/mine/model")
     logits = model(ids)                                   # [batch, time] → [batch, time, vocab]
     tilelli_jax.generate(model, "Once upon a time", max_new=100)
     tilelli_jax.save(model, "elsewhere")

@@ -31,8 +31,8 @@ from tilelli_jax.parallel.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
 from tilelli_jax.training.budget import decide_steps
 from tilelli_jax.training.checkpoint import Checkpoints
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.diagnose import Diverged
-from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.groups import select
 from tilelli_jax.training.log import MetricsLog, Progress, read_metrics, require_extras
 from tilelli_jax.training.loop import RunState, Trainer
@@ -135,6 +135,8 @@ def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: 
 
         if config.train.minutes is not None and budgeted is None:
             steps = _steps_within_budget(config, run, task, training, begin, first=first)
+        if advice := task.advice(steps):
+            notify(f"note: {advice}")
         if steps != config.train.steps:
             training = task.prepare(start_from, steps)
         if state is None:
@@ -174,8 +176,7 @@ def _steps_within_budget(config: ExperimentConfig, run: RunDirectory, task: Task
           progress.activity("measuring the speed")):
         steps, costs = decide_steps(task, training, config.train, begin)
     if first:
-        why = ("; train.steps allows no more" if steps == config.train.steps else
-               f"; no more fit, as compiling takes {costs.compilation:.0f} s, twice" if steps == 1 else "")
+        why = "; train.steps allows no more" if steps == config.train.steps else ""
         rate = f"{1 / costs.update:.3g} per second"
         print(f"{config.train.minutes:g} minutes: {steps:,} updates at {rate}{why}", flush=True)
         run.write_steps(steps, 1 / costs.update)
@@ -196,7 +197,7 @@ def _finish(config: ExperimentConfig, run: RunDirectory, task: Task, model: Any,
         "tokens": run_state.tokens,
         "seconds": round(run_state.seconds, 1), "corpus": task.fingerprint, **task.summarize(model),
         "mesh": dict(mesh.shape), **provenance(config.seed)}
-    store.save(model, run.model, report.card_info(config, task, summary, command))
+    store.save(model, run.model, report.card_info(run.name, config, task, summary, command))
     baselines = report.baselines(summary, config.report)
     report.plot_losses(read_metrics(run.metrics), run.figure,
                        f"{run.name}: {n_parameters:,} parameters on {task.source}", baselines,
@@ -229,7 +230,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true",
                         help="resume the run in run_dir even if settings have changed")
     parser.add_argument("--distributed", action="store_true",
-                        help="one of several processes (see launch/README.md)")
+                        help="run as one of several processes (see launch/README.md)")
     return parser.parse_intermixed_args(argv)
 
 

@@ -203,7 +203,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"expected a whole number ≥ 1, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer ≥ 1, found {text!r}")
     return int(text)
 
 

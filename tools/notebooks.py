@@ -35,7 +35,8 @@ def run(path: Path, directory: Path) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    for path in map(Path, sys.argv[1:] or sorted((ROOT / "docs/notebooks").glob("*.ipynb"))):
+    named = [Path(name) for name in sys.argv[1:]]
+    for path in named or sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as directory:
             notebook = run(path, Path(directory))

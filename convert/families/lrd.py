@@ -15,7 +15,7 @@ from tilelli_jax.pretrained.mapping import Theirs, transposed
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import Source
-from .stated import shape_of
+from .common import shape_of
 
 NAMES = {
     "gru.input.kernel": transposed("gru.weight_ih_l0"), "gru.input.bias": Theirs("gru.bias_ih_l0"),
@@ -24,7 +24,7 @@ NAMES = {
     "out.kernel": transposed("head.3.weight"), "out.bias": Theirs("head.3.bias"),
     "feature_scaler.mean": Theirs("fscaler.mean", "one row"),
     "feature_scaler.scale": Theirs("fscaler.std", "one row"),
-    "global_scaler.mean": Theirs("gscaler.mean"), "global_scaler.scale": Theirs("gscaler.scale"),
+    "prompt_scaler.mean": Theirs("gscaler.mean"), "prompt_scaler.scale": Theirs("gscaler.scale"),
     "temperature": Theirs("T")}
 
 
@@ -35,10 +35,11 @@ def _plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
     source = dataclasses.replace(source, tensors={**source.tensors, "T": in_memory(np.array(temperature))})
     tensors = source.tensors
     gate_rows, n_features = shape_of(source, tensors, "gru.weight_ih_l0", 2)
-    (n_globals,) = shape_of(source, tensors, "gscaler.mean", 1)
-    inferred = {"family": "lrd", "n_features": n_features, "n_globals": n_globals, "d_hidden": gate_rows // 3,
+    (n_prompt_features,) = shape_of(source, tensors, "gscaler.mean", 1)
+    inferred = {"family": "lrd", "n_features": n_features, "n_prompt_features": n_prompt_features,
+                "d_hidden": gate_rows // 3,
                 "features": source.other_entries.get("feat_names", []),
-                "globals": source.other_entries.get("global_names", [])}
+                "prompt_features": source.other_entries.get("global_names", [])}
     config = configured(SidecarConfig, inferred, overrides, str(source.path))
     return make_plan("lrd", Sidecar, config, NAMES, source, {})
 
@@ -51,8 +52,8 @@ def tree_of(config: Any, state: Mapping[str, Tensor], other_entries: Mapping[str
     weights = {name: tensor for name, tensor in state.items() if name.startswith(("gru.", "head."))}
     return {**other_entries, "state_dict": weights, "fscaler": scaler("fscaler", "mean", "std"),
             "gscaler": scaler("gscaler", "mean", "scale"), "T": float(state["T"].read()),
-            "n_feat": config.n_features, "n_global": config.n_globals, "hidden": config.d_hidden,
-            "feat_names": list(config.features), "global_names": list(config.globals)}
+            "n_feat": config.n_features, "n_global": config.n_prompt_features, "hidden": config.d_hidden,
+            "feat_names": list(config.features), "global_names": list(config.prompt_features)}
 
 
 LRD = Family("lrd", lambda source: "gru.weight_ih_l0" in source.tensors, _plan)

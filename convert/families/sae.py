@@ -18,7 +18,7 @@ from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import AUTOENCODERS, Source
-from .stated import cannot_infer, shape_of
+from .common import cannot_infer, shape_of
 
 HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out)")  # TransformerLens
 UNIT_NORM_TOLERANCE = 1e-2  # a norm counts as 1 within this; bfloat16 needs it

@@ -20,7 +20,7 @@ from tilelli_jax.pretrained.mapping import Names, Theirs, transposed
 
 from ..plan import Assumption, Family, Plan, configured, make_plan
 from ..source import Source
-from .stated import (
+from .common import (
     cannot_infer,
     has_library_settings,
     library_settings,
@@ -253,7 +253,7 @@ class _Layout:
     def _n_banks(self) -> int:
         n = self.overrides.get("n_banks", self.source.config.get("n_banks", 1))
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InputError(f"{self.source.path}: n_banks: expected a whole number ≥ 1, found {n!r}")
+            raise InputError(f"{self.source.path}: n_banks: expected an integer ≥ 1, found {n!r}")
         return n
 
     def _banked(self, pathway: str, names: list[str]) -> Iterable[tuple[str, str]]:

@@ -10,7 +10,7 @@ from tilelli_jax.pretrained.mapping import Theirs, transposed
 
 from ..plan import Family, Plan, configured, make_plan
 from ..source import Source
-from .stated import (
+from .common import (
     cannot_infer,
     has_library_settings,
     library_settings,

@@ -1,0 +1,1 @@
+"""`tilelli abstention`: can a network learn to abstain when it does not know?"""

@@ -27,7 +27,7 @@ from ..inputs.study import quiet_logs, study_command
 from ..stages import key
 from . import report, threshold
 from .config import AbstentionConfig
-from .statements import answer_v9
+from .published_claims import answer_v9
 from .study import AbstentionStudy
 
 PROG = "tilelli abstention"

@@ -37,9 +37,10 @@ class PairFilesConfig(Section):
     """Your own files in place of generated ones, each in the format of chat.source."""
 
     chat: str = setting("", "questions that the response answers or refuses; trains v4")
-    semantic: str = setting("", "the same kind of pairs; trains v7 to v9 and fits the heads")
+    answerability: str = setting("", "answerable and unanswerable questions; trains v7 to v9 and fits the "
+                                 "heads")
     answers: str = setting("", "pairs of which some have a wrong response; trains v6")
-    bare: str = setting("", "text without turns, and gibberish; trains v5")
+    plain_text: str = setting("", "text without turns, and gibberish; trains v5")
     held_out: str = setting("", "pairs on which no network is trained; chat loss and probes")
     calibration: str = setting("", "prompts with an answer, which set the thresholds")
 
@@ -57,8 +58,8 @@ DATA_FILES = tuple(field.name for field in dataclasses.fields(PairFilesConfig))
 class PairsConfig(Section):
     """The data of the study: prompt–response pairs about the generated village, or your own files."""
 
-    pairs: int = setting(20_000, "prompt–response pairs in each training file", min=20)
-    unanswerable: float = setting(0.5, "fraction of the pairs whose prompt nobody can answer", above=0,
+    count: int = setting(20_000, "prompt–response pairs in each training file", min=20)
+    unanswerable: float = setting(0.5, "fraction of the pairs whose prompt has no answer", above=0,
                                   below=1)
     seed: int = setting(0, "random seed of the generated pairs", min=0, max=2**31 - 1)
     calibration: int = setting(200, "answerable prompts of the calibration split, which sets the thresholds "
@@ -82,7 +83,7 @@ class FittedConfig(Section):
 
     prompts: int = setting(4000, "maximum number of prompts to fit to: heads use the training data of v8b "
                            "and v9, probes the held-out pairs", min=40)
-    rank: int = setting(8, "number of principal directions of the low-rank head", min=1)
+    rank: int = setting(8, "number of principal directions of pca-head", min=1)
     latents: int = setting(8, "autoencoder latents per dimension of the residual stream", min=1)
     jobs: int = setting(-1, "processes that fit probes in parallel; -1: one per core", min=-1)
 
@@ -96,7 +97,7 @@ class AbstentionConfig(StudyConfig):
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), "random seeds; each trains its own base network and "
                                      "all variants of it")
     networks: dict[str, NetworkConfig] = setting(
-        {}, f"existing networks to use instead of training them, under the names {', '.join(GIVEN)}; for one "
+        {}, f"existing networks to use instead of training them, with the names {', '.join(GIVEN)}; for one "
         "seed only")
     training: TrainingConfig = setting(TrainingConfig(), "how the other networks are trained")
     pairs: PairsConfig = setting(PairsConfig(), "training, held-out and calibration data")
@@ -120,7 +121,7 @@ class AbstentionConfig(StudyConfig):
                              f"{list(self.variants)}")
         if (not self.seeds or len(set(self.seeds)) != len(self.seeds)
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError("seeds: expected at least one whole number from 0 to 2³² − 1, each once, found "
+            raise InputError("seeds: expected at least one integer from 0 to 2³² − 1, each once, found "
                              f"{list(self.seeds)}")
         for name, section in self.networks.items():
             if name not in GIVEN:

@@ -18,8 +18,8 @@ from ..thresholds import conformal_min_items
 from .config import PairsConfig
 
 MAX_TOO_LONG = 0.2  # fraction of the pairs that may be left out because they are too long
-TRAINING = ("chat", "semantic", "answers", "bare")  # files on which networks are trained
-FITTED = ("semantic", "held_out")  # files to which heads and probes are fitted
+TRAINING = ("chat", "answerability", "answers", "plain_text")  # files on which networks are trained
+FITTED = ("answerability", "held_out")  # files to which heads and probes are fitted
 MIN_FITTED = 20  # answerable prompts, and unanswerable ones, in each file of FITTED
 
 
@@ -36,7 +36,7 @@ def check(options: PairsConfig, longest: int, max_prompt: int | None, target_fpr
     """
     for name, path in options.files.given.items():
         pairs = read_pairs(Path(path))
-        if name != "bare" and (bare := [pair for pair in pairs if not pair.response]):
+        if name != "plain_text" and (bare := [pair for pair in pairs if not pair.response]):
             raise InputError(f"{bare[0].where}: expected a prompt and a response for {name}, found text "
                              "alone")
         if later := [pair for pair in pairs if pair.context]:
@@ -99,12 +99,12 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
                f"drawn pairs, which are longer than {longest} bytes")
         return files.chat_lines(fitting[:pairs])
     bare = [(text, known) for text, known in village.bare(
-        world, options.pairs, options.seed, options.unanswerable) if len(text.encode()) <= longest]
+        world, options.count, options.seed, options.unanswerable) if len(text.encode()) <= longest]
     generators: dict[str, Callable[[], bytes]] = {
-        "chat": lambda: chat("chat", options.pairs, 2 * options.seed, village.SEMANTIC),
-        "semantic": lambda: chat("semantic", options.pairs, 2 * options.seed + 1, village.SEMANTIC),
-        "answers": lambda: chat("answers", options.pairs, 2 * options.seed, ("garbled", "mismatched")),
-        "bare": lambda: files.bare_lines(bare),
+        "chat": lambda: chat("chat", options.count, 2 * options.seed, village.SEMANTIC),
+        "answerability": lambda: chat("answerability", options.count, 2 * options.seed + 1, village.SEMANTIC),
+        "answers": lambda: chat("answers", options.count, 2 * options.seed, ("garbled", "mismatched")),
+        "plain_text": lambda: files.bare_lines(bare),
         "held_out": lambda: chat("held_out", options.held_out, 2 * options.seed, village.SEMANTIC,
                                  held_out=True),
         "calibration": lambda: files.calibration_lines(calibration)}
@@ -117,7 +117,7 @@ def write(path: Path, options: PairsConfig, world: village.World, longest: int,
 
 
 def prompts_of(content: bytes) -> set[str]:
-    """Returns the prompts or bare texts of a file that has passed `read_pairs`."""
+    """Returns the prompts or plain texts of a file that has passed `read_pairs`."""
     return {pair.prompt for number, row in lines(content.decode(), "pairs.files")
             for pair in line_pairs(row, f"pairs.files, line {number}")}
 

@@ -35,7 +35,7 @@ REPLICATES = 1000
 LEVEL = 0.95
 
 
-class Table(NamedTuple):
+class ScoreTable(NamedTuple):
     """The scores of every prompt."""
 
     regimes: NDArray[np.str_]  # [prompts]
@@ -82,7 +82,7 @@ class RuleResult(NamedTuple):
 
 
 def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
-          directions: Mapping[str, int] | None = None) -> Table:
+          directions: Mapping[str, int] | None = None) -> ScoreTable:
     """Turns measured scores `[prompts]` or `[seeds, prompts]` so that all rise with "not known".
 
     Args:
@@ -103,7 +103,7 @@ def table(scores: Mapping[str, ArrayLike], regimes: Sequence[str],
         turned[name] = sign * values
     if IN_DOMAIN not in regimes:
         raise ValueError(f"regimes: expected {IN_DOMAIN} among them, found none")
-    return Table(np.asarray(regimes), turned)
+    return ScoreTable(np.asarray(regimes), turned)
 
 
 def direction(name: str) -> int:
@@ -111,7 +111,7 @@ def direction(name: str) -> int:
     return 1 if name in PROBES else names.direction(name)
 
 
-def bootstrap_auroc(scored: Table, unknown: Collection[str], known: Collection[str] = (IN_DOMAIN,), *,
+def bootstrap_auroc(scored: ScoreTable, unknown: Collection[str], known: Collection[str] = (IN_DOMAIN,), *,
                     replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> PairedBootstrap:
     """Bootstraps the AUROC of every signal: prompts of `unknown` regimes against those of `known` regimes."""
     chosen = np.isin(scored.regimes, [*unknown, *known])
@@ -120,7 +120,7 @@ def bootstrap_auroc(scored: Table, unknown: Collection[str], known: Collection[s
                            replicates=replicates, seed=seed, level=level, draw_runs=True)
 
 
-def by_regime(scored: Table, *, replicates: int = REPLICATES,
+def by_regime(scored: ScoreTable, *, replicates: int = REPLICATES,
               seed: int = 42) -> dict[str, dict[str, Interval]]:
     """Returns regime → signal → AUROC of that regime against in_domain."""
     aurocs = {}
@@ -130,17 +130,17 @@ def by_regime(scored: Table, *, replicates: int = REPLICATES,
     return aurocs
 
 
-def cross_regime(scored: Table, *, replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
+def cross_regime(scored: ScoreTable, *, replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
     """Returns signal → AUROC of all other regimes against in_domain: the published metric.
 
-    Three of the other regimes can be answered (ANSWERABLE), so a high score there is no merit; see
-    `unanswerable`.
+    Three of the other regimes can be answered (ANSWERABLE), so a high score there is not desirable;
+    see `unanswerable`.
     """
     bootstrap = bootstrap_auroc(scored, scored.other_regimes, replicates=replicates, seed=seed)
     return {name: bootstrap.interval(name) for name in scored.scores}
 
 
-def unanswerable(scored: Table, *, answerable: Collection[str] = ANSWERABLE,
+def unanswerable(scored: ScoreTable, *, answerable: Collection[str] = ANSWERABLE,
                  replicates: int = REPLICATES, seed: int = 42) -> dict[str, Interval]:
     """Returns signal → AUROC of the unanswerable regimes against the answerable ones.
 
@@ -155,7 +155,8 @@ def unanswerable(scored: Table, *, answerable: Collection[str] = ANSWERABLE,
 # --- The rule --------------------------------------------------------------------------------
 
 
-def apply_rule(scored: Table, signals: Sequence[str] | None = None, baselines: Sequence[str] = BASELINES, *,
+def apply_rule(scored: ScoreTable, signals: Sequence[str] | None = None, baselines: Sequence[str] = BASELINES,
+               *,
                replicates: int = REPLICATES, seed: int = 42, level: float = LEVEL) -> RuleResult:
     """Applies the pre-registered rule, and the rule with correction for multiple comparisons.
 
@@ -252,7 +253,7 @@ def _reason(wins: Collection[str], regimes: int) -> str:
 # --- Abstention ------------------------------------------------------------------------------
 
 
-def abstention_rates(scored: Table, signal: str, thresholds: ArrayLike, *, replicates: int = REPLICATES,
+def abstention_rates(scored: ScoreTable, signal: str, thresholds: ArrayLike, *, replicates: int = REPLICATES,
                      seed: int = 42, level: float = LEVEL) -> dict[str, Interval]:
     """Returns regime → fraction of its prompts whose score is above the threshold.
 

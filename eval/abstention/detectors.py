@@ -1,4 +1,4 @@
-"""The published study's detectors of refusals, affirmations, loops and broken text in generated answers.
+"""Tilelli's detectors of refusals, affirmations, loops and broken text in generated answers.
 
 The rules are the published ones, for English answers of about 48 bytes, so that numbers can be compared with
 the published numbers. They have false positives: "The Unknown Soldier" has a refusal phrase, and a long text
@@ -58,7 +58,7 @@ def distinct(answers: Sequence[str], n: int) -> float:
     return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
 
 
-class Health(NamedTuple):
+class TextQuality(NamedTuple):
     """Fractions of all answers; distinct_n as in `distinct`."""
 
     valid_utf8: float
@@ -68,13 +68,13 @@ class Health(NamedTuple):
     distinct_2: float
 
 
-def health(answers: Sequence[bytes]) -> Health:
+def text_quality(answers: Sequence[bytes]) -> TextQuality:
     """Summarises generated answers; NaN if there are none."""
     texts = [answer.decode(errors="replace") for answer in answers]
 
     def fraction(flags: Sequence[bool]) -> float:
         return sum(flags) / len(flags) if flags else math.nan
-    return Health(fraction([is_utf8(answer) for answer in answers]),
+    return TextQuality(fraction([is_utf8(answer) for answer in answers]),
                   fraction([is_loop(text) for text in texts]), fraction([not text.strip() for text in texts]),
                   distinct(texts, 1), distinct(texts, 2))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tilelli_jax.data.synthetic.village import Prompt
+from tilelli_jax.data.synthetic.village import EvaluationPrompt
 from tilelli_jax.signals.names import BLOCK, HEAD
 
 from ..metrics import auroc
@@ -18,7 +18,7 @@ from .config import AbstentionConfig
 from .decision import (
     BASELINES,
     IN_DOMAIN,
-    Table,
+    ScoreTable,
     abstention_rates,
     apply_rule,
     bootstrap_auroc,
@@ -33,7 +33,7 @@ from .variants import CHAT
 Tree = dict[str, Any]
 # The pairs of variants whose heads are compared.
 PAIRWISE = (("v9", "v8b"), ("v9", "v7"), ("v9", "splice"), ("splice", "v7"), ("v8a", "v7"), ("v8b", "v8a"),
-            ("tether", "v8b"), ("v9", "tether"), ("pooled", "v9"), ("low-rank", "v9"))
+            ("router-kl", "v8b"), ("v9", "router-kl"), ("mean-pool-head", "v9"), ("pca-head", "v9"))
 EXAMPLES = 3  # prompts of each regime whose answers the report shows
 
 
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
     result: Mapping[str, Any]
 
 
-def evaluate(prompts: Sequence[Prompt], measured: Mapping[str, Sequence[Measured]],
+def evaluate(prompts: Sequence[EvaluationPrompt], measured: Mapping[str, Sequence[Measured]],
              config: AbstentionConfig) -> Tree:
     """Returns all numbers of the report.
 
@@ -59,13 +59,13 @@ def evaluate(prompts: Sequence[Prompt], measured: Mapping[str, Sequence[Measured
             "head_comparisons": _head_comparisons(regimes, measured, config)}
 
 
-def scores_of(runs: Sequence[Measured], regimes: Sequence[str]) -> Table:
+def scores_of(runs: Sequence[Measured], regimes: Sequence[str]) -> ScoreTable:
     """Returns every signal of a variant, `[seeds, prompts]`, turned to rise with "not known"."""
     names = [name for name in runs[0].prompts if direction(name)]
     return table({name: np.stack([run.prompts[name] for run in runs]) for name in names}, regimes)
 
 
-def requires_knowledge(prompt: Prompt) -> bool:
+def requires_knowledge(prompt: EvaluationPrompt) -> bool:
     """Whether a correct answer shows knowledge: the prompt has an answer and does not contain it."""
     return prompt.answer is not None and prompt.answer.casefold() not in prompt.prompt.casefold()
 
@@ -73,7 +73,7 @@ def requires_knowledge(prompt: Prompt) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
+def _variant(name: str, prompts: Sequence[EvaluationPrompt], runs: Sequence[Measured],
              start: Sequence[Measured] | None, config: AbstentionConfig) -> Tree:
     regimes = [prompt.regime for prompt in prompts]
     names = list(dict.fromkeys(regimes))
@@ -102,7 +102,8 @@ def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
         "known_relative_to_v4": _known_ratio(known, start, prompts, config),
         "regimes": {regime: {key: _mean(result["regimes"][regime][key] for result in results)
                              for key in results[0]["regimes"][regime]} for regime in names},
-        "health": {key: _mean(result["health"][key] for result in results) for key in results[0]["health"]},
+        "text_quality": {key: _mean(result["text_quality"][key] for result in results)
+                         for key in results[0]["text_quality"]},
         "chat_loss": [result["chat_loss"] for result in results], "same_answers": same_answers,
         "drift": ([float(np.mean(run.prompts["drift"])) for run in runs]
                   if "drift" in runs[0].prompts else None),
@@ -114,7 +115,7 @@ def _variant(name: str, prompts: Sequence[Prompt], runs: Sequence[Measured],
         "examples": _examples(runs[0], regimes)}
 
 
-def _rule(scored: Table, config: AbstentionConfig) -> Tree | None:
+def _rule(scored: ScoreTable, config: AbstentionConfig) -> Tree | None:
     """Applies the pre-registered rule to all signals except single blocks and router_conf.
 
     router_conf ranks prompts as router_entropy does.
@@ -130,7 +131,7 @@ def _rule(scored: Table, config: AbstentionConfig) -> Tree | None:
             "caution": result.caution}
 
 
-def _abstention(scored: Table, runs: Sequence[Measured], config: AbstentionConfig) -> Tree | None:
+def _abstention(scored: ScoreTable, runs: Sequence[Measured], config: AbstentionConfig) -> Tree | None:
     """Returns how often the head abstains: at the calibrated threshold of each seed, and above ½."""
     if HEAD not in scored.scores:
         return None
@@ -149,7 +150,7 @@ def _head_comparisons(regimes: Sequence[str], measured: Mapping[str, Sequence[Me
     pairs = [(a, b) for a, b in PAIRWISE if a in heads and b in heads]
     if not pairs:
         return []
-    scored = Table(np.asarray(regimes), heads)
+    scored = ScoreTable(np.asarray(regimes), heads)
     bootstrap = bootstrap_auroc(scored, scored.other_regimes, replicates=max(config.replicates, 2000),
                                 seed=config.seed)
     raw = [bootstrap.p(a, b) for a, b in pairs]
@@ -157,7 +158,8 @@ def _head_comparisons(regimes: Sequence[str], measured: Mapping[str, Sequence[Me
             for (a, b), p, corrected in zip(pairs, raw, holm(raw), strict=True)]
 
 
-def _correct(runs: Sequence[Measured], prompts: Sequence[Prompt], regime: str, knowledge: bool) -> np.ndarray:
+def _correct(runs: Sequence[Measured], prompts: Sequence[EvaluationPrompt], regime: str,
+             knowledge: bool) -> np.ndarray:
     """Returns whether each prompt of a regime that has an answer is answered correctly, f64 `[seeds,
     prompts]`.
 
@@ -170,7 +172,7 @@ def _correct(runs: Sequence[Measured], prompts: Sequence[Prompt], regime: str, k
     return np.stack([np.asarray(run.prompts["correct"], float)[chosen] for run in runs])
 
 
-def _known_ratio(known: np.ndarray, start: Sequence[Measured] | None, prompts: Sequence[Prompt],
+def _known_ratio(known: np.ndarray, start: Sequence[Measured] | None, prompts: Sequence[EvaluationPrompt],
                  config: AbstentionConfig) -> Interval | None:
     """Returns the accuracy relative to v4's, paired by prompts and seeds."""
     if start is None or not known.size:

@@ -1,9 +1,10 @@
 """Heads and probes on a frozen network: predict from its activations whether it knows the answer.
 
-    pooled      logistic regression on the residual stream after the final norm, mean over the prompt
-    low_rank    logistic regression on the leading principal directions of that stream at the last position
-    raw_probe   the difficulty study's probe on the residual stream at the last position, of the layer that
-                cross-validation selects
+    mean_pool_head  logistic regression on the residual stream after the final norm, mean over the prompt
+    pca_head        logistic regression on the leading principal directions of that stream at the last
+                    position
+    raw_probe       the difficulty study's probe on the residual stream at the last position, of the layer
+                    that cross-validation selects
     sae_probe   the same probe on the codes of a TopK autoencoder of that layer
 
 The heads are fitted to the training data of v8b and v9, so that only the method differs from these. The
@@ -27,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from tilelli_jax.data.activations import write_activations
 from tilelli_jax.estimators.sae import Codes
 from tilelli_jax.loading import store
-from tilelli_jax.signals.prompts import Prompt
+from tilelli_jax.signals.prompts import PromptIds
 from tilelli_jax.signals.scoring import Scorer, Text, recording
 from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader
 from tilelli_jax.training.run import RunDirectory
@@ -39,7 +40,7 @@ from ..probes import Fitted, ProbeOptions, fit_probe
 from .config import FittedConfig
 from .measure import turn
 
-SCORES = ("pooled", "low_rank", "raw_probe", "sae_probe")
+SCORES = ("mean_pool_head", "pca_head", "raw_probe", "sae_probe")
 HOOK = "resid_post"
 C_VALUES = (1e-3, 1e-2, 0.1, 1.0)
 
@@ -80,7 +81,7 @@ def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts:
     pooled, pooled_seconds = _timed(make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
                                     head_features.pooled, unknown)
     rank = min(options.rank, head_features.hidden.shape[1])
-    low_rank, low_rank_seconds = _timed(
+    pca_head, low_rank_seconds = _timed(
         make_pipeline(StandardScaler(), PCA(rank, random_state=seed), LogisticRegression(max_iter=2000)),
         head_features.hidden, unknown)
 
@@ -98,19 +99,19 @@ def fit(path: Path, model: Any, head_prompts: Mapping[str, bool], probe_prompts:
     codes = [_sparse_codes(encoder.read(some, "codes"), autoencoder.config.n_latents)
              for some in (turns, *evaluated_turns)]
     sae_probe = fit_probe(codes[0], unknown, folds, probe_options)
-    scores = [{"pooled": pooled.predict_proba(features.pooled)[:, 1],
-               "low_rank": low_rank.predict_proba(features.hidden)[:, 1],
+    scores = [{"mean_pool_head": pooled.predict_proba(features.pooled)[:, 1],
+               "pca_head": pca_head.predict_proba(features.hidden)[:, 1],
                "raw_probe": probes[layer].probabilities(features.lens.final[:, layer]),
                "sae_probe": sae_probe.probabilities(list_codes)}
               for features, list_codes in zip(evaluated_features, codes[1:], strict=True)]
     return FittedScores(scores, {
         "prompts": {"heads": len(head_prompts), "probes": len(probe_prompts)},
         "layer": layer, "layers": aurocs, "rank": rank,
-        "variance_of_rank": float(low_rank[1].explained_variance_ratio_.sum()),
-        "heads": {"pooled": {"trained_parameters": head_features.pooled.shape[1] + 1,
+        "variance_of_rank": float(pca_head[1].explained_variance_ratio_.sum()),
+        "heads": {"mean_pool_head": {"trained_parameters": head_features.pooled.shape[1] + 1,
                              "seconds": read_seconds + pooled_seconds},
                   # The principal directions are fitted as well.
-                  "low_rank": {"trained_parameters": low_rank[1].components_.size + rank + 1,
+                  "pca_head": {"trained_parameters": pca_head[1].components_.size + rank + 1,
                                "seconds": read_seconds + low_rank_seconds}},
         "raw_probe": _probe_result(probes[layer]), "sae_probe": _probe_result(sae_probe),
         "autoencoder": RunDirectory(path / "run").read_summary()})
@@ -127,7 +128,7 @@ def _timed(pipeline: Pipeline, features: np.ndarray, labels: np.ndarray) -> tupl
     return pipeline.fit(features, labels), time.monotonic() - begun
 
 
-def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, options: FittedConfig,
+def _autoencoder(path: Path, model: Any, turns: Sequence[PromptIds], layer: int, options: FittedConfig,
                  sae: NetworkConfig, seed: int, batch_size: int) -> Any:
     """Trains an autoencoder of the residual stream at every position of the prompts."""
     d_model, rows = model.config.d_model, path / "rows"
@@ -138,7 +139,7 @@ def _autoencoder(path: Path, model: Any, turns: Sequence[Prompt], layer: int, op
         f"model.n_latents={options.latents * d_model}", f"model.hook={HOOK}", f"seed={seed}"]))
 
 
-def _streams(model: Any, turns: Sequence[Prompt], layer: int, batch_size: int) -> Iterator[np.ndarray]:
+def _streams(model: Any, turns: Sequence[PromptIds], layer: int, batch_size: int) -> Iterator[np.ndarray]:
     """Yields the residual stream after a layer, prompt by prompt: `[time, d_model]`."""
     longest = max(len(prompt.ids) for prompt in turns)
     scorer = Scorer(model, recording((HOOK,), (layer,)), nll=False, batch_size=batch_size)

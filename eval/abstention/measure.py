@@ -10,29 +10,29 @@ import numpy as np
 
 from tilelli_jax.data.chat_pairs import ChatPair
 from tilelli_jax.data.chat_rows import pack_rows
-from tilelli_jax.data.synthetic.village import Prompt
+from tilelli_jax.data.synthetic.village import EvaluationPrompt
 from tilelli_jax.data.turns import MODEL, STOP, USER, user_turn
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
 from tilelli_jax.models import RoutedConfig, VanillaConfig
-from tilelli_jax.signals.prompts import Prompt as TokenPrompt
+from tilelli_jax.signals.prompts import PromptIds
 from tilelli_jax.signals.uncertainty import UncertaintyReader, signal_columns
 from tilelli_jax.training.step import split_params
 from tilelli_jax.training.tasks.chat import held_out_terms
 
 from ..matching import is_match
 from .config import AnswersConfig
-from .detectors import has_refusal_phrase, health, is_affirmation, is_loop, is_utf8
+from .detectors import has_refusal_phrase, is_affirmation, is_loop, is_utf8, text_quality
 
 Columns = dict[str, np.ndarray]
 BYTES = 256
 HELD_OUT = 500  # maximum number of pairs over which the chat loss is measured
 
 
-def turn(prompt: str) -> TokenPrompt:
+def turn(prompt: str) -> PromptIds:
     """Returns a prompt as the user's turn and the start of the model's; the user's text is the question."""
     ids = user_turn(prompt).encode()
-    return TokenPrompt(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
+    return PromptIds(list(ids), len(USER), len(ids) - len(f"\n{MODEL}"))
 
 
 def check_bytes(config: Any, name: str) -> None:
@@ -68,7 +68,7 @@ def signals(reader: UncertaintyReader, prompts: Sequence[str], name: str) -> Col
     for signal, values in columns.items():
         if (broken := np.isnan(values)).any():
             raise InputError(f"{name}: {signal}: expected numbers, found NaN for the prompt "
-                             f"{prompts[int(broken.argmax())]!r:.60}: the network is broken there")
+                             f"{prompts[int(broken.argmax())]!r:.60}: the network's output is NaN")
     return columns
 
 
@@ -87,9 +87,9 @@ def is_correct(answer: bytes, expected: str | None) -> bool:
     return expected is not None and is_match(answer.decode(errors="replace"), [expected])
 
 
-def summarise(prompts: Sequence[Prompt], generated: Sequence[bytes]) -> dict[str, Any]:
-    """Returns JSON: health of all answers, and for every regime the fraction that is correct, a refusal, an
-    affirmation, a loop, and valid UTF-8.
+def summarise(prompts: Sequence[EvaluationPrompt], generated: Sequence[bytes]) -> dict[str, Any]:
+    """Returns JSON: the text quality of all answers, and for every regime the fraction that is correct, a
+    refusal, an affirmation, a loop, and valid UTF-8.
 
     `correct` is None in a regime whose prompts have no answers.
     """
@@ -104,7 +104,7 @@ def summarise(prompts: Sequence[Prompt], generated: Sequence[bytes]) -> dict[str
                            "affirmed": float(np.mean([is_affirmation(text) for text in texts])),
                            "loops": float(np.mean([is_loop(text) for text in texts])),
                            "valid_utf8": float(np.mean([is_utf8(answer) for _, answer in pairs]))}
-    return {"health": health(generated)._asdict(), "regimes": regimes}
+    return {"text_quality": text_quality(generated)._asdict(), "regimes": regimes}
 
 
 def chat_loss(model: Any, pairs: Sequence[ChatPair], batch_size: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tilelli_jax.data.documents import json_lines
-from tilelli_jax.data.synthetic.village import REGIMES, Prompt
+from tilelli_jax.data.synthetic.village import REGIMES, EvaluationPrompt
 from tilelli_jax.data.turns import turn_text
 from tilelli_jax.errors import InputError
 
@@ -22,7 +22,7 @@ BUILT_IN = Path(__file__).with_suffix("")
 MIN_PROMPTS = 2  # prompts of a regime: a single one cannot be resampled
 
 
-def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[Prompt]:
+def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[EvaluationPrompt]:
     """Returns the prompts of a directory or file, sorted by regime.
 
     Args:
@@ -36,7 +36,7 @@ def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: expected .jsonl files of prompts, found none")
-    by_text: dict[str, tuple[Prompt, str]] = {}
+    by_text: dict[str, tuple[EvaluationPrompt, str]] = {}
     for file in files:
         for where, row in json_lines(file):
             prompt = _prompt(row, where, file)
@@ -56,7 +56,7 @@ def read(path: str | Path = BUILT_IN, regimes: Sequence[str] = REGIMES) -> list[
 # ---------------------------------------------------------------------------------------------
 
 
-def _prompt(row: Any, where: str, file: Path) -> Prompt:
+def _prompt(row: Any, where: str, file: Path) -> EvaluationPrompt:
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object with prompt and regime, found {row!r:.40}")
     prompt, regime, answer = turn_text(row, "prompt", where), row.get("regime"), row.get("answer")
@@ -66,5 +66,5 @@ def _prompt(row: Any, where: str, file: Path) -> Prompt:
     if file.stem in REGIMES and regime != file.stem:
         raise InputError(f"{where}: regime: expected {file.stem}, the name of the file, found {regime}")
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
-        raise InputError(f"{where}: answer: expected text or none, found {answer!r:.40}")
-    return Prompt(prompt, regime, answer)
+        raise InputError(f"{where}: answer: expected text or null, found {answer!r:.40}")
+    return EvaluationPrompt(prompt, regime, answer)

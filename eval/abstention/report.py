@@ -21,7 +21,7 @@ from ..stats import Interval
 from ..tables import as_json
 from ..tables import write as write_tables
 from .decision import IN_DOMAIN
-from .statements import (
+from .published_claims import (
     COHERENT,
     GARBLED,
     MIN_KNOWN,
@@ -140,9 +140,10 @@ def abstention_rows(results: Tree) -> Rows:
 def answer_rows(results: Tree) -> Rows:
     """The quality of generated answers."""
     return [{"variant": name, "chat loss, nats/byte": float(np.mean(variant["chat_loss"])),
-             "valid UTF-8": variant["health"]["valid_utf8"], "loops": variant["health"]["loops"],
+             "valid UTF-8": variant["text_quality"]["valid_utf8"], "loops": variant["text_quality"]["loops"],
              "loops, in_domain": variant["regimes"][IN_DOMAIN]["loops"],
-             "distinct-1": variant["health"]["distinct_1"], "distinct-2": variant["health"]["distinct_2"],
+             "distinct-1": variant["text_quality"]["distinct_1"],
+             "distinct-2": variant["text_quality"]["distinct_2"],
              **{f"accuracy, {regime}": accuracy["point"] for regime, accuracy in variant["accuracy"].items()},
              } for name, variant in results["variants"].items()]
 
@@ -194,9 +195,9 @@ def _overview(report: Document, results: Tree) -> None:
     report.table([{name: cell for name, cell in row.items() if name == "variant" or name not in shown}
                   for row in rows(results)], "What each variant is, and what was published about it")
     report.points([
-        "AUROC: the abstain head, all other regimes against in_domain, as published. AUROC, unanswerable: "
-        f"the unanswerable regimes against the answerable ones ({', '.join(ANSWERABLE)}); this is the "
-        "purpose of abstention.",
+        "AUROC: the abstain head, all other regimes against in_domain, as in Tilelli's study. AUROC, "
+        f"unanswerable: the unanswerable regimes against the answerable ones ({', '.join(ANSWERABLE)}), "
+        "which measures what abstention is for.",
         "Abstains on gibberish, false positives (in_domain): abstention rates at thresholds that are "
         "calibrated on other prompts.",
         "Known: accuracy on in-domain questions that do not contain their answer.",
@@ -239,7 +240,7 @@ def _statements(report: Document, results: Tree) -> None:
 def _signals(report: Document, results: Tree) -> None:
     report.heading("Signals")
     report.paragraph("AUROC of each regime against in_domain. " + ", ".join(ANSWERABLE[1:])
-                     + " can be answered: a high AUROC there is no merit.")
+                     + " can be answered: a high AUROC there is not desirable.")
     for name in results["variants"]:
         if VARIANTS[name].kind != "fitted":
             title = f"{name}: {VARIANTS[name].description}"
@@ -252,10 +253,10 @@ def _signals(report: Document, results: Tree) -> None:
     if results["fitted"]:
         fitted = next(iter(results["fitted"].values()))
         report.paragraph(
-            f"The heads pooled and low-rank are fitted to {fitted['prompts']['heads']} prompts of the "
-            f"training data of v8b and v9. The probes on v4 are fitted to {fitted['prompts']['probes']} "
+            f"The heads mean-pool-head and pca-head are fitted to {fitted['prompts']['heads']} prompts of "
+            f"the training data of v8b and v9. The probes on v4 are fitted to {fitted['prompts']['probes']} "
             f"held-out prompts, at layer {fitted['layer']}, selected by cross-validation. The "
-            f"{fitted['rank']} directions of low-rank cover {fitted['variance_of_rank']:.0%} of the "
+            f"{fitted['rank']} directions of pca-head cover {fitted['variance_of_rank']:.0%} of the "
             f"variance; the autoencoder explains "
             f"{fitted['autoencoder']['held_out']['explained_variance']:.0%} of that of held-out rows (first "
             "seed).")

@@ -118,7 +118,7 @@ class AbstentionStudy(Study[AbstentionConfig]):
                 village.world())
 
     @functools.cached_property
-    def prompts(self) -> list[village.Prompt]:
+    def prompts(self) -> list[village.EvaluationPrompt]:
         """The evaluation prompts."""
         evaluation = prompts.read(self.config.prompts or prompts.BUILT_IN)
         if not self.config.prompts and self.world.seed:
@@ -190,14 +190,14 @@ class AbstentionStudy(Study[AbstentionConfig]):
     def fitted(self, seed: int) -> Path:
         """The directory with the scores of heads and probes: PROMPTS, CALIBRATION, result.json."""
         options = self.config.fitted
-        data_files = [self._file(name) for name in ("calibration", "held_out", "semantic")]
+        data_files = [self._file(name) for name in ("calibration", "held_out", "answerability")]
         manifest = stage_manifest(
             "fitted", network=network_fingerprint(self.network(CHAT, seed)), prompts=self._prompts_hash,
             data=fingerprint(data_files), options=without(config_lib.to_dict(options), "jobs"),
             numerics=self._numerics, sae=config_lib.to_dict(self.config.training.sae.experiment()), seed=seed)
 
         def work(path: Path) -> None:
-            fit = fitted.fit(path, self._load(self.network(CHAT, seed)), self._labelled("semantic"),
+            fit = fitted.fit(path, self._load(self.network(CHAT, seed)), self._labelled("answerability"),
                              self._labelled("held_out"),
                              [[prompt.prompt for prompt in self.prompts], self.calibration], options,
                              self.config.training.sae, seed, self.config.batch_size)
@@ -348,7 +348,7 @@ def _shape(config: RoutedConfig | VanillaConfig) -> tuple[str | int, ...]:
 
 def _as_overrides(variant: Variant) -> list[str]:
     """Returns the overrides of a training configuration that train this variant."""
-    return [f"finetune.train=[{','.join(variant.trains)}]",
+    return [f"finetune.trainable=[{','.join(variant.trains)}]",
             f"finetune.cross_entropy_weight={variant.cross_entropy_weight}",
             f"finetune.abstain_weight={variant.abstain_weight}",
             f"finetune.router_entropy_weight={variant.router_entropy_weight}",

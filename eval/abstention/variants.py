@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Kind = Literal["trained", "spliced", "fitted"]
-Data = Literal["chat", "semantic", "answers", "bare"]
+Data = Literal["chat", "answerability", "answers", "plain_text"]
 
 
 class Variant(NamedTuple):
@@ -17,9 +17,9 @@ class Variant(NamedTuple):
         start: the variant from which it starts; "base" is the network pretrained on text, without chat.
         description: for reports.
         trains: groups of parameters to train (`tilelli_jax.training.groups`).
-        data: the training data. chat: questions that the response answers or refuses; semantic: likewise, but
-            no loss on refusals; answers: chat in which some answers are gibberish or belong to another
-            question; bare: text without turns, and gibberish.
+        data: the training data. chat: questions that the response answers or refuses; answerability:
+            likewise, but no loss on refusals; answers: chat in which some answers are gibberish or belong to
+            another question; plain_text: text without turns, and gibberish.
         abstain_position: see `data.chat_pairs.ChatConfig`.
         cross_entropy_weight, abstain_weight, router_entropy_weight, router_kl_weight: weights of the losses.
         published: the published result; empty for our controls.
@@ -29,7 +29,7 @@ class Variant(NamedTuple):
     start: str
     description: str
     trains: tuple[str, ...] = ()
-    data: Data = "semantic"
+    data: Data = "answerability"
     abstain_position: Literal["prompt", "pair"] = "prompt"
     cross_entropy_weight: float = 0.0
     abstain_weight: float = 0.0
@@ -59,7 +59,7 @@ _JOINT = {"kind": "trained", "start": CHAT, "trains": ("router", "abstain"), "cr
 VARIANTS: dict[str, Variant] = {
     CHAT: Variant("trained", BASE, "base fine-tuned on chat, all parameters", ("everything",), "chat",
                   cross_entropy_weight=1.0, published="cross-regime AUROC of every signal 0.51 to 0.55"),
-    "v5": Variant("trained", CHAT, "router only; bare text against gibberish", ("router",), "bare",
+    "v5": Variant("trained", CHAT, "router only; plain text against gibberish", ("router",), "plain_text",
                   router_entropy_weight=1.0, published="chat destroyed"),
     "v6": Variant("trained", CHAT, "router only; chat against chat with wrong answers", ("router",),
                   "answers", "pair", cross_entropy_weight=1.0, router_entropy_weight=1.0,
@@ -74,10 +74,10 @@ VARIANTS: dict[str, Variant] = {
                       published="abstain_p 0.54, 27 % false positives"),
     "v9": Variant("trained", CHAT, "abstain head only, all else frozen", ("abstain",), abstain_weight=1.0,
                   published="predicted, not run: AUROC stays high, chat stays coherent"),
-    "tether": Variant(**_JOINT, description="as v8b, with a KL penalty towards v4's routing",  # type: ignore[arg-type]
+    "router-kl": Variant(**_JOINT, description="as v8b, with a KL penalty towards v4's routing",  # type: ignore[arg-type]
                       router_kl_weight=1.0),
-    "pooled": Variant("fitted", CHAT, "head on the mean over the prompt, network frozen"),
-    "low-rank": Variant("fitted", CHAT, "head on a few principal directions of the last position, network "
+    "mean-pool-head": Variant("fitted", CHAT, "head on the mean over the prompt, network frozen"),
+    "pca-head": Variant("fitted", CHAT, "head on a few principal directions of the last position, network "
                                         "frozen"),
 }
 SPLICED_FROM = "v7"

@@ -1,0 +1,1 @@
+"""`tilelli claims`: checks published claims about a chat model."""

@@ -4,7 +4,7 @@
     tilelli claims --model DIR --write-expected FILE
 
 Exit status: 0 if every claim holds, 1 if a claim fails, 2 if the check could not run. By default the claims
-are the published ones about the original's v4. --write-expected measures this network and writes a claims
+are those of Tilelli about its v4. --write-expected measures this network and writes a claims
 file, which later checks can use with --expect. See docs/claims.md.
 """
 
@@ -34,7 +34,7 @@ from .config import ClaimsConfig
 from .measurements import Answer, Measurements
 
 PUBLISHED = "claims-published"
-TOLERANCE = 0.05  # as in the original's scripts
+TOLERANCE = 0.05  # as in Tilelli's scripts
 
 
 @command
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     selection = measurements.select(options.prompts or prompts.BUILT_IN, claims)
     measurements.check(options.model, selection, claims.answers)
     measured = measurements.measure(options.model, selection, claims)
-    source = f"{options.expect}" + (f": {claims.of}" if claims.of else "")
+    source = f"{options.expect}" + (f": {claims.source}" if claims.source else "")
     contents = {}
     if options.write_expected:
         prompts_name = options.prompts or "the built-in prompts"
@@ -90,7 +90,7 @@ def _tree(options: argparse.Namespace, claims: ClaimsConfig, lines: Sequence[Lin
     def rows(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         return [answer._asdict() for answer in answers]
     return {"model": options.model, "expect": str(options.write_expected or options.expect),
-            "of": claims.of, "prompts": options.prompts or "built-in", "tolerance": options.tolerance,
+            "source": claims.source, "prompts": options.prompts or "built-in", "tolerance": options.tolerance,
             "holds": not failing(lines), "claims": [line._asdict() for line in lines],
             "answers": {"held_out": rows(measured.held_out),
                         "false_inability": rows(measured.false_inability)}}
@@ -127,7 +127,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                         help="write the table and all answers as JSON")
     options = parser.parse_args(argv)
     if not (math.isfinite(options.tolerance) and 0 <= options.tolerance < 1):
-        raise InputError(f"--tolerance: expected a number from 0 to below 1, found {options.tolerance}")
+        raise InputError(f"--tolerance: expected a number ≥ 0 and < 1, found {options.tolerance}")
     outputs = [os.path.realpath(path) for path in (options.out, options.write_expected) if path]
     if len(set(outputs)) < len(outputs):
         raise InputError(f"--out: expected another file than --write-expected, found {options.out} for both")

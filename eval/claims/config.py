@@ -127,7 +127,7 @@ class FalseInabilityConfig(AnsweredConfig):
 class ClaimsConfig(Section):
     """The four claims, and how answers are generated."""
 
-    of: str = setting("", "source of the numbers, in words")
+    source: str = setting("", "source of the numbers, in words")
     architecture: ArchitectureConfig = setting(ArchitectureConfig(), "architecture and size of the network")
     cross_regime: CrossRegimeConfig = setting(CrossRegimeConfig(), "cross-regime AUROC of its signals")
     held_out: HeldOutConfig = setting(HeldOutConfig(), "abstention on unanswerable prompts")

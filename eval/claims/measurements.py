@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-from tilelli_jax.data.synthetic.village import Prompt
+from tilelli_jax.data.synthetic.village import EvaluationPrompt
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.models.decoder import Decoder
@@ -30,7 +30,7 @@ BATCH = 64  # prompts per batch when signals are measured; each batch shape is c
 class Selection(NamedTuple):
     """The prompts of all seven regimes, whose signals are measured, and those that the network answers."""
 
-    prompts: list[Prompt]
+    prompts: list[EvaluationPrompt]
     held_out: list[str]
     false_inability: list[str]
 
@@ -116,7 +116,7 @@ def as_claims(measurements: Measurements, claims: ClaimsConfig, source: str) -> 
     blocks = [name for name in aurocs if name.startswith(BLOCK)]
     named = {name: auroc for name, auroc in aurocs.items() if name not in blocks}
     return dataclasses.replace(
-        claims, of=source, architecture=measurements.architecture,
+        claims, source=source, architecture=measurements.architecture,
         cross_regime=CrossRegimeConfig(**named, router_entropy_b=tuple(aurocs[name] for name in blocks)),
         held_out=dataclasses.replace(
             claims.held_out, at_least=sum(answer.refused for answer in measurements.held_out),

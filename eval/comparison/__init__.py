@@ -1,0 +1,1 @@
+"""`tilelli compare`: trains networks at equal budget and tests the difference."""

@@ -60,7 +60,7 @@ class ComparisonConfig(StudyConfig):
         _check_names("texts", self.texts, 1)
         if (not 2 <= len(self.seeds) <= MAX_SEEDS or len(set(self.seeds)) != len(self.seeds)
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError(f"seeds: expected 2 to {MAX_SEEDS} different whole numbers from 0 to "
+            raise InputError(f"seeds: expected 2 to {MAX_SEEDS} different integers from 0 to "
                              f"2³² − 1, found {list(self.seeds)}")
         if self.tuning.rates and self.tuning.seed in self.seeds:
             raise InputError(f"tuning.seed: expected a seed other than {list(self.seeds)}, found "

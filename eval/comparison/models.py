@@ -14,7 +14,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import weights
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.step import parameter_count, split_params
 
 from ..inputs.networks import NetworkConfig

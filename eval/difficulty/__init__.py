@@ -1,0 +1,1 @@
+"""`tilelli difficulty`: do activations predict what a network gets wrong?"""

@@ -25,7 +25,7 @@ from ..tables import as_json, write_columns
 from .config import DifficultyConfig, SAEStageConfig
 from .extract import Extraction
 from .features import encoded
-from .subject import Subject
+from .study_data import StudyData
 
 EVALUATION, ACTIVE = "evaluation.json", "active.parquet"
 
@@ -74,7 +74,7 @@ class SAEEvaluation:
         return faults
 
 
-def train_sae(path: Path, config: DifficultyConfig, subject: Subject, network: Any, items: Sequence[int],
+def train_sae(path: Path, config: DifficultyConfig, subject: StudyData, network: Any, items: Sequence[int],
               layer: int, source_model: str) -> None:
     """Writes the items' activations to `path/rows`, and trains an autoencoder on them in `path/run`.
 
@@ -90,7 +90,7 @@ def train_sae(path: Path, config: DifficultyConfig, subject: Subject, network: A
         f"model.source_model={source_model}", f"model.hook={hook}"])
 
 
-def evaluate(path: Path, model: Path, config: DifficultyConfig, subject: Subject, network: Any,
+def evaluate(path: Path, model: Path, config: DifficultyConfig, subject: StudyData, network: Any,
              extraction: Extraction, items: Sequence[int], layer: int) -> None:
     """Evaluates the autoencoder in the directory `model` on items; writes evaluation.json and active.parquet.
 

@@ -31,7 +31,7 @@ def rank_latents(codes: Block, labels: ArrayLike, number: int, *, c_value: float
         c_value: C of the probe.
 
     Returns:
-        Latents with nonzero weight only, so possibly fewer than `number` (W12: the published study then
+        Latents with nonzero weight only, so possibly fewer than `number` (W12: fm-difficulty-probe then
         filled the list with latents of weight 0).
     """
     sparse = scipy.sparse.issparse(codes)

@@ -32,8 +32,8 @@ def prompt_statistics(prompts: Sequence[str], known: NDArray[np.bool_],
         known: bool `[prompts]`, the train prompts.
         groups: the group of each prompt. `bigram_novelty` then compares a prompt with train prompts of other
             groups only, so that it means the same for train and test prompts. None: it compares with all
-            train prompts, including the prompt itself, so that it is 0 for every train prompt, as in the
-            published study.
+            train prompts, including the prompt itself, so that it is 0 for every train prompt, as in
+            fm-difficulty-probe.
     """
     group_of: dict[tuple[str, str], str | None] = {}  # train pair → its only group; None: several groups
     for i, prompt in enumerate(prompts):

@@ -106,7 +106,7 @@ class SplitConfig(Section):
 
     by: Literal["group", "topic", "order"] = setting(
         "group", "what the split keeps together: whole paragraphs (documents), whole topics, or nothing "
-        "(order: the first items train, as in the published study)")
+        "(order: the first items train, as in fm-difficulty-probe)")
     train: float = setting(0.7, "fraction of the items in the train split", above=0, below=1)
     max_similarity: float = setting(
         0.7, "a test prompt is excluded if its TF-IDF cosine with a train prompt is at least this", above=0)
@@ -121,7 +121,7 @@ class LabelConfig(Section):
 
     quantile: float = setting(
         0.75, "an item is hard if its NLL (CRPS) is at least this quantile", above=0, below=1)
-    of: Literal["train", "all"] = setting(
+    quantile_over: Literal["train", "all"] = setting(
         "train", "items whose quantile is used: the train items, or all items (all leaks test items into the"
         " labels)")
 
@@ -174,7 +174,8 @@ class CascadeConfig(Section):
 
     small: float = setting(1.0, "cost of one call of the studied network", above=0)
     large: float = setting(5.0, "cost of one call of the larger model", above=0)
-    pay_both: bool = setting(True, "whether a routed item costs both calls, or only that of the larger model")
+    routed_pays_both: bool = setting(True, "whether a routed item costs both calls, or only that of the "
+                                     "larger model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,7 +219,8 @@ class DifficultyConfig(StudyConfig):
     probe: ProbeConfig = setting(ProbeConfig(), "the ladder of probes")
     cascade: CascadeConfig = setting(CascadeConfig(), "the costs of the cascade")
     causal: CausalConfig = setting(CausalConfig(), "the ablation of latents")
-    also: tuple[str, ...] = setting((), "output directories of other studies to include in the summary table")
+    other_studies: tuple[str, ...] = setting((), "output directories of other studies to include in the "
+                                             "summary table")
     compute: ComputeConfig = setting(ComputeConfig(), "number format and compilation of the networks")
     mesh: MeshConfig = setting(MeshConfig(), "the devices")
 

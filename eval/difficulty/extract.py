@@ -15,12 +15,12 @@ import numpy as np
 
 from ..inputs.shards import Shards, fill
 from ..tables import write_columns
-from .subject import Measurements, Numbers, Subject
+from .study_data import Measurements, Numbers, StudyData
 
 METADATA = "metadata.parquet"
 
 
-def extract(path: Path, subject: Subject, network: Any, items: Sequence[int], layers: Sequence[int],
+def extract(path: Path, subject: StudyData, network: Any, items: Sequence[int], layers: Sequence[int],
             shard_items: int) -> None:
     """Fills a directory with shards (see `shards.fill`) and writes metadata.parquet.
 

@@ -18,7 +18,7 @@ from ..tables import read_columns, write_columns
 from . import labels
 from .config import DifficultyConfig
 from .extract import Extraction
-from .subject import Block, Subject
+from .study_data import FeatureBlock, StudyData
 
 TABLE = "items.parquet"
 # Hard items, and as many easy ones, that each split needs: for two folds in train, for an AUROC in test.
@@ -45,7 +45,7 @@ class Items:
     error: Floats
     groups: NDArray[np.str_]
     domain: NDArray[np.str_]
-    blocks: dict[str, Block]
+    blocks: dict[str, FeatureBlock]
     constant: dict[str, list[str]]
 
     @property
@@ -57,7 +57,7 @@ class Items:
         return np.flatnonzero(self.split == "test")
 
 
-def check_plan(subject: Subject, config: DifficultyConfig) -> list[str]:
+def check_plan(subject: StudyData, config: DifficultyConfig) -> list[str]:
     """Checks the split before any network runs. Returns warnings about results that cannot be significant.
 
     Raises:
@@ -68,7 +68,7 @@ def check_plan(subject: Subject, config: DifficultyConfig) -> list[str]:
         if n < 2 * NEEDED[part]:
             raise InputError(f"split: expected at least {2 * NEEDED[part]} items in {part}, found {n} of "
                              f"{len(subject)} items")
-    if config.data.family != "hellaswag" and config.labels.of == "train":
+    if config.data.family != "hellaswag" and config.labels.quantile_over == "train":
         easy = math.ceil(config.labels.quantile * (items["train"] - 1))  # below the quantile, without ties
         if min(hard := items["train"] - easy, easy) < NEEDED["train"]:
             raise InputError(f"labels.quantile: expected at least {NEEDED['train']} hard and "
@@ -77,7 +77,7 @@ def check_plan(subject: Subject, config: DifficultyConfig) -> list[str]:
     return few_groups_warning(len(np.unique(subject.groups[subject.planned_split == "test"])))
 
 
-def make_items(path: Path, subject: Subject, extraction: Extraction, config: DifficultyConfig) -> None:
+def make_items(path: Path, subject: StudyData, extraction: Extraction, config: DifficultyConfig) -> None:
     """Writes items.parquet.
 
     Raises:
@@ -93,7 +93,7 @@ def make_items(path: Path, subject: Subject, extraction: Extraction, config: Dif
     if "wrong" in numbers:
         hard, error = numbers["wrong"].astype(np.int64), numbers["wrong"].astype(float)
     else:
-        reference = (split == "train") | (config.labels.of == "all")
+        reference = (split == "train") | (config.labels.quantile_over == "all")
         hard, error = np.zeros(len(split), np.int64), amount
         if reference.any():  # otherwise check_split raises
             hard = labels.hard_by_quantile(amount, reference, config.labels.quantile)
@@ -110,7 +110,7 @@ def make_items(path: Path, subject: Subject, extraction: Extraction, config: Dif
     write_columns(path / TABLE, columns)
 
 
-def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: Subject) -> None:
+def check_split(split: NDArray[np.str_], hard: NDArray[np.int64], subject: StudyData) -> None:
     """Raises InputError if a split has too few hard or easy items, or train and test share a prompt."""
     counts = {(part, kind): int((hard[split == part] == label).sum())
               for part in NEEDED for kind, label in (("hard", 1), ("easy", 0))}
@@ -136,7 +136,7 @@ def read_items(path: Path) -> Items:
     """Reads items.parquet, and removes features that are constant over the train items."""
     table = read_columns(path / TABLE)
     split = table["split"].astype(str)
-    blocks: dict[str, Block] = {}
+    blocks: dict[str, FeatureBlock] = {}
     constant: dict[str, list[str]] = {}
     for name in dict.fromkeys(column.partition(".")[0] for column in table if "." in column):
         columns = [column for column in table if column.startswith(f"{name}.")]
@@ -147,6 +147,6 @@ def read_items(path: Path) -> Items:
         if removed:
             constant[name] = [features[i] for i in removed]
         if remaining:
-            blocks[name] = Block(tuple(features[i] for i in remaining), values[:, remaining])
+            blocks[name] = FeatureBlock(tuple(features[i] for i in remaining), values[:, remaining])
     return Items(split, table["hard"].astype(np.int64), table["error"].astype(float),
                  table["group"].astype(str), table["domain"].astype(str), blocks, constant)

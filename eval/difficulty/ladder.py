@@ -1,6 +1,6 @@
 """The rungs of a study's ladder of probes, and the comparisons between them.
 
-P1 to P5 are the rungs of the published study. C1 to C5 are controls: they show how well the answer's length
+P1 to P5 are the rungs of fm-difficulty-probe. C1 to C5 are controls: they show how well the answer's length
 or the prompt's NLL predicts difficulty alone, and whether activations add to it. A probe on activations that
 does not beat its control may have learned no more than the control.
 """

@@ -48,7 +48,7 @@ def probe_ladder(items: Items, blocks: Mapping[str, probes.Block], folds: Folds,
         folds: the cross-validation folds of the train items.
     """
     train, test = items.train, items.test
-    climbed = probes.fit_ladder(
+    ladder_result = probes.fit_ladder(
         {name: block[train] for name, block in blocks.items()}, items.hard[train],
         {name: block[test] for name, block in blocks.items()}, items.hard[test], folds,
         rungs=ladder.rungs(blocks), comparisons=ladder.COMPARISONS, options=options,
@@ -62,18 +62,18 @@ def probe_ladder(items: Items, blocks: Mapping[str, probes.Block], folds: Folds,
                 "domains": {name: auroc(hard[domain == name], rung.probabilities[domain == name])
                             for name in sorted(set(domain.tolist()) - {""})}}
     scores = {"item": test, "hard": hard, "error": items.error[test], "group": items.groups[test],
-              **{name: rung.probabilities for name, rung in climbed.rungs.items()}}
+              **{name: rung.probabilities for name, rung in ladder_result.rungs.items()}}
     return {
         "test": len(test), "train": len(train), "purged": int((items.split == "purge").sum()),
         "hard": float(hard.mean()), "hard_train": float(items.hard[train].mean()),
         "groups": len(np.unique(items.groups[test])), "constant": items.constant,
         "constant_activations": {name: len(probes.constant_columns(blocks[name][train]))
                                  for name in ("raw", "sae") if name in blocks},
-        "rungs": {name: rung_results(rung) for name, rung in climbed.rungs.items()},
+        "rungs": {name: rung_results(rung) for name, rung in ladder_result.rungs.items()},
         "folds": len(folds),
         "comparisons": [{"a": c.a, "b": c.b, "difference": c.difference, "p": c.p, "p_holm": c.p_holm,
                          "delong": c.delong.p}
-                        for c in climbed.comparisons]}, scores
+                        for c in ladder_result.comparisons]}, scores
 
 
 def selective_metrics(scores: Mapping[str, np.ndarray], bootstrap: BootstrapOptions) -> Tree:
@@ -121,7 +121,7 @@ def cascade_metrics(scores: Mapping[str, np.ndarray], large: Floats, options: Ca
     Args:
         large: `[test items]`, the larger model's errors.
     """
-    costs = cascade.Costs(options.small, options.large, options.pay_both)
+    costs = cascade.Costs(options.small, options.large, options.routed_pays_both)
     small = scores["error"].astype(float)
     groups = scores["group"].astype(str)
 

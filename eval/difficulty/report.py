@@ -24,7 +24,7 @@ from .ladder import CONTROLS, LADDER
 from .measures import rung_names
 from .study import DifficultyStudy, read_results
 
-LEGEND = ("P1 to P5 are the rungs of the published study. C1 to C5 are controls, which use the answer's "
+LEGEND = ("P1 to P5 are the rungs of fm-difficulty-probe. C1 to C5 are controls, which use the answer's "
           "length or the prompt's NLL, without and with activations.")
 
 
@@ -118,7 +118,7 @@ def other_studies(config: DifficultyConfig) -> list[dict[str, Any]]:
         InputError: a study has no results, or they are not those of a difficulty study.
     """
     rows = []
-    for path in map(Path, config.also):
+    for path in map(Path, config.other_studies):
         study_results = read_results(path)
         with as_expected(path / RESULTS):
             rows += [_checked(row) for row in synthesis_rows(study_results)]
@@ -152,7 +152,8 @@ def _opening(report: Document, study: DifficultyStudy, study_results: Mapping[st
     error = "NLL in nats" if unit == "nats" else unit
     hard = ("if the network prefers a wrong ending" if config.data.family == "hellaswag" else
             f"if its {error} is at least the {config.labels.quantile:.0%} quantile of "
-            + ("the train items" if config.labels.of == "train" else "all items, including the test items"))
+            + ("the train items" if config.labels.quantile_over == "train" else "all items, including the "
+               "test items"))
     report.paragraph(
         f"The study uses {len(study.subject)} items of `{config.data.family}` ({config.data.source}): "
         f"{first['train']} train items, {first['test']} test items in {first['groups']} groups, and "
@@ -330,14 +331,14 @@ def _cascade(report: Document, layer: int, results: Mapping[str, Any], scores: M
     assert path is not None
     errors, options = read_columns(path / "errors.parquet"), study.config.cascade
     error = _error_name(scores, unit)
-    costs = cascade.Costs(options.small, options.large, options.pay_both)
+    costs = cascade.Costs(options.small, options.large, options.routed_pays_both)
     names = [name for name in rung_names(scores) if name.startswith("P")]
     report.figure(f"pareto-{layer}", figures.pareto(
         {name: cascade.frontier(errors["small"], errors["large"], scores[name], costs) for name in names},
         cascade.oracle_frontier(errors["small"], errors["large"], costs),
         (results["always_small"], results["always_large"]), costs, unit=error),
         f"Error against mean cost. A call of the larger model costs {options.large:g}, one of the small "
-        f"model {options.small:g}" + ("; a routed item costs both." if options.pay_both else "."))
+        f"model {options.small:g}" + ("; a routed item costs both." if options.routed_pays_both else "."))
     report.paragraph(f"The larger model has the lower error on {results['large_better']:.1%} of the test "
                      f"items. Mean error ({error}): {results['always_large']:.3f} for the larger model, "
                      f"{results['always_small']:.3f} for the small one.")

@@ -25,16 +25,16 @@ class Answers(NamedTuple):
     """A network's results on questions.
 
     Attributes:
-        prompt_nats: `[items]`, mean NLL of the prompt's tokens except the first; NaN for a prompt of one
+        prompt_nll: `[items]`, mean NLL of the prompt's tokens except the first; NaN for a prompt of one
             token.
-        ending_nats: `[items, endings]`, mean NLL of each ending's tokens.
+        ending_nll: `[items, endings]`, mean NLL of each ending's tokens.
         prompt_tokens: int `[items]`, the number of tokens of each prompt.
         ending_tokens: int `[items, endings]`, the number of tokens of each ending.
         activations: layer → one array `[positions, d_model]` for each item.
     """
 
-    prompt_nats: Floats
-    ending_nats: Floats
+    prompt_nll: Floats
+    ending_nll: Floats
     prompt_tokens: np.ndarray
     ending_tokens: np.ndarray
     activations: dict[int, list[np.ndarray]]
@@ -62,41 +62,41 @@ class NLLScorer:
         self.encode, self.max_tokens, self.hook, self.layers = encode, max_tokens, hook, sorted(layers)
         self.positions, self.skip, self.dtype = positions, skip, dtype
         self.vocab_size = model.config.vocab_size
-        tap_of = None
+        make_tap = None
         if layers and positions == "boundary":
-            tap_of = recording((hook,), tuple(self.layers))
+            make_tap = recording((hook,), tuple(self.layers))
         elif layers:
-            def tap_of(aux_model: Any, metadata: Any) -> Tap:
+            def make_tap(aux_model: Any, metadata: Any) -> Tap:
                 return Tap(record=(hook,), layers=tuple(self.layers))
-        self._scorer = Scorer(model, tap_of, batch_size=batch_size, mesh=mesh)
+        self._scorer = Scorer(model, make_tap, batch_size=batch_size, mesh=mesh)
 
     def prompt_ids(self, question: TextItem) -> list[int]:
         return self.encode(question.prompt)[-self.max_tokens:]
 
-    def score(self, questions: Sequence[TextItem], numbers: Sequence[int] | None = None) -> Answers:
+    def score(self, questions: Sequence[TextItem], item_ids: Sequence[int] | None = None) -> Answers:
         """Scores questions.
 
         Args:
-            numbers: the item number of each question, for error messages; None: 0, 1, ….
+            item_ids: the item number of each question, for error messages; None: 0, 1, ….
 
         Raises:
             InputError: a prompt or an ending has no tokens, a token id is too large, a text is longer than a
                 network with learned positions can read, or an NLL or an activation is not finite.
         """
-        item_numbers = range(len(questions)) if numbers is None else numbers
+        shown_ids = range(len(questions)) if item_ids is None else item_ids
         prompts = [self.prompt_ids(question) for question in questions]
         endings = [[self.encode(ending) for ending in question.endings] for question in questions]
         for i, ids in enumerate(endings):
             if not prompts[i] or not all(ids) or len(ids) != len(endings[0]):
-                raise InputError(f"item {item_numbers[i]}: expected at least one token in the prompt and in "
+                raise InputError(f"item {shown_ids[i]}: expected at least one token in the prompt and in "
                                  f"each of {len(endings[0])} endings")
             if (largest := max(map(max, [prompts[i], *ids]))) >= self.vocab_size:
-                raise InputError(f"item {item_numbers[i]}: expected token ids below the network's vocabulary "
+                raise InputError(f"item {shown_ids[i]}: expected token ids below the network's vocabulary "
                                  f"size {self.vocab_size}, found {largest}: does the tokenizer belong to the "
                                  "network?")
             longest = len(prompts[i]) + max(map(len, ids))
             if self._scorer.max_tokens is not None and longest > self._scorer.max_tokens:
-                raise InputError(f"item {item_numbers[i]}: expected at most {self._scorer.max_tokens} "
+                raise InputError(f"item {shown_ids[i]}: expected at most {self._scorer.max_tokens} "
                                  f"tokens, the network's context length, found {longest} in prompt and "
                                  "ending; data.max_tokens shortens prompts")
         several = len(endings[0]) > 1
@@ -105,7 +105,7 @@ class NLLScorer:
         texts = [Text(prompts[i] + endings[i][j],
                       [len(prompts[i]) - (0 if several else 1)] if at_boundary else ()) for i, j in pairs]
         nats = np.zeros((len(questions), len(endings[0])))
-        prompt_nats = np.zeros(len(questions))
+        prompt_nll = np.zeros(len(questions))
         activations: dict[int, list[Any]] = {
             layer: [[None] * len(ids) for ids in endings] for layer in self.layers}
         for index, result in self._scorer(texts, label="scoring"):
@@ -113,15 +113,15 @@ class NLLScorer:
             n = len(prompts[i])
             nats[i, j] = result.nll[n - 1:].mean(dtype=np.float64)
             if j == 0:
-                prompt_nats[i] = result.nll[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
+                prompt_nll[i] = result.nll[:n - 1].mean(dtype=np.float64) if n > 1 else np.nan
             if not np.isfinite(nats[i, j]):
-                raise InputError(f"item {item_numbers[i]}: the NLL of ending {j} is not finite")
+                raise InputError(f"item {shown_ids[i]}: the NLL of ending {j} is not finite")
             if self.layers and (j == 0 or self.positions == "boundary"):
-                for layer, values in self._activations(result, n, item_numbers[i]):
+                for layer, values in self._activations(result, n, shown_ids[i]):
                     activations[layer][i][j] = values
         joined = {layer: [np.concatenate([part for part in parts if part is not None]) for parts in items]
                   for layer, items in activations.items()}
-        return Answers(prompt_nats, nats, np.array([len(ids) for ids in prompts]),
+        return Answers(prompt_nll, nats, np.array([len(ids) for ids in prompts]),
                        np.array([[len(ids) for ids in item] for item in endings]), joined)
 
     def _activations(self, result: Scored, prompt_tokens: int, item: int) -> list[tuple[int, np.ndarray]]:

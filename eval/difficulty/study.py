@@ -32,15 +32,15 @@ from ..stages import RESULTS, key, read_result, stage_manifest, without, write_r
 from ..tables import read_columns, write_columns
 from . import autoencoder, causal, measures
 from .autoencoder import SAEEvaluation
+from .chronos_data import ChronosData
 from .config import DifficultyConfig, SeriesConfig
 from .extract import Extraction, extract
 from .features import make_features, read_features
-from .forecasts import Forecasts
 from .items import Items, check_plan, make_items, read_items
 from .ladder import Notify
+from .language_data import LanguageData
 from .measures import BootstrapOptions
-from .questions import Questions
-from .subject import Subject
+from .study_data import StudyData
 
 
 class DifficultyStudy(Study[DifficultyConfig]):
@@ -80,7 +80,7 @@ class DifficultyStudy(Study[DifficultyConfig]):
         config = self.config
         if isinstance(config.data, SeriesConfig):
             extras.require("statsmodels", "data.family series")  # imported only for the cheap features
-        for path in config.also:
+        for path in config.other_studies:
             read_results(Path(path))
         for name, section in (("network", config.network), ("large_model", config.large_model)):
             if section is not None:
@@ -94,8 +94,8 @@ class DifficultyStudy(Study[DifficultyConfig]):
         self.stages.open()
 
     @functools.cached_property
-    def subject(self) -> Subject:
-        subject_class = Forecasts if isinstance(self.config.data, SeriesConfig) else Questions
+    def subject(self) -> StudyData:
+        subject_class = ChronosData if isinstance(self.config.data, SeriesConfig) else LanguageData
         return subject_class(self.config, self.mesh)
 
     @functools.cached_property
@@ -379,4 +379,4 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         return read_json(path / RESULTS)
     except InputError as error:
-        raise InputError(f"also: {error}; run that study first") from None
+        raise InputError(f"other_studies: {error}; run that study first") from None

@@ -17,7 +17,7 @@ from tilelli_jax.data.chat_pairs import open_pairs
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.fingerprint import network_fingerprint
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.run import FREE_KEYS, RunDirectory
 
 from ..stages import key

@@ -131,7 +131,7 @@ def _text(path: Path) -> str:
         if content.startswith(mark):
             return content.decode(encoding)
     if b"\0" in content[:4096]:
-        raise InputError(f"{path}: is no text, or has no byte-order mark; expected {FORMATS}")
+        raise InputError(f"{path}: not text, or UTF-16 without a byte-order mark; expected {FORMATS}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,0 +1,1 @@
+"""`tilelli recall`: does a network know whether it knows an answer?"""

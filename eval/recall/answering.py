@@ -10,7 +10,7 @@ import numpy as np
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading.language import Language
 from tilelli_jax.signals.batching import max_time
-from tilelli_jax.signals.prompts import Prompt
+from tilelli_jax.signals.prompts import PromptIds
 
 from .config import AnswersConfig
 
@@ -20,17 +20,17 @@ MARKERS = re.compile(r"<\|?/?(?:turn|channel|bos|eos|pad|end_of_turn|start_of_tu
 
 
 def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
-    """Returns the tokens that end an answer: the network's own, then those of `config.ends`.
+    """Returns the tokens that end an answer: the network's own, then those of `config.end_tokens`.
 
-    For a network that reads bytes, a newline replaces `config.ends`.
+    For a network that reads bytes, a newline replaces `config.end_tokens`.
     """
     tokenizer = language.tokenizer
-    texts = ["\n"] if language.model.reads_bytes else config.ends
+    texts = ["\n"] if language.model.reads_bytes else config.end_tokens
     configured = [token for token in map(tokenizer.token, texts) if token is not None]
     return tuple(dict.fromkeys([*getattr(language.model.config, "end_ids", ()), *configured]))
 
 
-def answer(language: Language, prompts: Sequence[Prompt], config: AnswersConfig) -> list[np.ndarray]:
+def answer(language: Language, prompts: Sequence[PromptIds], config: AnswersConfig) -> list[np.ndarray]:
     """Decodes greedily. Returns each answer's tokens without the one that ended it: int32 `[n]`."""
     max_length, ends = max_time(language.model), answer_ends(language, config)
     budgets = [config.max_new if max_length is None else

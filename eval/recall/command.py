@@ -11,16 +11,23 @@ continues where it was interrupted. `all` ends with a report.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tilelli_jax import config as config_lib
 from tilelli_jax.cli.command import ArgumentParser, command
 from tilelli_jax.cli.tables import table
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import check_text
+from tilelli_jax.training.config import ExperimentConfig
+from tilelli_jax.training.loss import NATS
+from tilelli_jax.training.report import losses_table
+from tilelli_jax.training.run import RunDirectory
 
 from ..document import plain
 from ..inputs.rows import read_rows, text_of
@@ -67,15 +74,28 @@ def demo(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="settings that take precedence over those of recall-demo")
     options = parser.parse_args(argv)
-    out = Path("runs", "demo-recall")
-    status = main(["--config", "recall-demo", f"out={out}", *options.overrides])
+    overrides = [f"out={Path('runs', 'recall-demo')}", *options.overrides]
+    status = main(["--config", "recall-demo", *overrides])
     if status == 0:
-        network = next((out / "networks").glob("*/model"))
-        sidecar = out / SIDECAR
-        print(f"\nask your own questions:  tilelli recall predict --model {network} --sidecar {sidecar} "
-              "QUESTION …"
-              f"\nin a browser:            tilelli recall app --model {network} --sidecar {sidecar}")
+        out = Path([text for text in overrides if text.startswith("out=")][-1].removeprefix("out="))
+        print("\n".join(_next_steps(out)))
     return status
+
+
+def _next_steps(out: Path) -> list[str]:
+    """Returns the lines that end a demo: losses, figures, and the commands to try next."""
+    lines = [f"figures: {out / 'figures'}"]
+    # Without the directory of its environment in PATH, as after `make demo`, the command needs its path.
+    beside_python = os.path.relpath(Path(sys.executable).with_name("tilelli"))
+    tilelli = "tilelli" if shutil.which("tilelli") else beside_python
+    for model in (out / "networks").glob("*/model"):
+        run = RunDirectory(model.parent)
+        config = config_lib.load(ExperimentConfig, run.config).report
+        arguments = f"--model {model} --sidecar {out / SIDECAR}"
+        lines += ["", losses_table(run.read_summary(), config, NATS), "",
+                  f"ask your own questions:  {tilelli} recall predict {arguments} QUESTION …",
+                  f"in a browser:            {tilelli} recall app {arguments}"]
+    return lines
 
 
 @command
@@ -134,15 +154,14 @@ def app(argv: Sequence[str]) -> int:
                         help="maximum number of tokens of an answer with its thought [%(default)s]")
     options = parser.parse_args(argv)
     if options.max_new < 1:
-        raise InputError(f"--max-new: expected 1 at least, found {options.max_new}")
-    from . import app as page
-    from . import info
+        raise InputError(f"--max-new: expected at least 1, found {options.max_new}")
+    from .app import info, server
     # All other options are checked before the network, which can be large, is loaded.
     study = info.find_study(options.study, options.sidecar)
-    with page.open_socket(options.host, options.port) as listener:
+    with server.open_socket(options.host, options.port) as listener:
         predictor = open_predictor(options.model, options.sidecar, tokenizer=options.tokenizer,
                                    any_network=options.any_network)
-        return page.serve(predictor, listener, model=options.model, sidecar=options.sidecar, study=study,
+        return server.serve(predictor, listener, model=options.model, sidecar=options.sidecar, study=study,
                           max_new_tokens=options.max_new, allowed=options.allow_host)
 
 

@@ -39,7 +39,7 @@ class QuestionsConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sources or len(set(self.sources)) != len(self.sources):
-            raise InputError(f"sources: expected at least one source, none twice, found {list(self.sources)}")
+            raise InputError(f"sources: expected at least one source, each once, found {list(self.sources)}")
         if self.facts_people % facts.NAMES:
             raise InputError(f"facts_people: expected a multiple of {facts.NAMES}, found {self.facts_people}")
 
@@ -67,13 +67,13 @@ class SignalsConfig(Section):
     batch_size: int = setting(16, "maximum number of prompts per batch", min=1)
     max_bytes: int = setting(2**31, "maximum bytes of scratch memory, not counting the network's own pass",
                              min=2**20, max=2**60)
-    rounded: bool = setting(False, "round every step of the logit lens to bfloat16, as the published "
-                            "features do")
-    final: bool = setting(True, "keep the residual stream at the last position, one vector per layer; the "
-                          "layer probe and familiarity need it")
+    lens_bfloat16: bool = setting(False, "round every step of the logit lens to bfloat16, as Recall's "
+                                  "features do")
+    keep_residual: bool = setting(True, "keep the residual stream at the last position, one vector per "
+                                  "layer; the layer probe and familiarity need it")
     dtype: Literal["float16", "float32"] = setting("float16", "data type of the kept residual stream on disk")
-    noise: bool = setting(False, "also measure robustness: noise_samples more passes of each prompt with "
-                          "noise in the middle layers")
+    robustness: bool = setting(False, "also measure robustness: noise_samples more passes of each prompt "
+                               "with noise in the middle layers")
     sigma: float = setting(0.1, "standard deviation of the noise relative to the residual stream", above=0)
     noise_samples: int = setting(4, "noisy passes of each prompt", min=1)
     seed: int = setting(0, "seed of the noise", min=0, max=2**32 - 1)
@@ -87,10 +87,11 @@ class AnswersConfig(Section):
 
     max_new: int = setting(32, "maximum number of tokens of an answer", min=1)
     batch_size: int = setting(32, "answers generated at once", min=1)
-    ends: tuple[str, ...] = setting(ANSWER_ENDS, "tokens that end an answer, besides the network's own, if "
-                                    "the tokenizer has them; a network that reads bytes ends it at a newline")
-    match: Rule = setting("strict", "rule that decides whether an answer is correct: strict, or recall (the "
-                          "published rule)")
+    end_tokens: tuple[str, ...] = setting(ANSWER_ENDS, "tokens that end an answer, besides the network's "
+                                          "own, if the tokenizer has them; a network that reads bytes ends "
+                                          "it at a newline")
+    match: Rule = setting("strict", "rule that decides whether an answer is correct: strict, or published "
+                          "(the rule of Recall)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +123,19 @@ class FitConfig(Section):
     sidecar: SidecarOptions = setting(SidecarOptions(), "training of the sidecar")
     c_values: tuple[float, ...] = setting((1e-3, 1e-2, 0.1, 1.0), "values of C (inverse regularisation) of "
                                            "the logistic probes; the validate split selects one")
-    familiarity: float = setting(0.6, "relative depth (0 to 1) of the layer whose residual stream gives the "
-                                 "Mahalanobis familiarity", min=0, below=1)
+    familiarity_depth: float = setting(0.6, "relative depth (0 to 1) of the layer whose residual stream "
+                                       "gives the Mahalanobis familiarity", min=0, below=1)
     calibrate: Literal["platt", "isotonic", "temperature"] = setting(
-        "platt", "how scores become probabilities; temperature, as published, cannot correct a shift")
+        "platt", "how scores become probabilities; temperature, as in Recall, cannot correct a shift")
     jobs: int = setting(-1, "probes fitted in parallel; -1 uses every core", min=-1)
-    cross: bool = setting(True, "with several data sets, also train on each alone and test on the others")
+    cross_dataset: bool = setting(True, "with several data sets, also train on each alone and test on the "
+                                  "others")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (not self.seeds or len(set(self.seeds)) != len(self.seeds)
                 or not all(0 <= seed < 2**32 for seed in self.seeds)):
-            raise InputError("seeds: expected at least one whole number from 0 to 2³² − 1, none twice, found "
+            raise InputError("seeds: expected at least one integer from 0 to 2³² − 1, each once, found "
                              f"{list(self.seeds)}")
         if not self.c_values or not all(0 < c_value < math.inf for c_value in self.c_values):
             raise InputError("c_values: expected at least one finite number above 0, found "

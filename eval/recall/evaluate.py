@@ -29,7 +29,7 @@ from ..thresholds import Verdict
 from .fit import SIDECAR
 from .labelling import NEEDED
 from .scores import Methods, Scope, complete_methods
-from .table import SPLITS, Table
+from .table import SPLITS, QuestionTable
 from .verdicts import VerdictRule
 
 Tree = dict[str, Any]
@@ -40,7 +40,8 @@ N_EXAMPLES = 10  # questions listed in the report
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
-def evaluate(table: Table, scores: Mapping[Scope, Methods], run: int, rule: VerdictRule, replicates: int,
+def evaluate(table: QuestionTable, scores: Mapping[Scope, Methods], run: int, rule: VerdictRule,
+             replicates: int,
              seed: int = 42) -> Tree:
     """Returns everything that the report shows, one key for each of its sections.
 
@@ -84,7 +85,7 @@ def evaluate(table: Table, scores: Mapping[Scope, Methods], run: int, rule: Verd
         "entropy_by_layer": _entropy_by_layer(table, test)}
 
 
-def examples(table: Table, rows: Rows, log_odds: Floats, probabilities: Floats, rule: VerdictRule
+def examples(table: QuestionTable, rows: Rows, log_odds: Floats, probabilities: Floats, rule: VerdictRule
              ) -> list[Tree]:
     """Returns N_EXAMPLES questions at evenly spaced ranks, from the highest P(knows) to the lowest.
 
@@ -98,18 +99,18 @@ def examples(table: Table, rows: Rows, log_odds: Floats, probabilities: Floats, 
              "verdict": rule.verdict(log_odds[i])} for i in order[ranks]]
 
 
-def _dataset_summary(table: Table, rows: Rows) -> Tree:
+def _dataset_summary(table: QuestionTable, rows: Rows) -> Tree:
     known, refused = table.known[rows], table.refused[rows]
     return {"questions": len(rows), "known": float(known.mean()), "refused": float(refused.mean()),
             "known_among_answered": float(known[~refused].mean()) if (~refused).any() else None}
 
 
-def has_both_labels(table: Table, rows: Rows) -> bool:
+def has_both_labels(table: QuestionTable, rows: Rows) -> bool:
     """Returns whether these rows have at least MIN_PER_LABEL known and as many unknown questions."""
     return int(np.bincount(table.known[rows], minlength=2).min()) >= MIN_PER_LABEL
 
 
-def compare(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
+def compare(table: QuestionTable, methods: Methods, rows: Rows, replicates: int, seed: int) -> Tree:
     """Scores every method on these rows and compares the sidecar with each of the others.
 
     The test is a paired bootstrap over groups; `p_holm` is corrected for all comparisons of this call. A
@@ -152,7 +153,7 @@ def compare(table: Table, methods: Methods, rows: Rows, replicates: int, seed: i
     return result
 
 
-def cross_dataset(table: Table, scores: Mapping[Scope, Methods], replicates: int, seed: int) -> Tree:
+def cross_dataset(table: QuestionTable, scores: Mapping[Scope, Methods], replicates: int, seed: int) -> Tree:
     """Evaluates methods trained on one data set on all questions of another that share no group with it."""
     results = {}
     for scope, methods in scores.items():
@@ -164,7 +165,8 @@ def cross_dataset(table: Table, scores: Mapping[Scope, Methods], replicates: int
     return results
 
 
-def by_popularity(table: Table, methods: Methods, rows: Rows, replicates: int, seed: int) -> list[Tree]:
+def by_popularity(table: QuestionTable, methods: Methods, rows: Rows, replicates: int,
+                  seed: int) -> list[Tree]:
     """Evaluates quartiles of popularity, lowest first; equal popularities share a bin."""
     rows = rows[~np.isnan(table.popularity[rows])]
     if not len(rows):
@@ -224,7 +226,7 @@ def _risks(errors: Floats, group: NDArray, scores: Mapping[str, Floats], replica
             "oracle": selective.Order(errors, errors).risks(selective.GRID), "methods": curves}
 
 
-def _entropy_by_layer(table: Table, rows: Rows) -> Tree:
+def _entropy_by_layer(table: QuestionTable, rows: Rows) -> Tree:
     """Returns the mean logit-lens entropy (nats) at the last position, for known and unknown questions."""
     entropy = table.by_layer[rows, :, BY_LAYER.index("a_entropy_final")].astype(float)
     return {name: entropy[table.known[rows] == label].mean(axis=0)

@@ -2,7 +2,7 @@
 
     sidecar                a GRU over the layers on signals A and B (one run for each seed)
     layer probe            logistic regression on the residual stream at the last position, best layer
-    globals                logistic regression on the ten features of the whole prompt
+    prompt features        logistic regression on the ten features of the whole prompt
     entropies              logistic regression on three entropies per layer (TriLens)
     negative entropy       of the next token; nothing is fitted
     familiarity            minus the Mahalanobis distance to known questions
@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.fit_sidecar import Examples, fit_sidecar, sidecar_logits
 from tilelli_jax.estimators.sidecar import Sidecar
-from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 
 from ..calibration import CALIBRATORS, Calibrator
 from ..checks import Floats
@@ -36,7 +36,7 @@ from ..metrics import auroc
 from . import controls
 from .config import FitConfig
 from .scores import Methods, Scores
-from .table import Table
+from .table import QuestionTable
 
 SIDECAR = "sidecar"
 Rows = NDArray[np.intp]
@@ -58,7 +58,7 @@ class FittedMethods(NamedTuple):
     calibrators: list[Calibrator]
 
 
-def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
+def fit(table: QuestionTable, options: FitConfig, dataset: str | None = None, *,
         notify: Callable[[str], None] = lambda line: None) -> FittedMethods:
     """Fits every method to the questions of one data set, or of all.
 
@@ -72,23 +72,23 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
         notify(f"{SIDECAR}, seed {seed}")
         try:
             run = fit_sidecar(_examples(table, train), _examples(table, validate), auroc, options.sidecar,
-                              names=BY_LAYER, global_names=OVERALL, seed=seed)
+                              names=BY_LAYER, prompt_feature_names=PROMPT_FEATURES, seed=seed)
         except ValueError as error:
             raise InputError(f"fit.sidecar: {error}") from None
         sidecars.append(run.sidecar)
         runs.append({"seed": seed, "epoch": run.best_epoch,
                      "validation_auroc": run.scores[run.best_epoch - 1]})
-    methods[SIDECAR] = Method(np.stack([sidecar_logits(sidecar, table.by_layer, table.overall)
+    methods[SIDECAR] = Method(np.stack([sidecar_logits(sidecar, table.by_layer, table.prompt_features)
                                         for sidecar in sidecars]), {"runs": runs})
     if table.final is not None:
         notify("layer probe")
         methods["layer probe"] = _layer_probe(table.final, table.known, train, validate, options)
-    for name, features in (("globals", table.overall), ("entropies", table.entropies)):
+    for name, features in (("prompt features", table.prompt_features), ("entropies", table.entropies)):
         notify(name)
         log_odds, info = _best_probe(features.reshape(len(features), -1), table.known, train, validate,
                                      options)
         methods[name] = Method(log_odds[None], info)
-    final_entropy = table.overall[None, :, OVERALL.index("a_final_entropy")]
+    final_entropy = table.prompt_features[None, :, PROMPT_FEATURES.index("a_final_entropy")]
     methods["negative entropy"] = Method(-final_entropy.astype(float), {})
     if table.final is not None:
         methods["familiarity"] = _familiarity(table.final, table.known, train, options)
@@ -113,8 +113,8 @@ def fit(table: Table, options: FitConfig, dataset: str | None = None, *,
 # ---------------------------------------------------------------------------------------------
 
 
-def _examples(table: Table, rows: Rows) -> Examples:
-    return Examples(table.by_layer[rows], table.overall[rows], table.known[rows])
+def _examples(table: QuestionTable, rows: Rows) -> Examples:
+    return Examples(table.by_layer[rows], table.prompt_features[rows], table.known[rows])
 
 
 def _scored_rows(scores: Floats, rows: Rows) -> Rows:
@@ -126,7 +126,7 @@ def _calibrator(scores: Floats, known: NDArray, rows: Rows, options: FitConfig) 
     return CALIBRATORS[options.calibrate](scores[scored], known[scored])
 
 
-def _covers_both_labels(method: Method, table: Table, rows: Rows) -> bool:
+def _covers_both_labels(method: Method, table: QuestionTable, rows: Rows) -> bool:
     """Returns whether the method scores both known and unknown questions among these rows."""
     return len(np.unique(table.known[_scored_rows(method.scores[0], rows)])) == 2
 
@@ -161,7 +161,7 @@ def _layer_probe(final: np.ndarray, known: np.ndarray, train: Rows, validate: Ro
 
 
 def _familiarity(final: np.ndarray, known: np.ndarray, train: Rows, options: FitConfig) -> Method:
-    layer = int(options.familiarity * final.shape[1])
+    layer = int(options.familiarity_depth * final.shape[1])
     activations = final[:, layer].astype(float)
     model = Familiarity.fit(activations[train], known[train])
     return Method(-model.distance(activations)[None], {"layer": layer, "shrinkage": model.shrinkage})

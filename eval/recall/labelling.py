@@ -113,7 +113,7 @@ def check_labels(known: np.ndarray, split: np.ndarray, options: SplitConfig) -> 
     rates = {"known": accuracy, "unknown": 1 - accuracy}
     if all(rates[label] for label, n in missing.items() if n):
         total = max(_ceil(n / rates[label]) for label, n in missing.items() if n)
-        remedy = f"about {total} more questions at this accuracy ({accuracy:.1%})"
+        remedy = f"about {total} more questions needed at this accuracy ({accuracy:.1%})"
     else:
         remedy = f"the network answers {'all' if accuracy else 'none'} of these correctly"
     raise InputError(f"questions: expected at least {add} ones, found {labels['known'].sum()} known and "

@@ -23,7 +23,7 @@ from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import Language, open_language
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 from tilelli_jax.signals.prompts import PromptOutputs, PromptReader
 
 from ..inputs import networks
@@ -82,9 +82,9 @@ class KnowledgePredictor:
             if not np.isfinite(output.final).all():  # the features would be 0, and P(knows) meaningless
                 raise InputError(f"{where(i)}: expected a finite residual stream, found infinite or NaN "
                                  "values: the network's weights may be damaged")
-        by_layer, overall = (np.stack([getattr(output.crystallisation, name) for output in outputs])
-                             for name in ("by_layer", "overall"))
-        scores = sidecar_logits(self.sidecar, by_layer, overall)
+        by_layer, prompt_features = (np.stack([getattr(output.crystallisation, name) for output in outputs])
+                             for name in ("by_layer", "prompt_features"))
+        scores = sidecar_logits(self.sidecar, by_layer, prompt_features)
         probabilities, decode = self.rule.probabilities(scores), self.language.tokenizer.decode
         if np.isnan(probabilities).any():
             raise InputError("P(knows): expected numbers, found NaN: the sidecar's weights may be damaged")
@@ -140,10 +140,11 @@ def as_row(prediction: Prediction) -> dict[str, object]:
 
 
 def check_features(sidecar: Sidecar, source: str | Path) -> None:
-    """Raises InputError if a sidecar expects other features than BY_LAYER and OVERALL."""
+    """Raises InputError if a sidecar expects other features than BY_LAYER and PROMPT_FEATURES."""
     config = sidecar.config
     for kind, expected, names, n in (("features", BY_LAYER, config.features, config.n_features),
-                                     ("globals", OVERALL, config.globals, config.n_globals)):
+                                     ("prompt_features", PROMPT_FEATURES, config.prompt_features,
+                                      config.n_prompt_features)):
         if n != len(expected):
             raise InputError(f"{source}: n_{kind}: expected {len(expected)}, found {n}")
         for i, (name, expected_name) in enumerate(zip(names, expected, strict=False)):

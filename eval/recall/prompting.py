@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import Language
 from tilelli_jax.signals.batching import max_time
-from tilelli_jax.signals.prompts import Prompt
+from tilelli_jax.signals.prompts import PromptIds
 
 from .config import PromptConfig
 
@@ -37,7 +37,7 @@ class Prompter:
         assert self.language.chat_template is not None
         return self.language.chat_template.format_prompt(content, thinking=thinking)
 
-    def __call__(self, question: str, where: str = "the question") -> Prompt:
+    def __call__(self, question: str, where: str = "the question") -> PromptIds:
         """Returns the prompt's tokens and the range of the question's tokens, without the instruction's.
 
         Args:
@@ -67,4 +67,4 @@ class Prompter:
         if ids and max(ids) >= self.vocab_size:
             raise InputError(f"{where}: expected tokens below {self.vocab_size}, the network's "
                              f"vocabulary size, found {max(ids)}: the tokenizer may be another network's")
-        return Prompt(ids, inside[0], inside[-1] + 1) if inside else Prompt(ids, 0, 0)
+        return PromptIds(ids, inside[0], inside[-1] + 1) if inside else PromptIds(ids, 0, 0)

@@ -152,7 +152,7 @@ def _texts(values: Sequence[Any], where: str) -> tuple[str, ...]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
             raise InputError(f"{where}: answers: expected texts, found {value!r:.40}")
-    # pandas reads whole numbers as 1912.0 if another cell of the column is empty.
+    # pandas reads integers as 1912.0 if another cell of the column is empty.
     texts = [str(int(value)) if isinstance(value, float) and value.is_integer() else
              re.sub(r"^(\d+)\.0$", r"\1", str(value).strip()) for value in values]
     distinct = tuple(dict.fromkeys(text for text in texts if text))

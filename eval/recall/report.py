@@ -32,11 +32,12 @@ from .evaluate import VERDICTS
 from .fit import SIDECAR
 from .study import RecallStudy
 
-SHOWN = (SIDECAR, "layer probe", "globals", "negative entropy", "words")  # in all figures
+SHOWN = (SIDECAR, "layer probe", "prompt features", "negative entropy", "words")  # in all figures
 METHODS = (*SHOWN, "entropies", "robustness", "familiarity", "length", "dataset", "popularity")
 CALIBRATORS = {"platt": "Platt scaling", "isotonic": "Isotonic regression",
                "temperature": "Temperature scaling"}
-COMPARED = ("negative entropy", "words", "layer probe", "globals")  # with the sidecar, in the conclusions
+# Compared with the sidecar in the conclusions.
+COMPARED = ("negative entropy", "words", "layer probe", "prompt features")
 DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
@@ -282,7 +283,7 @@ def _add_verdicts(report: Document, results: Tree) -> None:
     report.heading("Verdicts")
     options, thresholds, fit = results["config"]["verdict"], results["thresholds"], results["fit"]
     precision, confidence = f"{options['precision']:.0%}", f"{options['confidence']:.0%}"
-    unused = [verdict for name, verdict in (("green", VERDICTS[0]), ("red", VERDICTS[2]))
+    unused = [verdict for name, verdict in (("knows_from", VERDICTS[0]), ("unknown_below", VERDICTS[2]))
               if thresholds[name] is None]
     if len(unused) == 2:
         report.paragraph(
@@ -292,7 +293,8 @@ def _add_verdicts(report: Document, results: Tree) -> None:
             f"precision of {precision} on {_calibration_set(results)}.")
         return
     limits = ", ".join(f"'{verdict}' {bound} P(knows) = {thresholds[name]:.3f}" for name, verdict, bound in (
-        ("green", VERDICTS[0], "from"), ("red", VERDICTS[2], "below")) if thresholds[name] is not None)
+        ("knows_from", VERDICTS[0], "from"), ("unknown_below", VERDICTS[2], "below"))
+        if thresholds[name] is not None)
     target = (f"is guaranteed for new questions of the same kind with {confidence} confidence"
               if options["guarantee"] else
               "was reached on the calibration questions and is not guaranteed for new ones")
@@ -363,7 +365,7 @@ def _area_row(name: str, result: Tree) -> dict[str, Any]:
 
 def _description(method: str) -> str:
     return {"words": "the control on the question's words", "layer probe": "the layer probe",
-            "globals": "the probe on ten numbers of the prompt",
+            "prompt features": "the probe on ten numbers of the prompt",
             "negative entropy": "the negative entropy of the next token"}[method]
 
 

@@ -21,7 +21,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.loading.language import Language, open_language
 from tilelli_jax.loading.model_card import CardInfo
 from tilelli_jax.parallel.sharding import make_mesh
-from tilelli_jax.signals.prompts import Prompt, PromptReader
+from tilelli_jax.signals.prompts import PromptIds, PromptReader
 from tilelli_jax.signals.robustness import Robustness
 
 from ..calibration import calibrator_from_dict
@@ -36,7 +36,7 @@ from .answering import answer, answer_text
 from .config import RecallConfig
 from .prompting import Prompter
 from .scores import Methods, Scope
-from .table import QUESTIONS, Table
+from .table import QUESTIONS, QuestionTable
 from .verdicts import VerdictRule
 
 MIN_GROUPS = 8
@@ -95,7 +95,7 @@ class RecallStudy(Study[RecallConfig]):
         return open_language(self.studied.path, section.tokenizer, self.config.compute, self.mesh)
 
     @functools.cached_property
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[PromptIds]:
         prompter = Prompter(self.language, self.config.prompt)
         return [prompter(question.text, f"question {question.id}") for question in self.questions]
 
@@ -103,8 +103,9 @@ class RecallStudy(Study[RecallConfig]):
     def signals(self) -> Path:
         """Runs one pass of each prompt. Returns a directory of shards.
 
-        Arrays: `by_layer`, `overall`, `entropies`, `best`, `strongest_layer`, `strongest_token`, `tokens`
-        (length of the prompt) and, as configured, `final` and `robustness`; see `table.Table`.
+        Arrays: `by_layer`, `prompt_features`, `entropies`, `best`, `strongest_layer`, `strongest_token`,
+        `tokens` (length of the prompt) and, as configured, `final` and `robustness`; see
+        `table.QuestionTable`.
         """
         options = self.config.signals
         manifest = stage_manifest("signals", **self._inputs, options=without(
@@ -113,9 +114,9 @@ class RecallStudy(Study[RecallConfig]):
         def work(path: Path) -> None:
             model = self.language.model
             reader = PromptReader(model, batch_size=options.batch_size, max_bytes=options.max_bytes,
-                                  rounded=options.rounded, mesh=self.mesh)
+                                  rounded=options.lens_bfloat16, mesh=self.mesh)
             noise = Robustness(model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,
-                               batch_size=options.batch_size, mesh=self.mesh) if options.noise else None
+                               batch_size=options.batch_size, mesh=self.mesh) if options.robustness else None
             fill(path, range(len(self.prompts)), options.shard_items,
                  lambda rows: self._signals(reader, noise, rows))
         if not self.stages.is_complete("signals", manifest):
@@ -126,7 +127,8 @@ class RecallStudy(Study[RecallConfig]):
     def answers(self) -> Path:
         """Generates the answers. Returns a directory of shards: `tokens` of all answers, and `lengths`."""
         options = self.config.answers
-        manifest = stage_manifest("answers", **self._inputs, max_new=options.max_new, ends=options.ends)
+        manifest = stage_manifest("answers", **self._inputs, max_new=options.max_new,
+                                  end_tokens=options.end_tokens)
 
         def shard(rows: Sequence[int]) -> dict[str, np.ndarray]:
             answers = answer(self.language, [self.prompts[i] for i in rows], options)
@@ -149,7 +151,7 @@ class RecallStudy(Study[RecallConfig]):
         return path
 
     @functools.cached_property
-    def table(self) -> Table:
+    def table(self) -> QuestionTable:
         return table.read(self.signals, self.build)
 
     @functools.cached_property
@@ -219,11 +221,11 @@ class RecallStudy(Study[RecallConfig]):
         by_index = dict(reader(prompts, "signals"))
         outputs = [by_index[i] for i in range(len(prompts))]
         arrays = {name: np.stack([getattr(output.crystallisation, name) for output in outputs])
-                  for name in ("by_layer", "overall", "entropies", "best", "strongest_layer",
+                  for name in ("by_layer", "prompt_features", "entropies", "best", "strongest_layer",
                                "strongest_token")}
         arrays["tokens"] = np.array([len(prompt.ids) for prompt in prompts], np.int64)
         options = self.config.signals
-        if options.final:
+        if options.keep_residual:
             with np.errstate(over="ignore"):  # an overflow raises InputError below
                 arrays["final"] = np.stack([output.final for output in outputs]).astype(options.dtype)
             if not (finite := np.isfinite(arrays["final"]).all(axis=(1, 2))).all():
@@ -250,7 +252,7 @@ class RecallStudy(Study[RecallConfig]):
         options, data = self.config.fit, self.table
         scopes: list[Scope] = [None]  # all data sets; then each alone, if there are several
         excluded = {}
-        for name in data.datasets if options.cross and len(data.datasets) > 1 else ():
+        for name in data.datasets if options.cross_dataset and len(data.datasets) > 1 else ():
             try:
                 table.check_dataset(data, name)
                 scopes.append(name)
@@ -279,10 +281,10 @@ class RecallStudy(Study[RecallConfig]):
         thresholds = verdicts.thresholds(self.table.known[rows], log_odds, self.table.group[rows],
                                          config.verdict)
         verdicts.write(path, VerdictRule(
-            calibrator_from_dict(fit_result["calibrator"]), thresholds.green, thresholds.red,
+            calibrator_from_dict(fit_result["calibrator"]), thresholds.knows_from, thresholds.unknown_below,
             config_lib.to_dict(config.verdict),
             {"name": self.studied.name, "fingerprint": self.studied.fingerprint,
-             "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.rounded,
+             "n_layers": self.table.by_layer.shape[1]}, config.prompt, config.signals.lens_bfloat16,
             config.compute.dtype))
 
     def _evaluate(self, path: Path) -> None:

@@ -18,12 +18,12 @@ SPLITS = ("train", "validate", "calibrate", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class QuestionTable:
     """Arrays over n questions.
 
     Attributes:
-        by_layer, overall: signals A (crystallisation) and B (MLP-write specificity): f32 `[n, layers, 12]`
-            for each layer, and f32 `[n, 10]` for the whole prompt.
+        by_layer, prompt_features: signals A (crystallisation) and B (MLP-write specificity): f32
+            `[n, layers, 12]` for each layer, and f32 `[n, 10]` for the whole prompt.
         entropies: f32 `[n, layers, 3]`, nats: of the attention write, the MLP write, the stream (TriLens).
         final: `[n, layers, d_model]`, the residual stream at the last position; None if it was not kept.
         robustness: f32 `[n]`, divergence under noise in nats; None if it was not measured.
@@ -34,7 +34,7 @@ class Table:
     """
 
     by_layer: np.ndarray
-    overall: np.ndarray
+    prompt_features: np.ndarray
     entropies: np.ndarray
     final: np.ndarray | None
     robustness: np.ndarray | None
@@ -65,11 +65,11 @@ class Table:
         return np.flatnonzero(mask if dataset is None else mask & (self.dataset == dataset))
 
 
-def read(signals: Path, questions: Path) -> Table:
+def read(signals: Path, questions: Path) -> QuestionTable:
     """Reads the table from the directories of the stages `signals` and `questions`."""
     shards, columns = Shards(signals), read_columns(questions / QUESTIONS)
-    return Table(
-        shards.joined("by_layer"), shards.joined("overall"), shards.joined("entropies"),
+    return QuestionTable(
+        shards.joined("by_layer"), shards.joined("prompt_features"), shards.joined("entropies"),
         shards.joined("final") if "final" in shards.names else None,
         shards.joined("robustness") if "robustness" in shards.names else None,
         columns["known"].astype(np.int64), columns["refused"].astype(bool), columns["split"].astype(str),
@@ -77,7 +77,7 @@ def read(signals: Path, questions: Path) -> Table:
         columns["dataset"].astype(str), columns["popularity"].astype(float))
 
 
-def check_dataset(table: Table, dataset: str) -> None:
+def check_dataset(table: QuestionTable, dataset: str) -> None:
     """Raises InputError if a split has fewer than two known or two unknown questions of a data set."""
     for split in SPLITS:
         unknown, known = np.bincount(table.known[table.rows(split, dataset)], minlength=2)

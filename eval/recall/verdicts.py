@@ -30,18 +30,18 @@ class VerdictRule:
 
     Attributes:
         calibrator: maps log odds to P(knows).
-        green, red: thresholds on the uncalibrated probability σ(log odds): from green on "likely knows",
-            below red "likely beyond its knowledge"; None: that verdict is never given. They are
-            uncalibrated because a guarantee needs a score that was not fitted to the calibration
-            questions, and the calibrator was.
+        knows_from, unknown_below: thresholds on the uncalibrated probability σ(log odds): from knows_from on
+            "likely knows", below unknown_below "likely beyond its knowledge"; None: that verdict is never
+            given. They are uncalibrated because a guarantee needs a score that was not fitted to the
+            calibration questions, and the calibrator was.
         aim: how the thresholds were chosen: `precision`, `guarantee`, `confidence`.
         network: the network that the sidecar was trained on: `name`, `contents` (a fingerprint), `n_layers`.
         prompt, rounded, dtype: the prompt, the rounding of the logit lens and the data type used with it.
     """
 
     calibrator: Calibrator = Temperature(1.0)
-    green: float | None = None
-    red: float | None = None
+    knows_from: float | None = None
+    unknown_below: float | None = None
     aim: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompt: PromptConfig = PromptConfig()
@@ -54,19 +54,20 @@ class VerdictRule:
 
     def verdict(self, score: float) -> Verdict | None:
         """Returns the verdict for log odds, or None if there are no thresholds."""
-        if self.green is None and self.red is None:
+        if self.knows_from is None and self.unknown_below is None:
             return None
-        return verdict(float(expit(score)), self.green, self.red)
+        return verdict(float(expit(score)), self.knows_from, self.unknown_below)
 
     @property
     def thresholds(self) -> Thresholds:
-        """Green and red on the scale of P(knows)."""
+        """knows_from and unknown_below on the scale of P(knows)."""
         return Thresholds(*(None if threshold is None else float(self.calibrator(logit(threshold)))
-                            for threshold in (self.green, self.red)))
+                            for threshold in (self.knows_from, self.unknown_below)))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON tree that `from_dict` reads."""
-        return {"calibrator": self.calibrator.to_dict(), "green": self.green, "red": self.red,
+        return {"calibrator": self.calibrator.to_dict(), "knows_from": self.knows_from,
+                "unknown_below": self.unknown_below,
                 "aim": dict(self.aim), "network": dict(self.network),
                 "prompt": config_lib.to_dict(self.prompt), "rounded": self.rounded,
                 "dtype": self.dtype}
@@ -106,7 +107,7 @@ def read(path: Path) -> VerdictRule:
 
 def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
     """Reads what `to_dict` returned. Raises ValueError, KeyError or InputError for another tree."""
-    for name in ("green", "red"):
+    for name in ("knows_from", "unknown_below"):
         value = tree[name]
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
             raise ValueError(f"{name}: expected a probability or null, found {value!r:.40}")
@@ -115,6 +116,7 @@ def from_dict(tree: Mapping[str, Any], source: str = "") -> VerdictRule:
         raise ValueError("network: expected its name, fingerprint and n_layers, or nothing")
     if not all(isinstance(aim.get(key, 0.5), int | float) for key in ("precision", "confidence")):
         raise ValueError("aim: expected numbers under precision and confidence")
-    return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["green"], tree["red"], aim, network,
+    return VerdictRule(calibrator_from_dict(tree["calibrator"]), tree["knows_from"], tree["unknown_below"],
+                       aim, network,
                        config_lib.from_dict(PromptConfig, tree["prompt"], source), bool(tree["rounded"]),
                        ComputeConfig(dtype=tree["dtype"]).dtype)

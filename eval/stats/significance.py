@@ -52,7 +52,7 @@ def permute_labels(labels: ArrayLike, a: ArrayLike, b: ArrayLike, *, permutation
     a, b = (checks.scores(score, len(positive), name) for name, score in (("a", a), ("b", b)))
     permutations = checks.count(permutations, "permutations")
     rng = np.random.default_rng(checks.seed(seed))
-    # Differences of doubled rank sums are whole numbers, so ties are exact. Those of AUROCs are rounded.
+    # Differences of doubled rank sums are integers, so ties are exact. Those of AUROCs are rounded.
     gains = 2 * (midranks(a) - midranks(b))
     rows = max(1, BLOCK // len(positive))
     null = np.concatenate([

@@ -22,7 +22,7 @@ import pytest
 
 import tilelli_jax
 from tests.hugging_face_directory import END, words_of, write_directory
-from tests.restated.reciter import reciter
+from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.chat import crop, main, reply
 from tilelli_jax.loading.store import build

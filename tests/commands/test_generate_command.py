@@ -14,8 +14,8 @@ import pytest
 
 import tilelli_jax
 from tests.hugging_face_directory import BOS, END, WORDS, words_of, write_directory
-from tests.restated.random_weights import random_network
-from tests.restated.reciter import reciter
+from tests.reference_impl.memorised_text import reciter
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.cli.command import command
 from tilelli_jax.commands.generate import main
 from tilelli_jax.errors import InputError
@@ -147,9 +147,9 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (lambda model, tmp: ["--model", model / "config.json", "--prompt", "x"],
      "{model}/config.json: expected a model directory (config.json and model.safetensors), found a file"),
     (lambda model, tmp: ["--model", tmp, "--prompt", "x"],
-     "{tmp}: no model directory: it has no config.json"),
+     "{tmp}: not a model directory: config.json is missing"),
     (bad_model(lambda path: (path / "model.safetensors").unlink()),
-     "{tmp}/model: no model directory: it has no model.safetensors"),
+     "{tmp}/model: not a model directory: model.safetensors is missing"),
     (bad_model(lambda path: os.truncate(path / "model.safetensors", 1000)),
      "{tmp}/model/model.safetensors: cannot be read: "),
     (bad_model(lambda path: (path / "config.json").write_text("{")),
@@ -159,12 +159,12 @@ def options(*more: object) -> Callable[[Path, Path], list[object]]:
     (bad_model(lambda path: (path / "config.json").write_text('{"family": "vanilla"}')),
      "{tmp}/model/model.safetensors: tensors do not fit the configuration; missing: blocks.1.attention.out"),
     (lambda model, tmp: ["--model", model, "--prompt", ""], "--prompt: expected at least one character"),
-    (options("--max-new", -1), "--max-new: expected a whole number ≥ 0 and ≤ 1048576, found -1"),
+    (options("--max-new", -1), "--max-new: expected an integer ≥ 0 and ≤ 1048576, found -1"),
     (options("--temperature", -1), "--temperature: expected a number ≥ 0 and ≤ 1e+30, found -1.0"),
     (options("--temperature", "nan"), "--temperature: expected a number ≥ 0 and ≤ 1e+30, found nan"),
-    (options("--top-k", -1), "--top-k: expected a whole number ≥ 0, found -1"),
+    (options("--top-k", -1), "--top-k: expected an integer ≥ 0, found -1"),
     (options("--top-p", 0), "--top-p: expected a number > 0 and ≤ 1, found 0.0"),
-    (options("--seed", -1), "--seed: expected a whole number ≥ 0 and ≤ 4294967295, found -1"),
+    (options("--seed", -1), "--seed: expected an integer ≥ 0 and ≤ 4294967295, found -1"),
     (options("--stop", ""), "--stop: expected at least one character"),
     (options("--out", Path("no/out.jsonl")),
      "--out: {tmp}/no/out.jsonl cannot be written: No such file or directory"),

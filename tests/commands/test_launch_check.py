@@ -17,7 +17,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.parallel.collectives import Collectives
 from tilelli_jax.parallel.sharding import MeshConfig
-from tilelli_jax.training.experiment import ExperimentConfig, TrainConfig
+from tilelli_jax.training.config import ExperimentConfig, TrainConfig
 from tilelli_jax.training.flops import train_flops_per_token
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
+from tilelli_jax.convert.command import main
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import from_arrays
 
@@ -131,7 +131,7 @@ def test_check(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ({"activation_fn_kwargs": {"k": K, "postact_fn": "relu"}}, ["activation_fn_kwargs: expected only k"]),
     ({"jump": 0.5}, ["jump: unknown key", "remove it from cfg.json"]),
     ({"k": 40}, ["k: expected at most"])])
-def test_unsupported_configurations_are_refused(change: dict[str, Any], expected: list[str], source: Path,
+def test_unsupported_configurations_are_rejected(change: dict[str, Any], expected: list[str], source: Path,
                                                 tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (source / "cfg.json").write_text(json.dumps({**CONFIGS[source.name], **change}))
     assert run(source, tmp_path / "out") == 2
@@ -141,7 +141,7 @@ def test_unsupported_configurations_are_refused(change: dict[str, Any], expected
 
 def test_k_in_activation_fn_kwargs(source: Path, tmp_path: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
-    """A different k on the command line is refused."""
+    """A different k on the command line is rejected."""
     config = {key: value for key, value in CONFIGS[source.name].items() if key != "k"}
     (source / "cfg.json").write_text(json.dumps({**config, "activation_fn_kwargs": {"k": K}}))
     assert run(source, tmp_path / "out", "--set", f"k={K + 1}") == 2
@@ -169,7 +169,7 @@ def test_squares_that_overflow(source: Path, tmp_path: Path) -> None:
     assert tilelli_jax.load(tmp_path / "out").config.unit_norm == "none"
 
 
-def test_to_saelens_refuses_other_families(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_to_saelens_rejects_other_families(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tilelli_jax.models.vanilla import VanillaConfig
     model = tilelli_jax.build(VanillaConfig(d_model=8, n_layers=1, max_seq_len=8, n_heads=1), 0)
     tilelli_jax.save(model, tmp_path / "model")

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
+from tests.error_lines import assert_one_line
 from tests.extras import needs_transformers
+from tests.reference_impl.comparison import assert_same_weights
+from tests.reference_impl.random_weights import random_weights
 from tests.references import STORED, needs
-from tests.refusals import assert_one_line
-from tests.restated.comparison import assert_same_weights
-from tests.restated.random_weights import random_weights
+from tilelli_jax.convert.command import main
 from tilelli_jax.io import tensors
 from tilelli_jax.io.tensors import INDEX, TENSORS
 from tilelli_jax.loading.store import from_arrays

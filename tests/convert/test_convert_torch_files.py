@@ -27,10 +27,10 @@ from tests.convert.torch_files import (
     state_of,
     weights,
 )
+from tests.error_lines import assert_one_line
+from tests.reference_impl.comparison import assert_same_weights
+from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
-from tests.refusals import assert_one_line
-from tests.restated.comparison import assert_same_weights
-from tests.restated.random_weights import random_network
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.models.arrays import to_arrays
@@ -68,7 +68,7 @@ def test_sae(wrap: Callable[[Any], Any], settings: list[str], dtype: str, tmp_pa
     assert_same_tree(load_pt(tmp_path / "back.pt"), load_pt(source))
 
 
-def test_sae_without_k_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sae_without_k_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = save_pt(tmp_path / "sae_topk_8.pt", sae_state())
     assert run(source, tmp_path / "out") == 2
     assert_one_line(capsys.readouterr().err, f"{source}: k: ", "--set k=")
@@ -99,16 +99,16 @@ def test_sidecar(changes: dict[str, Any], tmp_path: Path) -> None:
     torch.save(tree, tmp_path / "source.pt")
     assert run(tmp_path / "source.pt", tmp_path / "out") == 0
     model = tilelli_jax.load(tmp_path / "out")
-    assert model.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=5,
+    assert model.config == SidecarConfig(n_features=3, n_prompt_features=4, d_hidden=5,
                                          features=("entropy", "margin", "peak"),
-                                         globals=("g0", "g1", "g2", "g3"))
+                                         prompt_features=("g0", "g1", "g2", "g3"))
     arrays = to_arrays(model)
     state = {name: tensor.numpy() for name, tensor in tree["state_dict"].items()}
     np.testing.assert_array_equal(arrays["gru.input.kernel"], state["gru.weight_ih_l0"].T)
     np.testing.assert_array_equal(arrays["gru.state.bias"], state["gru.bias_hh_l0"])
     np.testing.assert_array_equal(arrays["hidden.kernel"], state["head.0.weight"].T)
     np.testing.assert_array_equal(arrays["feature_scaler.scale"], tree["fscaler"]["std"][0, 0])
-    np.testing.assert_array_equal(arrays["global_scaler.mean"], np.float32(tree["gscaler"]["mean"]))
+    np.testing.assert_array_equal(arrays["prompt_scaler.mean"], np.float32(tree["gscaler"]["mean"]))
     assert arrays["temperature"] == np.float32(tree["T"])
     assert run(tmp_path / "out", tmp_path / "back.pt", "--to", "torch") == 0
     assert_same_tree(load_pt(tmp_path / "back.pt"), tree)  # scalers and T are still float64
@@ -134,7 +134,7 @@ def _sidecar() -> Any:
     from flax import nnx
 
     from tilelli_jax.estimators.sidecar import Sidecar
-    return Sidecar(SidecarConfig(n_features=3, n_globals=4, d_hidden=5, features=("a", "b", "c")),
+    return Sidecar(SidecarConfig(n_features=3, n_prompt_features=4, d_hidden=5, features=("a", "b", "c")),
                    rngs=nnx.Rngs(0))
 
 

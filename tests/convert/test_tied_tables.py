@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
+from tests.error_lines import assert_one_line
 from tests.extras import needs_transformers
-from tests.refusals import assert_one_line
-from tests.restated.comparison import distance
-from tests.restated.random_weights import random_network
+from tests.reference_impl.comparison import distance
+from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
+from tilelli_jax.convert.command import main
 from tilelli_jax.io.tensors import TENSORS
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -150,7 +150,7 @@ def test_gemma_tie_flags_that_differ(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_t5_copies_of_the_shared_table(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """transformers uses a copy that differs; our network has only one table, so it is refused."""
+    """transformers uses a copy that differs; our network has only one table, so it is rejected."""
     name = f"{part}__embed_tokens__weight"
     assert run(write_directory(tmp_path / "same", "t5", {}, "no", **{name: 1}), tmp_path / "out") == 0
     other = write_directory(tmp_path / "other", "t5", {}, "no", **{name: 2})
@@ -183,7 +183,7 @@ def test_unsupported_t5_settings(flags: dict[str, Any], expected_text: str, tmp_
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("key", ["dense_act_fn", "is_gated_act", "hidden_size", "num_hidden_layers",
                                  "num_attention_heads", "head_dim"])
-def test_transformers_uses_the_refused_settings(key: str, tmp_path: Path) -> None:
+def test_transformers_uses_the_rejected_settings(key: str, tmp_path: Path) -> None:
     import transformers
     value = {"dense_act_fn": "gelu_new", "is_gated_act": True}.get(key, 60)
     source = write_directory(tmp_path / "source", "t5", {key: value}, "no")

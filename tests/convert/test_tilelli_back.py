@@ -26,7 +26,7 @@ from tests.convert.torch_files import (
     state_of,
     weights,
 )
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax.models.vanilla import VanillaConfig
 
 pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
@@ -170,8 +170,8 @@ def test_vanilla_round_trip(changes: dict[str, Any], dtype: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("base", [LITE, VANILLA], ids=["Lite", "vanilla"])
-def test_lsq_scales_are_refused(base: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`.pt` files have no names for the learned scales of LSQ, so both directions are refused."""
+def test_lsq_scales_are_rejected(base: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`.pt` files have no names for the learned scales of LSQ, so both directions are rejected."""
     tilelli_jax.save(network(dataclasses.replace(base, quantizer="lsq")), tmp_path / "saved")
     assert run(tmp_path / "saved", tmp_path / "x.pt", "--to", "torch") == 2
     assert_one_line(capsys.readouterr().err, "alpha")

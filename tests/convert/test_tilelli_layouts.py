@@ -25,8 +25,8 @@ from tests.convert.torch_files import (
     state_of,
     weights,
 )
-from tests.refusals import assert_one_line
-from tests.restated.comparison import assert_same_weights
+from tests.error_lines import assert_one_line
+from tests.reference_impl.comparison import assert_same_weights
 from tilelli_jax.loading.store import from_arrays
 
 pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")

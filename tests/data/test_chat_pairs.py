@@ -169,7 +169,7 @@ def test_validation_rows() -> None:
     batch = list(validation_rows(source, batch_size=4))
     assert np.concatenate([batch.rows for batch in batch]).tolist() == [*range(10), -1, -1]
     assert sum(batch.last.sum() for batch in batch) == 10
-    some = list(validation_rows(source, batch_size=4, most=3, rows=[1, 3]))
+    some = list(validation_rows(source, batch_size=4, max_rows=3, rows=[1, 3]))
     assert [batch.rows.tolist() for batch in some] == [[1, -1]]
 
 

@@ -12,7 +12,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.synthetic import facts
 from tilelli_jax.errors import InputError
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 
 CONFIG = Path(__file__).parents[2] / "configs/facts-small.yaml"
 WORLD = facts.facts()

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
+from tests.error_lines import assert_one_line
 from tests.kill_points import kill_at_every_file_operation, kill_command_at_every_file_operation
-from tests.refusals import assert_one_line
 from tilelli_jax.commands.data import main
 from tilelli_jax.data.config import DataConfig
 from tilelli_jax.data.corpus import open_corpus
@@ -22,7 +22,7 @@ from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
 from tilelli_jax.io import files
 
-AGAIN = "make them again: tilelli data --source … --out {out} --force"
+AGAIN = "create them again: tilelli data --source … --out {out} --force"
 
 
 def parts_of(out):
@@ -55,7 +55,7 @@ def test_all_three_files_are_needed(tmp_path, shards):
     assert shards(OLD) == (OLD[:178].encode(), OLD[178:].encode())
     for name in FILES:
         (out / name).rename(tmp_path / name)
-        assert f"{out}: expected train.bin, valid.bin and meta.json, there is no {name}; " in parts_of(out)
+        assert f"{out}: expected train.bin, valid.bin and meta.json; {name} is missing; " in parts_of(out)
         (tmp_path / name).rename(out / name)
     assert parts_of(out)[0] == OLD[:178].encode()
 
@@ -158,8 +158,8 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a system withou
 
 @needs_fork
 @pytest.mark.parametrize(("before", "options", "expected"), [
-    ("nothing", [], ["none", "refused"]), ("shards", ["--force"], ["older", "refused", "newer"]),
-    pytest.param("torn", [], ["refused", "none", "refused"], marks=pytest.mark.exhaustive)])
+    ("nothing", [], ["none", "rejected"]), ("shards", ["--force"], ["older", "rejected", "newer"]),
+    pytest.param("torn", [], ["rejected", "none", "rejected"], marks=pytest.mark.exhaustive)])
 def test_killed_at_any_file_operation(tmp_path, shards, before, options, expected):
     """Old shards, new shards or an error remain; the same command again writes the new ones."""
     out, saved, text = tmp_path / "out", tmp_path / "saved", tmp_path / "new.txt"
@@ -179,7 +179,7 @@ def test_killed_at_any_file_operation(tmp_path, shards, before, options, expecte
     def check(at):
         parts = parts_of(out) if out.exists() and os.listdir(out) else "none"
         assert isinstance(parts, str) or parts in (older, newer)
-        states.append({older: "older", newer: "newer", "none": "none"}.get(parts, "refused"))
+        states.append({older: "older", newer: "newer", "none": "none"}.get(parts, "rejected"))
         run_unwrapped(command)
         assert parts_of(out) == newer and sorted(os.listdir(out)) == sorted(FILES)
 

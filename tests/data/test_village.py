@@ -36,9 +36,9 @@ def wordings(entity):
             for wording in RELATIONS[entity.kind][key].statements}
 
 
-STRANGERS = {use: {name for pool in questions.strangers(WORLD, use).values() for name in pool}
+STRANGERS = {use: {name for pool in questions.unknown_names(WORLD, use).values() for name in pool}
              for use in ("train", "evaluation")}
-TERMS = {use: set(names.TERMS.strangers(0, use)) for use in ("train", "evaluation")}
+TERMS = {use: set(names.TERMS.unknown_names(0, use)) for use in ("train", "evaluation")}
 
 
 # --- Training text ----------------------------------------------------------------------------
@@ -100,7 +100,8 @@ def test_strangers_and_known_names_have_the_same_parts():
         n = len(pool.first)
         every = [name for number in range(n) for name in pool.ring(number)]
         assert len(pool.second) == n and len(set(every)) == n * n
-        known, trained, evaluated = pool.ring(0), pool.strangers(1, "train"), pool.strangers(1, "evaluation")
+        known = pool.ring(0)
+        trained, evaluated = pool.unknown_names(1, "train"), pool.unknown_names(1, "evaluation")
         assert sorted((*known, *trained, *evaluated)) == sorted(every)
         for some in (known, trained, evaluated):
             assert {name.split(" ")[0] if pool.between else name[:2] for name in some} == {
@@ -123,7 +124,7 @@ def test_the_corpus():
             DataConfig(**{key: value})
     with pytest.raises(InputError, match=r"^people: expected a multiple of 48 .* found 50$"):
         village.world(0, 50)
-    assert len(village.world(0, village.MOST).people) == village.MOST
+    assert len(village.world(0, village.MAX_PEOPLE).people) == village.MAX_PEOPLE
 
 
 # --- Chat ------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_answers_are_true_and_the_rest_abstains():
 def test_question_forms_do_not_reveal_strangers():
     """Confirmations and premises are equally frequent in questions about strangers and about known people."""
     forms = {True: Counter(), False: Counter()}
-    for prompt, _, answerable in village.chat(WORLD, 6000, 1, kinds=["stranger"]):
+    for prompt, _, answerable in village.chat(WORLD, 6000, 1, kinds=["unknown_entity"]):
         if any(f"{first} " in prompt for first in names.PEOPLE.first):
             forms[answerable]["confirm" if prompt.startswith("Is it") or prompt.endswith(", right?") else
                               "premise" if ", who " in prompt else "plain"] += 1
@@ -172,9 +173,9 @@ def test_question_forms_do_not_reveal_strangers():
 def test_kinds_and_fractions():
     assert village.chat(WORLD, 0) == []
     assert all(pair.answerable for pair in village.chat(WORLD, 100, unanswerable=0, kinds=()))
-    for kind, marks in (("term", TERMS["train"]), ("niche", names.NICHE["train"]),
-                        ("untold", [one.name for one in WORLD.people]),
-                        ("stranger", STRANGERS["train"])):
+    for kind, marks in (("invented_term", TERMS["train"]), ("real_topic", names.REAL_TOPICS["train"]),
+                        ("unstated_relation", [one.name for one in WORLD.people]),
+                        ("unknown_entity", STRANGERS["train"])):
         for pair in village.chat(WORLD, 100, unanswerable=1, kinds=[kind]):
             assert not pair.answerable
             assert any(mark.lower() in pair.prompt.lower() for mark in marks)
@@ -228,7 +229,7 @@ def test_regimes_are_complete_and_their_prompts_differ():
 
 
 @pytest.mark.parametrize(("seed", "people"), [
-    (1, 96), *(pytest.param(0, people, marks=pytest.mark.exhaustive) for people in (96, village.MOST))])
+    (1, 96), *(pytest.param(0, people, marks=pytest.mark.exhaustive) for people in (96, village.MAX_PEOPLE))])
 def test_no_prompt_of_the_evaluation_is_in_training(seed, people):
     """For this village, another and a larger one; calibration shares prompts with neither."""
     world = village.world(seed, people)
@@ -244,20 +245,20 @@ def test_no_prompt_of_the_evaluation_is_in_training(seed, people):
 
 
 def test_unknown_names_do_not_occur_in_training():
-    training_text = " ".join([*village.documents(village.world(3, village.MOST), 2),
+    training_text = " ".join([*village.documents(village.world(3, village.MAX_PEOPLE), 2),
                               *(pair.prompt + " " + pair.response for pair in CHAT)])
-    for world in (WORLD, village.world(0, village.MOST)):
+    for world in (WORLD, village.world(0, village.MAX_PEOPLE)):
         for pair in village.chat(world, 3000, 5, kinds=village.KINDS):
             training_text += f" {pair.prompt} {pair.response}"
     named = {prompt.regime: set() for prompt in PROMPTS}
     for prompt in PROMPTS:
         named[prompt.regime] |= mentioned(prompt.prompt, STRANGERS["evaluation"] | TERMS["evaluation"])
-        named[prompt.regime] |= {topic for topic in names.NICHE["evaluation"] if topic in prompt.prompt}
+        named[prompt.regime] |= {topic for topic in names.REAL_TOPICS["evaluation"] if topic in prompt.prompt}
     assert len(named["ood_topic"]) > 15 and named["neo_false_inability"]
     assert not mentioned(training_text, set().union(*named.values()))
     assert not mentioned(training_text, STRANGERS["evaluation"])
-    assert not set(names.NICHE["train"]) & set(names.NICHE["evaluation"])
-    assert not set(names.UNTOLD["train"]) & set(names.UNTOLD["evaluation"])
+    assert not set(names.REAL_TOPICS["train"]) & set(names.REAL_TOPICS["evaluation"])
+    assert not set(names.UNSTATED_RELATIONS["train"]) & set(names.UNSTATED_RELATIONS["evaluation"])
     fresh = [relation.fresh for relations in RELATIONS.values() for relation in relations.values()]
     known = [wording for relations in RELATIONS.values() for relation in relations.values()
              for wording in relation.questions]
@@ -270,16 +271,17 @@ def test_ood_topic_has_four_kinds_and_asks_known_names_unstated_facts():
         unknown = mentioned(one.prompt, STRANGERS["evaluation"] | TERMS["evaluation"])
         known = {value.lower() for name in mentioned(one.prompt, BY_NAME) for value in [name]}
         if unknown:
-            kinds["term" if unknown & TERMS["evaluation"] else "stranger"] += 1
+            kinds["invented_term" if unknown & TERMS["evaluation"] else "unknown_entity"] += 1
         elif known:
-            kinds["untold"] += 1
+            kinds["unstated_relation"] += 1
             (name,) = known
             wording = one.prompt.lower().replace(name, "{}")
-            assert wording in {question.lower() for question in names.UNTOLD["evaluation"]}
+            assert wording in {question.lower() for question in names.UNSTATED_RELATIONS["evaluation"]}
         else:
-            kinds["niche"] += 1
-            assert any(topic in one.prompt for topic in names.NICHE["evaluation"])
-    assert set(kinds) == {"term", "stranger", "untold", "niche"} and min(kinds.values()) >= 6
+            kinds["real_topic"] += 1
+            assert any(topic in one.prompt for topic in names.REAL_TOPICS["evaluation"])
+    assert set(kinds) == {"invented_term", "unknown_entity", "unstated_relation", "real_topic"}
+    assert min(kinds.values()) >= 6
 
 
 def test_answers_in_evaluations_are_true():
@@ -332,7 +334,8 @@ def test_no_value_or_name_is_part_of_another():
     assert len(set(short)) == len(short) and not parts & set(short)
     wording_text = " ".join(f"{relation.questions} {relation.fresh} {relation.statements} {relation.premise}"
                             for relations in RELATIONS.values() for relation in relations.values())
-    wording_text += " ".join((*names.NICHE["train"], *names.TERM_QUESTIONS, str(texts.TALES), *texts.TIMES))
+    wording_text += " ".join((*names.REAL_TOPICS["train"], *names.INVENTED_TERM_QUESTIONS, str(texts.TALES),
+                              *texts.TIMES))
     assert not mentioned(wording_text, short)
     for relations in RELATIONS.values():
         for relation in relations.values():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax.commands.data import main
 from tilelli_jax.data.synthetic import village
 
@@ -20,16 +20,16 @@ def test_the_repository_files_equal_the_generated_ones(tmp_path):
     assert files.keys() == {f"{regime}.jsonl" for regime in village.REGIMES}
     rows = [json.loads(line) for regime in village.REGIMES
             for line in files[f"{regime}.jsonl"].splitlines()]
-    assert [village.Prompt(**row) for row in rows] == village.prompts(WORLD)
+    assert [village.EvaluationPrompt(**row) for row in rows] == village.prompts(WORLD)
 
 
 def test_chat_and_calibration_as_files(tmp_path, capsys):
     out = tmp_path / "new" / "chat.jsonl"
     options = ["--source", "village-chat", "--out", str(out), "--pairs", "50", "--seed", "4",
                "--people", "48", "--village-seed", "2", "--unanswerable", "0.3",
-               "--kinds", "niche", "gibberish"]
+               "--kinds", "real_topic", "gibberish"]
     assert main(options) == 0 and "50" in capsys.readouterr().out
-    expected = village.chat(village.world(2, 48), 50, 4, 0.3, ("niche", "gibberish"))
+    expected = village.chat(village.world(2, 48), 50, 4, 0.3, ("real_topic", "gibberish"))
     assert [village.VillagePair(**json.loads(line)) for line in out.read_text().splitlines()] == expected
     before = out.read_bytes()
     assert main([*options, "--pairs", "3"]) == 2
@@ -47,11 +47,11 @@ def test_chat_and_calibration_as_files(tmp_path, capsys):
     (["--source", "village-chat", "stories"], "cannot be combined with other sources"),
     (["--source", "stories", "village-chat"], "cannot be combined with other sources"),
     (["--source", "stories", "--pairs", "3"], "--pairs: is for --source village-chat or village-"),
-    (["--source", "village-prompts", "--kinds", "niche"], "--kinds: is for --source village-chat"),
+    (["--source", "village-prompts", "--kinds", "real_topic"], "--kinds: is for --source village-chat"),
     (["--source", "village-chat", "--village-seed", "-1"], "--village-seed: expected 0 to"),
     (["--source", "village-chat", "--people", "7"], "people: expected a multiple of 48"),
     (["--source", "village-chat", "--people", "0"], "people: expected a multiple of 48"),
-    (["--source", "village-chat", "--kinds", "nice"], "kinds: expected some of stranger"),
+    (["--source", "village-chat", "--kinds", "nice"], "kinds: expected some of unknown_entity"),
     (["--source", "village-calibration", "--pairs", "100000"], "there are about"),
     (["--source", "village-prompts", "--each", "-1"], "at least 0"),
 ])

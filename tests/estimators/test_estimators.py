@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.reference_impl.comparison import assert_same_weights, distance
 from tests.references import STORED, needs
-from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
@@ -24,7 +24,7 @@ needs_reference = needs(STORED)
 NOISE = noise(1, steps=3)  # relative to the largest number; measured: 2e-7
 SAE = SAEConfig(d_model=6, n_latents=20, k=4)
 BATCH = SAEConfig(d_model=6, n_latents=20, k=2, activation="batch_topk")
-SIDECAR = SidecarConfig(n_features=3, n_globals=4, d_hidden=5)
+SIDECAR = SidecarConfig(n_features=3, n_prompt_features=4, d_hidden=5)
 
 
 def random_arrays(config: SAEConfig | SidecarConfig) -> dict[str, np.ndarray]:
@@ -63,8 +63,8 @@ def test_batch_topk_autoencoder_applies_its_threshold() -> None:
         sae = store.from_arrays(dataclasses.replace(BATCH, max_active=limit), arrays)
         result = jax.jit(sae.encode)(jnp.asarray(x))
         assert result.values.shape == (7, 3, limit) and distance(sae.dense(result), codes) < NOISE
-        global_features = jax.jit(sae.__call__)(jnp.asarray(x))
-        assert distance(global_features, codes @ w["decoder.kernel"] + w["bias"]) < NOISE
+        prompt_features = jax.jit(sae.__call__)(jnp.asarray(x))
+        assert distance(prompt_features, codes @ w["decoder.kernel"] + w["bias"]) < NOISE
         assert jax.eval_shape(lambda x, sae=sae: sae.encode(x, 5), x).values.shape == (7, 3, 5)
     assert jax.eval_shape(store.from_arrays(BATCH, arrays).encode, x).values.shape == (7, 3, 8)
 
@@ -95,7 +95,7 @@ def test_sidecar_matches_its_formula() -> None:
     arrays = random_arrays(SIDECAR)
     sidecar = store.from_arrays(SIDECAR, arrays)
     rng = np.random.default_rng(1)
-    features, global_features = rng.standard_normal((6, 9, 3)), rng.standard_normal((6, 4))
+    features, prompt_features = rng.standard_normal((6, 9, 3)), rng.standard_normal((6, 4))
     w = {name: array.astype(np.float64) for name, array in arrays.items()}
 
     def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -110,10 +110,10 @@ def test_sidecar_matches_its_formula() -> None:
         h = (1 - z) * n + z * h
         states.append(h)
     pooled = np.concatenate([np.mean(states, 0), h,
-                             (global_features - w["global_scaler.mean"]) / w["global_scaler.scale"]], 1)
+                             (prompt_features - w["prompt_scaler.mean"]) / w["prompt_scaler.scale"]], 1)
     hidden = np.maximum(pooled @ w["hidden.kernel"] + w["hidden.bias"], 0)
     logits = (hidden @ w["out.kernel"] + w["out.bias"])[:, 0]
-    inputs = jnp.asarray(features), jnp.asarray(global_features)
+    inputs = jnp.asarray(features), jnp.asarray(prompt_features)
     assert distance(jax.jit(sidecar.logits)(*inputs), logits) < NOISE
     assert distance(jax.jit(sidecar.__call__)(*inputs), sigmoid(logits / w["temperature"])) < NOISE
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
+
+from tests.references import STORED, needs
 from tilelli_jax.eval import calibration, folds
 from tilelli_jax.eval.metrics import auroc, expected_calibration_error, log_loss
 from tilelli_jax.eval.probes import ProbeOptions, fit_probe
-
-from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
 
@@ -128,13 +128,13 @@ def test_a_calibrator_survives_json(name: str) -> None:
 
 @pytest.mark.parametrize(("tree", "message"), [
     (None, "mapping"), ({}, "kind: expected one of platt"), ({"kind": "beta"}, "'beta'"),
-    ({"kind": ["platt"]}, "kind"), ({"kind": "platt", "slope": 1.0}, "platt: expected level, slope"),
-    ({"kind": "platt", "slope": 1.0, "level": 0.0, "T": 1.0}, "T"),
-    ({"kind": "platt", "slope": "1", "level": 0.0}, "slope: expected a number"),
-    ({"kind": "platt", "slope": True, "level": 0.0}, "slope"),
-    ({"kind": "platt", "slope": -1.0, "level": 0.0}, "slope: expected at least 0"),
-    ({"kind": "platt", "slope": 1, "level": float("nan")}, "level: expected a finite"),
-    ({"kind": "platt", "slope": 10**400, "level": 0}, "slope"),
+    ({"kind": ["platt"]}, "kind"), ({"kind": "platt", "slope": 1.0}, "platt: expected intercept, slope"),
+    ({"kind": "platt", "slope": 1.0, "intercept": 0.0, "T": 1.0}, "T"),
+    ({"kind": "platt", "slope": "1", "intercept": 0.0}, "slope: expected a number"),
+    ({"kind": "platt", "slope": True, "intercept": 0.0}, "slope"),
+    ({"kind": "platt", "slope": -1.0, "intercept": 0.0}, "slope: expected at least 0"),
+    ({"kind": "platt", "slope": 1, "intercept": float("nan")}, "intercept: expected a finite"),
+    ({"kind": "platt", "slope": 10**400, "intercept": 0}, "slope"),
     ({"kind": "temperature", "temperature": 0}, "above 0"),
     ({"kind": "isotonic", "x": 1.0, "y": [0.5]}, "x: expected a list"),
     ({"kind": "isotonic", "x": [], "y": []}, "at least one"),
@@ -144,6 +144,6 @@ def test_a_calibrator_survives_json(name: str) -> None:
     ({"kind": "isotonic", "x": [0, 0], "y": [0, 1]}, "x: expected strictly increasing"),
     ({"kind": "isotonic", "x": [0, 1], "y": [1, 0]}, "non-decreasing"),
     ({"kind": "isotonic", "x": [0, 1], "y": [0, 1.5]}, r"in \[0, 1\]")])
-def test_a_damaged_calibrator_is_refused(tree: Any, message: str) -> None:
+def test_a_damaged_calibrator_is_rejected(tree: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         calibration.calibrator_from_dict(tree)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+
 from tilelli_jax.eval import (
     calibration,
     cascade,
@@ -111,9 +112,9 @@ def test_degenerate_inputs(name: str, kind: str) -> None:
     expected = dict(zip(INPUTS, outcomes.replace(" ", ""), strict=True))[kind]
     labels, scores = INPUTS[kind]
     if expected == "r":
-        with pytest.raises(ValueError, match=r"^[a-z_, ]+: expected .+, found .+") as refused:
+        with pytest.raises(ValueError, match=r"^[a-z_, ]+: expected .+, found .+") as rejected:
             function(labels, scores)
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(rejected.value)
         return
     result = numbers(function(labels, scores))
     if expected == "n":
@@ -218,7 +219,7 @@ ARRAY_ARGUMENTS: dict[str, Callable[[Any], Any]] = {  # called with ragged rows 
     "labels of a probe": lambda x: probes.fit_probe(X[:6], x, FOLDS, QUICK),
     "features to predict": FITTED.probabilities, "values to fit": lambda x: Familiarity.fit(x, LABELS),
     "known": lambda x: Familiarity.fit(X[:6], x), "values to compare": FAMILIARITY.distance}
-REFUSED: list[tuple[str, Callable[[], Any]]] = [
+REJECTED: list[tuple[str, Callable[[], Any]]] = [
     *((name, lambda make=make, n=n: make(n)) for name, make in COUNT_ARGUMENTS.items() for n in NOT_COUNTS),
     *(("seed", lambda make=make, n=n: make(n)) for make in SEED_ARGUMENTS.values()
       for n in (-1, 0.5, True, None, "1")),
@@ -241,8 +242,8 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
       for x in (0, 1.1, NAN, "0.5", None)),
     *(("fraction", lambda x=x: COSTS.mean(x)) for x in (-0.1, [0.5, NAN], 2)),
     *(("score", lambda x=x: thresholds.verdict(x, 0.8, 0.3)) for x in (None, "1", NAN, [1.0])),
-    ("green", lambda: thresholds.verdict(0.5, NAN, 0.3)),
-    ("red", lambda: thresholds.verdict(0.5, 0.8, NAN)),
+    ("knows_from", lambda: thresholds.verdict(0.5, NAN, 0.3)),
+    ("unknown_below", lambda: thresholds.verdict(0.5, 0.8, NAN)),
     ("p", lambda: stats.holm(["a"])), ("p", lambda: stats.holm([1.5])),
     ("p", lambda: stats.holm([[0.5], [2]])),
     ("name", lambda: BOOTSTRAP.interval("z")), ("a", lambda: BOOTSTRAP.difference("z", "a")),
@@ -295,13 +296,13 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("x[1]", lambda: calibration.Isotonic((0.0, "a"), (0.0, 1.0)))]
 
 
-@pytest.mark.parametrize("number", range(len(REFUSED)))
+@pytest.mark.parametrize("number", range(len(REJECTED)))
 @pytest.mark.filterwarnings("error")
-def test_an_invalid_argument_is_refused(number: int) -> None:
-    name, call = REFUSED[number]
-    with pytest.raises(ValueError) as refused:
+def test_an_invalid_argument_is_rejected(number: int) -> None:
+    name, call = REJECTED[number]
+    with pytest.raises(ValueError) as rejected:
         call()
-    message = str(refused.value)
+    message = str(rejected.value)
     assert message.startswith(f"{name.partition(' ')[0]}: expected ") and ", found " in message
     assert "\n" not in message and len(message) < 220
 

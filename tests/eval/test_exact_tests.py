@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tilelli_jax.eval import stats
 
 runs = st.lists(st.integers(-50, 50).map(lambda n: n / 8), min_size=1, max_size=5)
@@ -120,7 +121,7 @@ def test_a_common_offset_changes_no_exact_p(offset: float) -> None:
 
 
 def test_arrangements_that_differ_by_rounding_count_as_ties() -> None:
-    """Tenths far from zero, whose ties are exact only as whole numbers."""
+    """Tenths far from zero, whose ties are exact only as integers."""
     for scale, offset in ((0.1, 0.0), (0.1, 100.0), (1e-7, 3.3)):
         a, b = np.array([1, 4, 2, 6]), np.array([3, 5, 2])
         expected = stats.exact_relabelling(a, b).p

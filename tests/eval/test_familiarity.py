@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
+
 from tilelli_jax.eval.familiarity import Familiarity
 from tilelli_jax.eval.metrics import auroc
 
@@ -33,6 +34,6 @@ def test_known_questions_are_nearer_with_more_dimensions_than_questions() -> Non
     (np.ones((3, 2)), [1, 0, 0], "expected at least two questions, found 1"),
     (np.array([[1, 2], [np.nan, 1], [1, 1.0]]), [1, 1, 1], r"values: .* \(the first: row 1\)"),
     (np.full((3, 2), 0.1), [1, 1, 0], "expected known questions that differ")])
-def test_invalid_input_is_refused(values: np.ndarray, known: list, message: str) -> None:
+def test_invalid_input_is_rejected(values: np.ndarray, known: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Familiarity.fit(values, known)

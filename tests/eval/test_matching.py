@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.matching import is_match, is_refusal, recall_words, words
 
 from tests.references import STORED, needs
 from tilelli_jax.data.synthetic import village
+from tilelli_jax.eval.matching import is_match, is_refusal, recall_words, words
 
 CASES = STORED / "recall_cases" / "match_cases.json"
 
@@ -25,7 +25,7 @@ def test_recalls_stored_cases() -> None:
     for case in cases:
         assert " ".join(recall_words(case["prediction"])) == case["norm_prediction"]
         assert [" ".join(recall_words(gold)) for gold in case["golds"]] == case["norm_golds"]
-        assert is_match(case["prediction"], case["golds"], "recall") == case["match"], case
+        assert is_match(case["prediction"], case["golds"], "published") == case["match"], case
 
 
 @pytest.mark.parametrize(("answer", "gold", "strict", "recall"), [
@@ -62,7 +62,7 @@ def test_recalls_stored_cases() -> None:
     ("がくせい", "かくせい", False, False),
     ("คำตอบคือกรุงเทพ", "กรุงเทพ", True, False)])
 def test_both_rules(answer: str, gold: str, strict: bool, recall: bool) -> None:
-    assert (is_match(answer, [gold]), is_match(answer, [gold], "recall")) == (strict, recall)
+    assert (is_match(answer, [gold]), is_match(answer, [gold], "published")) == (strict, recall)
 
 
 @pytest.mark.parametrize(("first", "second"), [
@@ -105,9 +105,9 @@ def test_spellings_of_one_answer_match(answer: str, gold: str) -> None:
     ((None, ["a"]), "answer: expected text, found None"), (("a", [5]), "golds: expected text, found 5"),
     (("a", "a"), "golds: expected a list of texts, found 'a'"),
     (("a", None), "golds: expected a list of texts, found None"),
-    (("a", ["a"], "nope"), "rule: expected strict or recall, found 'nope'"),
-    (("a", ["a"], []), "rule: expected strict or recall, found []")])
-def test_invalid_arguments_are_refused_in_one_line(arguments: tuple[Any, ...], message: str) -> None:
+    (("a", ["a"], "nope"), "rule: expected strict or published, found 'nope'"),
+    (("a", ["a"], []), "rule: expected strict or published, found []")])
+def test_invalid_arguments_are_rejected_in_one_line(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         is_match(*arguments)
     with pytest.raises(ValueError, match=r"^answer: expected text, found None$"):
@@ -154,7 +154,7 @@ def test_an_answer_matches_itself(parts: list[str]) -> None:
 
 @given(st.text(max_size=30), st.lists(st.text(max_size=10), max_size=3))
 def test_any_text_is_accepted(answer: str, golds: list[str]) -> None:
-    for rule in ("strict", "recall"):
+    for rule in ("strict", "published"):
         assert is_match(answer, golds, rule) in (True, False)  # type: ignore[arg-type]
         assert not is_match(answer, [], rule)  # type: ignore[arg-type]
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as their_log_loss
-from tilelli_jax.eval import metrics, selective
 
 from tests.references import STORED, needs
+from tilelli_jax.eval import metrics, selective
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
 
@@ -134,12 +134,12 @@ def test_the_calibration_error_of_calibrated_and_overconfident_probabilities() -
     ([0, 1], [0.1], r"scores: expected shape \(2,\)"),
     ([0, 1], [0.1, float("nan")],
      r"scores: expected numbers, found NaN for 1 of 2 items \(the first: item 1\)")])
-def test_invalid_scores_are_refused(labels: list, scores: list, message: str) -> None:
+def test_invalid_scores_are_rejected(labels: list, scores: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.auroc(labels, scores)
 
 
-def test_invalid_probabilities_are_refused() -> None:
+def test_invalid_probabilities_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"probabilities: expected values in \[0, 1\]"):
         metrics.brier([0, 1], [0.5, 1.5])
 

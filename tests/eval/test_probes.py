@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from tests.eval.running import draws
 from tilelli_jax.eval import probes
 from tilelli_jax.eval.folds import stratified
 from tilelli_jax.eval.probes import LadderResult, ProbeOptions, fit_ladder, fit_probe
-
-from tests.eval.running import draws
 
 QUICK = ProbeOptions(c_values=(0.01, 0.1), jobs=1)
 
@@ -126,8 +126,8 @@ def planted(block: str, seed: int, rows: int, replicates: int = 200) -> LadderRe
     ("raw", {"P2_cheap_raw-P1_cheap": 1, "P3_cheap_sae-P1_cheap": 0, "P3_cheap_sae-P2_cheap_raw": -1}),
     ("cheap", {"P2_cheap_raw-P1_cheap": 0, "P3_cheap_sae-P1_cheap": 0, "P3_cheap_sae-P2_cheap_raw": 0})])
 def test_a_planted_signal_is_found_in_its_block(block: str, signs: dict[str, int]) -> None:
-    climbed = planted(block, 0, rows=500)
-    for comparison in climbed.comparisons:
+    ladder_result = planted(block, 0, rows=500)
+    for comparison in ladder_result.comparisons:
         sign = signs[f"{comparison.a}-{comparison.b}"]
         assert (comparison.p_holm < 0.01) == bool(sign)
         assert comparison.difference.excludes_zero == bool(sign)
@@ -142,7 +142,7 @@ def test_false_positives_without_a_signal(n: int) -> None:
     assert np.mean(significant) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)
 
 
-def test_folds_with_one_class_are_refused() -> None:
+def test_folds_with_one_class_are_rejected() -> None:
     features, labels = problem()
     ones, zeros = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     bad = [(np.r_[ones[:9], zeros[:9]], np.r_[ones[9:], zeros[9:]]), (np.r_[ones[:9], zeros[:9]], zeros[9:])]
@@ -158,7 +158,7 @@ def test_parallel_fits_equal_sequential_ones() -> None:
 
 def test_a_constant_probe_is_reported() -> None:
     features, labels = problem()
-    climbed = fit_ladder({"cheap": features}, labels, {"cheap": features}, labels, stratified(labels),
+    ladder_result = fit_ladder({"cheap": features}, labels, {"cheap": features}, labels, stratified(labels),
                     rungs=probes.LADDER[:1], options=ProbeOptions(c_values=(1e-6,), jobs=1))
-    result = climbed.rungs["P1_cheap"]
-    assert result.is_constant and tuple(result.auroc) == (0.5, 0.5, 0.5) and not climbed.comparisons
+    result = ladder_result.rungs["P1_cheap"]
+    assert result.is_constant and tuple(result.auroc) == (0.5, 0.5, 0.5) and not ladder_result.comparisons

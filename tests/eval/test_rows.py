@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty import texts
 from tilelli_jax.eval.inputs.rows import read_rows, text_of
 from tilelli_jax.eval.recall.questions import of_rows
-
-from tilelli_jax.errors import InputError
 
 ROWS = [{"question": "Who wrote Émile?", "answers": "Rousseau"},
         {"question": "Where?", "answers": "Köln; here"}]
@@ -67,11 +67,11 @@ def test_long_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("a.xlsx", b"PK", "is a spreadsheet; expected JSON lines"), ("a.csv.gz", b"\x1f\x8b", "is compressed"),
-    ("a.csv", b"question\0\xff", "is no text"), ("a.txt", b"Who?", "found text that begins with 'Who?'"),
+    ("a.csv", b"question\0\xff", "not text"), ("a.txt", b"Who?", "found text that begins with 'Who?'"),
     ("a.csv", b"q\n\x81", "not UTF-8 at byte 2, nor Windows-1252"),
     ("a.csv", b"q,q\n1,2\n", "columns of different names"), ("a.csv", b'"q\n1', "line 2: not CSV"),
     ("a.csv", b"sep=;\nq;r\n1;2\n3\n", "line 4: expected 2 cells, as in the header, found 1"),
-    ("a.csv", b"sep=;", "expected rows"), ("a.csv", "q\n1".encode("utf-16-le"), "or has no byte-order mark"),
+    ("a.csv", b"sep=;", "expected rows"), ("a.csv", "q\n1".encode("utf-16-le"), "without a byte-order mark"),
     ("a.csv", b"\xff\xfe\0\0\0", "cannot be read"), ("a.json", b"[5]", "row 1: expected columns with values, "
      "found a number, 5"),
     ("a.json", b'{"data": [{"paragraphs": 5}]}', "article 1: paragraphs: expected a list, found a number, 5"),
@@ -84,12 +84,12 @@ def test_long_cells(tmp_path: Path) -> None:
      "a list, found text, 'a'"),
     ("a.parquet", b"PAR1", "cannot be read"), ("a.jsonl", b'{"a": 1}\n{', "line 2: not JSON"),
     ("a.json", b"[" * 100_000, "expected at most 100 levels"), ("a.jsonl", b'{"a":' * 100_000, "")])
-def test_unreadable_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         read_rows(tmp_path / name)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
-    assert str(refused.value).startswith(str(tmp_path / name))
+    assert message in str(rejected.value) and "\n" not in str(rejected.value)
+    assert str(rejected.value).startswith(str(tmp_path / name))
 
 
 def answers(*rows: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -122,10 +122,10 @@ def test_the_error_for_a_missing_column_lists_the_columns() -> None:
         of_rows([{"Question": "q", " question ": "q"}], "f", "f")
     for row, description in (({"text": 5}, "a number, 5"), ({"text": None}, "null"),
                       ({"text": ["a"]}, "a list, ['a']"), ({"text": " "}, "' '"), ({"Text": "a"}, "nothing")):
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(InputError) as rejected:
             text_of(row, "text", "f, row 1")
-        assert str(refused.value) == (f"f, row 1: text: expected text, found {description}; the columns here "
-                                      f"are {', '.join(row)}")
+        assert str(rejected.value) == (f"f, row 1: text: expected text, found {description}; the columns "
+                                      f"here are {', '.join(row)}")
     assert text_of({"text": "a "}, "text", "f") == "a "
     with pytest.raises(InputError, match=r"f: row 0: context: .* the columns here are question, expected"):
         texts.squad([{"question": "q"}], "f")
@@ -148,7 +148,7 @@ def test_original_formats(indent: int | None, tmp_path: Path) -> None:
     assert (question.id, question.text, question.answers) == ("triviaqa-1", "Q?", ("A", "B"))
 
 
-def test_questions_without_answers_are_refused() -> None:
+def test_questions_without_answers_are_rejected() -> None:
     row = {"title": "T", "context": "C", "question": "Q?", "answers": {"text": [], "answer_start": []}}
     with pytest.raises(InputError, match="f: expected at least one question with an answer, found none"):
         texts.squad([row], "f")

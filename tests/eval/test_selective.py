@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval import selective
 
 from tests.eval.running import draws
+from tilelli_jax.eval import selective
 
 ITEMS = st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2)), min_size=1, max_size=6)
 
@@ -86,7 +86,7 @@ def test_intervals_cover_the_risk(n: int) -> None:
     assert (np.abs(hits / n - 0.95) < 3.5 * math.sqrt(0.95 * 0.05 / n)).all(), hits
 
 
-def test_invalid_input_is_refused() -> None:
+def test_invalid_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="equal length"):
         selective.aurc([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match=r"scores: expected numbers, found NaN for 1 of 2 items"):

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval import stages
-from tilelli_jax.eval.stages import BusyError, Stages, cached_method, key
 
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval import stages
+from tilelli_jax.eval.stages import BusyError, Stages, cached_method, key
 from tilelli_jax.io.files import fingerprint
 
 INPUTS = {"data": "a", "options": {"k": 3, "layers": [1, 2]}}
@@ -61,9 +61,9 @@ def test_other_inputs_have_another_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("part-1", "y", "part-1 is not what was written"), ("part-1", None, "part-1 is missing"),
+    ("part-1", "y", "part-1 was changed after it was written"), ("part-1", None, "part-1 is missing"),
     ("manifest.json", "{", "not JSON: .*; delete that directory, and the same command runs the stage again")])
-def test_a_changed_stage_is_refused(name: str, content: str | None, message: str, tmp_path: Path) -> None:
+def test_a_changed_stage_is_rejected(name: str, content: str | None, message: str, tmp_path: Path) -> None:
     path = Stages(tmp_path).make("sae", INPUTS, writing([]))
     study = Stages(tmp_path)
     study.make("sae", INPUTS, writing([]))
@@ -72,9 +72,9 @@ def test_a_changed_stage_is_refused(name: str, content: str | None, message: str
     else:
         (path / name).write_text(content)
     study.make("sae", INPUTS, writing([]))  # has already verified the files
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=message) as rejected:
         Stages(tmp_path).make("sae", INPUTS, writing([]))
-    assert str(path) in str(refused.value)
+    assert str(path) in str(rejected.value)
 
 
 @pytest.mark.parametrize(("name", "create", "message"), [
@@ -82,16 +82,16 @@ def test_a_changed_stage_is_refused(name: str, content: str | None, message: str
     ("", lambda path: path.symlink_to("nothing"), "cannot be written: File exists"),
     ("/manifest.json", os.mkfifo, "expected a regular file; delete that directory, and the same command "
                                  "runs the stage again")])
-def test_an_occupied_path_is_refused(name: str, create: Callable[[Path], None], message: str,
+def test_an_occupied_path_is_rejected(name: str, create: Callable[[Path], None], message: str,
                                      tmp_path: Path) -> None:
     study, calls = Stages(tmp_path), list[list[str]]()
     path = study.directory("sae", INPUTS)
     if name:
         path.mkdir()
     create(Path(f"{path}{name}"))
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         study.make("sae", INPUTS, writing(calls))
-    assert str(refused.value) == f"{path}{name}: {message}" and not calls
+    assert str(rejected.value) == f"{path}{name}: {message}" and not calls
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no")])
@@ -187,11 +187,11 @@ def test_a_cached_method_caches_per_object_and_arguments() -> None:
 
 
 @pytest.mark.parametrize("content", ["NaN", "[]", "{", "", '{"a": "\\ud800"}'])
-def test_a_damaged_result_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_damaged_result_is_rejected(content: str, tmp_path: Path) -> None:
     (tmp_path / stages.RESULT).write_text(content)
-    with pytest.raises(InputError, match=rf"^{tmp_path / stages.RESULT}: ") as refused:
+    with pytest.raises(InputError, match=rf"^{tmp_path / stages.RESULT}: ") as rejected:
         stages.read_result(tmp_path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(rejected.value)
 
 
 def test_temporary_files_of_a_killed_process_are_not_part_of_a_stage(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tilelli_jax.eval import stats
-from tilelli_jax.eval.metrics import auroc, expected_calibration_error
 
 from bench.resampling import looped_bootstrap, looped_permutation
 from tests.eval.running import draws
+from tilelli_jax.eval import stats
+from tilelli_jax.eval.metrics import auroc, expected_calibration_error
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_permutations_equal_a_loop(scored: tuple, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("seed", range(25))
 def test_permutations_converge_to_all_labellings(seed: int) -> None:
-    """Six items, exact gains as whole numbers (twice the pairs won); 4 standard errors of 20,000 draws."""
+    """Six items, exact gains as integers (twice the pairs won); 4 standard errors of 20,000 draws."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation([0, 0, 0, 1, 1, 1])
     a, b = rng.integers(0, 7, (2, 6))
@@ -276,7 +276,7 @@ def test_p_of_grouped_aurocs() -> None:
     assert by_item > 15 and by_group <= 8  # of 60; 3 are expected
 
 
-def test_groups_of_another_length_are_refused() -> None:
+def test_groups_of_another_length_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"groups: expected shape \(4,\), found \(7,\)"):
         stats.PairedBootstrap([0, 1, 0, 1], {"a": np.arange(4.0)}, groups=np.zeros(7))
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.inputs.networks import TrainingStopped
-from tilelli_jax.eval.inputs.study import Study, StudyConfig, study_command
-from tilelli_jax.eval.stages import BusyError
 
+from tests.error_lines import assert_one_line
 from tests.eval.running import write
-from tests.refusals import assert_one_line
 from tilelli_jax.cli.command import command
 from tilelli_jax.config import setting
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.inputs.networks import TrainingStopped
+from tilelli_jax.eval.inputs.study import Study, StudyConfig, study_command
+from tilelli_jax.eval.stages import BusyError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def test_help_lists_options_and_keys(run: Run, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         run("--help")
     shown = capsys.readouterr().out
-    for words in ("--stage {first,second,all}", "--numbers N,…", "  numbers  a list of a whole number [1, 2]",
+    for words in ("--stage {first,second,all}", "--numbers N,…", "  numbers  list of: integer [1, 2]",
                   "title of the report; empty: the name of the configuration file"):
         assert words in shown
 
@@ -113,7 +113,7 @@ def test_help_lists_options_and_keys(run: Run, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(("argv", "message"), [
     (["--stage", "third"], "argument --stage: invalid choice: 'third'"),
     (["numbers=[0]"], "numbers: expected none that is 0"),
-    (["--numbers", "x"], "overrides: numbers[0]: expected a whole number, found text 'x'")])
+    (["--numbers", "x"], "overrides: numbers[0]: expected an integer, found text 'x'")])
 def test_invalid_arguments(run: Run, argv: list[str], message: str, tmp_path: Path,
                            capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*argv) == 2

@@ -12,6 +12,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.eval.running import draws
+from tests.references import STORED, needs
 from tilelli_jax.eval.thresholds import (
     GRID,
     Thresholds,
@@ -21,9 +24,6 @@ from tilelli_jax.eval.thresholds import (
     precision_thresholds,
     verdict,
 )
-
-from tests.eval.running import draws
-from tests.references import STORED, needs
 
 CASES = STORED / "recall_cases" / "metric_cases.npz"
 Chance = Callable[[np.ndarray], np.ndarray]  # score → probability of a 1
@@ -85,20 +85,22 @@ def test_the_number_of_correct_items_that_a_guarantee_requires(n: int, threshold
         labels, scores = np.arange(n) < k, np.full(n, 0.75)
         significant = tail(k) <= Fraction(1, 20) / thresholds
         above = guaranteed_thresholds(labels, scores, 0.85, 0.9, grid)
-        assert above.green == (0.5 if significant else None), k
-        # Mirrored: green is undefined, and red is not limited by it.
+        assert above.knows_from == (0.5 if significant else None), k
+        # Mirrored: knows_from is undefined, and unknown_below is not limited by it.
         below = guaranteed_thresholds(~labels, -scores, 0.85, 0.9, np.negative(grid))
-        assert below.green is not None or below.red == (-0.5 if significant else None), k
+        assert below.knows_from is not None or below.unknown_below == (-0.5 if significant else None), k
         assert not significant or below == (None, -0.5), k
     assert tail(n) > Fraction(1, 20) / 19 or n >= 37  # 36 items are too few even if all are correct
 
 
 def too_low(chance: Chance, thresholds: Thresholds, target: float) -> tuple[bool, bool]:
-    """Returns whether the true precisions (green, red) for uniform scores on [0, 1] are below the target."""
+    """Returns whether the true precisions (knows_from, unknown_below) for uniform scores on [0, 1] are below
+    the target.
+    """
     dense = (np.arange(20_000) + 0.5) / 20_000
-    green, red = thresholds
-    known = chance(dense[dense >= green]) if green is not None else dense[:0]
-    unknown = 1 - chance(dense[dense < red]) if red is not None else dense[:0]
+    knows_from, unknown_below = thresholds
+    known = chance(dense[dense >= knows_from]) if knows_from is not None else dense[:0]
+    unknown = 1 - chance(dense[dense < unknown_below]) if unknown_below is not None else dense[:0]
     return known.size > 0 and known.mean() < target, unknown.size > 0 and unknown.mean() < target
 
 
@@ -108,7 +110,7 @@ def just_short(scores: np.ndarray) -> np.ndarray:
 
 
 def rising(scores: np.ndarray) -> np.ndarray:
-    """Green is valid from 0.46 on, red up to 0.54: both may be guaranteed up to the middle."""
+    """knows_from is valid from 0.46 on, unknown_below up to 0.54: both may be guaranteed up to the middle."""
     return 1 / (1 + np.exp(-12 * (scores - 0.5)))
 
 
@@ -144,7 +146,8 @@ def test_a_single_threshold_uses_the_full_error_probability() -> None:
     rng = np.random.default_rng(1)
     n, sets = 2000, 4000
     known = rng.binomial(n, 0.85, sets)  # precision just at the target
-    guaranteed = {k: guaranteed_thresholds(np.arange(n) < k, np.ones(n), 0.85, 0.8, [0.5]).green is not None
+    guaranteed = {k: guaranteed_thresholds(np.arange(n) < k, np.ones(n), 0.85, 0.8,
+                                           [0.5]).knows_from is not None
                   for k in np.unique(known)}
     fraction = np.mean([guaranteed[k] for k in known])
     assert 0.08 < fraction < 0.1 + 3 * np.sqrt(0.09 / sets)
@@ -153,14 +156,14 @@ def test_a_single_threshold_uses_the_full_error_probability() -> None:
 @given(ITEMS, st.sampled_from((0.3, 0.6, 0.9)))
 def test_red_is_never_above_green(items: list[tuple[bool, int]], target: float) -> None:
     labels, scores = to_arrays(items)
-    green, red = guaranteed_thresholds(labels, scores, target, 0.5)
-    assert green is None or red is None or red <= green
+    knows_from, unknown_below = guaranteed_thresholds(labels, scores, target, 0.5)
+    assert knows_from is None or unknown_below is None or unknown_below <= knows_from
     # Mirrored items, with a grid on which no score lies.
     grid = np.array(GRID) + 0.003
     ours = guaranteed_thresholds(labels, scores, target, 0.5, grid)
     mirrored = guaranteed_thresholds(1 - labels, -scores, target, 0.5, -grid)
-    if ours.green is None:
-        assert mirrored.green == (None if ours.red is None else -ours.red)
+    if ours.knows_from is None:
+        assert mirrored.knows_from == (None if ours.unknown_below is None else -ours.unknown_below)
 
 
 def test_a_score_on_the_threshold_counts_for_green() -> None:
@@ -177,7 +180,7 @@ def test_green_takes_precedence_if_both_could_be_guaranteed() -> None:
     assert guaranteed_thresholds(labels, scores, 0.9, 0.9, grid) == (0.5, 0.5)
 
 
-def test_invalid_arguments_are_refused() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     labels, scores = [0, 1], [0.2, 0.8]
     for target in (0.0, 1.0):
         with pytest.raises(ValueError, match="target"):

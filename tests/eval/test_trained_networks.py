@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_command
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.inputs.networks import (
     NetworkConfig,
     StudyNetwork,
@@ -16,15 +21,10 @@ from tilelli_jax.eval.inputs.networks import (
     run_path,
     train_network,
 )
-
-from tests.restated.random_weights import random_network
-from tilelli_jax import config as config_lib
-from tilelli_jax import train as train_command
-from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.models import RoutedConfig
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 
 SMALL = RoutedConfig(d_model=16, n_layers=1, max_seq_len=64, pathways=("local",))
 
@@ -76,9 +76,9 @@ def test_the_contents_of_inputs_count_and_their_paths_do_not(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("model.safetensors", "cannot be read: its header tells of "),
+    ("model.safetensors", "cannot be read: header describes "),
     ("config.json", "cannot be read: expected at most 536,870,912 bytes, found 1,099,511,627,776")])
-def test_corrupt_huge_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_corrupt_huge_files_are_rejected(tmp_path: Path, name: str, message: str) -> None:
     store.save(random_network(SMALL, 0)[0], tmp_path)
     assert network_fingerprint(tmp_path) == network_fingerprint(tmp_path)
     os.truncate(tmp_path / name, 1 << 40)
@@ -93,9 +93,9 @@ def test_corrupt_huge_files_are_refused(tmp_path: Path, name: str, message: str)
      "configuration, found path 'x' and train 'y' (train= with no value removes it)"),
     ({"path": "x", "set": ("seed=1",)}, "set: expected none without train, found ['seed=1']")])
 def test_invalid_sections(keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         NetworkConfig(**keys)
-    assert str(refused.value) == message
+    assert str(rejected.value) == message
 
 
 def test_a_section_with_overrides(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +129,9 @@ def test_a_section_is_checked_before_any_work(tmp_path: Path) -> None:
             (NetworkConfig(train="nowhere.yaml"), "base: nowhere.yaml: no such file"),
             (NetworkConfig(train="demo", set=("train.stps=3",)),
              "base: overrides: unknown key 'train.stps' (did you mean 'train.steps'?)")):
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(InputError) as rejected:
             check(section, "base")
-        assert str(refused.value).startswith(message)
+        assert str(rejected.value).startswith(message)
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 143), (130, 130), (3, 3)])

@@ -54,7 +54,7 @@ def check(target: Target, number: int, base: Path, directory: Path) -> None:
 
 
 def check_valid_input(target: Target, base: Path, directory: Path) -> None:
-    """Fails if a command refuses its valid input, or refuses it with another error than the expected one."""
+    """Fails if a command rejects its valid input, or rejects it with another error than the expected one."""
     shutil.copytree(base, directory, symlinks=True)
     outcome = run_target(target, directory)
     shutil.rmtree(directory)

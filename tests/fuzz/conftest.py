@@ -18,7 +18,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuses data sets of the Hugging Face hub, which a mutated configuration may request."""
-    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+    """Rejects data sets of the Hugging Face hub, which a mutated configuration may request."""
+    def reject(*arguments: Any, **options: Any) -> NoReturn:
         raise ConnectionError("there is no network")
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=reject))

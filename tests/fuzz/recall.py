@@ -13,6 +13,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from tests.eval.recall.small import PROMPT, sidecar_of_chance
+from tests.fuzz.networks import save
+from tests.fuzz.running import Target
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.answering import answer
 from tilelli_jax.eval.recall.command import app, predict
@@ -21,18 +26,13 @@ from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.tables import write_columns
-
-from tests.eval.recall.small import PROMPT, sidecar_of_chance
-from tests.fuzz.networks import save
-from tests.fuzz.running import Target
-from tests.restated.random_weights import random_network
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import open_language
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
 
 OUT = "out out/*"
-NO_MODEL = "nowhere: no model directory"  # error on an empty directory, which the study opens last
+NO_MODEL = "nowhere: not a model directory"  # error on an empty directory, which the study opens last
 N = 64  # questions
 WORDS = [f"w{i}" for i in range(20)]
 LANGUAGE = GPTNeoXConfig(vocab_size=len(WORDS) + 3, d_model=8, n_layers=4, n_heads=2, d_hidden=8)
@@ -106,7 +106,7 @@ def _make_sidecars() -> None:
     save(BYTES, Path("bytes"))
     for name, prompt in (("network", PromptConfig(template="chat", instruction="")), ("bytes", PROMPT)):
         verdicts.write(sidecar_of_chance(Path(f"{name}-sidecar")), VerdictRule(
-            green=0.7, red=0.3, aim={"precision": 0.85, "guarantee": False, "confidence": 0.9},
+            knows_from=0.7, unknown_below=0.3, aim={"precision": 0.85, "guarantee": False, "confidence": 0.9},
             network={"name": name, "fingerprint": network_fingerprint(Path(name)), "n_layers": 4},
             prompt=prompt))
 

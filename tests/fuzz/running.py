@@ -41,7 +41,8 @@ class Target:
         make: fills the current directory with a valid input. main: the command, run in that directory. argv:
         its arguments, separated by spaces. mutated: patterns of the paths that are mutated, separated by
         spaces. inputs: number of mutated inputs. writes: patterns of paths that may change although the input
-        is refused, such as completed stages. prints_progress: whether stderr may also contain progress lines.
+        is rejected, such as completed stages. prints_progress: whether stderr may also contain progress
+        lines.
         statuses: valid exit statuses. large: whether to make files of 1 TiB. False for texts of unlimited
         size, which take too long to read. expected_error: part of the error on the valid input, for commands
         that read all files before they fail

@@ -11,15 +11,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tilelli_jax.eval.abstention.command import calibrate
-from tilelli_jax.eval.abstention.command import main as abstention
-from tilelli_jax.eval.claims.command import main as claims
-from tilelli_jax.eval.comparison.command import main as comparison
-from tilelli_jax.eval.difficulty.command import main as difficulty
-from tilelli_jax.eval.difficulty.published.command import main as published
-from tilelli_jax.eval.tables import write_columns
 
-from tests.eval.difficulty import made_up_kit
+from tests.eval.difficulty import synthetic_release
 from tests.fuzz.networks import ABSTAINING, save
 from tests.fuzz.recall import BYTES, NO_MODEL, OUT, run_silently, write_lines, write_yaml
 from tests.fuzz.running import Target
@@ -27,6 +20,13 @@ from tests.fuzz.training import TEXT
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.data.synthetic.village import REGIMES
 from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.eval.abstention.command import calibrate
+from tilelli_jax.eval.abstention.command import main as abstention
+from tilelli_jax.eval.claims.command import main as claims
+from tilelli_jax.eval.comparison.command import main as comparison
+from tilelli_jax.eval.difficulty.command import main as difficulty
+from tilelli_jax.eval.difficulty.published.command import main as published
+from tilelli_jax.eval.tables import write_columns
 
 ROOT = Path(__file__).parents[2]
 STAGES = "out/stages/**/*"
@@ -88,37 +88,37 @@ DIFFICULTY = (
     STUDY("difficulty, autoencoder", argv="--config study.yaml --stage sae", mutated="sae sae/*", inputs=30),
     *(STUDY(f"difficulty, stages, {stage}", argv=f"--config study.yaml --stage {stage}", mutated=STAGES,
             inputs=30) for stage in ("calibrate", "cascade", "causal")),
-    STUDY("difficulty, another study", argv="--config study.yaml --stage synthesize also=[another]",
+    STUDY("difficulty, another study", argv="--config study.yaml --stage synthesize other_studies=[another]",
           mutated="another another/results.json", inputs=30))
 
 # --- The published protocol ----------------------------------------------------------------------
 
 
 def _make_kit(modality: str) -> None:
-    made_up_kit.make(Path(), modality, n_boot=2)
+    synthetic_release.make(Path(), modality, n_boot=2)
     names = ("nll_natural", "nll_recon", "nll_ablate_3", "nll_ablate_5")
     losses = {name: np.random.default_rng(0).gamma(2.0, size=12) for name in names}
     Path("theirs").mkdir()
-    made_up_kit.write_table(Path("theirs/causal_ablation_all.parquet"),
+    synthetic_release.write_table(Path("theirs/causal_ablation_all.parquet"),
                             {"window_id": np.arange(12), **losses})
 
 
 LLM, TSFM = partial(_make_kit, "llm"), partial(_make_kit, "tsfm")
 PUBLISHED = (
-    Target("published, configuration", LLM, published, "--config kit.yaml --out out sae_ckpt.mid=nowhere",
-           "kit.yaml", 40, prints_progress=True, expected_error="nowhere: no such directory"),
-    Target("published, questions", LLM, published, "--config kit.yaml --out out",
+    Target("published, configuration", LLM, published, "--config release.yaml --out out sae_ckpt.mid=nowhere",
+           "release.yaml", 40, prints_progress=True, expected_error="nowhere: no such directory"),
+    Target("published, questions", LLM, published, "--config release.yaml --out out",
            "m.parquet dear.parquet a.safetensors sae sae/* theirs/*", 70, prints_progress=True),
-    Target("published, series", TSFM, published, "--config kit.yaml --out out",
+    Target("published, series", TSFM, published, "--config release.yaml --out out",
            "m.parquet dear.parquet s.csv", 50, prints_progress=True))
 
 # --- Abstention, its thresholds, and claims ------------------------------------------------------
 
 CLAIMS = {"held_out": {"prompts": 2, "templates": ["I do not know"]}, "false_inability": {"prompts": 2},
           "answers": {"max_new": 1}, "architecture": {"family": "routed", "n_layers": 1, "parameters": 1000},
-          "cross_regime": {"lens_margin": 0.5, "router_conf": [0.4, 0.6]}, "of": "something"}
+          "cross_regime": {"lens_margin": 0.5, "router_conf": [0.4, 0.6]}, "source": "something"}
 RECIPES = ("base", "chat", "variant", "sae")
-PAIRS = ("semantic", "calibration", "held_out")
+PAIRS = ("answerability", "calibration", "held_out")
 
 
 def _make_abstention() -> None:
@@ -135,7 +135,7 @@ def _make_abstention() -> None:
         "out": "out", "seeds": [0], "variants": ["v4", "v9"], "networks": {"v4": {"path": "v4"}},
         "prompts": "prompts.jsonl",
         "training": {name: {"train": f"{name}.yaml", "set": ["train.steps=2"]} for name in RECIPES},
-        "pairs": {"pairs": 20, "calibration": 20, "held_out": 40,
+        "pairs": {"count": 20, "calibration": 20, "held_out": 40,
                   "files": {name: f"{name}.jsonl" for name in PAIRS}},
         "answers": {"max_new": 4}, "fitted": {"prompts": 40, "rank": 2, "latents": 2, "jobs": 1},
         "replicates": 100})

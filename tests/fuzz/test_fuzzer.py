@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.tables import write_columns
 
 from tests.fuzz import networks, recall, running, studies, training
 from tests.fuzz.cases import Bases, check
@@ -20,6 +19,7 @@ from tests.fuzz.mutators import BY_KIND, kind_of
 from tests.fuzz.running import Target, faults_of, generator, run_target
 from tilelli_jax.cli.command import command
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.tables import write_columns
 from tilelli_jax.io.tensors import in_memory, write_file
 
 QUICK = {target.name: target for target in training.TARGETS
@@ -90,7 +90,7 @@ def test_targets_cover_all_commands() -> None:
 # --- Detection of faults --------------------------------------------------------------------------------
 
 
-def refuses() -> None:
+def rejects() -> None:
     raise InputError("a.json: b: expected c, found d")
 
 
@@ -100,12 +100,12 @@ def raises() -> None:
 
 def prints_two_errors() -> None:
     print("error: one", file=sys.stderr)
-    refuses()
+    rejects()
 
 
 def leaves_a_directory() -> None:
     Path("out").mkdir()
-    refuses()
+    rejects()
 
 
 def exceeds_the_time() -> None:
@@ -124,7 +124,7 @@ def warns() -> None:
 
 
 @pytest.mark.parametrize(("action", "expected_fault"), [
-    (refuses, ""), (lambda: None, ""), (raises, "raised Traceback"),
+    (rejects, ""), (lambda: None, ""), (raises, "raised Traceback"),
     (prints_two_errors, "did not end with exactly one line"), (leaves_a_directory, "left out"),
     (exceeds_the_time, "raised Traceback"), (exceeds_the_memory, "took "), (warns, "warned overflow")])
 def test_faults_are_detected(action: Callable[[], None], expected_fault: str, tmp_path: Path,

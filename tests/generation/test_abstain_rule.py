@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import tilelli_jax
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.commands import chat
 from tilelli_jax.commands.generate import main as generate
 from tilelli_jax.data.turns import user_turn
@@ -280,10 +280,10 @@ BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda tree: tree.update(threshold=math.inf), "threshold: expected a number, found inf"),
     (lambda tree: tree.update(threshold=math.nan), "threshold: expected a number, found nan"),
     (lambda tree: tree.update(threshold="often"), "threshold: expected a number or never, found text"),
-    (lambda tree: tree.update(threshold=None), "threshold: expected a number or never, found nothing"),
+    (lambda tree: tree.update(threshold=None), "threshold: expected a number or never, found null"),
     (lambda tree: tree.update(signal="abstain"), "signal: expected one of max_softmax_last, "),
     (lambda tree: tree.update(signal="router_entropy_b2"), "found 'router_entropy_b2'"),
-    (lambda tree: tree.update(direction=0), "direction: expected 1 or -1, found a whole number 0"),
+    (lambda tree: tree.update(direction=0), "direction: expected 1 or -1, found an integer 0"),
     (lambda tree: tree.update(template=" "), "template: expected one line of text, found ' '"),
     (lambda tree: tree.update(template="No.\nUSER: hi"), "template: expected one line of text"),
     (lambda tree: tree.update(template="\ud800"), "expected text, found a lone surrogate"),

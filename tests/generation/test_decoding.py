@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import tilelli_jax
-from tests.restated.random_weights import random_network
-from tests.restated.reciter import reciter
-from tests.restated.uncached import Forward, forward_of, logits_before
+from tests.reference_impl.memorised_text import reciter
+from tests.reference_impl.random_weights import random_network
+from tests.reference_impl.uncached import Forward, forward_of, logits_before
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
@@ -139,7 +139,7 @@ def test_prompts_at_and_beyond_the_window(case: str) -> None:
     chosen = np.take_along_axis(logits, outputs[..., None], axis=2)
     assert (chosen[..., 0] >= logits.max(2) - 2 * NOISE).all()
     for prompt, result in zip(prompts, results, strict=True):
-        assert result.slid == (case == "lite" and len(prompt) + 2 > WINDOW)
+        assert result.context_truncated == (case == "lite" and len(prompt) + 2 > WINDOW)
 
 
 def test_exceeding_the_trained_length_warns_the_caller_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,8 @@ def test_bytes_do_not_depend_on_the_chunk_size() -> None:
         # The window of a row slides from the first byte with more than WINDOW bytes before it.
         ends = np.cumsum([chunk.new.shape[1] for chunk in chunks])
         for i, prompt in enumerate(prompts):
-            assert [chunk.slid[i] for chunk in chunks] == [len(prompt) + n - 1 > WINDOW for n in ends]
+            assert ([chunk.context_truncated[i] for chunk in chunks]
+                    == [len(prompt) + n - 1 > WINDOW for n in ends])
 
 
 def test_many_prompts_few_bytes_and_no_bytes() -> None:
@@ -272,27 +273,27 @@ def test_invalid_utf8_is_replaced_in_text() -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"prompts": ""}, "the prompt is empty; expected at least one byte"),
     ({"prompts": ["a", ""]}, "prompt 1 is empty; expected at least one byte"),
-    ({"max_new": -1}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found -1"),
+    ({"max_new": -1}, "max_new: expected an integer ≥ 0 and ≤ 1048576, found -1"),
     ({"temperature": -0.1}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found -0.1"),
     ({"temperature": float("nan")}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found nan"),
     ({"temperature": float("inf")}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found inf"),
     ({"prompts": 5}, "prompts: expected text, bytes or a list of them, found 5"),
     ({"prompts": ["a", 5]}, r"prompts: expected text, bytes or a list of them, found \['a', 5\]"),
-    ({"max_new": 1.5}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found 1.5"),
+    ({"max_new": 1.5}, "max_new: expected an integer ≥ 0 and ≤ 1048576, found 1.5"),
     ({"temperature": "hot"}, "temperature: expected a number ≥ 0 and ≤ 1e.30, found 'hot'"),
-    ({"batch_size": 0}, "batch_size: expected a whole number ≥ 1, found 0"),
-    ({"batch_size": 1.5}, "batch_size: expected a whole number ≥ 1, found 1.5"),
+    ({"batch_size": 0}, "batch_size: expected an integer ≥ 1, found 0"),
+    ({"batch_size": 1.5}, "batch_size: expected an integer ≥ 1, found 1.5"),
     ({"stop": 3}, "stop: expected text, bytes or a list of them, found 3"),
     ({"stop": None}, "stop: expected text, bytes or a list of them, found None"),
     ({"prompts": "\ud800"}, "prompts: not text: "),
     ({"model": "runs/demo/model"}, r"model: expected a causal network, found "),
-    ({"max_new": True}, "max_new: expected a whole number ≥ 0 and ≤ 1048576, found True"),
+    ({"max_new": True}, "max_new: expected an integer ≥ 0 and ≤ 1048576, found True"),
     ({"temperature": 10**400}, "temperature: expected a number ≥ 0 and ≤ 1e\\+30, found 1000"),
-    ({"top_k": -1}, "top_k: expected a whole number ≥ 0, found -1"),
+    ({"top_k": -1}, "top_k: expected an integer ≥ 0, found -1"),
     ({"top_p": 0.0}, "top_p: expected a number > 0 and ≤ 1, found 0.0"),
     ({"top_p": 1.1}, "top_p: expected a number > 0 and ≤ 1, found 1.1"),
-    ({"seed": -1}, "seed: expected a whole number ≥ 0 and ≤ 4294967295, found -1"),
-    ({"seed": 2**32}, "seed: expected a whole number"),
+    ({"seed": -1}, "seed: expected an integer ≥ 0 and ≤ 4294967295, found -1"),
+    ({"seed": 2**32}, "seed: expected an integer"),
 ])
 def test_invalid_arguments_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

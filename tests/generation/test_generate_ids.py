@@ -12,9 +12,9 @@ import pytest
 
 import tilelli_jax
 from tests.extras import needs_transformers
+from tests.reference_impl.random_weights import random_network
+from tests.reference_impl.uncached import forward_of, logits_before
 from tests.references import STORED, needs
-from tests.restated.random_weights import random_network
-from tests.restated.uncached import forward_of, logits_before
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
@@ -153,7 +153,7 @@ def test_other_invalid_arguments_raise() -> None:
     model = network("gpt_neox")
     with pytest.raises(InputError, match="expected a causal network, found str"):
         tilelli_jax.generate_ids("model", PROMPTS)
-    with pytest.raises(InputError, match="batch_size: expected a whole number ≥ 1, found 0"):
+    with pytest.raises(InputError, match="batch_size: expected an integer ≥ 1, found 0"):
         tilelli_jax.generate_ids(model, PROMPTS, batch_size=0)
     with pytest.warns(UserWarning, match="decoding to 69 tokens: past the trained length of 64"):
         tilelli_jax.generate_ids(model, PROMPTS, max_new=60, temperature=0)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 import tilelli_jax
-from tests.restated.random_weights import random_network
-from tests.restated.uncached import forward_of, logits_before
+from tests.reference_impl.random_weights import random_network
+from tests.reference_impl.uncached import forward_of, logits_before
 from tests.tolerance import noise
 from tilelli_jax import config as config_lib
 from tilelli_jax.generation import decoding
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.decoder import ComputeConfig, Decoder
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = ("tilelli-lite-fp32", "tilelli-lite-ternary", "tilelli-fp32", "tilelli-ternary", "vanilla-fp32",
@@ -89,7 +89,7 @@ def test_decoding_beyond_the_trained_length(name: str, n_layers: int) -> None:
     with pytest.warns(UserWarning, match="decoding to 262"):
         outputs, = tilelli_jax.generate(model, prompt, max_new=n, temperature=0)
     slides = model.config.positions == "learned"
-    assert outputs.slid == slides
+    assert outputs.context_truncated == slides
     assert_greedy(model, [prompt], [outputs.data], window=256 if slides else len(prompt) + n)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.restated.reciter import reciter
+from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.generation import decoding
 from tilelli_jax.generation.text_stream import stream_text, text_after
 from tilelli_jax.loading.language import ByteTokenizer, HuggingFaceTokenizer
@@ -77,7 +77,7 @@ def recite(monkeypatch: pytest.MonkeyPatch, ids: Sequence[int], end: int | None 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_tokens_become_the_text_that_follows_the_prompt(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This tokenizer drops the space before a text's first token; the end token is no part of the text."""
+    """This tokenizer drops the space before a text's first token; the end token is not part of the text."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     vocab = {"<s>": 0, "▁the": 1, "▁cat": 2, "s": 3, "▁sat": 4, "</s>": 5}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<s>"))

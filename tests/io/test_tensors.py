@@ -118,7 +118,7 @@ def test_incomplete_directories_raise(tmp_path: Path) -> None:
     ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "w is not inside the file"),
     ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8000]}, "w is not inside the file"),
     ({"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}, "w is not inside the file"),
-    ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "its header tells of [0-9]+ bytes, it has "),
+    ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "header describes [0-9]+ bytes, the file has "),
     ({"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}, "w: expected a shape and one of F64, .*'F99'"),
     ({"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}, "w: expected a shape"),
     ({"dtype": "F32", "shape": [1]}, "w: expected a shape"), ([], "w: expected a shape")])

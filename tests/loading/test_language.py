@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.estimators.sidecar import SidecarConfig

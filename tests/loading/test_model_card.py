@@ -60,7 +60,7 @@ def test_what_the_card_states():
     head, body = head_and_body(model_card(RoutedConfig(quantizer="ternary"), 10, INFO))
     assert head["datasets"] == ["a/b"] and "ternary" in head["tags"]
     for line in ("| context, in tokens | 256 |", "| quantiser of the weights | ternary |", "From: x.",
-                 "- source: hf:a/b: c", "- size: 3 bytes in two lines", "|  | nats/byte |",
+                 "- source: hf:a/b: c", "- size: 3 bytes in two lines", "| loss | nats/byte |",
                  r"| best \| last | 1.2500 |", "| byte trigrams | 2.0000 |"):
         assert line in body.splitlines(), line
     assert "`````\ntilelli train 'a ```` b'\n`````" in body, "the fence is longer than the longest inside"

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import tilelli_jax
 from tests.kill_points import kill_at_every_file_operation
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
@@ -188,7 +188,7 @@ def test_a_replaced_model_directory_is_consistent_when_killed(tmp_path: Path) ->
         try:
             result = store.load_config(path)
         except InputError as error:
-            assert str(error) == f"{path}: no model directory: it has no config.json"
+            assert str(error) == f"{path}: not a model directory: config.json is missing"
             result = None
         else:
             stored = {name: tensor.read() for name, tensor in store.read_tensors(path).items()}
@@ -300,9 +300,9 @@ def test_truncated_files_raise(tmp_path: Path) -> None:
     ('{"family": ["routed"]}', r"family: expected one of routed, vanilla, .*, found \['routed'\]"),
     ('{"family": "gpt"}', "family: expected one of routed, vanilla, .*, found 'gpt'"),
     ('{"family": "vanilla", "n_head": 2}', "unknown key 'n_head' .did you mean 'n_heads'"),
-    ('{"family": "vanilla", "n_heads": 2.0}', "n_heads: expected a whole number, found a number 2.0"),
+    ('{"family": "vanilla", "n_heads": 2.0}', "n_heads: expected an integer, found a number 2.0"),
     ('{"family": "vanilla", "n_heads": 7}', "d_model: expected a multiple of n_heads 7, found 320"),
-    ('{"family": "routed", "d_model": 0}', "d_model: expected a whole number ≥ 1, found 0"),
+    ('{"family": "routed", "d_model": 0}', "d_model: expected an integer ≥ 1, found 0"),
 ])
 def test_invalid_configurations_raise(config: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
@@ -314,7 +314,7 @@ def test_a_run_directory_raises_with_a_hint(tmp_path: Path) -> None:
     save(random_network(SMALL, 0)[0], tmp_path / "model")
     with pytest.raises(InputError) as error:
         load(tmp_path)
-    assert str(error.value) == (f"{tmp_path}: no model directory: it has no config.json; "
+    assert str(error.value) == (f"{tmp_path}: not a model directory: config.json is missing; "
                                 f"did you mean '{tmp_path}/model'?")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.routed import RoutedConfig
 from tilelli_jax.models.vanilla import VanillaConfig

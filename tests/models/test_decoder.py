@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.decoder import Decoder
 
@@ -18,8 +18,8 @@ def model() -> Decoder:
 
 
 @pytest.mark.parametrize(("ids", "message"), [
-    (np.zeros(3, np.int32), r"ids: expected whole numbers \[batch, time\], found int32 \[3\]"),
-    (np.zeros((1, 3), np.float32), r"ids: expected whole numbers \[batch, time\], found float32 \[1, 3\]"),
+    (np.zeros(3, np.int32), r"ids: expected integers \[batch, time\], found int32 \[3\]"),
+    (np.zeros((1, 3), np.float32), r"ids: expected integers \[batch, time\], found float32 \[1, 3\]"),
     (np.array([[0, 20]]), "ids: expected 0 to 19, found 20"),
     (np.array([[-1, 19]]), "ids: expected 0 to 19, found -1"),
     (np.zeros((1, 6), np.int32), "time 6 is longer than max_seq_len 5"),

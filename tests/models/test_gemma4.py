@@ -19,9 +19,9 @@ import safetensors.numpy
 from flax import nnx
 
 from tests.extras import needs_transformers
+from tests.reference_impl.comparison import assert_same_weights, distance
+from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
-from tests.restated.comparison import assert_same_weights, distance
-from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays, load, save
@@ -367,10 +367,10 @@ def rewritten(path: Path, **changes: Any) -> None:
     ({"per_layer_config": {"1": [1]}}, "per_layer_config.1: expected an object, found a list"),
     ({"text_config": [1]}, "text_config: expected an object, found a list"),
     ({"final_logit_softcapping": 0}, "final_logit_softcapping: expected a number > 0, found 0"),
-    ({"vocab_size_per_layer_input": 0}, "vocab_per_layer: expected a whole number ≥ 1, found 0"),
-    ({"per_layer_config": None, "global_head_dim": 0}, "d_head_full: expected a whole number ≥ 1, found 0"),
+    ({"vocab_size_per_layer_input": 0}, "vocab_per_layer: expected an integer ≥ 1, found 0"),
+    ({"per_layer_config": None, "global_head_dim": 0}, "d_head_full: expected an integer ≥ 1, found 0"),
     ({"per_layer_config": None, "attention_k_eq_v": True, "num_global_key_value_heads": 0},
-     "n_kv_heads_full: expected a whole number ≥ 1, found 0"),
+     "n_kv_heads_full: expected an integer ≥ 1, found 0"),
     ({"quantization_config": {}}, "quantization_config: expected weights that are not quantised, found"),
     ({"eos_token_id": [1, 10**9]}, "eos_token_id: expected ids of the vocabulary, 0 to "),
     ({"num_attention_heads": 3}, "n_heads: expected a multiple of 2 key heads, found 3"),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated.comparison import distance
-from tests.restated.random_weights import random_network
+from tests.reference_impl.comparison import distance
+from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import ModelConfig
@@ -182,14 +182,14 @@ def test_an_unused_tap_does_not_change_other_networks(name: str, monkeypatch: py
 def test_invalid_positions_and_edits_raise(name: str) -> None:
     model, ids = network(name), jnp.arange(14).reshape(2, 7)
 
-    def refuses(message: str, **tap: Any) -> None:
+    def rejects(message: str, **tap: Any) -> None:
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(lambda ids: model.tapped(ids, Tap(**tap)), ids)
     for bad in (jnp.array([[7], [0]]), jnp.array([[0], [-1]])):
-        refuses("tap: positions: expected 0 to 6, found ", record=("embed",), positions=bad)
-    refuses(r"tap: positions: expected whole numbers \[2, n\], found ", record=("embed",),
+        rejects("tap: positions: expected 0 to 6, found ", record=("embed",), positions=bad)
+    rejects(r"tap: positions: expected integers \[2, n\], found ", record=("embed",),
             positions=jnp.array([3]))
-    refuses(r"tap: resid_post: expected an edit to \[2, 7, 16\], found ",
+    rejects(r"tap: resid_post: expected an edit to \[2, 7, 16\], found ",
             edit={"resid_post": lambda value, layer: value[:, :3]})
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.models import decoder
 from tilelli_jax.models.gemma4 import Gemma4Config

@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 
 from tests.extras import needs_torch
-from tests.restated import brute
-from tests.restated.comparison import distance, farthest
-from tests.restated.random_weights import random_network
+from tests.reference_impl import loops
+from tests.reference_impl.comparison import distance, farthest
+from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax import config as config_lib
 from tilelli_jax.models import ModelConfig
@@ -96,7 +96,7 @@ cases = pytest.mark.parametrize("case", [
 @cases
 def test_logits_match_float64_loops(case: str) -> None:
     arrays, logits, _ = ours(case)
-    expected = brute.forward(config_lib.to_dict(CASES[case]), arrays, inputs()[0])
+    expected = loops.forward(config_lib.to_dict(CASES[case]), arrays, inputs()[0])
     assert distance(logits, expected) < LOGITS
 
 
@@ -115,6 +115,7 @@ def pytorch_results(config: dict[str, Any], arrays: dict[str, np.ndarray],
                     form: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """PyTorch's logits, and gradients by name."""
     import torch
+
     from tilelli_jax.convert import torch_networks
 
     ids, probe = (torch.from_numpy(value) for value in inputs())

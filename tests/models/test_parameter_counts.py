@@ -13,7 +13,7 @@ from tilelli_jax import config as config_lib
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import ModelConfig
 from tilelli_jax.models.routed import RoutedConfig
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = {

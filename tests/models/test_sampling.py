@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 
 import tilelli_jax
-from tests.restated.random_weights import random_network
-from tests.restated.reciter import reciter
-from tests.restated.uncached import forward_of, logits_before
+from tests.reference_impl.memorised_text import reciter
+from tests.reference_impl.random_weights import random_network
+from tests.reference_impl.uncached import forward_of, logits_before
 from tilelli_jax.models import sampling
 from tilelli_jax.models.routed import RoutedConfig
 

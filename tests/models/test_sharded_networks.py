@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated.comparison import assert_same_weights, distance
-from tests.restated.random_weights import random_network
+from tests.reference_impl.comparison import assert_same_weights, distance
+from tests.reference_impl.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.loading import store

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.extras import needs_transformers
+from tests.reference_impl.comparison import assert_same_weights, distance
 from tests.references import STORED, needs
-from tests.restated.comparison import assert_same_weights, distance
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays
@@ -195,7 +195,7 @@ def test_encoder_edits_apply_in_decoding() -> None:
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 50, (3, 9)))
     metadata = jnp.array([[0], [3], [8]])  # number of edited positions
 
-    def tap_of(aux_model: Any, metadata: jax.Array) -> Tap:
+    def make_tap(aux_model: Any, metadata: jax.Array) -> Tap:
         def edit(value: jax.Array, layer: int | None) -> jax.Array:
             if layer != 0:
                 return value
@@ -203,11 +203,11 @@ def test_encoder_edits_apply_in_decoding() -> None:
             return jnp.where(selected, value[:, ::-1] * aux_model.encoder.norm.scale[...], value)
         return Tap(edit={"encoder.resid_post": edit})
     decoded, plain = (
-        np.asarray(continue_ids(model, ids, n=12, temperature=0.0, tap_of=tap_of, aux_model=other,
+        np.asarray(continue_ids(model, ids, n=12, temperature=0.0, make_tap=make_tap, aux_model=other,
                                 metadata=positions))
         for positions in (metadata, 0 * metadata))
     text = np.zeros((3, 1), np.int32)
-    forward = jax.jit(lambda text: model.tapped(ids, text, None, tap_of(other, metadata))[0])
+    forward = jax.jit(lambda text: model.tapped(ids, text, None, make_tap(other, metadata))[0])
     for step in range(12):
         logits = np.array(forward(jnp.pad(jnp.asarray(text), ((0, 0), (0, 12 - step)))))[:, step]
         text = np.concatenate([text, logits.argmax(1)[:, None].astype(np.int32)], 1)
@@ -233,7 +233,7 @@ def test_encoder_only_pass() -> None:
         with pytest.raises(ValueError, match=message):
             model.encode_tapped(ids, None, bad)
         with pytest.raises(ValueError, match=message):
-            continue_ids(model, ids, n=2, tap_of=lambda aux_model, metadata, bad=bad: bad)
+            continue_ids(model, ids, n=2, make_tap=lambda aux_model, metadata, bad=bad: bad)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -334,7 +334,7 @@ def test_unknown_places_and_layers_raise() -> None:
 
 @pytest.mark.parametrize(("ids", "message"), [
     ([[50]], "ids: expected 0 to 49, found 50"), ([[-1]], "ids: expected 0 to 49, found -1"),
-    ([1], r"ids: expected whole numbers \[batch, time\]"), ([[1.5]], "ids: expected whole numbers")])
+    ([1], r"ids: expected integers \[batch, time\]"), ([[1.5]], "ids: expected integers")])
 def test_invalid_ids_raise(ids: Any, message: str) -> None:
     model, good = random_model(TINY), jnp.zeros((1, 1), jnp.int32)
     for arguments in ((jnp.asarray(ids), good), (good, jnp.asarray(ids))):
@@ -345,7 +345,7 @@ def test_invalid_ids_raise(ids: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"num_decoder_layers": 0}, "n_decoder_layers: expected a whole number ≥ 1, found 0"),
+    ({"num_decoder_layers": 0}, "n_decoder_layers: expected an integer ≥ 1, found 0"),
     ({"decoder_start_token_id": 10**6}, "decoder_start_token_id: expected ids of the vocabulary, 0 to "),
     ({"eos_token_id": -1}, "eos_token_id: expected ids of the vocabulary, 0 to "),
     ({"chronos_config": {"tokenizer_class": "MeanScaleUniformBins", "tokenizer_kwargs": [1]}},

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated import brute
-from tests.restated.comparison import distance, farthest
-from tests.restated.random_weights import random_weights
+from tests.reference_impl import loops
+from tests.reference_impl.comparison import distance, farthest
+from tests.reference_impl.random_weights import random_weights
 from tests.tolerance import noise
 from tilelli_jax.models.arrays import named_leaves
 from tilelli_jax.nn.attention import CausalAttention, TopKAttention
@@ -144,7 +144,7 @@ def test_router_sums_to_one_and_is_a_softmax(bias: bool) -> None:
     x = series() * np.array([10, 1000], np.float32)[:, None, None]  # the second row saturates
     weights = np.asarray(layer(jnp.asarray(x)))
     logits = x.astype(np.float64) @ arrays["kernel"] + arrays.get("bias", 0.0)
-    np.testing.assert_allclose(weights, brute.softmax(logits), rtol=0, atol=noise(logits))
+    np.testing.assert_allclose(weights, loops.softmax(logits), rtol=0, atol=noise(logits))
     np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=0, atol=noise(1.0))
     assert weights.min() >= 0 and weights[1].max() > 0.999
 
@@ -153,7 +153,7 @@ def test_router_sums_to_one_and_is_a_softmax(bias: bool) -> None:
 def test_convolution_matches_the_loop(taps: int) -> None:
     layer, arrays = with_weights(lambda rngs: CausalConv(WIDTH, taps, PLAIN, rngs=rngs, bias=True))
     x = series()
-    expected = [brute.causal_conv(row.astype(np.float64), arrays["kernel"], arrays["bias"])
+    expected = [loops.causal_conv(row.astype(np.float64), arrays["kernel"], arrays["bias"])
                 for row in x]
     assert distance(layer(jnp.asarray(x)), np.stack(expected)) < NOISE
 
@@ -189,9 +189,9 @@ def test_state_space_matches_recurrence_and_convolution() -> None:
     layer.a_raw[...] = jnp.asarray(arrays["a_raw"])
     a_raw, b, c = (arrays[name].astype(np.float64) for name in ("a_raw", "b", "c"))
     x = series()
-    loop = np.stack([brute.state_space(row.astype(np.float64), a_raw, b, c) for row in x])
-    kernel = brute.state_space_kernel(a_raw, b, c, TIME)
-    convolved = np.stack([brute.causal_conv(row.astype(np.float64), kernel) for row in x])
+    loop = np.stack([loops.state_space(row.astype(np.float64), a_raw, b, c) for row in x])
+    kernel = loops.state_space_kernel(a_raw, b, c, TIME)
+    convolved = np.stack([loops.causal_conv(row.astype(np.float64), kernel) for row in x])
 
     np.testing.assert_allclose(loop, convolved, atol=1e-12)
     assert distance(layer(jnp.asarray(x)), convolved) < NOISE

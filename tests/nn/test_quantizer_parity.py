@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.restated import brute
+from tests.reference_impl import loops
 from tests.tolerance import noise
 from tilelli_jax.nn.quantize import hadamard, quantizer, random_rotation
 
@@ -30,13 +30,13 @@ def kernel() -> Any:
 def arguments(kind: str) -> dict[str, Any]:
     if kind == "lsq":
         return {"alpha": np.array([0.4, 7.0], np.float32)}
-    return {"rotation": brute.sylvester(IN).astype(np.float32)} if kind == "hadamard" else {}
+    return {"rotation": loops.sylvester(IN).astype(np.float32)} if kind == "hadamard" else {}
 
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_values_match_the_loops(kind: Any) -> None:
     result = quantizer(kind)(jnp.asarray(kernel()), **arguments(kind))
-    expected = brute.quantize(kernel().astype(np.float64), kind, **arguments(kind))
+    expected = loops.quantize(kernel().astype(np.float64), kind, **arguments(kind))
     np.testing.assert_allclose(result, expected, rtol=1e-5,
                                atol=noise(kernel()) if kind == "hadamard" else 0)
 
@@ -104,7 +104,7 @@ def test_ties_round_to_even_and_a_zero_kernel_stays_zero() -> None:
 @pytest.mark.parametrize("size", [1, 2, 64])
 def test_hadamard_matches_sylvesters_construction(size: int) -> None:
     matrix = hadamard(size)
-    np.testing.assert_allclose(matrix, brute.sylvester(size), rtol=1e-6)
+    np.testing.assert_allclose(matrix, loops.sylvester(size), rtol=1e-6)
     np.testing.assert_allclose(matrix @ matrix, np.eye(size), rtol=0, atol=noise(1.0))
     np.testing.assert_array_equal(matrix, matrix.T)
 

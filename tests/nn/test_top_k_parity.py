@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated import brute
-from tests.restated.comparison import distance, farthest
+from tests.reference_impl import loops
+from tests.reference_impl.comparison import distance, farthest
 from tests.tolerance import noise
 from tilelli_jax.models.arrays import named_leaves
 from tilelli_jax.nn.attention import TopKAttention
@@ -39,10 +39,10 @@ def layer_and_inputs(time: int, top_k: int, integers: bool) -> tuple[TopKAttenti
     return layer, draw(BATCH, time, WIDTH)
 
 
-def loops(layer: TopKAttention, x: np.ndarray) -> np.ndarray:
+def by_loops(layer: TopKAttention, x: np.ndarray) -> np.ndarray:
     queries, keys, values = (np.asarray(part.kernel[...], np.float64)
                              for part in (layer.query, layer.key, layer.value))
-    return np.stack([np.mean([brute.top_k_attention(row @ q, row @ k, row @ v, layer.top_k)
+    return np.stack([np.mean([loops.top_k_attention(row @ q, row @ k, row @ v, layer.top_k)
                               for q, k, v in zip(queries, keys, values, strict=True)], axis=0)
                      for row in x.astype(np.float64)])
 
@@ -64,7 +64,7 @@ def compiled(graph: nnx.GraphDef) -> Callable[..., jax.Array]:
       for sizes in ((SHORT, SHORT - 1), (SHORT, SHORT), (LONG, 1), (LONG, LONG - 1)))])
 def test_top_k_attention_matches_the_loop(time: int, top_k: int, integers: bool) -> None:
     layer, x = layer_and_inputs(time, top_k, integers)
-    assert distance(run(layer, x), loops(layer, x)) < NOISE
+    assert distance(run(layer, x), by_loops(layer, x)) < NOISE
 
 
 @functools.lru_cache(maxsize=4)

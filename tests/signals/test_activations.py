@@ -20,7 +20,7 @@ from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.signals import batching
 from tilelli_jax.signals.activations import activation_rows
-from tilelli_jax.signals.patching import patched_loss
+from tilelli_jax.signals.patching import PatchedLoss, patched_loss
 from tilelli_jax.train import main
 
 CONFIG = GPTNeoXConfig(vocab_size=61, d_model=16, n_layers=3, n_heads=2, d_hidden=32, max_seq_len=128)
@@ -77,7 +77,7 @@ def test_training_an_autoencoder_increases_the_recovered_loss(model: Any, tmp_pa
                       {"hook": "resid_post", "layer": 1}, shard_rows=1000)
     stored = open_activations(tmp_path / "rows")
     assert (len(stored), stored.d_model, len(stored.shards)) == (60 * 64, 16, 4)
-    assert stored.about == {"hook": "resid_post", "layer": 1}
+    assert stored.info == {"hook": "resid_post", "layer": 1}
     tree = {"model": {"family": "sae", "d_model": 16, "n_latents": 64, "k": 8},
             "activations": {"source": str(tmp_path / "rows")},
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5, "weight_decay": 0},
@@ -93,4 +93,5 @@ def test_training_an_autoencoder_increases_the_recovered_loss(model: Any, tmp_pa
     assert after.natural == before.natural == pytest.approx(nll, abs=1e-5)
     assert after.zeroed == before.zeroed
     assert abs(after.reconstructed - after.natural) < 0.5 * abs(before.reconstructed - before.natural)
-    assert after.recovered == (after.zeroed - after.reconstructed) / (after.zeroed - after.natural)
+    assert after.zeroed < after.natural and np.isnan(after.recovered), "zeros beat this random network"
+    assert PatchedLoss(natural=1.0, reconstructed=1.5, zeroed=3.0).recovered == 0.75

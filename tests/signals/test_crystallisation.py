@@ -19,7 +19,7 @@ from tilelli_jax.nn.norm import rms_normalized
 from tilelli_jax.nn.unembed import Unembedding
 from tilelli_jax.signals.crystallisation import (
     BY_LAYER,
-    OVERALL,
+    PROMPT_FEATURES,
     Crystallisation,
     LayerActivations,
     band,
@@ -125,7 +125,7 @@ def test_matches_the_published_features(name: str) -> None:
     normed = rms_normalized(case["hidden_states"]) * case["norm_w"]
     tolerance = 0.13 if rounded else noise(np.asarray(normed) @ case["W_U"].T, case["feats_f32"])
     np.testing.assert_allclose(result.by_layer[0], case["feats_f32"], atol=tolerance)
-    np.testing.assert_allclose(result.overall[0], case["globals"], atol=tolerance)
+    np.testing.assert_allclose(result.prompt_features[0], case["globals"], atol=tolerance)
     assert np.abs(result.by_layer[0] - case["feats_f32"]).mean() < 0.005  # measured: 0.0012
     if not rounded:
         half = np.asarray(result.by_layer[0]).astype(np.float16)
@@ -185,12 +185,13 @@ def test_a_batch_of_different_questions_matches_brute_force(cap: float | None) -
     unembedding = Unembedding(rms_normalized, jnp.asarray(table), cap=cap)
     result = jax.jit(functools.partial(crystallisation, unembedding, chunk=10))(
         LayerActivations(**activations, attention=activations["write"][:, :, ::-1]), mask)
-    assert result.by_layer.shape == (4, 6, len(BY_LAYER)) and result.overall.shape == (4, len(OVERALL))
+    assert result.by_layer.shape == (4, 6, len(BY_LAYER))
+    assert result.prompt_features.shape == (4, len(PROMPT_FEATURES))
     for row, question in enumerate(questions):
         alone = {name: values[:, row] for name, values in activations.items()}
-        by_layer, overall = brute(alone, question, table, cap)
+        by_layer, prompt_features = brute(alone, question, table, cap)
         np.testing.assert_allclose(result.by_layer[row], by_layer, atol=2e-5)
-        np.testing.assert_allclose(result.overall[row], overall, atol=2e-5)
+        np.testing.assert_allclose(result.prompt_features[row], prompt_features, atol=2e-5)
         entropy = [distribution(logits(write, table, np.ones(8), cap))["entropy"]
                    for write in activations["write"][:, row, 0]]
         np.testing.assert_allclose(result.entropies[row, :, 0], entropy, atol=2e-5)
@@ -203,4 +204,4 @@ def test_nan_features_become_0() -> None:
     unembedding = Unembedding(rms_normalized, jnp.ones((5, 4)))
     result: Crystallisation = jax.jit(functools.partial(crystallisation, unembedding))(
         activations, np.array([[True, False]]))
-    assert np.isfinite(result.by_layer).all() and np.isfinite(result.overall).all()
+    assert np.isfinite(result.by_layer).all() and np.isfinite(result.prompt_features).all()

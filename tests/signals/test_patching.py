@@ -1,4 +1,4 @@
-"""Compares patches with the stored hook of the published study and with closed forms."""
+"""Compares patches with the stored hook of fm-difficulty-probe and with closed forms."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
-from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.loading.store import build
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM, Gemma4Config
@@ -22,7 +22,7 @@ from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.signals.batching import Batch
 from tilelli_jax.signals.crystallisation import LayerActivations, crystallisation
-from tilelli_jax.signals.prompts import Prompt, PromptOutputs, PromptReader, lens_hooks
+from tilelli_jax.signals.prompts import PromptIds, PromptOutputs, PromptReader, lens_hooks
 
 GEMMA = STORED / "gemma4_tiny" / "e4b"
 CONFIGS: dict[str, Any] = {
@@ -42,11 +42,11 @@ def network(name: str) -> Any:
     return FlaxGemma4ForCausalLM.from_pretrained(GEMMA) if name == "gemma4" else build(CONFIGS[name], 0)
 
 
-def some_prompts(model: Any) -> list[Prompt]:
+def some_prompts(model: Any) -> list[PromptIds]:
     rng = np.random.default_rng(0)
     lengths = [12, 12, 40, 40, 12, 12, 12]  # few different lengths, because `alone` compiles each
     spans = [(2, 9), (0, 5), (10, 31), (4, 4), (0, 12), (5, 12), (1, 1)]
-    return [Prompt(rng.integers(0, min(90, model.config.vocab_size), n).tolist(), *span)
+    return [PromptIds(rng.integers(0, min(90, model.config.vocab_size), n).tolist(), *span)
             for n, span in zip(lengths, spans, strict=True)]
 
 
@@ -124,7 +124,8 @@ def test_batches_shrink_to_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> 
     prompts = some_prompts(model)
     sizes: list[int] = []
 
-    def batch(self: PromptReader, batch: Batch, prompts: Sequence[Prompt]) -> list[Prompt]:  # no signals
+    def batch(self: PromptReader, batch: Batch,
+              prompts: Sequence[PromptIds]) -> list[PromptIds]:  # no signals
         sizes.append(batch.rows)
         return [prompts[i] for i in batch.indices]
     monkeypatch.setattr(PromptReader, "_batch", batch)
@@ -140,9 +141,9 @@ def test_batches_shrink_to_the_memory_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("prompt", "message"), [
-    (Prompt([], 0, 0), "prompt 0: expected 1 to 64 ids, found 0"),
-    (Prompt([1, 2], 1, 3), r"the question inside its 2 ids, found \[1, 3\)"),
-    (Prompt([1] * 65, 0, 1), "prompt 0: expected 1 to 64 ids, found 65")])
-def test_invalid_prompts_raise(prompt: Prompt, message: str) -> None:
+    (PromptIds([], 0, 0), "prompt 0: expected 1 to 64 ids, found 0"),
+    (PromptIds([1, 2], 1, 3), r"the question inside its 2 ids, found \[1, 3\)"),
+    (PromptIds([1] * 65, 0, 1), "prompt 0: expected 1 to 64 ids, found 65")])
+def test_invalid_prompts_raise(prompt: PromptIds, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list(PromptReader(network("vanilla"))([prompt]))

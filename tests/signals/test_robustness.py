@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
@@ -39,7 +39,7 @@ def test_matches_a_separate_computation() -> None:
             divergences.append(float(divergence(np.array([prompt]), noise)))
         assert result[number] == pytest.approx(np.mean(divergences), rel=1e-3, abs=1e-6)
     assert (result > 1e-3).all()
-    np.testing.assert_allclose(robustness(prompts[1:], numbers=[1]), result[1:], rtol=1e-3)
+    np.testing.assert_allclose(robustness(prompts[1:], stream_ids=[1]), result[1:], rtol=1e-3)
 
 
 @pytest.mark.exhaustive
@@ -49,7 +49,7 @@ def test_divergence_grows_with_the_noise() -> None:
     none, some, much = (Robustness(model, sigma=sigma, batch_size=4)(prompts) for sigma in (0.0, 0.1, 1.0))
     np.testing.assert_allclose(none, 0, atol=1e-6)
     assert some.mean() < much.mean()
-    alone = Robustness(model, sigma=0.1, batch_size=1)(prompts[2:3], numbers=[2])
+    alone = Robustness(model, sigma=0.1, batch_size=1)(prompts[2:3], stream_ids=[2])
     np.testing.assert_allclose(alone, some[2:3], rtol=1e-3, atol=1e-6)
 
 

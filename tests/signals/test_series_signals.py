@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from tests.extras import needs_transformers
+from tests.reference_impl.comparison import distance
+from tests.reference_impl.random_weights import random_network
 from tests.references import STORED, needs
-from tests.restated.comparison import distance
-from tests.restated.random_weights import random_network
 from tests.tolerance import noise
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
@@ -156,7 +156,7 @@ def test_random_numbers_depend_on_the_series_not_on_the_batch(
         assert np.concatenate([indices for indices, _ in parts]).tolist() == [0, 1, 2, 3, 4]
         np.testing.assert_array_equal(np.concatenate([predictions for _, predictions in parts]), complete)
     remaining = [3, 1]  # after an interruption, in another order
-    (_, rest), = sample_forecasts(chronos, series[remaining], 9, seed=4, numbers=remaining, batch_size=2)
+    (_, rest), = sample_forecasts(chronos, series[remaining], 9, seed=4, stream_ids=remaining, batch_size=2)
     np.testing.assert_array_equal(rest, complete[remaining])
     (_, other), = sample_forecasts(chronos, series[remaining], 9, seed=4, batch_size=2)
     assert (other != complete[remaining]).any()
@@ -187,12 +187,12 @@ def test_effect_of_ablating_a_latent(chronos: Chronos, sae: TopKSAE, positions: 
     assert (result[:, 1] != natural).any()
     np.testing.assert_array_equal(result[:, 2], result[:, 1])
     assert (result[:, 3] != result[:, 1]).any()
-    rest = patched_crps(chronos, mute, series[3:], futures[3:], [often], numbers=[3, 4], batch_size=2,
+    rest = patched_crps(chronos, mute, series[3:], futures[3:], [often], stream_ids=[3, 4], batch_size=2,
                         **options)
     np.testing.assert_array_equal(rest, result[3:, [0, 1, 3]])
     # The same in separate calls, appending the patched median.
     metadata = np.tile([ALL_POSITIONS if positions == "all" else 1, often], (5, 1))
-    options = {"tap_of": patch_last_positions(HOOK, 1), "aux_model": mute, "metadata": metadata}
+    options = {"make_tap": patch_last_positions(HOOK, 1), "aux_model": mute, "metadata": metadata}
     first = chronos.predict(series, 6, seed=4, **options)
     longer = np.concatenate([series, np.sort(first, axis=1)[:, 2]], axis=1)
     second = chronos.predict(longer, 3, seed=4 + 7919, **options)
@@ -243,8 +243,8 @@ def test_invalid_arguments_raise(chronos: Chronos, sae: TopKSAE) -> None:
         list(encoder_activations(chronos, series[:, 0], layers=(0,)))
     with pytest.raises(InputError, match=r"series: expected \[windows, time\], found \[5, 0\]"):
         list(sample_forecasts(chronos, series[:, :0], 3))
-    with pytest.raises(ValueError, match=r"numbers: expected \[5\], found \[2\]"):
-        list(sample_forecasts(chronos, series, 3, numbers=[1, 2]))
+    with pytest.raises(ValueError, match=r"stream_ids: expected \[5\], found \[2\]"):
+        list(sample_forecasts(chronos, series, 3, stream_ids=[1, 2]))
     with pytest.raises(InputError, match="length: expected at least 1, found 0"):
         list(sample_forecasts(chronos, series, 0))
     options: dict[str, Any] = {"layer": 0, "positions": "all"}
@@ -258,8 +258,8 @@ def test_invalid_arguments_raise(chronos: Chronos, sae: TopKSAE) -> None:
     with pytest.raises(ValueError, match="sae: expected d_model 12, found 16"):
         patched_crps(chronos, TopKSAE(SAEConfig(d_model=16, n_latents=32, k=4), rngs=nnx.Rngs(0)), series,
                      futures, [], **options)
-    with pytest.raises(ValueError, match=r"numbers: expected \[5\], found \[1\]"):
-        chronos.predict(series, 3, numbers=np.array([1]))
+    with pytest.raises(ValueError, match=r"stream_ids: expected \[5\], found \[1\]"):
+        chronos.predict(series, 3, stream_ids=np.array([1]))
     assert list(encoder_activations(chronos, series[:0], layers=(0,))) == []
 
 

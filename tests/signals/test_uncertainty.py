@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.nn.hooks import Tap
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.crystallisation import OVERALL
+from tilelli_jax.signals.crystallisation import PROMPT_FEATURES
 from tilelli_jax.signals.names import BLOCK, LENS, SIGNALS, describe, direction, signal_names
-from tilelli_jax.signals.prompts import Prompt, PromptReader
+from tilelli_jax.signals.prompts import PromptIds, PromptReader
 from tilelli_jax.signals.uncertainty import Uncertainty, UncertaintyReader, signal_columns
 
 SHAPE = {"d_model": 16, "n_layers": 3, "max_seq_len": 96, "n_heads": 2}
@@ -32,8 +32,8 @@ def network(config: Any, seed: int = 0) -> Any:
     return random_network(config, seed)[0]
 
 
-def prompts() -> list[Prompt]:
-    return [Prompt(list(text.encode()), min(6, len(text) - 1), len(text) - 1) for text in TEXTS]
+def prompts() -> list[PromptIds]:
+    return [PromptIds(list(text.encode()), min(6, len(text) - 1), len(text) - 1) for text in TEXTS]
 
 
 def expected_signals(model: Any, before: Any, text: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def test_every_signal_is_defined() -> None:
     """The registry has each scalar that `Uncertainty` computes; the others are features of Recall."""
     computed = {*Uncertainty._fields, "router_conf", "abstain_p"} - {
         "router_entropy_block", "abstain_logit", "lens", "hidden", "pooled", "codes"}
-    assert SIGNALS.keys() == computed | LENS.keys() and set(LENS.values()) <= set(OVERALL)
+    assert SIGNALS.keys() == computed | LENS.keys() and set(LENS.values()) <= set(PROMPT_FEATURES)
     names = ("max_softmax_last", "router_entropy", f"{BLOCK}2", "drift", "loss")
     assert [direction(name) for name in names] == [-1, 1, 1, 0, 0]
     assert describe("lens_entropy") == (

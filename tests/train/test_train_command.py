@@ -1,6 +1,6 @@
 """The train command inside this process: the outputs of a complete run.
 
-test_train_resume.py tests resuming, test_train_refusals.py invalid input, training/test_interrupted.py
+test_train_resume.py tests resuming, test_train_invalid_input.py invalid input, training/test_interrupted.py
 separate processes that are killed and interrupted.
 """
 
@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import tilelli_jax
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tests.train.runs import checkpoints, damage, losses
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.corpus import open_corpus
@@ -26,12 +26,12 @@ from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
 from tilelli_jax.training.checkpoint import Checkpoints
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.log import read_metrics
 from tilelli_jax.training.optimizers import make_optimizer
 from tilelli_jax.training.step import init_state, split_params
 from tilelli_jax.training.tasks import text as text_module
-from tilelli_jax.training.tasks.text import held_out_nats
+from tilelli_jax.training.tasks.text import TextTask, held_out_nats
 from tilelli_jax.training.tasks.text_loss import NextByteLoss
 
 
@@ -104,9 +104,9 @@ def test_the_model_card(finished, tiny_file):
     run_dir, _ = finished
     summary = json.loads((run_dir / "summary.json").read_text())
     card = (run_dir / "model/README.md").read_text()
-    for part in (f"- fingerprint: {summary['corpus']}\n",
+    for part in (f"# {run_dir.name}\n", f"- fingerprint: {summary['corpus']}\n",
                  "- size: 18,000 bytes to train on, 2,000 to validate on\n",
-                 f"| parameters | {summary['parameters']:,} |", "|  | nats/byte |",
+                 f"| parameters | {summary['parameters']:,} |", "| loss | nats/byte |",
                  f"best (update {summary['best_step']}) | {summary['best_valid_loss']:.4f} |",
                  f"last (update 12) | {summary['final_valid_loss']:.4f} |", "| a rival, of old | 0.5000 |",
                  f"| byte trigrams | {summary['trigram_valid_loss']:.4f} |",
@@ -267,3 +267,14 @@ def test_the_reference_is_dropped_on_other_data(tiny, tmp_path, capsys, caplog):
     assert main(["--config", str(path), f"data.source={text}", f"run_dir={tmp_path / 'other'}",
                  "train.steps=2", "report.reference=0.4"]) == 0
     assert "a rival" in capsys.readouterr().out
+
+
+def test_a_text_that_is_read_many_times(tiny, tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("Once upon a time there was a fox. " * 30)  # 918 bytes to train on
+    config = config_lib.from_dict(ExperimentConfig, tiny | {"data": {"source": str(text)}})
+    task = TextTask(config, make_mesh(config.mesh))
+    steps = 20 * 918 // task.tokens  # 20 passes
+    assert task.advice(steps) == ""
+    times = f"{50 * steps * task.tokens / 918:,.0f} times"
+    assert task.advice(50 * steps).startswith(f"918 bytes to train on are read {times}: expect")

@@ -10,12 +10,13 @@ import time
 import pytest
 
 from tests.compiled import READ_ONLY
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tests.train.runs import losses
 from tilelli_jax import train as train_module
+from tilelli_jax.errors import InputError
 from tilelli_jax.train import main
 from tilelli_jax.training import loop
-from tilelli_jax.training.budget import Costs
+from tilelli_jax.training.budget import StepTimes
 
 BUDGET = ["train.minutes=5", "train.steps=1000"]
 
@@ -27,7 +28,7 @@ def decided(monkeypatch):
 
     def decide_steps(task, training, config, begin):
         decisions.append(config.minutes)
-        return 12, Costs(20.0, 1 / 4.5, 1.0)
+        return 12, StepTimes(20.0, 1 / 4.5, 1.0)
     monkeypatch.setattr(train_module, "decide_steps", decide_steps)
     return decisions
 
@@ -96,8 +97,22 @@ def test_a_run_without_a_budget_gets_none(resumable, capsys):
     assert (run_dir / "config.yaml").read_text() == before
 
 
+def test_a_budget_that_is_too_small_can_be_raised(tiny_file, tmp_path, capsys, monkeypatch):
+    args = ["--config", str(tiny_file), f"run_dir={tmp_path / 'run'}", "train.steps=1000"]
+
+    def too_small(*arguments):
+        raise InputError("train.minutes: expected at least 2")
+    monkeypatch.setattr(train_module, "decide_steps", too_small)
+    assert main([*args, "train.minutes=1"]) == 2
+    assert not (tmp_path / "run/budget.json").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(train_module, "decide_steps", lambda *arguments: (12, StepTimes(20.0, 1 / 4.5, 1.0)))
+    assert main([*args, "train.minutes=2"]) == 0
+    assert "minutes: 2.0\n" in (tmp_path / "run/config.yaml").read_text()
+
+
 @pytest.mark.parametrize(("content", "part"), [
-    ("{", "budget.json"), ('{"steps": 0}', "steps: expected a whole number ≥ 1, found 0"),
+    ("{", "budget.json"), ('{"steps": 0}', "steps: expected an integer ≥ 1, found 0"),
     ('{"steps": true}', "found True"), (None, "budget.json is missing; --resume with train.minutes=null")])
 def test_a_damaged_or_missing_decision(content, part, resumable, capsys):
     run_dir, args = resumable

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from tests.compiled import READ_ONLY
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tests.train.runs import checkpoints, damage, losses
 from tilelli_jax import train as train_module
 from tilelli_jax.train import main

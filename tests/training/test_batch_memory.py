@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax.data import reading
 from tilelli_jax.data.activations import write_activations
 from tilelli_jax.data.reading import PLACE, check_batches

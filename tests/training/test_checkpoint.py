@@ -225,4 +225,4 @@ def test_a_checkpoint_of_another_network(two_checkpoints, tmp_path, open_at):
 def test_an_empty_memory_is_not_stored():
     state = TrainState(jnp.int32(1), {"kernel": jnp.ones(2)}, (), jnp.uint32([0, 1]))
     assert list(checkpoint._tree(state)) == ["step", "params", "opt_state", "key"]
-    assert list(checkpoint._tree(state._replace(memory={"silent": jnp.zeros(2)})))[-1] == "memory"
+    assert list(checkpoint._tree(state._replace(loss_state={"silent": jnp.zeros(2)})))[-1] == "loss_state"

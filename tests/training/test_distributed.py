@@ -135,8 +135,8 @@ def test_the_first_interrupt_is_reported_and_the_second_interrupts():
     (("host", "2", "0"), "expected host:port, found 'host'"),
     ((":1", "2", "0"), "expected host:port"),
     (("host:http", "2", "0"), "expected host:port"),
-    (("host:1", "two", "0"), "TILELLI_NUM_PROCESSES: expected a whole number, found 'two'"),
-    (("host:1", "2", "-1"), "TILELLI_PROCESS_ID: expected a whole number, found '-1'"),
+    (("host:1", "two", "0"), "TILELLI_NUM_PROCESSES: expected an integer, found 'two'"),
+    (("host:1", "2", "-1"), "TILELLI_PROCESS_ID: expected an integer, found '-1'"),
     (("host:1", "2", "2"), "expected 0 to 1, as TILELLI_NUM_PROCESSES is 2, found 2"),
 ])
 def test_wrong_environment(monkeypatch, environment, message):

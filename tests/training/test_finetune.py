@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import tilelli_jax
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax.loading.store import build
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
@@ -65,7 +65,7 @@ def summary_of(run: Path) -> dict[str, Any]:
 def only_head(folder: Path) -> Path:
     """A finished run that trained nothing but the abstain head."""
     run = folder / "only-head"
-    assert main(configured(folder, run, train=["abstain"], cross_entropy_weight=0, abstain_weight=1)) == 0
+    assert main(configured(folder, run, trainable=["abstain"], cross_entropy_weight=0, abstain_weight=1)) == 0
     return run
 
 
@@ -111,7 +111,8 @@ def test_only_the_head(folder: Path, only_head: Path) -> None:
 @pytest.mark.exhaustive
 def test_training_continues_from_an_existing_head(folder: Path, only_head: Path, tmp_path: Path) -> None:
     """A frozen head can also train a router."""
-    args = configured(folder, tmp_path / "run", train=["router"], cross_entropy_weight=0, abstain_weight=1)
+    args = configured(folder, tmp_path / "run", trainable=["router"], cross_entropy_weight=0,
+                      abstain_weight=1)
     assert main([*args, f"train.init_from={only_head / 'model'}", "train.steps=4"]) == 0
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[0]["abstain"] < 0.999 * np.log(2)
@@ -126,7 +127,7 @@ def test_training_continues_from_an_existing_head(folder: Path, only_head: Path,
 def test_an_interrupted_run_equals_an_uninterrupted_one(
         folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
-    """To the bit, including the router_kl memory, and without the starting model."""
+    """To the bit, including the router_kl loss state, and without the starting model."""
     goal = {"train": ["router", "abstain"], "abstain_weight": 1, "router_entropy_weight": 2,
             "router_kl_weight": 0.5}
     shutil.copytree(folder / "routed", tmp_path / "start")
@@ -149,30 +150,31 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     assert rows[0] == rows[1] and rows[0][-1]["router_kl"] > 0 == round(rows[0][0]["router_kl"], 6)
     assert main(parts) == 0  # complete
     assert "is complete" in capsys.readouterr().out
-    assert main([*parts, "finetune.train=[router]", "--resume"]) == 2
-    assert_one_line(capsys.readouterr().err, "finetune.train was")
+    assert main([*parts, "finetune.trainable=[router]", "--resume"]) == 2
+    assert_one_line(capsys.readouterr().err, "finetune.trainable was")
     # The saved configuration is complete.
     saved = yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())
     assert saved["model"]["abstain_head"] is True and saved["model"]["d_model"] == 16
 
 
 @pytest.mark.parametrize(("change", "parts"), [
-    (["finetune.train=[routr]"], ["finetune.train[0]", "'routr'", "did you mean 'router'?"]),
-    (["finetune.train=[state]"], ["finetune.train", "no parameters of 'state'", "router"]),
-    (["finetune.train=[]"], ["finetune.train", "at least one"]),
-    (["finetune.train=[abstain]"], ["finetune.abstain_weight", "above 0"]),
+    (["finetune.trainable=[routr]"], ["finetune.trainable[0]", "'routr'", "did you mean 'router'?"]),
+    (["finetune.trainable=[state]"], ["finetune.trainable", "no parameters of 'state'", "router"]),
+    (["finetune.trainable=[]"], ["finetune.trainable", "at least one"]),
+    (["finetune.trainable=[abstain]"], ["finetune.abstain_weight", "above 0"]),
     (["finetune.cross_entropy_weight=0"], ["cross_entropy_weight, abstain_weight, router_entropy_weight"]),
-    (["finetune.train=[router]", "finetune.abstain_weight=1"],
+    (["finetune.trainable=[router]", "finetune.abstain_weight=1"],
      ["finetune.abstain_weight", "has no abstain head"]),
     (["train.init_from={dir}/vanilla", "finetune.router_entropy_weight=1"],
      ["finetune.router_entropy_weight", "no router"]),
-    (["train.init_from={dir}/vanilla", "finetune.train=[router]"], ["parameters of 'router'", "attention"]),
-    (["train.init_from=", "finetune.train=[router]"], ["finetune.train: expected everything"]),
-    (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
+    (["train.init_from={dir}/vanilla", "finetune.trainable=[router]"],
+     ["parameters of 'router'", "attention"]),
+    (["train.init_from=", "finetune.trainable=[router]"], ["finetune.trainable: expected everything"]),
+    (["train.init_from={dir}/nowhere"], ["nowhere: no such directory; expected a trained network"]),
     (["model.d_model=32"], ["has d_model 16, and model.d_model is 32"]),
     (["chat.source={dir}/nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     (["chat.source="], ["chat.source: expected a .jsonl file"]),
-    (["chat=null", "finetune.train=[router]"], ["finetune: expected a section chat"]),
+    (["chat=null", "finetune.trainable=[router]"], ["finetune: expected a section chat"]),
     (["train.seq_len=30"], ["chat.jsonl: expected pairs that fit in train.seq_len", "longer than 30 bytes"]),
     (["train.seq_len=65"], ["train.seq_len: expected at most model.max_seq_len 64"]),
     (["report.trigram=true"], ["report.trigram"])])

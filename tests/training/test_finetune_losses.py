@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.data.chat_pairs import ChatPair
 from tilelli_jax.data.chat_rows import ChatBatch, ChatRows, pack_rows, training_rows
 from tilelli_jax.data.turns import model_turn, user_turn
@@ -101,14 +101,14 @@ def by_hand(model: Any, before: Any, pairs: list[ChatPair]) -> dict[str, float]:
 def test_the_terms_of_rows_with_one_pair_are_those_of_each_pair_alone(model: Any, before: Any) -> None:
     batch = {name: array[0] for name, array in batch_of(pack_rows(PAIRS, TIME, pack=False)).items()}
     batch["start"] = split_params(before)[1]
-    total, told = jax.jit(ChatLoss(ALL))(model, batch, jax.random.key(0))
+    total, metrics = jax.jit(ChatLoss(ALL))(model, batch, jax.random.key(0))
     expected = by_hand(model, before, PAIRS)
     for name, value in expected.items():
-        assert float(told[name]) == pytest.approx(value, rel=2e-5), name
+        assert float(metrics[name]) == pytest.approx(value, rel=2e-5), name
     objective = (0.5 * expected["nats"] + 2 * expected["abstain"] + 3 * expected["router_entropy_loss"]
                  + 0.7 * expected["router_kl"])
-    assert float(total) == float(told["loss"]) == pytest.approx(objective, rel=1e-5)
-    assert told["router_entropy"].shape == (2,) and 0.1 < expected["router_entropy_loss"] < 0.9
+    assert float(total) == float(metrics["loss"]) == pytest.approx(objective, rel=1e-5)
+    assert metrics["router_entropy"].shape == (2,) and 0.1 < expected["router_entropy_loss"] < 0.9
 
 
 def test_packed_rows_are_one_conversation(model: Any) -> None:
@@ -209,12 +209,12 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("goal", [
-    dataclasses.replace(ALL, train=("router",)),
-    FinetuneConfig(train=("abstain",), cross_entropy_weight=0, abstain_weight=1),
-    FinetuneConfig(train=("norms", "embed"))])
+    dataclasses.replace(ALL, trainable=("router",)),
+    FinetuneConfig(trainable=("abstain",), cross_entropy_weight=0, abstain_weight=1),
+    FinetuneConfig(trainable=("norms", "embed"))])
 def test_untrained_parameters_stay_unchanged(model: Any, goal: FinetuneConfig) -> None:
     """Even with weight decay; they have no gradient and no moments either."""
-    run, trained = Run(model, goal), trained_of(goal.train)
+    run, trained = Run(model, goal), trained_of(goal.trainable)
     start = flat(jax.device_get(run.state.params))
     metrics = run(batch_of(pack_rows(PAIRS, TIME, pack=False)), times=2)
     assert metrics["finite"]
@@ -224,14 +224,15 @@ def test_untrained_parameters_stay_unchanged(model: Any, goal: FinetuneConfig) -
     assert moments and all(trained(name.partition("mu.")[2]) for name in moments)
     assert (metrics.keys() & {"router_kl"}) == ({"router_kl"} if goal.router_kl_weight else set())
     if goal.router_kl_weight:
-        assert flat(run.state.memory).keys() == {name for name in start if trained(name)}
-        for name, value in flat(run.state.memory).items():
+        assert flat(run.state.loss_state).keys() == {name for name in start if trained(name)}
+        for name, value in flat(run.state.loss_state).items():
             np.testing.assert_array_equal(value, start[name])
 
 
 def test_gradients_of_the_abstain_head_reach_the_router(model: Any) -> None:
     """If both are trained, the head's loss alone moves the router."""
-    run = Run(model, FinetuneConfig(train=("router", "abstain"), cross_entropy_weight=0, abstain_weight=1))
+    run = Run(model, FinetuneConfig(trainable=("router", "abstain"), cross_entropy_weight=0,
+                                    abstain_weight=1))
     start = flat(jax.device_get(run.state.params))["blocks.router.kernel"]
     run(batch_of(pack_rows(PAIRS, TIME, pack=False)))
     assert np.abs(flat(run.state.params)["blocks.router.kernel"] - start).max() > 1e-4
@@ -241,7 +242,8 @@ def test_router_kl_limits_the_change_of_routing(model: Any) -> None:
     """It starts at 0, and a larger weight keeps the routing closer to the start."""
     drifts = []
     for weight in (1e-6, 10.0):
-        run = Run(model, FinetuneConfig(train=("router",), cross_entropy_weight=0, router_entropy_weight=1,
+        run = Run(model, FinetuneConfig(trainable=("router",), cross_entropy_weight=0,
+                                        router_entropy_weight=1,
                                         router_kl_weight=weight))
         batch = batch_of(pack_rows(PAIRS, TIME, pack=False))
         assert run(batch)["router_kl"] == pytest.approx(0, abs=1e-6)
@@ -254,7 +256,7 @@ def test_accumulated_parts_equal_one_batch(model: Any) -> None:
     source = pack_rows(PAIRS, TIME, pack=True)
     source = dataclasses.replace(source, rows=source.rows[:len(source) // 2 * 2])
     assert len({tuple(counts) for counts in source.counts}) == len(source) > 1
-    goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"), router_kl_weight=0)
+    goal = dataclasses.replace(ALL, trainable=("router", "abstain", "norms"), router_kl_weight=0)
     one_batch, parts = Run(model, goal), Run(model, goal)
     expected, found = one_batch(batch_of(source)), parts(batch_of(source, parts=2))
     for name in ("loss", "nats", "abstain", "router_entropy_loss", "grad_norm"):
@@ -265,7 +267,7 @@ def test_accumulated_parts_equal_one_batch(model: Any) -> None:
 @pytest.mark.eight_devices
 def test_eight_devices_equal_one() -> None:
     model = random_network(ROUTED, seed=3)[0]
-    goal = dataclasses.replace(ALL, train=("router", "abstain", "norms"))
+    goal = dataclasses.replace(ALL, trainable=("router", "abstain", "norms"))
     batch = batch_of(pack_rows(PAIRS, TIME, pack=False))
     alone, shared = Run(model, goal), Run(model, goal, (2, 2, 2))
     expected, found = alone(batch, times=3), shared(batch, times=3)
@@ -277,7 +279,7 @@ def test_eight_devices_equal_one() -> None:
 
 
 def test_muon_without_any_matrix_to_train(model: Any) -> None:
-    goal = FinetuneConfig(train=("router", "abstain"), abstain_weight=1)
+    goal = FinetuneConfig(trainable=("router", "abstain"), abstain_weight=1)
     run = Run(model, goal, optimizer=dataclasses.replace(ADAMW, name="muon"))
     start = flat(jax.device_get(run.state.params))
     assert run(batch_of(pack_rows(PAIRS, TIME, pack=False)))["finite"]

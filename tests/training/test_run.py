@@ -14,7 +14,7 @@ import pytest
 
 from tilelli_jax import config as config_lib
 from tilelli_jax.errors import InputError
-from tilelli_jax.training.experiment import ExperimentConfig, TrainConfig
+from tilelli_jax.training.config import ExperimentConfig, TrainConfig
 from tilelli_jax.training.report import ReportConfig
 from tilelli_jax.training.run import SUMMARY_KEYS, RunDirectory, provenance
 
@@ -255,8 +255,9 @@ def test_provenance():
 
 
 @pytest.mark.parametrize(("section", "key", "value"), [
-    (TrainConfig, "steps", 0), (TrainConfig, "eval_bytes", -1), (TrainConfig, "load_balance", -0.5),
-    (TrainConfig, "load_balance", float("nan")), (TrainConfig, "accumulate", 5), (TrainConfig, "keep", 0),
+    (TrainConfig, "steps", 0), (TrainConfig, "eval_bytes", -1), (TrainConfig, "load_balance_weight", -0.5),
+    (TrainConfig, "load_balance_weight", float("nan")), (TrainConfig, "accumulate", 5),
+    (TrainConfig, "keep", 0),
     (ReportConfig, "prompts", ("a", "")), (ReportConfig, "sample_bytes", -1),
     (ReportConfig, "temperature", -0.1), (ReportConfig, "temperature", float("inf"))])
 def test_settings_out_of_range(section, key, value):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import tilelli_jax
-from tests.refusals import assert_one_line
-from tests.restated.mixtures import mixtures
+from tests.error_lines import assert_one_line
+from tests.reference_impl.mixtures import mixtures
 from tilelli_jax.data.activations import open_activations, write_activations
 from tilelli_jax.train import main
 
@@ -102,7 +102,7 @@ def test_batch_topk_with_prefixes(activations: Path, tmp_path: Path) -> None:
     (["model.activation=batch_topk", "model.max_active=2"], ["model.max_active: expected 0, or from k 3"]),
     (["model.activation=batch_topk", "model.max_active=33"], ["model.max_active", "to n_latents 32"]),
     (["model.activation=batchtopk"], ["model.activation", "topk or batch_topk"]),
-    (["sae.prefixes=[8,8]"], ["sae.prefixes: expected rising numbers", "n_latents 32", "found 8, 8"]),
+    (["sae.prefixes=[8,8]"], ["sae.prefixes: expected increasing numbers", "n_latents 32", "found 8, 8"]),
     (["sae.prefixes=[0,8]"], ["sae.prefixes"]), (["sae.prefixes=[8,32]"], ["sae.prefixes"])])
 def test_invalid_settings(change: list[str], parts: list[str], activations: Path, tmp_path: Path,
                           capsys: pytest.CaptureFixture[str]) -> None:

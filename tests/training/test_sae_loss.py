@@ -16,25 +16,26 @@ import scipy.optimize
 from flax import nnx
 
 from tests.extras import needs_torch
+from tests.reference_impl.autoencoder import by_name, dense_loss, reference_training
+from tests.reference_impl.mixtures import mixtures
 from tests.references import STORED, needs
-from tests.restated.autoencoder import by_name, dense_loss, restated_training
-from tests.restated.mixtures import mixtures
 from tilelli_jax import config as config_lib
 from tilelli_jax.data.activations import Activations
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh, place_rows
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.step import TrainState, make_training, split_params
 from tilelli_jax.training.tasks.sae import reconstruction_quality
-from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, ObjectiveConfig, geometric_median
+from tilelli_jax.training.tasks.sae_loss import AutoencoderLoss, SAELossConfig, geometric_median
 
 GOLDEN = STORED / "difficulty" / "golden"
 NAMES = {"encoder.kernel": "W_enc", "encoder.bias": "b_enc", "decoder.kernel": "W_dec", "bias": "b_dec"}
 # As published: PyTorch's Adam, plain mean squared errors, columns of length 1.
-PUBLISHED = ObjectiveConfig(normalize=False, project=False, center="mean", aux_weight=1.0, aux_k=16)
+PUBLISHED = SAELossConfig(normalize=False, project_gradients=False, bias_init="mean", aux_weight=1.0,
+                          aux_k=16)
 ADAM = OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=10, zero_first_rate=True,
                        b2=0.999, weight_decay=0, clip_norm=0)
 
@@ -99,7 +100,7 @@ def test_the_published_training_curve() -> None:
     start["W_dec"] /= np.linalg.norm(start["W_dec"], axis=0)
     start |= {"b_enc": np.zeros(n, np.float32), "b_dec": rng.standard_normal(d).astype(np.float32)}
     batches = [rng.standard_normal((32, d)).astype(np.float32) * 2 for _ in range(60)]
-    expected = restated_training(start, batches, k, aux_k=16, dead_after=3)
+    expected = reference_training(start, batches, k, aux_k=16, dead_after=3)
 
     model = stored(start, d, n, k)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
@@ -122,10 +123,10 @@ def test_the_published_training_curve() -> None:
 # --- By default ---------------------------------------------------------------------------------
 
 FAST = OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.999, weight_decay=0)
-ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), ObjectiveConfig(dead_after=5000)
+ROUNDED = SAEConfig(d_model=32, n_latents=192, k=3), SAELossConfig(dead_after=5000)
 
 
-def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *, devices: int = 1,
+def trained(config: SAEConfig, objective: SAELossConfig, batches: list[np.ndarray], *, devices: int = 1,
             mesh: MeshConfig | None = None, parts: int = 1, model: TopKSAE | None = None,
             compute: ComputeConfig | None = None) -> tuple[Any, list[dict[str, Any]]]:
     """Returns the parameters after one update per batch, and each update's metrics."""
@@ -140,14 +141,14 @@ def trained(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndar
     return jax.device_get(state.params), history
 
 
-def training_of(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], mesh: Any,
+def training_of(config: SAEConfig, objective: SAELossConfig, batches: list[np.ndarray], mesh: Any,
                 model: TopKSAE | None, compute: ComputeConfig | None) -> Any:
     loss = AutoencoderLoss(config, objective, batch_size=len(batches[0]), steps=len(batches))
     return make_training(config, compute or ComputeConfig(), FAST, steps=len(batches), loss=loss, seed=0,
                          mesh=mesh, model=model)
 
 
-def trained_at_length(config: SAEConfig, objective: ObjectiveConfig, batches: list[np.ndarray], *,
+def trained_at_length(config: SAEConfig, objective: SAELossConfig, batches: list[np.ndarray], *,
                       model: TopKSAE | None = None,
                       compute: ComputeConfig | None = None) -> tuple[Any, dict[str, np.ndarray]]:
     """Like `trained`, in one program on one device; metrics are arrays over the updates."""
@@ -172,7 +173,7 @@ def test_a_known_dictionary_is_found(activation: Any, prefixes: tuple[int, ...])
     rows, dictionary = mixtures(40_000, d=32, atoms=48, active=3)
     batches = [rows[np.random.default_rng(i).integers(0, len(rows), 256)] for i in range(1200)]
     config = SAEConfig(d_model=32, n_latents=96, k=3, activation=activation)
-    params, history = trained_at_length(config, ObjectiveConfig(dead_after=5000, prefixes=prefixes), batches)
+    params, history = trained_at_length(config, SAELossConfig(dead_after=5000, prefixes=prefixes), batches)
     decoder = params["decoder"]["kernel"]
     np.testing.assert_allclose(np.linalg.norm(decoder, axis=1), 1, atol=1e-5)
     best = (dictionary @ decoder.T).max(axis=1)
@@ -194,7 +195,7 @@ def test_the_loss_equals_that_of_dense_codes(activation: Any, max_active: int,
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     model.encoder.bias[...] = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal(48), jnp.float32)
     network, params = split_params(model)
-    loss = AutoencoderLoss(config, ObjectiveConfig(prefixes=prefixes), batch_size=64, steps=9)
+    loss = AutoencoderLoss(config, SAELossConfig(prefixes=prefixes), batch_size=64, steps=9)
     batch = {"activations": x, "dead": jnp.zeros(48, bool), "k": jnp.int32(4)}
     (total, metrics), grads = jax.jit(jax.value_and_grad(
         lambda params: loss(network.merge(params), batch, jax.random.key(0)), has_aux=True))(params)
@@ -215,9 +216,9 @@ def test_the_loss_equals_that_of_dense_codes(activation: Any, max_active: int,
 def test_batch_topk_with_max_active_k_is_topk() -> None:
     rows, _ = mixtures(64 * 6, d=16, atoms=24, active=3)
     config = SAEConfig(d_model=16, n_latents=32, k=4)
-    expected, _ = trained(config, ObjectiveConfig(), list(rows.reshape(6, 64, 16)))
+    expected, _ = trained(config, SAELossConfig(), list(rows.reshape(6, 64, 16)))
     bound = dataclasses.replace(config, activation="batch_topk", max_active=4)
-    found, _ = trained(bound, ObjectiveConfig(), list(rows.reshape(6, 64, 16)))
+    found, _ = trained(bound, SAELossConfig(), list(rows.reshape(6, 64, 16)))
     assert found.pop("threshold") > 0
     # Two programs, whose products may be rounded differently.
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -231,8 +232,8 @@ def test_the_threshold_is_a_moving_average() -> None:
     batches[5] = np.zeros_like(batches[5]) - 100  # nothing is active
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     model.encoder.kernel[...] = jnp.abs(model.encoder.kernel[...])
-    alone, history = trained(config, ObjectiveConfig(threshold_decay=0), batches, model=model)
-    mean, averaged_history = trained(config, ObjectiveConfig(threshold_decay=0.8), batches, model=model)
+    alone, history = trained(config, SAELossConfig(threshold_decay=0), batches, model=model)
+    mean, averaged_history = trained(config, SAELossConfig(threshold_decay=0.8), batches, model=model)
     smallest = [float(row["threshold"]) for row in history]
     assert history[5]["l0"] == 0 and smallest[5] == smallest[4] and len(set(smallest)) == 11
     expected = smallest[0]
@@ -300,7 +301,7 @@ def test_meshes_change_nothing(mesh: MeshConfig, parts: int, activation: Any) ->
     rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
     batches = list(rows.reshape(12, 64, 16))
     config = SAEConfig(d_model=16, n_latents=32, k=4, activation=activation)
-    objective = ObjectiveConfig(normalize=parts == 1, dead_after=64,  # a part has its own variance
+    objective = SAELossConfig(normalize=parts == 1, dead_after=64,  # a part has its own variance
                                 prefixes=() if activation == "topk" else (8, 16))
     expected, reference_history = trained(config, objective, batches)
     found, history = trained(config, objective, batches, devices=8, mesh=mesh, parts=parts)
@@ -318,7 +319,7 @@ def test_dead_latents_come_back() -> None:
     for weight in (0.0, 1 / 32):
         model = TopKSAE(config, rngs=nnx.Rngs(0))
         model.encoder.bias[...] = jnp.where(jnp.arange(64) < 32, -1.0, 0.0)
-        objective = ObjectiveConfig(aux_weight=weight, dead_after=512)
+        objective = SAELossConfig(aux_weight=weight, dead_after=512)
         dead[weight] = trained_at_length(config, objective, batches, model=model)[1]["dead"]
     assert dead[0.0][10] == dead[1 / 32][10] > 0.4
     assert dead[1 / 32][-1] < 0.6 * dead[0.0][-1]  # measured: 0.16 against 0.34
@@ -328,7 +329,7 @@ def test_dead_latents_come_back() -> None:
 def test_k_falls_from_k_start_to_k(activation: Any) -> None:
     rows, _ = mixtures(64 * 12, d=16, atoms=24, active=3)
     _, history = trained(SAEConfig(d_model=16, n_latents=32, k=2, activation=activation),
-                         ObjectiveConfig(k_start=10, k_steps=8), list(rows.reshape(12, 64, 16)))
+                         SAELossConfig(k_start=10, k_steps=8), list(rows.reshape(12, 64, 16)))
     most = [row["l0"] for row in history]
     assert most[0] > 6 and max(most[8:]) <= 2 and most[4] < most[0]
 
@@ -337,7 +338,7 @@ def test_gradients_along_the_rows_are_removed() -> None:
     config = SAEConfig(d_model=8, n_latents=16, k=4)
     model = TopKSAE(config, rngs=nnx.Rngs(0))
     _, params = split_params(model)
-    loss = AutoencoderLoss(config, ObjectiveConfig(), batch_size=4, steps=10)
+    loss = AutoencoderLoss(config, SAELossConfig(), batch_size=4, steps=10)
     rng = np.random.default_rng(0)
     grads = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), params)
     projected = loss.transform_grads(params, grads)["decoder"]["kernel"]
@@ -358,7 +359,7 @@ def test_the_geometric_median() -> None:
 def test_latents_lie_over_the_tensor_axis() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = SAEConfig(d_model=16, n_latents=32, k=4)
-    loss = AutoencoderLoss(config, ObjectiveConfig(), batch_size=8, steps=9)
+    loss = AutoencoderLoss(config, SAELossConfig(), batch_size=8, steps=9)
     training = make_training(config, ComputeConfig(), FAST, steps=9, loss=loss, seed=0, mesh=mesh)
     specs = jax.tree.map(lambda leaf: tuple(leaf.sharding.spec), training.abstract_state.params)
     assert specs["encoder"]["kernel"] == ("fsdp", "tensor")

@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 from flax import nnx
-from tilelli_jax.eval.metrics import auroc
 
-from tests.restated.comparison import assert_same_weights
+from tests.reference_impl.comparison import assert_same_weights
 from tilelli_jax.estimators.fit_sidecar import (
     Examples,
     SidecarOptions,
@@ -18,6 +17,7 @@ from tilelli_jax.estimators.fit_sidecar import (
     sidecar_logits,
 )
 from tilelli_jax.estimators.sidecar import Sidecar, SidecarConfig
+from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.models.arrays import to_arrays
 
 SMALL = SidecarOptions(d_hidden=8, epochs=15, batch_size=50)
@@ -34,16 +34,17 @@ def examples(n: int, seed: int, *, shift: float = 0.0) -> Examples:
 
 def test_it_learns_a_trend_over_layers() -> None:
     train, validate, test = (examples(n, seed) for seed, n in enumerate((400, 100, 300)))
-    result = fit_sidecar(train, validate, auroc, SMALL, names=("a", "b", "c"), global_names=tuple("defg"),
+    result = fit_sidecar(train, validate, auroc, SMALL, names=("a", "b", "c"),
+                         prompt_feature_names=tuple("defg"),
                          seed=3)
-    scores = sidecar_logits(result.sidecar, test.features, test.global_features)
+    scores = sidecar_logits(result.sidecar, test.features, test.prompt_features)
     assert auroc(test.known, scores) > 0.93
     assert result.best_epoch == int(np.argmax(result.scores)) + 1 and len(result.scores) <= SMALL.epochs
     # The sidecar is that of the best epoch, not of the last.
-    again = sidecar_logits(result.sidecar, validate.features, validate.global_features)
+    again = sidecar_logits(result.sidecar, validate.features, validate.prompt_features)
     assert auroc(validate.known, again) == pytest.approx(max(result.scores), abs=1e-12)
-    assert result.sidecar.config == SidecarConfig(n_features=3, n_globals=4, d_hidden=8,
-                                                  features=("a", "b", "c"), globals=tuple("defg"))
+    assert result.sidecar.config == SidecarConfig(n_features=3, n_prompt_features=4, d_hidden=8,
+                                                  features=("a", "b", "c"), prompt_features=tuple("defg"))
 
 
 @pytest.mark.exhaustive
@@ -58,14 +59,14 @@ def test_the_seed_determines_the_weights() -> None:
 
 def test_the_scalers_are_fitted_to_the_training_questions() -> None:
     train = examples(80, 0, shift=5.0)
-    train.global_features[:, 2] = 4.0  # a constant feature must not cause a division by zero
-    sidecar = Sidecar(SidecarConfig(n_features=3, n_globals=4, d_hidden=4), rngs=nnx.Rngs(0))
+    train.prompt_features[:, 2] = 4.0  # a constant feature must not cause a division by zero
+    sidecar = Sidecar(SidecarConfig(n_features=3, n_prompt_features=4, d_hidden=4), rngs=nnx.Rngs(0))
     fit_scalers(sidecar, train)
     flat = train.features.reshape(-1, 3).astype(float)
     np.testing.assert_allclose(sidecar.feature_scaler.mean[...], flat.mean(0), rtol=1e-6)
     np.testing.assert_allclose(sidecar.feature_scaler.scale[...], flat.std(0) + 1e-6, rtol=1e-6)
-    np.testing.assert_allclose(sidecar.global_scaler.mean[...], train.global_features.mean(0), rtol=1e-6)
-    assert sidecar.global_scaler.scale[...][2] == 1.0
+    np.testing.assert_allclose(sidecar.prompt_scaler.mean[...], train.prompt_features.mean(0), rtol=1e-6)
+    assert sidecar.prompt_scaler.scale[...][2] == 1.0
 
 
 def test_patience_stops_training() -> None:
@@ -91,7 +92,7 @@ def test_three_updates_equal_those_of_torch() -> None:
     trained = {name: array.requires_grad_() for name, array in w.items()
                if name.rsplit(".", 1)[-1] in ("kernel", "bias")}
     x = (torch.tensor(train.features) - w["feature_scaler.mean"]) / w["feature_scaler.scale"]
-    g = (torch.tensor(train.global_features) - w["global_scaler.mean"]) / w["global_scaler.scale"]
+    g = (torch.tensor(train.prompt_features) - w["prompt_scaler.mean"]) / w["prompt_scaler.scale"]
     optimizer = torch.optim.Adam(trained.values(), lr=0.01, weight_decay=0.1)
     loss = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0))
     for _ in range(3):

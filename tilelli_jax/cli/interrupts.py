@@ -223,7 +223,7 @@ class _Handlers:
         if self.holding:
             self.held = self.held or number
             return
-        if self.calls and self.is_repeated(number):  # a late first call is no repetition
+        if self.calls and self.is_repeated(number):  # a late first call is not a repetition
             return
         self.waiting, self.calls = 0, self.calls + 1
         self.received, self.first = self.received or number, self.first or time.monotonic()

@@ -107,7 +107,7 @@ class Conversation(abc.ABC):
     Attributes:
         label: printed before the network's turn.
         trained: the length in tokens that the network was trained on.
-        most: the largest length of the turns before the answer.
+        max_history: the largest length of the turns before the answer.
     """
 
     label = MODEL
@@ -116,7 +116,7 @@ class Conversation(abc.ABC):
         self.model, self.trained = model, model.config.max_seq_len
         # Leave room for the answer inside the window: the model was never trained beyond it, and with learned
         # positions every byte beyond it costs a pass over the whole window.
-        self.most = self.trained - min(sampling.max_new, self.trained // 2)
+        self.max_history = self.trained - min(sampling.max_new, self.trained // 2)
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -156,7 +156,7 @@ class ByteConversation(Conversation):
 
     def ask(self, line: str) -> bool:
         history = self.history + user_turn(line)
-        self.history = crop(history, self.most)
+        self.history = crop(history, self.max_history)
         return self.history != history
 
     def reply(self, sampling: Sampling) -> Generator[str, None, bool]:
@@ -191,7 +191,7 @@ class TemplateConversation(Conversation):
     def ask(self, line: str) -> bool:
         self.messages.append({"role": "user", "content": line})
         n_messages = len(self.messages)
-        while len(self.messages) > 1 and len(self._ids()) > self.most:
+        while len(self.messages) > 1 and len(self._ids()) > self.max_history:
             del self.messages[:2]
         return len(self.messages) < n_messages
 

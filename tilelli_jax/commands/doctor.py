@@ -143,7 +143,7 @@ def _packages(facts: Facts) -> Iterator[Finding]:
     missing = [name for name in REQUIRED if name not in facts.versions]
     if missing:
         yield Finding("error", f"not installed: {', '.join(missing)}",
-                      "pip install -e . in the project's folder (or: make demo)")
+                      "pip install -e . in the project's folder")
     for name, oldest in REQUIRED.items():
         if name not in ("jax", "jaxlib") and () < _version(facts, name) < oldest:
             requirement = f"{name}>={'.'.join(map(str, oldest))}"

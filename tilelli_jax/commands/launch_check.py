@@ -28,7 +28,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.parallel.collectives import Collectives, read_collectives
 from tilelli_jax.parallel.sharding import batch_devices, batch_spec, make_mesh
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.flops import peak_flops, train_flops_per_token
 from tilelli_jax.training.step import make_training
 from tilelli_jax.training.tasks.text_loss import NextByteLoss
@@ -137,7 +137,7 @@ def check(config: ExperimentConfig, name: str, topology: str, devices: list[jax.
                                  sharding=NamedSharding(mesh, batch_spec(3, axis=1)))
     started = time.monotonic()
     training = make_training(config.model, config.compute, config.optimizer, steps=config.train.steps,
-                             loss=NextByteLoss(config.train.load_balance), seed=config.seed, mesh=mesh)
+                             loss=NextByteLoss(config.train.load_balance_weight), seed=config.seed, mesh=mesh)
     step: Any = training.update
     with jax.set_mesh(mesh):
         try:

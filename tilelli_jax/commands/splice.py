@@ -6,6 +6,7 @@ The new model generates exactly the same text as the model of --onto: the head d
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,17 +25,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--head", type=Path, required=True, metavar="DIR",
                         help="model directory with the head")
     parser.add_argument("--onto", type=Path, required=True, metavar="DIR",
-                        help="model directory that gets the head, in place of its own if it has one")
+                        help="model directory that gets the head; it replaces its own, if it has one")
     parser.add_argument("out", type=Path, metavar="OUT",
                         help="model directory to write; must not exist")
     options = parser.parse_args(argv)
-    splice(options.head, options.onto, options.out)
+    splice(options.head, options.onto, options.out, shlex.join(["tilelli", "splice", *argv]))
     print(f"{options.out}: {options.onto} with the abstain head of {options.head}")
     return 0
 
 
-def splice(head: Path, onto: Path, out: Path) -> None:
-    """Writes the model of `onto` with the abstain head of `head`.
+def splice(head: Path, onto: Path, out: Path, command_line: str = "") -> None:
+    """Writes the model of `onto` with the abstain head of `head`; the model card names the command line.
 
     Raises:
         InputError: `out` already exists, or a model has no head or cannot have one.
@@ -50,7 +51,8 @@ def splice(head: Path, onto: Path, out: Path) -> None:
     except InputError as error:
         raise _with_path(onto, error) from None
     with new_directory(out) as path:
-        store.save(model, path, CardInfo(made_from=f"The model {onto} with the abstain head of {head}."))
+        store.save(model, path, CardInfo(
+            made_from=f"The model {onto} with the abstain head of {head}.", command=command_line))
 
 
 def _with_path(path: Path, error: InputError) -> InputError:

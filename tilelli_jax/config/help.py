@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,10 @@ from tilelli_jax.config.schema import (
     DISCRIMINATOR,
     default_of,
     family_of,
-    format_bounds,
     hints_of,
     mapping_of,
     sections_of,
-    type_name,
+    short_type_name,
 )
 
 
@@ -28,7 +28,8 @@ def describe(cls: type) -> str:
                      for key, kind, meaning in rows)
 
 
-def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str) -> ArgumentParser:
+def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str,
+                 config_help: str = "") -> ArgumentParser:
     """Returns the parser of a command configured by `cls`: --config, `key=value`, and all keys in `--help`.
 
     A command adds its own options and uses `parse_intermixed_args`, so that overrides may come between
@@ -37,11 +38,13 @@ def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example
     Args:
         shipped_as: name of a shipped configuration, as an example for --config.
         example: an example override.
+        config_help: help text of --config, in place of the one that names `shipped_as`.
     """
     parser = ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
                             epilog=f"keys, with their defaults:\n{describe(cls)}")
     parser.add_argument("--config", required=True, metavar="FILE",
-                        help=f"YAML file of settings, or the name of a shipped one, e.g. {shipped_as}")
+                        help=config_help or
+                        f"YAML file of settings, or the name of a shipped one, e.g. {shipped_as}")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help=f"settings that override the file's, e.g. {example}")
     return parser
@@ -57,13 +60,13 @@ def describe_keys(cls: Any, prefix: str, default: Any = None) -> Iterator[tuple[
         sections = sections_of(hint)
         for section in sections:
             if len(sections) > 1:
-                yield (f"{prefix}{name}", f"with {DISCRIMINATOR}: {family_of(section)}",
+                yield (f"{prefix}{name}", f"if {prefix}{name}.{DISCRIMINATOR}={family_of(section)}:",
                        str(section.__doc__).splitlines()[0])
             yield from describe_keys(section, f"{prefix}{name}.", default_of(cls, field.name, default))
         if not sections:
             text = "" if field.default is dataclasses.MISSING else (
                 f" [{_format_default(default_of(cls, field.name, default))}]")
-            kind = type_name(hint) + format_bounds(field.metadata["bounds"]) + text
+            kind = short_type_name(hint, field.metadata["bounds"]) + text
             yield f"{prefix}{field.name}", kind, field.metadata["meaning"]
 
 
@@ -72,4 +75,6 @@ def _format_default(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    return "empty" if value == "" else "nothing" if value is None else str(value)
+    if isinstance(value, str) and (value != value.strip() or not value):  # spaces and line breaks need quotes
+        return json.dumps(value, ensure_ascii=False)
+    return "null" if value is None else str(value)

@@ -15,8 +15,11 @@ from typing import Any
 from tilelli_jax.errors import InputError
 
 DISCRIMINATOR = "family"
-MAX_WHOLE_NUMBER = 2**31 - 1  # default limit of whole numbers, as in JAX
+MAX_INTEGER = 2**31 - 1  # default limit of integers, as in JAX
 LARGEST = sys.float_info.max
+TYPE_NAMES: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text",
+                              type(None): "null"}
+ITEM_NAMES: dict[Any, str] = {int: "integers", float: "numbers", str: "texts"}
 # Per bound: its symbol in errors and `--help`, and the comparison that a value must satisfy.
 BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "min": ("≥", operator.ge), "above": (">", operator.gt),
@@ -27,7 +30,7 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
     """Returns a dataclass field with a default and the meaning that `--help` prints.
 
     Args:
-        bounds: bounds of a number: `min`, `above`, `max`, `below`. Without `max` or `below`, whole numbers
+        bounds: bounds of a number: `min`, `above`, `max`, `below`. Without `max` or `below`, integers
             are at most 2³¹ − 1, as in JAX.
     """
     assert bounds.keys() <= BOUNDS.keys()
@@ -42,7 +45,7 @@ def setting(default: Any, meaning: str, **bounds: float) -> Any:
 class Section:
     """Base class of all sections: checks that numbers are finite and within their bounds.
 
-    `load` checks types. A section constructed in Python is only checked for whole numbers being whole. A
+    `load` checks types. A section constructed in Python is only checked for integers being integers. A
     section with further checks extends `__post_init__`.
 
     Raises:
@@ -63,10 +66,10 @@ class Section:
                 value = int(value) if whole else float(value)
                 object.__setattr__(self, field.name, value)
             fits = isinstance(value, kind) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
-            if whole and fits and "max" not in bounds and value > MAX_WHOLE_NUMBER:
-                bounds, fits = {**bounds, "max": MAX_WHOLE_NUMBER}, False
+            if whole and fits and "max" not in bounds and value > MAX_INTEGER:
+                bounds, fits = {**bounds, "max": MAX_INTEGER}, False
             if not (fits and all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items())):
-                name = "a whole number" if whole else "a number"
+                name = "an integer" if whole else "a number"
                 raise InputError(f"{field.name}: expected {name}{format_bounds(bounds)}, found {value!r}")
 
 
@@ -105,15 +108,31 @@ def family_of(section: Any) -> str:
 
 
 def type_name(hint: Any) -> str:
+    """Names a type in an error, e.g. "a number or null"."""
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(str(choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"a list of {type_name(typing.get_args(hint)[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
-             type(None): "nothing"}
-    return " or ".join(names.get(option) or
+        item = typing.get_args(hint)[0]
+        return f"a list of {ITEM_NAMES.get(item) or type_name(item)}"
+    return " or ".join(TYPE_NAMES.get(option) or
                        (type_name(option) if option is not hint else str(getattr(hint, "__name__", hint)))
                        for option in options_of(hint))
+
+
+def short_type_name(hint: Any, bounds: Mapping[str, float]) -> str:
+    """Names a type and its bounds in `--help`, e.g. "number > 0, or null" or "list of: a | b"."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"list of: {short_type_name(typing.get_args(hint)[0], bounds)}"
+    options = options_of(hint)
+    if len(options) == 1:
+        name = TYPE_NAMES.get(hint) or str(getattr(hint, "__name__", hint))
+        kind = name.removeprefix("an ").removeprefix("a ")
+        return f"{kind} from {bounds['min']} to {bounds['max']}" if bounds.keys() == {"min", "max"} else (
+            kind + format_bounds(bounds))
+    kinds = [short_type_name(option, bounds) for option in options if option is not type(None)]
+    return " or ".join(kinds) + ", or null" * (type(None) in options)
 
 
 def format_bounds(bounds: Mapping[str, float]) -> str:

@@ -113,7 +113,7 @@ def _convert(hint: Any, value: Any, key: str, source: str, default: Any = None) 
     if value is None:
         if type(None) in options:
             return None
-        raise InputError(f"{source}{key}: expected {type_name(hint)}, found nothing")
+        raise InputError(f"{source}{key}: expected {type_name(hint)}, found null")
     for option in options:
         found = _scalar(option, value, key, source)
         if found is not _NO_MATCH:

@@ -45,12 +45,12 @@ class Activations:
     """Rows `[start, stop)` of a directory of activations, as memory maps.
 
     Attributes:
-        about: description from the index: `source_model`, `hook`, `layer` and more.
+        info: description from the index: `source_model`, `hook`, `layer` and more.
     """
 
     path: Path
     shards: tuple[np.ndarray, ...]
-    about: dict[str, Any]
+    info: dict[str, Any]
     fingerprint: str
     start: int
     stop: int
@@ -108,7 +108,7 @@ def write_activations(out: Path, parts: Iterable[np.ndarray], info: dict[str, An
         if not shards:
             raise InputError(f"{out}: activations: expected at least one row, found none")
         write_json(directory / INDEX, {"format": FORMAT, "d_model": rows.shape[1], "shards": shards,
-                                       "about": info})
+                                       "info": info})
 
 
 def _regrouped(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -128,7 +128,7 @@ def _regrouped(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def open_activations(path: str | Path) -> Activations:
-    """Opens a directory of activations. Raises InputError if it is none or differs from its index."""
+    """Opens a directory of activations. Raises InputError if it is not one, or differs from its index."""
     path = Path(path)
     if not os.path.lexists(path / INDEX):
         raise InputError(f"{path}: expected a directory of activations, which has {INDEX}")
@@ -143,7 +143,7 @@ def open_activations(path: str | Path) -> Activations:
             if shard.shape != expected:
                 raise InputError(f"{path / entry['file']}: expected shape {expected}, found {shard.shape}")
             shards.append(shard)
-        info = dict(index["about"])
+        info = dict(index["info"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

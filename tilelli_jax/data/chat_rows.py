@@ -192,14 +192,14 @@ def training_rows(source: ChatRows, *, batch_size: int, seed: int, rows: Rows | 
 
 
 def validation_rows(source: ChatRows, *, batch_size: int, rows: Rows | None = None,
-                    most: int | None = None, prefetch: int = 2) -> grain.IterDataset[ChatBatch]:
+                    max_rows: int | None = None, prefetch: int = 2) -> grain.IterDataset[ChatBatch]:
     """Returns all rows in order, as from `ChatRows.gather`; the last batch is padded with empty rows.
 
     Args:
         rows: indices of a batch's rows that this process reads; None: all.
-        most: use at most this many rows; None uses all.
+        max_rows: use at most this many rows; None uses all.
     """
-    n = min(len(source), most or len(source))
+    n = min(len(source), max_rows or len(source))
     chosen = ALL if rows is None else rows
 
     def batch(index: int) -> ChatBatch:

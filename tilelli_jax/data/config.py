@@ -34,7 +34,7 @@ class DataConfig(Section):
     facts_seed: int = setting(0, "seed of the world of facts and of its text", min=0, max=2**32 - 1)
     village_people: int = setting(
         village.DEFAULT, f"number of people in the village, a multiple of {village.RING}", min=village.RING,
-        max=village.MOST)
+        max=village.MAX_PEOPLE)
     village_passes: int = setting(village.PASSES, "how often the training text states every fact", min=1,
                                   max=10_000)
     village_seed: int = setting(0, "seed of the village and of its text", min=0, max=2**32 - 1)

@@ -69,7 +69,7 @@ def read_shards(directory: Path) -> tuple[ByteCorpus, ByteCorpus]:
     Raises:
         InputError: a file is missing or unreadable, or is not the one that meta.json describes.
     """
-    remedy = (f"; make them again: tilelli data --source … --out {shlex.quote(str(directory))} "
+    remedy = (f"; create them again: tilelli data --source … --out {shlex.quote(str(directory))} "
               "--force")
     _check_complete(directory, remedy)
     train, valid = (ByteCorpus([map_bytes(directory / name)]) for name in PARTS)
@@ -119,8 +119,9 @@ def _check_complete(directory: Path, remedy: str) -> None:
             hint = remedy
         elif any(name.endswith(".txt") for name in names):
             hint = f"; for its text files give '{directory}/*.txt'"
-        raise InputError(f"{directory}: expected {', '.join(PARTS)} and {META}, there is no "
-                         f"{' and no '.join(missing)}; found {found or 'nothing'}{hint}")
+        absent = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        raise InputError(f"{directory}: expected {', '.join(PARTS)} and {META}; {absent}; "
+                         f"found {found or 'nothing'}{hint}")
 
 
 def _check(directory: Path, parts: Sequence[ByteCorpus], meta: Mapping[str, Any]) -> None:
@@ -172,7 +173,7 @@ def _write(temporary: Mapping[str, Path], sources: Sequence[Source], valid_fract
                 "source": source.name, "bytes": 0, "own_validation": source.valid is not None})
             entry["bytes"] += size
     if not any(entry["bytes"] for entry in entries.values()):
-        raise InputError(f"{', '.join(entries) or 'no source'}: no bytes in it")
+        raise InputError(f"{', '.join(entries) or 'no source'}: contains no bytes")
     parts = [ByteCorpus([map_bytes(temporary[name])]) for name in PARTS]
     for name, part in zip(("training", "validation"), parts, strict=True):
         if not len(part):

@@ -34,7 +34,7 @@ class SidecarOptions(Section):
     batch_size: int = setting(128, "questions per update", min=1)
     balance: Literal["none", "weights"] = setting(
         "none", "class weights: none, or weights, which gives known and unknown questions equal total "
-        "weight, as published, and shifts the logits")
+        "weight, as in Recall, and shifts the logits")
 
 
 class Examples(NamedTuple):
@@ -42,12 +42,12 @@ class Examples(NamedTuple):
 
     Attributes:
         features: `[n, layers, n_features]`.
-        global_features:, `[n, n_globals]`.
+        prompt_features:, `[n, n_prompt_features]`.
         known: `[n]`, 1 if the network knows the answer, otherwise 0.
     """
 
     features: np.ndarray
-    global_features: np.ndarray
+    prompt_features: np.ndarray
     known: np.ndarray
 
 
@@ -61,14 +61,15 @@ class FittedSidecar(NamedTuple):
 
 def fit_sidecar(train: Examples, validate: Examples, score: Callable[[np.ndarray, np.ndarray], float],
                 options: SidecarOptions = SidecarOptions(), *, names: Sequence[str] = (),
-                global_names: Sequence[str] = (), seed: int = 0) -> FittedSidecar:
+                prompt_feature_names: Sequence[str] = (), seed: int = 0) -> FittedSidecar:
     """Trains with Adam on the binary cross-entropy, and returns the epoch with the highest validation score.
 
     The scalers are fitted to the training questions. The same seed gives the same sidecar on one machine.
 
     Args:
         score: (`known` `[questions]`, logits `[questions]`) → score; higher is better.
-        names, global_names: names of the features and of the global features, stored with the sidecar.
+        names, prompt_feature_names: names of the features and of the global features, stored with the
+            sidecar.
 
     Raises:
         ValueError: a split has one class only, or a feature or a trained logit is not finite.
@@ -76,10 +77,12 @@ def fit_sidecar(train: Examples, validate: Examples, score: Callable[[np.ndarray
     for name, part in (("train", train), ("validate", validate)):
         if len(np.unique(part.known)) < 2:
             raise ValueError(f"{name}: expected known and unknown questions, found one kind only")
-        if not (np.isfinite(part.features).all() and np.isfinite(part.global_features).all()):
+        if not (np.isfinite(part.features).all() and np.isfinite(part.prompt_features).all()):
             raise ValueError(f"{name}: a feature is not finite")
-    config = SidecarConfig(n_features=train.features.shape[-1], n_globals=train.global_features.shape[-1],
-                           d_hidden=options.d_hidden, features=tuple(names), globals=tuple(global_names))
+    config = SidecarConfig(n_features=train.features.shape[-1],
+                           n_prompt_features=train.prompt_features.shape[-1],
+                           d_hidden=options.d_hidden, features=tuple(names),
+                           prompt_features=tuple(prompt_feature_names))
     sidecar = Sidecar(config, rngs=nnx.Rngs(seed))
     fit_scalers(sidecar, train)
     graph, params, buffers = nnx.split(sidecar, nnx.Param, ...)  # type: ignore[misc]
@@ -87,8 +90,8 @@ def fit_sidecar(train: Examples, validate: Examples, score: Callable[[np.ndarray
     weights = np.ones(n, np.float32)
     if options.balance == "weights":
         weights[known == 1] = (n - known.sum()) / known.sum()
-    data = jax.tree.map(jnp.asarray, (train.features, train.global_features, known, weights))
-    validation = jax.tree.map(jnp.asarray, (validate.features, validate.global_features))
+    data = jax.tree.map(jnp.asarray, (train.features, train.prompt_features, known, weights))
+    validation = jax.tree.map(jnp.asarray, (validate.features, validate.prompt_features))
 
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
     rows = min(options.batch_size, n)
@@ -116,24 +119,24 @@ def fit_scalers(sidecar: Sidecar, train: Examples) -> None:
     features = train.features.reshape(-1, train.features.shape[-1]).astype(np.float64)
     sidecar.feature_scaler.mean[...] = jnp.asarray(features.mean(axis=0), jnp.float32)
     sidecar.feature_scaler.scale[...] = jnp.asarray(features.std(axis=0) + MIN_SPREAD, jnp.float32)
-    global_features = train.global_features.astype(np.float64)
-    spread = global_features.std(axis=0)
-    sidecar.global_scaler.mean[...] = jnp.asarray(global_features.mean(axis=0), jnp.float32)
-    sidecar.global_scaler.scale[...] = jnp.asarray(np.where(spread > 0, spread, 1.0), jnp.float32)
+    prompt_features = train.prompt_features.astype(np.float64)
+    spread = prompt_features.std(axis=0)
+    sidecar.prompt_scaler.mean[...] = jnp.asarray(prompt_features.mean(axis=0), jnp.float32)
+    sidecar.prompt_scaler.scale[...] = jnp.asarray(np.where(spread > 0, spread, 1.0), jnp.float32)
 
 
-def sidecar_logits(sidecar: Sidecar, features: np.ndarray, global_features: np.ndarray) -> np.ndarray:
+def sidecar_logits(sidecar: Sidecar, features: np.ndarray, prompt_features: np.ndarray) -> np.ndarray:
     """Returns the logits divided by the temperature, f64 `[questions]`; P(knows) is their sigmoid."""
     graph, params = nnx.split(sidecar)
     logits = _logits(graph, params, jnp.asarray(features, jnp.float32),
-                     jnp.asarray(global_features, jnp.float32))
+                     jnp.asarray(prompt_features, jnp.float32))
     return np.asarray(logits, np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(graph: Any, params: Any, features: jax.Array, global_features: jax.Array) -> jax.Array:
+def _logits(graph: Any, params: Any, features: jax.Array, prompt_features: jax.Array) -> jax.Array:
     sidecar = nnx.merge(graph, params)
-    return sidecar.logits(features, global_features) / sidecar.temperature[...]
+    return sidecar.logits(features, prompt_features) / sidecar.temperature[...]
 
 
 def _optimizer(options: SidecarOptions) -> optax.GradientTransformation:
@@ -150,8 +153,8 @@ def _epoch(graph: Any, options: SidecarOptions, buffers: Any, params: Any, state
     `mask [steps, rows]` is 0 for the rows that only fill up the last batch.
     """
     def loss(params: Any, batch: Any, mask: jax.Array, key: jax.Array) -> jax.Array:
-        features, global_features, known, weight = batch
-        logits = nnx.merge(graph, params, buffers).logits(features, global_features, (key, options.dropout))
+        features, prompt_features, known, weight = batch
+        logits = nnx.merge(graph, params, buffers).logits(features, prompt_features, (key, options.dropout))
         # PyTorch's pos_weight: the mean is over questions, not over their weights.
         losses = weight * optax.sigmoid_binary_cross_entropy(logits, known)
         return jnp.sum(losses * mask) / jnp.sum(mask)

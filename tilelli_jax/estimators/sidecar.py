@@ -21,10 +21,11 @@ class SidecarConfig(Section):
 
     family: Literal["lrd"] = setting("lrd", "network family")
     n_features: int = setting(12, "number of features of each layer", min=1)
-    n_globals: int = setting(10, "number of features of the whole prompt", min=0)
+    n_prompt_features: int = setting(10, "number of features of the whole prompt", min=0)
     d_hidden: int = setting(96, "width of the GRU's state and of the head's hidden layer", min=1)
     features: tuple[str, ...] = setting((), "names of the features of each layer; empty: not stated")
-    globals: tuple[str, ...] = setting((), "names of the features of the whole prompt; empty: not stated")
+    prompt_features: tuple[str, ...] = setting((), "names of the features of the whole prompt; empty: not "
+                                               "stated")
 
 
 class Standardiser(nnx.Module):
@@ -63,32 +64,35 @@ class GRU(nnx.Module):
 
 
 class Sidecar(nnx.Module):
-    """logit = head(mean over layers of the GRU's states, its last state, globals);  P = σ(logit / T)."""
+    """logit = head(mean over layers of the GRU's states, its last one, prompt features);  P = σ(logit /
+    T).
+    """
 
     def __init__(self, config: SidecarConfig, *, rngs: nnx.Rngs, compute: ComputeConfig | None = None):
         del compute  # small enough for f32 anywhere
         self.config = config
         self.feature_scaler = Standardiser(config.n_features)
-        self.global_scaler = Standardiser(config.n_globals)
+        self.prompt_scaler = Standardiser(config.n_prompt_features)
         self.gru = GRU(config.n_features, config.d_hidden, rngs=rngs)
-        self.hidden = Linear(2 * config.d_hidden + config.n_globals, config.d_hidden, Quantizer(), bias=True,
+        self.hidden = Linear(2 * config.d_hidden + config.n_prompt_features, config.d_hidden, Quantizer(),
+                             bias=True,
                              rngs=rngs)
         self.out = Linear(config.d_hidden, 1, Quantizer(), bias=True, rngs=rngs)
         self.temperature = Buffer(jnp.ones(()))
 
-    def __call__(self, features: jax.Array, global_features: jax.Array) -> jax.Array:
+    def __call__(self, features: jax.Array, prompt_features: jax.Array) -> jax.Array:
         """P(knows).
 
         Args:
             features: `[batch, layers, n_features]`.
-            global_features: `[batch, n_globals]`, features of the whole prompt.
+            prompt_features: `[batch, n_prompt_features]`, features of the whole prompt.
 
         Returns:
             `[batch]`, f32.
         """
-        return jax.nn.sigmoid(self.logits(features, global_features) / self.temperature[...])
+        return jax.nn.sigmoid(self.logits(features, prompt_features) / self.temperature[...])
 
-    def logits(self, features: jax.Array, global_features: jax.Array,
+    def logits(self, features: jax.Array, prompt_features: jax.Array,
                drop: tuple[jax.Array, float] | None = None) -> jax.Array:
         """The logit before temperature scaling: `[batch]`, f32.
 
@@ -96,7 +100,7 @@ class Sidecar(nnx.Module):
             drop: PRNG key and dropout rate of the head's hidden layer in training; None: no dropout.
         """
         states = self.gru(self.feature_scaler(features))
-        scaled = self.global_scaler(global_features)
+        scaled = self.prompt_scaler(prompt_features)
         pooled = jnp.concatenate([states.mean(1), states[:, -1], scaled], axis=-1)
         hidden = jax.nn.relu(self.hidden(pooled))
         if drop is not None and drop[1] > 0:

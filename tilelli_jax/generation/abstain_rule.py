@@ -21,7 +21,7 @@ from tilelli_jax.io.files import write_json
 from tilelli_jax.io.json_text import read_json
 from tilelli_jax.loading.fingerprint import ABSTAIN_RULE, network_fingerprint
 from tilelli_jax.signals.names import LENS, signal_names
-from tilelli_jax.signals.prompts import Prompt
+from tilelli_jax.signals.prompts import PromptIds
 from tilelli_jax.signals.uncertainty import UncertaintyReader, signal_columns
 
 FILE = ABSTAIN_RULE
@@ -89,7 +89,7 @@ class AbstainRule(Section):
         values = self.direction * measure_signal(reader, prompts, self.signal)
         if np.isnan(values).any():
             raise InputError(f"{self.signal}: expected a number, found NaN for the prompt "
-                             f"{prompts[int(np.isnan(values).argmax())]!r:.60}: the network is broken there")
+                             f"{prompts[int(np.isnan(values).argmax())]!r:.60}: the network's output is NaN")
         return (values > self.direction * threshold).tolist()
 
 
@@ -105,7 +105,7 @@ def measure_signal(reader: UncertaintyReader, prompts: Sequence[str | bytes], si
     """
     texts = [prompt.encode() if isinstance(prompt, str) else prompt for prompt in prompts]
     ends = [text if reader.max_tokens is None else text[-reader.max_tokens:] for text in texts]
-    return signal_columns(reader.read([Prompt(list(text), 0, 0) for text in ends]))[signal]
+    return signal_columns(reader.read([PromptIds(list(text), 0, 0) for text in ends]))[signal]
 
 
 def check_template(template: str) -> None:

@@ -27,7 +27,7 @@ class Continuation(NamedTuple):
 
     data: bytes  # the new bytes, without the stop string
     stopped: bool  # whether a stop string ended the continuation
-    slid: bool  # whether some bytes were predicted from the last max_seq_len bytes only
+    context_truncated: bool  # whether some bytes were predicted from the last max_seq_len bytes only
 
     @property
     def text(self) -> str:
@@ -123,7 +123,7 @@ class Chunk(NamedTuple):
     """Some new tokens of each row."""
 
     new: np.ndarray  # [rows, n], int32; uint8 from `stream`
-    slid: list[bool]  # whether the window slid, for each row
+    context_truncated: list[bool]  # for each row
 
 
 def stream(model: CausalLM, ids: Sequence[np.ndarray], *, max_new: int, temperature: float = 1.0,
@@ -211,7 +211,7 @@ def _check(model: CausalLM, ids: Sequence[np.ndarray]) -> None:
 
 def _check_batch_size(batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size: expected a whole number ≥ 1, found {batch_size!r}")
+        raise InputError(f"batch_size: expected an integer ≥ 1, found {batch_size!r}")
 
 
 def _warn(model: CausalLM, ids: Sequence[np.ndarray], max_new: int) -> None:
@@ -282,10 +282,10 @@ def _chunks(model: CausalLM, ids: Sequence[np.ndarray], streams: Sequence[int], 
     n_done = 0
 
     def chunk_of(new: jax.Array, n: int) -> Chunk:
-        slid = [_slides(len(row), n, window) for row in texts]
+        context_truncated = [_slides(len(row), n, window) for row in texts]
         new_ids = np.asarray(new)[:, :n]
         texts[:] = [np.concatenate([row, new_row]) for row, new_row in zip(texts, new_ids, strict=True)]
-        return Chunk(new_ids, slid)
+        return Chunk(new_ids, context_truncated)
 
     # Decode with caches while every row fits into the window.
     n_cached = max_new if window is None else min(max_new, window - longest)

@@ -49,43 +49,44 @@ def check_regular(path: Path) -> int:
     return status.st_size
 
 
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """Returns the content of a file.
 
     Raises:
-        InputError: the file is missing, not regular, larger than `most` bytes, or unreadable.
+        InputError: the file is missing, not regular, larger than `max_bytes` bytes, or unreadable.
     """
-    if (size := check_regular(path)) > most:
-        raise InputError(f"{path}: cannot be read: expected at most {most:,} bytes, found {size:,}")
+    if (size := check_regular(path)) > max_bytes:
+        raise InputError(f"{path}: cannot be read: expected at most {max_bytes:,} bytes, found {size:,}")
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(content) > most:  # as for files of /proc, which report a size of 0
-        raise InputError(f"{path}: cannot be read: expected at most {most:,} bytes, found more")
+    if len(content) > max_bytes:  # as for files of /proc, which report a size of 0
+        raise InputError(f"{path}: cannot be read: expected at most {max_bytes:,} bytes, found more")
     return content
 
 
-def read_text(path: Path, most: int = MAX_BYTES) -> str:
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Returns the content of a UTF-8 file, without a byte-order mark.
 
     Raises:
         InputError: see `read_bytes`; or the file is not UTF-8.
     """
     try:
-        return read_bytes(path, most).decode("utf-8-sig")
+        return read_bytes(path, max_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
 
 
-def checksums(directory: Path, paths: Iterable[Path], most: int | None = None) -> dict[str, list[int]]:
+def checksums(directory: Path, paths: Iterable[Path], max_bytes: int | None = None) -> dict[str, list[int]]:
     """Returns the checksums that `find_damage` compares with: relative path → [size in bytes, CRC-32].
 
     Args:
-        most: larger files, in bytes, get their size only; None: no limit.
+        max_bytes: larger files, in bytes, get their size only; None: no limit.
     """
-    return {path.relative_to(directory).as_posix(): _size_and_checksum(path, most) for path in sorted(paths)}
+    return {path.relative_to(directory).as_posix(): _size_and_checksum(path, max_bytes)
+            for path in sorted(paths)}
 
 
 def find_damage(directory: Path, expected_files: Any) -> str:
@@ -99,13 +100,13 @@ def find_damage(directory: Path, expected_files: Any) -> str:
             return f"{name} is missing"
         if not isinstance(expected, list) or expected[:1] != [size] or (  # a wrong size needs no reading
                 len(expected) > 1 and _size_and_checksum(directory / name, None) != expected):
-            return f"{name} is not what was written"
+            return f"{name} was changed after it was written"
     return ""
 
 
-def _size_and_checksum(path: Path, most: int | None) -> list[int]:
+def _size_and_checksum(path: Path, max_bytes: int | None) -> list[int]:
     size, checksum = path.stat().st_size, 0
-    if most is not None and size > most:
+    if max_bytes is not None and size > max_bytes:
         return [size]
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -168,21 +168,21 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 file.seek(8)
             length = int.from_bytes(first, "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise InputError(f"{path}: cannot be read: no safetensors file, or truncated")
+                raise InputError(f"{path}: cannot be read: not a safetensors file, or a truncated one")
             content = file.read(length)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         header = parse(content.decode("utf-8"), str(path))
     except ValueError:
-        raise InputError(f"{path}: cannot be read: no safetensors file: its header is no JSON") from None
+        raise InputError(f"{path}: cannot be read: not a safetensors file: the header is not JSON") from None
     if not isinstance(header, dict):
-        raise InputError(f"{path}: cannot be read: no safetensors file: its header is no object")
+        raise InputError(f"{path}: cannot be read: not a safetensors file: the header is not an object")
     header.pop("__metadata__", None)
     tensors = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
     end = 8 + length + sum(tensor.nbytes for tensor in tensors.values())
     if end != size:
-        raise InputError(f"{path}: cannot be read: its header tells of {end:,} bytes, it has {size:,}")
+        raise InputError(f"{path}: cannot be read: header describes {end:,} bytes, the file has {size:,}")
     return tensors
 
 

@@ -51,15 +51,15 @@ def parse(text: str) -> Any:
         raise ValueError(TOO_LARGE) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         # A value does not match its tag, as in `!!bool maybe`.
-        raise ValueError(f"a value that is not of the kind its tag says: {error}") from None
+        raise ValueError(f"a value does not match its tag: {error}") from None
     _check_size(tree)
     return tree
 
 
 def kind(tree: Any) -> str:
     """Names a value's type in the user's terms."""
-    return {dict: "keys", list: "a list", str: "text", bool: "true/false", int: "a whole number",
-            float: "a number", type(None): "nothing"}.get(type(tree), type(tree).__name__)
+    return {dict: "keys", list: "a list", str: "text", bool: "a boolean", int: "an integer",
+            float: "a number", type(None): "null"}.get(type(tree), type(tree).__name__)
 
 
 def dump(tree: Mapping[str, Any]) -> str:

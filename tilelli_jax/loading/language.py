@@ -96,7 +96,7 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the library raises Exception itself
             with file.open("rb") as content:
                 check_fetched(file, content.read(len(GIT_LFS)))
-            raise InputError(f"{file}: no tokenizer: {error}") from None
+            raise InputError(f"{file}: not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()  # the file may enable truncation and padding
         self._tokenizer.no_padding()
 

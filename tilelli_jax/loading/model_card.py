@@ -32,7 +32,7 @@ SHOWN = {"quantizer": "quantiser of the weights", "max_seq_len": "context, in to
          "pathways": "pathways", "abstain_head": "abstain head", "n_latents": "latents",
          "k": "active latents per row", "source_model": "network of the activations",
          "hook": "hook of the activations", "layer": "layer of the activations",
-         "n_features": "features per layer", "n_globals": "features of the whole prompt"}
+         "n_features": "features per layer", "n_prompt_features": "features of the whole prompt"}
 UNSET: tuple[Any, ...] = (None, "", -1, [], False)
 LIMITS = {
     "sae": "Its latents have no verified meaning. It has not been evaluated on other networks, layers or "
@@ -48,6 +48,7 @@ class CardInfo:
     """What a model card says besides the network itself; what is empty is left out.
 
     Attributes:
+        name: title of the card; empty: the family.
         data: the training data, as sentences or `name: value`.
         datasets: names of the data sets on the Hugging Face hub.
         losses: values by name.
@@ -56,6 +57,7 @@ class CardInfo:
         made_from: the models or checkpoints that it was made from, as a sentence.
     """
 
+    name: str = ""
     data: Sequence[str] = ()
     datasets: Sequence[str] = ()
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -83,14 +85,14 @@ def model_card(config: Any, n_parameters: int, info: CardInfo | None = None) -> 
     settings = config_lib.to_dict(config)
     shown = [(label, settings[key]) for key, label in SHOWN.items() if settings.get(key) not in UNSET]
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n{MARK}",
-             f"# {config.family}\n\nA {FAMILIES[config.family]}.",
-             _table("network", "", {"parameters": f"{n_parameters:,}", **dict(shown)})]
+             f"# {_one_line(info.name) or config.family}\n\nA {FAMILIES[config.family]}.",
+             _table("network", "value", {"parameters": f"{n_parameters:,}", **dict(shown)})]
     if info.made_from:
         parts.append(f"## Origin\n\n{_one_line(info.made_from)}")
     if info.data:
         parts.append("## Training data\n\n" + "\n".join(f"- {_one_line(line)}" for line in info.data))
     if info.losses:
-        parts.append("## Results\n\n" + _table("", info.unit, {
+        parts.append("## Results\n\n" + _table("loss", info.unit, {
             name: f"{value:.4f}" for name, value in info.losses.items()}))
     if info.command:
         parts.append(f"## Command\n\n{_code(info.command)}\n\nVersions: {_versions()}.")
@@ -119,7 +121,7 @@ def _use(family: str) -> str:
             lines += ["codes = model.encode(activations)  # [rows, d_model] → the active latents of each row",
                       "reconstruction = model.decode(codes)"]
         case "lrd":
-            lines.append("p_knows = model(features, global_features)  # [questions], 0 … 1")
+            lines.append("p_knows = model(features, prompt_features)  # [questions], 0 … 1")
         case "routed" | "vanilla":
             lines.append('print(tilelli_jax.generate(model, "The ", max_new=100)[0].text)')
         case "t5":

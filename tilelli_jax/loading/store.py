@@ -99,7 +99,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         InputError: it has no tensors, or they cannot be read.
     """
     if not (path / TENSORS).is_file() and not (path / INDEX).is_file():
-        raise InputError(f"{path}: no model directory: it has no {TENSORS}")
+        raise InputError(f"{path}: not a model directory: {TENSORS} is missing")
     return read_directory(path)
 
 
@@ -121,13 +121,13 @@ def load_config(path: str | Path) -> Any:
                          + ("a file" if path.exists() else "nothing"))
     if not (path / CONFIG).exists():
         inside = path / "model"
-        raise InputError(f"{path}: no model directory: it has no {CONFIG}"
+        raise InputError(f"{path}: not a model directory: {CONFIG} is missing"
                          + (f"; did you mean '{inside}'?" if (inside / CONFIG).exists() else ""))
     tree = read_json(path / CONFIG)
     family = tree.get("family")
     if family is None and "model_type" in tree:
-        raise InputError(f"{path}: a Hugging Face directory, no model directory of ours: "
-                         f"`tilelli convert {path} OUT` makes one of it")
+        raise InputError(f"{path}: a Hugging Face directory, not a model directory: "
+                         f"convert it with `tilelli convert {path} OUT`")
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path / CONFIG}: family: expected one of {', '.join(FAMILIES)}, found {family!r}")
     return config_lib.from_dict(FAMILIES[family][0], tree, source=str(path / CONFIG))

@@ -11,7 +11,7 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.decoder import ComputeConfig
 from tilelli_jax.models.t5 import ChronosConfig, FlaxT5ForConditionalGeneration, continue_ids
-from tilelli_jax.nn.hooks import TapOf
+from tilelli_jax.nn.hooks import MakeTap
 from tilelli_jax.parallel.sharding import Mesh, place_rows
 
 PAD, END = 0, 1
@@ -84,7 +84,7 @@ class Chronos:
         return cls(network)
 
     def predict(self, series: np.ndarray, length: int, *, num_samples: int | None = None,
-                seed: int = 0, numbers: np.ndarray | None = None, tap_of: TapOf | None = None,
+                seed: int = 0, stream_ids: np.ndarray | None = None, make_tap: MakeTap | None = None,
                 aux_model: Any = None, metadata: np.ndarray | None = None,
                 mesh: Mesh | None = None) -> np.ndarray:
         """Samples forecasts: series f32 `[batch, time]` → f32 `[batch, samples, length]`.
@@ -93,15 +93,15 @@ class Chronos:
         the longer series again.
 
         Args:
-            numbers: int `[batch]`, index of each series in the random stream; series with the same index
+            stream_ids: int `[batch]`, index of each series in the random stream; series with the same index
                 use the same random numbers. Default: 0, 1, ….
-            tap_of, aux_model, metadata: edit the encoder's activations in every pass; see
+            make_tap, aux_model, metadata: edit the encoder's activations in every pass; see
                 `t5.continue_ids`. metadata `[batch, n]` applies to all samples of a series.
             mesh: devices that share the batch; the batch size is a multiple of their number.
 
         Raises:
             InputError: the series are not a table of numbers, or length is less than 1.
-            ValueError: numbers or metadata do not match the series, or the encoder has no such hook or
+            ValueError: stream_ids or metadata do not match the series, or the encoder has no such hook or
                 layer.
         """
         series = np.asarray(series, np.float32)
@@ -109,15 +109,15 @@ class Chronos:
             raise InputError(f"series: expected [batch, time], found {list(series.shape)}")
         if length < 1:
             raise InputError(f"length: expected at least 1, found {length}")
-        numbers = np.arange(len(series)) if numbers is None else np.asarray(numbers)
-        if numbers.shape != (len(series),):
-            raise ValueError(f"numbers: expected [{len(series)}], found {list(numbers.shape)}")
+        stream_ids = np.arange(len(series)) if stream_ids is None else np.asarray(stream_ids)
+        if stream_ids.shape != (len(series),):
+            raise ValueError(f"stream_ids: expected [{len(series)}], found {list(stream_ids.shape)}")
         samples, parts = num_samples or self.config.num_samples, []
-        rows = (samples * numbers[:, None] + np.arange(samples)).reshape(-1).astype(np.int32)
+        rows = (samples * stream_ids[:, None] + np.arange(samples)).reshape(-1).astype(np.int32)
         metadata = np.asarray(np.zeros((len(series), 0)) if metadata is None else metadata, np.int32)
         for part in range(-(-length // self.config.prediction_length)):
             values = self._sample(series, rows, metadata, mesh, seed=(seed + 7919 * part) % 2**32,
-                                  tap_of=tap_of, aux_model=aux_model)
+                                  make_tap=make_tap, aux_model=aux_model)
             parts.append(values)
             median = np.sort(values, axis=1)[:, (samples - 1) // 2]  # of an even number, the lower of the two
             series = np.concatenate([series, median], axis=1)
@@ -126,10 +126,11 @@ class Chronos:
     def _sample(self, series: np.ndarray, rows: np.ndarray, metadata: np.ndarray, mesh: Mesh | None,
                 **options: Any) -> np.ndarray:
         tokens, config, samples = self.tokenizer.encode(series), self.config, len(rows) // len(series)
-        ids, mask, numbers, placed_metadata = (
+        ids, mask, stream_ids, placed_metadata = (
             jnp.asarray(array) if mesh is None else place_rows(array, mesh, len(array))
             for array in (tokens.ids, tokens.mask, rows, metadata))
-        new = continue_ids(self.network, ids, mask, n=config.prediction_length, copies=samples, rows=numbers,
+        new = continue_ids(self.network, ids, mask, n=config.prediction_length, copies=samples,
+                           rows=stream_ids,
                            temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
                            banned=(END,), metadata=placed_metadata, **options)
         return self.tokenizer.decode(np.asarray(new).reshape(len(series), samples, -1), tokens.scale)

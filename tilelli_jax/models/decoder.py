@@ -82,7 +82,7 @@ class CausalLM(nnx.Module):
                 a row are contiguous. Not needed if all padding is on the right.
 
         Raises:
-            ValueError: ids are not whole numbers `[batch, time]` or outside the vocabulary (checked only
+            ValueError: ids are not integers `[batch, time]` or outside the vocabulary (checked only
                 for concrete arrays, not under jit); the mask has another shape or is not contiguous; time
                 exceeds the table of learned positions.
         """
@@ -174,7 +174,7 @@ def check_ids(name: str, ids: jax.Array, vocab_size: int) -> None:
     """Raises ValueError if ids are not `[batch, time]` or, for concrete arrays, outside the vocabulary."""
     ids = jnp.asarray(ids)
     if ids.ndim != 2 or 0 in ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"{name}: expected whole numbers [batch, time], found {ids.dtype} {list(ids.shape)}")
+        raise ValueError(f"{name}: expected integers [batch, time], found {ids.dtype} {list(ids.shape)}")
     if not isinstance(ids, jax.core.Tracer) and ids.size and ids.is_fully_addressable:
         values = np.asarray(ids)
         low, high = values.min(), values.max()

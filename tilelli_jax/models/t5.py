@@ -17,7 +17,7 @@ from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.sampling import sample
 from tilelli_jax.nn.attention import KeyCache
 from tilelli_jax.nn.dense import FeedForward
-from tilelli_jax.nn.hooks import OFF, Recorded, Tap, TapOf, stacked
+from tilelli_jax.nn.hooks import OFF, MakeTap, Recorded, Tap, stacked
 from tilelli_jax.nn.linear import Embedding, Linear
 from tilelli_jax.nn.matmul import contract
 from tilelli_jax.nn.norm import RMSNorm
@@ -229,7 +229,7 @@ class FlaxT5ForConditionalGeneration(PretrainedModel, nnx.Module):
             mask: bool `[batch, time]`, False at padding; by default no padding.
 
         Raises:
-            ValueError: ids are not whole numbers `[batch, time]` or outside the vocabulary (checked only
+            ValueError: ids are not integers `[batch, time]` or outside the vocabulary (checked only
                 for concrete arrays).
         """
         check_ids("ids", ids, self.config.vocab_size)
@@ -336,13 +336,14 @@ class FlaxT5ForConditionalGeneration(PretrainedModel, nnx.Module):
             return self.embed.attend(x) if self.unembed is None else self.unembed(x)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "aux_graph", "tap_of", "n", "greedy"))
-def _decode(graph: Any, params: Any, aux_graph: Any, aux_params: Any, tap_of: TapOf | None, ids: jax.Array,
+@functools.partial(jax.jit, static_argnames=("graph", "aux_graph", "make_tap", "n", "greedy"))
+def _decode(graph: Any, params: Any, aux_graph: Any, aux_params: Any, make_tap: MakeTap | None,
+            ids: jax.Array,
             mask: jax.Array, metadata: jax.Array, keys: jax.Array, sampling: tuple[jax.Array, ...],
             banned: jax.Array, *, n: int, greedy: bool) -> jax.Array:
     model = nnx.merge(graph, params)
     aux_model = None if aux_graph is None else nnx.merge(aux_graph, aux_params)
-    tap = OFF if tap_of is None else tap_of(aux_model, metadata)
+    tap = OFF if make_tap is None else make_tap(aux_model, metadata)
     rows = len(keys)
 
     def decode_token(i: jax.Array, carry: Any) -> Any:
@@ -365,7 +366,7 @@ def _decode(graph: Any, params: Any, aux_graph: Any, aux_params: Any, tap_of: Ta
 def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: jax.Array | None = None, *,
                  n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
                  banned: tuple[int, ...] = (), copies: int = 1, rows: jax.Array | None = None,
-                 tap_of: TapOf | None = None, aux_model: Any = None,
+                 make_tap: MakeTap | None = None, aux_model: Any = None,
                  metadata: jax.Array | None = None) -> jax.Array:
     """Decodes n tokens for each row, int32 `[batch · copies, n]`, with caches in one jitted loop.
 
@@ -375,7 +376,7 @@ def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: ja
         copies: number of continuations of each row of ids, in consecutive rows; each row is encoded once.
         rows: int `[batch · copies]`, index of each continuation in the random stream; continuations with
             the same index use the same random numbers. Default: 0, 1, ….
-        tap_of: (aux_model, metadata) → tap that edits the encoder's activations. A different function
+        make_tap: (aux_model, metadata) → tap that edits the encoder's activations. A different function
             object is compiled again; pass values that change between calls in `metadata`.
         aux_model: a second network that the tap uses, for example an autoencoder.
         metadata: int32 `[batch, n]`, values for the tap for each row of ids.
@@ -399,7 +400,7 @@ def continue_ids(model: FlaxT5ForConditionalGeneration, ids: jax.Array, mask: ja
     banned_mask = jnp.zeros(model.config.vocab_size, bool).at[jnp.array(banned, jnp.int32)].set(True)
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     sampling = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
-    return _decode(graph, params, aux_graph, aux_params, tap_of, ids, mask, metadata, keys, sampling,
+    return _decode(graph, params, aux_graph, aux_params, make_tap, ids, mask, metadata, keys, sampling,
                    banned_mask, n=n, greedy=temperature == 0)
 
 

@@ -90,7 +90,7 @@ class Tap:
 
 
 OFF = Tap()
-TapOf = Callable[[Any, jax.Array], Tap]  # auxiliary network (or None), `metadata [rows, n]` → the tap
+MakeTap = Callable[[Any, jax.Array], Tap]  # auxiliary network (or None), `metadata [rows, n]` → the tap
 
 
 def stacked(records: Sequence[Recorded]) -> Recorded:
@@ -118,7 +118,7 @@ def _at(value: jax.Array, positions: jax.Array) -> jax.Array:
     """Selects positions `[batch, n]` of `[batch, time, …]`: `[batch, n, …]`."""
     if jnp.ndim(positions) != 2 or len(positions) != len(value) or (
             not jnp.issubdtype(jnp.result_type(positions), jnp.integer)):
-        raise ValueError(f"tap: positions: expected whole numbers [{len(value)}, n], found "
+        raise ValueError(f"tap: positions: expected integers [{len(value)}, n], found "
                          f"{jnp.result_type(positions)} {list(jnp.shape(positions))}")
     if not isinstance(positions, jax.core.Tracer) and np.size(positions):
         concrete = np.asarray(positions)

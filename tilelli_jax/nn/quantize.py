@@ -135,8 +135,8 @@ def _pass_gradient_jvp(primals: Sequence[jax.Array],
 def _lsq(kernel: jax.Array, alpha: jax.Array) -> jax.Array:
     """Learned step size quantisation (Esser et al. 2020, arXiv:1902.08153) with three levels.
 
-    The gradient of alpha is eq. 3 of the paper times 1/√numel. The gradient of the kernel passes
-    straight through everywhere, as for the other quantisers; the paper clips it.
+    The gradient of alpha is eq. 3 of the LSQ paper times 1/√numel. The gradient of the kernel passes
+    straight through everywhere, as for the other quantisers; the LSQ paper clips it.
     """
     return _codes(kernel / alpha, "ternary") * alpha
 

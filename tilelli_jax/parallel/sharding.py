@@ -59,7 +59,7 @@ class MeshConfig(Section):
         super().__post_init__()
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-            raise InputError(f"data, fsdp, tensor: expected whole numbers ≥ 1, of which at most one "
+            raise InputError(f"data, fsdp, tensor: expected integers ≥ 1, of which at most one "
                              f"-1, found {sizes}")
 
     def shape(self, n_devices: int) -> tuple[int, int, int]:

@@ -66,7 +66,7 @@ def read_config(path: Path) -> Tree:
         InputError: there is no config.json, or one of the two files cannot be read.
     """
     if not os.path.lexists(path / CONFIG):
-        raise InputError(f"{path}: no Hugging Face directory: it has no {CONFIG}")
+        raise InputError(f"{path}: not a Hugging Face directory: {CONFIG} is missing")
     tree = read_json(path / CONFIG)
     if os.path.lexists(path / GENERATION):
         ends = read_json(path / GENERATION).get(END)
@@ -172,14 +172,14 @@ def read(family: Family, config: Any, shapes: Mapping[str, Shape], tensors: Mapp
 
 def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
           dtype: np.dtype | None = None, others: Mapping[str, bytes] | None = None,
-          beside: Tree | None = None) -> None:
+          original_config: Tree | None = None) -> None:
     """Writes a directory that transformers can read.
 
     Args:
         arrays: our arrays by name.
         dtype: type of the tensors in the file; None keeps their type.
         others: additional files, name → content.
-        beside: the original config.json of the network, whose keys that we do not write are copied.
+        original_config: the original config.json of the network, whose keys that we do not write are copied.
 
     Raises:
         OSError: the directory cannot be written.
@@ -189,7 +189,8 @@ def write(family: Family, config: Any, arrays: Mapping[str, Tensor], path: Path,
     if dtype is not None:
         tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     stored = _dtype_name(tensor.dtype for tensor in tensors.values())
-    original = (beside or {}).get("text_config", beside or {})  # multimodal: the text decoder's section
+    # multimodal: the text decoder's section
+    original = (original_config or {}).get("text_config", original_config or {})
     tree = {**original, **family.tree_of(config), "dtype": stored, "torch_dtype": stored}
     write_directory(path, tensors, {CONFIG: as_json(tree), **(others or {})}, writer="pt")
 

@@ -1,4 +1,4 @@
-"""Crystallisation and MLP-write specificity (signals A and B of the paper): logit-lens features of a prompt.
+"""Crystallisation and MLP-write specificity (signals A and B of Recall): logit-lens features of a prompt.
 
 Crystallisation measures how the prediction at the last position, and at the last positions of the
 question, settles on a token over the layers. MLP-write specificity measures the entropy and the norm of
@@ -54,7 +54,7 @@ class LayerFeatures(NamedTuple):
     b_mean_coh: jax.Array
 
 
-class OverallFeatures(NamedTuple):
+class PromptFeatures(NamedTuple):
     """Features of a whole prompt, each f32 `[…]`; the band is the middle band of the layers.
 
     Attributes:
@@ -83,7 +83,7 @@ class OverallFeatures(NamedTuple):
 
 
 BY_LAYER = LayerFeatures._fields
-OVERALL = OverallFeatures._fields
+PROMPT_FEATURES = PromptFeatures._fields
 
 
 class LayerActivations(NamedTuple):
@@ -110,7 +110,7 @@ class Crystallisation(NamedTuple):
 
     Attributes:
         by_layer: f32 `[batch, layers, 12]`, in the order of BY_LAYER.
-        overall: f32 `[batch, 10]`, in the order of OVERALL.
+        prompt_features: f32 `[batch, 10]`, in the order of PROMPT_FEATURES.
         entropies: f32 `[batch, layers, 3]`, logit-lens entropies at the last position (TriLens): of the
             output of attention (0 if not recorded), of the MLP write, of the residual stream.
         best: int32 `[batch, layers]`, the most likely token at the last position.
@@ -119,7 +119,7 @@ class Crystallisation(NamedTuple):
     """
 
     by_layer: jax.Array
-    overall: jax.Array
+    prompt_features: jax.Array
     entropies: jax.Array
     best: jax.Array
     strongest_layer: jax.Array
@@ -199,12 +199,13 @@ def crystallisation(unembedding: Unembedding, activations: LayerActivations, que
     position = jnp.argmax(jnp.where(question, peak, -jnp.inf)[strongest, row], axis=1)
     attention = (jnp.zeros((n_layers, batch)) if activations.attention is None else stats.entropy[:, :, -1])
     entropies = jnp.stack([attention, write_stats.entropy[:, :, -1], final_stats.entropy], axis=-1)
-    return Crystallisation(by_layer, overall(by_layer, best, strongest), jnp.swapaxes(entropies, 0, 1), best,
+    return Crystallisation(by_layer, prompt_features(by_layer, best, strongest),
+                           jnp.swapaxes(entropies, 0, 1), best,
                            strongest.astype(jnp.int32), write_stats.best[strongest, row, position])
 
 
-def overall(by_layer: jax.Array, best: jax.Array, strongest: jax.Array) -> jax.Array:
-    """The OVERALL features from `by_layer` f32 `[batch, layers, 12]`, `best` `[batch, layers]` and
+def prompt_features(by_layer: jax.Array, best: jax.Array, strongest: jax.Array) -> jax.Array:
+    """The prompt features from `by_layer` f32 `[batch, layers, 12]`, `best` `[batch, layers]` and
     `strongest` `[batch]` (the layer of the strongest write)."""
     n_layers = by_layer.shape[1]
     layers = LayerFeatures(*(by_layer[:, :, i] for i in range(len(BY_LAYER))))
@@ -212,7 +213,7 @@ def overall(by_layer: jax.Array, best: jax.Array, strongest: jax.Array) -> jax.A
     middle, deepest = slice(low, high + 1), max(n_layers - 1, 1)
     changes = jnp.where(best[:, 1:] != best[:, :-1], jnp.arange(1, n_layers), 0)
     settled = jnp.max(changes, axis=1, initial=0)
-    features = OverallFeatures(
+    features = PromptFeatures(
         a_final_entropy=layers.a_entropy_final[:, -1],
         a_min_entropy=jnp.min(layers.a_entropy_final, axis=1),
         a_band_mean_entropy=jnp.mean(layers.a_entropy_final[:, middle], axis=1),

@@ -31,7 +31,7 @@ class Signal(NamedTuple):
     feature: str = ""
 
 
-# The published study gives no direction for router_entropy_var and the logit lens. A network in doubt is
+# Tilelli's study gives no direction for router_entropy_var and the logit lens. A network in doubt is
 # expected to vary more between blocks and positions, and to settle on its output in later layers.
 SIGNALS: dict[str, Signal] = {
     "max_softmax_last": Signal(

@@ -92,10 +92,10 @@ def patched_nll(model: Any, sae: TopKSAE, texts: Sequence[PatchedText], latents:
     rows = [Text(text.ids, (text.start, text.stop if variant else text.start, latent))
             for text in texts for variant, latent in enumerate((NOTHING, NOTHING, *latents))]
 
-    def tap_of(sae: Any, metadata: jax.Array) -> Tap:
+    def make_tap(sae: Any, metadata: jax.Array) -> Tap:
         return patching(sae, hook, layer, Patch(metadata[:, 0], metadata[:, 1], metadata[:, 2]))
     means = np.zeros(len(rows))
-    for i, result in score(model, rows, tap_of, aux_model=sae, batch_size=batch_size, mesh=mesh,
+    for i, result in score(model, rows, make_tap, aux_model=sae, batch_size=batch_size, mesh=mesh,
                            label="patching"):
         means[i] = result.nll[texts[i // (2 + len(latents))].target - 1:].mean(dtype=np.float64)
     return means.reshape(len(texts), -1)
@@ -119,7 +119,7 @@ class PatchedLoss(NamedTuple):
 
 
 def patched_loss(model: Any, sae: TopKSAE, texts: Sequence[Sequence[int]], *, hook: str, layer: int,
-            skip: int = 1, batch_size: int = 16, mesh: Mesh | None = None) -> PatchedLoss:
+                 skip: int = 1, batch_size: int = 16, mesh: Mesh | None = None) -> PatchedLoss:
     """Measures the loss recovered by an autoencoder: its reconstruction replaces all positions.
 
     Args:

@@ -23,7 +23,7 @@ from tilelli_jax.signals.lens import CHUNK
 WORK = 6  # number of arrays of the size of a logits slice that XLA may hold at once
 
 
-class Prompt(NamedTuple):
+class PromptIds(NamedTuple):
     """Token ids, and the span `[start, stop)` of the question, which may be empty."""
 
     ids: Sequence[int]
@@ -123,7 +123,7 @@ class PromptReader:
         rows = layers * (positions + 6)
         return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
 
-    def __call__(self, prompts: Sequence[Prompt], label: str = "reading") -> Iterator[tuple[int, Any]]:
+    def __call__(self, prompts: Sequence[PromptIds], label: str = "reading") -> Iterator[tuple[int, Any]]:
         """Yields (index, signals) for each prompt, in arbitrary order. Shows progress if there is more than
         one batch.
 
@@ -148,7 +148,7 @@ class PromptReader:
                 yield from zip(batch.indices, self._batch(batch, prompts), strict=True)
                 advance(len(batch.indices))
 
-    def _batch(self, batch: Batch, prompts: Sequence[Prompt]) -> list[Any]:
+    def _batch(self, batch: Batch, prompts: Sequence[PromptIds]) -> list[Any]:
         rows = [prompts[i] for i in batch.filled]
         width = bucket(max(prompt.stop - prompt.start for prompt in rows), shortest=self.shortest)
         positions, question = (np.zeros((len(rows), width + 1), dtype) for dtype in (np.int32, bool))

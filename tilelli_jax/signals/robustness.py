@@ -1,4 +1,4 @@
-"""Perturbation robustness (signal C of the paper): how noise in the middle layers changes the prediction.
+"""Perturbation robustness (signal C of Recall): how noise in the middle layers changes the prediction.
 
 The network processes a prompt once without noise and k times with Gaussian noise added to the residual
 stream: at every position, before the first layer of the middle band, N(0, (σ · RMS of the stream there)²).
@@ -70,23 +70,24 @@ class Robustness:
             return jnp.mean(divergence[:k * batch].reshape(k, batch), axis=0)
         self._read = jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
 
-    def __call__(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int] | None = None) -> np.ndarray:
+    def __call__(self, prompts: Sequence[Sequence[int]],
+                 stream_ids: Sequence[int] | None = None) -> np.ndarray:
         """Token ids of each prompt → mean divergence, f32 `[prompts]`, in nats.
 
         Args:
-            numbers: index of each prompt in the random stream; by default 0, 1, ….
+            stream_ids: index of each prompt in the random stream; by default 0, 1, ….
 
         Raises:
             ValueError: a prompt is empty or longer than the network's context.
         """
         check_lengths(prompts, self.max_tokens)
-        stream_numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
+        ids = np.arange(len(prompts)) if stream_ids is None else np.asarray(stream_ids)
         divergences = np.zeros(len(prompts), np.float32)
         for batch in batches([len(prompt) for prompt in prompts], self.batch_size, limit=self.max_tokens,
                              mesh=self.mesh):
             rows = [prompts[i] for i in batch.filled]
             keys = jax.vmap(lambda n: jax.random.fold_in(self.key, n))(
-                jnp.asarray(stream_numbers[batch.filled], jnp.uint32))
+                jnp.asarray(ids[batch.filled], jnp.uint32))
             arrays = padded_ids(rows, batch.time), np.array([len(prompt) - 1 for prompt in rows], np.int32)
             values = self._read(self._params, *on_devices(arrays, self.mesh), keys)
             divergences[batch.indices] = np.asarray(values)[:len(batch.indices)]

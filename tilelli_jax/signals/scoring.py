@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from tilelli_jax.cli import progress
-from tilelli_jax.nn.hooks import OFF, Recorded, Tap, TapOf
+from tilelli_jax.nn.hooks import OFF, MakeTap, Recorded, Tap
 from tilelli_jax.parallel.sharding import Mesh, replicated
 from tilelli_jax.signals.batching import batches, max_time, on_devices, padded_ids
 
 
 class Text(NamedTuple):
-    """Token ids, and whole numbers that the tap receives as metadata, the same number for each text."""
+    """Token ids, and integers that the tap receives as metadata, the same number for each text."""
 
     ids: Sequence[int]
     metadata: Sequence[int] = ()
@@ -35,7 +35,7 @@ class Scored(NamedTuple):
     activations: dict[str, np.ndarray]
 
 
-def recording(hooks: tuple[str, ...], layers: tuple[int, ...]) -> TapOf:
+def recording(hooks: tuple[str, ...], layers: tuple[int, ...]) -> MakeTap:
     """Records hooks of some layers at the positions in each text's metadata."""
     return lambda aux_model, metadata: Tap(record=hooks, layers=layers, positions=metadata)
 
@@ -44,13 +44,14 @@ class Scorer:
     """Scores texts with one network; the compiled program is reused between calls.
 
     Args:
-        tap_of: (aux_model, metadata) → tap. It may record only hooks inside the blocks.
+        make_tap: (aux_model, metadata) → tap. It may record only hooks inside the blocks.
         aux_model: a second network that the tap uses, for example an autoencoder.
         nll: whether to compute the NLL. If not, `Scored.nll` is empty and the logits are not computed.
         mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
     """
 
-    def __init__(self, model: Any, tap_of: TapOf | None = None, *, aux_model: Any = None, nll: bool = True,
+    def __init__(self, model: Any, make_tap: MakeTap | None = None, *, aux_model: Any = None,
+                 nll: bool = True,
                  batch_size: int = 16, mesh: Mesh | None = None) -> None:
         self.batch_size, self.mesh, self.max_tokens = batch_size, mesh, max_time(model)
         graph, self._params = nnx.split(model)
@@ -60,7 +61,7 @@ class Scorer:
         def run(params: Any, aux_params: Any, ids: jax.Array,
                 metadata: jax.Array) -> tuple[jax.Array, Recorded]:
             merged_aux = None if aux_graph is None else nnx.merge(aux_graph, aux_params)
-            tap = OFF if tap_of is None else tap_of(merged_aux, metadata)
+            tap = OFF if make_tap is None else make_tap(merged_aux, metadata)
             losses, recorded = nnx.merge(graph, params).nll(ids, tap)
             return losses if nll else jnp.zeros((len(ids), 0)), recorded
         self._run: Callable = jax.jit(run, out_shardings=None if mesh is None else replicated(mesh))
@@ -94,9 +95,9 @@ class Scorer:
                 advance(len(batch.indices))
 
 
-def score(model: Any, texts: Sequence[Text], tap_of: TapOf | None = None, *, aux_model: Any = None,
+def score(model: Any, texts: Sequence[Text], make_tap: MakeTap | None = None, *, aux_model: Any = None,
           nll: bool = True, seed: int | None = None, batch_size: int = 16, mesh: Mesh | None = None,
           label: str = "scoring") -> Iterator[tuple[int, Scored]]:
     """Scores texts with a new `Scorer`; see there for the arguments."""
-    scorer = Scorer(model, tap_of, aux_model=aux_model, nll=nll, batch_size=batch_size, mesh=mesh)
+    scorer = Scorer(model, make_tap, aux_model=aux_model, nll=nll, batch_size=batch_size, mesh=mesh)
     return scorer(texts, seed=seed, label=label)

@@ -18,7 +18,7 @@ from tilelli_jax.cli import progress
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import TopKSAE
 from tilelli_jax.models.chronos import Chronos, crps
-from tilelli_jax.nn.hooks import Tap, TapOf, check_hook
+from tilelli_jax.nn.hooks import MakeTap, Tap, check_hook
 from tilelli_jax.parallel.sharding import Mesh, replicated
 from tilelli_jax.signals.batching import batches, on_devices
 from tilelli_jax.signals.patching import NOTHING, Patch, check_patch, reconstructed
@@ -63,7 +63,7 @@ def encoder_activations(chronos: Chronos, series: np.ndarray, *, hook: str = HOO
 
 
 def sample_forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samples: int | None = None,
-              seed: int = 0, numbers: Sequence[int] | None = None, batch_size: int = 16,
+              seed: int = 0, stream_ids: Sequence[int] | None = None, batch_size: int = 16,
               mesh: Mesh | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields sampled forecasts in batches, in order: (indices `[batch]`, f32 `[batch, samples, horizon]`).
 
@@ -73,26 +73,26 @@ def sample_forecasts(chronos: Chronos, series: np.ndarray, horizon: int, *, samp
     Args:
         series: f32 `[windows, time]`; NaN marks missing values.
         samples: number of samples per series; by default that of the network's configuration.
-        numbers: int `[windows]`, index of each series in the random stream; by default its position. To
+        stream_ids: int `[windows]`, index of each series in the random stream; by default its position. To
             resume an interrupted call, pass the remaining series and their indices.
         mesh: devices that share each batch; batch_size is rounded up to a multiple of their number.
 
     Raises:
         InputError: the series are not a table, or the horizon is less than 1.
-        ValueError: numbers do not match the series.
+        ValueError: stream_ids do not match the series.
     """
     series = _table("series", series)
-    stream_numbers = _numbers(numbers, len(series))
+    checked_ids = _stream_ids(stream_ids, len(series))
     for indices, padded in _batches(len(series), batch_size, mesh, "forecasting"):
         values = chronos.predict(series[padded], horizon, num_samples=samples, seed=seed,
-                                 numbers=stream_numbers[padded], mesh=mesh)
+                                 stream_ids=checked_ids[padded], mesh=mesh)
         yield indices, values[:len(indices)]
 
 
 def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np.ndarray,
                  latents: Sequence[int], *, hook: str = HOOK, layer: int,
                  positions: Literal["all", "boundary"], samples: int | None = None, seed: int = 0,
-                 numbers: Sequence[int] | None = None, batch_size: int = 16,
+                 stream_ids: Sequence[int] | None = None, batch_size: int = 16,
                  mesh: Mesh | None = None) -> np.ndarray:
     """Mean CRPS over the horizon: unpatched, reconstructed, and with each latent ablated.
 
@@ -105,7 +105,7 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
         futures: `[windows, horizon]`, the true continuations.
         hook: a hook in the encoder's blocks, at layer `layer`.
         positions: patched positions: all, or the boundary (the end token).
-        samples, numbers, batch_size, mesh: see `sample_forecasts`.
+        samples, stream_ids, batch_size, mesh: see `sample_forecasts`.
 
     Returns:
         `[windows, 2 + latents]`, f64, in the unit of the series.
@@ -113,42 +113,42 @@ def patched_crps(chronos: Chronos, sae: TopKSAE, series: np.ndarray, futures: np
     Raises:
         InputError: the series or futures are not a table, or their numbers differ.
         ValueError: the encoder has no such hook or layer, the autoencoder has another width or no such
-            latent, or numbers do not match the series.
+            latent, or stream_ids do not match the series.
     """
     series, futures = _table("series", series), np.asarray(futures, np.float64)
     if futures.ndim != 2 or len(futures) != len(series):
         raise InputError(f"futures: expected [{len(series)}, horizon], found {list(futures.shape)}")
-    network, stream_numbers = chronos.network, _numbers(numbers, len(series))
+    network, checked_ids = chronos.network, _stream_ids(stream_ids, len(series))
     check_hook(network, hook, layer, network.encoder_hooks)
     check_patch(sae, network.config.d_model, latents)
     if positions not in ("all", "boundary"):
         raise ValueError(f"positions: expected all or boundary, found {positions}")
-    tap_of, n_last = patch_last_positions(hook, layer), ALL_POSITIONS if positions == "all" else 1
+    make_tap, n_last = patch_last_positions(hook, layer), ALL_POSITIONS if positions == "all" else 1
     variants = [(0, NOTHING), (n_last, NOTHING), *((n_last, latent) for latent in latents)]
     result = np.zeros((len(series), len(variants)))
     for indices, padded in _batches(len(series), batch_size, mesh, "patching"):
         for column, variant in enumerate(variants):
             values = chronos.predict(series[padded], futures.shape[1], num_samples=samples, seed=seed,
-                                     numbers=stream_numbers[padded], tap_of=tap_of, aux_model=sae,
+                                     stream_ids=checked_ids[padded], make_tap=make_tap, aux_model=sae,
                                      metadata=np.tile(variant, (len(padded), 1)), mesh=mesh)
             result[indices, column] = crps(values[:len(indices)], futures[indices]).mean(axis=-1)
     return result
 
 
 @functools.cache  # returns the same function object for the same hook, so that it is compiled once
-def patch_last_positions(hook: str, layer: int) -> TapOf:
+def patch_last_positions(hook: str, layer: int) -> MakeTap:
     """The tap that replaces the last positions by their reconstruction, for `continue_ids` and `predict`.
 
     metadata `[rows, 2]`: number of last positions (0: none; ALL_POSITIONS: all), and the latent to ablate or
     NOTHING.
     """
-    def tap_of(sae: TopKSAE, metadata: jax.Array) -> Tap:
+    def make_tap(sae: TopKSAE, metadata: jax.Array) -> Tap:
         def edit(value: jax.Array, at_layer: int | None) -> jax.Array:
             time = value.shape[1]
             patch = Patch(time - metadata[:, 0], 0 * metadata[:, 0] + time, metadata[:, 1])
             return reconstructed(sae, value, patch) if at_layer == layer else value
         return Tap(edit={hook: edit})
-    return tap_of
+    return make_tap
 
 
 # ---------------------------------------------------------------------------------------------
@@ -169,10 +169,10 @@ def _table(name: str, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _numbers(numbers: Sequence[int] | None, windows: int) -> np.ndarray:
-    checked = np.arange(windows) if numbers is None else np.asarray(numbers, np.int64)
+def _stream_ids(stream_ids: Sequence[int] | None, windows: int) -> np.ndarray:
+    checked = np.arange(windows) if stream_ids is None else np.asarray(stream_ids, np.int64)
     if checked.shape != (windows,):
-        raise ValueError(f"numbers: expected [{windows}], found {list(checked.shape)}")
+        raise ValueError(f"stream_ids: expected [{windows}], found {list(checked.shape)}")
     return checked
 
 

@@ -18,10 +18,10 @@ from tilelli_jax.estimators.sae import Codes, TopKSAE
 from tilelli_jax.nn.hooks import Tap, check_hook
 from tilelli_jax.nn.router import divergence, entropy
 from tilelli_jax.parallel.sharding import Mesh
-from tilelli_jax.signals.crystallisation import OVERALL
+from tilelli_jax.signals.crystallisation import PROMPT_FEATURES
 from tilelli_jax.signals.lens import CHUNK
 from tilelli_jax.signals.names import BLOCK, LENS, SIGNALS
-from tilelli_jax.signals.prompts import Prompt, PromptReader, PromptSignals, lens_hooks
+from tilelli_jax.signals.prompts import PromptIds, PromptReader, PromptSignals, lens_hooks
 
 SHORTEST = 64  # padded length of shorter prompts: they are many, and their networks small
 
@@ -75,8 +75,9 @@ def signal_columns(signals: Uncertainty) -> dict[str, np.ndarray]:
     if signals.router_entropy_block is not None:
         columns |= {f"{BLOCK}{i}": values for i, values in enumerate(signals.router_entropy_block.T)}
     if signals.lens is not None:
-        overall = signals.lens.crystallisation.overall
-        columns |= {name: overall[:, OVERALL.index(feature)] for name, feature in LENS.items()}
+        prompt_features = signals.lens.crystallisation.prompt_features
+        columns |= {name: prompt_features[:, PROMPT_FEATURES.index(feature)]
+                    for name, feature in LENS.items()}
     return {name: np.asarray(values, np.float64) for name, values in columns.items() if values is not None}
 
 
@@ -162,7 +163,7 @@ class UncertaintyReader(PromptReader):
                          shortest=SHORTEST,
                          aux_models=[aux_model for aux_model in (before, sae) if aux_model is not None])
 
-    def read(self, prompts: Sequence[Prompt], label: str = "reading") -> Uncertainty:
+    def read(self, prompts: Sequence[PromptIds], label: str = "reading") -> Uncertainty:
         """Signals of all prompts, in order: every array has a leading axis `[prompts]`.
 
         Raises:

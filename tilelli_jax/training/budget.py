@@ -6,22 +6,25 @@ budget or from `train.steps`.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from tilelli_jax.errors import InputError
+from tilelli_jax.training.config import TrainConfig
 from tilelli_jax.training.distributed import of_first_process
-from tilelli_jax.training.experiment import TrainConfig
 from tilelli_jax.training.step import Training
 from tilelli_jax.training.tasks.base import Task
 
 TIMED = 0.01  # fraction of the budget that the longest timing of updates takes at least
 RESERVED = 0.1  # fraction of the budget for saving, the export and the report
+MIN_STEPS = 10  # a budget for fewer updates is refused: the network would hardly be trained
 
 
-class Costs(NamedTuple):
+class StepTimes(NamedTuple):
     """Seconds that the first process needs to compile the update, for an update, and for a validation."""
 
     compilation: float
@@ -29,7 +32,7 @@ class Costs(NamedTuple):
     validation: float
 
 
-def measure_costs(task: Task, training: Training, budget: float) -> Costs:
+def measure_step_times(task: Task, training: Training, budget: float) -> StepTimes:
     """Runs some updates and a validation from a new state, and discards the result.
 
     All processes must call it.
@@ -59,24 +62,37 @@ def measure_costs(task: Task, training: Training, budget: float) -> Costs:
     validation = validate()  # with compiling
     if validation < TIMED * budget:
         validation = validate()
-    return Costs(compilation, seconds / n, validation)
+    return StepTimes(compilation, seconds / n, validation)
 
 
-def steps_within(seconds: float, costs: Costs, config: TrainConfig) -> int:
-    """Returns how many updates fit into the seconds, with their validations: 1 to `config.steps`."""
-    per_update = costs.update + costs.validation / config.eval_every
-    return max(1, min(config.steps, int((seconds - costs.validation) / per_update)))
+def steps_within(seconds: float, costs: StepTimes, config: TrainConfig) -> int:
+    """Returns how many updates fit into the seconds, with their validations: at most `config.steps`."""
+    return max(0, min(config.steps, int((seconds - costs.validation) / _per_update(costs, config))))
 
 
-def decide_steps(task: Task, training: Training, config: TrainConfig, begin: float) -> tuple[int, Costs]:
+def _per_update(costs: StepTimes, config: TrainConfig) -> float:
+    return costs.update + costs.validation / config.eval_every
+
+
+def decide_steps(task: Task, training: Training, config: TrainConfig, begin: float) -> tuple[int, StepTimes]:
     """Returns the number of updates, the same in all processes, and what was measured.
 
     Args:
         begin: `time.monotonic()` at the start of the run.
+
+    Raises:
+        InputError: fewer than MIN_STEPS updates fit (or fewer than `config.steps`, if that is less).
     """
     assert config.minutes is not None
     budget = 60 * config.minutes
-    costs = measure_costs(task, training, budget)
+    costs = measure_step_times(task, training, budget)
     # The schedule is a constant of the program, so that the update is compiled again.
-    left = (1 - RESERVED) * budget - (time.monotonic() - begin) - costs.compilation
-    return int(of_first_process(steps_within(left, costs, config))), costs
+    spent = time.monotonic() - begin + costs.compilation
+    steps = int(of_first_process(steps_within((1 - RESERVED) * budget - spent, costs, config)))
+    if steps < (least := min(MIN_STEPS, config.steps)):
+        needed = (spent + costs.validation + least * _per_update(costs, config)) / (1 - RESERVED) / 60
+        raise InputError(
+            f"train.minutes: expected at least {math.ceil(of_first_process(needed))} on this machine, found "
+            f"{config.minutes:g}: compiling takes {costs.compilation:.0f} s, twice, and an update "
+            f"{costs.update:.2g} s")
+    return steps, costs

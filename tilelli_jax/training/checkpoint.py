@@ -185,9 +185,10 @@ def _cause(reason: str) -> str:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    """Returns the tree to store: without `memory` if that is empty, the layout of earlier versions."""
+    """Returns the tree to store: without `loss_state` if that is empty, the layout of earlier versions."""
     tree = state._asdict()
-    return tree if jax.tree.leaves(tree["memory"]) else {k: v for k, v in tree.items() if k != "memory"}
+    return tree if jax.tree.leaves(tree["loss_state"]) else {k: v for k, v in tree.items()
+                                                             if k != "loss_state"}
 
 
 @dataclasses.dataclass

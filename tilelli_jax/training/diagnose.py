@@ -66,5 +66,6 @@ def _names(finite: Any) -> list[str]:
     return [path_name(path) for path, ok in leaves if not ok]
 
 
-def _few(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _few(names: list[str], max_names: int = 5) -> str:
+    more = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {more} more" if more > 0 else "")

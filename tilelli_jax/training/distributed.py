@@ -165,5 +165,5 @@ def _from_environment() -> tuple[str, int, int]:
 
 def _whole_number(name: str) -> int:
     if not os.environ[name].isdecimal():
-        raise InputError(f"{name}: expected a whole number, found '{os.environ[name]}'")
+        raise InputError(f"{name}: expected an integer, found '{os.environ[name]}'")
     return int(os.environ[name])

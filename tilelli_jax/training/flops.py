@@ -97,8 +97,8 @@ def _vanilla_block(config: VanillaConfig, time: int) -> tuple[int, float]:
     return (4 + 2 * config.dense_expand) * d * d, 2 * 6 * d * _mean_keys(time, time)
 
 
-def _mean_keys(time: int, most: int) -> float:
-    """Returns the number of keys per position, at most `most`, averaged over positions 1 … time."""
-    full = max(time - most, 0)
+def _mean_keys(time: int, max_keys: int) -> float:
+    """Returns the number of keys per position, at most `max_keys`, averaged over positions 1 … time."""
+    full = max(time - max_keys, 0)
     ramp = time - full
-    return (ramp * (ramp + 1) / 2 + full * most) / time
+    return (ramp * (ramp + 1) / 2 + full * max_keys) / time

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from tilelli_jax.training.checkpoint import Checkpoints
+from tilelli_jax.training.config import TrainConfig
 from tilelli_jax.training.diagnose import Diverged
 from tilelli_jax.training.distributed import should_stop
-from tilelli_jax.training.experiment import TrainConfig
 from tilelli_jax.training.flops import peak_flops
 from tilelli_jax.training.log import MetricsLog, Progress
 from tilelli_jax.training.loss import Metrics

@@ -29,14 +29,14 @@ class Loss(abc.ABC):
         """
         return everything
 
-    def initial_memory(self, params: Any) -> Any:
+    def initial_loss_state(self, params: Any) -> Any:
         """Returns arrays to carry from update to update, from its starting parameters; default: none."""
         del params
         return ()
 
-    def extra_batch(self, memory: Any, step: jax.Array) -> Batch:
-        """Returns arrays to add to the batch, from the memory and the number of updates done."""
-        del memory, step
+    def extra_batch(self, loss_state: Any, step: jax.Array) -> Batch:
+        """Returns arrays to add to the batch, from the loss state and the number of updates done."""
+        del loss_state, step
         return {}
 
     def transform_grads(self, params: Any, grads: Any) -> Any:
@@ -44,13 +44,13 @@ class Loss(abc.ABC):
         del params
         return grads
 
-    def post_update(self, params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
-        """Returns parameters, memory and metrics after an update.
+    def post_update(self, params: Any, loss_state: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
+        """Returns parameters, loss state and metrics after an update.
 
-        Projects the parameters back onto their constraints, updates the memory, and selects the metrics to
-        report.
+        Projects the parameters back onto their constraints, updates the loss state, and selects the metrics
+        to report.
         """
-        return params, memory, metrics
+        return params, loss_state, metrics
 
 
 class LossUnit(NamedTuple):

@@ -20,7 +20,7 @@ from tilelli_jax.models.decoder import Decoder
 from tilelli_jax.training.loss import LossUnit
 
 if TYPE_CHECKING:
-    from tilelli_jax.training.experiment import ExperimentConfig
+    from tilelli_jax.training.config import ExperimentConfig
     from tilelli_jax.training.tasks.base import Task
 
 
@@ -30,7 +30,7 @@ class ReportConfig(Section):
 
     trigram: bool = setting(False, "compare with a byte-trigram baseline fitted to the training split")
     reference: float | None = setting(
-        None, "validation loss of a reference model to compare with, in nats per byte; nothing: no reference")
+        None, "validation loss of a reference model to compare with, in nats per byte; null: no reference")
     reference_name: str = setting("", "label of the reference in table and figure; empty: reference")
     prompts: tuple[str, ...] = setting((), "prompts that the report continues; empty: none")
     sample_bytes: int = setting(200, "length of each continuation, in bytes", min=0)
@@ -52,15 +52,16 @@ def losses_table(summary: dict[str, Any], config: ReportConfig, loss_unit: LossU
     return table([*rows, *(row(name, loss) for name, loss in baselines(summary, config).items())])
 
 
-def card_info(config: ExperimentConfig, task: Task, summary: dict[str, Any], command: str) -> CardInfo:
-    """Returns what the model card says about the run."""
+def card_info(name: str, config: ExperimentConfig, task: Task, summary: dict[str, Any],
+              command: str) -> CardInfo:
+    """Returns what the model card says about the run `name`."""
     losses = {f"validation loss, best (update {summary['best_step']:,})": summary["best_valid_loss"],
               f"validation loss, last (update {summary['steps']:,})": summary["final_valid_loss"],
               **baselines(summary, config.report)}
     hub = re.match(r"hf:([^#@:]+)", task.source)
     start = f"Trained from {config.train.init_from}. " if config.train.init_from else ""
     return CardInfo(
-        data=[f"source: {task.source}", f"size: {task.size}", f"fingerprint: {task.fingerprint}"],
+        name=name, data=[f"source: {task.source}", f"size: {task.size}", f"fingerprint: {task.fingerprint}"],
         datasets=[hub[1]] if hub else [], losses=losses, unit=task.loss_unit.name, command=command,
         made_from=f"{start}The weights are those after update {summary['exported_step']:,}.")
 

@@ -23,7 +23,7 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io import files
 from tilelli_jax.io.files import write_atomically, write_json
 from tilelli_jax.io.json_text import read_json
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 
 # Keys that may change between the sessions of one run: they do not change the result.
 FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "compute.host_tables",
@@ -32,7 +32,7 @@ FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "comput
 # Of these, keys that make a complete run write its model, figure and summary again, without training.
 ENDING_KEYS = ("report.", "train.export")
 # Keys that determine the checkpoints' contents: a run cannot resume with other values.
-FIXED_KEYS = ("model.", "optimizer.name", "finetune.train", "finetune.router_kl_weight")
+FIXED_KEYS = ("model.", "optimizer.name", "finetune.trainable", "finetune.router_kl_weight")
 FROM_STEP = "from step"  # prefix of the comments that record changed settings
 # Keys that a valid summary has.
 SUMMARY_KEYS = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
@@ -190,6 +190,8 @@ class RunDirectory:
     def _changes(self, differences: dict[str, tuple[Any, Any]], force_resume: bool) -> bool:
         """Whether keys that affect the result have changed. Raises InputError if that is not allowed."""
         changed = {key: values for key, values in differences.items() if not key.startswith(FREE_KEYS)}
+        if not self.budget.exists() and not self.has_checkpoints():  # nothing was decided or trained
+            changed.pop("train.minutes", None)
         fixed = [key for key in changed if key.startswith(FIXED_KEYS)]
         # The budget has been spent on the number of updates in budget.json. It can only be lifted.
         fixed += [key for key in ("train.minutes",) if changed.get(key, (None, None))[1] is not None]
@@ -200,7 +202,7 @@ class RunDirectory:
                 f"run_dir: {self.path} holds a run with other settings: {key} was {old} and is now {new}"
                 f"{' (and more)' if len(changed) > 1 else ''}; choose another run_dir"
                 + (", and train.init_from to start from this run's model" if fixed
-                   else ", or --resume to go on with the new ones"))
+                   else ", or --resume to continue with the new ones"))
         return bool(changed)
 
     def read_steps(self) -> int | None:
@@ -211,12 +213,12 @@ class RunDirectory:
         """
         if not self.budget.exists():
             if self.has_checkpoints():
-                raise InputError(f"run_dir: {self.budget} is missing; --resume with train.minutes=null goes "
-                                 "on to train.steps")
+                raise InputError(f"run_dir: {self.budget} is missing; --resume with train.minutes=null "
+                                 "continues to train.steps")
             return None
         steps = read_json(self.budget).get("steps")
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise InputError(f"{self.budget}: steps: expected a whole number ≥ 1, found {steps!r}")
+            raise InputError(f"{self.budget}: steps: expected an integer ≥ 1, found {steps!r}")
         return steps
 
     def write_steps(self, steps: int, updates_per_second: float) -> None:

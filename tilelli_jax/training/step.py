@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
     params: Any  # nested dict of f32, the layers stacked
     opt_state: Any
     key: jax.Array  # uint32 [2]: raw key data, folded with the step where randomness is used
-    memory: Any = ()  # arrays of `Loss.initial_memory`; empty for most networks
+    loss_state: Any = ()  # arrays of `Loss.initial_loss_state`; empty for most networks
 
 
 class Network(NamedTuple):
@@ -107,7 +107,8 @@ def init_state(config: Any, compute: ComputeConfig, optimizer: optax.GradientTra
     def init(start: Any, key: jax.Array) -> TrainState:
         params = make(start)
         return TrainState(jnp.int32(0), params, optimizer.init(select(params, loss.trained)),
-                          jax.random.key_data(key), jax.tree.map(jnp.asarray, loss.initial_memory(params)))
+                          jax.random.key_data(key),
+                          jax.tree.map(jnp.asarray, loss.initial_loss_state(params)))
 
     shapes = jax.eval_shape(init, start, key)
     shardings = tree_shardings(shapes, mesh)
@@ -152,15 +153,15 @@ def make_train_step(network: Network, optimizer: optax.GradientTransformation, l
 
     def step(state: TrainState, batch: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        metrics, grads = over_parts(state.params, batch, key, loss.extra_batch(state.memory, state.step))
+        metrics, grads = over_parts(state.params, batch, key, loss.extra_batch(state.loss_state, state.step))
         trained = select(state.params, loss.trained)
         grads = loss.transform_grads(trained, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
         finite = jnp.isfinite(metrics["objective"] + grad_norm + update_norm)
         params = merge(state.params, optax.apply_updates(trained, updates))
-        params, memory, metrics = loss.post_update(params, state.memory, metrics)
-        new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, memory=memory)
+        params, loss_state, metrics = loss.post_update(params, state.loss_state, metrics)
+        new = state._replace(step=state.step + 1, params=params, opt_state=opt_state, loss_state=loss_state)
         applies = finite & (state.step == index)
         new = jax.tree.map(lambda new, old: jnp.where(applies, new, old), new, state)
         return new, metrics | {"learning_rate": jnp.asarray(schedule(state.step)),

@@ -1,12 +1,12 @@
 """Recomputes the tables of fm-difficulty-probe from its own files, with its own protocol and random streams.
 
-    tilelli difficulty published --config squad.yaml --root KIT [--out DIR] [key=value …]
+    tilelli difficulty published --config squad.yaml --root DIR [--out DIR] [key=value …]
 
 Reads the files that the configuration names. Writes probe_results.json, probe_scores.parquet,
 selective_prediction.json, recalibration_results.json, cascade_results.json if the configuration has a
 cascade, one causal_ablation_*.json for each table of losses in out_dir, and how_to_reproduce.json (command,
 seed, commit, machine, versions): all of them at the end, or none.
-Runs no network. docs/difficulty.md lists the problems of these numbers and what this project does instead.
+Runs no network. docs/difficulty.md lists problems of these numbers and what this project does instead.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ...inputs.study import provenance_rows
 from ...stages import print_to_stderr
 from ...stats import Interval
 from ...tables import as_json, format_cell, parquet
-from .config import KitConfig, load_config
-from .files import read_kit
+from .config import ReleaseConfig, load_config
+from .files import read_release
 from .protocol import THRESHOLDS
 from .stages import tables
 
@@ -40,13 +40,13 @@ def main(argv: Sequence[str]) -> int:
     out = options.out or Path("runs", Path(options.config).stem)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out: {out}: expected a directory, found a file")
-    kit = read_kit(config, options.root, str(options.config))
-    results = tables(kit, print_to_stderr)
+    release = read_release(config, options.root, str(options.config))
+    results = tables(release, print_to_stderr)
     results["how_to_reproduce.json"] = provenance_rows(
         shlex.join(["tilelli", "difficulty", "published", *argv]), str(options.config), (config.seed,))
     write(results, out)
     for block, key in (("raw", "activations"), ("sae", "sae_ckpt")):
-        if block not in kit.blocks:
+        if block not in release.blocks:
             print_to_stderr(f"{key}.{config.layer}: none; the rungs that need it are skipped")
     print(report(results))
     print(f"\nwritten to {out}: {', '.join(results)}")
@@ -99,8 +99,9 @@ def report(files: Mapping[str, Any]) -> str:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = config_lib.command_line("tilelli difficulty published", __doc__, KitConfig, "FILE", "layer=late")
-    parser.add_argument("--root", type=Path, default=Path(), metavar="KIT",
+    parser = config_lib.command_line("tilelli difficulty published", __doc__, ReleaseConfig, "", "layer=late",
+                                     config_help="YAML file of fm-difficulty-probe")
+    parser.add_argument("--root", type=Path, default=Path(), metavar="DIR",
                         help="directory that the paths in the configuration are relative to [the current "
                              "directory]")
     parser.add_argument("--out", type=Path, metavar="DIR",

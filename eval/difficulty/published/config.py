@@ -27,7 +27,7 @@ class ByLayer(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class KitCascade(Section):
+class ReleaseCascade(Section):
     """The errors of both models of the cascade, and the costs of their calls."""
 
     cheap_metadata: str | None = setting(None, "metadata of the cheap model; null: the key metadata")
@@ -45,7 +45,7 @@ class KitCascade(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class KitConfig(Section):
+class ReleaseConfig(Section):
     """An fm-difficulty-probe configuration, without the keys that no table depends on."""
 
     modality: Literal["llm", "tsfm"] = setting(
@@ -58,10 +58,10 @@ class KitConfig(Section):
     metadata: str = setting("", "parquet file, one row per item")
     activations: ByLayer = setting(ByLayer(), "safetensors files; null: P1_cheap is the only rung")
     sae_ckpt: ByLayer = setting(ByLayer(), "model directories; null: no rungs P3_cheap_sae and P5_sae_only")
-    cascade: KitCascade | None = setting(None, "a cheap model that routes items to an expensive one")
+    cascade: ReleaseCascade | None = setting(None, "a cheap model that routes items to an expensive one")
     out_dir: str = setting(
-        "", "directory of the published results: its causal_ablation_*.parquet files are summarised; nothing"
-        " is written to it")
+        "", "directory of the published results: its causal_ablation_*.parquet files are summarised; no "
+        "file is written to it")
     causal_model: str = setting("", "name of the network in the summaries of causal effects")
     hard_quantile: float = setting(
         0.75, "for tsfm: an item is hard if its crps_norm is at least this quantile", above=0, below=1)
@@ -80,16 +80,16 @@ class KitConfig(Section):
     @property
     def costs(self) -> tuple[float, float]:
         """The costs of one call of the cheap and of the expensive model."""
-        section = self.cascade or KitCascade()
+        section = self.cascade or ReleaseCascade()
         return section.cost_cheap, section.cost_expensive or (5.0 if self.modality == "llm" else 4.0)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> KitConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ReleaseConfig:
     """Reads a published YAML file and applies dotted overrides.
 
     Raises:
         InputError: the file cannot be read, or a key or a value is invalid.
     """
     tree = config_lib.parse_overrides(overrides, config_lib.read_yaml(path))
-    return config_lib.from_dict(KitConfig, {key: value for key, value in tree.items()
+    return config_lib.from_dict(ReleaseConfig, {key: value for key, value in tree.items()
                                             if key not in OTHER_KEYS}, str(path))

@@ -1,10 +1,11 @@
 """Reads the files of an fm-difficulty-probe run: metadata, activations, autoencoder, losses.
 
-    squad.yaml                   KitConfig; its paths are relative to a root …_metadata.parquet           one
-    row per item …_activations.safetensors    `encoder_embeddings [items, positions, d]`, float16, in the
-    order of the rows …_metadata.parquet           of the expensive model: `window_id` and error, at least for
-    the test items causal_ablation_*.parquet    in out_dir: losses per item: unpatched, reconstructed, and
-    with a latent ablated
+    squad.yaml                   ReleaseConfig; its paths are relative to a root
+    …_metadata.parquet           one row per item
+    …_activations.safetensors    `encoder_embeddings [items, positions, d]`, float16, in the order of the rows
+    …_metadata.parquet           of the expensive model: `window_id` and error, at least for the test items
+    causal_ablation_*.parquet    in out_dir: losses per item: unpatched, reconstructed, and with a latent
+                                 ablated
 
 All files are read and checked before the first fit.
 """
@@ -32,7 +33,7 @@ from .. import cheap
 from ..labels import hard_by_quantile
 from ..series import read_series
 from . import protocol
-from .config import KitConfig
+from .config import ReleaseConfig
 from .pooling import pooled
 
 ACTIVATIONS = "encoder_embeddings"
@@ -40,7 +41,7 @@ TYPES = (np.float16, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Kit:
+class Release:
     """The inputs of the tables. Items are in the order of the metadata.
 
     Attributes:
@@ -51,13 +52,13 @@ class Kit:
         error: f64 `[items]`: `hard`, or the CRPS.
         blocks: `cheap` f64 `[items, 8]`; with activations `raw` `[items, d or 3 d]`, in the dtype on disk;
             with an autoencoder `sae` f32 `[items, n or 3 n]`. The rungs P4 and P5 scale their only block in
-            its own dtype, as in the published study; with float16 this changes the third digit.
+            its own dtype, as in fm-difficulty-probe; with float16 this changes the third digit.
         cascade: errors of the cheap and of the expensive model, f64 `[test items]` each.
         losses: positions → the columns of a table of losses, f64 `[items of the table]` each.
         network: name of the network in the summaries of causal effects.
     """
 
-    config: KitConfig
+    config: ReleaseConfig
     source: str
     windows: NDArray[np.int64]
     train: NDArray[np.bool_]
@@ -70,7 +71,7 @@ class Kit:
     network: str
 
 
-def read_kit(config: KitConfig, root: Path, source: str) -> Kit:
+def read_release(config: ReleaseConfig, root: Path, source: str) -> Release:
     """Reads and checks all files that a configuration names.
 
     Args:
@@ -120,7 +121,8 @@ def read_kit(config: KitConfig, root: Path, source: str) -> Kit:
     network = config.causal_model  # the published code shortens a directory to its name
     if network and (root / network).exists():
         network = Path(network).name
-    return Kit(config, source, columns["window_id"], train, test, hard, error, blocks, cascade_errors, losses,
+    return Release(config, source, columns["window_id"], train, test, hard, error, blocks, cascade_errors,
+                   losses,
                network)
 
 
@@ -175,7 +177,7 @@ def _check_rows(valid: NDArray[np.bool_], path: Path, expected: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    config: KitConfig
+    config: ReleaseConfig
     root: Path
     source: str
 

@@ -1,4 +1,4 @@
-"""The parts of the published study's protocol (fm-difficulty-probe) that its numbers depend on.
+"""The parts of fm-difficulty-probe's protocol that its numbers depend on.
 
 These functions use the same random streams, orders and formulas, and reproduce the numbers to the printed
 digit. docs/difficulty.md lists their problems and what this project does instead; the codes in the docstrings
@@ -33,7 +33,7 @@ PROBES = ProbeOptions(scale_once=True, intercept_scaling=1.0)
 
 
 def prompt_features(columns: Mapping[str, Sequence]) -> tuple[list[str], Floats]:
-    """Returns names and values `[prompts, 8]` of the published study's features, including constant ones
+    """Returns names and values `[prompts, 8]` of fm-difficulty-probe's features, including constant ones
     (S4).
 
     Args:
@@ -54,7 +54,8 @@ def prompt_features(columns: Mapping[str, Sequence]) -> tuple[list[str], Floats]
     return list(features), np.stack(list(features.values()), axis=1)
 
 
-def probe_results(climbed: LadderResult, *, items: int, train: int, test_labels: ArrayLike) -> dict[str, Any]:
+def probe_results(ladder_result: LadderResult, *, items: int, train: int,
+                  test_labels: ArrayLike) -> dict[str, Any]:
     """Returns probe_results.json for a ladder fitted with PROBES; the published code never fills three keys.
 
     Args:
@@ -64,9 +65,9 @@ def probe_results(climbed: LadderResult, *, items: int, train: int, test_labels:
     empty = {"delta_vs_baseline": None, "delta_ci": None, "perm_p": None}
     probes = {name: {"name": name, "auroc": rung.auroc.point, "ci_low": rung.auroc.low,
                      "ci_high": rung.auroc.high, "n_test": len(labels), "best_C": rung.probe.c_value,
-                     **empty} for name, rung in climbed.rungs.items()}
+                     **empty} for name, rung in ladder_result.rungs.items()}
     deltas = {f"{c.a}-{c.b}": {"point": c.difference.point, "ci_low": c.difference.low,
-                               "ci_high": c.difference.high} for c in climbed.comparisons}
+                               "ci_high": c.difference.high} for c in ladder_result.comparisons}
     return {"n_total": items, "n_train": train, "n_test": len(labels), "hard_fraction": float(labels.mean()),
             "probes": probes, "deltas": deltas}
 
@@ -124,7 +125,7 @@ def cascade(cheap: ArrayLike, expensive: ArrayLike, scores: Mapping[str, ArrayLi
         trials: random routings for each point of the random curve.
     """
     cheap, expensive = np.asarray(cheap, float), np.asarray(expensive, float)
-    n, price = len(cheap), Costs(small=costs[0], large=costs[1], pay_both=False)
+    n, price = len(cheap), Costs(small=costs[0], large=costs[1], routed_pays_both=False)
     always = float(cheap.mean()), float(expensive.mean())
     rng = np.random.default_rng(seed)
 

@@ -32,7 +32,7 @@ def options(out: Path, **changed: Any) -> dict[str, Any]:
     sae["set"] += ["model.k=4"]
     return {"out": str(out), "seeds": list(SEEDS),
             "training": {"base": base, "chat": recipe("chat"), "variant": recipe("variant"), "sae": sae},
-            "pairs": {"pairs": 120, "calibration": N, "held_out": 60},
+            "pairs": {"count": 120, "calibration": N, "held_out": 60},
             "prompts": str(out.parent / "prompts.jsonl"), "batch_size": N,
             "answers": {"max_new": 4}, "fitted": {"prompts": N, "rank": 2, "latents": 2, "jobs": 1},
             "replicates": 100} | changed

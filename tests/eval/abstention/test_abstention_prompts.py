@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tilelli_jax.eval.abstention import prompts
 
 from tilelli_jax.data.synthetic import village
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.abstention import prompts
 
 
 def rows() -> list[dict]:
@@ -30,7 +30,7 @@ def test_own_prompts_in_a_file_or_a_directory(tmp_path: Path) -> None:
     from_file = prompts.read(write(tmp_path / "mine.jsonl", mine))
     regimes = [prompt.regime for prompt in from_file]
     assert regimes == sorted(regimes, key=village.REGIMES.index)
-    assert village.Prompt("née?", "in_domain", "oui") in from_file and len(from_file) == 15
+    assert village.EvaluationPrompt("née?", "in_domain", "oui") in from_file and len(from_file) == 15
     (tmp_path / "parts").mkdir()
     for regime in village.REGIMES:
         write(tmp_path / "parts" / f"{regime}.jsonl", [row for row in rows() if row["regime"] == regime])
@@ -47,7 +47,7 @@ def test_own_prompts_in_a_file_or_a_directory(tmp_path: Path) -> None:
     ({"prompt": "x"}, "line 3: regime: expected one of in_domain, .*, found 'nothing'"),
     ({"prompt": "x", "regime": "in-domain"}, "line 3: regime: .* found 'in-domain'"),
     ({"prompt": "x", "regime": ["in_domain"]}, "line 3: regime: .* found"),
-    ({"prompt": "x", "regime": "in_domain", "answer": 3}, "line 3: answer: expected text or none, found 3"),
+    ({"prompt": "x", "regime": "in_domain", "answer": 3}, "line 3: answer: expected text or null, found 3"),
     ({"prompt": "in_domain 1", "regime": "gibberish"}, "line 3: prompt: the same as in .*mine.jsonl, line 2"),
 ])
 def test_invalid_lines(tmp_path: Path, line: object, message: str) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.error_lines import assert_one_line
+from tests.eval.abstention.small import SEEDS, SHAPE, STEPS, N, options
+from tests.eval.running import write
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
 from tilelli_jax.eval.abstention.command import main
 from tilelli_jax.eval.abstention.config import DATA_FILES, AbstentionConfig
 from tilelli_jax.eval.abstention.study import CALIBRATION, PROMPTS, AbstentionStudy
 from tilelli_jax.eval.abstention.variants import VARIANTS
 from tilelli_jax.eval.tables import read_columns
-
-from tests.eval.abstention.small import SEEDS, SHAPE, STEPS, N, options
-from tests.eval.running import write
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
-from tilelli_jax import config as config_lib
 from tilelli_jax.loading import store
 from tilelli_jax.models import VanillaConfig
 from tilelli_jax.models.arrays import to_arrays
@@ -33,10 +33,10 @@ from tilelli_jax.training import loop
 # The parameters that each variant may change.
 CHANGES = {"v4": r".*", "v5": r"blocks\.\d+\.router\..*", "v6": r"blocks\.\d+\.router\..*",
            "v7": r"blocks\.\d+\.router\..*|abstain\..*", "v8a": r"blocks\.\d+\.router\..*|abstain\..*",
-           "v8b": r"blocks\.\d+\.router\..*|abstain\..*", "tether": r"blocks\.\d+\.router\..*|abstain\..*",
+           "v8b": r"blocks\.\d+\.router\..*|abstain\..*", "router-kl": r"blocks\.\d+\.router\..*|abstain\..*",
            "splice": r"abstain\..*", "v9": r"abstain\..*"}
 # One variant of each kind; the exhaustive tests cover the others.
-FEW = ("v4", "v7", "v8b", "splice", "v9", "pooled", "low-rank")
+FEW = ("v4", "v7", "v8b", "splice", "v9", "mean-pool-head", "pca-head")
 OTHERS = tuple(name for name in VARIANTS if name not in FEW)
 
 
@@ -113,7 +113,7 @@ def test_generation_is_unchanged_where_only_the_head_changes(study: AbstentionSt
     for name in ("v9", "splice"):
         np.testing.assert_array_equal(start, store.load(study.network(name, 0))(ids))
     assert {name for name, variant in VARIANTS.items() if not variant.generates_as_before} == {
-        "v4", "v5", "v6", "v7", "v8a", "v8b", "tether"}
+        "v4", "v5", "v6", "v7", "v8a", "v8b", "router-kl"}
 
 
 def test_the_router_changes_without_the_router_entropy_loss(study: AbstentionStudy) -> None:
@@ -149,7 +149,8 @@ def test_the_report(place: Path, done: Path, names: tuple[str, ...]) -> None:
         assert results["variants"]["v5"]["cost"]["trained_parameters"] == 2 * 16 * 2
     assert v9["cost"]["parameters"] == v4["cost"]["parameters"] + 17
     assert v9["chat_loss"] == pytest.approx(v4["chat_loss"], rel=2e-6) and v8b["chat_loss"] != v4["chat_loss"]
-    assert {(row["a"], row["b"]) for row in results["head_comparisons"]} >= {("v9", "v8b"), ("pooled", "v9")}
+    compared = {(row["a"], row["b"]) for row in results["head_comparisons"]}
+    assert compared >= {("v9", "v8b"), ("mean-pool-head", "v9")}
 
 
 @pytest.mark.exhaustive
@@ -223,7 +224,7 @@ def test_prompts_without_answers_and_a_network_without_a_router(place: Path, tmp
         prompts=str(tmp_path / "bare.jsonl")))
     assert main(["--config", config]) == 0
     notes, text = capsys.readouterr().err, (out / "report.md").read_text()
-    assert "note: prompts: fewer than 30" in notes and "note: pairs.files: chat, semantic" in notes
+    assert "note: prompts: fewer than 30" in notes and "note: pairs.files: chat, answerability" in notes
     variant = json.loads((out / "results.json").read_text())["variants"]["v4"]
     assert variant["known"] is None and variant["drift"] is None
     assert "router_entropy" not in variant["signals"]
@@ -242,7 +243,7 @@ def test_an_interrupted_splice_is_repeated(study: AbstentionStudy) -> None:
 def test_held_out_prompts_are_not_in_the_training_files(study: AbstentionStudy) -> None:
     prompts = {name: [json.loads(line).get("prompt") for line in (study.data / f"{name}.jsonl").open()]
                for name in DATA_FILES}
-    training = {prompt for name in ("chat", "semantic", "answers") for prompt in prompts[name]}
+    training = {prompt for name in ("chat", "answerability", "answers") for prompt in prompts[name]}
     for name in ("held_out", "calibration"):
         assert len(set(prompts[name])) == len(prompts[name]) and not training & set(prompts[name])
     assert not set(prompts["held_out"]) & set(prompts["calibration"])
@@ -256,10 +257,10 @@ def test_own_files_replace_the_generated_ones(study: AbstentionStudy, place: Pat
     own.write_text("".join(json.dumps({"prompt": f"q{i}", "response": "a", "answerable": i % 2 == 0}) + "\n"
                            for i in range(50)))
     tree = options(tmp_path / "out", prompts=str(place / "prompts.jsonl"), seeds=[0])
-    tree["pairs"]["files"] = {"semantic": str(own)}
+    tree["pairs"]["files"] = {"answerability": str(own)}
     assert main(["--config", write(tmp_path / "own.yaml", tree), "--stage", "data"]) == 0
     data = Path(capsys.readouterr().out.split()[-1])
-    assert (data / "semantic.jsonl").read_bytes() == own.read_bytes()
+    assert (data / "answerability.jsonl").read_bytes() == own.read_bytes()
     assert (data / "chat.jsonl").read_bytes() == (study.data / "chat.jsonl").read_bytes()
     assert data.name != study.data.name
     own.write_text(own.read_text() + json.dumps({"prompt": "q" * 200, "response": "a"}) + "\n")
@@ -268,7 +269,7 @@ def test_own_files_replace_the_generated_ones(study: AbstentionStudy, place: Pat
 
 
 @pytest.mark.parametrize(("name", "other"), [
-    ("calibration", "semantic"), ("held_out", "chat"), ("calibration", "held_out")])
+    ("calibration", "answerability"), ("held_out", "chat"), ("calibration", "held_out")])
 def test_own_files_must_not_share_held_out_prompts(study: AbstentionStudy, place: Path, tmp_path: Path,
                                                    capsys: pytest.CaptureFixture[str], name: str,
                                                    other: str) -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.eval.running import draws
+from tilelli_jax.data.synthetic.village import ANSWERABLE, REGIMES
 from tilelli_jax.eval.abstention import decision
 from tilelli_jax.eval.abstention.decision import (
     BASELINES,
-    Table,
+    ScoreTable,
     abstention_rates,
     apply_rule,
     is_proven,
@@ -21,9 +24,6 @@ from tilelli_jax.eval.abstention.decision import (
 )
 from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.eval.stats import PairedBootstrap, bootstrap_two_way, exact_fraction, holm
-
-from tests.eval.running import draws
-from tilelli_jax.data.synthetic.village import ANSWERABLE, REGIMES
 
 PER_REGIME = 40
 PROMPT_REGIMES = np.repeat(REGIMES, PER_REGIME)
@@ -37,10 +37,10 @@ def scores(lifts: dict[str, float], seeds: int = 1, own_noise: float = 0.3, rng:
     return NOISE + noise + np.array([lifts.get(regime, 0.0) for regime in PROMPT_REGIMES])
 
 
-def table_of(signal: np.ndarray, **baselines: np.ndarray) -> Table:
+def table_of(signal: np.ndarray, **baselines: np.ndarray) -> ScoreTable:
     """A table with one signal and the three baselines, which are noise by default."""
     noise = {name: scores({}, rng=i + 1) for i, name in enumerate(BASELINES)}
-    return Table(PROMPT_REGIMES, {"router_entropy": signal, **noise, **baselines})
+    return ScoreTable(PROMPT_REGIMES, {"router_entropy": signal, **noise, **baselines})
 
 
 FOUR_REGIMES = {"ood_topic": 2.0, "ood_style": 2.0, "long_input": 2.0, "gibberish": 2.0}
@@ -116,7 +116,7 @@ def test_bootstrap_resamples_prompts_and_several_seeds() -> None:
 # --- The rule --------------------------------------------------------------------------------
 
 
-def verdict(scored: Table, **settings) -> decision.Verdict:
+def verdict(scored: ScoreTable, **settings) -> decision.Verdict:
     (only,) = apply_rule(scored, **settings).verdicts
     return only
 
@@ -165,7 +165,7 @@ def test_a_significant_difference_below_the_margin_does_not_win() -> None:
     for tied, wins in ((15, False), (16, True), (20, True)):
         ties = perfect.copy()
         ties[n:n + tied] = 0.0
-        (comparison,) = apply_rule(Table(regimes, {"s": perfect[None], "b": ties[None]}),
+        (comparison,) = apply_rule(ScoreTable(regimes, {"s": perfect[None], "b": ties[None]}),
                                    baselines=["b"]).comparisons
         assert comparison.difference.point == pytest.approx(tied / n / 2) and comparison.difference.low > 0
         assert comparison.p_corrected < 0.05 and comparison.wins == comparison.wins_corrected == wins
@@ -174,7 +174,7 @@ def test_a_significant_difference_below_the_margin_does_not_win() -> None:
 
 def test_a_large_difference_that_is_not_significant_does_not_win() -> None:
     regimes = np.repeat(["in_domain", "gibberish"], 4)
-    scored = Table(regimes, {"s": np.array([[1.0, 2, 3, 7, 4, 5, 6, 8]]),
+    scored = ScoreTable(regimes, {"s": np.array([[1.0, 2, 3, 7, 4, 5, 6, 8]]),
                              "b": np.array([[1.0, 4, 5, 8, 2, 3, 6, 7]])})
     (comparison,) = apply_rule(scored, baselines=["b"]).comparisons
     assert comparison.difference.point > 0.1 and comparison.difference.low <= 0 and not comparison.wins
@@ -231,7 +231,7 @@ def test_a_baseline_is_compared_with_the_other_baselines() -> None:
 
 def test_the_correction_is_passable_with_many_signals() -> None:
     strong = {f"s{i}": scores(FOUR_REGIMES, rng=20 + i) for i in range(6)}
-    result = apply_rule(Table(PROMPT_REGIMES, {**table_of(scores({})).scores, **strong}), replicates=200)
+    result = apply_rule(ScoreTable(PROMPT_REGIMES, {**table_of(scores({})).scores, **strong}), replicates=200)
     assert len(result.comparisons) == 7 * 6
     assert [outcome.proven_corrected for outcome in result.verdicts] == [False] + [True] * 6
     assert "42 comparisons (7 signals, 6 regimes)" in result.caution and "65%" in result.caution
@@ -249,10 +249,10 @@ def test_noise_rarely_wins(n: int) -> None:
     alone, best, any_corrected, proven = [], [], [], []
     for _ in range(n):
         noise = {name: rng.standard_normal((1, len(regimes))) for name in ("router_entropy", *BASELINES)}
-        single = apply_rule(Table(regimes, noise), ["router_entropy"], BASELINES[:1], replicates=200)
+        single = apply_rule(ScoreTable(regimes, noise), ["router_entropy"], BASELINES[:1], replicates=200)
         alone.append([comparison.wins for comparison in single.comparisons])
         any_corrected.append(any(comparison.wins_corrected for comparison in single.comparisons))
-        three = apply_rule(Table(regimes, noise), replicates=200)
+        three = apply_rule(ScoreTable(regimes, noise), replicates=200)
         best.append([comparison.wins for comparison in three.comparisons])
         proven.append(three.verdicts[0].proven)
     rate, won = np.mean(alone), np.array(alone)
@@ -265,7 +265,7 @@ def test_noise_rarely_wins(n: int) -> None:
 
 
 def test_abstention_rates() -> None:
-    scored = Table(np.array(["in_domain"] * 4 + ["gibberish"] * 2),
+    scored = ScoreTable(np.array(["in_domain"] * 4 + ["gibberish"] * 2),
                    {"abstain_p": np.array([[0.1, 0.6, 0.5, 0.2, 0.9, 0.8],
                                            [0.7, 0.7, 0.1, 0.1, 0.9, 0.2]])})
     rates = abstention_rates(scored, "abstain_p", 0.5)
@@ -274,14 +274,14 @@ def test_abstention_rates() -> None:
     by_seed = abstention_rates(scored, "abstain_p", [0.5, 0.15])
     assert (by_seed["in_domain"].point, by_seed["gibberish"].point) == (3 / 8, 1.0)
     assert by_seed["gibberish"].high == 1 and by_seed["gibberish"].low == pytest.approx(0.025 ** 0.5)
-    first_seed = Table(scored.regimes, {"abstain_p": scored.scores["abstain_p"][:1]})
+    first_seed = ScoreTable(scored.regimes, {"abstain_p": scored.scores["abstain_p"][:1]})
     one_seed = abstention_rates(first_seed, "abstain_p", 0.5)
     assert one_seed["in_domain"] == exact_fraction(1, 4)
 
 
 def test_intervals_of_abstention_rates_are_two_way_bootstraps() -> None:
     rng = np.random.default_rng(0)
-    scored = Table(np.array(["in_domain"] * 40), {"abstain_p": rng.random((3, 40))})
+    scored = ScoreTable(np.array(["in_domain"] * 40), {"abstain_p": rng.random((3, 40))})
     rate = abstention_rates(scored, "abstain_p", 0.5, replicates=300, seed=7)["in_domain"]
     assert rate == bootstrap_two_way(scored.scores["abstain_p"] > 0.5, replicates=300, seed=7)
     assert rate != abstention_rates(scored, "abstain_p", 0.5, replicates=300, seed=8)["in_domain"]

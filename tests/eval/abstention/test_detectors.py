@@ -7,16 +7,16 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tilelli_jax.data.synthetic import village
 from tilelli_jax.eval.abstention.detectors import (
     distinct,
     has_refusal_phrase,
-    health,
     is_affirmation,
     is_loop,
     is_utf8,
+    text_quality,
 )
-
-from tilelli_jax.data.synthetic import village
 
 
 @pytest.mark.parametrize(("answer", "refuses"), [
@@ -74,11 +74,11 @@ def test_distinct() -> None:
     assert distinct(["to be or not to be"], 2) == 4 / 5
 
 
-def test_health() -> None:
-    result = health([b"abc abc abc abc abc abc", b"\xff", b" ", b"fine words"])
+def test_text_quality() -> None:
+    result = text_quality([b"abc abc abc abc abc abc", b"\xff", b" ", b"fine words"])
     assert result[:3] == (0.75, 0.25, 0.25)
     assert result.distinct_1 == 4 / 9 and result.distinct_2 == 2 / 6
-    assert all(map(math.isnan, health([])))
+    assert all(map(math.isnan, text_quality([])))
 
 
 def test_village_answers_are_detected_as_intended() -> None:

@@ -14,19 +14,19 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 from scipy.stats import binom
+
+from tests.error_lines import assert_one_line
+from tests.reference_impl.memorised_text import reciter
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax.data.synthetic.village import REGIMES
+from tilelli_jax.data.turns import STOP, user_turn
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.eval.claims import check
 from tilelli_jax.eval.claims.command import PUBLISHED, TOLERANCE, main
 from tilelli_jax.eval.claims.config import ArchitectureConfig, ClaimsConfig, CrossRegimeConfig
 from tilelli_jax.eval.claims.measurements import Answer, Measurements
 from tilelli_jax.eval.stats import Interval
-
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
-from tests.restated.reciter import reciter
-from tilelli_jax import config as config_lib
-from tilelli_jax.data.synthetic.village import REGIMES
-from tilelli_jax.data.turns import STOP, user_turn
-from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig
 from tilelli_jax.signals.names import BLOCK, SIGNALS, direction
@@ -176,7 +176,7 @@ def test_written_claims_hold_for_the_same_network_and_fail_for_another(
     size = sum(array.size for array in arrays.values())
     assert written.architecture == ArchitectureConfig("routed", LITE, 16, 2, 256, size)
     assert (written.held_out.prompts, written.answers.max_new) == (4, 32)
-    assert str(where / "tiny") in written.of
+    assert str(where / "tiny") in written.source
     lines = lines_of(out)
     made = json.loads(out.read_text())["how_to_reproduce"]
     assert made["command"].startswith("tilelli claims --model ") and str(expected) in made["command"]
@@ -258,8 +258,8 @@ def test_refusals_are_counted_and_absent_signals_fail(
 
 @pytest.mark.parametrize(("tree", "message"), [
     ({"architecture": {"blocks": 8}}, "unknown key 'architecture.blocks'"),
-    ({"architecture": {"parameters": 0}}, "architecture.parameters: expected a whole number ≥ 1"),
-    ({"architecture": {"n_layers": "eight"}}, "architecture.n_layers: expected a whole number or"),
+    ({"architecture": {"parameters": 0}}, "architecture.parameters: expected an integer ≥ 1"),
+    ({"architecture": {"n_layers": "eight"}}, "architecture.n_layers: expected an integer or"),
     ({"cross_regime": {"router_confidence": 0.5}}, "did you mean 'cross_regime.router_conf'?"),
     ({"cross_regime": {"router_conf": 1.5}}, "cross_regime.router_conf: expected an AUROC from 0 to 1"),
     ({"cross_regime": {"router_conf": [0.6, 0.5]}}, "from 0 to 1, or [min, max], found [0.6, 0.5]"),
@@ -271,10 +271,10 @@ def test_refusals_are_counted_and_absent_signals_fail(
     ({"held_out": {"templates": [" "]}}, "held_out.templates: expected non-empty texts"),
     ({"held_out": {"prompts": 5}}, "expected 5 prompts of ood_topic (held_out.prompts), found 4"),
     ({"held_out": {"file": "none.jsonl"}}, "none.jsonl: no such file"),
-    ({"false_inability": {"refused": -1}}, "false_inability.refused: expected a whole number ≥ 0"),
+    ({"false_inability": {"refused": -1}}, "false_inability.refused: expected an integer ≥ 0"),
     ({"answers": {"max_new": 60}}, "takes 115 bytes with its answer, and the network reads 96"),
-    ({"answers": {"max_new": 0}}, "answers.max_new: expected a whole number ≥ 1"),
-    ({"of": 3}, "of: expected text, found a whole number 3")])
+    ({"answers": {"max_new": 0}}, "answers.max_new: expected an integer ≥ 1"),
+    ({"source": 3}, "source: expected text, found an integer 3")])
 def test_invalid_claims_files(where: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                               tree: dict[str, Any], message: str) -> None:
     out = tmp_path / "out.json"
@@ -313,7 +313,7 @@ def test_invalid_arguments(where: Path, tmp_path: Path,
             (arguments(where, "tiny", other_regime),
              "neo.jsonl: expected prompts of 1 regime, found none of"),
             (arguments(where, "tiny", expect, "--tolerance", "1"),
-             "--tolerance: expected a number from 0 to below 1, found 1.0"),
+             "--tolerance: expected a number ≥ 0 and < 1, found 1.0"),
             (arguments(where, "tiny", expect, "--tolerance", "nan"), "--tolerance: expected a number"),
             (arguments(where, "tiny", expect, "--tolerance", "5%"), "--tolerance: invalid float value"),
             (arguments(where, "tiny", expect, "--out", str(tmp_path)), "expected a file, found a directory"),

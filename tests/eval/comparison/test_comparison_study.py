@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+
+from tests.error_lines import assert_one_line
+from tests.eval.running import write
+from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_command
+from tilelli_jax.data.synthetic import stories
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.comparison import command, models, report
 from tilelli_jax.eval.comparison.command import main
 from tilelli_jax.eval.comparison.config import ComparisonConfig, TuningConfig, file_name
 from tilelli_jax.eval.comparison.study import ComparisonStudy
 from tilelli_jax.eval.inputs.networks import TrainingStopped
 from tilelli_jax.eval.stages import read_result
-
-from tests.eval.running import write
-from tests.refusals import assert_one_line
-from tilelli_jax import config as config_lib
-from tilelli_jax import train as train_command
-from tilelli_jax.data.synthetic import stories
-from tilelli_jax.errors import InputError
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
 from tilelli_jax.training import loop
 from tilelli_jax.training.tasks.text import TextTask
@@ -225,7 +225,7 @@ def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(command, "write_report", lambda *_: pytest.fail("trains"))
     routed = str(place / "routed.yaml")
 
-    def refused(*parts: str, **changed: Any) -> None:
+    def rejected(*parts: str, **changed: Any) -> None:
         config = write(tmp_path / "study.yaml", options(place, tmp_path / "out", **changed))
         assert main(["--config", config]) == 2
         assert_one_line(capsys.readouterr().err, *parts)
@@ -233,37 +233,37 @@ def test_invalid_configurations(place: Path, tmp_path: Path, monkeypatch: pytest
 
     def against(*settings: str, path: str = routed) -> dict[str, Any]:
         return {"models": {"full": {"train": routed}, "other": {"train": path, "set": list(settings)}}}
-    refused("other: expected the number of parameters of full", "within 1.0%", **against("model.d_model=24"))
-    refused("other: train.steps: expected 8, the value of full, found 9", **against("train.steps=9"))
-    refused("models.other: expected the configuration of a network trained on text from random weights, "
+    rejected("other: expected the number of parameters of full", "within 1.0%", **against("model.d_model=24"))
+    rejected("other: train.steps: expected 8, the value of full, found 9", **against("train.steps=9"))
+    rejected("models.other: expected the configuration of a network trained on text from random weights, "
             "found sae-stories", models={"full": {"train": routed}, "other": {"train": "sae-stories"}})
-    refused("models.full: train.minutes: expected none, because all models make the same number of updates, "
+    rejected("models.full: train.minutes: expected none, because all models make the same number of updates, "
             "found 5", set=["train.minutes=5"])
-    refused("other: data.valid_fraction: expected 0.1", **against("data.valid_fraction=0.2"))
-    refused("other: optimizer.name: expected adamw", **against("optimizer.name=muon"))
-    refused("other: expected no seed, which the study itself sets", **against("seed=3"))
-    refused("other: overrides: unknown key 'model.quantiser'", "model.quantizer",
+    rejected("other: data.valid_fraction: expected 0.1", **against("data.valid_fraction=0.2"))
+    rejected("other: optimizer.name: expected adamw", **against("optimizer.name=muon"))
+    rejected("other: expected no seed, which the study itself sets", **against("seed=3"))
+    rejected("other: overrides: unknown key 'model.quantiser'", "model.quantizer",
             **against("model.quantiser=ternary"))
-    refused("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
-    refused("none.txt", texts=[str(place / "none.txt")])
-    refused("texts: expected at least 1 with different names", texts=["a/one.txt", "b/one.txt"])
-    refused("models: expected at least 2 with different names, found []", models={})
-    refused("models: expected at least 2 with different names, found ['a b', 'a-b']",
+    rejected("other:", "none.yaml: no such file", **against(path=str(place / "none.yaml")))
+    rejected("none.txt", texts=[str(place / "none.txt")])
+    rejected("texts: expected at least 1 with different names", texts=["a/one.txt", "b/one.txt"])
+    rejected("models: expected at least 2 with different names, found []", models={})
+    rejected("models: expected at least 2 with different names, found ['a b', 'a-b']",
             models={"a b": {"train": routed}, "a-b": {"train": routed}})
-    refused("models.other.path: expected a network's directory, or train",
+    rejected("models.other.path: expected a network's directory, or train",
             models={"full": {"train": routed}, "other": {}})
-    refused("models.other.path: expected only train and set, because the comparison trains its models; found "
-            "'x'", models={"full": {"train": routed}, "other": {"path": "x"}})
-    refused("unknown key 'models.other.trian' (did you mean 'models.other.train'?)",
+    rejected("models.other.path: expected only train and set, because the comparison trains its models; "
+            "found 'x'", models={"full": {"train": routed}, "other": {"path": "x"}})
+    rejected("unknown key 'models.other.trian' (did you mean 'models.other.train'?)",
             models={"full": {"train": routed}, "other": {"trian": routed}})
-    refused("models: expected names with a section each, found a list", models=["full", "other"])
-    refused("reference: expected one of ternary, full, found 'vanilla'", reference="vanilla")
-    refused("seeds: expected 2 to 10 different whole numbers", "found [1]", seeds=[1])
-    refused("tuning.rates: expected different finite numbers above 0", tuning={"rates": [0.0]})
-    refused("tuning.seed: expected a seed other than [0, 1], found 1",
+    rejected("models: expected names with a section each, found a list", models=["full", "other"])
+    rejected("reference: expected one of ternary, full, found 'vanilla'", reference="vanilla")
+    rejected("seeds: expected 2 to 10 different integers", "found [1]", seeds=[1])
+    rejected("tuning.rates: expected different finite numbers above 0", tuning={"rates": [0.0]})
+    rejected("tuning.seed: expected a seed other than [0, 1], found 1",
             tuning={"rates": [0.1], "seed": 1})
     (tmp_path / "short.txt").write_text("too short")
-    refused("texts:", "short.txt: train.seq_len: ", texts=[str(tmp_path / "short.txt")])
+    rejected("texts:", "short.txt: train.seq_len: ", texts=[str(tmp_path / "short.txt")])
     assert main(["--config", str(tmp_path / "missing.yaml")]) == 2
     assert_one_line(capsys.readouterr().err, "missing.yaml: no such file")
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+
+from tests.references import STORED, needs
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.eval.difficulty import causal, texts
 from tilelli_jax.eval.difficulty.config import SquadConfig
 from tilelli_jax.eval.difficulty.published.protocol import PROBES
 from tilelli_jax.eval.inputs.rows import read_rows
-
-from tests.references import STORED, needs
-from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading.store import build, from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.signals.patching import PatchedText, patched_nll
@@ -120,7 +120,7 @@ def test_controls_have_a_similar_activation_frequency() -> None:
     assert sorted(few[0]) == [2, 3], "only latents that are active at least once"
 
 
-def test_invalid_tables_are_refused() -> None:
+def test_invalid_tables_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"table: expected \[items, 3\]"):
         causal.effects(np.ones((4, 2)), [1])
     with pytest.raises(ValueError, match="item 2 has no finite loss"):

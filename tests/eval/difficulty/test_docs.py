@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
-from tilelli_jax.eval.difficulty.subject import Measurements
+from tilelli_jax.eval.difficulty.study_data import Measurements
 from tilelli_jax.eval.tables import read_columns
 
-from tests.refusals import assert_one_line
-from tilelli_jax.errors import InputError
 
-
-class FakeSubject:
+class FakeStudyData:
     """A subject whose values depend on the item number; it is interrupted after `stop` calls."""
 
     def __init__(self, stop: int = -1, dtype: type = np.float16) -> None:
@@ -44,7 +44,7 @@ def contents(path: Path, layers: Sequence[int]) -> list[Any]:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_values_survive_the_round_trip(dtype: type, tmp_path: Path) -> None:
-    subject, items = FakeSubject(dtype=dtype), [3, 7, 4, 20, 21, 1, 0]  # the order of extraction
+    subject, items = FakeStudyData(dtype=dtype), [3, 7, 4, 20, 21, 1, 0]  # the order of extraction
     extract(tmp_path, subject, None, items, (5, 2), 3)
     assert subject.calls == [[3, 7, 4], [20, 21, 1], [0]]
     found = Extraction(tmp_path)
@@ -67,7 +67,7 @@ def test_values_survive_the_round_trip(dtype: type, tmp_path: Path) -> None:
 
 
 def test_without_layers_only_numbers_are_stored(tmp_path: Path) -> None:
-    extract(tmp_path, FakeSubject(), None, range(5), (), 2)
+    extract(tmp_path, FakeStudyData(), None, range(5), (), 2)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [0] * 5 and found.numbers["picked"].tolist() == [0, 1, 2, 3, 0]
     assert not any(name.startswith("layer.") for shard in found.shards.parts for name in shard)
@@ -75,7 +75,7 @@ def test_without_layers_only_numbers_are_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_interrupted_extraction_measures_only_the_rest(after: int, tmp_path: Path) -> None:
-    whole, first, again = FakeSubject(), FakeSubject(stop=after), FakeSubject()
+    whole, first, again = FakeStudyData(), FakeStudyData(stop=after), FakeStudyData()
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     extract(tmp_path / "whole", whole, None, range(14), (0, 1), 4)
@@ -96,7 +96,7 @@ def test_no_value_depends_on_the_size_of_the_shards(tmp_path: Path) -> None:
     for size in (1, 3, 5, 14, 100):
         path = tmp_path / str(size)
         path.mkdir()
-        extract(path, FakeSubject(), None, range(14), (0, 1), size)
+        extract(path, FakeStudyData(), None, range(14), (0, 1), size)
         found.append(contents(path, (0, 1)))
         table = read_columns(path / "metadata.parquet")
         assert table["item"].tolist() == list(range(14))
@@ -110,8 +110,8 @@ def test_an_extraction_resumes_after_shards_of_another_size(sizes: tuple[int, in
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    extract(whole, FakeSubject(), None, range(14), (0,), 4)
-    first, again = FakeSubject(stop=2), FakeSubject()
+    extract(whole, FakeStudyData(), None, range(14), (0,), 4)
+    first, again = FakeStudyData(stop=2), FakeStudyData()
     with pytest.raises(KeyboardInterrupt):
         extract(cut, first, None, range(14), (0,), sizes[0])
     extract(cut, again, None, range(14), (0,), sizes[1])
@@ -120,19 +120,19 @@ def test_an_extraction_resumes_after_shards_of_another_size(sizes: tuple[int, in
 
 
 def test_a_missing_shard_is_recomputed(tmp_path: Path) -> None:
-    extract(tmp_path, FakeSubject(), None, range(14), (0,), 4)
-    expected, again = contents(tmp_path, (0,)), FakeSubject()
+    extract(tmp_path, FakeStudyData(), None, range(14), (0,), 4)
+    expected, again = contents(tmp_path, (0,)), FakeStudyData()
     (tmp_path / "shard-00001.safetensors").unlink()
     extract(tmp_path, again, None, range(14), (0,), 4)
     assert again.calls == [[4, 5, 6, 7]] and contents(tmp_path, (0,)) == expected
 
 
-def test_shards_of_other_items_are_refused(tmp_path: Path) -> None:
-    extract(tmp_path, FakeSubject(), None, range(14), (0,), 4)
+def test_shards_of_other_items_are_rejected(tmp_path: Path) -> None:
+    extract(tmp_path, FakeStudyData(), None, range(14), (0,), 4)
     (tmp_path / "shard-00001.safetensors").unlink()
     for items, size in ((range(14), 3), (range(1, 15), 4), (range(8), 4)):
         with pytest.raises(InputError) as caught:
-            extract(tmp_path, FakeSubject(), None, items, (0,), size)
+            extract(tmp_path, FakeStudyData(), None, items, (0,), size)
         assert_one_line(f"error: {caught.value}\n", str(tmp_path), "found shards of other items")
 
 

@@ -1,4 +1,4 @@
-"""The table of items: labels that do not depend on test items, and refused inputs."""
+"""The table of items: labels that do not depend on test items, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty.config import DifficultyConfig, ExtractConfig, LabelConfig
 from tilelli_jax.eval.difficulty.items import check_plan, check_split, make_items, read_items
 from tilelli_jax.eval.difficulty.labels import hard_by_quantile
-from tilelli_jax.eval.difficulty.subject import Block
+from tilelli_jax.eval.difficulty.study_data import FeatureBlock
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
-
-from tests.refusals import assert_one_line
-from tilelli_jax.errors import InputError
 
 TRAIN, TEST = ["train"] * 8 + ["purge"] * 2, ["test"] * 6
 
@@ -28,7 +28,7 @@ def study(**labels: Any) -> DifficultyConfig:
                        labels=LabelConfig(**labels))
 
 
-class FakeSubject:
+class FakeStudyData:
     """A subject of sixteen items."""
 
     unit = "nats"
@@ -41,9 +41,9 @@ class FakeSubject:
                                       "domain": ["", "wikihow"] * 8}
         amount = np.array([*range(8), 9, -9, *rng.permutation([-2, 3, 5, 6, 8, 9.0])])
         self.numbers = {"amount": amount, **numbers}
-        self.features = {"cheap": Block(("length", "dull", "novelty"), np.stack(
+        self.features = {"cheap": FeatureBlock(("length", "dull", "novelty"), np.stack(
             [rng.standard_normal(16), np.ones(16), rng.standard_normal(16)], axis=1)),
-            "nll": Block(("prompt_nats",), rng.standard_normal((16, 1)))}
+            "nll": FeatureBlock(("prompt_nll",), rng.standard_normal((16, 1)))}
 
     def __len__(self) -> int:
         return 16
@@ -52,7 +52,7 @@ class FakeSubject:
         assert numbers is self.numbers
         return self.parts
 
-    def blocks(self, numbers: Any, split: Any) -> dict[str, Block]:
+    def blocks(self, numbers: Any, split: Any) -> dict[str, FeatureBlock]:
         assert numbers is self.numbers and split is self.parts
         return self.features
 
@@ -64,7 +64,7 @@ def written(path: Path, subject: Any, config: DifficultyConfig | None = None) ->
     return read_items(path)
 
 
-def refused(path: Path, subject: Any, *parts: str, config: DifficultyConfig | None = None) -> None:
+def rejected(path: Path, subject: Any, *parts: str, config: DifficultyConfig | None = None) -> None:
     with pytest.raises(InputError) as caught:
         written(path, subject, config)
     assert_one_line(f"error: {caught.value}\n", *parts)
@@ -72,7 +72,7 @@ def refused(path: Path, subject: Any, *parts: str, config: DifficultyConfig | No
 
 
 def test_values_survive_the_round_trip(tmp_path: Path) -> None:
-    subject = FakeSubject()
+    subject = FakeStudyData()
     found = written(tmp_path, subject)
     assert found.split.tolist() == TRAIN + TEST and found.groups.tolist() == subject.groups.tolist()
     assert found.domain.tolist() == ["", "wikihow"] * 8
@@ -84,23 +84,23 @@ def test_values_survive_the_round_trip(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.blocks["nll"].values, subject.features["nll"].values)
     table = read_columns(tmp_path / "items.parquet")
     assert table["item"].tolist() == list(range(16))
-    assert {"cheap.length", "cheap.dull", "cheap.novelty", "nll.prompt_nats"} <= table.keys()
+    assert {"cheap.length", "cheap.dull", "cheap.novelty", "nll.prompt_nll"} <= table.keys()
 
 
 def test_constant_features_are_removed_and_listed(tmp_path: Path) -> None:
     """Constant means constant over the train items; test items do not count."""
-    subject = FakeSubject()
+    subject = FakeStudyData()
     subject.features["cheap"].values[12, 1] = 5
     subject.features["nll"].values[:8] = 2
     found = written(tmp_path, subject)
-    assert found.constant == {"cheap": ["dull"], "nll": ["prompt_nats"]}
+    assert found.constant == {"cheap": ["dull"], "nll": ["prompt_nll"]}
     assert list(found.blocks) == ["cheap"] and found.blocks["cheap"].names == ("length", "novelty")
     np.testing.assert_array_equal(found.blocks["cheap"].values, subject.features["cheap"].values[:, [0, 2]])
 
 
 def test_wrong_answers_are_hard(tmp_path: Path) -> None:
     wrong = np.array([0, 1, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1])
-    found = written(tmp_path, FakeSubject(wrong=wrong))
+    found = written(tmp_path, FakeStudyData(wrong=wrong))
     assert found.hard.tolist() == wrong.tolist() == found.error.tolist()  # whatever their NLL
     assert found.hard.dtype == np.int64 and found.error.dtype == np.float64
 
@@ -118,7 +118,7 @@ def test_the_threshold_depends_on_train_items_only(amounts: list[float], others:
     found = []
     for values in (amount, other):
         values[[10, 11]] = -99, 99  # both classes among the test items
-        found.append(written(tmp_path, FakeSubject(amount=values)).hard)
+        found.append(written(tmp_path, FakeStudyData(amount=values)).hard)
         assert found[-1].tolist() == [int(value >= np.quantile(range(8), 0.75)) for value in values]
     np.testing.assert_array_equal(found[0][rows], found[1][rows])
 
@@ -126,47 +126,47 @@ def test_the_threshold_depends_on_train_items_only(amounts: list[float], others:
 def test_labels_of_all_depend_on_test_items(tmp_path: Path) -> None:
     amount = np.array([*range(8), 0, 0, -5, 100, 100, 100, 100, 100.0])
     train = np.arange(8)
-    assert written(tmp_path, FakeSubject(amount=amount)).hard[train].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert written(tmp_path, FakeStudyData(amount=amount)).hard[train].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
     amount[-1] = amount[0] = 90.0
-    config = study(of="all", quantile=0.5)
-    assert written(tmp_path, FakeSubject(amount=amount), config).hard.tolist() == (
+    config = study(quantile_over="all", quantile=0.5)
+    assert written(tmp_path, FakeStudyData(amount=amount), config).hard.tolist() == (
         amount >= np.quantile(amount, 0.5)).astype(int).tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nonfinite_amounts_are_refused(bad: float, tmp_path: Path) -> None:
+def test_nonfinite_amounts_are_rejected(bad: float, tmp_path: Path) -> None:
     amount = np.arange(16.0)
     amount[[9, 14]] = bad
-    refused(tmp_path, FakeSubject(amount=amount), "item 9: its nats are not finite")
+    rejected(tmp_path, FakeStudyData(amount=amount), "item 9: its nats are not finite")
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_nonfinite_features_are_refused(bad: float, tmp_path: Path) -> None:
-    subject = FakeSubject()
+def test_nonfinite_features_are_rejected(bad: float, tmp_path: Path) -> None:
+    subject = FakeStudyData()
     subject.features["cheap"].values[13, 2] = bad
-    refused(tmp_path, subject, "item 13: feature cheap.novelty is not finite")
+    rejected(tmp_path, subject, "item 13: feature cheap.novelty is not finite")
 
 
 @pytest.mark.parametrize("reference", ["train", "all"])
-def test_an_empty_split_is_refused(reference: str, tmp_path: Path) -> None:
+def test_an_empty_split_is_rejected(reference: str, tmp_path: Path) -> None:
     for only, part, n in (("test", "train", 2), ("train", "test", 1), ("purge", "train", 2)):
-        refused(tmp_path, FakeSubject([only] * 16), "split: expected at least 2 hard and 2 easy items in "
+        rejected(tmp_path, FakeStudyData([only] * 16), "split: expected at least 2 hard and 2 easy items in "
                 "train and 1 hard and 1 easy items in test, found", f"0 and 0 in {part}",
-                f"missing are {n} hard in {part}, {n} easy in {part}", config=study(of=reference))
+                f"missing are {n} hard in {part}, {n} easy in {part}", config=study(quantile_over=reference))
 
 
-def test_a_split_with_one_class_is_refused(tmp_path: Path) -> None:
+def test_a_split_with_one_class_is_rejected(tmp_path: Path) -> None:
     amount = np.arange(16.0)
-    refused(tmp_path, FakeSubject(amount=amount), "found 2 and 6 in train and 6 and 0 in test (2 items are "
-            "excluded): missing are 1 easy in test")
-    refused(tmp_path, FakeSubject(amount=-amount), "missing are 1 hard in test")
-    refused(tmp_path, FakeSubject(amount=amount * 0), "missing are 2 easy in train, 1 easy in test")
-    refused(tmp_path, FakeSubject(wrong=np.arange(16) >= 7), "found 1 and 7 in train and 6 and 0 in test",
+    rejected(tmp_path, FakeStudyData(amount=amount), "found 2 and 6 in train and 6 and 0 in test (2 items "
+            "are excluded): missing are 1 easy in test")
+    rejected(tmp_path, FakeStudyData(amount=-amount), "missing are 1 hard in test")
+    rejected(tmp_path, FakeStudyData(amount=amount * 0), "missing are 2 easy in train, 1 easy in test")
+    rejected(tmp_path, FakeStudyData(wrong=np.arange(16) >= 7), "found 1 and 7 in train and 6 and 0 in test",
             "missing are 1 hard in train, 1 easy in test")
 
 
 def test_the_plan_is_checked_before_a_network_runs() -> None:
-    subject: Any = FakeSubject()
+    subject: Any = FakeStudyData()
     assert check_plan(subject, study()) == [
         "The held-out items form 3 of at least 20 groups. With fewer, intervals are too narrow and p-values "
         "too small: all comparisons are inconclusive."]
@@ -177,17 +177,17 @@ def test_the_plan_is_checked_before_a_network_runs() -> None:
         with pytest.raises(InputError, match="labels.quantile: expected at least 2 hard and 2 easy items in "
                            f"train, {found}"):
             check_plan(subject, study(quantile=quantile))
-        check_plan(subject, study(quantile=quantile, of="all"))
+        check_plan(subject, study(quantile=quantile, quantile_over="all"))
     with pytest.raises(InputError, match="split: expected at least 2 items in test, found 1 of 16 items"):
-        check_plan(FakeSubject(["train"] * 15 + ["test"]), study())
+        check_plan(FakeStudyData(["train"] * 15 + ["test"]), study())
 
 
 @settings(max_examples=50)
 @given(st.integers(8, 60), st.floats(0.05, 0.95))
 def test_the_planned_classes_are_those_of_the_labels(n: int, quantile: float) -> None:
-    """For amounts without ties, the plan refuses just what the labels would."""
+    """For amounts without ties, the plan rejects just what the labels would."""
     hard = int(hard_by_quantile(np.arange(n, dtype=float), np.ones(n, bool), quantile).sum())
-    subject: Any = FakeSubject(["train"] * n + ["test"] * 4)
+    subject: Any = FakeStudyData(["train"] * n + ["test"] * 4)
     subject.groups = np.arange(n + 4).astype(str)
     try:
         check_plan(subject, study(quantile=quantile))
@@ -196,14 +196,14 @@ def test_the_planned_classes_are_those_of_the_labels(n: int, quantile: float) ->
         assert f"found {hard} and {n - hard} at" in str(error) and min(hard, n - hard) < 2
 
 
-def test_a_prompt_in_train_and_test_is_refused(tmp_path: Path) -> None:
-    subject = FakeSubject()
+def test_a_prompt_in_train_and_test_is_rejected(tmp_path: Path) -> None:
+    subject = FakeStudyData()
     subject.metadata["prompt"][8] = subject.metadata["prompt"][12]  # item 8 is purged
     subject.metadata["prompt"][10] = subject.metadata["prompt"][11]  # both are test items
     written(tmp_path / "fine", subject)
     subject.metadata["prompt"][13] = subject.metadata["prompt"][3]
     (tmp_path / "not").mkdir()
-    refused(tmp_path / "not", subject, "split: expected different prompts in train and test, found that of "
+    rejected(tmp_path / "not", subject, "split: expected different prompts in train and test, found that of "
             "test item 13 in train item 3")
     del subject.metadata["prompt"]  # a series has no prompts
     check_split(subject.parts, np.arange(16) % 2, subject)

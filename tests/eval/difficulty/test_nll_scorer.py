@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from tests.reference_impl.random_weights import random_network
+from tests.references import STORED, needs
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty import labels, texts
 from tilelli_jax.eval.difficulty.config import SquadConfig
 from tilelli_jax.eval.difficulty.scoring import Answers, NLLScorer
 from tilelli_jax.eval.inputs.rows import read_rows
-
-from tests.references import STORED, needs
-from tests.restated.random_weights import random_network
-from tilelli_jax.errors import InputError
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import FlaxGPTNeoXForCausalLM, GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -56,8 +56,8 @@ def test_nll_and_activations_match_the_stored_run(
     rows, questions, answers = scored
     expected = {name: values[rows] for name, values in stored("act").items()}
     assert [question.prompt for question in questions] == expected["prompt"].tolist()
-    np.testing.assert_allclose(np.exp(answers.ending_nats[:, 0]), expected["perplexity"], rtol=2e-5)
-    np.testing.assert_allclose(np.exp(answers.prompt_nats), expected["prompt_perplexity"], rtol=2e-5)
+    np.testing.assert_allclose(np.exp(answers.ending_nll[:, 0]), expected["perplexity"], rtol=2e-5)
+    np.testing.assert_allclose(np.exp(answers.prompt_nll), expected["prompt_perplexity"], rtol=2e-5)
     for layer, name in ((1, "act"), (3, "act_late")):
         arrays = safetensors.numpy.load_file(TINY / name / "squad_activations.safetensors")
         theirs = arrays["encoder_embeddings"][rows]
@@ -135,8 +135,8 @@ def test_several_endings(model: Any, alone: Any) -> None:
         assert answers.activations[1][i].shape == (4, 16)
         for j, ending in enumerate(question.endings):
             nats, stream = alone(prompt + encode(ending))
-            assert answers.ending_nats[i, j] == pytest.approx(nats[5:].mean(), abs=1e-5)
-            assert answers.prompt_nats[i] == pytest.approx(nats[:5].mean(), abs=1e-5)
+            assert answers.ending_nll[i, j] == pytest.approx(nats[5:].mean(), abs=1e-5)
+            assert answers.prompt_nll[i] == pytest.approx(nats[:5].mean(), abs=1e-5)
             np.testing.assert_allclose(answers.activations[1][i][j], stream[1, 6], atol=1e-5)
             assert answers.ending_tokens[i, j] == len(ending)
 
@@ -168,7 +168,7 @@ def test_with_one_ending_the_boundary_is_the_last_token_of_the_prompt(model: Any
         prompt = encode(question.prompt)[-6:]
         nats, stream = alone(prompt + encode(" def"))
         np.testing.assert_allclose(answers.activations[1][i], stream[1, [len(prompt) - 1]], atol=1e-5)
-        assert answers.ending_nats[i, 0] == pytest.approx(nats[len(prompt) - 1:].mean(), abs=1e-5)
+        assert answers.ending_nll[i, 0] == pytest.approx(nats[len(prompt) - 1:].mean(), abs=1e-5)
 
 
 def test_layers_in_any_order_and_none() -> None:
@@ -181,13 +181,13 @@ def test_layers_in_any_order_and_none() -> None:
         np.testing.assert_array_equal(answers[0, 2].activations[layer], answers[2, 0].activations[layer])
     assert (answers[0, 2].activations[0][0] != answers[0, 2].activations[2][0]).any()
     assert not answers[()].activations
-    assert answers[()].ending_nats == pytest.approx(answers[0, 2].ending_nats, rel=1e-5)
+    assert answers[()].ending_nll == pytest.approx(answers[0, 2].ending_nll, rel=1e-5)
 
 
 def test_a_prompt_of_one_token_has_no_nll(model: Any) -> None:
     answers = NLLScorer(model, encode, max_tokens=1).score([texts.TextItem("Abc", (" d",), 0, "", "")])
-    assert answers.prompt_tokens.tolist() == [1] and np.isnan(answers.prompt_nats).all()
-    assert np.isfinite(answers.ending_nats).all()
+    assert answers.prompt_tokens.tolist() == [1] and np.isnan(answers.prompt_nll).all()
+    assert np.isfinite(answers.ending_nll).all()
 
 
 def test_the_next_call_does_not_recompile(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_the_next_call_does_not_recompile(model: Any, monkeypatch: pytest.Monkey
     parts = [scorer.score(questions[:3]), scorer.score(questions[3:])]
     assert traced == [(2, SHORTEST)]
     together = scorer.score(questions)
-    np.testing.assert_array_equal(np.concatenate([part.ending_nats for part in parts]), together.ending_nats)
+    np.testing.assert_array_equal(np.concatenate([part.ending_nll for part in parts]), together.ending_nll)
 
 
 @pytest.mark.parametrize("positions", ["boundary", "all"])
@@ -235,22 +235,22 @@ def test_a_nonfinite_nll_is_reported() -> None:
     (texts.TextItem("", (" d",), 0, "", ""), "token in the prompt"),
     (texts.TextItem("A", ("",), 0, "", ""), "in each of 1 endings"),
     (texts.TextItem("A", (" d", " e"), 0, "", ""), "in each of 1 endings")])
-def test_an_empty_prompt_or_ending_is_refused(question: texts.TextItem, message: str, model: Any) -> None:
+def test_an_empty_prompt_or_ending_is_rejected(question: texts.TextItem, message: str, model: Any) -> None:
     scorer = NLLScorer(model, encode, max_tokens=9)
     with pytest.raises(InputError, match=f"^item 9: expected .*{message}"):
         scorer.score([texts.TextItem("A", (" d",), 0, "", ""), question], [8, 9])
 
 
-def test_texts_beyond_learned_positions_are_refused() -> None:
+def test_texts_beyond_learned_positions_are_rejected() -> None:
     model = random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0]
     questions = [texts.TextItem("a" * 60, ("b" * n,), 0, "", "") for n in (4, 5)]
-    assert np.isfinite(NLLScorer(model, encode, max_tokens=35).score(questions).ending_nats).all()
+    assert np.isfinite(NLLScorer(model, encode, max_tokens=35).score(questions).ending_nll).all()
     with pytest.raises(InputError, match=r"^item 1: expected at most 40 tokens, .* found 41 in prompt and "
                                          r"ending; data\.max_tokens"):
         NLLScorer(model, encode, max_tokens=36).score(questions)
 
 
-def test_the_tokenizer_of_another_network_is_refused() -> None:
+def test_the_tokenizer_of_another_network_is_rejected() -> None:
     model = random_network(GPTNeoXConfig(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_hidden=32), 0)[0]
     scorer = NLLScorer(model, lambda text: list(text.encode()), max_tokens=9)
     with pytest.raises(InputError, match=r"item 7: expected token ids below .* size 50, found 66"):

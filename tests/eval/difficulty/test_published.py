@@ -1,4 +1,4 @@
-"""Reproduces the published study's numbers from its metadata and scores, and from a small run of its scripts.
+"""Reproduces fm-difficulty-probe's numbers from its metadata and scores, and from a small run of its scripts.
 
 Numbers from the same inputs agree to rounding error. The stored scores of the rungs on activations (P2 to P5
 of SQuAD) come from the older half of the study, whose solver was not seeded; the published tables come from
@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.error_lines import assert_one_line
+from tests.references import STORED, needs
 from tilelli_jax.eval.difficulty import cheap
 from tilelli_jax.eval.difficulty.published import protocol, stages
 from tilelli_jax.eval.difficulty.published.command import main
-from tilelli_jax.eval.difficulty.published.config import KitCascade, KitConfig
-from tilelli_jax.eval.difficulty.published.files import Kit, read_kit
+from tilelli_jax.eval.difficulty.published.config import ReleaseCascade, ReleaseConfig
+from tilelli_jax.eval.difficulty.published.files import Release, read_release
 from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.eval.stats import PairedBootstrap
-
-from tests.references import STORED, needs
-from tests.refusals import assert_one_line
 
 REFERENCE = STORED / "difficulty"
 TINY = REFERENCE / "tiny_world"
@@ -71,13 +71,13 @@ def expensive_errors(name: str, windows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def squad() -> tuple[Kit, dict[str, Any]]:
+def squad() -> tuple[Release, dict[str, Any]]:
     """The published SQuAD run. Its activations are not stored, so P1 is the only rung."""
-    config = KitConfig(metadata="pythia410m_squad/squad_metadata.parquet",
-                       cascade=KitCascade(
+    config = ReleaseConfig(metadata="pythia410m_squad/squad_metadata.parquet",
+                       cascade=ReleaseCascade(
                            expensive_metadata="pythia410m_squad/squad_metadata_pythia2.8b.parquet"))
-    kit = read_kit(config, REFERENCE, "squad.yaml")
-    return kit, stages.tables(kit)
+    release = read_release(config, REFERENCE, "squad.yaml")
+    return release, stages.tables(release)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def scores() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 @pytest.mark.exhaustive
-def test_p1_to_the_last_digit(squad: tuple[Kit, dict[str, Any]]) -> None:
+def test_p1_to_the_last_digit(squad: tuple[Release, dict[str, Any]]) -> None:
     """All inputs of P1 are stored: prompts → features → probe → interval, and the other stages."""
     _, tables = squad
     for file in ("probe_results", "selective_prediction", "cascade_results"):
@@ -99,11 +99,11 @@ def test_p1_to_the_last_digit(squad: tuple[Kit, dict[str, Any]]) -> None:
 
 
 @pytest.mark.exhaustive
-def test_the_scaled_probe_of_p1(squad: tuple[Kit, dict[str, Any]]) -> None:
+def test_the_scaled_probe_of_p1(squad: tuple[Release, dict[str, Any]]) -> None:
     """With the scaling of the fit, AUROC is 0.590 and ECE 0.326, instead of 0.563 and 0.366."""
-    kit, tables = squad
+    release, tables = squad
     p1 = tables["probe_results.json"]["probes"]["P1_cheap"]
-    raw = stages.recalibration(kit, {"P1_cheap": p1["best_C"]}, scaled=True)["P1_cheap"]["raw"]
+    raw = stages.recalibration(release, {"P1_cheap": p1["best_C"]}, scaled=True)["P1_cheap"]["raw"]
     assert raw["auroc"] == pytest.approx(p1["auroc"], abs=ROUNDING)
     assert round(raw["ece"], 3) == 0.326
 
@@ -240,7 +240,7 @@ def test_causal_effects_of_the_small_run(autoencoders: Path, tmp_path: Path,
     assert summary in capsys.readouterr().out
 
 
-def test_a_torch_file_is_refused_with_the_conversion_command(tmp_path: Path,
+def test_a_torch_file_is_rejected_with_the_conversion_command(tmp_path: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["--config", str(TINY / "squad.yaml"), "--root", str(REFERENCE), "--out", str(out)]) == 2

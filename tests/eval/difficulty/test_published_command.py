@@ -14,10 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, TimeSeriesSplit
 from sklearn.preprocessing import StandardScaler
 from statsmodels.tsa.stattools import acf, adfuller
-from tilelli_jax.eval.difficulty.published.config import load_config
-from tilelli_jax.eval.difficulty.published.files import read_kit
 
-from tests.eval.difficulty.made_up_kit import (
+from tests.eval.difficulty.synthetic_release import (
     CONTEXT,
     ITEMS,
     LATENTS,
@@ -32,6 +30,8 @@ from tests.eval.difficulty.made_up_kit import (
     run,
     write_table,
 )
+from tilelli_jax.eval.difficulty.published.config import load_config
+from tilelli_jax.eval.difficulty.published.files import read_release
 from tilelli_jax.loading import store
 
 
@@ -50,7 +50,7 @@ def codes(root: Path, x: np.ndarray) -> np.ndarray:
     return found
 
 
-def restated_statistics(x: np.ndarray) -> list[float]:
+def reference_statistics(x: np.ndarray) -> list[float]:
     _, power = signal.welch(x, nperseg=min(256, len(x)))
     density = power / power.sum()
     lags = acf(x, nlags=24, fft=False)
@@ -132,7 +132,7 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, columns = make(tmp_path, "llm")
     assert run(tmp_path) == 0
     config = load_config(path)
-    found = read_kit(config, tmp_path, str(path))
+    found = read_release(config, tmp_path, str(path))
     activations = np.random.default_rng(1).standard_normal((ITEMS, POSITIONS, WIDTH)).astype(np.float16)
     used = [x[:min(n, POSITIONS)] for x, n in zip(activations, columns["seq_len"], strict=True)]
     np.testing.assert_array_equal(found.blocks["raw"], [pool(x) for x in used])
@@ -168,9 +168,9 @@ def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     write_table(tmp_path / "theirs/causal_ablation_last.parquet",
                 {"window_id": np.arange(9), **{f"crps_{name}": values for name, values in losses.items()}})
     assert run(tmp_path) == 0
-    found = read_kit(load_config(path), tmp_path, str(path))
+    found = read_release(load_config(path), tmp_path, str(path))
     values = np.loadtxt(tmp_path / "s.csv", delimiter=",", skiprows=1, usecols=1)
-    statistics = [restated_statistics(values[start:start + CONTEXT]) for start in columns["start_ts"]]
+    statistics = [reference_statistics(values[start:start + CONTEXT]) for start in columns["start_ts"]]
     np.testing.assert_allclose(found.blocks["cheap"], statistics, rtol=1e-9, atol=1e-9)
     activations = np.random.default_rng(1).standard_normal((ITEMS, POSITIONS, WIDTH)).astype(np.float16)
     np.testing.assert_array_equal(found.blocks["raw"], [pool(x) for x in activations])
@@ -195,7 +195,7 @@ def test_a_series(reference: str, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("reference", ["all", "train"])
 def test_the_threshold_comes_from_the_configured_rows(reference: str, tmp_path: Path) -> None:
     path, columns = make(tmp_path, "tsfm", label_threshold_split=reference, hard_quantile=0.6)
-    found = read_kit(load_config(path), tmp_path, str(path))
+    found = read_release(load_config(path), tmp_path, str(path))
     crps = columns["crps_norm"]
     quantile = np.quantile(crps if reference == "all" else crps[TRAIN], 0.6)
     np.testing.assert_array_equal(found.hard, crps >= quantile)

@@ -15,6 +15,12 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tests.eval.running import stage, write
+from tilelli_jax import config as config_lib
+from tilelli_jax.data.synthetic import stories
+from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.eval.difficulty.command import main
 from tilelli_jax.eval.difficulty.config import DifficultyConfig
 from tilelli_jax.eval.difficulty.extract import Extraction
@@ -23,12 +29,6 @@ from tilelli_jax.eval.difficulty.scoring import NLLScorer
 from tilelli_jax.eval.probes import LADDER
 from tilelli_jax.eval.selective import aurc
 from tilelli_jax.eval.tables import read_columns
-
-from tests.eval.running import stage, write
-from tests.refusals import assert_one_line
-from tilelli_jax import config as config_lib
-from tilelli_jax.data.synthetic import stories
-from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.t5 import T5Config
@@ -240,7 +240,8 @@ def saved(path: Path, config: Any) -> Path:
     ("layer", "expected an autoencoder of layer 1, found 0"),
     ("hook", "expected an autoencoder of hook resid_post, found mlp_write"),
     ("random", "random weights explain")])
-def test_unsuitable_autoencoders_are_refused(kind: str, message: str, place: Path, tmp_path: Path, done: Path,
+def test_unsuitable_autoencoders_are_rejected(kind: str, message: str, place: Path, tmp_path: Path,
+                                              done: Path,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     config = SAEConfig(d_model=16, n_latents=48, k=6)
     path = {"nothing": lambda: tmp_path / "none", "network": lambda: place / "small_model",
@@ -269,10 +270,10 @@ def test_unsuitable_autoencoders_are_refused(kind: str, message: str, place: Pat
      "item 0: expected at most 64 tokens, the network's context length, found 66 in prompt and ending"),
     ({"split": {"by": "grup"}}, "split.by: expected group or topic or order"),
     ({"out": "/proc/x"}, "out: /proc/x: cannot be written"), ({"probes": {}}, "unknown key 'probes'"),
-    ({"also": ["elsewhere"]}, "also: elsewhere/results.json: no such file")])
-def test_refusals(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
+    ({"other_studies": ["elsewhere"]}, "other_studies: elsewhere/results.json: no such file")])
+def test_invalid_input(change: dict[str, Any], message: str, place: Path, tmp_path: Path, done: Path,
                   capsys: pytest.CaptureFixture[str]) -> None:
-    out = place / "out" if "also" in change else tmp_path / "out"
+    out = place / "out" if "other_studies" in change else tmp_path / "out"
     config = write(tmp_path / "tiny.yaml", options(place, out) | change)
     assert main(["--config", config]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], message)
@@ -288,7 +289,8 @@ def test_invalid_results_of_other_studies(keys: tuple[str, ...], value: object, 
     *parents, last = keys
     functools.reduce(operator.getitem, parents, results)[last] = value
     (tmp_path / "results.json").write_text(json.dumps(results))
-    config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out") | {"also": [str(tmp_path)]})
+    config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out")
+                   | {"other_studies": [str(tmp_path)]})
     assert main(["--config", config]) == 2
     assert_one_line(capsys.readouterr().err.splitlines(keepends=True)[-1], str(tmp_path / "results.json"))
     assert not (tmp_path / "out" / "items").exists()

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.difficulty import labels, texts
-from tilelli_jax.eval.inputs.rows import hugging_face, read_rows
 
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax.data.synthetic import stories
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty import labels, texts
+from tilelli_jax.eval.inputs.rows import hugging_face, read_rows
 
 SQUAD = {"context": "A cat.", "question": "Who?", "answers": {"text": [" cat "]}, "title": "Cats"}
 HELLASWAG = {"ctx_a": "A cat", "ctx_b": "sits", "endings": [" down.", "up", "by", "on"], "label": "1",
@@ -129,7 +129,7 @@ def test_similar_and_memorized_prompts_are_purged() -> None:
 
 @pytest.mark.parametrize(("content", "parts"), [
     ("[]", ["expected rows"]), ("{", ["line 1: not JSON"]), ('[{"context": "a"}]', ["row 0", "question"])])
-def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
+def test_invalid_input(content: str, parts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
@@ -138,7 +138,7 @@ def test_refusals(content: str, parts: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["4", -1, "x", None, float("inf"), float("nan"), 10**400])
-def test_an_invalid_label_is_refused(label: Any) -> None:
+def test_an_invalid_label_is_rejected(label: Any) -> None:
     row = {"ctx_a": "a", "ctx_b": "", "endings": ["b"] * 4, "activity_label": "c"}
     assert texts.hellaswag([row | {"label": "3"}], "here")[0].right == 3
     with pytest.raises(InputError, match=r"^here: row 1: expected the columns ctx_a, ctx_b, endings"):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tilelli_jax.eval.difficulty import series
 
 from tests.references import STORED, needs
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty import series
 
 ETTH1 = STORED / "data" / "ETTh1.csv"
 
@@ -77,7 +77,7 @@ def write(path: Path, columns: dict[str, list[Any]]) -> None:
     ("y", [1.0, 2.0, float("nan")], "row 2: y: expected a finite number, found "),
     ("y", [float("inf")], "row 0: y: expected a finite number, found "),
     ("y", ["1", "2", "three"], "row 2: y: expected a finite number, found 'three'")])
-def test_invalid_columns_are_refused(ending: str, column: str, cells: list[Any], message: str,
+def test_invalid_columns_are_rejected(ending: str, column: str, cells: list[Any], message: str,
                                      tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     write(path, {"x": [0] * len(cells), "y": cells})
@@ -89,7 +89,7 @@ def test_invalid_columns_are_refused(ending: str, column: str, cells: list[Any],
 @pytest.mark.parametrize(("name", "content"), [
     ("none.csv", None), ("none.parquet", None), ("a.parquet", b"no parquet"), ("a.csv", b"y\n\xff\n"),
     ("b.csv", b"")])
-def test_unreadable_files_are_refused(name: str, content: bytes | None, tmp_path: Path) -> None:
+def test_unreadable_files_are_rejected(name: str, content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -97,7 +97,7 @@ def test_unreadable_files_are_refused(name: str, content: bytes | None, tmp_path
     assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
 
 
-def test_a_short_row_is_refused(tmp_path: Path) -> None:
+def test_a_short_row_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n")
     with pytest.raises(InputError, match="line 3: expected 2 cells, as in the header"):
         series.read_series(tmp_path / "a.csv", "y")
@@ -134,12 +134,12 @@ def test_scores_in_closed_form() -> None:
 @pytest.mark.parametrize("shapes", [
     ((2, 5, 8), (2, 60), (2, 7)), ((2, 5, 8), (3, 60), (2, 8)), ((2, 8), (2, 60), (2, 8)),
     ((2, 0, 8), (2, 60), (2, 8))])
-def test_inconsistent_shapes_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_inconsistent_shapes_are_rejected(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(InputError, match="samples, contexts, futures: expected "):
         series.scores(*(np.zeros(shape) for shape in shapes))
 
 
-def test_nonpositive_lengths_are_refused() -> None:
+def test_nonpositive_lengths_are_rejected() -> None:
     for name in ("context", "horizon", "stride"):
         with pytest.raises(InputError, match=f"{name}: expected at least 1, found 0"):
             series.windows(np.zeros(999), **{name: 0})

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.calibration import Platt
-from tilelli_jax.eval.recall import verdicts
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from tests.eval.recall.small import (
     AIM,
@@ -18,7 +14,11 @@ from tests.eval.recall.small import (
     a_study,
     sidecar_of_chance,
 )
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.eval.calibration import Platt
+from tilelli_jax.eval.recall import verdicts
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.loading import store
 from tilelli_jax.loading.fingerprint import network_fingerprint
 
@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     predictor = open_predictor(path / "model", sidecar)
     p = np.sort([predictor.predict([question])[0].p for question in ASKED])
     assert (np.diff(p) > 1e-4).all(), "the questions have different P(knows)"
-    # Calibrated to spread over (0, 1), the first below red and the last from green on.
+    # Calibrated to spread over (0, 1), the first below unknown_below and the last from knows_from on.
     scores = np.log(p / (1 - p))
     slope = float(4 / (scores[-1] - scores[0]))
     verdicts.write(sidecar, VerdictRule(

@@ -7,20 +7,20 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tests.references import STORED
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, report, verdicts
 from tilelli_jax.eval.recall.config import PromptConfig, RecallConfig
 from tilelli_jax.eval.recall.scores import Methods, Scores
-from tilelli_jax.eval.recall.table import Table
+from tilelli_jax.eval.recall.table import QuestionTable
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stages import write_result
-
-from tests.references import STORED
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.arrays import abstract_arrays
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 
 GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
 PROMPT = PromptConfig(template="Q: {question}\nA: ", instruction="")
@@ -34,7 +34,7 @@ BATCHED = 1e-4  # tolerance of P(knows) between batched and single questions; me
 
 def sidecar_of_chance(path: Path) -> Path:
     """Writes a sidecar with random weights."""
-    config = SidecarConfig(d_hidden=8, features=BY_LAYER, globals=OVERALL)
+    config = SidecarConfig(d_hidden=8, features=BY_LAYER, prompt_features=PROMPT_FEATURES)
     rng = np.random.default_rng(0)
     arrays = {name: (np.exp if name.endswith(("scale", "temperature")) else np.asarray)(
         0.4 * rng.standard_normal(leaf.shape)).astype(np.float32)
@@ -57,7 +57,7 @@ def a_study(out: Path) -> dict[str, Any]:
     n = 240
     known = rng.integers(0, 2, n)
     split = np.array(["train", "validate", "calibrate", "test"])[np.arange(n) % 4]
-    table = Table(rng.random((n, 5, 12), np.float32), rng.random((n, 10), np.float32),
+    table = QuestionTable(rng.random((n, 5, 12), np.float32), rng.random((n, 10), np.float32),
                   rng.random((n, 5, 3), np.float32), None, None, known, rng.random(n) < 0.1, split,
                   np.arange(n), np.array([f"question {i}" for i in range(n)]),
                   np.array([f"answer {i}" for i in range(n)]),
@@ -67,7 +67,7 @@ def a_study(out: Path) -> dict[str, Any]:
         for method, signal in (("sidecar", 2.0), ("negative entropy", 1.0), ("words", 0.1)):
             score = signal * known + rng.standard_normal((1, n))
             methods[method] = Scores(score, 1 / (1 + np.exp(-score)))
-    rule, stages = VerdictRule(green=0.9, red=0.3, aim=AIM), out / "made"
+    rule, stages = VerdictRule(knows_from=0.9, unknown_below=0.3, aim=AIM), out / "made"
     for stage in ("signals", "answers", "questions", "fit", "verdict", "evaluation"):
         (stages / stage).mkdir(parents=True)
     write_result(stages / "fit", {"methods": {"sidecar": {}, "negative entropy": {}, "words": {}},

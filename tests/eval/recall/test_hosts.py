@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.recall.hosts import TrustedHosts, host_of
+
+from tilelli_jax.eval.recall.app.hosts import TrustedHosts, host_of
 
 
 @pytest.mark.parametrize(("header", "host"), [

@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tilelli_jax.eval import recall
-from tilelli_jax.eval.recall import info, report, thought_seeding
-from tilelli_jax.eval.recall.command import app as app_command
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 
+from tests.error_lines import assert_one_line
 from tests.eval.recall.small import (
     ASKED,
     BATCHED,
     MAX_NEW,
     Place,
 )
-from tests.refusals import assert_one_line
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall import app, report
+from tilelli_jax.eval.recall.app import info, thought_seeding
+from tilelli_jax.eval.recall.command import app as app_command
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +61,7 @@ def test_which_study_is_shown(place: Place, tmp_path: Path) -> None:
     (["--study", "nowhere"], "--study: nowhere/results.json: expected results of a study, found no"),
     (["--port", "70000"], "--port: expected a number from 0 to 65535, found 70000"),
     (["--host", "not a host"], "--host, --port: not a host:0: cannot bind to this address: "),
-    (["--max-new", "0"], "--max-new: expected 1 at least, found 0"),
+    (["--max-new", "0"], "--max-new: expected at least 1, found 0"),
     (["who?"], "unrecognized arguments: who?"),
     (["--model", "nowhere"], "nowhere")])
 def test_invalid_options(options: list[str], message: str, place: Place,
@@ -72,8 +72,8 @@ def test_invalid_options(options: list[str], message: str, place: Place,
 
 
 def test_a_port_in_use(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    from tilelli_jax.eval.recall import app
-    with app.open_socket("127.0.0.1", 0) as listener:
+    from tilelli_jax.eval.recall.app import server
+    with server.open_socket("127.0.0.1", 0) as listener:
         listener.listen()
         port = listener.getsockname()[1]
         assert app_command(["--model", "nowhere", "--sidecar", "nowhere", "--port", str(port)]) == 2
@@ -82,10 +82,10 @@ def test_a_port_in_use(place: Place, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_without_the_extra_the_error_names_the_package(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module(f"{recall.__name__}.app")
-    for name in ("app", "page"):  # they import gradio
-        monkeypatch.delitem(sys.modules, f"{recall.__name__}.{name}")
-        monkeypatch.delattr(recall, name)
+    importlib.import_module(f"{app.__name__}.server")
+    for name in ("server", "page"):  # they import gradio
+        monkeypatch.delitem(sys.modules, f"{app.__name__}.{name}")
+        monkeypatch.delattr(app, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert app_command(["--model", "nowhere", "--sidecar", "nowhere"]) == 2
     assert_one_line(capsys.readouterr().err, "this command needs gradio: pip install 'tilelli_jax[app]'")

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.conclusions import FEW, compare_with_chance
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, labelling, report, scores, verdicts
@@ -23,17 +26,14 @@ from tilelli_jax.eval.recall.config import (
 )
 from tilelli_jax.eval.recall.questions import Question
 from tilelli_jax.eval.recall.scores import Methods, Scores
-from tilelli_jax.eval.recall.table import Table
+from tilelli_jax.eval.recall.table import QuestionTable
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stats import Interval
-
-from tests.refusals import assert_one_line
-from tilelli_jax.errors import InputError
 
 N = 400
 
 
-def table(seed: int = 0, **changed: np.ndarray) -> Table:
+def table(seed: int = 0, **changed: np.ndarray) -> QuestionTable:
     """Two data sets; popularity is known for one of them."""
     rng = np.random.default_rng(seed)
     dataset = np.array(["x/a", "b"])[np.arange(N) % 2]
@@ -41,12 +41,12 @@ def table(seed: int = 0, **changed: np.ndarray) -> Table:
             "split": np.array(["train", "validate", "calibrate", "test", "test"])[np.arange(N) % 5],
             "group": np.arange(N), "dataset": dataset,
             "popularity": np.where(dataset == "b", rng.integers(0, 1000, N), np.nan)} | changed
-    return Table(rng.random((N, 3, 12)), rng.random((N, 10)), rng.random((N, 3, 3)), None, None,
+    return QuestionTable(rng.random((N, 3, 12)), rng.random((N, 10)), rng.random((N, 3, 3)), None, None,
                  text=np.array([f"question {i}" for i in range(N)]),
                  answer=np.array([f"answer {i}" for i in range(N)]), **columns)  # type: ignore[arg-type]
 
 
-def methods_of(data: Table, seed: int = 1) -> Methods:
+def methods_of(data: QuestionTable, seed: int = 1) -> Methods:
     """A sidecar with two runs, a weaker method, and a method that scores data set b only."""
     rng = np.random.default_rng(seed)
     def method(signal: float, runs: int = 1) -> Scores:
@@ -133,9 +133,10 @@ def test_a_guarantee_uses_one_question_of_each_group() -> None:
     options = VerdictConfig(precision=0.85, guarantee=True, confidence=0.9)
     guaranteed = verdicts.thresholds(known, log_odds, group, options)
     single = verdicts.thresholds(known[::5], log_odds[::5], group[::5], options)
-    assert guaranteed == single and guaranteed.green is not None and guaranteed.red is not None
+    assert guaranteed == single and guaranteed.knows_from is not None and guaranteed.unknown_below is not None
     plain = verdicts.thresholds(known, log_odds, group, VerdictConfig(precision=0.85))
-    assert plain.green is not None and plain.green < guaranteed.green, "a guarantee is stricter"
+    assert plain.knows_from is not None
+    assert plain.knows_from < guaranteed.knows_from, "a guarantee is stricter"
     with pytest.raises(InputError, match=r"verdict.guarantee: expected false with split.by published"):
         RecallConfig(network=NetworkConfig(path="x"), split=SplitConfig(by="published"), verdict=options)
 
@@ -195,7 +196,7 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
 def test_invalid_settings() -> None:
     for bad, message in (({"c_values": (float("nan"),)}, "c_values: expected at least one finite number"),
                          ({"c_values": (float("inf"),)}, r"found \[inf\]"), ({"seeds": ()}, r"found \[\]"),
-                         ({"seeds": (2**32,)}, "seeds: expected at least one whole number from 0 to"),
+                         ({"seeds": (2**32,)}, "seeds: expected at least one integer from 0 to"),
                          ({"seeds": (1, 1)}, r"found \[1, 1\]")):
         with pytest.raises(InputError, match=message):
             FitConfig(**bad)  # type: ignore[arg-type]
@@ -211,9 +212,9 @@ def test_invalid_settings() -> None:
      "network: expected its name, fingerprint "),
     ({"network": 3}, "cannot be read: "),
     ({"aim": {"precision": "high"}}, "aim: expected numbers under precision"),
-    ({"green": "0.5"}, "green: expected a probability or null, found '0.5'"),
-    ({"red": 10**400}, "red: expected a probability or null, found 1000"),
-    ({"green": [1]}, "green: expected a probability or null, found [1]")])
+    ({"knows_from": "0.5"}, "knows_from: expected a probability or null, found '0.5'"),
+    ({"unknown_below": 10**400}, "unknown_below: expected a probability or null, found 1000"),
+    ({"knows_from": [1]}, "knows_from: expected a probability or null, found [1]")])
 def test_an_edited_verdict_file(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     verdicts.write(tmp_path, VerdictRule(network={"name": "x", "fingerprint": "y", "n_layers": 3}))
     assert verdicts.read(tmp_path).network["n_layers"] == 3
@@ -225,8 +226,8 @@ def test_an_edited_verdict_file(change: dict[str, Any], message: str, tmp_path: 
 
 
 def test_an_incomplete_verdict_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "verdict.json").write_text('{"calibrator": {"kind": "platt", "slope": 1, "level": 0}}')
-    with pytest.raises(InputError, match=r"verdict.json: green: expected .* found nothing"):
+    (tmp_path / "verdict.json").write_text('{"calibrator": {"kind": "platt", "slope": 1, "intercept": 0}}')
+    with pytest.raises(InputError, match=r"verdict.json: knows_from: expected .* found nothing"):
         verdicts.read(tmp_path)
 
 
@@ -235,7 +236,8 @@ def test_examples_are_evenly_spaced_and_keep_their_rows() -> None:
     rows = data.rows("test")
     log_odds = np.random.default_rng(3).standard_normal(len(rows))
     probabilities = 1 / (1 + np.exp(-log_odds))
-    examples = evaluate.examples(data, rows, log_odds, probabilities, VerdictRule(green=0.6, red=0.4))
+    examples = evaluate.examples(data, rows, log_odds, probabilities,
+                                 VerdictRule(knows_from=0.6, unknown_below=0.4))
     assert len(examples) == evaluate.N_EXAMPLES
     p = [example["p"] for example in examples]
     assert p == sorted(p, reverse=True) and (p[0], p[-1]) == (probabilities.max(), probabilities.min())

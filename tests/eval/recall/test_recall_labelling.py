@@ -1,14 +1,14 @@
-"""Too few questions are refused before any answer if the number alone says so, otherwise before any fit."""
+"""Too few questions are rejected before any answer if the number alone says so, otherwise before any fit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.recall import evaluate
 from tilelli_jax.eval.recall.config import SplitConfig
 from tilelli_jax.eval.recall.labelling import assign_splits, check_labels, check_number, fractions
-
-from tilelli_jax.errors import InputError
 
 DEFAULT = SplitConfig()
 
@@ -62,14 +62,14 @@ def test_the_message_counts_every_split() -> None:
     assert message_of(known, split) == (  # 8 more in test, which gets a fifth; 9 of 120 are correct
         "questions: expected at least 40 more known ones, found 9 known and 111 unknown (known: train 5 "
         "(needs 2), validate 1 (needs 2), calibrate 1 (needs 2), test 2 (needs 10); unknown: train 61 (needs "
-        "2), validate 11 (needs 2), calibrate 17 (needs 2), test 22 (needs 10)): about 534 more questions at "
-        "this accuracy (7.5%)")
+        "2), validate 11 (needs 2), calibrate 17 (needs 2), test 22 (needs 10)): about 534 more questions "
+        "needed at this accuracy (7.5%)")
     assert message_of(1 - known, split).startswith(
         "questions: expected at least 40 more unknown ones, found 111 known and 9 unknown (known: train 61")
     both = message_of(*labelled(train=(9, 9), validate=(2, 1), calibrate=(2, 2), test=(8, 10)))
     assert both.startswith(
         "questions: expected at least 10 more known and 10 more unknown ones, found 21 known and 22 unknown")
-    assert both.endswith(": about 21 more questions at this accuracy (48.8%)")
+    assert both.endswith(": about 21 more questions needed at this accuracy (48.8%)")
 
 
 @pytest.mark.parametrize(("answers", "label", "which"), [(0, "known", "none"), (1, "unknown", "all")])

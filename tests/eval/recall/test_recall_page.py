@@ -18,13 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval import figures
-from tilelli_jax.eval.recall import evaluate, info, report, thought_seeding, verdicts
-from tilelli_jax.eval.recall.answering import answer_ends
-from tilelli_jax.eval.recall.config import AnswersConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
-from tilelli_jax.eval.recall.verdicts import VerdictRule
-from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     AIM,
@@ -38,18 +31,26 @@ from tests.eval.recall.small import (
     sidecar_of_chance,
 )
 from tests.references import needs
+from tilelli_jax.eval import figures
+from tilelli_jax.eval.recall import evaluate, report, verdicts
+from tilelli_jax.eval.recall.answering import answer_ends
+from tilelli_jax.eval.recall.app import info, thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction, open_predictor
+from tilelli_jax.eval.recall.verdicts import VerdictRule
+from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.generation.decoding import generate_ids
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
-from tilelli_jax.eval.recall import charts, handlers
-from tilelli_jax.eval.recall.request_queue import RequestQueue
+from tilelli_jax.eval.recall.app import charts, handlers
+from tilelli_jax.eval.recall.app.request_queue import RequestQueue
 
 # Charts.
 
 def test_gauge_colours_match_the_verdicts() -> None:
-    def steps(green: float | None, red: float | None) -> list[tuple[Any, str]]:
-        figure = charts.gauge(0.4, Thresholds(green, red))
+    def steps(knows_from: float | None, unknown_below: float | None) -> list[tuple[Any, str]]:
+        figure = charts.gauge(0.4, Thresholds(knows_from, unknown_below))
         indicator = figure.data[0]
         assert indicator.value == 0.4 and tuple(indicator.gauge.axis.range) == (0, 1)
         return [(step.range, step.color) for step in indicator.gauge.steps]
@@ -58,7 +59,7 @@ def test_gauge_colours_match_the_verdicts() -> None:
     assert steps(0.7, 0.3) == [((0, 0.3), red), ((0.3, 0.7), amber), ((0.7, 1), green)]
     assert steps(None, 0.3) == [((0, 0.3), red), ((0.3, 1), amber)]
     assert steps(0.7, None) == [((0, 0.7), amber), ((0.7, 1), green)]
-    assert steps(0.3, 0.7) == [((0, 0.3), red), ((0.3, 1), green)], "green takes precedence"
+    assert steps(0.3, 0.7) == [((0, 0.3), red), ((0.3, 1), green)], "knows_from takes precedence"
     assert steps(None, None) == []
 
 
@@ -112,12 +113,12 @@ def test_a_probe(predictor: KnowledgePredictor, predictions: list[Prediction]) -
     ("  \n", "the question: expected text, found an empty question"),
     ("w" * 200,
      "the question: expected at most 192 tokens with its prompt, the network's maximum, found 207"),
-    ("w" * 10_001, "the question: expected at most 10000 letters, found 10001")])
+    ("w" * 10_001, "the question: expected at most 10000 characters, found 10001")])
 def test_errors_appear_in_the_page(
         predictor: KnowledgePredictor, question: str | None, message: str) -> None:
     message = html.escape(message)
     queue = RequestQueue(predictor)
-    error = f'<div class="refused">{message}</div>'
+    error = f'<div class="input-error">{message}</div>'
     assert handlers.probed(queue, question) == (error, None, None, None, None)
     assert list(handlers.generated(queue, question, "Rome"))[-1] == f"**{message}**"
     assert list(handlers.generated(queue, question, "Rome", (0.4, 0.7)))[-1] == f"**{message}**"
@@ -137,11 +138,11 @@ def test_a_generation(predictor: KnowledgePredictor, predictions: list[Predictio
     assert seeded.startswith(f"**Seed**\n```text\n{thought}\n```")
     *_, last = thought_seeding.answer_seeded(predictor, ASKED[0], thought, max_new=MAX_NEW)
     assert last.answer in seeded
-    refused, = handlers.generated(queue, ASKED[0], "", (0.8, 0.2))
-    assert refused.startswith("**low and high: expected")
+    rejected, = handlers.generated(queue, ASKED[0], "", (0.8, 0.2))
+    assert rejected.startswith("**low and high: expected")
     for bad in (None, "0.5", True):
-        refused, = handlers.generated(queue, ASKED[0], "", (0.4, bad))  # type: ignore[arg-type]
-        assert refused == f"**low and high: expected numbers, found {html.escape(repr(bad))}**"
+        rejected, = handlers.generated(queue, ASKED[0], "", (0.4, bad))  # type: ignore[arg-type]
+        assert rejected == f"**low and high: expected numbers, found {html.escape(repr(bad))}**"
 
 
 @pytest.mark.parametrize(("state", "expected"), [
@@ -200,7 +201,7 @@ def test_a_batch(predictor: KnowledgePredictor, predictions: list[Prediction], t
     ("q.json", json.dumps([{"question": "a"}, {"question": "b" * 200}]),
      "q.json, row 2: expected at most 192 tokens with its prompt"),
     ("q.json", json.dumps([{"question": "b" * 20_000}]),
-     "q.json, row 1: expected at most 10000 letters, found 20000"),
+     "q.json, row 1: expected at most 10000 characters, found 20000"),
     ("q.jsonl", "", "q.jsonl: expected rows"), ("q.parquet", "no", "q.parquet: cannot be read"),
     (None, "", "choose a file of questions first")])
 def test_an_invalid_batch(predictor: KnowledgePredictor, name: str | None, content: str, message: str,
@@ -209,7 +210,7 @@ def test_an_invalid_batch(predictor: KnowledgePredictor, name: str | None, conte
     path.write_text(content)
     text, table, files = handlers.batched(RequestQueue(predictor), str(path) if name else None, tmp_path,
                                           print)
-    assert text.startswith(f'<div class="refused">{message}') and (table, files) == (None, None)
+    assert text.startswith(f'<div class="input-error">{message}') and (table, files) == (None, None)
     assert str(tmp_path) not in text, "the upload directory is not revealed"
 
 
@@ -279,15 +280,15 @@ def test_a_sidecar_without_thresholds(place: Place, tmp_path: Path) -> None:
 def test_info_table(predictor: KnowledgePredictor, place: Place) -> None:
     facts = {row["property"]: row["value"] for row in info.facts(
         predictor, str(place.model), str(place.sidecar))}
-    green, red = predictor.rule.thresholds
+    knows_from, unknown_below = predictor.rule.thresholds
     assert (facts["family"], facts["layers"], facts["width"], facts["vocabulary"]) == ("vanilla", 5, 32, 256)
     assert facts["middle layers"] == "layers 1 to 3, counted from 0"
     assert facts["trained on"] == "tiny"
     assert facts["prompt"] == f"`{PROMPT.template!r}`" and facts["data type"] == "float32"
     assert facts["thresholds"] == (
-        f"likely knows from {green:.3f}; likely beyond its knowledge below {red:.3f} "
+        f"likely knows from {knows_from:.3f}; likely beyond its knowledge below {unknown_below:.3f} "
         "(precision 85%, reached on the calibration questions, not guaranteed for new ones)")
-    guaranteed = dataclasses.replace(predictor.rule, red=None, aim=AIM | {"guarantee": True})
+    guaranteed = dataclasses.replace(predictor.rule, unknown_below=None, aim=AIM | {"guarantee": True})
     assert info._thresholds(dataclasses.replace(predictor, rule=guaranteed)).endswith(
         "below – (precision 85%, guaranteed for new questions of the same kind with 90% confidence)")
     assert re.fullmatch(r"\*\*Memory\*\*: peak \d+\.\d\d GiB.*\.", info.memory_text())

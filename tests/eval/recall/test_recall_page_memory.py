@@ -18,21 +18,22 @@ from typing import Any
 
 import jax
 import pytest
-from tilelli_jax.eval.recall import retention
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
-from tilelli_jax.eval.recall.verdicts import VerdictRule
 
 from bench import page_memory
-from bench.page_memory import Seen
+from bench.page_memory import MemorySample
 from tests.eval.recall.small import ASKED, MAX_NEW
+from tilelli_jax.eval.recall.app import retention
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor, Prediction
+from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.generation import decoding
 
 pytest.importorskip("gradio", reason="gradio (extra: app) is not installed")
 pytest.importorskip("plotly", reason="plotly (extra: app) is not installed")
 from fastapi.testclient import TestClient
-from tilelli_jax.eval.recall import app, handlers, thought_seeding, uploads
-from tilelli_jax.eval.recall.page import build, mounted
-from tilelli_jax.eval.recall.request_queue import RequestQueue
+
+from tilelli_jax.eval.recall.app import handlers, server, thought_seeding, uploads
+from tilelli_jax.eval.recall.app.page import build, mounted
+from tilelli_jax.eval.recall.app.request_queue import RequestQueue
 
 SESSIONS = 4  # in place of retention.SESSIONS
 API = "/gradio_api"
@@ -155,7 +156,7 @@ def test_new_texts_leave_no_program_array_or_object(handler: str, predictor: Kno
 
 ARENAS = """
 import ctypes, os, threading
-from tilelli_jax.eval.recall import app
+from tilelli_jax.eval.recall.app import server
 import jax.numpy as jnp
 jnp.ones(3).block_until_ready()
 together = threading.Barrier(8)
@@ -174,7 +175,7 @@ libc.fflush(None)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts glibc's arenas")
 def test_all_threads_of_the_page_share_two_arenas(environment: dict[str, str]) -> None:
     process = subprocess.run([sys.executable, "-c", ARENAS], env=environment, check=True, capture_output=True)
-    assert 1 <= process.stdout.count(b"<heap nr") <= app.ARENAS
+    assert 1 <= process.stdout.count(b"<heap nr") <= server.ARENAS
 
 
 def test_without_glibc_there_are_no_arenas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,17 +183,18 @@ def test_without_glibc_there_are_no_arenas(monkeypatch: pytest.MonkeyPatch) -> N
     for library in (SimpleNamespace(mallopt=lambda *arguments: calls.append(arguments)), SimpleNamespace()):
         monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: library)
         monkeypatch.setattr(sys, "platform", "linux")
-        app.share_arenas()
+        server.share_arenas()
     monkeypatch.setattr(sys, "platform", "darwin")
-    app.share_arenas()
-    assert calls == [(-8, app.ARENAS)]
+    server.share_arenas()
+    assert calls == [(-8, server.ARENAS)]
 
 
 # The benchmark.
 
 def test_report_of_the_benchmark() -> None:
     calls: list[int] = []
-    rows = page_memory.measured(calls.append, lambda n: Seen(n, 400 + n, 300 + n / 2, 0), probes=7, every=2)
+    rows = page_memory.measured(calls.append, lambda n: MemorySample(n, 400 + n, 300 + n / 2, 0), probes=7,
+                                every=2)
     assert calls == list(range(7)) and [row.probes for row in rows] == [0, 2, 4, 6, 7]
     lines = page_memory.report(rows).splitlines()
     assert lines[2].split() == ["0", "400.0", "300.0", "0"]

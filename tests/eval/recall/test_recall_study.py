@@ -11,6 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tests.error_lines import assert_one_line
+from tests.eval.running import stage, write
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
+from tilelli_jax.estimators.sae import SAEConfig
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.inputs.shards import Shards
 from tilelli_jax.eval.recall import questions
@@ -22,13 +29,6 @@ from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.scores import read
 from tilelli_jax.eval.recall.study import RecallStudy
 from tilelli_jax.eval.tables import read_columns
-
-from tests.eval.running import stage, write
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
-from tilelli_jax import config as config_lib
-from tilelli_jax.estimators.sae import SAEConfig
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import open_language
 from tilelli_jax.models.arrays import to_arrays
@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = [prompter(text) for text in texts]
     entropy = np.zeros(N)
     for i, outputs in PromptReader(language.model, batch_size=20)(prompts):
-        entropy[i] = outputs.crystallisation.overall[0]
+        entropy[i] = outputs.crystallisation.prompt_features[0]
     answers = [language.tokenizer.decode(ids.tolist())
                for ids in answer(language, prompts, AnswersConfig(max_new=3, batch_size=20))]
     correct = (entropy < np.median(entropy)) & (rng.random(N) > 0.05)
@@ -85,7 +85,7 @@ def options(place: Path, out: Path, **changed: Any) -> dict[str, Any]:
     return {
         "out": str(out), "network": {"path": str(place / "network")}, "prompt": PROMPT,
         "questions": {"sources": [str(place / "questions.jsonl")], "items": N},
-        "signals": {"shard_items": 80, "batch_size": 20, "noise_samples": 1, "noise": True},
+        "signals": {"shard_items": 80, "batch_size": 20, "noise_samples": 1, "robustness": True},
         "answers": {"max_new": 3, "batch_size": 20},
         "fit": {"seeds": [0, 1], "sidecar": {"epochs": 8, "d_hidden": 8, "learning_rate": 1e-2},
                 "c_values": [0.1], "jobs": 1}, "replicates": 100, "split": {"test": 0.3}} | changed
@@ -108,7 +108,8 @@ def test_the_report(done: Path) -> None:
     assert page.count("data:image/png;base64,") == 5 and "tiny.yaml" in text and "mean of 2 seeds" in text
     methods = json.loads((done / "methods.json").read_text())
     assert {row["method"] for row in methods} == {
-        "sidecar", "layer probe", "globals", "entropies", "negative entropy", "familiarity", "robustness",
+        "sidecar", "layer probe", "prompt features", "entropies", "negative entropy", "familiarity",
+        "robustness",
         "words", "length", "dataset", "popularity"}
     # As constructed: entropy separates all but the mislabelled answers, length separates nothing.
     assert results["methods"]["negative entropy"]["auroc"]["point"] > 0.9
@@ -182,7 +183,8 @@ def test_the_same_command_again_reuses_all_stages(place: Path, done: Path,
     assert capsys.readouterr().err.count("as it is") == 6
     # Another grading rule does not run the network again.
     study = RecallStudy(dataclasses.replace(config_lib.load(RecallConfig, place / "tiny.yaml"),
-                                      answers=AnswersConfig(max_new=3, batch_size=20, match="recall")), done)
+                                      answers=AnswersConfig(max_new=3, batch_size=20, match="published")),
+                        done)
     assert (study.signals, study.answers) == (stage(done, "signals"), stage(done, "answers"))
     assert before == {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*")
                       if path.is_file()}
@@ -225,7 +227,8 @@ def test_the_exported_sidecar_predicts_the_same(place: Path, done: Path) -> None
     assert [prediction.strongest_write for prediction in predictions] == (
         columns["strongest_write"][:2].tolist())
     assert predictor.rule.calibrator == calibrator_from_dict(fitted["calibrator"])
-    assert predictor.rule.verdict(99.0) == ("uncertain" if predictor.rule.green is None else "likely knows")
+    assert predictor.rule.verdict(99.0) == ("uncertain" if predictor.rule.knows_from is None
+                                            else "likely knows")
     assert predictor.predict([]) == []
 
 
@@ -245,72 +248,72 @@ def test_predictions(place: Path, done: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
                         capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*argv: str) -> str:
+    def rejected(*argv: str) -> str:
         assert (main if argv[0] == "--config" else predict)(list(argv)) == 2
         return capsys.readouterr().err
     network, sidecar = str(place / "network"), str(done / "sidecar")
     base = ("--model", network, "--sidecar", sidecar)
-    assert_one_line(refused(*base), "error: expected a question")
-    assert_one_line(refused(*base, " "), "the question: expected text, found an empty question")
+    assert_one_line(rejected(*base), "error: expected a question")
+    assert_one_line(rejected(*base, " "), "the question: expected text, found an empty question")
     (tmp_path / "bad.jsonl").write_text('{"question": "w1"}\n{"q": 1}\n')
-    assert_one_line(refused(*base, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
+    assert_one_line(rejected(*base, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
                     "question:")
     # Sidecars of other networks.
     store.save(store.build(SAEConfig(d_model=4, n_latents=8, k=2)), tmp_path / "sae")
-    assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "sae"), "w1"),
+    assert_one_line(rejected("--model", network, "--sidecar", str(tmp_path / "sae"), "w1"),
                     "expected a sidecar, found family sae")
     store.save(store.build(SidecarConfig(n_features=9)), tmp_path / "nine")
-    assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "nine"), "w1"),
+    assert_one_line(rejected("--model", network, "--sidecar", str(tmp_path / "nine"), "w1"),
                     "n_features: expected 12, found 9")
     named = SidecarConfig(features=("a_entropy_final", "a_maxprob_final"))
     store.save(store.build(named), tmp_path / "named")
-    assert_one_line(refused("--model", network, "--sidecar", str(tmp_path / "named"), "w1"),
+    assert_one_line(rejected("--model", network, "--sidecar", str(tmp_path / "named"), "w1"),
                     "features: expected a_margin_final at 1, found a_maxprob_final")
     other = shutil.copytree(place / "network", tmp_path / "other")
     store.save(random_network(open_language(network).model.config, 1)[0], other)
-    assert_one_line(refused("--model", str(other), "--sidecar", sidecar, "w1"),
+    assert_one_line(rejected("--model", str(other), "--sidecar", sidecar, "w1"),
                     "trained on 'network': expected its weights in", "found others")
     assert predict(["--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2"]) == 0
     capsys.readouterr()
     broken = shutil.copytree(done / "sidecar", tmp_path / "broken")
-    (broken / "verdict.json").write_text('{"green": 7}')
-    assert_one_line(refused("--model", network, "--sidecar", str(broken), "w1"), "verdict.json",
+    (broken / "verdict.json").write_text('{"knows_from": 7}')
+    assert_one_line(rejected("--model", network, "--sidecar", str(broken), "w1"), "verdict.json",
                     "cannot be read")
     arrays = {name: array * np.float32(1e30) for name, array in to_arrays(store.load(network)).items()}
     store.save(store.from_arrays(store.load_config(network), arrays), other)
-    error = refused("--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
+    error = rejected("--any-network", "--model", str(other), "--sidecar", sidecar, "w1", "w2")
     assert_one_line(error, "question 1: expected a finite residual stream, found infinite or NaN")
     # Invalid networks.
     store.save(random_network(VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2), 0)[0],
                tmp_path / "bytes")
     config = write(tmp_path / "a.yaml", options(
         place, tmp_path / "a", network={"path": str(tmp_path / "bytes")}, prompt={}))
-    assert_one_line(refused("--config", config), "prompt.template: chat")
+    assert_one_line(rejected("--config", config), "prompt.template: chat")
     (other / "tokenizer.json").unlink()
     config = write(tmp_path / "b.yaml", options(place, tmp_path / "b", network={"path": str(other)}))
-    assert_one_line(refused("--config", config), "tokenizer.json", "no such file")
+    assert_one_line(rejected("--config", config), "tokenizer.json", "no such file")
     (other / "model.safetensors").unlink()
-    assert_one_line(refused("--config", config), str(other), "no model.safetensors")
+    assert_one_line(rejected("--config", config), str(other), "no model.safetensors")
     config = write(tmp_path / "c.yaml", options(
         place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
-    assert_one_line(refused("--config", config), "expected the directory of a network, found nothing")
+    assert_one_line(rejected("--config", config), "expected the directory of a network, found nothing")
     assert not (tmp_path / "c").exists()
     # Questions that are all in one group, and questions that are all unknown.
     rows = [{"question": f"w{i} w{i // 2}", "answers": "w1", "group": "same"} for i in range(80)]
     (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "e.yaml", options(place, tmp_path / "e", questions={
         "sources": [str(tmp_path / "one.jsonl")], "items": 80}))
-    error = refused("--config", config)
+    error = rejected("--config", config)
     assert "questions.sources: expected at least 8 groups" in error and error.rstrip().endswith("found 1")
     assert not (tmp_path / "e").exists()
-    assert_one_line(refused("--config", config, "questions.items=40"),
+    assert_one_line(rejected("--config", config, "questions.items=40"),
                     "questions: expected at least 68, of which the network answers 34 correctly and 34 not, "
                     "found 40: test needs 10 known and 10 unknown questions, and gets 0.3 of all")
     rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing", "group": i // 8} for i in range(80)]
     (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "d.yaml", options(place, tmp_path / "d", questions={
         "sources": [str(tmp_path / "none.jsonl")], "items": 80}))
-    log, _, error = refused("--config", config, "--stage", "build").rstrip().rpartition("\n")
+    log, _, error = rejected("--config", config, "--stage", "build").rstrip().rpartition("\n")
     assert_one_line(error + "\n", "questions: expected at least 34 more known ones, found 0 known and 80 ",
                     "test 0 (needs 10)", "the network answers none of these correctly")
     assert "split.test: The held-out questions form 3 of at least 20 groups" in log

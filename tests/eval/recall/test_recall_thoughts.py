@@ -7,20 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.recall import thought_seeding
-from tilelli_jax.eval.recall.answering import answer, answer_text
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.predictor import KnowledgePredictor
-from tilelli_jax.eval.recall.prompting import Prompter
-from tilelli_jax.eval.thresholds import Thresholds
 
 from tests.eval.recall.small import (
     ASKED,
     MAX_NEW,
     PROMPT,
 )
-from tests.restated.reciter import reciter
+from tests.reference_impl.memorised_text import reciter
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.recall.answering import answer, answer_text
+from tilelli_jax.eval.recall.app import thought_seeding
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.predictor import KnowledgePredictor
+from tilelli_jax.eval.recall.prompting import Prompter
+from tilelli_jax.eval.thresholds import Thresholds
 from tilelli_jax.loading.language import ByteTokenizer, Language
 
 
@@ -41,13 +41,13 @@ def test_bounds_of_a_seed() -> None:
             thought_seeding.seed(0.5, low, high)
 
 
-@pytest.mark.parametrize(("green", "red", "expected"), [
+@pytest.mark.parametrize(("knows_from", "unknown_below", "expected"), [
     (0.8531, 0.2149, (0.215, 0.853)), (None, None, (0.4, 0.7)), (0.9, None, (0.4, 0.9)),
     (0.2, None, (0.2, 0.2)), (None, 0.3, (0.3, 0.7)), (None, 0.8, (0.8, 0.8)),
     (0.3, 0.6, (0.3, 0.3)), (1.0, 0.0, (0.0, 1.0))])
-def test_start_bounds_are_the_thresholds(green: float | None, red: float | None,
+def test_start_bounds_are_the_thresholds(knows_from: float | None, unknown_below: float | None,
                                          expected: tuple[float, float]) -> None:
-    low, high = thought_seeding.start_bounds(Thresholds(green, red))
+    low, high = thought_seeding.start_bounds(Thresholds(knows_from, unknown_below))
     assert (low, high) == expected
     thought_seeding.seed(0.5, low, high)
 

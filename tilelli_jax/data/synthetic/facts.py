@@ -34,7 +34,7 @@ SEPARATOR = "\n"  # after a statement, whose last line has ended
 PEOPLE = 300
 OFTEN = 64  # statements of each fact about a person of the tier "often"
 RARELY = (4, 7, 11, 16, 22, 30)  # tier "rarely": number of statements, drawn for each fact
-UNTOLD = 0.5  # probability that one relation of a person who occurs is never stated
+UNSTATED = 0.5  # probability that one relation of a person who occurs is never stated
 RINGS: tuple[Tier, ...] = ("often", "rarely", "never", "often", "rarely")  # tiers of the rings, repeated
 
 
@@ -157,7 +157,7 @@ def shuffled(rng: Random, items: Sequence[T]) -> list[T]:
 
 def _of_person(rng: Random, name: str, tier: Tier) -> list[Fact]:
     """Returns every relation of a person. The answers do not depend on how often they are stated."""
-    unstated = pick(rng, tuple(RELATIONS)) if rng.random() < UNTOLD else ""
+    unstated = pick(rng, tuple(RELATIONS)) if rng.random() < UNSTATED else ""
     person_facts = []
     for key, relation in RELATIONS.items():
         question = pick(rng, relation.questions).format(name)

@@ -13,9 +13,9 @@ import numpy as np
 
 from tilelli_jax.models import weights
 from tilelli_jax.parallel.sharding import Mesh, local_rows, place_rows, replicated
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.diagnose import diagnose
 from tilelli_jax.training.distributed import compile_barrier
-from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.loss import NATS, Loss, LossUnit, Metrics
 from tilelli_jax.training.step import Network, Training, TrainState, make_training
 
@@ -71,6 +71,11 @@ class Task(abc.ABC):
         self.network = training.network
         return training
 
+    def advice(self, steps: int) -> str:
+        """Returns what a user should know before a run of `steps` updates; empty: nothing."""
+        del steps
+        return ""
+
     @abc.abstractmethod
     def make_loss(self, steps: int) -> Loss:
         """Returns the loss of a run of `steps` updates."""
@@ -111,7 +116,8 @@ class LanguageTask(Task):
 
     def diagnose(self, state: TrainState, batch: Any) -> list[str]:
         arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in self.to_devices(batch).items()}
-        return diagnose(self.network, state.params, arrays | self.loss.extra_batch(state.memory, state.step),
+        arrays |= self.loss.extra_batch(state.loss_state, state.step)
+        return diagnose(self.network, state.params, arrays,
                         jax.random.wrap_key_data(state.key), self.loss, self.mesh)
 
     def extra_metrics(self, params: Any) -> Metrics:

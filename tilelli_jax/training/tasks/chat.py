@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,8 +28,8 @@ from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 from tilelli_jax.parallel.sharding import Mesh, local_rows, place_rows, replicated
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.distributed import compile_barrier
-from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
 from tilelli_jax.training.groups import check_groups
 from tilelli_jax.training.loss import NATS, LossUnit
@@ -74,7 +75,7 @@ class ChatTask(LanguageTask):
                      f"{_size(splits.valid)} to validate on")
         self.fingerprint = splits.fingerprint()
         self.tokens = train.batch_size * train.seq_len
-        if "everything" in goal.train and not goal.router_kl_weight:
+        if "everything" in goal.trainable and not goal.router_kl_weight:
             self.flops_per_token = train_flops_per_token(config.model, train.seq_len)
         only_nats = goal.cross_entropy_weight == 1 and not (
             goal.abstain_weight or goal.router_entropy_weight or goal.router_kl_weight)
@@ -86,7 +87,7 @@ class ChatTask(LanguageTask):
 
     def prepare(self, model: Any, steps: int) -> Training:
         training = super().prepare(model, steps)
-        check_groups(self.config.finetune.train, training.abstract_state.params, "finetune.train")
+        check_groups(self.config.finetune.trainable, training.abstract_state.params, "finetune.trainable")
         return training
 
     def arrays(self, batch: ChatBatch) -> dict[str, np.ndarray]:
@@ -115,7 +116,7 @@ class ChatTask(LanguageTask):
         terms = held_out_terms(network, self.valid_rows, max_rows=self.max_rows,
                                batch_size=self.config.train.eval_batch_size)(params)
         n_pairs = min(len(self.valid_rows), self.max_rows or len(self.valid_rows))
-        return {"trained": list(self.config.finetune.train), "held_out": {"pairs": n_pairs, **terms}}
+        return {"trained": list(self.config.finetune.trainable), "held_out": {"pairs": n_pairs, **terms}}
 
 
 def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, max_rows: int | None = None,
@@ -132,7 +133,7 @@ def held_out_terms(network: Network, rows: ChatRows, *, batch_size: int, max_row
         mesh: devices that share each batch; None uses this process's first device.
     """
     chosen = None if mesh is None else local_rows(mesh, batch_size)
-    batches = validation_rows(rows, batch_size=batch_size, rows=chosen, most=max_rows)
+    batches = validation_rows(rows, batch_size=batch_size, rows=chosen, max_rows=max_rows)
 
     totals = _totals(network.graph, mesh)
 
@@ -177,6 +178,9 @@ def with_starting_network(config: ExperimentConfig, run: RunDirectory) -> Experi
         return config
     if run.config.is_file():
         model = config_lib.load(ExperimentConfig, run.config).model
+    elif not Path(config.train.init_from).exists():
+        raise InputError(f"train.init_from: {config.train.init_from}: no such directory; expected a trained "
+                         "network, e.g. runs/demo/model after `tilelli train --config demo`")
     else:
         model = store.load_config(config.train.init_from)
     if not isinstance(model, RoutedConfig | VanillaConfig):
@@ -190,14 +194,14 @@ def with_starting_network(config: ExperimentConfig, run: RunDirectory) -> Experi
 def _check_network(config: ExperimentConfig) -> None:
     model, goal = config.model, config.finetune
     assert not isinstance(model, SAEConfig)
-    if not config.train.init_from and goal.train != ("everything",):
-        raise InputError(f"finetune.train: expected everything where train.init_from names no model, found "
-                         f"{', '.join(goal.train)}")
+    if not config.train.init_from and goal.trainable != ("everything",):
+        raise InputError(f"finetune.trainable: expected everything where train.init_from names no model, "
+                         f"found {', '.join(goal.trainable)}")
     if goal.abstain_weight and not model.abstain_head:
         raise InputError(
             "model.abstain_head: expected true, as finetune.abstain_weight trains the head, found false"
             if goal.adds_head else
-            f"finetune.abstain_weight: expected 0, or the group abstain in finetune.train, as "
+            f"finetune.abstain_weight: expected 0, or the group abstain in finetune.trainable, as "
             f"{config.train.init_from} has no abstain head, found {goal.abstain_weight:g}")
     for key in ("router_entropy_weight", "router_kl_weight"):
         if getattr(goal, key) and not isinstance(model, RoutedConfig):

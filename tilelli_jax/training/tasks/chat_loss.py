@@ -38,7 +38,7 @@ TERMS = {"cross_entropy": "cross_entropy_weight", "abstain": "abstain_weight",
 class FinetuneConfig(Section):
     """What fine-tuning on pairs trains: parameter groups and the weights of the loss terms."""
 
-    train: tuple[Group, ...] = setting(
+    trainable: tuple[Group, ...] = setting(
         ("everything",), "groups of parameters to train; all others stay unchanged to the bit. paths is "
         "conv, state, attention and dense together")
     cross_entropy_weight: float = setting(1.0, "weight of the responses' cross-entropy, in nats per byte",
@@ -55,17 +55,18 @@ class FinetuneConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.train:
-            raise InputError("train: expected at least one group of parameters")
+        if not self.trainable:
+            raise InputError("trainable: expected at least one group of parameters")
         if not any(getattr(self, weight) for weight in TERMS.values()):
             raise InputError(f"{', '.join(TERMS.values())}: expected a weight above 0 in one of them")
-        if "abstain" in self.train and not self.abstain_weight:
-            raise InputError("abstain_weight: expected a weight above 0 where train names the head, found 0")
+        if "abstain" in self.trainable and not self.abstain_weight:
+            raise InputError("abstain_weight: expected a weight above 0 where trainable names the head, "
+                             "found 0")
 
     @property
     def adds_head(self) -> bool:
         """Whether the run adds an abstain head to a network without one."""
-        return self.abstain_weight > 0 and bool({"abstain", "everything"} & set(self.train))
+        return self.abstain_weight > 0 and bool({"abstain", "everything"} & set(self.trainable))
 
     def weighted(self, terms: Any) -> Any:
         """Returns the weighted sum of the terms present, without `router_kl`."""
@@ -131,15 +132,15 @@ class ChatLoss(Loss):
 
     @property
     def trained(self) -> Trained:
-        return trained_of(self.config.train)
+        return trained_of(self.config.trainable)
 
-    def initial_memory(self, params: Any) -> Any:
+    def initial_loss_state(self, params: Any) -> Any:
         """Keeps the trained parameters' starting values for `router_kl`."""
         return select(params, self.trained) if self.config.router_kl_weight else ()
 
-    def extra_batch(self, memory: Any, step: jax.Array) -> Batch:
+    def extra_batch(self, loss_state: Any, step: jax.Array) -> Batch:
         del step
-        return {"start": memory} if self.config.router_kl_weight else {}
+        return {"start": loss_state} if self.config.router_kl_weight else {}
 
 
 def _router_kl(model: Decoder, batch: Batch, routing: jax.Array) -> jax.Array:

@@ -16,8 +16,8 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
 from tilelli_jax.loading.store import build
 from tilelli_jax.parallel.sharding import Mesh, local_rows, path_name, place_rows, replicated
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.distributed import compile_barrier
-from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.loss import UNEXPLAINED
 from tilelli_jax.training.step import Network, Training, TrainState
 from tilelli_jax.training.tasks.base import Task
@@ -75,7 +75,7 @@ class AutoencoderTask(Task):
     def prepare(self, model: Any, steps: int) -> Training:
         if model is None:
             model = build(self.config.model, self.config.seed, self.config.compute)
-            model.bias[...] = jnp.asarray(_center(self.train_rows, self.config.sae.center), jnp.float32)
+            model.bias[...] = jnp.asarray(_center(self.train_rows, self.config.sae.bias_init), jnp.float32)
         return super().prepare(model, steps)
 
     def arrays(self, batch: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,15 +25,15 @@ TINY = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig(Section):
+class SAELossConfig(Section):
     """The loss of a sparse autoencoder."""
 
     normalize: bool = setting(
         True, "divide losses by the batch's variance, and scale the auxiliary loss with the number of dead "
         "latents up to aux_k; false: plain mean squared errors")
-    project: bool = setting(
+    project_gradients: bool = setting(
         True, "remove the component of the decoder's gradient that changes the lengths of its rows")
-    center: Literal["geometric_median", "mean", "zero"] = setting(
+    bias_init: Literal["geometric_median", "mean", "zero"] = setting(
         "geometric_median", "initial decoder bias: a centre of up to 16384 training rows, or zero")
     aux_weight: float = setting(1 / 32, "weight of the auxiliary loss", min=0)
     aux_k: int = setting(
@@ -60,16 +60,16 @@ class AutoencoderLoss(Loss):
     Batch: `activations [rows, d_model]`, and from `extra_batch` `dead` bool `[n_latents]` and `k` int32.
     Metrics: `loss` (the reconstruction loss over all prefixes), `mse`, `fvu`, `l0`, `auxiliary`, and after
     an update `dead`, the fraction of dead latents, and for batch_topk `threshold`.
-    Memory: `silent` int32 `[n_latents]`, activations since a latent was last active.
+    Loss state: `silent` int32 `[n_latents]`, activations since a latent was last active.
 
     Raises:
         InputError: the prefixes are not increasing, or one is not below the number of latents.
     """
 
-    def __init__(self, config: SAEConfig, objective: ObjectiveConfig, *, batch_size: int, steps: int):
+    def __init__(self, config: SAEConfig, objective: SAELossConfig, *, batch_size: int, steps: int):
         sizes = (0, *objective.prefixes, config.n_latents)
         if any(size >= following for size, following in itertools.pairwise(sizes)):
-            raise InputError(f"sae.prefixes: expected rising numbers from 1 to below n_latents "
+            raise InputError(f"sae.prefixes: expected increasing numbers from 1 to below n_latents "
                              f"{config.n_latents}, found {', '.join(map(str, objective.prefixes))}")
         self.config, self.objective, self.batch_size = config, objective, batch_size
         self.k_first = max(config.k, min(objective.k_start, config.n_latents))
@@ -109,25 +109,25 @@ class AutoencoderLoss(Loss):
             return error / (_variance(residual) + TINY) * jnp.minimum(jnp.sum(dead) / self.aux_k, 1)
         return jax.lax.cond(jnp.any(dead), predict, lambda: jnp.float32(0))
 
-    def initial_memory(self, params: Any) -> Any:
+    def initial_loss_state(self, params: Any) -> Any:
         del params
         return {"silent": np.zeros(self.config.n_latents, np.int32)}
 
-    def extra_batch(self, memory: Any, step: jax.Array) -> Batch:
+    def extra_batch(self, loss_state: Any, step: jax.Array) -> Batch:
         part = jnp.clip(step / self.objective.k_steps, 0, 1)
         k = self.k_first + (self.config.k - self.k_first) * part
-        return {"dead": memory["silent"] > self.dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
+        return {"dead": loss_state["silent"] > self.dead_after, "k": jnp.ceil(k).astype(jnp.int32)}
 
     def transform_grads(self, params: Any, grads: Any) -> Any:
         """Removes the component of the decoder's gradient along its rows."""
-        if not self.objective.project:
+        if not self.objective.project_gradients:
             return grads
         decoder, grad = params["decoder"]["kernel"], grads["decoder"]["kernel"]
         direction = unit(decoder, "rows")
         along = jnp.sum(grad * direction, axis=1, keepdims=True)
         return {**grads, "decoder": {**grads["decoder"], "kernel": grad - along * direction}}
 
-    def post_update(self, params: Any, memory: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
+    def post_update(self, params: Any, loss_state: Any, metrics: Metrics) -> tuple[Any, Any, Metrics]:
         """Normalises the decoder, and updates batch_topk's threshold and the latents' silence."""
         decoder = unit(params["decoder"]["kernel"], self.config.unit_norm)
         params = {**params, "decoder": {**params["decoder"], "kernel": decoder}}
@@ -139,7 +139,7 @@ class AutoencoderLoss(Loss):
             params["threshold"] = jnp.where(smallest > 0, decay * before + (1 - decay) * smallest, before)
             reported["threshold"] = params["threshold"]
         fired = metrics["fired"] > 0
-        silent = jnp.where(fired, 0, jnp.minimum(memory["silent"], 2**30) + self.batch_size)
+        silent = jnp.where(fired, 0, jnp.minimum(loss_state["silent"], 2**30) + self.batch_size)
         return params, {"silent": silent}, reported | {"dead": jnp.mean(silent > self.dead_after)}
 
 

@@ -21,8 +21,8 @@ from tilelli_jax.data.windows import (
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.models.trigram import fit_trigram
 from tilelli_jax.parallel.sharding import Mesh, local_rows, place_rows, replicated
+from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.distributed import compile_barrier
-from tilelli_jax.training.experiment import ExperimentConfig
 from tilelli_jax.training.flops import train_flops_per_token
 from tilelli_jax.training.step import Network
 from tilelli_jax.training.tasks.base import LanguageTask
@@ -30,6 +30,7 @@ from tilelli_jax.training.tasks.text_loss import NextByteLoss, next_byte_nats
 
 log = logging.getLogger(__name__)
 MIN_VALID_SEQUENCES = 8  # with fewer, the validation loss is mostly noise
+MAX_PASSES = 20  # with more over one text, small networks overfit
 
 
 class TextTask(LanguageTask):
@@ -59,9 +60,15 @@ class TextTask(LanguageTask):
         self.tokens = train.batch_size * train.seq_len
         self.flops_per_token = train_flops_per_token(config.model, train.seq_len)
 
+    def advice(self, steps: int) -> str:
+        size = len(self.splits.train)
+        passes = steps * self.tokens / size
+        return (f"{size:,} bytes to train on are read {passes:,.0f} times: expect the network to overfit; use "
+                "more text, or fewer updates" if passes > MAX_PASSES else "")
+
     def make_loss(self, steps: int) -> NextByteLoss:
         del steps
-        return NextByteLoss(self.config.train.load_balance)
+        return NextByteLoss(self.config.train.load_balance_weight)
 
     def arrays(self, batch: TrainingBatch) -> dict[str, np.ndarray]:
         return {"bytes": batch.bytes}

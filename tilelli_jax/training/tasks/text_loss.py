@@ -18,13 +18,13 @@ ROUTER = Tap(record=("router",))
 
 @dataclasses.dataclass(frozen=True)
 class NextByteLoss(Loss):
-    """Mean next-byte cross-entropy in nats, plus `load_balance` times the load-balance loss.
+    """Mean next-byte cross-entropy in nats, plus `load_balance_weight` times the load-balance loss.
 
     Batch: `bytes [batch, time + 1]` uint8. Metrics: `loss` (the cross-entropy alone); for routed networks
     also `load_balance`, `router_use [blocks, paths]` and `router_entropy [blocks]` (0 … 1).
     """
 
-    load_balance: float
+    load_balance_weight: float
 
     def __call__(self, model: Decoder, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key  # no dropout
@@ -35,7 +35,7 @@ class NextByteLoss(Loss):
             return nats, {"loss": nats}
         weights = activations["router"]
         balance = load_balance_loss(weights)
-        return nats + self.load_balance * balance, {
+        return nats + self.load_balance_weight * balance, {
             "loss": nats, "load_balance": balance,
             "router_use": weights.mean((1, 2)), "router_entropy": entropy(weights).mean((1, 2))}
 

@@ -1,6 +1,6 @@
-"""How the built-in stories are told: twelve plots, and what they share.
+"""Templates of the built-in stories: twelve plots, and what they share.
 
-Every plot tells its {place} and its {topic} whatever lines are chosen, so that two different
+Every plot states its {place} and its {topic} whatever lines are chosen, so that two different
 premises never give the same story.
 """
 

@@ -1,8 +1,8 @@
-"""How a telling is written down, and what a plot is.
+"""The format of templates, and what a plot is.
 
-A telling is text with blanks such as {hero}, which `stories.py` fills. A line is one way of
-telling a beat, and one of them is chosen; a lone "-" leaves the beat out. An empty line ends a
-beat, a line "----" ends a paragraph.
+A template is text with blanks such as {hero}, which `stories.py` fills. It consists of beats. Each line of
+a beat is one variant, and one of them is chosen; a lone "-" omits the beat. An empty line ends a beat, a
+line "----" ends a paragraph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Paragraph = tuple[Beat, ...]
 
 
 class Plot(NamedTuple):
-    """What happens: the pool that {topic} is drawn from, and the paragraphs that tell it."""
+    """What happens: the pool that {topic} is drawn from, and the paragraphs of its template."""
 
     topics: tuple[str, ...]
     paragraphs: tuple[Paragraph, ...]

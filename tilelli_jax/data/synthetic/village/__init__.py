@@ -14,10 +14,17 @@ from tilelli_jax.data.synthetic.village.conversations import (
     bare,
     chat,
 )
-from tilelli_jax.data.synthetic.village.regimes import ANSWERABLE, EACH, REGIMES, Prompt, calibration, prompts
+from tilelli_jax.data.synthetic.village.regimes import (
+    ANSWERABLE,
+    EACH,
+    REGIMES,
+    EvaluationPrompt,
+    calibration,
+    prompts,
+)
 from tilelli_jax.data.synthetic.village.texts import PASSES, documents, text
-from tilelli_jax.data.synthetic.village.world import DEFAULT, MOST, RING, World, world
+from tilelli_jax.data.synthetic.village.world import DEFAULT, MAX_PEOPLE, RING, World, world
 
-__all__ = ["ABSTENTIONS", "ANSWERABLE", "DEFAULT", "EACH", "KINDS", "MOST", "PASSES", "REGIMES", "RING",
-           "SEMANTIC", "Prompt", "VillagePair", "World", "bare", "calibration", "chat", "documents",
+__all__ = ["ABSTENTIONS", "ANSWERABLE", "DEFAULT", "EACH", "KINDS", "MAX_PEOPLE", "PASSES", "REGIMES", "RING",
+           "SEMANTIC", "EvaluationPrompt", "VillagePair", "World", "bare", "calibration", "chat", "documents",
            "prompts", "text", "world"]

@@ -12,14 +12,14 @@ from tilelli_jax.data.synthetic.stories import pick
 from tilelli_jax.data.synthetic.village.names import OF_KIND
 from tilelli_jax.data.synthetic.village.questions import (
     Purpose,
-    about_niche,
-    about_stranger,
-    about_term,
-    about_untold,
+    about_invented_term,
+    about_real_topic,
+    about_unknown_entity,
+    about_unstated_relation,
     ask,
     gibberish,
     purpose_of,
-    strangers,
+    unknown_names,
 )
 from tilelli_jax.data.synthetic.village.texts import documents
 from tilelli_jax.data.synthetic.village.world import World, stream
@@ -27,7 +27,7 @@ from tilelli_jax.errors import InputError
 
 ABSTENTIONS = ("I don't know.", "I don't know that.", "Sorry, I don't know.",
                "I have no idea, I don't know it.")
-SEMANTIC = ("stranger", "term", "niche", "untold")
+SEMANTIC = ("unknown_entity", "invented_term", "real_topic", "unstated_relation")
 KINDS = (*SEMANTIC, "gibberish", "mismatched", "garbled")
 
 
@@ -46,10 +46,11 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
     Args:
         unanswerable: probability of a pair without an answer.
         kinds: kinds of pairs without an answer, drawn with equal probability. The response is an abstention
-            for "stranger" (a name that no text mentions), "term" (made-up jargon), "niche" (a real topic that
-            no text mentions), "untold" (a known name and a relation that no text states) and "gibberish" (no
-            question). "mismatched" is an answerable question with the answer to another one; "garbled" is an
-            answerable question with gibberish as its answer.
+            for "unknown_entity" (a name that no text mentions), "invented_term" (made-up jargon),
+            "real_topic" (a real topic that no text mentions), "unstated_relation" (a known name and a
+            relation that no text states) and "gibberish" (no question). "mismatched" is an answerable
+            question with the answer to another one; "garbled" is an answerable question with gibberish as its
+            answer.
         purpose: the prompts to draw from. No prompt of "calibration" is in training, for any seed.
 
     Raises:
@@ -63,9 +64,9 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
     if pairs < 0:
         raise InputError(f"pairs: expected at least 0, found {pairs}")
     if unanswerable and not kinds:
-        raise InputError("kinds: expected one at least of what is not answered, found none")
+        raise InputError("kinds: expected at least one kind of unanswerable question, found none")
     rng = stream(6, world.seed, seed)
-    unknown = strangers(world, "train")
+    unknown = unknown_names(world, "train")
 
     def answered() -> VillagePair:
         asked = ask(rng, pick(rng, world.entities))
@@ -73,15 +74,15 @@ def chat(world: World, pairs: int, seed: int = 0, unanswerable: float = 0.5,
 
     def unanswered() -> VillagePair:
         match pick(rng, kinds):
-            case "stranger":
+            case "unknown_entity":
                 kind = pick(rng, tuple(OF_KIND))
-                prompt = about_stranger(rng, kind, unknown[kind])
-            case "term":
-                prompt = about_term(rng, "train")
-            case "niche":
-                prompt = about_niche(rng, "train")
-            case "untold":
-                prompt = about_untold(rng, world.people, "train")
+                prompt = about_unknown_entity(rng, kind, unknown[kind])
+            case "invented_term":
+                prompt = about_invented_term(rng, "train")
+            case "real_topic":
+                prompt = about_real_topic(rng, "train")
+            case "unstated_relation":
+                prompt = about_unstated_relation(rng, world.people, "train")
             case "gibberish":
                 prompt = gibberish(rng)
             case "garbled":

@@ -13,7 +13,7 @@ from typing import Any
 
 from tilelli_jax.data.synthetic.village.conversations import VillagePair
 from tilelli_jax.data.synthetic.village.questions import VillageQuestion
-from tilelli_jax.data.synthetic.village.regimes import REGIMES, Prompt
+from tilelli_jax.data.synthetic.village.regimes import REGIMES, EvaluationPrompt
 from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_together
 
@@ -33,7 +33,7 @@ def calibration_lines(questions: Iterable[VillageQuestion]) -> bytes:
     return chat_lines(VillagePair(asked.prompt, asked.response, True) for asked in questions)
 
 
-def regime_files(prompts: Iterable[Prompt]) -> dict[str, bytes]:
+def regime_files(prompts: Iterable[EvaluationPrompt]) -> dict[str, bytes]:
     """Returns file name → lines of the prompts of one regime, for every regime."""
     found = list(prompts)
     return {f"{regime}.jsonl": _lines(
@@ -49,8 +49,8 @@ def write(contents: Mapping[Path, bytes], force: bool) -> None:
     """
     for path in contents:
         if path.is_dir() or (path.exists() and not force):
-            raise InputError(f"{path}: is " + ("a directory, expected a file" if path.is_dir() else
-                                               "there already; --force replaces it"))
+            raise InputError(f"{path}: " + ("expected a file, found a directory" if path.is_dir() else
+                                            "already exists; --force replaces it"))
     made = [parent for path in contents for parent in path.parents if not parent.exists()]
     try:
         for path in contents:

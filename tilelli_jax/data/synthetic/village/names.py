@@ -34,7 +34,7 @@ class Names(NamedTuple):
         return tuple(f"{part}{self.between}{second[(i + number) % n]}"
                      for i, part in enumerate(self.first))
 
-    def strangers(self, known: int, use: Use) -> tuple[str, ...]:
+    def unknown_names(self, known: int, use: Use) -> tuple[str, ...]:
         """Returns all names that no text mentions, if the texts mention the first `known` rings."""
         n = len(self.first)
         rings = range(n - LAST, n) if use == "evaluation" else range(known, n - LAST)
@@ -73,7 +73,7 @@ TERMS = Names(
 OF_KIND: dict[Kind, Names] = {"person": PEOPLE, "place": PLACES, "creature": CREATURES}
 
 # Real topics that no text of the village mentions.
-NICHE: dict[Use, tuple[str, ...]] = {
+REAL_TOPICS: dict[Use, tuple[str, ...]] = {
     "train": words(
         "the Treaty of Utrecht, Bessel functions, the Krebs cycle, kerning pairs, Byzantine coinage, "
         "the Doppler shift, Hanseatic law, lichen taxonomy, the Antikythera device, tidal locking, "
@@ -88,16 +88,16 @@ NICHE: dict[Use, tuple[str, ...]] = {
         "resonance, mensural notation, token rings, the Haber process, Etruscan grammar, glacial "
         "moraines, the Phillips curve, vapor deposition, the fugue, the Seebeck effect, the enclosure "
         "of commons, suffix arrays, the Caro-Kann, bee dialects, the Bretton Woods system")}
-NICHE_QUESTIONS = (
+REAL_TOPIC_QUESTIONS = (
     "Who was the first to write about {}?", "What is the main idea behind {}?",
     "Explain {} in one sentence.",
     "When did people begin to study {}?", "What should I read about {}?", "Why does {} matter today?")
-TERM_QUESTIONS = (
+INVENTED_TERM_QUESTIONS = (
     "What is the {}?", "How do I calibrate the {}?", "Which unit is the {} measured in?",
     "When does the {} fail?", "Is the {} larger than one?", "Who sells a good {}?")
 
 # Questions that fit every person, and that no text answers.
-UNTOLD: dict[Use, tuple[str, ...]] = {
+UNSTATED_RELATIONS: dict[Use, tuple[str, ...]] = {
     "train": (
         "When was {} born?", "How tall is {}?", "Which song does {} sing?",
         "What is the shoe size of {}?",

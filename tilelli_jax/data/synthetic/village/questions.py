@@ -78,30 +78,30 @@ def ask(rng: Random, entity: Entity, form: Form | None = None, *, false: bool = 
                     entity.facts[asked])
 
 
-def strangers(world: World, use: Use) -> dict[Kind, tuple[str, ...]]:
+def unknown_names(world: World, use: Use) -> dict[Kind, tuple[str, ...]]:
     """Returns names of each kind that are unknown in the village; for the evaluation, in every village."""
-    return {kind: pool.strangers(len(world.people) // RING if kind == "person" else 1, use)
+    return {kind: pool.unknown_names(len(world.people) // RING if kind == "person" else 1, use)
             for kind, pool in OF_KIND.items()}
 
 
-def about_stranger(rng: Random, kind: Kind, unknown: Sequence[str]) -> str:
+def about_unknown_entity(rng: Random, kind: Kind, unknown: Sequence[str]) -> str:
     """Returns a question of the usual kind about a name that is unknown."""
     return ask(rng, made_up(rng, kind, pick(rng, unknown))).prompt
 
 
-def about_term(rng: Random, use: Use) -> str:
+def about_invented_term(rng: Random, use: Use) -> str:
     """Returns a question about made-up jargon."""
-    return pick(rng, names.TERM_QUESTIONS).format(pick(rng, names.TERMS.strangers(0, use)))
+    return pick(rng, names.INVENTED_TERM_QUESTIONS).format(pick(rng, names.TERMS.unknown_names(0, use)))
 
 
-def about_niche(rng: Random, use: Use) -> str:
+def about_real_topic(rng: Random, use: Use) -> str:
     """Returns a question about a real topic that is unrelated to the village."""
-    return pick(rng, names.NICHE_QUESTIONS).format(pick(rng, names.NICHE[use]))
+    return pick(rng, names.REAL_TOPIC_QUESTIONS).format(pick(rng, names.REAL_TOPICS[use]))
 
 
-def about_untold(rng: Random, people: Sequence[Entity], use: Use) -> str:
+def about_unstated_relation(rng: Random, people: Sequence[Entity], use: Use) -> str:
     """Returns a question about a known person and a relation that no text states."""
-    return pick(rng, names.UNTOLD[use]).format(pick(rng, people).name)
+    return pick(rng, names.UNSTATED_RELATIONS[use]).format(pick(rng, people).name)
 
 
 def gibberish(rng: Random) -> str:
@@ -111,7 +111,7 @@ def gibberish(rng: Random) -> str:
         lambda: _cut(rng, "".join(pick(rng, LETTERS) for _ in range(length))),
         lambda: _cut(rng, "".join(_run(rng) for _ in range(length // 4))),
         lambda: "".join(pick(rng, MARKS) for _ in range(length)),
-        lambda: "".join(shuffled(rng, about_niche(rng, "train"))).strip())
+        lambda: "".join(shuffled(rng, about_real_topic(rng, "train"))).strip())
     return pick(rng, kinds)()
 
 

@@ -1,7 +1,7 @@
 """Evaluation prompts in seven regimes, and calibration prompts.
 
     in_domain            facts of the village, asked as in training, in new prompts
-    ood_topic            strangers, jargon, niche topics and relations that no text states; all names, terms,
+    ood_topic            strangers, jargon, real topics and relations that no text states; all names, terms,
                          topics and wordings are absent from training
     ood_style            facts of the village, asked in a style that training never has
     factual_misleading   as in_domain, with the same forms, but the question presupposes something false
@@ -30,14 +30,14 @@ from tilelli_jax.data.synthetic.village.questions import (
     FORMS,
     Purpose,
     VillageQuestion,
-    about_niche,
-    about_stranger,
-    about_term,
-    about_untold,
+    about_invented_term,
+    about_real_topic,
+    about_unknown_entity,
+    about_unstated_relation,
     ask,
     gibberish,
     purpose_of,
-    strangers,
+    unknown_names,
 )
 from tilelli_jax.data.synthetic.village.texts import sentence, statement
 from tilelli_jax.data.synthetic.village.world import RELATIONS, RING, Entity, World, stream
@@ -53,12 +53,12 @@ TRIES = 10_000  # draws without a new prompt after which the search ends
 DOUBTS = (
     "You may not know this: {}", "I don't know who could tell me. {}", "Nobody seems to be sure. {}",
     "It is unclear to me. {}", "I have no idea, so please tell me. {}", "This may be hard to say: {}")
-BESIDE = (
+DISTRACTORS = (
     "I have never met {other}. {asked}", "Forget {other}. {asked}", "{other} asked me this: {asked}",
     "Not {other}, I mean somebody else. {asked}")
 
 
-class Prompt(NamedTuple):
+class EvaluationPrompt(NamedTuple):
     """A prompt, its regime, and the text that a correct answer contains; None if there is no answer."""
 
     prompt: str
@@ -66,7 +66,7 @@ class Prompt(NamedTuple):
     answer: str | None = None
 
 
-def prompts(world: World, each: int = EACH, seed: int = 0) -> list[Prompt]:
+def prompts(world: World, each: int = EACH, seed: int = 0) -> list[EvaluationPrompt]:
     """Returns `each` different prompts of every regime, in the order of REGIMES.
 
     Raises:
@@ -76,7 +76,7 @@ def prompts(world: World, each: int = EACH, seed: int = 0) -> list[Prompt]:
     for number, regime in enumerate(REGIMES):
         rng = stream(7, world.seed, seed, number)
         draw = _DRAW[regime](rng, world)
-        found += [Prompt(prompt, regime, answer)
+        found += [EvaluationPrompt(prompt, regime, answer)
                   for prompt, answer in _different(draw, each, "evaluation")]
     return found
 
@@ -127,11 +127,11 @@ def _in_domain(rng: Random, world: World) -> Draw:
 
 
 def _ood_topic(rng: Random, world: World) -> Draw:
-    unknown, kinds = strangers(world, "evaluation"), tuple(OF_KIND)
+    unknown, kinds = unknown_names(world, "evaluation"), tuple(OF_KIND)
     draws: tuple[Callable[[], str], ...] = (
-        lambda: about_stranger(rng, kind := pick(rng, kinds), unknown[kind]),
-        lambda: about_term(rng, "evaluation"), lambda: about_niche(rng, "evaluation"),
-        lambda: about_untold(rng, world.people[:RING], "evaluation"))
+        lambda: about_unknown_entity(rng, kind := pick(rng, kinds), unknown[kind]),
+        lambda: about_invented_term(rng, "evaluation"), lambda: about_real_topic(rng, "evaluation"),
+        lambda: about_unstated_relation(rng, world.people[:RING], "evaluation"))
     return lambda: (pick(rng, draws)(), None)
 
 
@@ -170,7 +170,7 @@ def _long(rng: Random, world: World) -> Draw:
 
 
 def _neo(rng: Random, world: World) -> Draw:
-    unknown = strangers(world, "evaluation")["person"]
+    unknown = unknown_names(world, "evaluation")["person"]
 
     def draw() -> tuple[str, str | None]:
         entity = pick(rng, world.core)
@@ -179,7 +179,7 @@ def _neo(rng: Random, world: World) -> Draw:
             return RELATIONS[entity.kind][relation].fresh.format(entity.name), entity.facts[relation]
         asked = ask(rng, entity)
         if rng.random() < 0.5:
-            return pick(rng, BESIDE).format(other=pick(rng, unknown), asked=asked.prompt), asked.answer
+            return pick(rng, DISTRACTORS).format(other=pick(rng, unknown), asked=asked.prompt), asked.answer
         return pick(rng, DOUBTS).format(asked.prompt), asked.answer
     return draw
 

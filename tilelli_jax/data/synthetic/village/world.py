@@ -14,7 +14,7 @@ from tilelli_jax.data.synthetic.village.names import CREATURES, LAST, OF_KIND, P
 from tilelli_jax.errors import InputError
 
 RING = len(PEOPLE.first)  # people of a ring
-MOST = RING * (RING - 3 * LAST)  # people: so many rings are left for strangers
+MAX_PEOPLE = RING * (RING - 3 * LAST)  # people: so many rings are left for strangers
 DEFAULT = 2 * RING
 
 
@@ -158,10 +158,10 @@ def world(seed: int = 0, people: int = DEFAULT) -> World:
         people: a multiple of RING, so that all rings are complete.
 
     Raises:
-        InputError: `people` is no such multiple, or exceeds the number of names.
+        InputError: `people` is not such a multiple, or exceeds the number of names.
     """
-    if people % RING or not 0 < people <= MOST:
-        raise InputError(f"people: expected a multiple of {RING} from {RING} to {MOST}, found {people}")
+    if people % RING or not 0 < people <= MAX_PEOPLE:
+        raise InputError(f"people: expected a multiple of {RING} from {RING} to {MAX_PEOPLE}, found {people}")
     return World(seed, _ring(1, seed, "person", people // RING), _ring(2, seed, "place"),
                  _ring(3, seed, "creature"))
 

@@ -1,4 +1,4 @@
 """Independent reference implementations in NumPy, and test helpers: random weights, distances.
 
-`brute` does not import the library. The PyTorch references are in convert/torch_networks.py.
+`loops` does not import the library. The PyTorch references are in convert/torch_networks.py.
 """

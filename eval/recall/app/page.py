@@ -19,8 +19,8 @@ import fastapi
 import gradio as gr
 from gradio.route_utils import FnIndexInferError  # a request for an unknown endpoint
 
-from ..document import SCROLL_SHADOWS
-from ..tables import Row, markdown
+from ...document import SCROLL_SHADOWS
+from ...tables import Row, markdown
 from . import thought_seeding
 from .handlers import DEPTHS, batched, generated, probed
 from .hosts import App, Receive, Scope, Send, TrustedHosts
@@ -34,7 +34,7 @@ THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
                           font_mono=["ui-monospace", "monospace"])  # system fonts: others are downloaded
 # "wide" three times: gradio's own rules for tables are as specific as one class and two elements.
 STYLE = """
-.result { font-size: 1.1rem; min-height: 1.6rem } .refused { color: #B33A00; font-size: 1.1rem }
+.result { font-size: 1.1rem; min-height: 1.6rem } .input-error { color: #B33A00; font-size: 1.1rem }
 .answers pre, .answers code { white-space: pre-wrap !important; word-break: break-word }
 .figures .two { display: grid; gap: 1rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)) }
@@ -85,10 +85,10 @@ def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, file
                                  "with them)", lines=1, elem_id="correct")
             with gr.Row():
                 low = gr.Slider(0, 1, low_start, step=0.001, elem_id="low",
-                                label="low: below this P(knows) the thought seed tells it not to guess")
+                                label="low: below this P(knows) the thought seed instructs it not to guess")
                 high = gr.Slider(0, 1, high_start, step=0.001, elem_id="high",
-                                 label="high: from this P(knows) on the thought seed tells it to answer "
-                                 "directly")
+                                 label="high: from this P(knows) on the thought seed instructs it to "
+                                 "answer directly")
             with gr.Row():
                 with gr.Column():
                     generate_baseline = gr.Button("Generate: baseline", elem_id="generate-baseline")

@@ -31,14 +31,14 @@ class Measurements(NamedTuple):
     activations: dict[int, list[np.ndarray]]
 
 
-class Block(NamedTuple):
+class FeatureBlock(NamedTuple):
     """Features that need no activations: names `[features]`, values f64 `[items, features]`."""
 
     names: tuple[str, ...]
     values: Floats
 
 
-class Subject(Protocol):
+class StudyData(Protocol):
     """A kind of data. Methods identify items by their index, and take networks that `open` returned.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject(Protocol):
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         """Returns "train", "test" or "purge" for each item: `[items]`."""
 
-    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
+    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, FeatureBlock]:
         """Returns features: `cheap` needs no network, `nll` is the prompt's NLL, `length` is a control."""
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], max_folds: int) -> Folds:

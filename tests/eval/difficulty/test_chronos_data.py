@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
-from tilelli_jax.eval.difficulty import cheap, series
-from tilelli_jax.eval.difficulty import forecasts as module
-from tilelli_jax.eval.difficulty.config import CausalConfig, DifficultyConfig, ExtractConfig, SeriesConfig
-from tilelli_jax.eval.difficulty.extract import Extraction, extract
-from tilelli_jax.eval.difficulty.forecasts import Forecasts
-from tilelli_jax.eval.inputs.networks import NetworkConfig
 
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.errors import InputError
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.eval.difficulty import cheap, series
+from tilelli_jax.eval.difficulty import chronos_data as module
+from tilelli_jax.eval.difficulty.chronos_data import ChronosData
+from tilelli_jax.eval.difficulty.config import CausalConfig, DifficultyConfig, ExtractConfig, SeriesConfig
+from tilelli_jax.eval.difficulty.extract import Extraction, extract
+from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.chronos import Chronos, ChronosConfig, crps
 from tilelli_jax.models.t5 import FlaxT5ForConditionalGeneration, T5Config
@@ -53,16 +53,16 @@ def study(directory: Path, layers: tuple[int, ...] = (2, 0), hook: str = "encode
 
 
 @pytest.fixture(scope="module")
-def subject(directory: Path) -> Forecasts:
-    return Forecasts(study(directory))
+def subject(directory: Path) -> ChronosData:
+    return ChronosData(study(directory))
 
 
 @pytest.fixture(scope="module")
-def chronos(subject: Forecasts, directory: Path) -> Chronos:
+def chronos(subject: ChronosData, directory: Path) -> Chronos:
     return subject.open(subject.config.network, str(directory))
 
 
-def test_windows_and_groups(subject: Forecasts, directory: Path) -> None:
+def test_windows_and_groups(subject: ChronosData, directory: Path) -> None:
     assert len(subject) == len(STARTS) and subject.metadata["start"] == STARTS
     for start, context, future in zip(STARTS, subject.windows.contexts, subject.windows.futures, strict=True):
         np.testing.assert_array_equal([*context, *future], VALUES[start:start + CONTEXT + HORIZON])
@@ -73,11 +73,11 @@ def test_windows_and_groups(subject: Forecasts, directory: Path) -> None:
             apart = abs(int(subject.groups[i]) - int(subject.groups[j]))
             assert apart > 0 or abs(a - b) < CONTEXT + HORIZON
             assert apart < 2 or abs(a - b) >= CONTEXT + HORIZON
-    assert subject.fingerprint == Forecasts(study(directory, stride=7)).fingerprint  # of the data
-    assert subject.fingerprint != Forecasts(study(directory, column="date")).fingerprint
+    assert subject.fingerprint == ChronosData(study(directory, stride=7)).fingerprint  # of the data
+    assert subject.fingerprint != ChronosData(study(directory, column="date")).fingerprint
 
 
-def test_results_do_not_depend_on_the_other_items(subject: Forecasts, chronos: Chronos) -> None:
+def test_results_do_not_depend_on_the_other_items(subject: ChronosData, chronos: Chronos) -> None:
     """The random numbers depend on the item number only."""
     together = subject.measure(chronos, range(len(subject)), (2, 0))
     assert set(together.numbers) == {"amount", "mase"} and (together.numbers["amount"] > 0).all()
@@ -94,7 +94,7 @@ def test_results_do_not_depend_on_the_other_items(subject: Forecasts, chronos: C
     assert subset.activations == {}
 
 
-def test_measurements(subject: Forecasts, chronos: Chronos) -> None:
+def test_measurements(subject: ChronosData, chronos: Chronos) -> None:
     found = subject.measure(chronos, range(3), (2, 0))
     contexts = np.array([VALUES[start:start + CONTEXT] for start in STARTS[:3]])
     futures = np.array([VALUES[start + CONTEXT:start + CONTEXT + HORIZON] for start in STARTS[:3]])
@@ -117,14 +117,14 @@ def test_the_next_shard_does_not_recompile(directory: Path, chronos: Chronos, tm
         traced.append((*ids.shape, len(tap.record)))
         return encode(self, ids, mask, tap)
     monkeypatch.setattr(FlaxT5ForConditionalGeneration, "encode_tapped", counting)
-    subject = Forecasts(study(directory, layers=(1,), context=18))  # a shape that no other test uses
+    subject = ChronosData(study(directory, layers=(1,), context=18))  # a shape that no other test uses
     extract(tmp_path, subject, chronos, range(len(subject)), (1,), 5)
     assert len(list(tmp_path.glob("shard-*"))) == 5
     assert sorted(traced) == [(4, 19, 0), (4, 19, 1)]  # one for the forecasts, one for the activations
     assert Extraction(tmp_path).positions.tolist() == [19] * len(subject)
 
 
-def test_split_and_folds_go_forward(subject: Forecasts, directory: Path) -> None:
+def test_split_and_folds_go_forward(subject: ChronosData, directory: Path) -> None:
     span = CONTEXT + HORIZON
     split = subject.split({})
     cut = int(0.7 * TIME)
@@ -138,18 +138,18 @@ def test_split_and_folds_go_forward(subject: Forecasts, directory: Path) -> None
         assert max(STARTS[i] for i in train[fit]) + span <= min(STARTS[i] for i in train[held])
     assert subject.folds(labels[:2], train[:2], 5) == []  # too few for two folds
     # With fewer windows, the split covers only these.
-    few = Forecasts(study(directory, items=20))
+    few = ChronosData(study(directory, items=20))
     assert len(few) == 20 and few.length == STARTS[19] + span
     assert set(few.split({}).tolist()) == {"train", "test", "purge"}
 
 
-def test_blocks(subject: Forecasts) -> None:
+def test_blocks(subject: ChronosData) -> None:
     found = subject.blocks({}, subject.split({}))
     assert list(found) == ["cheap"] and found["cheap"].names == cheap.SERIES_STATISTICS
     np.testing.assert_array_equal(found["cheap"].values, cheap.series_statistics(subject.windows.contexts, 4))
 
 
-def test_activation_rows(subject: Forecasts, chronos: Chronos) -> None:
+def test_activation_rows(subject: ChronosData, chronos: Chronos) -> None:
     """Every window occurs once, with all positions, in an order that depends on the seed."""
     items = [1, 4, 9, 10, 17]
     found = list(subject.activation_rows(chronos, items, 2))
@@ -160,7 +160,7 @@ def test_activation_rows(subject: Forecasts, chronos: Chronos) -> None:
         np.testing.assert_allclose(values, expected[items.index(item)], atol=1e-5)
 
 
-def test_patched_losses_do_not_depend_on_the_other_items(subject: Forecasts, chronos: Chronos) -> None:
+def test_patched_losses_do_not_depend_on_the_other_items(subject: ChronosData, chronos: Chronos) -> None:
     sae = TopKSAE(SAEConfig(d_model=12, n_latents=48, k=4), rngs=nnx.Rngs(1))
     losses = subject.patched_losses(chronos, sae, range(8), [3], 1, "all")
     assert losses.shape == (8, 3) and (losses[:, 0] != losses[:, 1]).any()
@@ -177,7 +177,7 @@ def test_patched_losses_do_not_depend_on_the_other_items(subject: Forecasts, chr
 def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, tmp_path: Path,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the item number, even in a later shard."""
-    subject = Forecasts(study(directory, dtype="float16"))
+    subject = ChronosData(study(directory, dtype="float16"))
     huge = subject.windows.contexts[13]
 
     def corrupted(chronos: Any, contexts: np.ndarray, **options: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -196,19 +196,19 @@ def test_nonfinite_activations_are_reported(directory: Path, chronos: Chronos, t
         list(subject.activation_rows(chronos, [2, 13, 14], 0))
 
 
-def test_unsuitable_inputs_are_refused(directory: Path, subject: Forecasts, chronos: Chronos,
+def test_unsuitable_inputs_are_rejected(directory: Path, subject: ChronosData, chronos: Chronos,
                                 tmp_path: Path) -> None:
     for hook, layers, message in (("encoder.resid_pots", (0,), "extract.hook: expected one of encoder."),
                                 ("decoder.resid_post", (0,), "extract.hook: expected one of encoder."),
                                 ("encoder.resid_post", (3,), "extract.layers: expected 0 to 2, found 3")):
         with pytest.raises(InputError) as caught:
-            Forecasts(study(directory, layers, hook)).measure(chronos, range(2), layers)
+            ChronosData(study(directory, layers, hook)).measure(chronos, range(2), layers)
         assert_one_line(f"error: {caught.value}\n", message)
     with pytest.raises(InputError) as caught:
-        Forecasts(study(directory, stride=40))
+        ChronosData(study(directory, stride=40))
     assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 10 windows, found 4")
     with pytest.raises(InputError) as caught:
-        Forecasts(study(directory, horizon=200))
+        ChronosData(study(directory, horizon=200))
     assert_one_line(f"error: {caught.value}\n", "series.csv: expected at least 216 values "
                     "(data.context + data.horizon), found 150")
     config = VanillaConfig(d_model=16, n_layers=1, max_seq_len=40, n_heads=2)
@@ -219,8 +219,8 @@ def test_unsuitable_inputs_are_refused(directory: Path, subject: Forecasts, chro
                                                                "vanilla")
 
 
-def test_a_context_beyond_the_network_is_refused(directory: Path) -> None:
+def test_a_context_beyond_the_network_is_rejected(directory: Path) -> None:
     """Chronos would silently use only the last 20 values."""
-    long = Forecasts(study(directory, context=21))
+    long = ChronosData(study(directory, context=21))
     with pytest.raises(InputError, match=r"data.context: expected at most 20, .* found 21"):
         long.open(long.config.network, str(directory))

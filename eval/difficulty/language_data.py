@@ -30,14 +30,14 @@ from ..inputs.rows import hugging_face, read_rows
 from . import cheap, labels, texts
 from .config import DifficultyConfig, HellaSwagConfig, SquadConfig, TextConfig
 from .scoring import NLLScorer
-from .subject import Block, Measurements, Numbers, Positions
+from .study_data import FeatureBlock, Measurements, Numbers, Positions
 from .texts import TextItem
 
 PARTS = 20  # folds of whole groups; the test split consists of some of these folds
 
 
-class Questions:
-    """See `subject.Subject`."""
+class LanguageData:
+    """See `study_data.StudyData`."""
 
     unit = "nats"
 
@@ -81,24 +81,24 @@ class Questions:
         answers = scorer.score(questions, items)
         right = np.array([question.right for question in questions])
         rows = np.arange(len(questions))
-        numbers = {"amount": answers.ending_nats[rows, right], "prompt_nats": answers.prompt_nats,
+        numbers = {"amount": answers.ending_nll[rows, right], "prompt_nll": answers.prompt_nll,
                    "prompt_tokens": answers.prompt_tokens,
                    "answer_tokens": answers.ending_tokens[rows, right]}
-        if answers.ending_nats.shape[1] > 1:  # ties: argmin picks the first
-            picked = answers.ending_nats.argmin(axis=1)
+        if answers.ending_nll.shape[1] > 1:  # ties: argmin picks the first
+            picked = answers.ending_nll.argmin(axis=1)
             numbers |= {"picked": picked, "wrong": (picked != right).astype(np.int64)}
         return Measurements(numbers, answers.activations)
 
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         options = self.config.split
-        return labels.purged(self.planned_split, self.metadata["prompt"], numbers["prompt_nats"],
+        return labels.purged(self.planned_split, self.metadata["prompt"], numbers["prompt_nll"],
                              memorized_nll=options.memorized_nll, max_similarity=options.max_similarity)
 
-    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
+    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, FeatureBlock]:
         statistics = cheap.prompt_statistics(self.metadata["prompt"], split == "train", self.groups.tolist())
-        return {"cheap": Block(tuple(statistics), np.stack(list(statistics.values()), axis=1)),
-                "nll": Block(("prompt_nats",), numbers["prompt_nats"][:, None]),
-                "length": Block(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
+        return {"cheap": FeatureBlock(tuple(statistics), np.stack(list(statistics.values()), axis=1)),
+                "nll": FeatureBlock(("prompt_nll",), numbers["prompt_nll"][:, None]),
+                "length": FeatureBlock(("log_answer_tokens",), cheap.answer_length(numbers["answer_tokens"]))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], max_folds: int) -> Folds:
         groups = self.groups[train]
@@ -111,7 +111,7 @@ class Questions:
                         positions: Positions = "all") -> Iterator[np.ndarray]:
         options, all_positions = self.config.extract, positions == "all"
         ids = [self._ids(network, i) if all_positions else self._prompt(network, i) for i in items]
-        rows = activation_rows(network.model, ids, hook=options.hook, layer=layer, numbers=items,
+        rows = activation_rows(network.model, ids, hook=options.hook, layer=layer, item_ids=items,
                        skip=options.skip if all_positions else 0, seed=self.config.seed,
                        dtype=np.dtype(options.dtype), batch_size=options.batch_size, mesh=self.mesh)
         return (values if all_positions else values[-1:] for values in rows)

@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.errors import InputError
 from tilelli_jax.eval.difficulty import cheap
 from tilelli_jax.eval.difficulty.config import (
     DifficultyConfig,
@@ -27,13 +31,9 @@ from tilelli_jax.eval.difficulty.config import (
 )
 from tilelli_jax.eval.difficulty.extract import Extraction, extract
 from tilelli_jax.eval.difficulty.items import make_items, read_items
-from tilelli_jax.eval.difficulty.questions import Questions, split_groups
+from tilelli_jax.eval.difficulty.language_data import LanguageData, split_groups
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.tables import read_columns
-
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
-from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import Language
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
@@ -87,7 +87,7 @@ def hellaswag(tmp_path: Path, rows: int = 24) -> HellaSwagConfig:
 def test_stored_activations_match_each_text_alone(skip: int, language: Language, alone: Any,
                                                   tmp_path: Path) -> None:
     """Reads the shards from disk, in order, and compares them with runs of single texts."""
-    subject = Questions(study(story(tmp_path), positions="all", skip=skip))
+    subject = LanguageData(study(story(tmp_path), positions="all", skip=skip))
     assert len(subject) == 15
     extract(tmp_path, subject, language, range(15), (0, 1), 4)
     found = Extraction(tmp_path)
@@ -103,7 +103,7 @@ def test_stored_activations_match_each_text_alone(skip: int, language: Language,
 
 
 def test_no_value_depends_on_the_size_of_the_shards(language: Language, tmp_path: Path) -> None:
-    subject, found = Questions(study(story(tmp_path))), []
+    subject, found = LanguageData(study(story(tmp_path))), []
     for size in (4, 15):
         path = tmp_path / str(size)
         path.mkdir()
@@ -124,7 +124,7 @@ def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> N
     arrays["embed.kernel"][ord("Z")] = 1e6
     network = Language(from_arrays(CONFIG, arrays), SimpleNamespace(encode=encode))
     data = story(tmp_path)
-    subject = Questions(study(data, positions=positions, dtype="float16"))
+    subject = LanguageData(study(data, positions=positions, dtype="float16"))
     question = subject.questions[9]
     subject.questions[9] = question._replace(prompt=question.prompt[:-1] + "Z")
     for items in (range(15), [1, 3, 4, 5, 6, 9, 11]):
@@ -139,7 +139,7 @@ def test_nonfinite_activations_are_reported(positions: Any, tmp_path: Path) -> N
 
 def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None:
     """Each text occurs once, with all positions of prompt and answer except the first."""
-    subject = Questions(study(story(tmp_path)))
+    subject = LanguageData(study(story(tmp_path)))
     found = list(subject.activation_rows(language, [3, 9], 1))
     questions = [subject.questions[i] for i in (3, 9)]
     expected = [alone(encode(question.prompt + question.endings[0]))[1, 1:] for question in questions]
@@ -150,11 +150,11 @@ def test_activation_rows(language: Language, alone: Any, tmp_path: Path) -> None
 
 def test_wrong_answers(language: Language, tmp_path: Path) -> None:
     """An item is hard, and an error, if a wrong ending has the lowest NLL."""
-    subject = Questions(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
+    subject = LanguageData(study(hellaswag(tmp_path), SplitConfig(max_similarity=2)))
     extract(tmp_path, subject, language, range(24), (1,), 7)
     found = Extraction(tmp_path)
     assert found.positions.tolist() == [4] * 24
-    nats = subject._scorer(language, (1,)).score(subject.questions).ending_nats
+    nats = subject._scorer(language, (1,)).score(subject.questions).ending_nll
     right = np.arange(24) % 4
     np.testing.assert_allclose(found.numbers["amount"], nats[np.arange(24), right], atol=1e-6)
     np.testing.assert_array_equal(found.numbers["picked"], nats.argmin(axis=1))
@@ -168,35 +168,35 @@ def test_wrong_answers(language: Language, tmp_path: Path) -> None:
 
 
 def test_blocks(language: Language, tmp_path: Path) -> None:
-    subject = Questions(study(story(tmp_path)))
-    numbers = {"prompt_nats": np.arange(15.0), "answer_tokens": np.arange(1, 16)}
+    subject = LanguageData(study(story(tmp_path)))
+    numbers = {"prompt_nll": np.arange(15.0), "answer_tokens": np.arange(1, 16)}
     split = np.where(np.arange(15) < 9, "train", "test")
     found = subject.blocks(numbers, split)
     assert list(found) == ["cheap", "nll", "length"]
     expected = cheap.prompt_statistics(subject.metadata["prompt"], split == "train", subject.groups.tolist())
     assert found["cheap"].names == tuple(expected)
     np.testing.assert_array_equal(found["cheap"].values, np.stack(list(expected.values()), axis=1))
-    np.testing.assert_array_equal(found["nll"].values[:, 0], numbers["prompt_nats"])
+    np.testing.assert_array_equal(found["nll"].values[:, 0], numbers["prompt_nll"])
     np.testing.assert_allclose(found["length"].values[:, 0], np.log(numbers["answer_tokens"]))
 
 
 def test_splits(tmp_path: Path) -> None:
     data = story(tmp_path)
-    numbers = {"prompt_nats": np.array([0.1, *[3.0] * 14])}
-    in_order = Questions(study(data, SplitConfig(by="order", train=0.6))).split(numbers)
+    numbers = {"prompt_nll": np.array([0.1, *[3.0] * 14])}
+    in_order = LanguageData(study(data, SplitConfig(by="order", train=0.6))).split(numbers)
     assert in_order.tolist() == ["purge", *["train"] * 8, *["test"] * 6]
-    subject = Questions(study(data, SplitConfig(by="group")))
+    subject = LanguageData(study(data, SplitConfig(by="group")))
     found = subject.split(numbers)
     assert found[0] == "purge" and set(found[1:].tolist()) == {"train", "test"}
     assert not set(subject.groups[found == "train"]) & set(subject.groups[found == "test"])
-    unpurged = Questions(study(data, SplitConfig(by="group", memorized_nll=0.0))).split(numbers)
+    unpurged = LanguageData(study(data, SplitConfig(by="group", memorized_nll=0.0))).split(numbers)
     assert unpurged[0] != "purge" and unpurged[1:].tolist() == found[1:].tolist()
     with pytest.raises(InputError, match=r"^split.by: expected at least two groups, found 1 \(for"):
-        Questions(study(data, SplitConfig(by="topic"))).split(numbers)
+        LanguageData(study(data, SplitConfig(by="topic"))).split(numbers)
 
 
 def test_folds_keep_groups(tmp_path: Path) -> None:
-    subject = Questions(study(story(tmp_path)))
+    subject = LanguageData(study(story(tmp_path)))
     train = np.arange(1, 15)
     labels = np.arange(14) % 2
     folds = subject.folds(labels, train, 5)
@@ -212,37 +212,37 @@ def test_few_groups_make_few_folds_or_an_error(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two", "three", "four")))
     data = TextConfig(source=str(text), prompt=16, ending=4)
-    subject = Questions(study(data))
-    train = np.flatnonzero(subject.split({"prompt_nats": np.full(len(subject), 3.0)}) == "train")
+    subject = LanguageData(study(data))
+    train = np.flatnonzero(subject.split({"prompt_nll": np.full(len(subject), 3.0)}) == "train")
     n_groups = len(set(subject.groups[train]))
     assert 2 <= n_groups <= 3
     assert len(subject.folds(np.arange(len(train)) % 2, train, 5)) == n_groups
     text.write_text("\n\n".join(f"{word} goes on and on " * 12 for word in ("one", "two")))
     with pytest.raises(InputError, match=r"^split.by: .* two groups in the train split.*, found 1 "):
-        Questions(study(data))
+        LanguageData(study(data))
 
 
 def test_line_ends_and_byte_order_marks_make_no_difference(tmp_path: Path) -> None:
     data = story(tmp_path)
     path = Path(data.source)
-    ours = Questions(study(data))
+    ours = LanguageData(study(data))
     for end, mark in (("\r\n", b"\xef\xbb\xbf"), ("\r", b""), ("\n", b"\xef\xbb\xbf")):
         other = tmp_path / "other.txt"
         other.write_bytes(mark + path.read_text().replace("\n", end).encode())
-        found = Questions(study(dataclasses.replace(data, source=str(other))))
+        found = LanguageData(study(dataclasses.replace(data, source=str(other))))
         assert found.questions == ours.questions and found.groups.tolist() == ours.groups.tolist()
 
 
 def test_sources(tmp_path: Path) -> None:
     data = hellaswag(tmp_path)
-    assert len(Questions(study(HellaSwagConfig(source=data.source, items=11)))) == 11
-    found = Questions(study(HellaSwagConfig(source=data.source, items=11, domain="wikihow")))
+    assert len(LanguageData(study(HellaSwagConfig(source=data.source, items=11)))) == 11
+    found = LanguageData(study(HellaSwagConfig(source=data.source, items=11, domain="wikihow")))
     assert len(found) == 11 and found.metadata["answer"][1] == " on 9"
     assert set(found.metadata["domain"]) == {"wikihow"}  # eleven items after the filter
-    assert found.fingerprint != Questions(study(data)).fingerprint == Questions(study(data)).fingerprint
-    assert len(Questions(study(HellaSwagConfig(source=data.source, items=12)))) == 12
-    assert len(Questions(study(TextConfig(items=30)))) == 30
-    long = Questions(study(TextConfig(items=40, prompt=600, ending=50)))
+    assert found.fingerprint != LanguageData(study(data)).fingerprint == LanguageData(study(data)).fingerprint
+    assert len(LanguageData(study(HellaSwagConfig(source=data.source, items=12)))) == 12
+    assert len(LanguageData(study(TextConfig(items=30)))) == 30
+    long = LanguageData(study(TextConfig(items=40, prompt=600, ending=50)))
     assert len(long) == 40 and {len(question.prompt) for question in long.questions} == {600}
 
 
@@ -250,20 +250,20 @@ def test_sources(tmp_path: Path) -> None:
     (TextConfig(source="no/such.txt"), ["data.source: no/such.txt: no such file"]),
     (SquadConfig(source="no/such.json"), ["no/such.json: no such file"]),
     (TextConfig(items=50, prompt=5000), ["data.source: stories: expected at least 10 items, found 0"])])
-def test_invalid_sources_are_refused(data: Any, parts: list[str]) -> None:
+def test_invalid_sources_are_rejected(data: Any, parts: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        Questions(study(data))
+        LanguageData(study(data))
     assert_one_line(f"error: {caught.value}\n", *parts)
 
 
-def test_an_unknown_place_or_layer_is_refused(language: Language, tmp_path: Path) -> None:
+def test_an_unknown_place_or_layer_is_rejected(language: Language, tmp_path: Path) -> None:
     data = story(tmp_path)
     for options, message in (({"hook": "resid_pots"},
                               "^extract.hook: expected one of .*, found 'resid_pots'"),
                           ({"layers": (5,)}, "^extract.layers: expected 0 to 1, found 5$")):
         config = study(data, **options)
         with pytest.raises(InputError, match=message):
-            Questions(config).measure(language, range(3), config.extract.layers)
+            LanguageData(config).measure(language, range(3), config.extract.layers)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 import pytest
-from tilelli_jax.eval.abstention.statements import (
+
+from tilelli_jax.eval.abstention.published_claims import (
     Statement,
     answer_v9,
     ceiling,
@@ -43,7 +44,7 @@ def variant(known: float = 0.9, head: float | None = None, ratio: float | None =
 
 @pytest.fixture
 def published() -> dict[str, Any]:
-    """Results as in the published study."""
+    """Results as in Tilelli's study."""
     variants = {"v4": variant(), "v5": variant(0.0), "v6": variant(0.9), "v7": variant(0.2, 0.76),
                 "v8a": variant(0.2, 0.80), "v8b": variant(0.2, 0.85),
                 "splice": variant(0.9, 0.54, same_answers=[True, True]),

@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import safetensors.numpy
-from tilelli_jax.convert.command import main
 
 import tilelli_jax
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax.convert.command import main
 from tilelli_jax.errors import InputError
 from tilelli_jax.io import files, tensors
 from tilelli_jax.io.tensors import INDEX, TENSORS, Tensor, in_memory, write_directory
@@ -114,7 +114,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], list[str], list[str]]] = {
                        ["{dir}/hf: ", "it has no config.json"]),
     "an empty directory": (lambda p: (p / "empty").mkdir(), ["{dir}/empty", OUT],
                            ["{dir}/empty: ", "it has no config.json"]),
-    "a config.json that is no JSON": (lambda p: write_text(p / "hf/config.json", "{"), [HF, OUT],
+    "a config.json that is not JSON": (lambda p: write_text(p / "hf/config.json", "{"), [HF, OUT],
                                       ["{dir}/hf/config.json: not JSON"]),
     "a config.json that is a list": (lambda p: write_text(p / "hf/config.json", "[]"), [HF, OUT],
                                      ["{dir}/hf/config.json: expected an object"]),
@@ -127,7 +127,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Any], list[str], list[str]]] = {
     "a setting that is missing": (lambda p: edit_config(p / "hf", hidden_size="deleted"), [HF, OUT],
                                   ["{dir}/hf/config.json: expected the key 'hidden_size'"]),
     "a setting of the wrong type": (lambda p: edit_config(p / "hf", hidden_size="many"), [HF, OUT],
-                                    ["{dir}/hf/config.json: ", "d_model: expected a whole number"]),
+                                    ["{dir}/hf/config.json: ", "d_model: expected an integer"]),
     **{f"an invalid setting: {key}": (
         lambda p, key=key, value=value: edit_config(p / "hf", **{key: value}), [HF, OUT],
         ["{dir}/hf/config.json: "])
@@ -228,8 +228,8 @@ OPTIONS: dict[str, tuple[list[str], list[str]]] = {
         "gemma4": "model_type: expected gemma4_text", "sae": "missing: W_enc", "lrd": "T: expected",
         "vanilla": "missing: tok_embed.weight", "tilelli": "blocks.0", "atome": "blocks.0"}.items()},
     "an unknown key": ([HF, OUT, "--set", "n_haeds=3"], ["'n_haeds'", "'n_heads'"]),
-    "a value of the wrong type": ([HF, OUT, "--set", "n_heads=many"], ["n_heads: expected a whole number"]),
-    "a value out of bounds": ([HF, OUT, "--set", "n_heads=0"], ["n_heads: expected a whole number ≥ 1"]),
+    "a value of the wrong type": ([HF, OUT, "--set", "n_heads=many"], ["n_heads: expected an integer"]),
+    "a value out of bounds": ([HF, OUT, "--set", "n_heads=0"], ["n_heads: expected an integer ≥ 1"]),
     "a value that the tensors contradict": ([HF, OUT, "--set", "d_hidden=48"], ["of another shape: "]),
     "no value": ([HF, OUT, "--set", "n_heads"], ["'n_heads': expected key.subkey=value"]),
     "a missing map": ([HF, OUT, "--map", "{dir}/nowhere"], ["{dir}/nowhere: no such file"]),
@@ -268,7 +268,7 @@ MAPS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def assert_refused(work_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
+def assert_rejected(work_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str],
                    *expected: str) -> None:
     before = contents_of(work_dir)
     assert run(*(argument.format(dir=work_dir) for argument in arguments)) == 2
@@ -282,14 +282,14 @@ def assert_refused(work_dir: Path, capsys: pytest.CaptureFixture[str], arguments
 def test_invalid_source(name: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage, arguments, expected = SOURCES[name]
     damage(work_dir)
-    assert_refused(work_dir, capsys, arguments,
+    assert_rejected(work_dir, capsys, arguments,
                    *(part.replace("{dir}", str(work_dir)) for part in expected))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_invalid_options(name: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = OPTIONS[name]
-    assert_refused(work_dir, capsys, arguments,
+    assert_rejected(work_dir, capsys, arguments,
                    *(part.replace("{dir}", str(work_dir)) for part in expected))
 
 
@@ -297,7 +297,7 @@ def test_invalid_options(name: str, work_dir: Path, capsys: pytest.CaptureFixtur
 def test_invalid_map(name: str, work_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, expected = MAPS[name]
     (work_dir / "map.yaml").write_text(text)
-    assert_refused(work_dir, capsys, [HF, OUT, "--map", "{dir}/map.yaml"],
+    assert_rejected(work_dir, capsys, [HF, OUT, "--map", "{dir}/map.yaml"],
                    *(part.replace("{map}", f"{work_dir}/map.yaml").replace("{{i}}", "{i}")
                      for part in expected))
 
@@ -312,14 +312,14 @@ def test_model_directory_with_wrong_tensors(directory: str, out: str, changes: d
                                             capsys: pytest.CaptureFixture[str]) -> None:
     """Must not be written as a checkpoint that other programs cannot read."""
     edit_tensors(work_dir / directory, **changes)
-    assert_refused(work_dir, capsys, ["{dir}/" + directory, "{dir}/" + out, "--to", "torch"], *expected)
+    assert_rejected(work_dir, capsys, ["{dir}/" + directory, "{dir}/" + out, "--to", "torch"], *expected)
 
 
 @pytest.mark.parametrize("length", [0, 8, 500, -1])
 def test_truncated_model_directory(length: int, work_dir: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     truncate(work_dir / "model", length)
-    assert_refused(work_dir, capsys, BACK, f"{work_dir}/model/model.safetensors: ")
+    assert_rejected(work_dir, capsys, BACK, f"{work_dir}/model/model.safetensors: ")
 
 
 FAILURES = [InputError("the file ends before it"), OSError(errno.EIO, "Input/output error"),
@@ -364,11 +364,11 @@ def test_reading_fails_midway(failure: BaseException, arguments: list[str], work
 def test_check_without_an_optional_package(package: str, extra: str, work_dir: Path,
                                            monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture[str]) -> None:
-    """The command is refused before anything is written."""
+    """The command is rejected before anything is written."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: (
         None if name == package else find(name) if name not in ("torch", "transformers") else find("json")))
-    assert_refused(work_dir, capsys, [HF, OUT, "--check"],
+    assert_rejected(work_dir, capsys, [HF, OUT, "--check"],
                    f"--check needs {package}: pip install 'tilelli_jax[{extra}]'")
 
 
@@ -385,4 +385,4 @@ def test_full_disk(arguments: list[str], work_dir: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(files, "_put", write_half)
     out = arguments[1].format(dir=work_dir)
-    assert_refused(work_dir, capsys, arguments, f"{out}: cannot be written: No space left on device")
+    assert_rejected(work_dir, capsys, arguments, f"{out}: cannot be written: No space left on device")

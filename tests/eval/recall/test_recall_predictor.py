@@ -8,22 +8,22 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import expit
+
+from tests.error_lines import assert_one_line
+from tests.eval.recall.small import VANILLA
+from tests.reference_impl.random_weights import random_network
+from tests.references import STORED, needs
 from tilelli_jax.convert.command import main as convert
+from tilelli_jax.errors import InputError
+from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.eval.calibration import Platt
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.config import PromptConfig
 from tilelli_jax.eval.recall.predictor import KnowledgePredictor, open_predictor
 from tilelli_jax.eval.recall.verdicts import VerdictRule
-
-from tests.eval.recall.small import VANILLA
-from tests.references import STORED, needs
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
-from tilelli_jax.errors import InputError
-from tilelli_jax.estimators.sidecar import SidecarConfig
 from tilelli_jax.loading import store
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
-from tilelli_jax.signals.crystallisation import BY_LAYER, OVERALL
+from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 
 GEMMA = STORED / "recall_cases" / "tiny_gemma4_with_tokenizer"
 LRD = STORED / "checkpoints" / "lrd.pt"
@@ -47,7 +47,7 @@ def predictor(published: Path) -> KnowledgePredictor:
     return open_predictor(GEMMA, published)
 
 
-def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
+def reference_probability(by_layer: np.ndarray, prompt_features: np.ndarray) -> float:
     """P(knows) from PyTorch's GRU with the unchanged tensors of lrd.pt."""
     import _codecs
 
@@ -63,7 +63,7 @@ def restated(by_layer: np.ndarray, overall: np.ndarray) -> float:
     gru.load_state_dict({name.removeprefix("gru."): value for name, value in state.items()
                          if name.startswith("gru.")})
     x = torch.tensor((by_layer[None] - scale["mean"]) / scale["std"], dtype=torch.float32)
-    g = torch.tensor((overall[None] - stored["gscaler"]["mean"]) / stored["gscaler"]["scale"],
+    g = torch.tensor((prompt_features[None] - stored["gscaler"]["mean"]) / stored["gscaler"]["scale"],
                      dtype=torch.float32)
     with torch.no_grad():
         states, last = gru(x)
@@ -79,7 +79,8 @@ def test_the_published_sidecar_on_a_chat_network(predictor: KnowledgePredictor) 
     for question, prediction in zip(QUESTIONS, predictions, strict=True):
         features = prediction.outputs.crystallisation
         assert features.by_layer.shape == (12, 12) and prediction.question == question
-        assert prediction.p == pytest.approx(restated(features.by_layer, features.overall), abs=1e-5)
+        assert prediction.p == pytest.approx(reference_probability(features.by_layer,
+                                                                   features.prompt_features), abs=1e-5)
         assert prediction.verdict is None, "lrd.pt has no thresholds"
         assert 4 <= prediction.strongest_layer <= 9
     # Another position in the batch, other neighbours, and no padding.
@@ -124,16 +125,16 @@ def test_thresholds_and_calibration(published: Path, tmp_path: Path) -> None:
         (expit(2 * np.log(0.7 / 0.3) - 0.5), expit(2 * np.log(0.25) - 0.5)))
 
 
-def test_refusals(predictor: KnowledgePredictor, tmp_path: Path) -> None:
-    def refused(call: object, *parts: str) -> None:
+def test_invalid_input(predictor: KnowledgePredictor, tmp_path: Path) -> None:
+    def rejected(call: object, *parts: str) -> None:
         with pytest.raises(InputError) as caught:
             call()  # type: ignore[operator]
         assert_one_line(f"error: {caught.value}\n", *parts)
     wrong = VerdictRule(network={"name": "other", "fingerprint": "x", "n_layers": 42})
-    store.save(store.build(SidecarConfig(features=BY_LAYER, globals=OVERALL)), tmp_path / "s")
+    store.save(store.build(SidecarConfig(features=BY_LAYER, prompt_features=PROMPT_FEATURES)), tmp_path / "s")
     verdicts.write(tmp_path / "s", wrong)
-    refused(lambda: open_predictor(GEMMA, tmp_path / "s"), "trained on another network: expected 42 layers",
+    rejected(lambda: open_predictor(GEMMA, tmp_path / "s"), "trained on another network: expected 42 layers",
             "found 12; --any-network")
     assert open_predictor(GEMMA, tmp_path / "s", any_network=True).rule == wrong
-    refused(lambda: predictor.predict(["Why?", " "]), "question 2: expected text, found an empty question")
-    refused(lambda: predictor.predict([" "]), "the question: expected text, found an empty question")
+    rejected(lambda: predictor.predict(["Why?", " "]), "question 2: expected text, found an empty question")
+    rejected(lambda: predictor.predict([" "]), "the question: expected text, found an empty question")

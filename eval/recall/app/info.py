@@ -15,11 +15,11 @@ import jax
 from tilelli_jax.errors import InputError
 from tilelli_jax.signals.crystallisation import band
 
-from ..document import keep_intervals
-from ..stages import RESULTS
-from ..tables import Row, markdown
-from . import report
-from .predictor import KnowledgePredictor
+from ...document import keep_intervals
+from ...stages import RESULTS
+from ...tables import Row, markdown
+from .. import report
+from ..predictor import KnowledgePredictor
 
 MEANING = """
 **What P(knows) means.** A question counts as known if this network, with this prompt, answered it
@@ -143,12 +143,12 @@ def _captions(study: Path) -> dict[str, str]:
 
 
 def _thresholds(predictor: KnowledgePredictor) -> str:
-    aim, (green, red) = predictor.rule.aim, predictor.rule.thresholds
-    if green is None and red is None:
+    aim, (knows_from, unknown_below) = predictor.rule.aim, predictor.rule.thresholds
+    if knows_from is None and unknown_below is None:
         return "none: only P(knows) is reported, no verdict"
     text = "; ".join(f"{verdict} {'–' if threshold is None else f'{threshold:.3f}'}"
-                     for verdict, threshold in (("likely knows from", green),
-                                                ("likely beyond its knowledge below", red)))
+                     for verdict, threshold in (("likely knows from", knows_from),
+                                                ("likely beyond its knowledge below", unknown_below)))
     if "precision" not in aim:
         return text
     scope = (f"guaranteed for new questions of the same kind with {aim.get('confidence', 0):.0%} confidence"

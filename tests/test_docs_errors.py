@@ -1,4 +1,4 @@
-"""The tables of docs/refusals.md are true: each line's message is what that input is answered with."""
+"""The tables of docs/errors.md are true: each line's message is the error that this input causes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import yaml
-from tilelli_jax.eval.difficulty.series import read_series
-from tilelli_jax.eval.inputs.rows import read_rows
-from tilelli_jax.eval.stages import Stages
 
-from tests.restated.random_weights import random_network
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax.commands.data import main as prepare
 from tilelli_jax.config import load
@@ -30,20 +27,23 @@ from tilelli_jax.data.reading import check_batches
 from tilelli_jax.data.shards import read_shards
 from tilelli_jax.data.text_files import text_chunks
 from tilelli_jax.errors import InputError
+from tilelli_jax.eval.difficulty.series import read_series
+from tilelli_jax.eval.inputs.rows import read_rows
+from tilelli_jax.eval.stages import Stages
 from tilelli_jax.io import json_text, yaml_text
 from tilelli_jax.io.files import lock, new_directory, read_bytes
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
-from tilelli_jax.training.experiment import ExperimentConfig, TrainConfig
+from tilelli_jax.training.config import ExperimentConfig, TrainConfig
 from tilelli_jax.training.run import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| (?P<input>.+?) \| `(?P<message>.+)` \|$")
 SMALL = VanillaConfig(d_model=8, n_layers=1, max_seq_len=6, n_heads=2, dense_expand=2)
 ROWS = {found["input"].replace("`", ""): found["message"]
-        for line in (ROOT / "docs/refusals.md").read_text().splitlines() if (found := ROW.match(line))}
+        for line in (ROOT / "docs/errors.md").read_text().splitlines() if (found := ROW.match(line))}
 Provoke = Callable[[Path], Any]
 
 
@@ -184,71 +184,72 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 BOMB = "\n".join(["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]",
                   *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 9))])
 PROVOKE: dict[str, Provoke] = {
-    "a file that is missing": made(lambda path: None),
-    "a directory where a file is meant": made(Path.mkdir),
+    "a missing file": made(lambda path: None),
+    "a directory where a file is expected": made(Path.mkdir),
     "a pipe, a device or a socket": made(os.mkfifo),
     "a file of more than 512 MiB that is read whole": made(sparse),
-    "JSON that is none": said("config.json", "{", json_text.read_json),
+    "invalid JSON": said("config.json", "{", json_text.read_json),
     "JSON or YAML of more than 100 levels": said("config.json", "[" * 200 + "]" * 200, json_text.read_json),
     "a lone surrogate in a text": said(
         "config.json", '{"a": "\\ud800"}', json_text.read_json),
-    "JSON that is no object where one is meant": said("config.json", "[]", json_text.read_json),
-    "YAML that is none, or has one key twice": said("run.yaml", "seed: 1\nseed: 2\n", yaml_text.read),
-    "a YAML value that its tag does not fit": said("run.yaml", "seed: !!bool maybe", yaml_text.read),
-    "YAML whose aliases make it huge": said("run.yaml", BOMB, yaml_text.read),
-    "a key that no configuration has": said("run.yaml", yaml.safe_dump({"train": {"step": 1}}),
+    "JSON that is not an object where one is expected": said("config.json", "[]", json_text.read_json),
+    "invalid YAML, or YAML with a duplicate key": said("run.yaml", "seed: 1\nseed: 2\n", yaml_text.read),
+    "a YAML value that does not match its tag": said("run.yaml", "seed: !!bool maybe", yaml_text.read),
+    "YAML whose aliases expand to a huge size": said("run.yaml", BOMB, yaml_text.read),
+    "an unknown key in a configuration": said("run.yaml", yaml.safe_dump({"train": {"step": 1}}),
                                             lambda path: load(ExperimentConfig, path)),
-    "a text whose byte-order mark is not what follows": said(
+    "a text whose byte-order mark does not match its bytes": said(
         "text.txt", b"\xff\xfe" + b"\x00\xd8" * 9, lambda path: list(text_chunks(path))),
     "text that is compressed (gzip, zip, zstd, xz, bzip2, lz4, 7-Zip)": prepared(
         "text.txt.gz", gzip.compress(b"some text")),
-    "a pipe or a device in the place of a text": pipe,
+    "a pipe or a device instead of a text file": pipe,
     "a lone surrogate in JSON lines of text": prepared("text.jsonl", '{"text": "a"}\n{"text": "\\ud800 a"}'),
-    "a row whose text is none": prepared("text.jsonl", '{"text": 5}'),
+    "a row whose text is not text": prepared("text.jsonl", '{"text": 5}'),
     "too little text for both parts": prepared("text.txt", "x"),
     "pairs that are longer than a row": said(
         "chat.jsonl", "".join(f'{{"prompt": "{n * "a"}", "response": "b"}}\n' for n in (1, 22)),
         lambda path: open_pairs(ChatConfig(source=str(path)), 30)),
-    "a conversation with other roles than user and assistant in turn": said(
+    "a conversation in which user and assistant do not alternate": said(
         "chat.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}',
         read_pairs),
     "a conversation that does not end with a reply": said(
         "chat.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', read_pairs),
     "--column where only text files are read": prepared("text.txt", "some text", "--column", "nope"),
     "a batch that memory cannot hold": lambda path: check_batches(1 << 50, 1, 65, 1),
-    "shards without their meta.json, or of two makings": shards(lambda path: (path / "meta.json").unlink()),
+    "shards without their meta.json, or from two versions": shards(
+        lambda path: (path / "meta.json").unlink()),
     "train.bin of another size than meta.json states": shards(
         lambda path: (path / "train.bin").write_bytes(b"few")),
     "another configuration in the directory of a run": of_run(lambda path: None),
-    "another time budget for a run that has begun": with_budget,
-    "a time budget of 0, or that is no number": lambda path: config_lib.from_dict(
+    "another time budget for a run that has started": with_budget,
+    "a time budget that is 0 or not a number": lambda path: config_lib.from_dict(
         ExperimentConfig, {"train": {"minutes": math.nan}}),
     "a time budget whose number of updates is lost": without_decision,
-    "a directory that is none of a run": of_run(somebody_elses),
-    "a run that another process is at": of_run(lambda path: lock(path, wait=False)),
-    "a directory that is none of a model": model(lambda path: (path / "config.json").unlink()),
-    "weights that are cut off": model(cut),
-    "weights that are not those of the configuration": model(lambda path: safetensors.numpy.save_file(
+    "not a run directory": of_run(somebody_elses),
+    "a run in use by another process": of_run(lambda path: lock(path, wait=False)),
+    "not a model directory": model(lambda path: (path / "config.json").unlink()),
+    "truncated weights": model(cut),
+    "weights that do not fit the configuration": model(lambda path: safetensors.numpy.save_file(
         {"other": np.zeros(3, np.float32)}, path / "model.safetensors")),
     "a git-lfs pointer": model(lambda path: (path / "model.safetensors").write_text(POINTER)),
     "a git-lfs pointer for a file of JSON, a tokenizer or a text": pointer,
-    "weights that are no floating-point numbers": model(whole_numbers),
+    "weights that are not floating-point numbers": model(whole_numbers),
     "an id outside the vocabulary": hugging_face(eos_token_id=10**9),
-    "weights that another library has quantised": hugging_face(
+    "weights quantised by another library": hugging_face(
         quantization_config={"quant_method": "bitsandbytes"}),
     "a rotation of base 0": hugging_face(rope_parameters={"rope_theta": 0}),
-    "a rotary scaling that is not known": hugging_face(rope_scaling={"type": "linear", "factor": 2.0}),
-    "a .pt file that wants something run": evil,
+    "an unknown rotary scaling": hugging_face(rope_scaling={"type": "linear", "factor": 2.0}),
+    "a .pt file that contains code": evil,
     "an output that already exists": out_is_there,
-    "a format that is not read": said("q.xlsx", "PK", read_rows),
-    "a line that is no JSON": said("q.jsonl", '{"a": 1}\n{', read_rows),
+    "an unsupported format": said("q.xlsx", "PK", read_rows),
+    "a line that is not JSON": said("q.jsonl", '{"a": 1}\n{', read_rows),
     "no rows": said("q.jsonl", "", read_rows),
     "a row of too few cells": said("q.csv", "a,b\n1,2\n3\n", read_rows),
-    "a column that is missing": said("q.csv", "x,y\n1,2\n", lambda path: read_series(path, "OT")),
-    "a cell that is no finite number": said(
+    "a missing column": said("q.csv", "x,y\n1,2\n", lambda path: read_series(path, "OT")),
+    "a cell that is not a finite number": said(
         "q.csv", "x,y\n1,2\n1,three\n", lambda path: read_series(path, "y")),
-    "a parquet file that is none": said("q.parquet", "PAR1", read_rows),
-    "a stage's file that was changed": stage}
+    "an invalid parquet file": said("q.parquet", "PAR1", read_rows),
+    "a changed file of a stage": stage}
 
 
 def test_every_line_is_provoked() -> None:
@@ -257,8 +258,8 @@ def test_every_line_is_provoked() -> None:
 
 @pytest.mark.parametrize("given", PROVOKE)
 def test_the_message_is_the_documented_one(given: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as rejected:
         PROVOKE[given](tmp_path)
-    message = str(refused.value).replace(f"{tmp_path}/", "")
+    message = str(rejected.value).replace(f"{tmp_path}/", "")
     expected = ".*".join(map(re.escape, ROWS[given].split("…")))
     assert re.fullmatch(expected, message), message

@@ -18,7 +18,7 @@ from tilelli_jax.training.log import LogConfig
 from tilelli_jax.training.optimizers import OptimizerConfig
 from tilelli_jax.training.report import ReportConfig
 from tilelli_jax.training.tasks.chat_loss import FinetuneConfig
-from tilelli_jax.training.tasks.sae_loss import ObjectiveConfig
+from tilelli_jax.training.tasks.sae_loss import SAELossConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class TrainConfig(Section):
     steps: int = setting(1000, "number of updates; with minutes, the largest number", min=1)
     minutes: float | None = setting(
         None, "time budget in minutes: the run first measures its speed, and then does as many updates as "
-        "fit, with validations and report; nothing: no budget", above=0)
+        "fit, with validations and report; null: no budget", above=0)
     batch_size: int = setting(32, "sequences (or activations) per update, over all devices", min=1)
     seq_len: int = setting(256, "context length of a training sequence, in bytes", min=1)
     accumulate: int = setting(
         1, "gradient accumulation: parts that an update's batch is split into and computed one after "
         "another; the load-balance loss is computed per part and averaged", min=1)
-    load_balance: float = setting(
+    load_balance_weight: float = setting(
         0.01, "weight of the load-balance loss (routed networks trained on text)", min=0)
     init_from: str = setting("", "model directory to start from; empty: random weights")
     log_every: int = setting(10, "updates between rows of metrics.jsonl", min=1)
@@ -75,7 +75,7 @@ class ExperimentConfig(Section):
     data: DataConfig = setting(DataConfig(), "the training text")
     activations: ActivationsConfig | None = setting(
         None, "activations that an autoencoder trains on, in place of text")
-    sae: ObjectiveConfig = setting(ObjectiveConfig(), "the loss of an autoencoder")
+    sae: SAELossConfig = setting(SAELossConfig(), "the loss of an autoencoder")
     chat: ChatConfig | None = setting(
         None, "pairs of a prompt and its response to fine-tune on, in place of text; without a section "
         "model, the network is that of train.init_from")

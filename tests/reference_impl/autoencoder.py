@@ -39,7 +39,7 @@ class Restated(NamedTuple):
     losses: list[float]
 
 
-def restated_training(start: dict[str, np.ndarray], batches: list[np.ndarray], k: int, aux_k: int,
+def reference_training(start: dict[str, np.ndarray], batches: list[np.ndarray], k: int, aux_k: int,
                       dead_after: int) -> Restated:
     import torch
     p = {name: torch.tensor(array).requires_grad_() for name, array in start.items()}

@@ -19,10 +19,10 @@ import numpy as np
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation import decoding
 
-from ..thresholds import Thresholds
-from .answering import MARKERS, answer_ends, answer_text
-from .config import AnswersConfig
-from .predictor import KnowledgePredictor
+from ...thresholds import Thresholds
+from ..answering import MARKERS, answer_ends, answer_text
+from ..config import AnswersConfig
+from ..predictor import KnowledgePredictor
 
 LOW, HIGH = 0.4, 0.7  # bounds of P(knows) for a sidecar without thresholds
 MAX_NEW = 1024  # default maximum number of tokens of thought and answer
@@ -71,11 +71,12 @@ class SeededAnswer(NamedTuple):
 def start_bounds(thresholds: Thresholds) -> tuple[float, float]:
     """Returns low and high for `seed` from a sidecar's thresholds on P(knows), to three digits.
 
-    LOW or HIGH replaces a missing threshold. Low is at most high: where they overlap, green takes precedence.
+    LOW or HIGH replaces a missing threshold. Low is at most high: where they overlap, knows_from takes
+    precedence.
     """
-    green, red = thresholds
-    high = round(max(HIGH, red or 0.0) if green is None else green, 3)
-    return min(round(LOW if red is None else red, 3), high), high
+    knows_from, unknown_below = thresholds
+    high = round(max(HIGH, unknown_below or 0.0) if knows_from is None else knows_from, 3)
+    return min(round(LOW if unknown_below is None else unknown_below, 3), high), high
 
 
 def seed(p: float, low: float = LOW, high: float = HIGH) -> str:

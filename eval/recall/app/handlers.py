@@ -16,14 +16,14 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io.files import write_atomically
 from tilelli_jax.io.json_text import check_text
 
-from ..inputs.rows import read_rows, text_of
-from ..matching import is_match, is_refusal
-from ..tables import as_csv
+from ...inputs.rows import read_rows, text_of
+from ...matching import is_match, is_refusal
+from ...tables import as_csv
+from ..predictor import KnowledgePredictor, Prediction, as_row
 from . import charts, thought_seeding
-from .predictor import KnowledgePredictor, Prediction, as_row
 from .request_queue import RequestQueue
 
-MAX_LETTERS = 10_000  # of a question; bounds the memory that one request can use
+MAX_CHARACTERS = 10_000  # of a question; bounds the memory that one request can use
 DEPTHS = (0.25, 0.5, 0.75, 1.0)
 MAX_ROWS = 1000  # of a batch that the page shows; the files contain all rows
 
@@ -109,14 +109,14 @@ def batched(queue: RequestQueue, path: str | None, files: Path,
 
 def _checked(question: str | None, where: str = "the question") -> str:
     text = (question or "").strip()
-    if len(text) > MAX_LETTERS:
-        raise InputError(f"{where}: expected at most {MAX_LETTERS} letters, found {len(text)}")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{where}: expected at most {MAX_CHARACTERS} characters, found {len(text)}")
     check_text(text, where)
     return text
 
 
 def _error(error: InputError) -> str:
-    return f'<div class="refused">{html.escape(str(error))}</div>'
+    return f'<div class="input-error">{html.escape(str(error))}</div>'
 
 
 def _prediction_text(prediction: Prediction) -> str:
@@ -156,7 +156,7 @@ def _grade(answer: str, correct: Sequence[str]) -> str:
     if any(is_match(line, correct) for line in lines):
         return "**✓ correct**"
     if lines and is_refusal(lines[0]):
-        mentioned = any(is_match(line, correct, "recall") for line in lines)
+        mentioned = any(is_match(line, correct, "published") for line in lines)
         return "**– it abstains**" + (", but mentions a correct answer" if mentioned else "")
     return "**✗ not correct**"
 

@@ -1,4 +1,4 @@
-"""Missing and invalid files of the published study: skipped rungs, and errors of one line."""
+"""Missing and invalid files of fm-difficulty-probe: skipped rungs, and errors of one line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.eval.difficulty.published.command import main
 
-from tests.eval.difficulty.made_up_kit import (
+from tests.error_lines import assert_one_line
+from tests.eval.difficulty.synthetic_release import (
     ITEMS,
     WIDTH,
     Tree,
@@ -22,7 +22,7 @@ from tests.eval.difficulty.made_up_kit import (
     write_autoencoder,
     write_table,
 )
-from tests.refusals import assert_one_line
+from tilelli_jax.eval.difficulty.published.command import main
 from tilelli_jax.io.tensors import in_memory, write_file
 
 
@@ -84,8 +84,8 @@ def nothing(root: Path, columns: Tree) -> None:
 LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (nothing, "metadata=none.parquet",
      "metadata: ROOT/none.parquet: no such file; paths are relative to --root"),
-    (nothing, "metadata=", "kit.yaml: metadata: expected a file, found nothing"),
-    (nothing, "metadata=kit.yaml", "ROOT/kit.yaml: "),
+    (nothing, "metadata=", "release.yaml: metadata: expected a file, found nothing"),
+    (nothing, "metadata=release.yaml", "ROOT/release.yaml: "),
     (nothing, "layer=late", "activations.late: ROOT/b.safetensors: no such file"),
     (nothing, "layer=early", "layer: expected mid or late, found text 'early'"),
     (nothing, "metadat=x", "unknown key 'metadat' (did you mean 'metadata'?)"),
@@ -104,11 +104,11 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (with_column("difficulty", lambda cells: [*[0] * 45, *cells[45:]]), "",
      "m.parquet: the train split has one class only: all its 45 items are easy"),
     (with_column("difficulty", lambda cells: [1, *[0] * 44, *cells[45:]]), "",
-     "kit.yaml: expected at least two hard and two easy train items, found 1 and 44"),
+     "release.yaml: expected at least two hard and two easy train items, found 1 and 44"),
     (with_column("difficulty", at(5, 2)), "", "m.parquet: row 5: difficulty: expected 0 or 1"),
     (with_column("window_id", lambda cells: [1e19, *map(float, cells[1:])]), "",
-     "m.parquet: row 0: window_id: expected a whole number"),
-    (with_column("difficulty", at(5, None)), "", "m.parquet: row 5: difficulty: expected a whole number"),
+     "m.parquet: row 0: window_id: expected an integer"),
+    (with_column("difficulty", at(5, None)), "", "m.parquet: row 5: difficulty: expected an integer"),
     (with_column("prompt", at(6, None)), "", "m.parquet: row 6: prompt: expected text"),
     (with_column("seq_len", at(6, 0)), "", "m.parquet: row 6: seq_len: expected at least 1"),
     (with_column("prompt_perplexity", at(9, float("inf"))), "",
@@ -127,7 +127,7 @@ LLM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (lambda root, columns: write_autoencoder(root, d_model=5), "",
      "sae: expected an autoencoder of width 6, the width of the activations, found 5"),
     (lambda root, columns: write_autoencoder(root, k=4), "",
-     "sae: expected topk with k 3, from ROOT/kit.yaml, found topk with k 4"),
+     "sae: expected topk with k 3, from ROOT/release.yaml, found topk with k 4"),
     (nothing, "sae_ckpt.mid=none",
      "sae_ckpt.mid: ROOT/none: no such directory; random weights never replace"),
     (torch_file, "sae_ckpt.mid=sae_topk_3.pt",
@@ -160,13 +160,13 @@ TSFM: list[tuple[Callable[[Path, Tree], None], str, str]] = [
     (lambda root, columns: (root / "s.csv").write_text("date,OT\n" + "d,1.0\n" * 500), "",
      "m.parquet: row 0: expected a window with finite statistics, found one with constant values"),
     (with_column("crps_norm", lambda cells: [*np.arange(45.0), *np.arange(25.0) + 30]), "",
-     "kit.yaml: fold 0 of 3 of the 45 train items has a single class in a part"),
+     "release.yaml: fold 0 of 3 of the 45 train items has a single class in a part"),
 ]
 
 
 @pytest.mark.parametrize(("modality", "change", "override", "message"), [
     (modality, *case) for modality, cases in (("llm", LLM), ("tsfm", TSFM)) for case in cases])
-def test_refusals(modality: str, change: Callable[[Path, Tree], None], override: str, message: str,
+def test_invalid_input(modality: str, change: Callable[[Path, Tree], None], override: str, message: str,
                   tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, columns = make(tmp_path, modality)
     change(tmp_path, columns)
@@ -178,6 +178,6 @@ def test_refusals(modality: str, change: Callable[[Path, Tree], None], override:
 def test_a_directory_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "llm")
     (tmp_path / "file").write_text("")
-    arguments = ["--config", str(tmp_path / "kit.yaml"), "--root", str(tmp_path), "activations.mid=null"]
+    arguments = ["--config", str(tmp_path / "release.yaml"), "--root", str(tmp_path), "activations.mid=null"]
     assert main([*arguments, "--out", str(tmp_path / "file/out")]) == 2
     assert f"{tmp_path}/file/out: cannot be written" in capsys.readouterr().err

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.error_lines import assert_one_line
+from tests.eval.abstention.small import ROOT, SHAPE, options, recipe
+from tests.eval.running import write
+from tests.reference_impl.random_weights import random_network
+from tilelli_jax import config as config_lib
 from tilelli_jax.eval.abstention.command import main, part_of
 from tilelli_jax.eval.abstention.config import AbstentionConfig
 from tilelli_jax.eval.abstention.variants import VARIANTS, dependencies
-
-from tests.eval.abstention.small import ROOT, SHAPE, options, recipe
-from tests.eval.running import write
-from tests.refusals import assert_one_line
-from tests.restated.random_weights import random_network
-from tilelli_jax import config as config_lib
 from tilelli_jax.loading import store
 from tilelli_jax.models import RoutedConfig, VanillaConfig
 
@@ -28,7 +28,7 @@ from tilelli_jax.models import RoutedConfig, VanillaConfig
      "line 8: prompt: takes 315 bytes as a turn"),
     ("held_out", [("", True)] * 3, "own.jsonl, line 1: expected a prompt and a response for held_out"),
     ("held_out", [(f"q{i}", True) for i in range(50)], "expected at least 20 prompts with an answer and 20"),
-    ("semantic", [(f"q{i}", i < 45) for i in range(50)],
+    ("answerability", [(f"q{i}", i < 45) for i in range(50)],
      "expected at least 20 prompts with an answer and 20")])
 def test_unsuitable_data_files(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
                                rows: list[tuple[str, bool]], message: str) -> None:
@@ -72,16 +72,18 @@ def test_directory_of_the_report_on_a_part(place: Path) -> None:
 
 def test_dependencies() -> None:
     assert dependencies(("splice",)) == ("v4", "v7", "splice") and dependencies(("v9",)) == ("v4", "v9")
-    assert dependencies(("pooled",)) == ("v4", "pooled") and dependencies(tuple(VARIANTS)) == tuple(VARIANTS)
+    assert dependencies(("mean-pool-head",)) == ("v4", "mean-pool-head")
+    assert dependencies(tuple(VARIANTS)) == tuple(VARIANTS)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"variants": ["v10"]}, "variants: expected some of v4, v5"),
     ({"variants": []}, "variants: expected at least one of v4"),
-    ({"seeds": [0, 0]}, "seeds: expected at least one whole number"),
+    ({"seeds": [0, 0]}, "seeds: expected at least one integer"),
     ({"networks": {"v4": {}}, "seeds": [0]}, "networks.v4.path: expected a network's directory, or train"),
-    ({"networks": {"pooled": {"path": "x"}}, "seeds": [0]},
-     "networks: expected some of base, v4, v5, v6, v7, v8a, v8b, splice, v9, tether, found 'pooled'"),
+    ({"networks": {"mean-pool-head": {"path": "x"}}, "seeds": [0]},
+     "networks: expected some of base, v4, v5, v6, v7, v8a, v8b, splice, v9, router-kl, found "
+     "'mean-pool-head'"),
     ({"networks": {"v4": {"train": "sft-demo"}}, "seeds": [0]},
      "networks.v4.train: expected only path, because the key training sets how networks are trained; found "
      "'sft-demo'"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ..predictor import KnowledgePredictor, Prediction
 from . import thought_seeding
-from .predictor import KnowledgePredictor, Prediction
 
 
 class RequestQueue:

@@ -1,4 +1,4 @@
-"""Writes a directory in the format of the published study, with synthetic items, and its configuration."""
+"""Writes a directory in the format of fm-difficulty-probe, with synthetic items, and its configuration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import yaml
 from flax import nnx
-from tilelli_jax.eval.difficulty.published.command import main
 
 from tilelli_jax.estimators.sae import SAEConfig, TopKSAE
+from tilelli_jax.eval.difficulty.published.command import main
 from tilelli_jax.io.tensors import in_memory, write_file
 from tilelli_jax.loading import store
 
@@ -78,10 +78,10 @@ def make(root: Path, modality: str, **options: Any) -> tuple[Path, Tree]:
     write_table(root / "dear.parquet", expensive)
     write_activations(root)
     write_autoencoder(root)
-    (root / "kit.yaml").write_text(yaml.safe_dump(tree | options))
-    return root / "kit.yaml", columns
+    (root / "release.yaml").write_text(yaml.safe_dump(tree | options))
+    return root / "release.yaml", columns
 
 
 def run(root: Path, *arguments: str) -> int:
-    return main(["--config", str(root / "kit.yaml"), "--root", str(root), "--out", str(root / "out"),
+    return main(["--config", str(root / "release.yaml"), "--root", str(root), "--out", str(root / "out"),
                  *arguments])

@@ -20,10 +20,10 @@ import uvicorn
 from tilelli_jax.cli import interrupts
 from tilelli_jax.errors import InputError
 
+from ..predictor import KnowledgePredictor
 from . import thought_seeding
 from .info import facts
 from .page import build, mounted
-from .predictor import KnowledgePredictor
 from .request_queue import RequestQueue
 
 HOST, PORT = "127.0.0.1", 7860

@@ -1,4 +1,4 @@
-"""`.pt` files that are refused: other files, damaged files, code, and networks that contradict the file."""
+"""`.pt` files that are rejected: other files, damaged files, code, and networks that contradict the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tilelli_jax.convert import checkpoint
 
 import tilelli_jax
 from tests.convert.torch_files import (
@@ -30,7 +29,8 @@ from tests.convert.torch_files import (
     state_of,
     weights,
 )
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
+from tilelli_jax.convert import checkpoint
 from tilelli_jax.errors import InputError
 
 torch = pytest.importorskip("torch", reason="PyTorch (extra: torch) is not installed")
@@ -60,7 +60,7 @@ def tree(config: dict[str, Any] | None = None, extra_tensors: dict[str, Any] | N
     return {"config": {**file_config(LITE), **(config or {})}, "model": {**state, **(extra_tensors or {})}}
 
 
-def assert_refused(source: Path, capsys: pytest.CaptureFixture[str], *expected: str,
+def assert_rejected(source: Path, capsys: pytest.CaptureFixture[str], *expected: str,
                    arguments: tuple[str, ...] = ()) -> None:
     before = sorted(source.parent.iterdir())
     assert run(source, source.parent / "out", *arguments) == 2
@@ -74,7 +74,7 @@ def assert_refused(source: Path, capsys: pytest.CaptureFixture[str], *expected: 
 def test_truncated_file(length: float, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = source.read_bytes()
     source.write_bytes(content[:int(len(content) * length) if isinstance(length, float) else length])
-    assert_refused(source, capsys, f"{source}: cannot be read: {NOT_PYTORCH}")
+    assert_rejected(source, capsys, f"{source}: cannot be read: {NOT_PYTORCH}")
 
 
 @pytest.mark.parametrize(("make", "kind"), [
@@ -83,7 +83,7 @@ def test_pipes_and_devices_are_not_read(make: Callable[[Path], None], kind: str,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     source.unlink()
     make(source)
-    assert_refused(source, capsys, f"{source}: cannot be read: expected a regular file, found {kind}")
+    assert_rejected(source, capsys, f"{source}: cannot be read: expected a regular file, found {kind}")
 
 
 def test_damaged_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,13 +93,13 @@ def test_damaged_tensor(source: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert offset > 0
     content[offset + 5] ^= 1
     source.write_bytes(content)
-    assert_refused(source, capsys, f"{source}: cannot be read: ", "/data/",
+    assert_rejected(source, capsys, f"{source}: cannot be read: ", "/data/",
                    "is damaged (its checksum differs)")
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x80])
 def test_any_damaged_byte(bit: int, tmp_path: Path) -> None:
-    """The file is refused, or the contents are unchanged (for dates in the archive); never a traceback."""
+    """The file is rejected, or the contents are unchanged (for dates in the archive); never a traceback."""
     path = save_pt(tmp_path / "x.pt", {"state_dict": {"a": np.arange(6.0), "b": np.ones((2, 3), np.float32)},
                                        "config": {"top_k": 3}})
     content = path.read_bytes()
@@ -110,12 +110,12 @@ def test_any_damaged_byte(bit: int, tmp_path: Path) -> None:
             same = exact_contents(checkpoint.read(path)) == expected
             outcomes[offset] = "same" if same else "other numbers"
         except InputError as error:
-            outcomes[offset] = "refused" if str(error).startswith(f"{path}: ") else str(error)
+            outcomes[offset] = "rejected" if str(error).startswith(f"{path}: ") else str(error)
         except Exception as error:
             outcomes[offset] = repr(error)
-    assert {"refused", "same"} <= set(outcomes.values())
+    assert {"rejected", "same"} <= set(outcomes.values())
     assert not {offset: outcome for offset, outcome in outcomes.items()
-                if outcome not in ("refused", "same")}
+                if outcome not in ("rejected", "same")}
 
 
 def exact_contents(contents: Any) -> Any:
@@ -149,7 +149,7 @@ def archive(path: Path, compression: int) -> None:
 def test_other_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write, expected = OTHER_FILES[name]
     write(tmp_path / "source.pt")
-    assert_refused(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: ", *expected)
+    assert_rejected(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: ", *expected)
 
 
 class Call:
@@ -178,7 +178,7 @@ def test_code_is_not_run(call: Callable[..., Any], name: str, where: str, tmp_pa
     bad = {"state dict": {**good, "model": {**good["model"], "extra": call_object}},
            "other entry": {**good, "args": {"deep": [call_object]}}, "whole file": call_object}[where]
     torch.save(bad, tmp_path / "source.pt")
-    assert_refused(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: refused: ", name)
+    assert_rejected(tmp_path / "source.pt", capsys, f"{tmp_path / 'source.pt'}: not loaded: ", name)
     assert run("--inspect", tmp_path / "source.pt") == 2
     assert_one_line(capsys.readouterr().err, name)
     assert mark.read_text() == "still here"
@@ -203,7 +203,7 @@ def loop() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 @pytest.mark.parametrize("where", ["state dict", "other entry"])
-def test_unsupported_objects_are_refused(name: str, where: str, tmp_path: Path,
+def test_unsupported_objects_are_rejected(name: str, where: str, tmp_path: Path,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     """The error is one line and does not repeat PyTorch's advice to disable weights_only."""
     bad = as_torch(tree())
@@ -249,15 +249,15 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ("d_model", 16, "d_model: expected 8, the value in the tensors, found 16"),
         ("n_layers", 3, "n_layers: expected 2, the value in the tensors, found 3"),
         ("vocab_size", 256, "vocab_size: expected 11"), ("dense_expand", 4, "dense_expand: expected 2"),
-        ("kernel_size", 7, "kernel_size: expected 5"), ("top_k", "four", "top_k: expected a whole number"),
-        ("top_k", 0, "top_k: expected a whole number ≥ 1"), ("head_reduction", "max", "head_reduction: "),
+        ("kernel_size", 7, "kernel_size: expected 5"), ("top_k", "four", "top_k: expected an integer"),
+        ("top_k", 0, "top_k: expected an integer ≥ 1"), ("head_reduction", "max", "head_reduction: "),
         ("quantize", "int8", "quantize: expected true, false or"), ("quantize", 1, "quantize: expected"),
         ("n_banks", None, "n_banks"), ("n_banks", "two", "n_banks"), ("n_banks", 0, "n_banks"),
         ("n_banks", 2, "n_banks"), ("n_banks", 1.5, "n_banks"))},
     **{f"--set {setting}": ({}, ("--set", setting), [expected]) for setting, expected in (
-        ("top_j=3", "'top_j'"), ("top_k=many", "top_k: expected a whole number"),
-        ("n_banks=two", "n_banks: expected a whole"), ("n_banks=0", "n_banks: expected a whole number ≥ 1"),
-        ("n_banks=-1", "n_banks: expected a whole number ≥ 1"), ("n_banks=[2]", "n_banks: expected a whole"),
+        ("top_j=3", "'top_j'"), ("top_k=many", "top_k: expected an integer"),
+        ("n_banks=two", "n_banks: expected an integer"), ("n_banks=0", "n_banks: expected an integer ≥ 1"),
+        ("n_banks=-1", "n_banks: expected an integer ≥ 1"), ("n_banks=[2]", "n_banks: expected an integer"),
         ("n_layers=3", "missing: blocks.2."), ("second_norm=mix", "norm2"),
         ("tie_embeddings=true", "not known: unembed.weight"),
         ("quantizer=int8", "quantizer: expected none or"), ("pathways=[local]", "not known: "),
@@ -273,7 +273,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
 def test_wrong_network(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree_arguments, arguments, expected = NETWORKS[name]
     source = save_pt(tmp_path / "source.pt", tree(**tree_arguments))
-    assert_refused(source, capsys, *expected, arguments=arguments)
+    assert_rejected(source, capsys, *expected, arguments=arguments)
 
 
 def test_numpy_array_in_the_state_dict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +281,7 @@ def test_numpy_array_in_the_state_dict(tmp_path: Path, capsys: pytest.CaptureFix
     tree_arguments = as_torch(tree())
     tree_arguments["model"]["extra"] = np.ones(3)
     torch.save(tree_arguments, tmp_path / "source.pt")
-    assert_refused(tmp_path / "source.pt", capsys, "extra")
+    assert_rejected(tmp_path / "source.pt", capsys, "extra")
 
 
 def test_existing_output(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -306,19 +306,19 @@ def test_file_truncated_while_reading(source: Path, monkeypatch: pytest.MonkeyPa
         return original_fromfile(*arguments)[:-1] if len(reads) > 5 else original_fromfile(*arguments)
 
     monkeypatch.setattr(np, "fromfile", fromfile)
-    assert_refused(source, capsys, f"{source}: the file ends before the end of one of its tensors")
+    assert_rejected(source, capsys, f"{source}: the file ends before the end of one of its tensors")
     assert len(reads) == 6
 
 
 @pytest.mark.parametrize("change", [
     {"note": {"\ud800": 1}}, {"note": ["\ud800"]}, {"optimizer\ud800": {"a": np.zeros(2)}},
     {"config": {"\ud800": 1}}, {"model": {"\ud800": np.zeros(2)}}])
-def test_lone_surrogates_are_refused(change: dict[str, Any], source: Path,
+def test_lone_surrogates_are_rejected(change: dict[str, Any], source: Path,
                                      capsys: pytest.CaptureFixture[str]) -> None:
     contents = tree()
     save_pt(source, {**contents, **{key: {**contents[key], **value} if key in contents else value
                                     for key, value in change.items()}})
-    assert_refused(source, capsys, f"{source}: expected text, found a lone surrogate")
+    assert_rejected(source, capsys, f"{source}: expected text, found a lone surrogate")
 
 
 @pytest.mark.parametrize("damage", [
@@ -330,8 +330,8 @@ def test_lone_surrogates_are_refused(change: dict[str, Any], source: Path,
     lambda record: json.dumps({**record, "tied_duplicates": {"x": "no such tensor"}}),
     lambda record: json.dumps({**record, "original_names": {"x": 3}}),
     lambda record: json.dumps({**record, "other_entries": 3})],
-    ids=["truncated", "list", "no names", "incomplete name", "unknown layout", "name is no text",
-         "layout is no text", "duplicate of nothing", "original name is a number", "no other entries"])
+    ids=["truncated", "list", "no names", "incomplete name", "unknown layout", "name is not text",
+         "layout is not text", "duplicate of nothing", "original name is a number", "no other entries"])
 def test_invalid_conversion_record(damage: Callable[[Any], str], source: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     """conversion.json edited by hand or from another version."""

@@ -1,4 +1,4 @@
-"""nanoGPT's CPU "baby" setting: python -m bench.baby TEXT [--seeds 0 1 2].
+"""nanoGPT's CPU "baby" setting: python -m bench.nanogpt_cpu TEXT [--seeds 0 1 2].
 
 TEXT is tiny Shakespeare or any text file; the last tenth is the validation split. Each model runs in a
 separate process, which is timed from start to end, including imports and compilation. The reported loss is
@@ -47,7 +47,7 @@ def run_config(name: str, text: str, seed: int, directory: str) -> tuple[float, 
 def run_pytorch(text: str, seed: int) -> tuple[float, float, int]:
     """Trains nanoGPT in PyTorch; returns seconds, final validation loss (nats/byte) and parameters."""
     begin = time.perf_counter()
-    process = subprocess.run([sys.executable, "-m", "bench.baby", text, "--pytorch-seed", str(seed)],
+    process = subprocess.run([sys.executable, "-m", "bench.nanogpt_cpu", text, "--pytorch-seed", str(seed)],
                              check=True, capture_output=True, text=True)
     loss, parameters = process.stdout.split()[-2:]
     return time.perf_counter() - begin, float(loss), int(parameters)
@@ -59,10 +59,10 @@ def pytorch(path: str, seed: int) -> None:
 
     import torch
     import torch.nn.functional as F
-    from tilelli_jax.convert.torch_networks import build
 
     from tilelli_jax import config as config_lib
-    from tilelli_jax.training.experiment import ExperimentConfig
+    from tilelli_jax.convert.torch_networks import build
+    from tilelli_jax.training.config import ExperimentConfig
     torch.manual_seed(seed)
     model = build(config_lib.to_dict(config_lib.load(ExperimentConfig, "configs/baby-vanilla.yaml").model))
     layers = 4

@@ -24,13 +24,13 @@ from ..folds import Folds, forward, number_of_folds, usable
 from ..inputs.networks import NetworkConfig
 from . import cheap, series
 from .config import DifficultyConfig, SeriesConfig
-from .subject import Block, Measurements, Numbers, Positions
+from .study_data import FeatureBlock, Measurements, Numbers, Positions
 
 MIN_ROWS_PER_FOLD = 3  # train windows
 
 
-class Forecasts:
-    """See `subject.Subject`. Windows that start within the same span of the series form a group."""
+class ChronosData:
+    """See `study_data.StudyData`. Windows that start within the same span of the series form a group."""
 
     unit = "CRPS"
 
@@ -81,7 +81,7 @@ class Forecasts:
         contexts, futures = self.windows.contexts[chosen], self.windows.futures[chosen]
         amount, mase = np.zeros(len(chosen)), np.zeros(len(chosen))
         for rows, samples in sample_forecasts(network, contexts, data.horizon, samples=data.samples,
-                                       seed=self.config.seed, numbers=items, batch_size=options.batch_size,
+                                       seed=self.config.seed, stream_ids=items, batch_size=options.batch_size,
                                        mesh=self.mesh):
             amount[rows], mase[rows] = series.scores(samples, contexts[rows], futures[rows], data.season)
         activations: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
@@ -100,10 +100,10 @@ class Forecasts:
     def split(self, numbers: Numbers) -> NDArray[np.str_]:
         return self.planned_split
 
-    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, Block]:
+    def blocks(self, numbers: Numbers, split: NDArray[np.str_]) -> dict[str, FeatureBlock]:
         statistics = cheap.series_statistics(self.windows.contexts, self.data.season)
         # The autocorrelation of a constant window is undefined; 0 replaces it.
-        return {"cheap": Block(cheap.SERIES_STATISTICS, np.nan_to_num(statistics, nan=0.0))}
+        return {"cheap": FeatureBlock(cheap.SERIES_STATISTICS, np.nan_to_num(statistics, nan=0.0))}
 
     def folds(self, labels: NDArray[np.integer], train: NDArray[np.intp], max_folds: int) -> Folds:
         if np.bincount(labels, minlength=2).min() < 2:  # too few for two folds
@@ -129,7 +129,8 @@ class Forecasts:
                             self.windows.futures[chosen, :horizon], latents,
                             hook=self.config.extract.hook, layer=layer,
                             positions=positions, samples=options.samples,
-                            seed=self.config.seed, numbers=items, batch_size=self.config.extract.batch_size,
+                            seed=self.config.seed, stream_ids=items,
+                            batch_size=self.config.extract.batch_size,
                             mesh=self.mesh)
 
     def _stored(self, values: np.ndarray, item: int, layer: int) -> np.ndarray:

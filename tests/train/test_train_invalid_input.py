@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 import tilelli_jax
-from tests.refusals import assert_one_line
+from tests.error_lines import assert_one_line
 from tilelli_jax import config as config_lib
 from tilelli_jax.loading.store import build
 from tilelli_jax.train import main
 from tilelli_jax.training import log as log_module
-from tilelli_jax.training.experiment import ExperimentConfig
+from tilelli_jax.training.config import ExperimentConfig
 
 BAD = {
     "no such source": (["data.source={dir}/nowhere.txt"], ["nowhere.txt: no such file"]),
@@ -24,7 +24,7 @@ BAD = {
     "unknown key": (["train.stepz=5"], ["unknown key 'train.stepz'", "'train.steps'"]),
     "unknown section": (["optimiser.learning_rate=1"], ["'optimiser'", "'optimizer'"]),
     "key in another section": (["train.learning_rate=1"], ["'optimizer.learning_rate'"]),
-    "wrong type": (["train.steps=ten"], ["train.steps: expected a whole number, found text 'ten'"]),
+    "wrong type": (["train.steps=ten"], ["train.steps: expected an integer, found text 'ten'"]),
     "no key": (["train.steps"], ["override 'train.steps': expected key.subkey=value"]),
     "unknown choice": (["optimizer.name=adamv"], ["optimizer.name: expected adamw or muon", "'adamw'"]),
     "out of range": (["optimizer.b2=1.0"], ["optimizer.b2: expected a number"]),
@@ -42,7 +42,7 @@ BAD = {
     "run_dir not writable": (["run_dir=/proc/run"], ["run_dir: /proc/run cannot be written"]),
     "run_dir in use": (["run_dir={dir}"], ["holds other files"]),
     "init_from nowhere": (["train.init_from={dir}/nowhere"], ["nowhere: expected a model directory"]),
-    "init_from no model": (["train.init_from={dir}"], ["no model directory"]),
+    "init_from no model": (["train.init_from={dir}"], ["not a model directory"]),
     "init_from another network": (["train.init_from={model}", "model.top_k=3"],
                                   ["has top_k 4, and model.top_k is 3"]),
     "init_from another family": (["train.init_from={model}", "model={{family: vanilla, max_seq_len: 16}}"],
@@ -88,15 +88,15 @@ def test_incomplete_shards(tiny_file, place, capsys):
     for name in ("train.bin", "valid.bin"):  # no meta.json, which is written last
         (place / "shards" / name).write_bytes(b"a" * 100)
     assert main(["--config", str(tiny_file), "data.source=shards", "run_dir=run"]) == 2
-    assert_one_line(capsys.readouterr().err, "shards: expected train.bin, valid.bin and meta.json, ",
-                    "there is no meta.json", "tilelli data --source … --out shards --force")
+    assert_one_line(capsys.readouterr().err, "shards: expected train.bin, valid.bin and meta.json; ",
+                    "meta.json is missing", "tilelli data --source … --out shards --force")
     assert not (place / "run").exists()
 
 
 @pytest.mark.parametrize(("text", "parts"), [
     (None, ["tiny.yml: no such file", "'tiny.yaml'"]),
     ("train: [", ["not YAML", "line 1"]), ("- 1", ["expected keys with values, found a list"]),
-    ("train: 5", ["train: expected keys with values, found a whole number"]),
+    ("train: 5", ["train: expected keys with values, found an integer"]),
     ("modle: {}", ["unknown key 'modle'", "'model'"]),
     ("model: {family: routd}",
      ["model.family: expected one of routed, vanilla, sae, found 'routd'", "'routed'"])])
@@ -112,7 +112,7 @@ def test_bad_configuration_file(text, parts, place, capsys):
 
 @pytest.mark.parametrize(("overrides", "message"), [
     (["model.d_model=1000000"], "model: its parameters and optimiser take"),
-    (["train.steps=99999999999"], "train.steps: expected a whole number ≥ 1 and ≤ 2147483647"),
+    (["train.steps=99999999999"], "train.steps: expected an integer ≥ 1 and ≤ 2147483647"),
     (["--resume"], "--resume: run does not exist; without --resume a run begins there")])
 def test_unavailable_resources(tiny_file, place, capsys, overrides, message):
     before = sorted(place.rglob("*"))

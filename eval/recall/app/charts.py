@@ -13,9 +13,9 @@ from plotly.subplots import make_subplots
 
 from tilelli_jax.signals.crystallisation import BY_LAYER, band
 
-from ..figures import COLOURS
-from ..thresholds import Thresholds
-from .predictor import Prediction
+from ...figures import COLOURS
+from ...thresholds import Thresholds
+from ..predictor import Prediction
 
 GREEN, AMBER, RED = "#8FCFB8", "#F3CE7E", "#EBA98A"  # pale: the bar and the number are drawn over them
 FONT = {"family": "system-ui, sans-serif", "size": 12}
@@ -62,11 +62,12 @@ def _feature(prediction: Prediction, name: str) -> list[float]:
 
 
 def _steps(thresholds: Thresholds) -> list[dict[str, Any]]:
-    green, red = thresholds
-    if green is None and red is None:
+    knows_from, unknown_below = thresholds
+    if knows_from is None and unknown_below is None:
         return []
-    top = 1.0 if green is None else green
-    low = 0.0 if red is None else min(red, top)  # where the two overlap, green takes precedence
+    top = 1.0 if knows_from is None else knows_from
+    # where the two overlap, knows_from takes precedence
+    low = 0.0 if unknown_below is None else min(unknown_below, top)
     return [{"range": bounds, "color": colour} for bounds, colour in (
         ([0.0, low], RED), ([low, top], AMBER), ([top, 1.0], GREEN)) if bounds[0] < bounds[1]]
 
