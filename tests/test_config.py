@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -314,13 +314,15 @@ def leaves(cls: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def test_help_lists_every_key_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
-    described = config_lib.describe(ExperimentConfig).splitlines()
+    text = config_lib.describe(ExperimentConfig)
+    described, joined = text.splitlines(), " ".join(text.split())
     expected = leaves(ExperimentConfig)
     assert len(expected) > 60
     for key, meaning in expected:
-        assert meaning and any(
-            line.split()[0] == key and following.strip() == meaning
-            for line, following in itertools.pairwise(described) if line.strip())
+        words = re.escape(" ".join(meaning.split()))
+        assert meaning and re.search(rf"(?<!\S){re.escape(key)} \w.*? \[.*?\] {words}", joined), key
+    width = max(len(line.split()[0]) for line in described if line[2] != " ")
+    assert max(len(line) for line in described if line[2] == " ") <= width + 6 + 50, "meanings are wrapped"
     assert any(line.split() == ["model", "if", "model.family=vanilla:"] for line in described)
     from tilelli_jax.train import main
     with pytest.raises(SystemExit) as exit:

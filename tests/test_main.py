@@ -47,6 +47,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: tilelli {name} ")
     if "\nkeys, with their defaults:\n" in shown:
+        assert "positional arguments" not in shown
         assert shown.index("\noptions:\n") < shown.index("\nkeys, with their defaults:\n")
 
 
@@ -54,7 +55,12 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     (["trian"], "error: trian: unknown command, did you mean train? (tilelli --help lists them)"),
     (["xyz"], "error: xyz: unknown command (tilelli --help lists them)"),
     (["--verbose"], "error: --verbose: unknown command"),
-    (["recall", "predictt"], "error: "), (["train"], "error: ")])
+    (["recall", "predictt"], "error: "),
+    (["train"], "error: the following arguments are required: --config, e.g. --config demo"),
+    (["recall"], "required: --config, e.g. --config recall-demo"),
+    (["train", "--config", "demo", "train.lr=1"],
+     "unknown key 'train.lr' (did you mean 'optimizer.learning_rate'?)"),
+    (["train", "--config", "demo", "train.qqqqq=1"], "unknown key 'train.qqqqq'\n")])
 def test_unknown_commands(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
     assert_one_line(capsys.readouterr().err, message)

@@ -110,6 +110,9 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
         InputError: one of them cannot be read, or the sidecar was trained on another network.
     """
     networks.check(NetworkConfig(path=str(model), tokenizer=str(tokenizer)), "--model")
+    if not Path(sidecar).exists():
+        raise InputError(f"{sidecar}: expected a sidecar, found nothing; a finished `tilelli recall` study "
+                         "writes OUT/sidecar")
     loaded = store.load(sidecar)
     if not isinstance(loaded, Sidecar):
         raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")

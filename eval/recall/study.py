@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
+from tilelli_jax.cli.progress import waiting
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import Language, open_language
@@ -136,7 +138,8 @@ class RecallStudy(Study[RecallConfig]):
                     "lengths": np.array([len(ids) for ids in answers], np.int64)}
 
         def work(path: Path) -> None:
-            fill(path, range(len(self.prompts)), self.config.signals.shard_items, shard)
+            with waiting("answers: generating", sys.stderr):
+                fill(path, range(len(self.prompts)), self.config.signals.shard_items, shard)
         return self.stages.make("answers", manifest, work)
 
     @functools.cached_property

@@ -77,12 +77,12 @@ def test_what_is_measured_and_decided(monkeypatch):
 
 
 def test_a_budget_for_hardly_any_updates(monkeypatch):
-    """Compiling takes 20.25 s twice, validating 10 + 2 s: 10 updates take 57.25 s, and a tenth is reserved."""
+    """Compiling takes 20.25 s twice, validating 10 + 2 s; with 10 updates that is 57.25 s of 90 %."""
     clock = Clock()
     monkeypatch.setattr(budget, "time", clock)
     with pytest.raises(InputError, match=(
-            r"^train.minutes: expected at least 2 on this machine, found 0.5: compiling takes 20 s, twice, and "
-            r"an update 0.25 s$")):
+            r"^train.minutes: expected at least 2 on this machine, found 0.5: "
+            r"compiling takes 20 s, twice, and an update 0.25 s$")):
         run = Run(clock)
         decide_steps(run, run.training, TrainConfig(steps=1000, minutes=0.5), begin=50.0)
     run = Run(clock)

@@ -20,10 +20,17 @@ MAX_LENGTH = 1500  # characters of an error message
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser that reports errors as InputError, in one line without the usage."""
+    """An argparse parser that reports errors as InputError, in one line without the usage.
+
+    Attributes:
+        example: arguments that an error about missing ones gives as an example.
+    """
+
+    example = ""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+        is_missing = message.startswith("the following arguments are required")
+        raise InputError(message + (f", e.g. {self.example}" if is_missing and self.example else ""))
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -72,13 +73,13 @@ def shown(total: int, what: str, unit: str, *, quiet: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Prints the line `what … 30 s` on stdout every 30 seconds while the context lasts."""
-    begin = time.monotonic()
+def waiting(what: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Prints the line `what … 30 s` every 30 seconds while the context lasts, on stdout by default."""
+    begin, out = time.monotonic(), stream or sys.stdout
 
     def print_line() -> None:
-        sys.stdout.write(f"{what} … {duration(time.monotonic() - begin)}\n")
-        sys.stdout.flush()
+        out.write(f"{what} … {duration(time.monotonic() - begin)}\n")
+        out.flush()
 
     with contextlib.closing(Heartbeat(INTERVAL, print_line)):
         yield

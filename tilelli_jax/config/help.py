@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +26,11 @@ def describe(cls: type) -> str:
     """Returns the help text: dotted name, type, default and meaning of every key of `cls`."""
     rows = list(describe_keys(cls, ""))
     width = max(len(key) for key, _, _ in rows)
-    return "\n".join(f"  {key:<{width}}  {kind}\n  {'':<{width}}    {meaning}"
-                     for key, kind, meaning in rows)
+    indent = " " * (width + 6)
+    columns = max(shutil.get_terminal_size().columns - 2, len(indent) + 50)
+    return "\n".join(f"  {key:<{width}}  {kind}\n" + textwrap.fill(
+        meaning, columns, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        break_on_hyphens=False) for key, kind, meaning in rows)
 
 
 def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str,
@@ -45,8 +50,11 @@ def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example
     parser.add_argument("--config", required=True, metavar="FILE",
                         help=config_help or
                         f"YAML file of settings, or the name of a shipped one, e.g. {shipped_as}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help=f"settings that override the file's, e.g. {example}")
+    # In a group of its own: argparse prints positional arguments before options.
+    parser.add_argument_group("settings").add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help=f"settings that override the file's, e.g. {example}")
+    parser.example = f"--config {shipped_as}"
     return parser
 
 

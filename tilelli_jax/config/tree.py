@@ -24,6 +24,10 @@ from tilelli_jax.errors import InputError
 from tilelli_jax.io import yaml_text
 
 T = TypeVar("T")
+# Other names of settings, for suggestions.
+SYNONYMS = {"lr": "learning_rate", "epochs": "steps", "iterations": "steps", "max_steps": "steps",
+            "batch": "batch_size", "block_size": "max_seq_len", "context": "max_seq_len",
+            "hidden_size": "d_model", "dim": "d_model", "layers": "n_layers", "heads": "n_heads"}
 EXPONENT = r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"  # YAML 1.1 parses 1e-3 (no dot) as a string
 
 
@@ -208,9 +212,12 @@ def _suggestion(root: Any, section: Any, key: str) -> str:
     known = [dotted for dotted, _, _ in describe_keys(root, "")]
     if key in known:  # a key of another family
         return f" (not with {prefix}{dot}{DISCRIMINATOR} {family_of(section)})"
-    namesake = next((dotted for dotted in known if dotted.rpartition(".")[2] == name), "")
+    name = SYNONYMS.get(name, name)
+    namesakes = [dotted for dotted in known if dotted.rpartition(".")[2] == name]
     near = nearest(name, hints_of(section))
-    likely = namesake or (f"{prefix}{dot}{near}" if near else nearest(key, known))
+    likely = next(iter(namesakes), "") or (f"{prefix}{dot}{near}" if near else nearest(key, known))
+    if name and not nearest(name, [likely.rpartition(".")[2]]):  # only the section is similar
+        likely = ""
     return f" (did you mean '{likely}'?)" if likely else ""
 
 

@@ -63,8 +63,10 @@ class TextTask(LanguageTask):
     def advice(self, steps: int) -> str:
         size = len(self.splits.train)
         passes = steps * self.tokens / size
-        return (f"{size:,} bytes to train on are read {passes:,.0f} times: expect the network to overfit; use "
-                "more text, or fewer updates" if passes > MAX_PASSES else "")
+        if passes <= MAX_PASSES:
+            return ""
+        return (f"{size:,} bytes to train on are read {passes:,.0f} times: expect the network to overfit; "
+                "use more text, or fewer updates")
 
     def make_loss(self, steps: int) -> NextByteLoss:
         del steps
