@@ -136,7 +136,7 @@ def test_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with measure.tee(tmp_path / "table.txt") as print_line:
         extraction.compare(1, 5, print_line)
     rows = [line.partition("  ")[0] for line in lines_of(tmp_path / "table.txt")[3:]]
-    assert rows[0] == "ours" and "the published loop, sdpa attention, 1 thread" in rows
+    assert rows[0] == "ours" and "fm-difficulty-probe's loop, sdpa attention, 1 thread" in rows
 
 
 @needs_torch
@@ -158,7 +158,7 @@ def test_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recall.on_gpu(recall.QUICK, (1, 2), 1, print_line)
     lines = lines_of(tmp_path / "table.txt")
     assert [line.partition("  ")[0] for line in lines[3:6]] == [
-        "the published method", "ours, one prompt", "ours, 2 prompts at once"]
+        "Recall's method", "ours, one prompt", "ours, 2 prompts at once"]
     assert [line.partition("  ")[0] for line in lines[-2:]] == ["1 at once", "2 at once"]
 
 

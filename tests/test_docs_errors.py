@@ -92,6 +92,7 @@ def of_run(change: Provoke) -> Provoke:
 def with_budget(path: Path) -> Any:
     run = RunDirectory(path / "run")
     run.open(ExperimentConfig(run_dir=str(path / "run")), force_resume=False, write=True)
+    (path / "run" / "checkpoints" / "20").mkdir(parents=True)
     return run.open(ExperimentConfig(run_dir=str(path / "run"), train=TrainConfig(minutes=5.0)),
                     force_resume=True, write=True)
 

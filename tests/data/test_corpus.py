@@ -171,7 +171,7 @@ def test_bad_sources_are_named(tmp_path):
     (tmp_path / "one.txt").write_bytes(b"x")
     assert "training part" in error_of(source=str(tmp_path / "one.txt"))
     (tmp_path / "train.bin").write_bytes(b"x")
-    assert "no valid.bin" in error_of(source=str(tmp_path))
+    assert "valid.bin and meta.json; valid.bin an" in error_of(source=str(tmp_path))
     (tmp_path / "rows.jsonl").write_text("{}")
     assert "tilelli data" in error_of(source=str(tmp_path / "rows.jsonl"))
 

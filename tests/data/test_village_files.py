@@ -64,7 +64,7 @@ def test_invalid_options_are_one_line_and_write_nothing(tmp_path, capsys, option
 def test_a_failed_write_leaves_nothing(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for out, message in ((tmp_path / "file" / "chat.jsonl", "cannot be written"),
-                         (tmp_path, "is a directory")):
+                         (tmp_path, "expected a file, found a directory")):
         assert main(["--source", "village-chat", "--pairs", "2", "--out", str(out)]) == 2
         assert_one_line(capsys.readouterr().err, message)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -170,7 +170,7 @@ def test_a_missing_tokenizer_raises(neox: Path, tmp_path: Path) -> None:
     raises_error(lambda: open_language(neox, tmp_path / "x.json"), str(tmp_path / "x.json"), "no such file")
     pytest.importorskip("tokenizers", reason="tokenizers (extra: hf) is not installed")
     (tmp_path / "tokenizer.json").write_text("{}")
-    raises_error(lambda: open_language(neox, tmp_path), str(tmp_path / "tokenizer.json"), "no tokenizer: ")
+    raises_error(lambda: open_language(neox, tmp_path), str(tmp_path / "tokenizer.json"), "not a tokenizer: ")
 
 
 @pytest.mark.parametrize(("config", "family"), [
@@ -197,7 +197,7 @@ def test_unknown_model_types_raise(kind: Any, tmp_path: Path) -> None:
 
 def test_invalid_directories_raise(tmp_path: Path) -> None:
     raises_error(lambda: open_network(tmp_path / "none"), str(tmp_path / "none"), "found nothing")
-    raises_error(lambda: open_network(tmp_path), str(tmp_path), "it has no config.json")
+    raises_error(lambda: open_network(tmp_path), str(tmp_path), "config.json is missing")
     (tmp_path / "config.json").write_text("{}")
     raises_error(lambda: open_network(tmp_path), str(tmp_path / "config.json"), "family: expected one of")
     (tmp_path / "config.json").write_text("{")

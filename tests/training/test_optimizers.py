@@ -237,5 +237,5 @@ def test_the_global_norm_is_clipped(clip_norm):
     ("warmup_steps", -1), ("clip_norm", -1.0), ("b1", 1.0), ("b2", 1.0), ("momentum", 1.0),
     ("final_fraction", 1.5), ("decay_fraction", -0.1)])
 def test_settings_out_of_range(key, value):
-    with pytest.raises(InputError, match=f"^{key}: expected a (whole )?number .*found {value}"):
+    with pytest.raises(InputError, match=f"^{key}: expected an? (integer|number) .*found {value}"):
         OptimizerConfig(**{key: value})

@@ -162,8 +162,8 @@ def _column(path: Path, name: str, cells: list[Any], kind: type) -> NDArray[Any]
     if kind is float:
         _check_rows(np.isfinite(numbers), path, f"{name}: expected a finite number")
         return numbers
-    _check_rows((np.abs(numbers) < 2**63) & (numbers == np.floor(numbers)), path, f"{name}: expected a whole "
-                                                                                  "number")
+    is_integer = (np.abs(numbers) < 2**63) & (numbers == np.floor(numbers))
+    _check_rows(is_integer, path, f"{name}: expected an integer")
     return np.array([int(cell) for cell in cells], np.int64)
 
 

@@ -293,7 +293,7 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     config = write(tmp_path / "b.yaml", options(place, tmp_path / "b", network={"path": str(other)}))
     assert_one_line(rejected("--config", config), "tokenizer.json", "no such file")
     (other / "model.safetensors").unlink()
-    assert_one_line(rejected("--config", config), str(other), "no model.safetensors")
+    assert_one_line(rejected("--config", config), str(other), "model.safetensors is missing")
     config = write(tmp_path / "c.yaml", options(
         place, tmp_path / "c", network={"path": str(tmp_path / "none")}))
     assert_one_line(rejected("--config", config), "expected the directory of a network, found nothing")
