@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+from tilelli_jax.eval.recall.answering import answer
+from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
+from tilelli_jax.eval.recall.prompting import Prompter
 
 from tests.compiled import READ_ONLY
 from tests.kill_points import kill_command_at_every_file_operation, run_and_kill
@@ -23,9 +26,6 @@ from tests.reference_impl.random_weights import random_network
 from tilelli_jax import config as config_lib
 from tilelli_jax.__main__ import main
 from tilelli_jax.data.synthetic import stories
-from tilelli_jax.eval.recall.answering import answer
-from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
-from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import open_language
 from tilelli_jax.models import GPTNeoXConfig, RoutedConfig, VanillaConfig

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-
 from tilelli_jax.eval import conclusions
 from tilelli_jax.eval.stats import exact_relabelling
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tilelli_jax.eval import figures
 from tilelli_jax.eval.cascade import Costs, frontier, oracle_frontier
 from tilelli_jax.eval.metrics import reliability

@@ -13,11 +13,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-
-from tests.eval.recall.small import PROMPT, sidecar_of_chance
-from tests.fuzz.networks import save
-from tests.fuzz.running import Target
-from tests.reference_impl.random_weights import random_network
 from tilelli_jax.eval.recall import verdicts
 from tilelli_jax.eval.recall.answering import answer
 from tilelli_jax.eval.recall.command import app, predict
@@ -26,6 +21,11 @@ from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.tables import write_columns
+
+from tests.eval.recall.small import PROMPT, sidecar_of_chance
+from tests.fuzz.networks import save
+from tests.fuzz.running import Target
+from tests.reference_impl.random_weights import random_network
 from tilelli_jax.loading.fingerprint import network_fingerprint
 from tilelli_jax.loading.language import open_language
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig

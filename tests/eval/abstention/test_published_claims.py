@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import pytest
-
 from tilelli_jax.eval.abstention.published_claims import (
     Statement,
     answer_v9,

@@ -7,11 +7,11 @@ import json
 import math
 
 import pytest
-
 from tilelli_jax.eval.difficulty.autoencoder import SAEEvaluation
 from tilelli_jax.eval.difficulty.config import SAEStageConfig
 from tilelli_jax.eval.difficulty.report import sae_row
 from tilelli_jax.eval.tables import as_json, format_cell
+
 from tilelli_jax.signals.patching import PatchedLoss
 
 GOOD = SAEEvaluation(source_model="net", steps=1000, explained=0.8, dead=0.1, l0=16.0, rows=500,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tilelli_jax.eval.difficulty.published.command import main
 
 from tests.error_lines import assert_one_line
 from tests.eval.difficulty.synthetic_release import (
@@ -22,7 +23,6 @@ from tests.eval.difficulty.synthetic_release import (
     write_autoencoder,
     write_table,
 )
-from tilelli_jax.eval.difficulty.published.command import main
 from tilelli_jax.io.tensors import in_memory, write_file
 
 

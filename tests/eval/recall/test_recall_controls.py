@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
 from tilelli_jax.eval.metrics import auroc
 from tilelli_jax.eval.recall.controls import controls
 

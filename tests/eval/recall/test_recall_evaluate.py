@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
-
-from tests.error_lines import assert_one_line
-from tilelli_jax.errors import InputError
 from tilelli_jax.eval.conclusions import FEW, compare_with_chance
 from tilelli_jax.eval.inputs.networks import NetworkConfig
 from tilelli_jax.eval.recall import evaluate, labelling, report, scores, verdicts
@@ -29,6 +26,9 @@ from tilelli_jax.eval.recall.scores import Methods, Scores
 from tilelli_jax.eval.recall.table import QuestionTable
 from tilelli_jax.eval.recall.verdicts import VerdictRule
 from tilelli_jax.eval.stats import Interval
+
+from tests.error_lines import assert_one_line
+from tilelli_jax.errors import InputError
 
 N = 400
 

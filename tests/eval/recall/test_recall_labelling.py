@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from tilelli_jax.errors import InputError
 from tilelli_jax.eval.recall import evaluate
 from tilelli_jax.eval.recall.config import SplitConfig
 from tilelli_jax.eval.recall.labelling import assign_splits, check_labels, check_number, fractions
+
+from tilelli_jax.errors import InputError
 
 DEFAULT = SplitConfig()
 

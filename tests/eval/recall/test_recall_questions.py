@@ -15,18 +15,18 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tests.error_lines import assert_one_line
-from tests.reference_impl.random_weights import random_network
-from tests.references import STORED, needs
-from tilelli_jax.data.synthetic import facts
-from tilelli_jax.errors import InputError
 from tilelli_jax.eval.inputs.rows import hugging_face
 from tilelli_jax.eval.recall import questions
 from tilelli_jax.eval.recall.answering import answer, answer_ends, answer_text
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig
 from tilelli_jax.eval.recall.prompting import Prompter
 from tilelli_jax.eval.recall.questions import Question
+
+from tests.error_lines import assert_one_line
+from tests.reference_impl.random_weights import random_network
+from tests.references import STORED, needs
+from tilelli_jax.data.synthetic import facts
+from tilelli_jax.errors import InputError
 from tilelli_jax.loading.language import ByteTokenizer, ChatTemplate, Language, open_language
 from tilelli_jax.models.vanilla import VanillaConfig
 
