@@ -14,8 +14,9 @@ from tilelli_jax.signals.scoring import Text, score
 
 
 def activation_rows(model: Any, texts: Sequence[Sequence[int]], *, hook: str, layer: int,
-            item_ids: Sequence[int] | None = None, skip: int = 1, seed: int = 0, dtype: Any = np.float16,
-            batch_size: int = 16, mesh: Mesh | None = None) -> Iterator[np.ndarray]:
+                    item_ids: Sequence[int] | None = None, skip: int = 1, seed: int = 0,
+                    dtype: Any = np.float16, batch_size: int = 16,
+                    mesh: Mesh | None = None) -> Iterator[np.ndarray]:
     """Yields each text's activations, `[positions, d_model]`, text by text in random order.
 
     `tilelli_jax.data.activations.write_activations` writes them to disk.
