@@ -23,6 +23,7 @@ def run(path: Path, directory: Path) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: a cell raised an error.
     """
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as the Makefile sets it
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, kernel_name="python3", record_timing=False, coalesce_streams=True,
                    resources={"metadata": {"path": str(directory)}}).execute()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 
+from tests.printed import Printed
 from tilelli_jax.cli import progress
 
 
@@ -19,19 +21,11 @@ def test_time_spans(seconds, text):
 def test_lines_without_a_terminal(capsys, monkeypatch):
     """A line is printed at intervals, also while the first unit is not done."""
     monkeypatch.setattr(progress, "INTERVAL", 0.02)
-    printed = ""
-
-    def wait_for(line):
-        nonlocal printed
-        deadline = time.monotonic() + 10
-        while line not in printed and time.monotonic() < deadline:
-            time.sleep(0.005)
-            printed += capsys.readouterr().err
-        assert line in printed
+    printed = Printed(lambda: capsys.readouterr().err)
     with progress.shown(2000, "answering", "question") as advance:
-        wait_for("answering: 0 of 2,000 questions\n")
+        printed.wait_for("answering: 0 of 2,000 questions\n")
         advance(1000)
-        wait_for("answering: 1,000 of 2,000 questions; 0 s left\n")
+        printed.wait_for("answering: 1,000 of 2,000 questions; 0 s left\n")
     with progress.shown(1, "quiet", "question", quiet=True):
         capsys.readouterr()
         time.sleep(0.1)
@@ -41,10 +35,9 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
 def test_waiting_for_one_long_thing(capsys, monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL", 0.02)
     with progress.waiting("reporting"):
-        deadline = time.monotonic() + 10
-        while not (printed := capsys.readouterr().out) and time.monotonic() < deadline:
-            time.sleep(0.005)
-    assert printed.startswith("reporting … 0 s\n")
+        Printed(lambda: capsys.readouterr().out).wait_for("reporting … 0 s\n")
+    with progress.waiting("answers", sys.stderr):
+        Printed(lambda: capsys.readouterr().err).wait_for("answers … 0 s\n")
 
 
 def test_a_closed_stream_ends_nothing():

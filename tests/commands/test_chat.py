@@ -244,7 +244,7 @@ def test_a_network_that_never_saw_turns(
     out = capsys.readouterr().out
     hint = ("\n(this network was trained on text, not on chat: it does not know where a turn ends. `tilelli "
             f"generate --model {model}` continues text; `tilelli train --config sft-demo "
-            f"train.init_from={model}` fine-tunes it)\n")
+            f"chat.source=FILE train.init_from={model} run_dir=DIR` fine-tunes it)\n")
     assert out.count(hint) == hinted and out.count("trained on text") == hinted
 
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.printed import Printed
 from tilelli_jax.errors import InputError
 from tilelli_jax.training import log as log_module
 from tilelli_jax.training.log import LogConfig, MetricsLog, Progress, flat, read_metrics, require_extras
@@ -180,26 +181,18 @@ def test_progress_without_a_terminal(capsys):
 def test_lines_at_intervals(capsys, monkeypatch):
     """Also while nothing is called, as during compilation and validation."""
     monkeypatch.setattr(log_module, "INTERVAL", 0.02)
-    printed = ""
-
-    def wait_for(line):
-        nonlocal printed
-        deadline = time.monotonic() + 10
-        while line not in printed and time.monotonic() < deadline:
-            time.sleep(0.005)
-            printed += capsys.readouterr().out
-        assert line in printed
-        printed = printed.partition(line)[2]
+    printed = Printed(lambda: capsys.readouterr().out)
     progress = Progress(20, 0, NATS.format)
-    wait_for("step 0 of 20: compiling … 0 s\n")
+    printed.wait_for("step 0 of 20: compiling … 0 s\n")
     progress.update(1, 0.6931, None, None)
-    wait_for("step 1 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte\n")
+    printed.wait_for("step 1 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte\n")
     with progress.activity("validating"):
-        wait_for("step 1 of 20: validating … 0 s\n")
+        printed.wait_for("step 1 of 20: validating … 0 s\n")
     progress.update(2, 0.6931, 1234.5, 125.0)
-    wait_for("step 2 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte, 1,234 tokens/s, 2 min 5 s left\n")
+    printed.wait_for("step 2 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte, 1,234 tokens/s, "
+                     "2 min 5 s left\n")
     progress.update(20, 0.6931, 1234.5, 0.0)
-    wait_for("tokens/s\n")
+    printed.wait_for("tokens/s\n")
     progress.close()
     capsys.readouterr()
     time.sleep(0.1)

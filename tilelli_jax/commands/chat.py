@@ -35,8 +35,8 @@ from tilelli_jax.models.sampling import Sampling, add_options, from_options
 Respond = Callable[[str, Sampling], Generator[str, None, bool]]  # see `reply`
 CHUNK = 8  # tokens decoded between two updates of the terminal
 TEXT_ONLY = ("(this network was trained on text, not on chat: it does not know where a turn ends. `tilelli "
-             "generate --model {model}` continues text; `tilelli train --config sft-demo "
-             "train.init_from={model}` fine-tunes it)")
+             "generate --model {model}` continues text; `tilelli train --config sft-demo chat.source=FILE "
+             "train.init_from={model} run_dir=DIR` fine-tunes it)")
 PROBE = f"{MODEL} Hello.{STOP}"  # no earlier user's turn, from which a network could copy
 PROBE_END = STOP[2:]  # what `knows_turns` predicts: "SER:"
 
