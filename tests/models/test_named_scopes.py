@@ -41,10 +41,15 @@ COMMON = {"embedding", "unembedding"}
 
 
 def scopes(function: Any, *inputs: Any) -> str:
-    """The names of the compiled program's operations, one a line, without the wrappers of JAX's loops."""
+    """The names of the compiled program's operations, one a line."""
     program = jax.jit(function).lower(*inputs).compile().as_text()
-    names = "\n".join(sorted(set(re.findall(r'op_name="([^"]*)"', program))))
-    return names.replace("while/body/", "").replace("closed_call/", "")
+    return "\n".join(sorted(set(re.findall(r'op_name="([^"]*)"', program))))
+
+
+def has_scope(names: str, scope: str) -> bool:
+    """Whether an operation lies in these nested scopes. Between two of them there may be loops and calls, which
+    each version of JAX names in its own way (`while/body/closed_call`, `eval_jaxpr`)."""
+    return re.search(r"/" + "/(?:.*/)?".join(map(re.escape, scope.split("/"))) + "/", names) is not None
 
 
 @pytest.mark.parametrize("family", [
@@ -57,7 +62,7 @@ def test_forward_pass(family: str) -> None:
     else:
         names = scopes(lambda params: nnx.merge(graph, params).nll(ids)[0], params)
     expected = SCOPES[family] | COMMON | ({"loss"} if family != "t5" else set())
-    assert not {scope for scope in expected if f"/{scope}/" not in names}, names
+    assert not {scope for scope in expected if not has_scope(names, scope)}, names
 
 
 @pytest.mark.exhaustive
