@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from tilelli_jax.errors import InputError
 from tilelli_jax.models.gemma4 import FlaxGemma4ForCausalLM
@@ -22,7 +21,7 @@ def _family(network: type[PretrainedModel]) -> Family:
     def recognises(source: Source) -> bool:
         return source.is_directory and source.config.get("model_type") in theirs.model_types
 
-    def plan(source: Source, overrides: Mapping[str, Any]) -> Plan:
+    def plan(source: Source, overrides: Sequence[str]) -> Plan:
         if not source.is_directory:
             raise InputError(f"{source.path}: expected a directory, found a PyTorch file; "
                              f"--from {theirs.family} reads a Hugging Face directory")
