@@ -6,15 +6,19 @@ import itertools
 import math
 
 from .stats import Interval, min_p_of_relabelling
+from .tables import format_number
 
 FEW = 20  # groups: with fewer, bootstrap intervals are too narrow and p-values too small
 ALPHA = 0.05  # significance level of corrected p-values
+UNCORRECTED = "interval not corrected"  # beside an interval in a sentence with a corrected p
+CORRECTION = "Intervals are not corrected for the number of comparisons; p-values are, by Holm's method."
 
 
 def format_interval(interval: Interval, digits: int = 3, sign: bool = False) -> str:
-    """Formats an interval: `0.590 [0.551, 0.627]`; with `sign`, `+0.013 [-0.002, +0.029]`."""
+    """Formats an interval: `0.590 [0.551, 0.627]`; with `sign`, `+0.013 [−0.002, +0.029]`."""
     form = f"{'+' if sign else ''}z.{digits}f"  # z: no negative zero
-    return f"{interval.point:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    point, low, high = (format_number(value, form) for value in (interval.point, interval.low, interval.high))
+    return f"{point} [{low}, {high}]"
 
 
 def format_p(p: float | None) -> str:

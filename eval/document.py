@@ -134,7 +134,7 @@ def without_markup(text: str) -> str:
 
 def keep_intervals(text: str) -> str:
     """Returns text in which no line breaks inside an interval such as [0.551, 0.627]."""
-    return re.sub(r"(\[[-+.\de]+,) (?=[-+.\de]+\])", "\\1\u00a0", text)
+    return re.sub(r"(\[[-−+.\de]+,) (?=[-−+.\de]+\])", "\\1\u00a0", text)
 
 
 def _inline(text: str) -> str:

@@ -16,10 +16,13 @@ from .metrics import Reliability
 from .selective import RiskCoverage
 from .stats import Interval
 
-# Okabe & Ito (2008): distinguishable with colour-vision deficiency; their grey levels differ, too.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# The first seven are of Okabe & Ito (2008): distinguishable with colour-vision deficiency; their grey levels
+# differ, too.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933",
+           "#6A3D9A", "#7F7F7F", "#8B4513")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "d", "8", "*")
+MAX_INTERVALS = 2  # curves of one figure whose intervals can be told apart
 UNIT_LIMITS = (-0.03, 1.03)  # of an axis from 0 to 1: markers at its ends are not cut
 LEGEND_ROW = 0.19  # inches
 
@@ -35,8 +38,8 @@ class LineStyle(NamedTuple):
 
 
 def line_style(n: int) -> LineStyle:
-    """Returns the n-th style: colours repeat after 7, combined with another dash pattern and marker."""
-    return LineStyle(COLOURS[n % 7], DASHES[(n + n // 7) % 7], MARKS[(n + 2 * (n // 7)) % 7])
+    """Returns the n-th style: colours and markers repeat after 12, dash patterns after 7."""
+    return LineStyle(COLOURS[n % len(COLOURS)], DASHES[n % len(DASHES)], MARKS[n % len(MARKS)])
 
 
 # Names that no figure compares with models or methods, whose styles they must not have.
@@ -78,8 +81,9 @@ def reliability(curves: Mapping[str, Reliability], title: str = "") -> Figure:
     for name, bins in curves.items():
         style = style_of(name)
         axes.plot(bins.confidence, bins.accuracy, color=style.colour, linestyle=style.dash)
-        axes.scatter(bins.confidence, bins.accuracy, color=style.colour, marker=style.mark,
-                     s=15 + 120 * bins.counts / bins.counts.sum(), zorder=3)
+        axes.scatter(bins.confidence, bins.accuracy, color=style.colour, marker=style.mark, alpha=0.8,
+                     edgecolors="white", linewidths=0.5, zorder=3,
+                     s=15 + 120 * bins.counts / bins.counts.sum())
         _legend_entry(axes, name, style)
     axes.set(xlabel="mean predicted probability", ylabel="observed frequency", xlim=UNIT_LIMITS,
              ylim=UNIT_LIMITS)
@@ -91,7 +95,9 @@ def risk_coverage(curves: Mapping[str, RiskCoverage], oracle: Sequence[float], m
                   title: str = "", unit: str = "mean error") -> Figure:
     """Plots the error of the answered items over coverage.
 
-    Thin lines are the ends of the intervals; the interval of the first curve is shaded.
+    The interval of the first curve is shaded. Thin lines are the ends of all intervals, unless there are more
+    than MAX_INTERVALS curves. The markers of different curves are at different coverages, so that curves
+    which coincide do not hide each other.
 
     Args:
         oracle: risks at the same coverages when items are answered in order of their true errors.
@@ -104,16 +110,25 @@ def risk_coverage(curves: Mapping[str, RiskCoverage], oracle: Sequence[float], m
         if n == 0:
             axes.fill_between(curve.coverages, curve.low, curve.high, color=style.colour, alpha=0.1,
                               linewidth=0)
-        for end in (curve.low, curve.high):
+        for end in (curve.low, curve.high) if len(curves) <= MAX_INTERVALS else ():
             axes.plot(curve.coverages, end, color=style.colour, linewidth=0.5, alpha=0.55)
         fraction = curve.fraction_of_oracle.point
         gain = "" if np.isnan(fraction) else f": {100 * fraction:z.0f} % of the oracle's gain"
         axes.plot(curve.coverages, curve.risks, color=style.colour, linestyle=style.dash, marker=style.mark,
-                  markersize=3.5, zorder=3, label=f"{name}{gain}")
+                  markersize=5, markevery=(n % len(curve.coverages), len(curves)), zorder=3,
+                  label=f"{name}{gain}")
     coverages = next(iter(curves.values())).coverages if curves else np.linspace(0, 1, len(oracle))
     axes.plot(coverages, oracle, color="0.35", linewidth=1, label="oracle")
     axes.set(xlabel="coverage (fraction answered)", ylabel=unit, xlim=UNIT_LIMITS)
     return _finished(figure, axes, title)
+
+
+def intervals_caption(curves: Mapping[str, RiskCoverage]) -> str:
+    """Returns the sentence of a caption that says which intervals `risk_coverage` shows."""
+    first = next(iter(curves), "")
+    return ("Thin lines and the shaded band are 95 % intervals." if len(curves) <= MAX_INTERVALS else
+            f"The shaded band is the 95 % interval of {first}; the intervals of the other curves are left "
+            "out, and the table has those of their AURC.")
 
 
 def pareto(frontiers: Mapping[str, Frontier], oracle: Frontier, ends: tuple[float, float], costs: Costs,

@@ -161,6 +161,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+def format_number(value: float, form: str) -> str:
+    """Formats a number for people: as `format` does, but with the minus sign − (U+2212)."""
+    return re.sub(r"^-", "−", format(value, form))
+
+
 def format_cell(value: Any) -> str:
     """Formats a table cell: numbers to about four digits, intervals as `0.590 [0.551, 0.627]`, None as –."""
     match value:
@@ -177,8 +182,8 @@ def format_cell(value: Any) -> str:
             if math.isnan(number):
                 return "–"
             if number and not 1e-3 <= abs(number) < 1e5:
-                return f"{number:.3g}"
-            return f"{number:.{3 if abs(number) < 10 else 1}f}"
+                return format_number(number, ".3g")
+            return format_number(number, f".{3 if abs(number) < 10 else 1}f")
         case _:
             # Control characters, such as bytes that a model generates, would make the report a binary file.
             return CONTROL.sub(" ", str(value).replace("|", "\\|"))

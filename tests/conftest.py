@@ -25,6 +25,7 @@ import pytest  # noqa: E402
 import yaml  # noqa: E402
 from jax.extend.backend import clear_backends  # noqa: E402
 
+from tilelli_jax.cli import program_cache  # noqa: E402
 from tilelli_jax.data.synthetic import stories  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # in the main process only
-        compiled.prune()
+        program_cache.prune(program_cache.root("tests"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tilelli_jax.cli import interrupts
+from tilelli_jax.cli import interrupts, program_cache
 from tilelli_jax.cli.command import command
 from tilelli_jax.errors import InputError
 
@@ -93,6 +93,7 @@ def run(argv: Sequence[str], in_clone: bool = False) -> int:
             module, _, function = entry.main.partition(":")
             if not in_clone or module.partition(".")[0] not in ("convert", "eval"):
                 module = f"tilelli_jax.{module}"
+            program_cache.enable()
             with interrupts.starting():
                 function = getattr(importlib.import_module(module), function)
             return int(function(argv[words:]) or 0)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.cli import accelerators
+from tilelli_jax.cli import accelerators, program_cache
 from tilelli_jax.cli.command import command
 from tilelli_jax.cli.progress import waiting
 from tilelli_jax.errors import InputError
@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("absl", "asyncio"):  # errors of Orbax's threads, which are also raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options = _options(argv)
+    program_cache.enable()
     if options.distributed:
         distributed.initialize()
     config = config_lib.load(ExperimentConfig, options.config, options.overrides)

@@ -106,8 +106,8 @@ V8B_SENTENCE = ("Compared with v8b, which trains the router as well (cross-regim
                 "{change}; the difference is {outcome}")
 V8B_OUTCOMES = {
     "includes 0": "not significant (bootstrap p {p} after Holm's correction; the interval includes 0).",
-    "p": "inconclusive: its interval excludes 0, but bootstrap p {p} after Holm's correction is not below "
-         f"{ALPHA:g}.",
+    "p": "inconclusive: its interval, which is not corrected, excludes 0, but bootstrap p {p} after Holm's "
+         f"correction is not below {ALPHA:g}.",
     "no p": "inconclusive: its interval excludes 0, but the bootstrap p is undefined, as all "
             "replicates are equal.",
     "lower": "significant (bootstrap p {p} after Holm's correction): part of the signal was in the router.",

@@ -14,7 +14,7 @@ from tilelli_jax.data.synthetic.village import ANSWERABLE
 from tilelli_jax.signals.names import BLOCK, HEAD
 
 from .. import figures
-from ..conclusions import format_p
+from ..conclusions import CORRECTION, format_p
 from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
@@ -230,6 +230,7 @@ def _overview(report: Document, results: Tree) -> None:
         report.paragraph("Differences between heads in cross-regime AUROC: bootstrap p over prompts and "
                          "seeds, with Holm's correction over all rows.")
         report.table(head_rows(results))
+        report.paragraph(CORRECTION)
 
 
 def _statements(report: Document, results: Tree) -> None:

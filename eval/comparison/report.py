@@ -10,11 +10,11 @@ from typing import Any
 from tilelli_jax import config as config_lib
 
 from .. import conclusions, figures
-from ..conclusions import ALPHA, format_interval, format_p
+from ..conclusions import ALPHA, CORRECTION, UNCORRECTED, format_interval, format_p
 from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
-from ..tables import json_with_nulls
+from ..tables import format_number, json_with_nulls
 from ..tables import write as write_tables
 from .compare import TESTS
 from .config import file_name
@@ -142,7 +142,7 @@ def _verdict(of_text: Tree, comparison: Tree, text: str) -> str:
     lower = sum(difference < 0 for difference in comparison["differences"])
     return (f"**{name}** on {text}: {of_text['losses'][name]['mean']:.4f} nats/byte, {reference} "
             f"{of_text['losses'][reference]['mean']:.4f}; difference "
-            f"{format_interval(change, 4, sign=True)}, lower in {lower} of "
+            f"{format_interval(change, 4, sign=True)} ({UNCORRECTED}), lower in {lower} of "
             f"{len(comparison['differences'])} pairs. "
             + _conclusion(of_text, comparison, change.point < 0))
 
@@ -181,12 +181,13 @@ def _text(report: Document, results: Tree, text: str) -> None:
         {model: losses["by_seed"] for model, losses in of_text["losses"].items()},
         unit="validation loss, nats/byte"), "Validation loss after the last update, one dot per run.")
     report.table(differences(results, text))
+    report.paragraph(CORRECTION)
     report.figure(f"differences-{name}", figures.effects(
         {row["model"]: Interval.from_tree(row["paired_difference"])
          for row in of_text["comparisons"]}, unit="nats/byte"),
         f"Mean paired difference from {of_text['reference']}, with Student's 95 % interval over "
         f"{len(results['config']['seeds'])} pairs; below 0 the model has the lower loss.")
-    report.table([{"seed": seed, **{row["model"]: f"{row['differences'][i]:+.4f}"
+    report.table([{"seed": seed, **{row["model"]: format_number(row["differences"][i], "+.4f")
                                     for row in of_text["comparisons"]}}
                   for i, seed in enumerate(results["config"]["seeds"])])
 

@@ -195,8 +195,8 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
             continue
         direction = "a significant gain" if change.point > 0 else "a significant loss"
         verdict = "inconclusive" if few else direction if conclusions.is_significant(p) else "not significant"
-        sentences.append(f"{name}: {conclusions.format_interval(change, sign=True)} AUROC, corrected p "
-                         f"{conclusions.format_p(p)}: {verdict}.")
+        sentences.append(f"{name}: {conclusions.format_interval(change, sign=True)} AUROC "
+                         f"({conclusions.UNCORRECTED}), corrected p {conclusions.format_p(p)}: {verdict}.")
     if causal := results.get("causal"):
         for positions, effects in causal["positions"].items():
             chosen = effects["chosen"].values()
@@ -271,8 +271,7 @@ def _ladder(report: Document, layer: int, probe: Mapping[str, Any]) -> None:
     rungs = {name: _interval(rung["auroc"]) for name, rung in probe["rungs"].items()}
     report.figure(f"ladder-{layer}", figures.ladder({n: i for n, i in rungs.items() if i is not None}),
                   f"AUROC of each rung on {probe['test']} test items. {LEGEND} The dotted line is "
-                  "chance. Intervals are not corrected for multiple comparisons; the corrected p of the "
-                  "table of differences is (Holm's method, over all rows).")
+                  "chance.")
     domains = list(dict.fromkeys(d for rung in probe["rungs"].values() for d in rung["domains"]))
     report.table([{"rung": name, "AUROC": rungs[name], "AUPRC": rung["auprc"], "C": rung["C"],
                    "cross-validated AUROC": rung["cross_validated"],
@@ -283,6 +282,7 @@ def _ladder(report: Document, layer: int, probe: Mapping[str, Any]) -> None:
     report.table([{"difference": f"{c['a']} − {c['b']}", "AUROC": _interval(c["difference"]), "p": c["p"],
                    "corrected p": c["p_holm"], "DeLong p, ungrouped": c["delong"]}
                   for c in probe["comparisons"]])
+    report.paragraph(conclusions.CORRECTION)
 
 
 def _selective(report: Document, layer: int, results: Mapping[str, Any], scores: Mapping[str, np.ndarray],
@@ -299,7 +299,7 @@ def _selective(report: Document, layer: int, results: Mapping[str, Any], scores:
                   figures.risk_coverage(published, results["oracle"], results["mean_error"], unit=error),
                   f"Risk–coverage curves: {error} of the answered items, as a function of the fraction "
                   "answered. Each rung answers the items with the lowest predicted probability of being "
-                  "hard. Thin lines and the shaded band are 95 % intervals.")
+                  f"hard. {figures.intervals_caption(published)}")
     half = list(results["coverages"]).index(0.5)
     report.table([{"rung": name, "AURC": curve.aurc,
                    "fraction of oracle gain": conclusions.format_interval(curve.fraction_of_oracle),

@@ -90,13 +90,29 @@ def check(section: NetworkConfig, name: str) -> None:
             section.experiment()
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    elif not Path(section.path).is_dir():
-        raise InputError(f"{name}.path: {section.path}: expected the directory of a network, found " + (
-            "a file" if Path(section.path).exists() else
-            "nothing; download a model of the Hugging Face hub with `hf download NAME --local-dir DIR` (for "
-            "a gated model, run `hf auth login` and accept its terms first)"))
-    if section.tokenizer and not Path(section.tokenizer).exists():
-        raise InputError(f"{name}.tokenizer: {section.tokenizer}: expected a tokenizer, found nothing")
+    else:
+        check_directory(section.path, f"{name}.path")
+    check_tokenizer(section.tokenizer, f"{name}.tokenizer")
+
+
+def check_directory(path: str | Path, key: str) -> None:
+    """Raises InputError, which names the key or option, if a network's directory does not exist."""
+    if Path(path).is_dir():
+        return
+    if Path(path).exists():
+        found = "a file"
+    elif "*" in str(path):  # the shell passes a pattern that matches nothing as it is
+        found = "no such directory; has the study finished?"
+    else:
+        found = ("nothing; download a model of the Hugging Face hub with `hf download NAME --local-dir DIR` "
+                 "(for a gated model, run `hf auth login` and accept its terms first)")
+    raise InputError(f"{key}: {path}: expected the directory of a network, found {found}")
+
+
+def check_tokenizer(path: str | Path, key: str) -> None:
+    """Raises InputError, which names the key or option, if a tokenizer is given and does not exist."""
+    if path and not Path(path).exists():
+        raise InputError(f"{key}: {path}: expected a tokenizer, found nothing")
 
 
 def train_network(config: str, run: Path, overrides: Sequence[str] = ()) -> Path:

@@ -6,6 +6,7 @@ shard.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def fill(path: Path, items: Sequence[int], shard_items: int,
     """
     number = done = 0
     while done < len(items):
-        file = path / f"shard-{number:05}.safetensors"
+        file = _shard(path, number)
         interrupts.raise_if_received()
         if not file.is_file():
             chosen = items[done:done + shard_items]
@@ -43,6 +44,16 @@ def fill(path: Path, items: Sequence[int], shard_items: int,
         raise InputError(f"{path}: expected shards of the study's items, in order, found shards of other "
                          "items; delete the shards to recompute them")
     return shards
+
+
+def stored_items(path: Path) -> int:
+    """Returns the number of items in the shards that a directory has, up to the first missing one."""
+    files = itertools.takewhile(Path.is_file, (_shard(path, number) for number in itertools.count()))
+    return sum(read_file(file)["item"].shape[0] for file in files)
+
+
+def _shard(path: Path, number: int) -> Path:
+    return path / f"shard-{number:05}.safetensors"
 
 
 class Shards:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import logging
+import os
 import platform
 import shlex
 import sys
@@ -27,7 +28,7 @@ from .networks import TrainingStopped
 class StudyConfig(Section):
     """The keys of every study."""
 
-    name: str = setting("", "title of the report; empty: the name of the configuration file")
+    name: str = setting("", "title of the report; empty: the last part of out")
     out: str = setting("", "output directory; empty: runs/ and the name of the configuration file")
 
 
@@ -111,15 +112,15 @@ def study_command(argv: Sequence[str], study_class: type[S], config_class: type[
     overrides = [override.format(value) for option, (_, override, _) in shortcuts.items()
                  if (value := getattr(options, option.lstrip("-"))) is not None]
     config = config_lib.load(config_class, options.config, [*options.overrides, *overrides])
-    stem = Path(options.config).stem
-    study = study_class(config, Path(config.out or Path("runs", stem)), print_to_stderr)
+    study = study_class(config, Path(config.out or Path("runs", Path(options.config).stem)), print_to_stderr)
     prepare(study, options.config)
     study.check()
     command_line = shlex.join([*prog.split(), *argv])
     try:
         if options.stage == "all":
             rows = provenance_rows(command_line, options.config, study.seeds)
-            print(f"{write_report(study, config.name or stem, rows)}\n"
+            name = config.name or Path(os.path.abspath(study.out)).name  # not "." or ".."
+            print(f"{write_report(study, name, rows)}\n"
                   f"report: {study.report_dir / 'report.html'} (and report.md)")
         else:
             for label, path in study.stage_paths(options.stage):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -30,8 +30,13 @@ def answer_ends(language: Language, config: AnswersConfig) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*getattr(language.model.config, "end_ids", ()), *configured]))
 
 
-def answer(language: Language, prompts: Sequence[PromptIds], config: AnswersConfig) -> list[np.ndarray]:
-    """Decodes greedily. Returns each answer's tokens without the one that ended it: int32 `[n]`."""
+def answer(language: Language, prompts: Sequence[PromptIds], config: AnswersConfig,
+           advance: Callable[[int], object] = lambda n: None) -> list[np.ndarray]:
+    """Decodes greedily. Returns each answer's tokens without the one that ended it: int32 `[n]`.
+
+    Args:
+        advance: called with the number of prompts of each finished batch.
+    """
     max_length, ends = max_time(language.model), answer_ends(language, config)
     budgets = [config.max_new if max_length is None else
                max(1, min(config.max_new, max_length - len(prompt.ids) + 1)) for prompt in prompts]
@@ -39,7 +44,8 @@ def answer(language: Language, prompts: Sequence[PromptIds], config: AnswersConf
     for max_new in sorted(set(budgets)):  # separate batches: a long prompt must not shorten other answers
         rows = [i for i, budget in enumerate(budgets) if budget == max_new]
         generated = generate_ids(language.model, [prompts[i].ids for i in rows], max_new=max_new,
-                                 temperature=0.0, end_ids=ends, batch_size=config.batch_size)
+                                 temperature=0.0, end_ids=ends, batch_size=config.batch_size,
+                                 advance=advance)
         answers |= {i: continuation.ids for i, continuation in zip(rows, generated, strict=True)}
     return [answers[i] for i in range(len(prompts))]
 

@@ -29,6 +29,7 @@ from tilelli_jax.training.loss import NATS
 from tilelli_jax.training.report import losses_table
 from tilelli_jax.training.run import RunDirectory
 
+from ..conclusions import CORRECTION
 from ..document import without_markup
 from ..inputs.rows import read_rows, text_of
 from ..inputs.study import quiet_logs, study_command
@@ -37,6 +38,7 @@ from . import report
 from .config import RecallConfig
 from .predictor import as_row, open_predictor
 from .study import SIDECAR, RecallStudy
+from .table import QUESTIONS
 
 PROG = "tilelli recall"
 
@@ -53,7 +55,8 @@ def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -
     results = report.write(study, name, provenance)
     sidecar = study.export_sidecar(provenance["command"])
     conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
-    return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n{conclusions}\n\n"
+    return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n{CORRECTION}\n\n"
+            f"{conclusions}\n\nquestions and answers: {study.build / QUESTIONS}\n"
             f"sidecar: {sidecar}, of the network {study.studied.path}")
 
 
@@ -69,8 +72,8 @@ def demo(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="tilelli demo", description=(
         "Trains a small network on a made-up world of facts, some of which it reads often, some rarely and "
         "some never; asks it 1200 questions; and shows which of them it answers correctly, what the sidecar "
-        "predicted before each answer, and how reliable these predictions are. About two minutes on two CPU "
-        "cores. The same command continues where it was interrupted."))
+        "predicted before each answer, and how reliable these predictions are. Two to five minutes on two "
+        "CPU cores. The same command continues where it was interrupted."))
     parser.add_argument("overrides", nargs="*", metavar="key=value",
                         help="settings that take precedence over those of recall-demo")
     options = parser.parse_args(argv)
@@ -112,6 +115,8 @@ def predict(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     questions = list(options.question)
     check_text(questions, "question")
+    for question in questions:
+        _check_no_path(question)
     if options.questions:
         questions += [text_of(row, "question", f"{options.questions}, row {i}")
                       for i, row in enumerate(read_rows(options.questions, 10**9), 1)]
@@ -134,6 +139,16 @@ def predict(argv: Sequence[str]) -> int:
              f"layer {prediction.strongest_layer}: {prediction.strongest_write!r}", prediction.question]
             for prediction in predictions)], right=(0,)))
     return 0
+
+
+def _check_no_path(question: str) -> None:
+    """Raises InputError if a question is an existing path: a glob after --model may match several."""
+    if os.path.isdir(question):
+        raise InputError(f"--model and --sidecar: expected one directory each, found another, '{question}', "
+                         "as a question; does a pattern match several directories?")
+    if os.path.exists(question):
+        raise InputError(f"question: expected text, found the file '{question}'; --questions FILE reads "
+                         "questions from a file")
 
 
 @command

@@ -28,7 +28,8 @@ class QuestionsConfig(Section):
         ("popqa", "triviaqa"), "where questions come from: popqa and triviaqa (Hugging Face hub), facts (the "
         "built-in world), or files of questions (JSON lines, JSON, CSV or parquet)")
     items: int = setting(3000, "number of questions, divided equally among the sources; at least 20 / "
-                         "split.test, and more unless the network answers half of them correctly", min=1)
+                         "split.test; 60 / split.test suffice if the network answers between 17 % and 83 % "
+                         "of them correctly", min=1)
     seed: int = setting(17, "seed for sampling and ordering questions", min=0, max=2**32 - 1)
     facts_people: int = setting(facts.PEOPLE, "source facts: number of people in the world; must equal "
                                 "data.facts_people of the network's training",

@@ -19,6 +19,10 @@ from .questions import Question
 Columns = dict[str, Any]
 # Known questions, and as many unknown ones, that each split needs: to fit and select, and for intervals.
 NEEDED = {"train": 2, "validate": 2, "calibrate": 2, "test": 10}
+ADVISED = 3  # times the smallest number of questions: enough if the network answers 1/6 to 5/6 of them
+# With fewer known or fewer unknown questions than these: what is then doubtful.
+SMALL = {"train": (100, "the sidecar and the probes may be much weaker than with more questions"),
+         "calibrate": (20, "P(knows) and the thresholds of the verdicts are rough")}
 
 
 def label(questions: Sequence[Question], answers: Sequence[str], match: Rule, options: SplitConfig
@@ -80,11 +84,57 @@ def fractions(options: SplitConfig) -> dict[str, float]:
 def check_number(n: int, options: SplitConfig) -> None:
     """Raises InputError if n questions are too few, whatever the network answers."""
     per_label, bottleneck = _needed(fractions(options))
-    if n < 2 * per_label:
+    least = 2 * per_label
+    if n < least:
         raise InputError(
-            f"questions: expected at least {2 * per_label}, of which the network answers {per_label} "
-            f"correctly and {per_label} not, found {n}: {bottleneck} needs {NEEDED[bottleneck]} known and "
-            f"{NEEDED[bottleneck]} unknown questions, and gets {fractions(options)[bottleneck]:g} of all")
+            f"questions: expected at least {least}, and better {ADVISED * least}, found {n}: {bottleneck} "
+            f"gets {fractions(options)[bottleneck]:g} of all and needs {NEEDED[bottleneck]} known and "
+            f"{NEEDED[bottleneck]} unknown ones; {least} suffice if the network answers half of them "
+            f"correctly, {ADVISED * least} if it answers between {1 / (2 * ADVISED):.0%} and "
+            f"{1 - 1 / (2 * ADVISED):.0%}")
+
+
+def few_questions_warning(n: int, options: SplitConfig) -> list[str]:
+    """Returns a warning if n questions suffice only for some accuracies of the network, or nothing."""
+    per_label, _ = _needed(fractions(options))
+    if n >= ADVISED * 2 * per_label:
+        return []
+    return [f"{n} suffice only if the network answers between {per_label / n:.0%} and "
+            f"{1 - per_label / n:.0%} of them correctly; {ADVISED * 2 * per_label} are advised for these "
+            "splits"]
+
+
+def missing_groups(datasets: Sequence[str], entities: Sequence[str | None], options: SplitConfig
+                   ) -> list[str]:
+    """Returns a sentence for each data set with questions of which it is not known what they are about.
+
+    Args:
+        datasets, entities: `[questions]`; None for an unknown entity.
+    """
+    if options.by != "group":
+        return []
+    counts: dict[str, list[bool]] = {}
+    for name, entity in zip(datasets, entities, strict=True):
+        counts.setdefault(name, []).append(entity is None)
+    return [(f"{name} has no column `group`: each question is its own group" if all(missing) else
+             f"{sum(missing)} of {len(missing)} questions of {name} have no `group`: each of these is its "
+             "own group") + "; questions about one subject may fall into several splits, and the results "
+            "may not hold for new subjects." for name, missing in counts.items() if any(missing)]
+
+
+def small_splits_warning(known: np.ndarray, split: np.ndarray, options: SplitConfig) -> list[str]:
+    """Returns a sentence for each split in which few questions are known or few are unknown.
+
+    Args:
+        known: `[questions]`, 1 for a correct answer; split: `[questions]`, their splits.
+    """
+    names = {"train": "train", "calibrate": "validate" if options.by == "published" else "calibrate"}
+    counts = {use: [int(((split == names[use]) & (known == label)).sum()) for label in (1, 0)]
+              for use in SMALL}
+    return [f"The {names[use]} split has only {n_known} known and {n_unknown} unknown questions (at least "
+            f"{enough} of each are advised): {doubt}."
+            for use, (enough, doubt) in SMALL.items() for n_known, n_unknown in [counts[use]]
+            if min(n_known, n_unknown) < enough]
 
 
 def check_labels(known: np.ndarray, split: np.ndarray, options: SplitConfig) -> None:

@@ -27,7 +27,6 @@ from tilelli_jax.signals.crystallisation import BY_LAYER, PROMPT_FEATURES
 from tilelli_jax.signals.prompts import PromptOutputs, PromptReader
 
 from ..inputs import networks
-from ..inputs.networks import NetworkConfig
 from ..thresholds import Verdict
 from . import verdicts
 from .config import PromptConfig
@@ -109,10 +108,11 @@ def open_predictor(model: str | Path, sidecar: str | Path, *, tokenizer: str | P
     Raises:
         InputError: one of them cannot be read, or the sidecar was trained on another network.
     """
-    networks.check(NetworkConfig(path=str(model), tokenizer=str(tokenizer)), "--model")
+    networks.check_directory(model, "--model")
+    networks.check_tokenizer(tokenizer, "--tokenizer")
     if not Path(sidecar).exists():
-        raise InputError(f"{sidecar}: expected a sidecar, found nothing; a finished `tilelli recall` study "
-                         "writes OUT/sidecar")
+        raise InputError(f"--sidecar: {sidecar}: expected a sidecar, found nothing; a finished `tilelli "
+                         "recall` study writes OUT/sidecar")
     loaded = store.load(sidecar)
     if not isinstance(loaded, Sidecar):
         raise InputError(f"{sidecar}: expected a sidecar, found family {loaded.config.family}")

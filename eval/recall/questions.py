@@ -175,5 +175,5 @@ def _number(value: Any, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0 <= number < math.inf:
-        raise InputError(f"{where}: popularity: expected a number from 0, found {value!r:.40}")
+        raise InputError(f"{where}: popularity: expected a number ≥ 0, found {value!r:.40}")
     return number

@@ -15,7 +15,9 @@ from tilelli_jax.signals.crystallisation import band
 
 from .. import figures, metrics, selective
 from ..conclusions import (
+    CORRECTION,
     FEW,
+    UNCORRECTED,
     compare_with_chance,
     few_groups_warning,
     format_interval,
@@ -28,7 +30,7 @@ from ..stats import Interval
 from ..tables import json_with_nulls
 from ..tables import write as write_tables
 from . import verdicts as verdict_file
-from .evaluate import VERDICTS
+from .evaluate import MIN_PER_LABEL, VERDICTS
 from .fit import SIDECAR
 from .study import RecallStudy
 
@@ -36,8 +38,15 @@ SHOWN = (SIDECAR, "layer probe", "prompt features", "negative entropy", "words")
 METHODS = (*SHOWN, "entropies", "robustness", "familiarity", "length", "dataset", "popularity")
 CALIBRATORS = {"platt": "Platt scaling", "isotonic": "Isotonic regression",
                "temperature": "Temperature scaling"}
-# Compared with the sidecar in the conclusions.
+# Compared with the sidecar in the conclusions, as is every other method that differs significantly.
 COMPARED = ("negative entropy", "words", "layer probe", "prompt features")
+DESCRIPTIONS = {
+    "layer probe": "the layer probe", "prompt features": "the probe on ten numbers of the prompt",
+    "negative entropy": "the negative entropy of the next token",
+    "words": "the control on the question's words", "entropies": "the probe on three entropies per layer",
+    "robustness": "the robustness to noise", "familiarity": "the familiarity of the prompt",
+    "length": "the control on the question's length", "dataset": "the control on the data set",
+    "popularity": "the control on the subject's popularity"}
 DELTA = "Δ vs sidecar (sidecar − method)"
 Tree = Mapping[str, Any]
 
@@ -49,7 +58,8 @@ def collect(study: RecallStudy) -> dict[str, Any]:
     rule = verdict_file.read(paths["verdict"])
     return {"config": config_lib.to_dict(study.config), "fit": read_result(paths["fitted"]),
             "stages": {name: path.name for name, path in paths.items()}, "verdict": rule.to_dict(),
-            "thresholds": rule.thresholds._asdict(), **read_result(paths["evaluation"])}
+            "thresholds": rule.thresholds._asdict(), "warnings": study.warnings,
+            **read_result(paths["evaluation"])}
 
 
 def write(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +144,9 @@ def transfer_differences(results: Tree) -> list[dict[str, Any]]:
             for comparison in result["comparisons"]]
 
 
+DASH = f"–: fewer than {MIN_PER_LABEL} known or fewer than {MIN_PER_LABEL} unknown questions"  # by popularity
+
+
 def popularity_rows(results: Tree) -> list[dict[str, Any]]:
     """Returns AUROCs by quartile of popularity; empty where the popularity is unknown."""
     return [{"data set": name, "popularity": f"{result['from']:g} to {result['to']:g}",
@@ -151,9 +164,9 @@ def conclusions(results: Tree) -> list[str]:
              "one seed")
     texts = [f"The sidecar separates known from unknown held-out questions with AUROC "
              f"{format_interval(area)} ({seeds}): {_versus_chance(area, groups)}.",
-             *few_groups_warning(groups, "questions")]
+             *few_groups_warning(groups, "questions"), *results["warnings"]]
     texts += [_comparison_sentence(comparison, results) for comparison in results["comparisons"]
-              if comparison["baseline"] in COMPARED]
+              if comparison["baseline"] in COMPARED or is_significant(comparison["p_holm"], groups)]
     texts.append(f"Calibration: the sidecar's ECE (10 bins) is "
                  f"{format_interval(Interval.from_tree(sidecar['ece']))}; perfectly calibrated probabilities "
                  f"would have {sidecar['ece_if_calibrated']:.3f} from sampling alone.")
@@ -200,9 +213,10 @@ def _comparison_sentence(comparison: Tree, results: Tree) -> str:
     else:
         verdict = f"the sidecar is significantly {'better' if difference.point > 0 else 'worse'}"
     below_chance = Interval.from_tree(results["methods"][baseline]["auroc"]).high < 0.5
-    return (f"Sidecar minus {_description(baseline)}: ΔAUROC {format_interval(difference, sign=True)}, "
+    description = DESCRIPTIONS[baseline]
+    return (f"Sidecar minus {description}: ΔAUROC {format_interval(difference, sign=True)} ({UNCORRECTED}), "
             f"paired bootstrap, Holm-corrected {p_text}: {verdict}."
-            + (f" ({_description(baseline).capitalize()} is worse than chance.)" if below_chance else ""))
+            + (f" ({description.capitalize()} is worse than chance.)" if below_chance else ""))
 
 
 def _transfer_sentence(name: str, result: Tree) -> str:
@@ -249,10 +263,9 @@ def _add_methods(report: Document, results: Tree) -> None:
     figures.reserve_styles(METHODS)
     report.figure("methods", figures.ladder({row["method"]: row["AUROC"] for row in rows}),
                   "AUROC of each method on the held-out questions, with 95 % intervals; the dotted line is "
-                  "chance. " + LEGEND)
-    report.paragraph("Comparisons are paired bootstraps over groups of questions; p is corrected by Holm's "
-                     "method.")
+                  f"chance. {_legend(list(results['methods']))}")
     report.table(comparison_rows(results))
+    report.paragraph(f"Comparisons are paired bootstraps over groups of questions. {CORRECTION}")
     report.table(rows, "All metrics of each method: AUPRC, Brier score, and ECE beside the ECE that "
                  "perfectly calibrated probabilities would have from sampling alone")
     selected = {name: info for name, info in results["fit"]["methods"].items() if "C" in info}
@@ -261,11 +274,24 @@ def _add_methods(report: Document, results: Tree) -> None:
                  "Layer and C (inverse regularisation) that the validation questions selected")
 
 
-LEGEND = ("The sidecar is a GRU over the layers on logit-lens and MLP-write features. The layer probe is "
-          "logistic regression on the residual stream at the last position, at the layer with the best "
-          "validation AUROC. Globals and entropies are logistic regressions on ten numbers of the prompt and "
-          "on three entropies per layer. Words, length, dataset and popularity are controls that do not use "
-          "the network.")
+LEGEND = {
+    SIDECAR: "a GRU over the layers on logit-lens and MLP-write features",
+    "layer probe": "logistic regression on the residual stream at the last position, at the layer with the "
+                   "best validation AUROC",
+    "prompt features": "logistic regression on ten numbers of the prompt",
+    "entropies": "logistic regression on three entropies per layer",
+    "negative entropy": "of the next token",
+    "familiarity": "minus the Mahalanobis distance to known questions",
+    "robustness": "minus the divergence under noise"}
+CONTROLS = ("words", "length", "dataset", "popularity")
+
+
+def _legend(methods: Sequence[str]) -> str:
+    """Returns what the methods are: those that are shown, and no others."""
+    described = "; ".join(f"{name}: {text}" for name, text in LEGEND.items() if name in methods)
+    controls = [name for name in CONTROLS if name in methods]
+    return f"{described[0].upper()}{described[1:]}." + (
+        f" Controls, which do not use the network: {', '.join(controls)}." if controls else "")
 
 
 def _add_calibration(report: Document, results: Tree) -> None:
@@ -317,7 +343,7 @@ def _add_risk_coverage(report: Document, results: Tree) -> None:
     report.figure("risk-coverage", figures.risk_coverage(
         curves, risk["oracle"], risk["mean_error"], unit="fraction of wrong answers"),
         "Risk–coverage: fraction of wrong answers among the questions answered, when each method answers the "
-        "questions with its highest scores first. Thin lines and the shaded band are 95 % intervals.")
+        f"questions with its highest scores first. {figures.intervals_caption(curves)}")
     report.table([{"method": name, "AURC": _interval(curve["aurc"]),
                    "fraction of the oracle's gain": _interval(curve["fraction_of_oracle"])}
                   for name, curve in risk["methods"].items()])
@@ -340,6 +366,7 @@ def _add_transfer(report: Document, results: Tree) -> None:
     if any(results["by_popularity"].values()):
         report.heading("By popularity")
         report.table(popularity_rows(results))
+        report.paragraph(f"{DASH}.")
 
 
 def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> None:
@@ -350,8 +377,7 @@ def _add_layers(report: Document, results: Tree, c_values: Sequence[float]) -> N
                   "Mean entropy of the logit lens at the last position of the prompt, by layer, over the "
                   f"held-out questions. Shaded: layers {low} to {high}, for the strongest MLP write.")
     if probe := results["fit"]["methods"].get("layer probe"):
-        # The empty curve takes the sidecar's colour; matplotlib omits labels with "_" from legends.
-        curves = {f"_{SIDECAR}": [], "layer probe": probe["by_layer"]}
+        curves = {"layer probe": probe["by_layer"]}
         report.figure("layer-probe", figures.by_depth(curves, unit="validation AUROC", line=0.5),
                       "Validation AUROC of a logistic probe of the residual stream at each layer, with the "
                       f"best C of {list(c_values)}.")
@@ -362,12 +388,6 @@ def _area_row(name: str, result: Tree) -> dict[str, Any]:
             **{method: _interval(metrics["auroc"]) for method, metrics in result["methods"].items()
                if method in (*SHOWN, "length", "popularity")},
             "ECE, sidecar": _interval(result["methods"].get(SIDECAR, {}).get("ece"))}
-
-
-def _description(method: str) -> str:
-    return {"words": "the control on the question's words", "layer probe": "the layer probe",
-            "prompt features": "the probe on ten numbers of the prompt",
-            "negative entropy": "the negative entropy of the next token"}[method]
 
 
 def _interval(tree: Tree | None) -> Interval | None:

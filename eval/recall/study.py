@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilelli_jax import config as config_lib
-from tilelli_jax.cli.progress import waiting
+from tilelli_jax.cli.progress import shown
 from tilelli_jax.errors import InputError
 from tilelli_jax.loading import store
 from tilelli_jax.loading.language import Language, open_language
@@ -29,7 +28,7 @@ from tilelli_jax.signals.robustness import Robustness
 from ..calibration import calibrator_from_dict
 from ..conclusions import few_groups_warning
 from ..inputs import networks
-from ..inputs.shards import Shards, fill
+from ..inputs.shards import Shards, fill, stored_items
 from ..inputs.study import Study
 from ..stages import read_result, stage_manifest, without, write_result
 from ..tables import read_columns, write_columns
@@ -41,6 +40,7 @@ from .scores import Methods, Scope
 from .table import QUESTIONS, QuestionTable
 from .verdicts import VerdictRule
 
+Advance = Callable[[int], object]
 MIN_GROUPS = 8
 SIDECAR = "sidecar"  # directory of the sidecar that is best on the validate split
 
@@ -79,6 +79,11 @@ class RecallStudy(Study[RecallConfig]):
                              f"equal text, id or entity form one), found {groups}")
         for line in few_groups_warning(round(groups * self.config.split.test), "questions"):
             self.notify(f"split.test: {line}")
+        for line in [*labelling.few_questions_warning(len(self.questions), self.config.split),
+                     *labelling.missing_groups([question.dataset for question in self.questions],
+                                               [question.entity for question in self.questions],
+                                               self.config.split)]:
+            self.notify(f"questions: {line}")
         if self.config.network.train and "facts" in self.config.questions.sources:
             self._check_world()
         self.stages.open()
@@ -119,8 +124,9 @@ class RecallStudy(Study[RecallConfig]):
                                   rounded=options.lens_bfloat16, mesh=self.mesh)
             noise = Robustness(model, sigma=options.sigma, k=options.noise_samples, seed=options.seed,
                                batch_size=options.batch_size, mesh=self.mesh) if options.robustness else None
-            fill(path, range(len(self.prompts)), options.shard_items,
-                 lambda rows: self._signals(reader, noise, rows))
+            with shown(len(self.prompts), "signals", "question", done=stored_items(path)) as advance:
+                fill(path, range(len(self.prompts)), options.shard_items,
+                     lambda rows: self._signals(reader, noise, rows, advance))
         if not self.stages.is_complete("signals", manifest):
             self.prompts  # noqa: B018 (raises InputError for an invalid question before the stage starts)
         return self.stages.make("signals", manifest, work)
@@ -132,14 +138,15 @@ class RecallStudy(Study[RecallConfig]):
         manifest = stage_manifest("answers", **self._inputs, max_new=options.max_new,
                                   end_tokens=options.end_tokens)
 
-        def shard(rows: Sequence[int]) -> dict[str, np.ndarray]:
-            answers = answer(self.language, [self.prompts[i] for i in rows], options)
+        def shard(rows: Sequence[int], advance: Advance) -> dict[str, np.ndarray]:
+            answers = answer(self.language, [self.prompts[i] for i in rows], options, advance)
             return {"tokens": np.concatenate([*answers, np.zeros(0, np.int32)]).astype(np.int32),
                     "lengths": np.array([len(ids) for ids in answers], np.int64)}
 
         def work(path: Path) -> None:
-            with waiting("answers: generating", sys.stderr):
-                fill(path, range(len(self.prompts)), self.config.signals.shard_items, shard)
+            with shown(len(self.prompts), "answers", "question", done=stored_items(path)) as advance:
+                fill(path, range(len(self.prompts)), self.config.signals.shard_items,
+                     lambda rows: shard(rows, advance))
         return self.stages.make("answers", manifest, work)
 
     @functools.cached_property
@@ -151,7 +158,16 @@ class RecallStudy(Study[RecallConfig]):
         path = self.stages.make("questions", manifest, self._label)
         columns = read_columns(path / QUESTIONS)
         labelling.check_labels(columns["known"], columns["split"], self.config.split)  # before any fit
+        for line in labelling.small_splits_warning(columns["known"], columns["split"], self.config.split):
+            self.notify(f"questions: {line}")
         return path
+
+    @functools.cached_property
+    def warnings(self) -> list[str]:
+        """What limits the results of these questions: sentences for the report."""
+        columns, options = read_columns(self.build / QUESTIONS), self.config.split
+        return [*labelling.missing_groups(columns["dataset"], columns["entity"], options),
+                *labelling.small_splits_warning(columns["known"], columns["split"], options)]
 
     @functools.cached_property
     def table(self) -> QuestionTable:
@@ -218,10 +234,10 @@ class RecallStudy(Study[RecallConfig]):
                 "prompt": config_lib.to_dict(self.config.prompt),
                 "compute": self.config.compute.dtype}
 
-    def _signals(self, reader: PromptReader, noise: Robustness | None,
-                 rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def _signals(self, reader: PromptReader, noise: Robustness | None, rows: Sequence[int], advance: Advance
+                 ) -> dict[str, np.ndarray]:
         prompts = [self.prompts[i] for i in rows]
-        by_index = dict(reader(prompts, "signals"))
+        by_index = dict(reader(prompts, advance))
         outputs = [by_index[i] for i in range(len(prompts))]
         arrays = {name: np.stack([getattr(output.crystallisation, name) for output in outputs])
                   for name in ("by_layer", "prompt_features", "entropies", "best", "strongest_layer",

@@ -38,20 +38,22 @@ class Heartbeat:
 
 
 @contextlib.contextmanager
-def shown(total: int, what: str, unit: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def shown(total: int, what: str, unit: str, *, done: int = 0, quiet: bool = False
+          ) -> Iterator[Callable[[int], None]]:
     """Yields a function to call with the number of units just completed.
 
     Args:
         total: number of units.
         what: label of the bar and the lines.
         unit: name of a unit, in the singular.
+        done: number of units that an earlier run completed.
         quiet: print nothing.
 
     Raises:
         KeyboardInterrupt, SystemExit: from the function, after a signal (`interrupts.raise_if_received`).
     """
     terminal = sys.stderr.isatty()
-    done, begin = 0, time.monotonic()
+    before, begin = done, time.monotonic()
 
     def advance(newly_done: int) -> None:
         nonlocal done
@@ -60,13 +62,14 @@ def shown(total: int, what: str, unit: str, *, quiet: bool = False) -> Iterator[
         bar.update(newly_done)
 
     def print_line() -> None:
-        left = f"; {duration((total / done - 1) * (time.monotonic() - begin))} left" if done else ""
+        seconds = time.monotonic() - begin
+        left = f"; {duration((total - done) / (done - before) * seconds)} left" if done > before else ""
         sys.stderr.write(f"{what}: {done:,} of {total:,} {unit}s{left}\n")
         sys.stderr.flush()
 
     with contextlib.ExitStack() as cleanup:
         bar = cleanup.enter_context(
-            tqdm(total=total, desc=what, unit=unit, leave=False, disable=quiet or not terminal))
+            tqdm(total=total, initial=done, desc=what, unit=unit, leave=False, disable=quiet or not terminal))
         if not quiet and not terminal:
             cleanup.callback(Heartbeat(INTERVAL, print_line).close)
         yield advance

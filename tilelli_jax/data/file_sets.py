@@ -90,7 +90,7 @@ def _remove_leftovers(directory: Path, names: Sequence[str], force: bool) -> Non
     if existing and not (force or interrupted):
         raise InputError(f"{existing[0]}: already exists; --force replaces it")
     if folder := next((path for path in existing if path.is_dir()), None):
-        raise InputError(f"{folder}: is a directory, expected a file")
+        raise InputError(f"{folder}: expected a file, found a directory")
     for path in [*(existing if interrupted else ()), *left]:  # the file that marks the interruption goes last
         if path.is_dir():
             shutil.rmtree(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,12 +80,14 @@ class ContinuedIds(NamedTuple):
 
 def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray], *, max_new: int = 200,
                  temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-                 end_ids: Sequence[int] | None = None, batch_size: int = 64) -> list[ContinuedIds]:
+                 end_ids: Sequence[int] | None = None, batch_size: int = 64,
+                 advance: Callable[[int], object] = lambda n: None) -> list[ContinuedIds]:
     """Continues each prompt by up to `max_new` token ids; otherwise as `generate`.
 
     Args:
         prompts: token ids, at least one per prompt; prompts may have different lengths.
         end_ids: ids that end a continuation; by default those of the configuration.
+        advance: called with the number of prompts of each finished batch.
 
     Raises:
         InputError: an argument is out of range, or an id is outside the vocabulary.
@@ -99,6 +101,7 @@ def generate_ids(model: CausalLM, prompts: Sequence[Sequence[int] | np.ndarray],
                                  BUCKET if len(ends) else max_new):
         for i, continued in zip(rows, _until_end(ends, chunks, len(rows)), strict=True):
             results[i] = continued
+        advance(len(rows))
     return [continued for continued in results if continued is not None]
 
 

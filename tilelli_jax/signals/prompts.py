@@ -123,9 +123,13 @@ class PromptReader:
         rows = layers * (positions + 6)
         return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
 
-    def __call__(self, prompts: Sequence[PromptIds], label: str = "reading") -> Iterator[tuple[int, Any]]:
-        """Yields (index, signals) for each prompt, in arbitrary order. Shows progress if there is more than
-        one batch.
+    def __call__(self, prompts: Sequence[PromptIds], advance: Callable[[int], object] | None = None
+                 ) -> Iterator[tuple[int, Any]]:
+        """Yields (index, signals) for each prompt, in arbitrary order.
+
+        Args:
+            advance: called with the number of prompts of each finished batch; None shows progress if there
+                is more than one batch.
 
         Raises:
             ValueError: a prompt is empty or longer than the network's context, or its question is not
@@ -141,12 +145,13 @@ class PromptReader:
         def max_rows(candidates: list[int]) -> int:
             positions = bucket(max(questions[i] for i in candidates), shortest=self.shortest) + 1
             return self.max_bytes // self.bytes_of(positions)
-        with progress.shown(len(prompts), label, "prompt", quiet=len(prompts) <= self.batch_size) as advance:
+        quiet = advance is not None or len(prompts) <= self.batch_size
+        with progress.shown(len(prompts), "reading", "prompt", quiet=quiet) as own:
             for batch in batches([len(prompt.ids) for prompt in prompts], self.batch_size,
                                  limit=self.max_tokens, shortest=self.shortest, mesh=self.mesh,
                                  widths=questions, max_rows=max_rows, shrink=True):
                 yield from zip(batch.indices, self._batch(batch, prompts), strict=True)
-                advance(len(batch.indices))
+                (advance or own)(len(batch.indices))
 
     def _batch(self, batch: Batch, prompts: Sequence[PromptIds]) -> list[Any]:
         rows = [prompts[i] for i in batch.filled]

@@ -94,7 +94,7 @@ def tables(results: report.Tree) -> list[tuple[str, list[Row]]]:
     every = [("Methods", report.comparison_rows(results)), ("Verdicts", report.verdict_rows(results)),
              ("Data sets", report.dataset_rows(results)),
              ("Within and across data sets", report.transfer_rows(results)),
-             ("By popularity", report.popularity_rows(results))]
+             (f"By popularity ({report.DASH})", report.popularity_rows(results))]
     return [(title, list(rows)) for title, rows in every if rows]
 
 
