@@ -1,7 +1,8 @@
 """Converts checkpoints: PyTorch files and Hugging Face directories to model directories, and back.
 
     tilelli convert SOURCE OUT                   SOURCE: a .pt file or a Hugging Face directory
-    tilelli convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory, or a .pt file
+    tilelli convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory for the families gpt_neox,
+                                                 gemma4 and t5, a .pt file for all others
     tilelli convert MODEL_DIR OUT --to saelens   for an autoencoder; also --to sparsify
     tilelli convert --inspect SOURCE             lists its tensors and what they would become
 """
@@ -63,8 +64,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="setting of the network's configuration that SOURCE does not specify")
     parser.add_argument("--to", choices=("torch", *AUTOENCODERS),
-                        help="convert back: SOURCE is a model directory; an autoencoder can also be written "
-                             "as a directory for SAELens or sparsify")
+                        help="convert back: SOURCE is a model directory; torch writes a Hugging Face "
+                             "directory for the families gpt_neox, gemma4 and t5, and a .pt file for routed, "
+                             "vanilla, sae and lrd; an autoencoder can also be written as a directory for "
+                             "SAELens or sparsify")
     parser.add_argument("--inspect", action="store_true", help="list the contents of SOURCE; convert nothing")
     parser.add_argument("--check", action="store_true",
                         help="run both networks on one input and print their largest difference; choose "

@@ -10,7 +10,6 @@ from .tables import format_number
 
 FEW = 20  # groups: with fewer, bootstrap intervals are too narrow and p-values too small
 ALPHA = 0.05  # significance level of corrected p-values
-UNCORRECTED = "interval not corrected"  # beside an interval in a sentence with a corrected p
 CORRECTION = "Intervals are not corrected for the number of comparisons; p-values are, by Holm's method."
 
 
@@ -43,6 +42,12 @@ def is_significant(p: float | None, groups: int = FEW) -> bool:
     A difference without a p-value (None or NaN) is not significant.
     """
     return groups >= FEW and p is not None and p < ALPHA
+
+
+def format_difference(difference: Interval, significant: bool, digits: int = 3) -> str:
+    """Formats a difference; says that its interval is not corrected if it excludes 0 without significance."""
+    note = " (interval not corrected)" if difference.excludes_zero and not significant else ""
+    return format_interval(difference, digits, sign=True) + note
 
 
 def few_groups_warning(groups: int, kind: str = "items") -> list[str]:

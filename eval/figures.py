@@ -15,6 +15,7 @@ from .cascade import Costs, Frontier
 from .metrics import Reliability
 from .selective import RiskCoverage
 from .stats import Interval
+from .tables import format_number
 
 # The first seven are of Okabe & Ito (2008): distinguishable with colour-vision deficiency; their grey levels
 # differ, too.
@@ -113,7 +114,8 @@ def risk_coverage(curves: Mapping[str, RiskCoverage], oracle: Sequence[float], m
         for end in (curve.low, curve.high) if len(curves) <= MAX_INTERVALS else ():
             axes.plot(curve.coverages, end, color=style.colour, linewidth=0.5, alpha=0.55)
         fraction = curve.fraction_of_oracle.point
-        gain = "" if np.isnan(fraction) else f": {100 * fraction:z.0f} % of the oracle's gain"
+        gain = ("" if np.isnan(fraction) else
+                f": {format_number(100 * fraction, 'z.0f')} % of the oracle's gain")
         axes.plot(curve.coverages, curve.risks, color=style.colour, linestyle=style.dash, marker=style.mark,
                   markersize=5, markevery=(n % len(curve.coverages), len(curves)), zorder=3,
                   label=f"{name}{gain}")

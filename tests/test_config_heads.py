@@ -20,4 +20,4 @@ def test_head(name: str) -> None:
     if "Not run here" not in head:
         assert re.search(r"Cost: .*(second|minute|hour)", head), "cost"
         assert re.search(r"(AMD EPYC|Intel Xeon)", head), "machine"
-        assert re.search(r"(Expect |docs/results/|depends on)", head), "number to expect"
+        assert re.search(r"(Expect[ ,]|docs/results/|depends on)", head), "number to expect"

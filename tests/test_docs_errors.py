@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.loading.language import open_network
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
 from tilelli_jax.models.vanilla import VanillaConfig
+from tilelli_jax.training import budget
 from tilelli_jax.training.config import ExperimentConfig, TrainConfig
 from tilelli_jax.training.run import RunDirectory
 
@@ -95,6 +97,14 @@ def with_budget(path: Path) -> Any:
     (path / "run" / "checkpoints" / "20").mkdir(parents=True)
     return run.open(ExperimentConfig(run_dir=str(path / "run"), train=TrainConfig(minutes=5.0)),
                     force_resume=True, write=True)
+
+
+def too_short(path: Path) -> Any:
+    costs = budget.StepTimes(20.0, 0.0, 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "measure_step_times", lambda task, training, seconds, check: check(costs))
+        anything: Any = None
+        return budget.decide_steps(anything, anything, TrainConfig(minutes=0.1), time.monotonic())
 
 
 def without_decision(path: Path) -> Any:
@@ -203,6 +213,10 @@ PROVOKE: dict[str, Provoke] = {
         "text.txt", b"\xff\xfe" + b"\x00\xd8" * 9, lambda path: list(text_chunks(path))),
     "text that is compressed (gzip, zip, zstd, xz, bzip2, lz4, 7-Zip)": prepared(
         "text.txt.gz", gzip.compress(b"some text")),
+    "a binary file instead of text: more than 1 % zero bytes; or more than 10 % not UTF-8 and 1 % control "
+    "characters": prepared("program", b"\x7fELF\0\0\0\0" * 99),
+    "no text in a configuration that requires one": lambda path: open_corpus(
+        load(ExperimentConfig, "quick").data),
     "a pipe or a device instead of a text file": pipe,
     "a lone surrogate in JSON lines of text": prepared("text.jsonl", '{"text": "a"}\n{"text": "\\ud800 a"}'),
     "a row whose text is not text": prepared("text.jsonl", '{"text": 5}'),
@@ -226,6 +240,7 @@ PROVOKE: dict[str, Provoke] = {
     "a time budget that is 0 or not a number": lambda path: config_lib.from_dict(
         ExperimentConfig, {"train": {"minutes": math.nan}}),
     "a time budget whose number of updates is lost": without_decision,
+    "a time budget that is too short": too_short,
     "not a run directory": of_run(somebody_elses),
     "a run in use by another process": of_run(lambda path: lock(path, wait=False)),
     "not a model directory": model(lambda path: (path / "config.json").unlink()),

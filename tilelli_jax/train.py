@@ -29,7 +29,7 @@ from tilelli_jax.loading import store
 from tilelli_jax.models.abstain import attach_head, new_head
 from tilelli_jax.parallel.sharding import batch_devices, make_mesh, replicated
 from tilelli_jax.training import distributed, report
-from tilelli_jax.training.budget import decide_steps
+from tilelli_jax.training.budget import decide_steps, few_updates
 from tilelli_jax.training.checkpoint import Checkpoints
 from tilelli_jax.training.config import ExperimentConfig
 from tilelli_jax.training.diagnose import Diverged
@@ -44,6 +44,9 @@ from tilelli_jax.training.tasks.sae import AutoencoderTask
 from tilelli_jax.training.tasks.text import TextTask
 
 log = logging.getLogger(__name__)
+# The keys that `--help` lists first.
+MAIN_KEYS = ("data.source", "train.minutes", "train.steps", "run_dir", "model.family", "model.d_model",
+             "model.n_layers", "model.quantizer", "optimizer.learning_rate", "train.batch_size")
 DIVERGED = 3  # exit status: resuming from the last checkpoint would diverge again
 
 
@@ -63,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if jax.process_index() == 0:
             run.lock()
-        return train(config, run, f"tilelli train {shlex.join(argv)}", resume=options.resume)
+        return train(config, run, _command(argv, config), resume=options.resume)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return DIVERGED
@@ -95,8 +98,7 @@ def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: 
     config = with_starting_network(config, run)
     mesh = make_mesh(config.mesh)
     config.train.check_shared(batch_devices(mesh))
-    task = (ChatTask if config.chat is not None else
-            AutoencoderTask if config.model.family == "sae" else TextTask)(config, mesh)
+    task = _task_class(config)(config, mesh)
     start_from = _start(config) if config.train.init_from and not run.has_checkpoints() else None
     training = task.prepare(start_from, config.train.steps)
     check_memory(training.abstract_state)
@@ -134,10 +136,11 @@ def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: 
                f"{task.source}: {task.size}; {jax.device_count()} × {jax.devices()[0].device_kind}"
                + (f"; resuming from step {run_state.step}" if run_state.step else ""), flush=True)
 
-        if config.train.minutes is not None and budgeted is None:
+        measures = config.train.minutes is not None and budgeted is None
+        if advice := task.advice(steps, at_most=measures):
+            notify(f"note: {advice}", flush=True)
+        if measures:
             steps = _steps_within_budget(config, run, task, training, begin, first=first)
-        if advice := task.advice(steps):
-            notify(f"note: {advice}")
         if steps != config.train.steps:
             training = task.prepare(start_from, steps)
         if state is None:
@@ -150,10 +153,10 @@ def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: 
             run.metrics, config.log, from_step=run_state.step, name=name,
             settings=config_lib.to_dict(config)))) if first else None
         progress = cleanup.enter_context(contextlib.closing(
-            Progress(steps, run_state.step, task.loss_unit.format, show=first)))
+            Progress(steps, run_state.step, task.loss_unit.format, unit=task.unit, show=first)))
         trainer = Trainer(dataclasses.replace(config.train, steps=steps), task, update, checkpoints, run,
                           metrics_log, progress)
-        with distributed.signals_deferred():
+        with distributed.signals_deferred(progress.is_compiling):
             state, run_state = trainer.train(state, iterator, run_state)
         if run_state.step < steps:
             notify(f"stopped and saved at step {run_state.step} of {steps}; "
@@ -164,22 +167,29 @@ def train(config: ExperimentConfig, run: RunDirectory, command: str, *, resume: 
         if first:
             cleanup.close()  # closes the checkpoints
             model = task.network.merge(params)
-            with waiting("reporting"):
+            with waiting("writing the model and the results"):
                 summary = _finish(config, run, task, model, exported, run_state, mesh, command)
-                _print_results(config, run, task, summary, model)
+            _print_results(config, run, task, summary, model)
     return 0
 
 
 def _steps_within_budget(config: ExperimentConfig, run: RunDirectory, task: Task, training: Training,
                          begin: float, *, first: bool) -> int:
     """Decides how many updates fit into `train.minutes`, and stores that for resuming."""
-    with (contextlib.closing(Progress(config.train.steps, 0, task.loss_unit.format, show=first)) as progress,
-          progress.activity("measuring the speed")):
-        steps, costs = decide_steps(task, training, config.train, begin)
+    try:
+        with (contextlib.closing(Progress(config.train.steps, 0, task.loss_unit.format, show=first)
+                                 ) as progress, progress.activity("measuring the speed")):
+            steps, costs = decide_steps(task, training, config.train, begin)
+    except KeyboardInterrupt:
+        if first:
+            print("nothing is trained yet; the same command starts again", file=sys.stderr)
+        raise
     if first:
         why = "; train.steps allows no more" if steps == config.train.steps else ""
         rate = f"{1 / costs.update:.3g} per second"
         print(f"{config.train.minutes:g} minutes: {steps:,} updates at {rate}{why}", flush=True)
+        if note := few_updates(steps, costs, config.train, config.optimizer.warmup_steps):
+            print(f"note: {note}", flush=True)
         run.write_steps(steps, 1 / costs.update)
     return steps
 
@@ -213,13 +223,15 @@ def _print_results(config: ExperimentConfig, run: RunDirectory, task: Task, summ
     print(f"\n{report.losses_table(summary, config.report, task.loss_unit)}\n")
     trigram = summary.get("trigram_valid_loss")
     if trigram is not None and trigram < summary["best_valid_loss"]:
-        overfits = summary["best_step"] < summary["steps"]
-        print("note: byte trigrams predict this text better than the network: "
-              + ("it overfits, and needs more text\n" if overfits else "train it longer, or on more text\n"))
-    print(f"{summary['tokens']:,} tokens in {summary['seconds']:.0f} s; model: {run.model}; "
-          f"figure: {run.figure}")
+        remedy = ("it overfits, and needs more text" if summary["best_step"] < summary["steps"] else
+                  "train it on more text" if task.advice(config.train.steps) else  # as the note at the start
+                  "train it longer, or on more text")
+        print(f"note: byte trigrams predict this text better than the network: {remedy}\n")
     if config.report.prompts:
-        print(f"\n{report.continuations(model, config.report, config.seed)}")
+        with waiting("sampling the report's texts"):
+            print(f"{report.continuations(model, config.report, config.seed)}\n")
+    print(f"{summary['tokens']:,} {task.unit} in {summary['seconds']:.0f} s; model: {run.model}; "
+          f"figure: {run.figure}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,12 +239,25 @@ def _print_results(config: ExperimentConfig, run: RunDirectory, task: Task, summ
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = config_lib.command_line("tilelli train", __doc__, ExperimentConfig, "demo",
-                                     "train.steps=50")
+                                     "train.steps=50", main_keys=MAIN_KEYS)
     parser.add_argument("--resume", action="store_true",
                         help="resume the run in run_dir even if settings have changed")
     parser.add_argument("--distributed", action="store_true",
                         help="run as one of several processes (see launch/README.md)")
     return parser.parse_intermixed_args(argv)
+
+
+def _command(argv: Sequence[str], config: ExperimentConfig) -> str:
+    """Returns the command of the run, for the model card; it always names the data."""
+    task = _task_class(config)
+    source = getattr(config, task.key.partition(".")[0]).source
+    is_given = any(word.startswith(f"{task.key}=") for word in argv)
+    return shlex.join(["tilelli", "train", *argv, *([] if is_given else [f"{task.key}={source}"])])
+
+
+def _task_class(config: ExperimentConfig) -> type[Task]:
+    return (ChatTask if config.chat is not None else
+            AutoencoderTask if config.model.family == "sae" else TextTask)
 
 
 def _without_reference(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:

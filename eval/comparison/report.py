@@ -10,7 +10,7 @@ from typing import Any
 from tilelli_jax import config as config_lib
 
 from .. import conclusions, figures
-from ..conclusions import ALPHA, CORRECTION, UNCORRECTED, format_interval, format_p
+from ..conclusions import ALPHA, CORRECTION, format_difference, format_interval, format_p
 from ..document import Document
 from ..stages import read_result
 from ..stats import Interval
@@ -142,7 +142,7 @@ def _verdict(of_text: Tree, comparison: Tree, text: str) -> str:
     lower = sum(difference < 0 for difference in comparison["differences"])
     return (f"**{name}** on {text}: {of_text['losses'][name]['mean']:.4f} nats/byte, {reference} "
             f"{of_text['losses'][reference]['mean']:.4f}; difference "
-            f"{format_interval(change, 4, sign=True)} ({UNCORRECTED}), lower in {lower} of "
+            f"{format_difference(change, is_significant(comparison), 4)}, lower in {lower} of "
             f"{len(comparison['differences'])} pairs. "
             + _conclusion(of_text, comparison, change.point < 0))
 

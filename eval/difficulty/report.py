@@ -194,9 +194,10 @@ def conclusions_of(results: Mapping[str, Any]) -> list[str]:
         if name is None or change is None or p is None:
             continue
         direction = "a significant gain" if change.point > 0 else "a significant loss"
-        verdict = "inconclusive" if few else direction if conclusions.is_significant(p) else "not significant"
-        sentences.append(f"{name}: {conclusions.format_interval(change, sign=True)} AUROC "
-                         f"({conclusions.UNCORRECTED}), corrected p {conclusions.format_p(p)}: {verdict}.")
+        is_significant = conclusions.is_significant(p, probe["groups"])
+        verdict = "inconclusive" if few else direction if is_significant else "not significant"
+        sentences.append(f"{name}: {conclusions.format_difference(change, is_significant)} AUROC, corrected "
+                         f"p {conclusions.format_p(p)}: {verdict}.")
     if causal := results.get("causal"):
         for positions, effects in causal["positions"].items():
             chosen = effects["chosen"].values()

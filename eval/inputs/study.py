@@ -135,6 +135,8 @@ def study_command(argv: Sequence[str], study_class: type[S], config_class: type[
         return stopped.status
     except BusyError as error:
         raise InputError(str(error)) from None
+    finally:
+        _end_workers()
 
 
 def quiet_logs() -> None:
@@ -154,6 +156,18 @@ def provenance_rows(command_line: str, config: str, seeds: Sequence[int]) -> dic
     return {"command": command_line, "configuration": config, **numbers,
             "commit": run["git_commit"], "device": run["device"],
             "machine": f"{platform.machine()}, {run['cpus']} cores", "versions": run["versions"]}
+
+
+def _end_workers() -> None:
+    """Ends the processes in which joblib fitted probes; it keeps them for later fits.
+
+    An interrupted command ends without the exit handlers that would do it, and the processes would outlive
+    it by minutes and then print warnings.
+    """
+    reusable = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if executor := getattr(reusable, "_executor", None):
+        executor.shutdown(wait=True, kill_workers=True)
+        executor.terminate(kill_workers=True)  # joblib's addition: also deletes the temporary files
 
 
 def _print_continuation(command_line: str) -> None:

@@ -29,7 +29,6 @@ from tilelli_jax.training.loss import NATS
 from tilelli_jax.training.report import losses_table
 from tilelli_jax.training.run import RunDirectory
 
-from ..conclusions import CORRECTION
 from ..document import without_markup
 from ..inputs.rows import read_rows, text_of
 from ..inputs.study import quiet_logs, study_command
@@ -55,7 +54,7 @@ def write_report(study: RecallStudy, name: str, provenance: Mapping[str, Any]) -
     results = report.write(study, name, provenance)
     sidecar = study.export_sidecar(provenance["command"])
     conclusions = "\n".join(without_markup(text) for text in report.conclusions(results))
-    return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n{CORRECTION}\n\n"
+    return (f"\n{_examples(results)}\n\n{table(report.summary(results))}\n\n"
             f"{conclusions}\n\nquestions and answers: {study.build / QUESTIONS}\n"
             f"sidecar: {sidecar}, of the network {study.studied.path}")
 

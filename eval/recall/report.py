@@ -17,9 +17,9 @@ from .. import figures, metrics, selective
 from ..conclusions import (
     CORRECTION,
     FEW,
-    UNCORRECTED,
     compare_with_chance,
     few_groups_warning,
+    format_difference,
     format_interval,
     format_p,
     is_significant,
@@ -167,6 +167,7 @@ def conclusions(results: Tree) -> list[str]:
              *few_groups_warning(groups, "questions"), *results["warnings"]]
     texts += [_comparison_sentence(comparison, results) for comparison in results["comparisons"]
               if comparison["baseline"] in COMPARED or is_significant(comparison["p_holm"], groups)]
+    texts += [CORRECTION] if results["comparisons"] else []
     texts.append(f"Calibration: the sidecar's ECE (10 bins) is "
                  f"{format_interval(Interval.from_tree(sidecar['ece']))}; perfectly calibrated probabilities "
                  f"would have {sidecar['ece_if_calibrated']:.3f} from sampling alone.")
@@ -214,8 +215,9 @@ def _comparison_sentence(comparison: Tree, results: Tree) -> str:
         verdict = f"the sidecar is significantly {'better' if difference.point > 0 else 'worse'}"
     below_chance = Interval.from_tree(results["methods"][baseline]["auroc"]).high < 0.5
     description = DESCRIPTIONS[baseline]
-    return (f"Sidecar minus {description}: ΔAUROC {format_interval(difference, sign=True)} ({UNCORRECTED}), "
-            f"paired bootstrap, Holm-corrected {p_text}: {verdict}."
+    shown = format_difference(difference, is_significant(p, groups))
+    return (f"Sidecar minus {description}: ΔAUROC {shown}, paired bootstrap, Holm-corrected {p_text}: "
+            f"{verdict}."
             + (f" ({description.capitalize()} is worse than chance.)" if below_chance else ""))
 
 

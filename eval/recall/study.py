@@ -166,7 +166,7 @@ class RecallStudy(Study[RecallConfig]):
     def warnings(self) -> list[str]:
         """What limits the results of these questions: sentences for the report."""
         columns, options = read_columns(self.build / QUESTIONS), self.config.split
-        return [*labelling.missing_groups(columns["dataset"], columns["entity"], options),
+        return [*labelling.missing_groups(columns["dataset"].tolist(), columns["entity"].tolist(), options),
                 *labelling.small_splits_warning(columns["known"], columns["split"], options)]
 
     @functools.cached_property
@@ -237,7 +237,7 @@ class RecallStudy(Study[RecallConfig]):
     def _signals(self, reader: PromptReader, noise: Robustness | None, rows: Sequence[int], advance: Advance
                  ) -> dict[str, np.ndarray]:
         prompts = [self.prompts[i] for i in rows]
-        by_index = dict(reader(prompts, advance))
+        by_index = dict(reader(prompts, advance=advance))
         outputs = [by_index[i] for i in range(len(prompts))]
         arrays = {name: np.stack([getattr(output.crystallisation, name) for output in outputs])
                   for name in ("by_layer", "prompt_features", "entropies", "best", "strongest_layer",

@@ -162,6 +162,44 @@ def test_deferred_work_continues_after_the_first_signal_only(
     assert capfd.readouterr().err == "\nsaving; press Ctrl-C again to stop immediately\n"
 
 
+def test_how_the_work_stops_is_printed_once_and_may_depend_on_the_moment(
+        capfd: pytest.CaptureFixture[str]) -> None:
+    for moment in ("compiling", "saving"):
+        with interrupts.deferred(lambda: f"stopping while {moment}"):  # noqa: B023
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupts._handlers
+            interrupts._handlers.waiting = 1
+            interrupts._handlers.explain(signal.SIGINT)  # no second time
+        assert capfd.readouterr().err == (
+            f"\nstopping while {moment}; press Ctrl-C again to stop immediately\n")
+
+
+def test_c_code_in_deferred_work(environment: dict[str, str]) -> None:
+    """The message comes although the handler cannot run, and is the work's."""
+    process = started("", f"with interrupts.deferred('saving'): {BUSY}", environment)
+    assert process.stdout and process.stdout.readline() == "busy\n"
+    time.sleep(0.5)  # it prints just before it starts
+    process.send_signal(signal.SIGINT)
+    time.sleep(max(interrupts.PATIENCE, interrupts.REPEATED) + 0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert err == "\nsaving; press Ctrl-C again to stop immediately\ninterrupted\n"
+
+
+def test_an_interrupt_of_an_inner_command_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where `tilelli` runs a command."""
+    @command
+    def inner(argv: object) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError
+
+    @command
+    def outer(argv: object) -> int:
+        return inner([])
+
+    assert outer([]) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_signal_to_an_inner_command_reaches_the_outer_one() -> None:
     @command
     def inner(argv: object) -> int:

@@ -185,23 +185,24 @@ def test_exceeding_the_trained_length_is_printed_once(
 def test_commands_and_the_end_of_input(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = save(answering(" Hello!\nUSER: and"), tmp_path / "model")
-    typed = "hi\n/temp 0.5\n/temp cold\n/temp -1\n/temp nan\n/temp\n/what\n/reset\nhi"
+    typed = "hi\n/temp 0.5\n/temp cold\n/temp -1\n/temp nan\n/temp\n/what\n/help\n/reset\nhi"
     assert run_chat(model, typed, monkeypatch) == 0
     out, err = capsys.readouterr()
     assert err == "" and out == (
-        f"{model}: vanilla. /reset, /temp T, /quit; Ctrl-C stops an answer.\n"
-        "USER: TILELLI: Hello!\n"
-        "USER: (temperature 0.5)\n"
-        "USER: (/temp: expected a number ≥ 0, found 'cold')\n"
-        "USER: (/temp: expected a number ≥ 0, found '-1')\n"
-        "USER: (/temp: expected a number ≥ 0, found 'nan')\n"
-        "USER: (/temp: expected a number ≥ 0, found '')\n"
-        "USER: (commands: /reset, /temp T, /quit)\n"
-        "USER: (conversation cleared)\n"
-        "USER: TILELLI: Hello!\n"
+        f"{model}: vanilla. /reset, /temp T, /help, /quit; Ctrl-C stops an answer.\n"
+        "USER: hi\nTILELLI: Hello!\n"
+        "USER: /temp 0.5\n(temperature 0.5)\n"
+        "USER: /temp cold\n(/temp: expected a number ≥ 0, found 'cold')\n"
+        "USER: /temp -1\n(/temp: expected a number ≥ 0, found '-1')\n"
+        "USER: /temp nan\n(/temp: expected a number ≥ 0, found 'nan')\n"
+        "USER: /temp\n(/temp: expected a number ≥ 0, found '')\n"
+        "USER: /what\n(commands: /reset, /temp T, /help, /quit)\n"
+        "USER: /help\n(commands: /reset, /temp T, /help, /quit)\n"
+        "USER: /reset\n(conversation cleared)\n"
+        "USER: hi\nTILELLI: Hello!\n"
         "USER: \n")
     assert run_chat(model, "/quit\nhi\n", monkeypatch) == 0
-    assert capsys.readouterr().out.endswith("USER: ")
+    assert capsys.readouterr().out.endswith("USER: /quit\n")
 
 
 def test_temp_sets_the_temperature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +276,8 @@ def test_a_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     turns = [f"MODEL:{words_of(answer)}" for answer in answers]
     note = "(the conversation exceeds the 26 tokens that the model was trained on)"
     assert err == "" and [line for line in out.splitlines()[1:] if line != note] == [
-        f"USER: {turns[0]}", f"USER: {turns[1]}", f"USER: {lost}", turns[2], "USER: (conversation cleared)",
-        f"USER: {turns[3]}", "USER: "]
+        "USER: who sat", turns[0], "USER: the cat", turns[1], "USER: on the mat", lost, turns[2],
+        "USER: /reset", "(conversation cleared)", "USER: who", turns[3], "USER: "]
     first, second = words_of(answers[0]), words_of(answers[1])
     assert [words_of(ids)[1:] for ids in histories] == [
         "<s> <user> who sat <model>", f"<s> <user> who sat <model>{first} <user> the cat <model>",
@@ -310,7 +311,8 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(
     before = signal.getsignal(signal.SIGINT)
     assert run_chat(save(reciter(b""), tmp_path / "model"), "a\nb\n", monkeypatch) == 0
     assert signal.getsignal(signal.SIGINT) is before
-    assert "USER: TILELLI: one (stopped)\nUSER: TILELLI: one two three\nUSER: \n" in capsys.readouterr().out
+    assert ("USER: a\nTILELLI: one (stopped)\nUSER: b\nTILELLI: one two three\nUSER: \n"
+            in capsys.readouterr().out)
     assert histories[1] == "USER: a\nTILELLI: one\nUSER: b\nTILELLI:"
 
 

@@ -24,12 +24,14 @@ from tests.reference_impl.random_weights import random_weights
 from tests.references import STORED, needs
 from tilelli_jax.io import tensors
 from tilelli_jax.io.tensors import INDEX, TENSORS
+from tilelli_jax.loading import store
 from tilelli_jax.loading.store import from_arrays
 from tilelli_jax.models import FAMILIES
 from tilelli_jax.models.arrays import abstract_arrays, to_arrays
 from tilelli_jax.models.chronos import ChronosConfig
 from tilelli_jax.models.gemma4 import Gemma4Config
 from tilelli_jax.models.gpt_neox import GPTNeoXConfig
+from tilelli_jax.models.pretrained_model import PretrainedModel
 from tilelli_jax.models.t5 import T5Config
 from tilelli_jax.pretrained import mapping
 
@@ -339,3 +341,16 @@ def test_numbers_that_round_to_zero_are_counted(back: bool, tmp_path: Path,
         f"{unembed:,} of them in unembed.kernel\n")
     shutil.rmtree(out)
     assert run(*arguments) == 0 and capsys.readouterr().err == ""
+
+
+def test_help_says_which_families_are_written_as_directories(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    directories = [name for name, (_, network) in store.FAMILIES.items()
+                   if isinstance(network, type) and issubclass(network, PretrainedModel)]
+    found = re.search(r"torch writes a Hugging Face directory for the families (.*?), and a \.pt file for "
+                      r"(.*?);", shown)
+    assert found and sorted(re.split(", | and ", found[1])) == sorted(directories)
+    assert {*re.split(", | and ", found[2]), *directories} == store.FAMILIES.keys()
+    assert "families gpt_neox, gemma4 and t5, a .pt file for all others" in shown

@@ -17,6 +17,7 @@ from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.documents import Source
 from tilelli_jax.data.shards import write_shards
 from tilelli_jax.data.synthetic import facts, stories, village
+from tilelli_jax.data.text_files import SAMPLE
 from tilelli_jax.errors import InputError
 
 
@@ -99,6 +100,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, kind):
     path = tmp_path / f"big.{kind}"
     with path.open("wb") as file:
         if kind == "txt":
+            file.write(b"a" * SAMPLE)
             file.truncate(size)
         else:
             line = json.dumps({"text": "x" * 10_000}).encode() + b"\n"

@@ -88,12 +88,39 @@ def test_zstandard_and_git_lfs(tmp_path):
 
 
 def test_zero_bytes_give_a_warning(tmp_path, caplog, chunk):
-    """ASCII text in UTF-16 without a mark is valid UTF-8."""
-    path = written(tmp_path / "a.txt", "Latin, plain\n".encode("utf-16-le"))
+    path = written(tmp_path / "a.txt", b"a\0" + b"plain " * 100)
     assert both(path) == path.read_bytes()
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: a zero byte at byte 1, as in UTF-16 without a byte-order mark and in binary files; such "
         "bytes are kept unchanged"]
+
+
+NOISE = np.random.default_rng(0).integers(1, 256, 50_000, np.uint8).tobytes()  # 10 % are control characters
+BINARY = {
+    "utf-16 without a mark": ("Latin, plain\n".encode("utf-16-le"), "50% of its bytes are zero"),
+    "two in a hundred": (b"a" * 98 + b"\0\0", "2% of its bytes are zero"),
+    "no zero bytes": (NOISE, "binary file$"),
+    "a quarter": (b"a" * 150_000 + NOISE, "binary file$")}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_files_raise_an_error(tmp_path, chunk, name):
+    content, message = BINARY[name]
+    path = written(tmp_path / "a.txt", content)
+    for read in (map_text, lambda path: list(text_chunks(path))):
+        with pytest.raises(InputError, match=f"expected text, found a .*{message}"):
+            read(path)
+
+
+@pytest.mark.parametrize("content", [
+    b"a" * 99 + b"\0", "Съешь же ещё этих мягких булок. ".encode("cp1251") * 99,
+    "いろはにほへと".encode("shift-jis"),
+    b"\x1b[31mred\x1b[0m\ttab\f", b"\x01\x02 in UTF-8", b"a" * 500_000 + NOISE,
+    b"a" * (1 << 20) + NOISE * 4],
+    ids=["one in a hundred", "Windows", "Shift JIS", "of a terminal", "control characters", "a tenth",
+         "late"])
+def test_text_is_not_binary(tmp_path, content):
+    assert both(written(tmp_path / "a.txt", content)) == content.replace(b"\r\n", b"\n")
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b""]), max_size=9))

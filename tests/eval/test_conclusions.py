@@ -20,6 +20,21 @@ def test_p_values(p: float | None, text: str, significant: bool) -> None:
     assert not conclusions.is_significant(p, conclusions.FEW - 1)
 
 
+def test_intervals() -> None:
+    assert conclusions.format_interval(Interval(-0.0001, -0.25, 0.5)) == "0.000 [−0.250, 0.500]"
+    assert conclusions.format_interval(Interval(0.1, -0.25, 0.5), 2, sign=True) == "+0.10 [−0.25, +0.50]"
+    assert conclusions.format_interval(Interval(-0.1, -0.25, 0.5), 2, sign=True) == "−0.10 [−0.25, +0.50]"
+
+
+def test_a_difference_whose_interval_and_verdict_disagree() -> None:
+    """Only there the sentence says why: p is corrected, the interval is not."""
+    below, across = Interval(-0.2, -0.3, -0.1), Interval(-0.2, -0.3, 0.1)
+    assert conclusions.format_difference(below, False) == (
+        "−0.200 [−0.300, −0.100] (interval not corrected)")
+    assert conclusions.format_difference(below, True) == "−0.200 [−0.300, −0.100]"
+    assert conclusions.format_difference(across, False, 2) == "−0.20 [−0.30, +0.10]"
+
+
 def test_few_groups() -> None:
     assert conclusions.few_groups_warning(20) == []
     assert conclusions.few_groups_warning(18, "questions") == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,8 +55,31 @@ def test_figures_show_their_data(scored: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def test_lines_differ_without_colour() -> None:
-    styles = [figures.line_style(n) for n in range(14)]
-    assert len({(str(style.dash), style.mark) for style in styles}) == 14
+    styles = [figures.line_style(n) for n in range(24)]
+    assert len({(str(style.dash), style.mark) for style in styles}) == 24
+
+
+def test_twelve_names_differ_in_colour_and_in_marker() -> None:
+    styles = [figures.line_style(n) for n in range(12)]
+    fixed = [*figures.FIXED_STYLES.values()]
+    assert len({style.colour for style in styles}) == len({style.mark for style in styles}) == 12
+    assert not {style.mark for style in styles} & {style.mark for style in fixed}
+
+
+def test_intervals_of_at_most_two_curves(scored: tuple[np.ndarray, np.ndarray]) -> None:
+    """With more curves the first band alone is shown, and markers of equal curves do not cover each other."""
+    errors, scores = scored
+    curve = risk_coverage(errors, scores, replicates=20)
+
+    def lines(n: int) -> list[Any]:
+        curves = {f"curve {i}": curve for i in range(n)}
+        figure = figures.risk_coverage(curves, Order(errors, errors).risks(GRID), 0.5)
+        assert ("Thin lines" in figures.intervals_caption(curves)) is (n < 3)
+        return [line for line in figure.axes[0].lines if line.get_linewidth() == 0.5]
+    assert [len(lines(n)) for n in (1, 2, 3)] == [2, 4, 0]
+    curves = figures.risk_coverage(dict.fromkeys("abc", curve), Order(errors, errors).risks(GRID), 0.5)
+    starts = [line.get_markevery() for line in curves.axes[0].lines if line.get_label()[1:2] == ":"]
+    assert starts == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_a_name_has_one_style_in_all_figures(scored: tuple[np.ndarray, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,40 @@ def test_all_stages_end_with_the_report(run: Run, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("count: tilelli count --config count.yaml (")
 
 
+def test_the_title_is_that_of_the_output_directory(run: Run, capsys: pytest.CaptureFixture[str],
+                                                   tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study with settings of another configuration has its own title."""
+    assert run("out=runs/mine/") == 0
+    assert capsys.readouterr().out.startswith("mine: tilelli count")
+    assert run("out=runs/mine", "name=other") == 0
+    assert capsys.readouterr().out.startswith("other: ")
+    assert run("out=.") == 0
+    assert capsys.readouterr().out.startswith(f"{Path.cwd().name}: ")
+
+
+def _alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_stopped_study_leaves_no_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """joblib keeps its processes for later fits, and the exit handlers that end them do not run."""
+    joblib = pytest.importorskip("joblib", reason="scikit-learn (extra: eval) is not installed")
+    workers: set[int] = set()
+
+    def stage_paths(study: CountStudy, stage: str) -> Iterator[tuple[str, Path]]:
+        workers.update(joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(8)))
+        assert os.getpid() not in workers and all(map(_alive, workers))
+        raise KeyboardInterrupt
+        yield stage, study.out
+    monkeypatch.setattr(CountStudy, "stage_paths", stage_paths)
+    assert run("--stage", "first") == 130
+    assert workers and not any(map(_alive, workers))
+
+
 def test_options_that_set_a_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take precedence over key=value, and a text is kept as typed."""
     configs = []
@@ -106,7 +141,7 @@ def test_help_lists_options_and_keys(run: Run, capsys: pytest.CaptureFixture[str
         run("--help")
     shown = capsys.readouterr().out
     for words in ("--stage {first,second,all}", "--numbers N,…", "  numbers  list of: integer [1, 2]",
-                  "title of the report; empty: the name of the configuration file"):
+                  "title of the report; empty: the last part of out"):
         assert words in shown
 
 

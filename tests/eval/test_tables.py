@@ -36,7 +36,8 @@ def test_write_writes_three_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [
-    (0.0, "0.000"), (-0.25, "-0.250"), (1234.56, "1234.6"), (7.85e6, "7.85e+06"), (3e-7, "3e-07"),
+    (0.0, "0.000"), (-0.25, "−0.250"), (1234.56, "1234.6"), (7.85e6, "7.85e+06"), (-3e-7, "−3e-07"),
+    (Interval(-0.5, -1.0, 0.25), "−0.500 [−1.000, 0.250]"),
     (False, "no"), ("two\nlines", "two lines")])
 def test_cells(value: object, text: str) -> None:
     assert tables.format_cell(value) == text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 import yaml
@@ -21,6 +23,9 @@ INFO = CardInfo(
     data=["source: hf:a/b: c", "size: 3 bytes\nin two lines"], datasets=["a/b"], unit="nats/byte",
     losses={"best | last": 1.25, "byte trigrams": 2}, command="tilelli train 'a ```` b'",
     made_from="From: x.")
+
+
+TURNS = "USER: {message}\nTILELLI: {answer}\nUSER:"
 
 
 def head_and_body(card: str) -> tuple[dict, str]:
@@ -67,13 +72,22 @@ def test_what_the_card_states():
     assert f"tilelli_jax {tilelli_jax_version()}" in body
 
 
+def test_a_network_that_chats():
+    body = model_card(RoutedConfig(), 10, CardInfo(turns=TURNS))
+    assert "```\ntilelli chat --model .  # in this directory\n```" in body and "tilelli generate" not in body
+    assert f"```\n{TURNS}\n```" in body
+    assert r"prompt = 'USER: Who are you?\nTILELLI:'" in body and r"stop='\nUSER:'" in body
+
+
 def tilelli_jax_version():
     import importlib.metadata
     return importlib.metadata.version("tilelli_jax")
 
 
-def test_the_code_of_a_card_runs(model, tmp_path, monkeypatch, capsys):
-    tilelli_jax.save(model, tmp_path)
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_code_of_a_card_runs(chat, tmp_path, monkeypatch, capsys):
+    model = build(dataclasses.replace(TINY, max_seq_len=64), 0)
+    tilelli_jax.save(model, tmp_path, CardInfo(turns=TURNS * chat))
     code = (tmp_path / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(tmp_path)
     exec(code.replace("max_new=100", "max_new=3"), {})

@@ -20,6 +20,7 @@ import tilelli_jax
 from tests.error_lines import assert_one_line
 from tests.train.runs import checkpoints, damage, losses
 from tilelli_jax import config as config_lib
+from tilelli_jax import train as train_module
 from tilelli_jax.data.corpus import open_corpus
 from tilelli_jax.data.windows import validation_batches
 from tilelli_jax.parallel.sharding import MeshConfig, make_mesh
@@ -100,7 +101,7 @@ def test_the_model_is_the_best_one_and_loads(finished, tiny):
         assert evaluate(params) == pytest.approx(summary["best_valid_loss"], rel=1e-5)
 
 
-def test_the_model_card(finished, tiny_file):
+def test_the_model_card(finished, tiny_file, text_file):
     run_dir, _ = finished
     summary = json.loads((run_dir / "summary.json").read_text())
     card = (run_dir / "model/README.md").read_text()
@@ -111,6 +112,7 @@ def test_the_model_card(finished, tiny_file):
                  f"last (update 12) | {summary['final_valid_loss']:.4f} |", "| a rival, of old | 0.5000 |",
                  f"| byte trigrams | {summary['trigram_valid_loss']:.4f} |",
                  f"tilelli train --config {tiny_file} run_dir={run_dir} report.trigram=true",
+                 f"report.sample_bytes=5 data.source={text_file}\n", "tilelli generate --model .",
                  f"The weights are those after update {summary['exported_step']}."):
         assert part in card, part
 
@@ -125,8 +127,11 @@ def test_what_is_printed(finished):
     run_dir, printed = finished
     assert printed.startswith("demo: routed, ") and "1 × cpu" in printed
     for part in ("step 4: validation ", "this run, best (step ", "a rival, of old", "byte trigrams",
-                 f"figure: {run_dir}/loss.png", "[1] Once|", "[2] The |"):
+                 "[1] Once|", "[2] The |"):
         assert part in printed
+    seconds = json.loads((run_dir / "summary.json").read_text())["seconds"]
+    assert printed.endswith(f"\n\n1,536 tokens in {seconds:.0f} s; model: {run_dir}/model; figure: "
+                            f"{run_dir}/loss.png\n")
 
 
 def test_the_same_command_on_a_complete_run(finished, capsys):
@@ -262,7 +267,7 @@ def test_the_reference_is_dropped_on_other_data(tiny, tmp_path, capsys, caplog):
                  "train.steps=2"]) == 0
     printed = capsys.readouterr().out
     assert "a rival" not in printed and "byte trigrams" in printed
-    assert "note: byte trigrams predict this text better than the network" in printed
+    assert "network: train it longer, or on more text\n" in printed and "overfit" not in printed
     assert "only 102 bytes to validate on: the validation loss is unreliable" in caplog.text
     assert main(["--config", str(path), f"data.source={text}", f"run_dir={tmp_path / 'other'}",
                  "train.steps=2", "report.reference=0.4"]) == 0
@@ -276,5 +281,34 @@ def test_a_text_that_is_read_many_times(tiny, tmp_path):
     task = TextTask(config, make_mesh(config.mesh))
     steps = 20 * 918 // task.tokens  # 20 passes
     assert task.advice(steps) == ""
-    times = f"{50 * steps * task.tokens / 918:,.0f} times"
-    assert task.advice(50 * steps).startswith(f"918 bytes to train on are read {times}: expect")
+    times = f"{50 * steps * task.tokens / 918:,.0f} times in {50 * steps:,} updates"
+    assert task.advice(50 * steps) == (
+        f"918 bytes to train on are read {times}: expect the network to overfit; use 51 kB of text or more, "
+        "or fewer updates")  # 50 × 1,020 bytes, of which nine tenths are trained on
+    assert f"read up to {times}" in task.advice(50 * steps, at_most=True)
+
+
+def test_the_note_at_the_end_agrees_with_the_one_at_the_start(tiny, tmp_path, capsys):
+    """Who is to expect that the network overfits is not asked to train it longer."""
+    text = tmp_path / "mine.txt"
+    text.write_text("Once upon a time there was a fox. " * 6)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny | {"report": {"trigram": True}}))
+    assert main(["--config", str(path), f"data.source={text}", f"run_dir={tmp_path / 'run'}",
+                 "train.steps=40"]) == 0
+    printed = capsys.readouterr().out
+    first, _, last = printed.partition("expect the network to overfit")
+    assert first.splitlines()[-1].startswith("note: 183 bytes to train on are read 28 times in 40 updates")
+    assert ("train it on more text\n" in last or "it overfits, and needs more text\n" in last), last
+    assert "longer" not in last
+
+
+def test_the_card_names_the_data_of_the_configuration():
+    config = ExperimentConfig()
+    assert train_module._command(["--config", "demo"], config) == (
+        "tilelli train --config demo data.source=stories")
+    given = ["--config", "a b", "data.source=x y.txt", "seed=1"]
+    assert train_module._command(given, config) == (
+        "tilelli train --config 'a b' 'data.source=x y.txt' seed=1")
+    chat = config_lib.from_dict(ExperimentConfig, {"chat": {"source": "chat.jsonl"}})
+    assert train_module._command(["--config", "sft-demo"], chat).endswith("sft-demo chat.source=chat.jsonl")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import tilelli_jax
@@ -14,6 +16,9 @@ from tilelli_jax.training.config import ExperimentConfig
 
 BAD = {
     "no such source": (["data.source={dir}/nowhere.txt"], ["nowhere.txt: no such file"]),
+    "no source": (["data.source="],
+                  ["error: data.source: expected a text file, a directory of shards", "found nothing"]),
+    "binary source": (["data.source={dir}/zeros.bin"], ["zeros.bin: expected text, found a binary file"]),
     "empty source": (["data.source={dir}/empty.txt"], ["empty.txt: is empty"]),
     "directory without shards": (["data.source={dir}"], ["train.bin"]),
     "source shorter than a sequence": (["data.source={dir}/short.txt"], ["train.seq_len: 16 needs 17 bytes"]),
@@ -68,6 +73,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, size in (("empty", 0), ("short", 10), ("hundred", 100)):
         (tmp_path / f"{name}.txt").write_bytes(b"a" * size)
+    (tmp_path / "zeros.bin").write_bytes(b"ELF\0" * 100)
     return tmp_path
 
 
@@ -138,3 +144,18 @@ def test_help_lists_every_key(capsys):
                 "mesh.fsdp", "compute.remat", "log.tensorboard", "report.prompts", "[1000]",
                 "number of updates"):
         assert key in out
+    first, _, every = out.partition("\nall keys, with their defaults:\n")
+    assert re.findall(r"^  ([a-z_.]+)  ", first.partition("keys that most runs set:\n")[2], re.MULTILINE) == [
+        "data.source", "train.minutes", "train.steps", "run_dir", "model.family", "model.d_model",
+        "model.n_layers", "model.quantizer", "optimizer.learning_rate", "train.batch_size"]
+    assert re.search(r"model.family +routed \| vanilla \| sae \[routed\]\n", first)
+    assert "  data.source" in every and "  mesh.fsdp" in every
+
+
+def test_the_shipped_configuration_for_your_own_text_needs_it(place, capsys):
+    """Also where a file of a likely name is there."""
+    (place / "mine.txt").write_text("Once upon a time. " * 1000)
+    before = sorted(place.rglob("*"))
+    assert main(["--config", "quick"]) == 2
+    assert_one_line(capsys.readouterr().err, "error: data.source: expected a text file", "found nothing")
+    assert sorted(place.rglob("*")) == before

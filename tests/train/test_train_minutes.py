@@ -40,7 +40,8 @@ def test_a_budget_is_a_number_of_updates(finished, tiny_file, tmp_path, capsys, 
     monkeypatch.setattr(loop, "should_stop", lambda step: step == 7)
     assert main(args) == 0
     out = capsys.readouterr().out
-    assert "5 minutes: 12 updates at 4.5 per second\n" in out and "saved at step 7 of 12" in out
+    assert "5 minutes: 12 updates at 4.5 per second\nnote: only 12 updates fit into 5 minutes" in out
+    assert "saved at step 7 of 12" in out
     assert json.loads((run_dir / "budget.json").read_text()) == {"steps": 12, "updates_per_second": 4.5}
     monkeypatch.setattr(loop, "should_stop", lambda step: False)
     assert main(args) == 0
@@ -58,7 +59,8 @@ def test_a_budget_is_a_number_of_updates(finished, tiny_file, tmp_path, capsys, 
     assert list(losses(run_dir)) == list(range(1, 14))
 
 
-def test_killed_before_the_decision_or_just_after(finished, tiny_file, tmp_path, decided, monkeypatch):
+def test_killed_before_the_decision_or_just_after(finished, tiny_file, tmp_path, decided, monkeypatch,
+                                                  capsys):
     run_dir = tmp_path / "run"
     args = ["--config", str(tiny_file), f"run_dir={run_dir}", *BUDGET, "train.export=last"]
 
@@ -68,6 +70,7 @@ def test_killed_before_the_decision_or_just_after(finished, tiny_file, tmp_path,
         patch.setattr(train_module, "decide_steps", killed)
         assert main(args) == 130
     assert not (run_dir / "budget.json").exists()
+    assert capsys.readouterr().err == "nothing is trained yet; the same command starts again\ninterrupted\n"
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "Trainer", killed)
         assert main(args) == 130
@@ -109,6 +112,20 @@ def test_a_budget_that_is_too_small_can_be_raised(tiny_file, tmp_path, capsys, m
     monkeypatch.setattr(train_module, "decide_steps", lambda *arguments: (12, StepTimes(20.0, 1 / 4.5, 1.0)))
     assert main([*args, "train.minutes=2"]) == 0
     assert "minutes: 2.0\n" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_a_small_text_is_noticed_before_the_speed_is_measured(tiny_file, tmp_path, capsys, monkeypatch):
+    def too_small(*arguments):
+        raise InputError("train.minutes: expected at least 2")
+    monkeypatch.setattr(train_module, "decide_steps", too_small)
+    # 10,000 updates of 128 bytes read 64 kB 20 times, nine tenths of 71.1 kB.
+    assert main(["--config", str(tiny_file), f"run_dir={tmp_path / 'run'}", "train.minutes=1",
+                 "train.steps=10000"]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == (
+        "note: 18,000 bytes to train on are read up to 71 times in 10,000 updates: expect the network to "
+        "overfit; use 72 kB of text or more, or fewer updates")
+    assert_one_line(err, "expected at least 2")
 
 
 @pytest.mark.parametrize(("content", "part"), [

@@ -129,6 +129,14 @@ def test_the_first_interrupt_is_reported_and_the_second_interrupts():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize(("compiles", "message"), [
+    (True, "stopping after this update, which is still compiling"), (False, "saving and stopping")])
+def test_the_message_says_what_is_waited_for(compiles, message, capfd):
+    with distributed.signals_deferred(lambda: compiles):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == f"\n{message}; press Ctrl-C again to stop immediately\n"
+
+
 @pytest.mark.parametrize(("environment", "message"), [
     (("", "2", "0"), "TILELLI_COORDINATOR not set"),
     (("host:1", "", ""), "TILELLI_NUM_PROCESSES, TILELLI_PROCESS_ID not set"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def test_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "pairs (" in out and "nats/byte" in out and "of which" not in out and "to train on in" in out
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert re.fullmatch(rf"{rows[-1]['tokens']:,} positions in \d+ s; model: .*", out.splitlines()[-1])
+    card = (tmp_path / "run/model/README.md").read_text()
+    assert "tilelli chat --model ." in card and "```\nUSER: {message}\nTILELLI: {answer}\nUSER:\n```" in card
     assert rows[-1]["valid_loss"] < rows[0]["loss"] - 1 and "bits_per_byte" in rows[0]
     assert {"nats", "router_entropy_loss", "router_entropy", "zero_fraction"} <= rows[0].keys()
     assert not {"abstain", "router_kl"} & rows[0].keys()

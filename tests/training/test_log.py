@@ -158,7 +158,9 @@ def test_progress_on_a_terminal(monkeypatch):
     progress = Progress(20, 10, NATS.format)
     progress._refresh()
     assert "compiling … 0 s" in terminal.getvalue() and "0/20" not in terminal.getvalue()
+    assert progress.is_compiling()
     progress.update(11, 0.6931, None, None)
+    assert not progress.is_compiling()
     progress.update(12, 0.6931, 1234.5, 125.0)
     progress.print_line("a line")
     progress._refresh()
@@ -182,17 +184,17 @@ def test_lines_at_intervals(capsys, monkeypatch):
     """Also while nothing is called, as during compilation and validation."""
     monkeypatch.setattr(log_module, "INTERVAL", 0.02)
     printed = Printed(lambda: capsys.readouterr().out)
-    progress = Progress(20, 0, NATS.format)
+    progress = Progress(20, 0, NATS.format, unit="positions")
     printed.wait_for("step 0 of 20: compiling … 0 s\n")
     progress.update(1, 0.6931, None, None)
     printed.wait_for("step 1 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte\n")
     with progress.activity("validating"):
         printed.wait_for("step 1 of 20: validating … 0 s\n")
     progress.update(2, 0.6931, 1234.5, 125.0)
-    printed.wait_for("step 2 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte, 1,234 tokens/s, "
+    printed.wait_for("step 2 of 20: loss 0.6931 nats/byte, 0.9999 bits/byte, 1,234 positions/s, "
                      "2 min 5 s left\n")
     progress.update(20, 0.6931, 1234.5, 0.0)
-    printed.wait_for("tokens/s\n")
+    printed.wait_for("positions/s\n")
     progress.close()
     capsys.readouterr()
     time.sleep(0.1)

@@ -60,6 +60,51 @@ def test_the_figure_shows_the_curve(tmp_path):
     assert np.abs(images[0] - images[1]).max() > 0.5
 
 
+def axes_of(rows, path, monkeypatch, baselines=None):
+    """Returns the axes of the figure."""
+    from matplotlib import pyplot
+    figures = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pyplot, "close", figures.append)
+        report.plot_losses(rows, path, "", baselines or {}, NATS)
+    pyplot.close(figures[0])
+    return figures[0].axes[0]
+
+
+def test_the_axis_of_updates_has_integer_ticks(tmp_path, monkeypatch):
+    for rows in (METRICS[:3], METRICS[:1], METRICS):
+        axes = axes_of(rows, tmp_path / "loss.png", monkeypatch)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks and all(tick == round(tick) for tick in ticks), ticks
+
+
+def test_a_curve_above_the_axis_is_marked(tmp_path, monkeypatch):
+    """Of 100 updates the first four may be above the axis; the fifth has a loss of 1."""
+    steep = [{"step": step, "loss": 5.0 / step} for step in range(1, 101)]
+    axes = axes_of(steep, tmp_path / "loss.png", monkeypatch)
+    *_, mark = axes.lines
+    assert mark.get_label() == "training, above the axis: 5.00 at update 1" and mark.get_marker() == "^"
+    assert mark.get_xydata().tolist() == [[1, axes.get_ylim()[1]]] and 1 < axes.get_ylim()[1] < 1.1
+    flat = axes_of([row | {"loss": 1.0 + row["loss"] / 100} for row in steep[10:]], tmp_path / "loss.png",
+                   monkeypatch)
+    assert [line.get_label() for line in flat.lines] == ["training"]
+    # All validations are shown.
+    higher = axes_of([*steep[:50], {"step": 51, "loss": 0.1, "valid_loss": 9.0}, *steep[51:]],
+                     tmp_path / "loss.png", monkeypatch)
+    assert higher.get_ylim()[1] > 9 and "above" not in higher.lines[-1].get_label()
+
+
+def test_one_point_is_a_marker_and_not_a_line(tmp_path, monkeypatch):
+    training, validation = axes_of(METRICS[:5], tmp_path / "loss.png", monkeypatch).lines
+    assert (training.get_linestyle(), validation.get_linestyle()) == ("-", "None")
+    assert validation.get_marker() == "o"
+    training, validation = axes_of(METRICS[:10], tmp_path / "loss.png", monkeypatch).lines
+    assert validation.get_linestyle() == "-"
+    (training,) = axes_of(METRICS[:1], tmp_path / "loss.png", monkeypatch).lines
+    assert (training.get_linestyle(), training.get_marker()) == ("None", "o")
+
+
 def test_continuations(recwarn):
     model = build(VanillaConfig(d_model=8, n_layers=1, max_seq_len=12, n_heads=1, dense_expand=1), 0)
     config = ReportConfig(prompts=("Once", "Twice upon"), sample_bytes=6)

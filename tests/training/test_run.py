@@ -201,8 +201,30 @@ def test_all_changes_are_recorded(run):
 
 
 def test_the_error_mentions_further_changes(run):
-    with pytest.raises(InputError, match=r"seed was 0 and is now 1 \(and more\)"):
+    with pytest.raises(InputError, match=(
+            r"settings: seed was 0 and is now 1, train.steps was 1000 and is now 7; choose another run_dir, "
+            r"or --resume")):
         open_run(run, changed(seed=1, train__steps=7))
+    many = {"seed": 1, "train__steps": 7, "train__seq_len": 8, "train__eval_every": 9,
+            "data__shuffle_seed": 2, "optimizer__warmup_steps": 3, "model__d_model": 64}
+    with pytest.raises(InputError) as error:  # first the one that no run can resume with
+        open_run(run, changed(**many))
+    assert re.search(r"settings: model.d_model was 256 and is now 64, seed was 0 and is now 1, "
+                     r"(\S+ was \S+ and is now \S+, ){3}and 2 more; choose another run_dir, and "
+                     r"train.init_from", str(error.value))
+
+
+def test_a_budget_that_was_too_small_can_be_replaced_by_a_number_of_updates(tmp_path):
+    """Nothing is decided or trained yet; with a decision the settings are fixed."""
+    run, budgeted = RunDirectory(tmp_path / "run"), changed(train__minutes=1.0)
+    assert not open_run(run, budgeted)
+    assert not open_run(run, changed(train__steps=7))
+    assert config_lib.load(ExperimentConfig, run.config) == changed(train__steps=7)
+    run = RunDirectory(tmp_path / "decided")
+    assert not open_run(run, budgeted)
+    run.write_steps(50, 1.0)
+    with pytest.raises(InputError, match=r"train.steps was 1000 and is now 7"):
+        open_run(run, changed(train__steps=7))
 
 
 @pytest.mark.parametrize(("change", "key"), [({"model__d_model": 64}, "model.d_model"),

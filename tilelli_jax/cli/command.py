@@ -70,6 +70,7 @@ def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        interrupts.mark_reported()  # a command that runs this one prints it no second time
         return INTERRUPTED
     except SystemExit as error:
         if not interrupts.ends_process() or not isinstance(error.code, int):

@@ -27,6 +27,7 @@ PATIENCE = 1.0  # seconds until a message explains why the process has not ended
 RETRY = 0.01  # seconds until a dropped exception is raised again
 REPEATED = 1.0  # seconds in which SIGTERMs are one request: schedulers signal a process and its group
 HANDLER_DELAY = 0.05  # seconds within which Python runs a handler, if it can run one at all
+STOPPING = "stopping after the current computation"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RAISED = (KeyboardInterrupt, SystemExit)  # exceptions for SIGINT and SIGTERM
 
@@ -85,12 +86,12 @@ def starting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred(message: str = "", call: Callable[[int], object] = lambda number: None,
+def deferred(message: str | Callable[[], str] = "", call: Callable[[int], object] = lambda number: None,
              numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """In this context the first signal raises nothing: the work checks `received` and ends by itself.
 
     Args:
-        message: printed when the user presses Ctrl-C; empty: nothing.
+        message: printed when the user presses Ctrl-C, or a function that returns it; empty: nothing.
         call: called with the signal's number.
         numbers: signals for `handled`, if it is not active yet.
     """
@@ -100,15 +101,17 @@ def deferred(message: str = "", call: Callable[[int], object] = lambda number: N
             return
 
         def note(number: int) -> None:
-            if message and number == signal.SIGINT:
-                _write_stderr(f"\n{message}; press Ctrl-C again to stop immediately\n")
+            if number == signal.SIGINT:
+                handlers.announce()
             call(number)
 
-        before, _handlers.note = _handlers.note, note
+        handlers = _handlers
+        before = handlers.note, handlers.message
+        handlers.note, handlers.message = note, message if callable(message) else lambda: message
         try:
             yield
         finally:
-            _handlers.note = before
+            handlers.note, handlers.message = before
 
 
 @contextlib.contextmanager
@@ -152,6 +155,12 @@ def raise_if_dropped() -> None:
         _raise(_handlers.raised)
 
 
+def mark_reported() -> None:
+    """Notes that a command ends by the signal: its exception has arrived, and is not raised again."""
+    if _handlers:
+        _handlers.raised = None
+
+
 def is_cause_of(error: BaseException | None) -> bool:
     """Whether a library turned a signal's exception into this error: it is the cause or named in the text."""
     if _handlers is None or _handlers.raised is None or error is None:
@@ -180,6 +189,7 @@ class _Handlers:
         self.holding = False
         self.held: int | None = None  # a signal received while holding
         self.note: Callable[[int], object] | None = None
+        self.message: Callable[[], str] = lambda: ""
         self.timers: list[threading.Timer] = []
         self.forget()
         reader, writer = socket.socketpair()
@@ -209,6 +219,7 @@ class _Handlers:
         self.received: int | None = None
         self.first = 0.0  # time of the first signal
         self.raised: int | None = None
+        self.announced = False  # whether a message has said how the command stops
         self.calls = 0  # number of handler calls
         self.waiting = 0  # signals without a handler call yet
         if not ending:
@@ -270,8 +281,14 @@ class _Handlers:
 
     def explain(self, number: int) -> None:
         if self.waiting and number == signal.SIGINT:
-            _write_stderr("\nstopping after the current computation; "
-                          "press Ctrl-C again to stop immediately\n")
+            self.announce(STOPPING)
+
+    def announce(self, otherwise: str = "") -> None:
+        """Prints once how the command stops, or `otherwise` where the work does not say it."""
+        message = self.message() or otherwise
+        if message and not self.announced:
+            self.announced = True
+            _write_stderr(f"\n{message}; press Ctrl-C again to stop immediately\n")
 
     def later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
         timer = threading.Timer(seconds, call, arguments)

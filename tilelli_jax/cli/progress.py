@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
 
 from tqdm import tqdm
 
@@ -76,9 +75,9 @@ def shown(total: int, what: str, unit: str, *, done: int = 0, quiet: bool = Fals
 
 
 @contextlib.contextmanager
-def waiting(what: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Prints the line `what … 30 s` every 30 seconds while the context lasts, on stdout by default."""
-    begin, out = time.monotonic(), stream or sys.stdout
+def waiting(what: str) -> Iterator[None]:
+    """Prints the line `what … 30 s` every 30 seconds while the context lasts."""
+    begin, out = time.monotonic(), sys.stdout
 
     def print_line() -> None:
         out.write(f"{what} … {duration(time.monotonic() - begin)}\n")

@@ -2,7 +2,8 @@
 
 A network that reads bytes gets turns "USER: …" and "TILELLI: …", one line each; its turn ends when it starts
 a new USER: line. A pretrained network gets the chat template of its tokenizer. Commands: /reset clears the
-conversation, /temp T sets the temperature, /quit.
+conversation, /temp T sets the temperature, /help lists the commands, /quit. Input from a file or a pipe is
+printed after USER:, so that the output is a transcript.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tilelli_jax.models.decoder import CausalLM, Decoder
 from tilelli_jax.models.sampling import Sampling, add_options, from_options
 
 Respond = Callable[[str, Sampling], Generator[str, None, bool]]  # see `reply`
+COMMANDS = "/reset, /temp T, /help, /quit"
 CHUNK = 8  # tokens decoded between two updates of the terminal
 TEXT_ONLY = ("(this network was trained on text, not on chat: it does not know where a turn ends. `tilelli "
              "generate --model {model}` continues text; `tilelli train --config sft-demo chat.source=FILE "
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     sampling = from_options(options)
     language = open_network_options(options)
     conversation, note = _new_conversation(language, sampling, options)
-    print(f"{options.model}: {language.model.config.family}. /reset, /temp T, /quit; Ctrl-C stops an answer.")
+    print(f"{options.model}: {language.model.config.family}. {COMMANDS}; Ctrl-C stops an answer.")
     if note:
         print(note)
     with warnings.catch_warnings():
@@ -238,6 +240,8 @@ def _converse(conversation: Conversation, sampling: Sampling, model: str) -> int
     while True:
         try:
             line = input(USER).strip()
+            if not sys.stdin.isatty():
+                print(line)
         except EOFError:
             print()
             return 0
@@ -257,7 +261,7 @@ def _converse(conversation: Conversation, sampling: Sampling, model: str) -> int
             case "/temp", _, value:
                 sampling = _with_temperature(sampling, value)
             case word, _, _ if word.startswith("/"):
-                print("(commands: /reset, /temp T, /quit)")
+                print(f"(commands: {COMMANDS})")
             case _:
                 if conversation.ask(line) and not cropped:
                     cropped = True

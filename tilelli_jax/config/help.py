@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tilelli_jax.cli.command import ArgumentParser
@@ -22,9 +22,15 @@ from tilelli_jax.config.schema import (
 )
 
 
-def describe(cls: type) -> str:
-    """Returns the help text: dotted name, type, default and meaning of every key of `cls`."""
+def describe(cls: type, keys: Sequence[str] = ()) -> str:
+    """Returns the help text: dotted name, type, default and meaning of every key of `cls`.
+
+    Args:
+        keys: only these, in this order; a key that several families have is described as in the first one.
+    """
     rows = list(describe_keys(cls, ""))
+    if keys:
+        rows = [_merged([row for row in rows if row[0] == key]) for key in keys]
     width = max(len(key) for key, _, _ in rows)
     indent = " " * (width + 6)
     columns = max(shutil.get_terminal_size().columns - 2, len(indent) + 50)
@@ -34,7 +40,7 @@ def describe(cls: type) -> str:
 
 
 def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example: str,
-                 config_help: str = "") -> ArgumentParser:
+                 config_help: str = "", main_keys: Sequence[str] = ()) -> ArgumentParser:
     """Returns the parser of a command configured by `cls`: --config, `key=value`, and all keys in `--help`.
 
     A command adds its own options and uses `parse_intermixed_args`, so that overrides may come between
@@ -44,9 +50,13 @@ def command_line(prog: str, doc: str | None, cls: type, shipped_as: str, example
         shipped_as: name of a shipped configuration, as an example for --config.
         example: an example override.
         config_help: help text of --config, in place of the one that names `shipped_as`.
+        main_keys: keys that `--help` lists first.
     """
+    keys = f"keys, with their defaults:\n{describe(cls)}"
+    if main_keys:
+        keys = f"keys that most runs set:\n{describe(cls, main_keys)}\n\nall {keys}"
     parser = ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
-                            epilog=f"keys, with their defaults:\n{describe(cls)}")
+                            epilog=keys)
     parser.add_argument("--config", required=True, metavar="FILE",
                         help=config_help or
                         f"YAML file of settings, or the name of a shipped one, e.g. {shipped_as}")
@@ -76,6 +86,15 @@ def describe_keys(cls: Any, prefix: str, default: Any = None) -> Iterator[tuple[
                 f" [{_format_default(default_of(cls, field.name, default))}]")
             kind = short_type_name(hint, field.metadata["bounds"]) + text
             yield f"{prefix}{field.name}", kind, field.metadata["meaning"]
+
+
+def _merged(rows: list[tuple[str, str, str]]) -> tuple[str, str, str]:
+    """Returns a key's first row; the key that selects the family lists all families."""
+    key, kind, meaning = rows[0]
+    if key.rpartition(".")[2] == DISCRIMINATOR:
+        default = kind.partition(" ")[2]
+        kind = f"{' | '.join(row[1].split()[0] for row in rows)} {default}"
+    return key, kind, meaning
 
 
 def _format_default(value: Any) -> str:

@@ -19,7 +19,7 @@ class DataConfig(Section):
         "valid.bin, meta.json) written by tilelli data; a .txt file or a glob of them, joined in order of "
         "their names with \\n\\n between two; or hf:NAME[#SUBSET][@REVISION][:COLUMN], a Hugging Face data "
         "set. Text is UTF-8, or UTF-16 with a byte-order mark; \\r\\n is read as \\n; bytes that are not "
-        "UTF-8 are kept, with a warning")
+        "UTF-8 are kept, with a warning, but a binary file is an error")
     valid_fraction: float = setting(
         0.1, "fraction of each text file, at its end, held out for validation; likewise of an hf source "
         "without a validation split; for stories, validation bytes per training byte; not used for facts and "
@@ -46,9 +46,6 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.source:
-            raise InputError("source: expected a file, a directory, 'stories', 'facts', 'village' or "
-                             "hf:NAME")
         if self.facts_people % facts.NAMES:
             raise InputError(f"facts_people: expected a multiple of {facts.NAMES}, "
                              f"found {self.facts_people}")

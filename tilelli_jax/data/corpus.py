@@ -44,10 +44,13 @@ def open_corpus(config: DataConfig) -> TextSplits:
     same files with the same `valid_fraction` hold the same bytes.
 
     Raises:
-        InputError: a file is missing, nothing matches, shards are incomplete or a split is empty; for hf
-            sources also if an extra is missing or the data set cannot be read.
+        InputError: no source is given, a file is missing, nothing matches, shards are incomplete or a split
+            is empty; for hf sources also if an extra is missing or the data set cannot be read.
     """
     source = config.source
+    if not source:
+        raise InputError("data.source: expected a text file, a directory of shards, stories, facts, village "
+                         "or hf:NAME, found nothing")
     if source == "stories":
         train, valid = _stories(config)
     elif source == "facts":

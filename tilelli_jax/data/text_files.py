@@ -1,8 +1,8 @@
 """Reads text files as UTF-8 without a byte-order mark, with lines ended by a line feed.
 
 A text from Windows thus equals the same text from Unix: `\\r\\n` is read as `\\n`, and UTF-16 and UTF-32 with
-a byte-order mark are decoded. Bytes that are not UTF-8 and zero bytes are kept, with a warning. Compressed
-files and git-lfs pointers are errors. Memory does not grow with the file.
+a byte-order mark are decoded. Bytes that are not UTF-8 and zero bytes are kept, with a warning. Binary and
+compressed files and git-lfs pointers are errors. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zi
               (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz"), (b"\x04\x22\x4d\x18", "lz4"),
               (b"7z\xbc\xaf\x27\x1c", "7-Zip"), *((b"BZh%d1AY&SY" % i, "bzip2") for i in range(1, 10)))
 
+SAMPLE = 1 << 20  # bytes at the beginning of a file that decide whether it is binary
+CONTROLS = bytes(i for i in range(32) if i not in b"\t\n\v\f\r\x1b")
+# A file with more zero bytes is binary; so is one with more control characters and more bytes not in UTF-8.
+MAX_ZEROS, MAX_CONTROLS, MAX_NOT_UTF8 = 0.01, 0.01, 0.1
+
 log = logging.getLogger(__name__)
 
 
@@ -41,8 +46,8 @@ def text_chunks(path: Path, *, note: bool = True) -> Iterator[bytes]:
             text.
 
     Raises:
-        InputError: the file is unreadable, compressed or a git-lfs pointer, or its bytes do not match its
-            byte-order mark.
+        InputError: the file is unreadable, compressed, a git-lfs pointer or, with `note`, binary, or its
+            bytes do not match its byte-order mark.
     """
     chunks = _chunks(path)
     first = next(chunks, b"")
@@ -55,6 +60,8 @@ def text_chunks(path: Path, *, note: bool = True) -> Iterator[bytes]:
     if encoding := _encoding(first):
         text = _decoded(path, chunks, encoding)
     else:
+        if note:
+            chunks = _checked(path, chunks)
         text = _without_mark(_with_warnings(path, chunks) if note else chunks)
     yield from with_line_feeds(text)
 
@@ -143,6 +150,29 @@ def _decoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[byt
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected {encoding}, as its byte-order mark states, found other bytes "
                              f"at byte {_position(error, n_read)}") from None
+
+
+def _checked(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Returns the chunks. Raises InputError if the first SAMPLE bytes are those of a binary file."""
+    first: list[bytes] = []
+    size = 0
+    while size < SAMPLE and (chunk := next(chunks, b"")):
+        first.append(chunk)
+        size += len(chunk)
+    sample = b"".join(first)[:SAMPLE]
+    if (zeros := _share(sample, b"\0")) > MAX_ZEROS:
+        raise InputError(f"{path}: expected text, found a binary file (or UTF-16 without a byte-order mark): "
+                         f"{zeros:.0%} of its bytes are zero")
+    # Text in another encoding is not UTF-8 either, but has no control characters.
+    if _share(sample, CONTROLS) > MAX_CONTROLS and (
+            len(sample.decode(errors="ignore").encode()) < (1 - MAX_NOT_UTF8) * len(sample)):
+        raise InputError(f"{path}: expected text, found a binary file")
+    return itertools.chain(first, chunks)
+
+
+def _share(data: bytes, values: bytes) -> float:
+    """Returns the fraction of the bytes that are among `values`; 0 for no bytes."""
+    return (len(data) - len(data.translate(None, values))) / max(len(data), 1)
 
 
 def _with_warnings(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -55,6 +55,8 @@ class CardInfo:
         unit: unit of the losses.
         command: the command that made the model.
         made_from: the models or checkpoints that it was made from, as a sentence.
+        turns: for a byte-level network that chats, a turn of either side with {message} and {answer}, up to
+            the start of the next turn; empty: it continues text.
     """
 
     name: str = ""
@@ -64,6 +66,7 @@ class CardInfo:
     unit: str = ""
     command: str = ""
     made_from: str = ""
+    turns: str = ""
 
 
 def model_card(config: Any, n_parameters: int, info: CardInfo | None = None) -> str:
@@ -96,8 +99,12 @@ def model_card(config: Any, n_parameters: int, info: CardInfo | None = None) -> 
             name: f"{value:.4f}" for name, value in info.losses.items()}))
     if info.command:
         parts.append(f"## Command\n\n{_code(info.command)}\n\nVersions: {_versions()}.")
-    parts.append("## Use\n\n" + _code(_use(config.family), "python"))
-    if generates:
+    parts.append("## Use\n\n" + _code(_use(config.family, info.turns), "python"))
+    if info.turns:
+        parts += [_code("tilelli chat --model .  # in this directory"),
+                  "It was trained on turns of this form; the start of the user's next turn ends the answer:",
+                  _code(info.turns)]
+    elif generates:
         parts.append(_code("tilelli generate --model . --prompt 'The '  # in this directory"))
     return "\n\n".join([*parts, f"## Limits\n\n{_limits(config.family)}"]) + "\n"
 
@@ -113,7 +120,7 @@ def _tags(config: Any) -> list[str]:
             *([quantizer] if quantizer != "none" else [])]
 
 
-def _use(family: str) -> str:
+def _use(family: str, turns: str) -> str:
     """Returns Python code that loads the network and runs it once."""
     lines = ["import tilelli_jax", "", 'model = tilelli_jax.load(".")  # this directory']
     match family:
@@ -122,6 +129,10 @@ def _use(family: str) -> str:
                       "reconstruction = model.decode(codes)"]
         case "lrd":
             lines.append("p_knows = model(features, prompt_features)  # [questions], 0 … 1")
+        case "routed" | "vanilla" if turns:
+            prompt, _, stop = turns.replace("{message}", "Who are you?").partition(" {answer}")
+            lines += [f"prompt = {prompt!r}",
+                      f"print(tilelli_jax.generate(model, prompt, max_new=100, stop={stop!r})[0].text)"]
         case "routed" | "vanilla":
             lines.append('print(tilelli_jax.generate(model, "The ", max_new=100)[0].text)')
         case "t5":

@@ -123,11 +123,12 @@ class PromptReader:
         rows = layers * (positions + 6)
         return rows * (6 * d + WORK * min(self.chunk, self.config.vocab_size)) * 4
 
-    def __call__(self, prompts: Sequence[PromptIds], advance: Callable[[int], object] | None = None
-                 ) -> Iterator[tuple[int, Any]]:
+    def __call__(self, prompts: Sequence[PromptIds], label: str = "reading",
+                 advance: Callable[[int], object] | None = None) -> Iterator[tuple[int, Any]]:
         """Yields (index, signals) for each prompt, in arbitrary order.
 
         Args:
+            label: name of its progress.
             advance: called with the number of prompts of each finished batch; None shows progress if there
                 is more than one batch.
 
@@ -146,7 +147,7 @@ class PromptReader:
             positions = bucket(max(questions[i] for i in candidates), shortest=self.shortest) + 1
             return self.max_bytes // self.bytes_of(positions)
         quiet = advance is not None or len(prompts) <= self.batch_size
-        with progress.shown(len(prompts), "reading", "prompt", quiet=quiet) as own:
+        with progress.shown(len(prompts), label, "prompt", quiet=quiet) as own:
             for batch in batches([len(prompt.ids) for prompt in prompts], self.batch_size,
                                  limit=self.max_tokens, shortest=self.shortest, mesh=self.mesh,
                                  widths=questions, max_rows=max_rows, shrink=True):

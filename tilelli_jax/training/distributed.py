@@ -111,17 +111,25 @@ def of_first_process(value: float) -> float:
     return multihost_utils.broadcast_one_to_all(np.asarray(value)).item()
 
 
-def signals_deferred() -> contextlib.AbstractContextManager[None]:
+def signals_deferred(is_compiling: Callable[[], bool] = lambda: False
+                     ) -> contextlib.AbstractContextManager[None]:
     """In this context SIGTERM and the first SIGINT do not end the process: `should_stop` reports them.
 
     Enter it in the main thread. After `initialize` JAX's preemption service handles SIGTERM in all
     processes; a SIGINT is forwarded to it as a SIGTERM.
+
+    Args:
+        is_compiling: whether the update is still being compiled, which no signal can stop.
     """
+    def message() -> str:
+        return ("stopping after this update, which is still compiling" if is_compiling() else
+                "saving and stopping")
+
     def forward(number: int) -> None:
         if number == signal.SIGINT and jax.distributed.is_initialized():
             signal.raise_signal(signal.SIGTERM)
     numbers = (signal.SIGINT,) if jax.distributed.is_initialized() else interrupts.SIGNALS
-    return interrupts.deferred("saving and stopping", forward, numbers)
+    return interrupts.deferred(message, forward, numbers)
 
 
 def stop_status() -> int:

@@ -83,14 +83,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Progress of a run with loss, tokens/s and time left: a bar in a terminal, otherwise lines at intervals.
+    """Progress of a run with loss, speed and time left: a bar in a terminal, otherwise lines at intervals.
 
     Without a terminal, a line is printed every `progress.INTERVAL` seconds, also while the first update
     compiles and during a validation.
+
+    Args:
+        unit: what the speed counts, in the plural.
     """
 
-    def __init__(self, steps: int, start: int, format_loss: Callable[[float], str], *, show: bool = True):
+    def __init__(self, steps: int, start: int, format_loss: Callable[[float], str], *, unit: str = "tokens",
+                 show: bool = True):
         self._steps, self._step, self._format_loss, self._show = steps, start, format_loss, show
+        self._unit = unit
         self._state = ""  # loss, speed and time left after the last update
         self._activity, self._since = "compiling", time.monotonic()  # other work than updates, or ""
         terminal = sys.stderr.isatty()
@@ -103,7 +108,7 @@ class Progress:
     def update(self, step: int, loss: float, tokens_per_second: float | None,
                seconds_left: float | None) -> None:
         """Shows an update that has been computed; None: not known yet."""
-        speed = f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
+        speed = f", {tokens_per_second:,.0f} {self._unit}/s" if tokens_per_second else ""
         left = f", {duration(seconds_left)} left" if seconds_left is not None and step < self._steps else ""
         self._step, self._state = step, f"loss {self._format_loss(loss)}{speed}{left}"
         if self._activity == "compiling":
@@ -112,6 +117,10 @@ class Progress:
             self._bar.bar_format = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
             self._bar.set_postfix_str(self._state, refresh=False)
             self._bar.update(step - self._bar.n)
+
+    def is_compiling(self) -> bool:
+        """Whether the first update is still being compiled."""
+        return self._activity == "compiling"
 
     def describe(self) -> str:
         """Describes what is computed: `compiling … 45 s`, or the last update."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilelli_jax.cli.tables import table
 from tilelli_jax.config import Section, setting
+from tilelli_jax.data.turns import model_turn, user_turn
 from tilelli_jax.errors import InputError
 from tilelli_jax.generation.decoding import generate
 from tilelli_jax.io.files import write_atomically
@@ -60,10 +61,11 @@ def card_info(name: str, config: ExperimentConfig, task: Task, summary: dict[str
               **baselines(summary, config.report)}
     hub = re.match(r"hf:([^#@:]+)", task.source)
     start = f"Trained from {config.train.init_from}. " if config.train.init_from else ""
+    turns = user_turn("{message}") + model_turn("{answer}") if config.chat is not None else ""
     return CardInfo(
         name=name, data=[f"source: {task.source}", f"size: {task.size}", f"fingerprint: {task.fingerprint}"],
         datasets=[hub[1]] if hub else [], losses=losses, unit=task.loss_unit.name, command=command,
-        made_from=f"{start}The weights are those after update {summary['exported_step']:,}.")
+        turns=turns, made_from=f"{start}The weights are those after update {summary['exported_step']:,}.")
 
 
 def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]:
@@ -78,26 +80,38 @@ def baselines(summary: dict[str, Any], config: ReportConfig) -> dict[str, float]
 
 def plot_losses(rows: Sequence[dict[str, Any]], path: Path, title: str, baselines: dict[str, float],
                 loss_unit: LossUnit) -> None:
-    """Plots training and validation loss over updates, with a line per baseline."""
+    """Plots training and validation loss over updates, with a line per baseline.
+
+    The axis ends at the largest loss after the first twentieth of the updates, in which the training loss
+    falls steeply from log 256; an arrow with the largest loss marks a curve that begins above it.
+    """
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     valid = [(row["step"], row["valid_loss"]) for row in rows if row.get("valid_loss") is not None]
     if train:
-        axes.plot(*zip(*train, strict=True), color="0.65", linewidth=1, label="training")
+        axes.plot(*zip(*train, strict=True), color="0.65", linewidth=1, label="training",
+                  linestyle="-" if len(train) > 1 else "", marker="" if len(train) > 1 else "o")
     if valid:
-        axes.plot(*zip(*valid, strict=True), color="tab:blue", marker="o", markersize=4, label="validation")
+        axes.plot(*zip(*valid, strict=True), color="tab:blue", marker="o", markersize=4, label="validation",
+                  linestyle="-" if len(valid) > 1 else "")
     for (name, loss), style in zip(baselines.items(), ("--", ":", "-."), strict=False):
         axes.axhline(loss, color="0.2", linestyle=style, linewidth=1, label=_plain(f"{name} {loss:.3f}"))
-    if train:  # hide the steep first steps, which fall from log 256
-        tail = [loss for step, loss in train if step >= train[-1][0] / 20]
-        low = min([*tail, *(loss for _, loss in valid), *baselines.values()])
-        high = max([*tail, *baselines.values()])
-        margin = 0.05 * (high - low) + 1e-3
-        axes.set_ylim(low - margin, high + margin)
+    if train:
+        shown = [*(loss for step, loss in train if step >= train[-1][0] / 20), *(loss for _, loss in valid),
+                 *baselines.values()]
+        margin = 0.05 * (max(shown) - min(shown)) + 1e-3
+        low, high = min(shown) - margin, max(shown) + margin
+        axes.set_ylim(low, high)
+        highest, at = max((loss, step) for step, loss in train)
+        if highest > high:
+            axes.plot(at, high, color="0.45", marker="^", markersize=7, linestyle="", clip_on=False,
+                      label=f"training, above the axis: {highest:.2f} at update {at:,}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("update")
     axes.set_ylabel(f"loss [{loss_unit.name}]")
     if loss_unit.other:

@@ -33,6 +33,7 @@ FREE_KEYS = ("run_dir", "mesh.", "compute.scan_layers", "compute.remat", "comput
 ENDING_KEYS = ("report.", "train.export")
 # Keys that determine the checkpoints' contents: a run cannot resume with other values.
 FIXED_KEYS = ("model.", "optimizer.name", "finetune.trainable", "finetune.router_kl_weight")
+LISTED = 5  # changed keys that an error lists
 FROM_STEP = "from step"  # prefix of the comments that record changed settings
 # Keys that a valid summary has.
 SUMMARY_KEYS = {"best_valid_loss", "final_valid_loss", "best_step", "steps", "tokens", "seconds"}
@@ -191,16 +192,20 @@ class RunDirectory:
         """Whether keys that affect the result have changed. Raises InputError if that is not allowed."""
         changed = {key: values for key, values in differences.items() if not key.startswith(FREE_KEYS)}
         if not self.budget.exists() and not self.has_checkpoints():  # nothing was decided or trained
-            changed.pop("train.minutes", None)
+            before, _ = changed.pop("train.minutes", (None, None))
+            if before is not None:
+                changed.pop("train.steps", None)
         fixed = [key for key in changed if key.startswith(FIXED_KEYS)]
         # The budget has been spent on the number of updates in budget.json. It can only be lifted.
         fixed += [key for key in ("train.minutes",) if changed.get(key, (None, None))[1] is not None]
         if fixed or (changed and not force_resume):
-            key = (fixed or list(changed))[0]
-            old, new = changed[key]
+            keys = list(dict.fromkeys([*fixed, *changed]))
+            listed = [f"{key} was {old} and is now {new}" for key in keys[:LISTED]
+                      for old, new in [changed[key]]]
+            more = f", and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
             raise InputError(
-                f"run_dir: {self.path} holds a run with other settings: {key} was {old} and is now {new}"
-                f"{' (and more)' if len(changed) > 1 else ''}; choose another run_dir"
+                f"run_dir: {self.path} holds a run with other settings: {', '.join(listed)}{more}; choose "
+                "another run_dir"
                 + (", and train.init_from to start from this run's model" if fixed
                    else ", or --resume to continue with the new ones"))
         return bool(changed)

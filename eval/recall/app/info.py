@@ -89,6 +89,12 @@ def find_study(study: str, sidecar: str) -> str | Path:
     return path
 
 
+def example_question(study: str | Path) -> str:
+    """Returns a question of the study, or another where there is no study."""
+    examples = report.read_results(study)["examples"] if isinstance(study, Path) else []
+    return examples[0]["question"] if examples else "Who wrote Emma?"
+
+
 def tables(results: report.Tree) -> list[tuple[str, list[Row]]]:
     """Returns a study's tables with their headings. Raises LookupError or TypeError for other trees."""
     every = [("Methods", report.comparison_rows(results)), ("Verdicts", report.verdict_rows(results)),

@@ -24,16 +24,20 @@ from ...tables import Row, markdown
 from . import thought_seeding
 from .handlers import DEPTHS, batched, generated, probed
 from .hosts import App, Receive, Scope, Send, TrustedHosts
-from .info import MEANING, memory_text, metrics_markdown, study_figures, study_markdown
+from .info import MEANING, example_question, memory_text, metrics_markdown, study_figures, study_markdown
 from .request_queue import RequestQueue
 from .uploads import Page, one_line
 
 log = logging.getLogger(__name__)
-TOKEN_COLUMNS = ["depth", "layer", "most likely next token"]
+HINT = ('<div class="result">Probe reads P(knows) and the signals behind it from one pass of the question; '
+        "no answer is generated.</div>")
+TOKEN_COLUMNS = ["depth", "layer", "next token"]
 THEME = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
                           font_mono=["ui-monospace", "monospace"])  # system fonts: others are downloaded
 # "wide" three times: gradio's own rules for tables are as specific as one class and two elements.
 STYLE = """
+.modebar-container { display: none !important } /* Plotly's toolbar covers the charts' titles */
+@media (max-width: 600px) { #ask, #bounds { flex-direction: column } }
 .result { font-size: 1.1rem; min-height: 1.6rem } .input-error { color: #B33A00; font-size: 1.1rem }
 .answers pre, .answers code { white-space: pre-wrap !important; word-break: break-word }
 .figures .two { display: grid; gap: 1rem 2rem;
@@ -64,31 +68,31 @@ def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, file
     with Page(title="Does it know?", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("## Does it know, before it answers?")
         with gr.Tab("Probe"):
-            with gr.Row(equal_height=True):
-                question = gr.Textbox(label="Question", lines=1, scale=4, elem_id="question")
-                probe = gr.Button("Probe (no answer generated)", variant="primary", scale=1,
-                                  elem_id="probe")
-            prediction = gr.HTML(elem_id="prediction")
-            with gr.Row():
-                with gr.Column(scale=3, min_width=260):
-                    gauge = gr.Plot(show_label=False, elem_id="gauge")
-                with gr.Column(scale=5, min_width=320):
-                    crystallisation = gr.Plot(show_label=False, elem_id="crystallisation")
-                with gr.Column(scale=5, min_width=320):
-                    writes = gr.Plot(show_label=False, elem_id="writes")
-            tokens = gr.Dataframe(headers=TOKEN_COLUMNS, interactive=False, datatype="str", elem_id="tokens",
-                                  label="Logit lens at the last position of the prompt",
-                                  column_widths=["25%", "25%", "50%"], row_count=len(DEPTHS))
-            outputs = [prediction, gauge, crystallisation, writes, tokens]
+            with gr.Row(equal_height=True, elem_id="ask"):
+                question = gr.Textbox(label="Question", lines=1, scale=4, elem_id="question",
+                                      placeholder=f"for example: {example_question(study)}")
+                probe = gr.Button("Probe", variant="primary", scale=1, elem_id="probe")
+            prediction = gr.HTML(HINT, elem_id="prediction")
+            with gr.Column(visible=False) as signals:
+                with gr.Row():
+                    with gr.Column(scale=3, min_width=260):
+                        gauge = gr.Plot(show_label=False, elem_id="gauge")
+                    with gr.Column(scale=5, min_width=320):
+                        crystallisation = gr.Plot(show_label=False, elem_id="crystallisation")
+                    with gr.Column(scale=5, min_width=320):
+                        writes = gr.Plot(show_label=False, elem_id="writes")
+                tokens = gr.Dataframe(headers=TOKEN_COLUMNS, interactive=False, datatype="str",
+                                      elem_id="tokens", label="Logit lens at the last position of the prompt",
+                                      column_widths=["25%", "25%", "50%"], row_count=len(DEPTHS))
+            outputs = [prediction, gauge, crystallisation, writes, tokens, signals]
             gr.Markdown("### Generate an answer")
-            correct = gr.Textbox(label="Correct answers, separated by | (optional: the answer is compared "
-                                 "with them)", lines=1, elem_id="correct")
-            with gr.Row():
-                low = gr.Slider(0, 1, low_start, step=0.001, elem_id="low",
-                                label="low: below this P(knows) the thought seed instructs it not to guess")
-                high = gr.Slider(0, 1, high_start, step=0.001, elem_id="high",
-                                 label="high: from this P(knows) on the thought seed instructs it to "
-                                 "answer directly")
+            correct = gr.Textbox(label="Correct answers, separated by | (optional)", lines=1,
+                                 elem_id="correct")
+            with gr.Row(elem_id="bounds"):
+                low = gr.Slider(0, 1, low_start, step=0.001, elem_id="low", label="low",
+                                info="below this P(knows) the thought seed says not to guess")
+                high = gr.Slider(0, 1, high_start, step=0.001, elem_id="high", label="high",
+                                 info="from this P(knows) on it says to answer directly")
             with gr.Row():
                 with gr.Column():
                     generate_baseline = gr.Button("Generate: baseline", elem_id="generate-baseline")
@@ -96,8 +100,12 @@ def build(queue: RequestQueue, info_rows: Sequence[Row], study: str | Path, file
                 with gr.Column():
                     generate_seeded = gr.Button("Generate: thought seed", elem_id="generate-seeded")
                     seeded = gr.Markdown(elem_classes="answers", elem_id="seeded", latex_delimiters=[])
+
+            def on_probe(text: str) -> tuple[Any, ...]:
+                results = probed(queue, text)
+                return *results, gr.update(visible=results[1] is not None)
             for event, name in ((probe.click, "probe"), (question.submit, "submit")):
-                event(lambda text: probed(queue, text), question, outputs, api_name=name, **probe_limit)
+                event(on_probe, question, outputs, api_name=name, **probe_limit)
 
             def on_baseline(text: str, correct: str) -> Iterator[str]:
                 yield from generated(queue, text, correct)

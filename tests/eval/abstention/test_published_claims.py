@@ -152,7 +152,7 @@ def test_results_and_criteria_as_text(published: dict[str, Any]) -> None:
         ("v4", "win no regime"): ("no win by the rule", "most wins 0"),
         ("v8b", "router changes"): ("KL of the routing at least 0.001 nats in every seed", "lowest 0.2"),
         ("splice", "0.54"): ("at most 0.6, and below v7's",
-                             "0.540 [0.520, 0.560], splice − v7 -0.220 [-0.240, -0.200]")}
+                             "0.540 [0.520, 0.560], splice − v7 −0.220 [−0.240, −0.200]")}
     for (variant, words), texts in expected.items():
         statement = find_statement(published, variant, words)
         assert (statement.criterion, statement.result) == texts
@@ -235,8 +235,8 @@ def test_the_answer_for_v9(published: dict[str, Any]) -> None:
     published["head_comparisons"][0]["difference"] = interval(-0.2)
     assert "part of the signal was in the router" in " ".join(answer_v9(published))
     published["head_comparisons"][0]["p_holm"] = 0.36
-    assert ("the difference is inconclusive: its interval excludes 0, but bootstrap p 0.360 after Holm's "
-            "correction is not below 0.05") in " ".join(answer_v9(published))
+    assert ("the difference is inconclusive: its interval, which is not corrected, excludes 0, but bootstrap "
+            "p 0.360 after Holm's correction is not below 0.05") in " ".join(answer_v9(published))
     published["head_comparisons"][0]["p_holm"] = None  # all replicates are equal
     assert ("the difference is inconclusive: its interval excludes 0, but the bootstrap p is "
             "undefined") in " ".join(answer_v9(published))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.reference_impl.random_weights import random_network
-from tilelli_jax.data.synthetic import stories
 from tilelli_jax.estimators.sae import SAEConfig
 from tilelli_jax.loading import store
 from tilelli_jax.models.vanilla import VanillaConfig
@@ -27,11 +26,10 @@ def blocks(heading: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with what the lines name: my-network, my-sae and my-text.txt."""
+    """A directory with what the lines name: my-network and my-sae."""
     store.save(random_network(VanillaConfig(d_model=D, n_layers=2, max_seq_len=128, n_heads=2), 0)[0],
                tmp_path / "my-network")
     store.save(store.build(SAEConfig(d_model=D, n_latents=LATENTS, k=6), 0), tmp_path / "my-sae")
-    (tmp_path / "my-text.txt").write_bytes(stories.generate(12_000))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -58,8 +56,13 @@ def test_effects_with_controls(place: Path, capsys: pytest.CaptureFixture[str]) 
     latent = names["latent"]
     effects, printed = names["effects"], capsys.readouterr().out
     assert len(names["controls"][latent]) == 3 and set(effects.controls) == set(names["controls"][latent])
-    changed = np.flatnonzero(names["table"][:, 2] != names["table"][:, 1])
-    assert effects.chosen[latent].items_changed == len(changed) > 0 and "Effect(change=" in printed
+    table = np.asarray(names["table"], float)
+    changed = np.flatnonzero(table[:, 2] != table[:, 1])
+    assert effects.chosen[latent].items_changed == len(changed) > 0
+    change = table[:, 2].mean() - table[:, 1].mean()
+    sentence = re.search(rf"without latent {latent} the NLL changes by ([+−]\d\.\d{{4}}) \[.*\] nats per "
+                         rf"token \(p .*\), in {len(changed)} of 100 questions\n", printed)
+    assert sentence and float(sentence[1].replace("−", "-")) == pytest.approx(change, abs=1e-4)
     assert "of 3 controls have as large a mean change" in printed
 
 
@@ -76,7 +79,7 @@ def test_a_latent_that_is_never_active_says_so(place: Path, capsys: pytest.Captu
     exec("\n".join(lines), names)
     assert capsys.readouterr().out.endswith("\nnever active in this prompt\n")
     exec(second, names)
-    assert "\nnever active in these prompts\n" in capsys.readouterr().out
+    assert "\nlatent 7 is never active in these prompts\n" in capsys.readouterr().out
 
 
 @pytest.mark.exhaustive

@@ -86,7 +86,7 @@ def test_the_report(done: Path) -> None:
     assert page.count("data:image/png;base64,") >= 5 and "tiny.yaml" in text
     assert "`cheap.char_length`" in text, "all prompts have one length: the constant feature is listed"
     synthesis = json.loads((done / "synthesis.json").read_text())
-    assert [row["study"] for row in synthesis] == ["tiny"] and (done / "synthesis.parquet").is_file()
+    assert [row["study"] for row in synthesis] == [done.name] and (done / "synthesis.parquet").is_file()
 
 
 def test_results_agree_with_the_tables(done: Path) -> None:

@@ -75,7 +75,7 @@ def a_study(out: Path) -> dict[str, Any]:
     verdicts.write(stages / "verdict", rule)
     write_result(stages / "evaluation", evaluate.evaluate(table, scopes, 0, rule, 400))
     stand_in: Any = SimpleNamespace(
-        config=RecallConfig(network=NetworkConfig(path="tiny")), out=out,
+        config=RecallConfig(network=NetworkConfig(path="tiny")), out=out, warnings=[],
         **{name: stages / stage for name, stage in (
             ("signals", "signals"), ("answers", "answers"), ("build", "questions"), ("fitted", "fit"),
             ("verdict", "verdict"), ("evaluation", "evaluation"))})

@@ -257,7 +257,12 @@ def test_in_a_browser(served: Served, place: Place, predictor: KnowledgePredicto
                 if not request.url.startswith((served.url, "data:", "blob:")) else None)
         page.goto(served.url)
 
-        probe = page.get_by_role("button", name="Probe (no answer generated)")
+        asked = report.read_results(place.study)["examples"][0]["question"]
+        api.expect(page.get_by_placeholder(f"for example: {asked}")).to_be_visible()
+        api.expect(page.locator("#prediction")).to_contain_text("no answer is generated")
+        assert not page.locator("#gauge").is_visible(), "nothing empty at the start"
+        page.screenshot(path=screenshots / "start.png")
+        probe = page.get_by_role("button", name="Probe", exact=True)
         probe.click()
         api.expect(page.locator("#prediction")).to_contain_text("found an empty question")
         page.get_by_label("Question").fill(ASKED[0])
@@ -269,7 +274,12 @@ def test_in_a_browser(served: Served, place: Place, predictor: KnowledgePredicto
         for chart, title in ("crystallisation", "entropy, nats"), ("writes", "peak, nats"):
             api.expect(page.locator(f"#{chart} .ytitle")).to_have_text(title)
         api.expect(page.locator("#tokens")).to_contain_text("100%")
-        page.screenshot(path=screenshots / "probe.png")
+        assert not page.locator(".modebar-container").first.is_visible(), "it would cover the titles"
+        for width, stacked in ((1000, False), (400, True), (1280, False)):
+            page.set_viewport_size({"width": width, "height": 900})
+            text, button = page.locator("#question").bounding_box(), probe.bounding_box()
+            assert (button["y"] >= text["y"] + text["height"]) is stacked, (width, text, button)
+            page.screenshot(path=screenshots / f"probe-{width}.png", full_page=True)
 
         expected = list(thought_seeding.answer_seeded(predictor, ASKED[0], max_new=MAX_NEW))[-1].answer
         page.get_by_label("Correct answers").fill(f"Rome|{expected}")

@@ -174,10 +174,14 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
                                        "ece_if_calibrated": 0.03}, "negative entropy": {"auroc": interval}},
                "comparisons": [{"baseline": "negative entropy", "difference": interval, "p_holm": p_holm}],
                "cross_dataset": {"a → b": {"questions": 9, "groups": 9, "methods": {}}},
-               "fit": {"excluded_datasets": {"c": "few"}}}
+               "fit": {"excluded_datasets": {"c": "few"}}, "warnings": ["The train split is small."]}
     texts = report.conclusions(results)
-    versus_chance, comparison = texts[0], next(text for text in texts if "Holm" in text)
+    versus_chance, comparison = texts[0], next(text for text in texts if "Holm-" in text)
     assert f"paired bootstrap, Holm-corrected {p_text}: " in comparison
+    assert ("(interval not corrected)" in comparison) is (p_holm in (0.3, None) or groups < FEW)
+    assert any("Intervals are not corrected for the number of comparisons; p-values are" in text
+               for text in texts)
+    assert "The train split is small." in texts
     if groups < FEW:
         reason = f"inconclusive, because these questions form only {groups} groups, and with fewer than {FEW}"
         assert f"one seed): {reason}" in versus_chance and reason in comparison
@@ -191,6 +195,31 @@ def test_conclusions_claim_no_more_than_the_numbers(point: float, low: float, hi
     assert ("is worse than chance" in comparison) == (high < 0.5)
     assert any("(a → b): inconclusive, because the 9 questions" in text for text in texts)
     assert "No method is trained on c alone: few." in texts
+
+
+def test_every_significant_comparison_has_a_sentence() -> None:
+    interval = {"point": 0.7, "low": 0.6, "high": 0.8}
+    p_holm = {"negative entropy": 0.9, "popularity": 0.02, "length": 0.3, "familiarity": 0.001}
+    results = {"groups": 60, "methods": {name: {"auroc": interval, "runs": [0.7], "ece": interval,
+                                                "ece_if_calibrated": 0.03} for name in ("sidecar", *p_holm)},
+               "comparisons": [{"baseline": name, "p_holm": p,
+                                "difference": {"point": -0.068, "low": -0.121, "high": -0.02}}
+                               for name, p in p_holm.items()],
+               "cross_dataset": {}, "fit": {}, "warnings": []}
+    compared = [text for text in report.conclusions(results) if "Holm-corrected" in text]
+    assert compared[1] == ("Sidecar minus the control on the subject's popularity: ΔAUROC −0.068 [−0.121, "
+                           "−0.020], paired bootstrap, Holm-corrected p = 0.020: the sidecar is "
+                           "significantly worse.")
+    assert [name in text for name, text in zip(("entropy", "popularity", "familiarity"), compared)] == 3 * [
+        True] and len(compared) == 3, "significant ones, and the negative entropy in any case"
+    assert set(report.DESCRIPTIONS) == set(report.METHODS) - {"sidecar"}
+
+
+def test_the_legend_lists_what_is_shown() -> None:
+    legend = report._legend(["sidecar", "entropies", "length", "words"])
+    assert legend.startswith("Sidecar: a GRU") and legend.endswith("the network: words, length.")
+    assert "entropies: logistic" in legend and "Globals" not in legend and "robustness" not in legend
+    assert set(report.LEGEND) | set(report.CONTROLS) == set(report.METHODS)
 
 
 def test_invalid_settings() -> None:

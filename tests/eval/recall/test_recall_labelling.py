@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from tilelli_jax.eval.recall import evaluate
 from tilelli_jax.eval.recall.config import SplitConfig
-from tilelli_jax.eval.recall.labelling import assign_splits, check_labels, check_number, fractions
+from tilelli_jax.eval.recall.labelling import (
+    assign_splits,
+    check_labels,
+    check_number,
+    few_questions_warning,
+    fractions,
+    missing_groups,
+    small_splits_warning,
+)
 
 from tilelli_jax.errors import InputError
 
@@ -35,19 +43,52 @@ def test_fractions_are_those_of_the_settings() -> None:
 
 
 @pytest.mark.parametrize(("options", "minimum", "reason"), [
-    (DEFAULT, 100, "test needs 10 known and 10 unknown questions, and gets 0.2 of all"),
-    (SplitConfig(test=0.4), 50, "test needs 10 known and 10 unknown questions, and gets 0.4 of all"),
+    (DEFAULT, 100, "test gets 0.2 of all and needs 10 known and 10 unknown ones"),
+    (SplitConfig(test=0.4), 50, "test gets 0.4 of all and needs 10 known and 10 unknown ones"),
     (SplitConfig(test=0.4, validate=0.05), 80,
-     "validate needs 2 known and 2 unknown questions, and gets 0.05 of all"),
+     "validate gets 0.05 of all and needs 2 known and 2 unknown ones"),
     (SplitConfig(by="published", test=0.3), 68,
-     "test needs 10 known and 10 unknown questions, and gets 0.3 of all")])
+     "test gets 0.3 of all and needs 10 known and 10 unknown ones")])
 def test_an_impossible_number_of_questions(options: SplitConfig, minimum: int, reason: str) -> None:
     check_number(minimum, options)
     with pytest.raises(InputError) as caught:
         check_number(minimum - 1, options)
     assert str(caught.value) == (
-        f"questions: expected at least {minimum}, of which the network answers {minimum // 2} correctly and "
-        f"{minimum // 2} not, found {minimum - 1}: {reason}")
+        f"questions: expected at least {minimum}, and better {3 * minimum}, found {minimum - 1}: {reason}; "
+        f"{minimum} suffice if the network answers half of them correctly, {3 * minimum} if it answers "
+        "between 17% and 83%")
+
+
+@pytest.mark.parametrize(("options", "advised"), [(DEFAULT, 300), (SplitConfig(test=0.4), 150)])
+@pytest.mark.parametrize("accuracy", [1 / 6, 0.3, 5 / 6])
+def test_the_advised_number_suffices_for_most_accuracies(options: SplitConfig, advised: int,
+                                                         accuracy: float) -> None:
+    known = (np.arange(advised) < round(accuracy * advised)).astype(int)
+    check_labels(known, assign_splits(np.arange(advised), ["a"] * advised, known, options), options)
+    assert few_questions_warning(advised, options) == []
+    assert few_questions_warning(2 * advised // 3, options) == [
+        f"{2 * advised // 3} suffice only if the network answers between 25% and 75% of them correctly; "
+        f"{advised} are advised for these splits"]
+
+
+def test_questions_without_a_group() -> None:
+    datasets, entities = ["a", "b", "a", "c", "b"], [None, "b: x", None, "c: y", None]
+    assert [line.partition("; ")[0] for line in missing_groups(datasets, entities, DEFAULT)] == [
+        "a has no column `group`: each question is its own group",
+        "1 of 2 questions of b have no `group`: each of these is its own group"]
+    assert missing_groups(datasets, entities, SplitConfig(by="published")) == [], "it has no groups"
+
+
+def test_small_splits() -> None:
+    enough = {"train": (100, 100), "validate": (2, 2), "calibrate": (20, 20), "test": (10, 10)}
+    assert small_splits_warning(*labelled(**enough), DEFAULT) == []
+    train, calibrate = small_splits_warning(
+        *labelled(**enough | {"train": (120, 31), "calibrate": (19, 40)}), DEFAULT)
+    assert train.startswith("The train split has only 120 known and 31 unknown questions (at least 100 of ")
+    assert calibrate.startswith("The calibrate split has only 19 known and 40 unknown questions (at least 20")
+    published = SplitConfig(by="published", validate=0.15, test=0.25)
+    line, = small_splits_warning(*labelled(train=(100, 100), validate=(20, 2), test=(10, 10)), published)
+    assert line.startswith("The validate split has only 20 known and 2 unknown questions")
 
 
 @pytest.mark.parametrize(("options", "minimum"), [(DEFAULT, 100), (SplitConfig(test=0.4), 50)])

@@ -296,13 +296,22 @@ def test_info_table(predictor: KnowledgePredictor, place: Place) -> None:
 
 def test_tables_of_the_study(place: Place) -> None:
     results = report.read_results(place.study)
-    methods, verdict_table, _, transfer, bins = dict(info.tables(results)).values()
+    titles = dict(info.tables(results))
+    methods, verdict_table, _, transfer, bins = titles.values()
+    reason = "–: fewer than 10 known or fewer than 10 unknown questions"
+    assert list(titles)[-1] == f"By popularity ({reason})" and f"\n{reason}.\n" in (
+        place.study / "report.md").read_text()
+    evaluated = ["methods" in one for of_dataset in results["by_popularity"].values() for one in of_dataset]
+    short = [row for row, has_methods in zip(bins, evaluated, strict=True) if not has_methods]
+    assert short and all(row["sidecar"] is None for row in short), "a dash, because the bin is too small"
     assert [row["method"] for row in methods] == ["sidecar", "negative entropy", "words"]
     assert [row["verdict"] for row in verdict_table] == list(evaluate.VERDICTS) and len(bins) == 8
     area = results["methods"]["sidecar"]["auroc"]
     assert methods[0]["AUROC"] == f"{area['point']:.3f} [{area['low']:.3f}, {area['high']:.3f}]"
     assert list(methods[0]) == ["method", "AUROC", report.DELTA, "p (Holm)"], "it fits a small window"
-    assert re.fullmatch(r"\+0\.\d{3} \[[-+]0\.\d{3}, \+0\.\d{3}\]", methods[2][report.DELTA])
+    assert re.fullmatch(r"\+0\.\d{3} \[[−+]0\.\d{3}, \+0\.\d{3}\]", methods[2][report.DELTA])
+    assert info.example_question(place.study) == results["examples"][0]["question"]
+    assert info.example_question("no study") == "Who wrote Emma?"
     folded = info.metrics_markdown(place.study)
     assert "| AUPRC" in folded and "ECE if calibrated" in folded
     assert f"{area['point']:.3f} [{area['low']:.3f},\u00a0{area['high']:.3f}]" in folded
@@ -327,7 +336,10 @@ def test_each_method_of_the_figures_has_its_own_colour(tmp_path: Path,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "_style_numbers", {})
     a_study(tmp_path)  # writes a report, whose first figure shows all methods
-    assert len({figures.style_of(name).colour for name in report.SHOWN}) == len(report.SHOWN)
+    for styles in zip(*map(figures.style_of, report.METHODS)):
+        if styles[0] in figures.DASHES:
+            continue  # there are seven
+        assert len(set(styles)) == len(report.METHODS)
 
 
 # A chat network with thoughts.

@@ -119,14 +119,14 @@ def test_the_built_in_world() -> None:
     ({"question": "?", "answers": []}, ("answers: expected at least one, found none",)),
     ({"question": "?"}, ("answers: expected a list of texts", "found nothing")),
     ({"question": "?", "answers": [["x"]]}, ("answers: expected texts, found ['x']",)),
-    ({"question": "?", "answers": "x", "popularity": "many"}, ("popularity: expected a number from 0",)),
+    ({"question": "?", "answers": "x", "popularity": "many"}, ("popularity: expected a number ≥ 0",)),
     ({"question": "?", "answers": [True]}, ("answers: expected texts, found True",)),
     ({"question": "?", "answer": {"value": "x", "aliases": {"a": 1}}}, (
         "answers: expected a list of texts, or texts separated by |, found {'a': 1}",)),
     ({"question": "?", "answer": {"value": "x", "normalized_aliases": [["y"]]}}, (
         "answers: expected texts, found ['y']",)),
-    ({"question": "?", "answers": "x", "popularity": 10**400}, ("popularity: expected a number from 0",)),
-    ({"question": "?", "answers": "x", "popularity": -1}, ("popularity: expected a number from 0",))])
+    ({"question": "?", "answers": "x", "popularity": 10**400}, ("popularity: expected a number ≥ 0",)),
+    ({"question": "?", "answers": "x", "popularity": -1}, ("popularity: expected a number ≥ 0",))])
 def test_an_invalid_row_is_named(row: dict[str, Any], parts: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, [*ROWS, row])))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tilelli_jax.eval.calibration import calibrator_from_dict
 from tilelli_jax.eval.inputs.shards import Shards
 from tilelli_jax.eval.recall import questions
+from tilelli_jax.eval.recall import study as study_module
 from tilelli_jax.eval.recall.answering import answer
 from tilelli_jax.eval.recall.command import main, predict
 from tilelli_jax.eval.recall.config import AnswersConfig, PromptConfig, QuestionsConfig, RecallConfig
@@ -181,6 +184,11 @@ def test_the_same_command_again_reuses_all_stages(place: Path, done: Path,
     before = {path: path.stat().st_mtime_ns for path in (done / "stages").rglob("*") if path.is_file()}
     assert main(["--config", str(place / "tiny.yaml"), "--stage", "evaluate"]) == 0
     assert capsys.readouterr().err.count("as it is") == 6
+    assert main(["--config", str(place / "tiny.yaml")]) == 0
+    printed = capsys.readouterr()
+    assert f"\nquestions and answers: {stage(done, 'questions') / 'questions.parquet'}\n" in printed.out
+    train = [line for line in printed.err.splitlines() if "The train split has only" in line]
+    assert len(train) == 1 and train[0].removeprefix("questions: ") in (done / "report.md").read_text()
     # Another grading rule does not run the network again.
     study = RecallStudy(dataclasses.replace(config_lib.load(RecallConfig, place / "tiny.yaml"),
                                       answers=AnswersConfig(max_new=3, batch_size=20, match="published")),
@@ -195,11 +203,18 @@ def test_an_interrupted_build_continues(place: Path, done: Path, tmp_path: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     plain, calls = PromptReader.__call__, []
 
-    def stopping(self: PromptReader, prompts: Any, label: str = "reading") -> Any:
+    def stopping(self: PromptReader, prompts: Any, **options: Any) -> Any:
         calls.append(len(prompts))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return plain(self, prompts, label)
+        return plain(self, prompts, **options)
+    counted: dict[str, list[int]] = {}
+
+    @contextlib.contextmanager
+    def counting(total: int, what: str, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+        counts = counted[what] = [total, done]
+        yield counts.append
+    monkeypatch.setattr(study_module, "shown", counting)
     monkeypatch.setattr(PromptReader, "__call__", stopping)
     config = write(tmp_path / "tiny.yaml", options(place, tmp_path / "out"))
     assert main(["--config", config, "--stage", "build"]) == 130
@@ -209,6 +224,9 @@ def test_an_interrupted_build_continues(place: Path, done: Path, tmp_path: Path,
     assert len(list(stage(tmp_path / "out", "signals").glob("shard-*"))) == 2
     assert main(["--config", config, "--stage", "build"]) == 0
     assert calls == [80, 80, 80, 80], "the first two shards are reused"
+    # The progress is that of all questions, not of one shard, and it starts after the reused ones.
+    assert {what: counts[:2] for what, counts in counted.items()} == {"signals": [N, 160], "answers": [N, 0]}
+    assert all(sum(counts[1:]) == N and len(counts) > 4 for counts in counted.values())
     a, b = (Shards(stage(out, "signals")) for out in (done, tmp_path / "out"))
     for name in a.names:
         np.testing.assert_array_equal(a.joined(name), b.joined(name), err_msg=name)
@@ -255,7 +273,21 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     base = ("--model", network, "--sidecar", sidecar)
     assert_one_line(rejected(*base), "error: expected a question")
     assert_one_line(rejected(*base, " "), "the question: expected text, found an empty question")
+    # A pattern that matches no network, or two: the shell passes it as it is, or a path as a question.
+    assert_one_line(rejected("--model", str(tmp_path / "*" / "model"), "--sidecar", sidecar, "w1"),
+                    f"error: --model: {tmp_path}/*/model: expected the directory of a network, found no such "
+                    "directory; has the study finished?")
+    assert_one_line(rejected("--model", "nowhere", "--sidecar", sidecar, "w1"), "--model: nowhere: expected",
+                    "found nothing; download a model of the Hugging Face hub")
+    assert_one_line(rejected("--model", network, "--sidecar", "nowhere", "w1"),
+                    "--sidecar: nowhere: expected a sidecar, found nothing")
+    assert_one_line(rejected(*base, "--tokenizer", "nowhere", "w1"), "--tokenizer: nowhere: expected")
+    assert_one_line(rejected("--model", network, str(done), "--sidecar", sidecar, "w1"),
+                    f"--model and --sidecar: expected one directory each, found another, '{done}', as a "
+                    "question")
     (tmp_path / "bad.jsonl").write_text('{"question": "w1"}\n{"q": 1}\n')
+    assert_one_line(rejected(*base, "w1", str(tmp_path / "bad.jsonl")), "question: expected text, found the "
+                    f"file '{tmp_path / 'bad.jsonl'}'; --questions FILE reads questions from a file")
     assert_one_line(rejected(*base, "--questions", str(tmp_path / "bad.jsonl")), "bad.jsonl, row 2",
                     "question:")
     # Sidecars of other networks.
@@ -308,8 +340,8 @@ def test_invalid_inputs(place: Path, done: Path, tmp_path: Path,
     assert "questions.sources: expected at least 8 groups" in error and error.rstrip().endswith("found 1")
     assert not (tmp_path / "e").exists()
     assert_one_line(rejected("--config", config, "questions.items=40"),
-                    "questions: expected at least 68, of which the network answers 34 correctly and 34 not, "
-                    "found 40: test needs 10 known and 10 unknown questions, and gets 0.3 of all")
+                    "questions: expected at least 68, and better 204, found 40: test gets 0.3 of all and "
+                    "needs 10 known and 10 unknown ones")
     rows = [{"question": f"w{i} w{i // 2}", "answers": "nothing", "group": i // 8} for i in range(80)]
     (tmp_path / "none.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = write(tmp_path / "d.yaml", options(place, tmp_path / "d", questions={

@@ -31,6 +31,7 @@ class Task(abc.ABC):
         fingerprint: fingerprint of the data, saved in every checkpoint.
         batches: a Grain dataset of batches; see `data.reading.Batches`.
         tokens: tokens per update: bytes (with padding: an update computes it too) or activations.
+        unit: what `tokens` counts, in the plural.
         flops_per_token: floating-point operations per token of an update; 0 if unknown.
         loss_unit: the unit of the loss.
     """
@@ -42,6 +43,7 @@ class Task(abc.ABC):
     fingerprint: str
     batches: Any
     tokens: int
+    unit: ClassVar[str] = "tokens"
     flops_per_token: float = 0.0
     loss_unit: LossUnit = NATS
 
@@ -71,9 +73,13 @@ class Task(abc.ABC):
         self.network = training.network
         return training
 
-    def advice(self, steps: int) -> str:
-        """Returns what a user should know before a run of `steps` updates; empty: nothing."""
-        del steps
+    def advice(self, steps: int, *, at_most: bool = False) -> str:
+        """Returns what a user should know before a run of `steps` updates; empty: nothing.
+
+        Args:
+            at_most: whether the run may have fewer updates.
+        """
+        del steps, at_most
         return ""
 
     @abc.abstractmethod

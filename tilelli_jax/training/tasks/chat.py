@@ -46,6 +46,7 @@ class ChatTask(LanguageTask):
     """Fine-tunes on pairs. Raises InputError if pairs are unreadable or too long, or a loss does not fit."""
 
     key = "chat.source"
+    unit = "positions"  # of rows with their padding
     logged = ("nats", "abstain", "router_entropy_loss", "router_kl", "router_entropy", "zero_fraction")
 
     def __init__(self, config: ExperimentConfig, mesh: Mesh) -> None:

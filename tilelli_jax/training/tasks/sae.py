@@ -33,6 +33,7 @@ class AutoencoderTask(Task):
     """
 
     key = "activations.source"
+    unit = "activations"
     logged = ("mse", "fvu", "l0", "dead", "auxiliary", "threshold")
     loss_unit = UNEXPLAINED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -60,13 +61,14 @@ class TextTask(LanguageTask):
         self.tokens = train.batch_size * train.seq_len
         self.flops_per_token = train_flops_per_token(config.model, train.seq_len)
 
-    def advice(self, steps: int) -> str:
-        size = len(self.splits.train)
-        passes = steps * self.tokens / size
-        if passes <= MAX_PASSES:
+    def advice(self, steps: int, *, at_most: bool = False) -> str:
+        size, n_read = len(self.splits.train), steps * self.tokens
+        if n_read <= MAX_PASSES * size:
             return ""
-        return (f"{size:,} bytes to train on are read {passes:,.0f} times: expect the network to overfit; "
-                "use more text, or fewer updates")
+        times = f"{'up to ' if at_most else ''}{n_read / size:,.0f} times"
+        enough = math.ceil(n_read / MAX_PASSES / (1 - self.config.data.valid_fraction) / 1000)
+        return (f"{size:,} bytes to train on are read {times} in {steps:,} updates: expect the network to "
+                f"overfit; use {enough:,} kB of text or more, or fewer updates")
 
     def make_loss(self, steps: int) -> NextByteLoss:
         del steps
