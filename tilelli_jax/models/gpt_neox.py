@@ -95,7 +95,7 @@ class FlaxGPTNeoXForCausalLM(PretrainedModel, Decoder):
         compute = compute or ComputeConfig()
         dtype = jnp.dtype(compute.dtype)
         super().__init__(config, lambda rngs: GPTNeoXBlock(config, dtype=dtype, rngs=rngs),
-                         embed=Quantizer(), unembed=Quantizer(), norm_eps=config.norm_eps,
+                         final_norm=LayerNorm(config.d_model, dtype=dtype, eps=config.norm_eps),
                          compute=compute, rngs=rngs)
         self.hooks = (*Decoder.hooks, "attn_out", "mlp_write",
                        *(() if config.parallel_residual else ("resid_mid",)))
