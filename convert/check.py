@@ -36,8 +36,9 @@ class Outputs(NamedTuple):
 
 def require_packages(source: Source) -> None:
     """Raises InputError where a package that the check needs is not installed."""
-    by_transformers = source.is_directory and "model_type" in source.config
-    packages = ("torch", "transformers") if by_transformers else ("torch",)
+    by_transformers = (source.is_directory or source.is_gguf) and "model_type" in source.config
+    packages = (("torch", "transformers") if by_transformers else ("torch",)) + (
+        ("accelerate",) if source.is_gguf else ())
     for name in packages:
         if importlib.util.find_spec(name) is None:
             raise extras.missing(name, "--check")
@@ -46,8 +47,9 @@ def require_packages(source: Source) -> None:
 def compare(source: Source, plan: Plan, out: Path) -> Outputs:
     """Runs both networks in f32 on the same random input."""
     rng = np.random.default_rng(0)
-    run: Callable[..., Outputs] = {"t5": _seq2seq, "sae": _sae, "lrd": _lrd, "gpt_neox": _causal,
-                                   "gemma4": _causal}.get(plan.family, _routed)
+    run: Callable[..., Outputs] = {
+        "t5": _seq2seq, "sae": _sae, "lrd": _lrd, "gpt_neox": _causal, "llama": _causal, "gemma3": _causal,
+        "gemma4": _causal}.get(plan.family, _routed)
     return run(source, plan, store.load(out), rng)
 
 
@@ -84,7 +86,9 @@ def _causal(source: Source, plan: Plan, model: Any, rng: np.random.Generator) ->
     import torch
     import transformers
     ids = _ids(rng, plan)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    place = {"gguf_file": source.path.name} if source.is_gguf else {}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        source.path.parent if place else source.path, dtype=torch.float32, **place).eval()
     with torch.no_grad():
         logits = theirs(input_ids=torch.from_numpy(ids)).logits.numpy()
     return Outputs(np.asarray(model(ids)), logits, f"transformers {transformers.__version__}")

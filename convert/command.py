@@ -1,6 +1,6 @@
-"""Converts checkpoints: PyTorch files and Hugging Face directories to model directories, and back.
+"""Converts checkpoints to model directories, and back.
 
-    tilelli convert SOURCE OUT                   SOURCE: a .pt file or a Hugging Face directory
+    tilelli convert SOURCE OUT                   SOURCE: a .pt file, a Hugging Face directory, a .gguf
     tilelli convert MODEL_DIR OUT --to torch     OUT: a Hugging Face directory, or a .pt file
     tilelli convert MODEL_DIR OUT --to saelens   for an autoencoder; also --to sparsify
     tilelli convert --inspect SOURCE             lists its tensors and what they would become
@@ -114,7 +114,7 @@ def _convert(options: argparse.Namespace, argv: Sequence[str]) -> int:
     others = {store.CONFIG: as_json(config_lib.to_dict(plan.config)),
               CARD: model_card(plan.config, n_parameters, info).encode(),
               to_torch.RECORD: as_json(to_torch.record(opened, plan)),
-              **source.read_companions(opened.companions)}
+              **source.read_companions(opened.companions), **opened.generated()}
     vanished: dict[str, int] = {}
     start = time.perf_counter()
     with new_directory(options.out) as path:

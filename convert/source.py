@@ -24,6 +24,8 @@ from tilelli_jax.io.tensors import (
     read_file,
     read_weight_map,
 )
+from tilelli_jax.pretrained.gguf import is_gguf, read_gguf
+from tilelli_jax.pretrained.gguf_tokenizer import tokenizer_files
 from tilelli_jax.pretrained.hugging_face import CONFIG, read_config
 
 from . import checkpoint
@@ -53,6 +55,8 @@ class Source:
         state_key: key of the state dict in a `.pt` file; "" if the file itself is the state dict.
         config_key: key of the configuration in a `.pt` file; "" if it has none.
         companions: files that are copied unchanged.
+        generated: makes further files of the model directory: name → content.
+        formats: formats of the tensors of a GGUF file, by name in the file.
     """
 
     path: Path
@@ -64,10 +68,16 @@ class Source:
     state_key: str = ""
     config_key: str = ""
     companions: tuple[Path, ...] = ()
+    generated: Callable[[], Mapping[str, bytes]] = dict
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_directory(self) -> bool:
         return self.path.is_dir()
+
+    @property
+    def is_gguf(self) -> bool:
+        return bool(self.formats)
 
     def with_names(self, name_of: Callable[[str], str | None]) -> Source:
         """Returns the source with its tensors renamed; drops tensors whose new name is None.
@@ -111,7 +121,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Opens a `.pt` file, a Hugging Face directory, or an autoencoder directory.
+    """Opens a `.pt` file, a Hugging Face directory, a GGUF file, or an autoencoder directory.
 
     Raises:
         InputError: the path is none of these, or cannot be read.
@@ -127,6 +137,10 @@ def open_source(path: Path) -> Source:
     if not lexists(path):
         raise InputError(f"{path}: no such file or directory")
     check_regular(path)
+    if is_gguf(path):
+        file = read_gguf(path)
+        return Source(path, file.config, file.tensors, formats=file.formats,
+                      generated=lambda: tokenizer_files(file.metadata, str(path)))
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: expected its directory, which contains {CONFIG}, or a .pt file")
     tree = checkpoint.read(path)

@@ -30,7 +30,8 @@ FAMILIES = {
 BYTE_LEVEL = ("routed", "vanilla")
 # Settings that the table shows, where the configuration has them.
 SHOWN = {"quantizer": "quantiser of the weights", "max_seq_len": "context, in tokens",
-         "model_type": "published type", "vocab_size": "vocabulary, in tokens", "n_layers": "blocks", "d_model": "width",
+         "model_type": "published type",
+         "vocab_size": "vocabulary, in tokens", "n_layers": "blocks", "d_model": "width",
          "pathways": "pathways", "abstain_head": "abstain head", "n_latents": "latents",
          "k": "active latents per row", "source_model": "network of the activations",
          "hook": "hook of the activations", "layer": "layer of the activations",

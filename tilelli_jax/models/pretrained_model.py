@@ -31,7 +31,7 @@ class PretrainedModel(nnx.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path, compute: ComputeConfig | None = None, *,
                         param_dtype: ParamType = "float32", mesh: Mesh | None = None) -> Self:
-        """Reads a Hugging Face directory (config.json and safetensors, in one file or several) or a GGUF file.
+        """Reads a Hugging Face directory (config.json and safetensors, one file or several) or a GGUF file.
 
         Args:
             param_dtype: type of the weights in memory; "stored" keeps the type in the files.

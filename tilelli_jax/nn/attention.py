@@ -206,7 +206,7 @@ class GroupedQueryAttention(nnx.Module):
     @jax.named_scope("attention")
     def prefill(self, x: jax.Array, lengths: jax.Array, size: int,
                 kind: LayerKind) -> tuple[jax.Array, KeyCache]:
-        """Returns the output of `__call__`, and a cache of `size` slots, or of the window's if it has fewer."""
+        """Returns the output of `__call__` and a cache of `size` slots, or of the window if it is smaller."""
         y, keys = self._sequence(x, kind)
         return y, KeyCache.of_prompts(*keys, lengths, min(size, int(kind.window)))
 

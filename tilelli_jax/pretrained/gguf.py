@@ -23,7 +23,8 @@ from tilelli_jax.pretrained.hugging_face import Tree
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
-MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}  # by architecture
+# Architecture of a file → model_type of config.json.
+MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 PERMUTED = ("llama",)  # architectures whose query and key rows llama.cpp interleaves
 PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 _BLOCK = 1 << 22  # numbers that are decoded at a time
@@ -34,7 +35,8 @@ _INSIDE = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm
            "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
            "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
            "ffn_down": "mlp.down_proj"}
-_GEMMA = _INSIDE | {"ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
+_GEMMA = _INSIDE | {"ffn_norm": "pre_feedforward_layernorm",
+                    "post_attention_norm": "post_attention_layernorm",
                     "post_ffw_norm": "post_feedforward_layernorm"}
 ROPE_FREQUENCIES = "rope_freqs.weight"
 
@@ -82,8 +84,8 @@ def read_gguf(path: Path) -> GGUF:
             raise InputError(f"general.architecture: expected one of {', '.join(MODEL_TYPES)}, "
                              f"found {architecture!r:.40}")
         if (parts := metadata.get("split.count", 1)) > 1:
-            raise InputError(f"split.count: expected a file that holds the whole network, found one of {parts} "
-                             "parts; llama-gguf-split --merge joins them")
+            raise InputError("split.count: expected a file that holds the whole network, found one of "
+                             f"{parts} parts; llama-gguf-split --merge joins them")
         config = _config(architecture, metadata, tensors)
         named, formats = {}, {}
         for name, tensor in tensors.items():
@@ -197,7 +199,8 @@ def _config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
     d_head = value("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if value(key, d_head) != d_head:
-            raise InputError(f"{architecture}.{key}: expected {d_head}, the width of a head, found {value(key)}")
+            raise InputError(f"{architecture}.{key}: expected {d_head}, the width of a head, "
+                             f"found {value(key)}")
     tree: Tree = {
         "model_type": MODEL_TYPES[architecture], "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "hidden_size": width, "num_hidden_layers": required("block_count"), "num_attention_heads": heads,
@@ -263,7 +266,8 @@ def _llama3(divisors: np.ndarray, theta: float, d_head: int) -> Tree:
     kept = np.clip((turns - low) / (high - low), 0, 1)
     expected = 1 / ((1 - kept) / factor + kept)
     if expected.shape != divisors.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise InputError(f"{ROPE_FREQUENCIES}: expected the divisors of Llama 3.1's rotary scaling, found others")
+        raise InputError(f"{ROPE_FREQUENCIES}: expected the divisors of Llama 3.1's rotary scaling, "
+                         "found others")
     return {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
             "original_max_position_embeddings": length}
 
